@@ -1,0 +1,1 @@
+"""What the processes share. Prefill runs the first leg, decode the second; the KV cache is passed."""

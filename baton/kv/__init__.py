@@ -1,0 +1,1 @@
+"""KV bookkeeping in plain integers: shapes, blocks, grants. No torch: the router reads it too."""

@@ -1,0 +1,76 @@
+"""KVLayout: what one block of the KV pool looks like in bytes. Two pools with equal fingerprints
+can exchange blocks.
+
+One layer's memory is one *slab*: all key blocks, then all value blocks.
+
+    slab of layer l:  | key block 0 | key block 1 | ... | value block 0 | value block 1 | ... |
+    key block:    [block_size, kv_heads, key_dim]
+    value block:  [block_size, kv_heads, value_dim]
+
+After the layers comes one more slab, the *stamps*: an int64 per block, the generation of the grant
+under which the block was last completely filled (0: not filled).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STAMP_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Heads and sizes of one attention layer's keys and values (they differ for MLA models)."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The shape of a KV pool, but for the number of its blocks."""
+
+    layers: tuple[LayerShape, ...]
+    block_size: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a KV layout needs at least one attention layer")
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+        if self.dtype not in ITEM_BYTES:
+            raise ValueError(f"KV dtype must be one of {sorted(ITEM_BYTES)}, got {self.dtype!r}")
+
+    def key_block_bytes(self, layer: int) -> int:
+        """Bytes of one key block of this layer."""
+        shape = self.layers[layer]
+        return self.block_size * shape.kv_heads * shape.key_dim * ITEM_BYTES[self.dtype]
+
+    def value_block_bytes(self, layer: int) -> int:
+        """Bytes of one value block of this layer."""
+        shape = self.layers[layer]
+        return self.block_size * shape.kv_heads * shape.value_dim * ITEM_BYTES[self.dtype]
+
+    def slab_bytes(self, blocks: int) -> list[int]:
+        """Sizes of all slabs of a pool with so many blocks: one per layer, then the stamps."""
+        layers = range(len(self.layers))
+        per_block = [self.key_block_bytes(i) + self.value_block_bytes(i) for i in layers]
+        return [blocks * each for each in per_block] + [blocks * STAMP_BYTES]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers."""
+        return sum(self.slab_bytes(1)) - STAMP_BYTES
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-tokens // self.block_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints, interchangeable blocks."""
+        parts = [f"{s.kv_heads}x{s.key_dim}+{s.value_dim}" for s in self.layers]
+        text = f"{self.dtype}/{self.block_size}/" + ",".join(parts)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

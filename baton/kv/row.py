@@ -1,0 +1,34 @@
+"""Row: a stretch of one sequence to run in the next forward. The engine's input, in integers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Logits(StrEnum):
+    """Which positions of a row need logits."""
+
+    NONE = "none"
+    LAST = "last"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Run `token_ids` as positions start, start + 1, ... of a sequence whose first `start` tokens
+    have their KV in `blocks` already.
+
+    `blocks` is the sequence's block table: position p lives in blocks[p // block_size]. It covers
+    start + len(token_ids) positions at least; what it holds beyond them is not read.
+    Decode is a row of one token, prefill a row of many, chunked prefill a row with start > 0.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    logits: Logits = Logits.NONE
+
+    @property
+    def end(self) -> int:
+        """Tokens whose KV is in the pool once this row has run."""
+        return self.start + len(self.token_ids)

@@ -1,0 +1,78 @@
+"""The life of a request: its states, what may happen to it, and where that leads.
+
+Two rules. Everything that decides a transition is in this table; nothing here knows a clock, a
+socket or a worker. Only the router's ledger applies it.
+
+A request comes back to QUEUED when a worker it was on is lost, when its KV arrived damaged, or when
+the pool had no room after all; it keeps the tokens already sent, so it goes on where it stopped.
+"""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a request is."""
+
+    QUEUED = "queued"  # in the ledger; no worker knows it
+    RESERVING = "reserving"  # a decode worker was asked for blocks
+    RESERVED = "reserved"  # blocks are granted; waiting for a Fill batch
+    FILLING = "filling"  # a prefill worker computes its KV
+    DECODING = "decoding"  # a decode worker samples
+    FINISHED = "finished"  # ended, once: length, stop, abort or error
+
+
+class Event(StrEnum):
+    """What happens to a request."""
+
+    RESERVE = "reserve"  # Reserve was sent
+    GRANTED = "granted"  # Reserved came
+    DEFERRED = "deferred"  # no room now
+    FILL = "fill"  # Fill was sent
+    START = "start"  # Start was sent: KV is filled, or decode fills it itself
+    TOKEN = "token"  # one more token
+    RETRY = "retry"  # the KV is not usable: fill again
+    LOST = "lost"  # a worker it was on is gone
+    FINISH = "finish"  # the end, whatever the reason
+
+
+LIVE = (State.QUEUED, State.RESERVING, State.RESERVED, State.FILLING, State.DECODING)
+PLACED = LIVE[1:]
+"""States in which a decode worker holds blocks for the request."""
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.QUEUED, Event.RESERVE): State.RESERVING,
+    (State.RESERVING, Event.GRANTED): State.RESERVED,
+    (State.RESERVING, Event.DEFERRED): State.QUEUED,
+    (State.RESERVED, Event.FILL): State.FILLING,
+    (State.RESERVED, Event.START): State.DECODING,
+    (State.FILLING, Event.START): State.DECODING,
+    (State.DECODING, Event.TOKEN): State.DECODING,
+    **{(state, Event.RETRY): State.QUEUED for state in PLACED},
+    **{(state, Event.LOST): State.QUEUED for state in PLACED},
+    **{(state, Event.FINISH): State.FINISHED for state in LIVE},
+}
+
+
+class IllegalTransition(AssertionError):
+    """A bug of ours: the event cannot happen in this state."""
+
+
+def advance(state: State, event: Event) -> State:
+    """The state after the event, or IllegalTransition."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{event.value} cannot happen to a {state.value} request") from None
+
+
+def as_mermaid() -> str:
+    """The table as a Mermaid state diagram: docs/architecture.md holds exactly this text."""
+    lines = ["stateDiagram-v2", "    [*] --> queued: submit"]
+    arrows: dict[tuple[State, State], list[str]] = {}
+    for (source, event), target in TRANSITIONS.items():
+        arrows.setdefault((source, target), []).append(event.value)
+    lines += [
+        f"    {source.value} --> {target.value}: {', '.join(events)}"
+        for (source, target), events in arrows.items()
+    ]
+    return "\n".join([*lines, "    finished --> [*]"])

@@ -1,0 +1,99 @@
+"""Text to token ids and back: the tokenizer's contract, and a stream that never splits a character.
+
+All text lives in the router, so that the text state of a request survives the death of any worker.
+Uses the `tokenizers` library alone (15 MB, 0.02 s); transformers would bring torch with it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from baton.errors import ModelError
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+LONGEST_CHARACTER = 4
+"""Bytes of the longest UTF-8 character, hence tokens a byte-level tokenizer may need for one."""
+
+
+class Tokenizer:
+    """`encode` gives a plain list of ids (the engine makes the tensor); `decode` skips special
+    tokens. Ids outside the vocabulary have no text."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._tokenizer = FastTokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text, with the special tokens the model's tokenizer adds by itself."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens skipped."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+class TextStream:
+    """The growing text of one request: ids in, finished text out, stop strings watched.
+
+    A few ids are decoded again at each push, from `_anchor`, because what an id looks like depends
+    on the ids before it (spaces, characters of several bytes). Text that may be the beginning of a
+    stop string, or of a character, is held back until it is decided.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(prompt_ids[-LONGEST_CHARACTER:])
+        self._anchor = 0
+        self._read = len(self._ids)  # ids whose text has been taken
+        self._stop = tuple(stop)
+        self._held = ""  # taken, but not handed out: the beginning of a stop string, perhaps
+        self.stopped = False
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that these ids complete. Once `stopped`, nothing more comes."""
+        taken = ""
+        for each in ids:
+            self._ids.append(each)
+            taken += self._take(final=False)
+        return self._release(taken, final=False)
+
+    def finish(self) -> str:
+        """The rest: what was held back. A character that never got whole comes as U+FFFD."""
+        return self._release(self._take(final=True), final=True)
+
+    def _take(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._ids[self._anchor : self._read])
+        now = self._tokenizer.decode(self._ids[self._anchor :])
+        waiting = len(self._ids) - self._read
+        if now.endswith(REPLACEMENT) and waiting < LONGEST_CHARACTER and not final:
+            return ""
+        self._anchor, self._read = self._read, len(self._ids)
+        return now[len(before) :]
+
+    def _release(self, taken: str, *, final: bool) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + taken
+        ends = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            self._held = ""
+            return text[: min(ends)]
+        keep = 0 if final else self._undecided(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _undecided(self, text: str) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0

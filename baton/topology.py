@@ -1,0 +1,82 @@
+"""Topology: which devices there are, which worker goes where. No torch: GPUs are counted by asking
+the driver's own library."""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baton.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """One entry per worker process. Colocated: no prefill workers, decode fills its own blocks."""
+
+    prefill_devices: tuple[str, ...]
+    decode_devices: tuple[str, ...]
+    colocated: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.decode_devices:
+            raise InputError("there must be at least one decode worker")
+        if not self.colocated and not self.prefill_devices:
+            raise InputError("there must be at least one prefill worker, or use --colocated")
+
+    def __str__(self) -> str:
+        decodes = f"{len(self.decode_devices)} decode on {_names(self.decode_devices)}"
+        if self.colocated:
+            return f"colocated, {decodes}"
+        return f"{len(self.prefill_devices)} prefill on {_names(self.prefill_devices)}, {decodes}"
+
+
+def plan_topology(
+    prefill_devices: Sequence[str] = (),
+    decode_devices: Sequence[str] = (),
+    *,
+    prefills: int = 1,
+    decodes: int = 1,
+    colocated: bool = False,
+    gpus: int = 0,
+) -> Topology:
+    """Named devices as they are; the others by what is there: with two GPUs or more prefill gets the
+    first and decode the next, one GPU is shared, without one all run on the CPU."""
+    prefills = 0 if colocated else prefills
+    spread = [f"cuda:{i % gpus}" if gpus else "cpu" for i in range(prefills + decodes)]
+    chosen_prefill = tuple(prefill_devices) or tuple(spread[:prefills])
+    chosen_decode = tuple(decode_devices) or tuple(spread[prefills:])
+    return Topology(() if colocated else chosen_prefill, chosen_decode, colocated)
+
+
+def count_gpus() -> int:
+    """GPUs this process may use: NVIDIA's, else AMD's, else 0. Honours their visibility settings."""
+    for library, prefix, start in (("libcuda.so.1", "cuDeviceGetCount", "cuInit"),
+                                   ("libamdhip64.so", "hipGetDeviceCount", None)):  # fmt: skip
+        try:
+            driver = ctypes.CDLL(library)
+            count = ctypes.c_int(0)
+            if (start is None or getattr(driver, start)(0) == 0) and (
+                getattr(driver, prefix)(ctypes.byref(count)) == 0
+            ):
+                return count.value
+        except (OSError, AttributeError):
+            continue
+    return 0
+
+
+def threads_per_worker(topology: Topology) -> int:
+    """CPU workers share the cores evenly: two on the same core cost each other far more than half."""
+    devices = (*topology.prefill_devices, *topology.decode_devices)
+    on_cpu = sum(1 for device in devices if device == "cpu")
+    return max(1, usable_cores() // max(1, on_cpu))
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _names(devices: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(devices))

@@ -1,0 +1,212 @@
+"""Channels: the sockets under the loop. The router listens, everybody else dials.
+
+ZeroMQ is told to report, not to hide: a peer that is gone is an error at send (ROUTER_MANDATORY),
+and nothing is queued for a router that is not connected (IMMEDIATE), so a new router never gets
+messages meant for the old one.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from baton.errors import InputError, ProtocolError
+from baton.wire.codec import MAX_MESSAGE_BYTES, decode, encode
+from baton.wire.keys import ClusterKeys
+from baton.wire.messages import Message
+from baton.wire.node import ROUTER
+
+WAITING_MESSAGES = 100_000
+"""Messages ZeroMQ may hold for one peer; a peer that lets more pile up counts as gone."""
+
+logger = logging.getLogger(__name__)
+
+
+class Channel(Protocol):
+    """What the loop needs of a socket."""
+
+    socket: zmq.Socket[bytes]
+
+    def send(self, peer: str, message: Message) -> bool:
+        """False: the peer is not there."""
+
+    def receive(self) -> Iterator[tuple[str, Message]]:
+        """Every message that has arrived, with its sender; what is no message is logged."""
+
+    def close(self) -> None:
+        """Nothing more comes or goes."""
+
+
+def check_address(address: str, keys: ClusterKeys | None) -> None:
+    """ipc in a folder of our own needs no keys, tcp always does; nothing else is spoken."""
+    scheme, _, rest = address.partition("://")
+    if scheme == "ipc" and rest:
+        return
+    if scheme != "tcp" or not rest:
+        raise InputError(f"the address must be ipc://PATH or tcp://HOST:PORT, got {address!r}")
+    if keys is None:
+        raise InputError(
+            f"{address} goes over tcp, which needs keys: make them with `python main.py keys DIR` "
+            "and pass --keys DIR to every process"
+        )
+
+
+class Listener:
+    """The router's end: many peers, each with a name."""
+
+    def __init__(self, address: str, keys: ClusterKeys | None = None) -> None:
+        check_address(address, keys)
+        _check_bind(address)
+        self._context = zmq.Context()
+        self._guard: ThreadAuthenticator | None = None
+        self.socket = self._context.socket(zmq.ROUTER)
+        _common_options(self.socket)
+        self.socket.router_mandatory = True
+        if keys is not None and address.startswith("tcp://"):
+            self._secure(keys)
+        try:
+            self.socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise InputError(f"cannot listen on {address}: {error.strerror}") from error
+
+    def _secure(self, keys: ClusterKeys) -> None:
+        if keys.router_secret is None:
+            raise InputError("the router needs router.secret in its key folder; it is not there")
+        self._guard = ThreadAuthenticator(self._context)
+        self._guard.start()
+        self._guard.configure_curve_callback(credentials_provider=_Members(keys.member_public))
+        self.socket.curve_server = True
+        self.socket.curve_secretkey = keys.router_secret
+        self.socket.curve_publickey = keys.router_public
+
+    @property
+    def address(self) -> str:
+        """Where it listens, a wildcard port resolved."""
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, peer: str, message: Message) -> bool:
+        try:
+            self.socket.send_multipart([peer.encode(), encode(message)], zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
+
+    def receive(self) -> Iterator[tuple[str, Message]]:
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            sender = frames[0].decode("utf-8", "replace")
+            if (message := _read(frames[1:], sender)) is not None:
+                yield sender, message
+
+    def close(self) -> None:
+        if self._guard is not None:
+            self._guard.stop()
+        self.socket.close(linger=0)
+        self._context.destroy(linger=0)
+
+
+class Dialer:
+    """A worker's or a client's end: one peer, the router."""
+
+    def __init__(self, name: str, address: str, keys: ClusterKeys | None = None) -> None:
+        check_address(address, keys)
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        _common_options(self.socket)
+        self.socket.identity = name.encode()
+        self.socket.immediate = True
+        self.socket.reconnect_ivl = 50
+        self.socket.reconnect_ivl_max = 1000
+        if keys is not None and address.startswith("tcp://"):
+            self.socket.curve_serverkey = keys.router_public
+            self.socket.curve_publickey = keys.member_public
+            self.socket.curve_secretkey = keys.member_secret
+        try:
+            self.socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise InputError(f"cannot connect to {address}: {error.strerror}") from error
+
+    def send(self, peer: str, message: Message) -> bool:
+        assert peer == ROUTER, f"only the router can be reached, not {peer}"
+        try:
+            self.socket.send(encode(message), zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> Iterator[tuple[str, Message]]:
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            if (message := _read(frames, ROUTER)) is not None:
+                yield ROUTER, message
+
+    def close(self, *, linger_s: float = 0.0) -> None:
+        """`linger_s`: how long last words may still be on their way."""
+        self.socket.close(linger=int(linger_s * 1000))
+        self._context.term()
+
+
+class _Members:
+    """Who may connect: holders of the member key (zmq.auth asks)."""
+
+    def __init__(self, member_public: bytes) -> None:
+        self._member_public = member_public
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Is this public key (32 bytes) a member's?"""
+        return bytes(zmq.utils.z85.encode(key)) == self._member_public
+
+
+def _common_options(socket: zmq.Socket[bytes]) -> None:
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
+    socket.maxmsgsize = MAX_MESSAGE_BYTES
+
+
+def _read(frames: list[bytes], sender: str) -> Message | None:
+    """The message in these frames; None and a line in the log if they hold none."""
+    try:
+        if len(frames) != 1:
+            raise ProtocolError(f"a message is one frame, got {len(frames)}")
+        return decode(frames[0])
+    except ProtocolError as error:
+        logger.warning("%r sent what is not a message, dropped: %s", sender[:80], error)
+        return None
+
+
+def _check_bind(address: str) -> None:
+    """Never listen to the whole world by accident; never share an ipc folder with other users."""
+    scheme, _, rest = address.partition("://")
+    if scheme == "tcp" and rest.rsplit(":", 1)[0] in ("*", "0.0.0.0", "[::]"):
+        raise InputError(f"{address} listens on every interface: name the address to listen on")
+    if scheme == "ipc":
+        folder = Path(rest).parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = stat.S_IMODE(folder.stat().st_mode)
+        except OSError as error:
+            raise InputError(f"cannot use {folder} for sockets: {error.strerror}") from error
+        if mode & 0o077 or folder.stat().st_uid != os.getuid():
+            raise InputError(
+                f"{folder} is open to other users (mode {mode:04o}), and so would be the router's "
+                f"socket in it: use a folder of mode 0700, e.g. `mkdir -m 700 {folder}/baton`"
+            )
+        if len(rest.encode()) > 100:
+            raise InputError(
+                f"ipc path of {len(rest)} characters, the system allows about 100: {rest}"
+            )

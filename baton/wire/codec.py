@@ -1,0 +1,132 @@
+"""Messages to bytes and back: msgpack of [name, field, field, ...], every field checked on arrival.
+
+Nothing that comes in is executed or guessed at. A peer's bytes either become a message whose every
+field has the type its dataclass declares, or a ProtocolError; there is no third way.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from baton.errors import ProtocolError
+from baton.wire.messages import Message
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Larger messages are refused on both sides: the KV cache does not travel this way."""
+
+_BY_NAME: dict[str, type] = {kind.__name__: kind for kind in get_args(Message)}
+
+
+def encode(message: Message) -> bytes:
+    """The message as msgpack: its class name, then its fields in order."""
+    packed: bytes = msgpack.packb(
+        [type(message).__name__, *_plain_fields(message)], use_bin_type=True
+    )
+    if len(packed) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(
+            f"a {type(message).__name__} of {len(packed):,} bytes is larger than the limit of "
+            f"{MAX_MESSAGE_BYTES:,}"
+        )
+    return packed
+
+
+def decode(data: bytes) -> Message:
+    """The message these bytes are, or ProtocolError."""
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"message of {len(data):,} bytes, limit {MAX_MESSAGE_BYTES:,}")
+    try:
+        parts = msgpack.unpackb(data, use_list=False, ext_hook=_refuse_ext, strict_map_key=True)
+        name, *values = parts
+        kind = _BY_NAME[name]
+        message: Message = _build(kind, tuple(values))
+        return message
+    except ProtocolError:
+        raise
+    except Exception as error:  # msgpack raises half a dozen unrelated types on hostile bytes
+        raise ProtocolError(f"not a message: {type(error).__name__}: {error}"[:200]) from error
+
+
+def _plain_fields(value: Any) -> list[Any]:
+    return [_plain(getattr(value, field.name)) for field in fields(value)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    if is_dataclass(value):
+        return _plain_fields(value)
+    return value
+
+
+@cache
+def _hints(kind: type) -> tuple[tuple[str, Any], ...]:
+    hints = get_type_hints(kind)
+    return tuple((field.name, hints[field.name]) for field in fields(kind))
+
+
+def _build(kind: type, values: tuple[Any, ...]) -> Any:
+    expected = _hints(kind)
+    if len(values) != len(expected):
+        raise ProtocolError(f"{kind.__name__} has {len(expected)} fields, got {len(values)}")
+    checked = [
+        _checked(value, hint, f"{kind.__name__}.{name}")
+        for value, (name, hint) in zip(values, expected, strict=True)
+    ]
+    return kind(*checked)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`, converted only where msgpack lost the type (dataclasses)."""
+    if isinstance(hint, type):
+        if is_dataclass(hint) and isinstance(value, tuple):
+            return _build(hint, value)
+        if hint is float and type(value) is int:
+            return float(value)
+        if type(value) is hint:
+            return value
+        raise ProtocolError(f"{where} must be {hint.__name__}, got {type(value).__name__}")
+    origin = get_origin(hint)
+    if origin is tuple:
+        return _checked_tuple(value, hint, where)
+    if origin is Mapping:
+        return _checked_mapping(value, where)
+    if origin in (types.UnionType, Union):
+        if value is None and type(None) in get_args(hint):
+            return None
+        (kind,) = (arm for arm in get_args(hint) if arm is not type(None))
+        return _checked(value, kind, where)
+    raise TypeError(f"{where}: the codec does not know {hint}")
+
+
+def _checked_tuple(value: Any, hint: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple):
+        raise ProtocolError(f"{where} must be a list, got {type(value).__name__}")
+    item = get_args(hint)[0]
+    if item is int:  # token ids: the one long list, checked without a call for each
+        if any(type(each) is not int for each in value):
+            raise ProtocolError(f"{where} must hold integers only")
+        return value
+    return tuple(_checked(each, item, where) for each in value)
+
+
+def _checked_mapping(value: Any, where: str) -> dict[str, Any]:
+    """A flat mapping of names to scalars or lists of scalars: what transports and samplers need."""
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{where} must be a map, got {type(value).__name__}")
+    for key, each in value.items():
+        items = each if isinstance(each, tuple) else (each,)
+        if type(key) is not str or any(
+            type(item) not in (str, int, float, bytes, bool, type(None)) for item in items
+        ):
+            raise ProtocolError(f"{where}[{key!r:.40}] must be a plain value or a list of them")
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
+
+
+def _refuse_ext(code: int, data: bytes) -> Any:
+    raise ProtocolError(f"msgpack extension type {code} is not spoken here")

@@ -1,0 +1,79 @@
+"""CURVE keys: who may speak to a router over tcp. One folder, two key pairs.
+
+    router.secret   the router's half, stays on the router's machine
+    router.public   tells everybody else which router is the right one
+    member.secret   makes its holder a member: clients and workers; copy it with care
+    member.public   the router lets in whoever holds the secret to this
+
+The files hold 40 characters of Z85 each (ZeroMQ RFC 32); secrets are readable by their owner only.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+
+from baton.errors import InputError
+
+NAMES = ("router.secret", "router.public", "member.secret", "member.public")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterKeys:
+    """What one process knows. Only a router has `router_secret`."""
+
+    router_public: bytes
+    member_public: bytes
+    member_secret: bytes = field(repr=False)
+    router_secret: bytes | None = field(default=None, repr=False)
+
+
+def make_keys(folder: Path) -> None:
+    """New keys in a new (or empty) folder of mode 0700. InputError if there is something in it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(
+                f"{folder} is not empty: keys are never overwritten; name a new folder"
+            )
+        folder.chmod(0o700)
+    except OSError as error:
+        raise InputError(f"cannot make the key folder {folder}: {error.strerror}") from error
+    for role in ("router", "member"):
+        public, secret = zmq.curve_keypair()
+        _write(folder / f"{role}.public", public, 0o644)
+        _write(folder / f"{role}.secret", secret, 0o600)
+
+
+def load_keys(folder: Path, *, router: bool = False) -> ClusterKeys:
+    """The keys in this folder. InputError names what is missing, or too widely readable."""
+    wanted = NAMES if router else NAMES[1:]
+    found = {name: _read(folder / name) for name in wanted}
+    return ClusterKeys(
+        router_public=found["router.public"],
+        member_public=found["member.public"],
+        member_secret=found["member.secret"],
+        router_secret=found.get("router.secret"),
+    )
+
+
+def _write(path: Path, key: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        key = path.read_bytes().strip()
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise InputError(
+            f"cannot read the key {path}: {error.strerror}; make keys with `python main.py keys DIR`"
+        ) from error
+    if len(key) != 40:
+        raise InputError(f"{path} is not a CURVE key: it has {len(key)} characters, a key has 40")
+    if path.name.endswith(".secret") and mode & 0o077:
+        raise InputError(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
+    return key

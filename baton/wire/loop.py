@@ -1,0 +1,139 @@
+"""The loop: polls, handles, steps, sends. The only loop of the nodes, and the only place with a
+socket, a clock and a node in one hand.
+
+It also sees deaths: a watched process of this host is noticed the moment it is gone (pidfd), even
+as a zombie that nobody has waited for.
+"""
+
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from types import FrameType
+
+import zmq
+
+from baton.clock import Clock, monotonic
+from baton.errors import BatonError
+from baton.wire.channel import Channel
+from baton.wire.messages import Exited, Message
+from baton.wire.node import Effect, Node, Stop, To, Watch
+
+LONGEST_WAIT_S = 1.0
+PARENT = "parent"
+
+logger = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Processes whose end somebody wants to know."""
+
+    def __init__(self, poller: zmq.Poller) -> None:
+        self._poller = poller
+        self._peers: dict[int, tuple[str, int]] = {}  # pidfd -> peer, pid
+        self._without: dict[str, int] = {}  # no pidfd on this system: looked at once a turn
+
+    def watch(self, peer: str, pid: int) -> bool:
+        """False: it is gone already."""
+        if not hasattr(os, "pidfd_open"):
+            self._without[peer] = pid
+            return _runs(pid)
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            return False
+        self._poller.register(descriptor, zmq.POLLIN)
+        self._peers[descriptor] = (peer, pid)
+        return True
+
+    def gone(self, ready: Iterable[object]) -> list[str]:
+        """Peers that have ended since the last look, each once."""
+        peers = []
+        for descriptor in ready:
+            if isinstance(descriptor, int) and descriptor in self._peers:
+                self._poller.unregister(descriptor)
+                os.close(descriptor)
+                peers.append(self._peers.pop(descriptor)[0])
+        ended = [peer for peer, pid in self._without.items() if not _runs(pid)]
+        for peer in ended:
+            del self._without[peer]
+        return peers + ended
+
+
+class Loop:
+    """Runs one node on one channel until it stops."""
+
+    def __init__(
+        self, node: Node, channel: Channel, *, parent: int | None = None, clock: Clock = monotonic
+    ) -> None:
+        self._node = node
+        self._channel = channel
+        self._clock = clock
+        self._poller = zmq.Poller()
+        self._poller.register(channel.socket, zmq.POLLIN)
+        self._watcher = Watcher(self._poller)
+        self._stop: Stop | None = None
+        if parent is not None and not self._watcher.watch(PARENT, parent):
+            self._stop = Stop(0, "")
+
+    def run(self) -> int:
+        """Exit code of the process. SIGTERM ends it with 0."""
+        signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            while self._stop is None:
+                self._turn()
+        except BatonError as error:
+            self._stop = Stop(error.exit_code, str(error))
+        except KeyboardInterrupt:
+            self._stop = Stop(130, "interrupted")
+        except Exception:
+            logger.exception("this process cannot go on")
+            self._stop = Stop(1, "a bug: see the lines above")
+        if self._stop.why:
+            print(f"error: {self._stop.why}", file=sys.stderr, flush=True)
+        return self._stop.exit_code
+
+    def _turn(self) -> None:
+        wait = min(self._node.due(self._clock()), LONGEST_WAIT_S)
+        ready = [where for where, _ in self._poller.poll(math.ceil(wait * 1000))]
+        for sender, message in self._channel.receive():
+            self._carry_out(self._node.handle(sender, message, self._clock()))
+        for peer in self._watcher.gone(ready):
+            if peer == PARENT:
+                self._stop = Stop(0, "")
+                return
+            self._peer_gone(peer)
+        self._carry_out(self._node.step(self._clock()))
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case To(peer, message):
+                    self._send(peer, message)
+                case Watch(peer, pid):
+                    if not self._watcher.watch(peer, pid):
+                        self._peer_gone(peer)
+                case Stop():
+                    self._stop = effect
+
+    def _send(self, peer: str, message: Message) -> None:
+        if not self._channel.send(peer, message):
+            logger.info("%s is not there to be sent %s", peer, type(message).__name__)
+            if self._channel.socket.socket_type == zmq.ROUTER:
+                self._peer_gone(peer)
+
+    def _peer_gone(self, peer: str) -> None:
+        self._carry_out(self._node.handle(peer, Exited(peer), self._clock()))
+
+    def _terminate(self, signum: int, frame: FrameType | None) -> None:
+        self._stop = Stop(0, "")
+
+
+def _runs(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False

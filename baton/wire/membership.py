@@ -1,0 +1,71 @@
+"""Membership: the part every worker node shares: joining a router, beating, starting anew.
+
+new -- Hello --> waiting -- Welcome --> joined -- Reset, or the router is gone --> new (next epoch)
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from baton.kv.region import Region
+from baton.wire.messages import Beat, Exited, Hello, Message, Refused, Reset, Welcome
+from baton.wire.node import ROUTER, Effect, Stop, To, Watch
+
+BEAT_S = 1.0
+KNOCK_S = 0.25
+ROUTER_PATIENCE_S = 5.0
+"""A router silent for so long is gone: it has no long steps. Same-host deaths are seen at once."""
+
+
+class Membership:
+    """Keeps one worker in a cluster. `start_anew(epoch)` must drop everything of the old epoch and
+    gives the regions its pool can be reached by in the new one."""
+
+    def __init__(self, hello: Hello, start_anew: Callable[[str], tuple[Region, ...]]) -> None:
+        self.hello = hello
+        self._start_anew = start_anew
+        self._life = 0
+        self._joined = False
+        self._router_epoch = ""
+        self._router_heard = 0.0
+        self._next_beat = 0.0
+        self._steps = 0
+
+    def handle(self, message: Message, now: float) -> list[Effect] | None:
+        """Effects if the message was about membership, None if it is about work."""
+        self._router_heard = now
+        match message:
+            case Welcome(epoch, host, pid):
+                self._joined, self._router_epoch = True, epoch
+                return [Watch(ROUTER, pid)] if host == self.hello.host else []
+            case Refused(why):
+                return [Stop(4, f"the router refused this worker: {why}")]
+            case Reset():
+                return self._renew(now)
+            case Exited(peer) if peer == ROUTER:
+                return self._renew(now)
+            case Beat(epoch):
+                return self._renew(now) if self._joined and epoch != self._router_epoch else []
+        return None
+
+    def step(self, now: float) -> list[Effect]:
+        """Beat, or knock again; notice a silent router."""
+        self._steps += 1
+        if self._joined and now - self._router_heard >= ROUTER_PATIENCE_S:
+            return self._renew(now)
+        if now < self._next_beat:
+            return []
+        self._next_beat = now + (BEAT_S if self._joined else KNOCK_S)
+        knock = Beat(self.hello.epoch, self._steps) if self._joined else self.hello
+        return [To(ROUTER, knock)]
+
+    def due(self, now: float) -> float:
+        """Seconds to the next beat."""
+        return max(0.0, self._next_beat - now)
+
+    def _renew(self, now: float) -> list[Effect]:
+        self._life += 1
+        self._joined = False
+        epoch = f"{self.hello.worker}/{self._life}"
+        self.hello = replace(self.hello, epoch=epoch, regions=self._start_anew(epoch))
+        self._next_beat = now + KNOCK_S
+        return [To(ROUTER, self.hello)]

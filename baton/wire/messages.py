@@ -1,0 +1,155 @@
+"""Every message there is. Orders are imperatives (Reserve), reports past participles (Reserved).
+
+    client           router                    decode worker              prefill worker
+      |                |<------- Hello ------------|<-- (Attach, Attached) -- |
+      |-- Submit ----->|                           |                          |
+      |<- Accepted ----|-------- Reserve --------->|                          |
+      |                |<------- Reserved ---------|                          |
+      |                |-------- Fill ------------------------------------->  |
+      |                |                           |<====== KV blocks ======= |
+      |                |<------- Filled ------------------------------------- |
+      |                |-------- Start ----------->|                          |
+      |<- Emitted -----|<------- Decoded ----------|   (once a step)          |
+      |<- Finished ----|                           |                          |
+
+Workers know *runs* ("7f3a#0", "7f3a#1": the attempts at a request), clients know requests; only the
+router knows both. Every message is a frozen dataclass of plain values; baton.wire.codec checks each
+field's type on arrival.
+"""
+
+from dataclasses import dataclass
+
+from baton.wire.client_messages import (
+    Abort,
+    Accepted,
+    ClusterInfo,
+    Emitted,
+    Failed,
+    Finished,
+    Inquire,
+    Submit,
+    Timings,
+    WorkerInfo,
+)
+from baton.wire.worker_messages import (
+    Attach,
+    Attached,
+    AttachFailed,
+    Beat,
+    Broke,
+    Cancel,
+    Decoded,
+    Deferred,
+    Detach,
+    Drop,
+    Expired,
+    Fill,
+    Filled,
+    FillFailed,
+    FillJob,
+    FillRefused,
+    Hello,
+    Refused,
+    Released,
+    Renew,
+    Reserve,
+    Reserved,
+    Reset,
+    Start,
+    Token,
+    Welcome,
+    WriterClear,
+    WriterJoined,
+)
+
+PROTOCOL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """Raised by the loop itself, never sent: the process behind this peer is proven dead."""
+
+    peer: str
+
+
+Message = (
+    Abort
+    | Accepted
+    | Attach
+    | AttachFailed
+    | Attached
+    | Beat
+    | Broke
+    | Cancel
+    | ClusterInfo
+    | Decoded
+    | Deferred
+    | Detach
+    | Drop
+    | Emitted
+    | Expired
+    | Failed
+    | Fill
+    | FillFailed
+    | FillRefused
+    | Filled
+    | Finished
+    | Hello
+    | Inquire
+    | Refused
+    | Released
+    | Renew
+    | Reserve
+    | Reserved
+    | Reset
+    | Start
+    | Submit
+    | Welcome
+    | WriterClear
+    | WriterJoined
+    | Exited
+)
+
+__all__ = [
+    "PROTOCOL",
+    "Abort",
+    "Accepted",
+    "Attach",
+    "AttachFailed",
+    "Attached",
+    "Beat",
+    "Broke",
+    "Cancel",
+    "ClusterInfo",
+    "Decoded",
+    "Deferred",
+    "Detach",
+    "Drop",
+    "Emitted",
+    "Exited",
+    "Expired",
+    "Failed",
+    "Fill",
+    "FillFailed",
+    "FillJob",
+    "FillRefused",
+    "Filled",
+    "Finished",
+    "Hello",
+    "Inquire",
+    "Message",
+    "Refused",
+    "Released",
+    "Renew",
+    "Reserve",
+    "Reserved",
+    "Reset",
+    "Start",
+    "Submit",
+    "Timings",
+    "Token",
+    "Welcome",
+    "WorkerInfo",
+    "WriterClear",
+    "WriterJoined",
+]

@@ -1,0 +1,91 @@
+"""Decoding: the decode worker's tensors. Its pool, the pool's exports, the forward and the sampler."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from baton.engine.boot import Engine
+from baton.engine.pool import Pool
+from baton.kv.grant import Grant
+from baton.kv.region import Arrival, Receipt, Region
+from baton.kv.row import Row
+from baton.transfer.base import Export
+from baton.transfer.registry import CurveKeys, make_exports
+from baton.transfer.slabs import Slabs
+from decode_worker.worker import Draw
+from sampler.sample import SamplingBatch, finite_rows, sample
+
+
+class Decoding:
+    """The real DecodeModel (see decode_worker/worker.py)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        slabs: Slabs,
+        *,
+        kinds: Sequence[str] | str,
+        run_dir: Path | None,
+        bind_host: str | None,
+        keys: CurveKeys | None,
+    ) -> None:
+        self._engine = engine
+        self._slabs = slabs
+        self._pool = Pool.over(engine.layout, slabs.blocks, slabs.tensors)
+        self._kinds = kinds
+        self._run_dir, self._bind_host, self._keys = run_dir, bind_host, keys
+        self._exports: list[Export] = []
+
+    def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
+        for export in self._exports:
+            export.close()
+        self._exports = make_exports(
+            self._kinds,
+            self._slabs,
+            epoch=epoch,
+            run_dir=self._run_dir,
+            bind_host=self._bind_host,
+            keys=self._keys,
+        )
+        return tuple(export.region for export in self._exports)
+
+    def expect(self, grant: Grant) -> None:
+        for export in self._exports:
+            export.expect(grant)
+
+    def poll(self) -> None:
+        for export in self._exports:
+            export.poll()
+
+    def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
+        """Two exports may share a transport (frames over ipc and over tcp): the bytes came by one."""
+        needed = grant.blocks[: self._engine.layout.blocks_for(tokens)]
+        used = [e for e in self._exports if e.region.transport == receipt.transport]
+        answers = {export.arrival(grant, receipt, needed) for export in used}
+        for answer in (Arrival.READY, Arrival.PENDING):
+            if answer in answers:
+                return answer
+        return Arrival.BAD
+
+    def retire(self, grant: Grant) -> None:
+        for export in self._exports:
+            export.retire(grant)
+
+    def close(self) -> None:
+        """Give back sockets and shared memory."""
+        for export in self._exports:
+            export.close()
+        self._slabs.close()
+
+    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
+        logits = self._engine.runner.run(self._pool, rows)  # [len(draws), vocabulary], fp32
+        if not draws:
+            return []
+        batch = SamplingBatch.build(
+            [draw.sampling for draw in draws],
+            [draw.position for draw in draws],
+            [draw.seen for draw in draws],
+            logits.device,
+        )
+        finite = finite_rows(logits).tolist()
+        tokens = sample(logits, batch).tolist()
+        return [token if good else None for token, good in zip(tokens, finite, strict=True)]

@@ -1,0 +1,66 @@
+"""The decode worker's process: engine, pool, exports and node put together."""
+
+from pathlib import Path
+
+import torch
+
+from baton.engine.boot import boot
+from baton.engine.pool import pool_blocks
+from baton.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
+from baton.model_files import resolve_model
+from baton.transfer.registry import CurveKeys
+from baton.transfer.slabs import allocate_slabs
+from decode_worker.decoding import Decoding
+from decode_worker.worker import DecodeWorker
+
+
+def run(
+    options: WorkerOptions,
+    *,
+    kv_transport: str,
+    max_num_seqs: int,
+    kv_cache_memory_bytes: int | None,
+    run_dir: Path | None,
+    kv_host: str | None,
+) -> int:
+    """Load, join, decode until stopped. Returns the exit code."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    files = resolve_model(options.model)
+    engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
+    context = min(options.max_model_len or files.max_positions, files.max_positions)
+    blocks = pool_blocks(
+        engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context
+    )
+    folder = private_folder(run_dir or _folder_of(options.router))
+    shared = kv_transport != "frames"
+    slabs = allocate_slabs(engine.layout, blocks, engine.device, shared=shared, folder=folder)
+    keys = options.keys
+    decoding = Decoding(
+        engine,
+        slabs,
+        kinds="auto" if kv_transport == "auto" else [kv_transport],
+        run_dir=folder,
+        bind_host=kv_host,
+        keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
+    )
+    hello = introduce(
+        options,
+        "decode",
+        fingerprint=files.fingerprint,
+        device=str(engine.device),
+        dtype=engine.dtype,
+        layout=engine.layout,
+        token_s=engine.token_s,
+        blocks=blocks,
+        regions=decoding.renew_epoch(first_epoch(options)),
+    )
+    try:
+        return run_worker(options, DecodeWorker(hello, decoding, options.max_num_batched_tokens))
+    finally:
+        decoding.close()
+
+
+def _folder_of(router: str) -> Path | None:
+    """An ipc router's folder is private and on this host: good for our sockets, too."""
+    return Path(router.removeprefix("ipc://")).parent if router.startswith("ipc://") else None

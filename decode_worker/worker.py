@@ -1,0 +1,252 @@
+"""DecodeWorker, a Node: owns the pool's blocks, starts filled runs, samples one token a step each.
+
+Reserve -> grant            blocks are set aside, under a lease
+Start   -> arriving         the receipt is checked against what is in the pool
+        -> running          the last known token is the next to compute; every step samples
+last token, Cancel, Reset   released, by the one way back (baton/kv/blocks.py)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from baton.errors import RequestError
+from baton.kv.blocks import ANY_WRITER, BlockTable
+from baton.kv.grant import Grant
+from baton.kv.region import Arrival, Receipt, Region
+from baton.kv.row import Logits, Row
+from baton.wire import messages as msg
+from baton.wire.membership import Membership
+from baton.wire.messages import Message
+from baton.wire.node import ROUTER, Effect, To, Watch
+from decode_worker.batching import Progress, plan_step
+from sampler.params import SamplingParams
+
+LEASE_S = 60.0
+ARRIVAL_S = 10.0
+"""How long announced KV may be on its way before it is filled again."""
+
+PASSED_THROUGH = ("frames", "fake")
+"""Transports whose bytes pass through the owner: late ones are dropped, no quarantine is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How to sample a row: at `position`, by a function of (seed, choice, position) alone. `seen`
+    are all token ids so far, for the repetition penalty."""
+
+    sampling: SamplingParams
+    position: int
+    seen: Sequence[int]
+
+
+class DecodeModel(Protocol):
+    """What the node asks of the engine, sampler and exports. decode_worker/decoding.py is real."""
+
+    def expect(self, grant: Grant) -> None:
+        """Someone may write into these blocks from now on."""
+
+    def poll(self) -> None:
+        """Take in KV that has arrived. Never waits."""
+
+    def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
+        """Is the KV of so many tokens, which this receipt speaks of, in the pool?"""
+
+    def retire(self, grant: Grant) -> None:
+        """The grant is over: what still arrives under it is dropped."""
+
+    def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
+        """Offer the pool anew: writers of the old epoch cannot reach it through the new regions."""
+
+    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
+        """One forward; one token for each row that asks for logits, None if they are not finite."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A started run: all its token ids, of which the KV of the first `computed` is in the pool."""
+
+    grant: Grant
+    known: list[int]
+    computed: int
+    until: int  # tokens at which it ends by length
+    sampling: SamplingParams
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A started run whose KV is still on its way."""
+
+    run: Run
+    receipt: Receipt
+    deadline: float
+
+
+@dataclass(slots=True)
+class DecodeWorker:
+    """Knows blocks and token ids; everything about tensors is behind `model`."""
+
+    hello: msg.Hello
+    model: DecodeModel
+    token_budget: int
+    table: BlockTable = field(init=False)
+    runs: dict[str, Run] = field(init=False, default_factory=dict)
+    arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
+    _membership: Membership = field(init=False)
+
+    def __post_init__(self) -> None:
+        hello = self.hello
+        self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
+        self._membership = Membership(hello, self._start_anew)
+
+    # ---- the Node
+
+    def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
+        effects = self._membership.handle(message, now)
+        if effects is not None:
+            return effects
+        match message:
+            case msg.Reserve(run, tokens):
+                return self._reserve(run, tokens, now)
+            case msg.Renew(runs):
+                for run in runs:
+                    self.table.renew(run, now)
+            case msg.Start():
+                return self._start(message, now)
+            case msg.Cancel(run, writer):
+                self._let_go(run, writer)
+            case msg.Released(run, writer):
+                self.table.writer_released(writer, run)
+            case msg.WriterJoined(writer, host, pid, transport):
+                return self._writer_joined(writer, host, pid, transport)
+            case msg.WriterClear(writer) | msg.Exited(writer):
+                self.table.writer_clear(writer)
+        return []
+
+    def step(self, now: float) -> list[Effect]:
+        effects = self._membership.step(now)
+        for run in self.table.expired(now):
+            self._let_go(run, ANY_WRITER)
+            effects.append(To(ROUTER, msg.Expired(run)))
+        self.model.poll()
+        for run in list(self.arriving):
+            effects += self._look_for(run, now)
+        return effects + self._decode()
+
+    def due(self, now: float) -> float:
+        if self.runs:
+            return 0.0
+        waiting = 0.001 if self.arriving else float("inf")  # bytes arrive on sockets of their own
+        return min(waiting, self._membership.due(now))
+
+    # ---- blocks
+
+    def _reserve(self, run: str, tokens: int, now: float) -> list[Effect]:
+        blocks = -(-tokens // self.hello.block_size)
+        try:
+            grant = self.table.reserve(run, blocks, now)
+        except RequestError as error:
+            return [To(ROUTER, msg.Broke(run, error.code, str(error)))]
+        if grant is None:
+            return [To(ROUTER, msg.Deferred(run))]
+        self.model.expect(grant)
+        return [To(ROUTER, msg.Reserved(grant))]
+
+    def _let_go(self, run: str, writer: str | None) -> None:
+        """The end of a run on this worker, whatever the reason."""
+        self.runs.pop(run, None)
+        self.arriving.pop(run, None)
+        grant = self.table.release(run, writer)
+        if grant is not None:
+            self.model.retire(grant)
+
+    def _writer_joined(self, writer: str, host: str, pid: int, transport: str) -> list[Effect]:
+        self.table.writer_clear(writer)
+        if transport in PASSED_THROUGH:
+            return []
+        self.table.writer_joined(writer)
+        return [Watch(writer, pid)] if host == self.hello.host else []
+
+    def _start_anew(self, epoch: str) -> tuple[Region, ...]:
+        """Given up, or the router is gone: every run is over, whoever may still be writing."""
+        self.runs.clear()
+        self.arriving.clear()
+        for grant in self.table.renew_epoch(epoch):
+            self.model.retire(grant)
+        return self.model.renew_epoch(epoch)
+
+    # ---- runs
+
+    def _start(self, order: msg.Start, now: float) -> list[Effect]:
+        grant = self.table.start(order.run)
+        if grant is None:
+            return [To(ROUTER, msg.FillRefused(order.run, "its lease on KV blocks ran out"))]
+        known = list(order.token_ids)
+        run = Run(
+            grant,
+            known,
+            computed=0 if order.receipt is None else len(known) - 1,
+            until=len(known) + order.max_new_tokens,
+            sampling=SamplingParams.from_wire(order.sampling),
+            eos_token_ids=order.eos_token_ids,
+        )
+        if order.receipt is None:
+            self.runs[order.run] = run
+            return []
+        self.arriving[order.run] = Arriving(run, order.receipt, now + ARRIVAL_S)
+        return self._look_for(order.run, now)
+
+    def _look_for(self, name: str, now: float) -> list[Effect]:
+        """Start the run if its KV is there; have it filled again if it is damaged or late."""
+        waiting = self.arriving[name]
+        run = waiting.run
+        arrival = self.model.arrival(run.grant, waiting.receipt, run.computed)
+        if arrival is Arrival.READY:
+            self.runs[name] = self.arriving.pop(name).run
+            return []
+        late = now >= waiting.deadline
+        if arrival is Arrival.PENDING and not late:
+            return []
+        self._let_go(name, None)  # Filled was its writer's last word
+        why = f"did not arrive within {ARRIVAL_S:g} s" if late else "arrived damaged"
+        return [To(ROUTER, msg.FillRefused(name, f"the KV cache {why}"))]
+
+    def _decode(self) -> list[Effect]:
+        """One step of continuous batching."""
+        progress = [Progress(name, len(r.known), r.computed) for name, r in self.runs.items()]
+        shares = plan_step(progress, token_budget=self.token_budget)
+        if not shares:
+            return []
+        rows, draws, sampled = [], [], []
+        for share in shares:
+            run = self.runs[share.run]
+            tokens = run.known[run.computed : run.computed + share.tokens]
+            logits = Logits.LAST if share.samples else Logits.NONE
+            rows.append(Row(tokens, run.computed, run.grant.blocks, logits))
+            run.computed += share.tokens
+            if share.samples:
+                draws.append(Draw(run.sampling, len(run.known), run.known))
+                sampled.append(share.run)
+        return self._sampled(sampled, self.model.step(rows, draws))
+
+    def _sampled(self, names: list[str], ids: list[int | None]) -> list[Effect]:
+        effects: list[Effect] = []
+        tokens = []
+        for name, token_id in zip(names, ids, strict=True):
+            if token_id is None:
+                self._let_go(name, None)
+                why = "the model's logits for this request are not finite numbers"
+                effects.append(To(ROUTER, msg.Broke(name, "numerical_error", why)))
+                continue
+            finish = self._append(self.runs[name], token_id)
+            tokens.append(msg.Token(name, token_id, finish))
+            if finish is not None:
+                self._let_go(name, None)
+        return [To(ROUTER, msg.Decoded(tuple(tokens))), *effects] if tokens else effects
+
+    def _append(self, run: Run, token_id: int) -> str | None:
+        run.known.append(token_id)
+        if token_id in run.eos_token_ids:
+            return "stop"
+        return "length" if len(run.known) >= run.until else None

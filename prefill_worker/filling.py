@@ -1,0 +1,152 @@
+"""Filling: the prefill worker's tensors. Computes KV into the decode pool itself where memory is
+shared, else into a scratch pool of its own, pushed layer by layer while the next layer computes."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from baton.engine.boot import Engine
+from baton.engine.pool import Pool
+from baton.errors import TransferError
+from baton.kv.grant import Grant
+from baton.kv.region import Receipt, Region
+from baton.kv.row import Row
+from baton.transfer.base import Link
+from baton.transfer.registry import CurveKeys, open_link
+from prefill_worker.worker import Chunk, Way
+
+
+@dataclass(slots=True)
+class Scratch:
+    """This worker's own pool, for decode workers whose memory it does not share."""
+
+    pool: Pool
+    free: list[int]
+    held: dict[str, list[int]] = field(default_factory=dict)  # run -> blocks
+
+    def take(self, run: str, count: int) -> bool:
+        """Blocks for the run; False if there are not enough now."""
+        if count > len(self.free):
+            return False
+        self.held[run] = [self.free.pop() for _ in range(count)]
+        return True
+
+    def give_back(self, run: str) -> None:
+        """The run's blocks are free again."""
+        self.free += self.held.pop(run, [])
+
+
+class Filling:
+    """The real PrefillModel (see prefill_worker/worker.py)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        writer: str,
+        transport: str,
+        scratch_tokens: int,
+        keys: CurveKeys | None,
+    ) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._wanted = transport
+        self._scratch_tokens = scratch_tokens
+        self._keys = keys
+        self._links: dict[str, Link] = {}
+        self._pools: dict[str, Pool] = {}  # decode pools that are shared with us
+        self._scratch: Scratch | None = None
+
+    # ---- ways to the pools
+
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
+        self.detach(worker)
+        engine = self._engine
+        link = open_link(
+            regions,
+            engine.layout,
+            device=engine.device,
+            writer=self._writer,
+            wanted=self._wanted,
+            keys=self._keys,
+        )
+        self._links[worker] = link
+        if link.slabs is not None:
+            blocks = next(r.blocks for r in regions if r.transport == link.transport)
+            self._pools[worker] = Pool.over(engine.layout, blocks, link.slabs)
+        elif self._scratch is None:
+            blocks = engine.layout.blocks_for(self._scratch_tokens)
+            pool = Pool.private(engine.layout, blocks, engine.device)
+            self._scratch = Scratch(pool, list(range(blocks)))
+        return Way(link.transport, link.probe(), link.why)
+
+    def detach(self, worker: str) -> None:
+        self._pools.pop(worker, None)
+        link = self._links.pop(worker, None)
+        if link is not None:
+            link.close()
+
+    # ---- filling
+
+    def admit(self, grant: Grant, tokens: int) -> bool:
+        self._link(grant)
+        if grant.worker in self._pools:
+            return True
+        assert self._scratch is not None
+        blocks = self._engine.layout.blocks_for(tokens)
+        if blocks > self._scratch.pool.blocks:
+            raise TransferError(
+                f"{tokens} tokens need {blocks} blocks, this worker's own pool has "
+                f"{self._scratch.pool.blocks}; start it with a larger --max-model-len"
+            )
+        return self._scratch.take(grant.run, blocks)
+
+    def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
+        shared = self._pools.get(worker)
+        if shared is not None:
+            rows = [Row(chunk.token_ids, chunk.start, chunk.grant.blocks) for chunk in chunks]
+            self._engine.runner.fill(shared, rows)
+            return
+        scratch, link = self._scratch, self._link(chunks[0].grant)
+        assert scratch is not None
+        held = [scratch.held[chunk.grant.run] for chunk in chunks]
+        rows = [Row(c.token_ids, c.start, blocks) for c, blocks in zip(chunks, held, strict=True)]
+
+        def push(layer: int) -> None:
+            for row, chunk, blocks in zip(rows, chunks, held, strict=True):
+                touched = self._touched(row)
+                source, target = blocks[touched], chunk.grant.blocks[touched]
+                link.push(chunk.grant, layer, scratch.pool.slabs[layer], source, target)
+
+        self._engine.runner.fill(scratch.pool, rows, after_layer=push)
+
+    def finish(self, grant: Grant, tokens: int) -> Receipt:
+        link = self._link(grant)
+        filled = grant.blocks[: self._engine.layout.blocks_for(tokens)]
+        receipt = replace(link.finish(grant, filled), transport=link.transport)
+        if self._scratch is not None:
+            self._scratch.give_back(grant.run)
+        return receipt
+
+    def abandon(self, grant: Grant) -> None:
+        link = self._links.get(grant.worker)
+        if link is not None:
+            link.abandon(grant)
+        if self._scratch is not None:
+            self._scratch.give_back(grant.run)
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def _link(self, grant: Grant) -> Link:
+        link = self._links.get(grant.worker)
+        if link is None:
+            raise TransferError(
+                f"there is no way to {grant.worker}: it is gone, or was never attached"
+            )
+        return link
+
+    def _touched(self, row: Row) -> slice:
+        """Indices of the blocks this row writes to. The last may be pushed again by the next."""
+        size = self._engine.layout.block_size
+        return slice(row.start // size, self._engine.layout.blocks_for(row.end))

@@ -1,0 +1,39 @@
+"""The prefill worker's process: engine, links and node put together."""
+
+import torch
+
+from baton.engine.boot import boot
+from baton.launch import WorkerOptions, introduce, run_worker
+from baton.model_files import resolve_model
+from baton.transfer.registry import CurveKeys
+from prefill_worker.filling import Filling
+from prefill_worker.worker import PrefillWorker
+
+
+def run(options: WorkerOptions, *, kv_transport: str) -> int:
+    """Load, join, fill until stopped. Returns the exit code."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    files = resolve_model(options.model)
+    engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
+    context = min(options.max_model_len or files.max_positions, files.max_positions)
+    keys = options.keys
+    filling = Filling(
+        engine,
+        writer=options.name,
+        transport=kv_transport,
+        scratch_tokens=max(context, 2 * options.max_num_batched_tokens),
+        keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
+    )
+    hello = introduce(
+        options,
+        "prefill",
+        fingerprint=files.fingerprint,
+        device=str(engine.device),
+        dtype=engine.dtype,
+        layout=engine.layout,
+        token_s=engine.token_s,
+    )
+    return run_worker(
+        options, PrefillWorker(hello, filling, token_budget=options.max_num_batched_tokens)
+    )

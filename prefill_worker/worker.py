@@ -1,0 +1,209 @@
+"""PrefillWorker, a Node: Fill in, Filled out. One step is one forward over one decode pool.
+
+Jobs run first come, first served; a step takes as many tokens as the budget allows, of as many jobs
+as fit, so short prompts share a forward and long ones are cut into chunks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.errors import TransferError
+from baton.kv.grant import Grant
+from baton.kv.region import Receipt, Region
+from baton.wire.membership import Membership
+from baton.wire.messages import (
+    Attach,
+    Attached,
+    AttachFailed,
+    Detach,
+    Drop,
+    Fill,
+    Filled,
+    FillFailed,
+    FillJob,
+    Hello,
+    Message,
+    Released,
+)
+from baton.wire.node import ROUTER, Effect, To
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens to compute now, for positions start, start + 1, ... of this grant's sequence."""
+
+    grant: Grant
+    token_ids: Sequence[int]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a decode worker's pool is reached."""
+
+    transport: str
+    gb_per_s: float
+    why: str
+
+
+class PrefillModel(Protocol):
+    """What the node asks of the engine and the links. prefill_worker/filling.py is the real one."""
+
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
+        """Open a way to this pool, closing an older one. TransferError if there is none."""
+
+    def detach(self, worker: str) -> None:
+        """Close the way; what was being written there is dropped."""
+
+    def admit(self, grant: Grant, tokens: int) -> bool:
+        """Room to compute this sequence? False: not now. TransferError: never, or no way there."""
+
+    def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
+        """One forward: compute the chunks' KV and bring it to the granted blocks."""
+
+    def finish(self, grant: Grant, tokens: int) -> Receipt:
+        """All `tokens` are computed: make them visible to the owner."""
+
+    def abandon(self, grant: Grant) -> None:
+        """Write no more under this grant."""
+
+    def clock(self) -> float:
+        """Monotonic seconds, for the cost of a forward."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One sequence being filled."""
+
+    grant: Grant
+    token_ids: tuple[int, ...]
+    done: int = 0
+    admitted: bool = False
+    compute_s: float = 0.0
+
+    @property
+    def left(self) -> int:
+        """Tokens still to compute."""
+        return len(self.token_ids) - self.done
+
+
+def plan_chunks(jobs: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
+    """Jobs of the next forward and how many tokens of each: in order, within the budget, and all
+    for the decode worker of the first, since one forward writes into one pool."""
+    plan = []
+    for job in jobs:
+        if budget <= 0 or job.grant.worker != jobs[0].grant.worker:
+            break
+        count = min(job.left, budget)
+        plan.append((job, count))
+        budget -= count
+    return plan
+
+
+class PrefillWorker:
+    """Knows grants and tokens; everything about tensors is behind `model`."""
+
+    def __init__(self, hello: Hello, model: PrefillModel, *, token_budget: int) -> None:
+        self._membership = Membership(hello, self._start_anew)
+        self._model = model
+        self._budget = token_budget
+        self._jobs: dict[str, Job] = {}
+
+    def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
+        effects = self._membership.handle(message, now)
+        if effects is not None:
+            return effects
+        match message:
+            case Attach(worker, epoch, regions):
+                return self._attach(worker, epoch, regions)
+            case Detach(worker):
+                self._drop_all(worker)
+                self._model.detach(worker)
+            case Fill(jobs):
+                return [effect for job in jobs for effect in self._take(job)]
+            case Drop(run):
+                job = self._jobs.pop(run, None)
+                if job is not None:
+                    self._model.abandon(job.grant)
+                return [To(ROUTER, Released(run))]
+        return []
+
+    def step(self, now: float) -> list[Effect]:
+        effects = self._membership.step(now)
+        effects += self._admit()
+        plan = plan_chunks([job for job in self._jobs.values() if job.admitted], self._budget)
+        if not plan:
+            return effects
+        chunks = [Chunk(j.grant, j.token_ids[j.done : j.done + n], j.done) for j, n in plan]
+        began = self._model.clock()
+        try:
+            self._model.fill(chunks[0].grant.worker, chunks)
+        except TransferError as error:
+            return effects + [e for job, _ in plan for e in self._failed(job, error)]
+        took = self._model.clock() - began
+        total = sum(count for _, count in plan)
+        for job, count in plan:
+            job.done += count
+            job.compute_s += took * count / total
+            if not job.left:
+                effects += self._finish(job)
+        return effects
+
+    def due(self, now: float) -> float:
+        return 0.0 if self._jobs else self._membership.due(now)
+
+    # ---- jobs
+
+    def _take(self, order: FillJob) -> list[Effect]:
+        self._jobs[order.grant.run] = Job(order.grant, order.token_ids)
+        return []
+
+    def _admit(self) -> list[Effect]:
+        """First come, first served here too: who finds no room stops the line."""
+        effects: list[Effect] = []
+        for job in list(self._jobs.values()):
+            if job.admitted:
+                continue
+            try:
+                job.admitted = self._model.admit(job.grant, len(job.token_ids))
+            except TransferError as error:
+                effects += self._failed(job, error)
+                continue
+            if not job.admitted:
+                break
+        return effects
+
+    def _finish(self, job: Job) -> list[Effect]:
+        try:
+            receipt = self._model.finish(job.grant, len(job.token_ids))
+        except TransferError as error:
+            return self._failed(job, error)
+        del self._jobs[job.grant.run]
+        return [To(ROUTER, Filled(job.grant.run, receipt, job.compute_s))]
+
+    def _failed(self, job: Job, error: TransferError) -> list[Effect]:
+        self._jobs.pop(job.grant.run, None)
+        self._model.abandon(job.grant)
+        return [To(ROUTER, FillFailed(job.grant.run, str(error)))]
+
+    # ---- ways to the pools
+
+    def _attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> list[Effect]:
+        self._drop_all(worker)  # whatever was written there was under an older epoch
+        try:
+            way = self._model.attach(worker, epoch, regions)
+        except TransferError as error:
+            return [To(ROUTER, AttachFailed(worker, epoch, str(error)))]
+        return [To(ROUTER, Attached(worker, epoch, way.transport, way.gb_per_s, way.why))]
+
+    def _drop_all(self, worker: str | None = None) -> None:
+        for run, job in list(self._jobs.items()):
+            if worker is None or job.grant.worker == worker:
+                self._model.abandon(job.grant)
+                del self._jobs[run]
+
+    def _start_anew(self, epoch: str) -> tuple[Region, ...]:
+        """Given up, or the router is gone: nothing of the old life is written any more."""
+        self._drop_all()
+        return ()

@@ -1,0 +1,136 @@
+"""`python -m router`: the command and nothing else."""
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import click
+
+from baton.clock import monotonic
+from baton.host import die_with, host_id
+from baton.launch import leave_with_one_line
+from baton.log import LEVELS, set_up_logging
+from baton.model_files import resolve_model
+from baton.request import Limits
+from baton.text import Tokenizer
+from baton.wire.channel import Listener
+from baton.wire.keys import load_keys
+from baton.wire.loop import Loop
+from router.intake import Served
+from router.router import Identity, Router
+from router.scheduling import Rules
+from sampler.params import SamplingParams
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--address",
+    required=True,
+    metavar="ADDRESS",
+    help="Where to listen: ipc://PATH (folder of mode 0700) or tcp://HOST:PORT (keys).",
+)
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    help="The model the workers serve; the router reads its tokenizer alone.",
+)
+@click.option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Requests running at once, and so the size of a Fill batch.",
+)
+@click.option(
+    "--batch-window-ms",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="How long to wait for a Fill batch to become full; 0: not at all.",
+)
+@click.option(
+    "--max-fill-tokens",
+    type=click.IntRange(min=1),
+    default=8192,
+    show_default=True,
+    help="Tokens in one Fill batch.",
+)
+@click.option(
+    "--max-model-len",
+    type=click.IntRange(min=2),
+    default=None,
+    help="Longest sequence, in tokens.  [default: the model's context]",
+)
+@click.option(
+    "--colocated",
+    is_flag=True,
+    help="No prefill workers: decode workers fill their own blocks, in chunks.",
+)
+@click.option(
+    "--local-prefill-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Prompts with at most so many tokens to fill are filled by decode itself.",
+)
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder of CURVE keys; needed for tcp. See `python main.py keys`.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    default="warning",
+    show_default=True,
+    help="How much is logged to stderr.",
+)
+@click.option("--parent", type=int, default=None, hidden=True)
+def main(
+    address: str, model: str, batch_size: int, batch_window_ms: float, max_fill_tokens: int,
+    max_model_len: int | None, colocated: bool, local_prefill_tokens: int, keys: Path | None,
+    log_level: str, parent: int | None,
+) -> None:  # fmt: skip
+    """Follow every request from prompt to last token. Workers and clients join by themselves:
+
+    python -m router --address ipc:///tmp/baton/router.sock --batch-size 4
+    """
+    rules = Rules(
+        batch_size, batch_window_ms / 1000, max_fill_tokens, colocated, local_prefill_tokens
+    )
+
+    def work() -> int:
+        if parent is not None and not die_with(parent):
+            sys.exit(0)
+        set_up_logging("router", log_level)
+        channel = Listener(address, load_keys(keys, router=True) if keys else None)
+        try:
+            served, tokenizer = _served(model, max_model_len)
+            identity = Identity(f"router/{secrets.token_hex(4)}", host_id(), os.getpid())
+            router = Router(identity, served, tokenizer, rules, monotonic)
+            return Loop(router, channel, parent=parent).run()
+        finally:
+            channel.close()
+
+    leave_with_one_line(work)
+
+
+def _served(model: str, max_model_len: int | None) -> tuple[Served, Tokenizer]:
+    files = resolve_model(model)
+    context = min(max_model_len or files.max_positions, files.max_positions)
+    served = Served(
+        name=files.name,
+        fingerprint=files.fingerprint,
+        limits=Limits(context, files.vocab_size),
+        eos_token_ids=files.eos_token_ids,
+        sampling=SamplingParams.from_generation_config(files.generation_config).to_wire(),
+    )
+    return served, Tokenizer(files.tokenizer_file)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m router")

@@ -1,0 +1,36 @@
+"""Health: from beats to alive, suspect, dead. Pure: time is an argument.
+
+A worker beats from its step loop, so a wedged process falls silent though its sockets still answer.
+It may be silent for as long as its longest step takes (`patience_s`, its own word in Hello); queueing
+is never counted. A dead process on the router's own host is known at once by other means (Exited);
+this judges what cannot be watched: other hosts, stalled and wedged processes.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+BEAT_S = 1.0
+MISSED_BEATS = 3
+
+
+class Health(StrEnum):
+    """What the beats say."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"  # silent for longer than it should be: gets nothing new
+    DEAD = "dead"  # silent for longer than any step of its takes: its work is moved
+
+
+@dataclass(slots=True)
+class Pulse:
+    """When a worker was last heard, and how long it may be silent."""
+
+    last_heard: float
+    patience_s: float
+
+    def judge(self, now: float) -> Health:
+        """The verdict now."""
+        silent = now - self.last_heard
+        if silent >= MISSED_BEATS * BEAT_S + self.patience_s:
+            return Health.DEAD
+        return Health.SUSPECT if silent >= MISSED_BEATS * BEAT_S else Health.ALIVE

@@ -1,0 +1,161 @@
+"""Ledger: every live request, its state, and when it got there. The only writer of State.
+
+The time spent in each state is kept as states change, so queueing, prefill, hand-over and decode
+times are read off, never measured a second time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from baton.kv.grant import Grant
+from baton.kv.region import Receipt
+from baton.lifecycle import LIVE, PLACED, Event, State, advance
+from baton.request import Request
+from baton.text import TextStream
+from baton.wire.messages import Timings
+
+
+@dataclass(slots=True)
+class Entry:
+    """One live request. `worker` names are those of the current run; None while it has none."""
+
+    request: Request
+    text: TextStream
+    submitted: float
+    state: State = State.QUEUED
+    since: float = 0.0  # when it came into its state
+    run_number: int = -1
+    emitted: list[int] = field(default_factory=list)
+    decode: str | None = None
+    prefill: str | None = None
+    grant: Grant | None = None
+    receipt: Receipt | None = None
+    losses: int = 0  # workers that died with this request on them
+    refills: int = 0  # fills that failed or arrived damaged
+    spent: dict[State, float] = field(default_factory=dict)
+    first_token: float | None = None
+    handover_s: float = 0.0
+    moved_bytes: int = 0
+    detokenize_s: float = 0.0
+    waited_out: float = 0.0  # do not try to place it before this time
+
+    @property
+    def run(self) -> str:
+        """The current attempt. Workers know runs only, so a report on an old run is void."""
+        return f"{self.request.id}#{self.run_number}"
+
+    @property
+    def known_ids(self) -> tuple[int, ...]:
+        """Prompt and everything emitted: what a new run starts from."""
+        return self.request.prompt_ids + tuple(self.emitted)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self.request.max_new_tokens - len(self.emitted)
+
+    @property
+    def reach(self) -> int:
+        """Tokens the run can come to hold; the same for every attempt."""
+        return len(self.request.prompt_ids) + self.request.max_new_tokens
+
+
+class Ledger:
+    """Live requests by id, by state, and by the run that workers report on."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._by_state: dict[State, dict[str, Entry]] = {state: {} for state in LIVE}
+        self._runs: dict[str, Entry] = {}
+        self.late_reports = 0  # about runs already over: normal after a cancel, so counted
+
+    def add(self, request: Request, text: TextStream, now: float) -> Entry:
+        """A new request, QUEUED. Its id must not be in use."""
+        assert request.id not in self._entries
+        entry = Entry(request, text, submitted=now, since=now)
+        self._entries[request.id] = self._by_state[State.QUEUED][request.id] = entry
+        return entry
+
+    def apply(self, entry: Entry, event: Event, now: float) -> None:
+        """Move the entry on. A new run begins at RESERVE; a finished entry leaves the ledger."""
+        state = advance(entry.state, event)
+        if state is not entry.state:
+            self._move(entry, state, now)
+        if event is Event.RESERVE:
+            entry.run_number += 1
+            self._runs[entry.run] = entry
+        if state in (State.QUEUED, State.FINISHED):
+            self._runs.pop(entry.run, None)
+            entry.decode = entry.prefill = entry.grant = entry.receipt = None
+
+    def _move(self, entry: Entry, state: State, now: float) -> None:
+        name = entry.request.id
+        entry.spent[entry.state] = entry.spent.get(entry.state, 0.0) + now - entry.since
+        del self._by_state[entry.state][name]
+        entry.state, entry.since = state, now
+        if state is State.FINISHED:
+            del self._entries[name]
+        elif state is State.QUEUED:  # it was at the head of the line before: it goes back there
+            self._by_state[state] = {name: entry, **self._by_state[state]}
+        else:
+            self._by_state[state][name] = entry
+
+    def get(self, request: str) -> Entry | None:
+        """The live entry of this request."""
+        return self._entries.get(request)
+
+    def follow(self, run: str, *states: State) -> Entry | None:
+        """The entry whose current run this is, if it is in one of the states; a report about any
+        other run is late."""
+        entry = self._runs.get(run)
+        if entry is not None and entry.state in states:
+            return entry
+        self.late_reports += 1
+        return None
+
+    def in_state(self, *states: State) -> list[Entry]:
+        """Entries in these states; within one, in the order they came into it."""
+        return [entry for state in states for entry in self._by_state[state].values()]
+
+    def count(self, *states: State) -> int:
+        """How many entries are in these states."""
+        return sum(len(self._by_state[state]) for state in states)
+
+    def queue(self) -> Iterator[Entry]:
+        """The waiting line, without copying it: it may be long. Do not apply events meanwhile."""
+        return iter(self._by_state[State.QUEUED].values())
+
+    def on_worker(self, worker: str) -> list[Entry]:
+        """Entries whose current run needs this worker."""
+        return [
+            entry
+            for entry in self.in_state(*PLACED)
+            if entry.decode == worker or (entry.prefill == worker and entry.state is State.FILLING)
+        ]
+
+    def of_client(self, client: str) -> list[Entry]:
+        """Live entries of one client."""
+        return [entry for entry in self._entries.values() if entry.request.client == client]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
+    """Where the request's time went, all its runs together."""
+    spent = {state: entry.spent.get(state, 0.0) for state in State}
+    filled_tokens = len(entry.request.prompt_ids) - 1
+    first = entry.first_token if entry.first_token is not None else now
+    return Timings(
+        queue_s=spent[State.QUEUED] + spent[State.RESERVED],
+        reserve_s=spent[State.RESERVING],
+        prefill_s=max(0.0, spent[State.FILLING] - entry.handover_s),
+        handover_s=entry.handover_s,
+        decode_s=spent[State.DECODING],
+        detokenize_s=entry.detokenize_s,
+        ttft_s=first - entry.submitted,
+        total_s=now - entry.submitted,
+        kv_bytes=filled_tokens * kv_bytes_per_token,
+        moved_bytes=entry.moved_bytes,
+        retries=max(0, entry.run_number),
+    )

@@ -1,0 +1,169 @@
+"""Members: the workers that said Hello, who fits, who can write to whom, who is still alive."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from baton.wire.messages import PROTOCOL, Attached, ClusterInfo, Hello, WorkerInfo
+from baton.wire.node import Effect, To, Watch
+from baton.wire.worker_messages import Attach, Detach, Refused, WriterClear, WriterJoined
+from router.health import Health, Pulse
+
+PREFILL, DECODE = "prefill", "decode"
+
+
+@dataclass(slots=True)
+class Member:
+    """A worker in good standing."""
+
+    hello: Hello
+    pulse: Pulse
+    attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
+    failed: dict[str, str] = field(default_factory=dict)  # prefill: decode workers out of reach
+    full_until: float = 0.0  # decode: it said Deferred, ask again after this
+
+    @property
+    def worker(self) -> str:
+        """Its name as a peer."""
+        return self.hello.worker
+
+
+class Members:
+    """The workers of one cluster. All of one model, dtype and KV layout."""
+
+    def __init__(self, *, model: str, host: str) -> None:
+        self._model = model
+        self._host = host
+        self._members: dict[str, Member] = {}
+
+    def get(self, worker: str) -> Member | None:
+        """The member of this name."""
+        return self._members.get(worker)
+
+    def of(self, role: str) -> Iterator[Member]:
+        """Members of a role, by name, so that equal clusters are walked equally."""
+        return (m for _, m in sorted(self._members.items()) if m.hello.role == role)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def misfit(self, hello: Hello) -> str | None:
+        """Why this worker cannot join, with both values named; None if it fits."""
+        if hello.protocol != PROTOCOL:
+            return f"the worker speaks protocol {hello.protocol}, the router {PROTOCOL}"
+        if hello.role not in (PREFILL, DECODE):
+            return f"the role must be {PREFILL} or {DECODE}, got {hello.role!r}"
+        if hello.model != self._model:
+            return f"the worker serves model {hello.model[:12]}, the router {self._model[:12]}"
+        other = next((m for m in self if m.worker != hello.worker), None)
+        if other is not None and other.hello.layout != hello.layout:
+            return (
+                f"the worker's KV layout is {hello.layout} ({hello.dtype}, block size "
+                f"{hello.block_size}), {other.worker}'s is {other.hello.layout} "
+                f"({other.hello.dtype}, block size {other.hello.block_size}); start both with the "
+                "same --dtype and --block-size"
+            )
+        return None
+
+    def join(self, hello: Hello, now: float) -> list[Effect]:
+        """Take the worker in and introduce it: every prefill worker is told of every decode pool."""
+        self._members[hello.worker] = Member(hello, Pulse(now, hello.patience_s))
+        effects: list[Effect] = []
+        if hello.host == self._host:
+            effects.append(Watch(hello.worker, hello.pid))
+        if hello.role == DECODE:
+            return effects + [To(m.worker, _attach(hello)) for m in self.of(PREFILL)]
+        # A writer that says Hello has dropped all it was writing: whatever waits for it may go.
+        effects += [To(m.worker, WriterClear(hello.worker)) for m in self.of(DECODE)]
+        return effects + [To(hello.worker, _attach(m.hello)) for m in self.of(DECODE)]
+
+    def attached(self, prefill: Member, report: Attached) -> list[Effect]:
+        """A prefill worker can write to this decode worker: tell the decode worker who it is."""
+        decode = self._members.get(report.worker)
+        if decode is None or decode.hello.epoch != report.epoch:
+            return []
+        prefill.attached[report.worker] = report
+        prefill.failed.pop(report.worker, None)
+        hello = prefill.hello
+        joined = WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
+        return [To(report.worker, joined)]
+
+    def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
+        """Take a worker out and tell those it worked with. A prefill worker that is merely silent
+        may still be writing: its blocks stay in quarantine until it is heard of again."""
+        member = self._members.pop(worker, None)
+        if member is None:
+            return []
+        if member.hello.role == DECODE:
+            for prefill in self.of(PREFILL):
+                prefill.attached.pop(worker, None)
+                prefill.failed.pop(worker, None)
+            return [To(m.worker, Detach(worker, member.hello.epoch)) for m in self.of(PREFILL)]
+        if not proven_dead:
+            return []
+        return [To(m.worker, WriterClear(worker)) for m in self.of(DECODE)]
+
+    def heard(self, worker: str, now: float) -> None:
+        """Any message is a sign of life."""
+        member = self._members.get(worker)
+        if member is not None:
+            member.pulse.last_heard = now
+
+    def alive(self, role: str, now: float) -> list[Member]:
+        """Members of a role that may be given work."""
+        return [m for m in self.of(role) if m.pulse.judge(now) is Health.ALIVE]
+
+    def dead(self, now: float) -> list[str]:
+        """Members that were silent for too long."""
+        return [m.worker for m in self if m.pulse.judge(now) is Health.DEAD]
+
+    def missing(self, *, colocated: bool, now: float) -> str:
+        """What stands between a request and its first token, in words; empty if nothing."""
+        decodes = self.alive(DECODE, now)
+        if not decodes:
+            return "no decode worker has joined"
+        if colocated:
+            return ""
+        prefills = self.alive(PREFILL, now)
+        if not prefills:
+            return "no prefill worker has joined"
+        if any(p.attached for p in prefills):
+            return ""
+        whys = [
+            f"{p.worker} cannot write to {d}: {w}" for p in prefills for d, w in p.failed.items()
+        ]
+        return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
+
+    def infos(self, now: float) -> tuple[WorkerInfo, ...]:
+        """Every member, as clients see it."""
+        return tuple(
+            WorkerInfo(
+                m.worker,
+                m.hello.role,
+                m.hello.device,
+                m.pulse.judge(now).value,
+                tuple(_way(a) for a in m.attached.values()),
+                m.hello.load_s,
+            )
+            for m in sorted(self, key=lambda m: m.worker)
+        )
+
+    def refusal(self, hello: Hello, why: str) -> list[Effect]:
+        """Tell a misfit that, and why, it cannot join."""
+        return [To(hello.worker, Refused(why))]
+
+
+def _attach(hello: Hello) -> Attach:
+    return Attach(hello.worker, hello.epoch, hello.regions)
+
+
+def _way(attached: Attached) -> str:
+    speed = f" {attached.gb_per_s:.1f} GB/s" if attached.gb_per_s else ""
+    return f"{attached.transport}{speed}"
+
+
+def cluster_dtype(members: Members) -> str:
+    """The dtype the workers compute in; empty before one has joined."""
+    return next((m.hello.dtype for m in members), "")
+
+
+__all__ = ["DECODE", "PREFILL", "ClusterInfo", "Member", "Members", "cluster_dtype"]

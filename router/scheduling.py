@@ -1,0 +1,188 @@
+"""Scheduler: gives queued requests to workers. It asks the pure rules and writes the orders."""
+
+from dataclasses import dataclass
+
+from baton.lifecycle import PLACED, Event, State
+from baton.wire.node import Effect, To
+from baton.wire.worker_messages import Fill, FillJob, Renew, Reserve, Start
+from router.batching import FillRule, Waiting, fill_due, plan_fill
+from router.ledger import Entry, Ledger
+from router.members import DECODE, PREFILL, Member, Members
+from router.placement import (
+    DecodeChoice,
+    PrefillChoice,
+    choose_decode,
+    choose_prefill,
+    fills_remotely,
+)
+
+DEFERRED_S = 0.02
+"""A decode worker that said "no room" is asked again after this: blocks may be in quarantine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How this router schedules."""
+
+    batch_size: int  # requests running at once, hence the size of a Fill batch
+    window_s: float
+    token_budget: int
+    colocated: bool = False
+    local_tokens: int = 0  # prompts with at most so many tokens to fill skip the prefill worker
+
+
+class Scheduler:
+    """Places, fills and starts. The ledger's states are its only memory."""
+
+    def __init__(self, ledger: Ledger, members: Members, rules: Rules) -> None:
+        self._ledger = ledger
+        self._members = members
+        self._rules = rules
+        self._fill_rule = FillRule(rules.window_s, rules.batch_size, rules.token_budget)
+
+    def place(self, now: float) -> list[Effect]:
+        """Everything that can be ordered now."""
+        return [*self._reserve(now), *self._start_local(now), *self._fill(now)]
+
+    def due(self, now: float) -> float:
+        """Seconds until something may be ordered that cannot be now, though no message comes."""
+        first = next(self._ledger.queue(), None)
+        waits = [first.waited_out - now] if first and first.waited_out > now else []
+        window = fill_due(self._waiting(), self._fill_rule, now)
+        if window is not None and window > 0:
+            waits.append(window)
+        return min(waits, default=float("inf"))
+
+    # ---- blocks
+
+    def _reserve(self, now: float) -> list[Effect]:
+        """First come, first served: who cannot be placed stops the line."""
+        effects: list[Effect] = []
+        while self._ledger.count(*PLACED) < self._rules.batch_size:
+            entry = next(self._ledger.queue(), None)
+            if entry is None or entry.waited_out > now:
+                break
+            worker = self._choose_decode(entry, now)
+            if worker is None:
+                break
+            entry.decode = worker
+            self._ledger.apply(entry, Event.RESERVE, now)
+            effects.append(To(worker, Reserve(entry.run, entry.reach)))
+        return effects
+
+    def _choose_decode(self, entry: Entry, now: float) -> str | None:
+        members = [m for m in self._members.alive(DECODE, now) if m.full_until <= now]
+        if not members:
+            return None
+        choices = [self._decode_choice(member) for member in members]
+        return choose_decode(choices, _blocks(entry, members[0]))
+
+    def _decode_choice(self, member: Member) -> DecodeChoice:
+        here = [e for e in self._ledger.in_state(*PLACED) if e.decode == member.worker]
+        held = sum(_blocks(entry, member) for entry in here)
+        return DecodeChoice(member.worker, member.hello.blocks - held, len(here))
+
+    def deferred(self, entry: Entry, now: float) -> None:
+        """The pool had no room after all (quarantine is not ours to see): back to the queue."""
+        member = self._members.get(entry.decode) if entry.decode else None
+        if member is not None:
+            member.full_until = now + DEFERRED_S
+        entry.waited_out = now + DEFERRED_S
+        self._ledger.apply(entry, Event.DEFERRED, now)
+
+    def renew_leases(self) -> list[Effect]:
+        """Tell the decode workers which grants not yet started are still wanted."""
+        waiting: dict[str, list[str]] = {}
+        for entry in self._ledger.in_state(State.RESERVED, State.FILLING):
+            assert entry.decode is not None
+            waiting.setdefault(entry.decode, []).append(entry.run)
+        return [To(decode, Renew(tuple(runs))) for decode, runs in waiting.items()]
+
+    def never_fits(self) -> tuple[Entry, str] | None:
+        """The first in the queue, if no pool here could ever hold it, and why."""
+        entry = next(self._ledger.queue(), None)
+        members = list(self._members.of(DECODE))
+        if entry is None or not members:
+            return None
+        biggest = max(member.hello.blocks for member in members)
+        blocks = _blocks(entry, members[0])
+        if blocks <= biggest:
+            return None
+        return entry, (
+            f"prompt and generation need {blocks} KV blocks, the largest pool here has {biggest}; "
+            "ask for less or give the decode worker more KV memory"
+        )
+
+    # ---- prefill
+
+    def _remote(self, entry: Entry) -> bool:
+        tokens = len(entry.known_ids) - 1
+        rules = self._rules
+        return fills_remotely(tokens, colocated=rules.colocated, local_tokens=rules.local_tokens)
+
+    def _start_local(self, now: float) -> list[Effect]:
+        reserved = self._ledger.in_state(State.RESERVED)
+        starts = [self.start(entry, now) for entry in reserved if not self._remote(entry)]
+        return [effect for effects in starts for effect in effects]
+
+    def _waiting(self) -> list[Waiting]:
+        return [
+            Waiting(entry.run, len(entry.known_ids) - 1, entry.since)
+            for entry in self._ledger.in_state(State.RESERVED)
+        ]
+
+    def _fill(self, now: float) -> list[Effect]:
+        running = self._ledger.count(*PLACED)
+        reserving = self._ledger.count(State.RESERVING) > 0
+        more_may_come = reserving or running < self._rules.batch_size
+        batch = plan_fill(self._waiting(), self._fill_rule, more_may_come=more_may_come, now=now)
+        orders: dict[str, list[FillJob]] = {}
+        for waiting in batch:
+            entry = self._ledger.follow(waiting.run, State.RESERVED)
+            assert entry is not None
+            assert entry.grant is not None
+            assert entry.decode is not None
+            worker = choose_prefill(self._prefill_choices(now), entry.decode)
+            if worker is None:
+                continue  # nobody can write there now; it keeps its blocks and waits
+            entry.prefill = worker
+            self._ledger.apply(entry, Event.FILL, now)
+            orders.setdefault(worker, []).append(FillJob(entry.grant, entry.known_ids[:-1]))
+        return [To(worker, Fill(tuple(jobs))) for worker, jobs in orders.items()]
+
+    def _prefill_choices(self, now: float) -> list[PrefillChoice]:
+        filling = self._ledger.in_state(State.FILLING)
+        return [
+            PrefillChoice(
+                member.worker,
+                sum(len(e.known_ids) - 1 for e in filling if e.prefill == member.worker),
+                member.attached.keys(),
+            )
+            for member in self._members.alive(PREFILL, now)
+        ]
+
+    # ---- decode
+
+    def start(self, entry: Entry, now: float) -> list[Effect]:
+        """Hand the request to its decode worker: filled, or to be filled there."""
+        assert entry.decode is not None
+        request = entry.request
+        order = Start(
+            entry.run,
+            entry.known_ids,
+            entry.remaining,
+            request.sampling,
+            request.eos_token_ids,
+            entry.receipt,
+        )
+        self._ledger.apply(entry, Event.START, now)
+        return [To(entry.decode, order)]
+
+    def kv_bytes_per_token(self, entry: Entry) -> int:
+        """KV bytes one token of this request takes in its pool; 0 if it was never placed."""
+        member = self._members.get(entry.decode) if entry.decode else None
+        return member.hello.block_bytes // member.hello.block_size if member else 0
+
+
+def _blocks(entry: Entry, member: Member) -> int:
+    return -(-entry.reach // member.hello.block_size)

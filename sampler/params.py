@@ -1,0 +1,89 @@
+"""SamplingParams: how one choice of one request wants its tokens drawn. No torch here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+# Below this temperature, logits / temperature is a one-hot in float32 anyway (vLLM's limit too).
+GREEDY_BELOW = 1e-5
+
+# name: (type, the rule in words, the rule). NaN fails every comparison, so no rule lets it in.
+# A penalty outside 1e-30 .. 1e30 would turn ordinary logits into infinities in float32.
+RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] = {
+    "temperature": (float, "in [0, 2]", lambda x: 0 <= x <= 2),
+    "top_k": (int, "-1 or 0 (off), or in [1, 2**31)", lambda x: -1 <= x < 2**31),
+    "top_p": (float, "in (0, 1]", lambda x: 0 < x <= 1),
+    "min_p": (float, "in [0, 1]", lambda x: 0 <= x <= 1),
+    "repetition_penalty": (float, "finite and > 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30),
+    "seed": (int, "in [-2**63, 2**63)", lambda x: -(2**63) <= x < 2**63),
+    "choice": (int, "in [0, 2**31)", lambda x: 0 <= x < 2**31),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """A new field is one line here and one in RULES; the wire follows by itself."""
+
+    temperature: float = 1.0  # below 1e-5: greedy
+    top_k: int = 0  # 0: off; -1 is accepted and stored as 0
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.0  # 1: off; counts prompt and generated tokens, as transformers
+    seed: int = 0
+    choice: int = 0  # which of the request's n answers: each draws its own numbers
+
+    def __post_init__(self) -> None:
+        for name, (kind, rule, holds) in RULES.items():
+            value = getattr(self, name)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{name} must be {_NOUNS[kind]}, got {_shown(value)}")
+            if not holds(value):
+                raise ValueError(f"{name} must be {rule}, got {_shown(value)}")
+            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are the same on the wire
+        if self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    def to_wire(self) -> dict[str, int | float]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> "SamplingParams":
+        """The inverse of `to_wire`; a missing field has its default, an unknown one is refused."""
+        if not isinstance(wire, Mapping):
+            raise ValueError(f"sampling parameters must be a mapping, got {_shown(wire)}")
+        if unknown := [name for name in wire if name not in RULES]:
+            raise ValueError(f"sampling parameters are {', '.join(RULES)}; got {_shown(unknown)}")
+        return cls(**wire)
+
+    @classmethod
+    def from_generation_config(cls, config: Mapping[str, Any]) -> "SamplingParams":
+        """What `transformers.generate` would do with this generation_config.json.
+
+        Absent and null fields take transformers' own defaults
+        (`GenerationConfig._get_default_generation_params`, 5.23): do_sample false, which is greedy
+        whatever the other fields say, and **top_k 50** when sampling, unlike ours (off). The
+        repetition penalty holds for greedy too. Steps we lack (typical_p, no_repeat_ngram_size,
+        num_beams, ...) are not read: warning about them is up to whoever reads the file.
+        """
+        given = {name: value for name, value in config.items() if value is not None}
+        if type(do_sample := given.get("do_sample", False)) is not bool:
+            raise ValueError(f"do_sample must be true or false, got {_shown(do_sample)}")
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        chosen = {"top_k": 50} | {name: given[name] for name in names if name in given}
+        if not do_sample:
+            penalty = given.get("repetition_penalty", 1.0)
+            return cls(temperature=0.0, repetition_penalty=penalty)
+        return cls(**chosen)
+
+
+_NOUNS = {int: "an integer", float: "a number"}
+
+
+def _shown(value: object) -> str:
+    """A value short enough for an error message, whatever a client sent."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,122 @@
+"""SamplingParams: what it takes, what it refuses, and how it travels."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sampler.params import RULES, SamplingParams
+
+NAN, INF = float("nan"), float("inf")
+
+valid_params = st.builds(
+    SamplingParams,
+    temperature=st.floats(0, 2),
+    top_k=st.integers(-1, 2**31 - 1),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(1e-30, 1e30),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    choice=st.integers(0, 2**31 - 1),
+)
+
+
+@given(valid_params)
+def test_params_survive_the_wire(params: SamplingParams) -> None:
+    assert SamplingParams.from_wire(json.loads(json.dumps(params.to_wire()))) == params
+
+
+REFUSED: dict[str, list[object]] = {
+    "temperature": [-0.1, 2.01, NAN, INF, -INF, True, "1", None, 1j],
+    "top_k": [-2, 2**31, 10**400, 1.0, True, "5", None],
+    "top_p": [0, 0.0, -0.5, 1.0001, NAN, INF, False, "0.9", None, []],
+    "min_p": [-0.1, 1.1, NAN, INF, True, "0", None],
+    "repetition_penalty": [0, -1.0, NAN, INF, 1e-40, 10**400, True, "1", None],
+    "seed": [2**63, -(2**63) - 1, 1.0, True, "7" * 999, None],
+    "choice": [-1, 2**31, 0.0, False, "0", None],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
+)
+def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got ") as caught:
+        SamplingParams.from_wire({name: value})
+    assert len(str(caught.value)) < 200
+
+
+def test_a_message_says_the_rule_and_the_value() -> None:
+    with pytest.raises(ValueError, match=r"^top_p must be in \(0, 1\], got 1\.5$"):
+        SamplingParams(top_p=1.5)
+    with pytest.raises(ValueError, match=r"^top_k must be an integer, got True$"):
+        SamplingParams(top_k=True)
+
+
+def test_every_field_has_a_rule() -> None:
+    assert list(SamplingParams().to_wire()) == list(RULES)
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(ValueError, match="top_q"):
+        SamplingParams.from_wire({"top_q": 0.9})
+    with pytest.raises(ValueError, match="must be a mapping"):
+        SamplingParams.from_wire([("top_p", 0.9)])  # type: ignore[arg-type]
+
+
+def test_missing_fields_have_openai_defaults() -> None:
+    params = SamplingParams.from_wire({})
+    assert params == SamplingParams()
+    assert (params.temperature, params.top_p, params.top_k, params.greedy) == (1.0, 1.0, 0, False)
+
+
+def test_whole_numbers_are_numbers_and_travel_as_floats() -> None:
+    params = SamplingParams(temperature=1, top_p=1)
+    assert params == SamplingParams()
+    assert type(params.to_wire()["temperature"]) is float
+
+
+def test_minus_one_turns_top_k_off() -> None:
+    assert SamplingParams(top_k=-1) == SamplingParams(top_k=0)
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    assert SamplingParams(temperature=0).greedy
+    assert SamplingParams(temperature=0.99e-5).greedy
+    assert not SamplingParams(temperature=1e-5).greedy
+
+
+def test_a_generation_config_without_do_sample_is_greedy() -> None:
+    config = {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.1, "eos_token_id": [1, 2]}
+    expected = SamplingParams(temperature=0, repetition_penalty=1.1)
+    assert SamplingParams.from_generation_config(config) == expected
+    assert SamplingParams.from_generation_config({**config, "do_sample": False}) == expected
+    assert SamplingParams.from_generation_config({}).greedy
+
+
+def test_a_sampling_generation_config_is_read() -> None:
+    config = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05}
+    expected = SamplingParams(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05)
+    assert SamplingParams.from_generation_config(config) == expected
+
+
+def test_absent_and_null_fields_take_the_defaults_of_transformers() -> None:
+    expected = SamplingParams(top_k=50)
+    assert SamplingParams.from_generation_config({"do_sample": True}) == expected
+    nulls = {"do_sample": True, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
+    assert SamplingParams.from_generation_config(nulls) == expected
+    assert SamplingParams.from_generation_config({"do_sample": True, "top_k": 0}).top_k == 0
+
+
+@pytest.mark.parametrize("config", [{"do_sample": "false"}, {"do_sample": True, "top_p": "0.9"}])
+def test_a_broken_generation_config_is_refused(config: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        SamplingParams.from_generation_config(config)
+
+
+def test_params_do_not_load_torch() -> None:
+    code = "import sys, sampler, sampler.params; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

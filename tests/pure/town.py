@@ -1,0 +1,327 @@
+"""A whole cluster inside one function: the real nodes, a pretend model, a pretend network and clock.
+
+The pretend KV cache holds token ids where a real one holds keys and values, and the pretend model's
+next token is a hash of every token it reads through the block table. So a block that was not filled,
+filled late, or overwritten by somebody else changes the answer, exactly as in the real thing.
+"""
+
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from baton.errors import TransferError
+from baton.kv.grant import Grant
+from baton.kv.region import Arrival, Receipt, Region
+from baton.kv.row import Logits, Row
+from baton.request import Limits
+from baton.wire import messages as msg
+from baton.wire.codec import decode, encode
+from baton.wire.node import ROUTER, Node, Stop, To, Watch
+from decode_worker.worker import DecodeWorker, Draw
+from prefill_worker.worker import Chunk, PrefillWorker, Way
+from router.intake import Served
+from router.router import Identity, Router
+from router.scheduling import Rules
+from sampler.params import SamplingParams
+
+BLOCK = 4
+VOCABULARY = 997
+EOS = 0
+GREEDY = SamplingParams(temperature=0.0).to_wire()
+
+
+def next_token(context: Sequence[int]) -> int:
+    """What the pretend model says after this context; never EOS but by chance of the hash."""
+    digest = hashlib.blake2b(repr(list(context)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % VOCABULARY
+
+
+def calm_answer(prompt: Sequence[int], length: int) -> tuple[list[int], str]:
+    """Tokens and finish reason of an undisturbed run."""
+    known = list(prompt)
+    for _ in range(length):
+        known.append(next_token(known))
+        if known[-1] == EOS:
+            return known[len(prompt) :], "stop"
+    return known[len(prompt) :], "length"
+
+
+@dataclass
+class Memory:
+    """One decode worker's pool: reachable by name, gone when its process is."""
+
+    cells: dict[tuple[int, int], int] = field(default_factory=dict)  # (block, offset) -> token id
+    stamps: dict[int, int] = field(default_factory=dict)
+
+    def write(self, blocks: Sequence[int], position: int, token: int) -> None:
+        self.cells[blocks[position // BLOCK], position % BLOCK] = token
+
+    def read(self, blocks: Sequence[int], position: int) -> int | None:
+        return self.cells.get((blocks[position // BLOCK], position % BLOCK))
+
+
+class PretendTokenizer:
+    """Words are ids."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(f"{i} " for i in ids)
+
+
+class PretendPrefill:
+    """Writes token ids straight into the memory of the decode worker it is attached to."""
+
+    def __init__(self, town: "Town") -> None:
+        self.town = town
+        self.pools: dict[str, Memory] = {}
+
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
+        if worker not in self.town.memories:
+            raise TransferError(f"no memory of {worker}")
+        self.pools[worker] = self.town.memories[worker]
+        return Way(self.town.transport, 0.0, "")
+
+    def detach(self, worker: str) -> None:
+        self.pools.pop(worker, None)
+
+    def admit(self, grant: Grant, tokens: int) -> bool:
+        if grant.worker not in self.pools:
+            raise TransferError(f"not attached to {grant.worker}")
+        return True
+
+    def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            for offset, token in enumerate(chunk.token_ids):
+                self.pools[worker].write(chunk.grant.blocks, chunk.start + offset, token)
+
+    def finish(self, grant: Grant, tokens: int) -> Receipt:
+        for block in grant.blocks[: -(-tokens // BLOCK)]:
+            self.pools[grant.worker].stamps[block] = grant.generation
+        damaged = self.town.damage and self.town.damage(grant)
+        if damaged:
+            self.pools[grant.worker].stamps[grant.blocks[0]] = -1
+        return Receipt(0, b"", 0.0, "shm")
+
+    def abandon(self, grant: Grant) -> None:
+        pass
+
+    def clock(self) -> float:
+        return self.town.now
+
+
+class PretendDecode:
+    """Reads the context through the block table and hashes it."""
+
+    def __init__(self, town: "Town", memory: Memory) -> None:
+        self.town = town
+        self.memory = memory
+
+    def expect(self, grant: Grant) -> None:
+        for block in grant.blocks:
+            self.memory.stamps[block] = 0
+
+    def poll(self) -> None:
+        pass
+
+    def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
+        filled = grant.blocks[: -(-tokens // BLOCK)]
+        good = all(self.memory.stamps.get(block) == grant.generation for block in filled)
+        return Arrival.READY if good else Arrival.BAD
+
+    def retire(self, grant: Grant) -> None:
+        pass
+
+    def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
+        return ()
+
+    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
+        tokens: list[int | None] = []
+        for row in rows:
+            for offset, token in enumerate(row.token_ids):
+                self.memory.write(row.blocks, row.start + offset, token)
+            if row.logits is Logits.LAST:
+                context = [self.memory.read(row.blocks, p) for p in range(row.end)]
+                tokens.append(next_token([-1 if token is None else token for token in context]))
+        assert len(tokens) == len(draws)
+        return tokens
+
+
+@dataclass
+class Outcome:
+    """What the client saw of one request."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    ends: list[str] = field(default_factory=list)
+
+
+class Town:
+    """Real nodes, delivered to one message at a time. `before` runs before each delivery."""
+
+    transport = "shm"
+
+    def __init__(
+        self,
+        *,
+        prefills: int = 1,
+        decodes: int = 1,
+        blocks: int = 64,
+        rules: Rules | None = None,
+        prefill_budget: int = 16,
+        patience_s: float = 0.0,
+    ) -> None:
+        self.now = 0.0
+        self.nodes: dict[str, Node] = {}
+        self.memories: dict[str, Memory] = {}
+        self.stalled: set[str] = set()
+        self.mail: dict[tuple[str, str], deque[bytes]] = defaultdict(deque)
+        self.watching: dict[str, set[str]] = defaultdict(set)  # peer -> who wants to know
+        self.outcomes: dict[str, Outcome] = defaultdict(Outcome)
+        self.infos: list[msg.ClusterInfo] = []
+        self.delivered = 0
+        self.before: Callable[[str, str, msg.Message], None] | None = None
+        self.damage: Callable[[Grant], bool] | None = None
+        self.rules = rules or Rules(batch_size=4, window_s=0.01, token_budget=64)
+        self._blocks, self._budget, self._patience = blocks, prefill_budget, patience_s
+        self._boots = 0
+        self.start_router()
+        for index in range(prefills):
+            self.start_worker("prefill", index)
+        for index in range(decodes):
+            self.start_worker("decode", index)
+
+    # ---- processes
+
+    def start_router(self) -> None:
+        self._boots += 1
+        served = Served("pretend", "pretend", Limits(512, VOCABULARY), (EOS,), GREEDY)
+        identity = Identity(f"router/{self._boots}", "here", 1)
+        self.router = Router(identity, served, PretendTokenizer(), self.rules, lambda: self.now)
+        self.nodes[ROUTER] = self.router
+
+    def start_worker(self, role: str, index: int) -> str:
+        self._boots += 1
+        name = f"{role}-{index}.{self._boots}"
+        hello = msg.Hello(
+            role, name, f"{name}/0", msg.PROTOCOL, "here", 1000 + self._boots, "pretend", "pretend",
+            "float32", "layout", BLOCK, BLOCK * 8, self._blocks if role == "decode" else 0, (),
+            self._patience, 0.0,
+        )  # fmt: skip
+        if role == "decode":
+            self.memories[name] = Memory()
+            model = PretendDecode(self, self.memories[name])
+            self.nodes[name] = DecodeWorker(hello, model, token_budget=16)
+        else:
+            self.nodes[name] = PrefillWorker(hello, PretendPrefill(self), token_budget=self._budget)
+        return name
+
+    def kill(self, name: str, *, restart: bool = True) -> None:
+        """SIGKILL: what it had sent arrives, what was sent to it does not."""
+        self.nodes.pop(name)
+        self.stalled.discard(name)
+        self.memories.pop(name, None)
+        for (_, receiver), queue in self.mail.items():
+            if receiver == name:
+                queue.clear()
+        for watcher in self.watching.pop(name, set()):
+            self.mail["kernel", watcher].append(encode(msg.Exited(name)))
+        if name == ROUTER:
+            self.start_router()
+        elif restart:
+            role, index = name.split(".")[0].split("-")
+            self.start_worker(role, int(index))
+
+    def workers(self, role: str = "") -> list[str]:
+        return [name for name in self.nodes if name != ROUTER and name.startswith(role)]
+
+    # ---- the network
+
+    def send(self, sender: str, effects: Iterable[object]) -> None:
+        for effect in effects:
+            match effect:
+                case To(peer, message):
+                    self.mail[sender, peer].append(encode(message))
+                case Watch(peer, _):
+                    if peer in self.nodes:
+                        self.watching[peer].add(sender)
+                    else:
+                        self.mail["kernel", sender].append(encode(msg.Exited(peer)))
+                case Stop(_, why):
+                    raise AssertionError(f"{sender} stopped: {why}")
+
+    def client(self, message: msg.Message, name: str = "client") -> None:
+        self.mail[name, ROUTER].append(encode(message))
+
+    def submit(self, request: str, prompt: Sequence[int], length: int, **options: object) -> None:
+        self.client(msg.Submit(request, None, tuple(prompt), length, **options))
+
+    def deliver_one(self) -> bool:
+        """The next message, the channels taking turns. False: nobody has any."""
+        for channel in list(self.mail):
+            sender, receiver = channel
+            if not self.mail[channel] or receiver in self.stalled:
+                continue
+            data = self.mail[channel].popleft()
+            self.mail[channel] = self.mail.pop(channel)  # to the back of the line
+            message = decode(data)
+            self.delivered += 1
+            if self.before is not None:
+                self.before(sender, receiver, message)
+            if receiver in self.nodes:
+                self.send(receiver, self.nodes[receiver].handle(sender, message, self.now))
+            elif receiver.startswith("client"):
+                self._client_reads(message)
+            return True
+        return False
+
+    def _client_reads(self, message: msg.Message) -> None:
+        match message:
+            case msg.Emitted(request, tokens, text):
+                assert not self.outcomes[request].ends, f"{request}: tokens after its end"
+                self.outcomes[request].tokens += tokens
+                self.outcomes[request].text += text
+            case msg.Finished(request, reason):
+                self.outcomes[request].ends.append(reason)
+            case msg.Failed(request, code):
+                self.outcomes[request].ends.append(code)
+            case msg.ClusterInfo():
+                self.infos.append(message)
+
+    def turn(self) -> None:
+        """Messages first, then everybody's step, then time: the loop of every process, in one."""
+        while self.deliver_one():
+            pass
+        for name in list(self.nodes):
+            if name in self.nodes and name not in self.stalled:
+                self.send(name, self.nodes[name].step(self.now))
+        if not any(queue for (_, to), queue in self.mail.items() if to not in self.stalled):
+            waits = [n.due(self.now) for name, n in self.nodes.items() if name not in self.stalled]
+            self.now += max(min(waits), 0.001)
+
+    def run(self, until: Callable[[], bool], turns: int = 4000) -> None:
+        for _ in range(turns):
+            if until():
+                return
+            self.turn()
+        raise AssertionError(f"nothing came of it in {turns} turns: {dict(self.outcomes)}")
+
+    def run_all(self, requests: Iterable[str]) -> None:
+        """Until every request has ended, and what was on its way has arrived."""
+        names = list(requests)
+        self.run(lambda: all(self.outcomes[name].ends for name in names))
+        self.settle()
+
+    def settle(self) -> None:
+        """Let everything come to rest: no live request, no block held, no block in quarantine."""
+        self.stalled.clear()
+        self.run(lambda: self.at_rest(), turns=200)
+
+    def at_rest(self) -> bool:
+        tables = [n.table for n in self.nodes.values() if isinstance(n, DecodeWorker)]
+        for table in tables:
+            table.check()
+        quiet = not any(queue for queue in self.mail.values())
+        return quiet and len(self.router.ledger) == 0 and all(table.idle for table in tables)
