@@ -5,7 +5,7 @@
 
 The router loses no request while it lives. When it is restarted, what was in flight is gone with
 it and is submitted again under new ids, from the beginning; reports on the old ids are void.
-Used by the offline job and by `generate`; both pass a Client and a Cluster, tests pass pretend ones.
+Used by the offline job and by `generate`: they pass a Client and a Cluster, tests pretend ones.
 """
 
 from collections import deque
@@ -48,7 +48,7 @@ class Supervisor(Protocol):
 
     @property
     def router_restarts(self) -> int: ...
-    def check(self) -> list[str]: ...
+    def check(self, info: ClusterInfo | None = None) -> list[str]: ...
 
 
 class Elsewhere:
@@ -56,7 +56,7 @@ class Elsewhere:
 
     router_restarts = 0
 
-    def check(self) -> list[str]:
+    def check(self, info: ClusterInfo | None = None) -> list[str]:
         return []
 
 
@@ -150,6 +150,8 @@ class Follower:
         self._clock = clock
         self._flights: dict[str, _Flight] = {}
         self._restarts = supervisor.router_restarts
+        self._known = False  # the router of this life has answered, and tells us its news
+        self._news: ClusterInfo | None = None  # not yet passed on to the supervisor
         self._heard = clock()
 
     def await_ready(self, *, ours: bool) -> Iterator[Happening]:
@@ -159,13 +161,16 @@ class Follower:
         info: ClusterInfo | None = None
         while info is None or not info.ready:
             yield from self._supervise()
-            if info is None:
-                info = self._first_answer(ours=ours)
-                news: list[ClusterInfo] = [info] if info else []
+            before = info
+            if not self._known:
+                info = self._first_answer(ours=ours) or info
             else:
-                polled = self._line.poll(POLL_S)
-                news = [each for each in polled if isinstance(each, ClusterInfo)]
-            for info in news:
+                messages = self._line.poll(POLL_S)
+                self._mind_silence(bool(messages), self._clock())
+                for news in messages:
+                    info = news if isinstance(news, ClusterInfo) else info
+            if info is not None and info is not before:
+                self._news = info
                 yield info
             if self._clock() >= deadline:
                 waiting_for = info.waiting_for if info else "the router's answer"
@@ -176,9 +181,20 @@ class Follower:
     def run(self, tasks: Sequence[Task], ask: Ask) -> Iterator[Happening]:
         """Complete every task: each ends with one Completion or one Failure."""
         waiting = deque(tasks)
+        lost: list[_Flight] = []
         self._heard = self._clock()
-        while waiting or self._flights:
-            yield from self._supervise(ask)
+        while waiting or self._flights or lost:
+            yield from self._supervise()
+            if not self._known:  # a new router: what the old one had is gone
+                lost += self._flights.values()
+                self._flights.clear()
+                if self._first_answer(ours=True) is None:
+                    continue
+            for flight in lost:
+                self._submit(flight.task, flight.attempt + 1, ask)
+            if lost:
+                yield Note(f"the router was started anew: {len(lost)} requests begin again")
+                lost = []
             while waiting and len(self._flights) < self._limit:
                 self._submit(waiting.popleft(), 0, ask)
             messages = self._line.poll(POLL_S)
@@ -195,11 +211,13 @@ class Follower:
 
     def _first_answer(self, *, ours: bool) -> ClusterInfo | None:
         try:
-            return self._line.info(timeout_s=POLL_S if ours else ANSWER_S)
+            info = self._line.info(timeout_s=POLL_S if ours else ANSWER_S)
         except ProtocolError:
             if not ours:
                 raise
             return None
+        self._known = True
+        return info
 
     def _submit(self, task: Task, attempt: int, ask: Ask) -> None:
         request = f"{self._job}-{task.index}.{attempt}"
@@ -216,22 +234,17 @@ class Follower:
             )
         )
 
-    def _supervise(self, ask: Ask | None = None) -> Iterator[Happening]:
-        for text in self._supervisor.check():
+    def _supervise(self) -> Iterator[Happening]:
+        news, self._news = self._news, None
+        for text in self._supervisor.check(news):
             yield Note(text)
-        if self._supervisor.router_restarts == self._restarts:
-            return
-        self._restarts = self._supervisor.router_restarts
-        lost = list(self._flights.values())
-        self._flights.clear()
-        for flight in lost:
-            assert ask is not None
-            self._submit(flight.task, flight.attempt + 1, ask)
-        if lost:
-            yield Note(f"the router was started anew: {len(lost)} requests begin again")
+        if self._supervisor.router_restarts != self._restarts:
+            self._restarts = self._supervisor.router_restarts
+            self._known = False
 
     def _take(self, message: FromRouter, now: float) -> Iterator[Happening]:
         if isinstance(message, ClusterInfo):
+            self._news = message
             yield message
             return
         flight = self._flights.get(message.request)

@@ -146,10 +146,8 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
             f"{folder} has no tokenizer.json: write one with "
             "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    generation_file = folder / "generation_config.json"
-    generation = (
-        _read_json(generation_file, f"{folder} is incomplete") if generation_file.exists() else {}
-    )
+    about = folder / "generation_config.json"
+    generation = _read_json(about, f"{folder} is incomplete") if about.exists() else {}
     return _described(name, config, generation, folder, tokenizer_file, digest.hexdigest()[:32])
 
 
@@ -188,7 +186,8 @@ def _described(
 
 def _check_architecture(name: str, config: Json) -> None:
     """A ModelError if this is not the kind of model that this project serves."""
-    architecture = str((config.get("architectures") or ["no architecture"])[0])
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else "no architecture"
     model_type = str(config.get("model_type", ""))
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{name} is {architecture}, which cannot be served: {TWO_WAY}")
@@ -248,8 +247,8 @@ def _safetensors_header(path: Path) -> bytes:
         header = file.read(length) if 8 + length <= size else b""
     try:
         tensors = json.loads(header)
-        ends = [entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        ends = [int(t["data_offsets"][1]) for key, t in tensors.items() if key != "__metadata__"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is broken, or no safetensors file: fetch it again") from error
     needed = 8 + length + max(ends, default=0)
     if needed != size:

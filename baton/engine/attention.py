@@ -1,0 +1,117 @@
+"""The attention every model runs through: keys and values go into the pool, queries attend to it.
+
+transformers calls `paged_attention` in place of its own (see loading.py, which registers it). What
+one forward is about travels along as the model's keyword argument `baton`, a Companion: there is no
+global state, and a probe can take the place of the pool.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from baton.engine.batch import Batch
+from baton.engine.pool import Pool
+from baton.errors import ModelError
+
+NAME = "baton_paged"
+
+AfterLayer = Callable[[int], None]
+
+# What transformers hands to attention functions that changes nothing for ours: positions are in the
+# rotated queries already. Arguments called output_... ask for outputs we do not return or use.
+HARMLESS = {"position_ids", "cache_position", "use_cache"}
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """How a layer's attention differs from the plain kind."""
+
+    scaling: float
+    window: int | None = None  # a query sees itself and the window - 1 tokens before it
+    softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
+    sinks: torch.Tensor | None = None  # [heads]: one more score per head, with no value behind it
+
+
+class Companion(Protocol):
+    """Answers one forward's attention calls, one per layer, in the model's order."""
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+    ) -> torch.Tensor:
+        """query [1, H, T, Dk], key [1, KVH, T, Dk], value [1, KVH, T, Dv] -> [1, T, H, Dv]."""
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    baton: Companion | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """The function transformers calls. An argument it does not know would change the result if it
+    were ignored, so it is refused."""
+    baton = baton or getattr(module, "baton", None)  # see DROPS_ARGUMENTS in loading.py
+    refused = [
+        name
+        for name, given in others.items()
+        if given is not None and name not in HARMLESS and not name.startswith("output_")
+    ]
+    if attention_mask is not None:
+        refused.append("attention_mask")
+    if is_causal is False:
+        refused.append("is_causal=False")
+    if dropout:
+        refused.append("dropout")
+    if baton is None:
+        refused.append("a forward that does not pass its keyword arguments on")
+    if refused or baton is None:
+        raise ModelError(
+            f"{type(module).__name__} cannot be served: attention uses {', '.join(refused)}"
+        )
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    flavour = Flavour(scaling, sliding_window, softcap, s_aux)
+    return baton.attend(query, key, value, flavour), None
+
+
+class Kernel(Protocol):
+    """Attention of packed queries [T, H, Dk] over one layer of the pool -> [T, H, Dv]."""
+
+    def __call__(
+        self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
+    ) -> torch.Tensor: ...
+
+
+class PagedForward:
+    """One forward over the pool. Layers are numbered by the order in which they call."""
+
+    def __init__(
+        self, pool: Pool, batch: Batch, kernel: Kernel, after_layer: AfterLayer | None = None
+    ) -> None:
+        self.pool = pool
+        self.batch = batch
+        self.kernel = kernel
+        self.after_layer = after_layer
+        self.layers_done = 0
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+    ) -> torch.Tensor:
+        layer = self.layers_done
+        self.layers_done += 1
+        self.pool.write(layer, self.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        if self.after_layer is not None:
+            self.after_layer(layer)  # the layer's KV may leave while its attention is computed
+        packed = query[0].transpose(0, 1).to(self.pool.keys[layer].dtype)
+        return self.kernel(packed, self.pool, layer, flavour)[None]

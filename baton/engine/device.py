@@ -1,0 +1,114 @@
+"""Where tensors live: choosing a device and a dtype, and saying what they are."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from baton.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the best there is: a GPU (ROCm's are called cuda too), then mps, then the CPU."""
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda:0" if gpus else "mps" if _has_mps() else "cpu")
+    there = ["cpu", *(["mps"] if _has_mps() else []), *(f"cuda:{i}" for i in range(gpus))]
+    found = "cuda:0" if name == "cuda" else name
+    if found not in there:
+        raise InputError(f"there is no device {name!r} here: use auto or one of {', '.join(there)}")
+    return torch.device(found)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bf16 on a GPU (fp16 where it has no bf16) and fp32 on the CPU and on mps."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        with torch.cuda.device(device):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if bf16 else torch.float16
+    if name not in DTYPES:
+        raise InputError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As KVLayout and the messages spell it: torch.float32 is "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_device(device: torch.device) -> str:
+    """For people: name and memory."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        return f"{card.name}, {card.total_memory / 2**30:.1f} GiB"
+    name = _cpu_name() if device.type == "cpu" else "Apple GPU"
+    memory = f", {total_memory() / 2**30:.1f} GiB" if total_memory() else ""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return name + threads + memory
+
+
+def device_uuid(device: torch.device) -> str:
+    """Tells GPUs apart across processes, where cuda:0 of one may be cuda:1 of another."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).uuid)
+    return device.type
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    limits = [_meminfo("MemAvailable"), _cgroup_room()]
+    return min((limit for limit in limits if limit is not None), default=total_memory() // 2)
+
+
+def total_memory() -> int:
+    """Bytes of main memory, 0 where the system does not say."""
+    total = _meminfo("MemTotal")
+    if total is not None:
+        return total
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _cpu_name() -> str:
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _meminfo(field: str) -> int | None:
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_room() -> int | None:
+    """What a container may still take (cgroup v2); None where there is no limit."""
+    limit = _lines(Path("/sys/fs/cgroup/memory.max"))
+    used = _lines(Path("/sys/fs/cgroup/memory.current"))
+    if not limit or not used or limit[0] == "max":
+        return None
+    return max(0, int(limit[0]) - int(used[0]))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

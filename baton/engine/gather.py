@@ -1,0 +1,136 @@
+"""Attention in plain torch: gather what a sequence holds in the pool, then attend to it.
+
+The right-but-slow sibling of every kernel in engine/fast, and what runs where none of them does.
+Rows of many tokens go one by one (cheaper than padding, for mixed lengths); rows of one token go
+together, in groups of like length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from baton.engine.attention import Flavour
+from baton.engine.batch import Batch
+from baton.engine.pool import Pool
+
+CPU_KEYS, GPU_KEYS = 1024, 2**16  # of one group: a CPU should find them in its cache again
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of one query length, attended to in one call over keys padded to one length."""
+
+    rows: int
+    tokens: torch.Tensor  # i64 [rows * queries]: which of the T packed tokens are its queries
+    slots: torch.Tensor  # i64 [rows * keys]: where its keys are, padded with the row's first
+    mask: torch.Tensor | None  # bool [rows, 1, queries, keys]: who sees whom; None: all, or causal
+    causal: bool  # key i is seen from query i on
+
+
+class GatherAttention:
+    """The kernel of one forward: groups are planned once for all layers with the same window."""
+
+    def __init__(self, batch: Batch, block_size: int) -> None:
+        self.batch = batch
+        self.block_size = block_size
+        self.plans: dict[int | None, list[Group]] = {}
+
+    def __call__(
+        self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
+    ) -> torch.Tensor:
+        if flavour.window not in self.plans:
+            self.plans[flavour.window] = plan_groups(self.batch, self.block_size, flavour.window)
+        keys, values = pool.keys[layer].flatten(0, 1), pool.values[layer].flatten(0, 1)
+        output = query.new_empty(*query.shape[:2], values.shape[-1])  # [T, H, Dv]
+        for group in self.plans[flavour.window]:
+            q = _take(query, group.tokens, group.rows)
+            k, v = (_take(each, group.slots, group.rows) for each in (keys, values))
+            attend = sdpa if flavour.softcap is None and flavour.sinks is None else spelled_out
+            mixed = attend(q, k, v, group, flavour)  # [rows, H, queries, Dv]
+            output.index_copy_(0, group.tokens, mixed.transpose(1, 2).flatten(0, 1))
+        return output
+
+
+def plan_groups(batch: Batch, block_size: int, window: int | None) -> list[Group]:
+    """Rows of several tokens stand alone. Rows of one token share a group with rows of like length,
+    so that padding at most doubles the work, as long as the keys they gather are few."""
+    lengths = list(enumerate(batch.lengths))
+    groups = [[row] for row, length in lengths if length > 1]
+    budget = CPU_KEYS if batch.slots.device.type == "cpu" else GPU_KEYS
+    room = shortest = 0
+    for keys, row in sorted((batch.starts[row] + 1, row) for row, length in lengths if length == 1):
+        keys = min(keys, window or keys)
+        if room < keys or keys > 2 * shortest:
+            groups.append([])
+            room, shortest = budget, keys
+        groups[-1].append(row)
+        room -= keys
+    return [_group(batch, rows, block_size, window) for rows in groups]
+
+
+def _group(batch: Batch, rows: Sequence[int], block_size: int, window: int | None) -> Group:
+    device = batch.slots.device
+    length = batch.lengths[rows[0]]
+    starts = [batch.starts[row] for row in rows]
+    firsts = [0 if window is None else max(0, start - window + 1) for start in starts]
+    keys = max(start + length - first for start, first in zip(starts, firsts, strict=True))
+    host = torch.tensor([list(rows), starts, firsts]).to(device)
+    row, start, first = host[:, :, None]  # [rows, 1] each
+
+    offset = batch.query_offsets[row].long()
+    tokens = (offset + torch.arange(length, device=device)).flatten()
+    position = first + torch.arange(keys, device=device)  # of each key, [rows, keys]
+    inside = torch.where(position < start + length, position, first)
+    block = batch.block_table[row, inside // block_size].long()
+    slots = (block * block_size + inside % block_size).flatten()
+
+    causal = len(rows) == 1 and starts[0] == 0 and length > 1 and keys <= (window or keys)
+    if causal or (len(rows) == 1 and length == 1):
+        return Group(len(rows), tokens, slots, None, causal)
+    query = (start + torch.arange(length, device=device))[:, None, :, None]
+    key = position[:, None, None, :]
+    mask = key <= query if window is None else (key <= query) & (key > query - window)
+    return Group(len(rows), tokens, slots, mask, False)
+
+
+def _take(flat: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
+    """[N, heads, D] -> [rows, heads, len(index) / rows, D]."""
+    return flat.index_select(0, index).unflatten(0, (rows, -1)).transpose(1, 2)
+
+
+def sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Group, flavour: Flavour
+) -> torch.Tensor:
+    """q [R, H, Q, Dk], k [R, KVH, N, Dk], v [R, KVH, N, Dv] -> [R, H, Q, Dv]."""
+    kv_heads, queries = k.shape[1], q.shape[2]
+    if queries == 1:  # heads that share keys become queries of one head: no key is repeated
+        q = q.unflatten(1, (kv_heads, -1)).squeeze(3)
+    grouped = q.shape[1] != kv_heads
+    mixed = F.scaled_dot_product_attention(
+        q, k, v, group.mask, is_causal=group.causal, scale=flavour.scaling, enable_gqa=grouped
+    )
+    return mixed.flatten(1, 2)[:, :, None] if queries == 1 else mixed
+
+
+def spelled_out(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Group, flavour: Flavour
+) -> torch.Tensor:
+    """As sdpa, with what torch's does not have: capped scores and sinks. Softmax in fp32."""
+    rows, _, queries, _ = q.shape
+    q = q.unflatten(1, (k.shape[1], -1))  # [R, KVH, G, Q, Dk]
+    scores = (q @ k[:, :, None].transpose(-1, -2)) * flavour.scaling  # [R, KVH, G, Q, N]
+    if flavour.softcap is not None:
+        scores = torch.tanh(scores / flavour.softcap) * flavour.softcap
+    mask = group.mask
+    if group.causal:
+        mask = torch.ones(queries, queries, dtype=torch.bool, device=q.device).tril()[None, None]
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    scores = scores.float()
+    if flavour.sinks is not None:
+        sinks = flavour.sinks.float().view(1, *q.shape[1:3], 1, 1)
+        scores = torch.cat([scores, sinks.expand(rows, -1, -1, queries, -1)], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype)
+    return (weights @ v[:, :, None]).flatten(1, 2)

@@ -1,0 +1,110 @@
+"""Pool: a KV pool's raw memory, seen as tensors. One storage per layer, one block per row.
+
+The bytes are laid out by `KVLayout`; whose memory they are in (this process's, decode's by shared
+memory or CUDA IPC) makes no difference here. Nothing in the pool is ever read before it was
+written, so slabs need no clearing; only stamps do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from baton.engine.device import free_memory
+from baton.errors import OutOfMemory
+from baton.kv.layout import KVLayout
+
+CPU_SHARE, DEVICE_SHARE = (
+    0.25,
+    0.85,
+)  # of free memory, where no size is asked for: the CPU is shared
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Typed views over the slabs. Write through `write`; attention reads `keys` and `values`."""
+
+    layout: KVLayout
+    slabs: tuple[torch.Tensor, ...]  # uint8 [bytes], one per layer, then the stamps
+    keys: tuple[torch.Tensor, ...]  # per layer [blocks, block_size, kv_heads, key_dim]
+    values: tuple[torch.Tensor, ...]  # per layer [blocks, block_size, kv_heads, value_dim]
+    stamps: (
+        torch.Tensor
+    )  # int64 [blocks]: generation under which the block was filled, 0: not filled
+
+    @property
+    def blocks(self) -> int:
+        return len(self.stamps)
+
+    @property
+    def device(self) -> torch.device:
+        return self.stamps.device
+
+    @classmethod
+    def over(cls, layout: KVLayout, blocks: int, slabs: Sequence[torch.Tensor]) -> "Pool":
+        """A pool in memory that somebody else holds: its bytes are left as they are."""
+        wanted = layout.slab_bytes(blocks)
+        found = [len(slab) for slab in slabs]
+        assert found == wanted, f"slabs of {found} bytes, the layout needs {wanted}"
+        views = [_layer_views(layout, i, blocks, slabs[i]) for i in range(len(layout.layers))]
+        keys, values = zip(*views, strict=True)
+        return cls(layout, tuple(slabs), keys, values, slabs[-1].view(torch.int64))
+
+    @classmethod
+    def private(cls, layout: KVLayout, blocks: int, device: torch.device) -> "Pool":
+        """A pool of this process's own, stamps cleared."""
+        sizes = layout.slab_bytes(blocks)
+        try:
+            slabs = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's is a plain one
+            raise OutOfMemory(_too_small(sum(sizes), free_memory(device), device)) from error
+        slabs[-1].zero_()
+        return cls.over(layout, blocks, slabs)
+
+    def write(
+        self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Put tokens' keys [T, kv_heads, key_dim] and values where `slots` [T] say
+        (slot = block * block_size + position within the block)."""
+        for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            pool.flatten(0, 1).index_copy_(0, slots, new.to(pool.dtype))
+
+
+def pool_blocks(
+    layout: KVLayout,
+    device: torch.device,
+    memory_bytes: int | None,
+    max_tokens_wanted: int,
+    *,
+    tokens_needed: int = 1,
+) -> int:
+    """How many blocks to give a pool: enough for `max_tokens_wanted`, no more than fit into
+    `memory_bytes` (None: a share of what is free now). Fewer than `tokens_needed` is no use."""
+    free = free_memory(device)
+    share = CPU_SHARE if device.type == "cpu" else DEVICE_SHARE
+    budget = int(free * share) if memory_bytes is None else memory_bytes
+    per_block = sum(layout.slab_bytes(1))
+    blocks = min(layout.blocks_for(max_tokens_wanted), budget // per_block)
+    needed = layout.blocks_for(tokens_needed)
+    if blocks < needed or blocks * per_block > free:
+        raise OutOfMemory(_too_small(max(blocks, needed) * per_block, min(budget, free), device))
+    return blocks
+
+
+def _layer_views(
+    layout: KVLayout, layer: int, blocks: int, slab: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key blocks first, value blocks after them (see KVLayout)."""
+    shape, dtype = layout.layers[layer], getattr(torch, layout.dtype)
+    split = blocks * layout.key_block_bytes(layer)
+    head = (blocks, layout.block_size, shape.kv_heads)
+    keys = slab[:split].view(dtype).view(*head, shape.key_dim)
+    values = slab[split:].view(dtype).view(*head, shape.value_dim)
+    return keys, values
+
+
+def _too_small(needed: int, free: int, device: torch.device) -> str:
+    return (
+        f"the KV pool needs {needed / 2**20:.0f} MiB on {device}, {free / 2**20:.0f} are to be "
+        "had: give it more memory, or ask for a shorter context or fewer sequences"
+    )

@@ -1,0 +1,92 @@
+"""Asking a loaded model, by one tiny forward, what its attention layers are like.
+
+This finds the KV layout of any architecture, and refuses those whose attention does not come our
+way, or does not say all it does: transformers puts some of it into masks, and we take none.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from baton.engine.attention import Flavour
+from baton.engine.device import dtype_name
+from baton.errors import ModelError
+from baton.kv.layout import KVLayout, LayerShape
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One attention call of the probing forward."""
+
+    shape: LayerShape
+    window: int | None
+
+
+class Probe:
+    """A Companion without a pool: it attends to the two tokens at hand and notes who asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[Seen] = []
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+    ) -> torch.Tensor:
+        shape = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        self.calls.append(Seen(shape, flavour.window))
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+
+
+@torch.inference_mode()
+def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype) -> KVLayout:
+    """The layout of this model's KV pool, or a ModelError that says why it cannot have one."""
+    name = type(model).__name__
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{name} cannot be served: it has no way to compute the logits of some rows"
+        )
+    probe = Probe()
+    ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
+    try:
+        model.base_model(
+            input_ids=ids, position_ids=torch.tensor([[0, 1]]).to(ids), use_cache=False, baton=probe
+        )
+    except TypeError as error:  # its forward does not take position_ids, or passes nothing on
+        raise ModelError(f"{name} cannot be served: {error}") from error
+    config: Any = model.config.get_text_config(decoder=True)
+    if len(probe.calls) != config.num_hidden_layers:
+        raise ModelError(
+            f"{name} cannot be served: {len(probe.calls)} of its {config.num_hidden_layers} layers "
+            "call transformers' attention interface, all of them must"
+        )
+    for layer, (seen, window) in enumerate(zip(probe.calls, _windows(name, config), strict=True)):
+        if seen.window != window and min(w for w in (seen.window, window) if w) < _context(config):
+            raise ModelError(
+                f"{name} cannot be served: layer {layer} attends with a window of {seen.window}, "
+                f"its config.json says {window}"
+            )
+    return KVLayout(tuple(seen.shape for seen in probe.calls), block_size, dtype_name(dtype))
+
+
+def _windows(name: str, config: Any) -> list[int | None]:
+    """The sliding window that transformers' masks would give each layer."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kind = "sliding_attention" if window else "full_attention"
+        if getattr(config, "attention_chunk_size", None):
+            kind = "chunked_attention"
+        kinds = [kind] * config.num_hidden_layers
+    known = {"full_attention": None, "sliding_attention": window}
+    if strange := sorted(set(kinds) - set(known)):
+        raise ModelError(f"{name} cannot be served: it has layers of {', '.join(strange)}")
+    return [known[kind] for kind in kinds]
+
+
+def _context(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", 2**62))

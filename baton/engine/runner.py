@@ -1,0 +1,60 @@
+"""Runner: one forward over a pool. Prefill, chunked prefill and decode are the same call."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from baton.engine.attention import AfterLayer, Kernel, PagedForward
+from baton.engine.batch import Batch, pack
+from baton.engine.gather import GatherAttention
+from baton.engine.pool import Pool
+from baton.kv.row import Row
+
+PlanKernel = Callable[[Batch, int], Kernel]  # batch, block size -> this forward's attention
+
+
+class Runner:
+    """A model with its attention pointed at our pools. Holds weights, no sequence's state."""
+
+    def __init__(self, model: PreTrainedModel, plan_kernel: PlanKernel = GatherAttention) -> None:
+        self.model = model
+        self.body = model.base_model  # the model without its lm_head
+        self.device = next(model.parameters()).device
+        self.plan_kernel = plan_kernel
+
+    @torch.inference_mode()
+    def run(
+        self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
+    ) -> torch.Tensor:
+        """Run the rows, KV into the pool; fp32 logits [n, vocabulary] of the positions they ask
+        for, in the rows' order: one line for Logits.LAST, one per token for Logits.ALL."""
+        batch = pack(rows, pool.layout.block_size, self.device)
+        forward = self._forward(pool, batch, after_layer)
+        output = self.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=batch.logit_rows,
+            baton=forward,
+        )
+        assert forward.layers_done == len(pool.keys)
+        return output.logits[0].float()
+
+    @torch.inference_mode()
+    def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
+        """Run the rows for their KV alone: what prefill does. No lm_head, no logits.
+        `after_layer(l)` is called when layer l's KV is in the pool, before the next is computed."""
+        batch = pack(rows, pool.layout.block_size, self.device)
+        forward = self._forward(pool, batch, after_layer)
+        self.body(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            baton=forward,
+        )
+        assert forward.layers_done == len(pool.keys)
+
+    def _forward(self, pool: Pool, batch: Batch, after_layer: AfterLayer | None) -> PagedForward:
+        kernel = self.plan_kernel(batch, pool.layout.block_size)
+        return PagedForward(pool, batch, kernel, after_layer)

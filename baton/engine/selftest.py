@@ -1,0 +1,81 @@
+"""Self-test at load: the model through our pool and attention, against its own eager attention.
+
+Some architectures go through transformers' attention interface and still come out wrong, and no
+flag of transformers' tells. So each model proves itself on two short sequences of unlike length, in
+the three ways tokens are ever run:
+
+    forward 1   prefill   A 0..9          B 0..2
+    forward 2   mixed     A 10..end (the next chunk, over a block's edge)    B 3 (decode)
+    forward 3   decode    A               B
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from baton.engine.attention import NAME
+from baton.engine.pool import Pool
+from baton.engine.runner import Runner
+from baton.errors import ModelError
+from baton.kv.layout import KVLayout
+from baton.kv.row import Logits, Row
+
+FORWARDS = {"prefill": Logits.ALL, "a mixed batch": Logits.LAST, "decode": Logits.ALL}
+# Largest difference allowed, as a share of the largest logit of its position.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A test sequence, where it is cut into three forwards, and its blocks."""
+
+    token_ids: list[int]
+    cuts: tuple[int, int, int, int]
+    blocks: list[int]
+
+
+def self_test(runner: Runner, model: PreTrainedModel, layout: KVLayout) -> None:
+    """Raises ModelError if what the runner computes is not what the model computes by itself."""
+    size, vocabulary = layout.block_size, model.config.get_text_config(decoder=True).vocab_size
+    ids = [(7 * i + 3) % vocabulary for i in range(size + 4)]
+    backwards = list(reversed(range(layout.blocks_for(size + 4))))
+    texts = [
+        Text(ids, (0, min(10, size), size + 3, size + 4), backwards),
+        Text(ids[-5:], (0, 3, 4, 5), [len(backwards) + i for i in range(layout.blocks_for(5))]),
+    ]
+    pool = Pool.private(layout, len(backwards) + len(texts[1].blocks), runner.device)
+    own = _eager_logits(model, [text.token_ids for text in texts])
+    for forward, (what, logits) in enumerate(FORWARDS.items()):
+        rows, expected = [], []
+        for text, theirs in zip(texts, own, strict=True):
+            start, end = text.cuts[forward : forward + 2]
+            rows.append(Row(text.token_ids[start:end], start, text.blocks, logits))
+            expected.append(theirs[start if logits is Logits.ALL else end - 1 : end])
+        ours = runner.run(pool, rows)
+        _compare(type(model).__name__, what, ours, torch.cat(expected), model.dtype)
+
+
+@torch.inference_mode()
+def _eager_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[torch.Tensor]:
+    """Each sequence run alone by transformers' own attention: fp32 logits [tokens, vocabulary]."""
+    model.set_attn_implementation("eager")
+    try:
+        batches = [torch.tensor([ids], device=model.device) for ids in sequences]
+        return [model(input_ids=each, use_cache=False).logits[0].float() for each in batches]
+    finally:
+        model.set_attn_implementation(NAME)
+
+
+def _compare(
+    name: str, what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
+) -> None:
+    """In fp32 every position must agree. In half precision half of them: rounding alone may send a
+    token to another expert of a mixture, and then its logits are someone else's."""
+    off = (ours - theirs).abs().amax(dim=-1) / theirs.abs().amax(dim=-1).clamp_min(1e-6)
+    error = float(off.max() if dtype == torch.float32 else off.nanmedian())
+    if not error <= TOLERANCE[dtype] or not off.isfinite().all():
+        raise ModelError(
+            f"{name} cannot be served: it fails the self-test, in {what} our logits differ from "
+            f"its own by {error:.1%} of the largest, {TOLERANCE[dtype]:.1%} are allowed"
+        )

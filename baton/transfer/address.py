@@ -1,0 +1,77 @@
+"""Address: reading a region's address, which came in a message, with its types checked. And what
+"the same host" means."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from baton.errors import TransferError
+from baton.kv.layout import KVLayout
+from baton.kv.region import Region
+
+
+def host_id() -> str:
+    """Equal where processes can find each other under /proc: same boot, same process namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # no /proc (macOS): the name of the machine must do
+        return f"{os.uname().nodename}/{os.uname().version}"
+
+
+class Address:
+    """The address of one region."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._fields: Mapping[str, object] = region.address
+
+    def text(self, name: str) -> str:
+        """A string."""
+        value = self._fields.get(name)
+        if not isinstance(value, str):
+            raise self._bad(name)
+        return value
+
+    def number(self, name: str) -> int:
+        """An integer, not negative."""
+        value = self._fields.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._bad(name)
+        return value
+
+    def data(self, name: str) -> bytes:
+        """Bytes."""
+        value = self._fields.get(name)
+        if not isinstance(value, bytes):
+            raise self._bad(name)
+        return value
+
+    def numbers(self, name: str) -> list[int]:
+        """A list of integers."""
+        value = self._fields.get(name)
+        if not isinstance(value, list | tuple) or not all(isinstance(v, int) for v in value):
+            raise self._bad(name)
+        return list(value)
+
+    def datas(self, name: str) -> list[bytes]:
+        """A list of bytes."""
+        value = self._fields.get(name)
+        if not isinstance(value, list | tuple) or not all(isinstance(v, bytes) for v in value):
+            raise self._bad(name)
+        return list(value)
+
+    def check_layout(self, layout: KVLayout) -> None:
+        """Blocks of another layout are another model's."""
+        if self._region.layout != layout.fingerprint:
+            raise TransferError(
+                f"the pool's KV layout is {self._region.layout}, this worker's {layout.fingerprint}"
+            )
+
+    def check_host(self) -> None:
+        """Memory is shared within one host only."""
+        if self.text("host") != host_id():
+            raise TransferError("the pool is on another host (or in another process namespace)")
+
+    def _bad(self, name: str) -> TransferError:
+        return TransferError(f"the {self._region.transport} address has no proper {name!r}")

@@ -1,0 +1,274 @@
+"""Frames: KV bytes as ZeroMQ messages. Works everywhere; over tcp, with CURVE, it is the transport
+that authenticates and encrypts.
+
+The owner writes a piece into the pool as it comes in: the blocks are granted and not stamped, so
+nobody reads them. When the End agrees with everything that was counted and hashed on the way, the
+blocks are stamped. Pieces must come in order. What does not fit is dropped and counted:
+
+    junk       no message of ours                    epoch      of another life of this pool
+    unknown    no such grant (retired, never made)   repeated   a sequence number seen before
+    gap        a piece before it is missing          late       after the End
+    layer, blocks, size   outside the grant or the layout
+    digest, total, unfilled   the End does not agree with what came
+
+Everything but junk, epoch, unknown, repeated and late also makes the grant BAD.
+"""
+
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+
+from baton.errors import TransferError
+from baton.kv.grant import Grant
+from baton.kv.region import Arrival, Plain, Receipt, Region
+from baton.transfer.address import host_id
+from baton.transfer.curve import CurveKeys, secure_server
+from baton.transfer.frame_codec import (
+    PROBED,
+    End,
+    Piece,
+    Probe,
+    block_bytes,
+    decode,
+    largest_frame,
+    pack_blocks,
+)
+from baton.transfer.frames_link import WAITING_FRAMES, FramesLink
+from baton.transfer.pieces import Digest, rows, scatter
+from baton.transfer.slabs import Slabs, private_folder
+from baton.transfer.stamps import Expected, Stamps, lacking
+
+__all__ = ["FramesExport", "FramesLink"]
+
+POLL_BYTES = 8 << 20
+POLL_MESSAGES = 256
+PATIENCE_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Incoming:
+    grant: Grant
+    digest: Digest
+    pushed: list[set[int]]  # per layer: blocks that came
+    last_news: float
+    expected: int = 0  # the next sequence number
+    moved: int = 0
+    filled: frozenset[int] = field(default_factory=frozenset)
+    done: bool = False
+    damage: str = ""
+
+
+class FramesExport:
+    """The owner's socket."""
+
+    def __init__(
+        self,
+        slabs: Slabs,
+        *,
+        epoch: str,
+        run_dir: Path | None = None,
+        bind_host: str | None = None,
+        keys: CurveKeys | None = None,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`bind_host`: tcp on this address of the machine, with `keys`; else ipc in `run_dir`."""
+        self.dropped: Counter[str] = Counter()
+        self._transport = "frames" if bind_host is None else "frames_tcp"
+        self._slabs = slabs
+        self._rows = [rows(slabs.layout, i, s) for i, s in enumerate(slabs.tensors[:-1])]
+        self._stamps = Stamps(slabs.tensors[-1])
+        self._expected = Expected(epoch, slabs.blocks)
+        self._incoming: dict[int, _Incoming] = {}
+        self._patience_s, self._clock = patience_s, clock
+        self._file: Path | None = None
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        try:
+            endpoint = self._bind(run_dir, bind_host, keys)
+        except (zmq.ZMQError, TransferError, OSError) as error:
+            self.close()
+            raise TransferError(f"no socket for KV frames: {error}") from error
+        server_key = keys.public if keys is not None and self._transport == "frames_tcp" else b""
+        address: Plain = {
+            "host": host_id(),
+            "epoch": epoch,
+            "endpoint": endpoint,
+            "server_key": server_key,
+        }
+        self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)
+
+    def _bind(self, run_dir: Path | None, bind_host: str | None, keys: CurveKeys | None) -> str:
+        self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
+        self._socket.linger = 0
+        self._socket.maxmsgsize = largest_frame(self._slabs.layout)
+        if bind_host is None:
+            name = private_folder(run_dir) / f"kv-{secrets.token_hex(6)}.sock"
+            self._socket.bind(f"ipc://{name}")
+            self._file = name
+            return f"ipc://{name}"
+        if keys is None:
+            raise TransferError("tcp needs CURVE keys")
+        if bind_host in ("*", "0.0.0.0", "::", "[::]"):
+            raise TransferError(f"bind to one address of this machine, not to {bind_host}")
+        secure_server(self._socket, keys)
+        host = f"[{bind_host}]" if ":" in bind_host and "[" not in bind_host else bind_host
+        self._socket.setsockopt(zmq.IPV6, int("[" in host))
+        self._socket.bind(f"tcp://{host}:*")
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def expect(self, grant: Grant) -> None:
+        """See base.py."""
+        self._expected.add(grant)
+        self._stamps.write(grant.blocks, 0)
+        pushed: list[set[int]] = [set() for _ in self._rows]
+        digest = Digest(grant, self._transport)
+        self._incoming[grant.generation] = _Incoming(grant, digest, pushed, self._clock())
+
+    def poll(self) -> bool:
+        """See base.py."""
+        taken = 0
+        for _ in range(POLL_MESSAGES):
+            try:
+                taken += self._receive()
+            except zmq.Again:
+                return False
+            if taken >= POLL_BYTES:
+                return True
+        return True
+
+    def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
+        """The socket on which everything arrives."""
+        return (self._socket,)
+
+    def arrival(
+        self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
+    ) -> Arrival:
+        """See base.py."""
+        if grant not in self._expected:
+            return self._bad("unknown")
+        incoming = self._incoming[grant.generation]
+        if incoming.damage:
+            return Arrival.BAD  # counted when it happened
+        if not incoming.done:
+            silent = self._clock() - incoming.last_news > self._patience_s
+            return self._damaged(incoming, "lost") if silent else Arrival.PENDING
+        if (incoming.digest.value, incoming.moved) != (receipt.digest, receipt.moved_bytes):
+            return self._bad("receipt")
+        return self._bad("unfilled") if lacking(grant, incoming.filled, needed) else Arrival.READY
+
+    def retire(self, grant: Grant) -> None:
+        """See base.py."""
+        if grant in self._expected:
+            self._expected.drop(grant)
+            del self._incoming[grant.generation]
+
+    def close(self) -> None:
+        """The socket and its file go."""
+        if not self._context.closed:
+            self._socket.close(0)
+            self._context.term()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def _receive(self) -> int:
+        """Take one message; zmq.Again if there is none. Returns its size."""
+        parts = [self._socket.recv(zmq.NOBLOCK, copy=False)]
+        while parts[-1].more:
+            part = self._socket.recv(zmq.NOBLOCK, copy=False)
+            parts = [*parts, part] if len(parts) < 4 else [*parts[:3], part]
+        identity, header, *payload = (
+            (part.buffer for part in parts) if len(parts) > 1 else (b"", b"")
+        )
+        match decode(bytes(header)) if len(parts) in (2, 3) else None:
+            case Piece() as piece if payload:
+                self._take_piece(piece, bytes(header), payload[0])
+            case End() as end if not payload:
+                self._take_end(end)
+            case Probe(last=last) if payload:
+                if last:
+                    self._answer(bytes(identity))
+            case _:
+                self.dropped["junk"] += 1
+        return sum(len(part.buffer) for part in parts)
+
+    def _answer(self, identity: bytes) -> None:
+        try:
+            self._socket.send_multipart([identity, PROBED], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self.dropped["unanswered"] += 1
+
+    def _take_piece(self, piece: Piece, header: bytes, payload: memoryview) -> None:
+        incoming = self._admit(piece)
+        if incoming is None:
+            return
+        damage = self._unfit(piece, len(payload), incoming.grant)
+        if damage:
+            self._damaged(incoming, damage)
+            return
+        incoming.digest.add(header, payload)
+        scatter(payload, self._rows[piece.layer], piece.blocks)
+        incoming.pushed[piece.layer].update(piece.blocks)
+        incoming.moved += len(payload)
+
+    def _admit(self, message: Piece | End) -> _Incoming | None:
+        """The grant this message is the next one of."""
+        if message.epoch != self._expected.epoch:
+            self.dropped["epoch"] += 1
+            return None
+        incoming = self._incoming.get(message.generation)
+        if incoming is None:
+            self.dropped["unknown"] += 1
+        elif incoming.done or incoming.damage:
+            self.dropped["late"] += 1
+        elif message.sequence < incoming.expected:
+            self.dropped["repeated"] += 1
+        elif message.sequence > incoming.expected:
+            self._damaged(incoming, "gap")
+        else:
+            incoming.expected += 1
+            incoming.last_news = self._clock()
+            return incoming
+        return None
+
+    def _unfit(self, piece: Piece, size: int, grant: Grant) -> str:
+        if piece.layer >= len(self._rows):
+            return "layer"
+        blocks = set(piece.blocks)
+        if len(blocks) < len(piece.blocks) or not blocks <= set(grant.blocks):
+            return "blocks"
+        whole = len(piece.blocks) * block_bytes(self._slabs.layout, piece.layer)
+        return "" if size == whole else "size"
+
+    def _take_end(self, end: End) -> None:
+        incoming = self._admit(end)
+        if incoming is None:
+            return
+        filled = frozenset(end.blocks)
+        incoming.digest.add(pack_blocks(end.blocks))
+        if end.digest != incoming.digest.value:
+            self._damaged(incoming, "digest")
+        elif end.total != incoming.moved:
+            self._damaged(incoming, "total")
+        elif not all(filled <= blocks for blocks in incoming.pushed):
+            self._damaged(incoming, "unfilled")
+        else:
+            self._stamps.write(end.blocks, end.generation)
+            incoming.filled, incoming.done = filled, True
+
+    def _damaged(self, incoming: _Incoming, reason: str) -> Arrival:
+        incoming.damage = reason
+        logger.warning("%s: its KV arrived damaged (%s)", incoming.grant.run, reason)
+        return self._bad(reason)
+
+    def _bad(self, reason: str) -> Arrival:
+        self.dropped[reason] += 1
+        return Arrival.BAD

@@ -1,0 +1,197 @@
+"""The writer's side of frames: blocks are gathered into messages of 1 MiB at most, sent in order.
+
+At most 32 frames wait here and 32 at the owner; then a push waits for room, and gives up after
+`deadline_s` without any. What was gathered is a copy: the caller's blocks are free again at once.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from baton.errors import TransferError
+from baton.kv.grant import Grant
+from baton.kv.layout import KVLayout
+from baton.kv.region import Receipt, Region
+from baton.transfer.address import Address
+from baton.transfer.curve import CurveKeys, secure_client
+from baton.transfer.frame_codec import (
+    FRAME_BYTES,
+    End,
+    Piece,
+    Probe,
+    blocks_per_frame,
+    pack_blocks,
+)
+from baton.transfer.pieces import Digest, check_push, gather, in_order, rows
+
+WAITING_FRAMES = 32
+LINGER_MS = 500
+PROBE_FRAMES = 16
+
+Parts = list[bytes | memoryview]
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    digest: Digest
+    sequence: int = 0
+    moved: int = 0
+    seconds: float = 0.0
+    broken: bool = False
+
+
+class FramesLink:
+    """A connection to one owner. `send` takes the parts of one message; tests put a fault there."""
+
+    slabs: Sequence[torch.Tensor] | None = None
+
+    def __init__(
+        self,
+        region: Region,
+        layout: KVLayout,
+        *,
+        keys: CurveKeys | None = None,
+        deadline_s: float = 10.0,
+        connect_s: float = 2.0,
+    ) -> None:
+        self.transport = region.transport
+        self.why = ""
+        self._layout = layout
+        self._deadline_s = deadline_s
+        self._outgoing: dict[int, _Outgoing] = {}
+        address = Address(region)
+        address.check_layout(layout)
+        self._epoch = address.text("epoch")
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self.send: Callable[[Parts], None] = self._send
+        try:
+            self._connect(address, keys, connect_s)
+        except (zmq.ZMQError, TransferError) as error:
+            self.close()
+            raise TransferError(f"frames to {address.text('endpoint')}: {error}") from error
+
+    def _connect(self, address: Address, keys: CurveKeys | None, connect_s: float) -> None:
+        endpoint, server = address.text("endpoint"), address.data("server_key")
+        self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
+        self._socket.linger = LINGER_MS
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue for an owner that is not there
+        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        if self.transport == "frames" and endpoint.startswith("ipc://"):
+            address.check_host()
+        elif not endpoint.startswith("tcp://"):
+            raise TransferError("this is no tcp address")
+        elif keys is None or server not in keys.trusted:
+            raise TransferError("tcp needs CURVE keys, and the owner's must be among the trusted")
+        else:
+            secure_client(self._socket, keys, server)
+        wait_for_handshake(self._socket, endpoint, connect_s)
+
+    def push(
+        self,
+        grant: Grant,
+        layer: int,
+        slab: torch.Tensor,
+        source: Sequence[int],
+        target: Sequence[int],
+    ) -> None:
+        """See base.py. Returns when the last frame has found room in the queue."""
+        started = time.perf_counter()
+        check_push(grant, self._layout, layer, source, target)
+        outgoing = self._of(grant)
+        view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
+        for first in range(0, len(source), many):
+            payload = gather(view, source[first : first + many])
+            blocks = tuple(target[first : first + many])
+            piece = Piece(grant.epoch, grant.generation, outgoing.sequence, layer, blocks)
+            self._send_next(outgoing, piece.encode(), payload)
+        outgoing.seconds += time.perf_counter() - started
+
+    def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
+        """See base.py."""
+        started = time.perf_counter()
+        ordered = tuple(in_order(grant, blocks))
+        outgoing = self._of(grant)
+        outgoing.digest.add(pack_blocks(ordered))
+        digest, moved = outgoing.digest.value, outgoing.moved
+        end = End(grant.epoch, grant.generation, outgoing.sequence, moved, digest, ordered)
+        self.send([end.encode()])
+        del self._outgoing[grant.generation]
+        seconds = outgoing.seconds + time.perf_counter() - started
+        return Receipt(moved, digest, seconds, self.transport)
+
+    def abandon(self, grant: Grant) -> None:
+        """What is still on its way is dropped by the owner."""
+        self._outgoing.pop(grant.generation, None)
+
+    def probe(self) -> float:
+        """16 MiB that mean nothing, answered by the owner's next poll()."""
+        payload = memoryview(bytes(FRAME_BYTES))
+        started = time.perf_counter()
+        for i in range(PROBE_FRAMES):
+            self._send([Probe(last=i == PROBE_FRAMES - 1).encode(), payload])
+        if not self._socket.poll(int(self._deadline_s * 1000)):
+            raise TransferError(f"no answer to a probe within {self._deadline_s:g} s")
+        self._socket.recv_multipart()
+        return PROBE_FRAMES * FRAME_BYTES / (time.perf_counter() - started) / 1e9
+
+    def close(self) -> None:
+        """What is sent already gets half a second to leave."""
+        if not self._context.closed:
+            self._socket.close()
+            self._context.term()
+
+    def _of(self, grant: Grant) -> _Outgoing:
+        if self._context.closed:
+            raise TransferError("this link is closed")
+        if grant.epoch != self._epoch:
+            raise TransferError(f"{grant.run}: granted in another life of {grant.worker}")
+        outgoing = self._outgoing.setdefault(
+            grant.generation, _Outgoing(Digest(grant, self.transport))
+        )
+        if outgoing.broken:
+            raise TransferError(f"{grant.run}: a part of this fill could not be sent")
+        return outgoing
+
+    def _send_next(self, outgoing: _Outgoing, header: bytes, payload: torch.Tensor) -> None:
+        outgoing.broken = True  # until it is sent
+        outgoing.digest.add(header, payload)
+        self.send([header, payload.numpy().data])
+        outgoing.broken = False
+        outgoing.sequence += 1
+        outgoing.moved += payload.numel()
+
+    def _send(self, parts: Parts) -> None:
+        deadline = time.monotonic() + self._deadline_s
+        while True:
+            try:
+                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+                return
+            except zmq.Again:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._socket.poll(int(left * 1000) + 1, zmq.POLLOUT):
+                    raise TransferError(
+                        f"the owner of the KV pool took nothing in for {self._deadline_s:g} s"
+                    ) from None
+
+
+def wait_for_handshake(socket: zmq.Socket[bytes], endpoint: str, connect_s: float) -> None:
+    """Connect, and return only when the other side's I/O thread has answered and let us in."""
+    failed = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | failed)
+    deadline = time.monotonic() + connect_s
+    try:
+        socket.connect(endpoint)
+        while monitor.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            event = parse_monitor_message(monitor.recv_multipart())
+            if event["event"] == failed:
+                raise TransferError("our key was refused")
+            return
+        raise TransferError(f"nobody answered within {connect_s:g} s")
+    finally:
+        socket.disable_monitor()
+        monitor.close(0)

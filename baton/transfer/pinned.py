@@ -1,0 +1,298 @@
+"""Pinned: on one host, between GPUs that cannot reach each other. The owner keeps a mirror of its
+pool in shared pages of the host; both sides register them with CUDA, so that copies run at the
+speed of the bus and beside the computing.
+
+    writer's GPU --copy stream--> mirror block b          (b: the granted target block)
+                                  stamp of b in the mirror, when all is there
+    owner: mirror block b --copy stream--> pool block b, and only then the digest over the mirror;
+           if it is the receipt's, the pool's stamp of b
+
+The digest is taken after the copy on purpose: a stray write that came before the copy is still
+there when the mirror is hashed; one that comes later spoils a good fill, but passes no bad one.
+On the CPU the very same code runs without registration, streams and events.
+
+The mirror is as large as the pool, and its pages are taken when first written; registration takes
+them all. So on CUDA an export refuses to take more than a quarter of the memory that is available.
+"""
+
+import logging
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import zmq
+
+from baton.errors import TransferError
+from baton.kv.grant import Grant
+from baton.kv.layout import KVLayout
+from baton.kv.region import Arrival, Receipt, Region
+from baton.transfer.address import Address
+from baton.transfer.device import CopyStream, RegisteredPages, available_memory
+from baton.transfer.pieces import (
+    Digest,
+    Rows,
+    Stretch,
+    check_push,
+    check_source,
+    in_order,
+    rows,
+    stretches,
+)
+from baton.transfer.shm import open_shared, shared_region
+from baton.transfer.slabs import Slabs, allocate_slabs
+from baton.transfer.stamps import Expected, Stamps, lacking
+
+logger = logging.getLogger(__name__)
+
+POLL_BYTES = 8 << 20
+STRETCH_BYTES = 1 << 20
+PROBE_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class _Job:
+    """A fill on its way from the mirror into the pool."""
+
+    grant: Grant
+    receipt: Receipt
+    blocks: list[int]
+    work: Iterator[int]
+    verdict: Arrival = Arrival.PENDING
+
+
+class PinnedExport:
+    """The mirror of a pool."""
+
+    def __init__(
+        self, slabs: Slabs, *, epoch: str, folder: Path | None = None, deadline_s: float = 10.0
+    ) -> None:
+        size = sum(slabs.layout.slab_bytes(slabs.blocks))
+        if slabs.device.type == "cuda" and size > available_memory() // 4:
+            raise TransferError(
+                f"a host mirror of the KV pool takes {size >> 20} MiB, and that is more than a "
+                f"quarter of the {available_memory() >> 20} MiB available"
+            )
+        self.dropped: Counter[str] = Counter()
+        self._layout = slabs.layout
+        self._mirror = allocate_slabs(slabs.layout, slabs.blocks, "cpu", shared=True, folder=folder)
+        self.region = shared_region("pinned", self._mirror, epoch)
+        self._pages = RegisteredPages(self._mirror.tensors, slabs.device)
+        self._copies = CopyStream(slabs.device, deadline_s)
+        self._pool, self._pool_rows = slabs.tensors, all_rows(slabs.layout, slabs.tensors)
+        self._mirror_rows = all_rows(slabs.layout, self._mirror.tensors)
+        self._stamps = Stamps(slabs.tensors[-1])
+        self._mirror_stamps = Stamps(self._mirror.tensors[-1])
+        self._expected = Expected(epoch, slabs.blocks)
+        self._jobs: dict[int, _Job] = {}
+
+    def expect(self, grant: Grant) -> None:
+        """See base.py."""
+        self._expected.add(grant)
+        self._stamps.write(grant.blocks, 0)
+        self._mirror_stamps.write(grant.blocks, 0)
+
+    def poll(self) -> bool:
+        """Copy and hash a part of what arrival() was asked about."""
+        left = POLL_BYTES
+        for job in self._jobs.values():
+            while job.verdict is Arrival.PENDING and left > 0:
+                took = self._advance(job)
+                left -= took
+                if not took:  # the bus is at it
+                    break
+        return any(job.verdict is Arrival.PENDING for job in self._jobs.values())
+
+    def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
+        """None: work begins when arrival() is asked, and poll() says whether some is left."""
+        return ()
+
+    def arrival(
+        self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
+    ) -> Arrival:
+        """The first call begins the copy into the pool; PENDING until poll() has ended it."""
+        if grant not in self._expected:
+            return self._bad("unknown")
+        job = self._jobs.get(grant.generation)
+        if job is None:
+            blocks = self._mirror_stamps.filled(grant)
+            if lacking(grant, blocks, needed):
+                return self._bad("unfilled")
+            self._pages.register()
+            job = _Job(grant, receipt, blocks, self._take_in(grant, receipt, blocks))
+            self._jobs[grant.generation] = job
+        if job.receipt != receipt or lacking(grant, job.blocks, needed):
+            return self._bad("receipt")
+        return job.verdict
+
+    def retire(self, grant: Grant) -> None:
+        """See base.py."""
+        if grant in self._expected:
+            self._expected.drop(grant)
+            self._jobs.pop(grant.generation, None)
+
+    def close(self) -> None:
+        """The mirror goes; the pool stays."""
+        self._copies.wait()
+        self._jobs.clear()
+        self._pages.release()
+        self._mirror_rows, self._pool_rows, self._pool = [], [], ()
+        del self._stamps, self._mirror_stamps
+        self._mirror.close()
+
+    def _advance(self, job: _Job) -> int:
+        """One step; how many bytes it took, 0 if there is nothing to do but wait."""
+        try:
+            return next(job.work, 0)
+        except TransferError as error:
+            logger.warning("%s: its KV did not reach the pool: %s", job.grant.run, error)
+            job.verdict = self._bad("lost")
+            return 0
+
+    def _take_in(self, grant: Grant, receipt: Receipt, blocks: list[int]) -> Iterator[int]:
+        parts = mirror_parts(self._layout, blocks)
+        for layer, part in parts:
+            self._copies.copy(self._pool_rows[layer], part, self._mirror_rows[layer])
+            yield part.count * _block_bytes(self._layout, layer) // 2
+        yield from self._copies.pending()
+        digest = Digest(grant, "pinned")
+        for layer, part in parts:
+            add_part(digest, layer, part, self._mirror_rows[layer])
+            yield part.count * _block_bytes(self._layout, layer) // 2
+        job = self._jobs[grant.generation]
+        if digest.value == receipt.digest:
+            self._stamps.write(blocks, grant.generation)
+            job.verdict = Arrival.READY
+        else:
+            job.verdict = self._bad("digest")
+
+    def _bad(self, reason: str) -> Arrival:
+        self.dropped[reason] += 1
+        return Arrival.BAD
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    pushed: list[set[int]]  # per layer
+    moved: int = 0
+    seconds: float = 0.0
+
+
+class PinnedLink:
+    """The mirror, as the writer sees it."""
+
+    transport = "pinned"
+    slabs: Sequence[torch.Tensor] | None = None
+
+    def __init__(
+        self, region: Region, layout: KVLayout, *, device: torch.device, deadline_s: float = 10.0
+    ) -> None:
+        self.why = ""
+        self._layout, self._device, self._deadline_s = layout, device, deadline_s
+        self._epoch = Address(region).text("epoch")
+        self.mirror = tuple(open_shared(region, layout))
+        self._pages = RegisteredPages(self.mirror, device)
+        self._pages.register()
+        self.rows = all_rows(layout, self.mirror)
+        self._stamps: Stamps | None = Stamps(self.mirror[-1])
+        self._copies = CopyStream(device, deadline_s)
+        self._outgoing: dict[int, _Outgoing] = {}
+
+    def push(
+        self,
+        grant: Grant,
+        layer: int,
+        slab: torch.Tensor,
+        source: Sequence[int],
+        target: Sequence[int],
+    ) -> None:
+        """See base.py. On CUDA it is under way when this returns: the blocks must keep what they
+        hold until finish (or until they are pushed again)."""
+        started = time.perf_counter()
+        check_push(grant, self._layout, layer, source, target)
+        outgoing, view = self._of(grant), rows(self._layout, layer, slab)
+        check_source(view, source)
+        self._copies.after_computing()
+        for stretch in stretches(source, target, len(source)):
+            self._copies.copy(self.rows[layer], stretch, view)
+        outgoing.pushed[layer].update(target)
+        outgoing.moved += len(target) * _block_bytes(self._layout, layer)
+        outgoing.seconds += time.perf_counter() - started
+
+    def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
+        """Wait for the copies, hash what is in the mirror now, stamp it there."""
+        started = time.perf_counter()
+        ordered = in_order(grant, blocks)
+        outgoing = self._of(grant)
+        missing = [b for b in ordered if not all(b in pushed for pushed in outgoing.pushed)]
+        if missing:
+            raise TransferError(f"{grant.run}: blocks {missing[:4]} were not pushed for each layer")
+        self._copies.wait()
+        digest = Digest(grant, "pinned")
+        for layer, part in mirror_parts(self._layout, ordered):
+            add_part(digest, layer, part, self.rows[layer])
+        assert self._stamps is not None  # _of() has looked
+        self._stamps.write(ordered, grant.generation)
+        del self._outgoing[grant.generation]
+        seconds = outgoing.seconds + time.perf_counter() - started
+        return Receipt(outgoing.moved, digest.value, seconds, self.transport)
+
+    def abandon(self, grant: Grant) -> None:
+        """Once this returns nothing of ours is still being copied."""
+        if self._outgoing.pop(grant.generation, None) is not None:
+            self._copies.wait()
+
+    def probe(self) -> float:
+        """8 MiB from this device into pages registered like the mirror's."""
+        target = torch.zeros(PROBE_BYTES, dtype=torch.uint8)
+        pages = RegisteredPages((target,), self._device)
+        pages.register()
+        try:
+            source = torch.zeros(PROBE_BYTES, dtype=torch.uint8, device=self._device)
+            return self._copies.speed(source, target)
+        finally:
+            pages.release()
+
+    def close(self) -> None:
+        """Unregister and let go of the mirror."""
+        self._copies.wait()
+        self._pages.release()
+        self.mirror, self.rows, self._stamps = (), [], None
+
+    def _of(self, grant: Grant) -> _Outgoing:
+        if self._stamps is None:
+            raise TransferError("this link is closed")
+        if grant.epoch != self._epoch:
+            raise TransferError(f"{grant.run}: granted in another life of {grant.worker}")
+        fresh = _Outgoing([set() for _ in self._layout.layers])
+        return self._outgoing.setdefault(grant.generation, fresh)
+
+
+def all_rows(layout: KVLayout, slabs: Sequence[torch.Tensor]) -> list[Rows]:
+    """The rows of each layer."""
+    return [rows(layout, layer, slab) for layer, slab in enumerate(slabs[:-1])]
+
+
+def mirror_parts(layout: KVLayout, blocks: Sequence[int]) -> list[tuple[int, Stretch]]:
+    """(layer, stretch): all of these blocks in all layers, in the order both sides hash them."""
+    return [
+        (layer, stretch)
+        for layer in range(len(layout.layers))
+        for stretch in stretches(
+            blocks, blocks, max(1, STRETCH_BYTES // _block_bytes(layout, layer))
+        )
+    ]
+
+
+def add_part(digest: Digest, layer: int, part: Stretch, mirror: Rows) -> None:
+    """One stretch of one layer."""
+    where = slice(part.target, part.target + part.count)
+    label = struct.pack("<III", layer, part.target, part.count)
+    digest.add(label, mirror.keys[where].view(-1), mirror.values[where].view(-1))
+
+
+def _block_bytes(layout: KVLayout, layer: int) -> int:
+    return layout.key_block_bytes(layer) + layout.value_block_bytes(layer)

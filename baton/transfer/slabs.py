@@ -1,0 +1,218 @@
+"""Slabs: the memory of one KV pool, one tensor for each layer and one for the stamps.
+
+Shared CPU memory is one anonymous file (memfd: it has no name anywhere and is gone with the last
+process that maps it, however that process ends), laid out like this, every part on its own page:
+
+    | header: magic, token, layout, blocks | slab of layer 0 | slab of layer 1 | ... | stamps |
+
+The token is random; an opener compares it, so it cannot map something else by mistake. Where there
+is no memfd (macOS) the file lies in a private folder and is unlinked at close.
+
+Pages are taken from the system when they are first written. A mapping ends when the last tensor
+over it dies, never before: nothing here unmaps under a living tensor.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from baton.errors import OutOfMemory, TransferError
+from baton.kv.layout import KVLayout
+
+PAGE = 16384  # the largest page size of the systems we run on (Apple silicon)
+MAGIC = b"baton-kv-pool-1\n"
+TOKEN_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFile:
+    """The file behind shared slabs, and how another process of this user opens it."""
+
+    fd: int
+    path: str
+    size: int
+    token: bytes = field(repr=False)
+    named: bool = (
+        False  # the path is a real file, to be unlinked; else it is a /proc entry of this process
+    )
+
+    def close(self) -> None:
+        """Nobody can open it from now on; mappings live on."""
+        os.close(self.fd)
+        if self.named:
+            Path(self.path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CudaHandle:
+    """What another process needs to map one slab on a GPU: what _share_cuda_() gives, in order."""
+
+    device: int
+    handle: bytes
+    size: int
+    offset: int
+    counter: bytes
+    counter_offset: int
+    event: bytes
+    event_sync: bool
+
+
+@dataclass(slots=True)
+class Slabs:
+    """A pool's memory: `tensors` are uint8 [slab bytes], each with a storage of its own; the last
+    one holds the stamps. `exported` is kept by cuda_ipc.py: a pool is exported once in its life."""
+
+    layout: KVLayout
+    blocks: int
+    device: torch.device
+    tensors: tuple[torch.Tensor, ...]
+    shared: SharedFile | None = None
+    exported: list[CudaHandle] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Let go of the memory. It is freed when the last tensor over it is."""
+        for each in self.exported:  # see cuda_ipc.py: else the memory is never freed
+            torch.UntypedStorage._release_ipc_counter_cuda(each.counter, each.counter_offset)
+        self.exported = []
+        self.tensors = ()
+        if self.shared is not None:
+            self.shared.close()
+            self.shared = None
+
+
+def allocate_slabs(
+    layout: KVLayout,
+    blocks: int,
+    device: torch.device | str,
+    *,
+    shared: bool,
+    folder: Path | None = None,
+) -> Slabs:
+    """Memory for so many blocks, stamps zeroed. `shared`: so that a writer on this machine can map
+    it; `folder`, a private one, is needed for that where the system has no memfd."""
+    device = torch.device(device)
+    if blocks < 1:
+        raise ValueError(f"a KV pool needs at least one block, got {blocks}")
+    if device.type == "cpu" and shared:
+        return _allocate_file(layout, blocks, folder)
+    if device.type not in ("cpu", "cuda"):
+        raise TransferError(f"KV pools live on cpu or cuda, not on {device}")
+    sizes = layout.slab_bytes(blocks)
+    try:
+        tensors = tuple(torch.empty(size, dtype=torch.uint8, device=device) for size in sizes)
+    except torch.OutOfMemoryError as error:
+        free, _ = torch.cuda.mem_get_info(device)
+        raise OutOfMemory(
+            f"a KV pool of {blocks} blocks needs {sum(sizes) >> 20} MiB and {device} has "
+            f"{free >> 20} MiB left; take fewer blocks"
+        ) from error
+    tensors[-1].zero_()
+    if device.type == "cuda" and shared:
+        _refuse_expandable(tensors[0])
+    return Slabs(layout, blocks, device, tensors)
+
+
+def map_shared(
+    path: str, size: int, token: bytes, layout: KVLayout, blocks: int
+) -> list[torch.Tensor]:
+    """The slabs of another process's pool, mapped here. TransferError unless it is the very file
+    that was announced, of this user, and holds this layout."""
+    try:
+        found = os.stat(path)  # before open: a stale /proc path may lead to anything by now
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise TransferError("the exported pool is gone: its path leads to something else")
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise TransferError(f"the exported pool cannot be opened: {error.strerror}") from error
+    try:
+        if os.fstat(fd).st_size != size or size != _file_bytes(layout, blocks):
+            raise TransferError("the exported pool has another size than announced")
+        memory = mmap.mmap(fd, size)
+    except OSError as error:
+        raise TransferError(f"the exported pool cannot be mapped: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    if memory[: len(_header(layout, blocks, token))] != _header(layout, blocks, token):
+        raise TransferError("the exported pool is not the one announced, or has another layout")
+    return _carve(memory, layout, blocks)
+
+
+def _allocate_file(layout: KVLayout, blocks: int, folder: Path | None) -> Slabs:
+    size, token = _file_bytes(layout, blocks), secrets.token_bytes(TOKEN_BYTES)
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.fchmod(fd, 0o600)
+        path, named = f"/proc/{os.getpid()}/fd/{fd}", False
+    else:
+        private_folder(folder)
+        path, named = str(folder / f"kv-{secrets.token_hex(8)}") if folder else "", True
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    file = SharedFile(fd, path, size, token, named)
+    try:
+        os.ftruncate(fd, size)
+        if not named:  # nobody can shrink it under a reader, who would die of SIGBUS
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        memory = mmap.mmap(fd, size)
+    except OSError as error:
+        file.close()
+        raise OutOfMemory(
+            f"no shared memory for a KV pool of {size >> 20} MiB ({error.strerror}); "
+            "take fewer blocks"
+        ) from error
+    header = _header(layout, blocks, token)
+    memory[: len(header)] = header
+    tensors = tuple(_carve(memory, layout, blocks))
+    return Slabs(layout, blocks, torch.device("cpu"), tensors, file)
+
+
+def private_folder(folder: Path | None) -> Path:
+    """The folder, if only this user can look into it."""
+    if folder is None:
+        raise TransferError("this transport needs a run folder, and none is given")
+    found = os.stat(folder)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise TransferError("the run folder must belong to this user and have mode 0700")
+    return folder
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
+
+
+def _file_bytes(layout: KVLayout, blocks: int) -> int:
+    return PAGE + sum(_pages(size) for size in layout.slab_bytes(blocks))
+
+
+def _header(layout: KVLayout, blocks: int, token: bytes) -> bytes:
+    return MAGIC + token + layout.fingerprint.encode() + blocks.to_bytes(8, "little")
+
+
+def _carve(memory: mmap.mmap, layout: KVLayout, blocks: int) -> list[torch.Tensor]:
+    """A tensor over each part. Each keeps the mapping alive by itself, and has its own storage."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer faults, where the system is set up for it
+    tensors, offset = [], PAGE
+    for size in layout.slab_bytes(blocks):
+        tensors.append(torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset))
+        offset += _pages(size)
+    return tensors
+
+
+def _refuse_expandable(tensor: torch.Tensor) -> None:
+    """CUDA IPC hands out whole cudaMalloc allocations; expandable segments are not such."""
+    address = tensor.data_ptr()
+    for segment in torch.cuda.memory_snapshot():
+        inside = segment["address"] <= address < segment["address"] + segment["total_size"]
+        if inside and segment.get("is_expandable", False):
+            raise TransferError(
+                "the KV pool cannot be shared by CUDA IPC while PyTorch uses expandable segments; "
+                "remove expandable_segments:True from PYTORCH_ALLOC_CONF (PYTORCH_CUDA_ALLOC_CONF)"
+            )

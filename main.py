@@ -1,0 +1,198 @@
+"""The command line. Bare, it is the offline job: prompts in, one file of continuations out.
+
+Every command here only reads its options and calls the room that does the work; what is heavy is
+imported when it is needed, so that --help and a wrong option answer at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from baton.errors import BatonError, InputError
+from baton.host import process_age_s
+from baton.timing import Stages
+from offline.interrupts import EXIT_CODE, Interrupted, turn_into_exceptions
+from offline.options import (
+    SectionCommand,
+    SectionGroup,
+    job_options,
+    place_options,
+    sampling_options,
+)
+
+EXAMPLE = """\b
+Examples:
+  python main.py -b 4 -l 100 -o test.txt
+  python main.py --prompts mine.txt --temperature 0.8 --top-p 0.95 --seed 7
+  python main.py --router tcp://10.0.0.1:7000 --keys keys --format jsonl -o out.jsonl
+"""
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """The version, and the way out."""
+    if wanted:
+        from offline.doctor import own_version
+
+        click.echo(f"baton {own_version()}")
+        ctx.exit()
+
+
+@click.group(
+    cls=SectionGroup,
+    invoke_without_command=True,
+    context_settings=HELP,
+    subcommand_metavar="[COMMAND]",
+    epilog=EXAMPLE,
+)
+@job_options()
+@sampling_options()
+@place_options()
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=print_version,
+    help="Print the version and leave.",
+)
+@click.pass_context
+def cli(ctx: click.Context, /, **given: Any) -> None:
+    """Continue prompts with a language model: prefill and decode in processes of their own.
+
+    Without a command: continue every prompt of prompts.py (or --prompts FILE) and write the answers
+    to one file. The file appears when it is complete; a broken run goes on where it stopped when
+    the same command is given again.
+    """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options_before(ctx)
+        return
+    from offline.run import run_offline
+    from offline.settings import JobSettings, Wish, check_numbers, place_from
+
+    check_numbers(
+        batch_size=given["batch_size"],
+        generation_length=given["generation_length"],
+        stop=given["stop"],
+    )
+    if given["timings"] and given["format"] == "txt":
+        raise InputError("--timings go into jsonl lines: add --format jsonl")
+    wish = Wish(**{name: given[name] for name in Wish.__dataclass_fields__})
+    settings = JobSettings(
+        place=place_from(given, lambda name: _said(ctx, name)),
+        wish=wish,
+        batch_size=given["batch_size"],
+        generation_length=given["generation_length"],
+        stop=given["stop"],
+        ignore_eos=given["ignore_eos"],
+        prompts=_prompts(given["prompts"]),
+        output=Path(given["output_file"]),
+        format=given["format"],
+        timings=given["timings"],
+        quiet=given["quiet"],
+    )
+    run_offline(settings, ctx.ensure_object(Stages))
+
+
+@cli.command(cls=SectionCommand)
+@click.option(
+    "--prompt",
+    default="Explain why batching improves GPU utilization.",
+    show_default=True,
+    help="What to continue.",
+)
+@click.option("-l", "--generation-length", default=50, show_default=True, help="New tokens.")
+@place_options()
+@click.pass_context
+def infer(ctx: click.Context, /, prompt: str, generation_length: int, **given: Any) -> None:
+    """One prompt, greedily: the text, and where the time went."""
+    from offline.infer import run_infer
+    from offline.settings import check_numbers, place_from
+
+    check_numbers(batch_size=1, generation_length=generation_length, stop=())
+    place = place_from(given, lambda name: _said(ctx, name))
+    run_infer(place, prompt, generation_length, ctx.ensure_object(Stages))
+
+
+@cli.command()
+def doctor() -> None:
+    """What a bug report needs: versions, machine, devices, limits, models."""
+    from offline.doctor import examine
+
+    click.echo(examine())
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def keys(folder: Path) -> None:
+    """Make the CURVE keys that tcp:// connections need, in the new folder DIR."""
+    from offline.keys import make
+
+    click.echo(make(folder))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(folder: Path, out: Path) -> None:
+    """Turn the .bin or .pt checkpoint in FOLDER into safetensors in the new folder OUT."""
+    from models.convert import convert_folder
+
+    click.echo(convert_folder(folder, out))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; one line for whatever goes wrong. Returns the exit code."""
+    startup = Stages()
+    startup.add("python", process_age_s())
+    turn_into_exceptions()
+    try:
+        cli.main(arguments, prog_name="python main.py", standalone_mode=False, obj=startup)
+    except click.ClickException as error:
+        return _told(f"{error.format_message()} See python main.py --help.", error.exit_code)
+    except BatonError as error:
+        return _told(str(error), error.exit_code)
+    except Interrupted as interrupt:
+        click.echo(f"interrupted: {interrupt}", err=True)
+        return EXIT_CODE
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    return 0
+
+
+def _told(text: str, exit_code: int) -> int:
+    line = " ".join(text.split())
+    click.echo(f"error: {line}", err=True)
+    return exit_code
+
+
+def _said(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _refuse_options_before(ctx: click.Context) -> None:
+    for option in ctx.command.params:
+        if option.name is not None and _said(ctx, option.name):
+            command = ctx.invoked_subcommand
+            raise click.UsageError(
+                f"{option.opts[0]} before {command!r} belongs to the job without a command; "
+                f"options of {command} stand behind it."
+            )
+
+
+def _prompts(file: str | None) -> tuple[str, ...]:
+    try:
+        from prompts import PROMPTS, check_prompts, read_prompts
+    except SyntaxError as error:
+        raise InputError(
+            f"prompts.py, line {error.lineno}: {error.msg}; every prompt stands in quotes with a "
+            "comma behind it"
+        ) from None
+    return tuple(read_prompts(Path(file)) if file is not None else check_prompts(PROMPTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Describing: this machine, and the cluster that is about to work, in a few lines for a person."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from baton.wire.messages import ClusterInfo, WorkerInfo
+
+WAYS = {
+    "shm": "shared memory",
+    "cuda_ipc": "CUDA IPC",
+    "pinned": "pinned host memory",
+    "frames": "ZeroMQ frames",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the work runs on. `memory_bytes` is 0 where the system does not say."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        memory = f", {self.memory_bytes / 2**30:.1f} GiB memory" if self.memory_bytes else ""
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{self.cpu}, {cores}{memory}"
+
+
+def this_machine() -> Machine:
+    """Read off the system, without torch."""
+    return Machine(cpu_name(), usable_cores(), memory_bytes())
+
+
+def cpu_name() -> str:
+    """The CPU's name as it calls itself."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith(("model name", "Hardware", "cpu model")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else (os.cpu_count() or 1)
+
+
+def memory_bytes() -> int:
+    """Main memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def describe_cluster(info: ClusterInfo) -> list[str]:
+    """Model, dtype, topology, and how the KV cache gets from prefill to decode."""
+    lines = [
+        f"model     {info.model}, {info.dtype}, context {info.context:,} tokens",
+        f"topology  {_topology(info)}",
+        f"KV path   {_ways(info)}",
+    ]
+    return lines
+
+
+def worker_states(info: ClusterInfo) -> str:
+    """Short enough for a progress bar: prefill 1/1, decode 1/2."""
+    parts = []
+    for role in ("prefill", "decode"):
+        workers = _of_role(info, role)
+        if workers:
+            alive = sum(worker.state == "alive" for worker in workers)
+            parts.append(f"{role} {alive}/{len(workers)}")
+    return ", ".join(parts)
+
+
+def _topology(info: ClusterInfo) -> str:
+    prefill, decode = _of_role(info, "prefill"), _of_role(info, "decode")
+    if not prefill:
+        return f"colocated: {_counted(decode, 'decode worker')}, filling {_its(decode)} own cache"
+    return f"{_counted(prefill, 'prefill worker')}, {_counted(decode, 'decode worker')}"
+
+
+def _counted(workers: list[WorkerInfo], noun: str) -> str:
+    devices = ", ".join(dict.fromkeys(worker.device for worker in workers)) or "none"
+    plural = "s" if len(workers) != 1 else ""
+    slowest = max((worker.load_s for worker in workers), default=0.0)
+    loaded = f" (ready after {slowest:.1f} s)" if slowest else ""
+    return f"{len(workers)} {noun}{plural} on {devices}{loaded}"
+
+
+def _its(workers: list[WorkerInfo]) -> str:
+    return "its" if len(workers) == 1 else "their"
+
+
+def _ways(info: ClusterInfo) -> str:
+    prefill = _of_role(info, "prefill")
+    if not prefill:
+        return "none needed, decode fills its own cache"
+    ways = dict.fromkeys(way for worker in prefill for way in worker.transports)
+    return "; ".join(_way(each) for each in ways) or "not known yet"
+
+
+def _way(said: str) -> str:
+    """The router's word on a transport, such as "shm" or "frames 3.1 GB/s", for a person."""
+    transport, _, speed = said.partition(" ")
+    name = WAYS.get(transport, transport)
+    return f"{name}, {speed}" if speed else f"{name}, written in place, nothing copied"
+
+
+def _of_role(info: ClusterInfo, role: str) -> list[WorkerInfo]:
+    return [worker for worker in info.workers if worker.role == role]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

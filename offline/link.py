@@ -1,0 +1,73 @@
+"""Link: a way to a router, and who looks after the processes behind it."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from baton.client import Client
+from baton.clock import monotonic
+from baton.cluster import Cluster, ClusterOptions
+from baton.errors import InputError
+from baton.follow import Elsewhere, Follower, Line, Supervisor
+from baton.timing import Stages
+from baton.wire.keys import load_keys
+from offline.interrupts import held_back
+from offline.settings import Place
+
+IN_THE_ROUTER = 4
+"""Requests with our own router for each that may run at once: so none of its places is ever idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """`ours`: the processes were started for this job and end with it."""
+
+    follower: Follower
+    ours: bool
+
+
+@contextmanager
+def link_to(place: Place, *, batch_size: int, startup: Stages) -> Iterator[Link]:
+    """The running cluster if one is named, else one of our own, stopped whatever happens."""
+    if place.router is None:
+        with _own_cluster(place, batch_size, startup) as link:
+            yield link
+        return
+    keys = load_keys(place.keys) if place.keys else None
+    client = Client(place.router, keys=keys)
+    try:
+        yield Link(_follower(client, Elsewhere(), batch_size), ours=False)
+    finally:
+        client.close()
+
+
+@contextmanager
+def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Link]:
+    if place.topology is None:
+        raise InputError("a cluster of our own needs a topology")
+    options = ClusterOptions(
+        model=place.model,
+        topology=place.topology,
+        batch_size=batch_size,
+        batch_window_ms=place.batch_window_ms,
+        dtype=place.dtype,
+        max_model_len=place.max_model_len,
+        kv_transport=place.kv_transport,
+    )
+    cluster = Cluster(options)
+    client: Client | None = None
+    try:
+        cluster.start()
+        startup.lap("processes started")
+        client = Client(cluster.address)
+        yield Link(_follower(client, cluster, batch_size * IN_THE_ROUTER), ours=True)
+    finally:
+        with held_back():
+            if client is not None:
+                client.close()
+            cluster.stop()
+
+
+def _follower(line: Line, supervisor: Supervisor, limit: int) -> Follower:
+    return Follower(line, supervisor, job=secrets.token_hex(6), limit=limit, clock=monotonic)

@@ -1,0 +1,197 @@
+"""The options of the commands that generate, in sections, as `--help` shows them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from offline.outputs import FORMATS
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class SectionOption(click.Option):
+    """An option that knows under which heading it stands."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class _Sections:
+    """Help text with a heading over each section of options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        assert isinstance(self, click.Command)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                name = option.section if isinstance(option, SectionOption) else "Other options"
+                sections.setdefault(name, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records, col_max=34)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+
+
+class SectionCommand(_Sections, click.Command):
+    """A command with its options in sections."""
+
+
+class SectionGroup(_Sections, click.Group):
+    """A group with its options in sections, and its commands behind them."""
+
+
+def option(section: str, *names: str, **kwargs: Any) -> Decorator:
+    """click.option under a heading; the default is shown."""
+    kwargs.setdefault("show_default", True)
+    return click.option(*names, cls=SectionOption, section=section, **kwargs)
+
+
+def apply(*decorators: Decorator) -> Decorator:
+    """Several decorators as one, the first on top."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for each in reversed(decorators):
+            function = each(function)
+        return function
+
+    return decorate
+
+
+def job_options() -> Decorator:
+    """What is done, and where it goes."""
+    here = "The job"
+    return apply(
+        option(here, "-b", "--batch-size", default=4, help="Requests that run at once."),
+        option(here, "-l", "--generation-length", default=100, help="New tokens for each prompt."),
+        option(here, "-o", "--output-file", default="test.txt", help="Where the answers go."),
+        option(
+            here,
+            "--prompts",
+            metavar="FILE",
+            show_default="the list in prompts.py",
+            help='One prompt a line; or .jsonl: {"prompt": "..."} or "..." a line.',
+        ),
+        option(
+            here,
+            "--format",
+            type=click.Choice(FORMATS),
+            default="txt",
+            help="txt is for reading, jsonl for programs.",
+        ),
+        option(here, "--timings", is_flag=True, help="Add each request's timings to the jsonl."),
+        option(here, "--quiet", is_flag=True, help="Say nothing but errors."),
+    )
+
+
+def sampling_options() -> Decorator:
+    """How tokens are drawn. What is not given here is the model's own generation_config."""
+    here, own = "Sampling", "the model's own"
+    number: dict[str, Any] = {"type": float, "show_default": own}
+    return apply(
+        option(here, "--temperature", **number, help="0 is greedy, up to 2."),
+        option(here, "--top-k", type=int, show_default=own, help="Among the k likeliest; 0 = off."),
+        option(here, "--top-p", **number, help="Among the likeliest that sum to p; 1 = off."),
+        option(here, "--min-p", **number, help="At least p times as likely as the top; 0 = off."),
+        option(here, "--repetition-penalty", **number, help="Above 1: repeat less; 1 = off."),
+        option(here, "--seed", default=0, help="Equal seeds give equal files."),
+        option(here, "--greedy", is_flag=True, help="Always the likeliest token."),
+        option(
+            here,
+            "--stop",
+            multiple=True,
+            metavar="TEXT",
+            show_default="none",
+            help="End an answer before this text; repeatable.",
+        ),
+        option(here, "--ignore-eos", is_flag=True, help="Go on to -l tokens whatever comes."),
+    )
+
+
+def place_options() -> Decorator:
+    """On what it is done: model, devices, processes, or a running cluster."""
+    model, topology, running = "The model", "Processes and devices", "A running cluster instead"
+    return apply(
+        option(
+            model,
+            "--model",
+            metavar="NAME",
+            default="demo",
+            help="A name in configs/model_paths.yaml, a folder, or a Hugging Face id.",
+        ),
+        option(
+            model,
+            "--dtype",
+            type=click.Choice(DTYPES),
+            default="auto",
+            help="auto: bfloat16 on a GPU, float32 on a CPU.",
+        ),
+        option(
+            model,
+            "--max-model-len",
+            type=int,
+            metavar="TOKENS",
+            show_default="the model's context",
+            help="Prompt and answer together; less needs less memory.",
+        ),
+        option(model, "--download", is_flag=True, help="Fetch a Hugging Face id that is not here."),
+        *_devices(topology),
+        option(
+            topology,
+            "--colocated",
+            is_flag=True,
+            help="No prefill workers: decode fills its own KV cache.",
+        ),
+        option(
+            topology,
+            "--kv-transport",
+            type=click.Choice(TRANSPORTS),
+            default="auto",
+            help="How KV gets from prefill to decode; auto takes the fastest that works.",
+        ),
+        option(
+            topology,
+            "--batch-window-ms",
+            type=float,
+            default=10.0,
+            help="How long a batch waits to fill up; 0 = not at all.",
+        ),
+        option(
+            running,
+            "--router",
+            metavar="ADDRESS",
+            show_default="start one",
+            help="Send the job to the router at tcp://HOST:PORT or ipc://PATH.",
+        ),
+        option(
+            running,
+            "--keys",
+            metavar="DIR",
+            show_default="none",
+            help="CURVE keys, needed for tcp://; made by `python main.py keys DIR`.",
+        ),
+    )
+
+
+def _devices(section: str) -> list[Decorator]:
+    found = []
+    for role in ("prefill", "decode"):
+        found.append(
+            option(
+                section,
+                f"--{role}-device",
+                multiple=True,
+                metavar="DEVICE",
+                show_default="auto",
+                help=f"auto, cpu, mps, cuda:0, ... of the {role} workers; repeatable.",
+            )
+        )
+        found.append(
+            option(section, f"--num-{role}", default=1, help=f"How many {role} workers to start.")
+        )
+    return found

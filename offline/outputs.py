@@ -1,0 +1,127 @@
+"""The output file: its two formats, and how it appears: complete, or not at all.
+
+txt, for reading: for each prompt, in the order of the prompts,
+
+    === 1/8 ===
+    <the prompt>
+    <the continuation, exactly as generated: it usually begins with a space>
+    <a blank line>
+
+jsonl, for programs: one object a line, in the order of the prompts, UTF-8:
+`index` (from 0), `prompt`, `text`, `token_ids`, `finish_reason`, and `timings` only when asked for,
+so that files of two runs compare byte for byte.
+"""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from baton.errors import InputError, OutputError
+
+FORMATS = ("txt", "jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one prompt became. Its place is `index`; the prompt itself stands in the list."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    timings: Mapping[str, float]
+
+
+def rendered(
+    prompts: Sequence[str], answers: Mapping[int, Answer], kind: str, *, timings: bool
+) -> Iterator[str]:
+    """The file's text, one prompt after the other. Every prompt must have its answer."""
+    for index, prompt in enumerate(prompts):
+        answer = answers[index]
+        if kind == "txt":
+            yield f"=== {index + 1}/{len(prompts)} ===\n{prompt}\n{answer.text}\n\n"
+            continue
+        line: dict[str, object] = {
+            "index": index,
+            "prompt": prompt,
+            "text": answer.text,
+            "token_ids": list(answer.token_ids),
+            "finish_reason": answer.finish_reason,
+        }
+        if timings:
+            line["timings"] = dict(answer.timings)
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def checked_target(path: Path) -> Path:
+    """Where the output will really lie (behind a symbolic link, its target). Raises InputError if
+    it cannot lie there, as far as that can be seen before the work."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if not target.name:
+        raise InputError(f"-o {path} names no file")
+    try:
+        mode = target.stat().st_mode if target.exists() else None
+    except OSError as error:
+        raise InputError(f"cannot write -o {path}: {reason(error)}") from error
+    if mode is not None and stat.S_ISDIR(mode):
+        raise InputError(f"-o {path} is a folder: name a file in it, such as {path / 'test.txt'}")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise InputError(f"-o {path} is a device or a pipe: the output must be an ordinary file")
+    if not target.parent.is_dir():
+        raise InputError(
+            f"-o {path}: there is no folder {target.parent}; make it, or choose another"
+        )
+    if mode is not None and not os.access(target, os.W_OK):
+        raise InputError(f"-o {path} is read-only: chmod u+w it, or choose another name")
+    return target
+
+
+def write_whole(target: Path, parts: Iterator[str], *, saved: str) -> None:
+    """Put the file in place at once. `saved` says what is safe if that fails: OutputError."""
+    beside = target.with_name(f"{target.name}.new.part")
+    try:
+        beside.unlink(missing_ok=True)
+        with beside.open("x", encoding="utf-8", newline="\n") as file:
+            if target.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise OutputError(cannot_write(target, error, saved)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new or renamed entry of the folder outlive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems know no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError, saved: str) -> str:
+    """The one line for a write that failed during the work."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free some space" if full else "mend that"
+    return (
+        f"cannot write {path}: {reason(error)}. {saved}; {way_out} and run the same command again."
+    )
+
+
+def reason(error: OSError) -> str:
+    """The system's words, without the capital: no space left on device."""
+    words = error.strerror or str(error)
+    return words[:1].lower() + words[1:]

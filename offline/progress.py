@@ -1,0 +1,98 @@
+"""Progress: what the user sees on stderr while the job runs. Never a reason for the job to stop."""
+
+import sys
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from baton.clock import Clock, monotonic
+
+TELL_S = 0.5
+
+
+class Progress:
+    """Lines for people, and under them a bar where there is a terminal to draw it on."""
+
+    def __init__(self, *, quiet: bool, clock: Clock = monotonic) -> None:
+        self._quiet = quiet
+        self._clock = clock
+        self._bar: tqdm[Any] | None = None
+        self._begun = clock()
+        self._tokens = 0
+        self._retries = 0
+        self._states = ""
+        self._told = 0.0
+
+    def say(self, text: str) -> None:
+        """A line, above the bar if there is one."""
+        if self._quiet:
+            return
+        with suppress(OSError, ValueError):  # stderr is closed or full: the job goes on
+            if self._bar is None:
+                print(text, file=sys.stderr, flush=True)
+            else:
+                tqdm.write(text, file=sys.stderr)
+
+    def begin(self, *, total: int, done: int) -> None:
+        """The work starts, with so much of it done before."""
+        self._begun = self._clock()
+        if self._quiet or not _is_terminal():
+            return
+        with suppress(OSError, ValueError):
+            self._bar = tqdm(total=total, initial=done, unit="answer", file=sys.stderr, leave=False)
+
+    def tokens(self, count: int) -> None:
+        """Some tokens came."""
+        self._tokens += count
+        self._tell()
+
+    def answer(self, *, retries: int) -> None:
+        """A request ended."""
+        self._retries += retries
+        if self._bar is not None:
+            with suppress(OSError, ValueError):
+                self._bar.update()
+        self._tell()
+
+    def workers(self, states: str) -> None:
+        """How the workers are."""
+        self._states = states
+        self._tell()
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            with suppress(OSError, ValueError):
+                self._bar.close()
+            self._bar = None
+
+    def _tell(self) -> None:
+        now = self._clock()
+        if self._bar is None or now - self._told < TELL_S:
+            return
+        self._told = now
+        speed = f"{self._tokens / max(now - self._begun, 1e-9):,.0f} tok/s"
+        retried = f", {self._retries} retries" if self._retries else ""
+        states = f", {self._states}" if self._states else ""
+        with suppress(OSError, ValueError):
+            self._bar.set_postfix_str(speed + retried + states, refresh=False)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:
+        return False

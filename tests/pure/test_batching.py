@@ -1,0 +1,182 @@
+"""Who is filled next, and who runs in the next decode step."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.kv.grant import Grant
+from decode_worker.batching import Progress, plan_step
+from prefill_worker.worker import Job, plan_chunks
+from router.batching import FillRule, Waiting, fill_due, plan_fill
+
+
+def line(*tokens: int, since: float = 0.0) -> list[Waiting]:
+    return [Waiting(f"r{i}#0", count, since) for i, count in enumerate(tokens)]
+
+
+def runs(batch: list[Waiting]) -> list[str]:
+    return [each.run for each in batch]
+
+
+LINES = st.lists(st.integers(1, 50), max_size=12).map(lambda tokens: line(*tokens))
+RULES = st.builds(
+    FillRule, st.sampled_from([0.0, 0.01, 1.0]), st.integers(1, 8), st.integers(1, 80)
+)
+
+
+# ---- plan_fill
+
+
+def test_nobody_waits_nobody_goes() -> None:
+    assert plan_fill([], FillRule(0.0, 4, 100), more_may_come=False, now=9.0) == []
+
+
+def test_a_batch_that_can_grow_waits_until_the_window_of_the_oldest_closes() -> None:
+    rule = FillRule(1.0, 4, 100)
+    waiting = [Waiting("a#0", 5, 10.0), Waiting("b#0", 5, 10.9)]
+    assert plan_fill(waiting, rule, more_may_come=True, now=10.999) == []
+    assert runs(plan_fill(waiting, rule, more_may_come=True, now=11.0)) == ["a#0", "b#0"]
+
+
+def test_a_full_batch_goes_at_once() -> None:
+    rule = FillRule(1.0, 2, 100)
+    assert runs(plan_fill(line(5, 5, 5), rule, more_may_come=True, now=0.0)) == ["r0#0", "r1#0"]
+    by_tokens = FillRule(1.0, 9, 10)
+    assert runs(plan_fill(line(5, 5, 5), by_tokens, more_may_come=True, now=0.0)) == [
+        "r0#0",
+        "r1#0",
+    ]
+
+
+def test_a_batch_that_cannot_grow_goes_at_once() -> None:
+    rule = FillRule(1.0, 4, 100)
+    assert runs(plan_fill(line(5), rule, more_may_come=False, now=0.0)) == ["r0#0"]
+
+
+def test_a_prompt_beyond_the_budget_goes_alone() -> None:
+    rule = FillRule(1.0, 4, 10)
+    assert runs(plan_fill(line(99, 1), rule, more_may_come=True, now=0.0)) == ["r0#0"]
+
+
+def test_a_long_prompt_is_not_overtaken() -> None:
+    rule = FillRule(0.0, 4, 10)
+    assert runs(plan_fill(line(5, 8, 1), rule, more_may_come=True, now=0.0)) == ["r0#0"]
+
+
+@given(LINES, RULES, st.booleans(), st.sampled_from([0.0, 0.005, 0.01, 2.0]))
+def test_a_batch_is_a_prefix_of_the_line_within_every_limit(
+    waiting: list[Waiting], rule: FillRule, more: bool, now: float
+) -> None:
+    batch = plan_fill(waiting, rule, more_may_come=more, now=now)
+    assert batch == waiting[: len(batch)]
+    assert len(batch) <= rule.batch_size
+    assert len(batch) <= 1 or sum(each.tokens for each in batch) <= rule.token_budget
+    if waiting and (not more or now >= rule.window_s):
+        assert batch, "nothing to wait for"
+
+
+@given(LINES, RULES, st.sampled_from([0.0, 0.005, 0.01, 2.0]))
+def test_what_does_not_go_now_goes_when_fill_due_says(
+    waiting: list[Waiting], rule: FillRule, now: float
+) -> None:
+    due = fill_due(waiting, rule, now)
+    if not waiting:
+        assert due is None
+        return
+    assert due is not None
+    assert due >= 0
+    assert plan_fill(waiting, rule, more_may_come=True, now=now + due)
+
+
+@given(LINES, RULES)
+def test_the_whole_line_is_filled_in_order_and_once(waiting: list[Waiting], rule: FillRule) -> None:
+    went: list[Waiting] = []
+    while batch := plan_fill(waiting[len(went) :], rule, more_may_come=False, now=0.0):
+        went += batch
+    assert went == waiting
+
+
+# ---- plan_step
+
+
+PROGRESS = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(0, 39)).filter(lambda pair: pair[0] > pair[1]),
+    max_size=10,
+).map(lambda pairs: [Progress(f"r{i}", known, done) for i, (known, done) in enumerate(pairs)])
+
+
+@given(PROGRESS, st.integers(1, 64))
+def test_every_decoding_run_goes_in_every_step(progress: list[Progress], budget: int) -> None:
+    shares = {share.run: share for share in plan_step(progress, token_budget=budget)}
+    for run in progress:
+        if run.known - run.computed == 1:
+            assert shares[run.run].tokens == 1
+            assert shares[run.run].samples
+
+
+@given(PROGRESS, st.integers(1, 64))
+def test_a_share_is_what_is_left_or_less_and_samples_when_it_is_all(
+    progress: list[Progress], budget: int
+) -> None:
+    left = {run.run: run.known - run.computed for run in progress}
+    shares = plan_step(progress, token_budget=budget)
+    assert len({share.run for share in shares}) == len(shares)
+    for share in shares:
+        assert 1 <= share.tokens <= left[share.run]
+        assert share.samples == (share.tokens == left[share.run])
+
+
+@given(PROGRESS, st.integers(1, 64))
+def test_the_budget_is_kept_but_for_one_token_a_run(progress: list[Progress], budget: int) -> None:
+    shares = plan_step(progress, token_budget=budget)
+    decoding = sum(1 for run in progress if run.known - run.computed == 1)
+    filling = len(progress) - decoding
+    assert sum(share.tokens for share in shares) <= max(budget, decoding + (1 if filling else 0))
+
+
+@given(PROGRESS, st.integers(1, 64))
+def test_prompts_are_filled_first_come_first_served_and_never_starved(
+    progress: list[Progress], budget: int
+) -> None:
+    filling = [run for run in progress if run.known - run.computed > 1]
+    served = [
+        s for s in plan_step(progress, token_budget=budget) if any(s.run == f.run for f in filling)
+    ]
+    assert [share.run for share in served] == [run.run for run in filling[: len(served)]]
+    assert bool(served) == bool(filling)
+    for share, run in zip(served[:-1], filling, strict=False):
+        assert share.tokens == run.known - run.computed
+
+
+@given(PROGRESS, st.integers(1, 64))
+def test_every_run_comes_to_sample(progress: list[Progress], budget: int) -> None:
+    done = {run.run: run.computed for run in progress}
+    known = {run.run: run.known for run in progress}
+    for _ in range(sum(known.values()) + 1):
+        now = [Progress(run, known[run], done[run]) for run in known if done[run] < known[run]]
+        for share in plan_step(now, token_budget=budget):
+            done[share.run] += share.tokens
+    assert done == known
+
+
+# ---- plan_chunks, the prefill worker's
+
+
+JOBS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 40), st.integers(0, 39)), max_size=8).map(
+    lambda rows: [
+        Job(Grant(worker, "e", f"r{i}", 1, (i,)), tuple(range(tokens)), done=min(done, tokens - 1))
+        for i, (worker, tokens, done) in enumerate(rows)
+    ]
+)  # fmt: skip
+
+
+@given(JOBS, st.integers(1, 64))
+def test_one_forward_is_for_one_pool_in_order_and_within_the_budget(
+    jobs: list[Job], budget: int
+) -> None:
+    plan = plan_chunks(jobs, budget)
+    assert [job for job, _ in plan] == jobs[: len(plan)]
+    assert bool(plan) == bool(jobs)
+    assert sum(count for _, count in plan) <= budget
+    assert len({job.grant.worker for job, _ in plan}) <= 1
+    assert all(1 <= count <= job.left for job, count in plan)
+    assert all(count == job.left for job, count in plan[:-1])

@@ -1,0 +1,173 @@
+"""The ledger: states, runs, the waiting line, and times read off as states change."""
+
+import pytest
+
+from baton.kv.grant import Grant
+from baton.lifecycle import LIVE, Event, IllegalTransition, State
+from baton.request import Request
+from baton.text import TextStream
+from router.ledger import Entry, Ledger, timings
+from tests.pure.town import GREEDY, PretendTokenizer
+
+PATH = (Event.RESERVE, Event.GRANTED, Event.FILL, Event.START)
+
+
+def request_named(name: str, client: str = "client", length: int = 5) -> Request:
+    return Request(name, client, (1, 2, 3), length, GREEDY, (), ())
+
+
+def add(ledger: Ledger, name: str, now: float = 0.0, client: str = "client") -> Entry:
+    request = request_named(name, client)
+    return ledger.add(request, TextStream(PretendTokenizer(), request.prompt_ids, ()), now)
+
+
+def walk(ledger: Ledger, entry: Entry, events: tuple[Event, ...], now: float = 0.0) -> None:
+    for event in events:
+        ledger.apply(entry, event, now)
+
+
+def names(entries: list[Entry]) -> list[str]:
+    return [entry.request.id for entry in entries]
+
+
+def test_a_new_request_is_queued_and_found() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a")
+    assert entry.state is State.QUEUED
+    assert ledger.get("a") is entry
+    assert len(ledger) == 1
+    assert ledger.count(*LIVE) == 1
+
+
+def test_an_id_is_used_once_at_a_time() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a")
+    with pytest.raises(AssertionError):
+        add(ledger, "a")
+    ledger.apply(entry, Event.FINISH, 0.0)
+    add(ledger, "a")
+
+
+def test_what_the_table_does_not_allow_does_not_happen() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a")
+    with pytest.raises(IllegalTransition):
+        ledger.apply(entry, Event.START, 0.0)
+    assert entry.state is State.QUEUED
+
+
+def test_every_attempt_is_a_run_of_its_own_and_reports_on_old_ones_are_void() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a")
+    walk(ledger, entry, PATH)
+    assert entry.run == "a#0"
+    assert ledger.follow("a#0", State.DECODING) is entry
+    walk(ledger, entry, (Event.LOST, *PATH))
+    assert entry.run == "a#1"
+    assert ledger.follow("a#0", *LIVE) is None
+    assert ledger.follow("a#1", *LIVE) is entry
+    assert ledger.late_reports == 1
+
+
+def test_a_report_about_another_state_is_void_and_counted() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a")
+    walk(ledger, entry, PATH)
+    assert ledger.follow("a#0", State.FILLING) is None
+    assert ledger.follow("nonsense", *LIVE) is None
+    assert ledger.late_reports == 2
+
+
+def test_a_queued_request_has_no_run_and_no_worker() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a")
+    walk(ledger, entry, PATH[:3])
+    entry.decode, entry.prefill = "d", "p"
+    entry.grant = Grant("d", "d/0", entry.run, 1, (0,))
+    ledger.apply(entry, Event.RETRY, 0.0)
+    assert (entry.decode, entry.prefill, entry.grant, entry.receipt) == (None, None, None, None)
+    assert ledger.follow("a#0", *LIVE) is None
+
+
+def test_the_line_is_first_come_first_served_and_who_comes_back_stands_in_front() -> None:
+    ledger = Ledger()
+    entries = [add(ledger, name) for name in "abc"]
+    assert names(list(ledger.queue())) == ["a", "b", "c"]
+    ledger.apply(entries[0], Event.RESERVE, 0.0)
+    ledger.apply(entries[0], Event.DEFERRED, 0.0)
+    assert names(list(ledger.queue())) == ["a", "b", "c"]
+    walk(ledger, entries[2], (Event.RESERVE, Event.LOST))
+    assert names(list(ledger.queue())) == ["c", "a", "b"]
+
+
+def test_a_finished_request_is_nowhere() -> None:
+    ledger = Ledger()
+    for at in range(5):
+        entry = add(ledger, "a")
+        walk(ledger, entry, (*PATH[:at], Event.FINISH))
+        assert len(ledger) == 0
+        assert ledger.get("a") is None
+        assert ledger.count(*LIVE) == 0
+        assert not ledger._runs
+        assert ledger.of_client("client") == []
+
+
+def test_who_needs_a_worker_is_who_is_decoded_there_or_filled_there_now() -> None:
+    ledger = Ledger()
+    placed = {}
+    for name, events in {"r": 1, "g": 2, "f": 3, "d": 4}.items():
+        placed[name] = add(ledger, name)
+        walk(ledger, placed[name], PATH[:events])
+        placed[name].decode = "decode"
+    placed["f"].prefill = placed["d"].prefill = "prefill"
+    assert sorted(names(ledger.on_worker("decode"))) == ["d", "f", "g", "r"]
+    assert names(ledger.on_worker("prefill")) == ["f"]
+    assert ledger.on_worker("other") == []
+
+
+def test_requests_are_found_by_their_client() -> None:
+    ledger = Ledger()
+    add(ledger, "a", client="x")
+    add(ledger, "b", client="y")
+    assert names(ledger.of_client("x")) == ["a"]
+
+
+def test_what_is_known_and_what_remains_follow_the_tokens() -> None:
+    entry = add(Ledger(), "a")
+    reach = entry.reach
+    entry.emitted += [7, 8]
+    assert entry.known_ids == (1, 2, 3, 7, 8)
+    assert entry.remaining == 3
+    assert entry.reach == reach == 8
+
+
+def test_times_are_read_off_the_states_and_add_up() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a", 10.0)
+    for event, now in zip(PATH, (11.0, 13.0, 16.0, 20.0), strict=True):
+        ledger.apply(entry, event, now)
+    entry.handover_s, entry.moved_bytes = 1.5, 77
+    entry.first_token = 25.0
+    ledger.apply(entry, Event.TOKEN, 25.0)
+    ledger.apply(entry, Event.FINISH, 30.0)
+    times = timings(entry, 30.0, kv_bytes_per_token=100)
+    assert (times.queue_s, times.reserve_s) == (1.0 + 3.0, 2.0)
+    assert (times.prefill_s, times.handover_s, times.decode_s) == (2.5, 1.5, 10.0)
+    assert (times.ttft_s, times.total_s) == (15.0, 20.0)
+    parts = times.queue_s + times.reserve_s + times.prefill_s + times.handover_s + times.decode_s
+    assert parts == times.total_s
+    assert (times.kv_bytes, times.moved_bytes, times.retries) == (200, 77, 0)
+
+
+def test_the_times_of_all_attempts_are_added() -> None:
+    ledger = Ledger()
+    entry = add(ledger, "a", 0.0)
+    now = 0.0
+    for event in (*PATH, Event.LOST, *PATH, Event.FINISH):
+        now += 1.0
+        ledger.apply(entry, event, now)
+    times = timings(entry, now, kv_bytes_per_token=0)
+    assert times.retries == 1
+    assert times.decode_s == 2.0
+    assert times.queue_s == 4.0
+    assert times.total_s == now

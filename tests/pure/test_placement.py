@@ -1,0 +1,81 @@
+"""Which workers a request goes to."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.placement import (
+    DecodeChoice,
+    PrefillChoice,
+    choose_decode,
+    choose_prefill,
+    fills_remotely,
+)
+
+NAMES = st.lists(st.sampled_from("abcdef"), unique=True, max_size=6)
+DECODES = NAMES.flatmap(
+    lambda names: st.tuples(
+        *[st.builds(DecodeChoice, st.just(n), st.integers(-2, 9), st.integers(0, 4)) for n in names]
+    )
+)
+PREFILLS = NAMES.flatmap(
+    lambda names: st.tuples(
+        *[
+            st.builds(PrefillChoice, st.just(n), st.integers(0, 9), st.frozensets(st.sampled_from("xy")))
+            for n in names
+        ]
+    )
+)  # fmt: skip
+
+
+def test_the_least_busy_decode_worker_with_room_is_chosen() -> None:
+    choices = [DecodeChoice("a", 2, 0), DecodeChoice("b", 5, 3), DecodeChoice("c", 5, 1)]
+    assert choose_decode(choices, 3) == "c"
+    assert choose_decode(choices, 2) == "a"
+    assert choose_decode(choices, 6) is None
+
+
+def test_ties_go_to_the_most_room_then_to_the_name() -> None:
+    assert choose_decode([DecodeChoice("a", 5, 1), DecodeChoice("b", 9, 1)], 1) == "b"
+    assert choose_decode([DecodeChoice("b", 5, 1), DecodeChoice("a", 5, 1)], 1) == "a"
+
+
+@given(DECODES, st.integers(0, 9))
+def test_the_chosen_decode_worker_has_room_and_nobody_with_room_has_less_to_do(
+    choices: tuple[DecodeChoice, ...], blocks: int
+) -> None:
+    fitting = {c.worker: c for c in choices if c.free_blocks >= blocks}
+    chosen = choose_decode(choices, blocks)
+    assert (chosen is None) == (not fitting)
+    if chosen is not None:
+        assert fitting[chosen].running == min(c.running for c in fitting.values())
+
+
+@given(DECODES, st.integers(0, 9))
+def test_equal_clusters_place_equally(choices: tuple[DecodeChoice, ...], blocks: int) -> None:
+    assert choose_decode(choices, blocks) == choose_decode(choices[::-1], blocks)
+
+
+@given(PREFILLS)
+def test_the_chosen_prefill_worker_can_write_there_and_has_the_least_to_do(
+    choices: tuple[PrefillChoice, ...],
+) -> None:
+    able = {c.worker: c for c in choices if "x" in c.reaches}
+    chosen = choose_prefill(choices, "x")
+    assert (chosen is None) == (not able)
+    if chosen is not None:
+        assert able[chosen].waiting_tokens == min(c.waiting_tokens for c in able.values())
+    assert chosen == choose_prefill(choices[::-1], "x")
+
+
+def test_a_prompt_of_one_token_has_nothing_to_fill() -> None:
+    assert not fills_remotely(0, colocated=False, local_tokens=0)
+    assert fills_remotely(1, colocated=False, local_tokens=0)
+
+
+def test_short_prompts_are_filled_where_they_are_decoded() -> None:
+    assert not fills_remotely(8, colocated=False, local_tokens=8)
+    assert fills_remotely(9, colocated=False, local_tokens=8)
+
+
+def test_colocated_everything_is() -> None:
+    assert not fills_remotely(10_000, colocated=True, local_tokens=0)
