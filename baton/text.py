@@ -5,6 +5,7 @@ Uses the `tokenizers` library alone (15 MB, 0.02 s); transformers would bring to
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -27,6 +28,11 @@ class Tokenizer:
             raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: no text has fewer tokens than length / this."""
+        return max((len(token) for token in self._tokenizer.get_vocab()), default=1)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, with the special tokens the model's tokenizer adds by itself."""
@@ -71,11 +77,17 @@ class TextStream:
     def _take(self, *, final: bool) -> str:
         before = self._tokenizer.decode(self._ids[self._anchor : self._read])
         now = self._tokenizer.decode(self._ids[self._anchor :])
-        waiting = len(self._ids) - self._read
-        if now.endswith(REPLACEMENT) and waiting < LONGEST_CHARACTER and not final:
-            return ""
-        self._anchor, self._read = self._read, len(self._ids)
-        return now[len(before) :]
+        end = len(self._ids)
+        if now.endswith(REPLACEMENT) and not final:  # the last character may still become whole
+            if end - self._read < LONGEST_CHARACTER:
+                return ""
+            end = self._read + 1  # never: its first byte is no character's, the others may be
+            now = self._tokenizer.decode(self._ids[self._anchor : end])
+        taken = now[len(before) :]
+        if taken:  # ids without text stay context: the next word's space hangs on the word before
+            self._anchor = self._read
+        self._read = end
+        return taken
 
     def _release(self, taken: str, *, final: bool) -> str:
         if self.stopped:

@@ -42,9 +42,14 @@ def plan_topology(
     """Named devices as they are; the others by what is there: with two GPUs or more prefill gets the
     first and decode the next, one GPU is shared, without one all run on the CPU."""
     prefills = 0 if colocated else prefills
-    spread = [f"cuda:{i % gpus}" if gpus else "cpu" for i in range(prefills + decodes)]
+    if decodes < 1 and not decode_devices:
+        raise InputError("there must be at least one decode worker")
+    named = [*prefill_devices, *decode_devices]
+    there = sorted((f"cuda:{i}" for i in range(gpus)), key=named.count) or ["cpu"]
+    wanted = (0 if prefill_devices else prefills) + (0 if decode_devices else decodes)
+    spread = [there[i % len(there)] for i in range(wanted)]
     chosen_prefill = tuple(prefill_devices) or tuple(spread[:prefills])
-    chosen_decode = tuple(decode_devices) or tuple(spread[prefills:])
+    chosen_decode = tuple(decode_devices) or tuple(spread[-decodes:])
     return Topology(() if colocated else chosen_prefill, chosen_decode, colocated)
 
 

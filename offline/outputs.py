@@ -61,10 +61,10 @@ def rendered(
 def checked_target(path: Path) -> Path:
     """Where the output will really lie (behind a symbolic link, its target). Raises InputError if
     it cannot lie there, as far as that can be seen before the work."""
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if not target.name:
+    if not path.name:
         raise InputError(f"-o {path} names no file")
     try:
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
         mode = target.stat().st_mode if target.exists() else None
     except OSError as error:
         raise InputError(f"cannot write -o {path}: {reason(error)}") from error

@@ -25,6 +25,13 @@ def read_submit(submit: Submit, client: str, served: Served, tokenizer: Tokenize
     if (submit.prompt is None) == (submit.token_ids is None):
         raise RequestError("give either a prompt or token ids, not both and not neither")
     if submit.prompt is not None:
+        fewest = len(submit.prompt) // tokenizer.longest_token
+        if fewest > served.limits.context:
+            raise RequestError(
+                f"the prompt has {len(submit.prompt):,} characters, at least {fewest:,} tokens, but the "
+                f"context is {served.limits.context:,}; shorten it",
+                code="context_length_exceeded",
+            )
         prompt_ids = tuple(tokenizer.encode(_encodable(submit.prompt)))
     else:
         prompt_ids = submit.token_ids or ()

@@ -22,6 +22,7 @@ class Entry:
     request: Request
     text: TextStream
     submitted: float
+    serial: int  # its place in the line
     state: State = State.QUEUED
     since: float = 0.0  # when it came into its state
     run_number: int = -1
@@ -67,12 +68,14 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._by_state: dict[State, dict[str, Entry]] = {state: {} for state in LIVE}
         self._runs: dict[str, Entry] = {}
+        self._serial = 0
         self.late_reports = 0  # about runs already over: normal after a cancel, so counted
 
     def add(self, request: Request, text: TextStream, now: float) -> Entry:
         """A new request, QUEUED. Its id must not be in use."""
         assert request.id not in self._entries
-        entry = Entry(request, text, submitted=now, since=now)
+        self._serial += 1
+        entry = Entry(request, text, submitted=now, serial=self._serial, since=now)
         self._entries[request.id] = self._by_state[State.QUEUED][request.id] = entry
         return entry
 
@@ -95,8 +98,10 @@ class Ledger:
         entry.state, entry.since = state, now
         if state is State.FINISHED:
             del self._entries[name]
-        elif state is State.QUEUED:  # it was at the head of the line before: it goes back there
-            self._by_state[state] = {name: entry, **self._by_state[state]}
+        elif state is State.QUEUED:  # back to its place in the line
+            self._by_state[state][name] = entry
+            line = sorted(self._by_state[state].items(), key=lambda item: item[1].serial)
+            self._by_state[state] = dict(line)
         else:
             self._by_state[state][name] = entry
 
@@ -104,12 +109,14 @@ class Ledger:
         """The live entry of this request."""
         return self._entries.get(request)
 
-    def follow(self, run: str, *states: State) -> Entry | None:
-        """The entry whose current run this is, if it is in one of the states; a report about any
-        other run is late."""
+    def follow(self, run: str, *states: State, by: str | None = None) -> Entry | None:
+        """The entry whose current run this is, if it is in one of the states, and with the worker
+        `by` whose report it is; any other report is late, or not that worker's to make."""
         entry = self._runs.get(run)
         if entry is not None and entry.state in states:
-            return entry
+            at_work = entry.prefill if entry.state is State.FILLING else entry.decode
+            if by in (None, at_work, entry.decode):
+                return entry
         self.late_reports += 1
         return None
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from baton.wire.messages import PROTOCOL, Attached, ClusterInfo, Hello, WorkerInfo
+from baton.wire.messages import PROTOCOL, Attached, Hello, WorkerInfo
 from baton.wire.node import Effect, To, Watch
-from baton.wire.worker_messages import Attach, Detach, Refused, WriterClear, WriterJoined
+from baton.wire.worker_messages import Attach, Detach, WriterClear, WriterJoined
 from router.health import Health, Pulse
 
 PREFILL, DECODE = "prefill", "decode"
+MAX_PATIENCE_S = 86_400.0
 
 
 @dataclass(slots=True)
@@ -46,12 +47,20 @@ class Members:
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
 
-    def misfit(self, hello: Hello) -> str | None:
+    def misfit(self, sender: str, hello: Hello) -> str | None:
         """Why this worker cannot join, with both values named; None if it fits."""
+        if hello.worker != sender:
+            return f"the worker's socket is called {sender!r}, its Hello says {hello.worker!r}"
         if hello.protocol != PROTOCOL:
             return f"the worker speaks protocol {hello.protocol}, the router {PROTOCOL}"
         if hello.role not in (PREFILL, DECODE):
             return f"the role must be {PREFILL} or {DECODE}, got {hello.role!r}"
+        sizes = (hello.block_size, hello.block_bytes, *((hello.blocks,) * (hello.role == DECODE)))
+        if min(sizes) < 1 or not 0 <= hello.patience_s < MAX_PATIENCE_S:
+            return (
+                f"block size {hello.block_size}, {hello.block_bytes} bytes a block, {hello.blocks} "
+                f"blocks and a patience of {hello.patience_s:g} s cannot be"
+            )
         if hello.model != self._model:
             return f"the worker serves model {hello.model[:12]}, the router {self._model[:12]}"
         other = next((m for m in self if m.worker != hello.worker), None)
@@ -147,10 +156,6 @@ class Members:
             for m in sorted(self, key=lambda m: m.worker)
         )
 
-    def refusal(self, hello: Hello, why: str) -> list[Effect]:
-        """Tell a misfit that, and why, it cannot join."""
-        return [To(hello.worker, Refused(why))]
-
 
 def _attach(hello: Hello) -> Attach:
     return Attach(hello.worker, hello.epoch, hello.regions)
@@ -161,9 +166,4 @@ def _way(attached: Attached) -> str:
     return f"{attached.transport}{speed}"
 
 
-def cluster_dtype(members: Members) -> str:
-    """The dtype the workers compute in; empty before one has joined."""
-    return next((m.hello.dtype for m in members), "")
-
-
-__all__ = ["DECODE", "PREFILL", "ClusterInfo", "Member", "Members", "cluster_dtype"]
+__all__ = ["DECODE", "PREFILL", "Member", "Members"]

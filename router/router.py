@@ -16,8 +16,9 @@ from baton.wire.node import Effect, To
 from router.health import BEAT_S
 from router.intake import Served, read_submit
 from router.ledger import Entry, Ledger, timings
-from router.members import Members, cluster_dtype
+from router.members import Members
 from router.scheduling import Rules, Scheduler
+from router.watchers import Watchers, cluster_info
 
 MAX_TRIES = 3
 
@@ -45,30 +46,32 @@ class Router:
         self._tokenizer = tokenizer
         self._rules = rules
         self._clock = clock  # for the cost of tokenizing alone; everything else is told the time
-        self._watchers: dict[
-            str, msg.ClusterInfo | None
-        ] = {}  # clients, and what they were told last
-        self._dropping: dict[str, str] = {}  # run -> decode worker that waits for its Released
+        self._watchers = Watchers()
+        self._dropping: dict[str, tuple[str, str]] = {}  # run -> who writes, who waits for Released
         self._next_beat = 0.0
         self._steps = 0
 
     # ---- the Node
 
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
-        self.members.heard(sender, now)
         match message:
             case msg.Submit():
                 return self._submit(sender, message, now)
             case msg.Abort(request):
                 entry = self.ledger.get(request)
-                return self._end(entry, "abort", now) if entry else []
+                if entry is None or entry.request.client != sender:
+                    return []
+                return self._end(entry, "abort", now)
             case msg.Inquire():
-                self._watchers[sender] = None
+                self._watchers.add(sender)
                 return []  # step() tells whoever has not been told
             case msg.Exited(peer):
-                return self._peer_gone(peer, now)
+                return self._peer_gone(peer, now, proven_dead=True)
+            case msg.Unreachable(peer):
+                return self._peer_gone(peer, now, proven_dead=False)
             case msg.Hello():
-                return self._hello(message, now)
+                return self._hello(sender, message, now)
+        self.members.heard(sender, now)
         if self.members.get(sender) is None:
             return [
                 To(sender, msg.Reset("the router does not know you: you were given up, say Hello"))
@@ -87,23 +90,25 @@ class Router:
             effects += self._scheduler.renew_leases()
         effects += self._refuse_unplaceable(now)
         effects += self._scheduler.place(now)
-        return effects + self._tell_watchers(now)
+        return effects + self._watchers.tell(lambda: self.info(now))
 
     def due(self, now: float) -> float:
         return max(0.0, min(self._next_beat - now, self._scheduler.due(now)))
 
     # ---- workers
 
-    def _hello(self, hello: msg.Hello, now: float) -> list[Effect]:
-        misfit = self.members.misfit(hello)
+    def _hello(self, sender: str, hello: msg.Hello, now: float) -> list[Effect]:
+        misfit = self.members.misfit(sender, hello)
         if misfit is not None:
-            return self.members.refusal(hello, misfit)
-        effects: list[Effect] = []
-        if self.members.get(hello.worker) is not None:  # it started anew before it was missed
-            effects += self._worker_gone(hello.worker, now, proven_dead=True)
+            return [To(sender, msg.Refused(misfit))]
         identity = self._identity
-        effects.append(To(hello.worker, msg.Welcome(identity.epoch, identity.host, identity.pid)))
-        return effects + self.members.join(hello, now)
+        welcome = To(sender, msg.Welcome(identity.epoch, identity.host, identity.pid))
+        known = self.members.get(sender)
+        if known is not None and known.hello.epoch == hello.epoch:
+            return [welcome]  # it knocked again before it had our answer
+        # One that we know under another epoch has started anew before it was missed.
+        effects = self._worker_gone(sender, now, proven_dead=True) if known else []
+        return [*effects, welcome, *self.members.join(hello, now)]
 
     def _report(self, sender: str, message: Message, now: float) -> list[Effect]:
         """What a member says of its work."""
@@ -113,38 +118,40 @@ class Router:
             case msg.Attached():
                 return self.members.attached(member, message)
             case msg.AttachFailed(worker, _, why):
-                member.failed[worker] = why
+                if self.members.get(worker) is not None:
+                    member.failed[worker] = why
             case msg.Reserved(grant):
-                entry = self.ledger.follow(grant.run, State.RESERVING)
+                entry = self.ledger.follow(grant.run, State.RESERVING, by=sender)
                 if entry is None:
                     return [To(sender, msg.Cancel(grant.run))]
                 entry.grant = grant
                 self.ledger.apply(entry, Event.GRANTED, now)
             case msg.Deferred(run):
-                if entry := self.ledger.follow(run, State.RESERVING):
+                if entry := self.ledger.follow(run, State.RESERVING, by=sender):
                     self._scheduler.deferred(entry, now)
             case msg.Expired(run):
-                if entry := self.ledger.follow(run, *PLACED):
+                if entry := self.ledger.follow(run, *PLACED, by=sender):
                     return self._again(entry, "its lease on KV blocks ran out", now)
             case msg.Filled():
                 return self._filled(sender, message, now)
             case msg.FillFailed(run, why) | msg.FillRefused(run, why):
-                entry = self.ledger.follow(run, State.FILLING, State.DECODING)
+                entry = self.ledger.follow(run, State.FILLING, State.DECODING, by=sender)
                 return self._again(entry, why, now) if entry else self._settled(run, sender)
             case msg.Released(run):
                 return self._settled(run, sender)
             case msg.Decoded(tokens):
-                return self._decoded(tokens, now)
+                return self._decoded(sender, tokens, now)
             case msg.Broke(run, code, why):
-                entry = self.ledger.follow(run, *PLACED)
+                entry = self.ledger.follow(run, *PLACED, by=sender)
                 return self._fail(entry, code, why, now) if entry else []
         return []
 
-    def _peer_gone(self, peer: str, now: float) -> list[Effect]:
-        """The process behind this peer is dead, or its socket is."""
+    def _peer_gone(self, peer: str, now: float, *, proven_dead: bool) -> list[Effect]:
+        """The process behind this peer is dead, or cannot be reached: a worker that lives will be
+        told to start anew, a client has left."""
         if self.members.get(peer) is not None:
-            return self._worker_gone(peer, now, proven_dead=True)
-        self._watchers.pop(peer, None)
+            return self._worker_gone(peer, now, proven_dead=proven_dead)
+        self._watchers.remove(peer)
         effects: list[Effect] = []
         for entry in self.ledger.of_client(peer):
             effects += self._withdraw(entry)
@@ -155,6 +162,7 @@ class Router:
         """Move its requests. Each keeps what it has emitted and goes on elsewhere."""
         lost = self.ledger.on_worker(worker)[::-1]  # each goes to the head of the line
         effects = self.members.remove(worker, proven_dead=proven_dead)
+        self._dropping = {r: pair for r, pair in self._dropping.items() if worker not in pair}
         for entry in lost:
             effects += self._withdraw(entry, gone=worker)
             entry.losses += 1
@@ -171,7 +179,7 @@ class Router:
         if filling and entry.prefill is not None and entry.prefill != gone:
             effects.append(To(entry.prefill, msg.Drop(entry.run)))
             if entry.decode is not None and entry.decode != gone:
-                self._dropping[entry.run] = entry.decode
+                self._dropping[entry.run] = (entry.prefill, entry.decode)
         if entry.decode is not None and entry.decode != gone:
             effects.append(
                 To(entry.decode, msg.Cancel(entry.run, entry.prefill if filling else None))
@@ -180,9 +188,9 @@ class Router:
 
     def _settled(self, run: str, writer: str) -> list[Effect]:
         """The writer is done with a run that is over: its blocks may leave quarantine."""
-        decode = self._dropping.pop(run, None)
-        if decode is None or self.members.get(decode) is None:
+        if self._dropping.get(run, ("", ""))[0] != writer:
             return []
+        _, decode = self._dropping.pop(run)
         return [To(decode, msg.Released(run, writer))]
 
     # ---- requests
@@ -202,7 +210,7 @@ class Router:
         return [To(client, msg.Accepted(submit.request, len(request.prompt_ids), took))]
 
     def _filled(self, sender: str, message: msg.Filled, now: float) -> list[Effect]:
-        entry = self.ledger.follow(message.run, State.FILLING)
+        entry = self.ledger.follow(message.run, State.FILLING, by=sender)
         if entry is None:  # cancelled while it was filled, or filled by one given up for dead
             return self._settled(message.run, sender)
         entry.receipt = message.receipt
@@ -210,10 +218,10 @@ class Router:
         entry.moved_bytes += message.receipt.moved_bytes
         return self._scheduler.start(entry, now)
 
-    def _decoded(self, tokens: tuple[msg.Token, ...], now: float) -> list[Effect]:
+    def _decoded(self, sender: str, tokens: tuple[msg.Token, ...], now: float) -> list[Effect]:
         effects: list[Effect] = []
         for token in tokens:
-            entry = self.ledger.follow(token.run, State.DECODING)
+            entry = self.ledger.follow(token.run, State.DECODING, by=sender)
             if entry is not None:
                 effects += self._token(entry, token, now)
         return effects
@@ -268,31 +276,9 @@ class Router:
             effects += self._fail(misfit[0], "context_length_exceeded", misfit[1], now)
         return effects
 
-    # ---- watchers
-
     def info(self, now: float) -> msg.ClusterInfo:
         """What is served, and by whom."""
-        missing = self.members.missing(colocated=self._rules.colocated, now=now)
-        served = self._served
-        return msg.ClusterInfo(
-            ready=not missing,
-            model=served.name,
-            fingerprint=served.fingerprint,
-            context=served.limits.context,
-            vocabulary=served.limits.vocabulary,
-            dtype=cluster_dtype(self.members),
-            sampling=served.sampling,
-            workers=self.members.infos(now),
-            waiting_for=missing,
-        )
-
-    def _tell_watchers(self, now: float) -> list[Effect]:
-        if not self._watchers:
-            return []
-        info = self.info(now)
-        news = [client for client, told in self._watchers.items() if told != info]
-        self._watchers.update(dict.fromkeys(news, info))
-        return [To(client, info) for client in news]
+        return cluster_info(self._served, self.members, now, colocated=self._rules.colocated)
 
 
 def _lost_text(entry: Entry) -> str:

@@ -71,7 +71,11 @@ class Scheduler:
         return effects
 
     def _choose_decode(self, entry: Entry, now: float) -> str | None:
+        """A decode worker with room that, if need be, a prefill worker can write to."""
         members = [m for m in self._members.alive(DECODE, now) if m.full_until <= now]
+        if self._remote(entry):
+            reached = {d for p in self._members.alive(PREFILL, now) for d in p.attached}
+            members = [member for member in members if member.worker in reached]
         if not members:
             return None
         choices = [self._decode_choice(member) for member in members]

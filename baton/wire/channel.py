@@ -5,8 +5,10 @@ and nothing is queued for a router that is not connected (IMMEDIATE), so a new r
 messages meant for the old one.
 """
 
+import ipaddress
 import logging
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,8 +170,8 @@ class _Members:
         self._member_public = member_public
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Is this public key (32 bytes) a member's?"""
-        return bytes(zmq.utils.z85.encode(key)) == self._member_public
+        """Is this public key (in Z85) a member's?"""
+        return key == self._member_public
 
 
 def _common_options(socket: zmq.Socket[bytes]) -> None:
@@ -192,7 +194,7 @@ def _read(frames: list[bytes], sender: str) -> Message | None:
 def _check_bind(address: str) -> None:
     """Never listen to the whole world by accident; never share an ipc folder with other users."""
     scheme, _, rest = address.partition("://")
-    if scheme == "tcp" and rest.rsplit(":", 1)[0] in ("*", "0.0.0.0", "[::]"):
+    if scheme == "tcp" and _is_everywhere(rest.rsplit(":", 1)[0]):
         raise InputError(f"{address} listens on every interface: name the address to listen on")
     if scheme == "ipc":
         folder = Path(rest).parent
@@ -206,7 +208,26 @@ def _check_bind(address: str) -> None:
                 f"{folder} is open to other users (mode {mode:04o}), and so would be the router's "
                 f"socket in it: use a folder of mode 0700, e.g. `mkdir -m 700 {folder}/baton`"
             )
+        if _somebody_listens(rest):
+            raise InputError(f"cannot listen on {address}: Address already in use")
         if len(rest.encode()) > 100:
             raise InputError(
                 f"ipc path of {len(rest)} characters, the system allows about 100: {rest}"
             )
+
+
+def _is_everywhere(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return host in ("*", "")
+
+
+def _somebody_listens(path: str) -> bool:
+    """A second bind on an ipc path would silently take the socket away from the first."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True

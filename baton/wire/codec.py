@@ -13,12 +13,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgpack
 
 from baton.errors import ProtocolError
-from baton.wire.messages import Message
+from baton.wire.messages import LOCAL, Message
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Larger messages are refused on both sides: the KV cache does not travel this way."""
 
-_BY_NAME: dict[str, type] = {kind.__name__: kind for kind in get_args(Message)}
+_BY_NAME: dict[str, type] = {kind.__name__: kind for kind in get_args(Message) if kind not in LOCAL}
 
 
 def encode(message: Message) -> bytes:
@@ -39,7 +39,11 @@ def decode(data: bytes) -> Message:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"message of {len(data):,} bytes, limit {MAX_MESSAGE_BYTES:,}")
     try:
-        parts = msgpack.unpackb(data, use_list=False, ext_hook=_refuse_ext, strict_map_key=True)
+        parts = msgpack.unpackb(
+            data, use_list=False, ext_hook=_refuse_ext, object_pairs_hook=_unique_keys
+        )
+        if not isinstance(parts, tuple):
+            raise ProtocolError(f"a message is a list, got {type(parts).__name__}")
         name, *values = parts
         kind = _BY_NAME[name]
         message: Message = _build(kind, tuple(values))
@@ -126,6 +130,13 @@ def _checked_mapping(value: Any, where: str) -> dict[str, Any]:
         ):
             raise ProtocolError(f"{where}[{key!r:.40}] must be a plain value or a list of them")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
+
+
+def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ProtocolError("a map names a key twice")
+    return mapping
 
 
 def _refuse_ext(code: int, data: bytes) -> Any:

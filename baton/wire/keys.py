@@ -9,10 +9,12 @@ The files hold 40 characters of Z85 each (ZeroMQ RFC 32); secrets are readable b
 """
 
 import os
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 from baton.errors import InputError
 
@@ -72,8 +74,12 @@ def _read(path: Path) -> bytes:
         raise InputError(
             f"cannot read the key {path}: {error.strerror}; make keys with `python main.py keys DIR`"
         ) from error
-    if len(key) != 40:
-        raise InputError(f"{path} is not a CURVE key: it has {len(key)} characters, a key has 40")
+    try:
+        bytes_of_key = len(z85.decode(key))
+    except (ValueError, KeyError, struct.error):
+        bytes_of_key = 0
+    if bytes_of_key != 32:
+        raise InputError(f"{path} is not a CURVE key: a key is 40 characters of Z85, 32 bytes")
     if path.name.endswith(".secret") and mode & 0o077:
         raise InputError(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
     return key

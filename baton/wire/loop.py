@@ -5,13 +5,17 @@ It also sees deaths: a watched process of this host is noticed the moment it is 
 as a zombie that nobody has waited for.
 """
 
+import errno
 import logging
 import math
 import os
 import signal
+import socket
 import sys
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from types import FrameType
 
 import zmq
@@ -19,10 +23,11 @@ import zmq
 from baton.clock import Clock, monotonic
 from baton.errors import BatonError
 from baton.wire.channel import Channel
-from baton.wire.messages import Exited, Message
+from baton.wire.messages import Exited, Unreachable
 from baton.wire.node import Effect, Node, Stop, To, Watch
 
 LONGEST_WAIT_S = 1.0
+MESSAGES_A_TURN = 1000  # then the node gets its step, however many more are waiting
 PARENT = "parent"
 
 logger = logging.getLogger(__name__)
@@ -38,13 +43,15 @@ class Watcher:
 
     def watch(self, peer: str, pid: int) -> bool:
         """False: it is gone already."""
-        if not hasattr(os, "pidfd_open"):
-            self._without[peer] = pid
-            return _runs(pid)
+        if (peer, pid) in self._peers.values():
+            return True
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:
-            return False
+        except (OSError, AttributeError) as error:  # AttributeError: not on this system
+            if isinstance(error, OSError) and error.errno == errno.ESRCH:
+                return False
+            self._without[peer] = pid
+            return _runs(pid)
         self._poller.register(descriptor, zmq.POLLIN)
         self._peers[descriptor] = (peer, pid)
         return True
@@ -82,6 +89,10 @@ class Loop:
     def run(self) -> int:
         """Exit code of the process. SIGTERM ends it with 0."""
         signal.signal(signal.SIGTERM, self._terminate)
+        waker, woken = socket.socketpair()  # else a poll would go on to its end after a signal
+        waker.setblocking(False)
+        self._poller.register(woken, zmq.POLLIN)
+        wakeup_before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         try:
             while self._stop is None:
                 self._turn()
@@ -92,6 +103,10 @@ class Loop:
         except Exception:
             logger.exception("this process cannot go on")
             self._stop = Stop(1, "a bug: see the lines above")
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            waker.close()
+            woken.close()
         if self._stop.why:
             print(f"error: {self._stop.why}", file=sys.stderr, flush=True)
         return self._stop.exit_code
@@ -99,34 +114,29 @@ class Loop:
     def _turn(self) -> None:
         wait = min(self._node.due(self._clock()), LONGEST_WAIT_S)
         ready = [where for where, _ in self._poller.poll(math.ceil(wait * 1000))]
-        for sender, message in self._channel.receive():
+        for sender, message in islice(self._channel.receive(), MESSAGES_A_TURN):
             self._carry_out(self._node.handle(sender, message, self._clock()))
         for peer in self._watcher.gone(ready):
             if peer == PARENT:
                 self._stop = Stop(0, "")
                 return
-            self._peer_gone(peer)
+            self._carry_out(self._node.handle(peer, Exited(peer), self._clock()))
         self._carry_out(self._node.step(self._clock()))
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
+        """In order: what the node answers to a failed send comes after all it had ordered before."""
+        waiting = deque(effects)
+        while waiting:
+            match waiting.popleft():
                 case To(peer, message):
-                    self._send(peer, message)
+                    if not self._channel.send(peer, message):
+                        logger.info("%s is not there to be sent %s", peer, type(message).__name__)
+                        waiting += self._node.handle(peer, Unreachable(peer), self._clock())
                 case Watch(peer, pid):
                     if not self._watcher.watch(peer, pid):
-                        self._peer_gone(peer)
-                case Stop():
-                    self._stop = effect
-
-    def _send(self, peer: str, message: Message) -> None:
-        if not self._channel.send(peer, message):
-            logger.info("%s is not there to be sent %s", peer, type(message).__name__)
-            if self._channel.socket.socket_type == zmq.ROUTER:
-                self._peer_gone(peer)
-
-    def _peer_gone(self, peer: str) -> None:
-        self._carry_out(self._node.handle(peer, Exited(peer), self._clock()))
+                        waiting += self._node.handle(peer, Exited(peer), self._clock())
+                case Stop() as stop:
+                    self._stop = stop
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         self._stop = Stop(0, "")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from baton.kv.region import Region
-from baton.wire.messages import Beat, Exited, Hello, Message, Refused, Reset, Welcome
+from baton.wire.messages import Beat, Exited, Hello, Message, Refused, Reset, Unreachable, Welcome
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
 
 BEAT_S = 1.0
@@ -31,7 +31,13 @@ class Membership:
         self._steps = 0
 
     def handle(self, message: Message, now: float) -> list[Effect] | None:
-        """Effects if the message was about membership, None if it is about work."""
+        """Effects if the message was about membership, or is not for this life of the worker; None
+        if it is work to do. Orders that come before Welcome were meant for an older life."""
+        match message:
+            case Exited(peer) | Unreachable(peer):
+                if peer != ROUTER:
+                    return None
+                return self._renew(now) if self._joined else []
         self._router_heard = now
         match message:
             case Welcome(epoch, host, pid):
@@ -39,13 +45,11 @@ class Membership:
                 return [Watch(ROUTER, pid)] if host == self.hello.host else []
             case Refused(why):
                 return [Stop(4, f"the router refused this worker: {why}")]
-            case Reset():
-                return self._renew(now)
-            case Exited(peer) if peer == ROUTER:
-                return self._renew(now)
+            case Reset():  # more than one may come: each old report was answered with one
+                return self._renew(now) if self._joined else []
             case Beat(epoch):
                 return self._renew(now) if self._joined and epoch != self._router_epoch else []
-        return None
+        return None if self._joined else []
 
     def step(self, now: float) -> list[Effect]:
         """Beat, or knock again; notice a silent router."""

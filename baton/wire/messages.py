@@ -67,9 +67,21 @@ PROTOCOL = 1
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """Raised by the loop itself, never sent: the process behind this peer is proven dead."""
+    """From the loop itself, never sent: the process behind this peer is proven dead."""
 
     peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """From the loop itself, never sent: a message to this peer could not be delivered. Its process
+    may be alive, and busy."""
+
+    peer: str
+
+
+LOCAL = (Exited, Unreachable)
+"""What only a loop may say to its own node: the codec takes none of it from a socket."""
 
 
 Message = (
@@ -108,9 +120,11 @@ Message = (
     | WriterClear
     | WriterJoined
     | Exited
+    | Unreachable
 )
 
 __all__ = [
+    "LOCAL",
     "PROTOCOL",
     "Abort",
     "Accepted",
@@ -148,6 +162,7 @@ __all__ = [
     "Submit",
     "Timings",
     "Token",
+    "Unreachable",
     "Welcome",
     "WorkerInfo",
     "WriterClear",

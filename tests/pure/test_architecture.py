@@ -43,7 +43,6 @@ BEHIND_THE_DOOR = {  # a command that imports its heavy half once its options ar
 
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 65  # about 60: a list of command-line options may run on
-TOO_LONG = {"router/router.py": "302 lines when this test was written: the watchers could move"}
 
 NEVER_IMPORTED = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 NEVER_CALLED = {"recv_pyobj", "send_pyobj"}
@@ -192,16 +191,7 @@ def test_help_answers_without_torch(command: list[str]) -> None:
 
 
 def sized_files() -> list[object]:
-    return [
-        pytest.param(
-            path,
-            id=relative(path),
-            marks=[pytest.mark.xfail(strict=True, reason=TOO_LONG[relative(path)])]
-            if relative(path) in TOO_LONG
-            else [],
-        )
-        for path in PRODUCT
-    ]
+    return [pytest.param(path, id=relative(path)) for path in PRODUCT]
 
 
 @pytest.mark.parametrize("path", sized_files())

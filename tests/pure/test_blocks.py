@@ -169,9 +169,13 @@ def test_check_sees_a_block_in_two_hands_and_one_in_none() -> None:
 def test_a_decode_worker_takes_back_what_has_expired_and_says_so() -> None:
     town = Town()
     (worker,) = [node for node in town.nodes.values() if isinstance(node, DecodeWorker)]
+    worker.handle(ROUTER, msg.Welcome("router/1", "here", 1), 0.0)
+    worker.handle(ROUTER, msg.Welcome("router/1", "here", 1), 0.0)
     worker.handle(ROUTER, msg.Reserve("a#0", 12), 0.0)
     worker.handle(ROUTER, msg.Reserve("b#0", 12), 0.0)
     worker.handle(ROUTER, msg.Renew(("b#0",)), 1.0)
+    worker.handle(ROUTER, msg.Beat("router/1", 1), DECODE_LEASE_S)
+    worker.handle(ROUTER, msg.Beat("router/1", 1), DECODE_LEASE_S)
     assert To(ROUTER, msg.Expired("a#0")) in worker.step(DECODE_LEASE_S)
     assert list(worker.table._held) == ["b#0"]
     assert To(ROUTER, msg.FillRefused("a#0", "its lease on KV blocks ran out")) in worker.handle(

@@ -78,11 +78,6 @@ def junk(address: str, frames: list[bytes], identity: bytes = b"worker") -> Call
     return stop
 
 
-NO_TCP = pytest.mark.xfail(
-    strict=True, reason="pyzmq hands over a key in Z85; it is encoded again, so nobody is let in"
-)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -99,7 +94,6 @@ def test_messages_go_there_and_back_by_ipc(folder: Path) -> None:
         assert received(worker) == [(ROUTER, msg.Beat("e", 1))]
 
 
-@NO_TCP
 def test_messages_go_there_and_back_by_tcp_with_keys(keys: ClusterKeys) -> None:
     router = Listener("tcp://127.0.0.1:*", keys)
     worker = Dialer("w", router.address, keys)
@@ -120,7 +114,6 @@ def test_messages_of_one_peer_arrive_in_order_and_all(folder: Path) -> None:
         ]
 
 
-@NO_TCP
 @pytest.mark.parametrize("wrong", ["member", "router", "none"])
 def test_without_the_right_keys_nothing_gets_through(
     folder: Path, keys: ClusterKeys, wrong: str
@@ -208,7 +201,6 @@ def test_nothing_is_kept_for_a_router_that_is_to_come(folder: Path) -> None:
             assert received(router) == [("w", msg.Drop("new#0"))]
 
 
-@pytest.mark.xfail(strict=True, reason="Exited is decoded like any message")
 def test_the_exit_of_a_peer_is_told_by_the_loop_not_by_another_peer(folder: Path) -> None:
     """Exited travels in no frame: whoever could send it could have any worker declared dead."""
     router = Listener(f"ipc://{folder}/r.sock")
@@ -244,7 +236,6 @@ def test_the_whole_world_is_not_listened_to(host: str, keys: ClusterKeys) -> Non
 
 
 @pytest.mark.parametrize("host", ["[::0]", "[0:0:0:0:0:0:0:0]"])
-@pytest.mark.xfail(strict=True, reason="other spellings of every interface are not recognised")
 def test_the_whole_world_in_other_words_is_not_listened_to(host: str, keys: ClusterKeys) -> None:
     from baton.wire.channel import _check_bind
 
@@ -280,7 +271,6 @@ def test_a_port_that_is_taken_is_refused_in_words(keys: ClusterKeys) -> None:
             Listener(address, keys)
 
 
-@pytest.mark.xfail(strict=True, reason="the second router takes the socket away from the first")
 def test_an_ipc_socket_in_use_is_refused(folder: Path) -> None:
     router = Listener(f"ipc://{folder}/r.sock")
     with closing(router), pytest.raises(InputError, match="cannot listen"):

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from baton.kv.grant import Grant
+from baton.kv.region import Arrival, Receipt
 from baton.lifecycle import LIVE
 from baton.wire import messages as msg
 from baton.wire.node import ROUTER
-from decode_worker.worker import DecodeWorker
+from decode_worker.worker import ARRIVAL_S, DecodeWorker
 from prefill_worker.worker import PrefillWorker
 from router.router import Router
 from router.scheduling import Rules
@@ -333,6 +334,22 @@ def test_a_fill_may_take_longer_than_a_lease() -> None:
     town.run_all(["a"])
     assert town.outcomes["a"].tokens == calm_answer(range(1, 12), 4)[0]
     assert town.router.ledger.late_reports == 0
+
+
+def test_kv_that_never_arrives_is_filled_again() -> None:
+    town = Town()
+    (decode,) = [node for node in town.nodes.values() if isinstance(node, DecodeWorker)]
+    looked = decode.model.arrival
+
+    def arrival(grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
+        return Arrival.PENDING if grant.run == "a#0" else looked(grant, receipt, tokens)
+
+    decode.model.arrival = arrival  # type: ignore[method-assign]
+    town.submit("a", range(1, 12), 4)
+    town.run(lambda: bool(town.outcomes["a"].ends), turns=30_000)
+    town.settle()
+    assert town.outcomes["a"].tokens == calm_answer(range(1, 12), 4)[0]
+    assert town.now > ARRIVAL_S
 
 
 def life_with_a_hanging_router(seed: int) -> None:

@@ -68,7 +68,6 @@ def test_the_models_limits_hold() -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-@pytest.mark.xfail(strict=True, reason="megabytes are tokenized to be told that they are too many")
 def test_text_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
     tokenizer = CountingTokenizer()
     with pytest.raises(RequestError) as caught:

@@ -52,7 +52,7 @@ def test_a_member_needs_no_router_secret(tmp_path: Path) -> None:
 def test_what_is_missing_or_broken_is_named(tmp_path: Path, name: str) -> None:
     make_keys(tmp_path)
     (tmp_path / name).write_bytes(b"short")
-    with pytest.raises(InputError, match=rf"{name} is not a CURVE key: it has 5"):
+    with pytest.raises(InputError, match=rf"{name} is not a CURVE key"):
         load_keys(tmp_path, router=True)
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=name):
@@ -83,7 +83,6 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
         assert secret.decode() not in repr(keys)
 
 
-@pytest.mark.xfail(strict=True, reason="only the length is looked at; ZeroMQ's own error follows")
 def test_forty_characters_that_are_no_key_are_refused(tmp_path: Path) -> None:
     make_keys(tmp_path)
     (tmp_path / "router.public").write_bytes(b"\\" * 40)

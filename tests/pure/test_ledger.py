@@ -89,7 +89,7 @@ def test_a_queued_request_has_no_run_and_no_worker() -> None:
     assert ledger.follow("a#0", *LIVE) is None
 
 
-def test_the_line_is_first_come_first_served_and_who_comes_back_stands_in_front() -> None:
+def test_the_line_is_first_come_first_served_and_who_comes_back_has_his_place() -> None:
     ledger = Ledger()
     entries = [add(ledger, name) for name in "abc"]
     assert names(list(ledger.queue())) == ["a", "b", "c"]
@@ -97,7 +97,7 @@ def test_the_line_is_first_come_first_served_and_who_comes_back_stands_in_front(
     ledger.apply(entries[0], Event.DEFERRED, 0.0)
     assert names(list(ledger.queue())) == ["a", "b", "c"]
     walk(ledger, entries[2], (Event.RESERVE, Event.LOST))
-    assert names(list(ledger.queue())) == ["c", "a", "b"]
+    assert names(list(ledger.queue())) == ["a", "b", "c"]
 
 
 def test_a_finished_request_is_nowhere() -> None:

@@ -140,11 +140,6 @@ def test_what_is_about_work_is_left_to_the_worker(message: msg.Message) -> None:
     assert Worker().joined().membership.handle(message, 1.0) is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="each of the reports a stalled worker sends on waking is answered with a Reset, and each "
-    "Reset starts one more life, which costs the requests placed in between one of three tries",
-)
 def test_many_resets_in_a_row_are_one_new_life() -> None:
     worker = Worker().joined()
     for _ in range(5):

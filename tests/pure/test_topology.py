@@ -62,6 +62,5 @@ def test_there_is_a_core_to_run_on() -> None:
     assert usable_cores() >= 1
 
 
-@pytest.mark.xfail(strict=True, reason="the device that was named is given away a second time")
 def test_a_device_named_for_one_role_is_not_the_first_choice_for_the_other() -> None:
     assert plan_topology(["cuda:1"], gpus=2).decode_devices == ("cuda:0",)

@@ -64,6 +64,8 @@ class Memory:
 class PretendTokenizer:
     """Words are ids."""
 
+    longest_token = 4
+
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
@@ -177,7 +179,7 @@ class Town:
         self.nodes: dict[str, Node] = {}
         self.memories: dict[str, Memory] = {}
         self.stalled: set[str] = set()
-        self.mail: dict[tuple[str, str], deque[bytes]] = defaultdict(deque)
+        self.mail: dict[tuple[str, str], deque[bytes | msg.Message]] = defaultdict(deque)
         self.watching: dict[str, set[str]] = defaultdict(set)  # peer -> who wants to know
         self.outcomes: dict[str, Outcome] = defaultdict(Outcome)
         self.infos: list[msg.ClusterInfo] = []
@@ -227,7 +229,7 @@ class Town:
             if receiver == name:
                 queue.clear()
         for watcher in self.watching.pop(name, set()):
-            self.mail["kernel", watcher].append(encode(msg.Exited(name)))
+            self.mail["kernel", watcher].append(msg.Exited(name))
         if name == ROUTER:
             self.start_router()
         elif restart:
@@ -248,7 +250,7 @@ class Town:
                     if peer in self.nodes:
                         self.watching[peer].add(sender)
                     else:
-                        self.mail["kernel", sender].append(encode(msg.Exited(peer)))
+                        self.mail["kernel", sender].append(msg.Exited(peer))
                 case Stop(_, why):
                     raise AssertionError(f"{sender} stopped: {why}")
 
@@ -266,7 +268,7 @@ class Town:
                 continue
             data = self.mail[channel].popleft()
             self.mail[channel] = self.mail.pop(channel)  # to the back of the line
-            message = decode(data)
+            message = decode(data) if isinstance(data, bytes) else data
             self.delivered += 1
             if self.before is not None:
                 self.before(sender, receiver, message)
