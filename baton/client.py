@@ -17,6 +17,7 @@ from baton.wire.messages import (
     Finished,
     Inquire,
     Submit,
+    Unreachable,
 )
 from baton.wire.node import ROUTER
 
@@ -35,6 +36,7 @@ class Client:
         self._poller = zmq.Poller()
         self._poller.register(self._channel.socket, zmq.POLLIN)
         self._kept: list[News] = []
+        self.losses = 0  # how often the connection was cut: what was on its way then is gone
 
     def info(self, *, timeout_s: float) -> ClusterInfo:
         """What the router serves now, and by whom; later changes come through poll(). Raises
@@ -83,4 +85,6 @@ class Client:
     def _receive(self, timeout_s: float) -> list[News]:
         if not self._poller.poll(int(timeout_s * 1000)):
             return []
-        return [message for _, message in self._channel.receive() if isinstance(message, News)]
+        received = [message for _, message in self._channel.receive()]
+        self.losses += sum(isinstance(message, Unreachable) for message in received)
+        return [message for message in received if isinstance(message, News)]

@@ -28,12 +28,13 @@ from baton.errors import (
     ProtocolError,
     WorkerLost,
 )
+from baton.host import process_runs
 from baton.topology import Topology, threads_per_worker
 from baton.wire.messages import ClusterInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "baton-"
-BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+BACK_OFF_S = (0.0, 0.5, 1.0, 2.0)
 CRASH_LOOP = (5, 60.0)
 """So many deaths of one process within so many seconds, and the cluster gives up."""
 
@@ -71,6 +72,8 @@ class ClusterOptions:
 
 class Cluster:
     """Use as a context manager: what it started is gone when the block is left."""
+
+    mends = True  # a router that dies is started again (see baton/follow.py)
 
     def __init__(self, options: ClusterOptions, *, clock: Clock = monotonic) -> None:
         self.options = options
@@ -245,7 +248,7 @@ def _sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         with suppress(OSError, ValueError):
-            if folder.stat().st_uid == os.getuid() and not Path(f"/proc/{int(owner)}").exists():
+            if folder.stat().st_uid == os.getuid() and not process_runs(int(owner)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

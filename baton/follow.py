@@ -44,20 +44,14 @@ class Line(Protocol):
 
 
 class Supervisor(Protocol):
-    """Who keeps the processes alive: what following needs of baton.cluster.Cluster."""
+    """Who keeps the processes alive: what following needs of baton.cluster.Cluster. `mends`: a router
+    that is gone will be there again."""
+
+    mends: bool
 
     @property
     def router_restarts(self) -> int: ...
     def check(self, info: ClusterInfo | None = None) -> list[str]: ...
-
-
-class Elsewhere:
-    """The supervisor of a cluster that somebody else runs: nothing to do, nothing to say."""
-
-    router_restarts = 0
-
-    def check(self, info: ClusterInfo | None = None) -> list[str]:
-        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +181,16 @@ class Follower:
             yield from self._supervise()
             if not self._known:  # a new router: what the old one had is gone
                 lost += self._flights.values()
+                gone = list(self._flights)
                 self._flights.clear()
-                if self._first_answer(ours=True) is None:
+                if self._first_answer(ours=self._supervisor.mends) is None:
                     continue
+                for request in gone:  # the same router, if only the connection was cut
+                    self._line.abort(request)
             for flight in lost:
                 self._submit(flight.task, flight.attempt + 1, ask)
             if lost:
-                yield Note(f"the router was started anew: {len(lost)} requests begin again")
+                yield Note(f"the router was lost and found again: {len(lost)} requests begin again")
                 lost = []
             while waiting and len(self._flights) < self._limit:
                 self._submit(waiting.popleft(), 0, ask)
@@ -272,7 +269,7 @@ class Follower:
         """A router that is gone says nothing: ask. Raises ProtocolError if there is no answer."""
         if heard:
             self._heard = now
-        elif now - self._heard >= SILENCE_S and isinstance(self._supervisor, Elsewhere):
+        elif now - self._heard >= SILENCE_S and not self._supervisor.mends:
             self._line.info(timeout_s=ANSWER_S)
             self._heard = self._clock()
 

@@ -34,3 +34,14 @@ def process_age_s() -> float:
     except OSError:
         return 0.0
     return uptime - started / os.sysconf("SC_CLK_TCK")
+
+
+def process_runs(pid: int) -> bool:
+    """Is there a process of this number (a zombie counts)?"""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -239,8 +239,9 @@ class DecodeWorker:
                 why = "the model's logits for this request are not finite numbers"
                 effects.append(To(ROUTER, msg.Broke(name, "numerical_error", why)))
                 continue
+            position = len(self.runs[name].known)
             finish = self._append(self.runs[name], token_id)
-            tokens.append(msg.Token(name, token_id, finish))
+            tokens.append(msg.Token(name, position, token_id, finish))
             if finish is not None:
                 self._let_go(name, None)
         return [To(ROUTER, msg.Decoded(tuple(tokens))), *effects] if tokens else effects

@@ -1,7 +1,7 @@
 """Link: a way to a router, and who looks after the processes behind it."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,14 +9,32 @@ from baton.client import Client
 from baton.clock import monotonic
 from baton.cluster import Cluster, ClusterOptions
 from baton.errors import InputError
-from baton.follow import Elsewhere, Follower, Line, Supervisor
+from baton.follow import Follower, Line, Supervisor
 from baton.timing import Stages
 from baton.wire.keys import load_keys
+from baton.wire.messages import ClusterInfo
 from offline.interrupts import held_back
 from offline.settings import Place
 
 IN_THE_ROUTER = 4
 """Requests with our own router for each that may run at once: so none of its places is ever idle."""
+
+
+class Elsewhere:
+    """The supervisor of a cluster that somebody else runs: nothing to do, nothing to say. A cut
+    connection is as good as a new router: what was on its way is gone."""
+
+    mends = False
+
+    def __init__(self, losses: Callable[[], int]) -> None:
+        self._losses = losses
+
+    @property
+    def router_restarts(self) -> int:
+        return self._losses()
+
+    def check(self, info: ClusterInfo | None = None) -> list[str]:
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +55,7 @@ def link_to(place: Place, *, batch_size: int, startup: Stages) -> Iterator[Link]
     keys = load_keys(place.keys) if place.keys else None
     client = Client(place.router, keys=keys)
     try:
-        yield Link(_follower(client, Elsewhere(), batch_size), ours=False)
+        yield Link(_follower(client, Elsewhere(lambda: client.losses), batch_size), ours=False)
     finally:
         client.close()
 

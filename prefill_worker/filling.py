@@ -106,6 +106,7 @@ class Filling:
         if shared is not None:
             rows = [Row(chunk.token_ids, chunk.start, chunk.grant.blocks) for chunk in chunks]
             self._engine.runner.fill(shared, rows)
+            self._engine.wait()
             return
         scratch, link = self._scratch, self._link(chunks[0].grant)
         assert scratch is not None
@@ -119,6 +120,7 @@ class Filling:
                 link.push(chunk.grant, layer, scratch.pool.slabs[layer], source, target)
 
         self._engine.runner.fill(scratch.pool, rows, after_layer=push)
+        self._engine.wait()
 
     def finish(self, grant: Grant, tokens: int) -> Receipt:
         link = self._link(grant)

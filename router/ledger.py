@@ -99,9 +99,11 @@ class Ledger:
         if state is State.FINISHED:
             del self._entries[name]
         elif state is State.QUEUED:  # back to its place in the line
-            self._by_state[state][name] = entry
-            line = sorted(self._by_state[state].items(), key=lambda item: item[1].serial)
-            self._by_state[state] = dict(line)
+            line = {name: entry, **self._by_state[state]}
+            second = next((other.serial for other in self._by_state[state].values()), entry.serial)
+            if second < entry.serial:
+                line = dict(sorted(line.items(), key=lambda item: item[1].serial))
+            self._by_state[state] = line
         else:
             self._by_state[state][name] = entry
 

@@ -35,6 +35,7 @@ class Members:
         self._model = model
         self._host = host
         self._members: dict[str, Member] = {}
+        self._silent: set[str] = set()  # prefill workers given up that may still be writing
 
     def get(self, worker: str) -> Member | None:
         """The member of this name."""
@@ -75,6 +76,7 @@ class Members:
 
     def join(self, hello: Hello, now: float) -> list[Effect]:
         """Take the worker in and introduce it: every prefill worker is told of every decode pool."""
+        self._silent.discard(hello.worker)
         self._members[hello.worker] = Member(hello, Pulse(now, hello.patience_s))
         effects: list[Effect] = []
         if hello.host == self._host:
@@ -101,13 +103,17 @@ class Members:
         may still be writing: its blocks stay in quarantine until it is heard of again."""
         member = self._members.pop(worker, None)
         if member is None:
-            return []
+            if not proven_dead or worker not in self._silent:
+                return []
+            self._silent.discard(worker)  # given up before, and now it is known to be dead
+            return [To(m.worker, WriterClear(worker)) for m in self.of(DECODE)]
         if member.hello.role == DECODE:
             for prefill in self.of(PREFILL):
                 prefill.attached.pop(worker, None)
                 prefill.failed.pop(worker, None)
             return [To(m.worker, Detach(worker, member.hello.epoch)) for m in self.of(PREFILL)]
         if not proven_dead:
+            self._silent.add(worker)
             return []
         return [To(m.worker, WriterClear(worker)) for m in self.of(DECODE)]
 
@@ -129,7 +135,8 @@ class Members:
         """What stands between a request and its first token, in words; empty if nothing."""
         decodes = self.alive(DECODE, now)
         if not decodes:
-            return "no decode worker has joined"
+            some = any(True for _ in self.of(DECODE))
+            return f"no decode worker {'answers' if some else 'has joined'}"
         if colocated:
             return ""
         prefills = self.alive(PREFILL, now)

@@ -117,8 +117,9 @@ class Router:
         match message:
             case msg.Attached():
                 return self.members.attached(member, message)
-            case msg.AttachFailed(worker, _, why):
-                if self.members.get(worker) is not None:
+            case msg.AttachFailed(worker, epoch, why):
+                decode = self.members.get(worker)
+                if decode is not None and decode.hello.epoch == epoch:
                     member.failed[worker] = why
             case msg.Reserved(grant):
                 entry = self.ledger.follow(grant.run, State.RESERVING, by=sender)
@@ -151,8 +152,8 @@ class Router:
         told to start anew, a client has left."""
         if self.members.get(peer) is not None:
             return self._worker_gone(peer, now, proven_dead=proven_dead)
+        effects: list[Effect] = self.members.remove(peer, proven_dead=proven_dead)
         self._watchers.remove(peer)
-        effects: list[Effect] = []
         for entry in self.ledger.of_client(peer):
             effects += self._withdraw(entry)
             self.ledger.apply(entry, Event.FINISH, now)
@@ -222,7 +223,11 @@ class Router:
         effects: list[Effect] = []
         for token in tokens:
             entry = self.ledger.follow(token.run, State.DECODING, by=sender)
-            if entry is not None:
+            if entry is None:
+                continue
+            if token.position != len(entry.known_ids):
+                effects += self._again(entry, "tokens were lost on their way to the router", now)
+            else:
                 effects += self._token(entry, token, now)
         return effects
 

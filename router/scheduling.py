@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from baton.lifecycle import PLACED, Event, State
 from baton.wire.node import Effect, To
-from baton.wire.worker_messages import Fill, FillJob, Renew, Reserve, Start
+from baton.wire.worker_messages import Cancel, Fill, FillJob, Renew, Reserve, Start
 from router.batching import FillRule, Waiting, fill_due, plan_fill
 from router.ledger import Entry, Ledger
 from router.members import DECODE, PREFILL, Member, Members
@@ -141,6 +141,7 @@ class Scheduler:
         more_may_come = reserving or running < self._rules.batch_size
         batch = plan_fill(self._waiting(), self._fill_rule, more_may_come=more_may_come, now=now)
         orders: dict[str, list[FillJob]] = {}
+        moved: list[Effect] = []
         for waiting in batch:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
@@ -148,11 +149,24 @@ class Scheduler:
             assert entry.decode is not None
             worker = choose_prefill(self._prefill_choices(now), entry.decode)
             if worker is None:
-                continue  # nobody can write there now; it keeps its blocks and waits
+                moved += self._move_if_out_of_reach(entry, now)
+                continue
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
             orders.setdefault(worker, []).append(FillJob(entry.grant, entry.known_ids[:-1]))
-        return [To(worker, Fill(tuple(jobs))) for worker, jobs in orders.items()]
+        return moved + [To(worker, Fill(tuple(jobs))) for worker, jobs in orders.items()]
+
+    def _move_if_out_of_reach(self, entry: Entry, now: float) -> list[Effect]:
+        """Nobody can write to its decode worker now. If nobody ever will, as all have said that they
+        found no way, the request is placed anew; else it keeps its blocks and waits."""
+        decode = entry.decode
+        assert decode is not None
+        prefills = self._members.alive(PREFILL, now)
+        if not prefills or not all(decode in prefill.failed for prefill in prefills):
+            return []
+        order = To(decode, Cancel(entry.run))
+        self._ledger.apply(entry, Event.RETRY, now)
+        return [order]
 
     def _prefill_choices(self, now: float) -> list[PrefillChoice]:
         filling = self._ledger.in_state(State.FILLING)

@@ -29,6 +29,11 @@ class Engine:
     dtype: str
     token_s: float  # measured seconds of a token in a small prefill: a pessimistic figure
 
+    def wait(self) -> None:
+        """Until what was ordered is computed, so that its time is not counted as somebody else's."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
 
 def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
     """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory."""

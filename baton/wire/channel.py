@@ -16,11 +16,12 @@ from typing import Protocol
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import recv_monitor_message
 
 from baton.errors import InputError, ProtocolError
 from baton.wire.codec import MAX_MESSAGE_BYTES, decode, encode
 from baton.wire.keys import ClusterKeys
-from baton.wire.messages import Message
+from baton.wire.messages import Message, Unreachable
 from baton.wire.node import ROUTER
 
 WAITING_MESSAGES = 100_000
@@ -69,6 +70,7 @@ class Listener:
         self.socket = self._context.socket(zmq.ROUTER)
         _common_options(self.socket)
         self.socket.router_mandatory = True
+        self.socket.router_handover = True  # a peer that comes back takes its name over at once
         if keys is not None and address.startswith("tcp://"):
             self._secure(keys)
         try:
@@ -126,6 +128,7 @@ class Dialer:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         _common_options(self.socket)
+        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.identity = name.encode()
         self.socket.immediate = True
         self.socket.reconnect_ivl = 50
@@ -149,6 +152,8 @@ class Dialer:
         return True
 
     def receive(self) -> Iterator[tuple[str, Message]]:
+        if self._was_cut():
+            yield ROUTER, Unreachable(ROUTER)
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.DONTWAIT)
@@ -157,8 +162,19 @@ class Dialer:
             if (message := _read(frames, ROUTER)) is not None:
                 yield ROUTER, message
 
+    def _was_cut(self) -> bool:
+        """Has the connection been lost since the last look? What was on its way is gone then, even
+        if ZeroMQ has connected again by itself."""
+        cut = False
+        while self._monitor.poll(0):
+            recv_monitor_message(self._monitor)
+            cut = True
+        return cut
+
     def close(self, *, linger_s: float = 0.0) -> None:
         """`linger_s`: how long last words may still be on their way."""
+        self.socket.disable_monitor()
+        self._monitor.close(linger=0)
         self.socket.close(linger=int(linger_s * 1000))
         self._context.term()
 
@@ -178,6 +194,7 @@ def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
     socket.maxmsgsize = MAX_MESSAGE_BYTES
+    socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 10_000  # half-open connections
 
 
 def _read(frames: list[bytes], sender: str) -> Message | None:
@@ -217,10 +234,13 @@ def _check_bind(address: str) -> None:
 
 
 def _is_everywhere(host: str) -> bool:
+    if host in ("*", ""):
+        return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_unspecified
-    except ValueError:
-        return host in ("*", "")
+        found = socket.getaddrinfo(host.strip("[]"), None)
+    except OSError:
+        return False  # bind will say what is wrong with it
+    return any(ipaddress.ip_address(address[4][0]).is_unspecified for address in found)
 
 
 def _somebody_listens(path: str) -> bool:

@@ -14,7 +14,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import islice
 from types import FrameType
 
@@ -22,12 +21,13 @@ import zmq
 
 from baton.clock import Clock, monotonic
 from baton.errors import BatonError
+from baton.host import process_runs
 from baton.wire.channel import Channel
 from baton.wire.messages import Exited, Unreachable
 from baton.wire.node import Effect, Node, Stop, To, Watch
 
 LONGEST_WAIT_S = 1.0
-MESSAGES_A_TURN = 1000  # then the node gets its step, however many more are waiting
+MESSAGES_A_TURN, HANDLING_S = 1000, 0.1  # then the node gets its step, however many are waiting
 PARENT = "parent"
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Watcher:
             if isinstance(error, OSError) and error.errno == errno.ESRCH:
                 return False
             self._without[peer] = pid
-            return _runs(pid)
+            return process_runs(pid)
         self._poller.register(descriptor, zmq.POLLIN)
         self._peers[descriptor] = (peer, pid)
         return True
@@ -64,7 +64,7 @@ class Watcher:
                 self._poller.unregister(descriptor)
                 os.close(descriptor)
                 peers.append(self._peers.pop(descriptor)[0])
-        ended = [peer for peer, pid in self._without.items() if not _runs(pid)]
+        ended = [peer for peer, pid in self._without.items() if not process_runs(pid)]
         for peer in ended:
             del self._without[peer]
         return peers + ended
@@ -114,8 +114,11 @@ class Loop:
     def _turn(self) -> None:
         wait = min(self._node.due(self._clock()), LONGEST_WAIT_S)
         ready = [where for where, _ in self._poller.poll(math.ceil(wait * 1000))]
+        began = self._clock()
         for sender, message in islice(self._channel.receive(), MESSAGES_A_TURN):
-            self._carry_out(self._node.handle(sender, message, self._clock()))
+            self._carry_out(self._node.handle(sender, message, now := self._clock()))
+            if now - began >= HANDLING_S:
+                break
         for peer in self._watcher.gone(ready):
             if peer == PARENT:
                 self._stop = Stop(0, "")
@@ -140,10 +143,3 @@ class Loop:
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         self._stop = Stop(0, "")
-
-
-def _runs(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False

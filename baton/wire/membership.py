@@ -7,13 +7,30 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from baton.kv.region import Region
-from baton.wire.messages import Beat, Exited, Hello, Message, Refused, Reset, Unreachable, Welcome
+from baton.wire.messages import (
+    Attach,
+    Beat,
+    Exited,
+    Fill,
+    Hello,
+    Message,
+    Refused,
+    Reserve,
+    Reset,
+    Start,
+    Unreachable,
+    Welcome,
+)
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
 
 BEAT_S = 1.0
 KNOCK_S = 0.25
 ROUTER_PATIENCE_S = 5.0
 """A router silent for so long is gone: it has no long steps. Same-host deaths are seen at once."""
+
+
+ORDERS = (Attach, Fill, Reserve, Start)
+"""What is ordered before Welcome was meant for an older life of the worker."""
 
 
 class Membership:
@@ -32,7 +49,7 @@ class Membership:
 
     def handle(self, message: Message, now: float) -> list[Effect] | None:
         """Effects if the message was about membership, or is not for this life of the worker; None
-        if it is work to do. Orders that come before Welcome were meant for an older life."""
+        if it is for the worker's own work."""
         match message:
             case Exited(peer) | Unreachable(peer):
                 if peer != ROUTER:
@@ -49,7 +66,7 @@ class Membership:
                 return self._renew(now) if self._joined else []
             case Beat(epoch):
                 return self._renew(now) if self._joined and epoch != self._router_epoch else []
-        return None if self._joined else []
+        return [] if isinstance(message, ORDERS) and not self._joined else None
 
     def step(self, now: float) -> list[Effect]:
         """Beat, or knock again; notice a silent router."""

@@ -119,9 +119,11 @@ class FillRefused:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One sampled token. `finish` is set with a run's last one: stop (an EOS id) or length."""
+    """One sampled token, for this position of the sequence: a gap is noticed. `finish` is set with a
+    run's last one: stop (an EOS id) or length."""
 
     run: str
+    position: int
     token_id: int
     finish: str | None = None
 

@@ -96,6 +96,7 @@ class PretendSupervisor:
     """Passes for a Cluster that has had some restarts."""
 
     router_restarts: int = 0
+    mends: bool = True
     notes: list[str] = field(default_factory=list)
     told: list[ClusterInfo] = field(default_factory=list)
 

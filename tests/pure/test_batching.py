@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.kv.grant import Grant
-from decode_worker.batching import Progress, plan_step
+from decode_worker.batching import Progress, Share, plan_step
 from prefill_worker.worker import Job, plan_chunks
 from router.batching import FillRule, Waiting, fill_due, plan_fill
 
@@ -145,6 +145,13 @@ def test_prompts_are_filled_first_come_first_served_and_never_starved(
     assert bool(served) == bool(filling)
     for share, run in zip(served[:-1], filling, strict=False):
         assert share.tokens == run.known - run.computed
+
+
+def test_a_prompt_gets_one_token_even_if_decoding_takes_the_whole_budget() -> None:
+    progress = [*[Progress(f"d{i}", 5, 4) for i in range(4)], Progress("p", 9, 0)]
+    assert plan_step(progress, token_budget=4)[-1] == Share("p", 1, samples=False)
+    assert plan_step(progress, token_budget=2)[-1] == Share("p", 1, samples=False)
+    assert plan_step(progress, token_budget=20)[-1] == Share("p", 9, samples=True)
 
 
 @given(PROGRESS, st.integers(1, 64))

@@ -266,3 +266,11 @@ def test_the_number_of_running_requests_stays_within_the_batch_size() -> None:
     town.before = before
     town.run_all([f"r{index}" for index in range(9)])
     assert most == 3
+
+
+def test_logits_that_are_no_numbers_end_one_request_and_no_other() -> None:
+    town = town_with_requests()
+    town.poisoned = {PROMPTS["b"][0][0]}
+    town.run_all(PROMPTS)
+    assert town.outcomes["b"].ends == ["numerical_error"]
+    assert_calm(town, but="b")

@@ -3,8 +3,9 @@
 import pytest
 
 from baton.errors import ProtocolError
-from baton.follow import Ask, Completion, Elsewhere, Failure, Follower, Note, Task
+from baton.follow import Ask, Completion, Failure, Follower, Note, Task
 from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished
+from offline.link import Elsewhere
 from tests.pure.pretend_router import PretendLine, PretendSupervisor, info, words_of
 
 PROMPTS = ["one", "two", "three", "four", "five"]
@@ -79,7 +80,7 @@ def test_a_router_that_dies_before_any_message_costs_nothing_but_time(dies_at):
     happenings = list(made.run(TASKS, ASK))
     assert texts(happenings) == CALM
     assert sum(isinstance(h, Completion) for h in happenings) == len(TASKS)
-    assert any(isinstance(h, Note) and "started anew" in h.text for h in happenings) or dies_at > 24
+    assert any(isinstance(h, Note) and "found again" in h.text for h in happenings) or dies_at > 24
 
 
 def test_submissions_wait_until_a_new_router_answers():
@@ -123,7 +124,7 @@ def test_news_of_the_cluster_reach_the_supervisor_once_each():
 
 def test_a_router_of_somebody_else_that_falls_silent_is_asked_and_missed():
     line = PretendLine()
-    made = follower(line, Elsewhere())
+    made = follower(line, Elsewhere(lambda: 0))
     line.before_poll = lambda line: line.queue.clear()
     line.answers = False
     with pytest.raises(ProtocolError, match="no router answers"):

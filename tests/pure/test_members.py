@@ -42,7 +42,6 @@ def told(effects: list[Effect], worker: str) -> list[msg.Message]:
     ("changes", "both"),
     [
         ({"protocol": 99}, ("protocol 99", f"the router {msg.PROTOCOL}")),
-        ({"worker": "d9"}, ("'d1'", "'d9'")),
         ({"block_size": 0}, ("block size 0",)),
         ({"blocks": 0}, ("0 blocks",)),
         ({"patience_s": float("nan")}, ("nan s",)),
@@ -58,6 +57,13 @@ def test_a_misfit_is_told_both_values(changes: dict[str, object], both: tuple[st
     assert why is not None
     assert all(value in why for value in both), why
     assert made.misfit("d1", hello("d1")) is None
+
+
+def test_a_worker_speaks_for_itself_alone() -> None:
+    why = members().misfit("d1", hello("d9"))
+    assert why is not None
+    assert "'d1'" in why
+    assert "'d9'" in why
 
 
 def test_a_worker_is_compared_with_others_not_with_its_own_past() -> None:

@@ -146,7 +146,8 @@ class PretendDecode:
                 self.memory.write(row.blocks, row.start + offset, token)
             if row.logits is Logits.LAST:
                 context = [self.memory.read(row.blocks, p) for p in range(row.end)]
-                tokens.append(next_token([-1 if token is None else token for token in context]))
+                known = [-1 if token is None else token for token in context]
+                tokens.append(None if known[0] in self.town.poisoned else next_token(known))
         assert len(tokens) == len(draws)
         return tokens
 
@@ -186,6 +187,7 @@ class Town:
         self.delivered = 0
         self.before: Callable[[str, str, msg.Message], None] | None = None
         self.damage: Callable[[Grant], bool] | None = None
+        self.poisoned: set[int] = set()  # contexts that begin so give logits that are no numbers
         self.rules = rules or Rules(batch_size=4, window_s=0.01, token_budget=64)
         self._blocks, self._budget, self._patience = blocks, prefill_budget, patience_s
         self._boots = 0

@@ -239,7 +239,7 @@ def test_sampling_is_the_same_in_a_crowd_and_everywhere(
     where: dict[str, object],
 ) -> None:
     prompts, sampling = crowd
-    with RealTown(demo, batch_size=32, blocks=256, **where) as town:  # type: ignore[arg-type]
+    with RealTown(demo, batch_size=32, blocks=256, **where) as town:
         assert town.ask(prompts, LENGTH, sampling) == alone
 
 
@@ -311,12 +311,12 @@ def test_every_family_says_what_transformers_generates(family: str, tmp_path: Pa
         dict(transport="frames", chunk=7),
         dict(transport="pinned"),
     ):
-        with RealTown(model, eos=eos, batch_size=16, blocks=256, **where) as town:  # type: ignore[arg-type]
+        with RealTown(model, eos=eos, batch_size=16, blocks=256, **where) as town:
             assert town.ask(prompts, length) == expected
             if where.get("prefills") == 0:
                 check_colocated(town)
             else:
                 check_ways(town, prompts, int(str(where.get("chunk", WHOLE))))
-        with RealTown(model, eos=eos, batch_size=16, blocks=256, **where) as town:  # type: ignore[arg-type]
+        with RealTown(model, eos=eos, batch_size=16, blocks=256, **where) as town:
             drawn.append(town.ask(crowd, length, sampling))
     assert all(each == drawn[0] for each in drawn[1:])

@@ -1,0 +1,17 @@
+"""`python -m tests.cluster.impatient WORKER ...`: a worker's own command, but it may be silent for
+one second only (ten otherwise), so that a test need not wait long until it is given up."""
+
+import sys
+
+import baton.launch
+import decode_worker.__main__
+import prefill_worker.__main__
+
+COMMANDS = {
+    "prefill_worker": prefill_worker.__main__.main,
+    "decode_worker": decode_worker.__main__.main,
+}
+
+if __name__ == "__main__":
+    baton.launch.PATIENCE_FLOOR_S = 1.0
+    COMMANDS[sys.argv[1]](sys.argv[2:])
