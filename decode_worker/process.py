@@ -39,7 +39,7 @@ def run(
     decoding = Decoding(
         engine,
         slabs,
-        kinds="auto" if kv_transport == "auto" else [kv_transport],
+        kinds=_kinds(kv_transport, kv_host),
         run_dir=folder,
         bind_host=kv_host,
         keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
@@ -59,6 +59,13 @@ def run(
         return run_worker(options, DecodeWorker(hello, decoding, options.max_num_batched_tokens))
     finally:
         decoding.close()
+
+
+def _kinds(kv_transport: str, kv_host: str | None) -> str | list[str]:
+    """Frames come in from this host and, where an address is named for it, from others."""
+    if kv_transport == "frames" and kv_host is not None:
+        return ["frames", "frames_tcp"]
+    return "auto" if kv_transport == "auto" else [kv_transport]
 
 
 def _folder_of(router: str) -> Path | None:

@@ -26,7 +26,7 @@ LEASE_S = 60.0
 ARRIVAL_S = 10.0
 """How long announced KV may be on its way before it is filled again."""
 
-PASSED_THROUGH = ("frames", "fake")
+PASSED_THROUGH = ("frames", "frames_tcp", "fake")
 """Transports whose bytes pass through the owner: late ones are dropped, no quarantine is needed."""
 
 

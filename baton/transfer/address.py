@@ -1,22 +1,12 @@
 """Address: reading a region's address, which came in a message, with its types checked. And what
 "the same host" means."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from baton.errors import TransferError
+from baton.host import host_id
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
-
-
-def host_id() -> str:
-    """Equal where processes can find each other under /proc: same boot, same process namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # no /proc (macOS): the name of the machine must do
-        return f"{os.uname().nodename}/{os.uname().version}"
 
 
 class Address:

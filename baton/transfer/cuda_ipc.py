@@ -29,10 +29,11 @@ import torch
 import zmq
 
 from baton.errors import TransferError
+from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Plain, Receipt, Region
-from baton.transfer.address import Address, host_id
+from baton.transfer.address import Address
 from baton.transfer.device import CopyStream
 from baton.transfer.frame_codec import block_bytes
 from baton.transfer.pieces import (

@@ -25,9 +25,9 @@ from pathlib import Path
 import zmq
 
 from baton.errors import TransferError
+from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Plain, Receipt, Region
-from baton.transfer.address import host_id
 from baton.transfer.curve import CurveKeys, secure_server
 from baton.transfer.frame_codec import (
     PROBED,

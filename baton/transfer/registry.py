@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 
 from baton.errors import TransferError
+from baton.host import host_id
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
-from baton.transfer.address import host_id
 from baton.transfer.base import Export, Link
 from baton.transfer.curve import CurveKeys
 from baton.transfer.slabs import Slabs
@@ -120,7 +120,7 @@ def open_link(
     offered = sorted(regions, key=_rank)
     passed_over = []
     for region in offered:
-        if wanted not in ("auto", region.transport):
+        if wanted not in ("auto", region.transport, region.transport.removesuffix("_tcp")):
             continue
         try:
             link = _open(region, layout, device, keys, deadline_s)

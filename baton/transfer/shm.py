@@ -12,10 +12,11 @@ import torch
 import zmq
 
 from baton.errors import TransferError
+from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Plain, Receipt, Region
-from baton.transfer.address import Address, host_id
+from baton.transfer.address import Address
 from baton.transfer.pieces import check_in_place, check_push, digest_of_blocks, in_order
 from baton.transfer.slabs import Slabs, map_shared
 from baton.transfer.stamps import Expected, Stamps, judge

@@ -1,0 +1,452 @@
+"""One contract, every transport: what arrives is what was sent, or it is BAD."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgpack
+import pytest
+import torch
+import zmq
+
+from baton.errors import TransferError
+from baton.kv.grant import Grant
+from baton.kv.layout import KVLayout, LayerShape
+from baton.kv.region import Arrival, Receipt, Region
+from baton.transfer.base import Export, Link
+from baton.transfer.faulty import Fault, FaultyLink
+from baton.transfer.pieces import rows
+from baton.transfer.registry import CurveKeys, make_exports, open_link
+from baton.transfer.slabs import Slabs, allocate_slabs
+
+LAYOUT = KVLayout((LayerShape(2, 8, 8), LayerShape(1, 12, 4), LayerShape(2, 8, 8)), 4, "float32")
+BLOCKS = 24
+TRANSPORTS = ("shm", "frames", "frames_tcp", "pinned")
+COPYING = ("frames", "frames_tcp", "pinned")
+PUBLIC, SECRET = zmq.curve_keypair()
+KEYS = CurveKeys(PUBLIC, SECRET)
+
+
+@dataclass
+class Owner:
+    """A decode worker's pool and one way to it. `clock` is what its export takes for the time."""
+
+    slabs: Slabs
+    export: Export
+    epoch: str = "epoch-1"
+    granted: int = 0
+
+    def grant(self, *blocks: int, expect: bool = True) -> Grant:
+        self.granted += 1
+        grant = Grant("d0", self.epoch, f"r{self.granted}#0", self.granted, blocks)
+        if expect:
+            self.export.expect(grant)
+        return grant
+
+    def link(self) -> Link:
+        return open_link([self.export.region], LAYOUT, device="cpu", writer="p0", keys=KEYS)
+
+    def settle(
+        self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
+    ) -> Arrival:
+        """Poll as a loop would: wake when something comes, give up after ten seconds."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            more = self.export.poll()
+            arrival = self.export.arrival(grant, receipt, needed)
+            if arrival is not Arrival.PENDING:
+                return arrival
+            if not more:
+                zmq.select(list(self.export.wakeups()), [], [], 1)
+        raise AssertionError("the fill did not settle")
+
+    def drain(self, link: Link, block: int) -> None:
+        """Everything the link has sent so far has been looked at: a good fill after it is READY."""
+        grant = self.grant(block)
+        assert self.settle(grant, fill(link, grant, reference(99))) is Arrival.READY
+        self.export.retire(grant)
+
+    def close(self) -> None:
+        self.export.close()
+        self.slabs.close()
+
+
+def make_owner(transport: str, folder: Path) -> Owner:
+    slabs = allocate_slabs(LAYOUT, BLOCKS, "cpu", shared=True)
+    (export,) = make_exports(
+        [transport], slabs, epoch="epoch-1", run_dir=folder, bind_host="127.0.0.2", keys=KEYS
+    )
+    owner = Owner(slabs, export)
+    return owner
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="baton-") as name:  # 0700, and short enough for ipc
+        yield Path(name)
+
+
+@pytest.fixture(params=TRANSPORTS)
+def owner(request: pytest.FixtureRequest, folder: Path) -> Iterator[Owner]:
+    made = make_owner(request.param, folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=COPYING)
+def copying(request: pytest.FixtureRequest, folder: Path) -> Iterator[Owner]:
+    made = make_owner(request.param, folder)
+    yield made
+    made.close()
+
+
+def reference(seed: int) -> list[torch.Tensor]:
+    """A writer's own pool, full of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = LAYOUT.slab_bytes(BLOCKS)[:-1]
+    return [torch.randint(0, 256, (n,), dtype=torch.uint8, generator=generator) for n in sizes]
+
+
+def fill(
+    link: Link,
+    grant: Grant,
+    source: list[torch.Tensor],
+    blocks: Sequence[int] | None = None,
+    *,
+    finish: bool = True,
+) -> Receipt:
+    """Fill blocks b of the grant with blocks b of `source`, in chunks; the last block of each chunk
+    is pushed half done at first, as chunked prefill does."""
+    blocks = list(grant.blocks if blocks is None else blocks)
+    half_done = [torch.zeros_like(slab) for slab in source]
+    for start in range(0, len(blocks), 3):
+        chunk = blocks[start : start + 3]
+        for layer in range(len(source)):
+            write(link, grant, layer, half_done[layer], chunk[-1:])
+            write(link, grant, layer, source[layer], chunk)
+    return link.finish(grant, blocks) if finish else Receipt(0, b"", 0.0)
+
+
+def write(link: Link, grant: Grant, layer: int, slab: torch.Tensor, blocks: Sequence[int]) -> None:
+    if link.slabs is None:
+        link.push(grant, layer, slab, blocks, blocks)
+        return
+    ours, theirs = (rows(LAYOUT, layer, each) for each in (slab, link.slabs[layer]))
+    blocks = list(blocks)
+    theirs.keys[blocks], theirs.values[blocks] = ours.keys[blocks], ours.values[blocks]
+    link.push(grant, layer, link.slabs[layer], blocks, blocks)
+
+
+def holds(owner: Owner, source: list[torch.Tensor], blocks: Sequence[int]) -> bool:
+    """Are these blocks of the pool byte for byte those of `source`?"""
+    blocks = list(blocks)
+    for layer, slab in enumerate(source):
+        pool, wanted = (rows(LAYOUT, layer, each) for each in (owner.slabs.tensors[layer], slab))
+        same = pool.keys[blocks].equal(wanted.keys[blocks])
+        if not (same and pool.values[blocks].equal(wanted.values[blocks])):
+            return False
+    return True
+
+
+def snapshot(owner: Owner) -> list[torch.Tensor]:
+    return [slab.clone() for slab in owner.slabs.tensors]
+
+
+def unchanged(owner: Owner, before: list[torch.Tensor]) -> bool:
+    return all(now.equal(then) for now, then in zip(owner.slabs.tensors, before, strict=True))
+
+
+# ---- what arrives
+
+
+def test_what_was_pushed_is_in_the_pool(owner: Owner) -> None:
+    link, source = owner.link(), reference(1)
+    grant = owner.grant(7, 3, 4, 5, 20, 0, 23)
+    receipt = fill(link, grant, source)
+    assert owner.settle(grant, receipt) is Arrival.READY
+    assert holds(owner, source, grant.blocks)
+    assert (receipt.moved_bytes == 0) == (link.slabs is not None)
+    assert not owner.export.dropped
+    link.close()
+
+
+def test_blocks_outside_the_grant_are_untouched(owner: Owner) -> None:
+    before = reference(5)
+    for slab, noise in zip(owner.slabs.tensors, before, strict=False):
+        slab.copy_(noise)
+    link, grant = owner.link(), owner.grant(1, 2, 22)
+    assert owner.settle(grant, fill(link, grant, reference(2))) is Arrival.READY
+    others = [block for block in range(BLOCKS) if block not in grant.blocks]
+    assert holds(owner, before, others)
+    link.close()
+
+
+def test_room_for_generation_need_not_be_filled(owner: Owner) -> None:
+    link, grant = owner.link(), owner.grant(4, 9, 2)
+    receipt = fill(link, grant, reference(3), blocks=[4, 9])
+    assert owner.settle(grant, receipt, needed=[4, 9]) is Arrival.READY
+    assert owner.settle(grant, receipt) is Arrival.BAD
+    assert sum(owner.export.dropped.values()) == 1
+    link.close()
+
+
+def test_a_run_with_nothing_to_fill_is_ready(owner: Owner) -> None:
+    link, grant = owner.link(), owner.grant(4)
+    assert owner.settle(grant, link.finish(grant, []), needed=[]) is Arrival.READY
+    link.close()
+
+
+def test_two_writers_fill_at_the_same_time(owner: Owner) -> None:
+    links, sources = [owner.link(), owner.link()], [reference(1), reference(2)]
+    grants = [owner.grant(1, 2, 3), owner.grant(4, 5, 6)]
+    for layer in range(3):
+        for link, source, grant in zip(links, sources, grants, strict=True):
+            write(link, grant, layer, source[layer], grant.blocks)
+    for link, source, grant in zip(links, sources, grants, strict=True):
+        assert owner.settle(grant, link.finish(grant, grant.blocks)) is Arrival.READY
+        assert holds(owner, source, grant.blocks)
+        link.close()
+
+
+def test_the_same_blocks_are_filled_again_under_a_new_grant(owner: Owner) -> None:
+    link = owner.link()
+    for seed in range(3):
+        grant, source = owner.grant(8, 9), reference(seed)
+        assert owner.settle(grant, fill(link, grant, source)) is Arrival.READY
+        assert holds(owner, source, [8, 9])
+        owner.export.retire(grant)
+    link.close()
+
+
+# ---- what does not
+
+
+def test_an_unfinished_fill_is_not_ready(owner: Owner) -> None:
+    link, grant = owner.link(), owner.grant(1, 2)
+    fill(link, grant, reference(1), finish=False)
+    other = owner.grant(3)
+    receipt = fill(link, other, reference(1))
+    assert owner.settle(other, receipt) is Arrival.READY
+    assert owner.export.arrival(grant, receipt) is not Arrival.READY
+    link.abandon(grant)
+    link.close()
+
+
+def test_the_receipt_of_another_fill_is_bad(owner: Owner) -> None:
+    link, first = owner.link(), owner.grant(1, 2)
+    old = fill(link, first, reference(1))
+    assert owner.settle(first, old) is Arrival.READY
+    owner.export.retire(first)
+    second = owner.grant(1, 2)
+    fill(link, second, reference(2))
+    owner.drain(link, 9)
+    assert owner.settle(second, old) is Arrival.BAD
+    link.close()
+
+
+def test_a_grant_that_is_over_is_never_ready(owner: Owner) -> None:
+    link, grant = owner.link(), owner.grant(1, 2)
+    receipt = fill(link, grant, reference(1))
+    owner.export.retire(grant)
+    assert owner.export.arrival(grant, receipt) is Arrival.BAD
+    assert owner.export.dropped["unknown"] == 1
+    link.close()
+
+
+def test_a_late_push_changes_nothing(copying: Owner) -> None:
+    link, grant = copying.link(), copying.grant(1, 2)
+    copying.export.retire(grant)
+    before = snapshot(copying)
+    receipt = fill(link, grant, reference(1))
+    before[-1].view(torch.int64)[9] = 2  # what drain() leaves: the stamp of its grant
+    copying.drain(link, 9)
+    for layer in range(3):
+        now, then = (rows(LAYOUT, layer, s[layer]) for s in (copying.slabs.tensors, before))
+        then.keys[9], then.values[9] = now.keys[9], now.values[9]
+    assert unchanged(copying, before)
+    assert copying.export.arrival(grant, receipt) is Arrival.BAD
+    link.close()
+
+
+def test_grants_of_another_life_are_refused(owner: Owner) -> None:
+    link, grant = owner.link(), replace(owner.grant(1, 2), epoch="epoch-0")
+    with pytest.raises(TransferError, match="epoch"):
+        owner.export.expect(grant)
+    with pytest.raises(TransferError, match="another life"):
+        fill(link, grant, reference(1), blocks=[])
+    link.close()
+
+
+def test_mistakes_of_the_writer_are_refused_before_a_byte_moves(owner: Owner) -> None:
+    link, grant, slab = owner.link(), owner.grant(1, 2), reference(1)[0]
+    for layer, source, target, match in [
+        (3, [1], [1], "layer 3"),
+        (0, [1, 2], [1], "2 source blocks"),
+        (0, [1], [5], "not in its grant"),
+    ]:
+        with pytest.raises(TransferError, match=match):
+            link.push(grant, layer, slab, source, target)
+    with pytest.raises(TransferError, match="not in its grant"):
+        link.finish(grant, [5])
+    with pytest.raises(TransferError):  # in place: another pool; else: a block it does not have
+        link.push(grant, 0, slab, [BLOCKS], [1])
+    link.close()
+    with pytest.raises(TransferError, match="closed"):
+        link.finish(grant, [1])
+
+
+def test_the_owner_grants_what_it_has(owner: Owner) -> None:
+    with pytest.raises(TransferError, match="outside"):
+        owner.grant(BLOCKS)
+    grant = owner.grant(1)
+    with pytest.raises(TransferError, match="granted already"):
+        owner.export.expect(replace(grant, run="other"))
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("fault", [Fault.FLIP, Fault.TRUNCATE, Fault.DROP_END, Fault.STALL])
+def test_a_damaged_fill_is_never_ready(owner: Owner, fault: Fault) -> None:
+    link, grant = FaultyLink(owner.link(), fault), owner.grant(1, 2, 3, 4)
+    assert not accepted(owner, link, grant)
+    link.close()
+
+
+def test_what_comes_twice_counts_once(owner: Owner) -> None:
+    link, grant, source = FaultyLink(owner.link(), Fault.DUPLICATE), owner.grant(1, 2), reference(1)
+    receipt = fill(link, grant, source)
+    assert owner.settle(grant, receipt) is Arrival.READY
+    assert holds(owner, source, grant.blocks)
+    link.close()
+
+
+@pytest.mark.parametrize("transport", ["frames", "pinned"])
+def test_a_thousand_flipped_bits_and_none_accepted(folder: Path, transport: str) -> None:
+    owner = make_owner(transport, folder)
+    link = FaultyLink(owner.link(), Fault.FLIP, seed=7)
+    for _ in range(1000):
+        grant = owner.grant(2, 3, 5)
+        assert not accepted(owner, link, grant)
+        owner.export.retire(grant)
+    assert sum(owner.export.dropped.values()) >= 1000
+    link.close()
+    owner.close()
+
+
+def accepted(owner: Owner, link: FaultyLink, grant: Grant) -> bool:
+    """Is a faulty fill READY, once everything the link has sent has been looked at?"""
+    fault = link.fault
+    receipt = fill(link, grant, reference(1))
+    link.fault = None
+    answers = [owner.export.arrival(grant, receipt)]
+    owner.drain(link, 9)
+    answers.append(owner.export.arrival(grant, receipt))
+    link.fault = fault
+    stamps = owner.slabs.tensors[-1].view(torch.int64)[list(grant.blocks)]
+    return Arrival.READY in answers or bool((stamps == grant.generation).all())
+
+
+# ---- lives and deaths
+
+
+def test_another_pool_is_not_opened_by_mistake(folder: Path) -> None:
+    for transport in TRANSPORTS:
+        owner = make_owner(transport, folder)
+        region = owner.export.region
+        owner.close()
+        with pytest.raises(TransferError, match=transport):
+            open_link([region], LAYOUT, device="cpu", writer="p0", keys=KEYS, deadline_s=0.2)
+
+
+def test_what_stays_after_close_is_nothing(folder: Path) -> None:
+    def once() -> None:
+        for transport in TRANSPORTS:
+            owner = make_owner(transport, folder)
+            link, grant = owner.link(), owner.grant(1, 2)
+            assert owner.settle(grant, fill(link, grant, reference(1))) is Arrival.READY
+            link.close()
+            owner.close()
+
+    once()  # pyzmq starts a thread of its own at the first frame
+    shm, fds = sorted(os.listdir("/dev/shm")), sorted(os.listdir("/proc/self/fd"))
+    once()
+    assert sorted(os.listdir("/dev/shm")) == shm
+    assert sorted(os.listdir("/proc/self/fd")) == fds
+    assert "baton-kv" not in Path("/proc/self/maps").read_text()
+    assert not list(folder.iterdir())
+
+
+def test_tensors_outlive_their_link(folder: Path) -> None:
+    owner = make_owner("shm", folder)
+    link = owner.link()
+    assert link.slabs is not None
+    kept = link.slabs[0]
+    link.close()
+    owner.close()
+    kept.fill_(7)
+    assert int(kept.sum()) == 7 * kept.numel()
+
+
+WRITER = """
+import sys, msgpack
+from baton.kv.region import Region
+from baton.kv.grant import Grant
+from tests.torch.test_transfer_contract import *
+regions, grants, public, secret = msgpack.unpackb(bytes.fromhex(sys.stdin.readline()))
+links = []
+for fields, grant in zip(regions, grants):
+    grant = Grant(*grant[:4], tuple(grant[4]))
+    keys = CurveKeys(public, secret)
+    link = open_link([Region(*fields)], LAYOUT, device="cpu", writer="p1", keys=keys)
+    write(link, grant, 0, reference(1)[0], grant.blocks)
+    links.append(link)
+own = allocate_slabs(LAYOUT, BLOCKS, "cpu", shared=True)
+print("half way", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_writer_killed_half_way_leaves_the_owner_well(folder: Path) -> None:
+    shm = sorted(os.listdir("/dev/shm"))
+    owners = [make_owner(transport, folder) for transport in TRANSPORTS]
+    grants = [owner.grant(1, 2, 3) for owner in owners]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    regions = [_plain(owner.export.region) for owner in owners]
+    plain = [[g.worker, g.epoch, g.run, g.generation, list(g.blocks)] for g in grants]
+    writer.stdin.write(msgpack.packb([regions, plain, PUBLIC, SECRET]).hex().encode() + b"\n")
+    writer.stdin.flush()
+    assert select.select([writer.stdout], [], [], 60)[0], "the writer does not speak"
+    assert writer.stdout.readline() == b"half way\n"
+    os.killpg(writer.pid, signal.SIGKILL)
+    assert writer.wait(10) == -signal.SIGKILL
+    writer.stdin.close()
+    writer.stdout.close()
+    for owner, grant in zip(owners, grants, strict=True):
+        owner.export.poll()
+        forged = Receipt(0, bytes(16), 0.0)
+        assert owner.export.arrival(grant, forged) is not Arrival.READY
+        owner.export.retire(grant)
+        link = owner.link()
+        owner.drain(link, 2)
+        link.close()
+        owner.close()
+    assert sorted(os.listdir("/dev/shm")) == shm
+
+
+def _plain(region: Region) -> list[object]:
+    return [region.transport, region.layout, region.blocks, dict(region.address)]
