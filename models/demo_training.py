@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from demo_corpus import documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from models.demo_corpus import documents
 
 END = "<|endoftext|>"
 HELD_OUT = "held-out"

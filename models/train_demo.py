@@ -6,10 +6,19 @@ from pathlib import Path
 
 import click
 import torch
-from demo_training import Recipe, build_model, end_of, perplexity, save, train, train_tokenizer
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging
+
+from models.demo_training import (
+    Recipe,
+    build_model,
+    end_of,
+    perplexity,
+    save,
+    train,
+    train_tokenizer,
+)
 
 HELD_OUT_TEXTS = 500
 

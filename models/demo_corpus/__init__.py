@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from demo_corpus.grammar import Theme, read_theme, write_document
+from models.demo_corpus.grammar import Theme, read_theme, write_document
 
 HERE = Path(__file__).parent
 

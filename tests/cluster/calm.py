@@ -8,7 +8,8 @@ from functools import cache
 import torch
 
 from sampler.params import SamplingParams
-from tests.cluster.real_town import Model, RealTown, load
+from tests.cluster.real_town import RealTown
+from tests.cluster.reference import Model, load
 
 PROMPTS = (
     "In the future, artificial intelligence will",

@@ -15,13 +15,9 @@ from pathlib import Path
 
 import torch
 import zmq
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from baton.engine.boot import Engine, boot
 from baton.kv.region import Receipt, Region
-from baton.model_files import ModelFiles, resolve_model
 from baton.request import Limits
-from baton.text import Tokenizer
 from baton.transfer.slabs import allocate_slabs
 from baton.wire import messages as msg
 from baton.wire.messages import Message
@@ -34,86 +30,10 @@ from router.intake import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
 from sampler.params import SamplingParams
+from tests.cluster.reference import Model
 from tests.pure.town import Town
 
 WHOLE = 2048  # tokens of one forward: every prompt here goes in one chunk
-CLEAR = 1e-3
-"""A greedy step whose two best logits are nearer than this proves nothing: rounding may decide it."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """A greedy continuation, and the smallest lead a token of it had over the next best."""
-
-    tokens: list[int]
-    lead: float
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model, loaded once for our engine and once more for transformers itself."""
-
-    files: ModelFiles
-    engine: Engine
-    tokenizer: Tokenizer
-    reference: PreTrainedModel
-
-    def generate(
-        self,
-        prompt: Sequence[int],
-        length: int,
-        *,
-        eos: tuple[int, ...] = (),
-        repetition_penalty: float = 1.0,
-    ) -> Said:
-        """What transformers.generate says greedily."""
-        ids = torch.tensor([list(prompt)])
-        out = self.reference.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(
-                max_new_tokens=length,
-                do_sample=False,
-                eos_token_id=list(eos) or None,
-                pad_token_id=0,
-                repetition_penalty=repetition_penalty,
-                return_dict_in_generate=True,
-                output_scores=True,
-            ),
-        )
-        best = torch.cat(out.scores).topk(2).values
-        lead = float((best[:, 0] - best[:, 1]).min())
-        return Said(out.sequences[0, len(prompt) :].tolist(), lead)
-
-    def clear_prompts(
-        self, lengths: Sequence[int], length: int, *, repetition_penalty: float = 1.0
-    ) -> list[list[int]]:
-        """Prompts of these lengths, with a clear winner at every step of their continuations."""
-        numbers = torch.Generator().manual_seed(11)
-        prompts: list[list[int]] = []
-        for size in lengths:
-            for _ in range(50):
-                ids = torch.randint(1, self.files.vocab_size, (size,), generator=numbers).tolist()
-                if self.generate(ids, length, repetition_penalty=repetition_penalty).lead > CLEAR:
-                    prompts.append(ids)
-                    break
-        assert len(prompts) == len(lengths), "no prompt has a clear answer"
-        return prompts
-
-
-def load(name: str, *, block_size: int) -> Model:
-    """The model of this name or folder, on the CPU, in fp32."""
-    files = resolve_model(name)
-    reference = AutoModelForCausalLM.from_pretrained(
-        files.folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-    )
-    reference.generation_config = GenerationConfig()
-    return Model(
-        files,
-        boot(files, device="cpu", dtype="float32", block_size=block_size),
-        Tokenizer(files.tokenizer_file),
-        reference.eval(),
-    )
 
 
 @dataclass

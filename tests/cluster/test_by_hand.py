@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.cluster.processes import (
     Terminal,
     await_workers,
     free_port,
+    journaled,
     short_folder,
     terminals,
     until,
@@ -108,20 +110,37 @@ def test_two_clients_at_the_same_time(address: str, clients: Clients) -> None:
     check_calm(second, "b")
 
 
-def test_a_third_worker_joins_while_requests_run(
+def test_a_third_worker_comes_stalls_wakes_up_and_goes(
     address: str, clients: Clients, type_in: Type
 ) -> None:
-    """And is used; and leaves as it came, and nothing is lost by it."""
+    """Nobody restarts it here. Stopped with work on it, it is given up; awake again, it drops that
+    work and joins anew; killed with work on it, it is missed by nobody."""
     talk = Talk(clients(address))
-    third = type_in("-m", "prefill_worker", "--router", address, "--name", "third", *LIGHT)
-    info = await_workers(talk.client, 3)
-    (name,) = [each.worker for each in info.workers if each.worker.startswith("third.")]
+    before = {each.worker for each in await_workers(talk.client, 2).workers}
+    third = type_in(
+        *("-m", "tests.cluster.impatient", "prefill_worker", "--router", address, *LIGHT),
+        *("--name", "third", "--max-num-batched-tokens", 16),
+    )
+    (name,) = {each.worker for each in await_workers(talk.client, 3).workers} - before
+    assert name.startswith("third.")
+
+    third.signal(signal.SIGSTOP)
     for i, prompt in enumerate(calm.PROMPTS):
         talk.ask(f"c{i}", prompt, LENGTH, SAMPLING)
-    talk.listen(lambda: any(talk.tokens.values()))
-    third.kill()
     talk.listen(talk.all_ended)
     check_calm(talk, "c")
+    ends = [talk.ends[f"c{i}"] for i in range(len(calm.PROMPTS))]
+    assert max(end.timings.retries for end in ends if isinstance(end, msg.Finished)) == 1
+    await_workers(talk.client, 2, unlike=(name,))
+
+    third.signal(signal.SIGCONT)
+    assert name in {each.worker for each in await_workers(talk.client, 3).workers}
+    for i, prompt in enumerate(calm.PROMPTS):
+        talk.ask(f"d{i}", prompt, LENGTH, SAMPLING)
+    talk.listen(lambda: any(talk.tokens[f"d{i}"] for i in range(len(calm.PROMPTS))))
+    third.kill()
+    talk.listen(talk.all_ended)
+    check_calm(talk, "d")
     await_workers(talk.client, 2, unlike=(name,))
 
 
@@ -150,6 +169,30 @@ def test_the_job_of_a_fourth_terminal(address: str, type_in: Type, tmp_path: Pat
         "long.txt",
         "prompts.txt",
     ]
+
+
+def test_a_client_killed_in_the_middle_is_nobody_elses_matter(
+    address: str, clients: Clients, type_in: Type, tmp_path: Path
+) -> None:
+    """Its requests, thousands of tokens, are withdrawn; its journal holds what was finished."""
+    talk = Talk(clients(address))
+    await_workers(talk.client, 2)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Scientists have discovered a new way to\n" * 400)
+    job = type_in(
+        *("main.py", "--router", address, "--prompts", prompts, "-l", 100, "--ignore-eos"),
+        *("-b", 4, "--quiet", "-o", tmp_path / "out.txt"),
+    )
+    part = tmp_path / "out.txt.part"
+    until(lambda: journaled(part) >= 1, "the first answer")
+    job.signal(signal.SIGKILL)
+    job.process.wait(10)
+    for i, prompt in enumerate(calm.PROMPTS[:4]):
+        talk.ask(f"e{i}", prompt, LENGTH, SAMPLING)
+    talk.listen(talk.all_ended)
+    check_calm(talk, "e")
+    assert 1 <= journaled(part) < 400
+    assert not (tmp_path / "out.txt").exists()
 
 
 def test_workers_that_do_not_fit_are_refused(
@@ -213,21 +256,24 @@ def test_over_tcp_with_keys_and_kv_as_frames(type_in: Type, folder: Path, client
 
 def test_commands_that_cannot_work_leave_with_one_line(type_in: Type, folder: Path) -> None:
     tcp, ipc = "tcp://127.0.0.1:1", f"ipc://{folder}/nobody.sock"
-    open_folder = folder / "open"
+    open_folder, keys = folder / "open", folder / "some-keys"
+    make_keys(keys)
     open_folder.mkdir()
     open_folder.chmod(0o755)
-    refused = [
-        (2, ("keys", tcp), type_in("-m", "router", "--address", tcp)),
-        (2, ("keys", tcp), type_in("-m", "prefill_worker", "--router", tcp, *LIGHT)),
-        (2, ("keys", tcp), type_in("-m", "decode_worker", "--router", tcp, *LIGHT)),
-        (2, ("keys", tcp), type_in("main.py", "--router", tcp)),
-        (2, ("0755", "0700"), type_in("-m", "router", "--address", f"ipc://{open_folder}/r.sock")),
-        (2, ("every interface",), type_in("-m", "router", "--address", "tcp://*:1", "--keys", folder / "keys")),
-        (2, ("'cuda:7'", "cpu"), type_in("-m", "decode_worker", "--router", ipc, "--device", "cuda:7")),
-        (2, ("'tpu'", "cpu"), type_in("-m", "prefill_worker", "--router", ipc, "--device", "tpu")),
-        (3, ("'nosuch'", "demo"), type_in("-m", "router", "--address", ipc, "--model", "nosuch")),
-        (3, ("'nosuch'", "demo"), type_in("-m", "prefill_worker", "--router", ipc, "--model", "nosuch")),
-        (3, ("'nosuch'", "demo"), type_in("-m", "decode_worker", "--router", ipc, "--model", "nosuch")),
-    ]  # fmt: skip
+    wrong: list[tuple[int, tuple[str, ...], tuple[object, ...]]] = [
+        (2, ("keys", tcp), ("-m", "router", "--address", tcp)),
+        (2, ("keys", tcp), ("-m", "prefill_worker", "--router", tcp, *LIGHT)),
+        (2, ("keys", tcp), ("-m", "decode_worker", "--router", tcp, *LIGHT)),
+        (2, ("keys", tcp), ("main.py", "--router", tcp)),
+        (2, ("0755", "0700"), ("-m", "router", "--address", f"ipc://{open_folder}/r.sock")),
+        (2, ("every interface",), ("-m", "router", "--address", "tcp://*:1", "--keys", keys)),
+        (2, ("'cuda:7'", "cpu"), ("-m", "decode_worker", "--router", ipc, "--device", "cuda:7")),
+        (2, ("'tpu'", "cpu"), ("-m", "prefill_worker", "--router", ipc, "--device", "tpu")),
+        (4, ("no router answers", "nobody.sock"), ("main.py", "--router", ipc)),
+        (3, ("'nosuch'", "demo"), ("-m", "router", "--address", ipc, "--model", "nosuch")),
+        (3, ("'nosuch'", "demo"), ("-m", "prefill_worker", "--router", ipc, "--model", "nosuch")),
+        (3, ("'nosuch'", "demo"), ("-m", "decode_worker", "--router", ipc, "--model", "nosuch")),
+    ]
+    refused = [(code, words, type_in(*command)) for code, words, command in wrong]
     for code, words, command in refused:
         command.refuses(code, *words)

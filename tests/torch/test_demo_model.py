@@ -32,7 +32,7 @@ TEXTS = (
     "\u0000 control \u001b and \u202e direction",
     "",
 )
-PERPLEXITY_BOUND = 99.0  # the model card has the measured value
+PERPLEXITY_BOUND = 1.4  # the model card says 1.26
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
-from tests.cluster.real_town import WHOLE, Model, RealTown, load
-from tests.torch.families import FAMILIES, save_checkpoint
+from tests.cluster.real_town import WHOLE, RealTown
+from tests.cluster.reference import Model, load
+from tests.cluster.ways import MIXTURE, check_colocated, check_ways
 
 TRANSPORTS = ("shm", "frames", "pinned")
 CHUNKS = (1, 7, WHOLE)
 SHAPES = ((1, 1), (1, 2), (2, 1), (2, 2))  # prefill workers, decode workers
 LENGTHS = (5, 1, 17, 2, 34, 16)  # of the prompts; blocks hold 16
 LENGTH = 10
-
-MIXTURE = (
-    SamplingParams(temperature=0.8, top_k=50, top_p=0.95),
-    SamplingParams(temperature=1.0),
-    SamplingParams(temperature=0.7, top_k=20),
-    SamplingParams(temperature=1.2, top_p=0.8, repetition_penalty=1.3),
-    SamplingParams(temperature=1.5, min_p=0.05),
-    SamplingParams(temperature=0.0),
-    SamplingParams(temperature=0.0, repetition_penalty=1.4),
-    SamplingParams(temperature=0.9, top_k=8, top_p=0.9, min_p=0.02, repetition_penalty=0.9),
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,43 +42,6 @@ def prompts(demo: Model) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(demo: Model, prompts: list[list[int]]) -> list[list[int]]:
     return [demo.generate(prompt, LENGTH).tokens for prompt in prompts]
-
-
-def check_ways(town: RealTown, prompts: list[list[int]], chunk: int) -> None:
-    """Every worker had its part, and the KV bytes went the way they should: none where memory is
-    shared, else those of all blocks touched, once for each chunk that touched them."""
-    layout = town.model.engine.layout
-    for i, prompt in enumerate(prompts):
-        way, timings = town.ways[f"q{i}"], town.finished[f"q{i}"].timings
-        fill = len(prompt) - 1
-        assert timings.kv_bytes * layout.block_size == fill * layout.block_bytes
-        assert timings.retries == 0
-        if not fill:
-            assert way.receipt is None
-            continue
-        assert way.receipt is not None
-        assert way.receipt.transport == town.transport
-        assert timings.moved_bytes == way.receipt.moved_bytes
-        whole = layout.blocks_for(fill) * layout.block_bytes
-        if town.transport == "shm":
-            assert way.receipt.moved_bytes == 0
-        elif chunk == WHOLE:
-            assert way.receipt.moved_bytes == whole
-        elif chunk == 1:
-            assert way.receipt.moved_bytes == fill * layout.block_bytes
-        else:
-            assert whole <= way.receipt.moved_bytes < fill * layout.block_bytes or fill == 1
-    at_work = {way.filled_by for way in town.ways.values() if way.filled_by}
-    at_work |= {way.decoded_by for way in town.ways.values()}
-    assert at_work == {name.partition(".")[0] for name in town.workers()}
-
-
-def check_colocated(town: RealTown) -> None:
-    assert {way.filled_by for way in town.ways.values()} == {""}
-    assert {way.decoded_by for way in town.ways.values()} == {
-        name.partition(".")[0] for name in town.workers()
-    }
-    assert {end.timings.moved_bytes for end in town.finished.values()} == {0}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids="{0[0]}P{0[1]}D".format)
@@ -174,7 +127,8 @@ def test_the_end_token_is_the_last_as_in_transformers(
     eos = (expected[0][0], expected[2][4], expected[4][LENGTH - 1])
     ended = [demo.generate(prompt, LENGTH, eos=eos).tokens for prompt in prompts]
     assert [len(tokens) for tokens in ended[:5:2]] == [1, 5, LENGTH]
-    for where in (dict(prefills=0), dict(prefills=2, decodes=2, transport="frames", chunk=7)):
+    disaggregated: dict[str, Any] = dict(prefills=2, decodes=2, transport="frames", chunk=7)
+    for where in (dict(prefills=0), disaggregated):
         with RealTown(demo, eos=eos, **where) as town:
             assert town.ask(prompts, LENGTH) == ended
             for i, tokens in enumerate(ended):
@@ -236,7 +190,7 @@ def test_sampling_is_the_same_in_a_crowd_and_everywhere(
     demo: Model,
     crowd: tuple[list[list[int]], list[SamplingParams]],
     alone: list[list[int]],
-    where: dict[str, object],
+    where: dict[str, Any],
 ) -> None:
     prompts, sampling = crowd
     with RealTown(demo, batch_size=32, blocks=256, **where) as town:
@@ -290,33 +244,3 @@ def test_a_death_changes_no_token(
         victims(town, message, nth, role)
         assert town.ask(prompts, LENGTH, sampling, clean=False) == alone[:8]
         assert max(end.timings.retries for end in town.finished.values()) >= 1
-
-
-# ---- every family
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_says_what_transformers_generates(family: str, tmp_path: Path) -> None:
-    model = load(str(save_checkpoint(family, tmp_path / family)), block_size=4)
-    lengths, length = (5, 1, 21, 2, 34), 12
-    prompts = model.clear_prompts(lengths, length)
-    eos = (model.generate(prompts[2], length).tokens[6],)
-    expected = [model.generate(prompt, length, eos=eos).tokens for prompt in prompts]
-    crowd = prompts * 3
-    sampling = [replace(MIXTURE[i % 8], seed=i) for i in range(len(crowd))]
-    drawn = []
-    for where in (
-        dict(prefills=0),
-        dict(prefills=2, decodes=2, chunk=7),
-        dict(transport="frames", chunk=7),
-        dict(transport="pinned"),
-    ):
-        with RealTown(model, eos=eos, batch_size=16, blocks=256, **where) as town:
-            assert town.ask(prompts, length) == expected
-            if where.get("prefills") == 0:
-                check_colocated(town)
-            else:
-                check_ways(town, prompts, int(str(where.get("chunk", WHOLE))))
-        with RealTown(model, eos=eos, batch_size=16, blocks=256, **where) as town:
-            drawn.append(town.ask(crowd, length, sampling))
-    assert all(each == drawn[0] for each in drawn[1:])
