@@ -4,12 +4,13 @@ from a node to a running process. No torch here: `--help` and a wrong option ans
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import zmq
 
 from baton.errors import BatonError, InputError
 from baton.host import die_with, host_id, process_age_s
@@ -133,11 +134,15 @@ def first_epoch(options: WorkerOptions) -> str:
     return f"{options.name}/0"
 
 
-def run_worker(options: WorkerOptions, node: Node) -> int:
+def run_worker(
+    options: WorkerOptions,
+    node: Node,
+    wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
+) -> int:
     """Dial the router and run until the end. Returns the exit code."""
     channel = Dialer(options.name, options.router, options.keys)
     try:
-        return Loop(node, channel, parent=options.parent).run()
+        return Loop(node, channel, parent=options.parent, wakeups=wakeups).run()
     finally:
         channel.close()
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import zmq
+
 from baton.engine.boot import Engine
 from baton.engine.pool import Pool
 from baton.kv.grant import Grant
@@ -52,9 +54,12 @@ class Decoding:
         for export in self._exports:
             export.expect(grant)
 
-    def poll(self) -> None:
-        for export in self._exports:
-            export.poll()
+    def poll(self) -> bool:
+        return any([export.poll() for export in self._exports])
+
+    def wakeups(self) -> list[zmq.Socket[bytes]]:
+        """Sockets at which KV arrives."""
+        return [socket for export in self._exports for socket in export.wakeups()]
 
     def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
         """Two exports may share a transport (frames over ipc and over tcp): the bytes came by one."""

@@ -6,6 +6,7 @@ import torch
 
 from baton.engine.boot import boot
 from baton.engine.pool import pool_blocks
+from baton.errors import InputError
 from baton.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.model_files import resolve_model
 from baton.transfer.registry import CurveKeys
@@ -39,7 +40,7 @@ def run(
     decoding = Decoding(
         engine,
         slabs,
-        kinds=_kinds(kv_transport, kv_host),
+        kinds=_kinds(kv_transport, folder, kv_host),
         run_dir=folder,
         bind_host=kv_host,
         keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
@@ -56,16 +57,24 @@ def run(
         regions=decoding.renew_epoch(first_epoch(options)),
     )
     try:
-        return run_worker(options, DecodeWorker(hello, decoding, options.max_num_batched_tokens))
+        node = DecodeWorker(hello, decoding, options.max_num_batched_tokens)
+        return run_worker(options, node, decoding.wakeups)
     finally:
         decoding.close()
 
 
-def _kinds(kv_transport: str, kv_host: str | None) -> str | list[str]:
-    """Frames come in from this host and, where an address is named for it, from others."""
-    if kv_transport == "frames" and kv_host is not None:
-        return ["frames", "frames_tcp"]
-    return "auto" if kv_transport == "auto" else [kv_transport]
+def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str | list[str]:
+    """The transports to offer. Frames come in from this host through a folder of ours and, where an
+    address is named for it, from other hosts."""
+    if kv_transport != "frames":
+        return "auto" if kv_transport == "auto" else [kv_transport]
+    ways = [("frames", folder), ("frames_tcp", kv_host)]
+    kinds = [kind for kind, place in ways if place is not None]
+    if not kinds:
+        raise InputError(
+            "KV frames need a place to come in: give --kv-host ADDRESS or --run-dir DIR"
+        )
+    return kinds
 
 
 def _folder_of(router: str) -> Path | None:

@@ -46,8 +46,8 @@ class DecodeModel(Protocol):
     def expect(self, grant: Grant) -> None:
         """Someone may write into these blocks from now on."""
 
-    def poll(self) -> None:
-        """Take in KV that has arrived. Never waits."""
+    def poll(self) -> bool:
+        """Take in some of the KV that has arrived; True if there is more. Never waits."""
 
     def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
         """Is the KV of so many tokens, which this receipt speaks of, in the pool?"""
@@ -94,6 +94,7 @@ class DecodeWorker:
     runs: dict[str, Run] = field(init=False, default_factory=dict)
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
+    _more_kv: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         hello = self.hello
@@ -129,13 +130,13 @@ class DecodeWorker:
         for run in self.table.expired(now):
             self._let_go(run, ANY_WRITER)
             effects.append(To(ROUTER, msg.Expired(run)))
-        self.model.poll()
+        self._more_kv = self.model.poll()
         for run in list(self.arriving):
             effects += self._look_for(run, now)
         return effects + self._decode()
 
     def due(self, now: float) -> float:
-        if self.runs:
+        if self.runs or self._more_kv:
             return 0.0
         waiting = 0.001 if self.arriving else float("inf")  # bytes arrive on sockets of their own
         return min(waiting, self._membership.due(now))

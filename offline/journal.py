@@ -23,6 +23,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from baton.errors import InputError, OutputError
+from offline.interrupts import held_back
 from offline.outputs import Answer, cannot_write, reason, sync_folder
 
 VERSION = 1
@@ -54,11 +55,12 @@ class Journal:
 
     def add(self, answer: Answer) -> None:
         """Once this returns, the answer outlives a crash of anything. OutputError if it cannot."""
-        try:
-            self._append(asdict(answer))
-        except OSError as error:
-            raise OutputError(cannot_write(self.path, error, self.saved)) from error
-        self.answers[answer.index] = answer
+        with held_back():  # an interrupt between file and memory would disown what is safe
+            try:
+                self._append(asdict(answer))
+            except OSError as error:
+                raise OutputError(cannot_write(self.path, error, self.saved)) from error
+            self.answers[answer.index] = answer
 
     @property
     def saved(self) -> str:

@@ -18,6 +18,7 @@ from baton.kv.layout import KVLayout
 VERSION = 1
 FRAME_BYTES = 1 << 20
 FRAME_BLOCKS = 4096
+CURVE_BYTES = 64
 HEADER_BYTES = FRAME_BYTES  # room for an End that names 262,000 blocks
 PROBED = b"probed"
 
@@ -97,8 +98,10 @@ def blocks_per_frame(layout: KVLayout, layer: int) -> int:
 
 
 def largest_frame(layout: KVLayout) -> int:
-    """What a socket must let through."""
-    return max(FRAME_BYTES, *(block_bytes(layout, i) for i in range(len(layout.layers))))
+    """What a socket must let through: the limit is compared with the bytes on the wire, and CURVE
+    adds a command name, a nonce and a box to each frame (RFC 26: 33 bytes and flags)."""
+    largest = max(FRAME_BYTES, *(block_bytes(layout, i) for i in range(len(layout.layers))))
+    return largest + CURVE_BYTES
 
 
 def block_bytes(layout: KVLayout, layer: int) -> int:

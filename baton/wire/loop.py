@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import FrameType
 
@@ -74,14 +74,23 @@ class Loop:
     """Runs one node on one channel until it stops."""
 
     def __init__(
-        self, node: Node, channel: Channel, *, parent: int | None = None, clock: Clock = monotonic
+        self,
+        node: Node,
+        channel: Channel,
+        *,
+        parent: int | None = None,
+        clock: Clock = monotonic,
+        wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
     ) -> None:
+        """`wakeups`: other sockets at which something may arrive that the node's step takes in."""
         self._node = node
         self._channel = channel
         self._clock = clock
         self._poller = zmq.Poller()
         self._poller.register(channel.socket, zmq.POLLIN)
         self._watcher = Watcher(self._poller)
+        self._wakeups = wakeups
+        self._waking: list[zmq.Socket[bytes]] = []
         self._stop: Stop | None = None
         if parent is not None and not self._watcher.watch(PARENT, parent):
             self._stop = Stop(0, "")
@@ -112,6 +121,7 @@ class Loop:
         return self._stop.exit_code
 
     def _turn(self) -> None:
+        self._register_wakeups()
         wait = min(self._node.due(self._clock()), LONGEST_WAIT_S)
         ready = [where for where, _ in self._poller.poll(math.ceil(wait * 1000))]
         began = self._clock()
@@ -125,6 +135,16 @@ class Loop:
                 return
             self._carry_out(self._node.handle(peer, Exited(peer), self._clock()))
         self._carry_out(self._node.step(self._clock()))
+
+    def _register_wakeups(self) -> None:
+        """They change when a worker offers its pool anew."""
+        sockets = list(self._wakeups())
+        if sockets != self._waking:
+            for old in self._waking:
+                self._poller.unregister(old)
+            for new in sockets:
+                self._poller.register(new, zmq.POLLIN)
+            self._waking = sockets
 
     def _carry_out(self, effects: list[Effect]) -> None:
         """In order: what the node answers to a failed send comes after all it had ordered before."""

@@ -1,5 +1,5 @@
 """`python -m tests.cluster.impatient WORKER ...`: a worker's own command, but it may be silent for
-one second only (ten otherwise), so that a test need not wait long until it is given up."""
+two seconds longer than three beats (ten otherwise), so that a test need not wait long until it is given up."""
 
 import sys
 
@@ -13,5 +13,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    baton.launch.PATIENCE_FLOOR_S = 1.0
+    baton.launch.PATIENCE_FLOOR_S = 2.0
     COMMANDS[sys.argv[1]](sys.argv[2:])

@@ -171,8 +171,10 @@ def await_workers(
     info: msg.ClusterInfo | None = None
     deadline = time.monotonic() + DEADLINE_S
     while True:
-        if info is not None and _together(info, wanted, unlike):
-            return info
+        if info is not None:
+            assert "cannot write to" not in info.waiting_for, info.waiting_for
+            if _together(info, wanted, unlike):
+                return info
         assert time.monotonic() < deadline, f"{wanted} workers did not come together: {info}"
         check(info)
         news = [each for each in client.poll(ASK_S) if isinstance(each, msg.ClusterInfo)]

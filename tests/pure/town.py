@@ -125,8 +125,8 @@ class PretendDecode:
         for block in grant.blocks:
             self.memory.stamps[block] = 0
 
-    def poll(self) -> None:
-        pass
+    def poll(self) -> bool:
+        return False
 
     def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
         filled = grant.blocks[: -(-tokens // BLOCK)]

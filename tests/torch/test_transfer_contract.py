@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -450,3 +451,25 @@ def test_a_writer_killed_half_way_leaves_the_owner_well(folder: Path) -> None:
 
 def _plain(region: Region) -> list[object]:
     return [region.transport, region.layout, region.blocks, dict(region.address)]
+
+
+@pytest.mark.parametrize("transport", ["frames", "frames_tcp"])
+def test_the_largest_frame_gets_through_encrypted_or_not(transport: str, folder: Path) -> None:
+    owner = make_owner(transport, folder)
+    answered = threading.Event()
+
+    def serve() -> None:
+        while not answered.is_set():
+            zmq.select(list(owner.export.wakeups()), [], [], 0.1)
+            owner.export.poll()
+
+    server = threading.Thread(target=serve)
+    server.start()
+    link = owner.link()
+    try:
+        assert link.probe() > 0  # frames of exactly the largest size
+    finally:
+        answered.set()
+        server.join()
+        link.close()
+        owner.close()
