@@ -1,5 +1,5 @@
-"""`python -m tests.cluster.impatient WORKER ...`: a worker's own command, but it may be silent for
-two seconds longer than three beats (ten otherwise), so that a test need not wait long until it is given up."""
+"""`python -m tests.cluster.impatient WORKER ...`: a worker's own command, but its longest step is said
+to take two seconds, not ten: a test need not wait so long until a stalled one is given up."""
 
 import sys
 
