@@ -189,7 +189,7 @@ def test_a_device_that_fails_is_told_in_one_line(tmp_path):
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, journal._file)
     os.close(full)
-    with pytest.raises(OutputError, match="no space left on device. nothing was finished yet"):
+    with pytest.raises(OutputError, match=r"no space left on device\. nothing was finished yet"):
         journal.add(answer(0))
     assert journal.answers == {}
     journal.close()

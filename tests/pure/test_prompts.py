@@ -68,11 +68,11 @@ def test_a_bad_file_is_named_with_its_line_and_the_way_out(tmp_path, name):
 
 
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
-    with pytest.raises(InputError, match="there is no prompt file .*gone"):
+    with pytest.raises(InputError, match=r"there is no prompt file .*gone"):
         read_prompts(tmp_path / "gone.txt")
     with pytest.raises(InputError, match="is a folder"):
         read_prompts(tmp_path)
-    with pytest.raises(InputError, match="cannot read the prompt file .*Not a directory"):
+    with pytest.raises(InputError, match=r"cannot read the prompt file .*Not a directory"):
         read_prompts(write(tmp_path, "file", "a") / "below.txt")
 
 

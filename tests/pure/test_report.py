@@ -144,8 +144,15 @@ def test_percentiles_are_values_that_occurred():
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0"), (3.8e-5, "38 µs"), (0.0042, "4.2 ms"), (0.42, "420 ms"), (1.534, "1.53 s")]
-    + [(15.34, "15.3 s"), (125, "2 min 5 s")],
+    [
+        (0, "0"),
+        (3.8e-05, "38 µs"),
+        (0.0042, "4.2 ms"),
+        (0.42, "420 ms"),
+        (1.534, "1.53 s"),
+        (15.34, "15.3 s"),
+        (125, "2 min 5 s"),
+    ],
 )
 def test_durations_read_well(value, shown):
     assert seconds(value) == shown
