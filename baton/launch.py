@@ -17,7 +17,8 @@ from baton.host import die_with, host_id, process_age_s
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
 from baton.log import LEVELS, set_up_logging
-from baton.wire.channel import Dialer
+from baton.model_files import resolve_model
+from baton.wire.channel import Dialer, check_address
 from baton.wire.keys import ClusterKeys, load_keys
 from baton.wire.loop import Loop
 from baton.wire.messages import PROTOCOL, Hello
@@ -87,9 +88,15 @@ def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
     name = given.pop("name") or role
     set_up_logging(name, given.pop("log_level"))
     folder = given.pop("keys")
+    keys = None if folder is None else load_keys(folder)
+    check_address(given["router"], keys)  # here already: loading torch and a model takes seconds
+    resolve_model(given["model"])
+    # OpenMP's idle threads spin for milliseconds: on cores that others use too, a step then takes 20
+    # times as long (docs/performance.md). It is read when torch is loaded, in this process only.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     return WorkerOptions(
         name=f"{name}.{secrets.token_hex(3)}",
-        keys=None if folder is None else load_keys(folder),
+        keys=keys,
         parent=parent,
         **{field: given.pop(field) for field in WorkerOptions.__slots__ if field in given},
     )

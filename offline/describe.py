@@ -12,6 +12,7 @@ WAYS = {
     "cuda_ipc": "CUDA IPC",
     "pinned": "pinned host memory",
     "frames": "ZeroMQ frames",
+    "frames_tcp": "ZeroMQ frames over tcp",
 }
 
 
