@@ -25,6 +25,7 @@ INDEX = "pytorch_model.bin.index.json"
 PICKLES = (".bin", ".pt", ".pth")
 LEFT_OVERS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 OUTPUT_NAMES = ("lm_head", "embed_out", "output")  # of a tied pair, the name that is left out
 
@@ -158,16 +159,18 @@ def _copy_the_rest(folder: Path, out: Path) -> list[str]:
             shutil.copyfile(path, out / path.name)
     if (out / "tokenizer.json").is_file():
         return []
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # or an empty one would be made
+        return [f"note: {folder} has no tokenizer.json, which serving needs, and no vocabulary"]
     from transformers import AutoTokenizer  # seconds; only for folders from before tokenizer.json
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer.save_pretrained(out)
-    except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare Exception
         return [f"note: no tokenizer.json could be made from {folder}: {str(error)[:200]}"]
     if (out / "tokenizer.json").is_file():
         return ["tokenizer.json was made from the tokenizer files there"]
-    return [f"note: {folder} has no tokenizer.json, which serving needs"]
+    return [f"note: {folder} has no tokenizer.json, which serving needs, and none could be made"]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

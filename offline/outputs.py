@@ -61,8 +61,6 @@ def rendered(
 def checked_target(path: Path) -> Path:
     """Where the output will really lie (behind a symbolic link, its target). Raises InputError if
     it cannot lie there, as far as that can be seen before the work."""
-    if not path.name:
-        raise InputError(f"-o {path} names no file")
     try:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         mode = target.stat().st_mode if target.exists() else None
@@ -95,9 +93,10 @@ def write_whole(target: Path, parts: Iterator[str], *, saved: str) -> None:
         os.replace(beside, target)
         sync_folder(target.parent)
     except OSError as error:
+        raise OutputError(cannot_write(target, error, saved)) from error
+    finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise OutputError(cannot_write(target, error, saved)) from error
 
 
 def sync_folder(folder: Path) -> None:

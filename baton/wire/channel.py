@@ -193,7 +193,7 @@ class _Members:
 def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
-    socket.maxmsgsize = MAX_MESSAGE_BYTES
+    socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # counted on the wire, where CURVE adds some
     socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 10_000  # half-open connections
 
 

@@ -1,0 +1,1 @@
+"""Speed, measured side by side in one run. No test asserts a time; these print them."""
