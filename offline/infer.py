@@ -32,14 +32,15 @@ def run_infer(place: Place, prompt: str, generation_length: int, startup: Stages
     startup.lap("checks")
     click.echo(f"machine   {this_machine()}")
     with link_to(place, batch_size=1, startup=startup) as link:
-        _show_cluster(link.follower.await_ready(ours=link.ours))
+        _show_cluster(link.follower.await_ready(ours=link.ours), startup)
         startup.lap("workers ready")
         ask = Ask(max_new_tokens=generation_length, sampling=GREEDY.to_wire())
         click.echo(f"\n{prompt}", nl=False)
         done = _streamed(link.follower.run([Task(0, prompt)], ask), startup)
     tally = Tally()
     tally.add(done)
-    click.echo("\n\n" + stage_table(tally, load_s=startup.total_s("workers ready")))
+    load_s = startup.total_s("router answered") + startup.total_s("workers ready")
+    click.echo("\n\n" + stage_table(tally, load_s=load_s))
     click.echo(f"\n{slower(done)}\n{handed_over(tally)}\n{startup_line(startup)}")
 
 
@@ -64,12 +65,14 @@ def slower(done: Completion) -> str:
     )
 
 
-def _show_cluster(happenings: Iterator[Happening]) -> None:
+def _show_cluster(happenings: Iterator[Happening], startup: Stages) -> None:
     info: ClusterInfo | None = None
     for happening in happenings:
         if isinstance(happening, Note):
             click.echo(happening.text, err=True)
         elif isinstance(happening, ClusterInfo):
+            if info is None:
+                startup.lap("router answered")
             info = happening
     for line in describe_cluster(info) if info else ():
         click.echo(line)

@@ -118,8 +118,8 @@ class Journal:
         notes = []
         if self.answers:
             notes.append(f"resuming: {len(self.answers):,} of {self._prompts:,} done")
-        if damaged + torn:
-            notes.append(f"{damaged + torn} damaged lines of {self.path} dropped")
+        if bad := damaged + torn:
+            notes.append(f"{bad} damaged {'line' if bad == 1 else 'lines'} of {self.path} dropped")
         return "; ".join(notes)
 
     def _append(self, entry: Mapping[str, object]) -> None:

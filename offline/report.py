@@ -20,7 +20,7 @@ from baton.timing import Stages
 from offline.table import amount, percentile, seconds, table
 
 STAGES = ("queue", "prefill", "hand-over", "decode")
-QUEUE_MATTERS = 0.3  # share of a request's life in the queue that is worth a word
+QUEUE_MATTERS = 0.3  # share of a request's life spent waiting that is worth a word
 
 
 @dataclass(slots=True)
@@ -160,11 +160,10 @@ def verdict(tally: Tally) -> str:
         f"{seconds(tally.wall_s)}, {second} for {busy[second] / tally.wall_s:.0%}"
     )
     waited = sum(tally.queues) / max(sum(tally.totals), 1e-9)
-    if waited >= QUEUE_MATTERS:
-        return (
-            f"{said}; requests spent {waited:.0%} of their time in the queue: a larger -b may pay"
-        )
-    return f"{said}."
+    if waited < QUEUE_MATTERS:
+        return f"{said}."
+    way_out = ": a larger -b lets more of them share each step" if name == "decode" else ""
+    return f"{said}; requests waited {waited:.0%} of their time for a place{way_out}."
 
 
 def startup_line(stages: Stages) -> str:

@@ -1,4 +1,8 @@
-"""What all tests share: hypothesis finds the same examples every time, and no example has a clock."""
+"""What all tests share: hypothesis finds the same examples every time, and no example has a clock;
+and signals are what they are in a terminal, also where the tests run in the background (nohup, CI):
+there they are ignored, and every process started from here would inherit that."""
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -11,3 +15,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("calm")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -103,7 +103,7 @@ def test_a_damaged_line_is_told(tmp_path):
     path = filled(tmp_path, 0, 1)
     path.write_bytes(path.read_bytes().replace(b'"index": 1', b'"index": 2'))
     journal = opened(tmp_path)
-    assert journal.note == f"resuming: 1 of 3 done; 1 damaged lines of {path} dropped"
+    assert journal.note == f"resuming: 1 of 3 done; 1 damaged line of {path} dropped"
     journal.close()
 
 

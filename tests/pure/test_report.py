@@ -61,9 +61,12 @@ def test_the_verdict_names_the_stage_that_was_longest_at_work():
 
 def test_a_long_queue_is_worth_a_word():
     assert "larger -b" not in verdict(tally(completion()))
-    assert "40% of their time in the queue: a larger -b may pay" in verdict(
-        tally(completion(queue_s=0.36))
+    waiting = verdict(tally(completion(queue_s=0.36)))
+    assert waiting.endswith(
+        "; requests waited 40% of their time for a place: a larger -b lets more of them share each "
+        "step."
     )
+    assert "larger -b" not in verdict(tally(completion(queue_s=0.36, prefill_s=0.8, decode_s=0.1)))
 
 
 def test_tokens_that_came_together_count_with_gaps_of_nothing():
