@@ -5,6 +5,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, WorkerInfo
 
 WAYS = {
@@ -57,11 +58,12 @@ def memory_bytes() -> int:
         return 0
 
 
-def describe_cluster(info: ClusterInfo) -> list[str]:
-    """Model, dtype, topology, and how the KV cache gets from prefill to decode."""
+def describe_cluster(info: ClusterInfo, started: Topology | None = None) -> list[str]:
+    """Model, dtype, topology, and how the KV cache gets from prefill to decode. Work begins with the
+    first workers that are there; `started` tells how many are to come."""
     lines = [
         f"model     {info.model}, {info.dtype}, context {info.context:,} tokens",
-        f"topology  {_topology(info)}",
+        f"topology  {_topology(info, started)}",
         f"KV path   {_ways(info)}",
     ]
     return lines
@@ -78,19 +80,22 @@ def worker_states(info: ClusterInfo) -> str:
     return ", ".join(parts)
 
 
-def _topology(info: ClusterInfo) -> str:
+def _topology(info: ClusterInfo, started: Topology | None) -> str:
     prefill, decode = _of_role(info, "prefill"), _of_role(info, "decode")
+    decodes = _counted(decode, "decode", len(started.decode_devices) if started else 0)
     if not prefill:
-        return f"colocated: {_counted(decode, 'decode worker')}, filling {_its(decode)} own cache"
-    return f"{_counted(prefill, 'prefill worker')}, {_counted(decode, 'decode worker')}"
+        return f"colocated: {decodes}, filling {_its(decode)} own cache"
+    prefills = _counted(prefill, "prefill", len(started.prefill_devices) if started else 0)
+    return f"{prefills}, {decodes}"
 
 
-def _counted(workers: list[WorkerInfo], noun: str) -> str:
+def _counted(workers: list[WorkerInfo], role: str, started: int) -> str:
     devices = ", ".join(dict.fromkeys(worker.device for worker in workers)) or "none"
-    plural = "s" if len(workers) != 1 else ""
+    count = f"{len(workers)} of {started}" if started > len(workers) else f"{len(workers)}"
+    plural = "s" if max(len(workers), started) != 1 else ""
     slowest = max((worker.load_s for worker in workers), default=0.0)
     loaded = f" (ready after {slowest:.1f} s)" if slowest else ""
-    return f"{len(workers)} {noun}{plural} on {devices}{loaded}"
+    return f"{count} {role} worker{plural} on {devices}{loaded}"
 
 
 def _its(workers: list[WorkerInfo]) -> str:

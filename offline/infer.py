@@ -32,7 +32,7 @@ def run_infer(place: Place, prompt: str, generation_length: int, startup: Stages
     startup.lap("checks")
     click.echo(f"machine   {this_machine()}")
     with link_to(place, batch_size=1, startup=startup) as link:
-        _show_cluster(link.follower.await_ready(ours=link.ours), startup)
+        _show_cluster(link.follower.await_ready(ours=link.ours), place, startup)
         startup.lap("workers ready")
         ask = Ask(max_new_tokens=generation_length, sampling=GREEDY.to_wire())
         click.echo(f"\n{prompt}", nl=False)
@@ -65,7 +65,7 @@ def slower(done: Completion) -> str:
     )
 
 
-def _show_cluster(happenings: Iterator[Happening], startup: Stages) -> None:
+def _show_cluster(happenings: Iterator[Happening], place: Place, startup: Stages) -> None:
     info: ClusterInfo | None = None
     for happening in happenings:
         if isinstance(happening, Note):
@@ -74,7 +74,7 @@ def _show_cluster(happenings: Iterator[Happening], startup: Stages) -> None:
             if info is None:
                 startup.lap("router answered")
             info = happening
-    for line in describe_cluster(info) if info else ():
+    for line in describe_cluster(info, place.topology) if info else ():
         click.echo(line)
 
 

@@ -147,7 +147,10 @@ def handed_over(tally: Tally) -> str:
         return f"KV: {amount(tally.kv_bytes)} handed over in place, 0 bytes copied"
     spent = tally.sums.get("hand-over", 0.0)
     speed = f" at {tally.moved_bytes / spent / 1e9:.2f} GB/s" if spent else ""
-    return f"KV: {amount(tally.kv_bytes)} handed over, {amount(tally.moved_bytes)} copied{speed}"
+    return (
+        f"KV: {amount(tally.kv_bytes)} handed over, {amount(tally.moved_bytes)} "
+        f"copied in whole blocks{speed}"
+    )
 
 
 def verdict(tally: Tally) -> str:

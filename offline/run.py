@@ -11,6 +11,7 @@ from pathlib import Path
 from baton.follow import Ask, Note
 from baton.model_files import resolve_model
 from baton.timing import Stages
+from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
 from offline.describe import describe_cluster, this_machine
 from offline.fitness import check_length, check_prompts_fit, context_of
@@ -44,7 +45,7 @@ def run_offline(settings: JobSettings, startup: Stages) -> None:
     with Progress(quiet=settings.quiet) as progress:
         if settings.place.router is not None:
             with link_to(settings.place, batch_size=settings.batch_size, startup=startup) as link:
-                served = _asked(_ready(link, progress, startup))
+                served = _asked(_ready(link, progress, startup, started=None))
                 _resume_and_work(settings, served, target, progress, startup, link)
             return
         served = _looked_up(settings)
@@ -109,7 +110,7 @@ def _linked(
         return _work(settings, drawing, journal, progress, startup, link)
     progress.say(f"machine   {this_machine()}; starting {served.name}")
     with link_to(settings.place, batch_size=settings.batch_size, startup=startup) as own:
-        _ready(own, progress, startup)
+        _ready(own, progress, startup, started=settings.place.topology)
         return _work(settings, drawing, journal, progress, startup, own)
 
 
@@ -147,7 +148,9 @@ def _work(
     return outcome
 
 
-def _ready(link: Link, progress: Progress, startup: Stages) -> ClusterInfo:
+def _ready(
+    link: Link, progress: Progress, startup: Stages, *, started: Topology | None
+) -> ClusterInfo:
     """Wait until the cluster can work, and describe it."""
     info: ClusterInfo | None = None
     for happening in link.follower.await_ready(ours=link.ours):
@@ -161,7 +164,7 @@ def _ready(link: Link, progress: Progress, startup: Stages) -> ClusterInfo:
     startup.lap("workers ready")
     if not link.ours:
         progress.say(f"client    {this_machine()}")
-    for line in describe_cluster(info):
+    for line in describe_cluster(info, started):
         progress.say(line)
     return info
 

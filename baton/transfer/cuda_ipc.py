@@ -11,8 +11,9 @@ processes may number the same GPU differently. What PyTorch does underneath
   Below 0 is harmless and no counter is used twice; so any number of writers may open one export.
 * That file is PyTorch's, 80 KB, and stays behind if the owner is killed. Whoever cleans up after a
   dead decode worker may unlink /dev/shm/torch_<its pid>_*.
-* Opening waits (on the GPU) for an event of the exporter, so the owner must be alive, and another
-  process: CUDA refuses to open a handle where it was made.
+* `_new_shared_cuda()` can wait for an event of the exporter. We export when the GPU is idle instead
+  and say that there is none, so that a link can be closed and opened again at will.
+* The opener must be another process: CUDA refuses to open a handle where it was made.
 * The exporter takes its importers with it: when it dies, what they mapped is lost, and they must be
   started anew. When it ends in order, close links first, then the pool.
 
@@ -49,6 +50,7 @@ from baton.transfer.slabs import CudaHandle, Slabs
 from baton.transfer.stamps import Expected, Stamps, judge
 
 PROBE_BYTES = 8 << 20
+CUDA_IPC_HANDLE_BYTES = 64
 
 
 class CudaIpcExport:
@@ -71,8 +73,6 @@ class CudaIpcExport:
             "offsets": [each.offset for each in handles],
             "counters": [each.counter for each in handles],
             "counter_offsets": [each.counter_offset for each in handles],
-            "events": [each.event for each in handles],
-            "event_syncs": [int(each.event_sync) for each in handles],
         }
         self.region = Region("cuda_ipc", slabs.layout.fingerprint, slabs.blocks, address)
 
@@ -220,6 +220,7 @@ def _share(slabs: Slabs) -> list[CudaHandle]:
     if not slabs.exported:
         try:
             shares = [each.untyped_storage()._share_cuda_() for each in slabs.tensors]
+            torch.cuda.synchronize(slabs.device)  # the stamps are zeroed; see above
         except RuntimeError as error:
             raise TransferError(f"CUDA cannot export the pool: {first_line(error)}") from error
         slabs.exported = [CudaHandle(*share) for share in shares]
@@ -243,12 +244,13 @@ def _map(address: Address, sizes: list[int], device: torch.device) -> tuple[torc
         address.numbers("offsets"),
         address.datas("counters"),
         address.numbers("counter_offsets"),
-        address.datas("events"),
-        map(bool, address.numbers("event_syncs")),
         strict=True,
     )
+    no_event = (bytes(CUDA_IPC_HANDLE_BYTES), False)
     try:
-        storages = [torch.UntypedStorage._new_shared_cuda(owner, *each) for each in fields]
+        storages = [
+            torch.UntypedStorage._new_shared_cuda(owner, *each, *no_event) for each in fields
+        ]
     except (RuntimeError, ValueError) as error:
         raise TransferError(f"CUDA cannot open the pool: {first_line(error)}") from error
     empty = torch.empty(0, dtype=torch.uint8, device=torch.device("cuda", owner))

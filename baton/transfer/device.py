@@ -1,6 +1,7 @@
 """The few CUDA calls the transports need. On the CPU each is a plain copy or nothing at all, so the
 code around them is the same everywhere and is tested without a GPU."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ from baton.errors import TransferError
 from baton.transfer.pieces import Rows, Stretch
 
 HOST_REGISTER_PORTABLE = 1
+
+logger = logging.getLogger(__name__)
 
 
 class CopyStream:
@@ -89,6 +92,13 @@ class RegisteredPages:
                 size = tensor.numel() >> 20
                 raise TransferError(f"CUDA cannot register {size} MiB of memory: error {int(code)}")
             self._registered.append(tensor.data_ptr())
+
+    def register_or_warn(self) -> None:
+        """For copies that are right without it, only slower."""
+        try:
+            self.register()
+        except TransferError as error:
+            logger.warning("shared pages stay pageable, copies are slower: %s", error)
 
     def release(self) -> None:
         """Take it back from CUDA."""

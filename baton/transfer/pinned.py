@@ -121,7 +121,7 @@ class PinnedExport:
             blocks = self._mirror_stamps.filled(grant)
             if lacking(grant, blocks, needed):
                 return self._bad("unfilled")
-            self._pages.register()
+            self._pages.register_or_warn()
             job = _Job(grant, receipt, blocks, self._take_in(grant, receipt, blocks))
             self._jobs[grant.generation] = job
         if job.receipt != receipt or lacking(grant, job.blocks, needed):

@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 
 from baton.follow import Completion, Task
 from baton.timing import Stages
+from baton.topology import Topology
 from baton.wire.messages import Timings
+from offline.describe import describe_cluster, worker_states
 from offline.infer import slower
 from offline.report import Tally, handed_over, report, startup_line, union, verdict
 from offline.table import amount, percentile, seconds, table
+from tests.pure.pretend_router import info
 
 
 def completion(*, start=0.0, arrivals=(0.5, 0.6, 0.6, 0.9), **timings):
@@ -78,7 +81,7 @@ def test_the_hand_over_tells_copied_from_in_place():
         "KV: 25.6 MB handed over in place, 0 bytes copied"
     )
     assert handed_over(tally(completion(kv_bytes=2_000_000, moved_bytes=1_000_000))) == (
-        "KV: 2.0 MB handed over, 1.0 MB copied at 0.01 GB/s"
+        "KV: 2.0 MB handed over, 1.0 MB copied in whole blocks at 0.01 GB/s"
     )
     assert "decode filled its own" in handed_over(tally(completion(prefill_s=0.0)))
 
@@ -100,6 +103,19 @@ def test_a_run_that_did_nothing_reports_that():
 def test_one_token_in_all_has_no_gap_and_still_reports():
     text = report(tally(completion(arrivals=(0.5,))), load_s=0.0)
     assert "ITL" not in text
+
+
+def test_the_cluster_is_described_with_what_is_still_to_come():
+    lines = describe_cluster(info(transports=("frames 1.2 GB/s",)))
+    assert lines == [
+        "model     pretend, float32, context 64 tokens",
+        "topology  1 prefill worker on cpu (ready after 1.0 s), 1 decode worker on cpu "
+        "(ready after 2.0 s)",
+        "KV path   ZeroMQ frames, 1.2 GB/s",
+    ]
+    started = Topology(("cpu",), ("cpu", "cpu"))
+    assert "1 of 2 decode workers on cpu" in describe_cluster(info(), started)[1]
+    assert worker_states(info()) == "prefill 1/1, decode 1/1"
 
 
 def test_startup_adds_up():
