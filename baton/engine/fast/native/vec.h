@@ -1,0 +1,125 @@
+// Vectors of 16 floats, in the compiler's own vector types: one AVX-512 register, or as many shorter
+// ones as a CPU needs for it. The same source runs on AVX2, NEON and AVX-512; only gemm.h adds
+// instructions by name, where no C++ can say them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace baton {
+
+constexpr int LANES = 16;
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t VecI __attribute__((vector_size(64)));
+typedef uint32_t VecU __attribute__((vector_size(64)));
+typedef uint16_t VecH __attribute__((vector_size(32)));
+
+// bfloat16: the upper half of a float.
+struct bf16 {
+    uint16_t bits;
+};
+
+inline Vec all(float value) { return Vec{} + value; }
+
+inline Vec load(const float* from) {
+    Vec result;
+    std::memcpy(&result, from, sizeof result);
+    return result;
+}
+
+inline Vec load(const bf16* from) {
+    VecH half;
+    std::memcpy(&half, from, sizeof half);
+    return (Vec)(__builtin_convertvector(half, VecU) << 16);
+}
+
+inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
+
+// To the nearest, ties to even, as torch does; a NaN stays one.
+inline void store(bf16* to, Vec value) {
+    VecU bits = (VecU)value;
+    VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    VecU is_nan = (VecU)(value != value);
+    VecH half = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), VecH);
+    std::memcpy(to, &half, sizeof half);
+}
+
+inline float as_float(float value) { return value; }
+
+inline float as_float(bf16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+inline void put(float* to, float value) { *to = value; }
+
+inline void put(bf16* to, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    to->bits = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// The last `count` < LANES elements of something; what is not there reads as 0 and is not written.
+template <typename T>
+inline Vec load_some(const T* from, int count) {
+    T padded[LANES] = {};
+    std::memcpy(padded, from, count * sizeof(T));
+    return load(padded);
+}
+
+template <typename T>
+inline void store_some(T* to, Vec value, int count) {
+    T padded[LANES];
+    store(padded, value);
+    std::memcpy(to, padded, count * sizeof(T));
+}
+
+inline Vec select(VecI mask, Vec yes, Vec no) {
+    return (Vec)((mask & (VecI)yes) | (~mask & (VecI)no));
+}
+
+inline Vec max(Vec a, Vec b) { return select(a > b, a, b); }
+inline Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+
+// Always in the same order, so that a sum does not depend on who computes it.
+inline float sum(Vec value) {
+    float lane[LANES];
+    store(lane, value);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+inline float largest(Vec value) {
+    float lane[LANES];
+    store(lane, value);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+// e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, the rest by a polynomial
+// (coefficients of Cephes' expf). Below -87.3 it is 0, above 88.7 infinity.
+inline Vec exp(Vec x) {
+    Vec clamped = min(max(x, all(-87.5f)), all(88.8f));
+    Vec shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest
+    Vec n = shifted - 12582912.0f;
+    Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    VecI exponent = (((VecI)shifted - 0x4b400000) + 127) << 23;
+    Vec result = p * (Vec)exponent;
+    result = select(x < -87.3f, Vec{}, result);
+    return select(x > 88.7f, all(INFINITY), result);
+}
+
+}  // namespace baton
