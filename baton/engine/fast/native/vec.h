@@ -103,7 +103,8 @@ inline float largest(Vec value) {
 }
 
 // e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, the rest by a polynomial
-// (coefficients of Cephes' expf). Below -87.3 it is 0, above 88.7 infinity.
+// (coefficients of Cephes' expf). Below -87.3 it is 0, above 88.7 infinity;
+// a NaN stays one.
 inline Vec exp(Vec x) {
     Vec clamped = min(max(x, all(-87.5f)), all(88.8f));
     Vec shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest
@@ -119,7 +120,8 @@ inline Vec exp(Vec x) {
     VecI exponent = (((VecI)shifted - 0x4b400000) + 127) << 23;
     Vec result = p * (Vec)exponent;
     result = select(x < -87.3f, Vec{}, result);
-    return select(x > 88.7f, all(INFINITY), result);
+    result = select(x > 88.7f, all(INFINITY), result);
+    return select(x == x, result, x);
 }
 
 }  // namespace baton
