@@ -1,9 +1,9 @@
 """Runner: one forward over a pool. Prefill, chunked prefill and decode are the same call."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from baton.engine.attention import AfterLayer, Kernel, PagedForward
 from baton.engine.batch import Batch, pack
@@ -11,13 +11,34 @@ from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.kv.row import Row
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PlanKernel = Callable[[Batch, int], Kernel]  # batch, block size -> this forward's attention
 
 
-class Runner:
-    """A model with its attention pointed at our pools. Holds weights, no sequence's state."""
+class Forward(Protocol):
+    """A model pointed at our pools, however it is computed. Holds no sequence's state."""
 
-    def __init__(self, model: PreTrainedModel, plan_kernel: PlanKernel = GatherAttention) -> None:
+    @property
+    def device(self) -> torch.device:
+        """Where its pools are."""
+
+    def run(
+        self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
+    ) -> torch.Tensor:
+        """Run the rows, KV into the pool; fp32 logits [n, vocabulary] of the positions they ask
+        for, in the rows' order: one line for Logits.LAST, one per token for Logits.ALL.
+        `after_layer(l)` is called when layer l's KV is in the pool, before the next is computed."""
+
+    def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
+        """Run the rows for their KV alone: what prefill does. No logits."""
+
+
+class Runner:
+    """The Forward of any model that torch runs: transformers' code with our attention."""
+
+    def __init__(self, model: "PreTrainedModel", plan_kernel: PlanKernel = GatherAttention) -> None:
         self.model = model
         self.body = model.base_model  # the model without its lm_head
         self.device = next(model.parameters()).device
@@ -27,8 +48,7 @@ class Runner:
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
-        """Run the rows, KV into the pool; fp32 logits [n, vocabulary] of the positions they ask
-        for, in the rows' order: one line for Logits.LAST, one per token for Logits.ALL."""
+        """See Forward."""
         batch = pack(rows, pool.layout.block_size, self.device)
         forward = self._forward(pool, batch, after_layer)
         output = self.model(
@@ -43,8 +63,7 @@ class Runner:
 
     @torch.inference_mode()
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
-        """Run the rows for their KV alone: what prefill does. No lm_head, no logits.
-        `after_layer(l)` is called when layer l's KV is in the pool, before the next is computed."""
+        """See Forward. The lm_head is not run."""
         batch = pack(rows, pool.layout.block_size, self.device)
         forward = self._forward(pool, batch, after_layer)
         self.body(

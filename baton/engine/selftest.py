@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from baton.engine.attention import NAME
 from baton.engine.pool import Pool
-from baton.engine.runner import Runner
+from baton.engine.runner import Forward
 from baton.errors import ModelError
 from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 
 FORWARDS = {"prefill": Logits.ALL, "a mixed batch": Logits.LAST, "decode": Logits.ALL}
 # Largest difference allowed, as a share of the largest logit of its position.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2, torch.int8: 0.25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,15 @@ class Text:
     blocks: list[int]
 
 
-def self_test(runner: Runner, model: PreTrainedModel, layout: KVLayout) -> None:
-    """Raises ModelError if what the runner computes is not what the model computes by itself."""
+def self_test(
+    runner: Forward,
+    model: PreTrainedModel,
+    layout: KVLayout,
+    *,
+    weights: torch.dtype | None = None,
+) -> None:
+    """Raises ModelError if what the runner computes is not what the model computes by itself.
+    `weights`: what the runner rounds them to, if not to the model's own dtype."""
     size, vocabulary = layout.block_size, model.config.get_text_config(decoder=True).vocab_size
     ids = [(7 * i + 3) % vocabulary for i in range(size + 4)]
     backwards = list(reversed(range(layout.blocks_for(size + 4))))
@@ -53,7 +60,7 @@ def self_test(runner: Runner, model: PreTrainedModel, layout: KVLayout) -> None:
             rows.append(Row(text.token_ids[start:end], start, text.blocks, logits))
             expected.append(theirs[start if logits is Logits.ALL else end - 1 : end])
         ours = runner.run(pool, rows)
-        _compare(type(model).__name__, what, ours, torch.cat(expected), model.dtype)
+        _compare(type(model).__name__, what, ours, torch.cat(expected), weights or model.dtype)
 
 
 @torch.inference_mode()

@@ -1,0 +1,256 @@
+// Row-local work: what happens to one token between two matrix products (norms, rotary positions,
+// activations, residuals, embeddings) as a list of small operations over that token's values, which
+// stay in the nearest cache from one operation to the next.
+#pragma once
+
+#include "threads.h"
+#include "vec.h"
+
+namespace baton {
+
+enum class OpCode : int32_t {
+    copy, neg, abs, exp, log, sqrt, rsqrt, reciprocal, tanh, sigmoid, silu, gelu, gelu_tanh, relu,
+    cos, sin, square, cube, pow, add_to, times, clamp,  // one operand, and perhaps numbers
+    add, sub, mul, div, max, min,                       // two operands; add: a + x * b
+    sum, mean, largest,                                 // over the inner dimension
+    layer_norm,                                         // over the inner dimension, b: weight, c: bias
+    embed_f32, embed_bf16,                              // row number a of the table b
+};
+
+enum class Place : int32_t {
+    none,
+    value,    // a value of this row, in the arena
+    picked,   // as value, but of the row that this logits row stands for
+    scratch,  // this thread's, good until the row is done
+    constant  // the same for every row: in a table
+};
+
+// Where `outer` x `inner` numbers are: number (o, i) at address + o * outer_stride + i * inner_stride.
+struct Operand {
+    Place place;
+    int32_t buffer;  // which buffer of the arena, or which table
+    int64_t offset;  // floats from the buffer's row, the scratch or the table
+    int64_t outer_stride, inner_stride;
+};
+
+struct Op {
+    OpCode code;
+    int32_t unused;
+    int64_t outer, inner;
+    Operand to, a, b, c;
+    float x, y;
+};
+
+struct Buffer {
+    float* rows;
+    int64_t width;  // floats of a row
+};
+
+struct Rows {
+    const Buffer* buffers;
+    const float* const* tables;
+    const int64_t* picks;  // which row each logits row stands for
+    float* scratch;        // this thread's
+};
+
+inline const float* address(const Operand& at, const Rows& rows, long row) {
+    const Buffer& buffer = rows.buffers[at.buffer];
+    switch (at.place) {
+        case Place::value: return buffer.rows + row * buffer.width + at.offset;
+        case Place::picked: return buffer.rows + rows.picks[row] * buffer.width + at.offset;
+        case Place::scratch: return rows.scratch + at.offset;
+        case Place::constant: return rows.tables[at.buffer] + at.offset;
+        default: return nullptr;
+    }
+}
+
+inline Vec load_strided(const float* from, int64_t stride, int count) {
+    if (stride == 0) return all(*from);
+    if (stride == 1) return count == LANES ? load(from) : load_some(from, count);
+    float lane[LANES] = {};
+    for (int i = 0; i < count; i++) lane[i] = from[i * stride];
+    return load(lane);
+}
+
+inline void store_strided(float* to, int64_t stride, Vec value, int count) {
+    if (stride == 1 && count == LANES) return store(to, value);
+    float lane[LANES];
+    store(lane, value);
+    for (int i = 0; i < count; i++) to[i * stride] = lane[i];
+}
+
+template <typename Function>
+inline void map_one(const Op& op, float* to, const float* a, Function function) {
+    for (long o = 0; o < op.outer; o++) {
+        float* row = to + o * op.to.outer_stride;
+        const float* from = a + o * op.a.outer_stride;
+        for (long i = 0; i < op.inner; i += LANES) {
+            int count = op.inner - i < LANES ? int(op.inner - i) : LANES;
+            Vec value = load_strided(from + i * op.a.inner_stride, op.a.inner_stride, count);
+            store_strided(row + i * op.to.inner_stride, op.to.inner_stride, function(value), count);
+        }
+    }
+}
+
+template <typename Function>
+inline void map_two(const Op& op, float* to, const float* a, const float* b, Function function) {
+    for (long o = 0; o < op.outer; o++) {
+        float* row = to + o * op.to.outer_stride;
+        const float* left = a + o * op.a.outer_stride;
+        const float* right = b + o * op.b.outer_stride;
+        for (long i = 0; i < op.inner; i += LANES) {
+            int count = op.inner - i < LANES ? int(op.inner - i) : LANES;
+            Vec x = load_strided(left + i * op.a.inner_stride, op.a.inner_stride, count);
+            Vec y = load_strided(right + i * op.b.inner_stride, op.b.inner_stride, count);
+            store_strided(row + i * op.to.inner_stride, op.to.inner_stride, function(x, y), count);
+        }
+    }
+}
+
+// Four sums side by side, then one, in the same order for every row.
+template <typename Function>
+inline float reduce(const float* from, int64_t stride, long inner, Function term) {
+    Vec sums[4] = {};
+    long i = 0, part = 0;
+    for (; i + LANES <= inner; i += LANES, part = (part + 1) % 4)
+        sums[part] += term(load_strided(from + i * stride, stride, LANES));
+    float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < inner; i++) total += term(all(from[i * stride]))[0];
+    return total;
+}
+
+inline float largest_of(const float* from, int64_t stride, long inner) {
+    float result = from[0];
+    for (long i = 1; i < inner; i++) {
+        float next = from[i * stride];
+        result = next > result || next != next ? next : result;
+    }
+    return result;
+}
+
+inline void layer_norm(const Op& op, float* to, const float* from, const float* weight,
+                       const float* bias) {
+    for (long o = 0; o < op.outer; o++, to += op.to.outer_stride, from += op.a.outer_stride) {
+        float mean = reduce(from, op.a.inner_stride, op.inner, [](Vec x) { return x; }) / op.inner;
+        float spread = reduce(from, op.a.inner_stride, op.inner,
+                              [=](Vec x) { return (x - mean) * (x - mean); });
+        float scale = 1.0f / std::sqrt(spread / op.inner + op.x);
+        for (long i = 0; i < op.inner; i += LANES) {
+            int count = op.inner - i < LANES ? int(op.inner - i) : LANES;
+            Vec x = load_strided(from + i * op.a.inner_stride, op.a.inner_stride, count);
+            Vec result = (x - mean) * scale;
+            if (weight) result *= load_strided(weight + i, 1, count);
+            if (bias) result += load_strided(bias + i, 1, count);
+            store_strided(to + i * op.to.inner_stride, op.to.inner_stride, result, count);
+        }
+    }
+}
+
+template <typename T>
+inline void embed(const Op& op, float* to, long number, const T* table) {
+    const T* from = table + number * op.inner;
+    for (long i = 0; i < op.inner; i += LANES) {
+        int count = op.inner - i < LANES ? int(op.inner - i) : LANES;
+        store_some(to + i, count == LANES ? load(from + i) : load_some(from + i, count), count);
+    }
+}
+
+template <float (*function)(float)>
+inline Vec each(Vec x) {
+    Vec result;
+    for (int i = 0; i < LANES; i++) result[i] = function(x[i]);
+    return result;
+}
+
+inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// 1 - 2 / (e^2x + 1) is exact to 1e-7 of 1, but not of a small x, where the series is.
+inline Vec tanh(Vec x) {
+    Vec square = x * x;
+    Vec series = x + x * square * (-0.333333333f + square * (0.133333333f - square * 0.053968254f));
+    return select(square < 0.01f, series, 1.0f - 2.0f / (exp(2.0f * x) + 1.0f));
+}
+
+// x/2 (1 + erf(x / sqrt 2)); erf by Abramowitz and Stegun 7.1.26, to 1.5e-7.
+inline Vec gelu(Vec x) {
+    Vec z = max(x, -x) * 0.70710678118654752f;
+    Vec t = 1.0f / (1.0f + 0.3275911f * z);
+    Vec p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f +
+                 t * (-1.453152027f + t * 1.061405429f))));
+    Vec erf = 1.0f - p * exp(-z * z);
+    return 0.5f * x * (1.0f + select(x < 0.0f, -erf, erf));
+}
+
+inline Vec gelu_tanh(Vec x) {
+    return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+}
+
+inline void run_one(const Op& op, const Rows& rows, long row) {
+    float* to = const_cast<float*>(address(op.to, rows, row));
+    const float* a = address(op.a, rows, row);
+    const float* b = address(op.b, rows, row);
+    const float x = op.x, y = op.y;
+    switch (op.code) {
+#define ONE(name, result) \
+    case OpCode::name: return map_one(op, to, a, [=](Vec v) -> Vec { return result; })
+#define TWO(name, result) \
+    case OpCode::name: return map_two(op, to, a, b, [=](Vec v, Vec w) -> Vec { return result; })
+        ONE(copy, v);
+        ONE(neg, -v);
+        ONE(abs, select(v < 0.0f, -v, v));
+        ONE(exp, exp(v));
+        ONE(log, each<std::log>(v));
+        ONE(sqrt, each<std::sqrt>(v));
+        ONE(rsqrt, 1.0f / each<std::sqrt>(v));
+        ONE(reciprocal, 1.0f / v);
+        ONE(tanh, tanh(v));
+        ONE(sigmoid, sigmoid(v));
+        ONE(silu, v * sigmoid(v));
+        ONE(gelu, gelu(v));
+        ONE(gelu_tanh, gelu_tanh(v));
+        ONE(relu, select(v < 0.0f, Vec{}, v));
+        ONE(cos, each<std::cos>(v));
+        ONE(sin, each<std::sin>(v));
+        ONE(square, v * v);
+        ONE(cube, v * v * v);
+        case OpCode::pow:
+            return map_one(op, to, a, [=](Vec v) {
+                for (int i = 0; i < LANES; i++) v[i] = std::pow(v[i], x);
+                return v;
+            });
+        ONE(add_to, v + x);
+        ONE(times, v * x);
+        ONE(clamp, select(v < x, all(x), select(v > y, all(y), v)));
+        TWO(add, v + x * w);
+        TWO(sub, v - w);
+        TWO(mul, v * w);
+        TWO(div, v / w);
+        TWO(max, select(v > w, v, w));
+        TWO(min, select(v < w, v, w));
+#undef ONE
+#undef TWO
+        case OpCode::sum:
+        case OpCode::mean:
+            for (long o = 0; o < op.outer; o++) {
+                float total = reduce(a + o * op.a.outer_stride, op.a.inner_stride, op.inner,
+                                     [](Vec v) { return v; });
+                to[o * op.to.outer_stride] = op.code == OpCode::mean ? total / op.inner : total;
+            }
+            return;
+        case OpCode::largest:
+            for (long o = 0; o < op.outer; o++)
+                to[o * op.to.outer_stride] =
+                    largest_of(a + o * op.a.outer_stride, op.a.inner_stride, op.inner);
+            return;
+        case OpCode::layer_norm: return layer_norm(op, to, a, b, address(op.c, rows, row));
+        case OpCode::embed_f32: return embed(op, to, long(a[0]), b);
+        case OpCode::embed_bf16: return embed(op, to, long(a[0]), reinterpret_cast<const bf16*>(b));
+    }
+}
+
+inline void run_rows(const Op* ops, long count, const Rows& rows, Range range) {
+    for (long row = range.begin; row < range.end; row++)
+        for (long i = 0; i < count; i++) run_one(ops[i], rows, row);
+}
+
+}  // namespace baton

@@ -1,0 +1,76 @@
+"""Program: one model's forward in a mapped file, run by native code (see native/program.cpp)."""
+
+import ctypes
+import json
+import mmap
+from collections.abc import Sequence
+from ctypes import POINTER, c_int32, c_int64, c_void_p
+from typing import Any, BinaryIO
+
+import numpy
+import torch
+
+from baton.engine.fast import structures as native
+
+Batch = native.Batch
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the library's functions take and give."""
+    library.baton_program_new.argtypes = [c_void_p]
+    library.baton_program_new.restype = c_void_p
+    library.baton_program_free.argtypes = [c_void_p]
+    library.baton_program_free.restype = None
+    library.baton_program_run.argtypes = [c_void_p, POINTER(Batch), c_int64, c_int64, c_int32]
+    library.baton_program_run.restype = c_int32
+    library.baton_packed_bytes.argtypes = [c_int32, c_int64, c_int64]
+    library.baton_packed_bytes.restype = c_int64
+    library.baton_pack.argtypes = [
+        *(c_int32, c_void_p, c_int32, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p),
+        c_int32,
+    ]
+    library.baton_pack.restype = None
+    return library
+
+
+class Program:
+    """A forward: `stages` of them, `vocabulary` logits a row. `writes[l]` stages are done when layer
+    l's KV is in the pool. The file's pages are shared by every process that maps it."""
+
+    def __init__(self, library: ctypes.CDLL, file: BinaryIO) -> None:
+        self._library = library
+        self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        begin = numpy.frombuffer(self._mapping, dtype=numpy.uint8)
+        spec = native.Spec.from_buffer_copy(self._mapping)
+        if spec.file_bytes != len(self._mapping):
+            raise ValueError(f"{len(self._mapping)} bytes, it says {spec.file_bytes}")
+        stages = self._array(native.Stage, spec.stages, spec.stage_count)
+        buffers = self._array(native.Buffer, spec.buffers, spec.buffer_count)
+        self.info: dict[str, Any] = json.loads(
+            self._mapping[spec.info : spec.info + spec.info_bytes]
+        )
+        self.stages = len(stages)
+        self.writes = [i + 1 for i, each in enumerate(stages) if each.kind == native.WRITE_KV]
+        self.vocabulary = next(b.width for b in buffers if b.kind == native.KINDS["logits"])
+        self.token_floats, self.pick_floats = spec.token_floats, spec.pick_floats
+        self._begin = begin
+        self._handle = c_void_p(library.baton_program_new(begin.ctypes.data))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._library.baton_program_free(self._handle)
+
+    def run(self, batch: Batch, first: int, last: int, threads: int) -> None:
+        """Stages first..last-1 of one forward. MemoryError if scratch cannot be had."""
+        if self._library.baton_program_run(self._handle, batch, first, last, threads):
+            raise MemoryError("no memory for a forward's scratch")
+
+    def _array(self, kind: Any, offset: int, count: int) -> Sequence[Any]:
+        array: Sequence[Any] = (kind * count).from_buffer_copy(self._mapping, offset)
+        return array
+
+
+def addresses(tensors: Sequence[torch.Tensor]) -> ctypes.c_void_p:
+    """An array of where each begins."""
+    array = (c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))
+    return ctypes.cast(array, c_void_p)
