@@ -1,1 +1,1 @@
-"""Accelerations, each with a slow sibling that it is tested against. The engine runs without this folder."""
+"""Accelerations, each beside a slow sibling that it is tested against."""

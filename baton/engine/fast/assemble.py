@@ -35,7 +35,7 @@ def assemble(
     stages = [stage for step in laid.steps for stage in assembler.stages(step)]
     layers = [assembler.layer(i, each, layout) for i, each in enumerate(flavours)]
     text = json.dumps(info).encode()
-    arrays = {
+    arrays: dict[str, tuple[Any, Sequence[Any]]] = {
         "op": (native.Op, assembler.ops),
         "stage": (native.Stage, stages),
         "buffer": (native.Buffer, assembler.buffers),
@@ -79,12 +79,14 @@ class _Assembler:
         if data is None:
             return 0
         if isinstance(data, torch.Tensor):
-            data = data.contiguous().flatten().view(torch.uint8).numpy().data
-        border = PAGE if len(data) >= PAGE else 64
+            raw: memoryview | bytes = data.contiguous().flatten().view(torch.uint8).numpy().data
+        else:
+            raw = data
+        border = PAGE if len(raw) >= PAGE else 64
         start = -(-self._end // border) * border
         self._file.seek(start)
-        self._file.write(data)
-        self._end = start + len(data)
+        self._file.write(raw)
+        self._end = start + len(raw)
         return start
 
     # ---- stages

@@ -7,7 +7,7 @@ import torch
 
 from baton.engine.device import dtype_name
 from baton.engine.fast import store
-from baton.engine.fast.build import BuildError, build
+from baton.engine.fast.build import NoNative, build
 from baton.engine.fast.errors import NotNative
 from baton.engine.fast.forward import NativeRunner
 from baton.engine.fast.program import Program, declare
@@ -30,7 +30,7 @@ def compiled(
     NotNative where there is no compiler, or the model is not one that can be."""
     try:
         library = declare(build(("program.cpp",), "program"))
-    except BuildError as error:
+    except NoNative as error:
         raise NotNative(str(error)) from error
     dtype = dtype_name(cache_dtype)
 

@@ -6,13 +6,13 @@ from typing import BinaryIO
 import torch
 from transformers import PreTrainedModel
 
-from baton.engine.fast import operations  # noqa: F401  registers how operations are lowered
+from baton.engine.fast import operations, views  # noqa: F401  how operations are lowered
 from baton.engine.fast.assemble import assemble
 from baton.engine.fast.capture import capture
+from baton.engine.fast.errors import NotNative
 from baton.engine.fast.forward import NativeRunner
 from baton.engine.fast.layout import lay_out
 from baton.engine.fast.lower import lower
-from baton.engine.fast.errors import NotNative
 from baton.engine.fast.program import Program
 from baton.engine.selftest import self_test
 from baton.errors import ModelError

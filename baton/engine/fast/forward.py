@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+
 from baton.engine.attention import AfterLayer
 from baton.engine.batch import Batch, pack
 from baton.engine.fast import program as native

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from baton.engine.fast.capture import PICKS, TOKENS, Captured
 from baton.engine.fast.errors import NotNative
-from baton.engine.fast.values import Base, Space, Value, dense, loops, reshaped, split_rows
+from baton.engine.fast.values import Base, Space, Value, dense, loops, split_rows
 
 aten = torch.ops.aten
 Constant = torch.Tensor

@@ -1,6 +1,6 @@
-"""How each aten operation is lowered. Handlers take (lowering, node, *arguments) and give a Value."""
+"""How arithmetic is lowered: row work, matrix products, attention. Handlers take (lowering, node,
+*arguments) and give a Value."""
 
-import operator
 from typing import Any
 
 import torch
@@ -16,133 +16,10 @@ from baton.engine.fast.lower import (
     Operand,
     Product,
     operation,
-    shape_of,
 )
-from baton.engine.fast.values import Base, Space, Value, dense, reshaped, split_rows
+from baton.engine.fast.values import Base, Value, dense
 
 aten = torch.ops.aten
-
-# ---- views
-
-
-@operation(
-    *(aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default),
-    *(aten.lift_fresh_copy.default, aten._to_copy.default),
-)
-def same(lowering: Lowering, node: Node, value: Value, **_: Any) -> Value:
-    """All arithmetic is in fp32, so a change of dtype changes nothing, unless it cuts."""
-    before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
-    after = node.meta["val"].dtype
-    if before.is_floating_point and not after.is_floating_point:
-        raise NotNative("it rounds to integers")
-    return value
-
-
-@operation(
-    *(aten.view.default, aten._unsafe_view.default, aten.reshape.default),
-    *(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default),
-)
-def view(lowering: Lowering, node: Node, value: Value, *_: Any) -> Value:
-    _, axis, shape = split_rows(shape_of(node))
-    before = value.shape[: value.axis]
-    seen = reshaped(value, before, shape, axis)
-    if seen is None:
-        seen = reshaped(lowering._moved(value), before, shape, axis)
-    assert seen is not None
-    return seen
-
-
-@operation(aten.expand.default)
-def expand(lowering: Lowering, node: Node, value: Value, *_: Any) -> Value:
-    _, axis, shape = split_rows(shape_of(node))
-    added = len(shape) - len(value.shape)
-    if axis != value.axis + added:
-        raise NotNative("it repeats rows")
-    strides = (0,) * added + tuple(
-        0 if had == 1 else step for had, step in zip(value.shape, value.strides, strict=True)
-    )
-    return Value(value.base, value.offset, shape, strides, axis)
-
-
-@operation(aten.transpose.int, aten.permute.default, aten.t.default)
-def permute(lowering: Lowering, node: Node, value: Value, *order: Any) -> Value:
-    rank = len(value.shape) + 1
-    dims = list(range(rank))
-    if node.target is aten.permute.default:
-        dims = [dim % rank for dim in order[0]]
-    else:
-        first, second = order if order else (0, 1)
-        dims[first], dims[second] = dims[second], dims[first]
-    full = [*value.shape[: value.axis], 0, *value.shape[value.axis :]]
-    steps = [*value.strides[: value.axis], 0, *value.strides[value.axis :]]
-    axis = dims.index(value.axis)
-    rest = dims[:axis] + dims[axis + 1 :]
-    return Value(
-        value.base,
-        value.offset,
-        tuple(full[dim] for dim in rest),
-        tuple(steps[dim] for dim in rest),
-        axis,
-    )
-
-
-@operation(aten.slice.Tensor)
-def slice_(
-    lowering: Lowering, node: Node, value: Value, dim: int = 0, start: int | None = 0, *rest: Any
-) -> Value:
-    step = rest[1] if len(rest) > 1 else 1
-    _, axis, shape = split_rows(shape_of(node))
-    dim %= len(value.shape) + 1
-    if dim == axis:
-        if shape == value.shape and not start:
-            return value
-        raise NotNative("it picks out rows by number")
-    index = dim - (dim > axis)
-    size, stride = value.shape[index], value.strides[index]
-    start = 0 if start is None else max(0, start + size) if start < 0 else min(start, size)
-    strides = value.strides[:index] + (stride * step,) + value.strides[index + 1 :]
-    return Value(value.base, value.offset + start * stride, shape, strides, axis)
-
-
-@operation(aten.select.int)
-def select(lowering: Lowering, node: Node, value: Value, dim: int, number: int) -> Value:
-    dim %= len(value.shape) + 1
-    if dim == value.axis:
-        raise NotNative("it picks out rows by number")
-    index = dim - (dim > value.axis)
-    start = value.offset + (number % value.shape[index]) * value.strides[index]
-    shape = value.shape[:index] + value.shape[index + 1 :]
-    strides = value.strides[:index] + value.strides[index + 1 :]
-    return Value(value.base, start, shape, strides, value.axis - (dim < value.axis))
-
-
-@operation(aten.split.Tensor, aten.split_with_sizes.default)
-def split(
-    lowering: Lowering, node: Node, value: Value, sizes: int | list[int], dim: int = 0
-) -> list[Value]:
-    dim %= len(value.shape) + 1
-    if dim == value.axis:
-        raise NotNative("it splits the rows")
-    index = dim - (dim > value.axis)
-    total = value.shape[index]
-    if isinstance(sizes, int):
-        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
-    parts, start = [], 0
-    for size in sizes:
-        shape = value.shape[:index] + (size,) + value.shape[index + 1 :]
-        offset = value.offset + start * value.strides[index]
-        parts.append(Value(value.base, offset, shape, value.strides, value.axis))
-        start += size
-    return parts
-
-
-@operation(operator.getitem)
-def getitem(lowering: Lowering, node: Node, values: list[Value | None], number: int) -> Value:
-    found = values[number]
-    if found is None:
-        raise NotNative(f"it uses result {number} of {node.args[0]}")
-    return found
-
 
 # ---- row work
 
@@ -165,14 +42,14 @@ def cat(lowering: Lowering, node: Node, values: list[Operand], dim: int = 0) -> 
     return to
 
 
-ONE = {
+ONE: dict[Any, str] = {
     **{aten.neg.default: "neg", aten.abs.default: "abs", aten.exp.default: "exp"},
     **{aten.log.default: "log", aten.sqrt.default: "sqrt", aten.rsqrt.default: "rsqrt"},
     **{aten.reciprocal.default: "reciprocal", aten.tanh.default: "tanh"},
     **{aten.sigmoid.default: "sigmoid", aten.silu.default: "silu", aten.relu.default: "relu"},
     **{aten.cos.default: "cos", aten.sin.default: "sin", aten.square.default: "square"},
 }
-TWO = {
+TWO: dict[Any, str] = {
     **{aten.mul.Tensor: "mul", aten.div.Tensor: "div"},
     **{aten.maximum.default: "max", aten.minimum.default: "min"},
 }
@@ -251,7 +128,11 @@ def reduce(
         inner *= size
     level = lowering.row_level(value)
     to = lowering.fresh(node, level)
-    names = {aten.mean.dim: "mean", aten.sum.dim_IntList: "sum", aten.amax.default: "largest"}
+    names: dict[Any, str] = {
+        aten.mean.dim: "mean",
+        aten.sum.dim_IntList: "sum",
+        aten.amax.default: "largest",
+    }
     micro = Micro(
         names[node.target],
         value.size // inner,
@@ -280,14 +161,15 @@ def layer_norm(
     level = lowering.row_level(value)
     base = Base(value.base.space, value.size, level)
     to = Value(base, 0, value.shape, dense(value.shape), value.axis)
-    constants = [None if each is None else At(each, 0, 0, 1) for each in (weight, bias)]
+    b, c = (None if each is None else At(each, 0, 0, 1) for each in (weight, bias))
     micro = Micro(
         "layer_norm",
         value.size // inner,
         inner,
         At(base, 0, inner, 1),
         At(value.base, value.offset, inner, 1),
-        *constants,
+        b,
+        c,
         x=float(eps),
     )
     _append(lowering, level, micro, to, value)
@@ -365,13 +247,13 @@ def outer_product(lowering: Lowering, node: Node, a: Operand, b: Operand) -> Val
 def attend(
     lowering: Lowering, node: Node, query: Value, key: Value, value: Value, layer: int
 ) -> Value:
-    parts = [lowering.together(each) for each in (query, key, value)]
-    if any(part.axis != 2 or part.shape[0] != 1 for part in parts):
+    query, key, value = (lowering.together(each) for each in (query, key, value))
+    if any(part.axis != 2 or part.shape[0] != 1 for part in (query, key, value)):
         raise NotNative("attention's rows are not where they should be")
-    level = lowering.row_level(*parts) + 1
+    level = lowering.row_level(query, key, value) + 1
     to = lowering.fresh(node, level)
-    lowering.level(level).attends.append(Attend(layer, *parts, to.base))
-    for part in (*parts, to):
+    lowering.level(level).attends.append(Attend(layer, query, key, value, to.base))
+    for part in (query, key, value, to):
         lowering.use(part, level)
     return to
 

@@ -72,12 +72,13 @@ def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
 
 def _write(path: Path, make: Callable[[BinaryIO], None]) -> None:
     """Appears complete or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+    number, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(number, "w+b") as file:
         try:
             make(file)
-            os.replace(file.name, path)
+            os.replace(part, path)
         except BaseException:
-            os.unlink(file.name)
+            os.unlink(part)
             raise
 
 

@@ -171,7 +171,7 @@ class Program {
         char* own = scratch_ + own_ * worker.thread;
         switch (stage.kind) {
             case StageKind::rows: {
-                Rows view{buffers_.data(), tables_.data(), batch.pick_rows,
+                RowView view{buffers_.data(), tables_.data(), batch.pick_rows,
                           reinterpret_cast<float*>(own)};
                 return run_rows(ops_.data() + stage.first, stage.count, view, share(rows, worker));
             }

@@ -46,14 +46,14 @@ struct Buffer {
     int64_t width;  // floats of a row
 };
 
-struct Rows {
+struct RowView {
     const Buffer* buffers;
     const float* const* tables;
     const int64_t* picks;  // which row each logits row stands for
     float* scratch;        // this thread's
 };
 
-inline const float* address(const Operand& at, const Rows& rows, long row) {
+inline const float* address(const Operand& at, const RowView& rows, long row) {
     const Buffer& buffer = rows.buffers[at.buffer];
     switch (at.place) {
         case Place::value: return buffer.rows + row * buffer.width + at.offset;
@@ -185,7 +185,7 @@ inline Vec gelu_tanh(Vec x) {
     return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
 
-inline void run_one(const Op& op, const Rows& rows, long row) {
+inline void run_one(const Op& op, const RowView& rows, long row) {
     float* to = const_cast<float*>(address(op.to, rows, row));
     const float* a = address(op.a, rows, row);
     const float* b = address(op.b, rows, row);
@@ -248,7 +248,7 @@ inline void run_one(const Op& op, const Rows& rows, long row) {
     }
 }
 
-inline void run_rows(const Op* ops, long count, const Rows& rows, Range range) {
+inline void run_rows(const Op* ops, long count, const RowView& rows, Range range) {
     for (long row = range.begin; row < range.end; row++)
         for (long i = 0; i < count; i++) run_one(ops[i], rows, row);
 }

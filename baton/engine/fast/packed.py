@@ -1,0 +1,49 @@
+"""Packed linears: a model's matrix products through oneDNN with weights laid out for it, where its
+forward runs in torch (what cannot be compiled, and machines without a compiler).
+
+torch's own linear is 2 to 8 times slower in fp32 at small batches (docs/performance.md). The two
+operations are torch's, but not public: where they are missing, or refuse, the linear stays as it is.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+TYPICAL_ROWS = 16
+"""What the layout is chosen for. Measured: good from 1 row to 512; one chosen for 1 row is not."""
+
+
+class PackedLinear(nn.Module):
+    """rows [..., K] @ weight.T + bias, weight [N, K] packed."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_ROWS)
+        self.bias = bias
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self.packed, self.bias, "none", [], ""
+        )
+        return product
+
+
+def pack_linears(model: PreTrainedModel) -> int:
+    """Put packed ones in the place of a CPU model's linears; how many. A weight that something else
+    uses too (an lm_head tied to the embedding) is held twice from then on."""
+    packed = 0
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                weight = child.weight
+            elif type(child) is Conv1D:
+                weight = child.weight.t()
+            else:
+                continue
+            try:
+                module.add_module(name, PackedLinear(weight.detach(), child.bias))
+            except (RuntimeError, AttributeError):  # of this dtype, or in this build of torch
+                return packed
+            packed += 1
+    return packed
