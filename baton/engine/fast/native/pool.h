@@ -1,0 +1,138 @@
+// Threads that stay: run(threads, job) gives one job to every thread, the caller being thread 0.
+// A barrier lets them meet inside a job. Made after a fork, never before: threads do not survive it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "threads.h"
+
+namespace baton {
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Wait for something another thread is about to do. Where there are more threads than cores that
+// thread may need this one's core, so it is offered after a while.
+template <typename Condition>
+void spin_until(Condition&& met) {
+    for (int turns = 0; !met(); turns++)
+        if (turns < 1000)
+            pause();
+        else
+            std::this_thread::yield();
+}
+
+// Nobody passes before all `threads` of one run have come; what each wrote before is seen by all.
+class Barrier {
+   public:
+    void wait(int threads) {
+        unsigned round = rounds.load(std::memory_order_acquire);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived.store(0, std::memory_order_relaxed);
+            rounds.store(round + 1, std::memory_order_release);
+        } else {
+            spin_until([&] { return rounds.load(std::memory_order_acquire) != round; });
+        }
+    }
+
+   private:
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<unsigned> rounds{0};
+};
+
+class ThreadPool {
+   public:
+    ThreadPool() = default;
+    ThreadPool(const ThreadPool&) = delete;
+
+    ~ThreadPool() {
+        stopping = true;
+        for (auto& helper : helpers) call(*helper);
+        for (auto& helper : helpers) helper->thread.join();
+    }
+
+    // job(Worker) on up to `threads` threads (fewer only where the system gives no more), which may
+    // be another number at every run. Returns when all are done. A job does not throw. Runs that
+    // several threads ask for at once take turns.
+    template <typename Job>
+    void run(int threads, Job&& job) {
+        std::lock_guard<std::mutex> turn(busy);
+        int others = start(threads - 1);
+        object = const_cast<void*>(static_cast<const void*>(&job));
+        function = [](void* it, const Worker& worker) {
+            (*static_cast<std::remove_reference_t<Job>*>(it))(worker);
+        };
+        team = others + 1;
+        unfinished.store(others, std::memory_order_relaxed);
+        for (int i = 0; i < others; i++) call(*helpers[i]);
+        job(Worker{0, team});
+        spin_until([&] { return unfinished.load(std::memory_order_acquire) == 0; });
+    }
+
+   private:
+    struct alignas(64) Helper {
+        std::atomic<int> order{0};  // 0, 1, 0, ...: each change is a call to work
+        std::thread thread;
+    };
+
+    static void call(Helper& helper) {
+        helper.order.fetch_xor(1, std::memory_order_release);
+        helper.order.notify_one();
+    }
+
+    int start(int others) {
+        while (int(helpers.size()) < others) {
+            auto helper = std::make_unique<Helper>();
+            try {
+                helper->thread = std::thread(&ThreadPool::work, this, helper.get(),
+                                             int(helpers.size()) + 1);
+            } catch (const std::system_error&) {
+                break;  // no more threads to be had: the results do not depend on their number
+            }
+            helpers.push_back(std::move(helper));
+        }
+        return others < int(helpers.size()) ? others : int(helpers.size());
+    }
+
+    void work(Helper* self, int number) {
+        for (int last = 0;;) {
+            last = next(self->order, last);
+            if (stopping) return;
+            function(object, Worker{number, team});
+            unfinished.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    // Jobs follow each other closely while a model decodes: awake for a while, then asleep.
+    static int next(std::atomic<int>& order, int last) {
+        auto begun = std::chrono::steady_clock::now();
+        do {
+            for (int turns = 0; turns < 64; turns++, pause())
+                if (int now = order.load(std::memory_order_acquire); now != last) return now;
+        } while (std::chrono::steady_clock::now() - begun < std::chrono::microseconds(40));
+        order.wait(last, std::memory_order_acquire);
+        return order.load(std::memory_order_acquire);
+    }
+
+    std::mutex busy;
+    std::vector<std::unique_ptr<Helper>> helpers;
+    void (*function)(void*, const Worker&) = nullptr;
+    void* object = nullptr;
+    int team = 1;
+    bool stopping = false;
+    alignas(64) std::atomic<int> unfinished{0};
+};
+
+}  // namespace baton
