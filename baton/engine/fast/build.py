@@ -1,0 +1,119 @@
+"""Native code, compiled for this very CPU when it is first needed and kept for the next time.
+
+    $XDG_CACHE_HOME or ~/.cache / baton / native / <name>-<hash>.so
+
+The hash covers sources, headers, flags, the compiler and the CPU, so nothing stale is ever loaded.
+Processes that start together build once: one compiles, the others wait for it.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from baton.errors import BatonError
+
+NATIVE = Path(__file__).parent / "native"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread")
+BUILD_TIMEOUT_S = 600  # a loaded machine may take minutes
+SHOWN_LINES = 5  # of a compiler's complaint
+
+
+class NoNative(BatonError):
+    """There is no native code to be had; whoever asked takes its slow sibling and says so once."""
+
+
+class NoCompiler(NoNative):
+    """No C++ compiler was found, or native code is switched off."""
+
+
+class BuildFailed(NoNative):
+    """The compiler does not run or does not take our sources, or what it made cannot be loaded."""
+
+
+def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
+    """The library made of these files of native/. Raises NoCompiler or BuildFailed."""
+    if os.environ.get("BATON_NATIVE") == "0":
+        raise NoCompiler("native code is switched off: unset BATON_NATIVE to have it")
+    compiler = find_compiler()
+    command = [*compiler, *FLAGS, _cpu_flag(), *(str(NATIVE / each) for each in sources)]
+    key = _key(sources, [*command, _run([*compiler, "--version"]), _cpu()])
+    try:
+        folder = _folder()
+        library = folder / f"{name}-{key}.so"
+        with (folder / f"{name}-{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                unfinished = library.with_suffix(f".{os.getpid()}.tmp")
+                _run([*command, "-o", str(unfinished)])
+                unfinished.replace(library)
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise BuildFailed(
+            f"native code cannot be kept or loaded: {error}; set XDG_CACHE_HOME to a folder of "
+            "your own where programs may run"
+        ) from error
+
+
+def find_compiler() -> list[str]:
+    """The command CXX names, else the first of COMPILERS on the PATH."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for name in [wanted[0]] if wanted else COMPILERS:
+        if path := shutil.which(name):
+            return [path, *wanted[1:]]
+    looked = f"CXX={wanted[0]}" if wanted else ", ".join(COMPILERS)
+    raise NoCompiler(f"no C++ compiler ({looked}) was found: install g++ or clang++, or set CXX")
+
+
+def _key(sources: Sequence[str], facts: Sequence[str]) -> str:
+    digest = hashlib.sha256("\0".join(facts).encode())
+    for path in sorted({*NATIVE.glob("*.h"), *(NATIVE / each for each in sources)}):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _folder() -> Path:
+    """Only its owner can write there: what lies in it is run."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache) / "baton" / "native"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written by others")
+    return folder
+
+
+def _run(command: Sequence[str]) -> str:
+    """What the command prints; BuildFailed with the beginning of its complaint."""
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildFailed(f"{command[0]} does not run: {error}; set CXX to another") from error
+    if ran.returncode:
+        complaint = "\n".join((ran.stderr or ran.stdout).strip().splitlines()[:SHOWN_LINES])
+        raise BuildFailed(
+            f"{command[0]} failed ({ran.returncode}): {complaint or 'it says nothing'}; "
+            "set CXX to another compiler (g++ from 12 or clang++ from 15)"
+        )
+    return ran.stdout
+
+
+def _cpu_flag() -> str:
+    return "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+
+
+def _cpu() -> str:
+    """What -march=native depends on: a home folder may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    told = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))

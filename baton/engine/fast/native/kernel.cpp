@@ -1,0 +1,38 @@
+// Attention alone, for models that run in torch: kernel.py calls these through ctypes.
+#include <cstdlib>
+
+#include "attention.h"
+#include "pool.h"
+
+namespace {
+
+// Never taken down: at exit there may be no threads left to join, after a fork there are none.
+baton::ThreadPool& pool() {
+    static auto* threads = new baton::ThreadPool;
+    return *threads;
+}
+
+}  // namespace
+
+// 0, or 1 where there is no memory for scratch.
+extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::AttentionBatch* batch,
+                            const float* q, long q_stride, float* out, long out_stride,
+                            int threads) {
+    size_t bytes = (baton::attention_scratch_bytes(*layer) + 4095) / 4096 * 4096;
+    char* scratch = static_cast<char*>(std::aligned_alloc(4096, bytes * threads));
+    if (scratch == nullptr) return 1;
+    pool().run(threads, [&](const baton::Worker& worker) {
+        baton::attend(*layer, *batch, q, q_stride, out, out_stride, scratch + worker.thread * bytes,
+                      worker);
+    });
+    std::free(scratch);
+    return 0;
+}
+
+extern "C" void baton_write_kv(const baton::AttentionLayer* layer,
+                               const baton::AttentionBatch* batch, const float* k, long k_stride,
+                               const float* v, long v_stride, int threads) {
+    pool().run(threads, [&](const baton::Worker& worker) {
+        baton::write_kv(*layer, *batch, k, k_stride, v, v_stride, worker);
+    });
+}
