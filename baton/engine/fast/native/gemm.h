@@ -1,0 +1,181 @@
+// Rows times a packed weight: out[m, n] = sum over k of rows[m, k] * weight[n, k] + bias[n].
+//
+// A tile of up to 6 rows and 64 channels stays in registers while the steps of a panel (gemm_pack.h)
+// go by, so each output is ONE chain of additions in the order of K. Longer panels are taken in
+// chunks of a fixed number of steps that fit L2; the sums wait in `out` meanwhile, unrounded. So the
+// bits of an output depend on its row and its channel only: not on M, on the row's place among the
+// rows, or on the number of threads.
+#pragma once
+
+#include "gemm_pack.h"
+
+namespace baton {
+
+constexpr int ROWS = 6;         // of a tile, at most
+constexpr long CHUNK = 1024;    // steps, 256 KiB
+constexpr long AHEAD = 16;      // steps that are fetched before their time
+#ifdef __AVX512F__
+constexpr int VECTORS = 4;      // of a tile: 24 registers of sums out of 32
+#else
+constexpr int VECTORS = 1;
+#endif
+
+// What a panel's sums start and end with, padded to its 64 channels.
+struct Edge {
+    alignas(64) float start[CHANNELS] = {};  // the bias; i8: int32, -128 sum(weight)
+    alignas(64) float scale[CHANNELS] = {};  // i8
+    alignas(64) float bias[CHANNELS] = {};   // i8
+};
+
+inline Edge edge_of(const Weight& weight, long panel) {
+    Edge edge;
+    long first = panel * CHANNELS;
+    size_t bytes = sizeof(float) * (weight.n - first < CHANNELS ? weight.n - first : CHANNELS);
+    bool i8 = weight.type == WeightType::i8;
+    if (weight.bias) std::memcpy(i8 ? edge.bias : edge.start, weight.bias + first, bytes);
+    if (i8) {
+        std::memcpy(edge.scale, weight.scales + first, bytes);
+        std::memcpy(edge.start, starts_of(weight.panels, weight.n, weight.k, panel),
+                    sizeof edge.start);
+    }
+    return edge;
+}
+
+// Words [rows][stride]; i8: and the scale of each row.
+struct Rows {
+    const uint32_t* words;
+    long stride;
+    const float* scales;
+};
+
+// A chunk of a panel.
+struct Chunk {
+    const uint32_t* words;
+    long steps;
+    bool first, last;
+};
+
+// M rows times VECTORS vectors of a chunk. `out` holds the sums of the chunks before.
+template <WeightType type, int M>
+inline void multiply_tile(const Rows& rows, const Chunk& chunk, int column, const Edge& edge,
+                          float* out, long out_stride) {
+    Vec sums[M][VECTORS];
+    for (int r = 0; r < M; r++)
+        for (int v = 0; v < VECTORS; v++)
+            sums[r][v] = load(chunk.first ? edge.start + column + v * LANES
+                                          : out + r * out_stride + column + v * LANES);
+    const uint32_t* words = chunk.words + column;
+    for (long step = 0; step < chunk.steps; step++, words += CHANNELS) {
+        VecU weights[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            __builtin_prefetch(words + AHEAD * CHANNELS + v * LANES);
+            weights[v] = load_words(words + v * LANES);
+        }
+        for (int r = 0; r < M; r++)
+            for (int v = 0; v < VECTORS; v++)
+                sums[r][v] = add_products<type>(sums[r][v], rows.words + r * rows.stride + step,
+                                                weights[v]);
+    }
+    for (int r = 0; r < M; r++)
+        for (int v = 0; v < VECTORS; v++) {
+            Vec result = sums[r][v];
+            int at = column + v * LANES;
+            if (type == WeightType::i8 && chunk.last)
+                result = __builtin_convertvector((VecI)result, Vec) * rows.scales[r] *
+                             load(edge.scale + at) + load(edge.bias + at);
+            store(out + r * out_stride + at, result);
+        }
+}
+
+// `m` <= ROWS rows times a chunk of a panel, of which `channels` are wanted.
+template <WeightType type>
+inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Edge& edge,
+                           float* out, long out_stride, int channels) {
+    float padded[ROWS][CHANNELS];
+    float* to = out;
+    long stride = out_stride;
+    if (channels < CHANNELS) {
+        to = padded[0];
+        stride = CHANNELS;
+        for (int r = 0; r < m && !chunk.first; r++)
+            std::memcpy(padded[r], out + r * out_stride, channels * sizeof(float));
+    }
+    for (int column = 0; column < CHANNELS; column += VECTORS * LANES) switch (m) {
+            case 1: multiply_tile<type, 1>(rows, chunk, column, edge, to, stride); break;
+            case 2: multiply_tile<type, 2>(rows, chunk, column, edge, to, stride); break;
+            case 3: multiply_tile<type, 3>(rows, chunk, column, edge, to, stride); break;
+            case 4: multiply_tile<type, 4>(rows, chunk, column, edge, to, stride); break;
+            case 5: multiply_tile<type, 5>(rows, chunk, column, edge, to, stride); break;
+            case 6: multiply_tile<type, 6>(rows, chunk, column, edge, to, stride); break;
+        }
+    for (int r = 0; r < m && channels < CHANNELS; r++)
+        std::memcpy(out + r * out_stride, padded[r], channels * sizeof(float));
+}
+
+// A thread's share: some panels for some rows.
+struct Share {
+    Range panels, rows;
+};
+
+inline long divided(long total, long parts) { return (total + parts - 1) / parts; }
+
+// Panels are divided among the threads; where that would leave some idle, rows are as well. A panel
+// costs each thread that reads it about as much as three tiles.
+inline Share share_of(long panels, long m, const Worker& worker) {
+    long best = -1;
+    Worker by_panel{}, by_rows{};
+    for (int parts = 1; parts <= worker.threads && parts <= divided(m, ROWS); parts++) {
+        int rest = worker.threads / parts;
+        long tiles = divided(divided(m, parts), ROWS);
+        long cost = divided(panels, rest) * (tiles > 3 ? tiles : 3);
+        if (best >= 0 && cost >= best) continue;
+        best = cost;
+        by_panel = {worker.thread % rest, rest};
+        by_rows = {worker.thread / rest, parts};
+    }
+    if (by_rows.thread >= by_rows.threads) return {};
+    return {share(panels, by_panel), share(m, by_rows)};
+}
+
+template <WeightType type>
+inline void multiply_share(const Weight& weight, const Rows& rows, const Share& mine, float* out,
+                           long out_stride) {
+    const long steps = steps_of(type, weight.k);
+    const long count = mine.rows.end - mine.rows.begin;
+    for (long panel = mine.panels.begin; panel < mine.panels.end; panel++) {
+        const uint32_t* words = panel_of(type, weight.panels, weight.k, panel);
+        const Edge edge = edge_of(weight, panel);
+        const long first = panel * CHANNELS;
+        const int channels = int(weight.n - first < CHANNELS ? weight.n - first : CHANNELS);
+        for (long step = 0; step < steps; step += CHUNK) {
+            Chunk chunk{words + step * CHANNELS, steps - step < CHUNK ? steps - step : CHUNK,
+                        step == 0, step + CHUNK >= steps};
+            for (int tile = 0, tiles = int(divided(count, ROWS)); tile < tiles; tile++) {
+                Range some = share(count, {tile, tiles});  // as even as can be, all <= ROWS
+                long row = mine.rows.begin + some.begin;
+                Rows here{rows.words + row * rows.stride + step, rows.stride, rows.scales + row};
+                multiply_chunk<type>(here, int(some.end - some.begin), chunk, edge,
+                                     out + row * out_stride + first, out_stride, channels);
+            }
+        }
+    }
+}
+
+// out [M, N] = rows [M, K] @ weight.T + bias. `rows` for f32, else `prepared` by prepare_rows().
+inline void multiply(const Weight& weight, const float* rows, long row_stride, const void* prepared,
+                     long m, float* out, long out_stride, const Worker& worker) {
+    const WeightType type = weight.type;
+    const Share mine = share_of(panels_of(weight.n), m, worker);
+    if (type == WeightType::f32) {
+        Rows words{(const uint32_t*)rows, row_stride, nullptr};
+        multiply_share<WeightType::f32>(weight, words, mine, out, out_stride);
+        return;
+    }
+    Rows words{row_words(type, prepared, m), steps_of(type, weight.k), (const float*)prepared};
+    if (type == WeightType::bf16)
+        multiply_share<WeightType::bf16>(weight, words, mine, out, out_stride);
+    else
+        multiply_share<WeightType::i8>(weight, words, mine, out, out_stride);
+}
+
+}  // namespace baton

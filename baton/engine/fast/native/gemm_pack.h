@@ -1,0 +1,167 @@
+// Weights and rows in the form that gemm.h multiplies.
+//
+// A *step* is the same word (gemm_word.h) of 64 channels, 256 bytes whatever the type. A *panel* is
+// all steps of 64 channels, one after another. What is missing in N or K is 0.
+//
+//     panels [N / 64][steps][64]     rows [M][steps]
+//
+// bf16: rows are rounded to bf16. int8: symmetric, one scale for a channel and one for a row. Bytes
+// of a row carry +128, for that is what vpdpbusd takes; so a panel's sums start at -128 sum(weight),
+// which lies behind the panels. int32 holds a sum exactly up to K = 133,000.
+#pragma once
+
+#include <cstddef>
+
+#include "gemm_word.h"
+#include "threads.h"
+
+namespace baton {
+
+constexpr int CHANNELS = 64;  // of a panel
+
+struct Weight {  // [N, K], packed
+    WeightType type;
+    long n, k;
+    const void* panels;   // packed_bytes() of them, 64-byte aligned
+    const float* scales;  // i8: [N], else null
+    const float* bias;    // [N] or null
+};
+
+inline long panels_of(long n) { return (n + CHANNELS - 1) / CHANNELS; }
+inline long steps_of(WeightType type, long k) { return (k + per_word(type) - 1) / per_word(type); }
+
+inline size_t packed_bytes(WeightType type, long n, long k) {
+    long starts = type == WeightType::i8;
+    return size_t(panels_of(n)) * (steps_of(type, k) + starts) * CHANNELS * sizeof(uint32_t);
+}
+
+inline uint32_t* panel_of(WeightType type, const void* panels, long k, long panel) {
+    return (uint32_t*)panels + panel * steps_of(type, k) * CHANNELS;
+}
+
+// i8: where the sums of a panel start, int32 [64].
+inline int32_t* starts_of(const void* panels, long n, long k, long panel) {
+    return (int32_t*)panel_of(WeightType::i8, panels, k, panels_of(n)) + panel * CHANNELS;
+}
+
+// Up to 16 values of one channel, `stride` elements apart.
+template <typename T>
+inline Vec gather(const T* from, long stride, int count) {
+    float values[LANES] = {};
+    for (int i = 0; i < count; i++) values[i] = as_float(from[i * stride]);
+    return load(values);
+}
+
+// The words of 16 values.
+template <WeightType type>
+inline void put_words(uint32_t* words, Vec values, float inverse) {
+    if constexpr (type == WeightType::f32) store((float*)words, values);
+    if constexpr (type == WeightType::bf16) store((bf16*)words, values);
+    if constexpr (type == WeightType::i8) {
+        typedef int8_t Bytes __attribute__((vector_size(LANES)));
+        Bytes bytes = __builtin_convertvector(quantized(values, inverse), Bytes);
+        std::memcpy(words, &bytes, sizeof bytes);
+    }
+}
+
+// The words of a channel of K values, CHANNELS words apart. i8: returns the sum.
+template <WeightType type, typename T>
+inline int32_t pack_channel(const T* source, long stride, long k, uint32_t* to, float* scale) {
+    Quantizer quantizer;
+    if constexpr (type == WeightType::i8) {
+        for (long j = 0; j < k; j++) quantizer.see(as_float(source[j * stride]));
+        *scale = quantizer.scale();
+    }
+    int32_t sum = 0;
+    for (long j = 0; j < k; j += LANES) {
+        int count = int(k - j < LANES ? k - j : LANES);
+        uint32_t words[LANES];
+        put_words<type>(words, gather(source + j * stride, stride, count), quantizer.inverse());
+        for (long i = 0; i < steps_of(type, count); i++, to += CHANNELS) {
+            *to = words[i];
+            if constexpr (type == WeightType::i8)
+                for (int byte = 0; byte < 32; byte += 8) sum += int8_t(words[i] >> byte);
+        }
+    }
+    return sum;
+}
+
+template <WeightType type, typename T>
+inline void pack_panels(const T* source, long row_stride, long column_stride, long n, long k,
+                        void* panels, float* scales, const Worker& worker) {
+    Range mine = share(panels_of(n), worker);
+    for (long panel = mine.begin; panel < mine.end; panel++)
+        for (long i = 0; i < CHANNELS; i++) {
+            long channel = panel * CHANNELS + i;
+            uint32_t* to = panel_of(type, panels, k, panel) + i;
+            int32_t sum = 0;
+            if (channel < n)
+                sum = pack_channel<type>(source + channel * row_stride, column_stride, k, to,
+                                         scales + channel);
+            else
+                for (long step = 0; step < steps_of(type, k); step++) to[step * CHANNELS] = 0;
+            if constexpr (type == WeightType::i8) starts_of(panels, n, k, panel)[i] = -128 * sum;
+        }
+}
+
+// Element (i, j) of the weight [N, K] is at source[i * row_stride + j * column_stride], so one that is
+// stored [K, N] packs as it is. T is float or bf16. `scales` [N] is written for i8 only.
+template <typename T>
+inline void pack(WeightType type, const T* source, long row_stride, long column_stride, long n,
+                 long k, void* panels, float* scales, const Worker& worker) {
+    auto of = [&](auto packer) {
+        packer(source, row_stride, column_stride, n, k, panels, scales, worker);
+    };
+    if (type == WeightType::f32) of(pack_panels<WeightType::f32, T>);
+    if (type == WeightType::bf16) of(pack_panels<WeightType::bf16, T>);
+    if (type == WeightType::i8) of(pack_panels<WeightType::i8, T>);
+}
+
+// Prepared rows. bf16: words [M][steps]. i8: scales [M], up to a whole line of the cache, then words.
+inline size_t scales_bytes(WeightType type, long m) {
+    return type == WeightType::i8 ? (m + LANES - 1) / LANES * LANES * sizeof(float) : 0;
+}
+
+inline uint32_t* row_words(WeightType type, const void* prepared, long m) {
+    return (uint32_t*)((char*)prepared + scales_bytes(type, m));
+}
+
+inline size_t rows_bytes(WeightType type, long m, long k) {
+    if (type == WeightType::f32) return 0;  // these are read where they are
+    return scales_bytes(type, m) + size_t(m) * steps_of(type, k) * sizeof(uint32_t);
+}
+
+template <WeightType type>
+inline void prepare_row(const float* row, long k, uint32_t* to, float* scale) {
+    float inverse = 0;
+    if constexpr (type == WeightType::i8) {
+        Quantizer quantizer = seen(row, k);
+        *scale = quantizer.scale();
+        inverse = quantizer.inverse();
+    }
+    constexpr uint32_t offset = type == WeightType::i8 ? 0x80808080 : 0;  // flips the top bit: +128
+    constexpr int words = LANES / per_word(type);
+    for (long j = 0; j < k; j += LANES, to += words) {
+        uint32_t some[LANES];
+        int count = int(k - j < LANES ? k - j : LANES);
+        put_words<type>(some, count == LANES ? load(row + j) : load_some(row + j, count), inverse);
+        for (int i = 0; i < words; i++) some[i] ^= offset;
+        std::memcpy(to, some, steps_of(type, count) * sizeof(uint32_t));
+    }
+}
+
+// fp32 rows [M, K] -> what multiply() eats, rows_bytes() of it. A barrier follows.
+inline void prepare_rows(WeightType type, const float* rows, long row_stride, long m, long k,
+                         void* prepared, const Worker& worker) {
+    Range mine = share(m, worker);
+    uint32_t* words = row_words(type, prepared, m);
+    for (long row = mine.begin; row < mine.end; row++) {
+        const float* from = rows + row * row_stride;
+        uint32_t* to = words + row * steps_of(type, k);
+        if (type == WeightType::bf16) prepare_row<WeightType::bf16>(from, k, to, nullptr);
+        if (type == WeightType::i8)
+            prepare_row<WeightType::i8>(from, k, to, (float*)prepared + row);
+    }
+}
+
+}  // namespace baton
