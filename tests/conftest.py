@@ -1,8 +1,11 @@
 """What all tests share: hypothesis finds the same examples every time, and no example has a clock;
 and signals are what they are in a terminal, also where the tests run in the background (nohup, CI):
-there they are ignored, and every process started from here would inherit that."""
+there they are ignored, and every process started from here would inherit that. What is compiled for
+tests is kept beside pytest's own cache."""
 
+import os
 import signal
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
@@ -18,3 +21,5 @@ settings.load_profile("calm")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "home")

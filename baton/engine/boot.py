@@ -1,27 +1,22 @@
 """Boot: from a model's files to an engine that has proved itself and knows its own speed."""
 
-import logging
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from baton.engine.device import dtype_name, pick_device, pick_dtype
 from baton.engine.pool import Pool
-from baton.engine.runner import Forward, Runner
+from baton.engine.runner import Forward
 from baton.errors import InputError
 from baton.kv.layout import KVLayout
 from baton.kv.row import Row
 from baton.model_files import ModelFiles
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 WARM_UP_TOKENS = 32
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +54,24 @@ def _forward(
     cache_dtype: torch.dtype,
     block_size: int,
 ) -> tuple[Forward, KVLayout]:
-    """Compiled where that can be, else in torch. transformers is imported only if it is needed:
-    that takes seconds."""
+    """The fastest way this model can run on this device. transformers is imported by `load`, only
+    if that is called: it takes seconds."""
 
     @cache
-    def load() -> "PreTrainedModel":
+    def load() -> Any:
         from baton.engine.loading import load_model
 
         return load_model(files, device, cache_dtype)
 
-    why = f"it is on {device}"
-    if device.type == "cpu":
-        from baton.engine.fast.choose import compiled
-        from baton.engine.fast.errors import NotNative
+    if device.type == "cpu" and find_spec("baton.engine.fast"):
+        from baton.engine.fast.choose import on_cpu
 
-        try:
-            return compiled(
-                files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size
-            )
-        except NotNative as error:
-            why = str(error)
-            logger.warning("%s runs in torch: %s", files.name, why)
+        return on_cpu(files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size)
     if weights == torch.int8:
-        raise InputError(f"{files.name} cannot have int8 weights: {why}; use another dtype")
-    from baton.engine.probe import discover_layout
-    from baton.engine.selftest import self_test
+        raise InputError(f"int8 weights are for the CPU, not for {device}: use another dtype")
+    from baton.engine.plain import in_torch
 
-    model = load()
-    layout = discover_layout(model, block_size, cache_dtype)
-    runner = Runner(model)
-    self_test(runner, model, layout)
-    return runner, layout
+    return in_torch(load(), cache_dtype, block_size)
 
 
 def _measure(runner: Forward, layout: KVLayout) -> float:

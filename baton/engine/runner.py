@@ -1,7 +1,7 @@
 """Runner: one forward over a pool. Prefill, chunked prefill and decode are the same call."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -10,9 +10,6 @@ from baton.engine.batch import Batch, pack
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.kv.row import Row
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PlanKernel = Callable[[Batch, int], Kernel]  # batch, block size -> this forward's attention
 
@@ -36,9 +33,10 @@ class Forward(Protocol):
 
 
 class Runner:
-    """The Forward of any model that torch runs: transformers' code with our attention."""
+    """The Forward of any model that torch runs: transformers' code with our attention. `model` is a
+    PreTrainedModel; the name is not imported, for that takes seconds."""
 
-    def __init__(self, model: "PreTrainedModel", plan_kernel: PlanKernel = GatherAttention) -> None:
+    def __init__(self, model: Any, plan_kernel: PlanKernel = GatherAttention) -> None:
         self.model = model
         self.body = model.base_model  # the model without its lm_head
         self.device = next(model.parameters()).device

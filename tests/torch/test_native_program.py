@@ -59,7 +59,12 @@ def native_case(family: str, weights: torch.dtype = torch.float32) -> Case:
 @pytest.mark.parametrize("family", NATIVE)
 @pytest.mark.parametrize(
     ("chunks", "late"),
-    [((1, 1, 1), (0, 0, 0)), ((7, 7, 7), (0, 0, 0)), ((99, 99, 99), (0, 0, 0)), ((1, 99, 7), (0, 5, 3))],
+    [
+        ((1, 1, 1), (0, 0, 0)),
+        ((7, 7, 7), (0, 0, 0)),
+        ((99, 99, 99), (0, 0, 0)),
+        ((1, 99, 7), (0, 5, 3)),
+    ],
     ids=["one token at a time", "chunks of 7", "whole", "prefill joins decode"],
 )
 def test_logits_are_those_of_the_plain_model(
@@ -80,7 +85,11 @@ def test_the_bits_do_not_depend_on_the_company(family: str, weights: torch.dtype
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            for chunks, late in (((1, 1, 1), (0, 0, 0)), ((5, 7, 3), (2, 0, 1)), ((1, 99, 7), (0, 5, 3))):
+            for chunks, late in (
+                ((1, 1, 1), (0, 0, 0)),
+                ((5, 7, 3), (2, 0, 1)),
+                ((1, 99, 7), (0, 5, 3)),
+            ):
                 for ours, alone in zip(run_in_chunks(it, chunks, late), whole, strict=True):
                     assert torch.equal(ours, alone)
     finally:

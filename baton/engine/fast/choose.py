@@ -1,7 +1,10 @@
-"""A model as a compiled program: found in the store, or made and proved now."""
+"""How a model runs on a CPU: as a compiled program, found in the store or made and proved now. Where
+that cannot be it runs in torch, with native attention and packed linears as far as they are to be had.
+"""
 
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -11,23 +14,52 @@ from baton.engine.fast.build import NoNative, build
 from baton.engine.fast.errors import NotNative
 from baton.engine.fast.forward import NativeRunner
 from baton.engine.fast.program import Program, declare
+from baton.engine.runner import Forward
+from baton.errors import InputError
 from baton.kv.layout import KVLayout, LayerShape
 from baton.model_files import ModelFiles
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+logger = logging.getLogger(__name__)
+
+
+def on_cpu(
+    files: ModelFiles,
+    load: Callable[[], Any],
+    *,
+    weights: torch.dtype,
+    cache_dtype: torch.dtype,
+    block_size: int,
+) -> tuple[Forward, KVLayout]:
+    """Its forward and the layout of its KV pool. `load` gives the model, if it is needed."""
+    try:
+        return compiled(
+            files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size
+        )
+    except NotNative as error:
+        if weights == torch.int8:
+            raise InputError(
+                f"{files.name} cannot have int8 weights: {error}; use another dtype"
+            ) from error
+        logger.warning("%s is not compiled and runs in torch: %s", files.name, error)
+    from baton.engine.fast.kernel import cpu_attention
+    from baton.engine.fast.packed import pack_linears
+    from baton.engine.plain import in_torch
+
+    model = load()
+    runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
+    pack_linears(model)
+    return runner, layout
 
 
 def compiled(
     files: ModelFiles,
-    load: Callable[[], "PreTrainedModel"],
+    load: Callable[[], Any],
     *,
     weights: torch.dtype,
     cache_dtype: torch.dtype,
     block_size: int,
 ) -> tuple[NativeRunner, KVLayout]:
-    """Its forward and the layout of its KV pool. `load` is called only if it has to be made.
-    NotNative where there is no compiler, or the model is not one that can be."""
+    """As on_cpu. NotNative where there is no compiler, or the model is not one that can be."""
     try:
         library = declare(build(("program.cpp",), "program"))
     except NoNative as error:

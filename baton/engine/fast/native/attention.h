@@ -254,7 +254,7 @@ void attend_tile(const AttentionLayer& layer, const AttentionBatch& batch, const
             auto stage = [&](const void* pool, long dim) {
                 const T* start = static_cast<const T*>(pool);
                 const T* then = start + (coming != nullptr ? coming->head + h : 0) * dim;
-                return Rows<T>{start + (tile.head + h) * dim, layer.kv_heads * dim, now.slots,
+                return CacheRows<T>{start + (tile.head + h) * dim, layer.kv_heads * dim, now.slots,
                                now.begin, now.end, then, next.slots, next.begin, next_end};
             };
             stage_keys(stage(layer.keys, layer.key_dim), layer.key_dim, scratch.keys);

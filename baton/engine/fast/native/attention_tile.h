@@ -19,7 +19,7 @@ constexpr int BLOCK_ROWS = 6, BLOCK_WIDTH = 1;
 
 // Where the rows of a stretch's positions [begin, end) are, and those of the stretch to come.
 template <typename T>
-struct Rows {
+struct CacheRows {
     const T* pool;
     long stride;
     const int64_t* slots;  // [STRETCH]
@@ -89,7 +89,7 @@ inline void transpose(Vec (&rows)[LANES]) {
 // Keys side by side: to[d][position]. Of a group of LANES positions those outside [begin, end) get
 // some neighbour's key; nobody looks at their scores.
 template <typename T>
-void stage_keys(const Rows<T>& keys, long dim, float* to) {
+void stage_keys(const CacheRows<T>& keys, long dim, float* to) {
     for (int group = keys.begin / LANES * LANES; group < keys.end; group += LANES) {
         const T* rows[LANES];
         for (int i = 0; i < LANES; i++) {
@@ -110,7 +110,7 @@ void stage_keys(const Rows<T>& keys, long dim, float* to) {
 
 // Values below each other: to[position][width], width being dim rounded up to LANES.
 template <typename T>
-void stage_values(const Rows<T>& values, long dim, long width, float* to) {
+void stage_values(const CacheRows<T>& values, long dim, long width, float* to) {
     for (int i = values.begin; i < values.end; i++) {
         const T* row = values.at(i);
         values.prefetch(i, dim);
