@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from baton.engine.fast.fuse import fuse
 from baton.engine.fast.lower import At, Attend, Level, Lowered, Micro
 from baton.engine.fast.values import Base, Space, Value
 
@@ -91,7 +92,7 @@ def pack_spans(wanted: Iterable[tuple[Base, int, int]]) -> tuple[dict[Base, int]
 
 def _steps(level: Level) -> list[Step]:
     steps: list[Step] = [
-        RowWork(space, tuple(micros)) for space, micros in level.rows.items() if micros
+        RowWork(space, fuse(micros)) for space, micros in level.rows.items() if micros
     ]
     groups: dict[tuple[Base, int, Space], list[int]] = {}
     for i, product in enumerate(level.products):

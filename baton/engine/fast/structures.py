@@ -9,6 +9,7 @@ CODES = (
     *("copy", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
     *("silu", "gelu", "gelu_tanh", "relu", "cos", "sin", "square", "cube", "pow", "add_to"),
     *("times", "clamp", "add", "sub", "mul", "div", "max", "min", "sum", "mean", "largest"),
+    *("silu_mul", "gelu_mul", "gelu_tanh_mul"),
     *("layer_norm", "embed_f32", "embed_bf16"),
 )
 NONE, VALUE, PICKED, SCRATCH, CONSTANT = range(5)

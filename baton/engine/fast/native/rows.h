@@ -13,6 +13,7 @@ enum class OpCode : int32_t {
     cos, sin, square, cube, pow, add_to, times, clamp,  // one operand, and perhaps numbers
     add, sub, mul, div, max, min,                       // two operands; add: a + x * b
     sum, mean, largest,                                 // over the inner dimension
+    silu_mul, gelu_mul, gelu_tanh_mul,                  // of a, times b
     layer_norm,                                         // over the inner dimension, b: weight, c: bias
     embed_f32, embed_bf16,                              // row number a of the table b
 };
@@ -227,6 +228,9 @@ inline void run_one(const Op& op, const RowView& rows, long row) {
         TWO(div, v / w);
         TWO(max, select(v > w, v, w));
         TWO(min, select(v < w, v, w));
+        TWO(silu_mul, v * sigmoid(v) * w);
+        TWO(gelu_mul, gelu(v) * w);
+        TWO(gelu_tanh_mul, gelu_tanh(v) * w);
 #undef ONE
 #undef TWO
         case OpCode::sum:
