@@ -68,6 +68,8 @@ class ClusterOptions:
     max_model_len: int | None = None
     kv_transport: str = "auto"
     max_num_batched_tokens: int = 2048
+    speculative_model: str | None = None
+    num_speculative_tokens: int = 4
 
 
 class Cluster:
@@ -114,6 +116,10 @@ class Cluster:
         if options.max_model_len is not None:
             router += ["--max-model-len", str(options.max_model_len)]
             shared += ["--max-model-len", str(options.max_model_len)]
+        guessing = []
+        if options.speculative_model is not None:
+            guessing += ["--speculative-model", options.speculative_model]
+            guessing += ["--num-speculative-tokens", str(options.num_speculative_tokens)]
         commands = [("router", router)]
         threads = str(threads_per_worker(options.topology))
         for role, devices in (
@@ -126,7 +132,7 @@ class Cluster:
                 if device == "cpu":
                     command += ["--threads", threads]
                 if role == "decode":
-                    command += ["--max-num-seqs", str(options.batch_size)]
+                    command += ["--max-num-seqs", str(options.batch_size), *guessing]
                 commands.append((name, command))
         return commands
 

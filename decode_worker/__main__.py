@@ -44,6 +44,20 @@ TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
     metavar="ADDRESS",
     help="Address of this machine where KV frames from other hosts are taken in (needs --keys).",
 )
+@click.option(
+    "--speculative-model",
+    default=None,
+    metavar="NAME",
+    help="Guess tokens ahead (the answers stay the same): ngram looks in the text so far; a model "
+    "of the same vocabulary is run beside the large one.  [default: none]",
+)
+@click.option(
+    "--num-speculative-tokens",
+    type=click.IntRange(1, 32),
+    default=4,
+    show_default=True,
+    help="The most guesses a step for one sequence.",
+)
 def main(**given: Any) -> None:
     """Own the KV pool, and turn filled blocks into tokens, one step at a time.
 

@@ -8,10 +8,12 @@ from baton.engine.boot import boot
 from baton.engine.pool import pool_blocks
 from baton.errors import InputError
 from baton.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
-from baton.model_files import resolve_model
+from baton.model_files import ModelFiles, resolve_model
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
 from decode_worker.decoding import Decoding
+from decode_worker.draft import DraftModel, check_draft
+from decode_worker.speculation import PromptLookup, Proposer, Speculation
 from decode_worker.worker import DecodeWorker
 
 
@@ -23,6 +25,8 @@ def run(
     kv_cache_memory_bytes: int | None,
     run_dir: Path | None,
     kv_host: str | None,
+    speculative_model: str | None,
+    num_speculative_tokens: int,
 ) -> int:
     """Load, join, decode until stopped. Returns the exit code."""
     if options.threads is not None:
@@ -30,6 +34,8 @@ def run(
     files = resolve_model(options.model)
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
     context = min(options.max_model_len or files.max_positions, files.max_positions)
+    proposer = _proposer(speculative_model, options, files, max_num_seqs * context)
+    speculation = Speculation(proposer, num_speculative_tokens)
     blocks = pool_blocks(
         engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context
     )
@@ -57,10 +63,27 @@ def run(
         regions=decoding.renew_epoch(first_epoch(options)),
     )
     try:
-        node = DecodeWorker(hello, decoding, options.max_num_batched_tokens)
+        node = DecodeWorker(hello, decoding, options.max_num_batched_tokens, speculation)
         return run_worker(options, node, decoding.wakeups)
     finally:
         decoding.close()
+
+
+def _proposer(
+    name: str | None, options: WorkerOptions, target: ModelFiles, tokens: int
+) -> Proposer | None:
+    """Who guesses, with a KV pool of its own for so many tokens if it is a model."""
+    if name is None:
+        return None
+    if name == "ngram":
+        return PromptLookup()
+    files = resolve_model(name)
+    check_draft(files, target)
+    engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
+    blocks = pool_blocks(engine.layout, engine.device, None, tokens)
+    return DraftModel(
+        engine, blocks, context=files.max_positions, chunk=options.max_num_batched_tokens
+    )
 
 
 def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str | list[str]:

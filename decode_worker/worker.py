@@ -19,7 +19,8 @@ from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
-from decode_worker.batching import Progress, plan_step
+from decode_worker.batching import Progress, Share, plan_step
+from decode_worker.speculation import Speculation, Wanted, standing
 from sampler.params import SamplingParams
 
 LEASE_S = 60.0
@@ -59,7 +60,8 @@ class DecodeModel(Protocol):
         """Offer the pool anew: writers of the old epoch cannot reach it through the new regions."""
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
-        """One forward; one token for each row that asks for logits, None if they are not finite."""
+        """One forward; one token for each position that asks for logits, in order, None where they
+        are not finite."""
 
 
 @dataclass(slots=True)
@@ -72,6 +74,11 @@ class Run:
     until: int  # tokens at which it ends by length
     sampling: SamplingParams
     eos_token_ids: tuple[int, ...]
+
+    def draw(self, guessed: Sequence[int]) -> Draw:
+        """How to sample what follows the known and these guessed tokens."""
+        seen = self.known + list(guessed) if guessed else self.known
+        return Draw(self.sampling, len(self.known) + len(guessed), seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ class DecodeWorker:
     hello: msg.Hello
     model: DecodeModel
     token_budget: int
+    speculation: Speculation = field(default_factory=Speculation)
     table: BlockTable = field(init=False)
     runs: dict[str, Run] = field(init=False, default_factory=dict)
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
@@ -158,6 +166,7 @@ class DecodeWorker:
         """The end of a run on this worker, whatever the reason."""
         self.runs.pop(run, None)
         self.arriving.pop(run, None)
+        self.speculation.forget(run)
         grant = self.table.release(run, writer)
         if grant is not None:
             self.model.retire(grant)
@@ -219,33 +228,62 @@ class DecodeWorker:
         shares = plan_step(progress, token_budget=self.token_budget)
         if not shares:
             return []
+        guesses = self._guess(shares)
         rows, draws, sampled = [], [], []
         for share in shares:
-            run = self.runs[share.run]
-            tokens = run.known[run.computed : run.computed + share.tokens]
-            logits = Logits.LAST if share.samples else Logits.NONE
+            run, guessed = self.runs[share.run], guesses.get(share.run, [])
+            tokens = run.known[run.computed : run.computed + share.tokens] + guessed
+            logits = Logits.ALL if guessed else Logits.LAST if share.samples else Logits.NONE
             rows.append(Row(tokens, run.computed, run.grant.blocks, logits))
             run.computed += share.tokens
             if share.samples:
-                draws.append(Draw(run.sampling, len(run.known), run.known))
-                sampled.append(share.run)
+                draws += [run.draw(guessed[:i]) for i in range(len(guessed) + 1)]
+                sampled.append((share.run, guessed))
         return self._sampled(sampled, self.model.step(rows, draws))
 
-    def _sampled(self, names: list[str], ids: list[int | None]) -> list[Effect]:
+    def _guess(self, shares: Sequence[Share]) -> dict[str, list[int]]:
+        """Guesses for the runs that decode, within the budget, their blocks and their length."""
+        wanted = []
+        for share in shares:
+            run = self.runs[share.run]
+            if share.samples and share.tokens == 1:
+                room = len(run.grant.blocks) * self.hello.block_size - len(run.known)
+                most = min(room, run.until - len(run.known) - 1)
+                wanted.append(Wanted(share.run, run.known, most))
+        taken = sum(share.tokens for share in shares)
+        return self.speculation.guess(wanted, self.token_budget - taken)
+
+    def _sampled(
+        self, sampled: Sequence[tuple[str, list[int]]], ids: Sequence[int | None]
+    ) -> list[Effect]:
+        """`ids`: for each run one token, and one more for each of its guesses."""
         effects: list[Effect] = []
-        tokens = []
-        for name, token_id in zip(names, ids, strict=True):
+        tokens: list[msg.Token] = []
+        at = 0
+        for name, guessed in sampled:
+            drawn = ids[at : at + len(guessed) + 1]
+            at += len(guessed) + 1
+            stood = standing(guessed, drawn)
+            self.runs[name].computed += stood
+            self.speculation.heard(name, guessed=len(guessed), stood=stood)
+            effects += self._say(name, drawn[: stood + 1], tokens)
+        return [To(ROUTER, msg.Decoded(tuple(tokens))), *effects] if tokens else effects
+
+    def _say(self, name: str, drawn: Sequence[int | None], tokens: list[msg.Token]) -> list[Effect]:
+        """A run's tokens of this step, up to its end."""
+        run = self.runs[name]
+        for token_id in drawn:
             if token_id is None:
                 self._let_go(name, None)
                 why = "the model's logits for this request are not finite numbers"
-                effects.append(To(ROUTER, msg.Broke(name, "numerical_error", why)))
-                continue
-            position = len(self.runs[name].known)
-            finish = self._append(self.runs[name], token_id)
+                return [To(ROUTER, msg.Broke(name, "numerical_error", why))]
+            position = len(run.known)
+            finish = self._append(run, token_id)
             tokens.append(msg.Token(name, position, token_id, finish))
             if finish is not None:
                 self._let_go(name, None)
-        return [To(ROUTER, msg.Decoded(tuple(tokens))), *effects] if tokens else effects
+                break
+        return []
 
     def _append(self, run: Run, token_id: int) -> str | None:
         run.known.append(token_id)

@@ -72,6 +72,8 @@ def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Lin
         dtype=place.dtype,
         max_model_len=place.max_model_len,
         kv_transport=place.kv_transport,
+        speculative_model=place.speculative_model,
+        num_speculative_tokens=place.num_speculative_tokens,
     )
     cluster = Cluster(options)
     client: Client | None = None

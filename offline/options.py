@@ -140,6 +140,7 @@ def place_options() -> Decorator:
             help="Prompt and answer together; less needs less memory.",
         ),
         option(model, "--download", is_flag=True, help="Fetch a Hugging Face id that is not here."),
+        *_speculation(model),
         *_devices(topology),
         option(
             topology,
@@ -176,6 +177,24 @@ def place_options() -> Decorator:
             help="CURVE keys, needed for tcp://; made by `python main.py keys DIR`.",
         ),
     )
+
+
+def _speculation(section: str) -> list[Decorator]:
+    return [
+        option(
+            section,
+            "--speculative-model",
+            metavar="NAME",
+            show_default="none",
+            help="Guess tokens ahead, same answers: ngram, or a small model of the same tokens.",
+        ),
+        option(
+            section,
+            "--num-speculative-tokens",
+            default=4,
+            help="The most guesses a step.",
+        ),
+    ]
 
 
 def _devices(section: str) -> list[Decorator]:

@@ -19,7 +19,9 @@ SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 OF_OUR_CLUSTER = (
     *("model", "dtype", "max_model_len", "prefill_device", "decode_device", "num_prefill"),
     *("num_decode", "colocated", "kv_transport", "batch_window_ms", "download"),
+    *("speculative_model", "num_speculative_tokens"),
 )
+MOST_GUESSES = 32
 ONLY_WHEN_SAMPLING = ("top_k", "top_p", "min_p")
 
 
@@ -33,6 +35,8 @@ class Place:
     topology: Topology | None  # None: the running cluster has its own
     kv_transport: str
     batch_window_ms: float
+    speculative_model: str | None
+    num_speculative_tokens: int
     router: str | None
     keys: Path | None
     download: bool
@@ -94,6 +98,9 @@ def place_from(given: Mapping[str, object], said: Callable[[str], bool]) -> Plac
     assert isinstance(window, float)
     if not 0 <= window <= 60_000:
         raise InputError(f"--batch-window-ms must be 0 (no waiting) to 60000, got {window:g}")
+    guesses = _int_or_none(given["num_speculative_tokens"]) or 0
+    if not 1 <= guesses <= MOST_GUESSES:
+        raise InputError(f"--num-speculative-tokens must be 1 to {MOST_GUESSES}, got {guesses}")
     return Place(
         model=str(given["model"]),
         dtype=str(given["dtype"]),
@@ -101,6 +108,8 @@ def place_from(given: Mapping[str, object], said: Callable[[str], bool]) -> Plac
         topology=None if given["router"] else _topology(given, said),
         kv_transport=str(given["kv_transport"]),
         batch_window_ms=window,
+        speculative_model=_str_or_none(given["speculative_model"]),
+        num_speculative_tokens=guesses,
         router=_str_or_none(given["router"]),
         keys=Path(str(given["keys"])) if given["keys"] else None,
         download=bool(given["download"]),

@@ -32,6 +32,7 @@ ROWS = (
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.logprobs",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
+    "decode_worker.draft",
     "decode_worker.process", "models", "lab", "evaluation", "benchmarks",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")

@@ -18,6 +18,7 @@ from baton.request import Limits
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from baton.wire.node import ROUTER, Node, Stop, To, Watch
+from decode_worker.speculation import Proposer, Speculation
 from decode_worker.worker import DecodeWorker, Draw
 from prefill_worker.worker import Chunk, PrefillWorker, Way
 from router.intake import Served
@@ -144,10 +145,13 @@ class PretendDecode:
         for row in rows:
             for offset, token in enumerate(row.token_ids):
                 self.memory.write(row.blocks, row.start + offset, token)
-            if row.logits is Logits.LAST:
+            if row.logits is not Logits.NONE:
                 context = [self.memory.read(row.blocks, p) for p in range(row.end)]
                 known = [-1 if token is None else token for token in context]
-                tokens.append(None if known[0] in self.town.poisoned else next_token(known))
+                first = row.start + 1 if row.logits is Logits.ALL else row.end
+                for end in range(first, row.end + 1):
+                    broken = known[0] in self.town.poisoned
+                    tokens.append(None if broken else next_token(known[:end]))
         assert len(tokens) == len(draws)
         return tokens
 
@@ -175,6 +179,7 @@ class Town:
         rules: Rules | None = None,
         prefill_budget: int = 16,
         patience_s: float = 0.0,
+        proposer: Callable[[], Proposer] | None = None,
     ) -> None:
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
@@ -191,6 +196,7 @@ class Town:
         self.rules = rules or Rules(batch_size=4, window_s=0.01, token_budget=64)
         self._blocks, self._budget, self._patience = blocks, prefill_budget, patience_s
         self._boots = 0
+        self._proposer = proposer
         self.start_router()
         for index in range(prefills):
             self.start_worker("prefill", index)
@@ -217,7 +223,8 @@ class Town:
         if role == "decode":
             self.memories[name] = Memory()
             model = PretendDecode(self, self.memories[name])
-            self.nodes[name] = DecodeWorker(hello, model, token_budget=16)
+            speculation = Speculation(self._proposer() if self._proposer else None, most=4)
+            self.nodes[name] = DecodeWorker(hello, model, 16, speculation)
         else:
             self.nodes[name] = PrefillWorker(hello, PretendPrefill(self), token_budget=self._budget)
         return name

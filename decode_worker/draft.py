@@ -1,0 +1,105 @@
+"""DraftModel: a small model of the same vocabulary guesses for a large one (Leviathan et al., "Fast
+inference from transformers via speculative decoding", 2023; the check is ours, see speculation.py).
+
+It has a KV pool of its own in this process, and catches up with a run when it is first asked about
+it. Its guesses are greedy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from baton.engine.boot import Engine
+from baton.engine.pool import Pool
+from baton.errors import InputError
+from baton.kv.row import Logits, Row
+from baton.model_files import ModelFiles
+from decode_worker.speculation import Wanted
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """Tokens whose keys and values are in the draft's pool."""
+
+    computed: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+
+
+class DraftModel:
+    """A Proposer (see speculation.py). Runs for whom there is no room get no guesses."""
+
+    def __init__(self, engine: Engine, blocks: int, *, context: int, chunk: int) -> None:
+        self._engine = engine
+        self._context = min(context, engine.files.max_positions)
+        self._chunk = chunk
+        self._pool = Pool.private(engine.layout, blocks, engine.device)
+        self._free = list(range(blocks))
+        self._runs: dict[str, _Sequence] = {}
+
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        """See Proposer."""
+        guesses: list[list[int]] = [[] for _ in wanted]
+        open_ = [i for i, each in enumerate(wanted) if each.most and self._room(each)]
+        self._catch_up([wanted[i] for i in open_])
+        while open_:
+            rows = [self._row(wanted[i], guesses[i]) for i in open_]
+            logits = self._engine.runner.run(self._pool, rows)  # [len(open_), vocabulary]
+            for i, token in zip(open_, logits.argmax(dim=-1).tolist(), strict=True):
+                guesses[i].append(token)
+            open_ = [i for i in open_ if len(guesses[i]) < wanted[i].most]
+        return guesses
+
+    def forget(self, run: str) -> None:
+        """See Proposer."""
+        sequence = self._runs.pop(run, None)
+        if sequence is not None:
+            self._free += sequence.blocks
+
+    def _room(self, wanted: Wanted) -> bool:
+        """Blocks for all that is known and guessed; what of the past is no longer so is dropped."""
+        tokens = len(wanted.known) + wanted.most
+        if tokens > self._context:
+            return False
+        sequence = self._runs.setdefault(wanted.run, _Sequence())
+        while len(sequence.blocks) < self._engine.layout.blocks_for(tokens):
+            if not self._free:
+                return False
+            sequence.blocks.append(self._free.pop())
+        same = 0
+        for mine, theirs in zip(sequence.computed, wanted.known[:-1], strict=False):
+            if mine != theirs:
+                break
+            same += 1
+        del sequence.computed[same:]
+        return True
+
+    def _catch_up(self, wanted: Sequence[Wanted]) -> None:
+        """All known tokens but the last, in chunks."""
+        for each in wanted:
+            sequence = self._runs[each.run]
+            while len(sequence.computed) < len(each.known) - 1:
+                start = len(sequence.computed)
+                tokens = list(each.known[start : min(start + self._chunk, len(each.known) - 1)])
+                self._engine.runner.fill(self._pool, [Row(tokens, start, sequence.blocks)])
+                sequence.computed += tokens
+
+    def _row(self, wanted: Wanted, guesses: Sequence[int]) -> Row:
+        """The last token known or guessed, which is thereby computed."""
+        sequence = self._runs[wanted.run]
+        token = guesses[-1] if guesses else wanted.known[-1]
+        row = Row([token], len(sequence.computed), sequence.blocks, Logits.LAST)
+        sequence.computed.append(token)
+        return row
+
+
+def check_draft(draft: ModelFiles, target: ModelFiles) -> None:
+    """InputError if they do not speak of the same tokens."""
+    if draft.vocab_size != target.vocab_size:
+        raise InputError(
+            f"{draft.name} cannot draft for {target.name}: {draft.vocab_size} tokens against "
+            f"{target.vocab_size}; a draft model must share the vocabulary"
+        )
+    if draft.tokenizer_file.read_bytes() != target.tokenizer_file.read_bytes():
+        raise InputError(
+            f"{draft.name} cannot draft for {target.name}: their tokenizer.json differ; a draft "
+            "model must share the vocabulary"
+        )
