@@ -56,27 +56,37 @@ struct Chunk {
 };
 
 // M rows times VECTORS vectors of a chunk. `out` holds the sums of the chunks before.
+// GCC keeps the sums in registers only where it unrolls the loops over them at once.
 template <WeightType type, int M>
-inline void multiply_tile(const Rows& rows, const Chunk& chunk, int column, const Edge& edge,
+__attribute__((noinline)) void multiply_tile(const Rows& rows, const Chunk& chunk, int column, const Edge& edge,
                           float* out, long out_stride) {
     Vec sums[M][VECTORS];
+#pragma GCC unroll 8
     for (int r = 0; r < M; r++)
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++)
             sums[r][v] = load(chunk.first ? edge.start + column + v * LANES
                                           : out + r * out_stride + column + v * LANES);
     const uint32_t* words = chunk.words + column;
-    for (long step = 0; step < chunk.steps; step++, words += CHANNELS) {
+    long step = 0;
+    do {
         VecU weights[VECTORS];
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) {
             __builtin_prefetch(words + AHEAD * CHANNELS + v * LANES);
             weights[v] = load_words(words + v * LANES);
         }
+#pragma GCC unroll 8
         for (int r = 0; r < M; r++)
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++)
                 sums[r][v] = add_products<type>(sums[r][v], rows.words + r * rows.stride + step,
                                                 weights[v]);
-    }
+        words += CHANNELS;
+    } while (++step < chunk.steps);
+#pragma GCC unroll 8
     for (int r = 0; r < M; r++)
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) {
             Vec result = sums[r][v];
             int at = column + v * LANES;
