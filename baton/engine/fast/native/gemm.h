@@ -55,35 +55,59 @@ struct Chunk {
     bool first, last;
 };
 
-// M rows times VECTORS vectors of a chunk. `out` holds the sums of the chunks before.
+// M rows times VECTORS vectors of a chunk. `sums` [M][stride] holds those of the chunks before. GCC
+// keeps them in registers only if it unrolls the loops over them at once, and nothing else happens.
 template <WeightType type, int M>
-inline void multiply_tile(const Rows& rows, const Chunk& chunk, int column, const Edge& edge,
-                          float* out, long out_stride) {
-    Vec sums[M][VECTORS];
+__attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float* start, float* sums,
+                                             long stride) {
+    Vec tile[M][VECTORS];
+#pragma GCC unroll 8
     for (int r = 0; r < M; r++)
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++)
-            sums[r][v] = load(chunk.first ? edge.start + column + v * LANES
-                                          : out + r * out_stride + column + v * LANES);
-    const uint32_t* words = chunk.words + column;
-    for (long step = 0; step < chunk.steps; step++, words += CHANNELS) {
+            tile[r][v] = load((chunk.first ? start : sums + r * stride) + v * LANES);
+    long step = 0;
+    do {
         VecU weights[VECTORS];
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) {
-            __builtin_prefetch(words + AHEAD * CHANNELS + v * LANES);
-            weights[v] = load_words(words + v * LANES);
+            __builtin_prefetch(chunk.words + AHEAD * CHANNELS + v * LANES);
+            weights[v] = load_words(chunk.words + v * LANES);
         }
+#pragma GCC unroll 8
         for (int r = 0; r < M; r++)
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++)
-                sums[r][v] = add_products<type>(sums[r][v], rows.words + r * rows.stride + step,
+                tile[r][v] = add_products<type>(tile[r][v], rows.words + r * rows.stride + step,
                                                 weights[v]);
-    }
+        chunk.words += CHANNELS;
+    } while (++step < chunk.steps);
+#pragma GCC unroll 8
     for (int r = 0; r < M; r++)
-        for (int v = 0; v < VECTORS; v++) {
-            Vec result = sums[r][v];
-            int at = column + v * LANES;
-            if (type == WeightType::i8 && chunk.last)
-                result = __builtin_convertvector((VecI)result, Vec) * rows.scales[r] *
-                             load(edge.scale + at) + load(edge.bias + at);
-            store(out + r * out_stride + at, result);
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) store(sums + r * stride + v * LANES, tile[r][v]);
+}
+
+template <WeightType type>
+inline void multiply_tile(int m, const Rows& rows, const Chunk& chunk, const float* start,
+                          float* sums, long stride) {
+    switch (m) {
+        case 1: return multiply_tile<type, 1>(rows, chunk, start, sums, stride);
+        case 2: return multiply_tile<type, 2>(rows, chunk, start, sums, stride);
+        case 3: return multiply_tile<type, 3>(rows, chunk, start, sums, stride);
+        case 4: return multiply_tile<type, 4>(rows, chunk, start, sums, stride);
+        case 5: return multiply_tile<type, 5>(rows, chunk, start, sums, stride);
+        case 6: return multiply_tile<type, 6>(rows, chunk, start, sums, stride);
+    }
+}
+
+// i8: int32 sums become the result, in place.
+inline void finish(const Rows& rows, int m, const Edge& edge, float* sums, long stride) {
+    for (int r = 0; r < m; r++)
+        for (int i = 0; i < CHANNELS; i += LANES) {
+            float* at = sums + r * stride + i;
+            Vec sum = __builtin_convertvector((VecI)load(at), Vec);
+            store(at, sum * rows.scales[r] * load(edge.scale + i) + load(edge.bias + i));
         }
 }
 
@@ -92,23 +116,18 @@ template <WeightType type>
 inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Edge& edge,
                            float* out, long out_stride, int channels) {
     float padded[ROWS][CHANNELS];
-    float* to = out;
-    long stride = out_stride;
-    if (channels < CHANNELS) {
-        to = padded[0];
-        stride = CHANNELS;
-        for (int r = 0; r < m && !chunk.first; r++)
-            std::memcpy(padded[r], out + r * out_stride, channels * sizeof(float));
+    const bool whole = channels == CHANNELS;
+    float* sums = whole ? out : padded[0];
+    const long stride = whole ? out_stride : CHANNELS;
+    for (int r = 0; r < m && !whole && !chunk.first; r++)
+        std::memcpy(padded[r], out + r * out_stride, channels * sizeof(float));
+    for (int i = 0; i < CHANNELS; i += VECTORS * LANES) {
+        Chunk some = chunk;
+        some.words += i;
+        multiply_tile<type>(m, rows, some, edge.start + i, sums + i, stride);
     }
-    for (int column = 0; column < CHANNELS; column += VECTORS * LANES) switch (m) {
-            case 1: multiply_tile<type, 1>(rows, chunk, column, edge, to, stride); break;
-            case 2: multiply_tile<type, 2>(rows, chunk, column, edge, to, stride); break;
-            case 3: multiply_tile<type, 3>(rows, chunk, column, edge, to, stride); break;
-            case 4: multiply_tile<type, 4>(rows, chunk, column, edge, to, stride); break;
-            case 5: multiply_tile<type, 5>(rows, chunk, column, edge, to, stride); break;
-            case 6: multiply_tile<type, 6>(rows, chunk, column, edge, to, stride); break;
-        }
-    for (int r = 0; r < m && channels < CHANNELS; r++)
+    if (type == WeightType::i8 && chunk.last) finish(rows, m, edge, sums, stride);
+    for (int r = 0; r < m && !whole; r++)
         std::memcpy(out + r * out_stride, padded[r], channels * sizeof(float));
 }
 

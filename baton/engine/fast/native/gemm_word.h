@@ -10,7 +10,7 @@
 
 #include "vec.h"
 
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
 
@@ -50,7 +50,9 @@ inline Vec add_products(Vec sums, const uint32_t* row, VecU weights) {
 #endif
     } else {  // bytes of the row are unsigned, those of the weight signed; sums are int32, modulo 2^32
 #ifdef __AVX512VNNI__
-        return (Vec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)word, (__m512i)weights);
+        // As text, for GCC takes the intrinsic's operands from memory and keeps sums there.
+        asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(word), "v"(weights));
+        return sums;
 #else
         VecU total = (VecU)sums;
         for (int shift = 24; shift >= 0; shift -= 8)

@@ -1,0 +1,36 @@
+// gemm.h for the test: the shares of all threads, one after another, so that a share which needs
+// another's result is seen at once.
+#include "gemm.h"
+
+using namespace baton;
+
+extern "C" {
+
+long bytes_of_weight(int type, long n, long k) { return packed_bytes(WeightType(type), n, k); }
+
+long bytes_of_rows(int type, long m, long k) { return rows_bytes(WeightType(type), m, k); }
+
+void pack_weight(int type, int is_bf16, const void* source, long row_stride, long column_stride,
+                 long n, long k, void* panels, float* scales, int threads) {
+    for (int thread = threads - 1; thread >= 0; thread--) {
+        Worker worker{thread, threads};
+        if (is_bf16)
+            pack(WeightType(type), (const bf16*)source, row_stride, column_stride, n, k, panels,
+                 scales, worker);
+        else
+            pack(WeightType(type), (const float*)source, row_stride, column_stride, n, k, panels,
+                 scales, worker);
+    }
+}
+
+void multiply_rows(int type, long n, long k, const void* panels, const float* scales,
+                   const float* bias, const float* rows, long row_stride, void* prepared, long m,
+                   float* out, long out_stride, int threads) {
+    Weight weight{WeightType(type), n, k, panels, scales, bias};
+    for (int thread = threads - 1; thread >= 0; thread--)
+        prepare_rows(weight.type, rows, row_stride, m, k, prepared, {thread, threads});
+    for (int thread = threads - 1; thread >= 0; thread--)
+        multiply(weight, rows, row_stride, prepared, m, out, out_stride, {thread, threads});
+}
+
+}
