@@ -36,6 +36,10 @@ struct AttentionLayer {
 };
 
 constexpr long TILE_ROWS = 64;
+#ifndef PARTN
+#define PARTN 16
+#endif
+constexpr int PART = PARTN;  // positions of which several heads are read in one go
 
 // Queries [first, first + queries) of a sequence, for kv heads [head, head + heads).
 struct Tile {
@@ -46,6 +50,7 @@ struct Tile {
 struct AttentionScratch {
     long rows, width;  // width: value_dim rounded up to LANES
     float *keys, *values, *scores, *queries, *outputs, *weights, *largest;
+    int64_t *begins, *ends;  // the positions each query sees
 
     explicit AttentionScratch(const AttentionLayer& layer) {
         rows = std::max(TILE_ROWS, layer.heads / layer.kv_heads);
@@ -54,27 +59,27 @@ struct AttentionScratch {
 
     // Places everything from `memory` on; returns the bytes that takes.
     size_t place(const AttentionLayer& layer, void* memory) {
-        char* start = static_cast<char*>(memory);
-        char* at = start;
-        auto take = [&](float*& part, long floats) {
-            part = reinterpret_cast<float*>(at);
-            at += (floats * sizeof(float) + 63) / 64 * 64;
+        uintptr_t start = reinterpret_cast<uintptr_t>(memory), at = start;
+        auto take = [&]<typename T>(T*& part, long count) {
+            part = reinterpret_cast<T*>(at);
+            at += (count * sizeof(T) + 63) / 64 * 64;
         };
         take(keys, layer.key_dim * STRETCH);
         take(values, STRETCH * width);
-        take(scores, BLOCK_ROWS * STRETCH);
+        take(scores, rows * STRETCH);
         take(queries, rows * layer.key_dim);
         take(outputs, rows * width);
         take(weights, rows * LANES);
         take(largest, rows);
+        take(begins, rows);
+        take(ends, rows);
         return at - start;
     }
 };
 
 // Bytes of scratch a thread needs; it begins at a multiple of 64.
 inline size_t attention_scratch_bytes(const AttentionLayer& layer) {
-    alignas(64) static char nowhere[64];
-    return AttentionScratch(layer).place(layer, nowhere);
+    return AttentionScratch(layer).place(layer, nullptr);
 }
 
 // First and one past the last position that query `query` of a sequence sees.
@@ -148,130 +153,207 @@ class Tiles {
     Tile at;
 };
 
-// Positions base + [begin, end) of a sequence: where they are in the pool.
+// Positions base + [begin, end) of a sequence, and where they are in the pool.
 struct Stretch {
-    long base;
-    int begin, end;
+    long base = 0;
+    int begin = 0, end = 0;
     int64_t slots[STRETCH];
 
-    Stretch() : base(0), begin(0), end(0) {}
+    Stretch() = default;
 
     Stretch(const AttentionBatch& batch, long sequence, long base, const Range& keys)
-        : base(base),
-          begin(int(std::max(keys.begin - base, 0L))),
-          end(int(std::min(keys.end - base, long(STRETCH)))) {
+        : base(base), begin(within(keys.begin)), end(within(keys.end)) {
         const int32_t* table = batch.block_table + sequence * batch.table_width;
-        long block = (base + begin) / batch.block_size, within = (base + begin) % batch.block_size;
+        long block = (base + begin) / batch.block_size, place = (base + begin) % batch.block_size;
         for (int i = begin; i < end; i++) {
-            slots[i] = table[block] * int64_t(batch.block_size) + within;
-            if (++within == batch.block_size) block++, within = 0;
+            slots[i] = table[block] * int64_t(batch.block_size) + place;
+            if (++place == batch.block_size) block++, place = 0;
         }
     }
+
+    int within(long position) const { return int(std::clamp(position - base, 0L, long(STRETCH))); }
 };
 
-inline long first_stretch(const Range& keys) { return keys.begin / STRETCH * STRETCH; }
-
-// Rows of one kv head, query by query, meet the stretch that is in scratch.
-inline void meet(const AttentionLayer& layer, const AttentionBatch& batch, const Tile& tile,
-                 const Stretch& stretch, const AttentionScratch& scratch, long first_row) {
-    long group = layer.heads / layer.kv_heads, count = tile.queries * group;
-    int vectors = int(scratch.width / LANES);
-    auto span = [&](long row) {
-        Range all = seen(layer, batch, tile.sequence, tile.first + row / group);
-        return Range{std::max(all.begin - stretch.base, 0L),
-                     std::min(all.end - stretch.base, long(STRETCH))};
-    };
-    long row = 0;
-    while (row < count && span(row).end <= 0) row++;  // queries before this stretch
-    while (count > row && span(count - 1).begin >= STRETCH) count--;  // and far behind it
-    for (int rows; row < count; row += rows) {
-        long blocks = (count - row + BLOCK_ROWS - 1) / BLOCK_ROWS;
-        rows = int((count - row + blocks - 1) / blocks);  // none much smaller than the others
-        long from = span(row).begin, until = span(row + rows - 1).end;  // of all rows together
-        long all_from = span(row + rows - 1).begin, all_until = span(row).end;  // what each sees
-        long at = from / LANES * LANES;
-        const float* queries = scratch.queries + (first_row + row) * layer.key_dim;
-        std::memset(scratch.scores, 0, rows * STRETCH * sizeof(float));
-        add_products(rows, queries, layer.key_dim, scratch.keys + at, STRETCH, scratch.scores + at,
-                     STRETCH, layer.key_dim, int((until - at + LANES - 1) / LANES));
-        float* outputs = scratch.outputs + (first_row + row) * scratch.width;
-        auto add_values = [&](int first, int many, long begin, long end) {
-            if (begin < end)
-                add_products(many, scratch.scores + first * STRETCH + begin, STRETCH,
-                             scratch.values + begin * scratch.width, scratch.width,
-                             outputs + first * scratch.width, scratch.width, end - begin, vectors);
-        };
-        for (int i = 0; i < rows; i++) {
-            Range keys = span(row + i);
-            long index = first_row + row + i;
-            RowState state{scratch.largest[index], scratch.weights + index * LANES,
-                           outputs + i * scratch.width};
-            weigh(scratch.scores + i * STRETCH, int(keys.begin), int(keys.end), layer.softcap,
-                  state, vectors);
-            scratch.largest[index] = state.largest;
-            add_values(i, 1, keys.begin, std::min(all_from, keys.end));
-        }
-        add_values(0, rows, all_from, all_until);
-        for (int i = 0; i < rows; i++)
-            add_values(i, 1, std::max(std::min(all_from, span(row + i).end), all_until),
-                       span(row + i).end);
-    }
-}
-
 template <typename T>
-void attend_tile(const AttentionLayer& layer, const AttentionBatch& batch, const Tile& tile,
-                 const Tile* after, const float* q, long q_stride, float* out, long out_stride,
-                 const AttentionScratch& scratch) {
-    long group = layer.heads / layer.kv_heads, rows = tile.queries * group;
-    long token = batch.query_offsets[tile.sequence] + tile.first;
-    auto each_row = [&](auto&& visit) {
-        for (long h = 0, row = 0; h < tile.heads; h++)
-            for (long i = 0; i < tile.queries; i++)
-                for (long g = 0; g < group; g++, row++)
-                    visit(row, token + i, (tile.head + h) * group + g);
-    };
-    each_row([&](long row, long index, long head) {
-        const float* from = q + index * q_stride + head * layer.key_dim;
-        float* to = scratch.queries + row * layer.key_dim;
-        for (long d = 0; d < layer.key_dim; d++) to[d] = from[d] * layer.scaling;
-        std::fill_n(scratch.weights + row * LANES, LANES, 0.0f);
-        std::fill_n(scratch.outputs + row * scratch.width, scratch.width, 0.0f);
-        scratch.largest[row] = -INFINITY;
-    });
+class TileRun {
+   public:
+    TileRun(const AttentionLayer& layer, const AttentionBatch& batch, const Tile& tile,
+            const AttentionScratch& scratch)
+        : layer(layer), batch(batch), tile(tile), scratch(scratch),
+          group(layer.heads / layer.kv_heads), rows(tile.queries * group),
+          part(tile.heads > 1 ? PART : STRETCH) {}
 
-    Range keys = seen(layer, batch, tile);
-    Stretch now(batch, tile.sequence, first_stretch(keys), keys), next;
-    for (;; now = next) {
-        bool last = now.base + STRETCH >= keys.end;
-        const Tile* coming = last ? after : &tile;
-        if (coming != nullptr) {
-            Range its = seen(layer, batch, *coming);
-            next = Stretch(batch, coming->sequence, last ? first_stretch(its) : now.base + STRETCH,
-                           its);
+    void run(const Tile* after, const float* q, long q_stride, float* out, long out_stride) {
+        begin(q, q_stride);
+        Range keys = seen(layer, batch, tile);
+        now = Stretch(batch, tile.sequence, keys.begin / STRETCH * STRETCH, keys);
+        for (bool last = false; !last; now = next) {
+            last = now.base + STRETCH >= keys.end;
+            coming = last ? after : &tile;
+            if (coming != nullptr) {
+                Range its = seen(layer, batch, *coming);
+                long base = last ? its.begin / STRETCH * STRETCH : now.base + STRETCH;
+                next = Stretch(batch, coming->sequence, base, its);
+            }
+            meet();
         }
-        for (long h = 0; h < tile.heads; h++) {
-            int next_end = coming != nullptr && h < coming->heads ? next.end : 0;
-            auto stage = [&](const void* pool, long dim) {
-                const T* start = static_cast<const T*>(pool);
-                const T* then = start + (coming != nullptr ? coming->head + h : 0) * dim;
-                return CacheRows<T>{start + (tile.head + h) * dim, layer.kv_heads * dim, now.slots,
-                               now.begin, now.end, then, next.slots, next.begin, next_end};
-            };
-            stage_keys(stage(layer.keys, layer.key_dim), layer.key_dim, scratch.keys);
-            stage_values(stage(layer.values, layer.value_dim), layer.value_dim, scratch.width,
-                         scratch.values);
-            meet(layer, batch, tile, now, scratch, h * rows);
-        }
-        if (last) break;
+        finish_all(out, out_stride);
     }
 
-    each_row([&](long row, long index, long head) {
-        RowState state{scratch.largest[row], scratch.weights + row * LANES,
-                       scratch.outputs + row * scratch.width};
-        finish(state, layer.sinks ? layer.sinks + head : nullptr, layer.value_dim,
-               out + index * out_stride + head * layer.value_dim);
-    });
-}
+   private:
+    template <typename Visit>
+    void each_row(Visit&& visit) const {
+        long row = 0, token = batch.query_offsets[tile.sequence] + tile.first;
+        for (long h = tile.head; h < tile.head + tile.heads; h++)
+            for (long i = 0; i < tile.queries; i++)
+                for (long g = 0; g < group; g++) visit(row++, token + i, h * group + g);
+    }
+
+    void begin(const float* q, long q_stride) const {
+        for (long row = 0; row < rows; row++) {
+            Range its = seen(layer, batch, tile.sequence, tile.first + row / group);
+            scratch.begins[row] = its.begin;
+            scratch.ends[row] = its.end;
+        }
+        each_row([&](long row, long token, long head) {
+            const float* from = q + token * q_stride + head * layer.key_dim;
+            float* to = scratch.queries + row * layer.key_dim;
+            for (long d = 0; d < layer.key_dim; d++) to[d] = from[d] * layer.scaling;
+            std::fill_n(scratch.weights + row * LANES, LANES, 0.0f);
+            std::fill_n(scratch.outputs + row * scratch.width, scratch.width, 0.0f);
+            scratch.largest[row] = -INFINITY;
+        });
+    }
+
+    RowState state(long row) const {
+        return {scratch.largest + row, scratch.weights + row * LANES,
+                scratch.outputs + row * scratch.width};
+    }
+
+    void finish_all(float* out, long out_stride) const {
+        each_row([&](long row, long token, long head) {
+            finish(state(row), layer.sinks ? layer.sinks + head : nullptr, layer.value_dim,
+                   out + token * out_stride + head * layer.value_dim);
+        });
+    }
+
+    // Memory is read in its own order: all heads of one part of the stretch, then the next part;
+    // first keys, then values.
+    void meet() {
+        first_row = 0, end_row = rows;  // of each head; queries that see something of the stretch
+        while (scratch.ends[first_row] <= now.base) first_row++;
+        while (scratch.begins[end_row - 1] >= now.base + STRETCH) end_row--;
+        for (int at = now.begin; at < now.end; at = end_of_part(now, at))
+            for (long h = 0; h < tile.heads; h++) {
+                int end = end_of_part(now, at), column = at % LANES;
+                stage_keys(staged(layer.keys, layer.key_dim, at, h), column, scratch.keys, part);
+                score(h, at - column, end);
+            }
+        for (long h = 0; h < tile.heads; h++)
+            for (long row = first_row; row < end_row; row++)
+                weigh(scratch.scores + (h * rows + row) * STRETCH, now.within(scratch.begins[row]),
+                      now.within(scratch.ends[row]), layer.softcap, state(h * rows + row),
+                      int(scratch.width / LANES));
+        for (int at = now.begin; at < now.end; at = end_of_part(now, at))
+            for (long h = 0; h < tile.heads; h++) {
+                stage_values(staged(layer.values, layer.value_dim, at, h), scratch.width,
+                             scratch.values);
+                add_values(h, at, end_of_part(now, at));
+            }
+    }
+
+    int end_of_part(const Stretch& stretch, int at) const {
+        return std::min(stretch.end, (at / part + 1) * part);
+    }
+
+    // Rows of one part and head, and those to be staged after them: the next head's, the next
+    // part's, the values after the keys, the next stretch.
+    CacheRows<T> staged(const void* pool, long dim, int at, long h) const {
+        int end = end_of_part(now, at);
+        CacheRows<T> rows = rows_of(now, pool, dim, at, tile.head + h);
+        auto then = [&](const CacheRows<T>& later) {
+            rows.ahead = {reinterpret_cast<const char*>(later.pool), later.slots,
+                          later.stride * long(sizeof(T)), later.dim * long(sizeof(T)), later.count};
+            return rows;
+        };
+        if (h + 1 < tile.heads) return then(rows_of(now, pool, dim, at, tile.head + h + 1));
+        if (end < now.end) return then(rows_of(now, pool, dim, end, tile.head));
+        if (pool == layer.keys)
+            return then(rows_of(now, layer.values, layer.value_dim, now.begin, tile.head));
+        if (coming == nullptr) return rows;
+        return then(rows_of(next, layer.keys, layer.key_dim, next.begin, coming->head));
+    }
+
+    CacheRows<T> rows_of(const Stretch& stretch, const void* pool, long dim, int at, long head) const {
+        return {static_cast<const T*>(pool) + head * dim, stretch.slots + at, layer.kv_heads * dim,
+                dim, end_of_part(stretch, at) - at, {}};
+    }
+
+    // Blocks of rows of one head, none much smaller than the others.
+    template <typename Visit>
+    void each_block(Visit&& visit) const {
+        for (long row = first_row, count; row < end_row; row += count) {
+            long blocks = (end_row - row + BLOCK_ROWS - 1) / BLOCK_ROWS;
+            count = (end_row - row + blocks - 1) / blocks;
+            visit(row, int(count));
+        }
+    }
+
+    // Scores of positions [from, until) of the stretch, whose keys are staged; from: a multiple of
+    // LANES.
+    void score(long h, int from, int until) const {
+        each_block([&](long row, int count) {
+            int begin = std::max(from, now.within(scratch.begins[row]) / LANES * LANES);
+            int end = std::min(until, now.within(scratch.ends[row + count - 1]));
+            if (begin >= end) return;
+            multiply(count,
+                     {scratch.queries + (h * rows + row) * layer.key_dim,
+                      scratch.keys + (begin - from), scratch.scores + (h * rows + row) * STRETCH + begin,
+                      layer.key_dim, part, STRETCH, layer.key_dim, true},
+                     (end - begin + LANES - 1) / LANES * LANES);
+        });
+    }
+
+    // Each row adds the values of the positions it sees of [from, until), which are staged: those
+    // that all rows of a block see together, others (at its ends) row by row.
+    void add_values(long h, int from, int until) const {
+        each_block([&](long row, int count) {
+            auto add = [&](long row, int count, int begin, int end) {
+                begin = std::max(begin, from), end = std::min(end, until);
+                if (begin >= end) return;
+                multiply(count,
+                         {scratch.scores + (h * rows + row) * STRETCH + begin,
+                          scratch.values + (begin - from) * scratch.width,
+                          scratch.outputs + (h * rows + row) * scratch.width, STRETCH, scratch.width,
+                          scratch.width, end - begin, false},
+                         scratch.width);
+            };
+            int all_begin = now.within(scratch.begins[row + count - 1]);
+            int all_end = now.within(scratch.ends[row]);
+            auto alone = [&](bool before) {
+                for (long one = row; one < row + count; one++) {
+                    int begin = now.within(scratch.begins[one]), end = now.within(scratch.ends[one]);
+                    int middle = std::min(all_begin, end);
+                    if (before) add(one, 1, begin, middle);
+                    else add(one, 1, std::max(middle, all_end), end);
+                }
+            };
+            alone(true);
+            add(row, count, all_begin, all_end);
+            alone(false);
+        });
+    }
+
+    const AttentionLayer& layer;
+    const AttentionBatch& batch;
+    const Tile& tile;
+    const AttentionScratch& scratch;
+    const long group, rows;  // rows of one kv head
+    const int part;
+    const Tile* coming = nullptr;  // whose stretch is the next
+    Stretch now, next;
+    long first_row = 0, end_row = 0;
+};
 
 // Every query of the batch attends to its keys; write_kv and a barrier came before.
 // q [T, heads * key_dim], out [T, heads * value_dim], strides in floats.
@@ -283,8 +365,11 @@ inline void attend(const AttentionLayer& layer, const AttentionBatch& batch, con
     Tile now, after;
     for (bool more = tiles.next(now); more; now = after) {
         more = tiles.next(after);
-        auto run = layer.type == CacheType::f32 ? attend_tile<float> : attend_tile<bf16>;
-        run(layer, batch, now, more ? &after : nullptr, q, q_stride, out, out_stride, scratch);
+        const Tile* then = more ? &after : nullptr;
+        if (layer.type == CacheType::f32)
+            TileRun<float>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
+        else
+            TileRun<bf16>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
     }
 }
 

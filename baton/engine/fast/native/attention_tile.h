@@ -10,33 +10,37 @@
 namespace baton {
 
 constexpr int STRETCH = 64;  // positions; stretches begin at multiples of it
-constexpr int GROUPS = STRETCH / LANES;
 #ifdef __AVX512F__
 constexpr int BLOCK_ROWS = 6, BLOCK_WIDTH = 4;  // sums that fit into the registers
 #else
 constexpr int BLOCK_ROWS = 6, BLOCK_WIDTH = 1;
 #endif
 
-// Where the rows of a stretch's positions [begin, end) are, and those of the stretch to come.
+// Rows to come: they are fetched from memory while the ones before them are computed.
+struct Ahead {
+    const char* pool = nullptr;
+    const int64_t* slots = nullptr;
+    long stride = 0, bytes = 0;  // from row to row, and of a row
+    int count = 0;
+
+    // Inlined by force: gcc drops calls of a function that does nothing but prefetch.
+    __attribute__((always_inline)) void fetch(int row) const {
+        if (row >= count) return;
+        for (long byte = 0; byte < bytes; byte += 64)
+            __builtin_prefetch(pool + slots[row] * stride + byte);
+    }
+};
+
+// Rows `slots[0 .. count)` of a pool.
 template <typename T>
 struct CacheRows {
     const T* pool;
-    long stride;
-    const int64_t* slots;  // [STRETCH]
-    int begin, end;
-    const T* next_pool;
-    const int64_t* next_slots;
-    int next_begin, next_end;
+    const int64_t* slots;
+    long stride, dim;
+    int count;
+    Ahead ahead;
 
-    const T* at(int position) const { return pool + slots[position] * stride; }
-
-    // Memory is busy with the next stretch while this one is computed.
-    void prefetch(int position, long dim) const {
-        if (position < next_begin || position >= next_end) return;
-        const char* row = reinterpret_cast<const char*>(next_pool + next_slots[position] * stride);
-        for (long byte = 0; byte < dim * long(sizeof(T)); byte += 64)
-            __builtin_prefetch(row + byte, 0, 2);
-    }
+    const T* at(int row) const { return pool + slots[row] * stride; }
 };
 
 enum Shuffle { LOW, HIGH, LOW_PAIRS, HIGH_PAIRS, EVEN_QUARTERS, ODD_QUARTERS };
@@ -86,78 +90,88 @@ inline void transpose(Vec (&rows)[LANES]) {
     }
 }
 
-// Keys side by side: to[d][position]. Of a group of LANES positions those outside [begin, end) get
-// some neighbour's key; nobody looks at their scores.
 template <typename T>
-void stage_keys(const CacheRows<T>& keys, long dim, float* to) {
-    for (int group = keys.begin / LANES * LANES; group < keys.end; group += LANES) {
+inline Vec load_up_to(const T* from, long count) {
+    return count >= LANES ? load(from) : load_some(from, int(count));
+}
+
+// Keys side by side, to[d][stride], from column `first` on; the columns on both sides, up to
+// multiples of LANES, get some key too: nobody looks at their scores.
+template <typename T>
+void stage_keys(const CacheRows<T>& keys, int first, float* to, long stride) {
+    for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
         const T* rows[LANES];
         for (int i = 0; i < LANES; i++) {
-            int position = group + i < keys.begin ? keys.begin : group + i;
-            rows[i] = keys.at(position < keys.end ? position : keys.end - 1);
-            keys.prefetch(group + i, dim);
+            int row = column + i - first;
+            rows[i] = keys.at(row < 0 ? 0 : row < keys.count ? row : keys.count - 1);
+            if (row >= 0) keys.ahead.fetch(row);
         }
-        for (long d = 0; d < dim; d += LANES) {
-            int count = int(dim - d < LANES ? dim - d : LANES);
+        for (long d = 0; d < keys.dim; d += LANES) {
             Vec square[LANES];
-            for (int i = 0; i < LANES; i++)
-                square[i] = count == LANES ? load(rows[i] + d) : load_some(rows[i] + d, count);
+            for (int i = 0; i < LANES; i++) square[i] = load_up_to(rows[i] + d, keys.dim - d);
             transpose(square);
-            for (int i = 0; i < count; i++) store(to + (d + i) * STRETCH + group, square[i]);
+            for (int i = 0; i < LANES && d + i < keys.dim; i++)
+                store(to + (d + i) * stride + column, square[i]);
         }
     }
 }
 
-// Values below each other: to[position][width], width being dim rounded up to LANES.
+// Values below each other, to[row][width], width being their dim rounded up to LANES.
 template <typename T>
-void stage_values(const CacheRows<T>& values, long dim, long width, float* to) {
-    for (int i = values.begin; i < values.end; i++) {
-        const T* row = values.at(i);
-        values.prefetch(i, dim);
-        long d = 0;
-        for (; d + LANES <= dim; d += LANES) store(to + i * width + d, load(row + d));
-        if (d < dim) store(to + i * width + d, load_some(row + d, int(dim - d)));
+void stage_values(const CacheRows<T>& values, long width, float* to) {
+    for (int begin = 0; begin < values.count; begin += LANES) {
+        int end = begin + LANES < values.count ? begin + LANES : values.count;
+        for (int i = begin; i < end; i++) values.ahead.fetch(i);
+        for (long d = 0; d < values.dim; d += LANES)
+            for (int i = begin; i < end; i++)
+                store(to + i * width + d, load_up_to(values.at(i) + d, values.dim - d));
     }
 }
 
-// c[r][...] += sum over k < count of a[r][k] * b[k][...], k ascending, WIDTH vectors wide.
+// c[r][...] = start + sum over k < count of a[r][k] * b[k][...], k ascending, for some rows and
+// vectors; the start is what c holds, or 0 when it is `fresh`.
+struct Product {
+    const float *a, *b;
+    float* c;
+    long a_stride, b_stride, c_stride, count;
+    bool fresh;
+};
+
 template <int ROWS, int WIDTH>
-inline void add_products(const float* a, long a_stride, const float* b, long b_stride, float* c,
-                         long c_stride, long count) {
+inline void multiply(const Product& p, long column) {
+    const float *a = p.a, *b = p.b + column;
+    float* c = p.c + column;
     Vec sums[ROWS][WIDTH];
     for (int r = 0; r < ROWS; r++)
-        for (int w = 0; w < WIDTH; w++) sums[r][w] = load(c + r * c_stride + w * LANES);
-    for (long k = 0; k < count; k++) {
+        for (int w = 0; w < WIDTH; w++)
+            sums[r][w] = p.fresh ? Vec{} : load(c + r * p.c_stride + w * LANES);
+    for (long k = 0; k < p.count; k++) {
         Vec right[WIDTH];
-        for (int w = 0; w < WIDTH; w++) right[w] = load(b + k * b_stride + w * LANES);
+        for (int w = 0; w < WIDTH; w++) right[w] = load(b + k * p.b_stride + w * LANES);
         for (int r = 0; r < ROWS; r++)
-            for (int w = 0; w < WIDTH; w++) sums[r][w] += a[r * a_stride + k] * right[w];
+            for (int w = 0; w < WIDTH; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
     }
     for (int r = 0; r < ROWS; r++)
-        for (int w = 0; w < WIDTH; w++) store(c + r * c_stride + w * LANES, sums[r][w]);
+        for (int w = 0; w < WIDTH; w++) store(c + r * p.c_stride + w * LANES, sums[r][w]);
 }
 
 template <int ROWS>
-void add_products(const float* a, long a_stride, const float* b, long b_stride, float* c,
-                  long c_stride, long count, int vectors) {
-    int w = 0;
-    for (; w + BLOCK_WIDTH <= vectors; w += BLOCK_WIDTH)
-        add_products<ROWS, BLOCK_WIDTH>(a, a_stride, b + w * LANES, b_stride, c + w * LANES,
-                                        c_stride, count);
-    for (; w < vectors; w++)
-        add_products<ROWS, 1>(a, a_stride, b + w * LANES, b_stride, c + w * LANES, c_stride, count);
+void multiply(const Product& p, long columns) {
+    long column = 0;
+    for (; column + BLOCK_WIDTH * LANES <= columns; column += BLOCK_WIDTH * LANES)
+        multiply<ROWS, BLOCK_WIDTH>(p, column);
+    for (; column < columns; column += LANES) multiply<ROWS, 1>(p, column);
 }
 
-// The same for 1 <= rows <= BLOCK_ROWS.
-inline void add_products(int rows, const float* a, long a_stride, const float* b, long b_stride,
-                         float* c, long c_stride, long count, int vectors) {
+// 1 <= rows <= BLOCK_ROWS; columns: a multiple of LANES.
+inline void multiply(int rows, const Product& product, long columns) {
     switch (rows) {
-        case 1: return add_products<1>(a, a_stride, b, b_stride, c, c_stride, count, vectors);
-        case 2: return add_products<2>(a, a_stride, b, b_stride, c, c_stride, count, vectors);
-        case 3: return add_products<3>(a, a_stride, b, b_stride, c, c_stride, count, vectors);
-        case 4: return add_products<4>(a, a_stride, b, b_stride, c, c_stride, count, vectors);
-        case 5: return add_products<5>(a, a_stride, b, b_stride, c, c_stride, count, vectors);
-        default: return add_products<6>(a, a_stride, b, b_stride, c, c_stride, count, vectors);
+        case 1: return multiply<1>(product, columns);
+        case 2: return multiply<2>(product, columns);
+        case 3: return multiply<3>(product, columns);
+        case 4: return multiply<4>(product, columns);
+        case 5: return multiply<5>(product, columns);
+        default: return multiply<6>(product, columns);
     }
 }
 
@@ -178,7 +192,7 @@ inline Vec softcapped(Vec scores, float cap) {
 // What a row has come to: the largest score yet, the sum of the weights (in LANES parts) and of the
 // weighted values, both relative to that score.
 struct RowState {
-    float largest;
+    float* largest;
     float* weights;  // [LANES]
     float* output;   // [vectors * LANES]
 };
@@ -186,19 +200,23 @@ struct RowState {
 // Scores of positions [begin, end) of a stretch become weights e^(score - largest), others are not
 // touched; the state is rescaled when the largest score grows. Never inlined: one code for all.
 __attribute__((noinline)) inline void weigh(float* scores, int begin, int end, float softcap,
-                                            RowState& row, int vectors) {
+                                            const RowState& row, int vectors) {
     const VecI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const Vec never = Vec{} - INFINITY;
+    const int start = begin / LANES * LANES;
+    if (softcap > 0)
+        for (int at = start; at < end; at += LANES)
+            store(scores + at, softcapped(load(scores + at), softcap));
     Vec each = never;
-    for (int at = begin / LANES * LANES; at < end; at += LANES) {
+    for (int at = start; at < end; at += LANES) {
         Vec score = load(scores + at);
-        if (softcap > 0) score = softcapped(score, softcap);
-        if (at < begin || at + LANES > end)
+        if (at < begin || at + LANES > end) {
             score = select((lane >= begin - at) & (lane < end - at), score, never);
-        store(scores + at, score);
+            store(scores + at, score);
+        }
         each = max(each, score);
     }
-    float before = row.largest, now = largest(each);
+    float before = *row.largest, now = largest(each);
     if (before > now) now = before;
     float zero = now == -INFINITY ? 0 : now;  // if all are -inf their weights are 0, not NaN
     Vec total = load(row.weights);
@@ -207,9 +225,9 @@ __attribute__((noinline)) inline void weigh(float* scores, int begin, int end, f
         total = total * shrink;
         for (int i = 0; i < vectors; i++)
             store(row.output + i * LANES, load(row.output + i * LANES) * shrink);
-        row.largest = now;
+        *row.largest = now;
     }
-    for (int at = begin / LANES * LANES; at < end; at += LANES) {
+    for (int at = start; at < end; at += LANES) {
         Vec weight = exp(load(scores + at) - zero);
         store(scores + at, weight);
         total = total + weight;
@@ -220,7 +238,7 @@ __attribute__((noinline)) inline void weigh(float* scores, int begin, int end, f
 // The row's output: weighted values over the sum of weights, to which a sink adds its own.
 __attribute__((noinline)) inline void finish(const RowState& row, const float* sink, long dim,
                                              float* to) {
-    float top = row.largest, weights = sum(load(row.weights)), scale = 1;
+    float top = *row.largest, weights = sum(load(row.weights)), scale = 1;
     if (sink != nullptr) {
         float now = *sink > top ? *sink : top;
         scale = exp(Vec{} + (top - now))[0];

@@ -21,7 +21,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-inline Vec all(float value) { return Vec{} + value; }
+inline Vec all(float value) { return value - Vec{}; }  // minus: 0 + -0 would be an addition
 
 inline Vec load(const float* from) {
     Vec result;
@@ -78,29 +78,26 @@ inline void store_some(T* to, Vec value, int count) {
     std::memcpy(to, padded, count * sizeof(T));
 }
 
-inline Vec select(VecI mask, Vec yes, Vec no) {
-    return (Vec)((mask & (VecI)yes) | (~mask & (VecI)no));
+inline Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
+
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+// All lanes in one: always in the same order, so that a sum does not depend on who computes it.
+template <typename Both>
+inline float reduce(Vec v, Both&& both) {
+    v = both(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = both(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+    v = both(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
+    v = both(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
+    return v[0];
 }
 
-inline Vec max(Vec a, Vec b) { return select(a > b, a, b); }
-inline Vec min(Vec a, Vec b) { return select(a < b, a, b); }
-
-// Always in the same order, so that a sum does not depend on who computes it.
 inline float sum(Vec value) {
-    float lane[LANES];
-    store(lane, value);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+    return reduce(value, [](Vec a, Vec b) { return a + b; });
 }
 
-inline float largest(Vec value) {
-    float lane[LANES];
-    store(lane, value);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
-}
+inline float largest(Vec value) { return reduce(value, max); }
 
 // e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, the rest by a polynomial
 // (coefficients of Cephes' expf). Below -87.3 it is 0, above 88.7 infinity;
