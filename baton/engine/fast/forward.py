@@ -1,5 +1,6 @@
 """NativeRunner: a Runner (see engine/runner.py) whose forward is one call of native code."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,19 @@ class NativeRunner:
         only serve logits."""
         batch = pack(rows, pool.layout.block_size, self.device)
         self._go(pool, batch, torch.empty(0), self._last_layer, after_layer)
+
+    def timed(self, pool: Pool, rows: Sequence[Row]) -> list[tuple[native.StageInfo, float]]:
+        """As run, stage by stage: each and its seconds. For benchmarks."""
+        batch = pack(rows, pool.layout.block_size, self.device)
+        order = self._order(
+            pool, batch, torch.empty(len(batch.logit_rows), self._program.vocabulary)
+        )
+        found = []
+        for number, stage in enumerate(self._program.steps):
+            begun = time.perf_counter()
+            self._program.run(order, number, number + 1, torch.get_num_threads())
+            found.append((stage, time.perf_counter() - begun))
+        return found
 
     def _go(
         self,

@@ -5,6 +5,7 @@ import json
 import mmap
 from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy
@@ -33,6 +34,16 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """What a stage does; a product's weight is [n, k], so many bytes."""
+
+    kind: str
+    n: int
+    k: int
+    weight_bytes: int
+
+
 class Program:
     """A forward: `stages` of them, `vocabulary` logits a row. `writes[l]` stages are done when layer
     l's KV is in the pool. The file's pages are shared by every process that maps it."""
@@ -49,6 +60,7 @@ class Program:
         self.info: dict[str, Any] = json.loads(
             self._mapping[spec.info : spec.info + spec.info_bytes]
         )
+        self.steps = tuple(self._described(each, spec) for each in stages)
         self.stages = len(stages)
         self.writes = [i + 1 for i, each in enumerate(stages) if each.kind == native.WRITE_KV]
         self.vocabulary = next(b.width for b in buffers if b.kind == native.KINDS["logits"])
@@ -64,6 +76,14 @@ class Program:
         """Stages first..last-1 of one forward. MemoryError if scratch cannot be had."""
         if self._library.baton_program_run(self._handle, batch, first, last, threads):
             raise MemoryError("no memory for a forward's scratch")
+
+    def _described(self, stage: native.Stage, spec: native.Spec) -> StageInfo:
+        kind = native.STAGES[stage.kind]
+        if stage.kind != native.PRODUCT:
+            return StageInfo(kind, 0, 0, 0)
+        weight = self._array(native.Weight, spec.weights, spec.weight_count)[stage.first]
+        size = self._library.baton_packed_bytes(weight.type, weight.n, weight.k)
+        return StageInfo(kind, weight.n, weight.k, size)
 
     def _array(self, kind: Any, offset: int, count: int) -> Sequence[Any]:
         array: Sequence[Any] = (kind * count).from_buffer_copy(self._mapping, offset)

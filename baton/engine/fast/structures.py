@@ -13,6 +13,7 @@ CODES = (
     *("layer_norm", "embed_f32", "embed_bf16"),
 )
 NONE, VALUE, PICKED, SCRATCH, CONSTANT = range(5)
+STAGES = ("rows", "product", "write_kv", "attend")
 ROWS, PRODUCT, WRITE_KV, ATTEND = range(4)
 KINDS = {"tokens": 0, "picks": 1, "ids": 2, "positions": 3, "logits": 4}
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
