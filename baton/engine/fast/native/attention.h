@@ -246,8 +246,17 @@ class TileRun {
         for (int at = now.begin; at < now.end; at = end_of_part(now, at))
             for (long h = 0; h < tile.heads; h++) {
                 int end = end_of_part(now, at), column = at % LANES;
-                stage_keys(staged(layer.keys, layer.key_dim, at, h), column, scratch.keys, part);
-                score(h, at - column, end);
+                CacheRows<T> keys = staged(layer.keys, layer.key_dim, at, h);
+                if (rows <= FEW_ROWS) {
+                    with_rows(int(rows), [&](auto count) {
+                        score_keys<count>(keys, at - at / part * part,
+                                          scratch.queries + h * rows * layer.key_dim,
+                                          scratch.scores + h * rows * STRETCH + at / part * part);
+                    });
+                } else {
+                    stage_keys(keys, column, scratch.keys);
+                    score(h, at - column, end);
+                }
             }
         for (long h = 0; h < tile.heads; h++)
             for (long row = first_row; row < end_row; row++)
@@ -256,9 +265,15 @@ class TileRun {
                       int(scratch.width / LANES));
         for (int at = now.begin; at < now.end; at = end_of_part(now, at))
             for (long h = 0; h < tile.heads; h++) {
-                stage_values(staged(layer.values, layer.value_dim, at, h), scratch.width,
-                             scratch.values);
-                add_values(h, at, end_of_part(now, at));
+                CacheRows<T> values = staged(layer.values, layer.value_dim, at, h);
+                if (rows <= FEW_ROWS && layer.value_dim == scratch.width) {
+                    for (int i = 0; i < values.count; i++) values.ahead.fetch(i);
+                    add_values(h, at, end_of_part(now, at), Pooled<T>{values.pool, values.slots, values.stride});
+                } else {
+                    stage_values(values, scratch.width, scratch.values);
+                    add_values(h, at, end_of_part(now, at),
+                               Staged{scratch.values, scratch.width});
+                }
             }
     }
 
@@ -307,25 +322,27 @@ class TileRun {
             int end = std::min(until, now.within(scratch.ends[row + count - 1]));
             if (begin >= end) return;
             multiply(count,
-                     {scratch.queries + (h * rows + row) * layer.key_dim,
-                      scratch.keys + (begin - from), scratch.scores + (h * rows + row) * STRETCH + begin,
-                      layer.key_dim, part, STRETCH, layer.key_dim, true},
+                     Product<Staged>{scratch.queries + (h * rows + row) * layer.key_dim,
+                                     layer.key_dim, {scratch.keys + (begin - from), STRETCH},
+                                     scratch.scores + (h * rows + row) * STRETCH + begin, STRETCH,
+                                     layer.key_dim, true},
                      (end - begin + LANES - 1) / LANES * LANES);
         });
     }
 
     // Each row adds the values of the positions it sees of [from, until), which are staged: those
     // that all rows of a block see together, others (at its ends) row by row.
-    void add_values(long h, int from, int until) const {
+    template <typename Factor>
+    void add_values(long h, int from, int until, const Factor& values) const {
         each_block([&](long row, int count) {
             auto add = [&](long row, int count, int begin, int end) {
                 begin = std::max(begin, from), end = std::min(end, until);
                 if (begin >= end) return;
                 multiply(count,
-                         {scratch.scores + (h * rows + row) * STRETCH + begin,
-                          scratch.values + (begin - from) * scratch.width,
-                          scratch.outputs + (h * rows + row) * scratch.width, STRETCH, scratch.width,
-                          scratch.width, end - begin, false},
+                         Product<Factor>{scratch.scores + (h * rows + row) * STRETCH + begin,
+                                         STRETCH, values.from(begin - from),
+                                         scratch.outputs + (h * rows + row) * scratch.width,
+                                         scratch.width, end - begin, false},
                          scratch.width);
             };
             int all_begin = now.within(scratch.begins[row + count - 1]);

@@ -11,10 +11,20 @@ namespace baton {
 
 constexpr int STRETCH = 64;  // positions; stretches begin at multiples of it
 #ifdef __AVX512F__
-constexpr int BLOCK_ROWS = 6, BLOCK_WIDTH = 4;  // sums that fit into the registers
+constexpr int BLOCK_WIDTH = 4;  // vectors: with 6 rows their sums fit into the registers
 #else
-constexpr int BLOCK_ROWS = 6, BLOCK_WIDTH = 1;
+constexpr int BLOCK_WIDTH = 1;
 #endif
+constexpr int BLOCK_ROWS = 6, FEW_ROWS = 7;
+
+// By name: gcc drops calls of functions that do nothing but __builtin_prefetch.
+inline void prefetch(const char* address) {
+#ifdef __x86_64__
+    asm volatile("prefetcht0 %0" : : "m"(*address));
+#else
+    __builtin_prefetch(address);
+#endif
+}
 
 // Rows to come: they are fetched from memory while the ones before them are computed.
 struct Ahead {
@@ -23,11 +33,10 @@ struct Ahead {
     long stride = 0, bytes = 0;  // from row to row, and of a row
     int count = 0;
 
-    // Inlined by force: gcc drops calls of a function that does nothing but prefetch.
-    __attribute__((always_inline)) void fetch(int row) const {
+    void fetch(int row) const {
         if (row >= count) return;
         for (long byte = 0; byte < bytes; byte += 64)
-            __builtin_prefetch(pool + slots[row] * stride + byte);
+            prefetch(pool + slots[row] * stride + byte);
     }
 };
 
@@ -95,24 +104,77 @@ inline Vec load_up_to(const T* from, long count) {
     return count >= LANES ? load(from) : load_some(from, int(count));
 }
 
-// Keys side by side, to[d][stride], from column `first` on; the columns on both sides, up to
+// A square of LANES keys by as many 32-bit words; a word is one dimension of a key, or two.
+template <typename T>
+struct Square {
+    static constexpr int DIMS = LANES * int(sizeof(float) / sizeof(T));
+    Vec words[LANES];
+
+    // Dimensions from `d` on of the keys `rows`; what is beyond `dim` reads as 0.
+    Square(const T* const* rows, long d, long dim) {
+        for (int i = 0; i < LANES; i++)
+            if (d + DIMS <= dim) {
+                std::memcpy(&words[i], rows[i] + d, sizeof(Vec));
+            } else {
+                words[i] = Vec{};
+                std::memcpy(&words[i], rows[i] + d, (dim - d) * sizeof(T));
+            }
+        transpose(words);
+    }
+
+    // Dimension d + i, a key in each lane.
+    Vec dimension(int i) const {
+        if constexpr (DIMS == LANES) return words[i];
+        else return (Vec)(i % 2 ? (VecU)words[i / 2] & 0xffff0000 : (VecU)words[i / 2] << 16);
+    }
+};
+
+// The rows that LANES positions from `column` on are in; beyond both ends some neighbour's.
+template <typename T>
+inline void find_keys(const CacheRows<T>& keys, int column, const T** rows) {
+    for (int i = 0; i < LANES; i++) {
+        int row = column + i;
+        rows[i] = keys.at(row < 0 ? 0 : row < keys.count ? row : keys.count - 1);
+        if (row >= 0) keys.ahead.fetch(row);
+    }
+}
+
+// Keys side by side, to[d][STRETCH], from column `first` on; the columns on both sides, up to
 // multiples of LANES, get some key too: nobody looks at their scores.
 template <typename T>
-void stage_keys(const CacheRows<T>& keys, int first, float* to, long stride) {
+void stage_keys(const CacheRows<T>& keys, int first, float* to) {
     for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
         const T* rows[LANES];
-        for (int i = 0; i < LANES; i++) {
-            int row = column + i - first;
-            rows[i] = keys.at(row < 0 ? 0 : row < keys.count ? row : keys.count - 1);
-            if (row >= 0) keys.ahead.fetch(row);
+        find_keys(keys, column - first, rows);
+        for (long d = 0; d < keys.dim; d += Square<T>::DIMS) {
+            Square<T> square(rows, d, keys.dim);
+            for (int i = 0; i < Square<T>::DIMS && d + i < keys.dim; i++)
+                store(to + (d + i) * STRETCH + column, square.dimension(i));
         }
-        for (long d = 0; d < keys.dim; d += LANES) {
-            Vec square[LANES];
-            for (int i = 0; i < LANES; i++) square[i] = load_up_to(rows[i] + d, keys.dim - d);
-            transpose(square);
-            for (int i = 0; i < LANES && d + i < keys.dim; i++)
-                store(to + (d + i) * stride + column, square[i]);
+    }
+}
+
+// The scores of few rows, without staging: scores[row][STRETCH] at the same columns.
+template <int ROWS, typename T>
+void score_keys(const CacheRows<T>& keys, int first, const float* queries, float* scores) {
+    for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
+        const T* rows[LANES];
+        find_keys(keys, column - first, rows);
+        Vec sums[ROWS] = {};
+        long d = 0;
+        for (; d + Square<T>::DIMS <= keys.dim; d += Square<T>::DIMS) {
+            Square<T> square(rows, d, keys.dim);
+            for (int i = 0; i < Square<T>::DIMS; i++)
+                for (int r = 0; r < ROWS; r++)
+                    sums[r] += queries[r * keys.dim + d + i] * square.dimension(i);
         }
+        if (d < keys.dim) {
+            Square<T> square(rows, d, keys.dim);
+            for (int i = 0; d + i < keys.dim; i++)
+                for (int r = 0; r < ROWS; r++)
+                    sums[r] += queries[r * keys.dim + d + i] * square.dimension(i);
+        }
+        for (int r = 0; r < ROWS; r++) store(scores + r * STRETCH + column, sums[r]);
     }
 }
 
@@ -128,18 +190,42 @@ void stage_values(const CacheRows<T>& values, long width, float* to) {
     }
 }
 
+// Where a factor's rows are: staged, or in the pool.
+struct Staged {
+    const float* rows;
+    long stride;
+
+    Vec at(long row, long column) const { return load(rows + row * stride + column); }
+    Staged from(long row) const { return {rows + row * stride, stride}; }
+};
+
+template <typename T>
+struct Pooled {
+    const T* pool;
+    const int64_t* slots;
+    long stride;
+
+    Vec at(long row, long column) const {
+        return load(pool + slots[row] * stride + column);
+    }
+    Pooled from(long row) const { return {pool, slots + row, stride}; }
+};
+
 // c[r][...] = start + sum over k < count of a[r][k] * b[k][...], k ascending, for some rows and
 // vectors; the start is what c holds, or 0 when it is `fresh`.
+template <typename Factor>
 struct Product {
-    const float *a, *b;
+    const float* a;
+    long a_stride;
+    Factor b;
     float* c;
-    long a_stride, b_stride, c_stride, count;
+    long c_stride, count;
     bool fresh;
 };
 
-template <int ROWS, int WIDTH>
-inline void multiply(const Product& p, long column) {
-    const float *a = p.a, *b = p.b + column;
+template <int ROWS, int WIDTH, typename Factor>
+inline void multiply(const Product<Factor>& p, long column) {
+    const float* a = p.a;
     float* c = p.c + column;
     Vec sums[ROWS][WIDTH];
     for (int r = 0; r < ROWS; r++)
@@ -147,7 +233,7 @@ inline void multiply(const Product& p, long column) {
             sums[r][w] = p.fresh ? Vec{} : load(c + r * p.c_stride + w * LANES);
     for (long k = 0; k < p.count; k++) {
         Vec right[WIDTH];
-        for (int w = 0; w < WIDTH; w++) right[w] = load(b + k * p.b_stride + w * LANES);
+        for (int w = 0; w < WIDTH; w++) right[w] = p.b.at(k, column + w * LANES);
         for (int r = 0; r < ROWS; r++)
             for (int w = 0; w < WIDTH; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
     }
@@ -155,24 +241,32 @@ inline void multiply(const Product& p, long column) {
         for (int w = 0; w < WIDTH; w++) store(c + r * p.c_stride + w * LANES, sums[r][w]);
 }
 
-template <int ROWS>
-void multiply(const Product& p, long columns) {
+template <int ROWS, typename Factor>
+void multiply(const Product<Factor>& p, long columns) {
     long column = 0;
     for (; column + BLOCK_WIDTH * LANES <= columns; column += BLOCK_WIDTH * LANES)
         multiply<ROWS, BLOCK_WIDTH>(p, column);
     for (; column < columns; column += LANES) multiply<ROWS, 1>(p, column);
 }
 
-// 1 <= rows <= BLOCK_ROWS; columns: a multiple of LANES.
-inline void multiply(int rows, const Product& product, long columns) {
-    switch (rows) {
-        case 1: return multiply<1>(product, columns);
-        case 2: return multiply<2>(product, columns);
-        case 3: return multiply<3>(product, columns);
-        case 4: return multiply<4>(product, columns);
-        case 5: return multiply<5>(product, columns);
-        default: return multiply<6>(product, columns);
+// visit(std::integral_constant<int, count>) for 1 <= count <= BLOCK_ROWS.
+template <typename Visit>
+inline void with_rows(int count, Visit&& visit) {
+    switch (count) {
+        case 1: return visit(std::integral_constant<int, 1>{});
+        case 2: return visit(std::integral_constant<int, 2>{});
+        case 3: return visit(std::integral_constant<int, 3>{});
+        case 4: return visit(std::integral_constant<int, 4>{});
+        case 5: return visit(std::integral_constant<int, 5>{});
+        case 6: return visit(std::integral_constant<int, 6>{});
+        default: return visit(std::integral_constant<int, 7>{});
     }
+}
+
+// columns: a multiple of LANES.
+template <typename Factor>
+inline void multiply(int rows, const Product<Factor>& product, long columns) {
+    with_rows(rows, [&](auto count) { multiply<count>(product, columns); });
 }
 
 // cap * tanh(scores / cap): a polynomial near 0 (coefficients of Cephes' tanhf), else by e^2x.

@@ -1,0 +1,121 @@
+"""Native code is built once for all, is never stale, and where it cannot be had torch takes over."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from baton.engine.fast import kernel
+from baton.engine.fast.build import BuildFailed, NoCompiler, build, find_compiler
+from baton.engine.gather import GatherAttention
+
+SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and a source that compiles in no time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("BATON_NATIVE", raising=False)
+    native = tmp_path / "native"
+    native.mkdir()
+    (native / "answer.cpp").write_text('#include "answer.h"\n' + SOURCE)
+    (native / "answer.h").write_text("#define ANSWER 41\n")
+    monkeypatch.setattr("baton.engine.fast.build.NATIVE", native)
+    return tmp_path
+
+
+@pytest.fixture
+def counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The compiler, writing a line for each time that it compiles."""
+    try:
+        compiler = find_compiler()
+    except NoCompiler as why:
+        pytest.skip(str(why))
+    times = place / "times"
+    times.touch()
+    script(place, f'[ "$1" = --version ] || echo once >> {times}\nexec {" ".join(compiler)} "$@"')
+    monkeypatch.setenv("CXX", str(place / "cxx"))
+    return times
+
+
+def script(place: Path, body: str) -> None:
+    path = place / "cxx"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o700)
+
+
+def test_it_is_built_once_for_all_who_ask_at_once(counted: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        libraries = list(pool.map(lambda _: build(["answer.cpp"], "answer"), range(4)))
+    assert [each.answer() for each in libraries] == [41] * 4
+    assert counted.read_text() == "once\n"
+    folder = counted.parent / "cache" / "baton" / "native"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_changed_header_is_built_anew(counted: Path) -> None:
+    assert build(["answer.cpp"], "answer").answer() == 41
+    (counted.parent / "native" / "answer.h").write_text("#define ANSWER 42\n")
+    assert build(["answer.cpp"], "answer").answer() == 42
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoCompiler, match="install g"):
+        build(["answer.cpp"], "answer")
+
+
+def test_a_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(NoCompiler, match="CXX=no-such-compiler"):
+        build(["answer.cpp"], "answer")
+
+
+def test_a_compiler_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/bin/false")
+    with pytest.raises(BuildFailed, match="/bin/false failed"):
+        build(["answer.cpp"], "answer")
+
+
+def test_a_compiler_that_does_not_take_it(counted: Path) -> None:
+    (counted.parent / "native" / "answer.h").write_text("#error too old\n")
+    with pytest.raises(BuildFailed, match="too old"):
+        build(["answer.cpp"], "answer")
+    assert not list((counted.parent / "cache").rglob("*.so"))
+
+
+def test_a_library_that_cannot_be_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(place, 'for last; do :; done; [ "$1" = --version ] || echo junk > "$last"')
+    monkeypatch.setenv("CXX", str(place / "cxx"))
+    with pytest.raises(BuildFailed, match="XDG_CACHE_HOME"):
+        build(["answer.cpp"], "answer")
+
+
+def test_a_folder_that_others_can_write_is_not_trusted(counted: Path) -> None:
+    folder = counted.parent / "cache" / "baton" / "native"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(BuildFailed, match="can be written by others"):
+        build(["answer.cpp"], "answer")
+
+
+@pytest.mark.parametrize(("name", "value"), [("BATON_NATIVE", "0"), ("CXX", "/bin/false")])
+def test_torch_takes_over_with_one_warning(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(name, value)
+    kernel.library.cache_clear()
+    kernel.cpu_attention.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert kernel.cpu_attention() is GatherAttention
+            assert kernel.cpu_attention() is GatherAttention
+    finally:
+        kernel.library.cache_clear()
+        kernel.cpu_attention.cache_clear()
+    (line,) = caplog.messages
+    assert name in line
