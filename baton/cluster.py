@@ -28,7 +28,7 @@ from baton.errors import (
     ProtocolError,
     WorkerLost,
 )
-from baton.host import process_runs
+from baton.host import core_numbers, process_runs
 from baton.topology import Topology, threads_per_worker
 from baton.wire.messages import ClusterInfo
 
@@ -129,7 +129,7 @@ class Cluster:
             for index, device in enumerate(devices):
                 name = f"{role}-{index}"
                 command = [f"{role}_worker", *shared, "--device", device, "--name", name]
-                if device == "cpu":
+                if device == "cpu" and not core_numbers():  # else the router hands out cores
                     command += ["--threads", threads]
                 if role == "decode":
                     command += ["--max-num-seqs", str(options.batch_size), *guessing]

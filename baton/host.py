@@ -26,6 +26,22 @@ def die_with(parent: int) -> bool:
     return os.getppid() == parent
 
 
+def core_numbers() -> tuple[int, ...]:
+    """Numbers of the cores this process may run on; empty where the system does not say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def run_on(cores: tuple[int, ...]) -> None:
+    """Put every thread of this process on these cores. One that ends meanwhile is no matter."""
+    for task in os.listdir("/proc/self/task"):
+        try:
+            os.sched_setaffinity(int(task), cores)
+        except ProcessLookupError:
+            continue
+
+
 def process_age_s() -> float:
     """Seconds since this process was started, its imports included; 0 where nobody knows."""
     try:

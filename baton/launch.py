@@ -13,7 +13,7 @@ import click
 import zmq
 
 from baton.errors import BatonError, InputError
-from baton.host import die_with, host_id, process_age_s
+from baton.host import core_numbers, die_with, host_id, process_age_s
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
 from baton.log import LEVELS, set_up_logging
@@ -58,7 +58,7 @@ _OPTIONS = [
                  help="auto: bfloat16 on a GPU, float32 on a CPU."),
     click.option("--name", default=None, help="This worker's name in logs and reports."),
     click.option("--threads", type=click.IntRange(min=1), default=None,
-                 help="CPU threads to compute with.  [default: all cores]"),
+                 help="CPU threads to compute with.  [default: the cores that the router hands out]"),
     click.option("--block-size", type=click.IntRange(min=1), default=BLOCK_SIZE, show_default=True,
                  help="Tokens in one KV block; the same for all workers of a cluster."),
     click.option("--max-model-len", type=click.IntRange(min=2), default=None,
@@ -133,6 +133,7 @@ def introduce(
         regions=regions,
         patience_s=PATIENCE_FLOOR_S + PATIENCE_STEPS * token_s * options.max_num_batched_tokens,
         load_s=process_age_s(),
+        takes_cores=device == "cpu" and options.threads is None and bool(core_numbers()),
     )
 
 

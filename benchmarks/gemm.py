@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -152,7 +153,7 @@ class OneDnn:
         if self.kind == "i8":
             scale = float(rows.abs().amax() / 127)
             quantized = ((rows / scale).round() + 128).to(torch.uint8)
-            tail = (None, 1.0, 0, torch.float32, "none", [], "")
+            tail: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
 
             def product(weight: Tensor) -> None:
                 torch.ops.onednn.qlinear_pointwise(

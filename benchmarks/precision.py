@@ -21,9 +21,9 @@ from baton.engine.boot import Engine, boot
 from baton.engine.pool import Pool
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
+from baton.table import table
 from models.demo_corpus import documents
 from models.demo_training import HELD_OUT, end_of
-from offline.table import table
 
 DTYPES = ("float32", "bfloat16", "int8")
 CONTEXT = 110  # tokens of each sequence when it is timed

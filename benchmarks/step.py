@@ -25,7 +25,7 @@ from baton.engine.runner import Forward
 from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles, resolve_model
-from offline.table import table
+from baton.table import table
 
 BLOCK = 16
 CONTEXT = 110

@@ -6,6 +6,7 @@ from pathlib import Path
 import zmq
 
 from baton.engine.boot import Engine
+from baton.engine.device import CoreTaker
 from baton.engine.pool import Pool
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
@@ -34,6 +35,7 @@ class Decoding:
         self._slabs = slabs
         self._pool = Pool.over(engine.layout, slabs.blocks, slabs.tensors)
         self._kinds = kinds
+        self._cores = CoreTaker()
         self._run_dir, self._bind_host, self._keys = run_dir, bind_host, keys
         self._exports: list[Export] = []
 
@@ -80,6 +82,9 @@ class Decoding:
         for export in self._exports:
             export.close()
         self._slabs.close()
+
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        self._cores.use(cores)
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
         logits = self._engine.runner.run(self._pool, rows)  # [len(draws), vocabulary], fp32

@@ -59,6 +59,9 @@ class DecodeModel(Protocol):
     def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
         """Offer the pool anew: writers of the old epoch cannot reach it through the new regions."""
 
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        """Compute on these from the next step on."""
+
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
         """One forward; one token for each position that asks for logits, in order, None where they
         are not finite."""
@@ -125,6 +128,8 @@ class DecodeWorker:
                 return self._start(message, now)
             case msg.Cancel(run, writer):
                 self._let_go(run, writer)
+            case msg.Cores(cores):
+                self.model.use_cores(cores)
             case msg.Released(run, writer):
                 self.table.writer_released(writer, run)
             case msg.WriterJoined(writer, host, pid, transport):

@@ -14,8 +14,8 @@ import yaml
 
 from baton.errors import ModelError
 from baton.model_files import PATHS_FILE, ROOT, SHAPES, resolve_model
+from baton.table import amount
 from offline.describe import this_machine
-from offline.table import amount
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy"),

@@ -7,6 +7,7 @@ import click
 from baton.errors import BatonError, InputError
 from baton.follow import Ask, Completion, Failure, Happening, Note, Streamed, Task
 from baton.model_files import resolve_model
+from baton.table import seconds
 from baton.timing import Stages
 from baton.wire.messages import ClusterInfo
 from offline.describe import describe_cluster, this_machine
@@ -14,7 +15,6 @@ from offline.fitness import check_length, check_prompts_fit, context_of
 from offline.link import link_to
 from offline.report import Tally, handed_over, stage_table, startup_line
 from offline.settings import Place
-from offline.table import seconds
 from sampler.params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from baton.follow import Completion
+from baton.table import amount, percentile, seconds, table
 from baton.timing import Stages
-from offline.table import amount, percentile, seconds, table
 
 STAGES = ("queue", "prefill", "hand-over", "decode")
 QUEUE_MATTERS = 0.3  # share of a request's life spent waiting that is worth a word

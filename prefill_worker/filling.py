@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from baton.engine.boot import Engine
+from baton.engine.device import CoreTaker
 from baton.engine.pool import Pool
 from baton.errors import TransferError
 from baton.kv.grant import Grant
@@ -56,6 +57,7 @@ class Filling:
         self._links: dict[str, Link] = {}
         self._pools: dict[str, Pool] = {}  # decode pools that are shared with us
         self._scratch: Scratch | None = None
+        self._cores = CoreTaker()
 
     # ---- ways to the pools
 
@@ -136,6 +138,9 @@ class Filling:
             link.abandon(grant)
         if self._scratch is not None:
             self._scratch.give_back(grant.run)
+
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        self._cores.use(cores)
 
     def clock(self) -> float:
         return time.monotonic()

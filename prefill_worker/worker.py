@@ -16,6 +16,7 @@ from baton.wire.messages import (
     Attach,
     Attached,
     AttachFailed,
+    Cores,
     Detach,
     Drop,
     Fill,
@@ -67,6 +68,9 @@ class PrefillModel(Protocol):
 
     def abandon(self, grant: Grant) -> None:
         """Write no more under this grant."""
+
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        """Compute on these from the next forward on."""
 
     def clock(self) -> float:
         """Monotonic seconds, for the cost of a forward."""
@@ -120,6 +124,8 @@ class PrefillWorker:
             case Detach(worker):
                 self._drop_all(worker)
                 self._model.detach(worker)
+            case Cores(cores):
+                self._model.use_cores(cores)
             case Fill(jobs):
                 return [effect for job in jobs for effect in self._take(job)]
             case Drop(run):

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from baton.clock import monotonic
-from baton.host import die_with, host_id
+from baton.host import core_numbers, die_with, host_id
 from baton.launch import leave_with_one_line
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
@@ -110,7 +110,9 @@ def main(
         channel = Listener(address, load_keys(keys, router=True) if keys else None)
         try:
             served, tokenizer = _served(model, max_model_len)
-            identity = Identity(f"router/{secrets.token_hex(4)}", host_id(), os.getpid())
+            identity = Identity(
+                f"router/{secrets.token_hex(4)}", host_id(), os.getpid(), core_numbers()
+            )
             router = Router(identity, served, tokenizer, rules, monotonic)
             return Loop(router, channel, parent=parent).run()
         finally:

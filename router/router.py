@@ -13,6 +13,7 @@ from baton.text import TextStream, Tokenizer
 from baton.wire import messages as msg
 from baton.wire.messages import Message
 from baton.wire.node import Effect, To
+from router.cores import CoreKeeper
 from router.health import BEAT_S
 from router.intake import Served, read_submit
 from router.ledger import Entry, Ledger, timings
@@ -30,6 +31,7 @@ class Identity:
     epoch: str
     host: str
     pid: int
+    cores: tuple[int, ...] = ()  # of the host, to be handed out to its workers
 
 
 class Router:
@@ -45,6 +47,7 @@ class Router:
         self._served = served
         self._tokenizer = tokenizer
         self._rules = rules
+        self._cores = CoreKeeper(identity.host, identity.cores)
         self._clock = clock  # for the cost of tokenizing alone; everything else is told the time
         self._watchers = Watchers()
         self._dropping: dict[str, tuple[str, str]] = {}  # run -> who writes, who waits for Released
@@ -90,6 +93,7 @@ class Router:
             effects += self._scheduler.renew_leases()
         effects += self._refuse_unplaceable(now)
         effects += self._scheduler.place(now)
+        effects += self._cores.hand_out(self.members, self.ledger)
         return effects + self._watchers.tell(lambda: self.info(now))
 
     def due(self, now: float) -> float:

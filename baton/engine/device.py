@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from baton.errors import InputError
+from baton.host import core_numbers, run_on
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,6 +58,20 @@ def device_uuid(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_properties(device).uuid)
     return device.type
+
+
+class CoreTaker:
+    """Moves this process to the cores it is given, of those it could use when it was started."""
+
+    def __init__(self) -> None:
+        self._allowed = core_numbers()
+
+    def use(self, cores: tuple[int, ...]) -> None:
+        """From the next forward on."""
+        mine = tuple(core for core in cores if core in self._allowed)
+        if mine:
+            run_on(mine)
+            torch.set_num_threads(len(mine))
 
 
 def free_memory(device: torch.device) -> int:

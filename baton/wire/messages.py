@@ -38,6 +38,7 @@ from baton.wire.worker_messages import (
     Beat,
     Broke,
     Cancel,
+    Cores,
     Decoded,
     Deferred,
     Detach,
@@ -94,6 +95,7 @@ Message = (
     | Broke
     | Cancel
     | ClusterInfo
+    | Cores
     | Decoded
     | Deferred
     | Detach
@@ -135,6 +137,7 @@ __all__ = [
     "Broke",
     "Cancel",
     "ClusterInfo",
+    "Cores",
     "Decoded",
     "Deferred",
     "Detach",

@@ -32,6 +32,7 @@ class Hello:
     regions: tuple[Region, ...]
     patience_s: float
     load_s: float
+    takes_cores: bool = False  # it computes on a CPU, on whatever cores the router gives it
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +254,13 @@ class Start:
     sampling: Plain
     eos_token_ids: tuple[int, ...]
     receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Compute on these cores of your host from the next step on."""
+
+    cores: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

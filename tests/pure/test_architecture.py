@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # within itself. Rooms that are still to come stand where they will be.
 ROWS = (
     ("main",),
-    ("offline", "models", "server", "lab", "evaluation", "benchmarks"),
+    ("offline", "server", "lab", "evaluation", "benchmarks"),
+    ("models",),
     ("router", "prefill_worker", "decode_worker"),
     ("baton",),  # the door: `from baton import generate`, and nothing else
     ("baton.api", "baton.launch"),
@@ -24,7 +25,8 @@ ROWS = (
     ("baton.request",),
     (
         "baton.kv", "baton.text", "baton.model_files", "baton.topology", "baton.host",
-        "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.metrics", "prompts",
+        "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.metrics", "baton.table",
+        "prompts",
     ),
     ("baton.errors", "baton.clock", "sampler"),
 )  # fmt: skip

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.follow import Completion, Task
+from baton.table import amount, percentile, seconds, table
 from baton.timing import Stages
 from baton.topology import Topology
 from baton.wire.messages import Timings
 from offline.describe import describe_cluster, worker_states
 from offline.infer import slower
 from offline.report import Tally, handed_over, report, startup_line, union, verdict
-from offline.table import amount, percentile, seconds, table
 from tests.pure.pretend_router import info
 
 

@@ -29,6 +29,7 @@ from sampler.params import SamplingParams
 BLOCK = 4
 VOCABULARY = 997
 EOS = 0
+CORES = (0, 1, 2, 3)  # of the one machine
 GREEDY = SamplingParams(temperature=0.0).to_wire()
 
 
@@ -111,6 +112,9 @@ class PretendPrefill:
     def abandon(self, grant: Grant) -> None:
         pass
 
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        self.cores = cores
+
     def clock(self) -> float:
         return self.town.now
 
@@ -139,6 +143,9 @@ class PretendDecode:
 
     def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
         return ()
+
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        self.cores = cores
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
         tokens: list[int | None] = []
@@ -208,7 +215,7 @@ class Town:
     def start_router(self) -> None:
         self._boots += 1
         served = Served("pretend", "pretend", Limits(512, VOCABULARY), (EOS,), GREEDY)
-        identity = Identity(f"router/{self._boots}", "here", 1)
+        identity = Identity(f"router/{self._boots}", "here", 1, CORES)
         self.router = Router(identity, served, PretendTokenizer(), self.rules, lambda: self.now)
         self.nodes[ROUTER] = self.router
 
@@ -218,7 +225,7 @@ class Town:
         hello = msg.Hello(
             role, name, f"{name}/0", msg.PROTOCOL, "here", 1000 + self._boots, "pretend", "pretend",
             "float32", "layout", BLOCK, BLOCK * 8, self._blocks if role == "decode" else 0, (),
-            self._patience, 0.0,
+            self._patience, 0.0, takes_cores=True,
         )  # fmt: skip
         if role == "decode":
             self.memories[name] = Memory()
