@@ -144,8 +144,7 @@ class OneDnn:
         else:
             dtype = torch.float32 if kind == "f32" else torch.bfloat16
             self.packed = [
-                torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 64)
-                for _ in range(copies)
+                torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 64) for _ in range(copies)
             ]
 
     def timer(self, rows: Tensor, threads: int) -> Callable[[], float]:
@@ -240,9 +239,7 @@ def main(
             ours, onednn = medians([x.timer(torch.randn(m, k), count) for x in both], seconds)
             flops = 2 * m * n * k / ours / 1e9
             us = 1e6
-            figure = Figure(
-                shape, kind, m, count, ours * us, onednn * us, size / ours / 1e9, flops
-            )
+            figure = Figure(shape, kind, m, count, ours * us, onednn * us, size / ours / 1e9, flops)
             figures.append(figure)
             show(figure)
     machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
