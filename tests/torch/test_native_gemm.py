@@ -1,4 +1,4 @@
-"""Rows times packed weights (native/gemm.h): within the bounds of rounding, the same bits in any batch."""
+"""Rows times packed weights (native/gemm.h): within the bounds of rounding, the same in any batch."""
 
 import ctypes
 from dataclasses import dataclass
