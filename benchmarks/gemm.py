@@ -10,13 +10,13 @@ take turns, so that a slow moment of the machine hits both; figures are medians.
 
 import ctypes
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -153,7 +153,7 @@ class OneDnn:
         if self.kind == "i8":
             scale = float(rows.abs().amax() / 127)
             quantized = ((rows / scale).round() + 128).to(torch.uint8)
-            tail: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
+            tail: tuple[object, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
 
             def product(weight: Tensor) -> None:
                 torch.ops.onednn.qlinear_pointwise(
@@ -189,6 +189,27 @@ def medians(timers: list[Callable[[], float]], seconds: float) -> list[float]:
     return [statistics.median(times) for times in taken]
 
 
+def pin(start: Callable[[], object], cores: list[int]) -> None:
+    """Run `start` and give each thread it makes a core of its own, but not the first: left alone,
+    threads that wait for each other in a loop may share one for a long time."""
+    tasks = Path("/proc/self/task")
+    before = set(tasks.iterdir())
+    start()
+    made = sorted(set(tasks.iterdir()) - before, key=lambda task: int(task.name))
+    for task, core in zip(made, cores[1:], strict=False):
+        os.sched_setaffinity(int(task.name), {core})
+
+
+def pin_all(library: ctypes.CDLL, threads: int) -> None:
+    """The threads of both sides, and this one."""
+    cores = sorted(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    square = torch.ones(1024, 1024)
+    pin(lambda: square @ square, cores)
+    pin(lambda: read_speed(library, threads), cores)
+    os.sched_setaffinity(0, {cores[0]})
+
+
 def read_speed(library: ctypes.CDLL, threads: int) -> float:
     """GB/s of reading alone."""
     data, out = torch.ones(64 << 20), torch.empty(threads)
@@ -222,6 +243,7 @@ def main(
 ) -> None:
     """Time products of rows and packed weights; print µs, GB/s of the weights and GFLOP/s."""
     library = load_library()
+    pin_all(library, max(threads))
     speeds = {count: read_speed(library, count) for count in threads}
     for count, speed in speeds.items():
         click.echo(f"reading memory, {count} threads: {speed:.1f} GB/s")

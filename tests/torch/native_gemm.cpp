@@ -1,6 +1,6 @@
 // gemm.h for the test: the shares of all threads, one after another, so that a share which needs
 // another's result is seen at once.
-#include "gemm.h"
+#include "../../baton/engine/fast/native/gemm.h"
 
 using namespace baton;
 

@@ -13,7 +13,8 @@ namespace baton {
 
 constexpr int ROWS = 6;         // of a tile, at most
 constexpr long CHUNK = 1024;    // steps, 256 KiB
-constexpr long AHEAD = 16;      // steps that are fetched before their time
+constexpr long STEP_BYTES = CHANNELS * sizeof(uint32_t);
+constexpr long AHEAD = 4096;    // bytes that are fetched before their time
 #ifdef __AVX512F__
 constexpr int VECTORS = 4;      // of a tile: 24 registers of sums out of 32
 #else
@@ -53,7 +54,18 @@ struct Chunk {
     const uint32_t* words;
     long steps;
     bool first, last;
+    const char* ahead;  // what is fetched meanwhile, `stride` bytes further with each step
+    long stride;
 };
+
+// One tile streams, and fetches a little ahead of itself. Several tiles fetch the next chunk, which
+// comes right behind, a part each, so that memory is busy while they multiply.
+inline void fetch_ahead(Chunk& chunk, int tile, int tiles) {
+    const char* words = (const char*)chunk.words;
+    chunk.stride = (STEP_BYTES + tiles - 1) / tiles;
+    chunk.ahead = words + AHEAD;
+    if (tiles > 1) chunk.ahead = words + chunk.steps * (STEP_BYTES + tile * chunk.stride);
+}
 
 // M rows times VECTORS vectors of a chunk. `sums` [M][stride] holds those of the chunks before. GCC
 // keeps them in registers only if it unrolls the loops over them at once, and nothing else happens.
@@ -71,7 +83,7 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
         VecU weights[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) {
-            __builtin_prefetch(chunk.words + AHEAD * CHANNELS + v * LANES);
+            __builtin_prefetch(chunk.ahead + v * sizeof(Vec));
             weights[v] = load_words(chunk.words + v * LANES);
         }
 #pragma GCC unroll 8
@@ -81,6 +93,7 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
                 tile[r][v] = add_products<type>(tile[r][v], rows.words + r * rows.stride + step,
                                                 weights[v]);
         chunk.words += CHANNELS;
+        chunk.ahead += chunk.stride;
     } while (++step < chunk.steps);
 #pragma GCC unroll 8
     for (int r = 0; r < M; r++)
@@ -168,10 +181,11 @@ inline void multiply_share(const Weight& weight, const Rows& rows, const Share& 
         const int channels = int(weight.n - first < CHANNELS ? weight.n - first : CHANNELS);
         for (long step = 0; step < steps; step += CHUNK) {
             Chunk chunk{words + step * CHANNELS, steps - step < CHUNK ? steps - step : CHUNK,
-                        step == 0, step + CHUNK >= steps};
+                        step == 0, step + CHUNK >= steps, nullptr, 0};
             for (int tile = 0, tiles = int(divided(count, ROWS)); tile < tiles; tile++) {
                 Range some = share(count, {tile, tiles});  // as even as can be, all <= ROWS
                 long row = mine.rows.begin + some.begin;
+                fetch_ahead(chunk, tile, tiles);
                 Rows here{rows.words + row * rows.stride + step, rows.stride, rows.scales + row};
                 multiply_chunk<type>(here, int(some.end - some.begin), chunk, edge,
                                      out + row * out_stride + first, out_stride, channels);

@@ -52,14 +52,14 @@ inline Vec gather(const T* from, long stride, int count) {
     return load(values);
 }
 
-// The words of 16 values.
+// The words of 16 values; i8: `flip` is xored to each byte.
 template <WeightType type>
-inline void put_words(uint32_t* words, Vec values, float inverse) {
+inline void put_words(uint32_t* words, Vec values, float inverse, int8_t flip = 0) {
     if constexpr (type == WeightType::f32) store((float*)words, values);
-    if constexpr (type == WeightType::bf16) store((bf16*)words, values);
+    if constexpr (type == WeightType::bf16) put_bf16(words, values);
     if constexpr (type == WeightType::i8) {
         typedef int8_t Bytes __attribute__((vector_size(LANES)));
-        Bytes bytes = __builtin_convertvector(quantized(values, inverse), Bytes);
+        Bytes bytes = __builtin_convertvector(quantized(values, inverse), Bytes) ^ flip;
         std::memcpy(words, &bytes, sizeof bytes);
     }
 }
@@ -139,15 +139,15 @@ inline void prepare_row(const float* row, long k, uint32_t* to, float* scale) {
         *scale = quantizer.scale();
         inverse = quantizer.inverse();
     }
-    constexpr uint32_t offset = type == WeightType::i8 ? 0x80808080 : 0;  // flips the top bit: +128
+    constexpr int8_t offset = int8_t(0x80);  // flips the highest bit: +128
     constexpr int words = LANES / per_word(type);
-    for (long j = 0; j < k; j += LANES, to += words) {
-        uint32_t some[LANES];
-        int count = int(k - j < LANES ? k - j : LANES);
-        put_words<type>(some, count == LANES ? load(row + j) : load_some(row + j, count), inverse);
-        for (int i = 0; i < words; i++) some[i] ^= offset;
-        std::memcpy(to, some, steps_of(type, count) * sizeof(uint32_t));
-    }
+    long j = 0;
+    for (; j + LANES <= k; j += LANES, to += words)
+        put_words<type>(to, load(row + j), inverse, offset);
+    if (j == k) return;
+    uint32_t last[LANES];
+    put_words<type>(last, load_some(row + j, int(k - j)), inverse, offset);
+    std::memcpy(to, last, steps_of(type, k - j) * sizeof(uint32_t));
 }
 
 // fp32 rows [M, K] -> what multiply() eats, rows_bytes() of it. A barrier follows.

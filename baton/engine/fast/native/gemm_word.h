@@ -34,6 +34,16 @@ inline VecU load_words(const uint32_t* from) {
     return words;
 }
 
+// As store(bf16*, Vec), but the instruction makes denormals 0, which vdpbf16ps does anyway.
+inline void put_bf16(uint32_t* words, Vec values) {
+#ifdef __AVX512BF16__
+    auto half = _mm512_cvtneps_pbh((__m512)values);
+    std::memcpy(words, &half, sizeof half);
+#else
+    store((bf16*)words, values);
+#endif
+}
+
 // sums + row * weights, where `row` is one word of a row and `weights` one of each of 16 channels.
 // Floats are fused multiply-adds (GCC and clang contract them); bf16 pairs are added low, then high.
 template <WeightType type>
