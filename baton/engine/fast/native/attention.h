@@ -36,10 +36,6 @@ struct AttentionLayer {
 };
 
 constexpr long TILE_ROWS = 64;
-#ifndef PARTN
-#define PARTN 16
-#endif
-constexpr int PART = PARTN;  // positions of which several heads are read in one go
 
 // Queries [first, first + queries) of a sequence, for kv heads [head, head + heads).
 struct Tile {
@@ -180,8 +176,7 @@ class TileRun {
     TileRun(const AttentionLayer& layer, const AttentionBatch& batch, const Tile& tile,
             const AttentionScratch& scratch)
         : layer(layer), batch(batch), tile(tile), scratch(scratch),
-          group(layer.heads / layer.kv_heads), rows(tile.queries * group),
-          part(tile.heads > 1 ? PART : STRETCH) {}
+          group(layer.heads / layer.kv_heads), rows(tile.queries * group) {}
 
     void run(const Tile* after, const float* q, long q_stride, float* out, long out_stride) {
         begin(q, q_stride);
@@ -237,71 +232,74 @@ class TileRun {
         });
     }
 
-    // Memory is read in its own order: all heads of one part of the stretch, then the next part;
-    // first keys, then values.
+    // Memory is read about in its own order: the keys of all heads, then their values.
     void meet() {
         first_row = 0, end_row = rows;  // of each head; queries that see something of the stretch
         while (scratch.ends[first_row] <= now.base) first_row++;
         while (scratch.begins[end_row - 1] >= now.base + STRETCH) end_row--;
-        for (int at = now.begin; at < now.end; at = end_of_part(now, at))
-            for (long h = 0; h < tile.heads; h++) {
-                int end = end_of_part(now, at), column = at % LANES;
-                CacheRows<T> keys = staged(layer.keys, layer.key_dim, at, h);
-                if (rows <= FEW_ROWS) {
-                    with_rows(int(rows), [&](auto count) {
-                        score_keys<count>(keys, at - at / part * part,
-                                          scratch.queries + h * rows * layer.key_dim,
-                                          scratch.scores + h * rows * STRETCH + at / part * part);
-                    });
-                } else {
-                    stage_keys(keys, column, scratch.keys);
-                    score(h, at - column, end);
-                }
+        for (long h = 0; h < tile.heads; h++) {
+            CacheRows<T> keys = keys_of(now, tile.head + h);
+            announce(keys, h + 1 < tile.heads ? keys_of(now, tile.head + h + 1)
+                                              : values_of(now, tile.head));
+            if (rows <= FEW_ROWS) {
+                with_rows(int(rows), [&](auto count) {
+                    score_keys<count>(keys, now.begin, queries(h, 0), scores(h, 0));
+                });
+            } else {
+                stage_keys(keys, now.begin, scratch.keys);
+                score(h);
             }
+        }
         for (long h = 0; h < tile.heads; h++)
             for (long row = first_row; row < end_row; row++)
-                weigh(scratch.scores + (h * rows + row) * STRETCH, now.within(scratch.begins[row]),
+                weigh(scores(h, row), now.within(scratch.begins[row]),
                       now.within(scratch.ends[row]), layer.softcap, state(h * rows + row),
                       int(scratch.width / LANES));
-        for (int at = now.begin; at < now.end; at = end_of_part(now, at))
-            for (long h = 0; h < tile.heads; h++) {
-                CacheRows<T> values = staged(layer.values, layer.value_dim, at, h);
-                if (rows <= FEW_ROWS && layer.value_dim == scratch.width) {
-                    for (int i = 0; i < values.count; i++) values.ahead.fetch(i);
-                    add_values(h, at, end_of_part(now, at), Pooled<T>{values.pool, values.slots, values.stride});
-                } else {
-                    stage_values(values, scratch.width, scratch.values);
-                    add_values(h, at, end_of_part(now, at),
-                               Staged{scratch.values, scratch.width});
-                }
+        for (long h = 0; h < tile.heads; h++) {
+            CacheRows<T> values = values_of(now, tile.head + h);
+            if (h + 1 < tile.heads) announce(values, values_of(now, tile.head + h + 1));
+            else if (coming != nullptr) announce(values, keys_of(next, coming->head));
+            if (rows <= FEW_ROWS && layer.value_dim == scratch.width) {
+                add_values(h, values);
+            } else {
+                stage_values(values, scratch.width, scratch.values);
+                add_values(h, Staged{scratch.values, scratch.width});
             }
+        }
     }
 
-    int end_of_part(const Stretch& stretch, int at) const {
-        return std::min(stretch.end, (at / part + 1) * part);
+    // The stretch's rows of one kv head; nothing better known, they themselves come next.
+    CacheRows<T> rows_of(const Stretch& stretch, const void* pool, long dim, long head) const {
+        const T* start = static_cast<const T*>(pool) + head * dim;
+        const int64_t* slots = stretch.slots + stretch.begin;
+        int count = stretch.end - stretch.begin;
+        long stride = layer.kv_heads * dim;
+        return {start, slots, stride, dim, count, start, slots, stride, count};
     }
 
-    // Rows of one part and head, and those to be staged after them: the next head's, the next
-    // part's, the values after the keys, the next stretch.
-    CacheRows<T> staged(const void* pool, long dim, int at, long h) const {
-        int end = end_of_part(now, at);
-        CacheRows<T> rows = rows_of(now, pool, dim, at, tile.head + h);
-        auto then = [&](const CacheRows<T>& later) {
-            rows.ahead = {reinterpret_cast<const char*>(later.pool), later.slots,
-                          later.stride * long(sizeof(T)), later.dim * long(sizeof(T)), later.count};
-            return rows;
-        };
-        if (h + 1 < tile.heads) return then(rows_of(now, pool, dim, at, tile.head + h + 1));
-        if (end < now.end) return then(rows_of(now, pool, dim, end, tile.head));
-        if (pool == layer.keys)
-            return then(rows_of(now, layer.values, layer.value_dim, now.begin, tile.head));
-        if (coming == nullptr) return rows;
-        return then(rows_of(next, layer.keys, layer.key_dim, next.begin, coming->head));
+    CacheRows<T> keys_of(const Stretch& stretch, long head) const {
+        return rows_of(stretch, layer.keys, layer.key_dim, head);
     }
 
-    CacheRows<T> rows_of(const Stretch& stretch, const void* pool, long dim, int at, long head) const {
-        return {static_cast<const T*>(pool) + head * dim, stretch.slots + at, layer.kv_heads * dim,
-                dim, end_of_part(stretch, at) - at, {}};
+    CacheRows<T> values_of(const Stretch& stretch, long head) const {
+        return rows_of(stretch, layer.values, layer.value_dim, head);
+    }
+
+    static void announce(CacheRows<T>& rows, const CacheRows<T>& coming) {
+        rows.next_pool = coming.pool;
+        rows.next_slots = coming.slots;
+        rows.next_stride = coming.stride;
+        rows.next_count = coming.count;
+    }
+
+    float* queries(long h, long row) const {
+        return scratch.queries + (h * rows + row) * layer.key_dim;
+    }
+
+    float* scores(long h, long row) const { return scratch.scores + (h * rows + row) * STRETCH; }
+
+    float* outputs(long h, long row) const {
+        return scratch.outputs + (h * rows + row) * scratch.width;
     }
 
     // Blocks of rows of one head, none much smaller than the others.
@@ -314,50 +312,41 @@ class TileRun {
         }
     }
 
-    // Scores of positions [from, until) of the stretch, whose keys are staged; from: a multiple of
-    // LANES.
-    void score(long h, int from, int until) const {
+    // Scores of the stretch, whose keys are staged.
+    void score(long h) const {
         each_block([&](long row, int count) {
-            int begin = std::max(from, now.within(scratch.begins[row]) / LANES * LANES);
-            int end = std::min(until, now.within(scratch.ends[row + count - 1]));
-            if (begin >= end) return;
+            int begin = now.within(scratch.begins[row]) / LANES * LANES;
+            int end = now.within(scratch.ends[row + count - 1]);
+            Staged from{scratch.keys + begin, STRETCH};
             multiply(count,
-                     Product<Staged>{scratch.queries + (h * rows + row) * layer.key_dim,
-                                     layer.key_dim, {scratch.keys + (begin - from), STRETCH},
-                                     scratch.scores + (h * rows + row) * STRETCH + begin, STRETCH,
-                                     layer.key_dim, true},
+                     Product<Staged>{queries(h, row), layer.key_dim, from, 0, scores(h, row) + begin,
+                                     STRETCH, layer.key_dim, true},
                      (end - begin + LANES - 1) / LANES * LANES);
         });
     }
 
-    // Each row adds the values of the positions it sees of [from, until), which are staged: those
-    // that all rows of a block see together, others (at its ends) row by row.
+    // Each row adds the values of the positions it sees: those that all rows of a block see
+    // together, others (at its ends) row by row.
     template <typename Factor>
-    void add_values(long h, int from, int until, const Factor& values) const {
+    void add_values(long h, const Factor& values) const {
+        auto add = [&](long row, int count, int begin, int end) {
+            if (begin >= end) return;
+            multiply(count,
+                     Product<Factor>{scores(h, row) + begin, STRETCH, values, begin - now.begin,
+                                     outputs(h, row), scratch.width, end - begin, false},
+                     scratch.width);
+        };
         each_block([&](long row, int count) {
-            auto add = [&](long row, int count, int begin, int end) {
-                begin = std::max(begin, from), end = std::min(end, until);
-                if (begin >= end) return;
-                multiply(count,
-                         Product<Factor>{scratch.scores + (h * rows + row) * STRETCH + begin,
-                                         STRETCH, values.from(begin - from),
-                                         scratch.outputs + (h * rows + row) * scratch.width,
-                                         scratch.width, end - begin, false},
-                         scratch.width);
-            };
             int all_begin = now.within(scratch.begins[row + count - 1]);
             int all_end = now.within(scratch.ends[row]);
-            auto alone = [&](bool before) {
-                for (long one = row; one < row + count; one++) {
-                    int begin = now.within(scratch.begins[one]), end = now.within(scratch.ends[one]);
-                    int middle = std::min(all_begin, end);
-                    if (before) add(one, 1, begin, middle);
-                    else add(one, 1, std::max(middle, all_end), end);
-                }
-            };
-            alone(true);
+            for (long one = row; one < row + count; one++)
+                add(one, 1, now.within(scratch.begins[one]),
+                    std::min(all_begin, now.within(scratch.ends[one])));
             add(row, count, all_begin, all_end);
-            alone(false);
+            for (long one = row; one < row + count; one++) {
+                int end = now.within(scratch.ends[one]);
+                add(one, 1, std::max(std::min(all_begin, end), all_end), end);
+            }
         });
     }
 
@@ -366,7 +355,6 @@ class TileRun {
     const Tile& tile;
     const AttentionScratch& scratch;
     const long group, rows;  // rows of one kv head
-    const int part;
     const Tile* coming = nullptr;  // whose stretch is the next
     Stretch now, next;
     long first_row = 0, end_row = 0;

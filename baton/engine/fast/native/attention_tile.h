@@ -18,38 +18,38 @@ constexpr int BLOCK_WIDTH = 1;
 constexpr int BLOCK_ROWS = 6, FEW_ROWS = 7;
 
 // By name: gcc drops calls of functions that do nothing but __builtin_prefetch.
-inline void prefetch(const char* address) {
+inline void prefetch(const void* address) {
 #ifdef __x86_64__
-    asm volatile("prefetcht0 %0" : : "m"(*address));
+    asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(address)));
 #else
     __builtin_prefetch(address);
 #endif
 }
 
-// Rows to come: they are fetched from memory while the ones before them are computed.
-struct Ahead {
-    const char* pool = nullptr;
-    const int64_t* slots = nullptr;
-    long stride = 0, bytes = 0;  // from row to row, and of a row
-    int count = 0;
-
-    void fetch(int row) const {
-        if (row >= count) return;
-        for (long byte = 0; byte < bytes; byte += 64)
-            prefetch(pool + slots[row] * stride + byte);
-    }
-};
-
-// Rows `slots[0 .. count)` of a pool.
+// Rows `slots[0 .. count)` of a pool, and those that come after them. Each load asks for its like
+// among the coming rows, so that memory is busy while these are computed.
 template <typename T>
 struct CacheRows {
     const T* pool;
     const int64_t* slots;
     long stride, dim;
     int count;
-    Ahead ahead;
+    const T* next_pool;
+    const int64_t* next_slots;
+    long next_stride;
+    int next_count;
 
-    const T* at(int row) const { return pool + slots[row] * stride; }
+    const T* at(long row) const { return pool + slots[row] * stride; }
+
+    const T* after(long row) const {
+        return next_pool + next_slots[row < next_count ? row : next_count - 1] * next_stride;
+    }
+
+    // As the factor of a product: LANES values of a row.
+    Vec at(long row, long column) const {
+        prefetch(after(row) + column);
+        return load(at(row) + column);
+    }
 };
 
 enum Shuffle { LOW, HIGH, LOW_PAIRS, HIGH_PAIRS, EVEN_QUARTERS, ODD_QUARTERS };
@@ -99,11 +99,6 @@ inline void transpose(Vec (&rows)[LANES]) {
     }
 }
 
-template <typename T>
-inline Vec load_up_to(const T* from, long count) {
-    return count >= LANES ? load(from) : load_some(from, int(count));
-}
-
 // A square of LANES keys by as many 32-bit words; a word is one dimension of a key, or two.
 template <typename T>
 struct Square {
@@ -129,51 +124,57 @@ struct Square {
     }
 };
 
-// The rows that LANES positions from `column` on are in; beyond both ends some neighbour's.
+// LANES keys side by side, those of the rows from `row` on; beyond both ends some neighbour's.
 template <typename T>
-inline void find_keys(const CacheRows<T>& keys, int column, const T** rows) {
-    for (int i = 0; i < LANES; i++) {
-        int row = column + i;
-        rows[i] = keys.at(row < 0 ? 0 : row < keys.count ? row : keys.count - 1);
-        if (row >= 0) keys.ahead.fetch(row);
-    }
-}
-
-// Keys side by side, to[d][STRETCH], from column `first` on; the columns on both sides, up to
-// multiples of LANES, get some key too: nobody looks at their scores.
-template <typename T>
-void stage_keys(const CacheRows<T>& keys, int first, float* to) {
-    for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
-        const T* rows[LANES];
-        find_keys(keys, column - first, rows);
-        for (long d = 0; d < keys.dim; d += Square<T>::DIMS) {
-            Square<T> square(rows, d, keys.dim);
-            for (int i = 0; i < Square<T>::DIMS && d + i < keys.dim; i++)
-                store(to + (d + i) * STRETCH + column, square.dimension(i));
+class KeyGroup {
+   public:
+    KeyGroup(const CacheRows<T>& keys, int row) : dim(keys.dim) {
+        for (int i = 0; i < LANES; i++, row++) {
+            int inside = row < 0 ? 0 : row < keys.count ? row : keys.count - 1;
+            now[i] = keys.at(inside);
+            next[i] = keys.after(inside);
         }
     }
+
+    // visit(d, vector of dimension d) for all d, ascending.
+    template <typename Visit>
+    void each_dimension(Visit&& visit) const {
+        constexpr int DIMS = Square<T>::DIMS;
+        for (long d = 0; d < dim; d += DIMS) {
+            for (int i = 0; i < LANES; i++) prefetch(next[i] + d);
+            Square<T> square(now, d, dim);
+            if (d + DIMS <= dim) {
+#pragma GCC unroll 32
+                for (int i = 0; i < DIMS; i++) visit(d + i, square.dimension(i));
+            } else {
+                for (int i = 0; d + i < dim; i++) visit(d + i, square.dimension(i));
+            }
+        }
+    }
+
+   private:
+    const T *now[LANES], *next[LANES];
+    long dim;
+};
+
+// to[d][STRETCH] from column `first` on; the columns on both sides, up to multiples of LANES, get
+// some key too: nobody looks at their scores.
+template <typename T>
+void stage_keys(const CacheRows<T>& keys, int first, float* to) {
+    for (int column = first / LANES * LANES; column < first + keys.count; column += LANES)
+        KeyGroup<T>(keys, column - first).each_dimension([&](long d, Vec dimension) {
+            store(to + d * STRETCH + column, dimension);
+        });
 }
 
 // The scores of few rows, without staging: scores[row][STRETCH] at the same columns.
 template <int ROWS, typename T>
 void score_keys(const CacheRows<T>& keys, int first, const float* queries, float* scores) {
     for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
-        const T* rows[LANES];
-        find_keys(keys, column - first, rows);
         Vec sums[ROWS] = {};
-        long d = 0;
-        for (; d + Square<T>::DIMS <= keys.dim; d += Square<T>::DIMS) {
-            Square<T> square(rows, d, keys.dim);
-            for (int i = 0; i < Square<T>::DIMS; i++)
-                for (int r = 0; r < ROWS; r++)
-                    sums[r] += queries[r * keys.dim + d + i] * square.dimension(i);
-        }
-        if (d < keys.dim) {
-            Square<T> square(rows, d, keys.dim);
-            for (int i = 0; d + i < keys.dim; i++)
-                for (int r = 0; r < ROWS; r++)
-                    sums[r] += queries[r * keys.dim + d + i] * square.dimension(i);
-        }
+        KeyGroup<T>(keys, column - first).each_dimension([&](long d, Vec dimension) {
+            for (int r = 0; r < ROWS; r++) sums[r] += queries[r * keys.dim + d] * dimension;
+        });
         for (int r = 0; r < ROWS; r++) store(scores + r * STRETCH + column, sums[r]);
     }
 }
@@ -181,43 +182,31 @@ void score_keys(const CacheRows<T>& keys, int first, const float* queries, float
 // Values below each other, to[row][width], width being their dim rounded up to LANES.
 template <typename T>
 void stage_values(const CacheRows<T>& values, long width, float* to) {
-    for (int begin = 0; begin < values.count; begin += LANES) {
-        int end = begin + LANES < values.count ? begin + LANES : values.count;
-        for (int i = begin; i < end; i++) values.ahead.fetch(i);
-        for (long d = 0; d < values.dim; d += LANES)
-            for (int i = begin; i < end; i++)
-                store(to + i * width + d, load_up_to(values.at(i) + d, values.dim - d));
-    }
+    for (int i = 0; i < values.count; i++)
+        for (long d = 0; d < values.dim; d += LANES) {
+            prefetch(values.after(i) + d);
+            long left = values.dim - d;
+            store(to + i * width + d, left < LANES ? load_some(values.at(i) + d, int(left))
+                                                   : load(values.at(i) + d));
+        }
 }
 
-// Where a factor's rows are: staged, or in the pool.
 struct Staged {
     const float* rows;
     long stride;
 
     Vec at(long row, long column) const { return load(rows + row * stride + column); }
-    Staged from(long row) const { return {rows + row * stride, stride}; }
-};
-
-template <typename T>
-struct Pooled {
-    const T* pool;
-    const int64_t* slots;
-    long stride;
-
-    Vec at(long row, long column) const {
-        return load(pool + slots[row] * stride + column);
-    }
-    Pooled from(long row) const { return {pool, slots + row, stride}; }
 };
 
 // c[r][...] = start + sum over k < count of a[r][k] * b[k][...], k ascending, for some rows and
-// vectors; the start is what c holds, or 0 when it is `fresh`.
+// vectors; the start is what c holds, or 0 when it is `fresh`. b: Staged, or Rows of the pool; its
+// k = 0 is in row `first`.
 template <typename Factor>
 struct Product {
     const float* a;
     long a_stride;
-    Factor b;
+    const Factor& b;
+    long first;
     float* c;
     long c_stride, count;
     bool fresh;
@@ -233,7 +222,7 @@ inline void multiply(const Product<Factor>& p, long column) {
             sums[r][w] = p.fresh ? Vec{} : load(c + r * p.c_stride + w * LANES);
     for (long k = 0; k < p.count; k++) {
         Vec right[WIDTH];
-        for (int w = 0; w < WIDTH; w++) right[w] = p.b.at(k, column + w * LANES);
+        for (int w = 0; w < WIDTH; w++) right[w] = p.b.at(p.first + k, column + w * LANES);
         for (int r = 0; r < ROWS; r++)
             for (int w = 0; w < WIDTH; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
     }
