@@ -111,6 +111,7 @@ def introduce(
     dtype: str,
     layout: KVLayout,
     token_s: float,
+    how: str,
     blocks: int = 0,
     regions: tuple[Region, ...] = (),
 ) -> Hello:
@@ -133,6 +134,7 @@ def introduce(
         regions=regions,
         patience_s=PATIENCE_FLOOR_S + PATIENCE_STEPS * token_s * options.max_num_batched_tokens,
         load_s=process_age_s(),
+        how=how,
         takes_cores=device == "cpu" and options.threads is None and bool(core_numbers()),
     )
 

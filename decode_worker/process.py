@@ -59,6 +59,7 @@ def run(
         dtype=engine.dtype,
         layout=engine.layout,
         token_s=engine.token_s,
+        how=engine.runner.how,
         blocks=blocks,
         regions=decoding.renew_epoch(first_epoch(options)),
     )

@@ -62,11 +62,17 @@ def describe_cluster(info: ClusterInfo, started: Topology | None = None) -> list
     """Model, dtype, topology, and how the KV cache gets from prefill to decode. Work begins with the
     first workers that are there; `started` tells how many are to come."""
     lines = [
-        f"model     {info.model}, {info.dtype}, context {info.context:,} tokens",
+        f"model     {info.model}, {info.dtype}, context {info.context:,} tokens{_how(info)}",
         f"topology  {_topology(info, started)}",
         f"KV path   {_ways(info)}",
     ]
     return lines
+
+
+def _how(info: ClusterInfo) -> str:
+    """What computes; with several workers it may be several things."""
+    ways = dict.fromkeys(worker.how for worker in info.workers if worker.how)
+    return "".join(f", {way}" for way in ways)
 
 
 def worker_states(info: ClusterInfo) -> str:

@@ -33,6 +33,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         dtype=engine.dtype,
         layout=engine.layout,
         token_s=engine.token_s,
+        how=engine.runner.how,
     )
     return run_worker(
         options, PrefillWorker(hello, filling, token_budget=options.max_num_batched_tokens)

@@ -159,6 +159,7 @@ class Members:
                 m.pulse.judge(now).value,
                 tuple(_way(a) for a in m.attached.values()),
                 m.hello.load_s,
+                m.hello.how,
             )
             for m in sorted(self, key=lambda m: m.worker)
         )

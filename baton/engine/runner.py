@@ -21,6 +21,10 @@ class Forward(Protocol):
     def device(self) -> torch.device:
         """Where its pools are."""
 
+    @property
+    def how(self) -> str:
+        """In a few words for people: what computes it, and why nothing faster does."""
+
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
@@ -41,6 +45,7 @@ class Runner:
         self.body = model.base_model  # the model without its lm_head
         self.device = next(model.parameters()).device
         self.plan_kernel = plan_kernel
+        self.how = "in torch"
 
     @torch.inference_mode()
     def run(

@@ -48,6 +48,7 @@ class WorkerInfo:
     state: str
     transports: tuple[str, ...] = ()  # a prefill worker's ways to the decode workers, with GB/s
     load_s: float = 0.0  # from the process's start until it could join
+    how: str = ""  # what computes its forwards
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Hello:
     regions: tuple[Region, ...]
     patience_s: float
     load_s: float
+    how: str = ""  # what computes its forwards, for people
     takes_cores: bool = False  # it computes on a CPU, on whatever cores the router gives it
 
 

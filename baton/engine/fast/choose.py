@@ -40,6 +40,7 @@ def on_cpu(
             raise InputError(
                 f"{files.name} cannot have int8 weights: {error}; use another dtype"
             ) from error
+        why = str(error).splitlines()[0]
         logger.warning("%s is not compiled and runs in torch: %s", files.name, error)
     from baton.engine.fast.kernel import cpu_attention
     from baton.engine.fast.packed import pack_linears
@@ -48,6 +49,7 @@ def on_cpu(
     model = load()
     runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
     pack_linears(model)
+    runner.how = f"in torch, not compiled: {why}"
     return runner, layout
 
 

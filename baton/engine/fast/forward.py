@@ -18,6 +18,7 @@ class NativeRunner:
     batch, and however many threads there are."""
 
     device = torch.device("cpu")
+    how = "compiled for this CPU"
 
     def __init__(self, program: native.Program) -> None:
         self._program = program
