@@ -79,7 +79,7 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
     constexpr int registers = registers_of(M);
     for (int column = 0; column < CHANNELS; column += registers * WIDTH) {
         const uint32_t* words = chunk.words + column;
-        const char* ahead = chunk.ahead + column * sizeof(uint32_t);
+        const char* ahead = chunk.ahead;
         Part tile[M][registers];
 #pragma GCC unroll 16
         for (int r = 0; r < M; r++)
@@ -90,10 +90,9 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
         do {
             PartU weights[registers];
 #pragma GCC unroll 16
-            for (int v = 0; v < registers; v++) {
-                __builtin_prefetch(ahead + v * sizeof(Part));
-                weights[v] = get<PartU>(words + v * WIDTH);
-            }
+            for (int line = 0; line < STEP_BYTES; line += 64) __builtin_prefetch(ahead + line);
+#pragma GCC unroll 16
+            for (int v = 0; v < registers; v++) weights[v] = get<PartU>(words + v * WIDTH);
 #pragma GCC unroll 16
             for (int r = 0; r < M; r++)
 #pragma GCC unroll 16
