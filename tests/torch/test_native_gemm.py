@@ -14,7 +14,7 @@ from torch import Tensor
 from baton.engine.fast.build import NoCompiler, build
 
 TYPES = {"f32": 0, "bf16": 1, "i8": 2}
-SHIMS = ("native_gemm.cpp", "native_gemm_portable.cpp")
+SHIMS = ("native_gemm.cpp", "native_gemm_avx2.cpp", "native_gemm_portable.cpp")
 HERE = Path(__file__).parent
 GUARD = 64  # bytes behind each piece of memory that must stay as they were
 UNIT = 2.0**-24  # of rounding to fp32

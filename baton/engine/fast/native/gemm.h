@@ -15,11 +15,14 @@ constexpr int ROWS = 6;         // of a tile, at most
 constexpr long CHUNK = 1024;    // steps, 256 KiB
 constexpr long STEP_BYTES = CHANNELS * sizeof(uint32_t);
 constexpr long AHEAD = 4096;    // bytes that are fetched before their time
-#ifdef __AVX512F__
-constexpr int VECTORS = 4;      // of a tile: 24 registers of sums out of 32
-#else
-constexpr int VECTORS = 1;
-#endif
+
+// Registers side by side for a tile of `rows`: few rows leave room for more.
+constexpr int registers_of(int rows) {
+    int registers = REGISTERS;
+    while (2 * registers * rows <= ROWS * REGISTERS && 2 * registers * WIDTH <= CHANNELS)
+        registers *= 2;
+    return registers;
+}
 
 // What a panel's sums start and end with, padded to its 64 channels.
 struct Edge {
@@ -67,38 +70,44 @@ inline void fetch_ahead(Chunk& chunk, int tile, int tiles) {
     if (tiles > 1) chunk.ahead = words + chunk.steps * (STEP_BYTES + tile * chunk.stride);
 }
 
-// M rows times VECTORS vectors of a chunk. `sums` [M][stride] holds those of the chunks before. GCC
-// keeps them in registers only if it unrolls the loops over them at once, and nothing else happens.
+// M rows times a chunk of a panel, as many columns at once as registers hold. `sums` [M][stride] has
+// those of the chunks before. GCC keeps them in registers only if it unrolls the loops over them at
+// once, and nothing else happens.
 template <WeightType type, int M>
 __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float* start, float* sums,
                                              long stride) {
-    Vec tile[M][VECTORS];
-#pragma GCC unroll 8
-    for (int r = 0; r < M; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++)
-            tile[r][v] = load((chunk.first ? start : sums + r * stride) + v * LANES);
-    long step = 0;
-    do {
-        VecU weights[VECTORS];
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) {
-            __builtin_prefetch(chunk.ahead + v * sizeof(Vec));
-            weights[v] = load_words(chunk.words + v * LANES);
-        }
-#pragma GCC unroll 8
+    constexpr int registers = registers_of(M);
+    for (int column = 0; column < CHANNELS; column += registers * WIDTH) {
+        const uint32_t* words = chunk.words + column;
+        const char* ahead = chunk.ahead;
+        Part tile[M][registers];
+#pragma GCC unroll 16
         for (int r = 0; r < M; r++)
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++)
-                tile[r][v] = add_products<type>(tile[r][v], rows.words + r * rows.stride + step,
-                                                weights[v]);
-        chunk.words += CHANNELS;
-        chunk.ahead += chunk.stride;
-    } while (++step < chunk.steps);
-#pragma GCC unroll 8
-    for (int r = 0; r < M; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) store(sums + r * stride + v * LANES, tile[r][v]);
+#pragma GCC unroll 16
+            for (int v = 0; v < registers; v++)
+                tile[r][v] = get<Part>((chunk.first ? start : sums + r * stride) + column + v * WIDTH);
+        long step = 0;
+        do {
+            PartU weights[registers];
+#pragma GCC unroll 16
+            for (int line = 0; line < STEP_BYTES; line += 64) __builtin_prefetch(ahead + line);
+#pragma GCC unroll 16
+            for (int v = 0; v < registers; v++) weights[v] = get<PartU>(words + v * WIDTH);
+#pragma GCC unroll 16
+            for (int r = 0; r < M; r++)
+#pragma GCC unroll 16
+                for (int v = 0; v < registers; v++)
+                    tile[r][v] = add_products<type>(tile[r][v], rows.words + r * rows.stride + step,
+                                                    weights[v]);
+            words += CHANNELS;
+            ahead += chunk.stride;
+        } while (++step < chunk.steps);
+#pragma GCC unroll 16
+        for (int r = 0; r < M; r++)
+#pragma GCC unroll 16
+            for (int v = 0; v < registers; v++)
+                put(sums + r * stride + column + v * WIDTH, tile[r][v]);
+    }
 }
 
 template <WeightType type>
@@ -134,11 +143,7 @@ inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Ed
     const long stride = whole ? out_stride : CHANNELS;
     for (int r = 0; r < m && !whole && !chunk.first; r++)
         std::memcpy(padded[r], out + r * out_stride, channels * sizeof(float));
-    for (int i = 0; i < CHANNELS; i += VECTORS * LANES) {
-        Chunk some = chunk;
-        some.words += i;
-        multiply_tile<type>(m, rows, some, edge.start + i, sums + i, stride);
-    }
+    multiply_tile<type>(m, rows, chunk, edge.start, sums, stride);
     if (type == WeightType::i8 && chunk.last) finish(rows, m, edge, sums, stride);
     for (int r = 0; r < m && !whole; r++)
         std::memcpy(out + r * out_stride, padded[r], channels * sizeof(float));

@@ -10,7 +10,7 @@
 
 #include "vec.h"
 
-#ifdef __AVX512BF16__
+#if defined(__AVX2__) || defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
@@ -22,17 +22,30 @@ constexpr int per_word(WeightType type) {
     return type == WeightType::f32 ? 1 : type == WeightType::bf16 ? 2 : 4;
 }
 
-inline VecU all_words(const void* from) {
-    uint32_t word;
-    std::memcpy(&word, from, sizeof word);
-    return VecU{} + word;
+// One register of the CPU, unlike Vec: sums that are to stay in registers must fit them. A tile of 6
+// rows has REGISTERS of them side by side, which leaves some for weights and a row.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16, REGISTERS = 4;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8, REGISTERS = 2;
+#elif defined(__aarch64__)
+constexpr int WIDTH = 4, REGISTERS = 4;
+#else
+constexpr int WIDTH = 4, REGISTERS = 2;
+#endif
+
+typedef float Part __attribute__((vector_size(WIDTH * 4)));
+typedef int32_t PartI __attribute__((vector_size(WIDTH * 4)));
+typedef uint32_t PartU __attribute__((vector_size(WIDTH * 4)));
+
+template <typename T>
+inline T get(const void* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
 }
 
-inline VecU load_words(const uint32_t* from) {
-    VecU words;
-    std::memcpy(&words, from, sizeof words);
-    return words;
-}
+inline void put(float* to, Part value) { std::memcpy(to, &value, sizeof value); }
 
 // As store(bf16*, Vec), but the instruction makes denormals 0, which vdpbf16ps does anyway.
 inline void put_bf16(uint32_t* words, Vec values) {
@@ -44,32 +57,41 @@ inline void put_bf16(uint32_t* words, Vec values) {
 #endif
 }
 
-// sums + row * weights, where `row` is one word of a row and `weights` one of each of 16 channels.
-// Floats are fused multiply-adds (GCC and clang contract them); bf16 pairs are added low, then high.
+// int8: bytes of the row are unsigned, those of the weights signed; sums are int32, modulo 2^32.
+inline Part add_bytes(Part sums, PartU row, PartU weights) {
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+    // As text, for GCC takes the intrinsic's operands from memory and keeps sums there.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(row), "v"(weights));
+    return sums;
+#elif defined(__AVXVNNI__)
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(row), "x"(weights));
+    return sums;
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    typedef int16_t Half __attribute__((vector_size(WIDTH * 4)));  // even and odd bytes, widened
+    __m256i even = _mm256_madd_epi16((__m256i)(row & 0x00ff00ff), (__m256i)((Half)(weights << 8) >> 8));
+    __m256i odd = _mm256_madd_epi16((__m256i)((row >> 8) & 0x00ff00ff), (__m256i)((Half)weights >> 8));
+    return (Part)((PartU)sums + (PartU)even + (PartU)odd);
+#else
+    PartU total = (PartU)sums;
+    for (int shift = 24; shift >= 0; shift -= 8)
+        total += (PartU)((PartI)(weights << shift) >> 24) * ((row << shift) >> 24);
+    return (Part)total;
+#endif
+}
+
+// sums + row * weights: one word of a row times the words of WIDTH channels. Floats are fused
+// multiply-adds (GCC and clang contract them); of two bf16 the lower one is added first.
 template <WeightType type>
-inline Vec add_products(Vec sums, const uint32_t* row, VecU weights) {
-    VecU word = all_words(row);
-    if constexpr (type == WeightType::f32) {
-        return sums + (Vec)word * (Vec)weights;
-    } else if constexpr (type == WeightType::bf16) {
-#ifdef __AVX512BF16__
-        return (Vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)word, (__m512bh)weights);
+inline Part add_products(Part sums, const uint32_t* from, PartU weights) {
+    PartU row = PartU{} + get<uint32_t>(from);
+    if constexpr (type == WeightType::f32) return sums + (Part)row * (Part)weights;
+    if constexpr (type == WeightType::i8) return add_bytes(sums, row, weights);
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+    return (Part)_mm512_dpbf16_ps((__m512)sums, (__m512bh)row, (__m512bh)weights);
 #else
-        sums += (Vec)(word << 16) * (Vec)(weights << 16);
-        return sums + (Vec)(word & 0xffff0000) * (Vec)(weights & 0xffff0000);
+    sums += (Part)(row << 16) * (Part)(weights << 16);
+    return sums + (Part)(row & 0xffff0000) * (Part)(weights & 0xffff0000);
 #endif
-    } else {  // bytes of the row are unsigned, those of the weight signed; sums are int32, modulo 2^32
-#ifdef __AVX512VNNI__
-        // As text, for GCC takes the intrinsic's operands from memory and keeps sums there.
-        asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(word), "v"(weights));
-        return sums;
-#else
-        VecU total = (VecU)sums;
-        for (int shift = 24; shift >= 0; shift -= 8)
-            total += (VecU)((VecI)(weights << shift) >> 24) * ((word << shift) >> 24);
-        return (Vec)total;
-#endif
-    }
 }
 
 // One row or channel in int8: value = scale * q with -127 <= q <= 127. What is not finite makes the
