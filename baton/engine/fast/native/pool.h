@@ -2,6 +2,10 @@
 // A barrier lets them meet inside a job. Made after a fork, never before: threads do not survive it.
 #pragma once
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -70,6 +74,7 @@ class ThreadPool {
     void run(int threads, Job&& job) {
         std::lock_guard<std::mutex> turn(busy);
         int others = start(threads - 1);
+        see_cores();
         object = const_cast<void*>(static_cast<const void*>(&job));
         function = [](void* it, const Worker& worker) {
             (*static_cast<std::remove_reference_t<Job>*>(it))(worker);
@@ -107,13 +112,43 @@ class ThreadPool {
     }
 
     void work(Helper* self, int number) {
+        unsigned placed = 0;
         for (int last = 0;;) {
             last = next(self->order, last);
             if (stopping) return;
+            if (placed != placing) place(number), placed = placing;
             function(object, Worker{number, team});
             unfinished.fetch_sub(1, std::memory_order_release);
         }
     }
+
+    // The kernel may leave two threads that yield to each other on one core for long, and a product
+    // then takes 3 times as long. So each helper has a core of those the caller may use, from the
+    // last on; the caller itself stays free. Not where there are fewer cores than threads.
+#ifdef __linux__
+    void see_cores() {
+        cpu_set_t now;
+        if (sched_getaffinity(0, sizeof now, &now) || CPU_EQUAL(&now, &cores)) return;
+        cores = now;
+        placing++;
+    }
+
+    void place(int number) {
+        cpu_set_t mine = cores;
+        if (team <= CPU_COUNT(&cores)) {
+            int left = CPU_COUNT(&cores) - number;
+            for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+                if (CPU_ISSET(cpu, &cores) && left-- != 0) CPU_CLR(cpu, &mine);
+        }
+        sched_setaffinity(0, sizeof mine, &mine);
+    }
+
+    cpu_set_t cores = {};
+#else
+    void see_cores() {}
+    void place(int) {}
+#endif
+    unsigned placing = 0;  // counts changes of the caller's cores
 
     // Jobs follow each other closely while a model decodes: awake for a while, then asleep.
     static int next(std::atomic<int>& order, int last) {
