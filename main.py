@@ -5,6 +5,7 @@ imported when it is needed, so that --help and a wrong option answer at once.
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ Examples:
   python main.py --prompts mine.txt --temperature 0.8 --top-p 0.95 --seed 7
   python main.py --router tcp://10.0.0.1:7000 --keys keys --format jsonl -o out.jsonl
 """
+BENCHMARKS = ("engine", "disagg", "step", "precision", "handover", "gemm", "attention")
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -123,6 +125,18 @@ def doctor() -> None:
     from offline.doctor import examine
 
     click.echo(examine())
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("name", type=click.Choice(BENCHMARKS))
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def bench(name: str, options: tuple[str, ...]) -> None:
+    """Measure: engine (beside other engines), disagg (beside colocated), and their parts.
+
+    `python main.py bench NAME --help` tells the options of each.
+    """
+    module = import_module(f"benchmarks.{name}")
+    module.main.main(list(options), prog_name=f"python main.py bench {name}", standalone_mode=False)
 
 
 @cli.command()

@@ -69,7 +69,7 @@ class Task:
     """One prompt to be completed. `index` is its place in the caller's list."""
 
     index: int
-    prompt: str
+    prompt: str | tuple[int, ...]  # text, or token ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,8 @@ class Follower:
         self._line.submit(
             Submit(
                 request=request,
-                prompt=task.prompt,
-                token_ids=None,
+                prompt=task.prompt if isinstance(task.prompt, str) else None,
+                token_ids=None if isinstance(task.prompt, str) else task.prompt,
                 max_new_tokens=ask.max_new_tokens,
                 sampling=ask.sampling,
                 stop=ask.stop,

@@ -1,0 +1,72 @@
+"""Comparing arms that took turns: pure arithmetic, no clock and no model.
+
+A round is one measurement of every arm, one right after the other. What is compared is compared
+within rounds: the ratio of two arms is the median of their ratios round by round, so that a slow
+minute of the machine, which hits both, falls out.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PEER_MARGIN, ROOFLINE_SHARE = 1.1, 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm's tokens/s in each round of a cell; or why it has none."""
+
+    rates: tuple[float, ...] = ()
+    failure: str = ""
+
+    @property
+    def median(self) -> float:
+        """0 if it failed."""
+        return statistics.median(self.rates) if self.rates else 0.0
+
+    @property
+    def best(self) -> float:
+        """0 if it failed."""
+        return max(self.rates, default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A cell judged: what was to be reached, and what was."""
+
+    peer: str  # the fastest other arm, empty if none ran
+    ratio: float  # ours to that peer, round by round; 0 without one
+    share: float  # of the roofline
+    goal: float  # tokens/s
+    hit: bool
+
+
+def ratio(ours: Arm, other: Arm) -> float:
+    """Median of the ratios within rounds."""
+    pairs = list(zip(ours.rates, other.rates, strict=False))
+    return statistics.median(a / b for a, b in pairs) if pairs else 0.0
+
+
+def judge(arms: Mapping[str, Arm], ours: str, roofline: float, own: Sequence[str]) -> Verdict:
+    """The goal is the lower of 1.1 times the best peer and 90 % of the roofline. `own`: arms that
+    are ours and no peers."""
+    peers = {name: arm for name, arm in arms.items() if name not in own and arm.rates}
+    peer = max(peers, key=lambda name: peers[name].median, default="")
+    mine = arms[ours]
+    goal = ROOFLINE_SHARE * roofline
+    against = 0.0
+    if peer:
+        goal = min(goal, PEER_MARGIN * peers[peer].median)
+        against = ratio(mine, peers[peer])
+    hit = bool(mine.rates) and (
+        mine.median >= goal or (peer != "" and against >= PEER_MARGIN) or mine.median >= roofline
+    )
+    return Verdict(peer, against, mine.median / roofline if roofline else 0.0, goal, hit)
+
+
+def same_start(ours: Sequence[int], theirs: Sequence[int]) -> float:
+    """How far two answers are the same, as a share of the shorter: 1 if one begins with the other."""
+    length = min(len(ours), len(theirs))
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), length)
+    return first / length if length else 1.0

@@ -1,0 +1,267 @@
+"""`python main.py bench engine`: ours beside every installed peer and beside this machine's limits.
+
+Cells are (shape, dtype, what): decode of 1, 4, 16, 64 prompts of 64 tokens to 100 new ones each,
+tokens/s of the whole call, prefill included; and prefill of one prompt of 512 tokens. In every cell
+the arms take turns, round by round. Random weights, greedy, EOS ignored.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from baton.engine.loading import load_model
+from baton.model_files import resolve_model
+from baton.table import table
+from baton.topology import usable_cores
+from benchmarks.arms import ARMS
+from benchmarks.compare import Arm, judge, same_start
+from benchmarks.limits import Limits, Work, measure
+from benchmarks.peers.__main__ import HOME, PACKAGES, python_of
+
+OURS = ("ours", "ours P/D")
+PROMPT, PREFILL = 64, 512
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+CHECKED = 16  # tokens of the first answers that are compared with transformers'
+
+
+class Child:
+    """An arm in a process of its own."""
+
+    def __init__(self, name: str, peers: Path) -> None:
+        self.name = name
+        here = Path(__file__).parent
+        command = [sys.executable, "-m", "benchmarks.arms", name]
+        if name not in ARMS:
+            command = [str(python_of(name, peers)), str(here / "peers" / f"{name}_arm.py")]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=here.parent,
+        )
+
+    def ask(self, **order: object) -> dict[str, Any]:
+        """Its answer; one that died answers with a failure."""
+        to, from_ = self._process.stdin, self._process.stdout
+        assert to is not None
+        assert from_ is not None
+        try:
+            to.write(json.dumps(order) + "\n")
+            to.flush()
+            line = from_.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            return {"failure": f"the process ended ({self._process.poll()})"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is measured: `batch` prompts answered, or (batch 0) one long prompt prefilled."""
+
+    shape: str
+    dtype: str
+    batch: int
+
+    @property
+    def what(self) -> str:
+        """For the table."""
+        return f"decode {self.batch}" if self.batch else f"prefill 1x{PREFILL}"
+
+
+def checkpoint(shape: str, folder: Path) -> Path:
+    """The shape's made-up weights as a folder that every engine reads."""
+    files = resolve_model(f"random:{shape}")
+    to = folder / shape
+    if not (to / "config.json").exists():
+        model = load_model(files, torch.device("cpu"), torch.float32)
+        model.set_attn_implementation("eager")
+        model.save_pretrained(to)
+        (to / "tokenizer.json").write_bytes(files.tokenizer_file.read_bytes())
+        (to / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return to
+
+
+def work_of(shape: str, dtype: str, batch: int, new: int) -> tuple[Work, float]:
+    """What one step of the cell moves and computes, and the tokens it makes."""
+    config = resolve_model(f"random:{shape}").config
+    hidden = int(config.get("hidden_size") or config["n_embd"])
+    layers = int(config.get("num_hidden_layers") or config["n_layer"])
+    heads = int(config.get("num_attention_heads") or config["n_head"])
+    kv = config.get("num_key_value_heads", heads) * (hidden // heads)
+    inner = config.get("intermediate_size", 4 * hidden)
+    gates = 3 if "intermediate_size" in config else 2
+    body = layers * (hidden * (2 * hidden + 2 * kv) + gates * hidden * inner)
+    head = hidden * config["vocab_size"]
+    size = BYTES[dtype]
+    if not batch:
+        return Work(size * (body + head), 0.0, 2.0 * (PREFILL * body + head)), float(PREFILL)
+    cache = 2 * layers * kv * (4 if dtype == "float32" else 2) * (PROMPT + new / 2) * batch
+    return Work(size * (body + head), cache, 2.0 * batch * (body + head)), float(batch)
+
+
+def run_cell(
+    cell: Cell, children: dict[str, Child], failed: dict[str, str], rounds: int, new: int
+) -> tuple[dict[str, Arm], dict[str, float]]:
+    """Every arm, `rounds` times in turn; and how far each one's answers are transformers'."""
+    numbers = random.Random(cell.batch)
+    length = PROMPT if cell.batch else PREFILL
+    prompts = [
+        [numbers.randrange(5, 2000) for _ in range(length)] for _ in range(max(cell.batch, 1))
+    ]
+    rates: dict[str, list[float]] = {name: [] for name in children}
+    answers: dict[str, list[list[int]]] = {}
+    whys = dict(failed)
+    for number in range(rounds + 1):  # the first is not counted: it warms everyone up
+        for name, child in children.items():
+            if name in whys:
+                continue
+            if cell.batch:
+                got = child.ask(do="generate", prompts=prompts, new=new if number else min(new, 8))
+            else:
+                got = child.ask(do="prefill", prompt=prompts[0])
+            if "failure" in got:
+                whys[name] = got["failure"]
+            elif number:
+                answers[name] = got.get("ids", [])
+                tokens = sum(map(len, answers[name])) if cell.batch else PREFILL
+                rates[name].append(tokens / got["seconds"])
+    arms = {name: Arm(tuple(rates[name]), whys.get(name, "")) for name in children}
+    reference = answers.get("transformers", [])
+    same = {
+        name: min(
+            same_start(a[:CHECKED], b[:CHECKED]) for a, b in zip(ids, reference, strict=False)
+        )
+        for name, ids in answers.items()
+        if ids and reference
+    }
+    return arms, same
+
+
+def line_of(
+    cell: Cell, arms: dict[str, Arm], limits: Limits, new: int
+) -> tuple[list[str], dict[str, Any]]:
+    """The cell's line of the table, and the same for the file."""
+    work, tokens = work_of(cell.shape, cell.dtype, cell.batch, new)
+    roofline = tokens / work.seconds(limits, cell.dtype)
+    verdict = judge(arms, OURS[0], roofline, OURS)
+    shown = [f"{arm.median:,.0f}" if arm.rates else "failed" for arm in arms.values()]
+    judged = [f"{verdict.ratio:.2f}" if verdict.peer else "", f"{verdict.share:.0%}"]
+    line = [f"{cell.shape} {cell.dtype}", cell.what, *shown, f"{roofline:,.0f}", *judged]
+    line.append(f"{verdict.goal:,.0f} {'hit' if verdict.hit else 'MISS'}")
+    record = {"cell": asdict(cell), "arms": {name: asdict(arm) for name, arm in arms.items()}}
+    return line, record | {"roofline": roofline, "verdict": asdict(verdict)}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--shape", "shapes", multiple=True, default=("gpt2", "qwen2-0.5b"), show_default=True)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(sorted(BYTES)),
+    default=("float32", "bfloat16", "int8"),
+    show_default=True,
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(0),
+    default=(1, 4, 16, 64, 0),
+    show_default=True,
+    help="Prompts of a cell; 0: one prefill of 512 tokens.",
+)
+@click.option("--arm", "wanted", multiple=True, help="[default: all that are installed]")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--new-tokens", default=100, show_default=True)
+@click.option("--threads", type=int, default=None, help="[default: all cores]")
+@click.option("--peers", type=click.Path(path_type=Path), default=HOME, show_default=True)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Keeps the checkpoints the peers are given.  [default: a temporary folder]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder for engine.json and engine.png.",
+)
+def main(
+    shapes: tuple[str, ...], dtypes: tuple[str, ...], batches: tuple[int, ...],
+    wanted: tuple[str, ...], rounds: int, new_tokens: int, threads: int | None, peers: Path,
+    work_dir: Path | None, output: Path | None,
+) -> None:  # fmt: skip
+    """Ours beside every installed peer, and beside this machine's own limits."""
+    threads = threads or usable_cores()
+    torch.set_num_threads(threads)
+    installed = [name for name in PACKAGES if python_of(name, peers).exists()]
+    names = [name for name in (*ARMS, *installed) if not wanted or name in wanted]
+    limits = measure()
+    rates = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in limits.gemm_gflop_s.items())
+    click.echo(f"{threads} threads; reads {limits.read_gb_s:.1f} GB/s; products, GFLOP/s: {rates}")
+    head = ["tokens/s, median", "", *names, "roofline", "ours/peer", "of roofline", "goal"]
+    lines, records = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        for shape in shapes:
+            folder = checkpoint(shape, work_dir or Path(temporary))
+            for dtype in dtypes:
+                children = {name: Child(name, peers) for name in names}
+                failed = {}
+                for name, child in children.items():
+                    got = child.ask(do="load", folder=str(folder), dtype=dtype, threads=threads)
+                    if "failure" in got:
+                        failed[name] = got["failure"]
+                        click.echo(f"{shape} {dtype}: {name} failed: {got['failure']}")
+                for batch in batches:
+                    cell = Cell(shape, dtype, batch)
+                    arms, same = run_cell(cell, children, failed, rounds, new_tokens)
+                    line, record = line_of(cell, arms, limits, new_tokens)
+                    lines.append(line)
+                    records.append(record | {"same_as_transformers": same})
+                    click.echo("  ".join(line))
+                for child in children.values():
+                    child.close()
+    click.echo("\n" + table(head, lines))
+    if output is not None:
+        write(output, limits, records)
+
+
+def write(folder: Path, limits: Limits, records: list[dict[str, Any]]) -> None:
+    """engine.json, and engine.png where matplotlib is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"limits": asdict(limits), "torch": torch.__version__, "cells": records}
+    (folder / "engine.json").write_text(json.dumps(about, indent=1) + "\n")
+    try:
+        from benchmarks.picture import draw_engine
+    except ImportError:
+        click.echo("the picture needs matplotlib: pip install matplotlib")
+        return
+    draw_engine(records, folder / "engine.png")
+
+
+if __name__ == "__main__":
+    main(prog_name="python main.py bench engine")

@@ -1,0 +1,49 @@
+"""Pictures of benchmark results. Needs matplotlib."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = {"ours": "#1b6ca8", "ours P/D": "#67a9cf", "transformers": "#b0b0b0"}
+OTHERS = ("#d95f02", "#7570b3", "#66a61e", "#e7298a")
+
+
+def draw_engine(records: list[dict[str, Any]], path: Path) -> None:
+    """One panel per shape and dtype, one group of bars per cell, as a share of the roofline."""
+    kinds = list(dict.fromkeys((r["cell"]["shape"], r["cell"]["dtype"]) for r in records))
+    figure, axes = plt.subplots(
+        len(kinds), 1, figsize=(9, 2.6 * len(kinds)), squeeze=False, layout="constrained"
+    )
+    names = list(records[0]["arms"])
+    spare = iter(OTHERS)
+    colours = {name: COLOURS.get(name) or next(spare) for name in names}
+    for axis, (shape, dtype) in zip(axes[:, 0], kinds, strict=True):
+        cells = [r for r in records if (r["cell"]["shape"], r["cell"]["dtype"]) == (shape, dtype)]
+        width = 0.8 / len(names)
+        for i, name in enumerate(names):
+            for x, record in enumerate(cells):
+                rates = sorted(record["arms"][name]["rates"])
+                if not rates:
+                    continue
+                share = 100 * rates[len(rates) // 2] / record["roofline"]
+                place = x + (i - (len(names) - 1) / 2) * width
+                label = name if x == 0 else None
+                axis.bar(place, share, width * 0.92, color=colours[name], label=label)
+                text = f"{rates[len(rates) // 2]:,.0f}"
+                axis.text(place, share + 1.5, text, ha="center", fontsize=7)
+        axis.axhline(100, color="#404040", linewidth=0.8)
+        axis.set_xticks(range(len(cells)), [_name(record["cell"]["batch"]) for record in cells])
+        axis.set_ylabel("% of roofline")
+        axis.set_title(f"{shape}, {dtype} (numbers: tokens/s)", loc="left", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8, ncols=len(names), loc="upper right")
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _name(batch: int) -> str:
+    return f"decode, batch {batch}" if batch else "prefill 1x512"
