@@ -6,6 +6,7 @@ the arms take turns, round by round. Random weights, greedy, EOS ignored.
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from benchmarks.peers.__main__ import HOME, PACKAGES, python_of
 OURS = ("ours", "ours P/D")
 PROMPT, PREFILL = 64, 512
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+SPIN = {"GOMP_SPINCOUNT": "1000"}  # as our workers set it for themselves (baton/launch.py)
 CHECKED = 16  # tokens of the first answers that are compared with transformers'
 
 
@@ -48,6 +50,7 @@ class Child:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=here.parent,
+            env=os.environ | SPIN if name in OURS else None,
         )
 
     def ask(self, **order: object) -> dict[str, Any]:
@@ -245,9 +248,9 @@ def main(
                     click.echo("  ".join(line))
                 for child in children.values():
                     child.close()
+                if output is not None:
+                    write(output, limits, records)
     click.echo("\n" + table(head, lines))
-    if output is not None:
-        write(output, limits, records)
 
 
 def write(folder: Path, limits: Limits, records: list[dict[str, Any]]) -> None:

@@ -83,7 +83,7 @@ def _int8_rate(n: int, k: int) -> float:
         rows = torch.randint(0, 255, (ROWS, k), dtype=torch.uint8)
         scales, zeros = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int64)
         packed = torch.ops.onednn.qlinear_prepack(weight, [ROWS, k])
-        tail = (None, 1.0, 0, torch.float32, "none", [], "")
+        tail: tuple[object, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
 
         def run() -> object:
             return torch.ops.onednn.qlinear_pointwise(rows, 0.1, 128, packed, scales, zeros, *tail)

@@ -73,7 +73,7 @@ def main():
             else:
                 answer["ids"] = arm.generate(order["prompts"], order["new"])
             answer["seconds"] = time.perf_counter() - begun
-        except Exception as error:
+        except (RuntimeError, ValueError, TypeError, OSError, ImportError) as error:
             answer = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -1,0 +1,65 @@
+"""Loads: which request is sent when. Fixed beforehand from a seed, so that every arm gets the same."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+LOWEST, HIGHEST = 5, 2000  # ids of prompts: in every vocabulary, and nothing special
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One request: when it arrives (seconds from the beginning), what it asks."""
+
+    at: float
+    prompt: tuple[int, ...]
+    new_tokens: int
+    watched: bool = True  # its latencies count
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests by time of arrival."""
+
+    name: str
+    requests: tuple[Planned, ...]
+
+    @property
+    def digest(self) -> str:
+        """Equal digests, equal loads."""
+        return hashlib.sha256(repr(self.requests).encode()).hexdigest()[:16]
+
+
+def poisson(
+    rate: float, *, seconds: float, prompt: int, new_tokens: int, seed: int, context: int
+) -> Load:
+    """Open loop: requests arrive at exponential intervals, whether earlier ones are done or not.
+    Prompts are of half to one and a half times `prompt` tokens."""
+    dice = random.Random(seed)
+    requests, at = [], dice.expovariate(rate)
+    while at < seconds:
+        length = min(context - new_tokens, dice.randint(prompt // 2, prompt * 3 // 2))
+        requests.append(Planned(at, _prompt(dice, length), new_tokens))
+        at += dice.expovariate(rate)
+    return Load(f"{rate:g} requests/s", tuple(requests))
+
+
+def mixed(
+    *, streams: int, stream_tokens: int, prompt: int, every: float, count: int, seed: int
+) -> Load:
+    """`streams` short prompts decode for long, and are watched; from a second later on `count`
+    prompts of `prompt` tokens arrive, one `every` so many seconds, for a few tokens each."""
+    dice = random.Random(seed)
+    requests = [Planned(0.0, _prompt(dice, 16), stream_tokens) for _ in range(streams)]
+    for i in range(count):
+        requests.append(Planned(1.0 + i * every, _prompt(dice, prompt), 4, watched=False))
+    return Load(f"{streams} streams, {prompt}-token prompts", tuple(requests))
+
+
+def single(prompt: int, new_tokens: int, seed: int) -> Load:
+    """One request on an idle cluster."""
+    return Load("one prompt", (Planned(0.0, _prompt(random.Random(seed), prompt), new_tokens),))
+
+
+def _prompt(dice: random.Random, length: int) -> tuple[int, ...]:
+    return tuple(dice.randint(LOWEST, HIGHEST) for _ in range(length))
