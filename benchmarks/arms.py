@@ -16,8 +16,19 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, Protocol
 
+from baton.errors import BatonError
+
 Ids = list[int]
-FAILURES = (RuntimeError, ValueError, TypeError, LookupError, OSError, ImportError, MemoryError)
+FAILURES = (
+    BatonError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OSError,
+    ImportError,
+    MemoryError,
+)
 
 
 class Engine(Protocol):

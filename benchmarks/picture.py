@@ -47,3 +47,35 @@ def draw_engine(records: list[dict[str, Any]], path: Path) -> None:
 
 def _name(batch: int) -> str:
     return f"decode, batch {batch}" if batch else "prefill 1x512"
+
+
+def draw_disagg(results: dict[str, dict[str, list[Any]]], path: Path) -> None:
+    """One column per load: p99 TTFT, p99 ITL and goodput of each arm, the rounds as dots."""
+    rows = (("ttft_p99", "TTFT p99, ms"), ("itl_p99", "ITL p99, ms"), ("goodput", "goodput, 1/s"))
+    figure, axes = plt.subplots(
+        len(rows),
+        len(results),
+        figsize=(3.1 * len(results) + 0.6, 7.0),
+        squeeze=False,
+        layout="constrained",
+    )
+    colours = ("#1b6ca8", "#d95f02", "#7570b3")
+    for column, (load, arms) in enumerate(results.items()):
+        for row, (figure_, label) in enumerate(rows):
+            axis = axes[row, column]
+            for x, (name, rounds) in enumerate(arms.items()):
+                values = sorted(getattr(each, figure_) for each in rounds)
+                colour = colours[x % len(colours)]
+                axis.bar(x, values[len(values) // 2], width=0.7, color=colour, label=name)
+                axis.plot([x] * len(values), values, "o", color="#202020", markersize=2.5)
+            axis.set_xticks([])
+            axis.set_ylim(bottom=0)
+            axis.spines[["top", "right"]].set_visible(False)
+            if column == 0:
+                axis.set_ylabel(label)
+            if row == 0:
+                axis.set_title(load, fontsize=9, loc="left")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
