@@ -70,6 +70,7 @@ class ClusterOptions:
     max_num_batched_tokens: int = 2048
     speculative_model: str | None = None
     num_speculative_tokens: int = 4
+    prefix_caching: bool = True
 
 
 class Cluster:
@@ -116,7 +117,7 @@ class Cluster:
         if options.max_model_len is not None:
             router += ["--max-model-len", str(options.max_model_len)]
             shared += ["--max-model-len", str(options.max_model_len)]
-        guessing = []
+        guessing = [] if options.prefix_caching else ["--no-enable-prefix-caching"]
         if options.speculative_model is not None:
             guessing += ["--speculative-model", options.speculative_model]
             guessing += ["--num-speculative-tokens", str(options.num_speculative_tokens)]

@@ -30,6 +30,7 @@ class Request:
     sampling: Plain
     stop: tuple[str, ...]
     eos_token_ids: tuple[int, ...]
+    cache_salt: str = ""
 
 
 def check_request(request: Request, limits: Limits) -> None:

@@ -121,6 +121,7 @@ def started(split: Split, *, model: str, dtype: str, streams: int) -> Iterator[R
         batch_window_ms=0.0,
         dtype=dtype,
         max_num_batched_tokens=split.max_num_batched_tokens,
+        prefix_caching=False,  # a load that comes again must cost the same again
     )
     with Cluster(options) as cluster:
         client = Client(cluster.address)

@@ -45,6 +45,13 @@ TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
     help="Address of this machine where KV frames from other hosts are taken in (needs --keys).",
 )
 @click.option(
+    "--enable-prefix-caching/--no-enable-prefix-caching",
+    "prefix_caching",
+    default=True,
+    show_default=True,
+    help="Keep the KV of finished sequences for prompts that begin the same, while there is room.",
+)
+@click.option(
     "--speculative-model",
     default=None,
     metavar="NAME",

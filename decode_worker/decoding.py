@@ -14,12 +14,12 @@ from baton.kv.row import Row
 from baton.transfer.base import Export
 from baton.transfer.registry import CurveKeys, make_exports
 from baton.transfer.slabs import Slabs
-from decode_worker.worker import Draw
+from decode_worker.model import Draw
 from sampler.sample import SamplingBatch, finite_rows, sample
 
 
 class Decoding:
-    """The real DecodeModel (see decode_worker/worker.py)."""
+    """The real DecodeModel (see decode_worker/model.py)."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Decoding:
 
     def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
         """Two exports may share a transport (frames over ipc and over tcp): the bytes came by one."""
-        needed = grant.blocks[: self._engine.layout.blocks_for(tokens)]
+        needed = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
         used = [e for e in self._exports if e.region.transport == receipt.transport]
         answers = {export.arrival(grant, receipt, needed) for export in used}
         for answer in (Arrival.READY, Arrival.PENDING):

@@ -25,6 +25,7 @@ def run(
     kv_cache_memory_bytes: int | None,
     run_dir: Path | None,
     kv_host: str | None,
+    prefix_caching: bool,
     speculative_model: str | None,
     num_speculative_tokens: int,
 ) -> int:
@@ -64,7 +65,9 @@ def run(
         regions=decoding.renew_epoch(first_epoch(options)),
     )
     try:
-        node = DecodeWorker(hello, decoding, options.max_num_batched_tokens, speculation)
+        node = DecodeWorker(
+            hello, decoding, options.max_num_batched_tokens, speculation, prefix_caching
+        )
         return run_worker(options, node, decoding.wakeups)
     finally:
         decoding.close()

@@ -8,11 +8,11 @@ last token, Cancel, Reset   released, by the one way back (baton/kv/blocks.py)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from baton.errors import RequestError
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.grant import Grant
+from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Logits, Row
 from baton.wire import messages as msg
@@ -20,6 +20,7 @@ from baton.wire.membership import Membership
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
 from decode_worker.batching import Progress, Share, plan_step
+from decode_worker.model import DecodeModel, Draw
 from decode_worker.speculation import Speculation, Wanted, standing
 from sampler.params import SamplingParams
 
@@ -29,42 +30,6 @@ ARRIVAL_S = 10.0
 
 PASSED_THROUGH = ("frames", "frames_tcp", "fake")
 """Transports whose bytes pass through the owner: late ones are dropped, no quarantine is needed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How to sample a row: at `position`, by a function of (seed, choice, position) alone. `seen`
-    are all token ids so far, for the repetition penalty."""
-
-    sampling: SamplingParams
-    position: int
-    seen: Sequence[int]
-
-
-class DecodeModel(Protocol):
-    """What the node asks of the engine, sampler and exports. decode_worker/decoding.py is real."""
-
-    def expect(self, grant: Grant) -> None:
-        """Someone may write into these blocks from now on."""
-
-    def poll(self) -> bool:
-        """Take in some of the KV that has arrived; True if there is more. Never waits."""
-
-    def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
-        """Is the KV of so many tokens, which this receipt speaks of, in the pool?"""
-
-    def retire(self, grant: Grant) -> None:
-        """The grant is over: what still arrives under it is dropped."""
-
-    def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
-        """Offer the pool anew: writers of the old epoch cannot reach it through the new regions."""
-
-    def use_cores(self, cores: tuple[int, ...]) -> None:
-        """Compute on these from the next step on."""
-
-    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
-        """One forward; one token for each position that asks for logits, in order, None where they
-        are not finite."""
 
 
 @dataclass(slots=True)
@@ -77,6 +42,7 @@ class Run:
     until: int  # tokens at which it ends by length
     sampling: SamplingParams
     eos_token_ids: tuple[int, ...]
+    published: bool = False  # its prompt's blocks
 
     def draw(self, guessed: Sequence[int]) -> Draw:
         """How to sample what follows the known and these guessed tokens."""
@@ -101,7 +67,11 @@ class DecodeWorker:
     model: DecodeModel
     token_budget: int
     speculation: Speculation = field(default_factory=Speculation)
+    prefix_caching: bool = True
     table: BlockTable = field(init=False)
+    chains: dict[str, tuple[bytes, ...]] = field(
+        init=False, default_factory=dict
+    )  # names of blocks
     runs: dict[str, Run] = field(init=False, default_factory=dict)
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
@@ -119,8 +89,8 @@ class DecodeWorker:
         if effects is not None:
             return effects
         match message:
-            case msg.Reserve(run, tokens):
-                return self._reserve(run, tokens, now)
+            case msg.Reserve():
+                return self._reserve(message, now)
             case msg.Renew(runs):
                 for run in runs:
                     self.table.renew(run, now)
@@ -156,20 +126,23 @@ class DecodeWorker:
 
     # ---- blocks
 
-    def _reserve(self, run: str, tokens: int, now: float) -> list[Effect]:
-        blocks = -(-tokens // self.hello.block_size)
+    def _reserve(self, order: msg.Reserve, now: float) -> list[Effect]:
+        run, blocks = order.run, -(-order.tokens // self.hello.block_size)
+        names = order.chain[1:] if self.prefix_caching else ()
         try:
-            grant = self.table.reserve(run, blocks, now)
+            grant = self.table.reserve(run, blocks, now, names)
         except RequestError as error:
             return [To(ROUTER, msg.Broke(run, error.code, str(error)))]
         if grant is None:
             return [To(ROUTER, msg.Deferred(run))]
+        self.chains[run] = order.chain
         self.model.expect(grant)
         return [To(ROUTER, msg.Reserved(grant))]
 
     def _let_go(self, run: str, writer: str | None) -> None:
         """The end of a run on this worker, whatever the reason."""
         self.runs.pop(run, None)
+        self.chains.pop(run, None)
         self.arriving.pop(run, None)
         self.speculation.forget(run)
         grant = self.table.release(run, writer)
@@ -186,6 +159,7 @@ class DecodeWorker:
     def _start_anew(self, epoch: str) -> tuple[Region, ...]:
         """Given up, or the router is gone: every run is over, whoever may still be writing."""
         self.runs.clear()
+        self.chains.clear()
         self.arriving.clear()
         for grant in self.table.renew_epoch(epoch):
             self.model.retire(grant)
@@ -201,12 +175,13 @@ class DecodeWorker:
         run = Run(
             grant,
             known,
-            computed=0 if order.receipt is None else len(known) - 1,
+            computed=len(known) - 1,
             until=len(known) + order.max_new_tokens,
             sampling=SamplingParams.from_wire(order.sampling),
             eos_token_ids=order.eos_token_ids,
         )
-        if order.receipt is None:
+        if order.receipt is None:  # what is not there yet is filled here
+            run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
             return []
         self.arriving[order.run] = Arriving(run, order.receipt, now + ARRIVAL_S)
@@ -239,7 +214,7 @@ class DecodeWorker:
             run, guessed = self.runs[share.run], guesses.get(share.run, [])
             tokens = run.known[run.computed : run.computed + share.tokens] + guessed
             logits = Logits.ALL if guessed else Logits.LAST if share.samples else Logits.NONE
-            rows.append(Row(tokens, run.computed, run.grant.blocks, logits))
+            rows.append(Row(tokens, run.computed, run.grant.table, logits))
             run.computed += share.tokens
             if share.samples:
                 draws += [run.draw(guessed[:i]) for i in range(len(guessed) + 1)]
@@ -252,7 +227,7 @@ class DecodeWorker:
         for share in shares:
             run = self.runs[share.run]
             if share.samples and share.tokens == 1:
-                room = len(run.grant.blocks) * self.hello.block_size - len(run.known)
+                room = len(run.grant.table) * self.hello.block_size - len(run.known)
                 most = min(room, run.until - len(run.known) - 1)
                 wanted.append(Wanted(share.run, run.known, most))
         taken = sum(share.tokens for share in shares)
@@ -283,12 +258,23 @@ class DecodeWorker:
                 why = "the model's logits for this request are not finite numbers"
                 return [To(ROUTER, msg.Broke(name, "numerical_error", why))]
             position = len(run.known)
+            if not run.published:
+                self._publish(name, run)
             finish = self._append(run, token_id)
             tokens.append(msg.Token(name, position, token_id, finish))
             if finish is not None:
+                self._publish(name, run)
                 self._let_go(name, None)
                 break
         return []
+
+    def _publish(self, name: str, run: Run) -> None:
+        """Blocks that are full are there for others from now on: the prompt's as soon as it has
+        given a sound token, the answer's at its end."""
+        if self.prefix_caching and self.chains[name]:
+            run.published = True
+            chain = extended(self.chains[name], run.known[: run.computed], self.hello.block_size)
+            self.table.publish(name, chain[1:])
 
     def _append(self, run: Run, token_id: int) -> str | None:
         run.known.append(token_id)

@@ -74,6 +74,7 @@ def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Lin
         kv_transport=place.kv_transport,
         speculative_model=place.speculative_model,
         num_speculative_tokens=place.num_speculative_tokens,
+        prefix_caching=place.prefix_caching,
     )
     cluster = Cluster(options)
     client: Client | None = None

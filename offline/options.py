@@ -194,6 +194,14 @@ def _speculation(section: str) -> list[Decorator]:
             default=4,
             help="The most guesses a step.",
         ),
+        option(
+            section,
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            "prefix_caching",
+            default=True,
+            show_default="on",
+            help="Prompts that begin the same share what is computed.",
+        ),
     ]
 
 

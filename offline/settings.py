@@ -19,7 +19,7 @@ SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 OF_OUR_CLUSTER = (
     *("model", "dtype", "max_model_len", "prefill_device", "decode_device", "num_prefill"),
     *("num_decode", "colocated", "kv_transport", "batch_window_ms", "download"),
-    *("speculative_model", "num_speculative_tokens"),
+    *("speculative_model", "num_speculative_tokens", "prefix_caching"),
 )
 MOST_GUESSES = 32
 ONLY_WHEN_SAMPLING = ("top_k", "top_p", "min_p")
@@ -37,6 +37,7 @@ class Place:
     batch_window_ms: float
     speculative_model: str | None
     num_speculative_tokens: int
+    prefix_caching: bool
     router: str | None
     keys: Path | None
     download: bool
@@ -110,6 +111,7 @@ def place_from(given: Mapping[str, object], said: Callable[[str], bool]) -> Plac
         batch_window_ms=window,
         speculative_model=_str_or_none(given["speculative_model"]),
         num_speculative_tokens=guesses,
+        prefix_caching=bool(given["prefix_caching"]),
         router=_str_or_none(given["router"]),
         keys=Path(str(given["keys"])) if given["keys"] else None,
         download=bool(given["download"]),

@@ -103,10 +103,16 @@ class Filling:
             )
         return self._scratch.take(grant.run, blocks)
 
+    def known(self, grant: Grant) -> int:
+        """Where its memory is shared the prefix can be read in place. Else it is computed again:
+        reading it back takes about as long, and a way of its own."""
+        shared = grant.worker in self._pools
+        return len(grant.prefix) * self._engine.layout.block_size if shared else 0
+
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         shared = self._pools.get(worker)
         if shared is not None:
-            rows = [Row(chunk.token_ids, chunk.start, chunk.grant.blocks) for chunk in chunks]
+            rows = [Row(chunk.token_ids, chunk.start, chunk.grant.table) for chunk in chunks]
             self._engine.runner.fill(shared, rows)
             self._engine.wait()
             return
@@ -117,16 +123,17 @@ class Filling:
 
         def push(layer: int) -> None:
             for row, chunk, blocks in zip(rows, chunks, held, strict=True):
-                touched = self._touched(row)
-                source, target = blocks[touched], chunk.grant.blocks[touched]
-                link.push(chunk.grant, layer, scratch.pool.slabs[layer], source, target)
+                touched = self._touched(row, len(chunk.grant.prefix))
+                source, target = blocks[touched], chunk.grant.table[touched]
+                if target:
+                    link.push(chunk.grant, layer, scratch.pool.slabs[layer], source, target)
 
         self._engine.runner.fill(scratch.pool, rows, after_layer=push)
         self._engine.wait()
 
     def finish(self, grant: Grant, tokens: int) -> Receipt:
         link = self._link(grant)
-        filled = grant.blocks[: self._engine.layout.blocks_for(tokens)]
+        filled = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
         receipt = replace(link.finish(grant, filled), transport=link.transport)
         if self._scratch is not None:
             self._scratch.give_back(grant.run)
@@ -153,7 +160,8 @@ class Filling:
             )
         return link
 
-    def _touched(self, row: Row) -> slice:
-        """Indices of the blocks this row writes to. The last may be pushed again by the next."""
-        size = self._engine.layout.block_size
-        return slice(row.start // size, self._engine.layout.blocks_for(row.end))
+    def _touched(self, row: Row, prefix: int) -> slice:
+        """Indices of the blocks this row writes to, beyond the prefix, which decode has already. The
+        last may be pushed again by the next."""
+        first = row.start // self._engine.layout.block_size
+        return slice(max(first, prefix), self._engine.layout.blocks_for(row.end))

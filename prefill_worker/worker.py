@@ -60,6 +60,9 @@ class PrefillModel(Protocol):
     def admit(self, grant: Grant, tokens: int) -> bool:
         """Room to compute this sequence? False: not now. TransferError: never, or no way there."""
 
+    def known(self, grant: Grant) -> int:
+        """Tokens at the beginning that need not be computed: their KV is within reach."""
+
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         """One forward: compute the chunks' KV and bring it to the granted blocks."""
 
@@ -173,6 +176,7 @@ class PrefillWorker:
                 continue
             try:
                 job.admitted = self._model.admit(job.grant, len(job.token_ids))
+                job.done = self._model.known(job.grant) if job.admitted else 0
             except TransferError as error:
                 effects += self._failed(job, error)
                 continue

@@ -43,6 +43,7 @@ def read_submit(submit: Submit, client: str, served: Served, tokenizer: Tokenize
         sampling=checked_sampling(submit.sampling, served.sampling),
         stop=submit.stop,
         eos_token_ids=() if submit.ignore_eos else served.eos_token_ids,
+        cache_salt=submit.cache_salt,
     )
     check_request(request, served.limits)
     return request

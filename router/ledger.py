@@ -38,6 +38,8 @@ class Entry:
     handover_s: float = 0.0
     moved_bytes: int = 0
     detokenize_s: float = 0.0
+    cached_tokens: int = 0  # of known_ids, whose KV the current grant has already
+    reused_tokens: int = 0  # of the prompt, whose KV was there when it was first placed
     waited_out: float = 0.0  # do not try to place it before this time
 
     @property
@@ -54,6 +56,11 @@ class Entry:
     def remaining(self) -> int:
         """Tokens that may still be generated."""
         return self.request.max_new_tokens - len(self.emitted)
+
+    @property
+    def unfilled(self) -> int:
+        """Tokens whose KV is to be computed before the last known one can be run."""
+        return len(self.request.prompt_ids) + len(self.emitted) - 1 - self.cached_tokens
 
     @property
     def reach(self) -> int:
@@ -90,6 +97,7 @@ class Ledger:
         if state in (State.QUEUED, State.FINISHED):
             self._runs.pop(entry.run, None)
             entry.decode = entry.prefill = entry.grant = entry.receipt = None
+            entry.cached_tokens = 0
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
         name = entry.request.id
@@ -153,7 +161,7 @@ class Ledger:
 def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
     """Where the request's time went, all its runs together."""
     spent = {state: entry.spent.get(state, 0.0) for state in State}
-    filled_tokens = len(entry.request.prompt_ids) - 1
+    filled_tokens = len(entry.request.prompt_ids) - 1 - entry.reused_tokens
     first = entry.first_token if entry.first_token is not None else now
     return Timings(
         queue_s=spent[State.QUEUED] + spent[State.RESERVED],
@@ -167,4 +175,5 @@ def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
         kv_bytes=filled_tokens * kv_bytes_per_token,
         moved_bytes=entry.moved_bytes,
         retries=max(0, entry.run_number),
+        cached_tokens=entry.reused_tokens,
     )

@@ -129,8 +129,7 @@ class Router:
                 entry = self.ledger.follow(grant.run, State.RESERVING, by=sender)
                 if entry is None:
                     return [To(sender, msg.Cancel(grant.run))]
-                entry.grant = grant
-                self.ledger.apply(entry, Event.GRANTED, now)
+                self._scheduler.granted(entry, grant, now)
             case msg.Deferred(run):
                 if entry := self.ledger.follow(run, State.RESERVING, by=sender):
                     self._scheduler.deferred(entry, now)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from baton.kv.grant import Grant
+from baton.kv.prefix import extended, root
 from baton.lifecycle import PLACED, Event, State
 from baton.wire.node import Effect, To
 from baton.wire.worker_messages import Cancel, Fill, FillJob, Renew, Reserve, Start
@@ -67,8 +69,25 @@ class Scheduler:
                 break
             entry.decode = worker
             self._ledger.apply(entry, Event.RESERVE, now)
-            effects.append(To(worker, Reserve(entry.run, entry.reach)))
+            effects.append(To(worker, Reserve(entry.run, entry.reach, self._chain(entry))))
         return effects
+
+    def _chain(self, entry: Entry) -> tuple[bytes, ...]:
+        """Names of the blocks that are full before the last known token, which decode will run."""
+        member = self._members.get(entry.decode) if entry.decode else None
+        assert member is not None
+        ids = entry.known_ids[:-1]
+        return extended([root(entry.request.cache_salt)], ids, member.hello.block_size)
+
+    def granted(self, entry: Entry, grant: Grant, now: float) -> None:
+        """The decode worker has room, and perhaps the beginning of it already."""
+        member = self._members.get(grant.worker)
+        assert member is not None
+        entry.grant = grant
+        entry.cached_tokens = len(grant.prefix) * member.hello.block_size
+        if not entry.run_number:
+            entry.reused_tokens = entry.cached_tokens
+        self._ledger.apply(entry, Event.GRANTED, now)
 
     def _choose_decode(self, entry: Entry, now: float) -> str | None:
         """A decode worker with room that, if need be, a prefill worker can write to."""
@@ -120,9 +139,11 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry) -> bool:
-        tokens = len(entry.known_ids) - 1
-        rules = self._rules
-        return fills_remotely(tokens, colocated=rules.colocated, local_tokens=rules.local_tokens)
+        rules, local = self._rules, self._rules.local_tokens
+        member = self._members.get(entry.decode) if entry.decode else None
+        if entry.cached_tokens and member is not None:  # the rest of a block is not worth the way
+            local = max(local, member.hello.block_size)
+        return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
 
     def _start_local(self, now: float) -> list[Effect]:
         reserved = self._ledger.in_state(State.RESERVED)
@@ -131,7 +152,7 @@ class Scheduler:
 
     def _waiting(self) -> list[Waiting]:
         return [
-            Waiting(entry.run, len(entry.known_ids) - 1, entry.since)
+            Waiting(entry.run, entry.unfilled, entry.since)
             for entry in self._ledger.in_state(State.RESERVED)
         ]
 
@@ -173,7 +194,7 @@ class Scheduler:
         return [
             PrefillChoice(
                 member.worker,
-                sum(len(e.known_ids) - 1 for e in filling if e.prefill == member.worker),
+                sum(e.unfilled for e in filling if e.prefill == member.worker),
                 member.attached.keys(),
             )
             for member in self._members.alive(PREFILL, now)

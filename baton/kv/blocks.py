@@ -1,26 +1,29 @@
 """BlockTable: who owns every block of one decode worker's pool. The ownership protocol, whole.
 
-A block is in one of three hands, and goes round:
+      free --- reserve ---> held --- release(writer=None) ---> free, or cached if it has a name
+                             |
+                             +--- release(writer=W) ---> quarantine --- W is done ---> free
 
-      free --- reserve ---> granted --- release(writer=None) ---> free
-                               |
-                               +--- release(writer=W) ---> quarantine --- W is done ---> free
-
-* Blocks are *granted* to one run under a generation and a lease.
+* Blocks are *granted* to one run under a generation and a lease; only their run's writer writes them.
+* A full block whose run has begun to decode may be *published* under the name of what is in it
+  (baton/kv/prefix.py). From then on it is never written again, other runs may hold it too, and when
+  nobody does it stays *cached*, until a reservation needs its place (least recently used first).
 * `release` is the only way back, whatever ended the run. While a writer that can write by itself
-  (shared memory, CUDA IPC) may still be at it, the blocks go to *quarantine* instead of the free
-  list, so a late write can never land in another request's block.
+  (shared memory, CUDA IPC) may still be at it, the blocks it was granted go to *quarantine* first,
+  so a late write can never land in another request's block.
 * They leave quarantine when the writer says so (`writer_released`), when it is proven dead or has
   started anew (`writer_clear`). Time alone frees nothing.
 
 Plain integers, no torch, no clock: tests explore every interleaving.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from baton.errors import RequestError
 from baton.kv.grant import Grant
+from baton.kv.shelf import Shelf
 
 ANY_WRITER = "*"
 """Quarantined for a writer we cannot name: every writer that is known must be clear first."""
@@ -49,6 +52,8 @@ class BlockTable:
     lease_s: float
     writers: set[str] = field(default_factory=set)
     _free: list[int] = field(init=False)
+    _shelf: Shelf = field(init=False, default_factory=Shelf)
+    _holders: Counter[int] = field(init=False, default_factory=Counter)  # runs and quarantines
     _held: dict[str, _Held] = field(init=False, default_factory=dict)
     _quarantine: list[_Quarantined] = field(init=False, default_factory=list)
     _generation: int = field(init=False, default=0)
@@ -58,8 +63,11 @@ class BlockTable:
 
     # ---- taking and giving back
 
-    def reserve(self, run: str, count: int, now: float) -> Grant | None:
-        """So many blocks for the run, or None if they are not free now.
+    def reserve(
+        self, run: str, count: int, now: float, names: Sequence[bytes] = ()
+    ) -> Grant | None:
+        """So many blocks for the run, or None if they are not to be had now. `names`: of its first
+        blocks; those that are there already become the grant's prefix, for reading only.
 
         Raises RequestError if the pool could never hold them, AssertionError if the run holds some.
         """
@@ -70,11 +78,15 @@ class BlockTable:
                 "prompt or the generation, or give the pool more memory",
                 code="context_length_exceeded",
             )
-        if count > len(self._free):
+        prefix = self._shelf.longest(names[:count])
+        lying = sum(not self._holders[block] for block in prefix)  # cached, and now held
+        if count - len(prefix) > self.free_blocks - lying:
             return None
+        self._hold(prefix)
+        taken = [self._take() for _ in range(count - len(prefix))]
+        self._hold(taken)
         self._generation += 1
-        taken = tuple(self._free.pop() for _ in range(count))
-        grant = Grant(self.worker, self.epoch, run, self._generation, taken)
+        grant = Grant(self.worker, self.epoch, run, self._generation, tuple(taken), prefix)
         self._held[run] = _Held(grant, now + self.lease_s)
         return grant
 
@@ -93,22 +105,45 @@ class BlockTable:
         held.lease_until = None
         return held.grant
 
+    def publish(self, run: str, names: Sequence[bytes]) -> None:
+        """The run's first blocks are full, hold what `names` say, and are written no more."""
+        for block, name in zip(self._held[run].grant.table, names, strict=False):
+            self._shelf.put(block, name)
+
     def release(self, run: str, writer: str | None) -> Grant | None:
-        """The one way back. `writer`: who may still write into the blocks by itself."""
+        """The one way back. `writer`: who may still write into the granted blocks by itself."""
         held = self._held.pop(run, None)
         if held is None:
             return None
         waiting_for = self.writers.copy() if writer == ANY_WRITER else {writer} & self.writers
         if waiting_for:
             self._quarantine.append(_Quarantined(held.grant.blocks, run, {*waiting_for}))
+            self._let_go(held.grant.prefix)
         else:
-            self._free.extend(reversed(held.grant.blocks))
+            self._let_go(held.grant.table)
         return held.grant
 
     def expired(self, now: float) -> list[str]:
         """Runs whose lease is over; release them with ANY_WRITER."""
         held = self._held.items()
         return [run for run, h in held if h.lease_until is not None and now >= h.lease_until]
+
+    def _take(self) -> int:
+        return self._free.pop() if self._free else self._shelf.take_oldest()
+
+    def _hold(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._holders[block] += 1
+            self._shelf.in_use(block)
+
+    def _let_go(self, blocks: Sequence[int]) -> None:
+        """The last first: of a cached sequence the end is given up before the beginning."""
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                del self._holders[block]
+                if not self._shelf.keep(block):
+                    self._free.append(block)
 
     # ---- what is known of the writers
 
@@ -132,14 +167,15 @@ class BlockTable:
             if held.writers:
                 still.append(held)
             else:
-                self._free.extend(reversed(held.blocks))
+                self._let_go(held.blocks)
         self._quarantine = still
 
     # ---- starting anew
 
     def renew_epoch(self, epoch: str) -> list[Grant]:
-        """The router gave this worker up, or died: every run is over, whoever may be writing.
-        Returns the grants that ended."""
+        """The router gave this worker up, or died: every run is over, whoever may be writing, and
+        nothing stays cached. Returns the grants that ended."""
+        self._free += self._shelf.clear()
         ended = [grant for run in list(self._held) if (grant := self.release(run, ANY_WRITER))]
         self.epoch = epoch
         return ended
@@ -148,8 +184,13 @@ class BlockTable:
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that can be granted now."""
-        return len(self._free)
+        """Blocks that can be granted now, cached ones among them."""
+        return len(self._free) + len(self._shelf)
+
+    @property
+    def cached_blocks(self) -> int:
+        """Of the free ones, those whose content may be used again."""
+        return len(self._shelf)
 
     @property
     def quarantined_blocks(self) -> int:
@@ -159,13 +200,17 @@ class BlockTable:
     @property
     def idle(self) -> bool:
         """Every block is free: true after the last request of a test, or blocks have leaked."""
-        return len(self._free) == self.blocks
+        return self.free_blocks == self.blocks
 
     def check(self) -> None:
-        """Every block is in exactly one hand. An assertion: what it catches is a bug of ours."""
-        hands = [*self._free]
+        """Every block is free, cached, or held as often as we count. What this catches is a bug of
+        ours."""
+        found: Counter[int] = Counter()
         for held in self._held.values():
-            hands += held.grant.blocks
+            found.update(held.grant.table)
         for quarantined in self._quarantine:
-            hands += quarantined.blocks
+            found.update(quarantined.blocks)
+        assert found == self._holders, "a block is held by others than we count"
+        hands = [*self._free, *self._shelf.lying, *found]
         assert sorted(hands) == list(range(self.blocks)), "a block is in two hands, or in none"
+        self._shelf.check()

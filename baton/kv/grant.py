@@ -16,10 +16,16 @@ class Grant:
     epoch: str
     run: str
     generation: int
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...]  # to be written
+    prefix: tuple[int, ...] = ()  # full blocks before them that are there already: for reading only
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """The sequence's block table."""
+        return self.prefix + self.blocks
 
     def __post_init__(self) -> None:
         if self.generation < 1:
             raise ValueError(f"generation must be at least 1, got {self.generation}")
-        if len(set(self.blocks)) != len(self.blocks):
+        if len(set(self.table)) != len(self.table):
             raise ValueError(f"grant of {self.run} names a block twice")

@@ -26,6 +26,7 @@ class Submit:
     sampling: Plain | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    cache_salt: str = ""  # requests share cached KV with those of the same salt only
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class Timings:
     kv_bytes: int = 0  # KV bytes of the prompt
     moved_bytes: int = 0  # of these, bytes that were copied (0 where memory is shared)
     retries: int = 0
+    cached_tokens: int = 0  # of the prompt, whose KV was there already
 
 
 @dataclass(frozen=True, slots=True)

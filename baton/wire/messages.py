@@ -63,7 +63,7 @@ from baton.wire.worker_messages import (
     WriterJoined,
 )
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,10 +209,12 @@ class WriterClear:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Set blocks aside for so many tokens (prompt and everything that may be generated)."""
+    """Set blocks aside for so many tokens (prompt and everything that may be generated). `chain`
+    names what will be in the first of them (baton/kv/prefix.py), the root before them."""
 
     run: str
     tokens: int
+    chain: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,10 +143,10 @@ def test_a_field_of_another_type_is_refused(kind: type) -> None:
 
 def test_the_refusal_names_the_field_and_both_types() -> None:
     with pytest.raises(ProtocolError, match=r"^Reserve.tokens must be int, got str$"):
-        decode(packed("Reserve", "r#0", "12"))
+        decode(packed("Reserve", "r#0", "12", []))
     with pytest.raises(ProtocolError, match=r"^Grant.worker must be str, got int$"):
-        decode(packed("Reserved", [1, "e", "r", 1, []]))
-    with pytest.raises(ProtocolError, match=r"^Reserve has 2 fields, got 1$"):
+        decode(packed("Reserved", [1, "e", "r", 1, [], []]))
+    with pytest.raises(ProtocolError, match=r"^Reserve has 3 fields, got 1$"):
         decode(packed("Reserve", "r#0"))
 
 

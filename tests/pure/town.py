@@ -18,8 +18,9 @@ from baton.request import Limits
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from baton.wire.node import ROUTER, Node, Stop, To, Watch
+from decode_worker.model import Draw
 from decode_worker.speculation import Proposer, Speculation
-from decode_worker.worker import DecodeWorker, Draw
+from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import Chunk, PrefillWorker, Way
 from router.intake import Served
 from router.router import Identity, Router
@@ -96,13 +97,16 @@ class PretendPrefill:
             raise TransferError(f"not attached to {grant.worker}")
         return True
 
+    def known(self, grant: Grant) -> int:
+        return len(grant.prefix) * BLOCK
+
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):
-                self.pools[worker].write(chunk.grant.blocks, chunk.start + offset, token)
+                self.pools[worker].write(chunk.grant.table, chunk.start + offset, token)
 
     def finish(self, grant: Grant, tokens: int) -> Receipt:
-        for block in grant.blocks[: -(-tokens // BLOCK)]:
+        for block in grant.table[len(grant.prefix) : -(-tokens // BLOCK)]:
             self.pools[grant.worker].stamps[block] = grant.generation
         damaged = self.town.damage and self.town.damage(grant)
         if damaged:
@@ -134,7 +138,7 @@ class PretendDecode:
         return False
 
     def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
-        filled = grant.blocks[: -(-tokens // BLOCK)]
+        filled = grant.table[len(grant.prefix) : -(-tokens // BLOCK)]
         good = all(self.memory.stamps.get(block) == grant.generation for block in filled)
         return Arrival.READY if good else Arrival.BAD
 
@@ -170,6 +174,7 @@ class Outcome:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     ends: list[str] = field(default_factory=list)
+    cached_tokens: int = 0
 
 
 class Town:
@@ -301,8 +306,9 @@ class Town:
                 assert not self.outcomes[request].ends, f"{request}: tokens after its end"
                 self.outcomes[request].tokens += tokens
                 self.outcomes[request].text += text
-            case msg.Finished(request, reason):
+            case msg.Finished(request, reason, timings):
                 self.outcomes[request].ends.append(reason)
+                self.outcomes[request].cached_tokens = timings.cached_tokens
             case msg.Failed(request, code):
                 self.outcomes[request].ends.append(code)
             case msg.ClusterInfo():

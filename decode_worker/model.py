@@ -1,0 +1,46 @@
+"""What the decode worker's node asks of tensors, behind a protocol: so the node is tested without."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.kv.grant import Grant
+from baton.kv.region import Arrival, Receipt, Region
+from baton.kv.row import Row
+from sampler.params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How to sample a row: at `position`, by a function of (seed, choice, position) alone. `seen`
+    are all token ids so far, for the repetition penalty."""
+
+    sampling: SamplingParams
+    position: int
+    seen: Sequence[int]
+
+
+class DecodeModel(Protocol):
+    """What the node asks of the engine, sampler and exports. decode_worker/decoding.py is real."""
+
+    def expect(self, grant: Grant) -> None:
+        """Someone may write into these blocks from now on."""
+
+    def poll(self) -> bool:
+        """Take in some of the KV that has arrived; True if there is more. Never waits."""
+
+    def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
+        """Is the KV of so many tokens, which this receipt speaks of, in the pool?"""
+
+    def retire(self, grant: Grant) -> None:
+        """The grant is over: what still arrives under it is dropped."""
+
+    def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
+        """Offer the pool anew: writers of the old epoch cannot reach it through the new regions."""
+
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        """Compute on these from the next step on."""
+
+    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
+        """One forward; one token for each position that asks for logits, in order, None where they
+        are not finite."""
