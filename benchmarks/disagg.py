@@ -71,8 +71,8 @@ def default_slo(trace: Trace) -> Slo:
 @click.option("--cores", type=int, default=None, help="[default: all]")
 @click.option("--streams", default=8, show_default=True, help="Sequences that decode throughout.")
 @click.option("--prompt", default=2048, show_default=True, help="Tokens of a long prompt.")
-@click.option("--prompts", default=4, show_default=True, help="Long prompts in the mixed load.")
-@click.option("--every", default=3.0, show_default=True, help="Seconds between long prompts.")
+@click.option("--prompts", default=6, show_default=True, help="Long prompts in the mixed load.")
+@click.option("--every", default=2.0, show_default=True, help="Seconds between long prompts.")
 @click.option(
     "--rate", "rates", multiple=True, type=float, default=(1.0, 2.0, 3.0), show_default=True
 )

@@ -15,7 +15,7 @@ from baton.transfer.base import Export
 from baton.transfer.registry import CurveKeys, make_exports
 from baton.transfer.slabs import Slabs
 from decode_worker.model import Draw
-from sampler.sample import SamplingBatch, finite_rows, sample
+from sampler.sample import SamplingBatch, sample_finite
 
 
 class Decoding:
@@ -96,6 +96,5 @@ class Decoding:
             [draw.seen for draw in draws],
             logits.device,
         )
-        finite = finite_rows(logits).tolist()
-        tokens = sample(logits, batch).tolist()
+        tokens, finite = (each.tolist() for each in sample_finite(logits, batch))
         return [token if good else None for token, good in zip(tokens, finite, strict=True)]

@@ -92,8 +92,8 @@ class Router:
             effects += [To(member.worker, beat) for member in self.members]
             effects += self._scheduler.renew_leases()
         effects += self._refuse_unplaceable(now)
-        effects += self._scheduler.place(now)
-        effects += self._cores.hand_out(self.members, self.ledger)
+        orders = self._scheduler.place(now)
+        effects += self._cores.hand_out(self.members, self.ledger) + orders  # cores before work
         return effects + self._watchers.tell(lambda: self.info(now))
 
     def due(self, now: float) -> float:

@@ -29,7 +29,8 @@ class Forward(Protocol):
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
         """Run the rows, KV into the pool; fp32 logits [n, vocabulary] of the positions they ask
-        for, in the rows' order: one line for Logits.LAST, one per token for Logits.ALL.
+        for, in the rows' order: one line for Logits.LAST, one per token for Logits.ALL. They are
+        good until the next run.
         `after_layer(l)` is called when layer l's KV is in the pool, before the next is computed."""
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:

@@ -79,7 +79,7 @@ def run_in_chunks(case: Case, chunks: Sequence[int], late: Sequence[int]) -> lis
         ]
         logits = case.runner.run(pool, rows).split([len(row.token_ids) for row in rows])
         for i, row, part in zip(ready, rows, logits, strict=True):
-            parts[i].append(part)
+            parts[i].append(part.clone())  # good until the next run
             done[i] = row.end
         forward += 1
     return [torch.cat(part) for part in parts]

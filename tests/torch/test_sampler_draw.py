@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sampler.params import SamplingParams
-from sampler.sample import SamplingBatch, draw, finite_rows, sample, splitmix64, uniforms
+from sampler.sample import (
+    SamplingBatch,
+    draw,
+    finite_rows,
+    likeliest,
+    sample,
+    sample_finite,
+    splitmix64,
+    uniforms,
+)
 
 NAN, INF = float("nan"), float("inf")
 MIXTURE = [
@@ -227,3 +236,32 @@ def test_an_unhealthy_row_gives_some_token_and_harms_no_neighbour() -> None:
         got = tokens(broken, MIXTURE, [1] * 8)
         assert got[1::2] == healthy[1::2]
         assert all(0 <= token < 700 for token in got)
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 255, 256, 511, 512, 513, 1000, 50257])
+def test_the_likeliest_is_what_max_says(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    scores = torch.randint(0, 40, (50, vocab), generator=generator).float()  # many equals
+    scores[3] = float("-inf")
+    scores[4, vocab // 2] = float("inf")
+    highest, ids = likeliest(scores)
+    assert torch.equal(highest, scores.amax(dim=-1))
+    assert torch.equal(ids, scores.argmax(dim=-1))
+    scores[5, -1] = float("nan")
+    highest, ids = likeliest(scores)
+    assert highest[5].isnan()
+    assert torch.equal(ids[6:], scores[6:].argmax(dim=-1))
+
+
+def test_one_look_tells_token_and_soundness() -> None:
+    logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
+    logits[1, 7] = float("nan")
+    logits[2, 7] = float("inf")
+    logits[3] = float("-inf")
+    for temperature in (0.0, 1.0):
+        params = [SamplingParams(temperature=temperature)] * 6
+        batch = SamplingBatch.build(params, [9] * 6, [()] * 6, "cpu")
+        tokens, finite = sample_finite(logits, batch)
+        assert torch.equal(finite, finite_rows(logits))
+        assert finite.tolist() == [True, False, False, False, True, True]
+        assert torch.equal(tokens[finite], sample(logits, batch)[finite])

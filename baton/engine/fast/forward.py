@@ -23,14 +23,16 @@ class NativeRunner:
     def __init__(self, program: native.Program) -> None:
         self._program = program
         self._arena = torch.empty(0)
+        self._logits = torch.empty(0)
         self._last_layer = program.writes[-1]
 
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
-        """As Runner.run: fp32 logits [n, vocabulary]."""
+        """As Runner.run: fp32 logits [n, vocabulary], in memory that the next run uses again (new
+        pages every step would cost as much as sampling from them)."""
         batch = pack(rows, pool.layout.block_size, self.device)
-        logits = torch.empty(len(batch.logit_rows), self._program.vocabulary)
+        logits = self._room_for(len(batch.logit_rows))
         self._go(pool, batch, logits, self._program.stages, after_layer)
         return logits
 
@@ -52,6 +54,11 @@ class NativeRunner:
             self._program.run(order, number, number + 1, torch.get_num_threads())
             found.append((stage, time.perf_counter() - begun))
         return found
+
+    def _room_for(self, rows: int) -> torch.Tensor:
+        if len(self._logits) < rows:
+            self._logits = torch.empty(rows, self._program.vocabulary)
+        return self._logits[:rows]
 
     def _go(
         self,
