@@ -12,18 +12,30 @@ wider), whatever type the logits have.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sampler.counters import uniforms
+from sampler.narrow import BLOCK, filtered_few, largest, likeliest, tied
 from sampler.params import SamplingParams
 
 NO = float("-inf")
 FEW = 512  # a row with at most this many tokens left is narrowed before it is sorted
-BLOCK = 256  # ids that run as one in the first race of `draw`; changing it changes every draw
+PER_ROW = (
+    "greedy",
+    "temperature",
+    "top_p",
+    "min_p",
+    "penalty",
+    "top_k",
+    "seed",
+    "choice",
+    "position",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,14 @@ class SamplingBatch:
             any_min_p=any(d.min_p > 0 for d in drawn),
         )
 
+    def of(self, rows: Tensor) -> "SamplingBatch":
+        """The same for some of the rows, drawn ones. `seen` is no more needed then."""
+        return replace(
+            self,
+            seen=None,
+            **{name: getattr(self, name)[rows] for name in PER_ROW},
+        )
+
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """The next token of each row: int64 [rows]. Greedy rows take the largest penalised logit (the
@@ -96,8 +116,43 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     _, best = likeliest(scores)
     if batch.all_greedy:
         return best
-    drawn = draw(filtered(scores, batch), batch.seed, batch.choice, batch.position)
-    return torch.where(batch.greedy, best, drawn)
+    tokens, narrow = best.clone(), ~batch.greedy & (batch.top_k > 0) & (batch.top_k <= FEW)
+    few = narrow.nonzero()[:, 0]
+    if len(few):
+        drawn, sure = _draw_few(_some(scores, few), batch.of(few))
+        tokens[few] = drawn
+        narrow[few] = sure
+    wide = (~batch.greedy & ~narrow).nonzero()[:, 0]
+    if len(wide):
+        some = batch.of(wide)
+        tokens[wide] = draw(
+            filtered(_some(scores, wide), some), some.seed, some.choice, some.position
+        )
+    return tokens
+
+
+def _some(scores: Tensor, rows: Tensor) -> Tensor:
+    """Without a copy if it is all of them."""
+    return scores if len(rows) == len(scores) else scores[rows]
+
+
+def _draw_few(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+    """Tokens of rows that top_k leaves few, and whether each is sure: not if more tokens than top_k
+    stay because they are equal to the last, which the wide way alone can tell."""
+    count = min(int(batch.top_k.max()), scores.shape[-1])
+    top_k = batch.top_k.clamp(max=count)
+    values, ids = largest(scores, min(count + 1, scores.shape[-1]))
+    kept = filtered_few(values, batch.temperature, top_k, batch.top_p, batch.min_p)
+    weights = torch.exp(kept - kept.amax(dim=-1, keepdim=True))
+    counter = (batch.seed[:, None], batch.choice[:, None], batch.position[:, None])
+
+    blocks = torch.zeros(len(scores), -(-scores.shape[-1] // BLOCK), dtype=torch.float64)
+    blocks = blocks.to(scores.device).scatter_add_(1, ids // BLOCK, weights.double())
+    lanes = torch.arange(blocks.shape[1], device=scores.device)
+    block = _first(blocks, uniforms(*counter, -1 - lanes))[:, None]  # lanes < 0: blocks
+    there = torch.where(ids // BLOCK == block, weights, 0.0)
+    winner = _first(there, uniforms(*counter, ids))
+    return ids.gather(1, winner[:, None])[:, 0], ~tied(values, top_k)
 
 
 def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
@@ -107,22 +162,6 @@ def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]
         highest, best = likeliest(logits.float())
         return best, highest.isfinite()
     return sample(logits, batch), finite_rows(logits)
-
-
-def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest score of each row, and the lowest id that has it. As scores.max(dim=-1), which
-    takes ten times as long on a CPU: maxima of blocks first, then the winning block alone."""
-    vocab = scores.shape[-1]
-    whole = vocab // BLOCK * BLOCK
-    if scores.device.type != "cpu" or whole < 2 * BLOCK:
-        return tuple(scores.max(dim=-1))  # type: ignore[return-value]
-    maxima = scores[:, :whole].unflatten(-1, (-1, BLOCK)).amax(dim=-1)  # [rows, blocks]
-    if whole < vocab:
-        maxima = torch.cat([maxima, scores[:, whole:].amax(dim=-1, keepdim=True)], dim=-1)
-    highest, block = maxima.max(dim=-1)
-    ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=scores.device)
-    ids.clamp_(max=vocab - 1)  # of a shorter last block the last id stands for those that are not
-    return highest, ids.gather(1, scores.gather(1, ids).argmax(dim=-1, keepdim=True))[:, 0]
 
 
 def penalised(logits: Tensor, batch: SamplingBatch) -> Tensor:
@@ -231,33 +270,6 @@ def draw(scores: Tensor, seeds: Tensor, choices: Tensor, positions: Tensor) -> T
 def _first(weights: Tensor, uniform: Tensor) -> Tensor:
     """Who wins an exponential race: int64 [rows], for weights and uniforms [rows, runners]."""
     return (weights.double() / -uniform.log()).argmax(dim=-1)
-
-
-def uniforms(seeds: Tensor, choices: Tensor, positions: Tensor, lanes: Tensor | int = 0) -> Tensor:
-    """float64 in the open (0, 1): a pure function of four int64 counters, which broadcast. `lanes`
-    tells the numbers of one position apart. No generator, so nothing to save, send or resume.
-
-    Each counter is absorbed by one step of SplitMix64 (Steele, Lea, Flood, "Fast splittable
-    pseudorandom number generators", OOPSLA 2014; finaliser: Stafford's Mix13) in wrap-around
-    int64, so CPU and GPU agree bit for bit. Not for cryptography.
-    """
-    state = splitmix64(seeds)
-    for counter in (choices, positions, lanes):
-        state = splitmix64(state ^ counter)
-    return (_shift_right(state, 12).double() + 0.5) * 2.0**-52  # exact; neither 0 nor 1
-
-
-def splitmix64(state: Tensor) -> Tensor:
-    """The output of SplitMix64 after `state`, as int64: one step of the generator."""
-    z = state - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15, the golden ratio, modulo 2**64
-    z = (z ^ _shift_right(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    z = (z ^ _shift_right(z, 27)) * (0x94D049BB133111EB - 2**64)
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shifts zeros in from the left; torch's >> on int64 copies the sign."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def finite_rows(logits: Tensor) -> Tensor:

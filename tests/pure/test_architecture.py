@@ -32,7 +32,8 @@ ROWS = (
 )  # fmt: skip
 
 TORCH_ZONE = (
-    "baton.engine", "baton.transfer", "sampler.sample", "sampler.logprobs",
+    "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow", "sampler.counters",
+    "sampler.logprobs",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft",
     "decode_worker.process", "models", "lab", "evaluation", "benchmarks",

@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sampler.counters import splitmix64, uniforms
+from sampler.narrow import likeliest
 from sampler.params import SamplingParams
 from sampler.sample import (
     SamplingBatch,
     draw,
+    filtered,
     finite_rows,
-    likeliest,
     sample,
     sample_finite,
-    splitmix64,
-    uniforms,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -265,3 +265,29 @@ def test_one_look_tells_token_and_soundness() -> None:
         assert torch.equal(finite, finite_rows(logits))
         assert finite.tolist() == [True, False, False, False, True, True]
         assert torch.equal(tokens[finite], sample(logits, batch)[finite])
+
+
+@given(st.data())
+@settings(max_examples=80)
+def test_few_tokens_are_drawn_as_from_the_whole_vocabulary(data: st.DataObject) -> None:
+    """Every filter, ties at the edge of top_k, neighbours of other kinds."""
+    vocab = data.draw(st.sampled_from([3, 40, 700, 5000]))
+    rows = data.draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    logits = 3 * torch.randn(rows, vocab, generator=generator)
+    equals = data.draw(st.booleans())  # of those at the edge of top_p either way may keep any
+    logits = logits.round() if equals else logits
+    params = [
+        SamplingParams(
+            temperature=data.draw(st.sampled_from([0.0, 0.3, 1.0, 2.0])),
+            top_k=data.draw(st.sampled_from([0, 1, 2, 7, 50, 600])),
+            top_p=1.0 if equals else data.draw(st.sampled_from([0.05, 0.5, 0.95, 1.0])),
+            min_p=data.draw(st.sampled_from([0.0, 0.1])),
+            seed=data.draw(st.integers(0, 99)),
+        )
+        for _ in range(rows)
+    ]
+    batch = SamplingBatch.build(params, list(range(rows)), [()] * rows, "cpu")
+    wide = draw(filtered(logits, batch), batch.seed, batch.choice, batch.position)
+    wide = torch.where(batch.greedy, logits.argmax(dim=-1), wide)
+    assert torch.equal(sample(logits, batch), wide)
