@@ -1,6 +1,7 @@
 """Pictures of benchmark results. Needs matplotlib."""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -26,14 +27,14 @@ def draw_engine(records: list[dict[str, Any]], path: Path) -> None:
         width = 0.8 / len(names)
         for i, name in enumerate(names):
             for x, record in enumerate(cells):
-                rates = sorted(record["arms"][name]["rates"])
+                rates = record["arms"][name]["rates"]
                 if not rates:
                     continue
-                share = 100 * rates[len(rates) // 2] / record["roofline"]
+                share = 100 * median(rates) / record["roofline"]
                 place = x + (i - (len(names) - 1) / 2) * width
                 label = name if x == 0 else None
                 axis.bar(place, share, width * 0.92, color=colours[name], label=label)
-                text = f"{rates[len(rates) // 2]:,.0f}"
+                text = f"{median(rates):,.0f}"
                 axis.text(place, share + 1.5, text, ha="center", fontsize=7)
         axis.axhline(100, color="#404040", linewidth=0.8)
         axis.set_xticks(range(len(cells)), [_name(record["cell"]["batch"]) for record in cells])
@@ -64,9 +65,9 @@ def draw_disagg(results: dict[str, dict[str, list[Any]]], path: Path) -> None:
         for row, (figure_, label) in enumerate(rows):
             axis = axes[row, column]
             for x, (name, rounds) in enumerate(arms.items()):
-                values = sorted(getattr(each, figure_) for each in rounds)
+                values = [getattr(each, figure_) for each in rounds]
                 colour = colours[x % len(colours)]
-                axis.bar(x, values[len(values) // 2], width=0.7, color=colour, label=name)
+                axis.bar(x, median(values), width=0.7, color=colour, label=name)
                 axis.plot([x] * len(values), values, "o", color="#202020", markersize=2.5)
             axis.set_xticks([])
             axis.set_ylim(bottom=0)
