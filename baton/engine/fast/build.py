@@ -46,7 +46,7 @@ def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
     command = [*compiler, *FLAGS, _cpu_flag(), *(str(NATIVE / each) for each in sources)]
     key = _key(sources, [*command, _run([*compiler, "--version"]), _cpu()])
     try:
-        folder = _folder()
+        folder = cache_folder("native")
         library = folder / f"{name}-{key}.so"
         with (folder / f"{name}-{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -79,10 +79,10 @@ def _key(sources: Sequence[str], facts: Sequence[str]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _folder() -> Path:
-    """Only its owner can write there: what lies in it is run."""
+def cache_folder(name: str) -> Path:
+    """Only its owner can write there: what lies in it is run, or mapped and believed."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache) / "baton" / "native"
+    folder = Path(cache) / "baton" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:

@@ -78,9 +78,14 @@ def compiled(
         layout = discover_layout(model, block_size, cache_dtype)
         compile_model(file, library, model, layout, weights)
 
-    size = files.vocab_size * 4096  # a guess
     key = store.key_of(files, f"{dtype_name(weights)} {dtype}")
-    with store.opened(key, make, size) as file:
-        program = Program(library, file)
+    program = None
+    while program is None:
+        with store.opened(key, make, store.about_bytes(files)) as file:
+            try:
+                program = Program(library, file)
+            except ValueError as error:  # cut short after it was written: not by us
+                logger.warning("the compiled %s is damaged and made anew: %s", files.name, error)
+                store.forget(key)
     layers = tuple(LayerShape(*each) for each in program.info["layers"])
     return NativeRunner(program), KVLayout(layers, block_size, dtype)

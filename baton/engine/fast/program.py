@@ -3,6 +3,7 @@
 import ctypes
 import json
 import mmap
+import os
 from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -50,10 +51,14 @@ class Program:
 
     def __init__(self, library: ctypes.CDLL, file: BinaryIO) -> None:
         self._library = library
+        if not os.fstat(file.fileno()).st_size:
+            raise ValueError("it is empty")
         self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(self._mapping) < ctypes.sizeof(native.Spec):
+            raise ValueError(f"{len(self._mapping)} bytes are no program")
         begin = numpy.frombuffer(self._mapping, dtype=numpy.uint8)
         spec = native.Spec.from_buffer_copy(self._mapping)
-        if spec.file_bytes != len(self._mapping):
+        if spec.file_bytes != len(self._mapping) or not spec.stage_count:
             raise ValueError(f"{len(self._mapping)} bytes, it says {spec.file_bytes}")
         stages = self._array(native.Stage, spec.stages, spec.stage_count)
         buffers = self._array(native.Buffer, spec.buffers, spec.buffer_count)

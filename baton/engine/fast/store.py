@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
+from baton.engine.fast.build import cache_folder
 from baton.model_files import ModelFiles
 
 DISK_SHARE = 0.25
@@ -30,12 +31,16 @@ SUFFIX = ".program"
 logger = logging.getLogger(__name__)
 
 
-def cache_folder() -> Path:
-    """Ours alone (mode 0700)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "baton"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+def about_bytes(files: ModelFiles) -> int:
+    """What a program of this model may take, at most about."""
+    if (
+        files.folder is not None
+    ):  # checkpoints are in 2 bytes a weight or more, programs in 4 or less
+        return 2 * sum(path.stat().st_size for path in files.folder.glob("*.safetensors"))
+    config = files.config
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    return 4 * hidden * (2 * files.vocab_size + 16 * layers * hidden)
 
 
 def key_of(files: ModelFiles, dtype: str) -> str:
@@ -52,8 +57,7 @@ def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
     """The file of this key. If there is none, `make` writes it, in one process while others wait;
     what it raises leaves no file. `size`: about how many bytes it will take."""
     try:
-        folder = cache_folder() / "programs"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder = cache_folder("programs")
         if size > shutil.disk_usage(folder).free * DISK_SHARE:
             raise OSError(f"{size / 2**30:.1f} GiB are too much for the disk of {folder}")
         with _locked(folder / f"{key}.lock"):
@@ -68,6 +72,11 @@ def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
         file = _nameless()
         make(file)
         return file
+
+
+def forget(key: str) -> None:
+    """Whatever is kept under this key is no good."""
+    (cache_folder("programs") / f"{key}{SUFFIX}").unlink(missing_ok=True)
 
 
 def _write(path: Path, make: Callable[[BinaryIO], None]) -> None:
