@@ -37,7 +37,9 @@ class CoreKeeper:
         busy |= {each.decode for each in ledger.in_state(State.DECODING)}
         effects: list[Effect] = []
         names = sorted(sharers, key=lambda name: (sharers[name].role, name))
-        for worker, cores in shares(self._cores, names, busy & set(names)).items():
+        for worker, cores in shares(
+            self._cores, names, [name for name in names if name in busy]
+        ).items():
             told = (sharers[worker].epoch, cores)
             if self._told.get(worker) != told:
                 self._told[worker] = told

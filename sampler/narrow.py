@@ -19,7 +19,7 @@ def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
     whole = vocab // BLOCK * BLOCK
     if scores.device.type != "cpu" or whole < 2 * BLOCK:
         return tuple(scores.max(dim=-1))  # type: ignore[return-value]
-    maxima = scores[:, :whole].unflatten(-1, (-1, BLOCK)).amax(dim=-1)  # [rows, blocks]
+    maxima = scores[:, :whole].reshape(len(scores), -1, BLOCK).amax(dim=-1)  # [rows, blocks]
     if whole < vocab:
         maxima = torch.cat([maxima, scores[:, whole:].amax(dim=-1, keepdim=True)], dim=-1)
     highest, block = maxima.max(dim=-1)
@@ -37,7 +37,9 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if whole // SPAN <= count:
         values, ids = scores.topk(min(count, vocab), dim=-1)
         return values, ids
-    spans = scores[:, :whole].unflatten(-1, (-1, SPAN)).amax(dim=-1).topk(count, dim=-1).indices
+    spans = (
+        scores[:, :whole].reshape(len(scores), -1, SPAN).amax(dim=-1).topk(count, dim=-1).indices
+    )
     ids = (spans[:, :, None] * SPAN + torch.arange(SPAN, device=scores.device)).flatten(1)
     rest = torch.arange(whole, vocab, device=scores.device).expand(len(scores), -1)
     ids = torch.cat([ids, rest], dim=-1)

@@ -2,8 +2,10 @@
 that cannot be it runs in torch, with native attention and packed linears as far as they are to be had.
 """
 
+import ctypes
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import torch
@@ -62,30 +64,33 @@ def compiled(
     block_size: int,
 ) -> tuple[NativeRunner, KVLayout]:
     """As on_cpu. NotNative where there is no compiler, or the model is not one that can be."""
-    try:
-        library = declare(build(("program.cpp",), "program"))
-    except NoNative as error:
-        raise NotNative(str(error)) from error
     dtype = dtype_name(cache_dtype)
 
     def make(file: BinaryIO) -> None:
-        from baton.engine.fast.compile import (
-            compile_model,
-        )  # with transformers, which takes seconds
-        from baton.engine.probe import discover_layout
+        with ThreadPoolExecutor(1) as beside:
+            library = beside.submit(_library)  # the compiler works while the model is loaded
+            model = load()
+            from baton.engine.fast.compile import compile_model  # transformers is there by now
+            from baton.engine.probe import discover_layout
 
-        model = load()
-        layout = discover_layout(model, block_size, cache_dtype)
-        compile_model(file, library, model, layout, weights)
+            layout = discover_layout(model, block_size, cache_dtype)
+            compile_model(file, library.result(), model, layout, weights)
 
     key = store.key_of(files, f"{dtype_name(weights)} {dtype}")
     program = None
     while program is None:
         with store.opened(key, make, store.about_bytes(files)) as file:
             try:
-                program = Program(library, file)
+                program = Program(_library(), file)
             except ValueError as error:  # cut short after it was written: not by us
                 logger.warning("the compiled %s is damaged and made anew: %s", files.name, error)
                 store.forget(key)
     layers = tuple(LayerShape(*each) for each in program.info["layers"])
     return NativeRunner(program), KVLayout(layers, block_size, dtype)
+
+
+def _library() -> ctypes.CDLL:
+    try:
+        return declare(build(("program.cpp",), "program"))
+    except NoNative as error:
+        raise NotNative(str(error)) from error
