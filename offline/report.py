@@ -33,6 +33,7 @@ class Tally:
     retries: int = 0
     kv_bytes: int = 0
     moved_bytes: int = 0
+    cached_tokens: int = 0
     first: float = float("inf")  # the first submission, on the follower's clock
     last: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Tally:
         self.retries += times.retries
         self.kv_bytes += times.kv_bytes
         self.moved_bytes += times.moved_bytes
+        self.cached_tokens += times.cached_tokens
         self.first = min(self.first, done.submitted)
         self.last = max(self.last, done.ended)
         self.ttft.append(times.ttft_s)
@@ -136,6 +138,12 @@ def throughput(tally: Tally) -> str:
         f"({tally.output_tokens / wall:,.0f}/s), {tally.retries} retries",
         handed_over(tally),
     ]
+    if tally.cached_tokens:
+        share = tally.cached_tokens / tally.prompt_tokens
+        lines.append(
+            f"prefix cache: the KV of {tally.cached_tokens:,} prompt tokens ({share:.0%}) was there "
+            "already"
+        )
     return "\n".join(lines)
 
 

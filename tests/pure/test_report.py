@@ -100,6 +100,13 @@ def test_a_run_that_did_nothing_reports_that():
     assert "nothing was generated" in report(Tally(), load_s=0.0)
 
 
+def test_cached_tokens_are_told_if_there_are_any():
+    plain = report(tally(completion(prefill_s=0.1)), load_s=1.0)
+    assert "prefix cache" not in plain
+    cached = report(tally(completion(prefill_s=0.1, cached_tokens=1)), load_s=1.0)
+    assert "prefix cache: the KV of 1 prompt tokens (" in cached
+
+
 def test_one_token_in_all_has_no_gap_and_still_reports():
     text = report(tally(completion(arrivals=(0.5,))), load_s=0.0)
     assert "ITL" not in text
