@@ -223,15 +223,14 @@ def main(
     torch.set_num_threads(threads)
     installed = [name for name in PACKAGES if python_of(name, peers).exists()]
     names = [name for name in (*ARMS, *installed) if not wanted or name in wanted]
-    limits = measure()
-    rates = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in limits.gemm_gflop_s.items())
-    click.echo(f"{threads} threads; reads {limits.read_gb_s:.1f} GB/s; products, GFLOP/s: {rates}")
     head = ["tokens/s, median", "", *names, "roofline", "ours/peer", "of roofline", "goal"]
     lines, records = [], []
     with tempfile.TemporaryDirectory() as temporary:
         for shape in shapes:
             folder = checkpoint(shape, work_dir or Path(temporary))
             for dtype in dtypes:
+                limits = measure()  # anew for each: the machine's speed moves
+                click.echo(f"{shape} {dtype}, {threads} threads; {told(limits)}")
                 children = {name: Child(name, peers) for name in names}
                 failed = {}
                 for name, child in children.items():
@@ -244,19 +243,27 @@ def main(
                     arms, same = run_cell(cell, children, failed, rounds, new_tokens)
                     line, record = line_of(cell, arms, limits, new_tokens)
                     lines.append(line)
-                    records.append(record | {"same_as_transformers": same})
+                    records.append(
+                        record | {"same_as_transformers": same, "limits": asdict(limits)}
+                    )
                     click.echo("  ".join(line))
                 for child in children.values():
                     child.close()
                 if output is not None:
-                    write(output, limits, records)
+                    write(output, records)
     click.echo("\n" + table(head, lines))
 
 
-def write(folder: Path, limits: Limits, records: list[dict[str, Any]]) -> None:
+def told(limits: Limits) -> str:
+    """In one line."""
+    rates = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in limits.gemm_gflop_s.items())
+    return f"reads {limits.read_gb_s:.1f} GB/s; products, GFLOP/s: {rates}"
+
+
+def write(folder: Path, records: list[dict[str, Any]]) -> None:
     """engine.json, and engine.png where matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"limits": asdict(limits), "torch": torch.__version__, "cells": records}
+    about = {"torch": torch.__version__, "cells": records}
     (folder / "engine.json").write_text(json.dumps(about, indent=1) + "\n")
     try:
         from benchmarks.picture import draw_engine
