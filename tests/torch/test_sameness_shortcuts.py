@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from baton.engine.boot import boot
+from baton.engine.fast.build import NoNative, build
 from decode_worker.draft import DraftModel
 from decode_worker.speculation import PromptLookup, Proposer, Speculation
 from decode_worker.worker import DecodeWorker
@@ -93,9 +94,12 @@ def proposer(demo: Model, who: str) -> Proposer:
 def test_in_fewer_bits_too_nothing_depends_on_the_company(dtype: str) -> None:
     """What no other engine promises: in half precision and int8 a request gets the same tokens alone,
     in a batch, disaggregated and colocated, chunk by chunk."""
+    try:
+        build(("program.cpp",), "program")
+    except NoNative as error:
+        pytest.skip(f"needs a compiled model: {error}")
     engine = boot(load("demo", block_size=16).files, device="cpu", dtype=dtype, block_size=16)
-    if engine.runner.how != "compiled for this CPU":
-        pytest.skip(f"needs a compiled model, this one runs {engine.runner.how}")
+    assert engine.runner.how == "compiled for this CPU"
     model = replace(load("demo", block_size=16), engine=engine)
     prompts = model.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], LENGTH)
     with RealTown(model) as town:
