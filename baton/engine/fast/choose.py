@@ -43,7 +43,7 @@ def on_cpu(
                 f"{files.name} cannot have int8 weights: {error}; use another dtype"
             ) from error
         why = str(error).splitlines()[0]
-        logger.warning("%s is not compiled and runs in torch: %s", files.name, error)
+        logger.info("%s is not compiled and runs in torch: %s", files.name, error)  # told by `how`
     from baton.engine.fast.kernel import cpu_attention
     from baton.engine.fast.packed import pack_linears
     from baton.engine.plain import in_torch

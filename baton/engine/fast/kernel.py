@@ -68,11 +68,11 @@ def library() -> ctypes.CDLL:
 
 @cache
 def cpu_attention() -> PlanKernel:
-    """NativeAttention where it can be built, else its slow sibling, with one warning."""
+    """NativeAttention where it can be built, else its slow sibling, and one line in the log."""
     try:
         library()
     except NoNative as why:
-        log.warning("attention runs in plain torch, which is slower: %s", why)
+        log.info("attention runs in plain torch, which is slower: %s", why)
         return GatherAttention
     return NativeAttention
 
