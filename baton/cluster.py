@@ -66,6 +66,7 @@ class ClusterOptions:
     batch_window_ms: float = 10.0
     dtype: str = "auto"
     max_model_len: int | None = None
+    kv_cache_memory_bytes: int | None = None
     kv_transport: str = "auto"
     max_num_batched_tokens: int = 2048
     speculative_model: str | None = None
@@ -117,10 +118,13 @@ class Cluster:
         if options.max_model_len is not None:
             router += ["--max-model-len", str(options.max_model_len)]
             shared += ["--max-model-len", str(options.max_model_len)]
-        guessing = [] if options.prefix_caching else ["--no-enable-prefix-caching"]
+        decode = ["--max-num-seqs", str(options.batch_size)]
+        decode += [] if options.prefix_caching else ["--no-enable-prefix-caching"]
+        if options.kv_cache_memory_bytes is not None:
+            decode += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
         if options.speculative_model is not None:
-            guessing += ["--speculative-model", options.speculative_model]
-            guessing += ["--num-speculative-tokens", str(options.num_speculative_tokens)]
+            decode += ["--speculative-model", options.speculative_model]
+            decode += ["--num-speculative-tokens", str(options.num_speculative_tokens)]
         commands = [("router", router)]
         threads = str(threads_per_worker(options.topology))
         for role, devices in (
@@ -133,7 +137,7 @@ class Cluster:
                 if device == "cpu" and not core_numbers():  # else the router hands out cores
                     command += ["--threads", threads]
                 if role == "decode":
-                    command += ["--max-num-seqs", str(options.batch_size), *guessing]
+                    command += decode
                 commands.append((name, command))
         return commands
 

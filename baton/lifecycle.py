@@ -3,8 +3,9 @@
 Two rules. Everything that decides a transition is in this table; nothing here knows a clock, a
 socket or a worker. Only the router's ledger applies it.
 
-A request comes back to QUEUED when a worker it was on is lost, when its KV arrived damaged, or when
-the pool had no room after all; it keeps the tokens already sent, so it goes on where it stopped.
+A request comes back to QUEUED when a worker it was on is lost, when its KV arrived damaged, when the
+pool had no room after all, or when it had to give its room to an older one; it keeps the tokens
+already sent, so it goes on where it stopped.
 """
 
 from enum import StrEnum
@@ -30,6 +31,7 @@ class Event(StrEnum):
     FILL = "fill"  # Fill was sent
     START = "start"  # Start was sent: KV is filled, or decode fills it itself
     TOKEN = "token"  # one more token
+    PREEMPTED = "preempted"  # its blocks went to an older request
     RETRY = "retry"  # the KV is not usable: fill again
     LOST = "lost"  # a worker it was on is gone
     FINISH = "finish"  # the end, whatever the reason
@@ -47,6 +49,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.RESERVED, Event.START): State.DECODING,
     (State.FILLING, Event.START): State.DECODING,
     (State.DECODING, Event.TOKEN): State.DECODING,
+    (State.DECODING, Event.PREEMPTED): State.QUEUED,
     **{(state, Event.RETRY): State.QUEUED for state in PLACED},
     **{(state, Event.LOST): State.QUEUED for state in PLACED},
     **{(state, Event.FINISH): State.FINISHED for state in LIVE},

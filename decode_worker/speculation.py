@@ -79,7 +79,7 @@ class Speculation:
 
     def __init__(self, proposer: Proposer | None = None, most: int = 0) -> None:
         self._proposer = proposer
-        self._most = most if proposer is not None else 0
+        self.most = most if proposer is not None else 0
         self._hopes: dict[str, int] = {}
 
     def guess(self, wanted: Sequence[Wanted], budget: int) -> dict[str, list[int]]:
@@ -88,7 +88,7 @@ class Speculation:
             return {}
         asked = []
         for each in wanted:
-            most = min(each.most, self._hopes.get(each.run, self._most), budget)
+            most = min(each.most, self._hopes.get(each.run, self.most), budget)
             if most > 0:
                 asked.append(Wanted(each.run, each.known, most))
                 budget -= most
@@ -99,8 +99,8 @@ class Speculation:
         """How many of a run's guesses stood: it is asked for more while all do, else for one more
         than did. So a sequence that is hard to guess wastes one row a step."""
         if guessed:
-            hope = self._hopes.get(run, self._most)
-            self._hopes[run] = min(self._most, 2 * hope if stood == guessed else stood + 1)
+            hope = self._hopes.get(run, self.most)
+            self._hopes[run] = min(self.most, 2 * hope if stood == guessed else stood + 1)
 
     def forget(self, run: str) -> None:
         """The run is over (or was never known)."""

@@ -3,6 +3,7 @@
 Reserve -> grant            blocks are set aside, under a lease
 Start   -> arriving         the receipt is checked against what is in the pool
         -> running          the last known token is the next to compute; every step samples
+        -> preempted        the pool is full and it is the youngest: it gives its blocks back
 last token, Cancel, Reset   released, by the one way back (baton/kv/blocks.py)
 """
 
@@ -11,16 +12,16 @@ from dataclasses import dataclass, field
 
 from baton.errors import RequestError
 from baton.kv.blocks import ANY_WRITER, BlockTable
-from baton.kv.grant import Grant
 from baton.kv.prefix import extended
-from baton.kv.region import Arrival, Receipt, Region
+from baton.kv.region import Arrival, Region
 from baton.kv.row import Logits, Row
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
 from decode_worker.batching import Progress, Share, plan_step
-from decode_worker.model import DecodeModel, Draw
+from decode_worker.model import DecodeModel
+from decode_worker.runs import Arriving, Run, make_room
 from decode_worker.speculation import Speculation, Wanted, standing
 from sampler.params import SamplingParams
 
@@ -30,33 +31,6 @@ ARRIVAL_S = 10.0
 
 PASSED_THROUGH = ("frames", "frames_tcp", "fake")
 """Transports whose bytes pass through the owner: late ones are dropped, no quarantine is needed."""
-
-
-@dataclass(slots=True)
-class Run:
-    """A started run: all its token ids, of which the KV of the first `computed` is in the pool."""
-
-    grant: Grant
-    known: list[int]
-    computed: int
-    until: int  # tokens at which it ends by length
-    sampling: SamplingParams
-    eos_token_ids: tuple[int, ...]
-    published: bool = False  # its prompt's blocks
-
-    def draw(self, guessed: Sequence[int]) -> Draw:
-        """How to sample what follows the known and these guessed tokens."""
-        seen = self.known + list(guessed) if guessed else self.known
-        return Draw(self.sampling, len(self.known) + len(guessed), seen)
-
-
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """A started run whose KV is still on its way."""
-
-    run: Run
-    receipt: Receipt
-    deadline: float
 
 
 @dataclass(slots=True)
@@ -76,6 +50,7 @@ class DecodeWorker:
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
     _more_kv: bool = field(init=False, default=False)
+    _waits: bool = field(init=False, default=False)  # its runs wait for blocks
 
     def __post_init__(self) -> None:
         hello = self.hello
@@ -119,9 +94,11 @@ class DecodeWorker:
         return effects + self._decode()
 
     def due(self, now: float) -> float:
-        if self.runs or self._more_kv:
+        if self._more_kv or (self.runs and not self._waits):
             return 0.0
-        waiting = 0.001 if self.arriving else float("inf")  # bytes arrive on sockets of their own
+        waiting = (
+            0.001 if self.arriving or self.runs else float("inf")
+        )  # bytes arrive on sockets of their own
         return min(waiting, self._membership.due(now))
 
     # ---- blocks
@@ -204,22 +181,38 @@ class DecodeWorker:
 
     def _decode(self) -> list[Effect]:
         """One step of continuous batching."""
-        progress = [Progress(name, len(r.known), r.computed) for name, r in self.runs.items()]
+        effects: list[Effect] = []
+        waiting = self._make_room(effects)
+        progress = [
+            Progress(name, len(run.known), run.computed)
+            for name, run in self.runs.items()
+            if name not in waiting
+        ]
         shares = plan_step(progress, token_budget=self.token_budget)
+        self._waits = not shares
         if not shares:
-            return []
+            return effects
         guesses = self._guess(shares)
         rows, draws, sampled = [], [], []
         for share in shares:
             run, guessed = self.runs[share.run], guesses.get(share.run, [])
             tokens = run.known[run.computed : run.computed + share.tokens] + guessed
             logits = Logits.ALL if guessed else Logits.LAST if share.samples else Logits.NONE
-            rows.append(Row(tokens, run.computed, run.grant.table, logits))
+            rows.append(Row(tokens, run.computed, run.table, logits))
             run.computed += share.tokens
             if share.samples:
                 draws += [run.draw(guessed[:i]) for i in range(len(guessed) + 1)]
                 sampled.append((share.run, guessed))
-        return self._sampled(sampled, self.model.step(rows, draws))
+        return effects + self._sampled(sampled, self.model.step(rows, draws))
+
+    def _make_room(self, effects: list[Effect]) -> list[str]:
+        def preempt(name: str) -> None:
+            self._publish(name, self.runs[name])  # what nobody needs the place of is found again
+            self._let_go(name, None)
+            effects.append(To(ROUTER, msg.Preempted(name)))
+
+        ahead = self.speculation.most
+        return make_room(self.runs, self.table, self.hello.block_size, preempt, ahead)
 
     def _guess(self, shares: Sequence[Share]) -> dict[str, list[int]]:
         """Guesses for the runs that decode, within the budget, their blocks and their length."""
@@ -227,7 +220,7 @@ class DecodeWorker:
         for share in shares:
             run = self.runs[share.run]
             if share.samples and share.tokens == 1:
-                room = len(run.grant.table) * self.hello.block_size - len(run.known)
+                room = len(run.table) * self.hello.block_size - len(run.known)
                 most = min(room, run.until - len(run.known) - 1)
                 wanted.append(Wanted(share.run, run.known, most))
         taken = sum(share.tokens for share in shares)

@@ -71,6 +71,7 @@ def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Lin
         batch_window_ms=place.batch_window_ms,
         dtype=place.dtype,
         max_model_len=place.max_model_len,
+        kv_cache_memory_bytes=place.kv_cache_memory_bytes,
         kv_transport=place.kv_transport,
         speculative_model=place.speculative_model,
         num_speculative_tokens=place.num_speculative_tokens,

@@ -131,14 +131,7 @@ def place_options() -> Decorator:
             default="auto",
             help="auto: bfloat16 on a GPU, float32 on a CPU.",
         ),
-        option(
-            model,
-            "--max-model-len",
-            type=int,
-            metavar="TOKENS",
-            show_default="the model's context",
-            help="Prompt and answer together; less needs less memory.",
-        ),
+        *_memory(model),
         option(model, "--download", is_flag=True, help="Fetch a Hugging Face id that is not here."),
         *_speculation(model),
         *_devices(topology),
@@ -177,6 +170,27 @@ def place_options() -> Decorator:
             help="CURVE keys, needed for tcp://; made by `python main.py keys DIR`.",
         ),
     )
+
+
+def _memory(section: str) -> list[Decorator]:
+    return [
+        option(
+            section,
+            "--max-model-len",
+            type=int,
+            metavar="TOKENS",
+            show_default="the model's context",
+            help="Prompt and answer together; less needs less memory.",
+        ),
+        option(
+            section,
+            "--kv-cache-memory-bytes",
+            type=int,
+            metavar="BYTES",
+            show_default="room for -b of the longest, if it fits",
+            help="KV pool of a decode worker. Too small for all: the youngest requests give way.",
+        ),
+    ]
 
 
 def _speculation(section: str) -> list[Decorator]:

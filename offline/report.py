@@ -31,6 +31,7 @@ class Tally:
     prompt_tokens: int = 0
     output_tokens: int = 0
     retries: int = 0
+    preemptions: int = 0
     kv_bytes: int = 0
     moved_bytes: int = 0
     cached_tokens: int = 0
@@ -50,6 +51,7 @@ class Tally:
         self.prompt_tokens += done.prompt_tokens
         self.output_tokens += len(done.token_ids)
         self.retries += times.retries
+        self.preemptions += times.preemptions
         self.kv_bytes += times.kv_bytes
         self.moved_bytes += times.moved_bytes
         self.cached_tokens += times.cached_tokens
@@ -143,6 +145,11 @@ def throughput(tally: Tally) -> str:
         lines.append(
             f"prefix cache: the KV of {tally.cached_tokens:,} prompt tokens ({share:.0%}) was there "
             "already"
+        )
+    if tally.preemptions:
+        lines.append(
+            f"KV pool: full {tally.preemptions:,} times, and the youngest request began again; "
+            "--kv-cache-memory-bytes makes it larger"
         )
     return "\n".join(lines)
 

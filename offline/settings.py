@@ -19,7 +19,7 @@ SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 OF_OUR_CLUSTER = (
     *("model", "dtype", "max_model_len", "prefill_device", "decode_device", "num_prefill"),
     *("num_decode", "colocated", "kv_transport", "batch_window_ms", "download"),
-    *("speculative_model", "num_speculative_tokens", "prefix_caching"),
+    *("speculative_model", "num_speculative_tokens", "prefix_caching", "kv_cache_memory_bytes"),
 )
 MOST_GUESSES = 32
 ONLY_WHEN_SAMPLING = ("top_k", "top_p", "min_p")
@@ -32,6 +32,7 @@ class Place:
     model: str
     dtype: str
     max_model_len: int | None
+    kv_cache_memory_bytes: int | None
     topology: Topology | None  # None: the running cluster has its own
     kv_transport: str
     batch_window_ms: float
@@ -91,7 +92,7 @@ def place_from(given: Mapping[str, object], said: Callable[[str], bool]) -> Plac
                     f"{flag(name)} and --colocated exclude each other: colocated decode workers "
                     "fill their own KV cache"
                 )
-    for name in ("num_prefill", "num_decode", "max_model_len"):
+    for name in ("num_prefill", "num_decode", "max_model_len", "kv_cache_memory_bytes"):
         value = given[name]
         if isinstance(value, int) and value < 1:
             raise InputError(f"{flag(name)} must be at least 1, got {value}")
@@ -106,6 +107,7 @@ def place_from(given: Mapping[str, object], said: Callable[[str], bool]) -> Plac
         model=str(given["model"]),
         dtype=str(given["dtype"]),
         max_model_len=_int_or_none(given["max_model_len"]),
+        kv_cache_memory_bytes=_int_or_none(given["kv_cache_memory_bytes"]),
         topology=None if given["router"] else _topology(given, said),
         kv_transport=str(given["kv_transport"]),
         batch_window_ms=window,

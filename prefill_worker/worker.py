@@ -1,7 +1,7 @@
 """PrefillWorker, a Node: Fill in, Filled out. One step is one forward over one decode pool.
 
-Jobs run first come, first served; a step takes as many tokens as the budget allows, of as many jobs
-as fit, so short prompts share a forward and long ones are cut into chunks.
+A step takes as many tokens as the budget allows, of as many jobs as fit, so short prompts share a
+forward and long ones are cut into chunks; who gets how many is plan_chunks().
 """
 
 from collections.abc import Sequence
@@ -96,16 +96,23 @@ class Job:
 
 
 def plan_chunks(jobs: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
-    """Jobs of the next forward and how many tokens of each: in order, within the budget, and all
-    for the decode worker of the first, since one forward writes into one pool."""
-    plan = []
-    for job in jobs:
-        if budget <= 0 or job.grant.worker != jobs[0].grant.worker:
-            break
-        count = min(job.left, budget)
-        plan.append((job, count))
-        budget -= count
-    return plan
+    """Jobs of the next forward and how many tokens of each; all for the decode worker of the oldest,
+    since one forward writes into one pool. Half of the budget is the oldest job's, so that it goes on
+    whatever comes; the rest goes to those with the least left, so that a short prompt does not wait
+    for the end of a long one."""
+    if not jobs:
+        return []
+    oldest = jobs[0]
+    taken = {oldest.grant.run: min(oldest.left, max(1, budget // 2))}
+    budget -= taken[oldest.grant.run]
+    here = [job for job in jobs if job.grant.worker == oldest.grant.worker]
+    for job in sorted(here, key=lambda job: job.left - taken.get(job.grant.run, 0)):
+        before = taken.get(job.grant.run, 0)
+        more = min(job.left - before, budget)
+        if more:
+            taken[job.grant.run] = before + more
+            budget -= more
+    return [(job, taken[job.grant.run]) for job in here if job.grant.run in taken]
 
 
 class PrefillWorker:

@@ -33,6 +33,8 @@ class Entry:
     receipt: Receipt | None = None
     losses: int = 0  # workers that died with this request on them
     refills: int = 0  # fills that failed or arrived damaged
+    preemptions: int = 0
+    reserved: int = 0  # tokens that blocks were asked for when it was last placed
     spent: dict[State, float] = field(default_factory=dict)
     first_token: float | None = None
     handover_s: float = 0.0
@@ -61,6 +63,11 @@ class Entry:
     def unfilled(self) -> int:
         """Tokens whose KV is to be computed before the last known one can be run."""
         return len(self.request.prompt_ids) + len(self.emitted) - 1 - self.cached_tokens
+
+    @property
+    def holds(self) -> int:
+        """Tokens the current run has blocks for."""
+        return max(self.reserved, len(self.request.prompt_ids) + len(self.emitted))
 
     @property
     def reach(self) -> int:
@@ -174,6 +181,7 @@ def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
         total_s=now - entry.submitted,
         kv_bytes=filled_tokens * kv_bytes_per_token,
         moved_bytes=entry.moved_bytes,
-        retries=max(0, entry.run_number),
+        retries=max(0, entry.run_number - entry.preemptions),
+        preemptions=entry.preemptions,
         cached_tokens=entry.reused_tokens,
     )

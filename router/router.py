@@ -133,6 +133,10 @@ class Router:
             case msg.Deferred(run):
                 if entry := self.ledger.follow(run, State.RESERVING, by=sender):
                     self._scheduler.deferred(entry, now)
+            case msg.Preempted(run):
+                if entry := self.ledger.follow(run, State.DECODING, by=sender):
+                    entry.preemptions += 1
+                    self.ledger.apply(entry, Event.PREEMPTED, now)
             case msg.Expired(run):
                 if entry := self.ledger.follow(run, *PLACED, by=sender):
                     return self._again(entry, "its lease on KV blocks ran out", now)

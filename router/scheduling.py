@@ -21,6 +21,9 @@ from router.placement import (
 DEFERRED_S = 0.02
 """A decode worker that said "no room" is asked again after this: blocks may be in quarantine."""
 
+AFTER_PREEMPTION = 4
+"""A preempted request asks for so many times more blocks ahead of it than the time before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -68,16 +71,27 @@ class Scheduler:
             if worker is None:
                 break
             entry.decode = worker
+            entry.reserved = self._wanted(entry, self._block_size(worker))
             self._ledger.apply(entry, Event.RESERVE, now)
-            effects.append(To(worker, Reserve(entry.run, entry.reach, self._chain(entry))))
+            effects.append(To(worker, Reserve(entry.run, entry.reserved, self._chain(entry))))
         return effects
+
+    def _wanted(self, entry: Entry, block_size: int) -> int:
+        """Tokens to set blocks aside for: the known ones and a block more. One that was preempted
+        asks for more each time, so that it is not placed only to be preempted again."""
+        ahead: int = block_size * AFTER_PREEMPTION**entry.preemptions
+        return min(entry.reach, len(entry.known_ids) + ahead)
+
+    def _block_size(self, worker: str) -> int:
+        member = self._members.get(worker)
+        assert member is not None
+        return member.hello.block_size
 
     def _chain(self, entry: Entry) -> tuple[bytes, ...]:
         """Names of the blocks that are full before the last known token, which decode will run."""
-        member = self._members.get(entry.decode) if entry.decode else None
-        assert member is not None
+        assert entry.decode is not None
         ids = entry.known_ids[:-1]
-        return extended([root(entry.request.cache_salt)], ids, member.hello.block_size)
+        return extended([root(entry.request.cache_salt)], ids, self._block_size(entry.decode))
 
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
         """The decode worker has room, and perhaps the beginning of it already."""
@@ -98,11 +112,13 @@ class Scheduler:
         if not members:
             return None
         choices = [self._decode_choice(member) for member in members]
-        return choose_decode(choices, _blocks(entry, members[0]))
+        size = members[0].hello.block_size
+        return choose_decode(choices, _blocks(self._wanted(entry, size), size))
 
     def _decode_choice(self, member: Member) -> DecodeChoice:
+        """What is free there, but for a block that each request there will soon grow by."""
         here = [e for e in self._ledger.in_state(*PLACED) if e.decode == member.worker]
-        held = sum(_blocks(entry, member) for entry in here)
+        held = sum(_blocks(entry.holds, member.hello.block_size) + 1 for entry in here)
         return DecodeChoice(member.worker, member.hello.blocks - held, len(here))
 
     def deferred(self, entry: Entry, now: float) -> None:
@@ -128,7 +144,7 @@ class Scheduler:
         if entry is None or not members:
             return None
         biggest = max(member.hello.blocks for member in members)
-        blocks = _blocks(entry, members[0])
+        blocks = _blocks(entry.reach, members[0].hello.block_size)
         if blocks <= biggest:
             return None
         return entry, (
@@ -223,5 +239,5 @@ class Scheduler:
         return member.hello.block_bytes // member.hello.block_size if member else 0
 
 
-def _blocks(entry: Entry, member: Member) -> int:
-    return -(-entry.reach // member.hello.block_size)
+def _blocks(tokens: int, block_size: int) -> int:
+    return -(-tokens // block_size)

@@ -5,6 +5,7 @@
                              +--- release(writer=W) ---> quarantine --- W is done ---> free
 
 * Blocks are *granted* to one run under a generation and a lease; only their run's writer writes them.
+* A run that decodes may *grow*, block by block; what it grew by nobody else ever writes.
 * A full block whose run has begun to decode may be *published* under the name of what is in it
   (baton/kv/prefix.py). From then on it is never written again, other runs may hold it too, and when
   nobody does it stays *cached*, until a reservation needs its place (least recently used first).
@@ -33,6 +34,11 @@ ANY_WRITER = "*"
 class _Held:
     grant: Grant
     lease_until: float | None  # None: decoding has begun, the run holds its blocks until released
+    grown: tuple[int, ...] = ()
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        return self.grant.table + self.grown
 
 
 @dataclass(slots=True)
@@ -105,9 +111,20 @@ class BlockTable:
         held.lease_until = None
         return held.grant
 
+    def grow(self, run: str) -> int | None:
+        """One more block at the end of a started run's table; None if there is none."""
+        held = self._held[run]
+        assert held.lease_until is None, f"{run} grows before it was started"
+        if not self.free_blocks:
+            return None
+        block = self._take()
+        self._hold([block])
+        held.grown += (block,)
+        return block
+
     def publish(self, run: str, names: Sequence[bytes]) -> None:
         """The run's first blocks are full, hold what `names` say, and are written no more."""
-        for block, name in zip(self._held[run].grant.table, names, strict=False):
+        for block, name in zip(self._held[run].table, names, strict=False):
             self._shelf.put(block, name)
 
     def release(self, run: str, writer: str | None) -> Grant | None:
@@ -118,9 +135,9 @@ class BlockTable:
         waiting_for = self.writers.copy() if writer == ANY_WRITER else {writer} & self.writers
         if waiting_for:
             self._quarantine.append(_Quarantined(held.grant.blocks, run, {*waiting_for}))
-            self._let_go(held.grant.prefix)
+            self._let_go(held.grant.prefix + held.grown)
         else:
-            self._let_go(held.grant.table)
+            self._let_go(held.table)
         return held.grant
 
     def expired(self, now: float) -> list[str]:
@@ -207,7 +224,7 @@ class BlockTable:
         ours."""
         found: Counter[int] = Counter()
         for held in self._held.values():
-            found.update(held.grant.table)
+            found.update(held.table)
         for quarantined in self._quarantine:
             found.update(quarantined.blocks)
         assert found == self._holders, "a block is held by others than we count"

@@ -101,6 +101,7 @@ class Timings:
     kv_bytes: int = 0  # KV bytes of the prompt
     moved_bytes: int = 0  # of these, bytes that were copied (0 where memory is shared)
     retries: int = 0
+    preemptions: int = 0  # how often it gave its KV blocks to an older request, and began again
     cached_tokens: int = 0  # of the prompt, whose KV was there already
 
 

@@ -50,6 +50,7 @@ from baton.wire.worker_messages import (
     FillJob,
     FillRefused,
     Hello,
+    Preempted,
     Refused,
     Released,
     Renew,
@@ -63,7 +64,7 @@ from baton.wire.worker_messages import (
     WriterJoined,
 )
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ Message = (
     | Finished
     | Hello
     | Inquire
+    | Preempted
     | Refused
     | Released
     | Renew
@@ -155,6 +157,7 @@ __all__ = [
     "Hello",
     "Inquire",
     "Message",
+    "Preempted",
     "Refused",
     "Released",
     "Renew",

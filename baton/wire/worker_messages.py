@@ -79,6 +79,14 @@ class Deferred:
 
 
 @dataclass(frozen=True, slots=True)
+class Preempted:
+    """The pool is full: the run's blocks went to an older one. It can begin again when there is
+    room, from the tokens it has given."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
     """The run's lease ran out before it was started; its blocks are gone."""
 
@@ -209,8 +217,9 @@ class WriterClear:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Set blocks aside for so many tokens (prompt and everything that may be generated). `chain`
-    names what will be in the first of them (baton/kv/prefix.py), the root before them."""
+    """Set blocks aside for so many tokens: those that are known, and a few of those to come; the run
+    grows later. `chain` names what will be in the first of them (baton/kv/prefix.py), the root
+    before them."""
 
     run: str
     tokens: int

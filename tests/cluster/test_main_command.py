@@ -26,6 +26,7 @@ from tests.cluster.processes import (
 
 Type = Callable[..., Terminal]
 LENGTH = 60
+SMALL_POOL_BYTES = 1_100_000  # 8 blocks: one request of the longest takes 5 to 6
 
 
 @cache
@@ -107,6 +108,13 @@ def test_two_of_each_and_a_batch_of_eight(job: Job) -> None:
     said = job.check_done(terminal)
     ends.wait()
     assert "shared memory" in said
+    assert " 0 retries" in said
+
+
+def test_a_kv_pool_too_small_for_all_of_them(job: Job) -> None:
+    """Room for one request of the longest: the others begin, give way, and begin again."""
+    said = job.check_done(job.start("-b", 8, "--kv-cache-memory-bytes", SMALL_POOL_BYTES))
+    assert "the youngest request began again" in said
     assert " 0 retries" in said
 
 

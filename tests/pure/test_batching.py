@@ -168,22 +168,42 @@ def test_every_run_comes_to_sample(progress: list[Progress], budget: int) -> Non
 # ---- plan_chunks, the prefill worker's
 
 
-JOBS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 40), st.integers(0, 39)), max_size=8).map(
-    lambda rows: [
-        Job(Grant(worker, "e", f"r{i}", 1, (i,)), tuple(range(tokens)), done=min(done, tokens - 1))
-        for i, (worker, tokens, done) in enumerate(rows)
-    ]
-)  # fmt: skip
+def job(run: str, left: int, worker: str = "d") -> Job:
+    return Job(Grant(worker, "e", run, 1, (1,)), (0,) * left, admitted=True)
 
 
-@given(JOBS, st.integers(1, 64))
-def test_one_forward_is_for_one_pool_in_order_and_within_the_budget(
-    jobs: list[Job], budget: int
+def shares_of(jobs: list[Job], budget: int) -> dict[str, int]:
+    return {job.grant.run: count for job, count in plan_chunks(jobs, budget)}
+
+
+def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one() -> None:
+    assert shares_of([job("long", 5000), job("short", 30)], 100) == {"long": 70, "short": 30}
+    assert shares_of([job("long", 5000), job("less", 90), job("short", 20)], 100) == {
+        "long": 50, "less": 30, "short": 20,
+    }  # fmt: skip
+
+
+def test_of_equal_prompts_the_first_is_done_first() -> None:
+    assert shares_of([job("a", 100), job("b", 100)], 100) == {"a": 100}
+    assert shares_of([job("a", 40), job("b", 40), job("c", 40)], 100) == {"a": 40, "b": 40, "c": 20}
+
+
+@given(
+    lefts=st.lists(st.tuples(st.integers(1, 300), st.sampled_from("de")), max_size=8),
+    budget=st.integers(1, 200),
+)
+def test_a_forward_is_full_and_the_oldest_goes_on(
+    lefts: list[tuple[int, str]], budget: int
 ) -> None:
-    plan = plan_chunks(jobs, budget)
-    assert [job for job, _ in plan] == jobs[: len(plan)]
-    assert bool(plan) == bool(jobs)
-    assert sum(count for _, count in plan) <= budget
-    assert len({job.grant.worker for job, _ in plan}) <= 1
-    assert all(1 <= count <= job.left for job, count in plan)
-    assert all(count == job.left for job, count in plan[:-1])
+    jobs = [job(f"r{i}", left, worker) for i, (left, worker) in enumerate(lefts)]
+    shares = shares_of(jobs, budget)
+    if not jobs:
+        assert shares == {}
+        return
+    here = [each for each in jobs if each.grant.worker == jobs[0].grant.worker]
+    assert sum(shares.values()) == min(budget, sum(each.left for each in here))
+    assert shares["r0"] >= min(jobs[0].left, max(1, budget // 2))
+    for each in here:
+        assert 0 <= shares.get(each.grant.run, 0) <= each.left
+    assert shares.keys() <= {each.grant.run for each in here}
+    assert 0 not in shares.values()

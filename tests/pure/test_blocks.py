@@ -79,6 +79,31 @@ def test_a_run_that_holds_nothing_cannot_start() -> None:
     assert table.start("a") is None
 
 
+def test_a_started_run_grows_block_by_block_until_the_pool_is_full() -> None:
+    table = table_of(5)
+    table.reserve("a", 2, 0.0)
+    table.reserve("b", 1, 0.0)
+    table.start("a")
+    grown = [table.grow("a"), table.grow("a")]
+    assert len({*grown, None}) == 3
+    assert table.grow("a") is None
+    table.check()
+    table.release("b", None)
+    assert table.grow("a") is not None
+    table.release("a", None)
+    assert table.idle
+
+
+def test_what_a_run_grew_by_waits_for_no_writer() -> None:
+    table = table_of(4, "p")
+    table.reserve("a", 2, 0.0)
+    table.start("a")
+    table.grow("a")
+    table.release("a", "p")
+    assert (table.quarantined_blocks, table.free_blocks) == (2, 2)
+    table.check()
+
+
 def test_releasing_twice_gives_the_blocks_back_once() -> None:
     table = table_of(4)
     table.reserve("a", 4, 0.0)
@@ -290,6 +315,17 @@ class PoolUnderFire(RuleBasedStateMachine):
     def filled(self, data: st.DataObject) -> None:
         if run := self._pick(data, list(self.pool.filled_by)):
             self.pool.filled(run)
+
+    @rule(data=st.data())
+    def grow(self, data: st.DataObject) -> None:
+        table = self.pool.table
+        started = [run for run in self.pool.live if table._held[run].lease_until is None]
+        if run := self._pick(data, started):
+            free = table.free_blocks
+            block = table.grow(run)
+            assert (block is None) == (free == 0)
+            others = [b for other, g in self.pool.live.items() if other != run for b in g.table]
+            assert block not in others
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:

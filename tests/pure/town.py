@@ -175,6 +175,7 @@ class Outcome:
     text: str = ""
     ends: list[str] = field(default_factory=list)
     cached_tokens: int = 0
+    preemptions: int = 0
 
 
 class Town:
@@ -309,6 +310,7 @@ class Town:
             case msg.Finished(request, reason, timings):
                 self.outcomes[request].ends.append(reason)
                 self.outcomes[request].cached_tokens = timings.cached_tokens
+                self.outcomes[request].preemptions = timings.preemptions
             case msg.Failed(request, code):
                 self.outcomes[request].ends.append(code)
             case msg.ClusterInfo():

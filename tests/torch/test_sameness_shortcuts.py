@@ -1,4 +1,5 @@
-"""Shortcuts change nothing: a cached prefix, a guessed token, a compiled model in fewer bits."""
+"""Shortcuts change nothing: a cached prefix, a guessed token, a compiled model in fewer bits; nor does
+a pool that is too small."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,6 +66,20 @@ def test_a_prefix_that_is_there_already_gives_the_same_answer(
         again = town.finished["b"].timings
     assert cached == {"a": 0, "b": 48, "c": 32, "d": (53 + LENGTH - 1) // 16 * 16}
     assert again.moved_bytes == 0, "a full hit moves nothing"
+
+
+@pytest.mark.parametrize("way", ["shm", "frames", "colocated"])
+def test_giving_way_to_older_requests_changes_no_answer(demo: Model, way: str) -> None:
+    length = 50
+    prompts = demo.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], length)
+    prefills = 0 if way == "colocated" else 1
+    transport = "shm" if way == "colocated" else way
+    with RealTown(demo, prefills=prefills, transport=transport) as town:
+        roomy = town.ask(prompts, length, list(MIXTURE))
+        assert not any(end.timings.preemptions for end in town.finished.values())
+    with RealTown(demo, prefills=prefills, transport=transport, blocks=8) as town:
+        assert town.ask(prompts, length, list(MIXTURE), clean=False) == roomy
+        assert any(end.timings.preemptions for end in town.finished.values())
 
 
 @pytest.mark.parametrize("who", ["ngram", "draft"])
