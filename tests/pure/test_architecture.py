@@ -22,9 +22,9 @@ ROWS = (
     ("baton.api", "baton.launch"),
     ("baton.client", "baton.cluster", "baton.follow", "baton.engine", "baton.transfer"),
     ("baton.wire",),
-    ("baton.request",),
+    ("baton.request", "baton.timeline"),
     (
-        "baton.kv", "baton.text", "baton.model_files", "baton.topology", "baton.host",
+        "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.metrics", "baton.table",
         "prompts",
     ),
@@ -33,7 +33,7 @@ ROWS = (
 
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow", "sampler.counters",
-    "sampler.logprobs",
+    "sampler.logprobs", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft",
     "decode_worker.process", "models", "lab", "evaluation", "benchmarks",
@@ -317,13 +317,21 @@ def test_imports_are_not_hidden_from_the_reader() -> None:
 def test_every_order_and_report_is_in_the_message_union() -> None:
     from typing import get_args
 
-    from baton.wire import client_messages, messages, worker_messages
+    from baton.wire import client_messages, messages, orders, reports
 
     kinds = {kind.__name__ for kind in get_args(messages.Message)}
-    parts = {"WorkerInfo", "Timings", "Token", "FillJob"}  # travel inside messages
+    parts = {
+        "WorkerInfo",
+        "Timings",
+        "Token",
+        "FillJob",
+        "Ended",
+        "Counts",
+        "PoolInfo",
+    }  # travel inside messages
     defined = {
         node.name
-        for module in (client_messages, worker_messages)
+        for module in (client_messages, orders, reports)
         for node in parsed(Path(str(module.__file__))).body
         if isinstance(node, ast.ClassDef)
     }
