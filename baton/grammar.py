@@ -112,15 +112,15 @@ class GrammarSpec:
 
 
 class _Ids:
-    """Which ids are text and which end it. `assumed`: what llguidance takes for ends, if it is told
-    of none that its tokenizer knows; such an id never comes."""
+    """Which ids are text and which end it. What llguidance takes for an end without being told, where
+    its tokenizer knows none of ours, never comes."""
 
-    def __init__(self, vocabulary: int, ends: frozenset[int], assumed: Sequence[int]) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: int, ends: frozenset[int], tokenizer: LLTokenizer) -> None:
         self.ends = ends
+        self.mask_bytes = 4 * -(-vocabulary // 32)
         self.end_bits = sum(1 << each for each in ends)
-        others = self.end_bits | sum(1 << each for each in {*assumed} - ends)
-        self.text_bits = ((1 << vocabulary) - 1) & ~others
+        no_text = sum(1 << each for each in ends.union(tokenizer.eos_tokens))
+        self.text_bits = ((1 << min(vocabulary, tokenizer.vocab_size)) - 1) & ~no_text
 
 
 class Grammars:
@@ -159,7 +159,7 @@ class Grammars:
 
     @cached_property
     def _ids(self) -> _Ids:
-        return _Ids(self._vocabulary, self._ends, self._tokenizer.eos_tokens)
+        return _Ids(self._vocabulary, self._ends, self._tokenizer)
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -170,10 +170,9 @@ class Grammars:
             raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
         try:
             known = LLTokenizer(text)
-            # One that the tokenizer knows is needed; any will do, since Guide sets the ends' bits.
-            ends = [each for each in sorted(self._ends) if each < known.vocab_size] or None
-            size = max(known.vocab_size, self._vocabulary)
-            return LLTokenizer(text, n_vocab=size, eos_token=ends)
+            # One end that the tokenizer knows is needed; any will do, since Guide sets their bits.
+            ends = [each for each in sorted(self._ends) if each < known.vocab_size]
+            return LLTokenizer(text, eos_token=ends) if ends else known
         except ValueError as error:
             raise _invalid(f"no grammar can guide the tokenizer {file}: {error}") from error
 
@@ -190,7 +189,7 @@ class Guide:
     def finished(self) -> bool:
         """Nothing but the end may come. A model without ids that end a text stops here by itself:
         its mask has no bit set then."""
-        return self._ended or self._matcher.is_stopped()
+        return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
 
     def mask(self) -> bytes:
         """One bit for each id, set if it may come next: 32-bit words, the lowest bit and byte first.
@@ -208,7 +207,7 @@ class Guide:
             bits |= self._ids.end_bits
         elif not bits:
             raise self._failure()
-        return bits.to_bytes(4 * -(-self._ids.vocabulary // 32), "little")
+        return bits.to_bytes(self._ids.mask_bytes, "little")
 
     def accept(self, token_id: int) -> bool:
         """The id comes next. False: it does not fit, and the state is as before.
