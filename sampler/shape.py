@@ -167,11 +167,12 @@ def keep_allowed(logits: Tensor, masks: Masks) -> Tensor:
     """
     vocab = logits.shape[-1]
     bits = pad(masks.bits, (0, -(-vocab // 8) - masks.bits.shape[-1]))  # cuts too
-    limits = LIMITS.to(logits.device).index_select(0, bits.flatten().int())
-    limits = limits.view(len(bits), -1)[:, :vocab]
-    if len(bits) == len(logits):
-        return torch.minimum(logits, limits)
-    return logits.index_copy(0, masks.rows, torch.minimum(logits[masks.rows], limits))
+    kept = LIMITS.to(logits.device).index_select(0, bits.flatten().int())
+    kept = kept.view(len(bits), -1)[:, :vocab]
+    everywhere = len(bits) == len(logits)
+    # Written over the limits: for large tensors new memory costs more than the arithmetic.
+    torch.minimum(logits if everywhere else logits[masks.rows], kept, out=kept)
+    return kept if everywhere else logits.index_copy(0, masks.rows, kept)
 
 
 def add(logits: Tensor, additions: Additions) -> Tensor:
