@@ -163,15 +163,16 @@ def shaped(logits: Tensor, shape: Shape | None) -> Tensor:
 def keep_allowed(logits: Tensor, masks: Masks) -> Tensor:
     """Keeps what a row's mask allows; ids past the end of the mask are not allowed.
 
-    Limits looked up by the byte and one minimum: an eighth of the time of a boolean mask on a CPU.
+    Limits looked up by the byte, and one minimum: cheaper than a boolean mask on a CPU.
     """
     vocab = logits.shape[-1]
     bits = pad(masks.bits, (0, -(-vocab // 8) - masks.bits.shape[-1]))  # cuts too
-    limits = LIMITS.to(logits.device).index_select(0, bits.flatten().int())
-    limits = limits.view(len(bits), -1)[:, :vocab]
-    if len(bits) == len(logits):
-        return torch.minimum(logits, limits)
-    return logits.index_copy(0, masks.rows, torch.minimum(logits[masks.rows], limits))
+    kept = LIMITS.to(logits.device).index_select(0, bits.flatten().int())
+    kept = kept.view(len(bits), -1)[:, :vocab]
+    everywhere = len(bits) == len(logits)
+    # Written over the limits: for large tensors new memory costs more than the arithmetic.
+    torch.minimum(logits if everywhere else logits[masks.rows], kept, out=kept)
+    return kept if everywhere else logits.index_copy(0, masks.rows, kept)
 
 
 def add(logits: Tensor, additions: Additions) -> Tensor:

@@ -54,10 +54,10 @@ def test_what_is_not_allowed_is_never_drawn(params: SamplingParams) -> None:
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_k=5, top_p=0.9)])
 def test_a_row_without_an_allowed_token_is_not_sound(params: SamplingParams) -> None:
     vocab = 700
-    logits = logits_for(8, vocab)
+    logits = logits_for(9, vocab)
     logits[3, :4] = NO
     logits[4, 600] = NAN
-    logits[5, 600] = math.inf
+    logits[5, 600] = logits[8, 600] = math.inf
     tokens, finite = sample_finite(
         logits,
         batch_of(
@@ -69,9 +69,10 @@ def test_a_row_without_an_allowed_token_is_not_sound(params: SamplingParams) -> 
             Wish(params, forbidden=[600]),
             Wish(params, mask=words([5], 1), forbidden=[5]),
             Wish(params, mask=words([5], 1)),
+            Wish(params, mask=words([5], 1)),  # an infinity too, though masked away
         ),
     )
-    assert finite.tolist() == [True, False, False, False, False, False, False, True]
+    assert finite.tolist() == [True, False, False, False, False, False, False, True, False]
     assert tokens[7] == 5
     assert tokens[0] == sample(logits[:1], batch_of(Wish(params)))[0]
     assert ((tokens >= 0) & (tokens < vocab)).all()
