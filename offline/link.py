@@ -60,11 +60,11 @@ def link_to(place: Place, *, batch_size: int, startup: Stages) -> Iterator[Link]
         client.close()
 
 
-@contextmanager
-def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Link]:
+def cluster_options(place: Place, *, batch_size: int) -> ClusterOptions:
+    """For a cluster of our own."""
     if place.topology is None:
         raise InputError("a cluster of our own needs a topology")
-    options = ClusterOptions(
+    return ClusterOptions(
         model=place.model,
         topology=place.topology,
         batch_size=batch_size,
@@ -77,7 +77,11 @@ def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Lin
         num_speculative_tokens=place.num_speculative_tokens,
         prefix_caching=place.prefix_caching,
     )
-    cluster = Cluster(options)
+
+
+@contextmanager
+def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Link]:
+    cluster = Cluster(cluster_options(place, batch_size=batch_size))
     client: Client | None = None
     try:
         cluster.start()

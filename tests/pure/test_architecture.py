@@ -22,10 +22,12 @@ ROWS = (
     ("baton.api", "baton.launch"),
     ("baton.client", "baton.cluster", "baton.follow", "baton.engine", "baton.transfer"),
     ("baton.wire",),
-    ("baton.request", "baton.timeline"),
+    ("baton.trace",),
+    ("baton.request", "baton.timeline", "baton.verdict"),
     (
         "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
-        "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.metrics", "baton.table",
+        "baton.lifecycle", "baton.log", "baton.version", "baton.timing",
+        "baton.config", "baton.metrics", "baton.table",
         "prompts",
     ),
     ("baton.errors", "baton.clock", "sampler"),
@@ -36,7 +38,7 @@ TORCH_ZONE = (
     "sampler.logprobs", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft",
-    "decode_worker.process", "models", "lab", "evaluation", "benchmarks",
+    "decode_worker.process", "server.render", "models", "lab", "evaluation", "benchmarks",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # a command that imports its heavy half once its options are right
@@ -54,7 +56,7 @@ BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/text.py", "models/c
          "server/web.py"}  # fmt: skip
 """STYLE's three, and two where a library raises bare Exception; each turns it into ours or an answer."""
 SPEAKERS = ("main.py", "offline/", "lab/", "evaluation/", "benchmarks/", "server/__main__.py",
-            "baton/launch.py", "baton/wire/loop.py", "models/train_demo.py",
+            "server/serve.py", "baton/launch.py", "baton/wire/loop.py", "models/train_demo.py",
             "models/demo_training.py", "models/convert.py")  # fmt: skip
 
 
