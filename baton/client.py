@@ -12,6 +12,7 @@ from baton.wire.messages import (
     Abort,
     Accepted,
     ClusterInfo,
+    Emissions,
     Emitted,
     Failed,
     Finished,
@@ -87,4 +88,10 @@ class Client:
             return []
         received = [message for _, message in self._channel.receive()]
         self.losses += sum(isinstance(message, Unreachable) for message in received)
-        return [message for message in received if isinstance(message, News)]
+        news: list[News] = []
+        for message in received:
+            if isinstance(message, Emissions):
+                news += message.emitted
+            elif isinstance(message, News):
+                news.append(message)
+        return news

@@ -156,7 +156,7 @@ class Requests:
                 effects += self._again(entry, "tokens were lost on their way to the router", now)
             else:
                 effects += self._token(entry, token, now)
-        return effects
+        return _together(effects)
 
     def _token(self, entry: Entry, token: msg.Token, now: float) -> list[Effect]:
         self._ledger.token(entry, token.token_id, now)
@@ -225,6 +225,22 @@ class Requests:
         effects = self._withdraw(entry)
         self._ledger.apply(entry, Event.RETRY, now, note=why)
         return effects
+
+
+def _together(effects: list[Effect]) -> list[Effect]:
+    """What was emitted for one client goes in one message, before what else there is."""
+    emitted: dict[str, list[msg.Emitted]] = {}
+    others: list[Effect] = []
+    for effect in effects:
+        if isinstance(effect, To) and isinstance(effect.message, msg.Emitted):
+            emitted.setdefault(effect.peer, []).append(effect.message)
+        else:
+            others.append(effect)
+    told: list[Effect] = [
+        To(client, msg.Emissions(tuple(each)) if len(each) > 1 else each[0])
+        for client, each in emitted.items()
+    ]
+    return told + others
 
 
 def _lost_text(entry: Entry) -> str:

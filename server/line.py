@@ -23,6 +23,7 @@ from baton.wire.messages import (
     Abort,
     Accepted,
     ClusterInfo,
+    Emissions,
     Emitted,
     Failed,
     Finished,
@@ -97,6 +98,10 @@ class Flight:
     def _new(self, news: Emitted) -> Emitted | None:
         """What of it has not been passed on by an earlier attempt."""
         self.talks = True
+        if not self.skip_tokens and not self.skip_characters:
+            self.token_ids += news.token_ids
+            self.characters += len(news.text)
+            return news
         repeated = min(self.skip_tokens, len(news.token_ids))
         known = min(self.skip_characters, len(news.text))
         self.skip_tokens -= repeated
@@ -209,6 +214,9 @@ class Line:
                 case Observed():
                     if self._observe is not None:
                         self._observe(message)
+                case Emissions(emitted):
+                    for each in emitted:
+                        self._pass_on(each)
                 case Accepted() | PromptScored() | Emitted() | Finished() | Failed():
                     self._pass_on(message)
 

@@ -10,6 +10,7 @@ Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 KEEP_ALIVE_S = 15.0
 WRITE_S = 30.0
 """Who has not read anything for so long is cut off."""
+LOOK_S = 1.0
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -44,42 +46,46 @@ class EventStream(Response):
         )
         del self.headers["content-length"]
         self._events = events
+        self._heard, self._sending = 0.0, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._heard, self._sending = time.monotonic(), False
         pump = asyncio.create_task(self._pump(send))
-        left = asyncio.create_task(gone(receive))
+        others = [
+            asyncio.create_task(gone(receive)),
+            asyncio.create_task(self._mind(send)),
+        ]
         try:
-            await asyncio.wait({pump, left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, *others}, return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 pump.result()
         finally:
-            for task in (pump, left):
+            for task in (pump, *others):
                 task.cancel()
-            await asyncio.gather(pump, left, return_exceptions=True)
+            await asyncio.gather(pump, *others, return_exceptions=True)
             await self._events.aclose()
 
     async def _pump(self, send: Send) -> None:
-        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(head)
-        waiting: asyncio.Task[bytes] | None = None
-        try:
-            while True:
-                waiting = waiting or asyncio.ensure_future(anext(self._events))
-                done, _ = await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S)
-                try:
-                    chunk = waiting.result() if done else KEEP_ALIVE
-                except StopAsyncIteration:
-                    break
-                waiting = None if done else waiting
-                body = {"type": "http.response.body", "body": chunk, "more_body": True}
-                await asyncio.wait_for(send(body), WRITE_S)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            logger.warning("a client has read nothing for %.0f s and is cut off", WRITE_S)
-        finally:
-            if waiting is not None:
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for chunk in self._events:
+            await self._send(send, chunk)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        self._sending = True
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._sending, self._heard = False, time.monotonic()
+
+    async def _mind(self, send: Send) -> None:
+        """Keeps the line alive; ends, and so the response, when the client does not read."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            silent = time.monotonic() - self._heard
+            if self._sending and silent >= WRITE_S:
+                logger.warning("a client has read nothing for %.0f s and is cut off", WRITE_S)
+                return
+            if not self._sending and silent >= KEEP_ALIVE_S:
+                await self._send(send, KEEP_ALIVE)
 
 
 async def gone(receive: Receive) -> None:

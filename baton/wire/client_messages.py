@@ -102,6 +102,13 @@ class Emitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Emissions:
+    """What one decode step has emitted for a client's requests, in one message."""
+
+    emitted: tuple[Emitted, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PromptScored:
     """How likely the prompt's tokens were, the first apart, which nothing stands before. Comes once,
     before the first Emitted."""

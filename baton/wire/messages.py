@@ -24,6 +24,7 @@ from baton.wire.client_messages import (
     Accepted,
     ClusterInfo,
     Counts,
+    Emissions,
     Emitted,
     Ended,
     Failed,
@@ -111,6 +112,7 @@ Message = (
     | Deferred
     | Detach
     | Drop
+    | Emissions
     | Emitted
     | Expired
     | Failed
@@ -160,6 +162,7 @@ __all__ = [
     "Deferred",
     "Detach",
     "Drop",
+    "Emissions",
     "Emitted",
     "Ended",
     "Exited",

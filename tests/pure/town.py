@@ -315,6 +315,9 @@ class Town:
             case msg.PromptScored(request, scores):
                 assert not self.outcomes[request].scores, f"{request}: scored twice"
                 self.outcomes[request].scores = scores
+            case msg.Emissions(emitted):
+                for each in emitted:
+                    self._client_reads(each)
             case msg.Emitted(request, tokens, text, logprobs):
                 self.outcomes[request].logprobs += logprobs
                 assert not self.outcomes[request].ends, f"{request}: tokens after its end"
