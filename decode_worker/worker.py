@@ -24,13 +24,11 @@ from decode_worker.batching import Share, plan_step
 from decode_worker.model import DecodeModel, Draw, Drawn
 from decode_worker.runs import Arriving, Asked, Run, make_room
 from decode_worker.speculation import Speculation, Wanted, standing
+from decode_worker.telling import Teller
 
 LEASE_S = 60.0
 ARRIVAL_S = 10.0
 """How long announced KV may be on its way before it is filled again."""
-
-TELL_S = 0.25
-"""How often the router hears of the pool, at most."""
 
 PASSED_THROUGH = ("frames", "frames_tcp", "fake")  # by the owner's hands: late bytes are dropped,
 # so their writers need no quarantine
@@ -53,8 +51,7 @@ class DecodeWorker:
     runs: dict[str, Run] = field(init=False, default_factory=dict)
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
-    _told: msg.Pool | None = field(init=False, default=None)
-    _next_tell: float = field(init=False, default=0.0)
+    _teller: Teller = field(init=False)
     _more_kv: bool = field(init=False, default=False)
     _waits: bool = field(init=False, default=False)  # its runs wait for blocks
 
@@ -62,6 +59,7 @@ class DecodeWorker:
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
         self._membership = Membership(hello, self._start_anew)
+        self._teller = Teller(self.table)
 
     # ---- the Node
 
@@ -98,7 +96,9 @@ class DecodeWorker:
         for run in list(self.arriving):
             effects += self._look_for(run, now)
         effects += self._decode()
-        return effects + self._tell_pool(now)
+        if self._membership.joined and (pool := self._teller.news(now)) is not None:
+            effects.append(To(ROUTER, pool))
+        return effects
 
     def due(self, now: float) -> float:
         if self._more_kv or (self.runs and not self._waits):
@@ -106,17 +106,11 @@ class DecodeWorker:
         waiting = (
             0.001 if self.arriving or self.runs else float("inf")
         )  # bytes arrive on sockets of their own
+        if self._membership.joined:
+            waiting = min(waiting, self._teller.due(now))
         return min(waiting, self._membership.due(now))
 
     # ---- blocks
-
-    def _tell_pool(self, now: float) -> list[Effect]:
-        table = self.table
-        pool = msg.Pool(table.free_blocks, table.cached_blocks, table.quarantined_blocks)
-        if pool == self._told or now < self._next_tell or not self._membership.joined:
-            return []
-        self._told, self._next_tell = pool, now + TELL_S
-        return [To(ROUTER, pool)]
 
     def _reserve(self, order: msg.Reserve, now: float) -> list[Effect]:
         run, blocks = order.run, -(-order.tokens // self.hello.block_size)
@@ -152,6 +146,7 @@ class DecodeWorker:
         self.runs.clear()
         self.chains.clear()
         self.arriving.clear()
+        self._teller.forget()
         for grant in self.table.renew_epoch(epoch):
             self.model.retire(grant)
         return self.model.renew_epoch(epoch)
