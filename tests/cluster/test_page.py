@@ -17,7 +17,8 @@ GREEN = """(() => {
   const dots = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
   const [r, g, b] = %s;
   let found = 0;
-  for (let i = 0; i < dots.length; i += 4) found += dots[i] === r && dots[i + 1] === g && dots[i + 2] === b;
+  for (let i = 0; i < dots.length; i += 4)
+    found += dots[i] === r && dots[i + 1] === g && dots[i + 2] === b;
   return found;
 })()"""
 DECODE = {False: "[0, 158, 115]", True: "[39, 192, 147]"}
@@ -49,7 +50,10 @@ def test_a_message_is_answered_and_seen_on_its_way(
             assert "tokens" in about
             assert len(await page.run("document.querySelector('.turn.assistant').textContent")) > 80
             if width < 600:
-                assert await page.run("getComputedStyle(document.getElementById('live')).display") == "none"
+                assert (
+                    await page.run("getComputedStyle(document.getElementById('live')).display")
+                    == "none"
+                )
                 await page.run("document.getElementById('show-live').click()")
             await page.until(GREEN % DECODE[dark], lambda dots: dots > 20)
             verdict = "document.getElementById('verdict').textContent"
