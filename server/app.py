@@ -22,6 +22,7 @@ from server.faults import Fault, body, from_request_error, headers
 from server.fields import fault_of
 from server.guard import LOOPBACK, Guard, Rules, hashed
 from server.job import streamed
+from server.metrics import Metrics
 from server.protocol import CompletionRequest
 from server.socket import add_socket
 from server.sse import EventStream
@@ -56,7 +57,7 @@ def make_app(
         redoc_url=None,
         lifespan=around,
     )
-    add_errors(app)
+    add_errors(app, watch.metrics)
     add_state(app, desk, talk, watch, version)
     add_openai(app, desk, talk)
     add_socket(app, desk, talk)
@@ -66,7 +67,7 @@ def make_app(
     return Guard(app, Rules(hashed(settings.api_keys), hosts, settings.allowed_origins))
 
 
-def add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI, metrics: Metrics) -> None:
     """Every error in OpenAI's shape."""
 
     def answer(fault: Fault) -> Response:
@@ -74,6 +75,8 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Fault)
     async def on_fault(_: Request, fault: Fault) -> Response:
+        if fault.status == 503:
+            metrics.rejected(fault.code or "")
         return answer(fault)
 
     @app.exception_handler(RequestError)

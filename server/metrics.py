@@ -44,7 +44,7 @@ class Metrics:
         self.counts: Counts | None = None
         self.info: ClusterInfo | None = None
         self.router_restarts = 0
-        self.rejections = self._counter("admission_rejections", "Turned away.", "reason")
+        self._rejections = self._counter("admission_rejections", "Turned away.", "reason")
         self._times = {
             name: self._histogram(name, text, LATENCIES_S) for name, (text, _) in TIMES.items()
         }
@@ -76,6 +76,10 @@ class Metrics:
         )
         histogram.labels(self._model)
         return histogram
+
+    def rejected(self, reason: str) -> None:
+        """A request was turned away for now."""
+        self._rejections.labels(self._model, reason).inc()
 
     def ended(self, ended: Ended) -> None:
         """A request is over."""
