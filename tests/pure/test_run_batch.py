@@ -83,5 +83,5 @@ def test_the_last_moments_are_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--trace-file .* is a folder"):
+    with pytest.raises(InputError, match=r"--trace-file .* is a folder"):
         Tracing(tmp_path)
