@@ -59,7 +59,7 @@ def make_app(
     )
     add_errors(app, watch.metrics)
     add_state(app, desk, talk, watch, version)
-    add_openai(app, desk, talk)
+    add_openai(app, desk, talk, watch)
     add_socket(app, desk, talk)
     add_page(app, watch)
     settings = desk.settings
@@ -173,7 +173,7 @@ def add_state(app: FastAPI, desk: Desk, talk: Talk, watch: Watch, version: str) 
         return described(name)
 
 
-def add_openai(app: FastAPI, desk: Desk, talk: Talk) -> None:
+def add_openai(app: FastAPI, desk: Desk, talk: Talk, watch: Watch) -> None:
     """Completions and chat, and the tokenizer behind them."""
 
     @app.post("/v1/completions", tags=["openai"])
@@ -189,6 +189,7 @@ def add_openai(app: FastAPI, desk: Desk, talk: Talk) -> None:
     async def answered(request: Request, asked: CompletionRequest | ChatRequest) -> Response:
         plan = await talk.plan(asked, request.headers.get("x-request-id", ""))
         named = {} if "x-request-id" in request.headers else {"X-Request-Id": plan.name}
+        watch.begin(plan.name, request.headers.get("traceparent"))
         job = await desk.begin(plan.generation, plan.prompts, plan.name, plan.echoes)
         if plan.generation.stream:
             usage = plan.generation.include_usage

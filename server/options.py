@@ -36,6 +36,8 @@ _OPTIONS = [
                  help="Certificate, for https."),
     click.option("--ssl-keyfile", type=click.Path(path_type=Path, dir_okay=False), default=None,
                  help="Its private key."),
+    click.option("--otlp-endpoint", default="", metavar="URL",
+                 help="Send OpenTelemetry traces there (needs packages, see docs/serving.md)."),
     click.option("--log-format", type=click.Choice(("text", "json")), default="text",
                  show_default=True, help="A line for people, or a JSON object a line."),
 ]  # fmt: skip
@@ -71,6 +73,7 @@ def settings_from(given: Mapping[str, Any]) -> ServerSettings:
         shutdown_s=given["shutdown_timeout"],
         certificate=given["ssl_certfile"],
         private_key=given["ssl_keyfile"],
+        otlp_endpoint=given["otlp_endpoint"],
         log_level=given.get("log_level", "info"),
         log_format=given["log_format"],
         fd=given.get("fd"),

@@ -27,6 +27,7 @@ from server.h11 import PatientH11
 from server.line import Line
 from server.metrics import Metrics
 from server.settings import ServerSettings
+from server.spans import exporting_to
 from server.talk import Talk
 from server.templates import Renderer, read_template
 from server.watch import Watch
@@ -54,7 +55,8 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     line = Line(settings.router, keys=keys)
     desk = Desk(settings, files, line)
     metrics = Metrics(desk.names[0])
-    watch = Watch(line, metrics)
+    otlp = settings.otlp_endpoint
+    watch = Watch(line, metrics, exporting_to(otlp, desk.names[0]) if otlp else None)
     template = read_template(files.folder, settings.chat_template)
     renderer = Renderer(template) if template else None
 

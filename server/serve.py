@@ -75,6 +75,8 @@ def arguments(settings: ServerSettings, model: str, keys: Path) -> list[str]:
     found += ["--max-num-queued-reqs", str(settings.max_queued)]
     found += ["--shutdown-timeout", f"{settings.shutdown_s:g}"]
     found += ["--log-level", settings.log_level, "--log-format", settings.log_format]
+    if settings.otlp_endpoint:
+        found += ["--otlp-endpoint", settings.otlp_endpoint]
     for flag, values in (
         ("--served-model-name", settings.served_names),
         ("--allowed-host", settings.allowed_hosts),

@@ -22,6 +22,7 @@ class ServerSettings:
     shutdown_s: float = 30.0
     certificate: Path | None = None
     private_key: Path | None = None
+    otlp_endpoint: str = ""
     log_level: str = "info"
     log_format: str = "text"
     fd: int | None = None  # a listening socket that is there already

@@ -13,6 +13,7 @@ from baton.verdict import Facts, verdict
 from baton.wire.messages import ClusterInfo, Counts, Ended, Observed
 from server.line import Line
 from server.metrics import GOOD, Metrics
+from server.spans import Spans
 from server.sse import event
 
 RECENT_S = 60.0
@@ -25,8 +26,9 @@ BEHIND = 256
 class Watch:
     """One for the server. `observed` is the line's; `feed` is a page's."""
 
-    def __init__(self, line: Line, metrics: Metrics) -> None:
+    def __init__(self, line: Line, metrics: Metrics, spans: Spans | None = None) -> None:
         self._line = line
+        self._spans = spans
         self.metrics = metrics
         self._pages: set[asyncio.Queue[bytes]] = set()
         self._info: ClusterInfo | None = None
@@ -44,6 +46,9 @@ class Watch:
             self._backlog.popleft()
         for each in message.ended:
             self.metrics.ended(each)
+            life = self.timeline.get(each.request)
+            if self._spans is not None and life is not None:
+                self._spans.ended(each, life, now)
             self._ended.append((now, each))
         while self._ended and self._ended[0][0] < now - RECENT_S:
             self._ended.popleft()
@@ -51,6 +56,11 @@ class Watch:
             self._tell(event(_moments(now, message.moments), "moments"))
         if message.counts is not None:
             self._count(now, message.counts)
+
+    def begin(self, name: str, traceparent: str | None) -> None:
+        """A client's request is on its way."""
+        if self._spans is not None:
+            self._spans.begin(name, traceparent)
 
     def refresh(self) -> None:
         """Called now and then: has the cluster changed?"""
