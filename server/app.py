@@ -187,8 +187,10 @@ def add_openai(app: FastAPI, desk: Desk, talk: Talk, watch: Watch) -> None:
         return await answered(request, asked)
 
     async def answered(request: Request, asked: CompletionRequest | ChatRequest) -> Response:
-        plan = await talk.plan(asked, request.headers.get("x-request-id", ""))
-        named = {} if "x-request-id" in request.headers else {"X-Request-Id": plan.name}
+        own = str(request.scope["state"]["request_id"])  # the client's, if guard.py found it good
+        given = own if request.headers.get("x-request-id") == own else ""
+        plan = await talk.plan(asked, given)
+        named = {} if given else {"X-Request-Id": plan.name}
         watch.begin(plan.name, request.headers.get("traceparent"))
         job = await desk.begin(plan.generation, plan.prompts, plan.name, plan.echoes)
         if plan.generation.stream:

@@ -13,6 +13,8 @@ from baton.wire.messages import Emitted, Failed, Finished, PromptScored, Timings
 from server.line import News
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+LEAST = -9999.0
+"""JSON has no minus infinity; this is what OpenAI says of a token that cannot come."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,15 @@ class Fresh:
     token_ids: Sequence[int]
     logprobs: Sequence[Logprob]
 
+    def joined(self, later: "Fresh") -> "Fresh":
+        """Both as one."""
+        return Fresh(
+            self.choice,
+            self.text + later.text,
+            (*self.token_ids, *later.token_ids),
+            (*self.logprobs, *later.logprobs),
+        )
+
 
 def usage(choices: Sequence[Choice], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Each prompt counts once, however many answers it has."""
@@ -96,7 +107,9 @@ class Tokens:
             offset += len(token)
         return {
             "tokens": tokens,
-            "token_logprobs": [None if each is None else each.value for each in logprobs],
+            "token_logprobs": [
+                None if each is None else max(each.value, LEAST) for each in logprobs
+            ],
             "top_logprobs": [self._top(each) for each in logprobs] if top else None,
             "text_offset": offsets,
         }
@@ -107,7 +120,7 @@ class Tokens:
         pairs = zip(logprob.top_ids, logprob.top_values, strict=True)
         best: dict[str, float] = {}
         for token_id, value in pairs:  # two ids may look alike: the likelier one stands
-            best.setdefault(self.text(token_id), value)
+            best.setdefault(self.text(token_id), max(value, LEAST))
         return best
 
     def chat(self, token_ids: Sequence[int], logprobs: Sequence[Logprob]) -> dict[str, Any]:
@@ -126,7 +139,7 @@ class Tokens:
         whole = REPLACEMENT not in text
         return {
             "token": text,
-            "logprob": max(value, -9999.0),
+            "logprob": max(value, LEAST),
             "bytes": list(text.encode()) if whole else None,
         }
 
@@ -161,7 +174,7 @@ class CompletionShape:
 
     def closing(self, choice: Choice) -> dict[str, Any]:
         """The chunk that says why it ended."""
-        return self._chunk(choice, "", None)
+        return self._chunk(choice, "", None, choice.finish_reason)
 
     def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
         """The chunk with the numbers."""
@@ -194,12 +207,18 @@ class CompletionShape:
             choice.prompt_ids, [None, *choice.scores], top=self._prompt_logprobs
         )
 
-    def _chunk(self, choice: Choice, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    def _chunk(
+        self,
+        choice: Choice,
+        text: str,
+        logprobs: dict[str, Any] | None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
         one = {
             "index": choice.index,
             "text": text,
             "logprobs": logprobs,
-            "finish_reason": choice.finish_reason,
+            "finish_reason": finish_reason,
         }
         return self._head | {"choices": [one]}
 
@@ -225,7 +244,7 @@ class ChatShape:
 
     def closing(self, choice: Choice) -> dict[str, Any]:
         """The chunk that says why it ended."""
-        return self._chunk(choice, {}, None)
+        return self._chunk(choice, {}, None, choice.finish_reason)
 
     def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
         """The chunk with the numbers."""
@@ -248,13 +267,17 @@ class ChatShape:
         return self._head | {"object": "chat.completion", "choices": listed, "usage": usage_}
 
     def _chunk(
-        self, choice: Choice, delta: dict[str, Any], logprobs: dict[str, Any] | None
+        self,
+        choice: Choice,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None,
+        finish_reason: str | None = None,
     ) -> dict[str, Any]:
         one = {
             "index": choice.index,
             "delta": delta,
             "logprobs": logprobs,
-            "finish_reason": choice.finish_reason,
+            "finish_reason": finish_reason,
         }
         return self._head | {"object": "chat.completion.chunk", "choices": [one]}
 

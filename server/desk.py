@@ -173,7 +173,13 @@ class Desk:
                         grammar=generation.grammar,
                     )
                 )
-        job = Job(self.line, prompts, submits, silent=generation.max_tokens == 0)
+        job = Job(
+            self.line,
+            prompts,
+            submits,
+            silent=generation.max_tokens == 0,
+            interval=self.settings.stream_interval,
+        )
         for each in job.choices:
             each.echo = echoes[each.index // generation.n]
         try:

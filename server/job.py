@@ -34,13 +34,17 @@ class Job:
         submits: Sequence[Submit],
         *,
         silent: bool = False,
+        interval: int = 1,
     ) -> None:
+        """`interval`: tokens in one piece of a stream, the first and the last apart."""
         self.prompts = prompts
+        self._interval = interval
         self._line = line
         self._silent = silent
         self._box: Box = Box()
         self._early: deque[tuple[Flight, News]] = deque()  # came before all were accepted
         self._seats: dict[Flight, _Seat] = {}
+        self._held: dict[int, Fresh] = {}
         for index, submit in enumerate(submits):
             flight = line.open(submit, self._box)
             choice = Choice(index, submit.token_ids or ())
@@ -71,9 +75,17 @@ class Job:
             choice = self._seats[flight].choice
             fresh = choice.update(news)
             if fresh is not None and not self._silent:
-                yield fresh
+                held = self._held.pop(choice.index, None)
+                fresh = fresh if held is None else held.joined(fresh)
+                first = len(fresh.token_ids) == len(choice.token_ids)
+                if first or len(fresh.token_ids) >= self._interval:
+                    yield fresh
+                else:
+                    self._held[choice.index] = fresh
             if choice.finish_reason is not None or choice.failed is not None:
                 open_ -= 1
+                if (rest := self._held.pop(choice.index, None)) is not None:
+                    yield rest
                 if self._silent:
                     choice.text, choice.token_ids, choice.logprobs = "", [], []
                 yield choice
@@ -137,7 +149,6 @@ async def chunks(
             if choice.index not in opened:
                 opened.add(choice.index)
                 if (opening := shape.opening(choice)) is not None:
-                    opening["choices"][0]["finish_reason"] = None
                     yield opening
             if isinstance(each, Fresh):
                 yield shape.piece(each)

@@ -7,6 +7,7 @@ folder=${2:-$here/../../models/demo}
 venv=$here/.venv-guidellm
 [ -x "$venv/bin/guidellm" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install -q guidellm==0.8.1; }
 model=$(curl -s "$url/v1/models" | sed 's/.*"id":"\([^"]*\)".*/\1/')
-HF_HUB_OFFLINE=1 "$venv/bin/guidellm" benchmark --target "$url" --model "$model" \
-  --request-format /v1/completions --rate-type concurrent --rate 8 --max-seconds 10 \
-  --tokenizer "kind=huggingface_auto,model=$folder" --data "prompt_tokens=64,output_tokens=64"
+HF_HUB_OFFLINE=1 "$venv/bin/guidellm" run --disable-progress --output kind=console \
+  --backend "kind=openai_http,target=$url,model=$model,request_format=/v1/completions" \
+  --profile kind=concurrent,streams=8 --constraint kind=max_duration,seconds=10 \
+  --tokenizer "kind=huggingface_auto,model=$folder" --data kind=synthetic_text,prompt_tokens=64,output_tokens=64

@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 url=${1:-http://127.0.0.1:8000}
 folder=${2:-$here/../../models/demo}
 venv=$here/.venv-lm-eval
-[ -x "$venv/bin/lm_eval" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install -q 'lm-eval[api]==0.4.13'; }
+[ -x "$venv/bin/lm_eval" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install -q 'lm-eval[api,hf]==0.4.13'; }
 mkdir -p "$venv/task"
 cat > "$venv/task/data.jsonl" <<'DATA'
 {"text": "In the future, artificial intelligence will", "good": " learn to smell smoke", "bad": " xq zzt vvk"}

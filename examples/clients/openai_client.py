@@ -13,6 +13,7 @@ SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
     "required": ["name", "age"],
+    "additionalProperties": False,
 }
 
 

@@ -139,6 +139,15 @@ def test_a_stream_ends_with_usage_and_done(server: Server) -> None:
     assert all(chunk["id"].startswith("cmpl-mine-") for chunk in chunks)
 
 
+def test_an_id_that_is_none_is_not_taken(server: Server) -> None:
+    told = server.client.completions.with_raw_response.create(
+        model="demo", prompt="A", max_tokens=1, extra_headers={"X-Request-Id": "two words"}
+    )
+    found = told.headers["x-request-id"]
+    assert found == told.parse().id
+    assert re.fullmatch(r"cmpl-[0-9a-f]{24}", found)
+
+
 def test_a_conversation_goes_through_the_template(server: Server) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "In the future"}]}]
     chat = server.client.chat.completions.create(

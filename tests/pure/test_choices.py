@@ -1,0 +1,144 @@
+"""What a job's news become: chunks and whole answers in OpenAI's shapes, whatever is joined."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from baton.request import Logprob
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
+from server.choices import ChatShape, CompletionShape, Shape, Tokens
+from server.job import Job, streamed
+from server.line import Box, Flight, News
+
+
+class Words:
+    """Token 7 is " w7"."""
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        return "".join(f" w{i}" for i in ids)
+
+
+class PretendLine:
+    """Keeps the flights it was given, and notes which were taken back."""
+
+    def __init__(self) -> None:
+        self.flights: list[Flight] = []
+        self.aborted: list[Flight] = []
+
+    def open(self, submit: Submit, box: Box) -> Flight:
+        self.flights.append(Flight(submit, box))
+        return self.flights[-1]
+
+    def abort(self, flight: Flight) -> None:
+        self.aborted.append(flight)
+
+
+HEAD = {"id": "x", "created": 1, "model": "m"}
+TOKENS = Tokens(Words())  # type: ignore[arg-type]
+END = Finished("r", "length", Timings(cached_tokens=2))
+
+
+def said(*tokens: int, logprobs: bool = False) -> list[News]:
+    chance = (Logprob(-0.5, (1, 2), (-0.5, -1.5)),) if logprobs else ()
+    return [Emitted("r", (token,), f" w{token}", chance) for token in tokens]
+
+
+def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[list[Any], Job]:
+    """The events of a job with one flight for each list of news."""
+
+    async def work() -> tuple[list[bytes], Job]:
+        line = PretendLine()
+        submits = [Submit(f"r{i}", None, (8, 9), 5) for i in range(len(news))]
+        job = Job(line, [(8, 9)], submits, **options)  # type: ignore[arg-type]
+        for flight, each in zip(line.flights, news, strict=True):
+            flight.put(Accepted("r", 2, 0.0))
+            for one in each:
+                flight.put(one)
+        await job.accepted()
+        events = [event async for event in streamed(job, shape, include_usage=True)]
+        assert line.aborted == line.flights  # does nothing to those that have ended
+        return events, job
+
+    events, job = asyncio.run(work())
+    texts = [event.decode().removeprefix("data: ").strip() for event in events]
+    return texts, job
+
+
+def chunks(texts: Sequence[str]) -> list[Any]:
+    assert texts[-1] == "[DONE]"
+    return [json.loads(text) for text in texts[:-1]]
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3, 10])
+def test_pieces_are_joined_but_never_the_first_and_never_past_the_end(interval: int) -> None:
+    shape = CompletionShape(HEAD, TOKENS, logprobs=1, prompt_logprobs=-1)
+    texts, job = run(shape, [[*said(1, 2, 3, 4, 5, logprobs=True), END]], interval=interval)
+    found = chunks(texts)
+    pieces = [chunk["choices"][0] for chunk in found[:-1]]
+    assert [p["finish_reason"] for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
+    assert pieces[0]["text"] == " w1"
+    assert "".join(p["text"] for p in pieces) == " w1 w2 w3 w4 w5"
+    tokens = [t for p in pieces[:-1] for t in p["logprobs"]["tokens"]]
+    offsets = [o for p in pieces[:-1] for o in p["logprobs"]["text_offset"]]
+    assert tokens == [" w1", " w2", " w3", " w4", " w5"]
+    assert offsets == [0, 3, 6, 9, 12]
+    assert len(pieces) - 1 == 1 + -(-4 // interval)
+    assert found[-1]["usage"]["completion_tokens"] == 5
+    assert shape.whole(job.choices, job.usage())["choices"][0]["text"] == " w1 w2 w3 w4 w5"
+
+
+def test_a_conversation_says_who_speaks_once_for_each_answer() -> None:
+    shape = ChatShape(HEAD, TOKENS, logprobs=2)
+    news = [[*said(1, logprobs=True), END], [*said(2, logprobs=True), END]]
+    found = chunks(run(shape, news)[0])
+    deltas = [(c["choices"][0]["index"], c["choices"][0]["delta"]) for c in found[:-1]]
+    speaks = {"role": "assistant", "content": ""}
+    assert deltas == [
+        (0, speaks), (0, {"content": " w1"}), (0, {}), (1, speaks), (1, {"content": " w2"}), (1, {}),
+    ]  # fmt: skip
+    (entry,) = found[1]["choices"][0]["logprobs"]["content"]
+    assert (entry["token"], entry["bytes"]) == (" w1", list(b" w1"))
+    assert [each["token"] for each in entry["top_logprobs"]] == [" w1", " w2"]
+
+
+def test_an_answer_that_fails_ends_the_stream_with_its_error() -> None:
+    shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
+    failed = Failed("r", "worker_lost", "3 workers died")
+    found = chunks(run(shape, [[*said(1), failed]])[0])
+    assert found[-1]["error"]["code"] == "worker_lost"
+    assert found[-1]["error"]["type"] == "server_error"
+    assert all(c["choices"][0]["finish_reason"] is None for c in found[:-1])
+
+
+def test_an_echo_comes_first_and_its_first_token_has_no_logprob() -> None:
+    shape = CompletionShape(HEAD, TOKENS, logprobs=0, prompt_logprobs=0)
+    scored = PromptScored("r", (Logprob(-0.25),))
+    news: list[News] = [scored, Emitted("r", (1,), " w1", (Logprob(-0.5),)), END]
+    _, job = run(shape, [news])
+    job.choices[0].echo = " w8 w9"
+    told = shape.whole(job.choices, job.usage())["choices"][0]
+    assert told["text"] == " w8 w9 w1"
+    assert told["logprobs"] == {
+        "tokens": [" w8", " w9", " w1"], "token_logprobs": [None, -0.25, -0.5],
+        "top_logprobs": None, "text_offset": [0, 3, 6],
+    }  # fmt: skip
+
+
+def test_what_cannot_come_has_a_number_that_json_knows() -> None:
+    never = Logprob(float("-inf"), (1,), (float("-inf"),))
+    legacy = TOKENS.legacy([1], [never], top=1)
+    assert (legacy["token_logprobs"], legacy["top_logprobs"]) == ([-9999.0], [{" w1": -9999.0}])
+    chat = TOKENS.chat([1], [never])["content"][0]
+    assert (chat["logprob"], chat["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)
+
+
+def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
+    shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
+    _, job = run(shape, [[*said(1), END], [*said(2, 3), END]])
+    assert job.usage() == {
+        "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }  # fmt: skip
