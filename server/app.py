@@ -74,8 +74,8 @@ def add_errors(app: FastAPI, metrics: Metrics) -> None:
         return JSONResponse(body(fault), fault.status, headers=headers(fault))
 
     @app.exception_handler(Fault)
-    async def on_fault(_: Request, fault: Fault) -> Response:
-        if fault.status == 503:
+    async def on_fault(request: Request, fault: Fault) -> Response:
+        if fault.status == 503 and request.method == "POST":
             metrics.rejected(fault.code or "")
         return answer(fault)
 

@@ -7,6 +7,7 @@ each request, and a log line for each answer. https://asgi.readthedocs.io/en/lat
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import re
@@ -54,17 +55,29 @@ class Rules:
         return scheme.lower() == "bearer" and any(found)
 
     def knows_host(self, host: str) -> bool:
-        """A browser that was led here under another name (DNS rebinding) is not served."""
+        """A browser that was led here under another name (DNS rebinding) is not served. An address
+        is no name: nobody can make it lead elsewhere."""
         if "*" in self.hosts:
             return True
-        name = urlsplit(f"//{host}").hostname if host else None
-        return name in self.hosts
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name in self.hosts or _is_address(name)
 
     def welcomes(self, origin: str | None, host: str) -> bool:
         """Pages of this server and of those named; what is no browser has no origin."""
         if origin is None or "*" in self.origins or origin in self.origins:
             return True
         return urlsplit(origin).netloc == host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def hashed(keys: Sequence[str]) -> tuple[bytes, ...]:

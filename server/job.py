@@ -4,24 +4,19 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive
 
-from baton.wire.messages import Accepted, Failed, Finished, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
 from server.choices import Choice, Fresh, Shape, usage
 from server.faults import Fault, body, from_failed
 from server.line import Box, Flight, Line, News
 from server.sse import DONE, event, gone
 
-
-@dataclass(slots=True)
-class _Seat:
-    """A choice and its flight."""
-
-    choice: Choice
-    flight: Flight
+SHARED_TOKENS = 64
+"""Of several answers to a prompt of so many tokens the first goes ahead: when it speaks, the prompt's KV
+is in the prefix cache, and the others need no prefill."""
 
 
 class Job:
@@ -43,17 +38,20 @@ class Job:
         self._silent = silent
         self._box: Box = Box()
         self._early: deque[tuple[Flight, News]] = deque()  # came before all were accepted
-        self._seats: dict[Flight, _Seat] = {}
+        self._seats: dict[Flight, Choice] = {}
+        self._behind: dict[Flight, list[tuple[Submit, Choice]]] = {}
         self._held: dict[int, Fresh] = {}
-        for index, submit in enumerate(submits):
+        self.choices = [Choice(i, each.token_ids or ()) for i, each in enumerate(submits)]
+        first: dict[tuple[int, ...], Flight] = {}
+        for submit, choice in zip(submits, self.choices, strict=True):
+            ahead = first.get(choice.prompt_ids)
+            if ahead is not None:
+                self._behind.setdefault(ahead, []).append((submit, choice))
+                continue
             flight = line.open(submit, self._box)
-            choice = Choice(index, submit.token_ids or ())
-            self._seats[flight] = _Seat(choice, flight)
-
-    @property
-    def choices(self) -> list[Choice]:
-        """In order."""
-        return [seat.choice for seat in self._seats.values()]
+            self._seats[flight] = choice
+            if len(choice.prompt_ids) >= SHARED_TOKENS:
+                first[choice.prompt_ids] = flight
 
     async def accepted(self) -> None:
         """Until the router has taken every one of them. Raises Fault if it refuses one."""
@@ -69,10 +67,13 @@ class Job:
 
     async def news(self) -> AsyncGenerator[Fresh | Choice, None]:
         """Pieces of text, and each choice once more when it has ended."""
-        open_ = len(self._seats)
+        open_ = len(self.choices)
         while open_:
             flight, news = self._early.popleft() if self._early else await self._box.get()
-            choice = self._seats[flight].choice
+            choice = self._seats[flight]
+            if isinstance(news, Emitted | Finished | Failed):
+                for submit, other in self._behind.pop(flight, ()):
+                    self._seats[self._line.open(submit, self._box)] = other
             fresh = choice.update(news)
             if fresh is not None and not self._silent:
                 held = self._held.pop(choice.index, None)
@@ -116,6 +117,9 @@ class Job:
 
     def cancel(self) -> None:
         """The client has had enough: what still runs ends with finish_reason abort."""
+        for submit, choice in [pair for pairs in self._behind.values() for pair in pairs]:
+            self._seats[Flight(submit, self._box)] = choice  # it never left
+        self._behind.clear()
         for flight in self._seats:
             if not flight.ended:
                 self._line.abort(flight)

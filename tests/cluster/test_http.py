@@ -120,6 +120,14 @@ def test_sampled_answers_depend_on_the_seed_alone(server: Server) -> None:
     assert len(unseeded) > 1
 
 
+def test_several_answers_to_a_long_prompt_cost_one_prefill(server: Server) -> None:
+    prompt = " ".join(f"the {i}th of many words that nobody said before" for i in range(20))
+    warm = {"temperature": 0.9, "seed": 3, "max_tokens": 8}
+    many = ask(server, prompt, n=4, **warm)
+    assert many.usage.prompt_tokens_details.cached_tokens > many.usage.prompt_tokens * 0.9
+    assert many.choices[0].text == ask(server, prompt, **warm).choices[0].text
+
+
 def test_a_stream_ends_with_usage_and_done(server: Server) -> None:
     body = {"model": "demo", "prompt": "In the future", "max_tokens": 5, "stream": True,
             "stream_options": {"include_usage": True}}  # fmt: skip

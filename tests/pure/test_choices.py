@@ -9,7 +9,7 @@ import pytest
 
 from baton.request import Logprob
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
-from server.choices import ChatShape, CompletionShape, Shape, Tokens
+from server.choices import ChatShape, CompletionShape, Fresh, Shape, Tokens
 from server.job import Job, streamed
 from server.line import Box, Flight, News
 
@@ -125,6 +125,39 @@ def test_an_echo_comes_first_and_its_first_token_has_no_logprob() -> None:
         "tokens": [" w8", " w9", " w1"], "token_logprobs": [None, -0.25, -0.5],
         "top_logprobs": None, "text_offset": [0, 3, 6],
     }  # fmt: skip
+
+
+def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
+    """The others are asked for when it speaks: then the prompt's KV is there."""
+
+    async def work(cancel: bool) -> tuple[list[str], int]:
+        line = PretendLine()
+        long, short = tuple(range(64)), (1, 2)
+        asked = [long, long, long, short, short]
+        submits = [Submit(f"r{i}", None, prompt, 5) for i, prompt in enumerate(asked)]
+        job = Job(line, [long, short], submits)  # type: ignore[arg-type]
+        assert [flight.name for flight in line.flights] == ["r0", "r3", "r4"]
+        for flight in line.flights:
+            flight.put(Accepted(flight.name, 2, 0.0))
+        await job.accepted()
+        if cancel:
+            job.cancel()
+        else:
+            line.flights[0].put(said(1)[0])
+        ends = []
+        async for each in job.news():
+            if each is job.choices[0] or isinstance(each, Fresh):
+                assert cancel or len(line.flights) == 5
+            for flight in line.flights:
+                if not flight.ended:
+                    flight.put(END)
+            if not isinstance(each, Fresh):
+                ends.append(f"{each.index} {each.finish_reason}")
+        job.close()
+        return sorted(ends), len(line.flights)
+
+    assert asyncio.run(work(False)) == ([f"{i} length" for i in range(5)], 5)
+    assert asyncio.run(work(True)) == ([f"{i} abort" for i in range(5)], 3)
 
 
 def test_what_cannot_come_has_a_number_that_json_knows() -> None:

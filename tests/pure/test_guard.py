@@ -96,6 +96,7 @@ def test_only_what_tells_nothing_of_anybody_is_open(path: str, status: int) -> N
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("LOCALHOST:1", 200),
+     ("192.168.1.7:8000", 200), ("[fe80::1]", 200), ("[fe80::1", 400), ("1.2.3.4.evil.example", 400),
      ("evil.example", 400), ("evil.example:8000", 400), ("", 400), ("localhost.evil.example", 400)],
 )  # fmt: skip
 def test_a_name_that_is_not_ours_is_not_served(host: str, status: int) -> None:
