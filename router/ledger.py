@@ -37,6 +37,8 @@ class Entry:
     scored: bool = False  # its client has the prompt's logprobs
     transport: str = ""  # which way its KV came last
     preemptions: int = 0
+    chain: tuple[bytes, ...] = ()  # names of its full blocks, the root before them,
+    chain_of: tuple[int, int] = (0, 0)  # for so many tokens, in blocks of so many
     reserved: int = 0  # tokens that blocks were asked for when it was last placed
     spent: dict[State, float] = field(default_factory=dict)
     first_token: float | None = None

@@ -11,6 +11,11 @@ class DecodeChoice:
     worker: str
     free_blocks: int
     running: int
+    cached: float = 0.0  # the part of the prompt that is probably there already
+
+
+WORTH = 4
+"""A prompt that is there whole outweighs so many requests more that run there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +28,15 @@ class PrefillChoice:
 
 
 def choose_decode(choices: Sequence[DecodeChoice], blocks: int) -> str | None:
-    """The one with the fewest requests running among those with room; ties go to the most free
-    blocks, then to the name, so that equal clusters place equally. None if nobody has room."""
+    """The one with the fewest requests running among those with room, where what is cached counts for
+    up to WORTH of them; ties go to the most free blocks, then to the name, so that equal clusters
+    place equally. None if nobody has room."""
     fitting = [each for each in choices if each.free_blocks >= blocks]
     if not fitting:
         return None
-    return min(fitting, key=lambda c: (c.running, -c.free_blocks, c.worker)).worker
+    return min(
+        fitting, key=lambda c: (c.running - WORTH * c.cached, -c.free_blocks, c.worker)
+    ).worker
 
 
 def choose_prefill(choices: Sequence[PrefillChoice], decode: str) -> str | None:

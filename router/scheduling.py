@@ -1,5 +1,6 @@
 """Scheduler: gives queued requests to workers. It asks the pure rules and writes the orders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baton.kv.grant import Grant
@@ -7,6 +8,7 @@ from baton.kv.prefix import extended, root
 from baton.lifecycle import PLACED, Event, State
 from baton.wire.node import Effect, To
 from baton.wire.orders import Cancel, Fill, FillJob, Renew, Reserve, Start
+from router.affinity import Affinity
 from router.batching import FillRule, Waiting, fill_due, plan_fill
 from router.ledger import Entry, Ledger
 from router.members import DECODE, PREFILL, Member, Members
@@ -43,6 +45,7 @@ class Scheduler:
         self._ledger = ledger
         self._members = members
         self._rules = rules
+        self._affinity = Affinity()
         self._fill_rule = FillRule(rules.window_s, rules.batch_size, rules.token_budget)
 
     def place(self, now: float) -> list[Effect]:
@@ -67,13 +70,19 @@ class Scheduler:
             entry = next(self._ledger.queue(), None)
             if entry is None or entry.waited_out > now:
                 break
-            worker = self._choose_decode(entry, now)
+            members = self._able(entry, now)
+            if not members:
+                break
+            size = members[0].hello.block_size
+            chain, wanted = _chain(entry, size), self._wanted(entry, size)
+            choices = [self._decode_choice(member, chain[1:]) for member in members]
+            worker = choose_decode(choices, _blocks(wanted, size))
             if worker is None:
                 break
-            entry.decode = worker
-            entry.reserved = self._wanted(entry, self._block_size(worker))
+            entry.decode, entry.reserved = worker, wanted
+            self._affinity.sent(chain[1:], worker)
             self._ledger.apply(entry, Event.RESERVE, now)
-            effects.append(To(worker, Reserve(entry.run, entry.reserved, self._chain(entry))))
+            effects.append(To(worker, Reserve(entry.run, wanted, chain)))
         return effects
 
     def _wanted(self, entry: Entry, block_size: int) -> int:
@@ -81,20 +90,6 @@ class Scheduler:
         asks for more each time, so that it is not placed only to be preempted again."""
         ahead: int = block_size * AFTER_PREEMPTION**entry.preemptions
         return min(entry.reach, len(entry.known_ids) + ahead)
-
-    def _block_size(self, worker: str) -> int:
-        member = self._members.get(worker)
-        assert member is not None
-        return member.hello.block_size
-
-    def _chain(self, entry: Entry) -> tuple[bytes, ...]:
-        """Names of the blocks that are full before the last known token, which decode will run. None
-        where the prompt is to be scored: nothing of it may be there already."""
-        if entry.to_be_scored:
-            return ()
-        assert entry.decode is not None
-        ids = entry.known_ids[:-1]
-        return extended([root(entry.request.cache_salt)], ids, self._block_size(entry.decode))
 
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
         """The decode worker has room, and perhaps the beginning of it already."""
@@ -106,23 +101,21 @@ class Scheduler:
             entry.reused_tokens = entry.cached_tokens
         self._ledger.apply(entry, Event.GRANTED, now)
 
-    def _choose_decode(self, entry: Entry, now: float) -> str | None:
-        """A decode worker with room that, if need be, a prefill worker can write to."""
+    def _able(self, entry: Entry, now: float) -> list[Member]:
+        """Decode workers that take requests and, if need be, a prefill worker can write to."""
         members = [m for m in self._members.alive(DECODE, now) if m.full_until <= now]
         if self._remote(entry):
             reached = {d for p in self._members.alive(PREFILL, now) for d in p.attached}
             members = [member for member in members if member.worker in reached]
-        if not members:
-            return None
-        choices = [self._decode_choice(member) for member in members]
-        size = members[0].hello.block_size
-        return choose_decode(choices, _blocks(self._wanted(entry, size), size))
+        return members
 
-    def _decode_choice(self, member: Member) -> DecodeChoice:
-        """What is free there, but for a block that each request there will soon grow by."""
+    def _decode_choice(self, member: Member, names: Sequence[bytes]) -> DecodeChoice:
+        """What is free there, but for a block that each request there will soon grow by; and how
+        much of the prompt is there."""
         here = [e for e in self._ledger.in_state(*PLACED) if e.decode == member.worker]
         held = sum(_blocks(entry.holds, member.hello.block_size) + 1 for entry in here)
-        return DecodeChoice(member.worker, member.hello.blocks - held, len(here))
+        cached = self._affinity.there(names, member.worker) / max(1, len(names))
+        return DecodeChoice(member.worker, member.hello.blocks - held, len(here), cached)
 
     def deferred(self, entry: Entry, now: float) -> None:
         """The pool had no room after all (quarantine is not ours to see): back to the queue."""
@@ -249,6 +242,18 @@ class Scheduler:
         """KV bytes one token of this request takes in its pool; 0 if it was never placed."""
         member = self._members.get(entry.decode) if entry.decode else None
         return member.hello.block_bytes // member.hello.block_size if member else 0
+
+
+def _chain(entry: Entry, block_size: int) -> tuple[bytes, ...]:
+    """Names of the blocks that are full before the last known token, which decode will run. None
+    where the prompt is to be scored: nothing of it may be there already."""
+    if entry.to_be_scored:
+        return ()
+    ids = entry.known_ids[:-1]
+    if entry.chain_of != (len(ids), block_size):  # else it waits for room, and is asked again
+        entry.chain = extended([root(entry.request.cache_salt)], ids, block_size)
+        entry.chain_of = (len(ids), block_size)
+    return entry.chain
 
 
 def _blocks(tokens: int, block_size: int) -> int:

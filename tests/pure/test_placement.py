@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.affinity import Affinity
 from router.placement import (
     DecodeChoice,
     PrefillChoice,
@@ -37,6 +38,26 @@ def test_the_least_busy_decode_worker_with_room_is_chosen() -> None:
 def test_ties_go_to_the_most_room_then_to_the_name() -> None:
     assert choose_decode([DecodeChoice("a", 5, 1), DecodeChoice("b", 9, 1)], 1) == "b"
     assert choose_decode([DecodeChoice("b", 5, 1), DecodeChoice("a", 5, 1)], 1) == "a"
+
+
+def test_what_is_cached_outweighs_some_requests_but_not_any_number() -> None:
+    idle, full = DecodeChoice("a", 9, 0), DecodeChoice("b", 9, 3, cached=1.0)
+    assert choose_decode([idle, full], 1) == "b"
+    assert choose_decode([idle, DecodeChoice("b", 9, 5, cached=1.0)], 1) == "a"
+    assert choose_decode([idle, DecodeChoice("b", 9, 3, cached=0.5)], 1) == "a"
+    assert choose_decode([idle, DecodeChoice("b", 0, 0, cached=1.0)], 1) == "a"
+
+
+def test_blocks_are_looked_for_where_they_were_sent_last() -> None:
+    affinity = Affinity(remembered=4)
+    a, b, c, d, e = (bytes([i]) for i in range(5))
+    affinity.sent([a, b, c], "x")
+    assert [affinity.there([a, b, d], w) for w in "xy"] == [2, 0]
+    affinity.sent([a, d], "y")
+    assert [affinity.there([a, b, c], w) for w in "xy"] == [0, 1]
+    affinity.sent([e], "x")  # the fifth name: the oldest is forgotten
+    assert affinity.there([b], "x") == 0
+    assert affinity.there([c], "x") == 1
 
 
 @given(DECODES, st.integers(0, 9))

@@ -198,3 +198,24 @@ def test_a_small_pool_gives_up_what_was_used_longest_ago() -> None:
         town.submit(f"r{turn}", prompt, 4)
         town.run_all([f"r{turn}"])
         assert town.outcomes[f"r{turn}"].tokens == calm_answer(prompt, 4)[0]
+
+
+def test_the_next_turn_of_a_conversation_goes_where_the_last_one_was() -> None:
+    town = Town(decodes=3)
+    town.run(lambda: len(town.router.members.infos(town.now)) == 4)
+    talks = {
+        name: list(range(start, start + 20)) for name, start in (("a", 1), ("b", 101), ("c", 201))
+    }
+    for name, prompt in talks.items():
+        town.submit(f"{name}0", prompt, 6)
+    town.run_all([f"{name}0" for name in talks])
+    for name in ("c", "a", "b"):  # in another order
+        talks[name] += [*town.outcomes[f"{name}0"].tokens, 7, 8, 9]
+        town.submit(f"{name}1", talks[name], 6)
+        town.run_all([f"{name}1"])
+        assert town.outcomes[f"{name}1"].cached_tokens >= 20
+        tokens, reason = calm_answer(talks[name], 6)
+        assert (town.outcomes[f"{name}1"].tokens, town.outcomes[f"{name}1"].ends) == (
+            tokens,
+            [reason],
+        )
