@@ -24,7 +24,7 @@ ROWS = (
     ("baton.wire",),
     ("baton.request",),
     (
-        "baton.kv", "baton.text", "baton.model_files", "baton.topology", "baton.host",
+        "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.metrics", "baton.table",
         "prompts",
     ),

@@ -1,0 +1,295 @@
+"""Grammars: which token may come next if the answer is to be JSON, fit a schema, or match a regex.
+
+    json_schema({...})  ->  one string on the wire  ->  Grammars.open  ->  Guide
+    Guide.mask()  ->  one bit for each id  ->  the sampler draws  ->  Guide.accept(id)
+
+The state of a Guide is a function of the string and the ids accepted so far, so a request goes on
+at another worker from these two alone. The work is done by llguidance; what this module adds is a
+language that is the same everywhere, limits, and the end of the text. Those three, in turn:
+
+* llguidance allows white space without end between the parts of a JSON text, and a model may well
+  print it for ever. Here a gap is one space, or a line feed with at most INDENT spaces or tabs.
+* Compiling cannot be interrupted, and llguidance's own limits do not bound all of it: some schemas
+  of a few KiB take minutes or gigabytes. Those kinds are refused by their shape before it sees them.
+* Which ids end a text is the model's knowledge, not its tokenizer's: their bits are set here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from baton.errors import ModelError, RequestError
+
+LARGEST = 64 * 1024
+"""Bytes of a grammar on the wire."""
+DEEPEST = 32
+LONGEST_STRING = 4096
+"""Characters of a regex or any other string in a grammar: time and memory grow with the square."""
+MOST_KEY_PATTERNS = 100
+"""patternProperties: each is compared with each, at a cost that grows with them; 400 took 12 s."""
+MOST_INTERSECTED = 8
+"""Patterns of a schema that intersects its parts: states multiply, 14 took 650 MB."""
+INDENT = 24
+GAP = rf"( |\n[ \t]{{0,{INDENT}}})"
+
+INVALID = "invalid_grammar"
+FAILED = "grammar_failed"
+
+_NO_ASSERTION = {"$schema", "$id", "$anchor", "$defs", "$comment", "definitions", "title", "default",
+                 "description", "deprecated", "examples", "readOnly", "writeOnly"}  # fmt: skip
+_LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+"""A state takes 1 to 2 kB: 100 MB for one answer. The rest is llguidance's own: 20 ms for a mask."""
+_TRIAL = 4  # tokens that `check` walks: some grammars compile and then fail at their first token
+
+
+def json_object() -> str:
+    """Any JSON object."""
+    return _written({"kind": "json_object"})
+
+
+def json_schema(schema: Mapping[str, Any]) -> str:
+    """JSON that fits the schema, with the properties in the schema's order."""
+    return _written({"kind": "json_schema", "schema": schema})
+
+
+def regex(pattern: str) -> str:
+    """Text that matches the pattern as a whole. The syntax is that of Rust's regex crate: no
+    look-around and no back-references."""
+    return _written({"kind": "regex", "pattern": pattern})
+
+
+def _written(fields: Mapping[str, Any]) -> str:
+    try:
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _invalid(f"the grammar is not JSON: {_first_line(str(error))}") from error
+    GrammarSpec.parse(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What a string on the wire asks for: a JSON schema or a regex, within the limits above."""
+
+    schema: Mapping[str, Any] | None
+    pattern: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> "GrammarSpec":
+        """The grammar in this string. Raises RequestError; whether it compiles is another matter."""
+        fields = _read(text)
+        _check_sizes(fields)
+        match fields:
+            case {"kind": "json_object", **rest} if not rest:
+                return cls({"type": "object"}, None)
+            case {"kind": "json_schema", "schema": dict(schema), **rest} if not rest:
+                _check_patterns(schema)
+                # the key that would change llguidance's settings; like any unknown one, it is ignored
+                return cls({k: v for k, v in schema.items() if k != "x-guidance"}, None)
+            case {"kind": "regex", "pattern": str(pattern), **rest} if not rest:
+                if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+                    raise _invalid("the regex ends in a backslash that escapes nothing")
+                return cls(None, pattern)
+        raise _invalid(
+            'a grammar is {"kind": "json_object"}, {"kind": "json_schema", "schema": {...}} or '
+            '{"kind": "regex", "pattern": "..."}'
+        )
+
+    def compiled_form(self) -> str:
+        """The grammar in llguidance's terms."""
+        try:
+            if self.pattern is not None:
+                return LLMatcher.grammar_from_regex(self.pattern)
+            schema = json.dumps(self.schema, ensure_ascii=False, allow_nan=False)
+            return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": GAP})
+        except ValueError as error:
+            raise _invalid(f"the grammar cannot be compiled: {_first_line(str(error))}") from error
+
+
+class _Ids:
+    """Which ids are text and which end it. What llguidance takes for an end without being told, where
+    its tokenizer knows none of ours, never comes."""
+
+    def __init__(self, vocabulary: int, ends: frozenset[int], tokenizer: LLTokenizer) -> None:
+        self.ends = ends
+        self.mask_bytes = 4 * -(-vocabulary // 32)
+        self.end_bits = sum(1 << each for each in ends)
+        no_text = sum(1 << each for each in ends.union(tokenizer.eos_tokens))
+        self.text_bits = ((1 << min(vocabulary, tokenizer.vocab_size)) - 1) & ~no_text
+
+
+class Grammars:
+    """The grammars of one model. `vocabulary`: ids the model has logits for, which may be more, or
+    fewer, than its tokenizer knows. Nothing is read before a request needs it."""
+
+    def __init__(self, tokenizer_file: Path, vocabulary: int, eos_token_ids: Sequence[int]) -> None:
+        self._tokenizer_file = tokenizer_file
+        self._vocabulary = vocabulary
+        self._ends = frozenset(each for each in eos_token_ids if 0 <= each < vocabulary)
+
+    def check(self, spec: str) -> None:
+        """Raises RequestError with the reason if no answer can be guided by this grammar."""
+        guide = self.open(spec)
+        try:
+            for _ in range(_TRIAL):
+                if mask := int.from_bytes(guide.mask(), "little"):
+                    guide.accept((mask & -mask).bit_length() - 1)  # the lowest id that may come
+        except RequestError as error:
+            raise _invalid(str(error)) from error
+
+    def open(self, spec: str, generated: Sequence[int] = ()) -> "Guide":
+        """The state after the ids that the answer has so far. Compiles: some ms, rarely 1 s."""
+        form = GrammarSpec.parse(spec).compiled_form()
+        matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
+        guide = Guide(matcher, self._ids)
+        for index, token_id in enumerate(generated):
+            if not guide.accept(token_id):
+                raise RequestError(
+                    f"id {token_id}, number {index} of the answer so far, does not fit its grammar",
+                    code=FAILED,
+                )
+        return guide
+
+    @cached_property
+    def _ids(self) -> _Ids:
+        return _Ids(self._vocabulary, self._ends, self._tokenizer)
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        file = self._tokenizer_file
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
+        try:
+            known = LLTokenizer(text)
+            # One end that the tokenizer knows is needed; any will do, since Guide sets their bits.
+            ends = [each for each in sorted(self._ends) if each < known.vocab_size]
+            return LLTokenizer(text, eos_token=ends) if ends else known
+        except ValueError as error:
+            raise _invalid(f"no grammar can guide the tokenizer {file}: {error}") from error
+
+
+class Guide:
+    """One answer in the making: `mask` before each id, `accept` after it."""
+
+    def __init__(self, matcher: LLMatcher, ids: _Ids) -> None:
+        self._matcher = matcher
+        self._ids = ids
+        self._ended = False
+
+    @property
+    def finished(self) -> bool:
+        """Nothing but the end may come. A model without ids that end a text stops here by itself:
+        its mask has no bit set then."""
+        return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
+
+    def mask(self) -> bytes:
+        """One bit for each id, set if it may come next: 32-bit words, the lowest bit and byte first.
+
+        All ids that end a text are set where the text may end, and none elsewhere. Where the text
+        has only one way on, only its usual division into tokens is. Raises RequestError if no id
+        may come or the grammar turns out too complex; the answer cannot go on then.
+        """
+        bits = 0
+        if not self.finished:
+            bits = int.from_bytes(self._matcher.compute_bitmask(), "little") & self._ids.text_bits
+            if self._matcher.is_error():
+                raise self._failure()
+        if self.finished or self._matcher.is_accepting():
+            bits |= self._ids.end_bits
+        elif not bits:
+            raise self._failure()
+        return bits.to_bytes(self._ids.mask_bytes, "little")
+
+    def accept(self, token_id: int) -> bool:
+        """The id comes next. False: it does not fit, and the state is as before.
+
+        Takes every id that `mask` allows, and other divisions of the same text into tokens too.
+        After an end nothing but ends fit. Raises RequestError as `mask` does.
+        """
+        if token_id in self._ids.ends:
+            self._ended = self.finished or self._matcher.is_accepting()
+            return self._ended
+        if self.finished or token_id < 0 or not self._ids.text_bits >> token_id & 1:
+            return False
+        taken = self._matcher.try_consume_tokens([token_id])
+        if self._matcher.is_error():
+            raise self._failure()
+        return bool(taken)
+
+    def _failure(self) -> RequestError:
+        reason = _first_line(self._matcher.get_error())
+        return RequestError(f"the answer cannot go on by its grammar: {reason}", code=FAILED)
+
+
+def _read(text: str) -> Any:
+    try:
+        if (size := len(text.encode())) > LARGEST:
+            raise _invalid(f"the grammar is {size} bytes, {LARGEST} are the limit; shorten it")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"the grammar is not JSON: {_first_line(str(error))}") from error
+
+
+def _values(root: Any) -> Iterator[tuple[Any, int]]:
+    """Every value in a JSON value, keys among them, with its depth."""
+    waiting = [(root, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        yield value, depth
+        if isinstance(value, dict | list):
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            waiting.extend((each, depth + 1) for each in inner)
+
+
+def _check_sizes(fields: Any) -> None:
+    for value, depth in _values(fields):
+        if depth > DEEPEST:
+            raise _invalid(f"the grammar is nested deeper than {DEEPEST} levels")
+        if isinstance(value, str) and len(value) > LONGEST_STRING:
+            raise _invalid(f"a string has {len(value)} characters, {LONGEST_STRING} are the limit")
+
+
+def _check_patterns(schema: Mapping[str, Any]) -> None:
+    patterns: set[str] = set()
+    keyed, intersects = 0, False
+    for value, _ in _values(schema):
+        if not isinstance(value, dict):
+            continue
+        keys = value.get("patternProperties")
+        keyed += len(keys) if isinstance(keys, dict) else 0
+        found = (value.get("pattern"), value.get("format"))
+        patterns.update(each for each in found if isinstance(each, str))
+        asserted = value.keys() - _NO_ASSERTION
+        joined = bool(asserted & {"$ref", "anyOf", "oneOf"}) and len(asserted) > 1
+        intersects = intersects or joined or "allOf" in asserted
+    if keyed > MOST_KEY_PATTERNS:
+        raise _invalid(f"{keyed} patternProperties are too many, {MOST_KEY_PATTERNS} are the limit")
+    if intersects and len(patterns) > MOST_INTERSECTED:
+        raise _invalid(
+            "the schema intersects its parts (allOf, or $ref or anyOf beside other keywords) and has "
+            f"{len(patterns)} patterns and formats, {MOST_INTERSECTED} are the limit then"
+        )
+
+
+def _first_line(text: str) -> str:
+    """What a library's message of many lines comes down to."""
+    if text.startswith("panic"):
+        return "it is too complex"
+    if text.startswith("NoExtension"):
+        return "no text fits it"
+    lines = text.split("\n")
+    best = next((line for line in lines if line.startswith("error: ")), lines[0])
+    return best.removeprefix("error: ")[:160]
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(message, code=INVALID)
