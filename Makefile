@@ -26,7 +26,7 @@ lint: $(VENV)/.ready-dev
 	$(VENV)/bin/mypy $(TYPED)
 
 STRICT = main.py prompts.py router prefill_worker/worker.py decode_worker/worker.py decode_worker/batching.py \
-         sampler baton/wire baton/kv $(filter-out baton/__init__.py,$(wildcard baton/*.py)) offline
+         sampler server baton/wire baton/kv $(filter-out baton/__init__.py,$(wildcard baton/*.py)) offline
 TYPED  = baton prefill_worker decode_worker models $(wildcard benchmarks)
 
 setup: $(VENV)/.ready

@@ -23,6 +23,7 @@ from offline.options import (
     place_options,
     sampling_options,
 )
+from server.options import server_options, settings_from
 
 EXAMPLE = """\b
 Examples:
@@ -37,7 +38,7 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
     """The version, and the way out."""
     if wanted:
-        from offline.doctor import own_version
+        from baton.version import own_version
 
         click.echo(f"baton {own_version()}")
         ctx.exit()
@@ -95,6 +96,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         format=given["format"],
         timings=given["timings"],
         quiet=given["quiet"],
+        trace=Path(given["trace_file"]) if given["trace_file"] else None,
     )
     run_offline(settings, ctx.ensure_object(Stages))
 
@@ -117,6 +119,88 @@ def infer(ctx: click.Context, /, prompt: str, generation_length: int, **given: A
     check_numbers(batch_size=1, generation_length=generation_length, stop=())
     place = place_from(given, lambda name: _said(ctx, name))
     run_infer(place, prompt, generation_length, ctx.ensure_object(Stages))
+
+
+@cli.command(cls=SectionCommand)
+@click.argument("model_name", metavar="[MODEL]", required=False)
+@click.option(
+    "--max-num-seqs",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Requests that run at once.",
+)
+@server_options
+@place_options()
+@click.pass_context
+def serve(ctx: click.Context, /, model_name: str | None, max_num_seqs: int, **given: Any) -> None:
+    """OpenAI's API and a page that shows every request, at http://127.0.0.1:8000.
+
+    python main.py serve                             the bundled model
+
+    python main.py serve MODEL --port 8000 --num-prefill 1 --num-decode 1
+    """
+    from offline.describe import describe_cluster
+    from offline.link import cluster_options
+    from offline.settings import place_from
+    from server.serve import run_serve
+
+    if model_name is not None:
+        if _said(ctx, "model") and given["model"] != model_name:
+            raise InputError(f"two models are named, {model_name} and {given['model']}: name one")
+        given["model"] = model_name
+    place = place_from(given, lambda name: _said(ctx, name))
+    if place.router is not None:
+        raise InputError(
+            "a server for a running cluster is a command of its own: "
+            f"python -m server --router {place.router}"
+        )
+    options = cluster_options(place, batch_size=max_num_seqs)
+    settings = settings_from(given)
+    sys.exit(run_serve(options, settings, lambda info: describe_cluster(info, place.topology)))
+
+
+@cli.command()
+@click.argument("message", required=False)
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")
+@click.option("--api-key", default="", help="If it asks for one.")
+@click.option("--temperature", type=float, default=None, help="0 is greedy.")
+@click.option("--max-tokens", type=int, default=None, help="The most tokens of an answer.")
+@click.option("--seed", type=int, default=None, help="Equal seeds give equal answers.")
+def chat(message: str | None, url: str, api_key: str, **wanted: Any) -> None:
+    """Talk to a running server; with MESSAGE, one message alone."""
+    from offline.chat import run_chat
+    from offline.http import Site
+
+    given = {name: value for name, value in wanted.items() if value is not None}
+    run_chat(Site(url.rstrip("/"), api_key), given, message)
+
+
+@cli.command("run-batch", cls=SectionCommand)
+@click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
+@click.option(
+    "--max-num-seqs",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Requests that run at once.",
+)
+@place_options()
+@click.pass_context
+def run_batch(
+    ctx: click.Context, /, source: Path, out: Path, max_num_seqs: int, **given: Any
+) -> None:
+    """Answer a file of requests in OpenAI's batch format. Broken off, it goes on where it was."""
+    from offline import run_batch as room
+    from offline.link import cluster_options
+    from offline.progress import Progress
+    from offline.settings import place_from
+
+    place = place_from(given, lambda name: _said(ctx, name))
+    options = cluster_options(place, batch_size=max_num_seqs)
+    with Progress(quiet=False) as progress:
+        room.run_batch(options, source, out, progress)
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 
 import zmq
 
@@ -12,10 +13,13 @@ from baton.wire.messages import (
     Abort,
     Accepted,
     ClusterInfo,
+    Emissions,
     Emitted,
     Failed,
     Finished,
     Inquire,
+    Observe,
+    Observed,
     Submit,
     Unreachable,
 )
@@ -30,8 +34,16 @@ SEND_DEADLINE_S = 10.0
 class Client:
     """Submit requests, poll for what becomes of them."""
 
-    def __init__(self, address: str, *, keys: ClusterKeys | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        keys: ClusterKeys | None = None,
+        observe: Callable[[Observed], None] | None = None,
+    ) -> None:
+        """`observe` is called with what happens to any request of the router."""
         self.address = address
+        self._observe = observe
         self._channel = Dialer(f"client.{secrets.token_hex(4)}", address, keys)
         self._poller = zmq.Poller()
         self._poller.register(self._channel.socket, zmq.POLLIN)
@@ -46,6 +58,8 @@ class Client:
         while (now := time.monotonic()) < deadline:
             if now >= asked + 1.0 and self._channel.send(ROUTER, Inquire()):
                 asked = now
+                if self._observe is not None:
+                    self._channel.send(ROUTER, Observe())
             for news in self._receive(KNOCK_S):
                 if isinstance(news, ClusterInfo):
                     return news
@@ -87,4 +101,12 @@ class Client:
             return []
         received = [message for _, message in self._channel.receive()]
         self.losses += sum(isinstance(message, Unreachable) for message in received)
-        return [message for message in received if isinstance(message, News)]
+        news: list[News] = []
+        for message in received:
+            if isinstance(message, Emissions):
+                news += message.emitted
+            elif isinstance(message, Observed) and self._observe is not None:
+                self._observe(message)
+            elif isinstance(message, News):
+                news.append(message)
+        return news

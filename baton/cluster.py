@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -43,13 +43,24 @@ FINAL: dict[int, type[BatonError]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A process that belongs to a cluster without being a part of it: it gets the router's address,
+    may speak to the terminal, and inherits these descriptors."""
+
+    name: str
+    command: list[str]
+    descriptors: tuple[int, ...] = ()
+
+
 @dataclass(slots=True)
 class Child:
     """One process, through all its restarts."""
 
     name: str
     command: list[str]
-    log: Path
+    log: Path | None  # None: the terminal
+    descriptors: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     deaths: list[float] = field(default_factory=list)
     restart_at: float | None = None
@@ -100,6 +111,13 @@ class Cluster:
             child = Child(name, command, self.run_dir / "logs" / f"{name}.log")
             self._children.append(child)
             self._spawn(child)
+
+    def add(self, beside: Beside) -> None:
+        """One more process, from now on."""
+        command = [*beside.command, "--router", self.address]
+        child = Child(beside.name, command, None, beside.descriptors)
+        self._children.append(child)
+        self._spawn(child)
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """Names and command lines: what one would type by hand in as many terminals."""
@@ -205,17 +223,22 @@ class Cluster:
         """The processes that run now."""
         return {c.name: c.process.pid for c in self._children if c.process is not None}
 
+    def running(self) -> set[str]:
+        """Names of those that have not ended."""
+        return {c.name for c in self._children if c.process and c.process.poll() is None}
+
     # ---- starting and stopping
 
     def _spawn(self, child: Child) -> None:
         child.restart_at = None
-        with child.log.open("ab") as log:
+        with child.log.open("ab") if child.log else nullcontext() as log:
             child.process = subprocess.Popen(
                 [sys.executable, "-m", *child.command, "--parent", str(os.getpid())],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=child.descriptors,
                 start_new_session=True,  # Ctrl-C is ours to handle, once
             )
 
@@ -263,4 +286,4 @@ def _sweep() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["Cluster", "ClusterOptions", "Topology"]
+__all__ = ["Beside", "Cluster", "ClusterOptions", "Topology"]

@@ -5,7 +5,6 @@
 
 The router loses no request while it lives. When it is restarted, what was in flight is gone with
 it and is submitted again under new ids, from the beginning; reports on the old ids are void.
-Used by the offline job and by `generate`: they pass a Client and a Cluster, tests pretend ones.
 """
 
 from collections import deque
@@ -171,6 +170,16 @@ class Follower:
                 raise ProtocolError(
                     f"the cluster was not ready after {READY_S:.0f} s; it waits for {waiting_for}"
                 )
+
+    def watch(self) -> Iterator[Happening]:
+        """For ever: what happens to a cluster of ours; an empty Note where nothing does."""
+        while True:
+            yield from self._supervise()
+            answer = None if self._known else self._first_answer(ours=True)
+            news = self._line.poll(POLL_S) if self._known and answer is None else [answer]
+            for self._news in (each for each in news if isinstance(each, ClusterInfo)):
+                yield self._news
+            yield Note("")
 
     def run(self, tasks: Sequence[Task], ask: Ask) -> Iterator[Happening]:
         """Complete every task: each ends with one Completion or one Failure."""

@@ -1,14 +1,48 @@
-"""Logging for every process: text on stderr, one line an event, who speaks first.
+"""Logging for every process: one line an event on stderr, as text for people or as JSON for programs.
 
-A line about a request begins with the request's id: `log.info("%s: filled in %.3f s", run, seconds)`.
+A line about a request names it: by REQUEST where one request is worked on at a time (the HTTP server),
+else in its first word: `log.info("%s: filled in %.3f s", run, seconds)`. Prompts are never logged.
 """
 
+import json
 import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
 
 LEVELS = ("debug", "info", "warning", "error")
+REQUEST: ContextVar[str] = ContextVar("request", default="")
+"""The id of the request that is being worked on."""
 
 
-def set_up_logging(who: str, level: str = "warning") -> None:
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__()
+        self._who = who
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "process": self._who,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request": REQUEST.get(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        request = REQUEST.get()
+        text = super().format(record)
+        return text.replace(": ", f": {request}: ", 1) if request else text
+
+
+def set_up_logging(who: str, level: str = "warning", *, json_lines: bool = False) -> None:
     """Log lines of this process go to stderr under the name `who`, e.g. decode-0.
 
     Called once, by a command. A stderr that is closed or full never stops the work.
@@ -16,8 +50,7 @@ def set_up_logging(who: str, level: str = "warning") -> None:
     if level not in LEVELS:
         raise ValueError(f"log level must be one of {', '.join(LEVELS)}, got {level!r}")
     logging.raiseExceptions = False
-    logging.basicConfig(
-        level=level.upper(),
-        format=f"%(asctime)s {who} %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    handler = logging.StreamHandler()
+    text = f"%(asctime)s {who} %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(JsonLines(who) if json_lines else _Text(text))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,6 +1,6 @@
 """Request: what a client asked for, checked against the model that is to answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from baton.errors import RequestError
@@ -9,6 +9,8 @@ from sampler.params import SamplingParams
 
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
+MAX_STOP_IDS = 64
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,16 @@ class Limits:
 
     context: int  # tokens, prompt and generation together
     vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely a token was, by the model's own logits (before penalties, bias and temperature), and
+    which were the likeliest, likeliest first."""
+
+    value: float
+    top_ids: tuple[int, ...] = ()
+    top_values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +41,16 @@ class Request:
     max_new_tokens: int
     sampling: Plain
     stop: tuple[str, ...]
-    eos_token_ids: tuple[int, ...]
+    stop_ids: tuple[
+        int, ...
+    ]  # tokens that end it: the model's EOS unless ignored, and the client's
     cache_salt: str = ""
+    include_stop: bool = False  # what ended it belongs to the text
+    keep_special: bool = False  # special tokens have text too
+    min_tokens: int = 0
+    logprobs: int = -1  # of each token, and so many of the likeliest; -1: none
+    prompt_logprobs: int = -1
+    grammar: str = ""  # a spec of baton/grammar.py; empty: anything goes
 
 
 def check_request(request: Request, limits: Limits) -> None:
@@ -46,13 +66,30 @@ def check_request(request: Request, limits: Limits) -> None:
             f"context is {limits.context:,}; shorten one of them by {prompt + wanted - limits.context:,}",
             code="context_length_exceeded",
         )
-    bad = next((t for t in request.prompt_ids if not 0 <= t < limits.vocabulary), None)
-    if bad is not None:
-        raise RequestError(f"token id {bad} is outside the vocabulary of {limits.vocabulary:,}")
+    check_ids(request.prompt_ids, limits.vocabulary)
+    check_ids(request.stop_ids, limits.vocabulary, "stop token id")
+    if len(request.stop_ids) > MAX_STOP_IDS:
+        raise RequestError(f"at most {MAX_STOP_IDS} stop token ids, got {len(request.stop_ids)}")
+    if not 0 <= request.min_tokens <= wanted:
+        raise RequestError(
+            f"min_tokens must be 0 to max_new_tokens ({wanted}), got {request.min_tokens}"
+        )
+    for name in ("logprobs", "prompt_logprobs"):
+        if not -1 <= getattr(request, name) <= MAX_LOGPROBS:
+            raise RequestError(
+                f"{name} must be -1 (none) to {MAX_LOGPROBS}, got {getattr(request, name)}"
+            )
     if len(request.stop) > MAX_STOPS:
         raise RequestError(f"at most {MAX_STOPS} stop strings, got {len(request.stop)}")
     if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in request.stop):
         raise RequestError(f"a stop string must have 1 to {MAX_STOP_CHARACTERS} characters")
+
+
+def check_ids(ids: Iterable[int], vocabulary: int, what: str = "token id") -> None:
+    """RequestError naming the first id that is no token's."""
+    bad = next((each for each in ids if not 0 <= each < vocabulary), None)
+    if bad is not None:
+        raise RequestError(f"{what} {bad} is outside the vocabulary of {vocabulary:,}")
 
 
 def checked_sampling(wanted: Mapping[str, object] | None, default: Plain) -> Plain:

@@ -19,7 +19,7 @@ LONGEST_CHARACTER = 4
 
 class Tokenizer:
     """`encode` gives a plain list of ids (the engine makes the tensor); `decode` skips special
-    tokens. Ids outside the vocabulary have no text."""
+    tokens unless they are to be kept. Ids outside the vocabulary have no text."""
 
     def __init__(self, file: Path) -> None:
         try:
@@ -34,13 +34,13 @@ class Tokenizer:
         """Characters of the longest token: no text has fewer tokens than length / this."""
         return max((len(token) for token in self._tokenizer.get_vocab()), default=1)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of the text, with the special tokens the model's tokenizer adds by itself."""
-        return list(self._tokenizer.encode(text).ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens skipped."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of the ids, special tokens skipped unless `special`."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
 
 
 class TextStream:
@@ -52,9 +52,19 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str]
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        stop: Sequence[str],
+        *,
+        include_stop: bool = False,
+        keep_special: bool = False,
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
+        self._include_stop = include_stop
+        self._keep_special = keep_special
+        self._unstoppable = min_tokens  # tokens still to come before a stop string counts
         self._ids = list(prompt_ids[-LONGEST_CHARACTER:])
         self._anchor = 0
         self._read = len(self._ids)  # ids whose text has been taken
@@ -68,21 +78,25 @@ class TextStream:
         for each in ids:
             self._ids.append(each)
             taken += self._take(final=False)
+        self._unstoppable -= len(ids)
         return self._release(taken, final=False)
 
     def finish(self) -> str:
         """The rest: what was held back. A character that never got whole comes as U+FFFD."""
         return self._release(self._take(final=True), final=True)
 
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, special=self._keep_special)
+
     def _take(self, *, final: bool) -> str:
-        before = self._tokenizer.decode(self._ids[self._anchor : self._read])
-        now = self._tokenizer.decode(self._ids[self._anchor :])
+        before = self._decode(self._ids[self._anchor : self._read])
+        now = self._decode(self._ids[self._anchor :])
         end = len(self._ids)
         if now.endswith(REPLACEMENT) and not final:  # the last character may still become whole
             if end - self._read < LONGEST_CHARACTER:
                 return ""
             end = self._read + 1  # never: its first byte is no character's, the others may be
-            now = self._tokenizer.decode(self._ids[self._anchor : end])
+            now = self._decode(self._ids[self._anchor : end])
         taken = now[len(before) :]
         if taken:  # ids without text stay context: the next word's space hangs on the word before
             self._anchor = self._read
@@ -93,11 +107,15 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + taken
-        ends = [at for stop in self._stop if (at := text.find(stop)) >= 0]
-        if ends:
+        ends = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if ends and self._unstoppable <= 0:
             self.stopped = True
             self._held = ""
-            return text[: min(ends)]
+            at, stop = min(ends)
+            return text[: at + len(stop) if self._include_stop else at]
+        if self._unstoppable > 0:  # what has been said by then stops nothing later
+            self._held = ""
+            return text
         keep = 0 if final else self._undecided(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

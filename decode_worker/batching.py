@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A started run: `known` tokens, of which the KV of `computed` is in the pool."""
+    """A started run: `known` tokens, of which the KV of `computed` is in the pool. At most `most` of
+    the others in one forward, where that is limited."""
 
     run: str
     known: int
     computed: int
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ def plan_step(runs: Sequence[Progress], *, token_budget: int) -> list[Share]:
     for run in filling:
         if budget <= 0:
             break
-        tokens = min(run.known - run.computed, budget)
+        tokens = min(run.known - run.computed, budget, run.most or budget)
         shares.append(Share(run.run, tokens, samples=tokens == run.known - run.computed))
         budget -= tokens
     return shares

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import zmq
 
 from baton.engine.boot import Engine
@@ -11,10 +12,12 @@ from baton.engine.pool import Pool
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Row
+from baton.request import Logprob
 from baton.transfer.base import Export
 from baton.transfer.registry import CurveKeys, make_exports
 from baton.transfer.slabs import Slabs
-from decode_worker.model import Draw
+from decode_worker.model import Draw, Drawn
+from sampler.logprobs import Chosen, report
 from sampler.sample import SamplingBatch, sample_finite
 
 
@@ -86,7 +89,7 @@ class Decoding:
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self._cores.use(cores)
 
-    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
+    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         logits = self._engine.runner.run(self._pool, rows)  # [len(draws), vocabulary], fp32
         if not draws:
             return []
@@ -95,6 +98,24 @@ class Decoding:
             [draw.position for draw in draws],
             [draw.seen for draw in draws],
             logits.device,
+            generated=[draw.generated for draw in draws],
+            forbidden=[draw.forbidden for draw in draws],
+            masks=[draw.mask for draw in draws],
         )
-        tokens, finite = (each.tolist() for each in sample_finite(logits, batch))
-        return [token if good else None for token, good in zip(tokens, finite, strict=True)]
+        tokens, finite = sample_finite(logits, batch)
+        if any(draw.given is not None for draw in draws):
+            given = [-1 if draw.given is None else draw.given for draw in draws]
+            known = torch.tensor(given, device=tokens.device)
+            tokens = torch.where(known >= 0, known, tokens)
+        chosen = report(logits, tokens, [draw.logprobs for draw in draws])
+        return [
+            Drawn(token, _logprob(its)) if good else None
+            for token, good, its in zip(tokens.tolist(), finite.tolist(), chosen, strict=True)
+        ]
+
+
+def _logprob(chosen: Chosen | None) -> Logprob | None:
+    if chosen is None:
+        return None
+    ids, values = zip(*chosen.top, strict=True) if chosen.top else ((), ())
+    return Logprob(chosen.logprob, tuple(ids), tuple(values))

@@ -7,17 +7,31 @@ from typing import Protocol
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Row
+from baton.request import Logprob
 from sampler.params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """How to sample a row: at `position`, by a function of (seed, choice, position) alone. `seen`
-    are all token ids so far, for the repetition penalty."""
+    are all token ids so far, for the repetition penalty, `generated` those without the prompt."""
 
     sampling: SamplingParams
     position: int
     seen: Sequence[int]
+    generated: Sequence[int] = ()
+    forbidden: Sequence[int] = ()  # ids that may not come now
+    mask: bytes | None = None  # of the ids that may (baton/grammar.py)
+    logprobs: int = -1  # of the token, and so many of the likeliest
+    given: int | None = None  # nothing is drawn: this token stands, and is asked about
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What came of a Draw."""
+
+    token_id: int
+    logprob: Logprob | None = None
 
 
 class DecodeModel(Protocol):
@@ -41,6 +55,6 @@ class DecodeModel(Protocol):
     def use_cores(self, cores: tuple[int, ...]) -> None:
         """Compute on these from the next step on."""
 
-    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
+    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         """One forward; one token for each position that asks for logits, in order, None where they
         are not finite."""

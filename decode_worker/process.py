@@ -7,6 +7,7 @@ import torch
 from baton.engine.boot import boot
 from baton.engine.pool import pool_blocks
 from baton.errors import InputError
+from baton.grammar import Grammars
 from baton.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.model_files import ModelFiles, resolve_model
 from baton.transfer.registry import CurveKeys
@@ -66,7 +67,12 @@ def run(
     )
     try:
         node = DecodeWorker(
-            hello, decoding, options.max_num_batched_tokens, speculation, prefix_caching
+            hello,
+            decoding,
+            options.max_num_batched_tokens,
+            speculation,
+            prefix_caching,
+            Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
         )
         return run_worker(options, node, decoding.wakeups)
     finally:

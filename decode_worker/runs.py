@@ -6,13 +6,21 @@ by recompute); so the oldest goes on in any case, and everything that fits the p
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from baton.grammar import Guide
 from baton.kv.blocks import BlockTable
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
+from baton.kv.row import Logits, Row
+from baton.request import Logprob
+from baton.wire.messages import Start
+from decode_worker.batching import Progress, Share
 from decode_worker.model import Draw
 from sampler.params import SamplingParams
+
+SCORED_ROWS = 256
+"""Rows of a prompt whose logits are looked at in one forward: each is as wide as the vocabulary."""
 
 
 @dataclass(slots=True)
@@ -22,19 +30,101 @@ class Run:
     grant: Grant
     known: list[int]
     computed: int
+    prompt_tokens: int  # of the known ones; the others were generated
     until: int  # tokens at which it ends by length
     sampling: SamplingParams
-    eos_token_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    min_tokens: int = 0
+    logprobs: int = -1
+    prompt_logprobs: int = -1
+    guide: Guide | None = None
+    scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
     published: bool = False  # its prompt's blocks
     table: list[int] = field(init=False)  # its blocks, those it grew by at the end
 
     def __post_init__(self) -> None:
         self.table = list(self.grant.table)
 
+    @classmethod
+    def begin(cls, order: Start, grant: Grant, guide: Guide | None) -> "Run":
+        """As it was ordered, with all but the last token computed."""
+        known = list(order.token_ids)
+        return cls(
+            grant,
+            known,
+            computed=len(known) - 1,
+            prompt_tokens=order.prompt_tokens,
+            until=len(known) + order.max_new_tokens,
+            sampling=SamplingParams.from_wire(order.sampling),
+            stop_ids=order.stop_ids,
+            min_tokens=order.min_tokens,
+            logprobs=order.logprobs,
+            prompt_logprobs=order.prompt_logprobs,
+            guide=guide,
+        )
+
+    @property
+    def scoring(self) -> bool:
+        """Its prompt's logprobs are wanted and not there yet."""
+        return self.prompt_logprobs >= 0 and len(self.scores) < self.prompt_tokens - 1
+
     def draw(self, guessed: Sequence[int]) -> Draw:
         """How to sample what follows the known and these guessed tokens."""
         seen = self.known + list(guessed) if guessed else self.known
-        return Draw(self.sampling, len(self.known) + len(guessed), seen)
+        sampling = self.sampling
+        counted = sampling.presence_penalty or sampling.frequency_penalty
+        generated = seen[self.prompt_tokens :] if counted else ()
+        early = len(seen) - self.prompt_tokens < self.min_tokens
+        return Draw(
+            sampling,
+            len(seen),
+            seen,
+            generated,
+            forbidden=self.stop_ids if early else (),
+            mask=self.guide.mask() if self.guide is not None else None,
+            logprobs=self.logprobs,
+        )
+
+    def progress(self, name: str) -> Progress:
+        """For plan_step()."""
+        return Progress(name, len(self.known), self.computed, SCORED_ROWS if self.scoring else None)
+
+    def guessable(self, block_size: int) -> int:
+        """How many tokens may be guessed: within its blocks and its length."""
+        room = len(self.table) * block_size - len(self.known)
+        return min(room, self.until - len(self.known) - 1)
+
+    def ask(self, share: Share, guessed: list[int]) -> "Asked":
+        """Its row of the next forward, and what is to be drawn from it. Raises RequestError if its
+        grammar leads nowhere."""
+        start = self.computed
+        tokens = self.known[start : start + share.tokens] + guessed
+        draws: list[Draw] = []
+        if self.scoring:  # after each token of the prompt, how likely was the next?
+            ends = range(start + 1, start + share.tokens + 1)
+            draws += [self.score(index) for index in ends if index < self.prompt_tokens]
+        scores = len(draws)
+        if share.samples:
+            draws += [self.draw(guessed[:i]) for i in range(len(guessed) + 1)]
+        logits = Logits.ALL if scores or guessed else Logits.LAST if draws else Logits.NONE
+        self.computed += share.tokens
+        return Asked(share.run, Row(tokens, start, self.table, logits), draws, scores, guessed)
+
+    def score(self, index: int) -> Draw:
+        """The known token at this index: how likely was it?"""
+        draw = Draw(self.sampling, index, ())
+        return replace(draw, logprobs=self.prompt_logprobs, given=self.known[index])
+
+    def append(self, token_id: int) -> str | None:
+        """One more token; why the run ends with it, if it does."""
+        self.known.append(token_id)
+        if token_id in self.stop_ids:
+            return "stop"
+        if self.guide is not None:
+            self.guide.accept(token_id)
+            if self.guide.finished:
+                return "stop"
+        return "length" if len(self.known) >= self.until else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +134,18 @@ class Arriving:
     run: Run
     receipt: Receipt
     deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run has to do with the next forward: its row, and what is drawn from it, first the
+    prompt's scores."""
+
+    run: str
+    row: Row
+    draws: list[Draw]
+    scores: int
+    guessed: list[int]
 
 
 def make_room(

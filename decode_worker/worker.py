@@ -11,26 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.errors import RequestError
+from baton.grammar import Grammars, Guide
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
-from baton.kv.row import Logits, Row
+from baton.kv.row import Row
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
-from decode_worker.batching import Progress, Share, plan_step
-from decode_worker.model import DecodeModel
-from decode_worker.runs import Arriving, Run, make_room
+from decode_worker.batching import Share, plan_step
+from decode_worker.model import DecodeModel, Draw, Drawn
+from decode_worker.runs import Arriving, Asked, Run, make_room
 from decode_worker.speculation import Speculation, Wanted, standing
-from sampler.params import SamplingParams
+from decode_worker.telling import Teller
 
 LEASE_S = 60.0
 ARRIVAL_S = 10.0
 """How long announced KV may be on its way before it is filled again."""
 
-PASSED_THROUGH = ("frames", "frames_tcp", "fake")
-"""Transports whose bytes pass through the owner: late ones are dropped, no quarantine is needed."""
+PASSED_THROUGH = ("frames", "frames_tcp", "fake")  # by the owner's hands: late bytes are dropped,
+# so their writers need no quarantine
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class DecodeWorker:
     token_budget: int
     speculation: Speculation = field(default_factory=Speculation)
     prefix_caching: bool = True
+    grammars: Grammars | None = None
     table: BlockTable = field(init=False)
     chains: dict[str, tuple[bytes, ...]] = field(
         init=False, default_factory=dict
@@ -49,6 +51,7 @@ class DecodeWorker:
     runs: dict[str, Run] = field(init=False, default_factory=dict)
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
+    _teller: Teller = field(init=False)
     _more_kv: bool = field(init=False, default=False)
     _waits: bool = field(init=False, default=False)  # its runs wait for blocks
 
@@ -56,6 +59,7 @@ class DecodeWorker:
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
         self._membership = Membership(hello, self._start_anew)
+        self._teller = Teller(self.table)
 
     # ---- the Node
 
@@ -91,7 +95,10 @@ class DecodeWorker:
         self._more_kv = self.model.poll()
         for run in list(self.arriving):
             effects += self._look_for(run, now)
-        return effects + self._decode()
+        effects += self._decode()
+        if self._membership.joined and (pool := self._teller.news(now)) is not None:
+            effects.append(To(ROUTER, pool))
+        return effects
 
     def due(self, now: float) -> float:
         if self._more_kv or (self.runs and not self._waits):
@@ -99,6 +106,8 @@ class DecodeWorker:
         waiting = (
             0.001 if self.arriving or self.runs else float("inf")
         )  # bytes arrive on sockets of their own
+        if self._membership.joined:
+            waiting = min(waiting, self._teller.due(now))
         return min(waiting, self._membership.due(now))
 
     # ---- blocks
@@ -122,8 +131,7 @@ class DecodeWorker:
         self.chains.pop(run, None)
         self.arriving.pop(run, None)
         self.speculation.forget(run)
-        grant = self.table.release(run, writer)
-        if grant is not None:
+        if (grant := self.table.release(run, writer)) is not None:
             self.model.retire(grant)
 
     def _writer_joined(self, writer: str, host: str, pid: int, transport: str) -> list[Effect]:
@@ -138,6 +146,7 @@ class DecodeWorker:
         self.runs.clear()
         self.chains.clear()
         self.arriving.clear()
+        self._teller.forget()
         for grant in self.table.renew_epoch(epoch):
             self.model.retire(grant)
         return self.model.renew_epoch(epoch)
@@ -148,21 +157,24 @@ class DecodeWorker:
         grant = self.table.start(order.run)
         if grant is None:
             return [To(ROUTER, msg.FillRefused(order.run, "its lease on KV blocks ran out"))]
-        known = list(order.token_ids)
-        run = Run(
-            grant,
-            known,
-            computed=len(known) - 1,
-            until=len(known) + order.max_new_tokens,
-            sampling=SamplingParams.from_wire(order.sampling),
-            eos_token_ids=order.eos_token_ids,
-        )
+        try:
+            run = Run.begin(order, grant, self._guide(order))
+        except RequestError as error:
+            self._let_go(order.run, None)
+            return [To(ROUTER, msg.Broke(order.run, error.code, str(error)))]
         if order.receipt is None:  # what is not there yet is filled here
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
             return []
         self.arriving[order.run] = Arriving(run, order.receipt, now + ARRIVAL_S)
         return self._look_for(order.run, now)
+
+    def _guide(self, order: msg.Start) -> Guide | None:
+        if not order.grammar:
+            return None
+        if self.grammars is None:
+            raise RequestError("this decode worker has no tokenizer, and so no grammars")
+        return self.grammars.open(order.grammar, order.token_ids[order.prompt_tokens :])
 
     def _look_for(self, name: str, now: float) -> list[Effect]:
         """Start the run if its KV is there; have it filled again if it is damaged or late."""
@@ -183,27 +195,26 @@ class DecodeWorker:
         """One step of continuous batching."""
         effects: list[Effect] = []
         waiting = self._make_room(effects)
-        progress = [
-            Progress(name, len(run.known), run.computed)
-            for name, run in self.runs.items()
-            if name not in waiting
-        ]
+        progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
         shares = plan_step(progress, token_budget=self.token_budget)
         self._waits = not shares
         if not shares:
             return effects
         guesses = self._guess(shares)
-        rows, draws, sampled = [], [], []
+        rows: list[Row] = []
+        draws: list[Draw] = []
+        asked: list[Asked] = []
         for share in shares:
-            run, guessed = self.runs[share.run], guesses.get(share.run, [])
-            tokens = run.known[run.computed : run.computed + share.tokens] + guessed
-            logits = Logits.ALL if guessed else Logits.LAST if share.samples else Logits.NONE
-            rows.append(Row(tokens, run.computed, run.table, logits))
-            run.computed += share.tokens
-            if share.samples:
-                draws += [run.draw(guessed[:i]) for i in range(len(guessed) + 1)]
-                sampled.append((share.run, guessed))
-        return effects + self._sampled(sampled, self.model.step(rows, draws))
+            try:
+                new = self.runs[share.run].ask(share, guesses.get(share.run, []))
+            except RequestError as error:  # its grammar leads nowhere
+                self._let_go(share.run, None)
+                effects.append(To(ROUTER, msg.Broke(share.run, error.code, str(error))))
+                continue
+            rows.append(new.row)
+            draws += new.draws
+            asked.append(new)
+        return effects + (self._heard(asked, self.model.step(rows, draws)) if rows else [])
 
     def _make_room(self, effects: list[Effect]) -> list[str]:
         def preempt(name: str) -> None:
@@ -216,50 +227,64 @@ class DecodeWorker:
 
     def _guess(self, shares: Sequence[Share]) -> dict[str, list[int]]:
         """Guesses for the runs that decode, within the budget, their blocks and their length."""
-        wanted = []
-        for share in shares:
-            run = self.runs[share.run]
-            if share.samples and share.tokens == 1:
-                room = len(run.table) * self.hello.block_size - len(run.known)
-                most = min(room, run.until - len(run.known) - 1)
-                wanted.append(Wanted(share.run, run.known, most))
+        wanted = [
+            Wanted(share.run, run.known, run.guessable(self.hello.block_size))
+            for share in shares
+            if share.samples and share.tokens == 1 and (run := self.runs[share.run]).guide is None
+        ]
         taken = sum(share.tokens for share in shares)
         return self.speculation.guess(wanted, self.token_budget - taken)
 
-    def _sampled(
-        self, sampled: Sequence[tuple[str, list[int]]], ids: Sequence[int | None]
-    ) -> list[Effect]:
-        """`ids`: for each run one token, and one more for each of its guesses."""
+    def _heard(self, asked: Sequence[Asked], drawn: Sequence[Drawn | None]) -> list[Effect]:
+        """`drawn`: for each run its prompt's scores, one token, and one more for each guess."""
         effects: list[Effect] = []
         tokens: list[msg.Token] = []
         at = 0
-        for name, guessed in sampled:
-            drawn = ids[at : at + len(guessed) + 1]
-            at += len(guessed) + 1
-            stood = standing(guessed, drawn)
-            self.runs[name].computed += stood
-            self.speculation.heard(name, guessed=len(guessed), stood=stood)
-            effects += self._say(name, drawn[: stood + 1], tokens)
-        return [To(ROUTER, msg.Decoded(tuple(tokens))), *effects] if tokens else effects
+        for each in asked:
+            mine = drawn[at : at + len(each.draws)]
+            at += len(each.draws)
+            if each.scores:
+                effects += self._score(each.run, mine[: each.scores])
+            mine = mine[each.scores :]
+            if not mine or each.run not in self.runs:
+                continue
+            stood = standing(each.guessed, [None if d is None else d.token_id for d in mine])
+            self.runs[each.run].computed += stood
+            self.speculation.heard(each.run, guessed=len(each.guessed), stood=stood)
+            effects += self._say(each.run, mine[: stood + 1], tokens)
+        return [*effects, To(ROUTER, msg.Decoded(tuple(tokens)))] if tokens else effects
 
-    def _say(self, name: str, drawn: Sequence[int | None], tokens: list[msg.Token]) -> list[Effect]:
+    def _score(self, name: str, drawn: Sequence[Drawn | None]) -> list[Effect]:
+        run = self.runs[name]
+        scores = [each.logprob for each in drawn if each is not None and each.logprob is not None]
+        if len(scores) < len(drawn):
+            return self._broken(name)
+        run.scores += scores
+        return [] if run.scoring else [To(ROUTER, msg.Scored(name, tuple(run.scores)))]
+
+    def _say(
+        self, name: str, drawn: Sequence[Drawn | None], tokens: list[msg.Token]
+    ) -> list[Effect]:
         """A run's tokens of this step, up to its end."""
         run = self.runs[name]
-        for token_id in drawn:
-            if token_id is None:
-                self._let_go(name, None)
-                why = "the model's logits for this request are not finite numbers"
-                return [To(ROUTER, msg.Broke(name, "numerical_error", why))]
+        for each in drawn:
+            if each is None:
+                return self._broken(name)
             position = len(run.known)
             if not run.published:
                 self._publish(name, run)
-            finish = self._append(run, token_id)
-            tokens.append(msg.Token(name, position, token_id, finish))
+            finish = run.append(each.token_id)
+            tokens.append(msg.Token(name, position, each.token_id, finish, each.logprob))
             if finish is not None:
                 self._publish(name, run)
                 self._let_go(name, None)
                 break
         return []
+
+    def _broken(self, name: str) -> list[Effect]:
+        self._let_go(name, None)
+        why = "the model's logits for this request are not finite numbers"
+        return [To(ROUTER, msg.Broke(name, "numerical_error", why))]
 
     def _publish(self, name: str, run: Run) -> None:
         """Blocks that are full are there for others from now on: the prompt's as soon as it has
@@ -268,9 +293,3 @@ class DecodeWorker:
             run.published = True
             chain = extended(self.chains[name], run.known[: run.computed], self.hello.block_size)
             self.table.publish(name, chain[1:])
-
-    def _append(self, run: Run, token_id: int) -> str | None:
-        run.known.append(token_id)
-        if token_id in run.eos_token_ids:
-            return "stop"
-        return "length" if len(run.known) >= run.until else None

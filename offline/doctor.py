@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import PackageNotFoundError, version
 
 import yaml
@@ -15,6 +14,7 @@ import yaml
 from baton.errors import ModelError
 from baton.model_files import PATHS_FILE, ROOT, SHAPES, resolve_model
 from baton.table import amount
+from baton.version import own_version
 from offline.describe import this_machine
 
 PACKAGES = (
@@ -32,15 +32,6 @@ ASK_TORCH = (
     "[print(d, describe_device(pick_device(d))) for d in ['cpu', *(f'cuda:{i}' for i in range(n))]];"
     "print('auto is', pick_device('auto'))"
 )
-
-
-def own_version() -> str:
-    """The version of this clone."""
-    try:
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        return str(project["version"])
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        return "unknown"
 
 
 def examine() -> str:

@@ -12,10 +12,11 @@ from baton.errors import InputError
 from baton.follow import Follower, Line, Supervisor
 from baton.timing import Stages
 from baton.wire.keys import load_keys
-from baton.wire.messages import ClusterInfo
+from baton.wire.messages import ClusterInfo, Observed
 from offline.interrupts import held_back
 from offline.settings import Place
 
+Observe = Callable[[Observed], None]
 IN_THE_ROUTER = 4
 """Requests with our own router for each that may run at once: so none of its places is ever idle."""
 
@@ -43,28 +44,35 @@ class Link:
 
     follower: Follower
     ours: bool
+    client: Client
 
 
 @contextmanager
-def link_to(place: Place, *, batch_size: int, startup: Stages) -> Iterator[Link]:
+def link_to(
+    place: Place,
+    *,
+    batch_size: int,
+    startup: Stages,
+    observe: Observe | None = None,
+) -> Iterator[Link]:
     """The running cluster if one is named, else one of our own, stopped whatever happens."""
     if place.router is None:
-        with _own_cluster(place, batch_size, startup) as link:
+        with _own_cluster(place, batch_size, startup, observe) as link:
             yield link
         return
     keys = load_keys(place.keys) if place.keys else None
-    client = Client(place.router, keys=keys)
+    client = Client(place.router, keys=keys, observe=observe)
     try:
-        yield Link(_follower(client, Elsewhere(lambda: client.losses), batch_size), ours=False)
+        yield Link(_follower(client, Elsewhere(lambda: client.losses), batch_size), False, client)
     finally:
         client.close()
 
 
-@contextmanager
-def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Link]:
+def cluster_options(place: Place, *, batch_size: int) -> ClusterOptions:
+    """For a cluster of our own."""
     if place.topology is None:
         raise InputError("a cluster of our own needs a topology")
-    options = ClusterOptions(
+    return ClusterOptions(
         model=place.model,
         topology=place.topology,
         batch_size=batch_size,
@@ -77,13 +85,19 @@ def _own_cluster(place: Place, batch_size: int, startup: Stages) -> Iterator[Lin
         num_speculative_tokens=place.num_speculative_tokens,
         prefix_caching=place.prefix_caching,
     )
-    cluster = Cluster(options)
+
+
+@contextmanager
+def _own_cluster(
+    place: Place, batch_size: int, startup: Stages, observe: Observe | None
+) -> Iterator[Link]:
+    cluster = Cluster(cluster_options(place, batch_size=batch_size))
     client: Client | None = None
     try:
         cluster.start()
         startup.lap("processes started")
-        client = Client(cluster.address)
-        yield Link(_follower(client, cluster, batch_size * IN_THE_ROUTER), ours=True)
+        client = Client(cluster.address, observe=observe)
+        yield Link(_follower(client, cluster, batch_size * IN_THE_ROUTER), True, client)
     finally:
         with held_back():
             if client is not None:

@@ -85,6 +85,13 @@ def job_options() -> Decorator:
             help="txt is for reading, jsonl for programs.",
         ),
         option(here, "--timings", is_flag=True, help="Add each request's timings to the jsonl."),
+        option(
+            here,
+            "--trace-file",
+            metavar="FILE",
+            show_default="none",
+            help="Every request's stages, for ui.perfetto.dev.",
+        ),
         option(here, "--quiet", is_flag=True, help="Say nothing but errors."),
     )
 

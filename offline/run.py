@@ -4,7 +4,7 @@ Everything that can be known to be wrong is said before a process is started.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,14 +18,29 @@ from offline.fitness import check_length, check_prompts_fit, context_of
 from offline.interrupts import Interrupted
 from offline.job import Outcome, failed, run_job
 from offline.journal import Journal, fingerprint
-from offline.link import Link, link_to
+from offline.link import Link, Observe, link_to
 from offline.outputs import checked_target, rendered, write_whole
 from offline.progress import Progress
 from offline.report import report, startup_line
 from offline.settings import Drawing, JobSettings, choose_sampling
+from offline.tracing import Tracing
 from sampler.params import SamplingParams
 
 AGAIN = "run the same command again to do the rest"
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What looks on while the job is done."""
+
+    progress: Progress
+    startup: Stages
+    tracing: Tracing | None
+
+    @property
+    def observe(self) -> Observe | None:
+        """For the link: who is told of every request."""
+        return self.tracing.observe if self.tracing is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +57,21 @@ class Served:
 def run_offline(settings: JobSettings, startup: Stages) -> None:
     """Raises a BatonError, or Interrupted, with the one line to print."""
     target = checked_target(settings.output)
+    tracing = Tracing(settings.trace) if settings.trace is not None else None
     with Progress(quiet=settings.quiet) as progress:
+        around = Around(progress, startup, tracing)
         if settings.place.router is not None:
-            with link_to(settings.place, batch_size=settings.batch_size, startup=startup) as link:
+            with _link(settings, around) as link:
                 served = _asked(_ready(link, progress, startup, started=None))
-                _resume_and_work(settings, served, target, progress, startup, link)
+                _resume_and_work(settings, served, target, around, link)
             return
         served = _looked_up(settings)
-        _resume_and_work(settings, served, target, progress, startup, None)
+        _resume_and_work(settings, served, target, around, None)
+
+
+def _link(settings: JobSettings, around: Around) -> AbstractContextManager[Link]:
+    size = settings.batch_size
+    return link_to(settings.place, batch_size=size, startup=around.startup, observe=around.observe)
 
 
 def _looked_up(settings: JobSettings) -> Served:
@@ -73,8 +95,7 @@ def _resume_and_work(
     settings: JobSettings,
     served: Served,
     target: Path,
-    progress: Progress,
-    startup: Stages,
+    around: Around,
     link: Link | None,
 ) -> None:
     check_length(settings.generation_length, context=served.context, model=served.name)
@@ -82,11 +103,11 @@ def _resume_and_work(
     with _journal(settings, served, drawing, target) as journal:
         for note in (*drawing.notes, journal.note):
             if note:
-                progress.say(note)
-        startup.lap("checks")
+                around.progress.say(note)
+        around.startup.lap("checks")
         outcome = Outcome()
         if len(journal.answers) < len(settings.prompts):
-            outcome = _linked(settings, served, drawing, journal, progress, startup, link)
+            outcome = _linked(settings, served, drawing, journal, around, link)
         if outcome.failures:
             raise failed(outcome.failures, total=len(settings.prompts), saved=journal.saved)
         parts = rendered(
@@ -94,7 +115,7 @@ def _resume_and_work(
         )
         write_whole(target, parts, saved=journal.saved)
         journal.remove()
-    progress.say(f"{len(settings.prompts):,} answers are in {settings.output}")
+    around.progress.say(f"{len(settings.prompts):,} answers are in {settings.output}")
 
 
 def _linked(
@@ -102,24 +123,38 @@ def _linked(
     served: Served,
     drawing: Drawing,
     journal: Journal,
-    progress: Progress,
-    startup: Stages,
+    around: Around,
     link: Link | None,
 ) -> Outcome:
     if link is not None:
-        return _work(settings, drawing, journal, progress, startup, link)
-    progress.say(f"machine   {this_machine()}; starting {served.name}")
-    with link_to(settings.place, batch_size=settings.batch_size, startup=startup) as own:
-        _ready(own, progress, startup, started=settings.place.topology)
-        return _work(settings, drawing, journal, progress, startup, own)
+        return _traced(settings, served, drawing, journal, around, link)
+    around.progress.say(f"machine   {this_machine()}; starting {served.name}")
+    with _link(settings, around) as own:
+        _ready(own, around.progress, around.startup, started=settings.place.topology)
+        return _traced(settings, served, drawing, journal, around, own)
+
+
+def _traced(
+    settings: JobSettings,
+    served: Served,
+    drawing: Drawing,
+    journal: Journal,
+    around: Around,
+    link: Link,
+) -> Outcome:
+    outcome = _work(settings, drawing, journal, around, link)
+    if around.tracing is not None:
+        around.tracing.write(link.client, served.name)
+        where = f"{settings.trace}: open it at ui.perfetto.dev"
+        around.progress.say(f"every request's stages are in {where}")
+    return outcome
 
 
 def _work(
     settings: JobSettings,
     drawing: Drawing,
     journal: Journal,
-    progress: Progress,
-    startup: Stages,
+    around: Around,
     link: Link,
 ) -> Outcome:
     ask = Ask(
@@ -128,6 +163,7 @@ def _work(
         stop=settings.stop,
         ignore_eos=settings.ignore_eos,
     )
+    progress, startup = around.progress, around.startup
     load_s = startup.total_s("router answered") + startup.total_s("workers ready")
     try:
         outcome = run_job(

@@ -72,6 +72,7 @@ class JobSettings:
     format: str
     timings: bool
     quiet: bool
+    trace: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ def read_submit(submit: Submit, client: str, served: Served, tokenizer: Tokenize
         prompt_ids = tuple(tokenizer.encode(_encodable(submit.prompt)))
     else:
         prompt_ids = submit.token_ids or ()
+    eos = () if submit.ignore_eos else served.eos_token_ids
     request = Request(
         id=submit.request,
         client=client,
@@ -42,8 +43,14 @@ def read_submit(submit: Submit, client: str, served: Served, tokenizer: Tokenize
         max_new_tokens=submit.max_new_tokens,
         sampling=checked_sampling(submit.sampling, served.sampling),
         stop=submit.stop,
-        eos_token_ids=() if submit.ignore_eos else served.eos_token_ids,
+        stop_ids=tuple(dict.fromkeys((*eos, *submit.stop_token_ids))),
         cache_salt=submit.cache_salt,
+        include_stop=submit.include_stop,
+        keep_special=submit.keep_special,
+        min_tokens=submit.min_tokens,
+        logprobs=submit.logprobs,
+        prompt_logprobs=submit.prompt_logprobs,
+        grammar=submit.grammar,
     )
     check_request(request, served.limits)
     return request

@@ -6,6 +6,7 @@ times are read off, never measured a second time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
@@ -33,6 +34,8 @@ class Entry:
     receipt: Receipt | None = None
     losses: int = 0  # workers that died with this request on them
     refills: int = 0  # fills that failed or arrived damaged
+    scored: bool = False  # its client has the prompt's logprobs
+    transport: str = ""  # which way its KV came last
     preemptions: int = 0
     reserved: int = 0  # tokens that blocks were asked for when it was last placed
     spent: dict[State, float] = field(default_factory=dict)
@@ -60,6 +63,11 @@ class Entry:
         return self.request.max_new_tokens - len(self.emitted)
 
     @property
+    def to_be_scored(self) -> bool:
+        """Its client waits for the logprobs of its prompt."""
+        return self.request.prompt_logprobs >= 0 and not self.scored
+
+    @property
     def unfilled(self) -> int:
         """Tokens whose KV is to be computed before the last known one can be run."""
         return len(self.request.prompt_ids) + len(self.emitted) - 1 - self.cached_tokens
@@ -75,10 +83,19 @@ class Entry:
         return len(self.request.prompt_ids) + self.request.max_new_tokens
 
 
+class Listener(Protocol):
+    """Who is told of every event."""
+
+    def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
+        """The entry is in its new state, and has not forgotten the workers of the old one. None: it
+        has come."""
+
+
 class Ledger:
     """Live requests by id, by state, and by the run that workers report on."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
         self._entries: dict[str, Entry] = {}
         self._by_state: dict[State, dict[str, Entry]] = {state: {} for state in LIVE}
         self._runs: dict[str, Entry] = {}
@@ -91,20 +108,31 @@ class Ledger:
         self._serial += 1
         entry = Entry(request, text, submitted=now, serial=self._serial, since=now)
         self._entries[request.id] = self._by_state[State.QUEUED][request.id] = entry
+        if self._listener is not None:
+            self._listener.happened(entry, None, now, "")
         return entry
 
-    def apply(self, entry: Entry, event: Event, now: float) -> None:
-        """Move the entry on. A new run begins at RESERVE; a finished entry leaves the ledger."""
+    def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
+        """Move the entry on. A new run begins at RESERVE; a finished entry leaves the ledger. `note`
+        is for those who watch: why."""
         state = advance(entry.state, event)
         if state is not entry.state:
             self._move(entry, state, now)
         if event is Event.RESERVE:
             entry.run_number += 1
             self._runs[entry.run] = entry
+        if self._listener is not None:
+            self._listener.happened(entry, event, now, note)
         if state in (State.QUEUED, State.FINISHED):
             self._runs.pop(entry.run, None)
             entry.decode = entry.prefill = entry.grant = entry.receipt = None
             entry.cached_tokens = 0
+
+    def token(self, entry: Entry, token_id: int, now: float) -> None:
+        """One more token of this entry."""
+        entry.emitted.append(token_id)
+        entry.first_token = now if entry.first_token is None else entry.first_token
+        self.apply(entry, Event.TOKEN, now)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
         name = entry.request.id

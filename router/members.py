@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from baton.wire.messages import PROTOCOL, Attached, Hello, WorkerInfo
+from baton.wire.messages import PROTOCOL, Attached, Hello, Pool, WorkerInfo
 from baton.wire.node import Effect, To, Watch
-from baton.wire.worker_messages import Attach, Detach, WriterClear, WriterJoined
+from baton.wire.orders import Attach, Detach, WriterClear, WriterJoined
 from router.health import Health, Pulse
 
 PREFILL, DECODE = "prefill", "decode"
@@ -20,6 +20,7 @@ class Member:
     pulse: Pulse
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
     failed: dict[str, str] = field(default_factory=dict)  # prefill: decode workers out of reach
+    pool: Pool | None = None  # decode: as it was last told
     full_until: float = 0.0  # decode: it said Deferred, ask again after this
 
     @property

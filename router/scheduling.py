@@ -6,7 +6,7 @@ from baton.kv.grant import Grant
 from baton.kv.prefix import extended, root
 from baton.lifecycle import PLACED, Event, State
 from baton.wire.node import Effect, To
-from baton.wire.worker_messages import Cancel, Fill, FillJob, Renew, Reserve, Start
+from baton.wire.orders import Cancel, Fill, FillJob, Renew, Reserve, Start
 from router.batching import FillRule, Waiting, fill_due, plan_fill
 from router.ledger import Entry, Ledger
 from router.members import DECODE, PREFILL, Member, Members
@@ -88,7 +88,10 @@ class Scheduler:
         return member.hello.block_size
 
     def _chain(self, entry: Entry) -> tuple[bytes, ...]:
-        """Names of the blocks that are full before the last known token, which decode will run."""
+        """Names of the blocks that are full before the last known token, which decode will run. None
+        where the prompt is to be scored: nothing of it may be there already."""
+        if entry.to_be_scored:
+            return ()
         assert entry.decode is not None
         ids = entry.known_ids[:-1]
         return extended([root(entry.request.cache_salt)], ids, self._block_size(entry.decode))
@@ -155,6 +158,8 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry) -> bool:
+        if entry.to_be_scored:  # decode alone has logits
+            return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None
         if entry.cached_tokens and member is not None:  # the rest of a block is not worth the way
@@ -223,13 +228,20 @@ class Scheduler:
         assert entry.decode is not None
         request = entry.request
         order = Start(
-            entry.run,
-            entry.known_ids,
-            entry.remaining,
-            request.sampling,
-            request.eos_token_ids,
-            entry.receipt,
+            run=entry.run,
+            token_ids=entry.known_ids,
+            prompt_tokens=len(request.prompt_ids),
+            max_new_tokens=entry.remaining,
+            sampling=request.sampling,
+            stop_ids=request.stop_ids,
+            receipt=entry.receipt,
+            min_tokens=request.min_tokens,
+            logprobs=request.logprobs,
+            prompt_logprobs=request.prompt_logprobs if entry.to_be_scored else -1,
+            grammar=request.grammar,
         )
+        if entry.receipt is not None:
+            entry.transport = entry.receipt.transport
         self._ledger.apply(entry, Event.START, now)
         return [To(entry.decode, order)]
 

@@ -49,10 +49,10 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def tied(values: Tensor, top_k: Tensor) -> Tensor:
     """bool [rows]: whether the first token left out is as large as the last one kept, so that it
-    has to stay as well. `values`: one more than the largest k."""
+    has to stay as well, unless both are filtered already. `values`: one more than the largest k."""
     kth = values.gather(1, top_k[:, None] - 1)
     after = values.gather(1, top_k[:, None].clamp(max=values.shape[-1] - 1))
-    return (kth == after)[:, 0] & (top_k < values.shape[-1])
+    return ((kth == after) & (kth > float("-inf")))[:, 0] & (top_k < values.shape[-1])
 
 
 def filtered_few(

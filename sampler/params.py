@@ -7,6 +7,8 @@ from typing import Any
 # Below this temperature, logits / temperature is a one-hot in float32 anyway (vLLM's limit too).
 GREEDY_BELOW = 1e-5
 
+MOST_BIASES = 1024
+
 # name: (type, the rule in words, the rule). NaN fails every comparison, so no rule lets it in.
 # A penalty outside 1e-30 .. 1e30 would turn ordinary logits into infinities in float32.
 RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] = {
@@ -15,6 +17,8 @@ RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] =
     "top_p": (float, "in (0, 1]", lambda x: 0 < x <= 1),
     "min_p": (float, "in [0, 1]", lambda x: 0 <= x <= 1),
     "repetition_penalty": (float, "finite and > 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30),
+    "presence_penalty": (float, "in [-2, 2]", lambda x: -2 <= x <= 2),
+    "frequency_penalty": (float, "in [-2, 2]", lambda x: -2 <= x <= 2),
     "seed": (int, "in [-2**63, 2**63)", lambda x: -(2**63) <= x < 2**63),
     "choice": (int, "in [0, 2**31)", lambda x: 0 <= x < 2**31),
 }
@@ -22,13 +26,16 @@ RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """A new field is one line here and one in RULES; the wire follows by itself."""
+    """A new number is one line here and one in RULES; the wire follows by itself."""
 
     temperature: float = 1.0  # below 1e-5: greedy
     top_k: int = 0  # 0: off; -1 is accepted and stored as 0
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
     repetition_penalty: float = 1.0  # 1: off; counts prompt and generated tokens, as transformers
+    presence_penalty: float = 0.0  # off what was generated, once for each token, as OpenAI
+    frequency_penalty: float = 0.0  # off what was generated, for each time it was
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
     seed: int = 0
     choice: int = 0  # which of the request's n answers: each draws its own numbers
 
@@ -42,21 +49,30 @@ class SamplingParams:
             object.__setattr__(self, name, kind(value))  # 1 and 1.0 are the same on the wire
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
     @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
 
-    def to_wire(self) -> dict[str, int | float]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def to_wire(self) -> dict[str, int | float | str]:
+        """Plain values by name. What travels cannot nest lists, so logit_bias is the string
+        "id:bias,id:bias": exact, and readable in a log."""
+        bias = ",".join(f"{token}:{bias!r}" for token, bias in self.logit_bias)
+        wire = {field.name: getattr(self, field.name) for field in fields(self)}
+        return wire | {"logit_bias": bias}
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> "SamplingParams":
-        """The inverse of `to_wire`; a missing field has its default, an unknown one is refused."""
+        """The inverse of `to_wire`; a missing field has its default, an unknown one is refused.
+        logit_bias may be a sequence of pairs, too."""
         if not isinstance(wire, Mapping):
             raise ValueError(f"sampling parameters must be a mapping, got {_shown(wire)}")
-        if unknown := [name for name in wire if name not in RULES]:
-            raise ValueError(f"sampling parameters are {', '.join(RULES)}; got {_shown(unknown)}")
+        names = [field.name for field in fields(cls)]
+        if unknown := [name for name in wire if name not in names]:
+            raise ValueError(f"sampling parameters are {', '.join(names)}; got {_shown(unknown)}")
+        if type(text := wire.get("logit_bias")) is str:
+            return cls(**{**wire, "logit_bias": _bias_from(text)})
         return cls(**wire)
 
     @classmethod
@@ -78,6 +94,49 @@ class SamplingParams:
             penalty = given.get("repetition_penalty", 1.0)
             return cls(temperature=0.0, repetition_penalty=penalty)
         return cls(**chosen)
+
+
+def _bias_from(text: str) -> list[tuple[int, float]]:
+    """The pairs of "id:bias,id:bias": as many as are allowed, otherwise not checked yet."""
+    if not text:
+        return []
+    _check_count(text.count(",") + 1)
+    try:
+        split = [pair.split(":") for pair in text.split(",")]
+        return [(int(token), float(bias)) for token, bias in split]
+    except ValueError:
+        raise ValueError(
+            f'logit_bias must be "id:bias,id:bias" on the wire, got {_shown(text)}'
+        ) from None
+
+
+def _check_count(pairs: int) -> None:
+    if pairs > MOST_BIASES:
+        raise ValueError(f"logit_bias must be at most {MOST_BIASES:,} pairs, got {pairs:,}")
+
+
+def _checked_bias(pairs: object) -> tuple[tuple[int, float], ...]:
+    """The pairs as tuples. Ids past the vocabulary, which nobody knows here, have no effect."""
+    rule = "logit_bias must be"
+    kinds = (list, tuple)
+    if not isinstance(pairs, kinds):
+        raise ValueError(f"{rule} pairs of a token id and a bias, got {_shown(pairs)}")
+    _check_count(len(pairs))
+    checked: dict[int, float] = {}
+    for pair in pairs:
+        if not isinstance(pair, kinds) or len(pair) != 2:
+            raise ValueError(f"{rule} pairs of a token id and a bias, got {_shown(pair)}")
+        token, bias = pair
+        if type(token) is not int or not 0 <= token < 2**31:
+            raise ValueError(f"{rule} for token ids in [0, 2**31), got {_shown(token)}")
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise ValueError(
+                f"{rule} numbers in [-100, 100], got {_shown(bias)} for token id {token}"
+            )
+        if token in checked:
+            raise ValueError(f"{rule} one number for a token id, got two for {token}")
+        checked[token] = float(bias)
+    return tuple(checked.items())
 
 
 _NOUNS = {int: "an integer", float: "a number"}

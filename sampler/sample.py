@@ -1,11 +1,13 @@
 """Logits to token ids: pure batched functions, each row with its own parameters.
 
-    logits -> repetition penalty -> temperature -> top_k -> top_p -> min_p -> draw
+    logits -> allowed mask and forbidden ids -> logit_bias -> repetition penalty
+           -> frequency and presence penalty -> temperature -> top_k -> top_p -> min_p -> draw
 
-The order is transformers' own and each step gives what its processor gives on the same logits
-(CPU: the same bits), filtered tokens being -inf. No step mutates its input or looks across rows:
-a row's token depends on its logits, its parameters and (seed, choice, position), never on its
-neighbours, on the batch size, or on what was drawn before.
+The order is vLLM's up to the temperature (shape.py) and transformers' after it. Each step that
+transformers has gives what its processor gives on the same logits (CPU: the same bits), filtered
+tokens being -inf. No step mutates its input or looks across rows: a row's token depends on its
+logits, its parameters, what it may draw now and (seed, choice, position), never on its neighbours,
+on the batch size, or on what was drawn before.
 
 Shapes: logits float [rows, vocab]; every per-row parameter [rows]. All arithmetic is float32 (or
 wider), whatever type the logits have.
@@ -22,15 +24,14 @@ from torch.nn.functional import pad
 from sampler.counters import uniforms
 from sampler.narrow import BLOCK, filtered_few, largest, likeliest, tied
 from sampler.params import SamplingParams
+from sampler.shape import NO, Shape, build_shape, shaped
 
-NO = float("-inf")
 FEW = 512  # a row with at most this many tokens left is narrowed before it is sorted
 PER_ROW = (
     "greedy",
     "temperature",
     "top_p",
     "min_p",
-    "penalty",
     "top_k",
     "seed",
     "choice",
@@ -46,15 +47,14 @@ class SamplingBatch:
     """
 
     greedy: Tensor  # bool [rows]
-    temperature: Tensor  # float64 [rows], like the next three
+    temperature: Tensor  # float64 [rows], like the next two
     top_p: Tensor
     min_p: Tensor
-    penalty: Tensor
     top_k: Tensor  # int64 [rows], like the next three; 0: off
     seed: Tensor
     choice: Tensor
     position: Tensor
-    seen: Tensor | None  # int64 [2, n]: (row, token id) pairs of the rows with a penalty
+    shape: Shape | None  # None: every row takes its logits as they are
     all_greedy: bool
     largest_top_k: int  # 0: nobody filters by top_k
     any_top_p: bool
@@ -67,20 +67,22 @@ class SamplingBatch:
         positions: Sequence[int],
         seen: Sequence[Collection[int]],
         device: torch.device | str,
+        *,
+        generated: Sequence[Sequence[int]] | None = None,
+        forbidden: Sequence[Collection[int]] | None = None,
+        masks: Sequence[bytes | None] | None = None,
     ) -> "SamplingBatch":
         """One entry per row. `positions[i]`: how many tokens (prompt and generated) stand before
         the one to draw, so a resumed run draws the same numbers. `seen[i]`: those tokens, repeats
-        or not; read only where the repetition penalty is not 1, elsewhere it may be empty."""
-        if not len(params) == len(positions) == len(seen):
-            raise ValueError(
-                "params, positions and seen must have one entry per row, got "
-                f"{len(params)}, {len(positions)} and {len(seen)}"
-            )
+        or not; read only where the repetition penalty is not 1, elsewhere it may be empty.
+
+        `generated[i]`: the tokens generated so far, with repeats; read only where the frequency or
+        presence penalty is not 0. `forbidden[i]`: ids that must not be drawn now. `masks[i]`: the
+        ids that may, or None for all of them: bit i of the little-endian 32-bit words allows id i,
+        as llguidance's `LLMatcher.compute_bitmask()` has it; ids past its end are not allowed."""
+        _check_rows(params, positions, seen, generated, forbidden, masks)
         neutral = SamplingParams()
         drawn = [neutral if p.greedy else p for p in params]
-        penalised = [row for row, p in enumerate(params) if p.repetition_penalty != 1]
-        pairs = [[row for row in penalised for _ in seen[row]]]
-        pairs.append([token for row in penalised for token in seen[row]])
         real = partial(torch.tensor, dtype=torch.float64, device=device)
         whole = partial(torch.tensor, dtype=torch.int64, device=device)
         return cls(
@@ -88,12 +90,11 @@ class SamplingBatch:
             temperature=real([d.temperature for d in drawn]),
             top_p=real([d.top_p for d in drawn]),
             min_p=real([d.min_p for d in drawn]),
-            penalty=real([p.repetition_penalty for p in params]),
             top_k=whole([d.top_k for d in drawn]),
             seed=whole([d.seed for d in drawn]),
             choice=whole([d.choice for d in drawn]),
             position=whole(positions),
-            seen=whole(pairs) if penalised else None,
+            shape=build_shape(params, seen, generated, forbidden, masks, device),
             all_greedy=all(p.greedy for p in params),
             largest_top_k=max((d.top_k for d in drawn), default=0),
             any_top_p=any(d.top_p < 1 for d in drawn),
@@ -101,21 +102,55 @@ class SamplingBatch:
         )
 
     def of(self, rows: Tensor) -> "SamplingBatch":
-        """The same for some of the rows, drawn ones. `seen` is no more needed then."""
+        """The same for some of the rows, whose logits are shaped already."""
         return replace(
             self,
-            seen=None,
+            shape=None,
             **{name: getattr(self, name)[rows] for name in PER_ROW},
         )
 
 
+def _check_rows(
+    params: Sequence[SamplingParams],
+    positions: Sequence[int],
+    seen: Sequence[Collection[int]],
+    *optional: Sequence[object] | None,
+) -> None:
+    if not len(params) == len(positions) == len(seen):
+        raise ValueError(
+            "params, positions and seen must have one entry per row, got "
+            f"{len(params)}, {len(positions)} and {len(seen)}"
+        )
+    for name, given in zip(("generated", "forbidden", "masks"), optional, strict=True):
+        if given is not None and len(given) != len(params):
+            raise ValueError(
+                f"{name} must have one entry per row or be None, got {len(given)} entries for "
+                f"{len(params)} rows"
+            )
+
+
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """The next token of each row: int64 [rows]. Greedy rows take the largest penalised logit (the
+    """The next token of each row: int64 [rows]. Greedy rows take the largest shaped logit (the
     lowest id among equals); a batch of such rows costs one argmax."""
-    scores = penalised(logits.float(), batch)
-    _, best = likeliest(scores)
+    return _sample(shaped(logits, batch.shape), batch)[0]
+
+
+def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+    """The next token of each row, and whether the row could be sampled at all: False where its
+    logits are not sound (see finite_rows) or nothing that they allow is left to be drawn. Where
+    no logit was touched, the look at the largest tells both."""
+    scores = shaped(logits, batch.shape)
+    tokens, highest = _sample(scores, batch)
+    if batch.shape is None:
+        return tokens, highest.isfinite()
+    return tokens, finite_rows(logits) & (highest > NO)
+
+
+def _sample(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+    """Each row's token and its largest score."""
+    highest, best = likeliest(scores)
     if batch.all_greedy:
-        return best
+        return best, highest
     tokens, narrow = best.clone(), ~batch.greedy & (batch.top_k > 0) & (batch.top_k <= FEW)
     few = narrow.nonzero()[:, 0]
     if len(few):
@@ -128,7 +163,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens[wide] = draw(
             filtered(_some(scores, wide), some), some.seed, some.choice, some.position
         )
-    return tokens
+    return tokens, highest
 
 
 def _some(scores: Tensor, rows: Tensor) -> Tensor:
@@ -155,24 +190,8 @@ def _draw_few(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
     return ids.gather(1, winner[:, None])[:, 0], ~tied(values, top_k)
 
 
-def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """The next token of each row, and whether the row could be sampled at all (see finite_rows).
-    Where all rows are greedy and none has a penalty one look at the logits tells both."""
-    if batch.all_greedy and batch.seen is None:
-        highest, best = likeliest(logits.float())
-        return best, highest.isfinite()
-    return sample(logits, batch), finite_rows(logits)
-
-
-def penalised(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """What greedy rows choose from too."""
-    if batch.seen is None:
-        return logits
-    return apply_repetition_penalty(logits, batch.seen, batch.penalty)
-
-
 def filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """What the other rows draw from: scores float32 [rows, vocab], -inf where filtered."""
+    """What rows that are not greedy draw from: scores float32 [rows, vocab], -inf where filtered."""
     scores = apply_temperature(logits, batch.temperature)
     if batch.largest_top_k:
         scores = keep_top_k(scores, batch.top_k, largest=batch.largest_top_k)
@@ -181,15 +200,6 @@ def filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
     if batch.any_min_p:
         scores = keep_min_p(scores, batch.min_p)
     return scores
-
-
-def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Makes each (row, token id) pair of `seen` [2, n] less likely, once however often it is named:
-    a negative logit is multiplied by the row's penalty, another divided. Ids past the vocabulary
-    (an embedding may be wider than the head) are passed over, as transformers does."""
-    rows, tokens = seen[:, seen[1] < logits.shape[-1]]
-    old, factor = logits[rows, tokens], penalty.float()[rows]
-    return logits.index_put((rows, tokens), torch.where(old < 0, old * factor, old / factor))
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:

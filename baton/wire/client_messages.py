@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from baton.kv.region import Plain
+from baton.request import Logprob
+from baton.timeline import Moment
 
 # ---- client -> router -------------------------------------------------------------------------
 
@@ -10,6 +12,11 @@ from baton.kv.region import Plain
 @dataclass(frozen=True, slots=True)
 class Inquire:
     """What are you serving? Answered with ClusterInfo at once and again whenever it changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Tell me what happens to every request from now on: answered with Observed, again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,13 @@ class Submit:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     cache_salt: str = ""  # requests share cached KV with those of the same salt only
+    include_stop: bool = False  # the stop string or token that ends it belongs to the text
+    stop_token_ids: tuple[int, ...] = ()
+    keep_special: bool = False  # special tokens have text too
+    min_tokens: int = 0  # before these no stop string, stop token or EOS ends it
+    logprobs: int = -1  # of each token, and so many of the likeliest; -1: none
+    prompt_logprobs: int = -1  # the same of the prompt's tokens: answered with PromptScored
+    grammar: str = ""  # baton/grammar.py; empty: anything goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +93,28 @@ class Accepted:
 @dataclass(frozen=True, slots=True)
 class Emitted:
     """New tokens, and the text they complete: never half a character, never part of a stop
-    string."""
+    string. `logprobs`: one for each token, if they were asked for."""
 
     request: str
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Emissions:
+    """What one decode step has emitted for a client's requests, in one message."""
+
+    emitted: tuple[Emitted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """How likely the prompt's tokens were, the first apart, which nothing stands before. Comes once,
+    before the first Emitted."""
+
+    request: str
+    logprobs: tuple[Logprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +152,54 @@ class Failed:
     request: str
     code: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a request, whoever had sent it. `reason` is length, stop, abort, or the code of
+    its failure."""
+
+    request: str
+    reason: str
+    prompt_tokens: int
+    tokens: int  # generated
+    transport: str  # which way its KV came, empty if decode filled its own
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """The KV pool of one decode worker, in blocks. `free` counts the cached ones too."""
+
+    worker: str
+    blocks: int
+    free: int
+    cached: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The router's counts: of now, or since its start."""
+
+    waiting: int  # requests that do not decode yet
+    running: int  # requests on a worker
+    generated_tokens: int
+    preemptions: int
+    refills: int  # fills that failed, or arrived damaged
+    lost_prefill: int  # workers
+    lost_decode: int
+    late_reports: int
+    itl: tuple[int, ...]  # gaps between tokens, counted in baton.metrics.ITL_BUCKETS_S
+    itl_s: float  # their sum
+    pools: tuple[PoolInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What has happened since the last one. `now` is the router's clock, like every `at`."""
+
+    now: float
+    moments: tuple[Moment, ...]
+    ended: tuple[Ended, ...]
+    counts: Counts | None  # once a second

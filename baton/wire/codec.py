@@ -5,7 +5,7 @@ field has the type its dataclass declares, or a ProtocolError; there is no third
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -18,6 +18,8 @@ from baton.wire.messages import LOCAL, Message
 MAX_MESSAGE_BYTES = 64 << 20
 """Larger messages are refused on both sides: the KV cache does not travel this way."""
 
+_SCALARS = frozenset((str, int, float, bytes, bool, type(None)))
+_NAMES: dict[type, tuple[str, ...]] = {}
 _BY_NAME: dict[str, type] = {kind.__name__: kind for kind in get_args(Message) if kind not in LOCAL}
 
 
@@ -46,7 +48,7 @@ def decode(data: bytes) -> Message:
             raise ProtocolError(f"a message is a list, got {type(parts).__name__}")
         name, *values = parts
         kind = _BY_NAME[name]
-        message: Message = _build(kind, tuple(values))
+        message: Message = _builder(kind)(tuple(values))
         return message
     except ProtocolError:
         raise
@@ -54,69 +56,104 @@ def decode(data: bytes) -> Message:
         raise ProtocolError(f"not a message: {type(error).__name__}: {error}"[:200]) from error
 
 
+def _names(kind: Any) -> tuple[str, ...]:
+    names = _NAMES.get(kind)
+    if names is None:
+        names = _NAMES[kind] = tuple(field.name for field in fields(kind))
+    return names
+
+
 def _plain_fields(value: Any) -> list[Any]:
-    return [_plain(getattr(value, field.name)) for field in fields(value)]
+    return [_plain(getattr(value, name)) for name in _names(type(value))]
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is tuple:
+        if value and type(value[0]) is int:  # token ids
+            return value
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return dict(value)
     if is_dataclass(value):
         return _plain_fields(value)
-    return value
+    return value  # nothing msgpack knows: it will say so
+
+
+Check = Callable[[Any, str], Any]
+"""Takes a value and where it stands; gives it as its type, or raises ProtocolError."""
 
 
 @cache
-def _hints(kind: type) -> tuple[tuple[str, Any], ...]:
+def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
+    """Makes such a message from its fields' values. Put together once for each class: messages come
+    by the thousand a second."""
     hints = get_type_hints(kind)
-    return tuple((field.name, hints[field.name]) for field in fields(kind))
+    names = [field.name for field in fields(kind)]
+    checks = [(_check(hints[name]), f"{kind.__name__}.{name}") for name in names]
+
+    def build(values: tuple[Any, ...]) -> Any:
+        if len(values) != len(checks):
+            raise ProtocolError(f"{kind.__name__} has {len(checks)} fields, got {len(values)}")
+        return kind(
+            *[check(value, where) for value, (check, where) in zip(values, checks, strict=True)]
+        )
+
+    return build
 
 
-def _build(kind: type, values: tuple[Any, ...]) -> Any:
-    expected = _hints(kind)
-    if len(values) != len(expected):
-        raise ProtocolError(f"{kind.__name__} has {len(expected)} fields, got {len(values)}")
-    checked = [
-        _checked(value, hint, f"{kind.__name__}.{name}")
-        for value, (name, hint) in zip(values, expected, strict=True)
-    ]
-    return kind(*checked)
-
-
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`, converted only where msgpack lost the type (dataclasses)."""
+@cache
+def _check(hint: Any) -> Check:
+    """For values of the type `hint`; they are converted only where msgpack lost the type."""
     if isinstance(hint, type):
-        if is_dataclass(hint) and isinstance(value, tuple):
-            return _build(hint, value)
-        if hint is float and type(value) is int:
-            return float(value)
-        if type(value) is hint:
-            return value
-        raise ProtocolError(f"{where} must be {hint.__name__}, got {type(value).__name__}")
+        return _check_nested(hint) if is_dataclass(hint) else _check_scalar(hint)
     origin = get_origin(hint)
     if origin is tuple:
-        return _checked_tuple(value, hint, where)
+        return _check_tuple(get_args(hint)[0])
     if origin is Mapping:
-        return _checked_mapping(value, where)
+        return _checked_mapping
     if origin in (types.UnionType, Union):
-        if value is None and type(None) in get_args(hint):
-            return None
         (kind,) = (arm for arm in get_args(hint) if arm is not type(None))
-        return _checked(value, kind, where)
-    raise TypeError(f"{where}: the codec does not know {hint}")
+        inner = _check(kind)
+        return lambda value, where: None if value is None else inner(value, where)
+    raise TypeError(f"the codec does not know {hint}")
 
 
-def _checked_tuple(value: Any, hint: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, tuple):
-        raise ProtocolError(f"{where} must be a list, got {type(value).__name__}")
-    item = get_args(hint)[0]
-    if item is int:  # token ids: the one long list, checked without a call for each
-        if any(type(each) is not int for each in value):
-            raise ProtocolError(f"{where} must hold integers only")
-        return value
-    return tuple(_checked(each, item, where) for each in value)
+def _check_scalar(kind: type) -> Check:
+    def check(value: Any, where: str) -> Any:
+        if type(value) is kind:
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
+        raise ProtocolError(f"{where} must be {kind.__name__}, got {type(value).__name__}")
+
+    return check
+
+
+def _check_nested(kind: type) -> Check:
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, tuple):
+            raise ProtocolError(f"{where} must be {kind.__name__}, got {type(value).__name__}")
+        return _builder(kind)(value)
+
+    return check
+
+
+def _check_tuple(item: Any) -> Check:
+    inner = _check(item)
+
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, tuple):
+            raise ProtocolError(f"{where} must be a list, got {type(value).__name__}")
+        if item is int:  # token ids: the one long list, checked without a call for each
+            if any(type(each) is not int for each in value):
+                raise ProtocolError(f"{where} must hold integers only")
+            return value
+        return tuple([inner(each, where) for each in value])
+
+    return check
 
 
 def _checked_mapping(value: Any, where: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Membership:
         self.hello = hello
         self._start_anew = start_anew
         self._life = 0
-        self._joined = False
+        self.joined = False  # the router has welcomed this life of the worker
         self._router_epoch = ""
         self._router_heard = 0.0
         self._next_beat = 0.0
@@ -54,29 +54,29 @@ class Membership:
             case Exited(peer) | Unreachable(peer):
                 if peer != ROUTER:
                     return None
-                return self._renew(now) if self._joined else []
+                return self._renew(now) if self.joined else []
         self._router_heard = now
         match message:
             case Welcome(epoch, host, pid):
-                self._joined, self._router_epoch = True, epoch
+                self.joined, self._router_epoch = True, epoch
                 return [Watch(ROUTER, pid)] if host == self.hello.host else []
             case Refused(why):
                 return [Stop(4, f"the router refused this worker: {why}")]
             case Reset():  # more than one may come: each old report was answered with one
-                return self._renew(now) if self._joined else []
+                return self._renew(now) if self.joined else []
             case Beat(epoch):
-                return self._renew(now) if self._joined and epoch != self._router_epoch else []
-        return [] if isinstance(message, ORDERS) and not self._joined else None
+                return self._renew(now) if self.joined and epoch != self._router_epoch else []
+        return [] if isinstance(message, ORDERS) and not self.joined else None
 
     def step(self, now: float) -> list[Effect]:
         """Beat, or knock again; notice a silent router."""
         self._steps += 1
-        if self._joined and now - self._router_heard >= ROUTER_PATIENCE_S:
+        if self.joined and now - self._router_heard >= ROUTER_PATIENCE_S:
             return self._renew(now)
         if now < self._next_beat:
             return []
-        self._next_beat = now + (BEAT_S if self._joined else KNOCK_S)
-        knock = Beat(self.hello.epoch, self._steps) if self._joined else self.hello
+        self._next_beat = now + (BEAT_S if self.joined else KNOCK_S)
+        knock = Beat(self.hello.epoch, self._steps) if self.joined else self.hello
         return [To(ROUTER, knock)]
 
     def due(self, now: float) -> float:
@@ -85,7 +85,7 @@ class Membership:
 
     def _renew(self, now: float) -> list[Effect]:
         self._life += 1
-        self._joined = False
+        self.joined = False
         epoch = f"{self.hello.worker}/{self._life}"
         self.hello = replace(self.hello, epoch=epoch, regions=self._start_anew(epoch))
         self._next_beat = now + KNOCK_S

@@ -23,45 +23,56 @@ from baton.wire.client_messages import (
     Abort,
     Accepted,
     ClusterInfo,
+    Counts,
+    Emissions,
     Emitted,
+    Ended,
     Failed,
     Finished,
     Inquire,
+    Observe,
+    Observed,
+    PoolInfo,
+    PromptScored,
     Submit,
     Timings,
     WorkerInfo,
 )
-from baton.wire.worker_messages import (
+from baton.wire.orders import (
     Attach,
+    Cancel,
+    Cores,
+    Detach,
+    Drop,
+    Fill,
+    FillJob,
+    Refused,
+    Renew,
+    Reserve,
+    Reset,
+    Start,
+    Welcome,
+    WriterClear,
+    WriterJoined,
+)
+from baton.wire.reports import (
     Attached,
     AttachFailed,
     Beat,
     Broke,
-    Cancel,
-    Cores,
     Decoded,
     Deferred,
-    Detach,
-    Drop,
     Expired,
-    Fill,
     Filled,
     FillFailed,
-    FillJob,
     FillRefused,
     Hello,
+    Pool,
     Preempted,
-    Refused,
     Released,
-    Renew,
-    Reserve,
     Reserved,
-    Reset,
-    Start,
+    Scored,
     Token,
-    Welcome,
-    WriterClear,
-    WriterJoined,
 )
 
 PROTOCOL = 3
@@ -101,6 +112,7 @@ Message = (
     | Deferred
     | Detach
     | Drop
+    | Emissions
     | Emitted
     | Expired
     | Failed
@@ -111,13 +123,18 @@ Message = (
     | Finished
     | Hello
     | Inquire
+    | Observe
+    | Observed
+    | Pool
     | Preempted
+    | PromptScored
     | Refused
     | Released
     | Renew
     | Reserve
     | Reserved
     | Reset
+    | Scored
     | Start
     | Submit
     | Welcome
@@ -140,11 +157,14 @@ __all__ = [
     "Cancel",
     "ClusterInfo",
     "Cores",
+    "Counts",
     "Decoded",
     "Deferred",
     "Detach",
     "Drop",
+    "Emissions",
     "Emitted",
+    "Ended",
     "Exited",
     "Expired",
     "Failed",
@@ -157,13 +177,19 @@ __all__ = [
     "Hello",
     "Inquire",
     "Message",
+    "Observe",
+    "Observed",
+    "Pool",
+    "PoolInfo",
     "Preempted",
+    "PromptScored",
     "Refused",
     "Released",
     "Renew",
     "Reserve",
     "Reserved",
     "Reset",
+    "Scored",
     "Start",
     "Submit",
     "Timings",

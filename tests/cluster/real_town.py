@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import zmq
 
+from baton.grammar import Grammars
 from baton.kv.region import Receipt, Region
 from baton.request import Limits
 from baton.transfer.slabs import allocate_slabs
@@ -121,7 +122,11 @@ class RealTown(Town):
             patience_s=self._patience, load_s=0.0,
         )  # fmt: skip
         if role == "decode":
-            self.nodes[name] = DecodeWorker(hello, self.decodings[name], self._budget)
+            files = self.model.files
+            grammars = Grammars(files.tokenizer_file, files.vocab_size, self.eos)
+            self.nodes[name] = DecodeWorker(
+                hello, self.decodings[name], self._budget, grammars=grammars
+            )
             return name
         self.fillings[name] = Filling(
             engine, writer=name, transport=self.transport, scratch_tokens=1024, keys=None

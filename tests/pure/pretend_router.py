@@ -129,10 +129,10 @@ def link_through(line: PretendLine, supervisor: PretendSupervisor | None = None)
     """Passes for offline.link.link_to."""
 
     @contextmanager
-    def link_to(place: object, *, batch_size: int, startup: object) -> Any:
+    def link_to(place: object, *, batch_size: int, startup: object, observe: object = None) -> Any:
         follower = Follower(
             line, supervisor or PretendSupervisor(), job="j", limit=batch_size, clock=line.clock
         )
-        yield Link(follower, ours=True)
+        yield Link(follower, True, line)
 
     return link_to

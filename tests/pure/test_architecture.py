@@ -22,10 +22,12 @@ ROWS = (
     ("baton.api", "baton.launch"),
     ("baton.client", "baton.cluster", "baton.follow", "baton.engine", "baton.transfer"),
     ("baton.wire",),
-    ("baton.request",),
+    ("baton.trace",),
+    ("baton.request", "baton.timeline", "baton.verdict"),
     (
         "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
-        "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.metrics", "baton.table",
+        "baton.lifecycle", "baton.log", "baton.version", "baton.timing",
+        "baton.config", "baton.metrics", "baton.table",
         "prompts",
     ),
     ("baton.errors", "baton.clock", "sampler"),
@@ -33,10 +35,10 @@ ROWS = (
 
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow", "sampler.counters",
-    "sampler.logprobs",
+    "sampler.logprobs", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft",
-    "decode_worker.process", "models", "lab", "evaluation", "benchmarks",
+    "decode_worker.process", "server.render", "models", "lab", "evaluation", "benchmarks",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # a command that imports its heavy half once its options are right
@@ -54,7 +56,7 @@ BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/text.py", "models/c
          "server/web.py"}  # fmt: skip
 """STYLE's three, and two where a library raises bare Exception; each turns it into ours or an answer."""
 SPEAKERS = ("main.py", "offline/", "lab/", "evaluation/", "benchmarks/", "server/__main__.py",
-            "baton/launch.py", "baton/wire/loop.py", "models/train_demo.py",
+            "server/serve.py", "baton/launch.py", "baton/wire/loop.py", "models/train_demo.py",
             "models/demo_training.py", "models/convert.py")  # fmt: skip
 
 
@@ -317,13 +319,21 @@ def test_imports_are_not_hidden_from_the_reader() -> None:
 def test_every_order_and_report_is_in_the_message_union() -> None:
     from typing import get_args
 
-    from baton.wire import client_messages, messages, worker_messages
+    from baton.wire import client_messages, messages, orders, reports
 
     kinds = {kind.__name__ for kind in get_args(messages.Message)}
-    parts = {"WorkerInfo", "Timings", "Token", "FillJob"}  # travel inside messages
+    parts = {
+        "WorkerInfo",
+        "Timings",
+        "Token",
+        "FillJob",
+        "Ended",
+        "Counts",
+        "PoolInfo",
+    }  # travel inside messages
     defined = {
         node.name
-        for module in (client_messages, worker_messages)
+        for module in (client_messages, orders, reports)
         for node in parsed(Path(str(module.__file__))).body
         if isinstance(node, ast.ClassDef)
     }

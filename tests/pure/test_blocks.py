@@ -204,7 +204,7 @@ def test_a_decode_worker_takes_back_what_has_expired_and_says_so() -> None:
     assert To(ROUTER, msg.Expired("a#0")) in worker.step(DECODE_LEASE_S)
     assert list(worker.table._held) == ["b#0"]
     assert To(ROUTER, msg.FillRefused("a#0", "its lease on KV blocks ran out")) in worker.handle(
-        ROUTER, msg.Start("a#0", (1, 2), 1, GREEDY, ()), DECODE_LEASE_S
+        ROUTER, msg.Start("a#0", (1, 2), 2, 1, GREEDY, ()), DECODE_LEASE_S
     )
 
 

@@ -17,7 +17,7 @@ class CountingTokenizer(PretendTokenizer):
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         self.asked.append(text)
         return super().encode(text)
 
@@ -36,7 +36,7 @@ def test_token_ids_are_taken_as_they_are() -> None:
 
 
 def test_eos_can_be_ignored() -> None:
-    assert read(Submit("r", None, (4,), 5, ignore_eos=True)).eos_token_ids == ()
+    assert read(Submit("r", None, (4,), 5, ignore_eos=True)).stop_ids == ()
 
 
 @pytest.mark.parametrize(("prompt", "ids"), [("1", (1,)), (None, None)])

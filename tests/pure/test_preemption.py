@@ -154,7 +154,7 @@ def test_the_oldest_get_room_and_the_youngest_give_it(
             continue
         table.start(grant.run)
         known = [1] * (held * BLOCK + more)
-        runs[grant.run] = Run(grant, known, len(known) - 1, 99, SamplingParams(), ())
+        runs[grant.run] = Run(grant, known, len(known) - 1, 1, 99, SamplingParams(), ())
     if reserved and reserved <= table.free_blocks:
         table.reserve("to come", reserved, 0.0)
     before, gone = list(runs), []

@@ -362,7 +362,7 @@ def test_nothing_is_remembered_of_fills_whose_writer_died() -> None:
     desk.to_filling()
     desk.hear("client", msg.Abort("a"))
     desk.hear("p1", msg.Exited("p1"))
-    assert not desk.router._dropping
+    assert not desk.router._requests._dropping
 
 
 def test_nothing_is_remembered_of_ways_to_pools_that_are_gone() -> None:

@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampler.params import RULES, SamplingParams
+from baton.wire.client_messages import Submit
+from baton.wire.codec import decode, encode
+from sampler.params import MOST_BIASES, RULES, SamplingParams
 
 NAN, INF = float("nan"), float("inf")
 
+biases = st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=20)
 valid_params = st.builds(
     SamplingParams,
     temperature=st.floats(0, 2),
@@ -19,6 +22,9 @@ valid_params = st.builds(
     top_p=st.floats(0, 1, exclude_min=True),
     min_p=st.floats(0, 1),
     repetition_penalty=st.floats(1e-30, 1e30),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logit_bias=biases.map(lambda chosen: tuple(chosen.items())),
     seed=st.integers(-(2**63), 2**63 - 1),
     choice=st.integers(0, 2**31 - 1),
 )
@@ -27,21 +33,48 @@ valid_params = st.builds(
 @given(valid_params)
 def test_params_survive_the_wire(params: SamplingParams) -> None:
     assert SamplingParams.from_wire(json.loads(json.dumps(params.to_wire()))) == params
+    message = decode(encode(Submit("r", "p", None, 1, params.to_wire())))
+    assert isinstance(message, Submit)
+    assert message.sampling is not None
+    assert SamplingParams.from_wire(message.sampling) == params
 
 
+def test_biases_travel_as_one_readable_string() -> None:
+    params = SamplingParams(logit_bias=((50256, -100), (13, 0.1)))
+    assert params.to_wire()["logit_bias"] == "50256:-100.0,13:0.1"
+    assert SamplingParams.from_wire({"logit_bias": [[50256, -100], [13, 0.1]]}) == params
+    assert SamplingParams.from_wire({"logit_bias": ""}).logit_bias == ()
+    most = tuple((token, 2.0**-1074) for token in range(2**31 - MOST_BIASES, 2**31))
+    params = SamplingParams(logit_bias=most)
+    assert SamplingParams.from_wire(params.to_wire()).logit_bias == most
+
+
+TOO_MANY = [(token, 0.0) for token in range(MOST_BIASES + 1)]
 REFUSED: dict[str, list[object]] = {
     "temperature": [-0.1, 2.01, NAN, INF, -INF, True, "1", None, 1j],
     "top_k": [-2, 2**31, 10**400, 1.0, True, "5", None],
     "top_p": [0, 0.0, -0.5, 1.0001, NAN, INF, False, "0.9", None, []],
     "min_p": [-0.1, 1.1, NAN, INF, True, "0", None],
     "repetition_penalty": [0, -1.0, NAN, INF, 1e-40, 10**400, True, "1", None],
+    "presence_penalty": [-2.1, 2.0001, NAN, INF, True, "0", None],
+    "frequency_penalty": [-2.1, 2.0001, NAN, INF, True, "0", None],
+    "logit_bias": [
+        None, 5, {5: 1.0}, b"5:1", TOO_MANY, [5], [(5,)], [(5, 1.0, 2.0)], ["51"],
+        [(-1, 1.0)], [(2**31, 1.0)], [(10**400, 1.0)], [(True, 1.0)], [(5.0, 1.0)], [("5", 1.0)],
+        [(5, -100.1)], [(5, 100.1)], [(5, NAN)], [(5, INF)], [(5, "1")], [(5, True)], [(5, None)],
+        [(5, 1.0), (6, 1.0), (5, 1.0)],
+        "5", "5:", ":1", "5:1,", "5:1:2", "5:nan", "5:inf", "5:1e999", "-1:1", "5.0:1", "5:1,5:2",
+        "9" * 5000 + ":1", "x", ",", "0:0," * MOST_BIASES + "0:0", "," * 10**6,
+    ],
     "seed": [2**63, -(2**63) - 1, 1.0, True, "7" * 999, None],
     "choice": [-1, 2**31, 0.0, False, "0", None],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
+    ("name", "value"),
+    [(name, value) for name, values in REFUSED.items() for value in values],
+    ids=lambda each: str(each)[:30],
 )
 def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be .*, got ") as caught:
@@ -54,14 +87,32 @@ def test_a_message_says_the_rule_and_the_value() -> None:
         SamplingParams(top_p=1.5)
     with pytest.raises(ValueError, match=r"^top_k must be an integer, got True$"):
         SamplingParams(top_k=True)
+    for pairs, message in (
+        (TOO_MANY, "at most 1,024 pairs, got 1,025"),
+        ([(7, NAN)], r"numbers in \[-100, 100\], got nan for token id 7"),
+        ([(-7, 1.0)], r"for token ids in \[0, 2\*\*31\), got -7"),
+        ([(7, 1.0), (7, 1.0)], "one number for a token id, got two for 7"),
+        ([7], "pairs of a token id and a bias, got 7"),
+    ):
+        with pytest.raises(ValueError, match=f"^logit_bias must be {message}$"):
+            SamplingParams(logit_bias=pairs)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"^logit_bias must be at most 1,024 pairs, got 1,000,001$"
+    ):
+        SamplingParams.from_wire({"logit_bias": "," * 10**6})
 
 
 def test_every_field_has_a_rule() -> None:
-    assert list(SamplingParams().to_wire()) == list(RULES)
+    assert set(SamplingParams().to_wire()) == {*RULES, "logit_bias"}  # whose rules are REFUSED's
+
+
+def test_what_is_not_asked_for_changes_no_logit() -> None:
+    params = SamplingParams()
+    assert (params.presence_penalty, params.frequency_penalty, params.logit_bias) == (0.0, 0.0, ())
 
 
 def test_an_unknown_field_is_refused() -> None:
-    with pytest.raises(ValueError, match="top_q"):
+    with pytest.raises(ValueError, match=r"logit_bias, .*; got \['top_q'\]"):
         SamplingParams.from_wire({"top_q": 0.9})
     with pytest.raises(ValueError, match="must be a mapping"):
         SamplingParams.from_wire([("top_p", 0.9)])  # type: ignore[arg-type]
@@ -77,6 +128,9 @@ def test_whole_numbers_are_numbers_and_travel_as_floats() -> None:
     params = SamplingParams(temperature=1, top_p=1)
     assert params == SamplingParams()
     assert type(params.to_wire()["temperature"]) is float
+    biased = SamplingParams(logit_bias=[[5, 1]])  # type: ignore[arg-type]
+    assert biased == SamplingParams(logit_bias=((5, 1.0),))
+    assert hash(biased) == hash(SamplingParams(logit_bias=((5, 1.0),)))
 
 
 def test_minus_one_turns_top_k_off() -> None:

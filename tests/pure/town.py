@@ -14,11 +14,11 @@ from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Logits, Row
-from baton.request import Limits
+from baton.request import Limits, Logprob
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from baton.wire.node import ROUTER, Node, Stop, To, Watch
-from decode_worker.model import Draw
+from decode_worker.model import Draw, Drawn
 from decode_worker.speculation import Proposer, Speculation
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import Chunk, PrefillWorker, Way
@@ -69,10 +69,10 @@ class PretendTokenizer:
 
     longest_token = 4
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(f"{i} " for i in ids)
 
 
@@ -151,7 +151,7 @@ class PretendDecode:
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self.cores = cores
 
-    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[int | None]:
+    def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         tokens: list[int | None] = []
         for row in rows:
             for offset, token in enumerate(row.token_ids):
@@ -164,7 +164,14 @@ class PretendDecode:
                     broken = known[0] in self.town.poisoned
                     tokens.append(None if broken else next_token(known[:end]))
         assert len(tokens) == len(draws)
-        return tokens
+        return [
+            None
+            if t is None
+            else Drawn(t)
+            if d.given is None
+            else Drawn(d.given, Logprob(-float(t)))
+            for t, d in zip(tokens, draws, strict=True)
+        ]
 
 
 @dataclass
@@ -176,6 +183,8 @@ class Outcome:
     ends: list[str] = field(default_factory=list)
     cached_tokens: int = 0
     preemptions: int = 0
+    logprobs: list[Logprob] = field(default_factory=list)
+    scores: tuple[Logprob, ...] = ()
 
 
 class Town:
@@ -303,7 +312,14 @@ class Town:
 
     def _client_reads(self, message: msg.Message) -> None:
         match message:
-            case msg.Emitted(request, tokens, text):
+            case msg.PromptScored(request, scores):
+                assert not self.outcomes[request].scores, f"{request}: scored twice"
+                self.outcomes[request].scores = scores
+            case msg.Emissions(emitted):
+                for each in emitted:
+                    self._client_reads(each)
+            case msg.Emitted(request, tokens, text, logprobs):
+                self.outcomes[request].logprobs += logprobs
                 assert not self.outcomes[request].ends, f"{request}: tokens after its end"
                 self.outcomes[request].tokens += tokens
                 self.outcomes[request].text += text

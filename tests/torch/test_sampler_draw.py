@@ -196,7 +196,7 @@ def test_filters_of_greedy_rows_cost_nothing() -> None:
     params = SamplingParams(temperature=0, top_k=5, top_p=0.5, min_p=0.1)
     batch = SamplingBatch.build([params], [0], [[1]], "cpu")
     assert batch.all_greedy
-    assert batch.seen is None
+    assert batch.shape is None
     assert (batch.largest_top_k, batch.any_top_p, batch.any_min_p) == (0, False, False)
 
 

@@ -21,6 +21,7 @@ from transformers.generation.utils import GenerationMixin
 
 from sampler import sample as s
 from sampler.params import SamplingParams
+from sampler.shape import apply_repetition_penalty, shaped
 
 NO = float("-inf")
 NONE_SEEN = torch.zeros(1, 0, dtype=torch.int64)
@@ -95,7 +96,7 @@ def test_repetition_penalty_equals_transformers(value: float) -> None:
     rows = kinds_of_rows(33)
     seen = [[row, 3, 3, 7, 40] for row in range(len(rows))]  # 40: past the vocabulary
     pairs = torch.tensor([[row, token] for row, ids in enumerate(seen) for token in ids]).T
-    ours = s.apply_repetition_penalty(rows, pairs, column(value, rows))
+    ours = apply_repetition_penalty(rows, pairs, column(value, rows))
     theirs = RepetitionPenaltyLogitsProcessor(value)(torch.tensor(seen), rows.clone())
     assert torch.equal(ours, theirs)
 
@@ -127,7 +128,7 @@ def test_rows_with_a_filter_off_are_left_alone() -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        lambda x: s.apply_repetition_penalty(x, torch.tensor([[0, 1], [2, 3]]), column(2.0, x)),
+        lambda x: apply_repetition_penalty(x, torch.tensor([[0, 1], [2, 3]]), column(2.0, x)),
         lambda x: s.apply_temperature(x, column(0.5, x)),
         lambda x: s.keep_top_k(x, torch.full((len(x),), 2), largest=2),
         lambda x: s.keep_top_p(x, column(0.5, x)),
@@ -174,7 +175,7 @@ def test_the_whole_chain_equals_transformers(chosen: list[SamplingParams], seed:
     logits = torch.randn(len(chosen), 400, generator=noise) * 3
     seen = torch.randint(0, 400, (len(chosen), 30), generator=noise).tolist()
     batch = s.SamplingBatch.build(chosen, [0] * len(chosen), seen, "cpu")
-    ours = s.filtered(s.penalised(logits, batch), batch)
+    ours = s.filtered(shaped(logits, batch.shape), batch)
     for row, params in enumerate(chosen):
         ids = torch.tensor([seen[row]])
         theirs = chain_of_transformers(params)(ids, logits[row : row + 1].clone())[0]

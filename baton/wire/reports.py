@@ -1,11 +1,10 @@
-"""What the router and the workers say to each other. The whole picture: baton/wire/messages.py."""
+"""What the workers say to the router: reports, past participles. The whole picture: messages.py."""
 
 from dataclasses import dataclass
 
 from baton.kv.grant import Grant
-from baton.kv.region import Plain, Receipt, Region
-
-# ---- worker -> router -------------------------------------------------------------------------
+from baton.kv.region import Receipt, Region
+from baton.request import Logprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +135,7 @@ class Token:
     position: int
     token_id: int
     finish: str | None = None
+    logprob: Logprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,139 +146,26 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """How likely the run's prompt was: of each of its tokens but the first."""
+
+    run: str
+    logprobs: tuple[Logprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A decode worker's blocks, told when it changes, a few times a second at most."""
+
+    free: int  # cached ones too
+    cached: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
 class Broke:
     """One run cannot go on (numerical_error, ...); its neighbours are not touched."""
 
     run: str
     code: str
     message: str
-
-
-# ---- router -> worker -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """The worker is in. `pid` lets a worker on the same host see the router's death at once."""
-
-    epoch: str
-    host: str
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The worker does not fit; it prints `why` and leaves with exit code 4."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """The router gave this worker up for dead: drop everything and say Hello with a new epoch."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Attach:
-    """Open a way to this decode worker's pool."""
-
-    worker: str
-    epoch: str
-    regions: tuple[Region, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Detach:
-    """This decode worker is gone: close the way to it, drop what was meant for it."""
-
-    worker: str
-    epoch: str
-
-
-@dataclass(frozen=True, slots=True)
-class WriterJoined:
-    """To decode: this prefill worker can write into your pool, by this transport, and nothing it
-    wrote before can still arrive; `pid` and `host` let you see its death."""
-
-    writer: str
-    host: str
-    pid: int
-    transport: str
-
-
-@dataclass(frozen=True, slots=True)
-class WriterClear:
-    """To decode: this writer is dead, or has started anew: nothing of it can still arrive."""
-
-    writer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Set blocks aside for so many tokens: those that are known, and a few of those to come; the run
-    grows later. `chain` names what will be in the first of them (baton/kv/prefix.py), the root
-    before them."""
-
-    run: str
-    tokens: int
-    chain: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Renew:
-    """The leases of these runs are still wanted."""
-
-    runs: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FillJob:
-    """Compute KV for these tokens (a prompt without its last) into the granted blocks."""
-
-    grant: Grant
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """One batch of prompts, filled together."""
-
-    jobs: tuple[FillJob, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Stop writing under this run; answered with Released, always."""
-
-    run: str
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Decode from here. `receipt` is None where nobody filled the blocks: decode computes the KV of
-    all tokens itself. The last of `token_ids` is decode's first step, in either case."""
-
-    run: str
-    token_ids: tuple[int, ...]
-    max_new_tokens: int
-    sampling: Plain
-    eos_token_ids: tuple[int, ...]
-    receipt: Receipt | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cores:
-    """Compute on these cores of your host from the next step on."""
-
-    cores: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """The run is over, give its blocks back. `writer` is the prefill worker that may still be
-    writing into them: they wait in quarantine until it is known to have stopped."""
-
-    run: str
-    writer: str | None = None

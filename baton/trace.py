@@ -1,0 +1,130 @@
+"""Trace: requests' lives as a Chrome trace, which Perfetto (https://ui.perfetto.dev) and
+chrome://tracing open. A process for the router's queue and one for each worker; a row for every request
+that is there at the same time; an arrow from a request's prefill to its decode.
+
+Format: "Trace Event Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+"""
+
+import heapq
+from collections.abc import Iterable
+from typing import Any
+
+from baton.timeline import Life, Stage
+
+ROUTER = "router"
+IN_QUEUE = ("queue", "reserve", "wait")
+MICRO = 1e6
+
+
+def chrome_trace(
+    lives: Iterable[Life], *, model: str = "", now: float | None = None
+) -> dict[str, Any]:
+    """The trace as a JSON object. What still lasts ends at `now`, or where the last stage begins."""
+    every = list(lives)
+    starts = [stage.start for life in every for stage in life.stages]
+    ends = [s.end if s.end is not None else s.start for life in every for s in life.stages]
+    latest = now if now is not None else max(ends, default=0.0)
+    begin = min(starts, default=0.0)
+    placed: dict[str, list[tuple[float, float, Stage, Life]]] = {ROUTER: []}
+    for life in every:
+        for stage in life.stages:
+            end = stage.end if stage.end is not None else max(latest, stage.start)
+            where = ROUTER if stage.name in IN_QUEUE else stage.worker.partition(".")[0] or "?"
+            placed.setdefault(where, []).append((stage.start - begin, end - begin, stage, life))
+    events: list[dict[str, Any]] = []
+    names = [ROUTER, *sorted((n for n in placed if n != ROUTER), key=_order)]
+    for pid, name in enumerate(names):
+        title = "queue (router)" if name == ROUTER else name
+        events.append(_meta("process_name", pid, 0, title))
+        events.append(
+            {
+                "ph": "M",
+                "name": "process_sort_index",
+                "pid": pid,
+                "tid": 0,
+                "args": {"sort_index": pid},
+            }
+        )
+        events += _slices(pid, placed[name])
+    events += _running(len(names), every, begin, latest)
+    events.sort(key=lambda event: event.get("ts", -1.0))
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"model": model}}
+
+
+def _order(name: str) -> tuple[bool, str]:
+    return (not name.startswith("prefill"), name)
+
+
+def _meta(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+
+
+def _slices(pid: int, placed: list[tuple[float, float, Stage, Life]]) -> list[dict[str, Any]]:
+    """Each request in a row of its own while it is here; a row that is free is used again."""
+    visits: list[list[tuple[float, float, Stage, Life]]] = []
+    last: dict[str, list[tuple[float, float, Stage, Life]]] = {}
+    for each in sorted(placed, key=lambda p: (p[0], p[1])):
+        visit = last.get(each[3].request)
+        if visit is not None and visit[-1][1] >= each[0]:  # it has been here all the time
+            visit.append(each)
+        else:
+            last[each[3].request] = [each]
+            visits.append(last[each[3].request])
+    events: list[dict[str, Any]] = []
+    free: list[int] = []
+    busy: list[tuple[float, int]] = []
+    rows = 0
+    for visit in sorted(visits, key=lambda v: v[0][0]):
+        while busy and busy[0][0] <= visit[0][0]:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        if free:
+            row = heapq.heappop(free)
+        else:
+            rows += 1
+            row = rows
+            events.append(_meta("thread_name", pid, row, f"row {row}"))
+        heapq.heappush(busy, (visit[-1][1], row))
+        for start, end, stage, life in visit:
+            events += _slice(pid, row, start, end, stage, life)
+    return events
+
+
+def _slice(
+    pid: int, tid: int, start: float, end: float, stage: Stage, life: Life
+) -> list[dict[str, Any]]:
+    args = {
+        "request": life.request,
+        "prompt_tokens": life.prompt_tokens,
+        "tokens": life.tokens,
+        "ended": life.ended,
+    }
+    where = {"pid": pid, "tid": tid}
+    found = [
+        {"ph": "X", "name": stage.name, "cat": "request", "args": args, **where,
+         "ts": start * MICRO, "dur": (end - start) * MICRO},
+    ]  # fmt: skip
+    flow = {"name": "KV", "cat": "handover", "id": life.request, **where}
+    if stage.name in ("prefill", "handover"):
+        found.append({"ph": "s", "ts": start * MICRO, **flow})
+    elif stage.name == "decode" and any(s.name in ("prefill", "handover") for s in life.stages):
+        found.append({"ph": "f", "bp": "e", "ts": start * MICRO, **flow})
+    return found
+
+
+def _running(pid: int, lives: list[Life], begin: float, latest: float) -> list[dict[str, Any]]:
+    """A curve: requests that decode."""
+    steps: list[tuple[float, int]] = []
+    for life in lives:
+        for stage in life.stages:
+            if stage.name in ("decode", "stall"):
+                end = stage.end if stage.end is not None else max(latest, stage.start)
+                steps += [(stage.start - begin, 1), (end - begin, -1)]
+    events = [_meta("process_name", pid, 0, "requests that decode")] if steps else []
+    count = 0
+    for at, change in sorted(steps):
+        count += change
+        events.append(
+            {"ph": "C", "name": "decoding", "pid": pid, "tid": 0, "ts": at * MICRO,
+             "args": {"requests": count}}
+        )  # fmt: skip
+    return events

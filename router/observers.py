@@ -1,0 +1,164 @@
+"""Observers: clients that watch every request live: what happened to whom, and the counts of it all.
+
+They are told every tenth of a second, if anything happened, and the counts once a second. Nothing is
+kept for them while there are none but the counts. What they are told holds no prompt and no text.
+"""
+
+from bisect import bisect_left
+
+from baton.lifecycle import LIVE, PLACED, Event, State
+from baton.metrics import ITL_BUCKETS_S
+from baton.timeline import Moment
+from baton.wire.messages import Counts, Ended, Observed, PoolInfo
+from baton.wire.node import Effect, To
+from router.ledger import Entry, Ledger, timings
+from router.members import DECODE, PREFILL, Member, Members
+
+TELL_S = 0.1
+COUNT_S = 1.0
+ON_WORKER = {
+    State.RESERVING: DECODE,
+    State.RESERVED: DECODE,
+    State.FILLING: PREFILL,
+    State.DECODING: DECODE,
+}
+
+
+class Observers:
+    """Listens to the ledger."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, None] = {}
+        self._news: list[Moment] = []
+        self._ended: list[Ended] = []
+        self._talking: dict[str, Entry] = {}
+        self._last_token: dict[str, float] = {}
+        self._itl = [0] * (len(ITL_BUCKETS_S) + 1)
+        self._itl_s = 0.0
+        self._generated = self._preempted = self._refilled = 0
+        self._lost = {PREFILL: 0, DECODE: 0}
+        self._next_tell = self._next_count = 0.0
+
+    def add(self, client: str) -> None:
+        """It wants to know from now on."""
+        self._clients[client] = None
+        self._next_count = 0.0
+
+    def remove(self, client: str) -> None:
+        """It has left."""
+        self._clients.pop(client, None)
+
+    # ---- what the ledger says
+
+    def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
+        """Called after the entry came into its new state, before it forgets its workers."""
+        if event is Event.TOKEN:
+            self._token(entry, now)
+            return
+        name = entry.request.id
+        if entry.state in (State.QUEUED, State.FINISHED):
+            self._last_token.pop(name, None)
+            self._talking.pop(name, None)
+        self._preempted += event is Event.PREEMPTED
+        self._refilled += event is Event.RETRY
+        if not self._clients:
+            return
+        self._news.append(_moment(entry, now, note))
+        if event is Event.FINISH:
+            self._ended.append(_ended(entry, now, note))
+
+    def worker_lost(self, member: Member | None) -> None:
+        """A worker is dead, or given up."""
+        if member is not None:
+            self._lost[member.hello.role] += 1
+
+    def _token(self, entry: Entry, now: float) -> None:
+        name = entry.request.id
+        self._generated += 1
+        last = self._last_token.get(name)
+        if last is not None:
+            self._itl[bisect_left(ITL_BUCKETS_S, now - last)] += 1
+            self._itl_s += now - last
+        self._last_token[name] = now
+        if self._clients:
+            self._talking[name] = entry
+
+    # ---- telling
+
+    def due(self, now: float) -> float:
+        """Seconds until there is something to tell."""
+        if not self._clients:
+            return float("inf")
+        news = self._news or self._talking
+        return min(self._next_count, self._next_tell if news else self._next_count) - now
+
+    def tell(self, ledger: Ledger, members: Members, now: float) -> list[Effect]:
+        """The news, to everybody who watches."""
+        if not self._clients:
+            self._news, self._ended, self._talking = [], [], {}
+            return []
+        counting = now >= self._next_count
+        if not counting and (now < self._next_tell or not (self._news or self._talking)):
+            return []
+        self._next_tell = now + TELL_S
+        if counting:
+            self._next_count = now + COUNT_S
+        talk = [_moment(each, self._last_token[name], "") for name, each in self._talking.items()]
+        observed = Observed(
+            now,
+            tuple(self._news + talk),
+            tuple(self._ended),
+            self.counts(ledger, members) if counting else None,
+        )
+        self._news, self._ended, self._talking = [], [], {}
+        return [To(client, observed) for client in self._clients]
+
+    def counts(self, ledger: Ledger, members: Members) -> Counts:
+        """Everything that is counted, since the router's start."""
+        return Counts(
+            waiting=ledger.count(*LIVE) - ledger.count(State.DECODING),
+            running=ledger.count(*PLACED),
+            generated_tokens=self._generated,
+            preemptions=self._preempted,
+            refills=self._refilled,
+            lost_prefill=self._lost[PREFILL],
+            lost_decode=self._lost[DECODE],
+            late_reports=ledger.late_reports,
+            itl=tuple(self._itl),
+            itl_s=self._itl_s,
+            pools=tuple(_pool(member) for member in members.of(DECODE)),
+        )
+
+
+def _moment(entry: Entry, at: float, note: str) -> Moment:
+    role = ON_WORKER.get(entry.state)
+    worker = entry.prefill if role == PREFILL else entry.decode if role == DECODE else None
+    decoding = entry.state in (State.DECODING, State.FINISHED)
+    handed_over = entry.receipt.seconds if entry.state is State.DECODING and entry.receipt else 0.0
+    return Moment(
+        request=entry.request.id,
+        at=at,
+        state=entry.state.value,
+        worker=worker or "",
+        tokens=len(entry.emitted) + (0 if decoding else len(entry.request.prompt_ids)),
+        handover_s=handed_over,
+        note=note,
+    )
+
+
+def _ended(entry: Entry, now: float, reason: str) -> Ended:
+    return Ended(
+        request=entry.request.id,
+        reason=reason,
+        prompt_tokens=len(entry.request.prompt_ids),
+        tokens=len(entry.emitted),
+        transport=entry.transport,
+        timings=timings(entry, now, 0),
+    )
+
+
+def _pool(member: Member) -> PoolInfo:
+    blocks, pool = member.hello.blocks, member.pool
+    if pool is None:
+        return PoolInfo(member.worker, blocks, blocks, 0, 0)
+    return PoolInfo(member.worker, blocks, pool.free, pool.cached, pool.quarantined)

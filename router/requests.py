@@ -1,0 +1,250 @@
+"""Requests: what becomes of every request, from Submit to its one end. A part of the router.
+
+It writes the ledger and says what is to be sent; whom to give work to is the scheduler's.
+"""
+
+from baton.clock import Clock
+from baton.errors import RequestError
+from baton.lifecycle import PLACED, Event, State
+from baton.text import TextStream, Tokenizer
+from baton.wire import messages as msg
+from baton.wire.node import Effect, To
+from router.intake import Served, read_submit
+from router.ledger import Entry, Ledger, timings
+from router.scheduling import Scheduler
+
+MAX_TRIES = 3
+
+
+class Requests:
+    """Follows every request. Methods return what is to be sent."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        scheduler: Scheduler,
+        served: Served,
+        tokenizer: Tokenizer,
+        clock: Clock,
+    ) -> None:
+        self._ledger = ledger
+        self._scheduler = scheduler
+        self._served = served
+        self._tokenizer = tokenizer
+        self._clock = clock  # for the cost of tokenizing alone; everything else is told the time
+        self._dropping: dict[str, tuple[str, str]] = {}  # run -> who writes, who waits for Released
+
+    # ---- what clients say
+
+    def submit(self, client: str, submit: msg.Submit, now: float) -> list[Effect]:
+        """A new request, or a refusal in words."""
+        if self._ledger.get(submit.request) is not None:
+            why = f"request id {submit.request!r} is in use"
+            return [To(client, msg.Failed(submit.request, "invalid_request", why))]
+        started = self._clock()
+        try:
+            request = read_submit(submit, client, self._served, self._tokenizer)
+        except RequestError as error:
+            return [To(client, msg.Failed(submit.request, error.code, str(error)))]
+        text = TextStream(
+            self._tokenizer,
+            request.prompt_ids,
+            request.stop,
+            include_stop=request.include_stop,
+            keep_special=request.keep_special,
+            min_tokens=request.min_tokens,
+        )
+        self._ledger.add(request, text, now)
+        took = self._clock() - started
+        return [To(client, msg.Accepted(submit.request, len(request.prompt_ids), took))]
+
+    def abort(self, client: str, request: str, now: float) -> list[Effect]:
+        """The client takes it back; nobody else can."""
+        entry = self._ledger.get(request)
+        if entry is None or entry.request.client != client:
+            return []
+        return self._end(entry, "abort", now)
+
+    def client_gone(self, client: str, now: float) -> list[Effect]:
+        """Nobody waits for its answers any more."""
+        effects: list[Effect] = []
+        for entry in self._ledger.of_client(client):
+            effects += self._withdraw(entry)
+            self._ledger.apply(entry, Event.FINISH, now, note="abort")
+        return effects
+
+    # ---- what workers say
+
+    def report(self, sender: str, message: msg.Message, now: float) -> list[Effect]:
+        """A worker's word on a run."""
+        follow = self._ledger.follow
+        match message:
+            case msg.Reserved(grant):
+                entry = follow(grant.run, State.RESERVING, by=sender)
+                if entry is None:
+                    return [To(sender, msg.Cancel(grant.run))]
+                self._scheduler.granted(entry, grant, now)
+            case msg.Deferred(run):
+                if entry := follow(run, State.RESERVING, by=sender):
+                    self._scheduler.deferred(entry, now)
+            case msg.Preempted(run):
+                if entry := follow(run, State.DECODING, by=sender):
+                    entry.preemptions += 1
+                    self._ledger.apply(entry, Event.PREEMPTED, now, note="preempted")
+            case msg.Expired(run):
+                if entry := follow(run, *PLACED, by=sender):
+                    return self._again(entry, "its lease on KV blocks ran out", now)
+            case msg.Filled():
+                return self._filled(sender, message, now)
+            case msg.FillFailed(run, why) | msg.FillRefused(run, why):
+                entry = follow(run, State.FILLING, State.DECODING, by=sender)
+                return self._again(entry, why, now) if entry else self._settled(run, sender)
+            case msg.Released(run):
+                return self._settled(run, sender)
+            case msg.Scored(run, logprobs):
+                entry = follow(run, State.DECODING, by=sender)
+                if entry is not None and not entry.scored:
+                    entry.scored = True
+                    return [To(entry.request.client, msg.PromptScored(entry.request.id, logprobs))]
+            case msg.Decoded(tokens):
+                return self._decoded(sender, tokens, now)
+            case msg.Broke(run, code, why):
+                entry = follow(run, *PLACED, by=sender)
+                return self._fail(entry, code, why, now) if entry else []
+        return []
+
+    def worker_gone(self, worker: str, removed: list[Effect], now: float) -> list[Effect]:
+        """Move its requests. Each keeps what it has emitted and goes on elsewhere. `removed`: what
+        the others are to be told of its end."""
+        lost = self._ledger.on_worker(worker)[::-1]  # each goes to the head of the line
+        effects = removed
+        self._dropping = {r: pair for r, pair in self._dropping.items() if worker not in pair}
+        for entry in lost:
+            effects += self._withdraw(entry, gone=worker)
+            entry.losses += 1
+            if entry.losses >= MAX_TRIES:
+                effects += self._fail(entry, "worker_lost", _lost_text(entry), now, placed=False)
+            else:
+                self._ledger.apply(entry, Event.LOST, now, note="worker lost")
+        return effects
+
+    def refuse_unplaceable(self, now: float) -> list[Effect]:
+        """What no pool here could ever hold."""
+        effects: list[Effect] = []
+        while misfit := self._scheduler.never_fits():
+            effects += self._fail(misfit[0], "context_length_exceeded", misfit[1], now)
+        return effects
+
+    # ---- on its way
+
+    def _filled(self, sender: str, message: msg.Filled, now: float) -> list[Effect]:
+        entry = self._ledger.follow(message.run, State.FILLING, by=sender)
+        if entry is None:  # cancelled while it was filled, or filled by one given up for dead
+            return self._settled(message.run, sender)
+        entry.receipt = message.receipt
+        entry.handover_s += message.receipt.seconds
+        entry.moved_bytes += message.receipt.moved_bytes
+        return self._scheduler.start(entry, now)
+
+    def _decoded(self, sender: str, tokens: tuple[msg.Token, ...], now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for token in tokens:
+            entry = self._ledger.follow(token.run, State.DECODING, by=sender)
+            if entry is None:
+                continue
+            if token.position != len(entry.known_ids):
+                effects += self._again(entry, "tokens were lost on their way to the router", now)
+            else:
+                effects += self._token(entry, token, now)
+        return _together(effects)
+
+    def _token(self, entry: Entry, token: msg.Token, now: float) -> list[Effect]:
+        self._ledger.token(entry, token.token_id, now)
+        started = self._clock()
+        stops = token.finish == "stop" and token.token_id in entry.request.stop_ids
+        silent = stops and not entry.request.include_stop
+        text = "" if silent else entry.text.push([token.token_id])
+        reason = "stop" if entry.text.stopped else token.finish
+        if reason is not None:
+            text += entry.text.finish()
+        entry.detokenize_s += self._clock() - started
+        request = entry.request
+        logprobs = () if token.logprob is None else (token.logprob,)
+        effects: list[Effect] = [
+            To(request.client, msg.Emitted(request.id, (token.token_id,), text, logprobs))
+        ]
+        return effects + (
+            self._end(entry, reason, now, told=token.finish is None) if reason else []
+        )
+
+    def _withdraw(self, entry: Entry, gone: str | None = None) -> list[Effect]:
+        """Tell the workers that still live that the entry's run is over."""
+        effects: list[Effect] = []
+        filling = entry.state is State.FILLING
+        if filling and entry.prefill is not None and entry.prefill != gone:
+            effects.append(To(entry.prefill, msg.Drop(entry.run)))
+            if entry.decode is not None and entry.decode != gone:
+                self._dropping[entry.run] = (entry.prefill, entry.decode)
+        if entry.decode is not None and entry.decode != gone:
+            effects.append(
+                To(entry.decode, msg.Cancel(entry.run, entry.prefill if filling else None))
+            )
+        return effects
+
+    def _settled(self, run: str, writer: str) -> list[Effect]:
+        """The writer is done with a run that is over: its blocks may leave quarantine."""
+        if self._dropping.get(run, ("", ""))[0] != writer:
+            return []
+        _, decode = self._dropping.pop(run)
+        return [To(decode, msg.Released(run, writer))]
+
+    # ---- ends
+
+    def _end(self, entry: Entry, reason: str, now: float, *, told: bool = True) -> list[Effect]:
+        """The good end. `told`: the decode worker does not know yet that it is over."""
+        effects = self._withdraw(entry) if told else []
+        client, request = entry.request.client, entry.request.id
+        kv_bytes = self._scheduler.kv_bytes_per_token(entry)
+        self._ledger.apply(entry, Event.FINISH, now, note=reason)
+        return [*effects, To(client, msg.Finished(request, reason, timings(entry, now, kv_bytes)))]
+
+    def _fail(
+        self, entry: Entry, code: str, why: str, now: float, *, placed: bool = True
+    ) -> list[Effect]:
+        """The other end. The client is told what happened and how much it got."""
+        effects = self._withdraw(entry) if placed else []
+        self._ledger.apply(entry, Event.FINISH, now, note=code)
+        return [*effects, To(entry.request.client, msg.Failed(entry.request.id, code, why))]
+
+    def _again(self, entry: Entry, why: str, now: float) -> list[Effect]:
+        """The run's KV is not usable and its workers have let go of it: fill it again."""
+        entry.refills += 1
+        if entry.refills >= MAX_TRIES:
+            text = f"the KV cache could not be filled in {MAX_TRIES} tries; the last: {why}"
+            return self._fail(entry, "fill_failed", text, now)
+        effects = self._withdraw(entry)
+        self._ledger.apply(entry, Event.RETRY, now, note=why)
+        return effects
+
+
+def _together(effects: list[Effect]) -> list[Effect]:
+    """What was emitted for one client goes in one message, before what else there is."""
+    emitted: dict[str, list[msg.Emitted]] = {}
+    others: list[Effect] = []
+    for effect in effects:
+        if isinstance(effect, To) and isinstance(effect.message, msg.Emitted):
+            emitted.setdefault(effect.peer, []).append(effect.message)
+        else:
+            others.append(effect)
+    told: list[Effect] = [
+        To(client, msg.Emissions(tuple(each)) if len(each) > 1 else each[0])
+        for client, each in emitted.items()
+    ]
+    return told + others
+
+
+def _lost_text(entry: Entry) -> str:
+    return (
+        f"{entry.losses} workers died while this request was on them, so it is not tried again; "
+        f"{len(entry.emitted)} tokens were sent"
+    )

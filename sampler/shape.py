@@ -1,0 +1,189 @@
+"""Shape: what becomes of logits before any temperature. Greedy rows choose from the result too.
+
+    allowed mask and forbidden ids -> logit_bias -> repetition penalty -> frequency and presence penalty
+
+vLLM's order. No step mutates its input or looks across rows; ids past the vocabulary (an embedding
+may be wider than the head) are passed over, as transformers does.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sampler.params import SamplingParams
+
+NO = float("-inf")
+# What eight tokens may be at most, by the byte that allows them: bit i is token i.
+LIMITS = torch.where(((torch.arange(256)[:, None] >> torch.arange(8)) & 1).bool(), -NO, NO)
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """The rows that may draw from a part of the vocabulary only."""
+
+    rows: Tensor  # int64 [n], ascending
+    bits: Tensor  # uint8 [n, bytes]: bit i of byte j allows token 8 * j + i
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """What is added to single logits."""
+
+    at: Tensor  # int64 [2, n]: (row, token id), no pair twice
+    amounts: Tensor  # float32 [n]
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """What the repetition penalty bears on."""
+
+    seen: Tensor  # int64 [2, n]: (row, token id), repeats or not
+    penalty: Tensor  # float64 [rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is asked of a step's rows, on the device. None: nobody asks for it."""
+
+    masks: Masks | None
+    bias: Additions | None  # forbidden ids too: a bias of -inf
+    repetition: Repetition | None
+    frequency: Additions | None  # and presence
+
+
+def build_shape(
+    params: Sequence[SamplingParams],
+    seen: Sequence[Collection[int]],
+    generated: Sequence[Sequence[int]] | None,
+    forbidden: Sequence[Collection[int]] | None,
+    masks: Sequence[bytes | None] | None,
+    device: torch.device | str,
+) -> Shape | None:
+    """The arguments of SamplingBatch.build; None if no row asks for anything."""
+    shape = Shape(
+        masks=None if masks is None else _masks(masks, device),
+        bias=_additions(_biases(params, forbidden), device),
+        repetition=_repetition(params, seen, device),
+        frequency=_additions(_repeats(params, generated), device),
+    )
+    parts = (shape.masks, shape.bias, shape.repetition, shape.frequency)
+    return None if all(part is None for part in parts) else shape
+
+
+def _masks(masks: Sequence[bytes | None], device: torch.device | str) -> Masks | None:
+    given = {row: mask for row, mask in enumerate(masks) if mask is not None}
+    if not given:
+        return None
+    width = max(1, *map(len, given.values()))  # torch makes no tensor of no bytes
+    together = bytearray(b"".join(mask.ljust(width, b"\0") for mask in given.values()))
+    bits = torch.frombuffer(together, dtype=torch.uint8).view(len(given), width)
+    return Masks(torch.tensor(list(given), device=device), bits.to(device))
+
+
+def _biases(
+    params: Sequence[SamplingParams], forbidden: Sequence[Collection[int]] | None
+) -> dict[int, Mapping[int, float]]:
+    biases: dict[int, Mapping[int, float]] = {
+        row: dict(p.logit_bias) for row, p in enumerate(params) if p.logit_bias
+    }
+    for row, ids in enumerate(forbidden or ()):
+        if ids:
+            biases[row] = {**biases.get(row, {}), **dict.fromkeys(ids, NO)}
+    return biases
+
+
+def _repeats(
+    params: Sequence[SamplingParams], generated: Sequence[Sequence[int]] | None
+) -> dict[int, Mapping[int, float]]:
+    repeats: dict[int, Mapping[int, float]] = {}
+    for row, p in enumerate(params):
+        if p.frequency_penalty or p.presence_penalty:
+            if generated is None:
+                raise ValueError(
+                    "generated must be given where presence_penalty or frequency_penalty is not 0, "
+                    f"got None and such a penalty for row {row}"
+                )
+            counts = Counter(generated[row]).items()
+            repeats[row] = {
+                token: -(count * p.frequency_penalty + p.presence_penalty)
+                for token, count in counts
+            }
+    return repeats
+
+
+def _additions(
+    wanted: Mapping[int, Mapping[int, float]], device: torch.device | str
+) -> Additions | None:
+    if not any(wanted.values()):
+        return None
+    pairs = [[row for row, amounts in wanted.items() for _ in amounts]]
+    pairs.append([token for amounts in wanted.values() for token in amounts])
+    amounts = [amount for amounts in wanted.values() for amount in amounts.values()]
+    return Additions(
+        torch.tensor(pairs, dtype=torch.int64, device=device),
+        torch.tensor(amounts, dtype=torch.float32, device=device),
+    )
+
+
+def _repetition(
+    params: Sequence[SamplingParams], seen: Sequence[Collection[int]], device: torch.device | str
+) -> Repetition | None:
+    penalised = [row for row, p in enumerate(params) if p.repetition_penalty != 1]
+    if not penalised:
+        return None
+    pairs = [[row for row in penalised for _ in seen[row]]]
+    pairs.append([token for row in penalised for token in seen[row]])
+    penalty = [p.repetition_penalty for p in params]
+    return Repetition(
+        torch.tensor(pairs, dtype=torch.int64, device=device),
+        torch.tensor(penalty, dtype=torch.float64, device=device),
+    )
+
+
+def shaped(logits: Tensor, shape: Shape | None) -> Tensor:
+    """All of it: float32 [rows, vocab], -inf where a token must not be drawn."""
+    scores = logits.float()
+    if shape is None:
+        return scores
+    if shape.masks:
+        scores = keep_allowed(scores, shape.masks)
+    if shape.bias:
+        scores = add(scores, shape.bias)
+    if shape.repetition:
+        scores = apply_repetition_penalty(scores, shape.repetition.seen, shape.repetition.penalty)
+    if shape.frequency:
+        scores = add(scores, shape.frequency)
+    return scores
+
+
+def keep_allowed(logits: Tensor, masks: Masks) -> Tensor:
+    """Keeps what a row's mask allows; ids past the end of the mask are not allowed.
+
+    Limits looked up by the byte, and one minimum: cheaper than a boolean mask on a CPU.
+    """
+    vocab = logits.shape[-1]
+    bits = pad(masks.bits, (0, -(-vocab // 8) - masks.bits.shape[-1]))  # cuts too
+    kept = LIMITS.to(logits.device).index_select(0, bits.flatten().int())
+    kept = kept.view(len(bits), -1)[:, :vocab]
+    everywhere = len(bits) == len(logits)
+    # Written over the limits: for large tensors new memory costs more than the arithmetic.
+    torch.minimum(logits if everywhere else logits[masks.rows], kept, out=kept)
+    return kept if everywhere else logits.index_copy(0, masks.rows, kept)
+
+
+def add(logits: Tensor, additions: Additions) -> Tensor:
+    inside = additions.at[1] < logits.shape[-1]
+    rows, tokens = additions.at[:, inside]
+    return logits.index_put((rows, tokens), logits[rows, tokens] + additions.amounts[inside])
+
+
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Makes each (row, token id) pair of `seen` [2, n] less likely, once however often it is named:
+    a negative logit is multiplied by the row's penalty, another divided."""
+    rows, tokens = seen[:, seen[1] < logits.shape[-1]]
+    old, factor = logits[rows, tokens], penalty.float()[rows]
+    return logits.index_put((rows, tokens), torch.where(old < 0, old * factor, old / factor))

@@ -1,0 +1,150 @@
+"""Job: one HTTP request under way: a flight for each of its answers, all in one box."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Receive
+
+from baton.wire.messages import Accepted, Failed, Finished, Submit, Timings
+from server.choices import Choice, Fresh, Shape, usage
+from server.faults import Fault, body, from_failed
+from server.line import Box, Flight, Line, News
+from server.sse import DONE, event, gone
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A choice and its flight."""
+
+    choice: Choice
+    flight: Flight
+
+
+class Job:
+    """The answers to one HTTP request. `silent`: the prompt alone was asked about."""
+
+    def __init__(
+        self,
+        line: Line,
+        prompts: Sequence[tuple[int, ...]],
+        submits: Sequence[Submit],
+        *,
+        silent: bool = False,
+    ) -> None:
+        self.prompts = prompts
+        self._line = line
+        self._silent = silent
+        self._box: Box = Box()
+        self._early: deque[tuple[Flight, News]] = deque()  # came before all were accepted
+        self._seats: dict[Flight, _Seat] = {}
+        for index, submit in enumerate(submits):
+            flight = line.open(submit, self._box)
+            choice = Choice(index, submit.token_ids or ())
+            self._seats[flight] = _Seat(choice, flight)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """In order."""
+        return [seat.choice for seat in self._seats.values()]
+
+    async def accepted(self) -> None:
+        """Until the router has taken every one of them. Raises Fault if it refuses one."""
+        missing = set(self._seats)
+        while missing:
+            flight, news = await self._box.get()
+            if isinstance(news, Failed):
+                raise from_failed(news.code, news.message)
+            if isinstance(news, Accepted):
+                missing.discard(flight)
+            else:
+                self._early.append((flight, news))
+
+    async def news(self) -> AsyncGenerator[Fresh | Choice, None]:
+        """Pieces of text, and each choice once more when it has ended."""
+        open_ = len(self._seats)
+        while open_:
+            flight, news = self._early.popleft() if self._early else await self._box.get()
+            choice = self._seats[flight].choice
+            fresh = choice.update(news)
+            if fresh is not None and not self._silent:
+                yield fresh
+            if choice.finish_reason is not None or choice.failed is not None:
+                open_ -= 1
+                if self._silent:
+                    choice.text, choice.token_ids, choice.logprobs = "", [], []
+                yield choice
+
+    async def whole(self, receive: Receive) -> None:
+        """Until all have ended. Raises Fault if one failed, or the client has left."""
+        left = asyncio.create_task(gone(receive))
+        work = asyncio.create_task(self._all())
+        try:
+            await asyncio.wait({left, work}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Fault.client_left()
+            work.result()
+        finally:
+            for task in (left, work):
+                task.cancel()
+            await asyncio.gather(left, work, return_exceptions=True)
+            self.close()
+
+    async def _all(self) -> None:
+        async for each in self.news():
+            if isinstance(each, Choice) and each.failed is not None:
+                raise from_failed(each.failed.code, each.failed.message)
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens asked and said."""
+        return usage(self.choices, self.prompts)
+
+    def cancel(self) -> None:
+        """The client has had enough: what still runs ends with finish_reason abort."""
+        for flight in self._seats:
+            if not flight.ended:
+                self._line.abort(flight)
+                flight.put(Finished(flight.name, "abort", Timings()))
+
+    def close(self) -> None:
+        """Nobody waits any more: what still runs is taken back."""
+        for flight in self._seats:
+            self._line.abort(flight)
+
+
+async def streamed(job: Job, shape: Shape, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    """The job as server-sent events. Ends with [DONE], after every choice's finish_reason or an
+    error; never without."""
+    try:
+        async for chunk in chunks(job, shape, include_usage=include_usage):
+            yield event(chunk)
+        yield DONE
+    finally:
+        job.close()
+
+
+async def chunks(
+    job: Job, shape: Shape, *, include_usage: bool
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The job as JSON chunks."""
+    opened: set[int] = set()
+    async with contextlib.aclosing(job.news()) as news:
+        async for each in news:
+            choice = each if isinstance(each, Choice) else each.choice
+            if choice.index not in opened:
+                opened.add(choice.index)
+                if (opening := shape.opening(choice)) is not None:
+                    opening["choices"][0]["finish_reason"] = None
+                    yield opening
+            if isinstance(each, Fresh):
+                yield shape.piece(each)
+            elif each.failed is not None:
+                yield body(from_failed(each.failed.code, each.failed.message))
+                return
+            else:
+                yield shape.closing(each)
+    if include_usage:
+        yield shape.ending(job.usage())

@@ -1,0 +1,184 @@
+"""Metrics: what Prometheus reads at /metrics. vLLM's names under our prefix, plus the hand-over's own.
+
+What one request took is observed when it ends, whoever had sent it; what the router counts is passed on
+as it was last told. https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from baton.metrics import ITL_BUCKETS_S
+from baton.wire.messages import ClusterInfo, Counts, Ended
+
+PREFIX = "baton:"
+GOOD = ("stop", "length")
+LATENCIES_S = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0),
+)
+HANDOVERS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+
+TIMES = {  # name: help, the field of Timings
+    "time_to_first_token_seconds": ("From submission to the first token.", "ttft_s"),
+    "e2e_request_latency_seconds": ("From submission to the end.", "total_s"),
+    "request_queue_time_seconds": ("Waiting for room, or for a batch to fill.", "queue_s"),
+    "request_prefill_time_seconds": ("Prefill, hand-over apart.", "prefill_s"),
+    "request_decode_time_seconds": ("Decode, from Start to the end.", "decode_s"),
+}
+
+
+class Metrics:
+    """One model's metrics."""
+
+    def __init__(self, model: str) -> None:
+        self.registry = CollectorRegistry()
+        self._model = model
+        self.counts: Counts | None = None
+        self.info: ClusterInfo | None = None
+        self.router_restarts = 0
+        self._rejections = self._counter("admission_rejections", "Turned away.", "reason")
+        self._times = {
+            name: self._histogram(name, text, LATENCIES_S) for name, (text, _) in TIMES.items()
+        }
+        self._per_token = self._histogram(
+            "request_time_per_output_token_seconds", "Decode time by tokens.", LATENCIES_S
+        )
+        self._handover = self._histogram("kv_transfer_seconds", "Hand-over.", HANDOVERS_S)
+        self._asked = self._histogram("request_prompt_tokens", "Prompt tokens.", TOKENS)
+        self._said = self._histogram("request_generation_tokens", "Generated tokens.", TOKENS)
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens.")
+        self._cached = self._counter("prefix_cache_hits", "Prompt tokens whose KV was there.")
+        self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
+        self._success = self._counter("request_success", "Ended well.", "finished_reason")
+        self._failed = self._counter("request_failure", "Ended with an error.", "reason")
+        self._bytes = self._counter("kv_transfer_bytes", "KV bytes copied.", "transport")
+        self._retries = self._counter("request_retries", "Runs begun again after a loss.")
+        self.registry.register(_Told(self))
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        names = ("model_name", *labels)
+        counter = Counter(PREFIX + name, text, names, registry=self.registry)
+        if not labels:
+            counter.labels(self._model)
+        return counter
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        histogram = Histogram(
+            PREFIX + name, text, ("model_name",), registry=self.registry, buckets=buckets
+        )
+        histogram.labels(self._model)
+        return histogram
+
+    def rejected(self, reason: str) -> None:
+        """A request was turned away for now."""
+        self._rejections.labels(self._model, reason).inc()
+
+    def ended(self, ended: Ended) -> None:
+        """A request is over."""
+        model, timings = self._model, ended.timings
+        good = ended.reason in GOOD
+        (self._success if good else self._failed).labels(model, ended.reason).inc()
+        self._prompt.labels(model).inc(ended.prompt_tokens)
+        self._queried.labels(model).inc(ended.prompt_tokens)
+        self._cached.labels(model).inc(timings.cached_tokens)
+        self._retries.labels(model).inc(timings.retries)
+        if ended.transport:
+            self._handover.labels(model).observe(timings.handover_s)
+            self._bytes.labels(model, ended.transport).inc(timings.moved_bytes)
+        if not good:
+            return
+        for name, (_, field) in TIMES.items():
+            self._times[name].labels(model).observe(getattr(timings, field))
+        self._asked.labels(model).observe(ended.prompt_tokens)
+        self._said.labels(model).observe(ended.tokens)
+        if ended.tokens > 1:
+            spent = (timings.total_s - timings.ttft_s) / (ended.tokens - 1)
+            self._per_token.labels(model).observe(max(0.0, spent))
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class _Told:
+    """What the router counts, as it was last told."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the names are known when the counts are."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        yield from self._workers()
+        counts = self._metrics.counts
+        if counts is None:
+            return
+        yield self._gauge("num_requests_running", "On a worker.", counts.running)
+        yield self._gauge("num_requests_waiting", "Without a decode step yet.", counts.waiting)
+        used = sum(pool.blocks - pool.free for pool in counts.pools)
+        total = sum(pool.blocks for pool in counts.pools)
+        yield self._gauge("kv_cache_usage_perc", "Blocks held, of all.", used / max(total, 1))
+        yield self._gauge("kv_blocks_leased", "Blocks held by requests.", used)
+        yield self._gauge("kv_blocks", "Blocks of all pools.", total)
+        cached = sum(pool.cached for pool in counts.pools)
+        yield self._gauge("kv_blocks_cached", "Free blocks that may be used again.", cached)
+        quarantined = sum(pool.quarantined for pool in counts.pools)
+        yield self._gauge("kv_blocks_quarantined", "Blocks a writer may still reach.", quarantined)
+        yield self._count("generation_tokens", "Generated tokens.", counts.generated_tokens)
+        yield self._count("num_preemptions", "Gave way in a full pool.", counts.preemptions)
+        yield self._count("late_reports", "Reports on runs that were over.", counts.late_reports)
+        failures = self._family("kv_transfer_failures", "KV that was filled again.", "reason")
+        failures.add_metric([self._metrics._model, "refilled"], counts.refills)
+        yield failures
+        lost = self._family("workers_lost", "Workers that died or were given up.", "role")
+        for role, number in (("prefill", counts.lost_prefill), ("decode", counts.lost_decode)):
+            lost.add_metric([self._metrics._model, role], number)
+        yield lost
+        yield self._itl(counts)
+
+    def _workers(self) -> Iterator[Metric]:
+        info = self._metrics.info
+        up = GaugeMetricFamily(
+            PREFIX + "worker_up", "1: gets work.", labels=("model_name", "role", "worker")
+        )
+        for worker in info.workers if info else ():
+            name = worker.worker.partition(".")[0]
+            up.add_metric([self._metrics._model, worker.role, name], worker.state == "alive")
+        yield up
+        yield self._gauge("router_up", "1: the router answers.", info is not None)
+        yield self._count("router_losses", "Routers lost.", self._metrics.router_restarts)
+
+    def _itl(self, counts: Counts) -> Metric:
+        family = HistogramMetricFamily(
+            PREFIX + "inter_token_latency_seconds", "Between tokens.", labels=("model_name",)
+        )
+        running, buckets = 0, []
+        for end, number in zip((*map(str, ITL_BUCKETS_S), "+Inf"), counts.itl, strict=True):
+            running += number
+            buckets.append((end, running))
+        family.add_metric([self._metrics._model], buckets, counts.itl_s)
+        return family
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=("model_name",))
+        family.add_metric([self._metrics._model], value)
+        return family
+
+    def _count(self, name: str, text: str, value: float) -> Metric:
+        family = self._family(name, text)
+        family.add_metric([self._metrics._model], value)
+        return family
+
+    def _family(self, name: str, text: str, *labels: str) -> CounterMetricFamily:
+        return CounterMetricFamily(PREFIX + name, text, labels=("model_name", *labels))

@@ -1,0 +1,106 @@
+// The lives of requests, put together from the router's moments. The same rules as baton/timeline.py.
+
+export const STAGES = [
+  ["queue", "queue"], ["reserve", "reserve blocks"], ["wait", "wait for a fill batch"], ["prefill", "prefill"],
+  ["handover", "KV hand-over"], ["decode", "decode"], ["stall", "stall (no token for 0.5 s)"],
+];
+const NAMES = { queued: "queue", reserving: "reserve", reserved: "wait", filling: "prefill", decoding: "decode" };
+const STALL_S = 0.5;
+const KEPT_S = 150;
+export const QUEUE = "queue";
+
+export class Lives {
+  constructor() {
+    this.all = new Map(); // request -> life
+    this.lanes = new Map(); // name -> {bars, rows: time at which each row is free}
+    this.lane(QUEUE);
+  }
+
+  lane(name) {
+    if (!this.lanes.has(name)) this.lanes.set(name, { bars: [], rows: [] });
+    return this.lanes.get(name);
+  }
+
+  /** Lanes from top to bottom: the queue, prefill workers, decode workers. */
+  ordered() {
+    const rank = (name) => (name === QUEUE ? 0 : name.startsWith("prefill") ? 1 : 2);
+    return [...this.lanes.keys()].sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+  }
+
+  add(moment) {
+    let life = this.all.get(moment.request);
+    if (!life || (life.ended && moment.state === "queued")) {
+      if (life?.ended && moment.state !== "queued") return;
+      life = { request: moment.request, bars: [], prompt: 0, tokens: 0, ended: "", lastToken: 0 };
+      this.all.set(moment.request, life);
+    }
+    if (life.ended) return;
+    const open = life.bars.at(-1);
+    const at = open ? Math.max(moment.at, open.start) : moment.at;
+    if (moment.state === "queued" && !open) life.prompt = moment.tokens;
+    if (moment.state === "decoding" || moment.state === "finished") life.tokens = Math.max(life.tokens, moment.tokens);
+    if (open?.stage === "decode" && at - Math.max(open.start, life.lastToken) > STALL_S) {
+      const last = Math.max(open.start, life.lastToken);
+      this.close(life, last);
+      this.begin(life, "stall", last, open.lane);
+      this.close(life, at);
+      this.begin(life, "decode", at, open.lane);
+    }
+    if (moment.state === "decoding" && life.bars.at(-1)?.stage === "decode") {
+      life.lastToken = at;
+      return;
+    }
+    if (open) {
+      if (open.stage === "prefill" && moment.handover_s > 0) {
+        const from = Math.max(open.start, at - moment.handover_s);
+        this.close(life, from);
+        this.begin(life, "handover", from, open.lane);
+      }
+      this.close(life, at);
+    }
+    if (moment.state === "finished") {
+      life.ended = moment.note || "finished";
+      return;
+    }
+    const stage = NAMES[moment.state];
+    const worker = moment.worker.split(".")[0];
+    this.begin(life, stage, at, stage === "prefill" || stage === "decode" ? worker : QUEUE);
+    life.lastToken = at;
+  }
+
+  begin(life, stage, start, name) {
+    const lane = this.lane(name);
+    const before = life.bars.at(-1);
+    let row;
+    if (before?.lane === name && before.end === start) row = before.row;
+    else {
+      row = lane.rows.findIndex((free) => free <= start);
+      if (row < 0) row = lane.rows.length;
+    }
+    lane.rows[row] = Infinity;
+    const bar = { life, stage, start, end: null, lane: name, row };
+    life.bars.push(bar);
+    lane.bars.push(bar);
+  }
+
+  close(life, at) {
+    const bar = life.bars.at(-1);
+    if (!bar || bar.end !== null) return;
+    bar.end = Math.max(at, bar.start);
+    this.lanes.get(bar.lane).rows[bar.row] = bar.end;
+  }
+
+  /** Forget what nobody can see any more. */
+  prune(now) {
+    const old = now - KEPT_S;
+    for (const [name, lane] of this.lanes) {
+      lane.bars = lane.bars.filter((bar) => bar.end === null || bar.end > old);
+      while (lane.rows.length && lane.rows.at(-1) < old) lane.rows.pop();
+      if (!lane.bars.length && name !== QUEUE && !this.known?.has(name)) this.lanes.delete(name);
+    }
+    for (const [request, life] of this.all) {
+      const end = life.bars.at(-1)?.end;
+      if (life.ended && (end === undefined || end < old)) this.all.delete(request);
+    }
+  }
+}

@@ -1,0 +1,241 @@
+"""Protocol: what may be asked over HTTP, field by field, and what it comes to.
+
+OpenAI's fields with vLLM's extras. Known fields are checked strictly, unknown ones are ignored, as
+clients send what other servers know. https://platform.openai.com/docs/api-reference
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from baton import grammar
+from baton.request import (
+    MAX_LOGPROBS,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    check_ids,
+)
+from sampler.params import MOST_BIASES
+from server.faults import Fault
+from server.fields import Bool, Int, Number, Stop, Text, TokenId, id_of
+
+MAX_N = 16
+MAX_PROMPTS = 256
+COMPLETION_TOKENS = 16
+"""What a completion has that does not say how long it shall be (OpenAI's default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The served model's."""
+
+    context: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a request comes to, whichever way it was asked."""
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    n: int
+    max_tokens: int | None  # None: as many as fit
+    sampling: Mapping[str, Any]  # the given ones alone
+    seed: int | None
+    stop: tuple[str, ...]
+    include_stop: bool
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    min_tokens: int
+    logprobs: int  # -1: none
+    prompt_logprobs: int
+    echo: bool
+    grammar: str
+    stream: bool
+    include_usage: bool
+    skip_special_tokens: bool
+    add_special_tokens: bool
+    request_id: str
+    cache_salt: str
+    tools: Sequence[Any] | None
+
+
+class Loose(BaseModel):
+    """Unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class StreamOptions(Loose):
+    """Of a stream."""
+
+    include_usage: Bool = False
+
+
+class JsonSchema(Loose):
+    """A schema and its name."""
+
+    name: Text = "answer"
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: Bool | None = None
+
+
+class ResponseFormat(Loose):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Loose):
+    """vLLM's way to say the same."""
+
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    regex: Text | None = None
+
+
+class Asked(Loose):
+    """Fields that both ways to ask share."""
+
+    model: Text | None = Field(None, max_length=256, description="One of /v1/models.")
+    n: Int = Field(1, ge=1, le=MAX_N, description="How many answers.")
+    temperature: Number | None = Field(None, ge=0, le=2, description="0: greedy.")
+    top_p: Number | None = Field(None, gt=0, le=1)
+    top_k: Int | None = Field(None, ge=-1, lt=2**31, description="-1 or 0: off.")
+    min_p: Number | None = Field(None, ge=0, le=1)
+    repetition_penalty: Number | None = Field(None, gt=0, le=1e30)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Number] | None = Field(None, max_length=MOST_BIASES)
+    seed: Int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=MAX_STOP_IDS)
+    include_stop_str_in_output: Bool = False
+    ignore_eos: Bool = False
+    min_tokens: Int = Field(0, ge=0, lt=2**31)
+    skip_special_tokens: Bool = True
+    stream: Bool | None = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | None = None
+    guided_regex: Text | None = None
+    structured_outputs: StructuredOutputs | None = None
+    allowed_token_ids: list[TokenId] | None = Field(None, description="Not supported.")
+    best_of: Int | None = Field(None, description="Must equal n.")
+    request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
+    cache_salt: Text | None = Field(None, max_length=256)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Asked":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: is for streams: set stream to true")
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError("best_of: must equal n, or be left out")
+        if self.allowed_token_ids is not None:
+            raise ValueError("allowed_token_ids: is not supported; use logit_bias or a grammar")
+        return self
+
+    def _sampling(self) -> dict[str, Any]:
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+                 "presence_penalty", "frequency_penalty")  # fmt: skip
+        given = {name: v for name in names if (v := getattr(self, name)) is not None}
+        if self.logit_bias:
+            given["logit_bias"] = tuple(
+                (id_of(key), max(-100.0, min(100.0, bias))) for key, bias in self.logit_bias.items()
+            )
+        return given
+
+    def _grammar(self) -> str:
+        """At most one way to say it."""
+        wanted = []
+        form = self.response_format
+        if form is not None and form.type == "json_object":
+            wanted.append(grammar.json_object())
+        elif form is not None and form.type == "json_schema":
+            if form.json_schema is None:
+                raise Fault.bad_request("json_schema is missing", "response_format")
+            wanted.append(grammar.json_schema(form.json_schema.schema_))
+        structured = self.structured_outputs or StructuredOutputs(json=None)
+        for schema in (self.guided_json, structured.json_):
+            wanted += [grammar.json_schema(schema)] if schema is not None else []
+        for pattern in (self.guided_regex, structured.regex):
+            wanted += [grammar.regex(pattern)] if pattern is not None else []
+        if len(wanted) > 1:
+            raise Fault.bad_request("say once what the answer must look like", "response_format")
+        return wanted[0] if wanted else ""
+
+    def to_generation(self, limits: Limits, **own: Any) -> Generation:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        sampling = self._sampling()
+        check_ids(
+            (i for i, _ in sampling.get("logit_bias", ())), limits.vocabulary, "logit_bias id"
+        )
+        check_ids(self.stop_token_ids or (), limits.vocabulary, "stop token id")
+        most = own["max_tokens"]
+        if self.min_tokens > (limits.context if most is None else most):
+            raise Fault.bad_request("min_tokens must be at most max_tokens", "min_tokens")
+        options = self.stream_options
+        shared: dict[str, Any] = {
+            "n": self.n,
+            "sampling": sampling,
+            "seed": self.seed,
+            "stop": stop,
+            "include_stop": self.include_stop_str_in_output,
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "grammar": self._grammar(),
+            "stream": bool(self.stream),
+            "include_usage": options is not None and options.include_usage,
+            "skip_special_tokens": self.skip_special_tokens,
+            "request_id": self.request_id or "",
+            "cache_salt": self.cache_salt or "",
+        }
+        return Generation(**shared, **own)
+
+
+Prompt = (
+    Text
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[
+        list[Annotated[list[TokenId], Field(min_length=1)]],
+        Field(min_length=1, max_length=MAX_PROMPTS),
+    ]
+)
+
+
+class CompletionRequest(Asked):
+    """Continue these prompts."""
+
+    prompt: Prompt = Field(description="A text, texts, token ids, or lists of token ids.")
+    max_tokens: Int | None = Field(COMPLETION_TOKENS, ge=0, lt=2**31)
+    logprobs: Int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: Bool | None = False
+    add_special_tokens: Bool = True
+    suffix: None = None
+
+    def generation(self, limits: Limits) -> Generation:
+        """Raises Fault or RequestError."""
+        most = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        if most == 0 and not self.echo:
+            raise Fault.bad_request("max_tokens may be 0 only with echo", "max_tokens")
+        if isinstance(self.prompt, str):
+            prompts: tuple[str | tuple[int, ...], ...] = (self.prompt,)
+        elif isinstance(self.prompt[0], int):
+            prompts = (tuple(self.prompt),)
+        else:
+            prompts = tuple(p if isinstance(p, str) else tuple(p) for p in self.prompt)
+        logprobs = -1 if self.logprobs is None else self.logprobs
+        return self.to_generation(
+            limits,
+            prompts=prompts,
+            max_tokens=most,
+            logprobs=logprobs,
+            prompt_logprobs=logprobs if self.echo else -1,
+            echo=bool(self.echo),
+            add_special_tokens=self.add_special_tokens,
+            tools=None,
+        )

@@ -1,0 +1,104 @@
+"""Spans: one OpenTelemetry trace for each request, across all processes (--otlp-endpoint).
+
+    text_completion demo         from submission to the end, a child of the client's own traceparent
+      queue, reserve, wait       router
+      prefill, handover          the prefill worker, as the router knew it
+      decode, stall              the decode worker
+
+Made from the timeline when a request ends: the stages carry their times already, so nothing has to travel
+with the messages. Names: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (in development). Optional:
+needs opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http.
+"""
+
+import time
+from collections import OrderedDict
+from importlib import import_module
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from baton.errors import InputError
+from baton.timeline import Life
+from baton.wire.messages import Ended
+
+NANO = 1_000_000_000
+REMEMBERED = 10_000
+NEEDED = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+
+
+class Spans:
+    """Exports a request's trace when it has ended."""
+
+    def __init__(self, provider: trace.TracerProvider, model: str) -> None:
+        self._tracer = provider.get_tracer("baton")
+        self._model = model
+        self._parents: OrderedDict[str, Context] = OrderedDict()
+
+    def begin(self, name: str, traceparent: str | None) -> None:
+        """A client's request of this name came under its own trace."""
+        if traceparent:
+            carrier = {"traceparent": traceparent}
+            self._parents[name] = TraceContextTextMapPropagator().extract(carrier)
+            while len(self._parents) > REMEMBERED:
+                self._parents.popitem(last=False)
+
+    def ended(self, ended: Ended, life: Life, now: float) -> None:
+        """`now`: the router's clock at this moment, which is not the world's."""
+        if not life.stages:
+            return
+        shift = time.time() - now
+        parent = self._parents.get(ended.request.rpartition("-")[0])
+
+        def at(seconds: float) -> int:
+            return int((seconds + shift) * NANO)
+
+        last = life.stages[-1].end
+        root = self._tracer.start_span(
+            f"text_completion {self._model}",
+            context=parent,
+            kind=trace.SpanKind.SERVER,
+            start_time=at(life.stages[0].start),
+            attributes={
+                "gen_ai.operation.name": "text_completion",
+                "gen_ai.provider.name": "baton",
+                "gen_ai.request.model": self._model,
+                "gen_ai.response.id": ended.request,
+                "gen_ai.response.finish_reasons": [ended.reason],
+                "gen_ai.usage.input_tokens": ended.prompt_tokens,
+                "gen_ai.usage.output_tokens": ended.tokens,
+                "baton.time_to_first_token": ended.timings.ttft_s,
+                "baton.cached_tokens": ended.timings.cached_tokens,
+                "baton.retries": ended.timings.retries,
+                "baton.preemptions": ended.timings.preemptions,
+            },
+        )
+        within = trace.set_span_in_context(root)
+        for stage in life.stages:
+            span = self._tracer.start_span(
+                stage.name,
+                context=within,
+                start_time=at(stage.start),
+                attributes={"baton.worker": stage.worker.partition(".")[0] or "router"},
+            )
+            span.end(at(stage.start if stage.end is None else stage.end))
+        root.end(at(now if last is None else last))
+
+
+def exporting_to(endpoint: str, model: str) -> Spans:
+    """Spans that go to this OTLP endpoint (http://HOST:4318/v1/traces), in batches of their own
+    thread. Raises InputError where the packages are missing."""
+    try:
+        sdk: Any = import_module("opentelemetry.sdk.trace")
+        batches: Any = import_module("opentelemetry.sdk.trace.export")
+        resources: Any = import_module("opentelemetry.sdk.resources")
+        otlp: Any = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    except ImportError as error:
+        raise InputError(
+            f"--otlp-endpoint needs packages that are not here ({error.name}): pip install {NEEDED}"
+        ) from error
+    provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": "baton"}))
+    exporter = otlp.OTLPSpanExporter(endpoint=endpoint)
+    provider.add_span_processor(batches.BatchSpanProcessor(exporter))
+    return Spans(provider, model)

@@ -1,0 +1,94 @@
+"""Server-sent events: a response that streams, keeps the line alive, and notices who has left.
+
+    data: {...}\\n\\n        one event
+    : keep-alive\\n\\n       a comment, when there was nothing to say for a while
+    data: [DONE]\\n\\n       the end
+
+Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+KEEP_ALIVE_S = 15.0
+WRITE_S = 30.0
+"""Who has not read anything for so long is cut off."""
+LOOK_S = 1.0
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+logger = logging.getLogger(__name__)
+
+
+def event(data: Mapping[str, Any], name: str = "") -> bytes:
+    """One event as it goes over the wire."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+class EventStream(Response):
+    """Streams what a generator yields. The generator is closed whatever ends it: its own end, a client
+    that left, or one that does not read."""
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
+    ) -> None:
+        quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(
+            None, headers=quiet | dict(headers or {}), media_type="text/event-stream; charset=utf-8"
+        )
+        del self.headers["content-length"]
+        self._events = events
+        self._heard, self._sending = 0.0, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._heard, self._sending = time.monotonic(), False
+        pump = asyncio.create_task(self._pump(send))
+        others = [
+            asyncio.create_task(gone(receive)),
+            asyncio.create_task(self._mind(send)),
+        ]
+        try:
+            await asyncio.wait({pump, *others}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        finally:
+            for task in (pump, *others):
+                task.cancel()
+            await asyncio.gather(pump, *others, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for chunk in self._events:
+            await self._send(send, chunk)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        self._sending = True
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._sending, self._heard = False, time.monotonic()
+
+    async def _mind(self, send: Send) -> None:
+        """Keeps the line alive; ends, and so the response, when the client does not read."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            silent = time.monotonic() - self._heard
+            if self._sending and silent >= WRITE_S:
+                logger.warning("a client has read nothing for %.0f s and is cut off", WRITE_S)
+                return
+            if not self._sending and silent >= KEEP_ALIVE_S:
+                await self._send(send, KEEP_ALIVE)
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,377 @@
+"""`python main.py serve`, whole, as its clients see it: the openai package, a WebSocket, a fuzzer."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import schemathesis
+import websockets
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from websockets.asyncio.client import connect
+
+from sampler.params import SamplingParams
+from tests.cluster import calm
+from tests.cluster.processes import Terminal, children_of, short_folder, terminals, until
+
+LENGTH = 30
+GREEDY = SamplingParams(temperature=0.0)
+CHATML = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+Type = Callable[..., Terminal]
+
+
+class Server:
+    """One `main.py serve` in a terminal."""
+
+    def __init__(self, type_in: Type, folder: Path, *options: object) -> None:
+        self.template = folder / "chat.jinja"
+        self.template.write_text(CHATML)
+        self.terminal = type_in(
+            "main.py", "serve", "--port", 0, "--chat-template", self.template, *options,
+            TMPDIR=str(folder),
+        )  # fmt: skip
+        found = until(lambda: re.search(r"listening on (\S+);", self.said), "the port")
+        self.url = found[1]
+        until(lambda: "ready " in self.said or not self.terminal.runs(), "the server")
+        assert self.terminal.runs(), self.said
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    @property
+    def said(self) -> str:
+        return self.terminal.said
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return str(answer.read().decode())
+
+    def metric(self, name: str) -> float:
+        """The sum over its labels."""
+        lines = self.get("/metrics").splitlines()
+        found = [line for line in lines if re.match(rf"baton:{name}(\{{|\s)", line)]
+        assert found, f"there is no {name}"
+        return sum(float(line.rpartition(" ")[2]) for line in found)
+
+    def kill(self, name: str) -> None:
+        os.kill(children_of(self.terminal.process.pid)[name], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with short_folder() as folder, terminals() as type_in:
+        served = Server(type_in, folder)
+        yield served
+        served.client.close()
+        served.terminal.signal(signal.SIGTERM)
+        served.terminal.ends(0, 20)
+        assert "Traceback" not in served.said
+        assert list(folder.glob("baton-*")) == []
+
+
+def ask(server: Server, prompt: str, **more: Any) -> Any:
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": LENGTH} | more
+    return server.client.completions.create(model="demo", prompt=prompt, **options)
+
+
+def streamed(stream: Any) -> tuple[str, str | None]:
+    """Text and finish reason."""
+    text, reason = "", None
+    for chunk in stream:
+        for choice in chunk.choices:
+            text += choice.text
+            reason = choice.finish_reason or reason
+    return text, reason
+
+
+def test_streams_and_whole_answers_are_those_of_the_offline_job(server: Server) -> None:
+    expected = calm.answers(LENGTH, GREEDY)
+    whole = server.client.completions.create(
+        model="demo", prompt=list(calm.PROMPTS), temperature=0, max_tokens=LENGTH
+    )
+    assert [(c.text, c.finish_reason) for c in whole.choices] == [
+        (each.text, each.reason) for each in expected
+    ]
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == sum(len(each.tokens) for each in expected)
+    for prompt, each in zip(calm.PROMPTS[:3], expected, strict=False):
+        assert streamed(ask(server, prompt, stream=True)) == (each.text, each.reason)
+
+
+def test_sampled_answers_depend_on_the_seed_alone(server: Server) -> None:
+    warm = {"temperature": 0.9, "top_p": 0.95, "seed": 7, "n": 3}
+    first = ask(server, calm.PROMPTS[0], **warm)
+    again = ask(server, calm.PROMPTS[0], **warm)
+    texts = [choice.text for choice in first.choices]
+    assert [choice.text for choice in again.choices] == texts
+    assert len(set(texts)) == 3
+    single = SamplingParams(temperature=0.9, top_p=0.95, seed=7)
+    assert texts[0] == calm.answers(LENGTH, single)[0].text
+    unseeded = {ask(server, "A", temperature=1.5).choices[0].text for _ in range(5)}
+    assert len(unseeded) > 1
+
+
+def test_a_stream_ends_with_usage_and_done(server: Server) -> None:
+    body = {"model": "demo", "prompt": "In the future", "max_tokens": 5, "stream": True,
+            "stream_options": {"include_usage": True}}  # fmt: skip
+    request = urllib.request.Request(
+        f"{server.url}/v1/completions", json.dumps(body).encode(),
+        {"Content-Type": "application/json", "X-Request-Id": "mine"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        lines = answer.read().decode().split("\n\n")
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.headers["x-request-id"] == "mine"
+    assert lines[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 5
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert all(chunk["id"].startswith("cmpl-mine-") for chunk in chunks)
+
+
+def test_a_conversation_goes_through_the_template(server: Server) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "In the future"}]}]
+    chat = server.client.chat.completions.create(
+        model="demo", messages=messages, max_tokens=12, temperature=0, logprobs=True, top_logprobs=2
+    )
+    text = ask(server, "<user>In the future\n<assistant>", max_tokens=12).choices[0].text
+    assert chat.choices[0].message.content == text
+    assert chat.choices[0].message.role == "assistant"
+    assert len(chat.choices[0].logprobs.content) == 12
+    assert all(len(each.top_logprobs) == 2 for each in chat.choices[0].logprobs.content)
+    stream = server.client.chat.completions.create(
+        model="demo", messages=messages, max_tokens=12, temperature=0, stream=True
+    )
+    deltas = [chunk.choices[0].delta for chunk in stream]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == text
+    counted = json.loads(post(server, "/tokenize", {"messages": messages}))
+    assert counted["count"] == chat.usage.prompt_tokens
+
+
+def post(server: Server, path: str, body: Any) -> str:
+    request = urllib.request.Request(
+        server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def test_logprobs_of_the_prompt_are_those_of_generating_it(server: Server) -> None:
+    """As lm-eval asks: token ids, echo, logprobs, one token."""
+    told = ask(server, calm.PROMPTS[1], logprobs=1)
+    words = json.loads(
+        post(server, "/tokenize", {"prompt": calm.PROMPTS[1] + told.choices[0].text})
+    )
+    echoed = server.client.completions.create(
+        model="demo", prompt=[words["tokens"]], echo=True, logprobs=1, max_tokens=1, temperature=0
+    )
+    given = echoed.choices[0].logprobs.token_logprobs
+    assert given[0] is None
+    assert given[-1 - len(told.choices[0].logprobs.token_logprobs) : -1] == pytest.approx(
+        told.choices[0].logprobs.token_logprobs, abs=1e-3
+    )
+    assert echoed.choices[0].text.startswith(calm.PROMPTS[1])
+    nothing = ask(server, calm.PROMPTS[1], echo=True, logprobs=0, max_tokens=0)
+    assert nothing.choices[0].text == calm.PROMPTS[1]
+    assert nothing.usage.completion_tokens == 0
+    assert post(server, "/detokenize", {"tokens": words["tokens"]})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "param", "code"),
+    [
+        ({"model": "other"}, 404, "model", "model_not_found"),
+        ({"temperature": 2.5}, 400, "temperature", None),
+        ({"temperature": True}, 400, "temperature", None),
+        ({"n": 17}, 400, "n", None),
+        ({"max_tokens": 10**6}, 400, "max_tokens", "context_length_exceeded"),
+        ({"max_tokens": 0}, 400, "max_tokens", None),
+        ({"prompt": []}, 400, "prompt", None),
+        ({"prompt": [2048]}, 400, None, None),
+        ({"prompt": ""}, 400, "prompt", None),
+        ({"stop": ["a"] * 5}, 400, "stop", None),
+        ({"logit_bias": {"2048": 1}}, 400, None, None),
+        ({"logit_bias": {"x": 1}}, 400, "logit_bias", None),
+        ({"extra_body": {"stop_token_ids": [-1]}}, 400, "stop_token_ids", None),
+        ({"extra_body": {"guided_regex": "("}}, 400, "response_format", "invalid_grammar"),
+        ({"extra_body": {"best_of": 2}}, 400, "best_of", None),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(
+    server: Server, wrong: dict[str, Any], status: int, param: str | None, code: str | None
+) -> None:
+    given = {"model": "demo", "prompt": "x"} | wrong
+    with pytest.raises(openai.APIStatusError) as error:
+        server.client.completions.create(**given)
+    told = error.value
+    assert (told.status_code, told.param, told.code) == (status, param, code)
+    assert len(told.body["message"]) < 400
+
+
+def test_answers_fit_a_grammar_though_the_decode_worker_dies(server: Server) -> None:
+    grammar = {"guided_regex": "[0-9]{400}"}
+    calmly = ask(server, "Digits:", max_tokens=450, extra_body=grammar).choices[0].text
+    stream = ask(server, "Digits:", max_tokens=450, stream=True, extra_body=grammar)
+    chunks = iter(stream)
+    first = [next(chunks).choices[0].text for _ in range(5)]
+    before = server.metric("workers_lost_total")
+    server.kill("decode-0")
+    rest, reason = streamed(chunks)
+    assert ("".join(first) + rest, reason) == (calmly, "stop")
+    assert re.fullmatch("[0-9]{400}", calmly)
+    assert server.metric("workers_lost_total") == before + 1
+
+
+def test_a_stream_goes_on_though_the_router_dies(server: Server) -> None:
+    wanted = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
+    calmly = ask(server, calm.PROMPTS[2], **wanted).choices[0].text
+    chunks = iter(ask(server, calm.PROMPTS[2], stream=True, **wanted))
+    first = [next(chunks).choices[0].text for _ in range(5)]
+    server.kill("router")
+    rest, reason = streamed(chunks)
+    assert ("".join(first) + rest, reason) == (calmly, "length")
+
+
+def test_the_server_itself_dies_and_its_port_waits(server: Server) -> None:
+    """The listening socket is the supervisor's: who asks meanwhile is answered by the next one."""
+    server.kill("server")
+    assert ask(server, calm.PROMPTS[0]).choices[0].text == calm.answers(LENGTH, GREEDY)[0].text
+
+
+def test_who_leaves_gives_the_blocks_back(server: Server) -> None:
+    long = {"max_tokens": 2000, "extra_body": {"ignore_eos": True}}
+
+    def idle() -> bool:
+        held = server.metric("kv_blocks_leased") or server.metric("num_requests_running")
+        return held == 0
+
+    until(idle, "an idle pool")
+    with ask(server, "In the future", stream=True, **long) as stream:
+        next(iter(stream))
+    until(idle, "an idle pool")
+    with pytest.raises(openai.APITimeoutError):
+        server.client.with_options(timeout=0.3).completions.create(
+            model="demo", prompt="In the future", n=8, **long
+        )
+    until(idle, "an idle pool")
+
+
+def test_a_socket_streams_cancels_and_tells_what_is_wrong(server: Server) -> None:
+    async def talk() -> None:
+        async with connect(server.url.replace("http", "ws") + "/v1/stream") as socket:
+            body = {"prompt": calm.PROMPTS[0], "max_tokens": LENGTH, "temperature": 0}
+            await socket.send(json.dumps(body))
+            text = ""
+            while (news := json.loads(await socket.recv())).get("type") != "done":
+                text += news["choices"][0]["text"]
+            assert text == calm.answers(LENGTH, GREEDY)[0].text
+            long = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True}
+            await socket.send(json.dumps(long))
+            name = json.loads(await socket.recv())["id"]
+            await socket.send(json.dumps({"type": "cancel", "id": name}))
+            while not (news := json.loads(await socket.recv()))["choices"][0]["finish_reason"]:
+                pass
+            assert news["choices"][0]["finish_reason"] == "abort"
+            assert json.loads(await socket.recv())["type"] == "done"
+            for wrong in ("{", "[]", '{"prompt": "x", "n": 0}', '{"messages": []}'):
+                await socket.send(wrong)
+                assert json.loads(await socket.recv())["error"]["type"] == "invalid_request_error"
+            await socket.send(b"\x00")
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                await socket.recv()
+            assert closed.value.rcvd.code == 1003
+
+    asyncio.run(talk())
+
+
+def test_the_state_of_it(server: Server) -> None:
+    assert server.get("/health") == ""
+    ready = json.loads(server.get("/readyz"))
+    assert ready["ready"]
+    assert sorted(w["role"] for w in ready["workers"]) == ["decode", "prefill"]
+    assert json.loads(server.get("/version"))["version"]
+    assert "/v1/completions" in server.get("/docs")
+    model = server.client.models.retrieve("demo")
+    assert model.max_model_len == 2304
+    assert server.metric("prompt_tokens_total") > 0
+    assert server.metric("inter_token_latency_seconds_count") > 0
+    assert server.metric("worker_up") == 2
+    trace = json.loads(server.get("/trace.json"))
+    assert {e["name"] for e in trace["traceEvents"]} >= {"queue", "prefill", "decode"}
+
+
+def test_the_page_is_fed_with_every_request(server: Server) -> None:
+    async def watch() -> list[dict[str, Any]]:
+        seen: list[dict[str, Any]] = []
+        async with (
+            openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
+            client._client.stream("GET", f"{server.url}/timeline") as feed,
+        ):
+            asked = asyncio.create_task(
+                client.completions.create(model="demo", prompt="In the future", max_tokens=40)
+            )
+            kind = ""
+            async for line in feed.aiter_lines():
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    data = json.loads(line.removeprefix("data: "))
+                    seen += data["moments"] if kind == "moments" else []
+                    name = (await asked).id
+                    mine = [m for m in seen if m["request"] == f"{name}-0"]
+                    if any(m["state"] == "finished" for m in mine):
+                        return mine
+        return []
+
+    states = [moment["state"] for moment in asyncio.run(asyncio.wait_for(watch(), 60))]
+    assert [s for s in states if s != "decoding"] == [
+        "queued", "reserving", "reserved", "filling", "finished",
+    ]  # fmt: skip
+    assert "decoding" in states
+
+
+def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
+    """Made up from the API's own description, operation by operation."""
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    tried = 0
+
+    def try_it(case: Any) -> None:
+        nonlocal tried
+        if isinstance(case.body, dict):
+            for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+                if type(case.body.get(name)) is int:
+                    case.body[name] = min(case.body[name], 20)
+        answer = case.call(timeout=60)
+        tried += 1
+        assert answer.status_code < 500, f"{case.method} {case.path} {case.body}: {answer.text}"
+        if answer.status_code >= 400:
+            assert answer.json()["error"]["message"]
+
+    for each in schema.get_all_operations():
+        operation = each.ok()
+        if operation.path == "/timeline":  # it never ends
+            continue
+        modes = list(GenerationMode) if operation.method == "post" else [GenerationMode.POSITIVE]
+        for mode in modes:
+            fuzz = given(case=operation.as_strategy(generation_mode=mode))(try_it)
+            settings(
+                max_examples=25, deadline=None, derandomize=True, database=None,
+                suppress_health_check=list(HealthCheck),
+            )(fuzz)()  # fmt: skip
+    assert tried > 200
+
+
+def test_after_all_that_it_says_the_same_as_before(server: Server) -> None:
+    assert ask(server, calm.PROMPTS[0]).choices[0].text == calm.answers(LENGTH, GREEDY)[0].text

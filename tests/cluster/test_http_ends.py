@@ -1,0 +1,97 @@
+"""How an HTTP server ends, who it lets in, and what it writes down."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import openai
+import pytest
+
+from tests.cluster.processes import Terminal, short_folder, terminals, until
+from tests.cluster.test_http import Server
+
+Type = Callable[..., Terminal]
+LONG = {"model": "demo", "prompt": "In the future", "max_tokens": 2000,
+        "extra_body": {"ignore_eos": True}}  # fmt: skip
+
+
+@pytest.fixture
+def type_in() -> Iterator[Type]:
+    with terminals() as opened:
+        yield opened
+
+
+def test_a_stream_that_is_cut_off_is_told_so(type_in: Type) -> None:
+    with short_folder() as folder:
+        keys = folder / "keys"
+        keys.write_text("one\n\nsecret-two\n")
+        server = Server(
+            type_in, folder, "--shutdown-timeout", 0.5, "--api-key-file", keys, "--log-format",
+            "json", "--max-model-len", 2300,
+        )  # fmt: skip
+        with pytest.raises(openai.AuthenticationError):
+            server.client.models.list()
+        assert server.get("/health") == ""
+        client = server.client.with_options(api_key="secret-two")
+        shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+        assert "secret-two" not in shown.stdout
+        with client.completions.create(**LONG, stream=True, n=8) as stream:
+            chunks = iter(stream)
+            next(chunks)
+            server.terminal.signal(signal.SIGTERM)
+            with pytest.raises(openai.APIError) as cut:
+                list(chunks)
+        assert cut.value.code == "shutting_down"
+        server.client.close()
+        client.close()
+        said = server.terminal.ends(0, 20)
+        assert list(folder.glob("baton-*")) == []
+    assert "Traceback" not in said
+    assert "In the future" not in re.sub(r"try +curl.*", "", said), "a prompt was logged"
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    asked = [line for line in lines if line["logger"] == "server.access"]
+    assert asked
+    assert all(line["request"] for line in asked)
+    assert len({line["request"] for line in asked}) == len(asked)
+
+
+def test_a_second_signal_ends_it_now(type_in: Type) -> None:
+    with short_folder() as folder:
+        server = Server(type_in, folder)
+        with server.client.completions.create(**LONG, stream=True, n=16) as stream:
+            chunks = iter(stream)
+            next(chunks)
+            server.terminal.signal(signal.SIGINT)
+            until(lambda: "again to end now" in server.said, "the first signal")
+            server.terminal.signal(signal.SIGINT)
+            with pytest.raises(openai.APIError):
+                list(chunks)
+        server.client.close()
+        assert "Traceback" not in server.terminal.ends(130, 20)
+
+
+def test_a_port_that_is_taken_is_known_at_once(type_in: Type) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        type_in("main.py", "serve", "--port", port).refuses(2, str(port), "in use", "--port")
+
+
+def test_while_it_loads_it_says_so(type_in: Type) -> None:
+    """The port is there before the workers are."""
+    with short_folder() as folder:
+        terminal = type_in("main.py", "serve", "--port", 0, TMPDIR=str(folder))
+        found = until(lambda: re.search(r"listening on (\S+);", terminal.said), "the port")
+        with pytest.raises(urllib.error.HTTPError) as early:
+            urllib.request.urlopen(f"{found[1]}/health", timeout=30)
+        with early.value as answer:
+            assert answer.code == 503
+            assert answer.headers["retry-after"]
+            assert json.load(answer)["error"]["code"] == "not_ready"
+        until(lambda: "ready " in terminal.said, "the workers")
+        terminal.signal(signal.SIGTERM)
+        terminal.ends(0, 20)

@@ -1,0 +1,68 @@
+"""The dashboard and the alerts of users rest on names: every one of them is there."""
+
+import json
+import re
+from pathlib import Path
+
+from baton.metrics import ITL_BUCKETS_S
+from baton.wire.messages import ClusterInfo, Counts, Ended, PoolInfo, Timings, WorkerInfo
+from server.metrics import Metrics
+
+DASHBOARD = Path(__file__).resolve().parents[2] / "configs" / "grafana.json"
+
+
+def full() -> Metrics:
+    """Metrics with something to say about everything."""
+    metrics = Metrics("demo")
+    timings = Timings(0.1, 0.0, 0.2, 0.01, 0.5, 0.0, 0.3, 0.8, 100, 50, 1, 1, 2)
+    metrics.ended(Ended("r", "stop", 9, 5, "shm", timings))
+    metrics.ended(Ended("s", "worker_lost", 9, 5, "", timings))
+    itl = tuple(range(len(ITL_BUCKETS_S) + 1))
+    metrics.counts = Counts(1, 2, 50, 3, 4, 5, 6, 7, itl, 8.0, (PoolInfo("d", 9, 4, 2, 1),))
+    worker = WorkerInfo("decode-0.a", "decode", "cpu", "alive")
+    metrics.info = ClusterInfo(True, "demo", "f", 9, 9, "float32", {}, (worker,), "")
+    metrics.rejected("overloaded")
+    return metrics
+
+
+def values(text: str) -> dict[str, float]:
+    pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+def test_the_dashboard_asks_for_what_is_there() -> None:
+    text = full().exposition().decode()
+    told = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line[0] != "#"}
+    asked = set(re.findall(r"baton:\w+", DASHBOARD.read_text()))
+    assert len(asked) > 20
+    assert asked <= told, asked - told
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_counts_are_passed_on_as_they_were_told() -> None:
+    found = values(full().exposition().decode())
+    assert found['baton:kv_blocks_leased{model_name="demo"}'] == 5
+    assert found['baton:workers_lost_total{model_name="demo",role="decode"}'] == 6
+    assert found['baton:num_preemptions_total{model_name="demo"}'] == 3
+    buckets = sum(range(len(ITL_BUCKETS_S) + 1))
+    assert found['baton:inter_token_latency_seconds_count{model_name="demo"}'] == buckets
+    assert found['baton:inter_token_latency_seconds_sum{model_name="demo"}'] == 8.0
+    assert found['baton:worker_up{model_name="demo",role="decode",worker="decode-0"}'] == 1
+
+
+def test_what_one_request_took_is_observed_when_it_ends_well() -> None:
+    found = values(full().exposition().decode())
+    assert found['baton:request_success_total{finished_reason="stop",model_name="demo"}'] == 1
+    assert found['baton:request_failure_total{model_name="demo",reason="worker_lost"}'] == 1
+    assert found['baton:time_to_first_token_seconds_count{model_name="demo"}'] == 1
+    assert found['baton:kv_transfer_bytes_total{model_name="demo",transport="shm"}'] == 50
+    assert found['baton:prompt_tokens_total{model_name="demo"}'] == 18
+    per_token = found['baton:request_time_per_output_token_seconds_sum{model_name="demo"}']
+    assert abs(per_token - 0.125) < 1e-9
+
+
+def test_before_anything_happened_there_is_something_to_read_too() -> None:
+    found = values(Metrics("demo").exposition().decode())
+    assert found['baton:prompt_tokens_total{model_name="demo"}'] == 0
+    assert found['baton:router_up{model_name="demo"}'] == 0
