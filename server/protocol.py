@@ -79,7 +79,7 @@ Stops = Annotated[
     Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("texts")],
     Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
 ]
-Biases = Annotated[dict[str, Number], BeforeValidator(few_biases)]
+Biases = Annotated[dict[str, Number], Field(max_length=MOST_BIASES), BeforeValidator(few_biases)]
 
 
 class Loose(BaseModel):
@@ -128,9 +128,7 @@ class Asked(Loose):
     repetition_penalty: Number | None = Field(None, ge=1e-30, le=1e30)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
-    logit_bias: Biases | None = Field(
-        None, max_length=MOST_BIASES, description="By token id; clamped to -100 .. 100."
-    )
+    logit_bias: Biases | None = Field(None, description="By token id; clamped to -100 .. 100.")
     seed: Int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=MAX_STOP_IDS)
