@@ -11,7 +11,7 @@ from typing import Any
 
 from baton.errors import RequestError
 
-LONGEST_MESSAGE = 2048
+LONGEST_MESSAGE = 2048  # bytes
 INVALID = "invalid_request_error"
 OURS = "server_error"
 
@@ -94,6 +94,18 @@ class Fault(Exception):
         return cls(413, text, code="body_too_large")
 
     @classmethod
+    def limited(cls, why: str, retry_after: int) -> "Fault":
+        """This client alone asks too much; the server itself has room."""
+        text = f"{why}; try again in {retry_after} s"
+        code = "rate_limit_exceeded"
+        return cls(429, text, "rate_limit_error", code=code, retry_after=retry_after)
+
+    @classmethod
+    def late(cls, seconds: float) -> "Fault":
+        text = f"the answer was not there within {seconds:.0f} s: ask for less, or try again"
+        return cls(504, text, OURS, code="timeout")
+
+    @classmethod
     def client_left(cls) -> "Fault":
         """Nobody reads this; it stands in the log (nginx's number for it)."""
         return cls(499, "the client has left", code="client_left")
@@ -129,10 +141,11 @@ def from_request_error(error: RequestError, param: str | None = None) -> Fault:
 
 
 def body(fault: Fault) -> dict[str, Any]:
-    """As JSON."""
+    """As JSON, of text that can be sent: short, and without halves of surrogate pairs."""
+    message = fault.message[:LONGEST_MESSAGE].encode(errors="replace")[:LONGEST_MESSAGE]
     return {
         "error": {
-            "message": fault.message[:LONGEST_MESSAGE],
+            "message": message.decode(errors="ignore"),
             "type": fault.kind,
             "param": fault.param,
             "code": fault.code,
