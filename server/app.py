@@ -15,7 +15,6 @@ from starlette.types import ASGIApp
 
 from baton.errors import RequestError
 from baton.log import REQUEST
-from baton.request import check_ids
 from server.chatting import ChatRequest, DetokenizeRequest, TokenizeRequest
 from server.desk import Desk
 from server.faults import Fault, body, from_request_error, headers
@@ -23,7 +22,7 @@ from server.fields import fault_of
 from server.guard import LOOPBACK, Guard, Rules, hashed
 from server.job import streamed
 from server.metrics import Metrics
-from server.protocol import CompletionRequest
+from server.protocol import CompletionRequest, in_vocabulary
 from server.socket import add_socket
 from server.sse import EventStream
 from server.talk import Talk
@@ -208,7 +207,7 @@ def add_openai(app: FastAPI, desk: Desk, talk: Talk, watch: Watch) -> None:
     @app.post("/detokenize", tags=["text"])
     async def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
         """Token ids to text."""
-        check_ids(asked.tokens, desk.files.vocab_size)
+        in_vocabulary(asked.tokens, desk.files.vocab_size, "tokens")
         return {"prompt": desk.tokenizer.decode(asked.tokens, special=True)}
 
 

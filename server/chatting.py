@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from baton.request import MAX_LOGPROBS
 from server.faults import Fault
@@ -20,17 +20,32 @@ class Part(Loose):
     text: Text
 
 
+Parts = Annotated[list[Part], Field(fail_fast=True)]
+Content = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Parts, Tag("parts")],
+    Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+]
+
+
 class ChatMessage(Loose):
     """One turn."""
 
     role: Annotated[Text, Field(min_length=1, max_length=64)]
-    content: Text | list[Part] | None = None
+    content: Content | None = None
     name: Text | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: Text | None = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChatMessage":
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content may be left out by an assistant alone")
+        return self
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+Messages = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+]
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
@@ -54,6 +69,7 @@ class ChatRequest(Asked):
     top_logprobs: Int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)
     tool_choice: Any = None
+    echo: Any = Field(None, description="For completions only.")
 
     def conversation(self) -> list[dict[str, Any]]:
         """For the template."""
@@ -66,6 +82,8 @@ class ChatRequest(Asked):
             raise Fault.bad_request(
                 "max_tokens and max_completion_tokens differ: give one", "max_tokens"
             )
+        if self.echo:
+            raise Fault.bad_request("echo is for completions only", "echo")
         if self.top_logprobs is not None and not self.logprobs:
             raise Fault.bad_request("top_logprobs needs logprobs: true", "top_logprobs")
         if self.tool_choice not in (None, "none", "auto"):
@@ -109,4 +127,4 @@ class TokenizeRequest(Loose):
 class DetokenizeRequest(Loose):
     """Token ids."""
 
-    tokens: list[TokenId] = Field(max_length=1 << 20)
+    tokens: list[TokenId] = Field(max_length=1 << 20, fail_fast=True)

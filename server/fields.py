@@ -2,38 +2,27 @@
 wrong."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from baton.request import MAX_STOP_CHARACTERS
 from server.faults import Fault
 
 DEEPEST_JSON = 32
-STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)  # the last may have no end
 BRACKET = re.compile(rb"[\[\]{}]")
 SHOWN = 80
 LONGEST = 300
 
 
-def no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-def as_float(value: Any) -> Any:
-    """Whole numbers are numbers too."""
-    no_bool(value)
-    return float(value) if isinstance(value, int) and abs(value) < 2**63 else value
-
-
-Int = Annotated[int, BeforeValidator(no_bool), Field(strict=True)]
-Number = Annotated[float, BeforeValidator(as_float), Field(strict=True, allow_inf_nan=False)]
+# Strict numbers refuse true and "1" by themselves; a strict float takes whole numbers.
+Int = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Bool = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
-TokenId = Annotated[int, BeforeValidator(no_bool), Field(strict=True, ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 

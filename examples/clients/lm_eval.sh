@@ -8,8 +8,8 @@ venv=$here/.venv-lm-eval
 [ -x "$venv/bin/lm_eval" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install -q 'lm-eval[api,hf]==0.4.13'; }
 mkdir -p "$venv/task"
 cat > "$venv/task/data.jsonl" <<'DATA'
-{"text": "In the future, artificial intelligence will", "good": " learn to smell smoke", "bad": " xq zzt vvk"}
-{"text": "On a distant planet, aliens are", "good": " not so different from us", "bad": " the the the of"}
+{"text": "In the future, artificial intelligence will", "choices": [" learn to smell smoke", " xq zzt vvk"]}
+{"text": "On a distant planet, aliens are", "choices": [" not so different from us", " the the the of"]}
 DATA
 cat > "$venv/task/smoke.yaml" <<TASK
 task: baton_smoke
@@ -18,7 +18,7 @@ dataset_kwargs: {data_files: {test: $venv/task/data.jsonl}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "{{text}}"
-doc_to_choice: ["{{good}}", "{{bad}}"]
+doc_to_choice: choices
 doc_to_target: 0
 target_delimiter: ""
 metric_list: [{metric: acc}]
