@@ -27,7 +27,7 @@ lint: $(VENV)/.ready-dev
 
 STRICT = main.py prompts.py router prefill_worker/worker.py decode_worker/worker.py decode_worker/batching.py \
          sampler server baton/wire baton/kv $(filter-out baton/__init__.py,$(wildcard baton/*.py)) offline
-TYPED  = baton prefill_worker decode_worker models $(wildcard benchmarks)
+TYPED  = baton prefill_worker decode_worker models benchmarks measure lab evaluation
 
 setup: $(VENV)/.ready
 

@@ -22,6 +22,7 @@ from offline.options import (
     job_options,
     place_options,
     sampling_options,
+    version_option,
 )
 from server.options import server_options, settings_from
 
@@ -32,16 +33,8 @@ Examples:
   python main.py --router tcp://10.0.0.1:7000 --keys keys --format jsonl -o out.jsonl
 """
 BENCHMARKS = ("engine", "disagg", "step", "precision", "handover", "gemm", "attention")
+PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-def print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
-    """The version, and the way out."""
-    if wanted:
-        from baton.version import own_version
-
-        click.echo(f"baton {own_version()}")
-        ctx.exit()
 
 
 @click.group(
@@ -54,14 +47,7 @@ def print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> 
 @job_options()
 @sampling_options()
 @place_options()
-@click.option(
-    "--version",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=print_version,
-    help="Print the version and leave.",
-)
+@version_option
 @click.pass_context
 def cli(ctx: click.Context, /, **given: Any) -> None:
     """Continue prompts with a language model: prefill and decode in processes of their own.
@@ -74,7 +60,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         _refuse_options_before(ctx)
         return
     from offline.run import run_offline
-    from offline.settings import JobSettings, Wish, check_numbers, place_from
+    from offline.settings import JobSettings, Wish, check_numbers, chosen_prompts, place_from
 
     check_numbers(
         batch_size=given["batch_size"],
@@ -91,7 +77,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         generation_length=given["generation_length"],
         stop=given["stop"],
         ignore_eos=given["ignore_eos"],
-        prompts=_prompts(given["prompts"]),
+        prompts=chosen_prompts(given["prompts"]),
         output=Path(given["output_file"]),
         format=given["format"],
         timings=given["timings"],
@@ -211,7 +197,7 @@ def doctor() -> None:
     click.echo(examine())
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@cli.command(context_settings=PASSED_ON)
 @click.argument("name", type=click.Choice(BENCHMARKS))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, options: tuple[str, ...]) -> None:
@@ -219,8 +205,21 @@ def bench(name: str, options: tuple[str, ...]) -> None:
 
     `python main.py bench NAME --help` tells the options of each.
     """
-    module = import_module(f"benchmarks.{name}")
-    module.main.main(list(options), prog_name=f"python main.py bench {name}", standalone_mode=False)
+    _pass_on(f"benchmarks.{name}", f"bench {name}", options)
+
+
+@cli.command(context_settings=PASSED_ON)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def lab(options: tuple[str, ...]) -> None:
+    """Learn from this machine: studies of batching, KV cache and disaggregation, in one report."""
+    _pass_on("lab.__main__", "lab", options)
+
+
+@cli.command("eval", context_settings=PASSED_ON)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def evaluate(options: tuple[str, ...]) -> None:
+    """How good a model is: perplexity, BLEU, ROUGE, CORE-style tasks."""
+    _pass_on("evaluation.__main__", "eval", options)
 
 
 @cli.command()
@@ -261,6 +260,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _pass_on(module: str, name: str, options: tuple[str, ...]) -> None:
+    """To a room that reads its own options, and is imported only now."""
+    room = import_module(module)
+    room.main.main(list(options), prog_name=f"python main.py {name}", standalone_mode=False)
+
+
 def _told(text: str, exit_code: int) -> int:
     line = " ".join(text.split())
     click.echo(f"error: {line}", err=True)
@@ -279,17 +284,6 @@ def _refuse_options_before(ctx: click.Context) -> None:
                 f"{option.opts[0]} before {command!r} belongs to the job without a command; "
                 f"options of {command} stand behind it."
             )
-
-
-def _prompts(file: str | None) -> tuple[str, ...]:
-    try:
-        from prompts import PROMPTS, check_prompts, read_prompts
-    except SyntaxError as error:
-        raise InputError(
-            f"prompts.py, line {error.lineno}: {error.msg}; every prompt stands in quotes with a "
-            "comma behind it"
-        ) from None
-    return tuple(read_prompts(Path(file)) if file is not None else check_prompts(PROMPTS))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ import click
 from baton.errors import InputError
 from baton.topology import usable_cores
 from benchmarks.disagg_report import compared, figures, idle_lines, verdicts
-from benchmarks.slo import Slo, Summary, Trace, percentile, summarise
-from benchmarks.split import RunningArm, Split, differences, started, use_cores
-from benchmarks.workload import Load, mixed, poisson, single
+from measure.slo import Slo, Summary, Trace, percentile, summarise
+from measure.split import RunningArm, Split, differences, started, use_cores
+from measure.workload import Load, mixed, poisson, single
 
 NO_CHUNKS = 1 << 20  # tokens of a step: any prompt goes in one, which is what no chunking means
 PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"

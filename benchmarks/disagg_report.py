@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from baton.table import table
-from benchmarks.slo import Summary, Trace, percentile
+from measure.slo import Summary, Trace, percentile
 
 LESS, MORE = -1, 1  # which is better
 FIGURES = (

@@ -24,8 +24,8 @@ from baton.table import table
 from baton.topology import usable_cores
 from benchmarks.arms import ARMS
 from benchmarks.compare import Arm, judge, same_start
-from benchmarks.limits import Limits, Work, measure
 from benchmarks.peers.__main__ import HOME, PACKAGES, python_of
+from measure.limits import Limits, Work, measure
 
 OURS = ("ours", "ours P/D")
 PROMPT, PREFILL = 64, 512

@@ -1,10 +1,5 @@
 """Describing: this machine, and the cluster that is about to work, in a few lines for a person."""
 
-import os
-import platform
-from dataclasses import dataclass
-from pathlib import Path
-
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, WorkerInfo
 
@@ -15,47 +10,6 @@ WAYS = {
     "frames": "ZeroMQ frames",
     "frames_tcp": "ZeroMQ frames over tcp",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the work runs on. `memory_bytes` is 0 where the system does not say."""
-
-    cpu: str
-    cores: int
-    memory_bytes: int
-
-    def __str__(self) -> str:
-        memory = f", {self.memory_bytes / 2**30:.1f} GiB memory" if self.memory_bytes else ""
-        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
-        return f"{self.cpu}, {cores}{memory}"
-
-
-def this_machine() -> Machine:
-    """Read off the system, without torch."""
-    return Machine(cpu_name(), usable_cores(), memory_bytes())
-
-
-def cpu_name() -> str:
-    """The CPU's name as it calls itself."""
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith(("model name", "Hardware", "cpu model")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else (os.cpu_count() or 1)
-
-
-def memory_bytes() -> int:
-    """Main memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
 
 
 def describe_cluster(info: ClusterInfo, started: Topology | None = None) -> list[str]:
@@ -125,10 +79,3 @@ def _way(said: str) -> str:
 
 def _of_role(info: ClusterInfo, role: str) -> list[WorkerInfo]:
     return [worker for worker in info.workers if worker.role == role]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

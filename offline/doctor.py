@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 import yaml
 
 from baton.errors import ModelError
+from baton.machine import this_machine
 from baton.model_files import PATHS_FILE, ROOT, SHAPES, resolve_model
 from baton.table import amount
 from baton.version import own_version
-from offline.describe import this_machine
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy"),

@@ -6,11 +6,12 @@ import click
 
 from baton.errors import BatonError, InputError
 from baton.follow import Ask, Completion, Failure, Happening, Note, Streamed, Task
+from baton.machine import this_machine
 from baton.model_files import resolve_model
 from baton.table import seconds
 from baton.timing import Stages
 from baton.wire.messages import ClusterInfo
-from offline.describe import describe_cluster, this_machine
+from offline.describe import describe_cluster
 from offline.fitness import check_length, check_prompts_fit, context_of
 from offline.link import link_to
 from offline.report import Tally, handed_over, stage_table, startup_line

@@ -243,3 +243,22 @@ def _devices(section: str) -> list[Decorator]:
             option(section, f"--num-{role}", default=1, help=f"How many {role} workers to start.")
         )
     return found
+
+
+def print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """The version, and the way out."""
+    if wanted:
+        from baton.version import own_version
+
+        click.echo(f"baton {own_version()}")
+        ctx.exit()
+
+
+version_option = click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=print_version,
+    help="Print the version and leave.",
+)

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from baton.follow import Ask, Note
+from baton.machine import this_machine
 from baton.model_files import resolve_model
 from baton.timing import Stages
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
-from offline.describe import describe_cluster, this_machine
+from offline.describe import describe_cluster
 from offline.fitness import check_length, check_prompts_fit, context_of
 from offline.interrupts import Interrupted
 from offline.job import Outcome, failed, run_job

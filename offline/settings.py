@@ -159,6 +159,18 @@ def choose_sampling(wish: Wish, default: SamplingParams) -> Drawing:
     return Drawing(params, (f"{', '.join(idle)} has no effect: decoding is greedy{way_out}",))
 
 
+def chosen_prompts(file: str | None) -> tuple[str, ...]:
+    """The prompts of `file`, or of prompts.py, which the user edits. Raises InputError."""
+    try:
+        from prompts import PROMPTS, check_prompts, read_prompts
+    except SyntaxError as error:
+        raise InputError(
+            f"prompts.py, line {error.lineno}: {error.msg}; every prompt stands in quotes with a "
+            "comma behind it"
+        ) from None
+    return tuple(read_prompts(Path(file)) if file is not None else check_prompts(PROMPTS))
+
+
 def flag(name: str) -> str:
     """The option as the user writes it."""
     return "--" + name.replace("_", "-")

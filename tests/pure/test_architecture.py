@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = (
     ("main",),
     ("offline", "server", "lab", "evaluation", "benchmarks"),
-    ("models",),
+    ("measure", "models"),
     ("router", "prefill_worker", "decode_worker"),
     ("baton",),  # the door: `from baton import generate`, and nothing else
     ("baton.api", "baton.launch"),
     ("baton.client", "baton.cluster", "baton.follow", "baton.engine", "baton.transfer"),
     ("baton.wire",),
     ("baton.trace",),
-    ("baton.request", "baton.timeline", "baton.verdict"),
+    ("baton.request", "baton.machine", "baton.timeline", "baton.verdict"),
     (
         "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.version", "baton.timing",
@@ -38,7 +38,8 @@ TORCH_ZONE = (
     "sampler.logprobs", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft",
-    "decode_worker.process", "server.render", "models", "lab", "evaluation", "benchmarks",
+    "decode_worker.process", "server.render", "models", "measure", "lab", "evaluation",
+    "benchmarks",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # a command that imports its heavy half once its options are right

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from baton.wire.messages import Timings
 from benchmarks.compare import Arm, judge, ratio, same_start
 from benchmarks.disagg_report import compared, figures, idle_lines, verdicts
-from benchmarks.slo import Slo, Summary, Trace, percentile, summarise
-from benchmarks.split import Setting, differences
-from benchmarks.workload import mixed, poisson, single
+from measure.slo import Slo, Summary, Trace, percentile, summarise
+from measure.split import Setting, differences
+from measure.workload import mixed, poisson, single
 
 SETTING = Setting("m", "f", "float32", 1024, "compiled", (0, 1), 8, "greedy")
 

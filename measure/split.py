@@ -13,8 +13,8 @@ from baton.errors import BatonError, InputError
 from baton.host import core_numbers
 from baton.topology import plan_topology
 from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit, Timings
-from benchmarks.slo import Trace
-from benchmarks.workload import Load, Planned
+from measure.slo import Trace
+from measure.workload import Load, Planned
 from sampler.params import SamplingParams
 
 READY_S = 300.0

@@ -1,0 +1,1 @@
+"""What lab and benchmarks share: loads, clusters that differ in one thing, latencies, limits."""
