@@ -5,6 +5,7 @@ kept for them while there are none but the counts. What they are told holds no p
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from baton.lifecycle import LIVE, PLACED, Event, State
 from baton.metrics import ITL_BUCKETS_S
@@ -52,9 +53,6 @@ class Observers:
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
         """Called after the entry came into its new state, before it forgets its workers."""
-        if event is Event.TOKEN:
-            self._token(entry, now)
-            return
         name = entry.request.id
         if entry.state in (State.QUEUED, State.FINISHED):
             self._last_token.pop(name, None)
@@ -72,14 +70,17 @@ class Observers:
         if member is not None:
             self._lost[member.hello.role] += 1
 
-    def _token(self, entry: Entry, now: float) -> None:
+    def talked(self, entry: Entry, times: Sequence[float]) -> None:
+        """Called with the times of an entry's new tokens."""
         name = entry.request.id
-        self._generated += 1
+        self._generated += len(times)
         last = self._last_token.get(name)
-        if last is not None:
-            self._itl[bisect_left(ITL_BUCKETS_S, now - last)] += 1
-            self._itl_s += now - last
-        self._last_token[name] = now
+        for at in times:
+            if last is not None:
+                self._itl[bisect_left(ITL_BUCKETS_S, at - last)] += 1
+                self._itl_s += at - last
+            last = at
+        self._last_token[name] = times[-1]
         if self._clients:
             self._talking[name] = entry
 

@@ -71,11 +71,11 @@ from baton.wire.reports import (
     Preempted,
     Released,
     Reserved,
+    Said,
     Scored,
-    Token,
 )
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +189,11 @@ __all__ = [
     "Reserve",
     "Reserved",
     "Reset",
+    "Said",
     "Scored",
     "Start",
     "Submit",
     "Timings",
-    "Token",
     "Unreachable",
     "Welcome",
     "WorkerInfo",

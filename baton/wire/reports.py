@@ -127,22 +127,24 @@ class FillRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One sampled token, for this position of the sequence: a gap is noticed. `finish` is set with a
-    run's last one: stop (an EOS id) or length."""
+class Said:
+    """Sampled tokens of one run, the first of them for this position of its sequence: a gap is noticed.
+    `finish` is set with a run's last: stop (an EOS id) or length. `logprobs`: one for each, if they are
+    wanted. `ages`: how many seconds ago each was sampled; empty: just now."""
 
     run: str
     position: int
-    token_id: int
+    token_ids: tuple[int, ...]
     finish: str | None = None
-    logprob: Logprob | None = None
+    logprobs: tuple[Logprob, ...] = ()
+    ages: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one decode step produced."""
+    """What one decode step produced, or several whose tokens could wait (see Start)."""
 
-    tokens: tuple[Token, ...]
+    runs: tuple[Said, ...]
 
 
 @dataclass(frozen=True, slots=True)
