@@ -97,6 +97,9 @@ class Listener(Protocol):
         """The entry is in its new state, and has not forgotten the workers of the old one. None: it
         has come."""
 
+    def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
+        """So many tokens of it are computed; it is still being filled."""
+
     def talked(self, entry: Entry, times: Sequence[float]) -> None:
         """It has new tokens, sampled at these times."""
 
@@ -145,6 +148,11 @@ class Ledger:
         entry.first_token = times[0] if entry.first_token is None else entry.first_token
         if self._listener is not None:
             self._listener.talked(entry, times)
+
+    def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
+        """A chunk of it is filled: told to the listener, nothing else hangs on it."""
+        if self._listener is not None:
+            self._listener.filled_to(entry, tokens, now)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
         name = entry.request.id

@@ -6,6 +6,7 @@ kept for them while there are none but the counts. What they are told holds no p
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 from baton.lifecycle import LIVE, PLACED, Event, State
 from baton.metrics import ITL_BUCKETS_S
@@ -65,6 +66,11 @@ class Observers:
         if event is Event.FINISH:
             self._ended.append(_ended(entry, now, note))
 
+    def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
+        """Called when a chunk of its prompt is computed."""
+        if self._clients:
+            self._news.append(replace(_moment(entry, now, ""), tokens=tokens))
+
     def worker_lost(self, member: Member | None) -> None:
         """A worker is dead, or given up."""
         if member is not None:
@@ -75,6 +81,8 @@ class Observers:
         name = entry.request.id
         self._generated += len(times)
         last = self._last_token.get(name)
+        if last is None and self._clients:  # the first of a run ends its prefill
+            self._news.append(_moment(entry, times[0], "", talks=True))
         for at in times:
             if last is not None:
                 self._itl[bisect_left(ITL_BUCKETS_S, at - last)] += 1
@@ -104,7 +112,10 @@ class Observers:
         self._next_tell = now + TELL_S
         if counting:
             self._next_count = now + COUNT_S
-        talk = [_moment(each, self._last_token[name], "") for name, each in self._talking.items()]
+        talk = [
+            _moment(each, self._last_token[name], "", talks=True)
+            for name, each in self._talking.items()
+        ]
         observed = Observed(
             now,
             tuple(self._news + talk),
@@ -131,18 +142,20 @@ class Observers:
         )
 
 
-def _moment(entry: Entry, at: float, note: str) -> Moment:
+def _moment(entry: Entry, at: float, note: str, *, talks: bool = False) -> Moment:
+    """`talks`: it has tokens. Before those a run that decode fills by itself is being filled."""
     role = ON_WORKER.get(entry.state)
     worker = entry.prefill if role == PREFILL else entry.decode if role == DECODE else None
-    decoding = entry.state in (State.DECODING, State.FINISHED)
-    handed_over = entry.receipt.seconds if entry.state is State.DECODING and entry.receipt else 0.0
+    decoding = entry.state is State.DECODING
+    filling = decoding and not talks and entry.receipt is None and entry.unfilled > 0
+    generated = (decoding and not filling) or entry.state is State.FINISHED
     return Moment(
         request=entry.request.id,
         at=at,
-        state=entry.state.value,
+        state=State.FILLING.value if filling else entry.state.value,
         worker=worker or "",
-        tokens=len(entry.emitted) + (0 if decoding else len(entry.request.prompt_ids)),
-        handover_s=handed_over,
+        tokens=len(entry.emitted) + (0 if generated else len(entry.request.prompt_ids)),
+        handover_s=entry.receipt.seconds if decoding and entry.receipt else 0.0,
         note=note,
     )
 

@@ -94,6 +94,9 @@ class Requests:
             case msg.Expired(run):
                 if entry := follow(run, *PLACED, by=sender):
                     return self._again(entry, "its lease on KV blocks ran out", now)
+            case msg.ChunkFilled(run, tokens):
+                if entry := follow(run, State.FILLING, by=sender):
+                    self._ledger.filled_to(entry, tokens, now)
             case msg.Filled():
                 return self._filled(sender, message, now)
             case msg.FillFailed(run, why) | msg.FillRefused(run, why):

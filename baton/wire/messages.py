@@ -60,6 +60,7 @@ from baton.wire.reports import (
     AttachFailed,
     Beat,
     Broke,
+    ChunkFilled,
     Decoded,
     Deferred,
     Expired,
@@ -108,6 +109,7 @@ Message = (
     | Cancel
     | ClusterInfo
     | Cores
+    | ChunkFilled
     | Decoded
     | Deferred
     | Detach
@@ -155,6 +157,7 @@ __all__ = [
     "Beat",
     "Broke",
     "Cancel",
+    "ChunkFilled",
     "ClusterInfo",
     "Cores",
     "Counts",

@@ -93,6 +93,15 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkFilled:
+    """A chunk of the run's prompt is computed, up to this many tokens; more is to come. For those who
+    watch: nothing hangs on it."""
+
+    run: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Filled:
     """The run's blocks hold the KV of all prompt tokens but the last; the writer is done with them."""
 
