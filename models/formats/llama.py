@@ -154,7 +154,7 @@ def _parts(folder: Path, load: Load, shape: Shape) -> Parts:
                 f"{path} has {', '.join(unknown[:3])}, which params.json does not account for: it is "
                 "of another architecture"
             )
-    rows = sum(each["output.weight"].shape[0] for each in tensors if each["output.weight"].ndim)
+    rows = next(iter(tensors[0]["output.weight"].shape), 0) * len(paths)
     if shape.rows not in (None, rows):
         raise ModelError(
             f"{folder} has {rows:,} rows of tokens, and params.json says {shape.rows:,}"
