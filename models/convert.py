@@ -70,10 +70,13 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
 
 def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
     """The checkpoint in terms of transformers, if it is not in its format already."""
-    if is_nanochat(folder):
-        return read_nanochat(folder, _load, tokenizer)
-    if is_llama(folder):
-        return read_llama(folder, _load, tokenizer)
+    try:
+        if is_nanochat(folder):
+            return read_nanochat(folder, _load, tokenizer)
+        if is_llama(folder):
+            return read_llama(folder, _load, tokenizer)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from error
     if tokenizer is not None:
         raise InputError(
             "--tokenizer is for nanochat's and LLaMA's folders: put the tokenizer into "

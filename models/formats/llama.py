@@ -25,7 +25,7 @@ from models.formats.checkpoint import (
 from models.formats.llama_shape import Shape, read_shape
 from models.formats.llama_vocabulary import LlamaVocabulary, read_vocabulary
 
-PART = re.compile(r"consolidated\.(\d+)\.pth")
+PART = re.compile(r"consolidated\.(\d\d)\.pth")
 UNREAD = "rope.freqs"  # a table in LLaMA 1's and 2's files that the original code makes anew, too
 INNER = {
     "attention.wq": "self_attn.q_proj",
@@ -82,6 +82,13 @@ class Parts:
         for path, tensors in zip(self.paths, self.tensors, strict=True):
             check_shape(name, tensors[name], tuple(part), path)
         each = [tensors[name] for tensors in self.tensors]
+        if cut is None:
+            for path, other in zip(self.paths, each, strict=True):
+                if not torch.equal(other, each[0]):
+                    raise ModelError(
+                        f"{path}: {name} is not that of {self.paths[0].name}: they are parts of "
+                        "different models"
+                    )
         if cut is None or len(each) == 1:
             return each[0]
         return torch.cat(each, dim=cut)
@@ -213,7 +220,7 @@ def _config(
         "bos_token_id": vocabulary.bos,
         "eos_token_id": list(vocabulary.ends),
         "pad_token_id": None,
-        "dtype": widest(each for part in parts.tensors for each in part.values()),
+        "dtype": widest(each for name, each in parts.tensors[0].items() if name != UNREAD),
     }
     return config, notes
 
@@ -235,5 +242,5 @@ def _version(shape: Shape, parts: Parts, vocabulary: LlamaVocabulary) -> tuple[f
 
 def halves_apart(weight: torch.Tensor, head: int) -> torch.Tensor:
     """Rows 0 1 2 3 4 5 of each head become 0 2 4 1 3 5: what was a pair is half a head apart."""
-    heads = weight.unflatten(0, (-1, head))
+    heads = weight.reshape(-1, head, weight.shape[-1])
     return torch.cat([heads[:, 0::2], heads[:, 1::2]], dim=1).flatten(0, 1)

@@ -32,7 +32,7 @@ from models.formats.checkpoint import (
 )
 from models.formats.encoding_file import read_encoding
 
-MODEL_FILE = re.compile(r"model_(\d+)\.pt")
+MODEL_FILE = re.compile(r"model_(\d{6,})\.pt")
 COMPILED = "_orig_mod."  # what torch.compile puts before each name
 KNOWN = {"sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern"}
 NEUTRAL = {"resid_lambdas": 1.0, "x0_lambdas": 0.0}
@@ -119,9 +119,10 @@ def read_nanochat(folder: Path, load: Load, tokenizer: Path | None) -> Checkpoin
         notes.append("note: the tokenizer lacks nanochat's chat tokens: there is no chat template")
     if left_out := [name for name in NEUTRAL if name in tensors]:
         notes.append(f"{' and '.join(left_out)} change nothing here and were left out")
+    dtype = widest(each for name, each in tensors.items() if name not in NEUTRAL)
     return Checkpoint(
         about=f"nanochat, {path.name}",
-        config=_config(shape, special[bos], ends, widest(tensors.values())),
+        config=_config(shape, special[bos], ends, dtype),
         generation_config={"bos_token_id": special[bos], "eos_token_id": ends},
         tensors=_renamed(tensors, shape),
         vocabulary=vocabulary,
