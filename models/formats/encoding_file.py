@@ -2,7 +2,7 @@
 
 The file is a pickle of one tiktoken Encoding, which spells four plain values: its name, the pattern
 that cuts text into words, a rank for each token's bytes, an id for each special token. A pickle is a
-program for a small stack machine. This file knows the 21 instructions that such a file consists of;
+program for a small stack machine. This file knows the 23 instructions that such a file consists of;
 they put numbers, strings, bytes and dicts on the stack, and where the program names a class, the
 name is all that is kept. Any other instruction, and any other class, refuses the file.
 """
@@ -62,7 +62,7 @@ def read_encoding(path: Path) -> Encoding:
     except _Unfit as error:
         raise ModelError(
             f"{path} is not read: {error}; only a plain tiktoken Encoding is, and nothing in it "
-            "is ever run. Give another tokenizer with --tokenizer FILE"
+            "is ever run. Give another with --tokenizer FILE; docs/checkpoints.md says how to make one"
         ) from error
 
 

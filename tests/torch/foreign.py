@@ -294,10 +294,8 @@ def sentencepiece_model(
         field(1, field(1, text) + field(2, score) + (field(3, kind) if kind != 1 else b""))
         for text, score, kind in found or pieces()
     )
-    training = {3: 2, 35: 1} | dict(trainer or {})
+    training = {3: 2, 35: 1, **(trainer or {})}
     normal: dict[int, int | bytes | str] = {1: "identity", 3: 1, 4: 0, **(normalizer or {})}
-    return (
-        made
-        + field(2, b"".join(field(number, value) for number, value in training.items()))
-        + field(3, b"".join(field(number, value) for number, value in normal.items()))
-    )
+    for number, fields in ((2, training), (3, normal)):
+        made += field(number, b"".join(field(each, value) for each, value in fields.items()))
+    return made
