@@ -219,8 +219,6 @@ def slowed(speed: float, factor: float) -> float:
 
 
 # ---- tokenizers
-
-
 def tiktoken_list(ranks: Mapping[bytes, int] = RANKS) -> bytes:
     return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
 
