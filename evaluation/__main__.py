@@ -82,7 +82,7 @@ def main(ctx: click.Context, /, json_file: Path | None, **who: Any) -> None:
     run = _evaluation(ctx, who)
     run.perplexity("held-out documents", bundled.texts(), window=None, stride=None, end=True)
     run.generation("held-out documents", bundled.pairs(), new_tokens=NEW_TOKENS)
-    run.core("bundled", read_bundle(bundled.BUNDLE), bos=True)
+    run.core("bundled", read_bundle(bundled.BUNDLE), bos=False)
     run.save(json_file)
 
 
@@ -143,8 +143,9 @@ def generation(
               help="Tasks in the format of nanochat's eval_bundle.  [default: a small one, bundled]"
               )  # fmt: skip
 @click.option("--max-per-task", type=click.IntRange(min=1), default=None, help="For a first look.")
-@click.option("--bos/--no-bos", default=True, show_default=True,
-              help="Begin every text with the model's bos_token_id, if it has one.")  # fmt: skip
+@click.option("--bos", is_flag=True,
+              help="Begin every text with the model's bos_token_id, as nanochat does, also where its "
+              "tokenizer does not.")  # fmt: skip
 @who_options
 @json_option(None)
 @click.pass_context
@@ -184,6 +185,8 @@ def _evaluation(ctx: click.Context, who: Mapping[str, Any]) -> Evaluation:
                 "only with" if who["url"] is None else "not with",
             )
             raise InputError(f"--{option} is of use {needed} --url")
+    if (file := ctx.params["json_file"]) is not None and not file.absolute().parent.is_dir():
+        raise InputError(f"--json {file}: there is no folder {file.absolute().parent}")
     files = resolve_model(who["model"], download=who["download"])
     subject = _subject(files, who)
     click.echo(report.headline(subject.about))

@@ -1,11 +1,12 @@
-"""Bundle: tasks in the format of nanochat's eval bundle (DCLM's CORE), read from a folder and checked.
+"""Bundle: tasks in the format of nanochat's eval bundle, read from a folder and checked.
 
-FOLDER/core.yaml            icl_tasks: label, icl_task_type, dataset_uri, num_fewshot, continuation_delimiter
-FOLDER/eval_meta_data.csv   "Eval Task", "Random baseline" (percent), ...
-FOLDER/eval_data/URI        one example a line
+core.yaml            icl_tasks, a list: label, icl_task_type, dataset_uri, num_fewshot,
+                     continuation_delimiter (a space where it is not said)
+eval_meta_data.csv   "Eval Task", "Random baseline" (percent), ...
+eval_data/URI        one example a line:
 
-multiple_choice      {"query", "choices": [...], "gold"}              same beginning, several ends
-schema               {"context_options": [...], "continuation", "gold"}   several beginnings, same end
+multiple_choice      {"query", "choices": [...], "gold"}                   one beginning, several ends
+schema               {"context_options": [...], "continuation", "gold"}    several beginnings, one end
 language_modeling    {"context", "continuation"}
 """
 

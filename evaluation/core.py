@@ -72,15 +72,25 @@ def core(results: Sequence[TaskResult]) -> float:
     return math.fsum(each.centered for each in results) / len(results)
 
 
+def first_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer itself puts before a text. What it may put behind one is not for texts that
+    break off in the middle."""
+    bare, dressed = tokenizer.encode("a", special=False), tokenizer.encode("a")
+    for at in range(len(dressed) - len(bare) + 1):
+        if dressed[at : at + len(bare)] == bare:
+            return dressed[:at]
+    return []
+
+
 def run_task(
     subject: Subject,
     tokenizer: Tokenizer,
     task: Task,
     *,
-    begin: int | None,
+    begin: Sequence[int],
     bar: Bar = lambda verdicts, total: verdicts,
 ) -> TaskResult:
-    """Ask every example. `begin`: the token that stands before every text, if the model has one."""
+    """Ask every example. `begin`: tokens that stand before every text."""
     subject.meter.start()
     verdicts = tuple(bar(_verdicts(subject, tokenizer, task, begin), len(task.examples)))
     tokens = sum(each.tokens for each in verdicts)
@@ -88,14 +98,13 @@ def run_task(
 
 
 def _verdicts(
-    subject: Subject, tokenizer: Tokenizer, task: Task, begin: int | None
+    subject: Subject, tokenizer: Tokenizer, task: Task, begin: Sequence[int]
 ) -> Iterator[Verdict]:
-    first = [] if begin is None else [begin]
     for group in range(0, len(task.examples), AT_ONCE):
         questions = []
         for number in range(group, min(group + AT_ONCE, len(task.examples))):
             texts = rendered(task, number)
-            ids = [first + tokenizer.encode(text, special=False) for text in texts]
+            ids = [[*begin, *tokenizer.encode(text, special=False)] for text in texts]
             questions.append((number, question(task.examples[number], ids, subject.about.longest)))
         answers = subject.score(span for _, asked in questions for span in asked.spans)
         for number, asked in questions:

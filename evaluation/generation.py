@@ -84,8 +84,8 @@ def write(
 
 def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
     """The score, and the signature that says how it was computed."""
-    most = max(map(len, references))
-    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    most = max(map(len, references))  # of a pair that has fewer the others are empty: not there
+    streams = [[each[i] if i < len(each) else "" for each in references] for i in range(most)]
     metric = BLEU()
     score = metric.corpus_score(list(texts), streams).score
     return float(score), str(metric.get_signature())

@@ -14,7 +14,7 @@ from baton.model_files import ModelFiles
 from baton.text import Tokenizer
 from evaluation import report
 from evaluation.bundle import Task
-from evaluation.core import run_task
+from evaluation.core import first_tokens, run_task
 from evaluation.generation import Pair, write
 from evaluation.perplexity import foresee
 from evaluation.subject import Subject
@@ -54,13 +54,13 @@ class Evaluation:
 
     def core(self, name: str, tasks: Sequence[Task], *, bos: bool) -> None:
         """How often it holds the right answer for the likeliest."""
-        begin = self._begin_token() if bos else None
+        begin = self._bos() if bos else first_tokens(self.tokenizer)
         results = []
         for task in tasks:
             bar = progress(task.label, "example")
             results.append(run_task(self.subject, self.tokenizer, task, begin=begin, bar=bar))
         click.echo(f"\n{report.core_table(results, self._call)}")
-        self.parts["core"] = {"bundle": name, "begin_token": begin} | report.core_json(results)
+        self.parts["core"] = {"bundle": name, "begin_tokens": begin} | report.core_json(results)
 
     def save(self, file: Path | None) -> None:
         """All numbers, if they are wanted."""
@@ -77,12 +77,11 @@ class Evaluation:
             raise InputError(f"{self.files.name} has no end token: leave out --end-token")
         return self.files.eos_token_ids[0]
 
-    def _begin_token(self) -> int | None:
-        """What a text begins with, by the model's own settings."""
+    def _bos(self) -> list[int]:
         for settings in (self.files.config, self.files.generation_config):
             if isinstance(found := settings.get("bos_token_id"), int):
-                return found
-        return None
+                return [found]
+        raise InputError(f"{self.files.name} has no bos_token_id: leave out --bos")
 
 
 def progress(what: str, unit: str) -> Callable[[Iterator[T], int], Iterable[T]]:

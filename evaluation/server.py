@@ -1,8 +1,9 @@
 """ServerSubject: a model asked through OpenAI's completions API, of our server or any other that takes
 token ids, echo and logprobs (vLLM and SGLang do). Standard library alone, no torch.
 
-The texts are tokenized here, with the tokenizer of a local folder, and sent as ids: so the server must
-serve that very model. Scoring is a request for one more token that echoes its prompt with logprobs.
+The texts are tokenized here, with the tokenizer of a local folder, and sent as ids: so the server's must
+be the same, which is tried first. Scoring is a request for one more token that echoes its prompt with
+logprobs.
 """
 
 import http.client
@@ -10,13 +11,14 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from baton.errors import InputError, ProtocolError
 from baton.model_files import ModelFiles
+from baton.text import Tokenizer
 from evaluation.subject import About, Continuation, Meter, Scored, Span
 
 SLOW_S = 600.0
@@ -25,6 +27,7 @@ WAIT_S = 2.0  # where the server does not say for how long
 BUSY = (429, 503)
 AT_ONCE, WRITING = 4, 16  # requests under way: of many spans each, of one prompt each
 SPANS, SPAN_TOKENS = 16, 8192  # in one request
+PROBE = "If both sides cut this sentence into the same tokens, they have the same tokenizer."
 
 
 @dataclass(slots=True)
@@ -33,7 +36,7 @@ class Site:
 
     url: str
     key: str = ""
-    pause: Any = field(default=time.sleep)
+    pause: Callable[[float], None] = field(default=time.sleep)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that it answers. A busy server is asked again."""
@@ -84,6 +87,7 @@ class ServerSubject:
             context=context,
             longest=context - 1,  # one more token is asked for, and must have room
         )
+        self._try(Tokenizer(files.tokenizer_file))
 
     def score(self, spans: Iterable[Span]) -> Iterator[Scored]:
         """See Subject."""
@@ -96,13 +100,30 @@ class ServerSubject:
         with ThreadPoolExecutor(WRITING) as pool:
             yield from pool.map(lambda prompt: self._write(prompt, new_tokens), prompts)
 
+    def _try(self, tokenizer: Tokenizer) -> None:
+        """Can it score at all, and has it this tokenizer? Servers write single tokens differently
+        (spaces, halves of characters), so half of them must be the same."""
+        ids = tokenizer.encode(PROBE)
+        (choice,) = self._echoed([ids])
+        _scored(Span(tuple(ids), 1), choice)
+        theirs = choice["logprobs"].get("tokens") or []
+        pairs = zip(ids, theirs, strict=False)
+        same = sum(tokenizer.decode([ours]).strip() == str(word).strip() for ours, word in pairs)
+        if theirs and same < len(ids) / 2:
+            raise InputError(
+                f"{self._served} at {self._site.url} has another tokenizer than the local folder: "
+                "say with --model which model it is"
+            )
+
     def _score(self, spans: Sequence[Span]) -> list[Scored]:
-        asked = [list(span.token_ids) for span in spans]
-        choices = self._ask(prompt=asked, max_tokens=1, echo=True, logprobs=1)["choices"]
-        if len(choices) != len(spans):
-            raise ProtocolError(f"{len(spans)} prompts were sent, {len(choices)} answers came")
-        by_index = sorted(choices, key=lambda choice: int(choice["index"]))
-        return [_scored(span, choice) for span, choice in zip(spans, by_index, strict=True)]
+        choices = self._echoed([list(span.token_ids) for span in spans])
+        return [_scored(span, choice) for span, choice in zip(spans, choices, strict=True)]
+
+    def _echoed(self, prompts: list[list[int]]) -> list[Any]:
+        choices = self._ask(prompt=prompts, max_tokens=1, echo=True, logprobs=1)["choices"]
+        if len(choices) != len(prompts):
+            raise ProtocolError(f"{len(prompts)} prompts were sent, {len(choices)} answers came")
+        return sorted(choices, key=lambda choice: int(choice["index"]))
 
     def _write(self, prompt: Sequence[int], new_tokens: int) -> Continuation:
         # repetition_penalty: 1, whatever the model's generation_config.json says.
