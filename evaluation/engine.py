@@ -9,6 +9,7 @@ as the options of one question do, is computed once:
 The logits of a forward take rows x vocabulary floats, so the rest goes in pieces that fit LOGITS_BYTES.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,6 +19,7 @@ import torch
 from baton.engine.boot import boot
 from baton.engine.device import describe_device
 from baton.engine.pool import Pool
+from baton.errors import ModelError
 from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 from baton.text import TextStream, Tokenizer
@@ -133,7 +135,8 @@ class EngineSubject:
                 for i in live
             ]
             since = time.perf_counter()
-            _, chosen = likeliest(self._engine.runner.run(pool, rows))
+            highest, chosen = likeliest(self._engine.runner.run(pool, rows))
+            _refuse_nan(highest.tolist())
             for i, token in zip(live, chosen.tolist(), strict=True):
                 said[i].append(token)
             self.meter.called(since)
@@ -168,7 +171,17 @@ def _judged(logits: torch.Tensor, targets: Sequence[int]) -> tuple[list[float], 
     """Of each row's target: its logprob, and whether no logit is higher."""
     ids = torch.tensor(targets, device=logits.device)
     wanted = logits.gather(1, ids[:, None])[:, 0]
-    return logprobs_of(logits, ids).tolist(), (wanted >= logits.amax(dim=-1)).tolist()
+    logprobs: list[float] = logprobs_of(logits, ids).tolist()
+    _refuse_nan(logprobs)
+    return logprobs, (wanted >= logits.amax(dim=-1)).tolist()
+
+
+def _refuse_nan(values: Sequence[float]) -> None:
+    if any(map(math.isnan, values)):
+        raise ModelError(
+            "the model's logits are not numbers (NaN): its weights are broken, or --dtype has too "
+            "small a range: try float32"
+        )
 
 
 def _groups(spans: Iterable[Span]) -> Iterator[list[Span]]:

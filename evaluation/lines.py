@@ -46,7 +46,10 @@ class Line:
     def _text(self, name: str, found: object) -> str:
         if isinstance(found, bool) or not isinstance(found, str | int | float):
             raise self.wrong(f"{name} must be a text, got {_short(found)}")
-        return str(found)
+        text = str(found)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.wrong(f"{name} holds half a surrogate pair")
+        return text
 
 
 def read_lines(file: Path) -> Iterator[Line]:

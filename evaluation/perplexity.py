@@ -16,6 +16,7 @@ from evaluation.subject import Scored, Span, Speed, Subject
 from evaluation.windows import windows
 
 WINDOW = 1024  # at most, where none is asked for
+LARGEST = 709.0  # e to the power of more is no float
 
 Bar = Callable[[Iterator[Scored], int], Iterable[Scored]]  # what runs, and how many will come
 
@@ -39,7 +40,8 @@ class Foreseen:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.bits_per_token * math.log(2))
+        nats = self.bits_per_token * math.log(2)
+        return math.exp(nats) if nats < LARGEST else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:

@@ -80,6 +80,7 @@ def test_a_number_is_taken_as_it_is_written(folder: Path) -> None:
         ({"query": "q", "choices": ["a", None], "gold": 0}, "choices[1] must be a text, got null"),
         ({"query": "q", "choices": ["a", "b"], "gold": 2}, "gold must be a number from 0 to 1, got 2"),
         ({"query": "q", "choices": ["a", "b"], "gold": True}, "gold must be a number from 0 to 1"),
+        ({"query": "\ud83d", "choices": ["a", "b"], "gold": 0}, "query holds half a surrogate pair"),
         ({"query": ["q"], "choices": ["a", "b"], "gold": 0}, 'query must be a text, got ["q"]'),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,11 @@ def test_bits_per_byte_are_over_what_the_scored_tokens_stand_for(tokenizer: Toke
 
 def test_a_first_token_that_is_half_a_character_takes_no_bytes(tokenizer: Tokenizer) -> None:
     assert foresee(Told(), tokenizer, ["日本"]).text_bytes == 6
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite(tokenizer: Tokenizer) -> None:
+    found = foresee(Told(), tokenizer, ["one two"])
+    assert replace(found, bits=found.tokens * 2000.0).perplexity == math.inf
 
 
 def test_texts_are_read_apart_and_each_ends(tokenizer: Tokenizer) -> None:

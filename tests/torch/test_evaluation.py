@@ -1,7 +1,8 @@
 """Evaluation through the engine: transformers' losses and texts, known models, the bundled tasks."""
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from baton.engine.pool import Pool
+from baton.errors import ModelError
+from baton.kv.row import Row
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
 from evaluation import bundled, engine
@@ -158,6 +162,19 @@ def generated(model: PreTrainedModel, prompt: tuple[int, ...], new_tokens: int) 
             max_new_tokens=new_tokens, do_sample=False, temperature=None, top_k=None, top_p=None,
         )  # fmt: skip
     return [int(each) for each in output[0, len(prompt) :]]
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused(demo: EngineSubject) -> None:
+    class Broken:
+        def run(self, pool: Pool, rows: Sequence[Row]) -> torch.Tensor:
+            return torch.full((sum(len(row.token_ids) for row in rows), 8), math.nan)
+
+    broken = copy.copy(demo)
+    broken._engine = replace(demo._engine, runner=Broken())  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="NaN"):
+        list(broken.score([Span((1, 2, 3), 1)]))
+    with pytest.raises(ModelError, match="NaN"):
+        list(broken.write([(1,)], 3))
 
 
 def test_a_model_meets_its_own_words_again(demo: EngineSubject, tokenizer: Tokenizer) -> None:
