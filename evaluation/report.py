@@ -77,8 +77,8 @@ def core_table(results: Sequence[TaskResult], call: str) -> str:
 def speed_line(speed: Speed, call: str) -> str:
     """How long it took, and each call."""
     return (
-        f"{seconds(speed.seconds)}, {speed.calls} {call}s of {seconds(speed.call_median_s)} "
-        f"(p95 {seconds(speed.call_p95_s)})"
+        f"{seconds(speed.seconds)}; {call}s: {speed.calls}, median {seconds(speed.call_median_s)}, "
+        f"p95 {seconds(speed.call_p95_s)}"
     )
 
 
