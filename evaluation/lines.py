@@ -68,9 +68,9 @@ def read_lines(file: Path) -> Iterator[Line]:
 
 
 def read_text(file: Path) -> str:
-    """All of it. Raises InputError."""
+    """All of it, ends of lines as they are. Raises InputError."""
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 at byte {error.start}") from error
     except OSError as error:

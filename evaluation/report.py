@@ -11,9 +11,11 @@ from baton.errors import OutputError
 from baton.machine import this_machine
 from baton.table import seconds, table
 from baton.version import own_version
+from evaluation.bundle import SHUFFLE_SEED
 from evaluation.core import TaskResult, core
 from evaluation.generation import Written
 from evaluation.perplexity import Foreseen
+from evaluation.rendering import SHOTS_SEED
 from evaluation.subject import About, Speed
 
 Json = dict[str, Any]
@@ -112,7 +114,12 @@ def generation_json(found: Written) -> Json:
 
 def core_json(results: Sequence[TaskResult]) -> Json:
     """With every example's verdict."""
-    return {"core": core(results), "tasks": [_task_json(each) for each in results]}
+    return {
+        "core": core(results),
+        "shuffle_seed": SHUFFLE_SEED,
+        "solved_examples_seed": f"{SHOTS_SEED} + the example's number",
+        "tasks": [_task_json(each) for each in results],
+    }
 
 
 def whole(about: About, settings: Mapping[str, Any], parts: Mapping[str, Json]) -> Json:

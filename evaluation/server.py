@@ -40,14 +40,16 @@ class Site:
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that it answers. A busy server is asked again."""
-        for tries_left in range(TRIES - 1, -1, -1):
+        tries = 0
+        while True:
+            tries += 1
             try:
                 with self._open(path, body) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 with error:
                     told = _message(error.read())
-                    if error.code not in BUSY or not tries_left:
+                    if error.code not in BUSY or tries == TRIES:
                         raise InputError(f"{self.url}{path} says {error.code}: {told}") from error
                     self.pause(_seconds(error.headers.get("Retry-After")))
             except (OSError, http.client.HTTPException) as error:
@@ -57,7 +59,6 @@ class Site:
                 ) from error
             except ValueError as error:
                 raise ProtocolError(f"{self.url}{path} answers no JSON: {error}") from error
-        raise AssertionError("the last try returns or raises")
 
     def _open(self, path: str, body: Mapping[str, Any] | None) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}
@@ -149,7 +150,8 @@ def _scored(span: Span, choice: Mapping[str, Any]) -> Scored:
     values, tops = told.get("token_logprobs") or [], told.get("top_logprobs") or []
     here = slice(span.start, len(span.token_ids))
     logprobs, best = values[here], tops[here]
-    if len(values) < len(span.token_ids) or None in logprobs or None in best:
+    short = min(len(values), len(tops)) < len(span.token_ids)
+    if short or None in logprobs or None in best:
         raise ProtocolError(
             f"the server gives {len(values)} logprobs for an echoed prompt of "
             f"{len(span.token_ids)} tokens: it cannot be asked to score (echo with logprobs)"

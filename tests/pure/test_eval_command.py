@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import main
 from baton.errors import InputError, ProtocolError
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
+from evaluation.lines import read_text
 from evaluation.server import PROBE, ServerSubject, Site
 from evaluation.subject import Span
 
@@ -43,6 +45,11 @@ def test_what_is_wrong_is_said_in_one_line(
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert words in said
+
+
+def test_a_text_is_taken_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"one\r\ntwo\n")
+    assert read_text(tmp_path / "text.txt") == "one\r\ntwo\n"
 
 
 @pytest.mark.parametrize("command", ["", "perplexity", "generation", "core"])
@@ -134,6 +141,13 @@ def test_scores_are_those_of_the_echoed_prompt(serve: Serve) -> None:
     (found,) = subject.score([Span((5, 6, 7), 1)])
     assert found.logprobs == (-1.0, -1.0)
     assert found.likeliest == (False, True)
+
+
+def test_a_server_without_the_likeliest_tokens_is_refused(serve: Serve) -> None:
+    status, answer = probe()
+    answer["choices"][0]["logprobs"]["top_logprobs"] = None
+    with pytest.raises(ProtocolError, match="it cannot be asked to score"):
+        ServerSubject(Site(serve([models("demo"), (status, answer)])), DEMO, served=None)
 
 
 @pytest.mark.parametrize("served", [None, "c"])
