@@ -71,6 +71,15 @@ class RunningArm:
         self._client = client
         self._info = info
 
+    @property
+    def info(self) -> ClusterInfo:
+        """What is served, and by whom."""
+        return self._info
+
+    def pids(self) -> dict[str, int]:
+        """The cluster's processes by name."""
+        return self._cluster.pids()
+
     def setting(self) -> Setting:
         """For differences()."""
         info = self._info
@@ -111,15 +120,26 @@ class RunningArm:
 
 
 @contextmanager
-def started(split: Split, *, model: str, dtype: str, streams: int) -> Iterator[RunningArm]:
-    """The arm's cluster, ready. `streams`: how many requests may run at once."""
-    topology = plan_topology((), (), colocated=split.colocated, gpus=0)
+def started(
+    split: Split,
+    *,
+    model: str,
+    dtype: str,
+    streams: int,
+    window_ms: float = 0.0,
+    max_model_len: int | None = None,
+    gpus: int = 0,
+) -> Iterator[RunningArm]:
+    """The arm's cluster, ready. `streams`: how many requests may run at once; `window_ms`: how long
+    the router waits for company before it fills."""
+    topology = plan_topology((), (), colocated=split.colocated, gpus=gpus)
     options = ClusterOptions(
         model,
         topology,
         batch_size=streams,
-        batch_window_ms=0.0,
+        batch_window_ms=window_ms,
         dtype=dtype,
+        max_model_len=max_model_len,
         max_num_batched_tokens=split.max_num_batched_tokens,
         prefix_caching=False,  # a load that comes again must cost the same again
     )
