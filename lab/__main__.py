@@ -40,7 +40,7 @@ LONGEST_PROMPT = 1 << 20
               "[default of kv-cache: 64,128,256,512,1024]")  # fmt: skip
 @click.option("--rates", help="disagg: comma list of requests/s.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=None,
-              help="Turns of every cell; the report shows medians.  [default: each study's own]")  # fmt: skip
+              help="Turns of every cell.  [default: each study's own]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of prompts and arrivals.")
 @click.option("--quick", is_flag=True, help="Small numbers: all studies in less than two minutes.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=OUTPUT,

@@ -1,4 +1,4 @@
-"""Checklist: the seed document's requirements S1.1 to S1.7, and where this report shows that they are met.
+"""Checklist: the seed document's requirements S1.1 to S1.7, and where this report shows them met.
 
 Each line looks into the report's own data: without the evidence it stays open. Pure.
 """
@@ -86,7 +86,7 @@ LOOKS: Mapping[str, tuple[Callable[[Studies], str], ...]] = {
     "S1.3": (_quoted, _findings("baseline")),
     "S1.4": (_table("batching", "each request"),),
     "S1.5": (
-        *(_table("batching", "batch size"), _table("batching", "window")),
+        *(_table("batching", "batch size,"), _table("batching", "window,")),
         *(_table("batching", "utilisation"), _pictures("batching"), _findings("batching")),
     ),
     "S1.6": (

@@ -71,9 +71,7 @@ def _items(text: str, option: str) -> list[str]:
     return items
 
 
-def _checked(
-    found: Sequence[float], option: str, low: float, high: float
-) -> tuple[float, ...]:
+def _checked(found: Sequence[float], option: str, low: float, high: float) -> tuple[float, ...]:
     for value in found:
         if not low <= value <= high:
             raise InputError(f"{option} must be {low:g} to {high:g}, got {value:g}")

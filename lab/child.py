@@ -1,7 +1,7 @@
 """One study, alone in this process: its memory is its own, and whatever it dies of kills nobody else.
 
-    python -m lab.child NAME --parent PID  < setting.json      NAME.jsonl.part while it runs;
-                                                               NAME.jsonl and NAME.json at its end
+python -m lab.child NAME --parent PID  < setting.json      NAME.jsonl.part while it runs;
+                                                           NAME.jsonl and NAME.json at its end
 """
 
 import json

@@ -27,7 +27,7 @@ GIB = 2**30
 def place(dtype: str) -> Mapping[str, str]:
     """Machine, memory, cores, the device and dtype that "auto" stands for, versions."""
     device = pick_device("auto")
-    chosen = dtype if dtype == "int8" else dtype_name(pick_dtype(dtype, device))
+    chosen = chosen_dtype(dtype)
     how = " (chosen)" if dtype == "auto" else " (asked for)"
     facts = {
         "machine": str(this_machine()),
@@ -40,6 +40,11 @@ def place(dtype: str) -> Mapping[str, str]:
         "baton": own_version(),
     }
     return facts | {name: _version(name) for name in PACKAGES}
+
+
+def chosen_dtype(asked: str) -> str:
+    """What "auto" stands for here."""
+    return asked if asked == "int8" else dtype_name(pick_dtype(asked, pick_device("auto")))
 
 
 def moment(command: str) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 WORST = 0.10  # of the measured value: a curve that misses a point by more does not describe it
 CURVES = {"constant": 0, "linear": 1, "quadratic": 2}  # and the degree of each
+POINTS = {"constant": 3, "linear": 3, "quadratic": 5}  # at least: through fewer it would always go
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,17 @@ class PowerLaw:
 
 
 def curve(name: str, x: Sequence[float], y: Sequence[float]) -> Curve | None:
-    """The best curve of this name; None if there are no more points than it has coefficients, for
-    through those it would always go."""
+    """The best curve of this name; None if there are too few points, or it would fall somewhere where
+    a cost can only grow: that would be a fit to noise."""
     degree = CURVES[name]
-    if len(x) <= degree + 1:
+    if len(x) < POINTS[name]:
         return None
     xs, ys = np.asarray(x, float), np.asarray(y, float)
     scale = xs.max()
     powers = np.vander(xs / scale, degree + 1, increasing=True)
     solved = np.linalg.lstsq(powers / ys[:, None], np.ones(len(ys)), rcond=None)[0]
+    if (solved[1:] < 0).any():
+        return None
     fitted = powers @ solved
     coefficients = tuple(float(c / scale**power) for power, c in enumerate(solved))
     return Curve(name, coefficients, _r2(ys, fitted), float(np.abs(fitted / ys - 1).max()))

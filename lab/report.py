@@ -1,9 +1,9 @@
 """Report: README.md made of the saved studies. Pure text; nothing is measured or decided here.
 
-    environment          what all studies share, once
-    studies              question, what was varied, what was not, findings, tables, pictures, command
-    failures             of all of them, in one place
-    checklist            S1.1 to S1.7, with links to the evidence above
+environment          what all studies share, once
+studies              question, what was varied, what was not, findings, tables, pictures, command
+failures             of all of them, in one place
+checklist            S1.1 to S1.7, with links to the evidence above
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,9 +87,11 @@ def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
 def again(study: Study, moment: Mapping[str, str]) -> str:
     """How to do it again, and where its raw numbers are."""
     told = ", ".join(f"{name} {value}" for name, value in moment.items() if name != "command")
+    took = f" (it took {study.seconds:.0f} s)" if study.seconds else ""
+    measured = f" Measured: {told}." if told else ""
     return (
-        f"Do it again (it took {study.seconds:.0f} s):\n\n    {study.command}\n\n"
-        f"Every measurement: [{study.name}.jsonl]({study.name}.jsonl). Measured: {told}."
+        f"Do it again{took}:\n\n    {study.command}\n\n"
+        f"Every measurement: [{study.name}.jsonl]({study.name}.jsonl).{measured}"
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from measure.limits import Work
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+INNER = ("intermediate_size", "ffn_dim", "n_inner")
+GATED = ("silu", "gelu_pytorch_tanh")  # two products into the middle, one out of it
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
@@ -47,14 +49,15 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         return None
     head_dim = config.get("head_dim") or hidden // heads
     kv = (config.get("num_key_value_heads") or heads) * head_dim
-    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    gates = 3 if config.get("hidden_act") in ("silu", "gelu_pytorch_tanh") else 2
+    inner = next((config[name] for name in INNER if config.get(name)), 4 * hidden)
+    activation = config.get("hidden_activation") or config.get("hidden_act")
+    gates = 3 if activation in GATED else 2
     attention = hidden * (2 * heads * head_dim + 2 * kv)
     table = hidden * config["vocab_size"]
     tied = config.get("tie_word_embeddings", True)
     return Shape(
         layers=layers * (attention + gates * hidden * inner),
         head=table,
-        embedding=0 if tied else table,
+        embedding=(0 if tied else table) + hidden * config.get("n_positions", 0),
         kv_values=2 * layers * kv,
     )

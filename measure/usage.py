@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 SAMPLES_PER_S = 10.0
+PEAK_SAMPLES = 10  # apart: the system counts CPU time in hundredths of a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Usage:
 
     seconds: float
     cores: Mapping[str, float]  # by process
-    peak_cores: float  # of all, in the busiest interval between two samples
+    peak_cores: float  # of all, in the busiest second
     gpu_percent: float | None
     samples: int
 
@@ -49,10 +50,11 @@ def summarise_usage(samples: list[Sample]) -> Usage:
         name: max(0.0, last.cpu_s[name] - first.cpu_s.get(name, 0.0)) / lasted if lasted else 0.0
         for name in last.cpu_s
     }
+    step = min(PEAK_SAMPLES, len(samples) - 1)
     peaks = [
         sum(max(0.0, after.cpu_s[n] - before.cpu_s.get(n, after.cpu_s[n])) for n in after.cpu_s)
         / (after.at - before.at)
-        for before, after in zip(samples, samples[1:], strict=False)
+        for before, after in zip(samples, samples[step:], strict=False)
         if after.at > before.at
     ]
     gpu = [each.gpu_percent for each in samples if each.gpu_percent is not None]
