@@ -18,7 +18,7 @@ from lab.checks import (
     refuse_unread,
     whole_numbers,
 )
-from lab.names import DEFAULT_MODEL, NEW_TOKENS, STUDIES
+from lab.names import DEFAULT_MODEL, NEW_TOKENS, QUICK_TOKENS, STUDIES
 from lab.parent import make_folder, run_study, write_report
 from lab.study import Setting
 
@@ -80,8 +80,9 @@ def main(
     refuse_unread({name: option for name, option in said.items() if name in _LISTS}, chosen)
     files = resolve_model(model or DEFAULT_MODEL)
     if "kv-cache" in chosen:
-        refuse_too_long(setting.prompt_lengths, new_tokens=NEW_TOKENS,
-                        context=files.max_positions, model=files.name)  # fmt: skip
+        new = QUICK_TOKENS if quick else NEW_TOKENS
+        refuse_too_long(setting.prompt_lengths, new_tokens=new, context=files.max_positions,
+                        model=files.name)  # fmt: skip
     make_folder(setting.output)
     _run(chosen, setting, _options(ctx))
 

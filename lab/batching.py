@@ -33,7 +33,7 @@ from lab.environment import chosen_dtype
 from lab.names import DEFAULT_MODEL
 from lab.study import Notebook, Plain, Setting, Study
 from measure.slo import Trace
-from measure.split import RunningArm, Split, started
+from measure.split import RunningArm, Split, options_for, running
 from measure.usage import SAMPLES_PER_S, Sampler, Usage
 from measure.workload import Load, Planned, poisson
 
@@ -148,15 +148,16 @@ class Measuring:
         size, window = where
         assert self._setting.model is not None
         room = resolve_model(self._setting.model).max_positions
-        return started(
-            Split(_named(where), False, STEP_TOKENS),
-            model=self._setting.model,
-            dtype=self._setting.dtype,
-            streams=size,
-            window_ms=window,
+        split = Split(_named(where), False, STEP_TOKENS)
+        model, dtype = self._setting.model, self._setting.dtype
+        options = options_for(split, model=model, dtype=dtype, streams=size)
+        options = replace(
+            options,
+            topology=plan_topology(gpus=count_gpus()),
+            batch_window_ms=window,
             max_model_len=min(2 * PROMPT + self._plan.new_tokens, room),
-            gpus=count_gpus(),
         )
+        return running(split, options)
 
     def _warm(self, arm: RunningArm) -> None:
         """Three requests, one at a time; the first cluster's tell the rate of the staggered ones."""
@@ -178,6 +179,7 @@ class Measuring:
                 traces = arm.drive(planned)
         except BatonError as error:
             self._notebook.failed(f"{_named(where)}, {load}, round {number + 1}", error)
+            arm.await_ready()  # a process that died is started again; if that fails, so does the study
             return
         lasted = time.monotonic() - begun
         tokens = sum(len(trace.tokens) for trace in traces)

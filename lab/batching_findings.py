@@ -208,7 +208,7 @@ def calm(cells: Sequence[Cell]) -> str:
     """Under arrivals that set the throughput themselves, only latency can change."""
     first, last = cells[0], cells[-1]
     return (
-        f"With {_load(first)}, the throughput is that of the arrivals; from batch {first.batch} to "
+        f"Under {_load(first)} the throughput is that of the arrivals; from batch {first.batch} to "
         f"{last.batch} queueing {_change(first.queueing, last.queueing)}, execution "
         f"{_change(first.execution, last.execution)}, and the mean latency "
         f"{_change(first.total, last.total)}."
@@ -219,12 +219,11 @@ def window(cells: Sequence[Cell]) -> str:
     """What waiting for company cost in queueing, and what it bought."""
     first, last = cells[0], cells[-1]
     waited = mean(last.queueing) - mean(first.queueing)
-    cost = "cost" if waited > 0 else "cost no"
-    more = f"{waited:+.1f} ms of queueing a request"
+    cost = f"cost {waited:.1f} ms of queueing a request" if waited > 0 else "cost no queueing"
     text = (
         f"A window of {last.window_ms:g} ms instead of {first.window_ms:g} at batch {first.batch} "
-        f"({_load(first)}) {cost} queueing ({more}, {mean(first.queueing):.1f} to "
-        f"{mean(last.queueing):.1f} ms; mean latency {_change(first.total, last.total)})"
+        f"({_load(first)}) {cost} ({mean(first.queueing):.1f} to {mean(last.queueing):.1f} ms; mean "
+        f"latency {_change(first.total, last.total)})"
     )
     if first.load == STAGGERED:
         return f"{text}; there is no throughput to buy with it, for the arrivals set that."
@@ -239,8 +238,8 @@ def busy(cell: Cell) -> float:
 
 
 def _load(cell: Cell) -> str:
-    how = "all at once" if cell.load == BURST else "one by one, at random"
-    return f"{cell.load}: {len(cell.total)} requests in {len(cell.tokens_per_s)} rounds, {how}"
+    count = len(cell.total)
+    return f"a burst, {count} requests" if cell.load == BURST else f"{count} staggered requests"
 
 
 def _change(before: Sequence[float], after: Sequence[float]) -> str:

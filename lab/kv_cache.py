@@ -20,14 +20,13 @@ from baton.errors import BatonError, InputError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from lab.kv_findings import Memory, Point, findings, memory_table, room_table, time_table
-from lab.names import DEFAULT_MODEL, NEW_TOKENS
+from lab.names import DEFAULT_MODEL, NEW_TOKENS, QUICK_TOKENS
 from lab.plots import Panel, Series, draw_lines
 from lab.study import Notebook, Picture, Setting, Study
 from measure.shape import ITEM_BYTES, shape_of
 from measure.usage import forget_peak, own_memory
 
 LENGTHS, QUICK_LENGTHS = (64, 128, 256, 512, 1024), (16, 32, 64, 128)
-QUICK_TOKENS = 6
 BLOCK = 16
 ROUNDS = 2
 CAUGHT = (BatonError, RuntimeError, MemoryError)  # of one cell: the others go on
@@ -217,7 +216,7 @@ def _pictures(folder: Path, points: list[Point]) -> tuple[Picture, ...]:
         for name, use in kinds.items():
             here = sorted((p for p in points if p.use_kv_cache is use), key=lambda p: p.prompt_len)
             lines.append(Series(name, [p.prompt_len for p in here], [value(p) for p in here]))
-        panels.append(Panel(title, "prompt tokens", y, lines, log=True))
+        panels.append(Panel(title, "prompt tokens", y, lines, log=True, ticks=True))
     draw_lines(path, panels)
     caption = "Prompt length against latency, with and without the cache (both axes logarithmic)"
     return (Picture(path.name, caption),)

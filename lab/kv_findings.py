@@ -192,18 +192,22 @@ def growth(what: str, points: Sequence[Point], seconds: Sequence[float]) -> list
     law = power_law(x, seconds)
     if len(x) < 3 or law is None:
         return [f"{what}: {len(x)} lengths are too few to say how it grows."] if x else []
+    power = f"as a power law {law}, R² {law.r2:.3f}"
     found = simplest(x, seconds)
-    straight = f"as a power law {law} (R² {law.r2:.3f})"
     if found is not None:
-        return [f"{what} {_shape(found)} (R² {found.r2:.3f}, worst point {found.worst:.0%} off; "
-                f"{straight})."]  # fmt: skip
+        return [f"{what} {_shape(found)} ({_error(found)}; {power})."]
     tried = [c for name in CURVES if (c := curve(name, x, seconds)) is not None]
     best = min(tried, key=lambda c: c.worst)
-    nearest = f"nearest: {best.name}, R² {best.r2:.3f}, worst point {best.worst:.0%} off; "
     return [
         f"{what}: no constant, line or parabola that grows comes within {WORST:.0%} of every point "
-        f"({nearest}{straight})."
+        f"(nearest: {best.name}, {_error(best)}; {power})."
     ]
+
+
+def _error(found: Curve) -> str:
+    """A constant has no R²: it explains no difference."""
+    r2 = "" if found.name == "constant" else f"R² {found.r2:.3f}, "
+    return f"{r2}worst point {found.worst:.0%} off"
 
 
 def _shape(found: Curve) -> str:

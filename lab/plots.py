@@ -35,6 +35,7 @@ class Panel:
     y: str
     series: Sequence[Series]
     log: bool = False  # both axes
+    ticks: bool = False  # on the x axis at the points alone: they are settings, not measurements
 
 
 def draw_lines(path: Path, panels: Sequence[Panel]) -> None:
@@ -61,14 +62,15 @@ def _draw(axis: Any, panel: Panel) -> None:
     if panel.log:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    else:
+        axis.margins(x=0.08, y=0.12)
+        axis.set_ylim(bottom=0)
+    if panel.ticks:
         ticks = sorted({x for each in panel.series for x in each.x})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-    else:
-        axis.set_ylim(bottom=0)
-        axis.margins(x=0.08, y=0.12)
-        axis.set_ylim(bottom=0)
     axis.set_xlabel(panel.x)
     axis.set_ylabel(panel.y)
     axis.set_title(panel.title, loc="left", fontsize=10)
