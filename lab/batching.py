@@ -124,6 +124,9 @@ class Measuring:
         self._setting = setting
         self._plan = plan
         self._notebook = notebook
+        self._longest = 2 * PROMPT + plan.new_tokens
+        if setting.model is not None:
+            self._longest = min(self._longest, resolve_model(setting.model).max_positions)
 
     def group(self, places: Sequence[Where]) -> None:
         """Clusters that are up together, each under both loads, round by round."""
@@ -138,16 +141,13 @@ class Measuring:
                     self._notebook.failed(_named(where), error)
                     arms.pop(where, None)
             for number in range(self._plan.rounds if arms else 0):
-                for load, planned in _loads(
-                    self._plan, self.rate or 1.0, self._setting.seed + number
-                ):
+                for load, planned in self._loads(self._setting.seed + number):
                     for where, arm in arms.items():
                         self._one(arm, where, load, planned, number)
 
     def _started(self, where: Where) -> AbstractContextManager[RunningArm]:
         size, window = where
         assert self._setting.model is not None
-        room = resolve_model(self._setting.model).max_positions
         split = Split(_named(where), False, STEP_TOKENS)
         model, dtype = self._setting.model, self._setting.dtype
         options = options_for(split, model=model, dtype=dtype, streams=size)
@@ -155,7 +155,7 @@ class Measuring:
             options,
             topology=plan_topology(gpus=count_gpus()),
             batch_window_ms=window,
-            max_model_len=min(2 * PROMPT + self._plan.new_tokens, room),
+            max_model_len=self._longest,
         )
         return running(split, options)
 
@@ -169,6 +169,15 @@ class Measuring:
             self._notebook.say(
                 f"a request alone takes {1e3 * seconds:,.0f} ms; staggered: {self.rate:.2f} a second"
             )
+
+    def _loads(self, seed: int) -> Iterator[tuple[str, Load]]:
+        """The same for every cluster of a round."""
+        plan, rate = self._plan, self.rate
+        assert rate is not None
+        yield BURST, _burst(plan.burst, plan, seed)
+        drawn = poisson(rate, seconds=10 * plan.staggered / rate, prompt=PROMPT, seed=seed + 1000,
+                        new_tokens=plan.new_tokens, context=self._longest)  # fmt: skip
+        yield STAGGERED, Load(STAGGERED, drawn.requests[: plan.staggered])
 
     def _one(self, arm: RunningArm, where: Where, load: str, planned: Load, number: int) -> None:
         """One cluster, one load, one round."""
@@ -208,15 +217,6 @@ class Measuring:
 
 def _named(where: Where) -> str:
     return f"batch {where[0]}, window {where[1]:g} ms"
-
-
-def _loads(plan: Plan, rate: float, seed: int) -> Iterator[tuple[str, Load]]:
-    """The same for every cluster of a round."""
-    yield BURST, _burst(plan.burst, plan, seed)
-    longest = PROMPT * 2 + plan.new_tokens
-    drawn = poisson(rate, seconds=1e3 / rate, prompt=PROMPT, new_tokens=plan.new_tokens,
-                    seed=seed + 1000, context=longest)  # fmt: skip
-    yield STAGGERED, Load(STAGGERED, drawn.requests[: plan.staggered])
 
 
 def _burst(count: int, plan: Plan, seed: int) -> Load:
