@@ -3,6 +3,8 @@
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,7 +20,7 @@ from lab.checks import (
     refuse_unread,
     whole_numbers,
 )
-from lab.names import DEFAULT_MODEL, NEW_TOKENS, QUICK_TOKENS, STUDIES
+from lab.names import DEFAULT_MODEL, NEW_TOKENS, QUICK_TOKENS, READERS, STUDIES
 from lab.parent import make_folder, run_study, write_report
 from lab.study import Setting
 
@@ -77,26 +79,28 @@ def main(
         rounds=rounds,
     )
     said = _said(ctx)
-    refuse_unread({name: option for name, option in said.items() if name in _LISTS}, chosen)
+    refuse_unread({name: option for name, option in said.items() if name in READERS}, chosen)
     files = resolve_model(model or DEFAULT_MODEL)
     if "kv-cache" in chosen:
         new = QUICK_TOKENS if quick else NEW_TOKENS
         refuse_too_long(setting.prompt_lengths, new_tokens=new, context=files.max_positions,
                         model=files.name)  # fmt: skip
+    if model is not None and files.folder == Path(model).resolve():
+        setting = replace(
+            setting, model=str(files.folder)
+        )  # the studies run in the project's folder
     make_folder(setting.output)
-    _run(chosen, setting, _options(ctx))
+    commands = {name: PROGRAM + " " + shlex.join([name, *_options(ctx, name)]) for name in chosen}
+    _run(commands, setting)
 
 
-_LISTS = ("batch_sizes", "windows_ms", "prompt_lengths", "rates")
-
-
-def _run(chosen: list[str], setting: Setting, options: str) -> None:
+def _run(commands: Mapping[str, str], setting: Setting) -> None:
     """Every study; the report is written after each, and when this is broken off."""
     failed = []
     try:
-        for number, name in enumerate(chosen, 1):
-            click.echo(f"\n=== {name} ({number} of {len(chosen)})")
-            why = run_study(name, setting, f"{PROGRAM} {name}{options}")
+        for number, (name, command) in enumerate(commands.items(), 1):
+            click.echo(f"\n=== {name} ({number} of {len(commands)})")
+            why = run_study(name, setting, command)
             if why:
                 failed.append(f"{name} ({why})")
                 click.echo(f"{name} failed: {why}")
@@ -106,7 +110,7 @@ def _run(chosen: list[str], setting: Setting, options: str) -> None:
         path, _ = write_report(setting.output)
         click.echo(f"\nreport    {_short(path)}")
     if failed:
-        raise BatonError(f"{len(failed)} of {len(chosen)} studies failed: {'; '.join(failed)}")
+        raise BatonError(f"{len(failed)} of {len(commands)} studies failed: {'; '.join(failed)}")
 
 
 def _tell(folder: Path, name: str) -> None:
@@ -136,14 +140,14 @@ def _said(ctx: click.Context) -> dict[str, str]:
     }
 
 
-def _options(ctx: click.Context) -> str:
-    """As they were typed, for the command that does a study again."""
+def _options(ctx: click.Context, study: str) -> list[str]:
+    """As they were typed, but for those that this study would refuse."""
     words: list[str] = []
     for name, option in _said(ctx).items():
         value = ctx.params[name]
-        if option.startswith("--"):
+        if option.startswith("--") and study in READERS.get(name, STUDIES):
             words += [option] if value is True else [option, str(value)]
-    return " " + shlex.join(words) if words else ""
+    return words
 
 
 def _short(path: Path) -> str:

@@ -89,7 +89,7 @@ def latency_table(title: str, cells: Sequence[Cell], machine_cores: int) -> Tabl
             *(_ms(mean(c.queueing)), _ms(mean(c.execution)), _ms(mean(c.total))),
             *(_ms(percentile(c.total, 95)), _ms(percentile(c.total, 99))),
             *(f"{median(c.requests_per_s):.2f}", f"{c.rate:,.1f}"),
-            f"{busy(c) / machine_cores:.0%}",
+            f"{busy(c) / machine_cores:.0%}" if c.cores else "",
         )
         for c in cells
     )
@@ -194,6 +194,8 @@ def knee(cells: Sequence[Cell]) -> str:
 def utilisation(cells: Sequence[Cell], machine_cores: int) -> str:
     """Of the cores, at the smallest and the largest batch."""
     first, last = cells[0], cells[-1]
+    if not (first.cores and last.cores):
+        return "How busy the cores were is not known here: the system has no /proc."
     text = (
         f"The cluster keeps {busy(first) / machine_cores:.0%} of {machine_cores} cores busy at batch "
         f"{first.batch} and {busy(last) / machine_cores:.0%} at batch {last.batch}"

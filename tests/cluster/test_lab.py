@@ -49,6 +49,11 @@ def test_three_quick_studies_make_a_report_whose_links_and_tables_hold(
         assert target[1:] in anchors if target[0] == "#" else (tmp_path / target).is_file(), target
     assert report.count("- [x] **S1.") == 7 - report.count("- [ ] **S1.5")  # one window: no pair
     assert "## Failures\n\nNone." in report
+    baseline, batching = (
+        f"python main.py lab {name} --model demo" for name in ("baseline", "batching")
+    )
+    assert f"    {baseline} --quick" in report  # without the options it would refuse
+    assert f"    {batching} --batch-sizes 1,2 --windows-ms 0 --quick" in report
 
     stages = {row[0]: float(row[2].replace(",", "")) for row in rows_under(report, "Stages of one")}
     assert stages["decode"] > 0

@@ -252,3 +252,9 @@ def test_changes_within_the_threshold_are_no_changes() -> None:
     assert change(100, 0.5) == "fell to almost nothing"
     assert change(0, 5) == "rose from nothing"
     assert change(0, 0) == "stayed at nothing"
+
+
+def test_where_there_is_no_proc_the_use_of_the_cores_is_not_made_up() -> None:
+    cells = [cell(1, (1.0,), cores={}), cell(2, (2.0,), cores={})]
+    assert "not known here" in batching.utilisation(cells, 2)
+    assert batching.latency_table("t", cells, 2).rows[0][-1] == ""
