@@ -7,7 +7,7 @@ import click
 
 from offline.outputs import FORMATS
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "fp8")
 TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -23,7 +23,10 @@ from baton.kv.row import Logits, Row
 
 FORWARDS = {"prefill": Logits.ALL, "a mixed batch": Logits.LAST, "decode": Logits.ALL}
 # Largest difference allowed, as a share of the largest logit of its position.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2, torch.int8: 0.25}
+TOLERANCE = {
+    **{torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2},
+    **{torch.int8: 0.25, torch.float8_e4m3fn: 0.25},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def self_test(
             rows.append(Row(text.token_ids[start:end], start, text.blocks, logits))
             expected.append(theirs[start if logits is Logits.ALL else end - 1 : end])
         ours = runner.run(pool, rows)
-        _compare(type(model).__name__, what, ours, torch.cat(expected), weights or model.dtype)
+        compare(type(model).__name__, what, ours, torch.cat(expected), weights or model.dtype)
 
 
 @torch.inference_mode()
@@ -74,7 +77,7 @@ def _eager_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[to
         model.set_attn_implementation(NAME)
 
 
-def _compare(
+def compare(
     name: str, what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
 ) -> None:
     """In fp32 every position must agree. In half precision half of them: rounding alone may send a
