@@ -95,7 +95,7 @@ def trial(runner: Forward, layout: KVLayout) -> torch.Tensor:
     """Logits of a few decode steps [rows of all steps, vocabulary]: three sequences that come and go,
     one over a block's edge."""
     lengths = (layout.block_size - 1, 1, 5)
-    each = layout.blocks_for(layout.block_size + len(TRIAL_STEPS))
+    each = layout.blocks_for(max(lengths) + len(TRIAL_STEPS))
     pool = Pool.private(layout, each * len(lengths), runner.device, spare=True)
     tables = [[each * i + each - 1 - j for j in range(each)] for i in range(len(lengths))]
     texts = [[(5 * i + 3 * j) % 32 for j in range(length)] for i, length in enumerate(lengths)]

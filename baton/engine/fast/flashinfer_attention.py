@@ -26,6 +26,7 @@ from baton.kv.row import Row
 
 WORKSPACE_BYTES = 256 << 20  # for parts of long sequences; all wrappers share it, they take turns
 HEAD_DIMS = (64, 128, 256)
+DTYPES = (torch.float16, torch.bfloat16)
 FEW_HEADS = 2  # query heads to a key head: from more on its tensor core kernels are faster
 VERSION = str(flashinfer.__version__)
 
@@ -82,7 +83,7 @@ class FlashInferAttention:
         used = [row.blocks[: -(-row.end // block_size)] for row in rows]
         blocks = torch.tensor([block for each in used for block in each], dtype=torch.int32)
         self._pages = pages([row.end for row in rows], blocks, block_size)
-        torch.cuda.current_stream(self._device).synchronize()
+        wait(self._device)
         for (count, kind), wrapper in self._steps.items():
             if count == len(rows) and kind.block_size == block_size:
                 self._plan_step(wrapper, kind)
@@ -148,7 +149,7 @@ class FlashInferAttention:
         row, column = taken.nonzero().to(self._device).unbind(1)
         where = pages(contexts, batch.block_table[row, column], kind.block_size)
         queries = torch.tensor([0, *batch.lengths]).cumsum(0).int()
-        torch.cuda.current_stream(self._device).synchronize()
+        wait(self._device)
         shape = (kind.heads, kind.kv_heads, kind.head_dim, kind.block_size)
         places = (queries, where.offsets, where.blocks, where.last)
         wrapper.plan(*places, *shape, causal=True, **kind.options())
@@ -175,13 +176,19 @@ def kind_of(query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour) -> Ki
 
 def unfit(dtype: torch.dtype, key_dim: int, value_dim: int, flavour: Flavour) -> str:
     """What FlashInfer's general kernels do not do; empty if they do."""
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in DTYPES:
         return f"keys in {dtype}"
     if flavour.sinks is not None:
         return "attention sinks"
     if key_dim != value_dim:
         return f"keys of {key_dim} and values of {value_dim} numbers"
     return "" if key_dim in HEAD_DIMS else f"heads of {key_dim} numbers"
+
+
+def wait(device: torch.device) -> None:
+    """Until all that was planned has been copied."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def run(wrapper: Any, query: torch.Tensor, pool: Pool, layer: int) -> torch.Tensor:
