@@ -11,7 +11,7 @@ from baton.client import Client
 from baton.cluster import Cluster, ClusterOptions
 from baton.errors import BatonError, InputError
 from baton.host import core_numbers
-from baton.topology import plan_topology
+from baton.topology import Topology, plan_topology
 from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit, Timings
 from measure.slo import Trace
 from measure.workload import Load, Planned
@@ -111,9 +111,12 @@ class RunningArm:
 
 
 @contextmanager
-def started(split: Split, *, model: str, dtype: str, streams: int) -> Iterator[RunningArm]:
-    """The arm's cluster, ready. `streams`: how many requests may run at once."""
-    topology = plan_topology((), (), colocated=split.colocated, gpus=0)
+def started(
+    split: Split, *, model: str, dtype: str, streams: int, topology: Topology | None = None
+) -> Iterator[RunningArm]:
+    """The arm's cluster, ready. `streams`: how many requests may run at once. `topology` is a pair
+    of workers on the CPU if it is not given."""
+    topology = topology or plan_topology((), (), colocated=split.colocated, gpus=0)
     options = ClusterOptions(
         model,
         topology,

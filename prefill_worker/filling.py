@@ -22,7 +22,7 @@ class Scratch:
     """This worker's own pool, for decode workers whose memory it does not share."""
 
     pool: Pool
-    free: list[int]
+    free: list[int]  # taken from its end, so in rising order: neighbours are copied as one
     held: dict[str, list[int]] = field(default_factory=dict)  # run -> blocks
 
     def take(self, run: str, count: int) -> bool:
@@ -34,7 +34,7 @@ class Scratch:
 
     def give_back(self, run: str) -> None:
         """The run's blocks are free again."""
-        self.free += self.held.pop(run, [])
+        self.free += reversed(self.held.pop(run, []))
 
 
 class Filling:
@@ -79,7 +79,7 @@ class Filling:
         elif self._scratch is None:
             blocks = engine.layout.blocks_for(self._scratch_tokens)
             pool = Pool.private(engine.layout, blocks, engine.device)
-            self._scratch = Scratch(pool, list(range(blocks)))
+            self._scratch = Scratch(pool, list(range(blocks - 1, -1, -1)))
         return Way(link.transport, link.probe(), link.why)
 
     def detach(self, worker: str) -> None:

@@ -71,11 +71,11 @@ def recorded(family: str) -> GraphRunner:
     return GraphRunner(plain(family)[0], StaticAttention(), Again)
 
 
-def dirty(layout: KVLayout, blocks: int, *, spare: bool = True) -> Pool:
+def dirty(layout: KVLayout, blocks: int, device: torch.device) -> Pool:
     """What nobody wrote is not a number: reading it would show everywhere."""
-    pool = Pool.private(layout, blocks, CPU, spare=spare)
+    pool = Pool.private(layout, blocks, device, spare=True)
     for slab in pool.slabs[:-1]:
-        slab.view(torch.float32).fill_(float("nan"))
+        slab.view(getattr(torch, layout.dtype)).fill_(float("nan"))
     return pool
 
 
@@ -85,7 +85,7 @@ class Play:
     def __init__(self, runner: Runner | GraphRunner, layout: KVLayout, lengths: Sequence[int]):
         numbers = random.Random(5)
         self.runner = runner
-        self.pool = dirty(layout, EACH * len(lengths))
+        self.pool = dirty(layout, EACH * len(lengths), runner.device)
         free = numbers.sample(range(EACH * len(lengths)), EACH * len(lengths))
         self.tables = [[free.pop() for _ in range(EACH)] for _ in lengths]
         self.texts = [[numbers.randrange(VOCABULARY) for _ in range(n)] for n in lengths]
