@@ -123,7 +123,7 @@ def weights_of(ours: Engine) -> Weights:
     body = layers * (hidden * (2 * hidden + 2 * kv) + gates * hidden * inner)
     head = hidden * int(config["vocab_size"])
     wide = 4 if ours.dtype == "float32" else 2
-    narrow = 1 if ours.dtype.startswith(("float8", "int8")) else wide
+    narrow = 1 if ours.dtype in ("fp8", "int8") else wide
     return Weights(body, body + head, narrow * body + wide * head, 4.0 * hidden * layers)
 
 

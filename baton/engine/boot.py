@@ -46,7 +46,8 @@ def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engi
     weights = WEIGHTS.get(dtype, cache_dtype)
     forward, layout = _forward(files, torch_device, weights, cache_dtype, block_size)
     token_s = _measure(forward, layout)
-    return Engine(files, forward, layout, torch_device, dtype_name(weights), token_s)
+    name = dtype if dtype in WEIGHTS else dtype_name(weights)
+    return Engine(files, forward, layout, torch_device, name, token_s)
 
 
 def _forward(

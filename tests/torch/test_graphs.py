@@ -7,11 +7,13 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from baton.engine.attention import Flavour
 from baton.engine.batch import Batch, pack
@@ -129,6 +131,42 @@ def test_how_many_keys_are_gathered_at_a_time_makes_no_difference(
     two = Play(recorded(family), plain(family)[1], LENGTHS)
     for present in STEPS:
         torch.testing.assert_close(two.step(present), one.step(present), atol=1e-4, rtol=0)
+
+
+class Listening(TorchDispatchMode):
+    """Notes the operations for which the host would wait for the device: no graph can hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if func is torch.ops.aten.index.Tensor:  # only where a mask says which
+            masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
+            waits = waits if masks else set()
+        if waits:
+            self.heard.add(str(func))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_recorded_step_never_looks_at_what_it_computes(family: str) -> None:
+    listening = Listening()
+
+    class Recording:
+        def record(self, forward: Replay) -> Replay:
+            with listening:
+                forward()
+            return forward
+
+    slow, layout = plain(family)
+    play = Play(GraphRunner(slow, StaticAttention(), Recording), layout, LENGTHS)
+    play.step((0, 1, 2))
+    mixtures = {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}  # on a CPU they look for experts
+    assert not listening.heard or family in mixtures
 
 
 def test_a_step_writes_its_own_places_and_the_spare_block_alone() -> None:
