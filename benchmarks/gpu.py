@@ -25,15 +25,13 @@ from typing import Any
 import click
 import torch
 
-from baton.engine.device import describe_device
-from baton.errors import BatonError
+from baton.engine.device import describe_device, pick_device
+from baton.errors import InputError
 from baton.table import table
 from benchmarks import gpu_sections as sections
-from benchmarks.gpu_sections import Cell, Plan
+from benchmarks.gpu_sections import REASONS, Cell, Plan, reason
 
 SHAPES = ("gpt2-8k", "qwen2-0.5b", "qwen2-7b")
-REASONS = (BatonError, RuntimeError, ValueError, LookupError, OSError, AssertionError, ImportError,
-           TypeError, AttributeError)  # fmt: skip
 Found = dict[str, Any]
 
 
@@ -78,7 +76,7 @@ class Report:
                 cells[cell] = found
                 click.echo(f"{cell}: {told(found)}")
         except REASONS as error:
-            failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            failure = reason(error)
         self.record(name, cells, failure, time.perf_counter() - begun)
 
     def process(self, name: str, command: list[str], seconds: float) -> None:
@@ -93,7 +91,9 @@ class Report:
                 else:
                     cells[message["cell"]] = message["found"]
                     click.echo(f"{message['cell']}: {told(message['found'])}")
-            if time.monotonic() >= begun + seconds:
+            try:
+                child.wait(max(0.0, begun + seconds - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 failure = f"not done after {seconds:.0f} s"
                 child.kill()
         if failure is None and child.returncode:
@@ -154,8 +154,7 @@ def speak(name: str, run: Callable[[], Iterator[Cell]]) -> None:
         for cell, found in run():
             click.echo(json.dumps({"cell": cell, "found": found}))
     except REASONS as error:
-        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        click.echo(json.dumps({"failure": told}))
+        click.echo(json.dumps({"failure": reason(error)}))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -172,7 +171,11 @@ def main(
     in_process: bool, output: Path | None, speaks: str | None,
 ) -> None:  # fmt: skip
     """Engine and hand-over on a GPU."""
-    place, begun = torch.device(device), time.monotonic()
+    begun = time.monotonic()
+    try:
+        place = pick_device(device)
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
     plan = quick(place) if is_quick else full(place)
     models = ["demo"] if is_quick else [f"random:{shape}" for shape in shapes]
     wanted = all_sections(plan, models)

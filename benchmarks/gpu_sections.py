@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from baton.engine.fast.graphs import GraphRunner
 from baton.engine.loading import load_model
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward
+from baton.errors import BatonError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from baton.topology import Topology
@@ -22,6 +24,8 @@ from measure.split import Split, started
 
 BLOCK = 16
 PROMPT = 64  # tokens of the prompts that transformers continues
+REASONS = (BatonError, RuntimeError, ValueError, LookupError, OSError, AssertionError, ImportError,
+           TypeError, AttributeError)  # fmt: skip
 Cell = tuple[str, dict[str, Any]]
 
 
@@ -44,6 +48,19 @@ class Plan:
     def torch_dtype(self) -> torch.dtype:
         """Of weights and cache."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+
+def attempt(name: str, run: Callable[[], dict[str, Any]]) -> Cell:
+    """One cell; where it fails (no memory for so many sequences, say) that is what was found."""
+    try:
+        return name, run()
+    except REASONS as error:
+        return name, {"failure": reason(error)}
+
+
+def reason(error: BaseException) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def timed(run: Callable[[], object], device: torch.device, rounds: int) -> float:
@@ -81,18 +98,13 @@ def engine(plan: Plan, model: str) -> Iterator[Cell]:
     arms: list[tuple[str, Forward]] = [("", ours.runner)]
     if isinstance(ours.runner, GraphRunner):
         arms.append((" without graphs", ours.runner.plain))
-    weights, kv = weights_of(ours), ours.layout.block_bytes / BLOCK
     for batch in plan.batches:
         for name, runner in arms:
-            seconds = decode(ours, runner, batch, plan)
-            bytes_read = weights.bytes + batch * plan.context * kv
-            flops = batch * (2 * weights.numbers + weights.attention * plan.context)
-            yield f"{model} decode {batch}{name}", cell(seconds, batch, bytes_read, flops)
-        _drop(ours)
+            step = partial(decode, ours, runner, batch, plan)
+            yield attempt(f"{model} decode {batch}{name}", step)
+            _drop(ours)
     for tokens in plan.prefills:
-        seconds = prefill(ours, tokens, plan)
-        flops = 2 * weights.body * tokens + weights.attention * tokens**2 / 2
-        yield f"{model} prefill {tokens}", cell(seconds, tokens, weights.bytes, flops)
+        yield attempt(f"{model} prefill {tokens}", partial(prefill, ours, tokens, plan))
         _drop(ours)
 
 
@@ -127,23 +139,30 @@ def weights_of(ours: Engine) -> Weights:
     return Weights(body, body + head, narrow * body + wide * head, 4.0 * hidden * layers)
 
 
-def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> float:
-    """Seconds of one step of `batch` sequences with `context` tokens each, the token chosen."""
+def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, float]:
+    """A step of `batch` sequences with `context` tokens each, the token chosen."""
     each = ours.layout.blocks_for(plan.context)
     pool = Pool.private(ours.layout, batch * each, ours.device, spare=True)
     for slab in pool.slabs:
         slab.zero_()  # what is in the cache does not matter, but that it is a number does
     tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
     rows = [Row([i], plan.context - 1, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
-    return timed(lambda: runner.run(pool, rows).argmax(dim=-1), ours.device, plan.rounds)
+    seconds = timed(lambda: runner.run(pool, rows).argmax(dim=-1), ours.device, plan.rounds)
+    weights, tokens = weights_of(ours), batch * plan.context
+    read = weights.bytes + tokens * ours.layout.block_bytes / BLOCK
+    return cell(seconds, batch, read, 2 * batch * weights.numbers + weights.attention * tokens)
 
 
-def prefill(ours: Engine, tokens: int, plan: Plan) -> float:
-    """Seconds of one prompt."""
+def prefill(ours: Engine, tokens: int, plan: Plan) -> dict[str, float]:
+    """One prompt."""
     blocks = list(range(ours.layout.blocks_for(tokens)))
     pool = Pool.private(ours.layout, len(blocks), ours.device)
     row = Row([7] * tokens, 0, blocks)
-    return timed(lambda: ours.runner.fill(pool, [row]), ours.device, max(1, plan.rounds // 4))
+    rounds = max(1, plan.rounds // 4)
+    seconds = timed(lambda: ours.runner.fill(pool, [row]), ours.device, rounds)
+    weights = weights_of(ours)
+    flops = 2 * weights.body * tokens + weights.attention * tokens**2 / 2
+    return cell(seconds, tokens, weights.bytes, flops)
 
 
 def _drop(ours: Engine) -> None:
@@ -159,21 +178,29 @@ def transformers(plan: Plan, model: str) -> Iterator[Cell]:
     theirs: Any = load_model(resolve_model(model), plan.device, plan.torch_dtype)
     for batch in plan.batches:
         theirs.set_attn_implementation("sdpa")
-        ids = torch.full((batch, PROMPT), 7, device=plan.device)
-
-        def run(tokens: int, ids: torch.Tensor = ids) -> float:
-            _wait(plan.device)
-            begun = time.perf_counter()
-            theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
-                            min_new_tokens=tokens, do_sample=False, pad_token_id=0)  # fmt: skip
-            _wait(plan.device)
-            return time.perf_counter() - begun
-
-        run(2)
-        seconds = (run(plan.new) - run(2)) / (plan.new - 2)
-        yield f"{model} transformers generate {batch}", cell(seconds, batch, 0, 0)
+        run = partial(generate, theirs, plan, batch)
+        yield attempt(f"{model} transformers generate {batch}", run)
     for batch in plan.batches:
-        yield f"{model} transformers continuous {batch}", continuous(theirs, plan, batch)
+        if plan.device.type == "cuda":
+            torch.cuda.empty_cache()  # it takes what is free for its cache
+        run = partial(continuous, theirs, plan, batch)
+        yield attempt(f"{model} transformers continuous {batch}", run)
+
+
+def generate(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
+    """A step: the difference between a long run and a short one, so that prefill is not in it."""
+    ids = torch.full((batch, PROMPT), 7, device=plan.device)
+
+    def run(tokens: int) -> float:
+        _wait(plan.device)
+        begun = time.perf_counter()
+        theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
+                        min_new_tokens=tokens, do_sample=False, pad_token_id=0)  # fmt: skip
+        _wait(plan.device)
+        return time.perf_counter() - begun
+
+    run(2)
+    return cell((run(plan.new) - run(2)) / (plan.new - 2), batch, 0, 0)
 
 
 def continuous(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:

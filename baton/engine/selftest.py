@@ -77,12 +77,17 @@ def _eager_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[to
         model.set_attn_implementation(NAME)
 
 
+def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """By position, the largest difference of two logits as a share of the largest logit."""
+    return (ours - theirs).abs().amax(dim=-1) / theirs.abs().amax(dim=-1).clamp_min(1e-6)
+
+
 def compare(
     name: str, what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
 ) -> None:
     """In fp32 every position must agree. In half precision half of them: rounding alone may send a
     token to another expert of a mixture, and then its logits are someone else's."""
-    off = (ours - theirs).abs().amax(dim=-1) / theirs.abs().amax(dim=-1).clamp_min(1e-6)
+    off = distances(ours, theirs)
     error = float(off.max() if dtype == torch.float32 else off.nanmedian())
     if not error <= TOLERANCE[dtype] or not off.isfinite().all():
         raise ModelError(

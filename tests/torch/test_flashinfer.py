@@ -32,9 +32,7 @@ def attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop(OURS, None)
 
 
-@pytest.mark.parametrize(
-    "family", ["gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
-)
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "mistral", "gemma2"])
 def test_it_gives_what_gathering_gives(attention: ModuleType, family: str) -> None:
     slow, layout = plain(family)
     fast = with_flashinfer(slow, Again)

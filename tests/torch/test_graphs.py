@@ -6,6 +6,7 @@ tests/gpu."""
 import copy
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,13 +14,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from baton.engine.attention import Flavour
 from baton.engine.batch import Batch, pack
 from baton.engine.fast import graphs
 from baton.engine.fast.cuda import fastest, trial
 from baton.engine.fast.errors import NotRecorded, Unfit
+from baton.engine.fast.fp8 import in_fp8, quantize_linears
 from baton.engine.fast.graphs import Again, Buffers, GraphRunner, Replay
 from baton.engine.fast.static import CHEAP, StaticAttention, static_groups
 from baton.engine.gather import GatherAttention
@@ -121,8 +122,8 @@ def test_every_family_says_the_same_recorded(family: str) -> None:
     assert not fast.failure
 
 
-@pytest.mark.parametrize("keys", [1, 16, 40])
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("keys", [1, 40])
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
 def test_how_many_keys_are_gathered_at_a_time_makes_no_difference(
     family: str, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,40 +134,15 @@ def test_how_many_keys_are_gathered_at_a_time_makes_no_difference(
         torch.testing.assert_close(two.step(present), one.step(present), atol=1e-4, rtol=0)
 
 
-class Listening(TorchDispatchMode):
-    """Notes the operations for which the host would wait for the device: no graph can hold them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: set[str] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        if func is torch.ops.aten.index.Tensor:  # only where a mask says which
-            masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
-            waits = waits if masks else set()
-        if waits:
-            self.heard.add(str(func))
-        return func(*args, **kwargs or {})
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_recorded_step_never_looks_at_what_it_computes(family: str) -> None:
-    listening = Listening()
-
-    class Recording:
-        def record(self, forward: Replay) -> Replay:
-            with listening:
-                forward()
-            return forward
-
-    slow, layout = plain(family)
-    play = Play(GraphRunner(slow, StaticAttention(), Recording), layout, LENGTHS)
-    play.step((0, 1, 2))
-    mixtures = {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}  # on a CPU they look for experts
-    assert not listening.heard or family in mixtures
+def test_a_recorded_step_needs_no_look_at_what_it_computes(family: str) -> None:
+    """No graph can hold a host that waits for the device: here there is nothing to wait for. Nor may
+    a tensor be made on another device than the model's. Its products check what the card's check."""
+    model: Any = make_model(family).to("meta", torch.bfloat16)
+    assert quantize_linears(model, in_fp8)
+    runner = GraphRunner(Runner(model), StaticAttention(), Again)
+    assert trial(runner, replace(plain(family)[1], dtype="bfloat16")).device.type == "meta"
+    assert runner.replayed == 4
 
 
 def test_a_step_writes_its_own_places_and_the_spare_block_alone() -> None:
@@ -329,9 +305,9 @@ def test_ways_that_are_wrong_unfit_or_cannot_be_recorded_are_passed_over_and_tol
     ]
     chosen = fastest(slow, layout, ways)
     assert chosen is slow
-    for told in ("sinkless attention: layer 0 has attention sinks", "fails the self-test, in wrong",
-                 "unlucky attention: operation not permitted"):  # fmt: skip
-        assert told in chosen.how
+    assert "sinkless attention: layer 0 has attention sinks" in chosen.how
+    assert "wrong attention: its logits differ by" in chosen.how
+    assert "unlucky attention: operation not permitted" in chosen.how
     fast = fastest(plain("gemma2")[0], layout, [*ways, ("torch", lambda: recorded("gemma2"))])
     assert fast.how.startswith("in torch, CUDA graphs; not with graphs and sinkless")
 

@@ -33,8 +33,9 @@ Product = Callable[[Quantized, Quantized], torch.Tensor]  # rows [T, K], weight 
 
 
 def quantize(rows: torch.Tensor) -> Quantized:
-    """[R, K], each row by itself. A row of zeros stays one."""
-    rows = rows.float()
+    """[R, K], each row by itself. A row of zeros stays one. In the order the product wants them,
+    whatever `rows` is a view of."""
+    rows = rows.float().contiguous()
     scales = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp_min(1e-12)
     return Quantized((rows / scales).clamp(-LARGEST, LARGEST).to(FP8), scales)
 

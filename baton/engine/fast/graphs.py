@@ -217,7 +217,7 @@ class GraphRunner:
         try:
             return self._recorder.record(forward)
         except NotRecorded as error:
-            self.failure = str(error).splitlines()[0]
+            self.failure = (str(error) or "for no reason it gives").splitlines()[0]
             log.warning(
                 "from now on decode steps run unrecorded, which is slower: %s", self.failure
             )
