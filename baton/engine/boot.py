@@ -73,14 +73,14 @@ def _forward(
         from baton.engine.fast.choose import on_cpu
 
         return on_cpu(files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size)
-    if weights == torch.int8:
+    if weights == WEIGHTS["int8"] and device.type != "cpu":
         raise InputError(f"int8 weights are for the CPU, not for {device}: use another dtype")
     if device.type == "cuda" and fast:
         from baton.engine.fast.cuda import on_cuda
 
         return on_cuda(load(), weights=weights, cache_dtype=cache_dtype, block_size=block_size)
-    if weights == WEIGHTS["fp8"]:
-        raise InputError("fp8 weights need baton/engine/fast, which is not there")
+    if weights in WEIGHTS.values():
+        raise InputError("int8 and fp8 weights need baton/engine/fast, which is not there")
     from baton.engine.plain import in_torch
 
     return in_torch(load(), cache_dtype, block_size)
