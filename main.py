@@ -32,7 +32,7 @@ Examples:
   python main.py --prompts mine.txt --temperature 0.8 --top-p 0.95 --seed 7
   python main.py --router tcp://10.0.0.1:7000 --keys keys --format jsonl -o out.jsonl
 """
-BENCHMARKS = ("engine", "disagg", "step", "precision", "handover", "gemm", "attention")
+BENCHMARKS = ("engine", "disagg", "serve", "step", "precision", "handover", "gemm", "attention")
 PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -234,11 +234,16 @@ def keys(folder: Path) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-def convert(folder: Path, out: Path) -> None:
-    """Turn the .bin or .pt checkpoint in FOLDER into safetensors in the new folder OUT."""
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="If FOLDER has none that fits.")
+def convert(folder: Path, out: Path, tokenizer: Path | None) -> None:
+    """Turn a checkpoint of tensors in pickles into safetensors, in the new folder OUT.
+
+    FOLDER is Hugging Face's (config.json, *.bin or *.pt), nanochat's (model_NNNNNN.pt) or LLaMA's
+    (consolidated.NN.pth, params.json); docs/checkpoints.md says what each must hold.
+    """
     from models.convert import convert_folder
 
-    click.echo(convert_folder(folder, out))
+    click.echo(convert_folder(folder, out, tokenizer))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from baton.cluster import Cluster, ClusterOptions
 from baton.errors import BatonError, InputError, RequestError
 from baton.follow import Ask, Completion, Failure, Follower, Task
 from baton.model_files import resolve_model
+from baton.request import UNWATCHED_S
 from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 
@@ -61,7 +62,7 @@ def generate(
         dtype=dtype,
     )
     default = SamplingParams.from_generation_config(files.generation_config)
-    ask = Ask(max_new_tokens, (sampling or default).to_wire(), tuple(stop), ignore_eos)
+    ask = Ask(max_new_tokens, (sampling or default).to_wire(), tuple(stop), ignore_eos, UNWATCHED_S)
     with Cluster(options) as cluster:
         client = Client(cluster.address)
         try:

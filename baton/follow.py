@@ -61,6 +61,7 @@ class Ask:
     sampling: Plain | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    tell_every_s: float = 0.0  # so long tokens may wait to be told with later ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Completion:
     timings: Timings
     submitted: float
     ended: float
-    arrivals: tuple[float, ...]  # one for each token; those of one message came together
+    arrivals: tuple[float, ...]  # one for each token, the time it had waited taken off
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +229,11 @@ class Follower:
     def _submit(self, task: Task, attempt: int, ask: Ask) -> None:
         request = f"{self._job}-{task.index}.{attempt}"
         self._flights[request] = _Flight(task, attempt, self._clock())
+        text, ids = (task.prompt, None) if isinstance(task.prompt, str) else (None, task.prompt)
         self._line.submit(
             Submit(
-                request=request,
-                prompt=task.prompt if isinstance(task.prompt, str) else None,
-                token_ids=None if isinstance(task.prompt, str) else task.prompt,
-                max_new_tokens=ask.max_new_tokens,
-                sampling=ask.sampling,
-                stop=ask.stop,
-                ignore_eos=ask.ignore_eos,
+                *(request, text, ids, ask.max_new_tokens, ask.sampling, ask.stop, ask.ignore_eos),
+                tell_every_s=ask.tell_every_s,
             )
         )
 
@@ -265,7 +262,8 @@ class Follower:
             case Emitted():
                 flight.token_ids += message.token_ids
                 flight.parts.append(message.text)
-                flight.arrivals += [now] * len(message.token_ids)
+                ages = message.ages or (0.0,) * len(message.token_ids)
+                flight.arrivals += [now - age for age in ages]
                 yield Streamed(flight.task, len(message.token_ids), message.text)
             case Finished():
                 del self._flights[message.request]

@@ -11,6 +11,9 @@ MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 64
 MAX_LOGPROBS = 20
+MAX_TELL_S = 1.0
+UNWATCHED_S = 0.1
+"""How long tokens may wait to be told (Submit.tell_every_s) where nobody watches them come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Request:
     logprobs: int = -1  # of each token, and so many of the likeliest; -1: none
     prompt_logprobs: int = -1
     grammar: str = ""  # a spec of baton/grammar.py; empty: anything goes
+    tell_every_s: float = 0.0  # its tokens may wait so long to be told with later ones
 
 
 def check_request(request: Request, limits: Limits) -> None:
@@ -79,6 +83,10 @@ def check_request(request: Request, limits: Limits) -> None:
             raise RequestError(
                 f"{name} must be -1 (none) to {MAX_LOGPROBS}, got {getattr(request, name)}"
             )
+    if not 0 <= request.tell_every_s <= MAX_TELL_S:
+        raise RequestError(
+            f"tell_every_s must be 0 (at once) to {MAX_TELL_S:g}, got {request.tell_every_s}"
+        )
     if len(request.stop) > MAX_STOPS:
         raise RequestError(f"at most {MAX_STOPS} stop strings, got {len(request.stop)}")
     if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in request.stop):

@@ -5,6 +5,7 @@ Uses the `tokenizers` library alone (15 MB, 0.02 s); transformers would bring to
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -43,6 +44,14 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of some ids."""
+
+    text: str
+    tokens: int
+
+
 class TextStream:
     """The growing text of one request: ids in, finished text out, stop strings watched.
 
@@ -74,12 +83,38 @@ class TextStream:
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that these ids complete. Once `stopped`, nothing more comes."""
-        taken = ""
-        for each in ids:
-            self._ids.append(each)
-            taken += self._take(final=False)
+        return self.take(ids).text
+
+    def take(self, ids: Sequence[int]) -> Heard:
+        """The same, and how many of the ids it took: no more than up to the end of a stop string."""
+        if not self._stop:
+            return Heard(self._push(ids), len(ids))
+        text = ""
+        for count, each in enumerate(ids, start=1):
+            text += self._push([each])
+            if self.stopped:
+                return Heard(text, count)
+        return Heard(text, len(ids))
+
+    def _push(self, ids: Sequence[int]) -> str:
+        taken = self._take_whole(ids) if len(ids) > 1 else None
+        if taken is None:
+            taken = ""
+            for each in ids:
+                self._ids.append(each)
+                taken += self._take(final=False)
         self._unstoppable -= len(ids)
         return self._release(taken, final=False)
+
+    def _take_whole(self, ids: Sequence[int]) -> str | None:
+        """All of them at once, for half the work; None if not every character is whole."""
+        known = len(self._ids)
+        self._ids += ids
+        now = self._decode(self._ids[self._anchor :])
+        if REPLACEMENT in now:
+            del self._ids[known:]
+            return None
+        return self._advance(now, len(self._ids))
 
     def finish(self) -> str:
         """The rest: what was held back. A character that never got whole comes as U+FFFD."""
@@ -89,7 +124,6 @@ class TextStream:
         return self._tokenizer.decode(ids, special=self._keep_special)
 
     def _take(self, *, final: bool) -> str:
-        before = self._decode(self._ids[self._anchor : self._read])
         now = self._decode(self._ids[self._anchor :])
         end = len(self._ids)
         if now.endswith(REPLACEMENT) and not final:  # the last character may still become whole
@@ -97,6 +131,11 @@ class TextStream:
                 return ""
             end = self._read + 1  # never: its first byte is no character's, the others may be
             now = self._decode(self._ids[self._anchor : end])
+        return self._advance(now, end)
+
+    def _advance(self, now: str, end: int) -> str:
+        """`now` is the text from the anchor to `end`: what of it is new."""
+        before = self._decode(self._ids[self._anchor : self._read])
         taken = now[len(before) :]
         if taken:  # ids without text stay context: the next word's space hangs on the word before
             self._anchor = self._read

@@ -3,6 +3,8 @@
     moments   queued 0.00   reserving 0.01   filling 0.02   decoding 0.30 (20 ms handed over) ... finished
     stages    queue         reserve          prefill, then handover      decode, stall, decode
 
+    A prompt filled in chunks is told as filling again at the end of each: every chunk is a stage.
+
 Time comes with the moments alone. Watching may begin in the middle of a life.
 """
 
@@ -25,13 +27,13 @@ STAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A request came into a state; or, while it decodes, has more tokens now."""
+    """A request came into a state; or has more tokens now: filled, or generated."""
 
     request: str
     at: float  # seconds of the router's clock
     state: str  # a value of baton.lifecycle.State
     worker: str = ""
-    tokens: int = 0  # known when it was queued; generated while it decodes, and at its end
+    tokens: int = 0  # known when it was queued; filled so far; generated so far, and at its end
     handover_s: float = 0.0  # with the first of decoding: what of the time before went into that
     note: str = ""  # why it ended, or why it is queued again
 

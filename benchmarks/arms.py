@@ -113,9 +113,15 @@ class PrefillDecode:
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
         from baton.follow import Ask, Completion, Task
+        from baton.request import UNWATCHED_S
         from sampler.params import SamplingParams
 
-        ask = Ask(new, SamplingParams(temperature=0.0).to_wire(), (), ignore_eos=True)
+        ask = Ask(
+            new,
+            SamplingParams(temperature=0.0).to_wire(),
+            ignore_eos=True,
+            tell_every_s=UNWATCHED_S,  # as the offline job asks
+        )
         tasks = [Task(self.asked + i, tuple(ids)) for i, ids in enumerate(prompts)]
         self.asked += len(prompts)
         found = {

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from baton.model_files import resolve_model
 from baton.topology import Topology
 from benchmarks.disagg import unloaded
 from benchmarks.handover import CPU_TRANSPORTS, GPU_TRANSPORTS, compare
-from measure.split import Split, started
+from measure.split import Split, options_for, running
 
 BLOCK = 16
 PROMPT = 64  # tokens of the prompts that transformers continues
@@ -248,7 +248,8 @@ def first_token(plan: Plan) -> Iterator[Cell]:
     place, found = (str(plan.device),), {}
     for split in (Split("P/D", False, 2 * prompt), Split("colocated", True, 2 * prompt)):
         topology = Topology(() if split.colocated else place, place, split.colocated)
-        with started(split, model=model, dtype=plan.dtype, streams=2, topology=topology) as arm:
+        options = options_for(split, model=model, dtype=plan.dtype, streams=2)
+        with running(split, replace(options, topology=topology)) as arm:
             traces = [unloaded(arm, prompt, 8) for _ in range(3)]
         found[split.name] = 1e3 * statistics.median(trace.ttft for trace in traces)
         moved, kv = traces[-1].timings.moved_bytes, traces[-1].timings.kv_bytes

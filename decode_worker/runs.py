@@ -38,6 +38,7 @@ class Run:
     logprobs: int = -1
     prompt_logprobs: int = -1
     guide: Guide | None = None
+    tell_every_s: float = 0.0
     scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
     published: bool = False  # its prompt's blocks
     table: list[int] = field(init=False)  # its blocks, those it grew by at the end
@@ -61,6 +62,7 @@ class Run:
             logprobs=order.logprobs,
             prompt_logprobs=order.prompt_logprobs,
             guide=guide,
+            tell_every_s=order.tell_every_s,
         )
 
     @property

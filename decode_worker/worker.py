@@ -22,13 +22,14 @@ from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
 from decode_worker.batching import Share, plan_step
 from decode_worker.model import DecodeModel, Draw, Drawn
+from decode_worker.outbox import Outbox
 from decode_worker.runs import Arriving, Asked, Run, make_room
 from decode_worker.speculation import Speculation, Wanted, standing
 from decode_worker.telling import Teller
 
 LEASE_S = 60.0
-ARRIVAL_S = 10.0
-"""How long announced KV may be on its way before it is filled again."""
+ARRIVAL_S = 10.0  # how long announced KV may be on its way before it is filled again
+UNSOUND = "numerical_error", "the model's logits for this request are not finite numbers"
 
 PASSED_THROUGH = ("frames", "frames_tcp", "fake")  # by the owner's hands: late bytes are dropped,
 # so their writers need no quarantine
@@ -52,6 +53,7 @@ class DecodeWorker:
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
     _teller: Teller = field(init=False)
+    _outbox: Outbox = field(init=False, default_factory=Outbox)
     _more_kv: bool = field(init=False, default=False)
     _waits: bool = field(init=False, default=False)  # its runs wait for blocks
 
@@ -77,6 +79,7 @@ class DecodeWorker:
                 return self._start(message, now)
             case msg.Cancel(run, writer):
                 self._let_go(run, writer)
+                self._outbox.drop(run)
             case msg.Cores(cores):
                 self.model.use_cores(cores)
             case msg.Released(run, writer):
@@ -95,7 +98,9 @@ class DecodeWorker:
         self._more_kv = self.model.poll()
         for run in list(self.arriving):
             effects += self._look_for(run, now)
-        effects += self._decode()
+        effects += self._decode(now)
+        if self._outbox.due(now) <= 0:
+            effects += self._outbox.empty(now)
         if self._membership.joined and (pool := self._teller.news(now)) is not None:
             effects.append(To(ROUTER, pool))
         return effects
@@ -106,6 +111,7 @@ class DecodeWorker:
         waiting = (
             0.001 if self.arriving or self.runs else float("inf")
         )  # bytes arrive on sockets of their own
+        waiting = min(waiting, self._outbox.due(now))
         if self._membership.joined:
             waiting = min(waiting, self._teller.due(now))
         return min(waiting, self._membership.due(now))
@@ -131,6 +137,7 @@ class DecodeWorker:
         self.chains.pop(run, None)
         self.arriving.pop(run, None)
         self.speculation.forget(run)
+        self._outbox.forget(run)
         if (grant := self.table.release(run, writer)) is not None:
             self.model.retire(grant)
 
@@ -147,6 +154,7 @@ class DecodeWorker:
         self.chains.clear()
         self.arriving.clear()
         self._teller.forget()
+        self._outbox.clear()
         for grant in self.table.renew_epoch(epoch):
             self.model.retire(grant)
         return self.model.renew_epoch(epoch)
@@ -191,10 +199,10 @@ class DecodeWorker:
         why = f"did not arrive within {ARRIVAL_S:g} s" if late else "arrived damaged"
         return [To(ROUTER, msg.FillRefused(name, f"the KV cache {why}"))]
 
-    def _decode(self) -> list[Effect]:
+    def _decode(self, now: float) -> list[Effect]:
         """One step of continuous batching."""
         effects: list[Effect] = []
-        waiting = self._make_room(effects)
+        waiting = self._make_room(effects, now)
         progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
         shares = plan_step(progress, token_budget=self.token_budget)
         self._waits = not shares
@@ -208,19 +216,18 @@ class DecodeWorker:
             try:
                 new = self.runs[share.run].ask(share, guesses.get(share.run, []))
             except RequestError as error:  # its grammar leads nowhere
-                self._let_go(share.run, None)
-                effects.append(To(ROUTER, msg.Broke(share.run, error.code, str(error))))
+                effects += self._broken(share.run, error.code, str(error), now)
                 continue
             rows.append(new.row)
             draws += new.draws
             asked.append(new)
-        return effects + (self._heard(asked, self.model.step(rows, draws)) if rows else [])
+        return effects + (self._heard(asked, self.model.step(rows, draws), now) if rows else [])
 
-    def _make_room(self, effects: list[Effect]) -> list[str]:
+    def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def preempt(name: str) -> None:
             self._publish(name, self.runs[name])  # what nobody needs the place of is found again
             self._let_go(name, None)
-            effects.append(To(ROUTER, msg.Preempted(name)))
+            effects.extend([*self._outbox.empty(now), To(ROUTER, msg.Preempted(name))])
 
         ahead = self.speculation.most
         return make_room(self.runs, self.table, self.hello.block_size, preempt, ahead)
@@ -235,56 +242,54 @@ class DecodeWorker:
         taken = sum(share.tokens for share in shares)
         return self.speculation.guess(wanted, self.token_budget - taken)
 
-    def _heard(self, asked: Sequence[Asked], drawn: Sequence[Drawn | None]) -> list[Effect]:
+    def _heard(
+        self, asked: Sequence[Asked], drawn: Sequence[Drawn | None], now: float
+    ) -> list[Effect]:
         """`drawn`: for each run its prompt's scores, one token, and one more for each guess."""
         effects: list[Effect] = []
-        tokens: list[msg.Token] = []
         at = 0
         for each in asked:
             mine = drawn[at : at + len(each.draws)]
             at += len(each.draws)
             if each.scores:
-                effects += self._score(each.run, mine[: each.scores])
+                effects += self._score(each.run, mine[: each.scores], now)
             mine = mine[each.scores :]
             if not mine or each.run not in self.runs:
                 continue
             stood = standing(each.guessed, [None if d is None else d.token_id for d in mine])
             self.runs[each.run].computed += stood
             self.speculation.heard(each.run, guessed=len(each.guessed), stood=stood)
-            effects += self._say(each.run, mine[: stood + 1], tokens)
-        return [*effects, To(ROUTER, msg.Decoded(tuple(tokens)))] if tokens else effects
+            effects += self._say(each.run, mine[: stood + 1], now)
+        return effects
 
-    def _score(self, name: str, drawn: Sequence[Drawn | None]) -> list[Effect]:
+    def _score(self, name: str, drawn: Sequence[Drawn | None], now: float) -> list[Effect]:
         run = self.runs[name]
         scores = [each.logprob for each in drawn if each is not None and each.logprob is not None]
         if len(scores) < len(drawn):
-            return self._broken(name)
+            return self._broken(name, *UNSOUND, now)
         run.scores += scores
         return [] if run.scoring else [To(ROUTER, msg.Scored(name, tuple(run.scores)))]
 
-    def _say(
-        self, name: str, drawn: Sequence[Drawn | None], tokens: list[msg.Token]
-    ) -> list[Effect]:
+    def _say(self, name: str, drawn: Sequence[Drawn | None], now: float) -> list[Effect]:
         """A run's tokens of this step, up to its end."""
         run = self.runs[name]
         for each in drawn:
             if each is None:
-                return self._broken(name)
-            position = len(run.known)
+                return self._broken(name, *UNSOUND, now)
             if not run.published:
                 self._publish(name, run)
             finish = run.append(each.token_id)
-            tokens.append(msg.Token(name, position, each.token_id, finish, each.logprob))
+            self._outbox.put(name, run, each, finish, now)
             if finish is not None:
                 self._publish(name, run)
                 self._let_go(name, None)
                 break
         return []
 
-    def _broken(self, name: str) -> list[Effect]:
+    def _broken(self, name: str, code: str, why: str, now: float) -> list[Effect]:
+        """The end of one run alone, after what it has said before."""
         self._let_go(name, None)
-        why = "the model's logits for this request are not finite numbers"
-        return [To(ROUTER, msg.Broke(name, "numerical_error", why))]
+        return [*self._outbox.empty(now), To(ROUTER, msg.Broke(name, code, why))]
 
     def _publish(self, name: str, run: Run) -> None:
         """Blocks that are full are there for others from now on: the prompt's as soon as it has

@@ -74,6 +74,7 @@ class Study:
     pictures: tuple[Picture, ...] = ()
     failures: tuple[Failure, ...] = ()
     seconds: float = 0.0
+    quotations: Mapping[str, str] = field(default_factory=dict)  # caption: what a model wrote
 
 
 @dataclass(slots=True)

@@ -1,10 +1,13 @@
-"""Converting: a .bin or .pt checkpoint becomes safetensors. The one place that reads such files.
+"""Converting: a .bin, .pt or .pth checkpoint becomes safetensors. The one place that reads such files.
+
+What nanochat and LLaMA wrote in formats of their own is told in transformers' terms (formats/).
 
 They are pickles, which can run code when read; `weights_only=True` refuses whatever is not tensors.
 OUT appears when it is complete, or not at all:
 
     model.safetensors                    or, for a checkpoint in shards, as many files and their index
     config.json, tokenizer.json, ...     copied; a missing tokenizer.json is made from what is there
+    chat_template.jinja, ...             made, for nanochat and LLaMA
 
 A tensor that is stored under several names (tied embeddings) is written under the name of the input
 embedding if config.json says that the two are tied, else under each of its names.
@@ -17,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from baton.errors import InputError, ModelError
+from models.formats.checkpoint import Checkpoint, Tensors, write_checkpoint
+from models.formats.llama import is_llama, read_llama
+from models.formats.nanochat import is_nanochat, read_nanochat
 
 INDEX = "pytorch_model.bin.index.json"
 PICKLES = (".bin", ".pt", ".pth")
@@ -29,38 +36,64 @@ VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 OUTPUT_NAMES = ("lm_head", "embed_out", "output")  # of a tied pair, the name that is left out
 
-Tensors = dict[str, torch.Tensor]
 
-
-def convert_folder(folder: Path, out: Path) -> str:
+def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> str:
     """Write `out` from `folder`; the text to print. InputError for paths, ModelError for contents."""
-    _check_paths(folder, out)
-    config = _read_json(folder / "config.json")
-    tied = config.get("tie_word_embeddings") is True
-    shards = _shards(folder)
+    _check_paths(folder, out, tokenizer)
+    foreign = _foreign(folder, tokenizer)
+    tied, shards = False, list[str]()
+    if foreign is None:
+        config = _read_json(folder / "config.json")
+        tied = config.get("tie_word_embeddings") is True
+        shards = _shards(folder)
     beside = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         beside.mkdir()
-        count = _write_weights(folder, shards, beside, tied=tied)
-        notes = _copy_the_rest(folder, beside)
+        if foreign is not None:
+            count, notes = write_checkpoint(foreign, beside), foreign.notes
+        else:
+            count = _write_weights(folder, shards, beside, tied=tied)
+            notes = tuple(_copy_the_rest(folder, beside))
         if out.exists():
             out.rmdir()
         beside.rename(out)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"cannot write {out}: {error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    first = f"{count:,} tensors of {folder} are in {out}; use it with --model {out}"
+    what = folder if foreign is None else f"{folder} ({foreign.about})"
+    first = f"{count:,} tensors of {what} are in {out}; use it with --model {out}"
     return "\n".join([first, *notes])
 
 
-def _check_paths(folder: Path, out: Path) -> None:
+def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
+    """The checkpoint in terms of transformers, if it is not in its format already."""
+    try:
+        if is_nanochat(folder):
+            return read_nanochat(folder, _load, tokenizer)
+        if is_llama(folder):
+            return read_llama(folder, _load, tokenizer)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from error
+    if tokenizer is not None:
+        raise InputError(
+            "--tokenizer is for nanochat's and LLaMA's folders: put the tokenizer into "
+            f"{folder} itself"
+        )
+    return None
+
+
+def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name the one that holds the checkpoint")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder: name a new one")
     if not out.absolute().parent.is_dir():
         raise InputError(f"there is no folder {out.absolute().parent} to make {out.name} in")
+    if tokenizer is not None and not tokenizer.is_file():
+        raise InputError(f"--tokenizer {tokenizer} is not a file")
 
 
 def _shards(folder: Path) -> list[str]:

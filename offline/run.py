@@ -11,6 +11,7 @@ from pathlib import Path
 from baton.follow import Ask, Note
 from baton.machine import this_machine
 from baton.model_files import resolve_model
+from baton.request import UNWATCHED_S
 from baton.timing import Stages
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
@@ -163,6 +164,7 @@ def _work(
         sampling=drawing.params.to_wire(),
         stop=settings.stop,
         ignore_eos=settings.ignore_eos,
+        tell_every_s=UNWATCHED_S,
     )
     progress, startup = around.progress, around.startup
     load_s = startup.total_s("router answered") + startup.total_s("workers ready")

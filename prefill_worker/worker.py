@@ -16,6 +16,7 @@ from baton.wire.messages import (
     Attach,
     Attached,
     AttachFailed,
+    ChunkFilled,
     Cores,
     Detach,
     Drop,
@@ -162,8 +163,7 @@ class PrefillWorker:
         for job, count in plan:
             job.done += count
             job.compute_s += took * count / total
-            if not job.left:
-                effects += self._finish(job)
+            effects += self._finish(job) if not job.left else [_part(job)]
         return effects
 
     def due(self, now: float) -> float:
@@ -224,3 +224,7 @@ class PrefillWorker:
         """Given up, or the router is gone: nothing of the old life is written any more."""
         self._drop_all()
         return ()
+
+
+def _part(job: Job) -> To:
+    return To(ROUTER, ChunkFilled(job.grant.run, job.done))

@@ -51,6 +51,7 @@ def read_submit(submit: Submit, client: str, served: Served, tokenizer: Tokenize
         logprobs=submit.logprobs,
         prompt_logprobs=submit.prompt_logprobs,
         grammar=submit.grammar,
+        tell_every_s=submit.tell_every_s,
     )
     check_request(request, served.limits)
     return request

@@ -4,7 +4,7 @@ The time spent in each state is kept as states change, so queueing, prefill, han
 times are read off, never measured a second time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,6 +60,11 @@ class Entry:
         return self.request.prompt_ids + tuple(self.emitted)
 
     @property
+    def known(self) -> int:
+        """How many they are."""
+        return len(self.request.prompt_ids) + len(self.emitted)
+
+    @property
     def remaining(self) -> int:
         """Tokens that may still be generated."""
         return self.request.max_new_tokens - len(self.emitted)
@@ -72,12 +77,12 @@ class Entry:
     @property
     def unfilled(self) -> int:
         """Tokens whose KV is to be computed before the last known one can be run."""
-        return len(self.request.prompt_ids) + len(self.emitted) - 1 - self.cached_tokens
+        return self.known - 1 - self.cached_tokens
 
     @property
     def holds(self) -> int:
         """Tokens the current run has blocks for."""
-        return max(self.reserved, len(self.request.prompt_ids) + len(self.emitted))
+        return max(self.reserved, self.known)
 
     @property
     def reach(self) -> int:
@@ -91,6 +96,12 @@ class Listener(Protocol):
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
         """The entry is in its new state, and has not forgotten the workers of the old one. None: it
         has come."""
+
+    def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
+        """So many tokens of it are computed; it is still being filled."""
+
+    def talked(self, entry: Entry, times: Sequence[float]) -> None:
+        """It has new tokens, sampled at these times."""
 
 
 class Ledger:
@@ -130,11 +141,18 @@ class Ledger:
             entry.decode = entry.prefill = entry.grant = entry.receipt = None
             entry.cached_tokens = 0
 
-    def token(self, entry: Entry, token_id: int, now: float) -> None:
-        """One more token of this entry."""
-        entry.emitted.append(token_id)
-        entry.first_token = now if entry.first_token is None else entry.first_token
-        self.apply(entry, Event.TOKEN, now)
+    def tokens(self, entry: Entry, token_ids: Sequence[int], times: Sequence[float]) -> None:
+        """More tokens of this entry, sampled at these times."""
+        entry.state = advance(entry.state, Event.TOKEN)
+        entry.emitted += token_ids
+        entry.first_token = times[0] if entry.first_token is None else entry.first_token
+        if self._listener is not None:
+            self._listener.talked(entry, times)
+
+    def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
+        """A chunk of it is filled: told to the listener, nothing else hangs on it."""
+        if self._listener is not None:
+            self._listener.filled_to(entry, tokens, now)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
         name = entry.request.id

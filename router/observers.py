@@ -5,6 +5,8 @@ kept for them while there are none but the counts. What they are told holds no p
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
 
 from baton.lifecycle import LIVE, PLACED, Event, State
 from baton.metrics import ITL_BUCKETS_S
@@ -52,9 +54,6 @@ class Observers:
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
         """Called after the entry came into its new state, before it forgets its workers."""
-        if event is Event.TOKEN:
-            self._token(entry, now)
-            return
         name = entry.request.id
         if entry.state in (State.QUEUED, State.FINISHED):
             self._last_token.pop(name, None)
@@ -67,19 +66,29 @@ class Observers:
         if event is Event.FINISH:
             self._ended.append(_ended(entry, now, note))
 
+    def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
+        """Called when a chunk of its prompt is computed."""
+        if self._clients:
+            self._news.append(replace(_moment(entry, now, ""), tokens=tokens))
+
     def worker_lost(self, member: Member | None) -> None:
         """A worker is dead, or given up."""
         if member is not None:
             self._lost[member.hello.role] += 1
 
-    def _token(self, entry: Entry, now: float) -> None:
+    def talked(self, entry: Entry, times: Sequence[float]) -> None:
+        """Called with the times of an entry's new tokens."""
         name = entry.request.id
-        self._generated += 1
+        self._generated += len(times)
         last = self._last_token.get(name)
-        if last is not None:
-            self._itl[bisect_left(ITL_BUCKETS_S, now - last)] += 1
-            self._itl_s += now - last
-        self._last_token[name] = now
+        if last is None and self._clients:  # the first of a run ends its prefill
+            self._news.append(_moment(entry, times[0], "", talks=True))
+        for at in times:
+            if last is not None:
+                self._itl[bisect_left(ITL_BUCKETS_S, at - last)] += 1
+                self._itl_s += at - last
+            last = at
+        self._last_token[name] = times[-1]
         if self._clients:
             self._talking[name] = entry
 
@@ -103,7 +112,10 @@ class Observers:
         self._next_tell = now + TELL_S
         if counting:
             self._next_count = now + COUNT_S
-        talk = [_moment(each, self._last_token[name], "") for name, each in self._talking.items()]
+        talk = [
+            _moment(each, self._last_token[name], "", talks=True)
+            for name, each in self._talking.items()
+        ]
         observed = Observed(
             now,
             tuple(self._news + talk),
@@ -130,18 +142,20 @@ class Observers:
         )
 
 
-def _moment(entry: Entry, at: float, note: str) -> Moment:
+def _moment(entry: Entry, at: float, note: str, *, talks: bool = False) -> Moment:
+    """`talks`: it has tokens. Before those a run that decode fills by itself is being filled."""
     role = ON_WORKER.get(entry.state)
     worker = entry.prefill if role == PREFILL else entry.decode if role == DECODE else None
-    decoding = entry.state in (State.DECODING, State.FINISHED)
-    handed_over = entry.receipt.seconds if entry.state is State.DECODING and entry.receipt else 0.0
+    decoding = entry.state is State.DECODING
+    filling = decoding and not talks and entry.receipt is None and entry.unfilled > 0
+    generated = (decoding and not filling) or entry.state is State.FINISHED
     return Moment(
         request=entry.request.id,
         at=at,
-        state=entry.state.value,
+        state=State.FILLING.value if filling else entry.state.value,
         worker=worker or "",
-        tokens=len(entry.emitted) + (0 if decoding else len(entry.request.prompt_ids)),
-        handover_s=handed_over,
+        tokens=len(entry.emitted) + (0 if generated else len(entry.request.prompt_ids)),
+        handover_s=entry.receipt.seconds if decoding and entry.receipt else 0.0,
         note=note,
     )
 

@@ -94,6 +94,9 @@ class Requests:
             case msg.Expired(run):
                 if entry := follow(run, *PLACED, by=sender):
                     return self._again(entry, "its lease on KV blocks ran out", now)
+            case msg.ChunkFilled(run, tokens):
+                if entry := follow(run, State.FILLING, by=sender):
+                    self._ledger.filled_to(entry, tokens, now)
             case msg.Filled():
                 return self._filled(sender, message, now)
             case msg.FillFailed(run, why) | msg.FillRefused(run, why):
@@ -106,8 +109,8 @@ class Requests:
                 if entry is not None and not entry.scored:
                     entry.scored = True
                     return [To(entry.request.client, msg.PromptScored(entry.request.id, logprobs))]
-            case msg.Decoded(tokens):
-                return self._decoded(sender, tokens, now)
+            case msg.Decoded(runs):
+                return self._decoded(sender, runs, now)
             case msg.Broke(run, code, why):
                 entry = follow(run, *PLACED, by=sender)
                 return self._fail(entry, code, why, now) if entry else []
@@ -146,36 +149,38 @@ class Requests:
         entry.moved_bytes += message.receipt.moved_bytes
         return self._scheduler.start(entry, now)
 
-    def _decoded(self, sender: str, tokens: tuple[msg.Token, ...], now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for token in tokens:
-            entry = self._ledger.follow(token.run, State.DECODING, by=sender)
+    def _decoded(self, sender: str, runs: tuple[msg.Said, ...], now: float) -> list[Effect]:
+        emitted: dict[str, list[msg.Emitted]] = {}
+        others: list[Effect] = []
+        for said in runs:
+            entry = self._ledger.follow(said.run, State.DECODING, by=sender)
             if entry is None:
                 continue
-            if token.position != len(entry.known_ids):
-                effects += self._again(entry, "tokens were lost on their way to the router", now)
-            else:
-                effects += self._token(entry, token, now)
-        return _together(effects)
+            if said.position != entry.known or not said.token_ids:
+                others += self._again(entry, "tokens were lost on their way to the router", now)
+                continue
+            told, end = self._said(entry, said, now)
+            emitted.setdefault(entry.request.client, []).append(told)
+            others += end
+        return [*(To(client, _together(each)) for client, each in emitted.items()), *others]
 
-    def _token(self, entry: Entry, token: msg.Token, now: float) -> list[Effect]:
-        self._ledger.token(entry, token.token_id, now)
-        started = self._clock()
-        stops = token.finish == "stop" and token.token_id in entry.request.stop_ids
-        silent = stops and not entry.request.include_stop
-        text = "" if silent else entry.text.push([token.token_id])
-        reason = "stop" if entry.text.stopped else token.finish
-        if reason is not None:
-            text += entry.text.finish()
+    def _said(self, entry: Entry, said: msg.Said, now: float) -> tuple[msg.Emitted, list[Effect]]:
+        """What its client is told of the new tokens; and of its end, if they are the last."""
+        request, started = entry.request, self._clock()
+        silent = said.finish == "stop" and not request.include_stop
+        silent = silent and said.token_ids[-1] in request.stop_ids
+        heard = entry.text.take(said.token_ids[:-1] if silent else said.token_ids)
+        whole = heard.tokens == len(said.token_ids) - silent
+        count = len(said.token_ids) if whole else heard.tokens  # up to where a stop string ends
+        reason = "stop" if entry.text.stopped else said.finish
+        text = heard.text + (entry.text.finish() if reason is not None else "")
         entry.detokenize_s += self._clock() - started
-        request = entry.request
-        logprobs = () if token.logprob is None else (token.logprob,)
-        effects: list[Effect] = [
-            To(request.client, msg.Emitted(request.id, (token.token_id,), text, logprobs))
-        ]
-        return effects + (
-            self._end(entry, reason, now, told=token.finish is None) if reason else []
-        )
+        ids, ages = said.token_ids[:count], said.ages[:count]
+        self._ledger.tokens(entry, ids, [now - age for age in ages] or [now] * count)
+        told = msg.Emitted(request.id, ids, text, said.logprobs[:count], ages)
+        if reason is None:
+            return told, []
+        return told, self._end(entry, reason, now, told=said.finish is None)
 
     def _withdraw(self, entry: Entry, gone: str | None = None) -> list[Effect]:
         """Tell the workers that still live that the entry's run is over."""
@@ -227,20 +232,9 @@ class Requests:
         return effects
 
 
-def _together(effects: list[Effect]) -> list[Effect]:
-    """What was emitted for one client goes in one message, before what else there is."""
-    emitted: dict[str, list[msg.Emitted]] = {}
-    others: list[Effect] = []
-    for effect in effects:
-        if isinstance(effect, To) and isinstance(effect.message, msg.Emitted):
-            emitted.setdefault(effect.peer, []).append(effect.message)
-        else:
-            others.append(effect)
-    told: list[Effect] = [
-        To(client, msg.Emissions(tuple(each)) if len(each) > 1 else each[0])
-        for client, each in emitted.items()
-    ]
-    return told + others
+def _together(emitted: list[msg.Emitted]) -> msg.Emitted | msg.Emissions:
+    """One message for one client."""
+    return emitted[0] if len(emitted) == 1 else msg.Emissions(tuple(emitted))
 
 
 def _lost_text(entry: Entry) -> str:

@@ -232,6 +232,7 @@ class Scheduler:
             logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs if entry.to_be_scored else -1,
             grammar=request.grammar,
+            tell_every_s=0.0 if request.stop else request.tell_every_s,  # a stop ends it at once
         )
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport

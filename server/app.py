@@ -191,8 +191,11 @@ def add_openai(app: FastAPI, desk: Desk, talk: Talk, watch: Watch) -> None:
         plan = await talk.plan(asked, given)
         named = {} if given else {"X-Request-Id": plan.name}
         watch.begin(plan.name, request.headers.get("traceparent"))
-        job = await desk.begin(plan.generation, plan.prompts, plan.name, plan.echoes)
-        if plan.generation.stream:
+        streams = plan.generation.stream
+        job = await desk.begin(
+            plan.generation, plan.prompts, plan.name, plan.echoes, streams=streams
+        )
+        if streams:
             usage = plan.generation.include_usage
             return EventStream(streamed(job, plan.shape, include_usage=usage), named)
         await job.whole(request.receive)

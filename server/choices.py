@@ -58,15 +58,6 @@ class Fresh:
     token_ids: Sequence[int]
     logprobs: Sequence[Logprob]
 
-    def joined(self, later: "Fresh") -> "Fresh":
-        """Both as one."""
-        return Fresh(
-            self.choice,
-            self.text + later.text,
-            (*self.token_ids, *later.token_ids),
-            (*self.logprobs, *later.logprobs),
-        )
-
 
 def usage(choices: Sequence[Choice], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Each prompt counts once, however many answers it has."""

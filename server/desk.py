@@ -13,7 +13,7 @@ from typing import Any
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
-from baton.request import check_ids
+from baton.request import UNWATCHED_S, check_ids
 from baton.text import Tokenizer
 from baton.wire.messages import Submit
 from sampler.params import SamplingParams
@@ -146,8 +146,11 @@ class Desk:
         prompts: Sequence[tuple[int, ...]],
         name: str,
         echoes: Sequence[str],
+        *,
+        streams: bool,
     ) -> Job:
-        """Send it all, and wait until the router has taken it. Raises Fault."""
+        """Send it all, and wait until the router has taken it. Raises Fault. `streams`: somebody
+        watches the tokens come."""
         await self.check_grammar(generation.grammar)
         seed = secrets.randbits(63) if generation.seed is None else generation.seed
         submits = []
@@ -171,6 +174,7 @@ class Desk:
                         logprobs=generation.logprobs,
                         prompt_logprobs=generation.prompt_logprobs,
                         grammar=generation.grammar,
+                        tell_every_s=self.settings.stream_interval_s if streams else UNWATCHED_S,
                     )
                 )
         job = Job(
@@ -178,7 +182,6 @@ class Desk:
             prompts,
             submits,
             silent=generation.max_tokens == 0,
-            interval=self.settings.stream_interval,
         )
         for each in job.choices:
             each.echo = echoes[each.index // generation.n]

@@ -29,18 +29,14 @@ class Job:
         submits: Sequence[Submit],
         *,
         silent: bool = False,
-        interval: int = 1,
     ) -> None:
-        """`interval`: tokens in one piece of a stream, the first and the last apart."""
         self.prompts = prompts
-        self._interval = interval
         self._line = line
         self._silent = silent
         self._box: Box = Box()
         self._early: deque[tuple[Flight, News]] = deque()  # came before all were accepted
         self._seats: dict[Flight, Choice] = {}
         self._behind: dict[Flight, list[tuple[Submit, Choice]]] = {}
-        self._held: dict[int, Fresh] = {}
         self.choices = [Choice(i, each.token_ids or ()) for i, each in enumerate(submits)]
         first: dict[tuple[int, ...], Flight] = {}
         for submit, choice in zip(submits, self.choices, strict=True):
@@ -76,17 +72,9 @@ class Job:
                     self._seats[self._line.open(submit, self._box)] = other
             fresh = choice.update(news)
             if fresh is not None and not self._silent:
-                held = self._held.pop(choice.index, None)
-                fresh = fresh if held is None else held.joined(fresh)
-                first = len(fresh.token_ids) == len(choice.token_ids)
-                if first or len(fresh.token_ids) >= self._interval:
-                    yield fresh
-                else:
-                    self._held[choice.index] = fresh
+                yield fresh
             if choice.finish_reason is not None or choice.failed is not None:
                 open_ -= 1
-                if (rest := self._held.pop(choice.index, None)) is not None:
-                    yield rest
                 if self._silent:
                     choice.text, choice.token_ids, choice.logprobs = "", [], []
                 yield choice

@@ -111,6 +111,7 @@ class Flight:
             token_ids=news.token_ids[repeated:],
             text=news.text[known:],
             logprobs=news.logprobs[repeated:],
+            ages=news.ages[repeated:],
         )
         self.token_ids += fresh.token_ids
         self.characters += len(fresh.text)

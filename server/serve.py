@@ -73,7 +73,7 @@ def arguments(settings: ServerSettings, model: str, keys: Path) -> list[str]:
     """The server's own command line. API keys go through a file of mode 0600, not through `ps`."""
     found = ["--model", model, "--host", settings.host]
     found += ["--max-num-queued-reqs", str(settings.max_queued)]
-    found += ["--stream-interval", str(settings.stream_interval)]
+    found += ["--stream-interval-ms", f"{settings.stream_interval_s * 1e3:g}"]
     found += ["--shutdown-timeout", f"{settings.shutdown_s:g}"]
     found += ["--log-level", settings.log_level, "--log-format", settings.log_format]
     if settings.otlp_endpoint:

@@ -19,7 +19,7 @@ class ServerSettings:
     chat_template: Path | None = None
     keys: Path | None = None
     max_queued: int = 256  # requests without a first token
-    stream_interval: int = 1  # tokens in one chunk of a stream
+    stream_interval_s: float = 0.02  # so long a stream's tokens may wait to be told together
     shutdown_s: float = 30.0
     certificate: Path | None = None
     private_key: Path | None = None

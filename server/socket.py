@@ -102,7 +102,9 @@ class _Socket:
             await self._say(body(from_request_error(error)) | {"id": name})
 
     async def _stream(self, plan: Plan) -> None:
-        job = await self._desk.begin(plan.generation, plan.prompts, plan.name, plan.echoes)
+        job = await self._desk.begin(
+            plan.generation, plan.prompts, plan.name, plan.echoes, streams=True
+        )
         self._jobs[plan.name] = job
         try:
             usage = plan.generation.include_usage

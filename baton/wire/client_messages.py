@@ -41,6 +41,7 @@ class Submit:
     logprobs: int = -1  # of each token, and so many of the likeliest; -1: none
     prompt_logprobs: int = -1  # the same of the prompt's tokens: answered with PromptScored
     grammar: str = ""  # baton/grammar.py; empty: anything goes
+    tell_every_s: float = 0.0  # so long tokens may wait to be told with later ones; 0: not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +94,19 @@ class Accepted:
 @dataclass(frozen=True, slots=True)
 class Emitted:
     """New tokens, and the text they complete: never half a character, never part of a stop
-    string. `logprobs`: one for each token, if they were asked for."""
+    string. `logprobs`: one for each token, if they were asked for. `ages`: how many seconds ago each
+    was sampled, where some have waited (Submit.tell_every_s)."""
 
     request: str
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[Logprob, ...] = ()
+    ages: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Emissions:
-    """What one decode step has emitted for a client's requests, in one message."""
+    """What one report of a decode worker has brought for a client's requests, in one message."""
 
     emitted: tuple[Emitted, ...]
 

@@ -60,6 +60,7 @@ from baton.wire.reports import (
     AttachFailed,
     Beat,
     Broke,
+    ChunkFilled,
     Decoded,
     Deferred,
     Expired,
@@ -71,11 +72,11 @@ from baton.wire.reports import (
     Preempted,
     Released,
     Reserved,
+    Said,
     Scored,
-    Token,
 )
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ Message = (
     | Cancel
     | ClusterInfo
     | Cores
+    | ChunkFilled
     | Decoded
     | Deferred
     | Detach
@@ -155,6 +157,7 @@ __all__ = [
     "Beat",
     "Broke",
     "Cancel",
+    "ChunkFilled",
     "ClusterInfo",
     "Cores",
     "Counts",
@@ -189,11 +192,11 @@ __all__ = [
     "Reserve",
     "Reserved",
     "Reset",
+    "Said",
     "Scored",
     "Start",
     "Submit",
     "Timings",
-    "Token",
     "Unreachable",
     "Welcome",
     "WorkerInfo",

@@ -93,6 +93,15 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkFilled:
+    """A chunk of the run's prompt is computed, up to this many tokens; more is to come. For those who
+    watch: nothing hangs on it."""
+
+    run: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Filled:
     """The run's blocks hold the KV of all prompt tokens but the last; the writer is done with them."""
 
@@ -127,22 +136,24 @@ class FillRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One sampled token, for this position of the sequence: a gap is noticed. `finish` is set with a
-    run's last one: stop (an EOS id) or length."""
+class Said:
+    """Sampled tokens of one run, the first of them for this position of its sequence: a gap is noticed.
+    `finish` is set with a run's last: stop (an EOS id) or length. `logprobs`: one for each, if they are
+    wanted. `ages`: how many seconds ago each was sampled; empty: just now."""
 
     run: str
     position: int
-    token_id: int
+    token_ids: tuple[int, ...]
     finish: str | None = None
-    logprob: Logprob | None = None
+    logprobs: tuple[Logprob, ...] = ()
+    ages: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one decode step produced."""
+    """What one decode step produced, or several whose tokens could wait (see Start)."""
 
-    tokens: tuple[Token, ...]
+    runs: tuple[Said, ...]
 
 
 @dataclass(frozen=True, slots=True)

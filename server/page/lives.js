@@ -78,7 +78,8 @@ export class Lives {
       if (row < 0) row = lane.rows.length;
     }
     lane.rows[row] = Infinity;
-    const bar = { life, stage, start, end: null, lane: name, row };
+    const next = before?.lane === name && before.stage === stage && before.end === start; // a chunk after a chunk
+    const bar = { life, stage, start, end: null, lane: name, row, next };
     life.bars.push(bar);
     lane.bars.push(bar);
   }

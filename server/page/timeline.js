@@ -28,6 +28,7 @@ export class Picture {
     const read = (name) => style.getPropertyValue(`--${name}`).trim();
     this.colours = Object.fromEntries(STAGES.map(([name]) => [name, read(name)]));
     this.ink = read("ink");
+    this.paper = read("paper");
     this.soft = read("soft");
     this.line = read("line");
     this.wrong = read("wrong");
@@ -110,6 +111,10 @@ export class Picture {
       pen.fillStyle = this.colours[bar.stage];
       pen.fillRect(left, y + 1, wide, high - 2);
     }
+    if (bar.next && right - left > 2) { // where the chunk before it ended
+      pen.fillStyle = this.paper;
+      pen.fillRect(left, y, 1, high);
+    }
     const wrong = life.ended && !["stop", "length"].includes(life.ended);
     if (wrong && life.bars.at(-1) === bar && x(bar.end) > LEFT) {
       pen.fillStyle = this.wrong;
@@ -126,9 +131,13 @@ export class Picture {
     tip.hidden = !found;
     if (!found) return;
     const { life } = found.bar;
-    const times = {};
-    for (const bar of life.bars) times[bar.stage] = (times[bar.stage] || 0) + ((bar.end ?? this.now()) - bar.start);
-    const lines = Object.entries(times).map(([name, s]) => `${name.padEnd(9)}${(1000 * s).toFixed(s < 0.01 ? 2 : 0).padStart(8)} ms`);
+    const times = {}, counts = {};
+    for (const bar of life.bars) {
+      times[bar.stage] = (times[bar.stage] || 0) + ((bar.end ?? this.now()) - bar.start);
+      counts[bar.stage] = (bar.next ? counts[bar.stage] : 0) + 1;
+    }
+    const chunks = (name) => (name === "prefill" && counts[name] > 1 ? `, ${counts[name]} chunks` : "");
+    const lines = Object.entries(times).map(([name, s]) => `${name.padEnd(9)}${(1000 * s).toFixed(s < 0.01 ? 2 : 0).padStart(8)} ms${chunks(name)}`);
     const ended = life.ended ? `ended: ${life.ended}` : "running";
     const where = found.bar.lane === QUEUE ? "" : ` on ${found.bar.lane}`;
     tip.textContent = [life.request, `${found.bar.stage}${where}`, `${life.prompt} prompt tokens, ${life.tokens} generated`,

@@ -187,9 +187,9 @@ class RealTown(Town):
                 way.runs.append(message.run)
                 if message.receipt is None:
                     way.filled_by, way.receipt = "", None
-            case msg.Decoded(tokens) if sender in self.nodes:
-                for token in tokens:
-                    self._check_stamps(sender, token.run)
+            case msg.Decoded(runs) if sender in self.nodes:
+                for said in runs:
+                    self._check_stamps(sender, said.run)
             case msg.Finished(request):
                 self.finished[request] = message
 

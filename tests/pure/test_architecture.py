@@ -326,7 +326,7 @@ def test_every_order_and_report_is_in_the_message_union() -> None:
     parts = {
         "WorkerInfo",
         "Timings",
-        "Token",
+        "Said",
         "FillJob",
         "Ended",
         "Counts",

@@ -46,6 +46,13 @@ def said(*tokens: int, logprobs: bool = False) -> list[News]:
     return [Emitted("r", (token,), f" w{token}", chance) for token in tokens]
 
 
+def together(*tokens: int) -> Emitted:
+    """Several tokens in one message, with logprobs."""
+    each = [one for one in said(*tokens, logprobs=True) if isinstance(one, Emitted)]
+    chances = tuple(one.logprobs[0] for one in each)
+    return Emitted("r", tuple(tokens), "".join(one.text for one in each), chances)
+
+
 def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[list[Any], Job]:
     """The events of a job with one flight for each list of news."""
 
@@ -72,20 +79,23 @@ def chunks(texts: Sequence[str]) -> list[Any]:
     return [json.loads(text) for text in texts[:-1]]
 
 
-@pytest.mark.parametrize("interval", [1, 2, 3, 10])
-def test_pieces_are_joined_but_never_the_first_and_never_past_the_end(interval: int) -> None:
+@pytest.mark.parametrize("groups", [[1, 1, 1, 1, 1], [1, 2, 2], [1, 4], [5]])
+def test_tokens_that_come_together_are_one_piece(groups: list[int]) -> None:
     shape = CompletionShape(HEAD, TOKENS, logprobs=1, prompt_logprobs=-1)
-    texts, job = run(shape, [[*said(1, 2, 3, 4, 5, logprobs=True), END]], interval=interval)
+    spoken: list[News] = []
+    for count in groups:
+        first = sum(groups[: len(spoken)]) + 1
+        spoken.append(together(*range(first, first + count)))
+    texts, job = run(shape, [[*spoken, END]])
     found = chunks(texts)
     pieces = [chunk["choices"][0] for chunk in found[:-1]]
     assert [p["finish_reason"] for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
-    assert pieces[0]["text"] == " w1"
     assert "".join(p["text"] for p in pieces) == " w1 w2 w3 w4 w5"
     tokens = [t for p in pieces[:-1] for t in p["logprobs"]["tokens"]]
     offsets = [o for p in pieces[:-1] for o in p["logprobs"]["text_offset"]]
     assert tokens == [" w1", " w2", " w3", " w4", " w5"]
     assert offsets == [0, 3, 6, 9, 12]
-    assert len(pieces) - 1 == 1 + -(-4 // interval)
+    assert len(pieces) - 1 == len(groups)
     assert found[-1]["usage"]["completion_tokens"] == 5
     assert shape.whole(job.choices, job.usage())["choices"][0]["text"] == " w1 w2 w3 w4 w5"
 

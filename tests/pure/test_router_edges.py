@@ -82,7 +82,7 @@ REPORTS = [
     msg.Beat("x/0", 1), msg.Reserved(Grant("x", "x/0", "a#0", 1, (0,))), msg.Deferred("a#0"),
     msg.Expired("a#0"), msg.Filled("a#0", RECEIPT, 0.0), msg.FillFailed("a#0", "why"),
     msg.Released("a#0"), msg.FillRefused("a#0", "why"), msg.Broke("a#0", "c", "m"),
-    msg.Decoded((msg.Token("a#0", 3, 5),)), msg.Attached("d1", "d1/0", "shm", 0.0, ""),
+    msg.Decoded((msg.Said("a#0", 3, (5,)),)), msg.Attached("d1", "d1/0", "shm", 0.0, ""),
     msg.AttachFailed("d1", "d1/0", "why"),
 ]  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_a_report_on_no_run_of_ours_changes_nothing(sender: str, report: msg.Mes
 def test_a_report_on_a_finished_run_changes_nothing(report: msg.Message) -> None:
     desk = Desk()
     desk.to_decoding()
-    desk.hear("d1", msg.Decoded((msg.Token("a#0", 3, 5, "length"),)))
+    desk.hear("d1", msg.Decoded((msg.Said("a#0", 3, (5,), "length"),)))
     assert desk.state("a") is None
     effects = desk.hear("d1", report)
     assert not [e for e in effects if isinstance(e, To) and e.peer == "client"]
@@ -143,7 +143,7 @@ def test_a_request_id_in_use_is_refused_and_the_first_goes_on() -> None:
 def test_an_id_can_be_used_again_once_its_request_has_ended() -> None:
     desk = Desk()
     desk.to_decoding()
-    desk.hear("d1", msg.Decoded((msg.Token("a#0", 3, 5, "length"),)))
+    desk.hear("d1", msg.Decoded((msg.Said("a#0", 3, (5,), "length"),)))
     assert sent(desk.submit("a"), msg.Accepted)
 
 
@@ -177,7 +177,7 @@ def test_filled_twice_starts_once() -> None:
 def test_tokens_after_the_last_are_not_passed_on() -> None:
     desk = Desk()
     desk.to_decoding()
-    tokens = (msg.Token("a#0", 3, 5, "length"), msg.Token("a#0", 4, 6))
+    tokens = (msg.Said("a#0", 3, (5,), "length"), msg.Said("a#0", 4, (6,)))
     effects = desk.hear("d1", msg.Decoded(tokens))
     assert [message.token_ids for _, message in sent(effects, msg.Emitted)] == [(5,)]
 
@@ -418,8 +418,8 @@ def test_a_prefill_worker_that_started_anew_fills_nothing_for_its_old_life() -> 
 def test_a_gap_in_the_tokens_is_noticed_and_the_request_goes_on_from_what_was_sent() -> None:
     desk = Desk()
     desk.to_decoding()
-    desk.hear("d1", msg.Decoded((msg.Token("a#0", 3, 5),)))
-    effects = desk.hear("d1", msg.Decoded((msg.Token("a#0", 5, 6),)))
+    desk.hear("d1", msg.Decoded((msg.Said("a#0", 3, (5,)),)))
+    effects = desk.hear("d1", msg.Decoded((msg.Said("a#0", 5, (6,)),)))
     assert not sent(effects, msg.Emitted)
     assert desk.state("a") is State.QUEUED
     entry = desk.router.ledger.get("a")

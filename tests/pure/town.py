@@ -9,6 +9,7 @@ import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from baton.errors import TransferError
 from baton.kv.grant import Grant
@@ -318,7 +319,9 @@ class Town:
             case msg.Emissions(emitted):
                 for each in emitted:
                     self._client_reads(each)
-            case msg.Emitted(request, tokens, text, logprobs):
+            case msg.Emitted(request, tokens, text, logprobs, ages):
+                assert len(ages) in (0, len(tokens))
+                assert all(0 <= later <= age for age, later in pairwise(ages))
                 self.outcomes[request].logprobs += logprobs
                 assert not self.outcomes[request].ends, f"{request}: tokens after its end"
                 self.outcomes[request].tokens += tokens

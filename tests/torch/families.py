@@ -69,6 +69,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ),
     "stablelm": dict(WIDE, partial_rotary_factor=0.25, use_qkv_bias=True, qk_layernorm=True),
     "nemotron": dict(WIDE),
+    "nanochat": dict(WIDE, pad_token_id=None, final_logit_softcapping=3.0),
     "mixtral": dict(WIDE, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": dict(WIDE, head_dim=24, **EXPERTS),
     "gpt_oss": dict(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from baton.engine.fast.build import NoCompiler, build
 
-TYPES = {"f32": 0, "bf16": 1, "i8": 2}
+TYPES = {"f32": 0, "bf16": 1, "i8": 2, "w8": 3}
+SCALED = ("i8", "w8")
 SHIMS = ("native_gemm.cpp", "native_gemm_avx2.cpp", "native_gemm_portable.cpp")
 HERE = Path(__file__).parent
 GUARD = 64  # bytes behind each piece of memory that must stay as they were
@@ -62,7 +63,7 @@ class Packed:
     def __post_init__(self) -> None:
         lib, number, (n, k) = library(self.shim), TYPES[self.kind], self.weight.shape
         panels = Memory(lib.bytes_of_weight(number, *longs(n, k)))
-        scales = torch.full((n + 1,), 7.0) if self.kind == "i8" else None
+        scales = torch.full((n + 1,), 7.0) if self.kind in SCALED else None
         is_bf16 = int(self.weight.dtype == torch.bfloat16)
         layout = longs(*self.weight.stride(), n, k)
         lib.pack_weight(number, is_bf16, at(self.weight), *layout, at(panels.bytes), at(scales), 3)
@@ -92,6 +93,7 @@ def error_bound(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     A chain of K sums and products, each rounded, is off by K + 1 units of what its terms add up to.
     bf16: each value is off by 2^-8 of itself (rounded), so a product by 2^-7 and a little.
     int8: each value is off by half a step, and the scales and the last product are rounded too.
+    w8: bf16's rows and int8's weights.
     """
     rows, weight = rows.double().abs(), weight.double().abs()
     chain = 2 * (rows.shape[1] + 2) * UNIT * (rows @ weight.T + bias.double().abs())
@@ -99,8 +101,11 @@ def error_bound(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor
         return chain
     if kind == "bf16":
         return chain * 1.01 + (2.0**-7 + 2.0**-16) * (rows @ weight.T)
-    row_step = rows.amax(1, keepdim=True) / 127
     step = weight.amax(1, keepdim=True) / 127
+    if kind == "w8":
+        halves = rows.sum(1, keepdim=True) @ step.T / 2
+        return 1.0001 * halves + (2.0**-8 + 2.0**-15) * (rows @ weight.T + halves) + 1.01 * chain
+    row_step = rows.amax(1, keepdim=True) / 127
     halves = rows.sum(1, keepdim=True) @ step.T / 2
     halves += row_step @ (weight + step / 2).sum(1, keepdim=True).T / 2
     return 1.0001 * halves + 16 * UNIT * (rows @ weight.T + halves + bias.double().abs())

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from baton.engine.fast.build import NoNative, build
-from baton.engine.fast.capture import TOKENS
+from baton.engine.fast.capture import TOKENS, capture
 from baton.engine.fast.compile import compile_model
 from baton.engine.fast.errors import NotNative
 from baton.engine.fast.forward import NativeRunner
 from baton.engine.fast.layout import pack_spans
+from baton.engine.fast.lower import lower
 from baton.engine.fast.program import Program, declare
 from baton.engine.fast.values import Base, Space, dense, loops, reshaped
 from baton.engine.pool import Pool
@@ -94,6 +95,28 @@ def test_the_bits_do_not_depend_on_the_company(family: str, weights: torch.dtype
                     assert torch.equal(ours, alone)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", NATIVE)
+def test_behind_the_last_attention_only_rows_that_need_logits_are_computed(family: str) -> None:
+    levels = lower(capture(case(family).model)).levels
+    last = max(i for i, level in enumerate(levels) if level.attends)
+    assert not any(level.rows[Space.TOKENS] for level in levels[last + 1 :])
+    products = [product for level in levels[last + 1 :] for product in level.products]
+    assert products
+    assert all(product.to.space is Space.PICKS for product in products)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma2"])
+def test_one_row_of_logits_has_the_bits_it_has_among_all(family: str, weights: torch.dtype) -> None:
+    it = native_case(family, weights)
+    ids = [(7 * i + 3) % VOCABULARY for i in range(21)]
+    pool = Pool.private(it.layout, it.layout.blocks_for(len(ids)), it.runner.device)
+    blocks = list(range(it.layout.blocks_for(len(ids))))
+    all_ = it.runner.run(pool, [Row(ids, 0, blocks, Logits.ALL)]).clone()
+    one = it.runner.run(pool, [Row(ids, 0, blocks, Logits.LAST)])
+    assert torch.equal(one[0], all_[-1])
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)

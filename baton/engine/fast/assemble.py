@@ -12,8 +12,8 @@ from baton.engine.attention import Flavour
 from baton.engine.fast import structures as native
 from baton.engine.fast.errors import NotNative
 from baton.engine.fast.layout import Laid, Merged, RowWork, Step
-from baton.engine.fast.lower import At, Attend, Micro
 from baton.engine.fast.values import Base, Space, Value
+from baton.engine.fast.work import At, Attend, Micro
 from baton.kv.layout import KVLayout
 
 PAGE = 4096

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import isclose, pi, sqrt
 
-from baton.engine.fast.lower import At, Micro
 from baton.engine.fast.values import Base
+from baton.engine.fast.work import At, Micro
 
 GATED = {"silu": "silu_mul", "gelu": "gelu_mul", "gelu_tanh": "gelu_tanh_mul"}
 

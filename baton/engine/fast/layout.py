@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from baton.engine.fast.fuse import fuse
-from baton.engine.fast.lower import At, Attend, Level, Lowered, Micro
 from baton.engine.fast.values import Base, Space, Value
+from baton.engine.fast.work import At, Attend, Level, Lowered, Micro
 
 GRAIN = 16  # floats: rows begin at a vector's border
 

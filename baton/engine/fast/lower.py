@@ -3,10 +3,12 @@
 Each aten operation is one of: a view (free), row-local arithmetic (micro-operations of rows.h), a
 matrix product with a constant, attention. What is none of these is refused, and the model runs in
 torch. Nothing here touches memory: program.py lays it out.
+
+All that comes after the last attention is computed for the rows that need logits alone, wherever the
+model's own code picks them out: no row's numbers hang on another's there.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,75 +17,11 @@ from torch.fx import Node
 from baton.engine.fast.capture import PICKS, TOKENS, Captured
 from baton.engine.fast.errors import NotNative
 from baton.engine.fast.values import Base, Space, Value, dense, loops, split_rows
+from baton.engine.fast.work import At, Constant, Level, Lowered, Micro
 
 aten = torch.ops.aten
-Constant = torch.Tensor
 Operand = Value | Constant
 MOST_ROUNDS = 256  # of an unrolled loop: more is not what row work is for
-
-
-@dataclass(frozen=True, slots=True)
-class At:
-    """Where a micro-operation finds or leaves its numbers (Operand of rows.h)."""
-
-    where: Base | Constant
-    offset: int
-    outer_stride: int
-    inner_stride: int
-    picked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Micro:
-    """One micro-operation (Op of rows.h)."""
-
-    code: str
-    outer: int
-    inner: int
-    to: At
-    a: At
-    b: At | None = None
-    c: At | None = None
-    x: float = 0.0
-    y: float = 0.0
-
-
-@dataclass(eq=False, slots=True)
-class Product:
-    """Rows times a constant [K, N], plus a bias [N]."""
-
-    rows: Value
-    weight: Constant
-    bias: Constant | None
-    to: Base
-
-
-@dataclass(eq=False, slots=True)
-class Attend:
-    """One layer's attention: key and value into the pool, then query over it."""
-
-    layer: int
-    query: Value
-    key: Value
-    value: Value
-    to: Base
-
-
-@dataclass(slots=True)
-class Level:
-    """What happens between two barriers."""
-
-    rows: dict[Space, list[Micro]] = field(default_factory=lambda: {space: [] for space in Space})
-    products: list[Product] = field(default_factory=list)
-    attends: list[Attend] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    """Levels in order, and the value that holds the logits."""
-
-    levels: tuple[Level, ...]
-    logits: Value
 
 
 def lower(captured: Captured) -> Lowered:
@@ -103,6 +41,8 @@ class Lowering:
         self.known: dict[Node, Any] = {}  # Value, Constant, number, or a list of them
         self.levels: list[Level] = []
         self.logits: Value | None = None
+        self.late = False  # the last attention is behind us
+        self._picked: dict[Value, Value] = {}
         self._inputs = iter(("ids", "positions", "picks"))
 
     def take(self, node: Node) -> None:
@@ -136,10 +76,20 @@ class Lowering:
 
     def _look_up(self, given: Any) -> Any:
         if isinstance(given, Node):
-            return self.known[given]
+            return self._now(self.known[given])
         if isinstance(given, (list, tuple)):
             return [self._look_up(each) for each in given]
         return given
+
+    def _now(self, known: Any) -> Any:
+        """As it is needed here: late, of the rows that need logits."""
+        if isinstance(known, list):
+            return [self._now(each) for each in known]
+        if not self.late or not isinstance(known, Value) or known.base.space == Space.PICKS:
+            return known
+        if known not in self._picked:
+            self._picked[known] = self.picked(known)
+        return self._picked[known]
 
     # ---- making values
 
@@ -162,6 +112,7 @@ class Lowering:
     def fresh(self, node: Node, level: int) -> Value:
         """A new value of the node's shape."""
         space, axis, shape = split_rows(shape_of(node))
+        space = Space.PICKS if self.late else space
         size = 1
         for each in shape:
             size *= each
@@ -225,6 +176,20 @@ class Lowering:
             value.axis,
         )
         self.emit(level, "copy", to, (value, value.strides))
+        return to
+
+    def picked(self, value: Value) -> Value:
+        """Of the rows that need logits. They lie in other threads' rows: a barrier goes first."""
+        value = self.together(value)
+        level = value.base.level + 2 - value.base.level % 2
+        base = Base(Space.PICKS, value.size, level)
+        to = Value(base, 0, value.shape, dense(value.shape), value.axis)
+        source = At(value.base, value.offset, 0, 1, picked=True)
+        self.level(level).rows[Space.PICKS].append(
+            Micro("copy", 1, value.size, At(base, 0, 0, 1), source)
+        )
+        self.use(value, level)
+        self.use(to, level)
         return to
 
     def together(self, value: Value) -> Value:

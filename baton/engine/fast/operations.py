@@ -7,17 +7,9 @@ import torch
 from torch.fx import Node
 
 from baton.engine.fast.errors import NotNative
-from baton.engine.fast.lower import (
-    At,
-    Attend,
-    Constant,
-    Lowering,
-    Micro,
-    Operand,
-    Product,
-    operation,
-)
+from baton.engine.fast.lower import Lowering, Operand, operation
 from baton.engine.fast.values import Base, Value, dense
+from baton.engine.fast.work import At, Attend, Constant, Micro, Product
 
 aten = torch.ops.aten
 
@@ -189,16 +181,10 @@ def embedding(lowering: Lowering, node: Node, table: Constant, ids: Value, *_: A
 
 @operation(aten.index.Tensor)
 def pick(lowering: Lowering, node: Node, value: Value, indices: list[Any]) -> Value:
-    """The rows that need logits. What they need lies in other threads' rows: a barrier goes first."""
+    """The rows that need logits: late they are there already (lower.py)."""
     if indices.index("picks") != value.axis or any(each not in (None, "picks") for each in indices):
         raise NotNative("it picks out rows by something else than logits_to_keep")
-    value = lowering.together(value)
-    level = lowering.row_level(value) + 2
-    to = lowering.fresh(node, level)
-    source = At(value.base, value.offset, 0, 1, picked=True)
-    micro = Micro("copy", 1, value.size, At(to.base, 0, 0, 1), source)
-    _append(lowering, level, micro, to, value)
-    return to
+    return value if lowering.late else lowering.picked(value)
 
 
 # ---- matrix products and attention
@@ -255,6 +241,7 @@ def attend(
     lowering.level(level).attends.append(Attend(layer, query, key, value, to.base))
     for part in (query, key, value, to):
         lowering.use(part, level)
+    lowering.late = layer == len(lowering.captured.flavours) - 1
     return to
 
 

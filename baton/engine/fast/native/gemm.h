@@ -27,21 +27,20 @@ constexpr int registers_of(int rows) {
 // What a panel's sums start and end with, padded to its 64 channels.
 struct Edge {
     alignas(64) float start[CHANNELS] = {};  // the bias; i8: int32, -128 sum(weight)
-    alignas(64) float scale[CHANNELS] = {};  // i8
-    alignas(64) float bias[CHANNELS] = {};   // i8
+    alignas(64) float scale[CHANNELS] = {};  // i8, w8
+    alignas(64) float bias[CHANNELS] = {};   // i8, w8
 };
 
 inline Edge edge_of(const Weight& weight, long panel) {
     Edge edge;
     long first = panel * CHANNELS;
     size_t bytes = sizeof(float) * (weight.n - first < CHANNELS ? weight.n - first : CHANNELS);
-    bool i8 = weight.type == WeightType::i8;
-    if (weight.bias) std::memcpy(i8 ? edge.bias : edge.start, weight.bias + first, bytes);
-    if (i8) {
-        std::memcpy(edge.scale, weight.scales + first, bytes);
+    bool late = scaled(weight.type);  // the sums are scaled before the bias is added
+    if (weight.bias) std::memcpy(late ? edge.bias : edge.start, weight.bias + first, bytes);
+    if (late) std::memcpy(edge.scale, weight.scales + first, bytes);
+    if (weight.type == WeightType::i8)
         std::memcpy(edge.start, starts_of(weight.panels, weight.n, weight.k, panel),
                     sizeof edge.start);
-    }
     return edge;
 }
 
@@ -88,17 +87,17 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
                 tile[r][v] = get<Part>((chunk.first ? start : sums + r * stride) + column + v * WIDTH);
         long step = 0;
         do {
-            PartU weights[registers];
+            Step<type> weights[registers];
 #pragma GCC unroll 16
             for (int line = 0; line < STEP_BYTES; line += 64) __builtin_prefetch(ahead + line);
 #pragma GCC unroll 16
-            for (int v = 0; v < registers; v++) weights[v] = get<PartU>(words + v * WIDTH);
+            for (int v = 0; v < registers; v++) weights[v] = Step<type>(get<PartU>(words + v * WIDTH));
 #pragma GCC unroll 16
             for (int r = 0; r < M; r++)
 #pragma GCC unroll 16
                 for (int v = 0; v < registers; v++)
-                    tile[r][v] = add_products<type>(tile[r][v], rows.words + r * rows.stride + step,
-                                                    weights[v]);
+                    tile[r][v] = weights[v].add(
+                        tile[r][v], rows.words + r * rows.stride + step * row_words_of(type));
             words += CHANNELS;
             ahead += chunk.stride;
         } while (++step < chunk.steps);
@@ -123,13 +122,16 @@ inline void multiply_tile(int m, const Rows& rows, const Chunk& chunk, const flo
     }
 }
 
-// i8: int32 sums become the result, in place.
+// i8: int32 sums become the result, in place; w8: so do sums of what is not scaled yet.
+template <WeightType type>
 inline void finish(const Rows& rows, int m, const Edge& edge, float* sums, long stride) {
     for (int r = 0; r < m; r++)
         for (int i = 0; i < CHANNELS; i += LANES) {
             float* at = sums + r * stride + i;
-            Vec sum = __builtin_convertvector((VecI)load(at), Vec);
-            store(at, sum * rows.scales[r] * load(edge.scale + i) + load(edge.bias + i));
+            Vec sum = load(at);
+            if constexpr (type == WeightType::i8)
+                sum = __builtin_convertvector((VecI)sum, Vec) * rows.scales[r];
+            store(at, sum * load(edge.scale + i) + load(edge.bias + i));
         }
 }
 
@@ -144,7 +146,8 @@ inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Ed
     for (int r = 0; r < m && !whole && !chunk.first; r++)
         std::memcpy(padded[r], out + r * out_stride, channels * sizeof(float));
     multiply_tile<type>(m, rows, chunk, edge.start, sums, stride);
-    if (type == WeightType::i8 && chunk.last) finish(rows, m, edge, sums, stride);
+    if constexpr (scaled(type))
+        if (chunk.last) finish<type>(rows, m, edge, sums, stride);
     for (int r = 0; r < m && !whole; r++)
         std::memcpy(out + r * out_stride, padded[r], channels * sizeof(float));
 }
@@ -191,7 +194,8 @@ inline void multiply_share(const Weight& weight, const Rows& rows, const Share& 
                 Range some = share(count, {tile, tiles});  // as even as can be, all <= ROWS
                 long row = mine.rows.begin + some.begin;
                 fetch_ahead(chunk, tile, tiles);
-                Rows here{rows.words + row * rows.stride + step, rows.stride, rows.scales + row};
+                Rows here{rows.words + row * rows.stride + step * row_words_of(type), rows.stride,
+                          rows.scales + row};
                 multiply_chunk<type>(here, int(some.end - some.begin), chunk, edge,
                                      out + row * out_stride + first, out_stride, channels);
             }
@@ -209,9 +213,11 @@ inline void multiply(const Weight& weight, const float* rows, long row_stride, c
         multiply_share<WeightType::f32>(weight, words, mine, out, out_stride);
         return;
     }
-    Rows words{row_words(type, prepared, m), steps_of(type, weight.k), (const float*)prepared};
+    Rows words{row_words(type, prepared, m), words_of_row(type, weight.k), (const float*)prepared};
     if (type == WeightType::bf16)
         multiply_share<WeightType::bf16>(weight, words, mine, out, out_stride);
+    else if (type == WeightType::w8)
+        multiply_share<WeightType::w8>(weight, words, mine, out, out_stride);
     else
         multiply_share<WeightType::i8>(weight, words, mine, out, out_stride);
 }

@@ -3,9 +3,9 @@
 // A *step* is the same word (gemm_word.h) of 64 channels, 256 bytes whatever the type. A *panel* is
 // all steps of 64 channels, one after another. What is missing in N or K is 0.
 //
-//     panels [N / 64][steps][64]     rows [M][steps]
+//     panels [N / 64][steps][64]     rows [M][steps]     (w8: rows [M][steps][2])
 //
-// bf16: rows are rounded to bf16. int8: symmetric, one scale for a channel and one for a row. Bytes
+// bf16: rows are rounded to bf16. w8: so are they; the weights are bytes with a scale for a channel. int8: symmetric, one scale for a channel and one for a row. Bytes
 // of a row carry +128, for that is what vpdpbusd takes; so a panel's sums start at -128 sum(weight),
 // which lies behind the panels. int32 holds a sum exactly up to K = 133,000.
 #pragma once
@@ -23,7 +23,7 @@ struct Weight {  // [N, K], packed
     WeightType type;
     long n, k;
     const void* panels;   // packed_bytes() of them, 64-byte aligned
-    const float* scales;  // i8: [N], else null
+    const float* scales;  // i8, w8: [N], else null
     const float* bias;    // [N] or null
 };
 
@@ -57,18 +57,18 @@ template <WeightType type>
 inline void put_words(uint32_t* words, Vec values, float inverse, int8_t flip = 0) {
     if constexpr (type == WeightType::f32) store((float*)words, values);
     if constexpr (type == WeightType::bf16) put_bf16(words, values);
-    if constexpr (type == WeightType::i8) {
+    if constexpr (scaled(type)) {
         typedef int8_t Bytes __attribute__((vector_size(LANES)));
         Bytes bytes = __builtin_convertvector(quantized(values, inverse), Bytes) ^ flip;
         std::memcpy(words, &bytes, sizeof bytes);
     }
 }
 
-// The words of a channel of K values, CHANNELS words apart. i8: returns the sum.
+// The words of a channel of K values, CHANNELS words apart. Of bytes: returns the sum.
 template <WeightType type, typename T>
 inline int32_t pack_channel(const T* source, long stride, long k, uint32_t* to, float* scale) {
     Quantizer quantizer;
-    if constexpr (type == WeightType::i8) {
+    if constexpr (scaled(type)) {
         for (long j = 0; j < k; j++) quantizer.see(as_float(source[j * stride]));
         *scale = quantizer.scale();
     }
@@ -105,7 +105,7 @@ inline void pack_panels(const T* source, long row_stride, long column_stride, lo
 }
 
 // Element (i, j) of the weight [N, K] is at source[i * row_stride + j * column_stride], so one that is
-// stored [K, N] packs as it is. T is float or bf16. `scales` [N] is written for i8 only.
+// stored [K, N] packs as it is. T is float or bf16. `scales` [N] is written for bytes only.
 template <typename T>
 inline void pack(WeightType type, const T* source, long row_stride, long column_stride, long n,
                  long k, void* panels, float* scales, const Worker& worker) {
@@ -115,9 +115,10 @@ inline void pack(WeightType type, const T* source, long row_stride, long column_
     if (type == WeightType::f32) of(pack_panels<WeightType::f32, T>);
     if (type == WeightType::bf16) of(pack_panels<WeightType::bf16, T>);
     if (type == WeightType::i8) of(pack_panels<WeightType::i8, T>);
+    if (type == WeightType::w8) of(pack_panels<WeightType::w8, T>);
 }
 
-// Prepared rows. bf16: words [M][steps]. i8: scales [M], up to a whole line of the cache, then words.
+// Prepared rows. bf16, w8: words [M][words_of_row()]. i8: scales [M], up to a whole line of the cache, then words.
 inline size_t scales_bytes(WeightType type, long m) {
     return type == WeightType::i8 ? (m + LANES - 1) / LANES * LANES * sizeof(float) : 0;
 }
@@ -126,9 +127,11 @@ inline uint32_t* row_words(WeightType type, const void* prepared, long m) {
     return (uint32_t*)((char*)prepared + scales_bytes(type, m));
 }
 
+inline long words_of_row(WeightType type, long k) { return steps_of(type, k) * row_words_of(type); }
+
 inline size_t rows_bytes(WeightType type, long m, long k) {
     if (type == WeightType::f32) return 0;  // these are read where they are
-    return scales_bytes(type, m) + size_t(m) * steps_of(type, k) * sizeof(uint32_t);
+    return scales_bytes(type, m) + size_t(m) * words_of_row(type, k) * sizeof(uint32_t);
 }
 
 template <WeightType type>
@@ -140,14 +143,15 @@ inline void prepare_row(const float* row, long k, uint32_t* to, float* scale) {
         inverse = quantizer.inverse();
     }
     constexpr int8_t offset = int8_t(0x80);  // flips the highest bit: +128
-    constexpr int words = LANES / per_word(type);
+    constexpr WeightType form = type == WeightType::w8 ? WeightType::bf16 : type;
+    constexpr int words = LANES / per_word(form);
     long j = 0;
     for (; j + LANES <= k; j += LANES, to += words)
-        put_words<type>(to, load(row + j), inverse, offset);
+        put_words<form>(to, load(row + j), inverse, offset);
     if (j == k) return;
     uint32_t last[LANES];
-    put_words<type>(last, load_some(row + j, int(k - j)), inverse, offset);
-    std::memcpy(to, last, steps_of(type, k - j) * sizeof(uint32_t));
+    put_words<form>(last, load_some(row + j, int(k - j)), inverse, offset);
+    std::memcpy(to, last, words_of_row(type, k - j) * sizeof(uint32_t));
 }
 
 // fp32 rows [M, K] -> what multiply() eats, rows_bytes() of it. A barrier follows.
@@ -157,8 +161,9 @@ inline void prepare_rows(WeightType type, const float* rows, long row_stride, lo
     uint32_t* words = row_words(type, prepared, m);
     for (long row = mine.begin; row < mine.end; row++) {
         const float* from = rows + row * row_stride;
-        uint32_t* to = words + row * steps_of(type, k);
+        uint32_t* to = words + row * words_of_row(type, k);
         if (type == WeightType::bf16) prepare_row<WeightType::bf16>(from, k, to, nullptr);
+        if (type == WeightType::w8) prepare_row<WeightType::w8>(from, k, to, nullptr);
         if (type == WeightType::i8)
             prepare_row<WeightType::i8>(from, k, to, (float*)prepared + row);
     }

@@ -1,5 +1,6 @@
 // A word: 32 bits of one output channel (or one row) along K, that is 1 float, 2 bf16 or 4 bytes; and
-// the instruction that multiplies 16 of them. The only place with instructions by name: each stands
+// the instruction that multiplies 16 of them. w8 (weight-only) has bytes in the weights, bf16 in the
+// rows: two words of a row meet one of a channel. The only place with instructions by name: each stands
 // beside the same thing in C++, for CPUs that lack it.
 #pragma once
 
@@ -16,11 +17,17 @@
 
 namespace baton {
 
-enum class WeightType : int { f32 = 0, bf16 = 1, i8 = 2 };
+enum class WeightType : int { f32 = 0, bf16 = 1, i8 = 2, w8 = 3 };
 
 constexpr int per_word(WeightType type) {
     return type == WeightType::f32 ? 1 : type == WeightType::bf16 ? 2 : 4;
 }
+
+// Words of a row for each word of a channel.
+constexpr int row_words_of(WeightType type) { return type == WeightType::w8 ? 2 : 1; }
+
+// Bytes, and a scale for each channel.
+constexpr bool scaled(WeightType type) { return type == WeightType::i8 || type == WeightType::w8; }
 
 // One register of the CPU, unlike Vec: sums that are to stay in registers must fit them. A tile of 6
 // rows has REGISTERS of them side by side, which leaves some for weights and a row.
@@ -79,13 +86,8 @@ inline Part add_bytes(Part sums, PartU row, PartU weights) {
 #endif
 }
 
-// sums + row * weights: one word of a row times the words of WIDTH channels. Floats are fused
-// multiply-adds (GCC and clang contract them); of two bf16 the lower one is added first.
-template <WeightType type>
-inline Part add_products(Part sums, const uint32_t* from, PartU weights) {
-    PartU row = PartU{} + get<uint32_t>(from);
-    if constexpr (type == WeightType::f32) return sums + (Part)row * (Part)weights;
-    if constexpr (type == WeightType::i8) return add_bytes(sums, row, weights);
+// Two bf16 of a row times those of the channels; the lower one is added first.
+inline Part add_halves(Part sums, PartU row, PartU weights) {
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
     return (Part)_mm512_dpbf16_ps((__m512)sums, (__m512bh)row, (__m512bh)weights);
 #else
@@ -93,6 +95,42 @@ inline Part add_products(Part sums, const uint32_t* from, PartU weights) {
     return sums + (Part)(row & 0xffff0000) * (Part)(weights & 0xffff0000);
 #endif
 }
+
+// Bytes `first` and the next as two bf16, which hold them exactly.
+inline PartU widened(PartU bytes, int first) {
+    Part low = __builtin_convertvector((PartI)(bytes << (24 - 8 * first)) >> 24, Part);
+    Part high = __builtin_convertvector((PartI)(bytes << (16 - 8 * first)) >> 24, Part);
+    return (PartU)low >> 16 | ((PartU)high & 0xffff0000);
+}
+
+// What a step's weights are multiplied as: made once for all rows of a tile.
+template <WeightType type>
+struct Step {
+    PartU words;
+    Step() = default;
+    explicit Step(PartU packed) : words(packed) {}
+
+    // sums + row * weights: one word of a row times the words of WIDTH channels. Floats are fused
+    // multiply-adds (GCC and clang contract them).
+    Part add(Part sums, const uint32_t* from) const {
+        PartU row = PartU{} + get<uint32_t>(from);
+        if constexpr (type == WeightType::f32) return sums + (Part)row * (Part)words;
+        if constexpr (type == WeightType::i8) return add_bytes(sums, row, words);
+        return add_halves(sums, row, words);
+    }
+};
+
+template <>
+struct Step<WeightType::w8> {
+    PartU low, high;
+    Step() = default;
+    explicit Step(PartU packed) : low(widened(packed, 0)), high(widened(packed, 2)) {}
+
+    Part add(Part sums, const uint32_t* from) const {
+        sums = add_halves(sums, PartU{} + get<uint32_t>(from), low);
+        return add_halves(sums, PartU{} + get<uint32_t>(from + 1), high);
+    }
+};
 
 // One row or channel in int8: value = scale * q with -127 <= q <= 127. What is not finite makes the
 // scale NaN, so that the results show it; what is smaller than any model's values is 0.

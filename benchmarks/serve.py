@@ -1,0 +1,271 @@
+"""`python main.py bench serve`: the HTTP path beside the offline path, on one cluster, in turns.
+
+A closed loop: so many streams are open all the time, until all requests are answered. The HTTP arm asks
+the server, server-sent events, token by token as a browser would; the offline arm asks the router itself,
+as `python main.py -b STREAMS` does. Both share the machine with the cluster they ask.
+"""
+
+import asyncio
+import json
+import random
+import re
+import secrets
+import socket
+import statistics
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from baton.client import Client
+from baton.clock import monotonic
+from baton.cluster import Beside, Cluster, ClusterOptions
+from baton.errors import BatonError
+from baton.follow import Ask, Completion, Failure, Follower, Task
+from baton.request import UNWATCHED_S
+from baton.table import percentile, table
+from baton.topology import plan_topology
+from measure.usage import Sampler, Usage
+from sampler.params import SamplingParams
+
+PATIENCE_S = 600.0
+LOWEST, HIGHEST = 5, 2000  # ids of prompts: in every vocabulary, and nothing special
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One arm's share of one round."""
+
+    tokens_per_s: float
+    errors: int
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    leased_blocks: float  # once all is answered
+    cores: dict[str, float]  # that each process kept busy
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One stream's end. `failure` is empty if it went well."""
+
+    tokens: int
+    ttft_s: float
+    failure: str = ""
+
+
+class Site:
+    """A server in front of a cluster."""
+
+    def __init__(self, port: int, cluster: Cluster, follower: Follower) -> None:
+        self.port = port
+        self.cluster = cluster
+        self.follower = follower
+        self.asked = 0
+
+    def leased(self) -> float:
+        """KV blocks that requests hold now."""
+        address = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            text = answer.read().decode()
+        found = re.findall(r"^baton:kv_blocks_leased(?:\{.*\})? (\S+)$", text, re.MULTILINE)
+        return sum(map(float, found))
+
+    async def over_http(
+        self, prompts: Sequence[Sequence[int]], new: int, streams: int
+    ) -> list[Answer]:
+        """All of them, `streams` at a time."""
+        places = asyncio.Semaphore(streams)
+
+        async def one(prompt: Sequence[int]) -> Answer:
+            async with places:
+                try:
+                    return await asyncio.wait_for(self._stream(prompt, new), PATIENCE_S)
+                except (OSError, ValueError, TimeoutError) as error:
+                    return Answer(0, 0.0, f"{type(error).__name__}: {error}")
+
+        return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+
+    async def _stream(self, prompt: Sequence[int], new: int) -> Answer:
+        asked = {"model": self.cluster.options.model, "prompt": list(prompt), "max_tokens": new,
+                 "temperature": 0, "ignore_eos": True, "stream": True,
+                 "stream_options": {"include_usage": True}}  # fmt: skip
+        body = json.dumps(asked).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        begun = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(head.encode() + body)
+            status = await reader.readline()
+            if b" 200 " not in status:
+                raise ValueError(f"status {status.decode().strip()}")
+            first, said = 0.0, b""
+            while piece := await reader.read(1 << 16):
+                said += piece
+                if not first and b"data: {" in said:
+                    first = time.monotonic() - begun
+        finally:
+            writer.close()
+        return Answer(tokens_of(said), first)
+
+    async def offline(self, prompts: Sequence[Sequence[int]], new: int) -> list[Answer]:
+        """All of them, as the offline job asks."""
+        ask = Ask(new, GREEDY, ignore_eos=True, tell_every_s=UNWATCHED_S)
+        tasks = [Task(self.asked + i, tuple(prompt)) for i, prompt in enumerate(prompts)]
+        self.asked += len(prompts)
+        found = []
+        for happening in self.follower.run(tasks, ask):
+            match happening:
+                case Completion():
+                    found.append(Answer(len(happening.token_ids), happening.timings.ttft_s))
+                case Failure():
+                    found.append(Answer(0, 0.0, happening.message))
+        return found
+
+
+GREEDY = SamplingParams(temperature=0.0).to_wire()
+
+
+def tokens_of(stream: bytes) -> int:
+    """Completion tokens by the usage of a stream that has ended well. ValueError otherwise."""
+    if b'"error"' in stream or b"data: [DONE]" not in stream:
+        raise ValueError(f"the stream ended with {stream[-200:]!r}")
+    if b'"finish_reason":"length"' not in stream:
+        raise ValueError("the stream ended without its finish_reason")
+    found = re.findall(rb'"completion_tokens":(\d+)', stream)
+    if len(found) != 1:
+        raise ValueError(f"the stream told its usage {len(found)} times")
+    return int(found[0])
+
+
+@contextmanager
+def site(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[Site]:
+    """A cluster and a server, ready."""
+    options = ClusterOptions(
+        model, plan_topology((), (), gpus=0), batch_size=streams, dtype=dtype, prefix_caching=False
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=1024) as listener,
+        Cluster(options) as cluster,
+    ):
+        listener.set_inheritable(True)
+        port = listener.getsockname()[1]
+        command = ["server", "--fd", str(listener.fileno()), "--port", str(port), "--model", model]
+        command += ["--log-level", "error", "--max-num-queued-reqs", str(10 * streams)]
+        command += ["--stream-interval-ms", f"{interval_ms:g}"]
+        cluster.add(Beside("server", command, (listener.fileno(),)))
+        client = Client(cluster.address)
+        try:
+            job = secrets.token_hex(4)
+            follower = Follower(client, cluster, job=job, limit=streams, clock=monotonic)
+            list(follower.await_ready(ours=True))
+            found = Site(port, cluster, follower)
+            _await_health(port)
+            yield found
+        finally:
+            client.close()
+
+
+def _await_health(port: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise BatonError("the server was not ready within 120 s")
+
+
+def turn(at: Site, arm: str, prompts: Sequence[Sequence[int]], new: int, streams: int) -> Turn:
+    """One arm, once."""
+    with Sampler(at.cluster.pids()) as sampler:
+        begun = time.monotonic()
+        work = at.over_http(prompts, new, streams) if arm == "HTTP" else at.offline(prompts, new)
+        answers = asyncio.run(work)
+        seconds = time.monotonic() - begun
+    failed = [answer.failure for answer in answers if answer.failure]
+    for failure in failed[:3]:
+        click.echo(f"{arm}: {failure}", err=True)
+    ttfts = sorted(answer.ttft_s for answer in answers if not answer.failure) or [0.0]
+    usage = sampler.usage
+    assert isinstance(usage, Usage)
+    return Turn(
+        sum(answer.tokens for answer in answers) / seconds,
+        len(failed),
+        1e3 * percentile(ttfts, 50),
+        1e3 * percentile(ttfts, 99),
+        _settled(at),
+        dict(usage.cores),
+    )
+
+
+def _settled(at: Site) -> float:
+    """Blocks still held: counts are told once a second."""
+    deadline = time.monotonic() + 5
+    while (leased := at.leased()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return leased
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--model", default="demo", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--streams", default=64, show_default=True, help="Open at once.")
+@click.option("--requests", default=512, show_default=True, help="Of each turn.")
+@click.option("--prompt-tokens", default=16, show_default=True)
+@click.option("--new-tokens", default=128, show_default=True)
+@click.option("--stream-interval-ms", "interval", default=20.0, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=None, help="Folder for serve.json."
+)
+def main(
+    model: str, dtype: str, streams: int, requests: int, prompt_tokens: int, new_tokens: int,
+    interval: float, rounds: int, output: Path | None,
+) -> None:  # fmt: skip
+    """The HTTP path beside the offline path: tokens/s, errors, first tokens, the CPU of each process."""
+    dice = random.Random(1)
+    prompts = [
+        [dice.randint(LOWEST, HIGHEST) for _ in range(prompt_tokens)] for _ in range(requests)
+    ]
+    arms: dict[str, list[Turn]] = {"HTTP": [], "offline": []}
+    with site(model, dtype, streams, interval) as at:
+        for arm in arms:
+            turn(at, arm, prompts[: 2 * streams], min(new_tokens, 16), streams)  # warms up
+        for _ in range(rounds):
+            for arm, turns in arms.items():
+                turns.append(turn(at, arm, prompts, new_tokens, streams))
+    lines = [_line(arm, each) for arm, turns in arms.items() for each in turns]
+    names = list(arms["HTTP"][0].cores)
+    head = ["", "tokens/s", "errors", "TTFT p50, ms", "p99", "blocks held after"]
+    click.echo(table([*head, *(f"{name}, cores" for name in names)], lines))
+    pairs = zip(arms["HTTP"], arms["offline"], strict=True)
+    ratios = [http.tokens_per_s / offline.tokens_per_s for http, offline in pairs]
+    click.echo(
+        f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
+        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+    )
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        found = {arm: [asdict(each) for each in turns] for arm, turns in arms.items()}
+        about = {"model": model, "dtype": dtype, "streams": streams, "requests": requests,
+                 "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
+                 "stream_interval_ms": interval}  # fmt: skip
+        (output / "serve.json").write_text(json.dumps(about | {"turns": found}, indent=1) + "\n")
+
+
+def _line(arm: str, each: Turn) -> list[str]:
+    shown = [f"{each.tokens_per_s:,.0f}", str(each.errors), f"{each.ttft_p50_ms:,.0f}"]
+    shown += [f"{each.ttft_p99_ms:,.0f}", f"{each.leased_blocks:g}"]
+    return [arm, *shown, *(f"{cores:.2f}" for cores in each.cores.values())]
+
+
+if __name__ == "__main__":
+    main(prog_name="python main.py bench serve")

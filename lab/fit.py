@@ -1,0 +1,90 @@
+"""Fit: how a cost grows with a length, by least squares, and how well that holds. Pure; numpy.
+
+Every curve is fitted to relative errors (each point weighs 1/y), for the points lie decades apart and
+the largest would drown the others. The curve that is named is the simplest whose worst point is off by
+no more than WORST; where none is, that is said instead.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WORST = 0.10  # of the measured value: a curve that misses a point by more does not describe it
+CURVES = {"constant": 0, "linear": 1, "quadratic": 2}  # and the degree of each
+POINTS = {"constant": 3, "linear": 3, "quadratic": 5}  # at least: through fewer it would always go
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """y = c0 + c1 x + c2 x^2. `worst`: the largest relative distance of a point; `r2`: 1 is perfect."""
+
+    name: str
+    coefficients: tuple[float, ...]  # lowest power first
+    r2: float
+    worst: float
+
+    def at(self, x: float) -> float:
+        """Its value."""
+        return sum(c * x**power for power, c in enumerate(self.coefficients))
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLaw:
+    """y = factor * x^exponent. `error` is the standard error of the exponent, None of two points."""
+
+    exponent: float
+    factor: float
+    error: float | None
+    r2: float
+
+    def __str__(self) -> str:
+        error = "" if self.error is None else f" ± {self.error:.2f}"
+        return f"x^{self.exponent:.2f}{error}"
+
+
+def curve(name: str, x: Sequence[float], y: Sequence[float]) -> Curve | None:
+    """The best curve of this name; None if there are too few points, or it would fall somewhere where
+    a cost can only grow: that would be a fit to noise."""
+    degree = CURVES[name]
+    if len(x) < POINTS[name]:
+        return None
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    scale = xs.max()
+    powers = np.vander(xs / scale, degree + 1, increasing=True)
+    solved = np.linalg.lstsq(powers / ys[:, None], np.ones(len(ys)), rcond=None)[0]
+    if (solved[1:] < 0).any():
+        return None
+    fitted = powers @ solved
+    coefficients = tuple(float(c / scale**power) for power, c in enumerate(solved))
+    return Curve(name, coefficients, _r2(ys, fitted), float(np.abs(fitted / ys - 1).max()))
+
+
+def simplest(x: Sequence[float], y: Sequence[float], worst: float = WORST) -> Curve | None:
+    """The first of constant, linear, quadratic that misses no point by more than `worst`."""
+    tried = (curve(name, x, y) for name in CURVES)
+    return next((each for each in tried if each is not None and each.worst <= worst), None)
+
+
+def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
+    """The line through the logarithms; None of fewer than two points."""
+    if len(x) < 2:
+        return None
+    xs, ys = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    centred = xs - xs.mean()
+    spread = float(centred @ centred)
+    exponent = float(centred @ ys) / spread
+    offset = float(ys.mean() - exponent * xs.mean())
+    left = ys - (offset + exponent * xs)
+    error = None
+    if len(x) > 2:
+        error = math.sqrt(float(left @ left) / (len(x) - 2) / spread)
+    fitted = np.exp(offset + exponent * xs)
+    return PowerLaw(exponent, math.exp(offset), error, _r2(np.exp(ys), fitted))
+
+
+def _r2(measured: np.ndarray, fitted: np.ndarray) -> float:
+    left = float(((measured - fitted) ** 2).sum())
+    all_ = float(((measured - measured.mean()) ** 2).sum())
+    return 1.0 - left / all_ if all_ else float(left == 0)

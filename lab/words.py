@@ -1,0 +1,34 @@
+"""Words: ratios and spreads as sentences say them. Pure."""
+
+from collections.abc import Sequence
+from statistics import median
+
+SAME = 0.05  # two figures nearer to each other than this share are called the same
+
+
+def change(before: float, after: float) -> str:
+    """ "rose 3.4 times (80 to 270)" without the figures: rose, fell to, stayed the same."""
+    if before <= 0:
+        return "stayed at nothing" if after <= 0 else "rose from nothing"
+    ratio = after / before
+    if abs(ratio - 1) <= SAME:
+        return "stayed the same"
+    if ratio < 0.01:
+        return "fell to almost nothing"
+    return f"rose {ratio:.2f} times" if ratio > 1 else f"fell to {ratio:.2f} of it"
+
+
+def spread(values: Sequence[float], digits: int = 1) -> tuple[str, str, str]:
+    """Median, smallest, largest."""
+    return tuple(f"{each:,.{digits}f}" for each in (median(values), min(values), max(values)))  # type: ignore[return-value]
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def milliseconds(seconds: float) -> str:
+    """With as many digits as mean something."""
+    ms = seconds * 1e3
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2f} ms"

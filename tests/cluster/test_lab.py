@@ -1,0 +1,116 @@
+"""`python main.py lab` as a user types it, with the bundled model: the report that comes out."""
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.checklist import slug
+from tests.cluster.processes import Terminal, children_of, terminals, until
+
+Type = Callable[..., Terminal]
+LONG_S = 240.0  # for seconds of work, on a machine that is busy with other things
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def type_in() -> Iterator[Type]:
+    with terminals() as opened:
+        yield opened
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows_under(report: str, heading: str) -> list[list[str]]:
+    table = report.split(f"### {heading}", 1)[1].split("\n\n")[1]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()][
+        2:
+    ]
+
+
+def test_three_quick_studies_make_a_report_whose_links_and_tables_hold(
+    type_in: Type, tmp_path: Path
+) -> None:
+    said = type_in("main.py", "lab", "baseline", "batching", "kv-cache", "--quick", "--model", "demo",
+                   "--batch-sizes", "1,2", "--windows-ms", "0", "--prompt-lengths", "16,32,64",
+                   "--output", tmp_path).ends(0, LONG_S)  # fmt: skip
+    assert "report    " in said
+    report = (tmp_path / "README.md").read_text()
+
+    targets = re.findall(r"\]\(([^)]+)\)", report)
+    anchors = [slug(line.lstrip("# ")) for line in report.splitlines() if line.startswith("#")]
+    assert len(set(anchors)) == len(anchors)
+    for target in targets:
+        assert target[1:] in anchors if target[0] == "#" else (tmp_path / target).is_file(), target
+    assert report.count("- [x] **S1.") == 7 - report.count("- [ ] **S1.5")  # one window: no pair
+    assert "## Failures\n\nNone." in report
+    baseline, batching = (
+        f"python main.py lab {name} --model demo" for name in ("baseline", "batching")
+    )
+    assert f"    {baseline} --quick" in report  # without the options it would refuse
+    assert f"    {batching} --batch-sizes 1,2 --windows-ms 0 --quick" in report
+
+    stages = {row[0]: float(row[2].replace(",", "")) for row in rows_under(report, "Stages of one")}
+    assert stages["decode"] > 0
+    assert stages["prefill"] > 0
+    sizes = rows_under(report, "Batch size, at one window")
+    assert [row[:3] for row in sizes] == [["1", "0", "burst"], ["2", "0", "burst"],
+                                          ["1", "0", "staggered"], ["2", "0", "staggered"]]  # fmt: skip
+    assert all(float(row[10].replace(",", "")) > 0 for row in sizes)
+    memory = rows_under(report, "Memory of the KV cache")
+    assert [row[:3] for row in memory if row[1] == "on"] == [
+        ["16", "on", "0.3"], ["32", "on", "0.4"], ["64", "on", "0.7"]
+    ]  # fmt: skip
+    assert "Both ways wrote the same tokens, at every length." in report
+
+    requests = [each for each in lines_of(tmp_path / "batching.jsonl") if each["what"] == "request"]
+    assert len(requests) == 2 * (8 + 4)
+    for each in requests:
+        assert each["total_s"] == pytest.approx(each["queueing_s"] + each["execution_s"])  # type: ignore[operator]
+    kinds = {str(each["what"]) for each in lines_of(tmp_path / "baseline.jsonl")}
+    assert kinds == {"environment", "limits", "load", "request", "share"}
+    experiments = lines_of(tmp_path / "kv-cache.jsonl")
+    assert sum(each["what"] == "experiment" for each in experiments) == 6
+
+
+def test_a_study_that_is_broken_off_leaves_the_others_and_no_process(
+    type_in: Type, tmp_path: Path
+) -> None:
+    common = ("--quick", "--model", "demo", "--output", tmp_path)
+    type_in("main.py", "lab", "kv-cache", "--prompt-lengths", "16", *common).ends(0, LONG_S)
+    second = type_in(
+        "main.py", "lab", "batching", "--batch-sizes", "1", "--windows-ms", "0", *common
+    )
+    until(lambda: "round 1: batch 1" in second.said, "the first cell", LONG_S)
+    (child,) = children_of(second.process.pid).values()
+    second.signal(signal.SIGINT)
+    assert "interrupted: SIGINT" in second.ends(130)
+    assert not Path(f"/proc/{child}").exists()
+    report = (tmp_path / "README.md").read_text()
+    assert "## KV cache" in report
+    assert "* batching: was broken off; what it had measured is in batching.jsonl.part" in report
+    assert any(each["what"] == "round" for each in lines_of(tmp_path / "batching.jsonl.part"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--model", "no-such-model"), 3, "there is no model 'no-such-model'"),
+        (("batching", "--batch-sizes", "1,x"), 2, "got 'x'"),
+        (("baseline", "--rates", "1"), 2, "--rates is read by disagg, not by baseline"),
+        (("kv-cache", "--prompt-lengths", "9999", "--model", "demo"), 2, "at most"),
+        (("no-study",), 2, "no-study"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_before_anything_starts(
+    type_in: Type, tmp_path: Path, words: tuple[str, ...], code: int, told: str
+) -> None:
+    said = type_in("main.py", "lab", *words, "--output", tmp_path / "report").ends(code)
+    assert told in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "report").exists()

@@ -1,0 +1,243 @@
+"""Tokens that may wait to be told: fewer messages, the same answers, whatever dies in between."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.kv.grant import Grant
+from baton.request import Logprob
+from baton.wire import messages as msg
+from baton.wire.node import ROUTER
+from decode_worker.model import Drawn
+from decode_worker.outbox import Outbox
+from decode_worker.runs import Run
+from sampler.params import SamplingParams
+from tests.pure.test_cluster_nodes import PROMPTS, assert_calm
+from tests.pure.town import Town, calm_answer
+
+PATIENCE_S = 0.005  # a few turns of the town
+
+
+def run(patience_s: float) -> Run:
+    grant = Grant("d", "d/0", "r#0", 1, (0,))
+    drawing = SamplingParams(temperature=0.0)
+    return Run(grant, [7], 0, 1, 100, drawing, (), tell_every_s=patience_s)
+
+
+def said(outbox: Outbox, now: float) -> list[msg.Said]:
+    return [each for to in outbox.empty(now) for each in to.message.runs]
+
+
+def speak(outbox: Outbox, name: str, it: Run, token: int, now: float, end: bool = False) -> None:
+    finish = "length" if end else None
+    it.append(token)
+    outbox.put(name, it, Drawn(token), finish, now)
+
+
+def test_the_first_token_goes_at_once_and_the_next_ones_wait() -> None:
+    outbox, it = Outbox(), run(1.0)
+    speak(outbox, "r", it, 5, now=10.0)
+    assert outbox.due(10.0) == 0.0
+    assert said(outbox, 10.0) == [msg.Said("r", 1, (5,))]
+    speak(outbox, "r", it, 6, now=11.0)
+    speak(outbox, "r", it, 7, now=11.5)
+    assert outbox.due(11.5) == 0.5
+    assert said(outbox, 12.0) == [msg.Said("r", 2, (6, 7), ages=(1.0, 0.5))]
+
+
+def test_a_last_token_takes_along_what_the_others_have_to_say() -> None:
+    outbox, a, b = Outbox(), run(1.0), run(1.0)
+    for name, it in (("a", a), ("b", b)):
+        speak(outbox, name, it, 5, now=0.0)
+    outbox.empty(0.0)
+    speak(outbox, "a", a, 6, now=1.0)
+    speak(outbox, "b", b, 7, now=1.0, end=True)
+    assert outbox.due(1.0) == 0.0
+    assert said(outbox, 1.0) == [msg.Said("a", 2, (6,)), msg.Said("b", 2, (7,), "length")]
+    assert said(outbox, 1.0) == []
+
+
+def test_the_least_patient_run_decides() -> None:
+    outbox, slow, quick = Outbox(), run(1.0), run(0.0)
+    for name, it in (("slow", slow), ("quick", quick)):
+        speak(outbox, name, it, 5, now=0.0)
+    outbox.empty(0.0)
+    speak(outbox, "slow", slow, 6, now=0.5)
+    assert outbox.due(0.5) == 1.0
+    speak(outbox, "quick", quick, 6, now=0.5)
+    assert outbox.due(0.5) == 0.0
+
+
+def test_what_nobody_wants_is_dropped_and_what_was_said_before_an_end_is_not() -> None:
+    outbox, a, b = Outbox(), run(1.0), run(1.0)
+    speak(outbox, "a", a, 5, now=0.0)
+    speak(outbox, "b", b, 5, now=0.0)
+    outbox.drop("a")
+    outbox.forget("b")
+    assert [each.run for each in said(outbox, 0.0)] == ["b"]
+
+
+def test_logprobs_travel_with_their_tokens() -> None:
+    outbox, it = Outbox(), run(1.0)
+    for token in (5, 6):
+        it.append(token)
+        outbox.put("r", it, Drawn(token, Logprob(-float(token))), None, 0.0)
+    assert said(outbox, 0.0)[0].logprobs == (Logprob(-5.0), Logprob(-6.0))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 2)), max_size=40))
+def test_every_token_is_told_once_in_order_and_none_waits_too_long(
+    steps: list[tuple[str, bool, float]],
+) -> None:
+    outbox, now = Outbox(), 0.0
+    runs = {name: run(1.0) for name in "abc"}
+    put: dict[str, list[int]] = {name: [] for name in runs}
+    told: dict[str, list[int]] = {name: [] for name in runs}
+    for count, (name, look, pause) in enumerate(steps):
+        now += pause
+        speak(outbox, name, runs[name], count, now)
+        put[name].append(count)
+        if look and outbox.due(now) <= 0:
+            for each in said(outbox, now):
+                assert each.position == 1 + len(told[each.run])
+                assert list(each.ages) == sorted(each.ages, reverse=True)
+                told[each.run] += each.token_ids
+        waiting = any(len(put[each]) > len(told[each]) for each in put)
+        assert (outbox.due(now) < float("inf")) == waiting
+    for each in said(outbox, now):
+        told[each.run] += each.token_ids
+    assert told == put
+
+
+# ---- in the town
+
+
+def patient_town(patience_s: float = PATIENCE_S, **options: object) -> Town:
+    town = Town(prefills=2, decodes=2, **options)
+    for name, (prompt, length) in PROMPTS.items():
+        town.submit(name, prompt, length, tell_every_s=patience_s)
+    return town
+
+
+def reports(town: Town) -> int:
+    """Messages with tokens until all have ended."""
+    seen: list[msg.Message] = []
+    town.before = lambda sender, receiver, message: seen.append(message)
+    town.run_all(PROMPTS)
+    return sum(isinstance(message, msg.Decoded) for message in seen)
+
+
+def test_it_saves_messages_and_changes_nothing_else() -> None:
+    eager, patient = patient_town(0.0), patient_town()
+    assert reports(patient) < reports(eager)
+    for town in (eager, patient):
+        assert_calm(town)
+
+
+def messages_of_a_calm_run() -> int:
+    town = patient_town()
+    town.run_all(PROMPTS)
+    return town.delivered
+
+
+MESSAGES = messages_of_a_calm_run()
+
+
+def interrupted(at: int, action: Callable[[Town], None], **options: object) -> Town:
+    town = patient_town(**options)
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if town.delivered == at:
+            action(town)
+
+    town.before = before
+    town.run_all(PROMPTS)
+    return town
+
+
+@pytest.mark.parametrize("at", range(1, MESSAGES + 1))
+@pytest.mark.parametrize("victim", ["prefill-0", "decode-0", "decode-1"])
+def test_a_worker_that_dies_takes_no_token_with_it(victim: str, at: int) -> None:
+    def kill(town: Town) -> None:
+        for name in town.workers(victim):
+            town.kill(name)
+
+    assert_calm(interrupted(at, kill))
+
+
+@pytest.mark.parametrize("at", range(1, MESSAGES + 1, 2))
+@pytest.mark.parametrize("request_id", ["a", "c"])
+def test_a_request_may_be_cancelled_while_its_tokens_wait(request_id: str, at: int) -> None:
+    town = interrupted(at, lambda town: town.client(msg.Abort(request_id)))
+    assert_calm(town, but=request_id)
+    seen = town.outcomes[request_id].tokens
+    assert seen == calm_answer(*PROMPTS[request_id])[0][: len(seen)]
+
+
+def test_in_a_full_pool_who_gives_way_has_told_its_tokens_first() -> None:
+    town = Town(blocks=14)
+    wanted = {name: (range(k, k + 9), 24) for name, k in (("x", 3), ("y", 43), ("z", 83))}
+    for name, (prompt, length) in wanted.items():
+        town.submit(name, prompt, length, tell_every_s=1.0)
+    town.run_all(wanted)
+    assert sum(town.outcomes[name].preemptions for name in wanted) > 0
+    for name, (prompt, length) in wanted.items():
+        assert town.outcomes[name].tokens == calm_answer(prompt, length)[0]
+
+
+def test_a_run_whose_logits_go_wrong_has_told_its_tokens_first() -> None:
+    town = Town()
+    prompt = range(1, 12)
+    town.submit("a", prompt, 20, tell_every_s=1.0)
+    town.run(lambda: len(town.outcomes["a"].tokens) >= 1)
+    for _ in range(3):
+        town.turn()
+    town.poisoned.add(1)
+    town.run_all(["a"])
+    tokens = town.outcomes["a"].tokens
+    assert town.outcomes["a"].ends == ["numerical_error"]
+    assert len(tokens) > 1
+    assert tokens == calm_answer(prompt, 20)[0][: len(tokens)]
+
+
+def test_a_stop_string_is_watched_at_every_step() -> None:
+    town = Town()
+    prompt = range(1, 12)
+    tokens, _ = calm_answer(prompt, 30)
+    orders: list[msg.Start] = []
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if isinstance(message, msg.Start):
+            orders.append(message)
+
+    town.before = before
+    town.submit("a", prompt, 30, stop=(f"{tokens[4]} ",), tell_every_s=1.0)
+    town.run_all(["a"])
+    assert [order.tell_every_s for order in orders] == [0.0]
+    assert town.outcomes["a"].ends == ["stop"]
+
+
+def test_ages_are_taken_off_the_times_between_tokens() -> None:
+    town = Town()
+    town.submit("a", range(1, 12), 12, tell_every_s=1.0)
+    town.client(msg.Observe(), name="client.watch")
+    seen: list[msg.Emitted] = []
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if sender == ROUTER and isinstance(message, msg.Emitted):
+            seen.append(message)
+
+    town.before = before
+    town.run_all(["a"])
+    assert [len(each.token_ids) for each in seen] == [1, 11]
+    assert seen[1].ages[0] > seen[1].ages[-1] == 0.0
+
+
+@pytest.mark.parametrize("patience", [-0.1, 1.5, float("nan")])
+def test_a_patience_that_cannot_be_is_refused(patience: float) -> None:
+    town = Town()
+    town.submit("a", range(1, 5), 3, tell_every_s=patience)
+    town.run_all(["a"])
+    assert town.outcomes["a"].ends == ["invalid_request"]
