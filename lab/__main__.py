@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from baton.dtypes import DTYPES
 from baton.errors import BatonError
 from baton.model_files import ROOT, resolve_model
 from lab.checks import (
@@ -24,7 +25,6 @@ from lab.names import DEFAULT_MODEL, NEW_TOKENS, QUICK_TOKENS, READERS, STUDIES
 from lab.parent import make_folder, run_study, write_report
 from lab.study import Setting
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 OUTPUT = Path("lab/report")
 PROGRAM = "python main.py lab"
 LONGEST_PROMPT = 1 << 20

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from baton.dtypes import FP8, INT8, INT8_WEIGHT_ONLY
 from baton.engine.device import dtype_name, pick_device, pick_dtype, refuse_without_fp8
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward
@@ -17,7 +18,8 @@ from baton.kv.row import Row
 from baton.model_files import ModelFiles
 
 WARM_UP_TOKENS = 32
-WEIGHTS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # dtypes of the weights alone
+WEIGHTS = {INT8: torch.int8, INT8_WEIGHT_ONLY: torch.qint8, FP8: torch.float8_e4m3fn}
+"""Dtypes of the weights alone. qint8 is no tensor's: it tells the second kind of bytes from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ class Engine:
 
 
 def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
-    """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. The dtypes
-    "int8" and "fp8" are those of the weights, with a KV cache in bf16; the rest is then computed in
-    fp32 on a CPU, in bf16 on a GPU."""
+    """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. The dtypes of
+    WEIGHTS are those of the weights, with a KV cache in bf16; the rest is then computed in fp32 on a
+    CPU, in bf16 on a GPU."""
     torch_device = pick_device(device)
     cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
     weights = WEIGHTS.get(dtype, cache_dtype)
@@ -67,13 +69,13 @@ def _forward(
         return load_model(files, device, cache_dtype)
 
     fast = find_spec("baton.engine.fast") is not None
-    if weights == WEIGHTS["fp8"]:
+    if weights == WEIGHTS[FP8]:
         refuse_without_fp8(device)
     if device.type == "cpu" and fast:
         from baton.engine.fast.choose import on_cpu
 
         return on_cpu(files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size)
-    if weights == WEIGHTS["int8"] and device.type != "cpu":
+    if weights in (WEIGHTS[INT8], WEIGHTS[INT8_WEIGHT_ONLY]) and device.type != "cpu":
         raise InputError(f"int8 weights are for the CPU, not for {device}: use another dtype")
     if device.type == "cuda" and fast:
         from baton.engine.fast.cuda import on_cuda

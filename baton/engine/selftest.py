@@ -25,7 +25,7 @@ FORWARDS = {"prefill": Logits.ALL, "a mixed batch": Logits.LAST, "decode": Logit
 # Largest difference allowed, as a share of the largest logit of its position.
 TOLERANCE = {
     **{torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2},
-    **{torch.int8: 0.25, torch.float8_e4m3fn: 0.25},
+    **{torch.int8: 0.25, torch.qint8: 0.2, torch.float8_e4m3fn: 0.25},
 }
 
 

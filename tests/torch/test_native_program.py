@@ -35,7 +35,7 @@ from tests.torch.test_engine_parity import (
 
 MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}  # tokens choose their own weights
 NATIVE = [family for family in FAMILIES if family not in MIXTURES]
-WEIGHTS = [torch.float32, torch.bfloat16, torch.int8]
+WEIGHTS = [torch.float32, torch.bfloat16, torch.int8, torch.qint8]
 
 
 @cache
