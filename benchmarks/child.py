@@ -27,8 +27,9 @@ class Child:
         folder: Path,
         environment: Mapping[str, str],
         limit_s: float = LIMIT_S,
+        leave_s: float = LEAVE_S,
     ) -> None:
-        self._limit_s = limit_s
+        self._limit_s, self._leave_s = limit_s, leave_s
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
         self._process = subprocess.Popen(
             command,
@@ -56,7 +57,7 @@ class Child:
         try:
             self._process.stdin.close()
             if error is None:
-                self._process.wait(LEAVE_S)
+                self._process.wait(self._leave_s)
         except subprocess.TimeoutExpired:
             pass  # as with an error: it is killed
         finally:
