@@ -4,7 +4,7 @@ SAME = 0.05  # two figures nearer to each other than this share are called the s
 
 
 def change(before: float, after: float) -> str:
-    """ "rose 3.4 times (80 to 270)" without the figures: rose, fell to, stayed the same."""
+    """ "rose 3.40 times", "fell to 0.25 of it", "stayed the same"."""
     if before <= 0:
         return "stayed at nothing" if after <= 0 else "rose from nothing"
     ratio = after / before
