@@ -211,7 +211,8 @@ def calm(cells: Sequence[Cell]) -> str:
     first, last = cells[0], cells[-1]
     return (
         f"Under {_load(first)} the arrivals set the pace ({first.rate:,.0f} and {last.rate:,.0f} "
-        f"tokens/s); from batch {first.batch} to {last.batch} queueing {_change(first.queueing, last.queueing)}, execution "
+        f"tokens/s); from batch {first.batch} to {last.batch} queueing "
+        f"{_change(first.queueing, last.queueing)}, execution "
         f"{_change(first.execution, last.execution)}, and the mean latency "
         f"{_change(first.total, last.total)}."
     )
