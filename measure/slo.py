@@ -6,7 +6,7 @@ sending it: else a stall hides the queue behind it (coordinated omission).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from baton.wire.messages import Timings
 
@@ -19,11 +19,13 @@ class Trace:
     tokens: tuple[float, ...]  # when each arrived
     timings: Timings
     watched: bool = True
+    prompt_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
 
     @property
     def ttft(self) -> float:
-        """Time to the first token."""
-        return self.tokens[0] - self.intended
+        """Time to the first token; endless if it was taken back before."""
+        return self.tokens[0] - self.intended if self.tokens else inf
 
     @property
     def gaps(self) -> list[float]:
@@ -76,7 +78,7 @@ def summarise(traces: Sequence[Trace], slo: Slo, window: tuple[float, float]) ->
         if begin <= later <= end
     ]
     ttfts = [trace.ttft for trace in watched]
-    lasted = max((trace.tokens[-1] for trace in traces), default=0.0)
+    lasted = max((trace.tokens[-1] for trace in traces if trace.tokens), default=0.0)
     tokens = sum(len(trace.tokens) for trace in traces)
     handed = [trace.timings.handover_s for trace in traces if trace.timings.kv_bytes]
     return Summary(

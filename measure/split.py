@@ -1,15 +1,17 @@
-"""The arms of `bench disagg`: clusters that differ in the split alone, and a check that they do."""
+"""Arms: clusters that differ in one thing alone, a check that they do, and loads driven through them."""
 
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
-from baton.client import Client
+from baton.client import Client, News
+from baton.clock import monotonic
 from baton.cluster import Cluster, ClusterOptions
-from baton.errors import BatonError, InputError
+from baton.errors import BatonError, ProtocolError, WorkerLost
+from baton.follow import Follower
 from baton.host import core_numbers
 from baton.topology import plan_topology
 from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit, Timings
@@ -17,7 +19,7 @@ from measure.slo import Trace
 from measure.workload import Load, Planned
 from sampler.params import SamplingParams
 
-READY_S = 300.0
+SILENT_S = 120.0  # no forward takes so long: whoever says nothing for longer will not answer
 GREEDY = SamplingParams(temperature=0.0).to_wire()
 
 
@@ -60,6 +62,7 @@ def differences(settings: dict[str, Setting]) -> list[str]:
 class _Running:
     planned: Planned
     times: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
 
 
 class RunningArm:
@@ -80,15 +83,38 @@ class RunningArm:
             *(info.model, info.fingerprint, info.dtype, info.context, how, cores, size, str(GREEDY))
         )
 
-    def drive(self, load: Load) -> list[Trace]:
-        """Send every request when it is due, whatever has become of the others."""
-        waiting = list(load.requests)[::-1]
+    def await_ready(self) -> None:
+        """Until it works again: after a run that was spoiled by a process that died."""
+        self._info = _ready(self._cluster, self._client)
+
+    def pids(self) -> dict[str, int]:
+        """The cluster's processes."""
+        return self._cluster.pids()
+
+    def drive(self, load: Load, *, until_s: float | None = None) -> list[Trace]:
+        """Send every request when it is due, whatever has become of the others; `until_s` seconds
+        after the beginning take back what still runs. Raises BatonError if a request fails, and if a
+        process dies meanwhile: it is started again, but the figures of this run are spoiled."""
         running: dict[str, _Running] = {}
+        try:
+            return self._drive(load, running, until_s)
+        except BaseException:
+            with suppress(ProtocolError):
+                self._abort(running)
+            raise
+
+    def _drive(
+        self, load: Load, running: dict[str, _Running], until_s: float | None
+    ) -> list[Trace]:
+        waiting = list(load.requests)[::-1]
         traces: list[Trace] = []
         run = secrets.token_hex(3)
-        begun = time.monotonic()
+        begun = heard = time.monotonic()
         while waiting or running:
             now = time.monotonic() - begun
+            if until_s is not None and now >= until_s:
+                waiting, until_s = [], None
+                self._abort(running)
             while waiting and waiting[-1].at <= now:
                 planned = waiting.pop()
                 name = f"{run}-{len(waiting)}"
@@ -96,33 +122,59 @@ class RunningArm:
                 self._client.submit(
                     Submit(name, None, planned.prompt, planned.new_tokens, GREEDY, (), True)
                 )
-            pause = waiting[-1].at - now if waiting else 0.2
+            due = [each for each in (waiting[-1].at if waiting else None, until_s) if each]
+            pause = min(due) - now if due else 0.2
             for news in self._client.poll(min(0.2, max(0.0005, pause))):
-                at = time.monotonic() - begun
-                match news:
-                    case Emitted(name, token_ids):
-                        running[name].times += [at] * len(token_ids)
-                    case Finished(name, _, timings):
-                        traces.append(_trace(running.pop(name), timings))
-                    case Failed(name, code, why):
-                        raise BatonError(f"{self.split.name}: a request failed ({code}): {why}")
-            self._cluster.check()
+                heard = time.monotonic()
+                self._take(news, heard - begun, running, traces)
+            if notes := self._cluster.check():
+                raise WorkerLost(f"{self.split.name}: {'; '.join(notes)}")
+            if running and time.monotonic() - heard > SILENT_S:
+                raise WorkerLost(f"{self.split.name}: nothing was heard for {SILENT_S:g} s")
         return traces
 
+    def _take(
+        self, news: News, at: float, running: dict[str, _Running], traces: list[Trace]
+    ) -> None:
+        if isinstance(news, Emitted | Finished | Failed) and news.request not in running:
+            return  # of a run that was broken off
+        match news:
+            case Emitted(name, token_ids):
+                running[name].times += [at] * len(token_ids)
+                running[name].token_ids += token_ids
+            case Finished(name, _, timings):
+                traces.append(_trace(running.pop(name), timings))
+            case Failed(name, code, why):
+                raise BatonError(f"{self.split.name}: a request failed ({code}): {why}")
 
-@contextmanager
-def started(split: Split, *, model: str, dtype: str, streams: int) -> Iterator[RunningArm]:
-    """The arm's cluster, ready. `streams`: how many requests may run at once."""
-    topology = plan_topology((), (), colocated=split.colocated, gpus=0)
-    options = ClusterOptions(
+    def _abort(self, names: Collection[str]) -> None:
+        for name in names:
+            self._client.abort(name)
+
+
+def options_for(split: Split, *, model: str, dtype: str, streams: int) -> ClusterOptions:
+    """What the arm's cluster is started with. `streams`: how many requests may run at once."""
+    return ClusterOptions(
         model,
-        topology,
+        plan_topology((), (), colocated=split.colocated, gpus=0),
         batch_size=streams,
         batch_window_ms=0.0,
         dtype=dtype,
         max_num_batched_tokens=split.max_num_batched_tokens,
         prefix_caching=False,  # a load that comes again must cost the same again
     )
+
+
+def started(
+    split: Split, *, model: str, dtype: str, streams: int
+) -> AbstractContextManager[RunningArm]:
+    """The arm's cluster, ready."""
+    return running(split, options_for(split, model=model, dtype=dtype, streams=streams))
+
+
+@contextmanager
+def running(split: Split, options: ClusterOptions) -> Iterator[RunningArm]:
+    """A cluster with these options, ready; gone when the block is left."""
     with Cluster(options) as cluster:
         client = Client(cluster.address)
         try:
@@ -132,20 +184,21 @@ def started(split: Split, *, model: str, dtype: str, streams: int) -> Iterator[R
 
 
 def _ready(cluster: Cluster, client: Client) -> ClusterInfo:
-    deadline = time.monotonic() + READY_S
-    info = client.info(timeout_s=READY_S)
-    while not info.ready:
-        cluster.check()
-        if time.monotonic() > deadline:
-            raise InputError(f"the cluster is not ready: it waits for {info.waiting_for}")
-        for news in client.poll(0.2):
-            info = news if isinstance(news, ClusterInfo) else info
+    follower = Follower(client, cluster, job="ready", limit=1, clock=monotonic)
+    *_, info = (each for each in follower.await_ready(ours=True) if isinstance(each, ClusterInfo))
     return info
 
 
 def _trace(running: _Running, timings: Timings) -> Trace:
     planned = running.planned
-    return Trace(planned.at, tuple(running.times), timings, planned.watched)
+    return Trace(
+        planned.at,
+        tuple(running.times),
+        timings,
+        planned.watched,
+        prompt_tokens=len(planned.prompt),
+        token_ids=tuple(running.token_ids),
+    )
 
 
 def use_cores(count: int) -> None:

@@ -45,15 +45,32 @@ def poisson(
 
 
 def mixed(
-    *, streams: int, stream_tokens: int, prompt: int, every: float, count: int, seed: int
+    *,
+    streams: int,
+    stream_tokens: int,
+    prompt: int,
+    every: float,
+    count: int,
+    seed: int,
+    first: float = 1.0,
 ) -> Load:
-    """`streams` short prompts decode for long, and are watched; from a second later on `count`
+    """`streams` short prompts decode for long, and are watched; from `first` seconds on `count`
     prompts of `prompt` tokens arrive, one `every` so many seconds, for a few tokens each."""
     dice = random.Random(seed)
     requests = [Planned(0.0, _prompt(dice, 16), stream_tokens) for _ in range(streams)]
     for i in range(count):
-        requests.append(Planned(1.0 + i * every, _prompt(dice, prompt), 4, watched=False))
+        requests.append(Planned(first + i * every, _prompt(dice, prompt), 4, watched=False))
     return Load(f"{streams} streams, {prompt}-token prompts", tuple(requests))
+
+
+def burst(count: int, *, prompt: int, new_tokens: int, seed: int, context: int) -> Load:
+    """All at once: how long it takes says what the cluster can do at most. Prompts as in poisson."""
+    dice = random.Random(seed)
+    lengths = [
+        min(context - new_tokens, dice.randint(prompt // 2, prompt * 3 // 2)) for _ in range(count)
+    ]
+    requests = tuple(Planned(0.0, _prompt(dice, each), new_tokens) for each in lengths)
+    return Load(f"{count} requests at once", requests)
 
 
 def single(prompt: int, new_tokens: int, seed: int) -> Load:
