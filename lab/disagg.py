@@ -51,7 +51,7 @@ from lab.disagg_plan import (
     plan_for,
     rates_for,
 )
-from lab.disagg_plots import draw_handover, draw_interference, draw_rates
+from lab.disagg_plots import TOGETHER_MS, draw_handover, draw_interference, draw_rates
 from lab.disagg_runs import Arms, capacity, idle, measured, rates, streams
 from lab.study import Notebook, Picture, Setting, Study, Table
 from measure.slo import Slo, Trace
@@ -138,12 +138,13 @@ def _fixed(plan: Plan, found: Found) -> dict[str, str]:
     fixed = {
         "machine": str(this_machine()),
         "model": f"{plan.model}, context {plan.context:,}",
-        "computed": found.common,
+        "clusters": f"on the CPU: {found.common}",
         "streams": f"{STREAMS}, beside {plan.long_prompts} prompts of {plan.long_prompt:,} tokens"
         + (f", one every {found.pace.every:.2f} s" if found.pace else ""),
         "requests at random": f"Poisson arrivals for {plan.seconds:g} s, prompts of {plan.prompt // 2} "
         f"to {plan.prompt * 3 // 2} tokens, {plan.new_tokens} new tokens",
         "chunks": f"{CHUNK} tokens a step in the chunked arm; whole prompts in the colocated one",
+        "ITL, TPOT": "as the client sees them: each gap; the mean gap of each request",
         "prefix cache": "off, so that a load costs the same when it comes again",
         "rounds": f"{plan.rounds}, each with requests of its own; the arms take turns within a round",
         "hand-over": f"{plan.repeats} requests for each length and transport, one at a time",
@@ -187,7 +188,8 @@ def _pictures(setting: Setting, plan: Plan, found: Found) -> list[Picture]:
             Picture(
                 name,
                 f"Every token of {STREAMS} streams: how long it came after the one before it, while "
-                f"{plan.long_prompt:,}-token prompts arrive (dashed). Same cores, same requests.",
+                f"{plan.long_prompt:,}-token prompts arrive (dashed). Same cores, same requests. Gaps "
+                f"below {TOGETHER_MS:g} ms are drawn there: tokens that reached the client together.",
             )
         )
     drawn = {rate: arms for rate, arms in found.rates.items() if measured(arms)}

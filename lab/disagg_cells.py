@@ -29,6 +29,7 @@ RATE_METRICS = (
     ("ttft_p99", "TTFT p99", "ms", LESS),
     ("itl_p50", "ITL p50", "ms", LESS),
     ("itl_p99", "ITL p99", "ms", LESS),
+    ("tpot_p50", "TPOT p50", "ms", LESS),
     ("goodput", "goodput", "1/s", MORE),
 )
 

@@ -26,7 +26,6 @@ WAYS = {
     "shm": "shared memory, in place",
     "pinned": "pinned pages (CPU form)",
     "frames": "frames over ipc",
-    "cuda_ipc": "CUDA IPC",
 }
 
 
@@ -59,7 +58,7 @@ def measure_handover(plan: Plan, notebook: Notebook) -> list[Handed]:
             notebook.failed(f"hand-over of {length} tokens", why)
     found: list[Handed] = []
     for transport in TRANSPORTS if lengths else ():
-        notebook.say(f"hand-over by {WAYS[transport]}")
+        notebook.say(f"hand-over by {transport}")
         try:
             found += _by(transport, lengths, plan, notebook)
         except (BatonError, OSError) as error:

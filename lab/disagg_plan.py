@@ -1,12 +1,12 @@
 """What the disaggregation study runs: sizes by setting and model, and the arms. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import InputError
 from lab.study import Setting
 from measure.split import Split
-from measure.workload import Load, mixed, poisson
+from measure.workload import Load, Planned, mixed, poisson
 
 DEFAULT_MODEL, QUICK_MODEL = "random:gpt2-4k", "demo"
 NO_CHUNKS = 1 << 20  # tokens of a step: any prompt goes in one, which is what no chunking means
@@ -15,11 +15,12 @@ STREAMS = 8
 CHUNK, PREFILL_TOKENS = 256, 2048
 LONG_PROMPT = 2048
 SHORTEST_CONTEXT = 256
-TRANSPORTS = ("shm", "pinned", "frames", "cuda_ipc")
+TRANSPORTS = ("shm", "pinned", "frames")  # that run on a CPU
 FIRST_S = 0.6  # the streams are at it when the first long prompt comes
 EVERY = (
     2.2  # times a long prompt's idle TTFT: on half of the cores it is done before the next comes
 )
+LATEST = 4
 SHARES, QUICK_SHARES = (0.3, 0.6, 0.9), (0.4, 0.8)  # of the capacity, for the rates
 
 
@@ -49,6 +50,12 @@ class Pace:
     first: float
     every: float
     end: float  # gaps count until then
+
+    def enough(self, now: float, running: Sequence[Planned]) -> bool:
+        """The streams are taken back at the end, once the long prompts are answered; those that are
+        not by LATEST are not waited for."""
+        answered = all(each.watched for each in running)
+        return now >= self.end and (answered or now >= LATEST * self.end)
 
 
 def model_of(setting: Setting) -> str:

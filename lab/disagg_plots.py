@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lab.disagg_cells import Rounds, number
 from lab.disagg_handover import WAYS, Handed, grouped
@@ -17,8 +17,10 @@ from lab.disagg_plan import CHUNKED, COLOCATED, PD, Pace
 from measure.slo import Slo, Trace, percentile
 
 COLOURS = {PD: "#1b6ca8", COLOCATED: "#d95f02", CHUNKED: "#7570b3"}
-MARKS = {"shm": "o", "pinned": "s", "frames": "^", "cuda_ipc": "D"}
+MARKS = {"shm": "o", "pinned": "s", "frames": "^"}
+TOGETHER_MS = 0.1  # shorter gaps are drawn here: tokens that came in one message, or just after it
 DPI = 130
+PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def draw_interference(traces: Mapping[str, Sequence[Trace]], pace: Pace, path: Path) -> None:
@@ -33,7 +35,7 @@ def draw_interference(traces: Mapping[str, Sequence[Trace]], pace: Pace, path: P
         points = [p for each in streams for p in zip(each.tokens[1:], each.gaps, strict=True)]
         counted = [1e3 * gap for at, gap in points if pace.first <= at <= pace.end]
         axis.plot(
-            [at for at, _ in points], [1e3 * gap for _, gap in points], ".",
+            [at for at, _ in points], [max(TOGETHER_MS, 1e3 * gap) for _, gap in points], ".",
             markersize=2.6, color=COLOURS[arm], rasterized=True,
         )  # fmt: skip
         for i, prompt in enumerate(each for each in traces[arm] if not each.watched):
@@ -47,7 +49,7 @@ def draw_interference(traces: Mapping[str, Sequence[Trace]], pace: Pace, path: P
     axes[0, 0].set_xlim(0, pace.end + 0.2)
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     axes[-1, 0].set_xlabel("time since the streams began, s")
-    _plain(axes[-1, 0].yaxis)
+    _logarithmic(axes[-1, 0].yaxis)
     _save(figure, path)
 
 
@@ -71,7 +73,7 @@ def draw_rates(
                 "SLO", (0.01, limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
             )
             axis.set_yscale("log")
-            _plain(axis.yaxis)
+            _logarithmic(axis.yaxis)
         else:
             top = max(results)
             axis.plot([0, top], [0, top], color="#b0b0b0", lw=0.9, ls=":")
@@ -124,8 +126,9 @@ def draw_handover(handed: Sequence[Handed], path: Path) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(sorted({each.prompt for each in handed}))
-    _plain(axis.xaxis)
-    _plain(axis.yaxis)
+    axis.minorticks_off()
+    axis.xaxis.set_major_formatter(PLAIN)
+    _logarithmic(axis.yaxis)
     axis.set_xlabel("prompt, tokens")
     axis.set_ylabel("hand-over, ms (median; fastest to slowest shaded)")
     axis.legend(frameon=False, fontsize=8.5)
@@ -133,9 +136,11 @@ def draw_handover(handed: Sequence[Handed], path: Path) -> None:
     _save(figure, path)
 
 
-def _plain(axis: Any) -> None:
-    """Numbers as people write them, not powers of ten."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+def _logarithmic(axis: Any) -> None:
+    """1, 2, 5, 10, ... as people write them."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=14))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(PLAIN)
 
 
 def _tidy(axis: Any) -> None:

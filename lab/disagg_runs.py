@@ -23,7 +23,7 @@ from lab.disagg_plan import (
 )
 from lab.study import Cell, Notebook
 from measure.slo import Slo, Trace, percentile, summarise
-from measure.split import RunningArm, Split, differences, started
+from measure.split import Enough, RunningArm, Split, differences, started
 from measure.workload import Load, burst, single
 
 STRIKES = 2
@@ -77,12 +77,12 @@ class Arms:
         return f"{common.computed}, {common.dtype}, cores {cores}, greedy, EOS ignored"
 
     def drive(
-        self, name: str, load: Load, what: str, until_s: float | None = None
+        self, name: str, load: Load, what: str, enough: Enough | None = None
     ) -> list[Trace] | None:
         """None where it failed."""
         arm = self.running[name]
         try:
-            traces = arm.drive(load, until_s=until_s)
+            traces = arm.drive(load, enough=enough)
             check_path(arm.split, traces)
             return traces
         except FAILURES as error:
@@ -158,7 +158,7 @@ def streams(
         load = streams_load(arms.plan, pace, number)
         for name in list(arms.running):
             arms.notebook.say(f"{load.name}, round {number + 1}: {name}")
-            traces = arms.drive(name, load, load.name, until_s=pace.end + pace.every)
+            traces = arms.drive(name, load, load.name, enough=pace.enough)
             if not traces:
                 continue
             if over := ended_early(traces, pace):
@@ -216,8 +216,8 @@ def rates(
             traces = arms.drive(name, load, load.name)
             if not traces:
                 continue
-            summary = summarise(traces, slo, (0.0, inf))
-            its[name][number] = asdict(summary)
+            tpot = 1e3 * percentile([each.tpot for each in traces], 50)
+            its[name][number] = asdict(summarise(traces, slo, (0.0, inf))) | {"tpot_p50": tpot}
             arms.notebook.record(
                 "rate", arm=name, rate=rate, round=number, load=load.digest, requests=len(traces),
                 **_plain(its[name][number]),

@@ -28,6 +28,12 @@ class Trace:
         return self.tokens[0] - self.intended if self.tokens else inf
 
     @property
+    def tpot(self) -> float:
+        """Time per output token after the first: the mean of the gaps, 0 if there is none."""
+        later = len(self.tokens) - 1
+        return (self.tokens[-1] - self.tokens[0]) / later if later > 0 else 0.0
+
+    @property
     def gaps(self) -> list[float]:
         """Between tokens."""
         return [b - a for a, b in zip(self.tokens, self.tokens[1:], strict=False)]

@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
@@ -20,6 +20,7 @@ from measure.workload import Load, Planned
 from sampler.params import SamplingParams
 
 SILENT_S = 120.0  # no forward takes so long: whoever says nothing for longer will not answer
+Enough = Callable[[float, Sequence[Planned]], bool]  # seconds since the beginning, what still runs
 GREEDY = SamplingParams(temperature=0.0).to_wire()
 
 
@@ -91,20 +92,20 @@ class RunningArm:
         """The cluster's processes."""
         return self._cluster.pids()
 
-    def drive(self, load: Load, *, until_s: float | None = None) -> list[Trace]:
-        """Send every request when it is due, whatever has become of the others; `until_s` seconds
-        after the beginning take back what still runs. Raises BatonError if a request fails, and if a
-        process dies meanwhile: it is started again, but the figures of this run are spoiled."""
+    def drive(self, load: Load, *, enough: Enough | None = None) -> list[Trace]:
+        """Send every request when it is due, whatever has become of the others, and take back what
+        still runs as soon as that is `enough`. Raises BatonError if a request fails, and if a process
+        dies meanwhile: it is started again, but the figures of this run are spoiled."""
         running: dict[str, _Running] = {}
         try:
-            return self._drive(load, running, until_s)
+            return self._drive(load, running, enough)
         except BaseException:
             with suppress(ProtocolError):
                 self._abort(running)
             raise
 
     def _drive(
-        self, load: Load, running: dict[str, _Running], until_s: float | None
+        self, load: Load, running: dict[str, _Running], enough: Enough | None
     ) -> list[Trace]:
         waiting = list(load.requests)[::-1]
         traces: list[Trace] = []
@@ -112,8 +113,8 @@ class RunningArm:
         begun = heard = time.monotonic()
         while waiting or running:
             now = time.monotonic() - begun
-            if until_s is not None and now >= until_s:
-                waiting, until_s = [], None
+            if enough is not None and enough(now, [each.planned for each in running.values()]):
+                waiting, enough = [], None
                 self._abort(running)
             while waiting and waiting[-1].at <= now:
                 planned = waiting.pop()
@@ -122,8 +123,7 @@ class RunningArm:
                 self._client.submit(
                     Submit(name, None, planned.prompt, planned.new_tokens, GREEDY, (), True)
                 )
-            due = [each for each in (waiting[-1].at if waiting else None, until_s) if each]
-            pause = min(due) - now if due else 0.2
+            pause = waiting[-1].at - now if waiting else 0.2
             for news in self._client.poll(min(0.2, max(0.0005, pause))):
                 heard = time.monotonic()
                 self._take(news, heard - begun, running, traces)
