@@ -42,6 +42,11 @@ class Plan:
     repeats: int
     seed: int
 
+    @property
+    def stream_tokens(self) -> int:
+        """New tokens of a stream: as many as the context lets it have."""
+        return self.context - 20
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -114,7 +119,7 @@ def streams_load(plan: Plan, pace: Pace, number: int) -> Load:
     context lets them."""
     return mixed(
         streams=STREAMS,
-        stream_tokens=plan.context - 20,
+        stream_tokens=plan.stream_tokens,
         prompt=plan.long_prompt,
         every=pace.every,
         count=plan.long_prompts,
@@ -149,21 +154,3 @@ def random_loads(plan: Plan, rates: tuple[float, ...]) -> Iterator[tuple[float, 
 
 def _seed(plan: Plan, number: int) -> int:
     return 1000 * plan.seed + number + 1
-
-
-def command(name: str, setting: Setting) -> str:
-    """That does it again."""
-    given: list[tuple[str, object]] = [
-        ("--model", setting.model),
-        ("--dtype", None if setting.dtype == "auto" else setting.dtype),
-        ("--rates", _joined(setting.rates)),
-        ("--prompt-lengths", _joined(setting.prompt_lengths)),
-        ("--rounds", setting.rounds),
-        ("--seed", setting.seed or None),
-    ]
-    words = [f"{option} {value}" for option, value in given if value is not None]
-    return " ".join(["python main.py lab", name, *(["--quick"] if setting.quick else []), *words])
-
-
-def _joined(values: tuple[float, ...]) -> str | None:
-    return ",".join(f"{value:g}" for value in values) or None

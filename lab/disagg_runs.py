@@ -161,7 +161,7 @@ def streams(
             traces = arms.drive(name, load, load.name, enough=pace.enough)
             if not traces:
                 continue
-            if over := ended_early(traces, pace):
+            if over := ended_early(traces, pace, arms.plan.stream_tokens):
                 arms.notebook.failed(f"{name}, {load.name}", over)
                 continue
             numbers[name][number] = stream_numbers(traces, pace, slo)
@@ -175,14 +175,12 @@ def streams(
     return numbers, shown
 
 
-def ended_early(traces: Sequence[Trace], pace: Pace) -> str:
+def ended_early(traces: Sequence[Trace], pace: Pace, asked: int) -> str:
     """Streams that were over before the run was tell nothing of its rest. Empty if none was."""
-    last = min((each.tokens[-1] for each in traces if each.watched and each.tokens), default=0.0)
-    if last >= pace.end:
+    ends = [each.tokens[-1] for each in traces if each.watched and len(each.tokens) == asked]
+    if min(ends, default=inf) >= pace.end:
         return ""
-    return (
-        f"a stream was over after {last:.1f} s of {pace.end:.1f}: the model's context is too short"
-    )
+    return f"a stream's {asked:,} tokens were all there after {min(ends):.1f} s of {pace.end:.1f}"
 
 
 def stream_numbers(traces: Sequence[Trace], pace: Pace, slo: Slo) -> dict[str, float]:
