@@ -35,13 +35,14 @@ class Sizes:
     rounds: int
     known: int  # tokens of the prefix-cache claim's prompt
     answer: int  # tokens of an answer with speculation
-    torch_compile_s: float
+    texts: int  # prompts of those
+    torch_compile_s: float  # loading and measuring included; 0: left out
 
 
 def sizes_for(setting: Setting, context: int) -> Sizes:
     """By setting and model."""
-    small = Sizes(min(64, context // 4), 24, 3, min(512, context // 2), 60, 8.0)
-    full = replace(small, prompt=min(128, context // 4), new=50, rounds=5, answer=120,
+    small = Sizes(min(64, context // 4), 24, 3, min(512, context // 2), 60, 3, 0.0)
+    full = replace(small, prompt=min(128, context // 4), new=50, rounds=5, answer=120, texts=8,
                    torch_compile_s=60.0)  # fmt: skip
     sizes = small if setting.quick else full
     return replace(sizes, rounds=setting.rounds or sizes.rounds)
@@ -68,15 +69,10 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     dtype = FULL if setting.dtype == "auto" else setting.dtype  # what auto is on a CPU
     _in_process(attempt, files, dtype, sizes)
     attempt("memory", lambda: _memory(model, files, notebook))
-    attempt(
-        "torch.compile",
-        lambda: [torch_compile(model, dtype, sizes.rounds, sizes.torch_compile_s)],
-    )
+    attempt("torch.compile", lambda: [_torch_compile(model, dtype, sizes)])
     attempt(
         "speculation",
-        lambda: speculation(
-            TEXT_MODEL, "auto", sizes.answer, sizes.rounds, setting.quick, notebook
-        ),
+        lambda: speculation(TEXT_MODEL, "auto", sizes.answer, sizes.rounds, sizes.texts, notebook),
     )
     attempt(
         "prefix cache",
@@ -144,6 +140,12 @@ def _memory(model: str, files: ModelFiles, notebook: Notebook) -> list[Result]:
     ]
 
 
+def _torch_compile(model: str, dtype: str, sizes: Sizes) -> Result:
+    if not sizes.torch_compile_s:
+        raise BatonError("left out where it has to be quick: it takes up to a minute")
+    return torch_compile(model, dtype, sizes.rounds, sizes.torch_compile_s)
+
+
 def _fixed(model: str, dtype: str, sizes: Sizes) -> dict[str, str]:
     return {
         "machine": str(this_machine()),
@@ -153,7 +155,9 @@ def _fixed(model: str, dtype: str, sizes: Sizes) -> dict[str, str]:
         "decoding": "greedy, EOS ignored",
         "rounds": f"{sizes.rounds} (KV cache: {min(3, sizes.rounds)}); the sides take turns, and the "
         "ratio is taken within a round",
-        "torch.compile": f"gets {sizes.torch_compile_s:g} s, loading and measuring included",
+        "torch.compile": f"gets {sizes.torch_compile_s:g} s, loading and measuring included"
+        if sizes.torch_compile_s
+        else "left out",
     }
 
 

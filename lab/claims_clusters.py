@@ -17,12 +17,6 @@ from measure.workload import Load, Planned, single
 from prompts import PROMPTS
 
 GUESSES = 4
-SENTENCES = (
-    "The old clock in the tower strikes the hour, and the people of the town look up. ",
-    "First wash the apples, then cut the apples, then cook the apples. ",
-    "The river runs to the sea and the sea gives the rain back to the river. ",
-)
-REPEATS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +62,14 @@ def together(parts: Sequence[Accepted]) -> Accepted:
     )
 
 
-def texts_of(quick: bool) -> dict[str, list[str]]:
-    """By claim."""
-    count = 3 if quick else len(PROMPTS)
-    return {
-        "speculation, repetitive": [sentence * REPEATS for sentence in SENTENCES],
-        "speculation, ordinary": list(PROMPTS[:count]),
-    }
-
-
 def speculation(
-    model: str, dtype: str, new: int, rounds: int, quick: bool, notebook: Notebook
+    model: str, dtype: str, new: int, rounds: int, count: int, notebook: Notebook
 ) -> list[Result]:
     """Answers one after the other, plain and with n-grams, taking turns; real text, so the model is one
-    that has learned something."""
-    tokenizer = Tokenizer(resolve_model(model).tokenizer_file)
+    that has learned something. Repetitive are prompts that hold the model's own answer to the same
+    beginning: a text it gives again, as in edits and summaries."""
+    files = resolve_model(model)
+    tokenizer = Tokenizer(files.tokenizer_file)
     with ExitStack() as stack:
         arms = []
         for name, guesser in (("plain", None), ("ngram", "ngram")):
@@ -93,17 +80,38 @@ def speculation(
                 num_speculative_tokens=GUESSES,
             )
             arms.append(stack.enter_context(running(split, options)))
-        found = []
-        for key, texts in texts_of(quick).items():
-            loads = [
-                Load(text, (Planned(0.0, tuple(tokenizer.encode(text)), new),)) for text in texts
-            ]
-            found.append(_speculated(key, arms, loads, rounds, model, notebook))
-        return found
+        ordinary = [tuple(tokenizer.encode(text)) for text in PROMPTS[:count]]
+        answers = [arms[0].drive(_one(prompt, new))[0].token_ids for prompt in ordinary]
+        end = files.eos_token_ids[0]
+        repetitive = [
+            (*prompt, *until(end, answer), end, *prompt)
+            for prompt, answer in zip(ordinary, answers, strict=True)
+        ]
+        kinds = (
+            ("speculation, ordinary", ordinary, "prompts of prompts.py"),
+            (
+                "speculation, repetitive",
+                repetitive,
+                "prompts that hold the answer to their beginning",
+            ),
+        )
+        return [
+            _speculated(key, arms, [_one(each, new) for each in prompts], rounds, what, notebook)
+            for key, prompts, what in kinds
+        ]
+
+
+def until(end: int, ids: Sequence[int]) -> tuple[int, ...]:
+    """What stands before the end of the text."""
+    return tuple(ids[: ids.index(end)] if end in ids else ids)
+
+
+def _one(prompt: tuple[int, ...], new: int) -> Load:
+    return Load("one prompt", (Planned(0.0, prompt, new),))
 
 
 def _speculated(
-    key: str, arms: list[RunningArm], loads: list[Load], rounds: int, model: str, notebook: Notebook
+    key: str, arms: list[RunningArm], loads: list[Load], rounds: int, what: str, notebook: Notebook
 ) -> Result:
     pairs, parts = [], []
     for number in range(-1, rounds):  # the first is not counted
@@ -120,8 +128,8 @@ def _speculated(
         notebook.record(key, round=number, plain_ms=pairs[-1][0], ngram_ms=pairs[-1][1])
     new = loads[0].requests[0].new_tokens
     definition = (
-        f"{len(loads)} prompts of {model}, {new} greedy tokens each, one request at a time, n-grams "
-        f"of up to {GUESSES} guesses; whole latency"
+        f"whole latency of {new} greedy tokens, {len(loads)} {what}, one request at a time; n-grams, up "
+        f"to {GUESSES} guesses"
     )
     said = f"{together(parts)}; the answers are the same, token by token."
     return by_rounds(key, pairs, "ms", definition, said)

@@ -28,24 +28,19 @@ def draw_claims(results: Mapping[str, Result], path: Path) -> None:
     ratios = [each for result in results.values() for each in result.ratios]
     ends = [claim.high for claim in CLAIMS if not isinf(claim.high)]
     left, right = min([0.8, *(0.85 * each for each in ratios)]), 1.35 * max([*ends, *ratios])
+    margin = axis.get_yaxis_transform()
     for y, claim in enumerate(CLAIMS):
         high = right if isinf(claim.high) else claim.high
         axis.barh(y + 0.24, high - claim.low, left=claim.low, height=0.34, color=CLAIMED)
         result = results.get(claim.key)
         if result is None:
-            axis.text(1.02, y - 0.16, "not measured", va="center", fontsize=8.5, color="#606060")
+            axis.text(1.01, y - 0.16, "not measured", transform=margin, va="center", fontsize=8.5)
             continue
         found = verdict(claim, result)
         axis.barh(y - 0.16, result.ratio - 1, left=1, height=0.42, color=COLOURS[found])
         axis.plot(result.ratios, [y - 0.16] * len(result.ratios), "o", color="#202020", ms=2.6)
-        text = f" {result.ratio:.2f} times: {found}"
-        at = max([1.0, *result.ratios])
-        inside = at > right**0.62
-        axis.text(
-            result.ratio if inside else at * 1.02, y - 0.16, text + (" " if inside else ""),
-            va="center", ha="right" if inside else "left", fontsize=8.5,
-            color="white" if inside else "#202020",
-        )  # fmt: skip
+        said = f"{result.ratio:.2f} times: {found}"
+        axis.text(1.01, y - 0.16, said, transform=margin, va="center", fontsize=8.5)
     axis.axvline(1, color="#404040", lw=0.9)
     axis.set_xscale("log")
     axis.set_xlim(left, right)
