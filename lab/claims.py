@@ -14,7 +14,8 @@ from baton.machine import this_machine
 from baton.model_files import ModelFiles, resolve_model
 from lab.claims_clusters import prefix_cache, speculation
 from lab.claims_engine import batching, booted, compiled, kv_cache, torch_compile
-from lab.claims_memory import FULL, Held, held, memory_result
+from lab.claims_held import Held, memory_result
+from lab.claims_memory import FULL, held
 from lab.claims_plots import draw_claims
 from lab.claims_verdict import Result, claims_table, findings
 from lab.study import Cell, Notebook, Picture, Setting, Study

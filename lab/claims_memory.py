@@ -2,7 +2,6 @@
 decode worker's process that has answered a request.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from baton.engine.boot import Engine
@@ -10,31 +9,14 @@ from baton.engine.fast.forward import NativeRunner
 from baton.engine.runner import Runner
 from baton.errors import BatonError
 from baton.model_files import resolve_model
-from baton.table import amount
 from lab.claims_engine import booted
-from lab.claims_verdict import Result
+from lab.claims_held import Held, rss_bytes
 from lab.study import Notebook
 from measure.split import Split, options_for, running
 from measure.workload import single
 
 FULL = "float32"
 PROMPT, NEW = 64, 8
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a model takes in one dtype. `rss_bytes` is None where nobody could read it."""
-
-    dtype: str
-    weights: int
-    kv: int  # of one sequence as long as the context
-    tokens: int
-    rss_bytes: int | None
-
-    @property
-    def bytes(self) -> int:
-        """Weights and KV."""
-        return self.weights + self.kv
 
 
 def weights_of(engine: Engine) -> int:
@@ -68,31 +50,3 @@ def _rss_of_worker(model: str, dtype: str) -> int:
     with running(split, options_for(split, model=model, dtype=dtype, streams=1)) as arm:
         arm.drive(single(PROMPT, NEW, 1))
         return rss_bytes(Path(f"/proc/{arm.pids()['decode-0']}/status").read_text())
-
-
-def rss_bytes(status: str) -> int:
-    """Of /proc/PID/status."""
-    for line in status.splitlines():
-        if line.startswith("VmRSS:"):
-            return 1024 * int(line.split()[1])
-    raise BatonError("/proc tells no VmRSS here")
-
-
-def memory_result(key: str, full: Held, less: Held) -> Result:
-    """How many times less."""
-    definition = (
-        f"weights + KV of one sequence of {full.tokens:,} tokens, "
-        f"{full.dtype} to {less.dtype}; exact"
-    )
-    parts = (
-        f"weights {amount(full.weights)} to {amount(less.weights)} "
-        f"({full.weights / less.weights:.2f} times), KV {amount(full.kv)} to {amount(less.kv)} "
-        f"({full.kv / less.kv:.2f} times)"
-    )
-    if full.rss_bytes and less.rss_bytes:
-        parts += (
-            f"; a decode worker's RSS {amount(full.rss_bytes)} to {amount(less.rss_bytes)} "
-            f"({full.rss_bytes / less.rss_bytes:.2f} times: torch and Python are in there too)"
-        )
-    before, after = full.bytes / 1e6, less.bytes / 1e6
-    return Result(key, (before / after,), before, after, "MB", definition, f"{parts}.")

@@ -29,14 +29,8 @@ from lab.disagg_cells import (
     interference_sentence,
     number,
 )
-from lab.disagg_handover import (
-    Handed,
-    handover_findings,
-    handover_table,
-    measure_handover,
-    memory_read_gb_s,
-    too_fast,
-)
+from lab.disagg_handed import Handed, handover_findings, handover_table, too_fast
+from lab.disagg_handover import measure_handover, memory_read_gb_s
 from lab.disagg_plan import (
     CHUNK,
     CHUNKED,

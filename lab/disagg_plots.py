@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lab.disagg_cells import Rounds, number
-from lab.disagg_handover import WAYS, Handed, grouped
+from lab.disagg_handed import WAYS, Handed, grouped
 from lab.disagg_plan import CHUNKED, COLOCATED, PD, Pace
 from measure.slo import Slo, Trace, percentile
 
