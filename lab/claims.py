@@ -77,7 +77,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     )
     attempt(
         "prefix cache",
-        lambda: [prefix_cache(model, dtype, sizes.known, sizes.rounds, notebook)],
+        lambda: [prefix_cache(model, dtype, sizes.known, sizes.rounds, setting.seed, notebook)],
     )
     pictures = []
     if results:

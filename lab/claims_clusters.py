@@ -139,15 +139,17 @@ def _mean_ms(traces: Sequence[Trace]) -> float:
     return 1e3 * sum(each.tokens[-1] for each in traces) / len(traces)
 
 
-def prefix_cache(model: str, dtype: str, tokens: int, rounds: int, notebook: Notebook) -> Result:
+def prefix_cache(
+    model: str, dtype: str, tokens: int, rounds: int, seed: int, notebook: Notebook
+) -> Result:
     """TTFT of a prompt that nobody has asked before, then of one that begins the same."""
     split = Split("prefix cache", False, 2048)
     options = replace(options_for(split, model=model, dtype=dtype, streams=2), prefix_caching=True)
     pairs, known = [], []
     with running(split, options) as arm:
-        arm.drive(single(tokens, 2, 999))
+        arm.drive(single(tokens, 2, 1000 * seed))  # not counted
         for number in range(rounds):
-            base = single(tokens, 2, number).requests[0].prompt
+            base = single(tokens, 2, 1000 * seed + number + 1).requests[0].prompt
             tail = tuple(reversed(base[-16:]))
             (cold,) = arm.drive(Load("new", (Planned(0.0, base, 2),)))
             (warm,) = arm.drive(Load("known", (Planned(0.0, base[:-16] + tail, 2),)))

@@ -6,7 +6,7 @@ they are all on their way and sealed. So GB/s may be compared with what this mac
 and must stay below it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -36,25 +36,23 @@ def measure_handover(plan: Plan, notebook: Notebook) -> list[Handed]:
     for transport in TRANSPORTS if lengths else ():
         notebook.say(f"hand-over by {transport}")
         try:
-            found += _by(transport, lengths, plan, notebook)
+            for handed in _by(transport, lengths, plan):
+                notebook.record("handover", **asdict(handed))
+                found.append(handed)
         except (BatonError, OSError) as error:
             notebook.failed(f"hand-over by {transport}", error)
     return found
 
 
-def _by(transport: str, lengths: Sequence[int], plan: Plan, notebook: Notebook) -> list[Handed]:
+def _by(transport: str, lengths: Sequence[int], plan: Plan) -> Iterator[Handed]:
     split = Split(transport, False, PREFILL_TOKENS)
     options = options_for(split, model=plan.model, dtype=plan.dtype, streams=4)
-    found = []
     with running(split, replace(options, kv_transport=transport)) as arm:
         arm.drive(single(lengths[0], NEW_TOKENS, plan.seed))  # not counted
         for length in lengths:
             for number in range(plan.repeats):
                 (trace,) = arm.drive(single(length, NEW_TOKENS, 100 * plan.seed + number))
-                handed = _handed(transport, trace)
-                notebook.record("handover", **asdict(handed))
-                found.append(handed)
-    return found
+                yield _handed(transport, trace)
 
 
 def _handed(transport: str, trace: Trace) -> Handed:

@@ -9,7 +9,10 @@ from measure.split import Split
 from measure.workload import Load, Planned, mixed, poisson
 
 DEFAULT_MODEL, QUICK_MODEL = "random:gpt2-4k", "demo"
-NO_CHUNKS = 1 << 20  # tokens of a step: any prompt goes in one, which is what no chunking means
+NO_CHUNKS = (
+    1 << 14
+)  # tokens of a step: several prompts go in one, whole. (A worker may be silent for
+# several times its longest step; one that promises a million tokens a step is refused by the router.)
 PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
 STREAMS = 8
 CHUNK, PREFILL_TOKENS = 256, 2048
@@ -99,11 +102,11 @@ def _lengths(quick: bool, longest: int) -> tuple[int, ...]:
     return (*(each for each in wanted if each < longest), longest)
 
 
-def splits() -> list[Split]:
+def splits(context: int) -> list[Split]:
     """The three arms."""
     return [
         Split(PD, False, PREFILL_TOKENS),
-        Split(COLOCATED, True, NO_CHUNKS),
+        Split(COLOCATED, True, max(NO_CHUNKS, context)),
         Split(CHUNKED, True, CHUNK),
     ]
 

@@ -59,7 +59,7 @@ class Arms:
         BatonError if they differ in more than the split."""
         plan = self.plan
         limit = max(64, STREAMS + plan.long_prompts)
-        for split in splits():
+        for split in splits(plan.context):
             self.notebook.say(f"starting {split.name}")
             try:
                 self.running[split.name] = stack.enter_context(
@@ -99,7 +99,7 @@ class Arms:
 
     @property
     def reference(self) -> str | None:
-        """Whose idle figures and capacity are the yardstick: a colocated arm, if there is one."""
+        """Whose capacity is the yardstick: a colocated arm's, if there is one."""
         return next((each for each in (COLOCATED, CHUNKED, PD) if each in self.running), None)
 
 
@@ -112,23 +112,27 @@ def check_path(split: Split, traces: Sequence[Trace]) -> None:
 
 
 def idle(arms: Arms) -> Idle | None:
-    """Every arm warms up alike; the figures are the reference's."""
-    plan, found = arms.plan, None
+    """Every arm warms up alike. The figures are the reference's, or those of whoever has some."""
+    found: dict[str, Idle] = {}
     for name in list(arms.running):
-        usual, long = [], []
-        for seed in (1, 2):  # the first warms up
-            usual = arms.drive(name, single(plan.prompt, plan.new_tokens, seed), "idle") or []
-            long = (name in arms.running and arms.drive(
-                name, single(plan.long_prompt, 4, seed), "idle, a long prompt"
-            )) or []  # fmt: skip
-            if not usual or not long:
-                break
-        else:
-            figures = Idle(usual[0].ttft, percentile(usual[0].gaps, 50), long[0].ttft)
+        if (figures := _alone(arms, name)) is not None:
+            found[name] = figures
             arms.notebook.record("idle", arm=name, **asdict(figures))
-            if name == arms.reference:
-                found = figures
-    return found
+    order = (COLOCATED, CHUNKED, PD)
+    return next((found[name] for name in order if name in found), None)
+
+
+def _alone(arms: Arms, name: str) -> Idle | None:
+    plan = arms.plan
+    traces: list[Trace] = []
+    for seed in (1, 2):  # the first warms up
+        for load in (single(plan.prompt, plan.new_tokens, seed), single(plan.long_prompt, 4, seed)):
+            its = arms.drive(name, load, "idle")
+            if not its:
+                return None
+            traces += its
+    usual, long = traces[-2:]
+    return Idle(usual.ttft, percentile(usual.gaps, 50), long.ttft)
 
 
 def capacity(arms: Arms) -> float | None:

@@ -292,9 +292,15 @@ def test_every_round_draws_its_requests_anew_and_every_seed_others() -> None:
 
 
 def test_the_arms_differ_in_roles_and_chunks_alone() -> None:
-    assert [(each.name, each.colocated) for each in splits()] == [
+    assert [(each.name, each.colocated) for each in splits(4096)] == [
         (PD, False), (COLOCATED, True), (CHUNKED, True),
     ]  # fmt: skip
+
+
+def test_the_arm_without_chunks_takes_any_prompt_in_one_step() -> None:
+    for context in (300, 4096, 100_000):
+        (tokens,) = [e.max_num_batched_tokens for e in splits(context) if e.name == COLOCATED]
+        assert tokens >= context
 
 
 def test_long_prompts_are_paced_by_what_one_takes() -> None:
@@ -344,7 +350,7 @@ def test_a_stream_that_ran_out_spoils_the_run_and_a_stalled_one_does_not() -> No
 
 
 def test_an_arm_must_have_gone_the_way_it_is_named_after() -> None:
-    pd, colocated, _ = splits()
+    pd, colocated, _ = splits(4096)
     filled, local = trace(0, 1.0, prefill=0.1, prompt=100), trace(0, 1.0, prompt=100)
     short, gone = trace(0, 1.0, prompt=16), trace(0, prompt=100)
     check_path(pd, [filled, short, gone])
