@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 import zmq
 
+from baton.dtypes import DTYPES
 from baton.errors import BatonError, InputError
 from baton.host import core_numbers, die_with, host_id, process_age_s
 from baton.kv.layout import KVLayout
@@ -54,7 +55,7 @@ _OPTIONS = [
     click.option("--device", default="auto", show_default=True,
                  help="cuda:0, cuda:1, cpu, mps, or auto."),
     click.option("--dtype", default="auto", show_default=True,
-                 type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+                 type=click.Choice(DTYPES),
                  help="auto: bfloat16 on a GPU, float32 on a CPU."),
     click.option("--name", default=None, help="This worker's name in logs and reports."),
     click.option("--threads", type=click.IntRange(min=1), default=None,

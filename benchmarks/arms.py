@@ -1,44 +1,13 @@
-"""Arms of `bench engine` that run in this environment: a process each, told what to do by JSON lines.
+"""Arms of `bench engine` that run in this environment, a process each; benchmarks/peers/lines.py says
+how they are spoken to."""
 
-    {"do": "load", "folder": ..., "dtype": ..., "threads": ...}     -> {"ok": true}
-    {"do": "generate", "prompts": [[ids], ...], "new": 100}         -> {"seconds": s, "ids": [[ids], ...]}
-    {"do": "prefill", "prompt": [ids]}                              -> {"seconds": s}
-
-"generate" is prefill and decode of all prompts as one batch, greedy, EOS ignored. An arm that cannot
-do something answers {"failure": why}. Arms of other environments (benchmarks/peers) speak the same.
-"""
-
-import json
 import os
 import sys
-import time
 from collections.abc import Callable
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from baton.errors import BatonError
-
-Ids = list[int]
-FAILURES = (
-    BatonError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    OSError,
-    ImportError,
-    MemoryError,
-)
-
-
-class Engine(Protocol):
-    """What an arm does."""
-
-    def load(self, folder: str, dtype: str, threads: int) -> None: ...
-
-    def generate(self, prompts: list[Ids], new: int) -> list[Ids]: ...
-
-    def prefill(self, prompt: Ids) -> None: ...
+from benchmarks.peers.lines import Engine, Ids, serve
 
 
 class Ours:
@@ -176,32 +145,5 @@ ARMS: dict[str, Callable[[], Engine]] = {
 }
 
 
-def serve(engine: Engine) -> None:
-    """Do what the lines on stdin say until they end. What else prints goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in iter(sys.stdin.readline, ""):
-        order = json.loads(line)
-        try:
-            answer = obey(engine, order)
-        except FAILURES as error:  # the other arms go on, and the table says it
-            answer = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-def obey(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
-    """One order."""
-    if order["do"] == "load":
-        engine.load(order["folder"], order["dtype"], order["threads"])
-        return {"ok": True}
-    begun = time.perf_counter()
-    if order["do"] == "prefill":
-        engine.prefill(order["prompt"])
-        return {"seconds": time.perf_counter() - begun}
-    ids = engine.generate(order["prompts"], order["new"])
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "ids": [list(islice(each, order["new"])) for each in ids]}
-
-
 if __name__ == "__main__":
-    serve(ARMS[sys.argv[1]]())
+    serve(ARMS[sys.argv[1]](), BatonError)

@@ -8,9 +8,9 @@ the arms take turns, round by round. Random weights, greedy, EOS ignored.
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from baton.model_files import resolve_model
 from baton.table import table
 from baton.topology import usable_cores
 from benchmarks.arms import ARMS
+from benchmarks.child import Child
 from benchmarks.compare import Arm, judge, same_start
 from benchmarks.peers.__main__ import HOME, PACKAGES, python_of
 from measure.limits import Limits, Work, measure
@@ -34,49 +35,13 @@ SPIN = {"GOMP_SPINCOUNT": "1000"}  # as our workers set it for themselves (baton
 CHECKED = 16  # tokens of the first answers that are compared with transformers'
 
 
-class Child:
-    """An arm in a process of its own."""
-
-    def __init__(self, name: str, peers: Path) -> None:
-        self.name = name
-        here = Path(__file__).parent
-        command = [sys.executable, "-m", "benchmarks.arms", name]
-        if name not in ARMS:
-            command = [str(python_of(name, peers)), str(here / "peers" / f"{name}_arm.py")]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=here.parent,
-            env=os.environ | SPIN if name in OURS else None,
-        )
-
-    def ask(self, **order: object) -> dict[str, Any]:
-        """Its answer; one that died answers with a failure."""
-        to, from_ = self._process.stdin, self._process.stdout
-        assert to is not None
-        assert from_ is not None
-        try:
-            to.write(json.dumps(order) + "\n")
-            to.flush()
-            line = from_.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            return {"failure": f"the process ended ({self._process.poll()})"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+def child(name: str, peers: Path) -> Child:
+    """The arm's process: ours with the settings our workers make for themselves."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "benchmarks.arms", name]
+    if name not in ARMS:
+        command = [str(python_of(name, peers)), str(here / "peers" / f"{name}_arm.py")]
+    return Child(command, here.parent, os.environ | SPIN if name in OURS else os.environ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +102,13 @@ def run_cell(
     answers: dict[str, list[list[int]]] = {}
     whys = dict(failed)
     for number in range(rounds + 1):  # the first is not counted: it warms everyone up
-        for name, child in children.items():
+        for name, each in children.items():
             if name in whys:
                 continue
             if cell.batch:
-                got = child.ask(do="generate", prompts=prompts, new=new if number else min(new, 8))
+                got = each.ask(do="generate", prompts=prompts, new=new if number else min(new, 8))
             else:
-                got = child.ask(do="prefill", prompt=prompts[0])
+                got = each.ask(do="prefill", prompt=prompts[0])
             if "failure" in got:
                 whys[name] = got["failure"]
             elif number:
@@ -221,8 +186,7 @@ def main(
     """Ours beside every installed peer, and beside this machine's own limits."""
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
-    installed = [name for name in PACKAGES if python_of(name, peers).exists()]
-    names = [name for name in (*ARMS, *installed) if not wanted or name in wanted]
+    names = arms_of(wanted, peers)
     head = ["tokens/s, median", "", *names, "roofline", "ours/peer", "of roofline", "goal"]
     lines, records = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -231,27 +195,56 @@ def main(
             for dtype in dtypes:
                 limits = measure()  # anew for each: the machine's speed moves
                 click.echo(f"{shape} {dtype}, {threads} threads; {told(limits)}")
-                children = {name: Child(name, peers) for name in names}
-                failed = {}
-                for name, child in children.items():
-                    got = child.ask(do="load", folder=str(folder), dtype=dtype, threads=threads)
-                    if "failure" in got:
-                        failed[name] = got["failure"]
-                        click.echo(f"{shape} {dtype}: {name} failed: {got['failure']}")
-                for batch in batches:
-                    cell = Cell(shape, dtype, batch)
-                    arms, same = run_cell(cell, children, failed, rounds, new_tokens)
-                    line, record = line_of(cell, arms, limits, new_tokens)
-                    lines.append(line)
-                    records.append(
-                        record | {"same_as_transformers": same, "limits": asdict(limits)}
-                    )
-                    click.echo("  ".join(line))
-                for child in children.values():
-                    child.close()
+                with ExitStack() as stack:
+                    children = {name: stack.enter_context(child(name, peers)) for name in names}
+                    failed = load(children, folder, dtype, threads)
+                    for batch in batches:
+                        cell = Cell(shape, dtype, batch)
+                        arms, same = run_cell(cell, children, failed, rounds, new_tokens)
+                        line, record = line_of(cell, arms, limits, new_tokens)
+                        lines.append(line)
+                        records.append(
+                            record | {"same_as_transformers": same, "limits": asdict(limits)}
+                        )
+                        click.echo("  ".join(line) + apart(same))
                 if output is not None:
                     write(output, records)
     click.echo("\n" + table(head, lines))
+
+
+def arms_of(wanted: tuple[str, ...], peers: Path) -> list[str]:
+    """The arms that run: ours, transformers, and the peers that are installed; or those named."""
+    installed = [name for name in PACKAGES if python_of(name, peers).exists()]
+    names = [*ARMS, *installed]
+    for name in wanted:
+        if name not in names:
+            way = f"; python -m benchmarks.peers {name} installs it" if name in PACKAGES else ""
+            raise click.BadParameter(
+                f"{name!r} is none of {', '.join(names)}{way}", param_hint="--arm"
+            )
+    if wanted and OURS[0] not in wanted:
+        raise click.BadParameter("the others are compared with --arm ours", param_hint="--arm")
+    return [name for name in names if not wanted or name in wanted]
+
+
+def load(children: dict[str, Child], folder: Path, dtype: str, threads: int) -> dict[str, str]:
+    """One after the other; why some cannot, which is told at once."""
+    failed = {}
+    for name, each in children.items():
+        got = each.ask(do="load", folder=str(folder), dtype=dtype, threads=threads)
+        if "failure" in got:
+            failed[name] = got["failure"]
+            click.echo(f"{folder.name} {dtype}: {name} failed: {got['failure']}")
+        else:
+            click.echo(f"{folder.name} {dtype}: {name} is loaded after {got['seconds']:.1f} s")
+    return failed
+
+
+def apart(same: dict[str, float]) -> str:
+    """Who leaves transformers' tokens within the first few, and after which of them. In bfloat16 and
+    int8 that is rounding; in float32 it is a fault."""
+    told = [f"{name} after {share * CHECKED:.0f}" for name, share in same.items() if share < 1]
+    return f"  (other tokens than transformers': {', '.join(told)})" if told else ""
 
 
 def told(limits: Limits) -> str:

@@ -1,18 +1,23 @@
-"""What a GPU session measures, each section by itself: one that fails is recorded and the rest goes on.
+"""What a GPU session measures, section by section: one that fails is recorded and the rest goes on.
 
     benchmarks/gpu.sh                                     # on the machine with the card
     python -m benchmarks.gpu --device cpu --quick         # the same code, anywhere
 
-Decode and prefill of the engine with random weights, as a share of the bandwidth and of the matrix rate
-measured in the same run, beside transformers' own generate; then two processes on one GPU: what the
-hand-over by CUDA IPC adds to the first token.
+Decode (with CUDA graphs and without) and prefill of the engine with random weights, as a share of what
+the bandwidth and the matrix rate measured in the same run allow, beside transformers' own generate and
+its continuous batching; then two processes on one GPU: hand-over by CUDA IPC, and what it adds to the
+first token. Each section is a process of its own: an error of CUDA cannot reach the next one, and the
+memory is free again. All of them together end within --budget seconds; what is left out is recorded.
 """
 
 import json
+import os
 import platform
-import statistics
+import select
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,184 +25,183 @@ from typing import Any
 import click
 import torch
 
-from baton.api import generate
-from baton.engine.boot import Engine, boot
-from baton.engine.device import describe_device, free_memory
-from baton.engine.pool import Pool
-from baton.errors import BatonError
-from baton.kv.row import Logits, Row
-from baton.model_files import resolve_model
+from baton.engine.device import describe_device, pick_device
+from baton.errors import InputError
 from baton.table import table
+from benchmarks import gpu_sections as sections
+from benchmarks.gpu_sections import REASONS, Cell, Plan, reason
 
-SHAPES = ("gpt2", "qwen2-0.5b", "qwen2-7b")
-BATCHES, PREFILLS, CONTEXT, BLOCK = (1, 8, 64, 256), (2048, 8192), 512, 16
-REASONS = (BatonError, RuntimeError, ValueError, LookupError, OSError, AssertionError, ImportError)
-
-
-def timed(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds of a call, the device's work done."""
-    times = []
-    for _ in range(rounds + 2):
-        _wait(device)
-        begun = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[2:])
+SHAPES = ("gpt2-8k", "qwen2-0.5b", "qwen2-7b")
+Found = dict[str, Any]
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def full(device: torch.device) -> Plan:
+    """What a session is for."""
+    return Plan(device, "auto", (1, 8, 64, 256), (2048, 8192), 512, 20, 34, 8192,
+                ("random:qwen2-0.5b", 2048), 64.0)  # fmt: skip
 
 
-def limits(device: torch.device, dtype: torch.dtype, size: int) -> dict[str, float]:
-    """Bytes read a second by a copy (half of what it moves), and multiplications of a large matmul."""
-    source = torch.ones(size * size, dtype=dtype, device=device)
-    target = torch.empty_like(source)
-    read = 2 * source.nbytes / timed(lambda: target.copy_(source), device, 5) / 1e9
-    square = torch.randn(size, size, device=device).to(dtype)
-    rate = 2 * size**3 / timed(lambda: square @ square, device, 5) / 1e12
-    return {"GB/s": read, "TFLOP/s": rate}
+def quick(device: torch.device) -> Plan:
+    """Does it run at all?"""
+    return Plan(device, "auto", (1, 2), (64,), 32, 2, 4, 256, ("demo", 64), 1.0)
 
 
-def weights_of(engine: Engine) -> float:
-    """Bytes of weights in the engine's dtype, embeddings counted once."""
-    config = engine.files.config
-    hidden = int(config.get("hidden_size") or config["n_embd"])
-    layers = int(config.get("num_hidden_layers") or config["n_layer"])
-    inner = int(config.get("intermediate_size") or 4 * hidden)
-    heads = int(config.get("num_attention_heads") or config["n_head"])
-    kv = hidden // heads * int(config.get("num_key_value_heads") or heads)
-    gates = 3 if "intermediate_size" in config else 2
-    body = layers * (hidden * (2 * hidden + 2 * kv) + gates * hidden * inner)
-    size = 4 if engine.dtype == "float32" else 2
-    return float(size * (body + hidden * int(config["vocab_size"])))
-
-
-def decode(engine: Engine, batch: int, context: int, rounds: int) -> float:
-    """Seconds of one step of `batch` sequences with `context` tokens each."""
-    each = engine.layout.blocks_for(context + 1)
-    pool = Pool.private(engine.layout, batch * each, engine.device)
-    tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
-    for blocks in tables:
-        engine.runner.fill(pool, [Row([1] * context, 0, blocks)])
-    rows = [Row([i], context, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
-    return timed(lambda: engine.runner.run(pool, rows).argmax(dim=-1), engine.device, rounds)
-
-
-def prefill(engine: Engine, tokens: int, rounds: int) -> float:
-    """Seconds of one prompt."""
-    blocks = list(range(engine.layout.blocks_for(tokens)))
-    pool = Pool.private(engine.layout, len(blocks), engine.device)
-    row = Row([7] * tokens, 0, blocks)
-    return timed(lambda: engine.runner.fill(pool, [row]), engine.device, rounds)
-
-
-def transformers_decode(shape: str, device: torch.device, batch: int, new: int) -> float:
-    """Seconds a step of transformers' generate, prefill taken out by a second, shorter run."""
-    from baton.engine.loading import load_model
-
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = load_model(resolve_model(f"random:{shape}"), device, dtype)
-    model.set_attn_implementation("sdpa")
-    ids = torch.full((batch, 64), 7, device=device)
-
-    def run(tokens: int) -> float:
-        _wait(device)
-        begun = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
-                       min_new_tokens=tokens, do_sample=False, pad_token_id=0)  # fmt: skip
-        _wait(device)
-        return time.perf_counter() - begun
-
-    run(2)
-    return (run(new) - run(2)) / (new - 2)
-
-
-def whole(shape: str, device: str, new: int) -> dict[str, float]:
-    """Seconds of `generate` through all processes, disaggregated and colocated, start included."""
-    found = {}
-    for name, colocated in (("P/D", False), ("colocated", True)):
-        begun = time.perf_counter()
-        generate(shape, "In the future", max_new_tokens=new, device=device, colocated=colocated)
-        found[f"{name}, s"] = time.perf_counter() - begun
+def all_sections(plan: Plan, models: list[str]) -> dict[str, Callable[[], Iterator[Cell]]]:
+    """By name, the most wanted first."""
+    found: dict[str, Callable[[], Iterator[Cell]]] = {"limits": partial(sections.limits, plan)}
+    for model in models:
+        found[f"engine {model}"] = partial(sections.engine, plan, model)
+    found["hand-over"] = partial(sections.handover, plan)
+    found["first token"] = partial(sections.first_token, plan)
+    for model in models:
+        found[f"transformers {model}"] = partial(sections.transformers, plan, model)
+    if plan.device.type == "cuda":
+        fewer = Plan(plan.device, "fp8", plan.batches[:3], plan.prefills[:1], plan.context,
+                     plan.rounds, plan.new, plan.matrix, plan.first_token, plan.megabytes)  # fmt: skip
+        found[f"fp8 {models[-1]}"] = partial(sections.engine, fewer, models[-1])
     return found
 
 
 class Report:
-    """Sections, and why some are missing."""
+    """Sections, what their cells found, and why some are missing."""
 
     def __init__(self) -> None:
-        self.sections: dict[str, Any] = {}
+        self.sections: dict[str, Found] = {}
 
-    def section(self, name: str, run: Callable[[], Any]) -> Any:
-        """Run it; a failure is its result."""
-        begun = time.perf_counter()
+    def section(self, name: str, run: Callable[[], Iterator[Cell]]) -> None:
+        """Run it here; a failure ends it, and is recorded beside the cells before it."""
+        begun, cells, failure = time.perf_counter(), {}, None
         try:
-            found = run()
+            for cell, found in run():
+                cells[cell] = found
+                click.echo(f"{cell}: {told(found)}")
         except REASONS as error:
-            found = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-        self.sections[name] = {"found": found, "took_s": round(time.perf_counter() - begun, 1)}
-        click.echo(f"{name}: {found}")
+            failure = reason(error)
+        self.record(name, cells, failure, time.perf_counter() - begun)
+
+    def process(self, name: str, command: list[str], seconds: float) -> None:
+        """Run it in a process that prints its cells as JSON lines, for so long at most."""
+        begun, cells, failure = time.monotonic(), {}, None
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            for line in lines_until(child.stdout.fileno(), begun + seconds):
+                message = json.loads(line)
+                if "failure" in message:
+                    failure = message["failure"]
+                else:
+                    cells[message["cell"]] = message["found"]
+                    click.echo(f"{message['cell']}: {told(message['found'])}")
+            try:
+                child.wait(max(0.0, begun + seconds - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                failure = f"not done after {seconds:.0f} s"
+                child.kill()
+        if failure is None and child.returncode:
+            failure = f"its process ended with {child.returncode}"
+        self.record(name, cells, failure, time.monotonic() - begun)
+
+    def record(self, name: str, cells: Found, failure: str | None, took: float) -> None:
+        """The section as it stands in the file."""
+        self.sections[name] = {"cells": cells, "took_s": round(took, 1)}
+        if failure is not None:
+            self.sections[name]["failure"] = failure
+            click.echo(f"{name} FAILED: {failure}")
+
+    def lines(self) -> list[list[str]]:
+        """The table: what has a time, and its share of the limit where that is known."""
+        top = self.sections.get("limits", {}).get("cells", {}).get("limits")
+        found = []
+        for section in self.sections.values():
+            for name, cell in section["cells"].items():
+                if "ms" in cell:
+                    rate = f"{cell['tokens/s']:,.0f}" if "tokens/s" in cell else ""
+                    found.append([name, f"{cell['ms']:.2f}", rate, share(cell, top)])
         return found
+
+
+def share(cell: Found, top: Found | None) -> str:
+    """Of the time it took, the part that nothing could take away on this card."""
+    if top is None or not cell.get("flops"):
+        return ""
+    seconds = max(cell["bytes"] / (top["GB/s"] * 1e9), cell["flops"] / (top["TFLOP/s"] * 1e12))
+    return f"{1e3 * seconds / cell['ms']:.0%}"
+
+
+def told(found: Found) -> str:
+    """For people."""
+    shown = {key: f"{each:.4g}" if isinstance(each, float) else each for key, each in found.items()}
+    return ", ".join(
+        f"{key} {each}" for key, each in shown.items() if key not in ("bytes", "flops")
+    )
+
+
+def lines_until(source: int, deadline: float) -> Iterator[bytes]:
+    """Lines of a pipe until it ends or the time is over."""
+    rest = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([source], [], [], left)[0]:
+            return
+        piece = os.read(source, 65536)
+        if not piece:
+            return
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+
+
+def speak(name: str, run: Callable[[], Iterator[Cell]]) -> None:
+    """The other side of Report.process."""
+    try:
+        for cell, found in run():
+            click.echo(json.dumps({"cell": cell, "found": found}))
+    except REASONS as error:
+        click.echo(json.dumps({"failure": reason(error)}))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--device", default="cuda:0", show_default=True)
 @click.option("--shape", "shapes", multiple=True, default=SHAPES, show_default=True)
-@click.option("--rounds", default=20, show_default=True)
-@click.option("--quick", is_flag=True, help="Small numbers: does it run at all?")
-@click.option("--output", type=click.Path(path_type=Path), default=None)
+@click.option("--quick", "is_quick", is_flag=True, help="Small numbers: does it run at all?")
+@click.option("--only", multiple=True, metavar="TEXT", help="Sections whose names begin so.")
+@click.option("--budget", default=540.0, show_default=True, help="Seconds for all of it.")
+@click.option("--in-process", is_flag=True, help="No process for each section: for debugging.")
+@click.option("--output", type=click.Path(path_type=Path), default=None, help="Folder.")
+@click.option("--speak", "speaks", hidden=True, default=None)
 def main(
-    device: str, shapes: tuple[str, ...], rounds: int, quick: bool, output: Path | None
-) -> None:
+    device: str, shapes: tuple[str, ...], is_quick: bool, only: tuple[str, ...], budget: float,
+    in_process: bool, output: Path | None, speaks: str | None,
+) -> None:  # fmt: skip
     """Engine and hand-over on a GPU."""
-    place = torch.device(device)
-    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    batches, prefills, context = ((1, 2), (64,), 32) if quick else (BATCHES, PREFILLS, CONTEXT)
-    rounds = 2 if quick else rounds
-    report = Report()
-    about = {"device": describe_device(place), "torch": torch.__version__}
-    about["python"] = platform.python_version()
+    begun = time.monotonic()
+    try:
+        place = pick_device(device)
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
+    plan = quick(place) if is_quick else full(place)
+    models = ["demo"] if is_quick else [f"random:{shape}" for shape in shapes]
+    wanted = all_sections(plan, models)
+    if speaks is not None:
+        return speak(speaks, wanted[speaks])
+    about = {"device": describe_device(place), "torch": torch.__version__,
+             "python": platform.python_version(), "command": sys.argv[1:]}  # fmt: skip
     click.echo(str(about))
-    top = report.section("limits", lambda: limits(place, dtype, 512 if quick else 8192))
-    lines = []
-    for shape in ("demo",) if quick else shapes:
-        name = shape if quick else f"random:{shape}"
-        try:
-            engine = boot(resolve_model(name), device=device, dtype="auto", block_size=BLOCK)
-        except REASONS as error:
-            report.sections[shape] = {"failure": str(error)}
+    report = Report()
+    same = [sys.executable, "-m", "benchmarks.gpu", "--device", device, *["--quick"] * is_quick]
+    same += [part for shape in shapes for part in ("--shape", shape)]
+    for name, run in wanted.items():
+        left = begun + budget - time.monotonic()
+        if only and not name.startswith(only):
             continue
-        size = weights_of(engine)
-        for batch in batches:
-            cell = f"{shape} decode {batch}"
-            found = report.section(cell, partial(decode, engine, batch, context, rounds))
-            if isinstance(found, float):
-                share = size / found / 1e9 / top["GB/s"] if "GB/s" in top else 0.0
-                lines.append([cell, f"{1e3 * found:.2f}", f"{batch / found:,.0f}", f"{share:.0%}"])
-        for tokens in prefills:
-            cell = f"{shape} prefill {tokens}"
-            found = report.section(cell, partial(prefill, engine, tokens, rounds))
-            if isinstance(found, float):
-                rate = size * tokens / found / 1e12 if dtype == torch.bfloat16 else 0.0
-                share = rate / top["TFLOP/s"] if "TFLOP/s" in top else 0.0
-                lines.append([cell, f"{1e3 * found:.2f}", f"{tokens / found:,.0f}", f"{share:.0%}"])
-        del engine
-        if not quick:
-            for batch in batches[:3]:
-                report.section(
-                    f"{shape} transformers {batch}",
-                    partial(transformers_decode, shape, place, batch, 50),
-                )
-    report.section("all processes", lambda: whole("demo", device, 8 if quick else 100))
-    click.echo("\n" + table(["", "ms", "tokens/s", "of the limit"], lines))
-    click.echo(f"free memory at the end: {free_memory(place) / 2**30:.1f} GiB")
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"about": about, "sections": report.sections}, indent=1)
-        (output / "gpu.json").write_text(text + "\n")
+        if left < 1:
+            report.record(name, {}, "no time was left", 0.0)
+        elif in_process:
+            report.section(name, run)
+        else:
+            report.process(name, [*same, "--speak", name], left)
+        if output is not None:  # after each section: an interrupted session keeps what it has
+            output.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"about": about, "sections": report.sections}, indent=1)
+            (output / "gpu.json").write_text(text + "\n")
+    click.echo("\n" + table(["", "ms", "tokens/s", "of the limit"], report.lines()))
 
 
 if __name__ == "__main__":

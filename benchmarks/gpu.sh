@@ -5,5 +5,5 @@ cd "$(dirname "$0")/.." || exit 1
 out=${1:-benchmarks/results/gpu-$(date +%Y-%m-%d)}
 python=${PYTHON:-python}
 mkdir -p "$out"
-timeout 240 "$python" -m pytest -q tests/gpu 2>&1 | tee "$out/tests.txt"
-timeout 330 "$python" -m benchmarks.gpu --output "$out" 2>&1 | tee "$out/gpu.txt"
+timeout -k 10 230 "$python" -m pytest -q tests/gpu 2>&1 | tee "$out/tests.txt"
+timeout -k 10 345 "$python" -m benchmarks.gpu --budget 330 --output "$out" 2>&1 | tee "$out/gpu.txt"

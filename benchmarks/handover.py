@@ -1,10 +1,12 @@
 """What it costs to hand KV blocks from one process to another, by every transport of this machine.
 
     python -m benchmarks.handover --megabytes 25.6 --megabytes 64 --repeats 7
+    python -m benchmarks.handover --device cuda:0       # both processes on one GPU
 
 The owner is this process, the writer a process of its own. Timed from the writer's first push until
-the owner calls the grant READY: for shared memory that is stamping and checking alone, since prefill
-has computed in place. The transports take turns, so that a slow moment of the machine hits all.
+the owner calls the grant READY: for shared memory, and CUDA IPC on one GPU, that is stamping and
+checking alone, since prefill has computed in place. The transports take turns, so that a slow moment
+of the machine hits all.
 The last line printed is JSON.
 """
 
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,8 @@ from baton.transfer.registry import CurveKeys, make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs
 
 LAYOUT = KVLayout(tuple(LayerShape(12, 64, 64) for _ in range(12)), 16, "float32")  # GPT-2 small
-TRANSPORTS = ("shm", "pinned", "frames", "frames_tcp")
+CPU_TRANSPORTS = ("shm", "pinned", "frames", "frames_tcp")
+GPU_TRANSPORTS = ("cuda_ipc", "pinned", "frames")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,13 @@ def write(plan: dict[str, Any]) -> None:
     """The writer: opens the link, then fills a grant each time it is told to (a line on stdin)."""
     region = Region(**plan["region"])
     keys = CurveKeys(plan["public"], plan["secret"])
-    link = open_link([region], LAYOUT, device="cpu", writer="writer", keys=keys)
+    device = torch.device(plan["device"])
+    link = open_link([region], LAYOUT, device=device, writer="writer", keys=keys)
     blocks = list(range(plan["blocks"]))
     sizes = LAYOUT.slab_bytes(plan["blocks"])
-    own = None if link.slabs else [torch.ones(size, dtype=torch.uint8) for size in sizes]
+    own = None
+    if link.slabs is None:
+        own = [torch.ones(size, dtype=torch.uint8, device=device) for size in sizes]
     for line in sys.stdin:
         grant = Grant("owner", "bench", f"r{line.strip()}#0", int(line), tuple(blocks))
         receipt = _fill(link, grant, own, blocks)
@@ -73,9 +80,11 @@ def _fill(link: Link, grant: Grant, own: list[torch.Tensor] | None, blocks: list
 class Pair:
     """An owner here and a writer there."""
 
-    def __init__(self, transport: str, blocks: int, folder: Path, keys: CurveKeys) -> None:
+    def __init__(
+        self, transport: str, blocks: int, folder: Path, keys: CurveKeys, device: torch.device
+    ) -> None:
         self.blocks = blocks
-        self.slabs: Slabs = allocate_slabs(LAYOUT, blocks, "cpu", shared=True)
+        self.slabs: Slabs = allocate_slabs(LAYOUT, blocks, device, shared=True)
         (self.export,) = make_exports(
             [transport], self.slabs, epoch="bench", run_dir=folder, bind_host="127.0.0.1", keys=keys
         )
@@ -86,6 +95,7 @@ class Pair:
             text=True,
         )
         plan = {"region": asdict(self.export.region), "blocks": blocks}
+        plan |= {"device": str(device)}
         plan |= {"public": keys.public, "secret": keys.secret}
         (folder / transport).write_bytes(msgpack.packb(plan))
         self.generation = 0
@@ -117,8 +127,10 @@ class Pair:
     def close(self) -> None:
         """End the writer, give the memory back."""
         assert self.writer.stdin is not None
+        assert self.writer.stdout is not None
         self.writer.stdin.close()
         self.writer.wait(10)
+        self.writer.stdout.close()
         self.export.close()
         self.slabs.close()
 
@@ -130,10 +142,25 @@ def _await(export: Export, grant: Grant, receipt: Receipt) -> None:
         raise SystemExit(f"error: the hand-over by {export.region.transport} came out {arrival}")
 
 
-def measure(megabytes: float, repeats: int, folder: Path, keys: CurveKeys) -> list[Figure]:
+def compare(
+    megabytes: float, repeats: int, device: torch.device, transports: Sequence[str]
+) -> list[Figure]:
     """All transports at one size, taking turns, after a warm-up each."""
+    keys = CurveKeys(*zmq.curve_keypair())
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        return _compare(megabytes, repeats, device, transports, Path(name), keys)
+
+
+def _compare(
+    megabytes: float,
+    repeats: int,
+    device: torch.device,
+    transports: Sequence[str],
+    folder: Path,
+    keys: CurveKeys,
+) -> list[Figure]:
     blocks = max(1, round(megabytes * 1e6 / LAYOUT.block_bytes))
-    pairs = {name: Pair(name, blocks, folder, keys) for name in TRANSPORTS}
+    pairs = {name: Pair(name, blocks, folder, keys, device) for name in transports}
     for pair in pairs.values():
         pair.once()
     taken: dict[str, list[tuple[float, int]]] = {name: [] for name in pairs}
@@ -163,16 +190,17 @@ def measure(megabytes: float, repeats: int, folder: Path, keys: CurveKeys) -> li
 @click.command()
 @click.option("--megabytes", multiple=True, type=float, default=(25.6, 64.0), show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where both processes are.")
 @click.option("--writer", "plan", type=click.Path(path_type=Path), default=None, hidden=True)
-def main(megabytes: tuple[float, ...], repeats: int, plan: Path | None) -> None:
+def main(megabytes: tuple[float, ...], repeats: int, device: str, plan: Path | None) -> None:
     """Hand KV blocks between two processes by every transport; print times and GB/s."""
     torch.set_num_threads(1)  # as workers that share a machine are started
     if plan is not None:
         write(msgpack.unpackb(plan.read_bytes()))
         return
-    keys = CurveKeys(*zmq.curve_keypair())
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        figures = [f for size in megabytes for f in measure(size, repeats, Path(name), keys)]
+    place = torch.device(device)
+    names = GPU_TRANSPORTS if place.type == "cuda" else CPU_TRANSPORTS
+    figures = [f for size in megabytes for f in compare(size, repeats, place, names)]
     print(f"{'transport':<12}{'MB':>8}{'copied':>9}{'median':>11}{'spread':>20}{'GB/s':>8}")
     for f in figures:
         spread = f"{f.fastest_ms:.2f} .. {f.slowest_ms:.2f}"

@@ -25,7 +25,7 @@ from baton.table import table
 from models.demo_corpus import documents
 from models.demo_training import HELD_OUT, end_of
 
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16", "int8", "int8_weight_only")
 CONTEXT = 110  # tokens of each sequence when it is timed
 BLOCK = 16
 
@@ -95,7 +95,7 @@ def speeds(model: str, batches: tuple[int, ...], rounds: int) -> dict[str, list[
 def main(
     count: int, model: str, batches: tuple[int, ...], rounds: int, threads: int | None
 ) -> None:
-    """Perplexity, memory and speed of float32, bfloat16 and int8."""
+    """Perplexity, memory and speed of float32, bfloat16, int8 and weight-only int8."""
     if threads:
         torch.set_num_threads(threads)
     demo = resolve_model("demo")

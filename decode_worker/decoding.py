@@ -8,7 +8,7 @@ import zmq
 
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
-from baton.engine.pool import Pool
+from baton.engine.pool import Pool, spare_blocks
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Row
@@ -36,7 +36,8 @@ class Decoding:
     ) -> None:
         self._engine = engine
         self._slabs = slabs
-        self._pool = Pool.over(engine.layout, slabs.blocks, slabs.tensors)
+        spare = spare_blocks(engine.device) > 0
+        self._pool = Pool.over(engine.layout, slabs.blocks, slabs.tensors, spare=spare)
         self._kinds = kinds
         self._cores = CoreTaker()
         self._run_dir, self._bind_host, self._keys = run_dir, bind_host, keys

@@ -31,7 +31,7 @@ class DraftModel:
         self._engine = engine
         self._context = min(context, engine.files.max_positions)
         self._chunk = chunk
-        self._pool = Pool.private(engine.layout, blocks, engine.device)
+        self._pool = Pool.private(engine.layout, blocks, engine.device, spare=True)
         self._free = list(range(blocks))
         self._runs: dict[str, _Sequence] = {}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from baton.engine.boot import boot
-from baton.engine.pool import pool_blocks
+from baton.engine.pool import pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
 from baton.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
@@ -38,8 +38,13 @@ def run(
     context = min(options.max_model_len or files.max_positions, files.max_positions)
     proposer = _proposer(speculative_model, options, files, max_num_seqs * context)
     speculation = Speculation(proposer, num_speculative_tokens)
+    spare = spare_blocks(engine.device)
     blocks = pool_blocks(
-        engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context
+        engine.layout,
+        engine.device,
+        kv_cache_memory_bytes,
+        max_num_seqs * context + spare * engine.layout.block_size,
+        tokens_needed=1 + spare * engine.layout.block_size,
     )
     folder = private_folder(run_dir or _folder_of(options.router))
     shared = kv_transport != "frames"
@@ -62,7 +67,7 @@ def run(
         layout=engine.layout,
         token_s=engine.token_s,
         how=engine.runner.how,
-        blocks=blocks,
+        blocks=blocks - spare,
         regions=decoding.renew_epoch(first_epoch(options)),
     )
     try:

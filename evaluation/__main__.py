@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from baton.dtypes import DTYPES
 from baton.errors import InputError
 from baton.model_files import ModelFiles, resolve_model
 from baton.text import Tokenizer
@@ -21,7 +22,6 @@ from evaluation.run import Evaluation
 from evaluation.server import ServerSubject, Site
 from evaluation.subject import Subject
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 NEW_TOKENS = 128
 FILE = click.Path(path_type=Path, dir_okay=False)

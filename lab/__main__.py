@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from baton.dtypes import DTYPES
 from baton.errors import BatonError
 from baton.model_files import ROOT, resolve_model
 from lab.checks import (
@@ -20,11 +21,18 @@ from lab.checks import (
     refuse_unread,
     whole_numbers,
 )
-from lab.names import DEFAULT_MODEL, NEW_TOKENS, QUICK_TOKENS, READERS, STUDIES
+from lab.names import (
+    DEFAULT_MODEL,
+    NEW_TOKENS,
+    QUICK_MODEL,
+    QUICK_TOKENS,
+    READERS,
+    STUDIES,
+    model_of,
+)
 from lab.parent import make_folder, run_study, write_report
 from lab.study import Setting
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 OUTPUT = Path("lab/report")
 PROGRAM = "python main.py lab"
 LONGEST_PROMPT = 1 << 20
@@ -33,7 +41,7 @@ LONGEST_PROMPT = 1 << 20
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("studies", nargs=-1, type=click.Choice(STUDIES), metavar="[STUDY]...")
 @click.option("--model", help=f"A name of configs/model_paths.yaml, a folder, an id or a shape with "
-              f"made-up weights.  [default: {DEFAULT_MODEL}]")  # fmt: skip
+              f"made-up weights.  [default: {DEFAULT_MODEL}; of --quick: {QUICK_MODEL}]")  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True,
               help="auto: bfloat16 on a GPU, float32 on a CPU.")  # fmt: skip
 @click.option("--batch-sizes", help="batching: comma list.  [default: 1,4,8,16]")
@@ -80,7 +88,7 @@ def main(
     )
     said = _said(ctx)
     refuse_unread({name: option for name, option in said.items() if name in READERS}, chosen)
-    files = resolve_model(model or DEFAULT_MODEL)
+    files = resolve_model(model_of(model, quick=quick))
     if "kv-cache" in chosen:
         new = QUICK_TOKENS if quick else NEW_TOKENS
         refuse_too_long(setting.prompt_lengths, new_tokens=new, context=files.max_positions,

@@ -18,7 +18,7 @@ from baton.model_files import RANDOM, resolve_model
 from baton.topology import count_gpus, plan_topology
 from lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
 from lab.environment import chosen_dtype
-from lab.names import DEFAULT_MODEL, NEW_TOKENS
+from lab.names import NEW_TOKENS, QUICK_MODEL, model_of
 from lab.plots import draw_stages
 from lab.study import Notebook, Picture, Setting, Study
 from measure.limits import Limits, Work, measure
@@ -27,16 +27,14 @@ from sampler.params import SamplingParams
 
 PROMPT = "Explain why batching improves GPU utilization."
 REPEATS, WARM_UP = 7, 1
-DEMO = "demo"
 
 
 def run(setting: Setting, notebook: Notebook) -> Study:
     """The whole study."""
-    files = resolve_model(setting.model or DEFAULT_MODEL)
-    new = 12 if setting.quick else NEW_TOKENS
+    files = resolve_model(model_of(setting.model, quick=setting.quick))
     repeats = setting.rounds or (3 if setting.quick else REPEATS)
     limits = _limits(notebook)
-    load_s, done = _completions(files.name, setting.dtype, new, repeats, notebook)
+    load_s, done = _completions(files.name, setting.dtype, repeats, notebook)
     runs = [_run_of(each) for each in done]
     for number, each in enumerate(runs):
         notebook.record("request", round=number, **each.stages, total_s=each.total_s,
@@ -45,7 +43,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     shares = [] if limits is None else _shares(files.config, limits, runs, setting.dtype, notebook)
     quotations = {f"What {files.name} wrote": PROMPT + done[-1].text}
     if files.name.startswith(RANDOM):  # its ids stand for no words
-        quotations = _words(new, notebook)
+        quotations = _words(notebook)
     picture = setting.output / "baseline-stages.png"
     ms = {name: 1e3 * median(each.stages[name] for each in runs) for name in STAGES}
     draw_stages(picture, ms)
@@ -59,7 +57,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
             "model": files.name,
             "dtype": chosen_dtype(setting.dtype),
             "prompt": f'"{PROMPT}" ({runs[0].prompt_tokens} tokens)',
-            "answer": f"{new} tokens, greedy, end-of-text ignored",
+            "answer": f"{NEW_TOKENS} tokens, greedy, end-of-text ignored",
             "topology": str(plan_topology(gpus=count_gpus())),
             "repeats": f"{repeats}, after {WARM_UP} that is not counted; prefix caching off",
         },
@@ -107,17 +105,17 @@ def _cluster(model: str, dtype: str) -> Iterator[tuple[Follower, float]]:
 
 
 def _completions(
-    model: str, dtype: str, new: int, repeats: int, notebook: Notebook
+    model: str, dtype: str, repeats: int, notebook: Notebook
 ) -> tuple[float, list[Completion]]:
-    notebook.say(f"{model}: {repeats} times {new} tokens")
+    notebook.say(f"{model}: {repeats} times {NEW_TOKENS} tokens")
     with _cluster(model, dtype) as (follower, load_s):
         notebook.record("load", seconds=load_s)
-        done = [_ask(follower, number, new) for number in range(WARM_UP + repeats)]
+        done = [_ask(follower, number) for number in range(WARM_UP + repeats)]
     return load_s, done[WARM_UP:]
 
 
-def _ask(follower: Follower, number: int, new: int) -> Completion:
-    ask = Ask(new, SamplingParams(temperature=0.0).to_wire(), ignore_eos=True)
+def _ask(follower: Follower, number: int) -> Completion:
+    ask = Ask(NEW_TOKENS, SamplingParams(temperature=0.0).to_wire(), ignore_eos=True)
     for happening in follower.run([Task(number, PROMPT)], ask):
         if isinstance(happening, Completion):
             return happening
@@ -179,13 +177,13 @@ def _share(stage: str, work: Work, seconds: float, limits: Limits, dtype: str) -
     return Share(stage, mfu, mbu, gflop_s, gb_s)
 
 
-def _words(new: int, notebook: Notebook) -> dict[str, str]:
+def _words(notebook: Notebook) -> dict[str, str]:
     """Made-up weights write nothing to read: the bundled model's answer to the same prompt."""
     try:
-        _, done = _completions(DEMO, "auto", new, 1, notebook)
+        _, done = _completions(QUICK_MODEL, "auto", 1, notebook)
     except BatonError as error:
-        notebook.failed(f"the answer of the bundled model ({DEMO})", error)
+        notebook.failed(f"the answer of the bundled model ({QUICK_MODEL})", error)
         return {}
-    notebook.record("words", model=DEMO, text=done[0].text)
-    caption = f"Made-up weights have no words; what the bundled model ({DEMO}) wrote"
+    notebook.record("words", model=QUICK_MODEL, text=done[0].text)
+    caption = f"Made-up weights have no words; what the bundled model ({QUICK_MODEL}) wrote"
     return {caption: PROMPT + done[0].text}

@@ -30,7 +30,7 @@ from lab.batching_findings import (
 )
 from lab.batching_pictures import pictures
 from lab.environment import chosen_dtype
-from lab.names import DEFAULT_MODEL
+from lab.names import model_of
 from lab.study import Notebook, Plain, Setting, Study
 from measure.slo import Trace
 from measure.split import RunningArm, Split, options_for, running
@@ -70,7 +70,7 @@ Where = tuple[int, float]  # batch size, window in ms
 
 def run(setting: Setting, notebook: Notebook) -> Study:
     """The whole study."""
-    files = resolve_model(setting.model or DEFAULT_MODEL)
+    files = resolve_model(model_of(setting.model, quick=setting.quick))
     sizes, windows = setting.batch_sizes or BATCH_SIZES, setting.windows_ms or WINDOWS_MS
     if setting.quick:
         sizes, windows = setting.batch_sizes or (1, 4), setting.windows_ms or (0.0, 20.0)

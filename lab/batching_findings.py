@@ -210,8 +210,9 @@ def calm(cells: Sequence[Cell]) -> str:
     """Under arrivals that set the throughput themselves, only latency can change."""
     first, last = cells[0], cells[-1]
     return (
-        f"Under {_load(first)} the throughput is that of the arrivals; from batch {first.batch} to "
-        f"{last.batch} queueing {_change(first.queueing, last.queueing)}, execution "
+        f"Under {_load(first)} the arrivals set the pace ({first.rate:,.0f} and {last.rate:,.0f} "
+        f"tokens/s); from batch {first.batch} to {last.batch} queueing "
+        f"{_change(first.queueing, last.queueing)}, execution "
         f"{_change(first.execution, last.execution)}, and the mean latency "
         f"{_change(first.total, last.total)}."
     )
@@ -228,7 +229,7 @@ def window(cells: Sequence[Cell]) -> str:
         f"latency {_change(first.total, last.total)})"
     )
     if first.load == STAGGERED:
-        return f"{text}; there is no throughput to buy with it, for the arrivals set that."
+        return f"{text}; where the arrivals set the pace, there is no throughput to buy with it."
     gain = ratio(first, last)
     bought = "bought nothing" if gain.middle - 1 <= PAYS else "bought throughput"
     return f"{text}, and {bought}: {gain} the tokens/s.{gain.doubtful}"

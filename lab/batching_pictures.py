@@ -51,7 +51,7 @@ def _staggered(cells: Sequence[Cell]) -> Panel:
 def _lines(x: Sequence[float], cells: Sequence[Cell], labels: Sequence[str]) -> list[Series]:
     p95 = [percentile(c.total, 95) for c in cells]
     return [
-        Series("latency, P95", x, p95, dashed=True),
-        Series("latency, mean", x, [mean(c.total) for c in cells], labels=labels),
+        Series("latency, P95", x, p95, labels=labels, dashed=True),
+        Series("latency, mean", x, [mean(c.total) for c in cells]),
         Series("execution, mean", x, [mean(c.execution) for c in cells]),
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+from baton.dtypes import WEIGHT_DTYPES
 from baton.engine.device import (
     describe_device,
     dtype_name,
@@ -44,7 +45,7 @@ def place(dtype: str) -> Mapping[str, str]:
 
 def chosen_dtype(asked: str) -> str:
     """What "auto" stands for here."""
-    return asked if asked == "int8" else dtype_name(pick_dtype(asked, pick_device("auto")))
+    return asked if asked in WEIGHT_DTYPES else dtype_name(pick_dtype(asked, pick_device("auto")))
 
 
 def moment(command: str) -> Mapping[str, str]:

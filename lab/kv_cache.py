@@ -20,7 +20,7 @@ from baton.errors import BatonError, InputError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from lab.kv_findings import Memory, Point, findings, memory_table, room_table, time_table
-from lab.names import DEFAULT_MODEL, NEW_TOKENS, QUICK_TOKENS
+from lab.names import NEW_TOKENS, QUICK_TOKENS, model_of
 from lab.plots import Panel, Series, draw_lines
 from lab.study import Notebook, Picture, Setting, Study
 from measure.shape import ITEM_BYTES, shape_of
@@ -48,7 +48,7 @@ def run_experiment(
     and memory. `prefill_s` is 0 without the cache: nothing is computed that a later token uses."""
     setting = setting or Setting(output=Path("lab/report"))
     new = QUICK_TOKENS if setting.quick else NEW_TOKENS
-    engine = engine_for(setting.model or DEFAULT_MODEL, setting.dtype)
+    engine = engine_for(model_of(setting.model, quick=setting.quick), setting.dtype)
     if prompt_len < 1:
         raise InputError(f"prompt_len must be at least 1, got {prompt_len}")
     if prompt_len + new > engine.files.max_positions:
@@ -124,7 +124,7 @@ def _likeliest(engine: Engine, pool: Pool, row: Row) -> int:
 
 def run(setting: Setting, notebook: Notebook) -> Study:
     """The whole study."""
-    files = resolve_model(setting.model or DEFAULT_MODEL)
+    files = resolve_model(model_of(setting.model, quick=setting.quick))
     new = QUICK_TOKENS if setting.quick else NEW_TOKENS
     wanted = setting.prompt_lengths or (QUICK_LENGTHS if setting.quick else LENGTHS)
     lengths = [length for length in wanted if length + new <= files.max_positions]

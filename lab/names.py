@@ -23,5 +23,13 @@ DEFAULT_MODEL = "random:gpt2-4k"
 """GPT-2 small with made-up weights and room for 4,096 tokens: its costs are those of the real one, and
 the bundled model is so small that the processes, not the weights, are most of a step."""
 
+QUICK_MODEL = "demo"
+
+
+def model_of(named: str | None, *, quick: bool) -> str:
+    """The user's, else the studies' own."""
+    return named or (QUICK_MODEL if quick else DEFAULT_MODEL)
+
+
 NEW_TOKENS, QUICK_TOKENS = 50, 6
 """Of an answer in the study of the KV cache (and, the first, in the baseline), and with --quick."""

@@ -16,13 +16,12 @@ DPI = 130
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line. `labels` stand at its points; `band` is least and most of each."""
+    """One line. `labels` stand above its points;"""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     labels: Sequence[str] = ()
-    band: tuple[Sequence[float], Sequence[float]] | None = None
     dashed: bool = False
 
 
@@ -53,8 +52,6 @@ def _draw(axis: Any, panel: Panel) -> None:
         colour = COLOURS[number % len(COLOURS)]
         style = "--" if each.dashed else "-"
         axis.plot(each.x, each.y, style, marker="o", markersize=4, color=colour, label=each.name)
-        if each.band is not None:
-            axis.fill_between(each.x, *each.band, color=colour, alpha=0.15, linewidth=0)
         for x, y, label in zip(each.x, each.y, each.labels, strict=False):
             axis.annotate(
                 label, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
@@ -101,31 +98,30 @@ def draw_stages(path: Path, ms: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Groups of bars: one value for each group."""
+    """A panel of bars: one value for each group."""
 
-    name: str
+    title: str
     values: Sequence[float]
 
 
-def draw_bars(path: Path, groups: Sequence[str], bars: Sequence[Bars], *, x: str, y: str) -> None:
-    """The bars of a group beside each other, their numbers above them."""
-    figure, axis = plt.subplots(figsize=(1.6 * len(groups) + 3.2, 3.8), layout="constrained")
-    width = 0.8 / len(bars)
-    for number, each in enumerate(bars):
-        for place, value in enumerate(each.values):
-            at = place + (number - (len(bars) - 1) / 2) * width
-            label = each.name if place == 0 else None
-            axis.bar(at, value, width * 0.92, color=COLOURS[number % len(COLOURS)], label=label)
+def draw_bars(path: Path, groups: Sequence[str], panels: Sequence[Bars], *, x: str, y: str) -> None:
+    """Panels beside each other, each with a scale of its own; the numbers stand above the bars."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, panel, colour in zip(axes[0], panels, COLOURS, strict=False):
+        axis.bar(groups, panel.values, width=0.55, color=colour)
+        for place, value in enumerate(panel.values):
+            text = f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
             axis.annotate(
-                f"{value:,.0f}" if value >= 10 else f"{value:.1f}", (at, value), xytext=(0, 2),
-                textcoords="offset points", ha="center", fontsize=8,
+                text, (place, value), xytext=(0, 2), textcoords="offset points", ha="center",
+                fontsize=8,
             )  # fmt: skip
-    axis.set_xticks(range(len(groups)), list(groups))
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.margins(y=0.22)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+        axis.set_title(panel.title, loc="left", fontsize=10)
+        axis.margins(y=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -65,6 +65,10 @@ def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
     if study.fixed:
         fixed = "; ".join(f"{name} {value}" for name, value in study.fixed.items())
         parts.append(f"**Held fixed:** {fixed}.")
+    if "--quick" in study.command.split():
+        parts.append(
+            "**Quick run:** small numbers, to see that it works; conclude nothing from it."
+        )
     others = [
         f"{name}: {value} (the first study: {first[name]})"
         for name, value in saved.place.items()

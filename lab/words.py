@@ -1,13 +1,10 @@
-"""Words: ratios and spreads as sentences say them. Pure."""
-
-from collections.abc import Sequence
-from statistics import median
+"""Words: changes, sizes and times as sentences say them. Pure."""
 
 SAME = 0.05  # two figures nearer to each other than this share are called the same
 
 
 def change(before: float, after: float) -> str:
-    """ "rose 3.4 times (80 to 270)" without the figures: rose, fell to, stayed the same."""
+    """ "rose 3.40 times", "fell to 0.25 of it", "stayed the same"."""
     if before <= 0:
         return "stayed at nothing" if after <= 0 else "rose from nothing"
     ratio = after / before
@@ -16,11 +13,6 @@ def change(before: float, after: float) -> str:
     if ratio < 0.01:
         return "fell to almost nothing"
     return f"rose {ratio:.2f} times" if ratio > 1 else f"fell to {ratio:.2f} of it"
-
-
-def spread(values: Sequence[float], digits: int = 1) -> tuple[str, str, str]:
-    """Median, smallest, largest."""
-    return tuple(f"{each:,.{digits}f}" for each in (median(values), min(values), max(values)))  # type: ignore[return-value]
 
 
 def gigabytes(size: float) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from baton.dtypes import INT8_WEIGHT_ONLY
+
 BUFFER = 512 << 20  # bytes: no cache holds them
 ROWS = 1024  # of the large products
 SHAPES = ((3072, 768), (4864, 896))  # [N, K]
@@ -54,6 +56,7 @@ def measure() -> Limits:
     read = BUFFER / best(buffer.sum) / 1e9
     rates = {name: max(_rate(name, n, k) for n, k in SHAPES) for name in ("float32", "bfloat16")}
     rates["int8"] = max(_int8_rate(n, k) for n, k in SHAPES)
+    rates[INT8_WEIGHT_ONLY] = rates["bfloat16"]  # its bytes are multiplied as such
     return Limits(read, rates)
 
 

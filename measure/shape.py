@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from baton.dtypes import WEIGHT_DTYPES
 from measure.limits import Work
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 INNER = ("intermediate_size", "ffn_dim", "n_inner")
 GATED = ("silu", "gelu_pytorch_tanh")  # two products into the middle, one out of it
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, **dict.fromkeys(WEIGHT_DTYPES, 1)}
 
 
 @dataclass(frozen=True, slots=True)

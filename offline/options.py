@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+from baton.dtypes import DTYPES
 from offline.outputs import FORMATS
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -22,8 +22,13 @@ class Scratch:
     """This worker's own pool, for decode workers whose memory it does not share."""
 
     pool: Pool
-    free: list[int]
+    free: list[int]  # taken from its end, so in rising order: neighbours are copied as one
     held: dict[str, list[int]] = field(default_factory=dict)  # run -> blocks
+
+    @classmethod
+    def over(cls, pool: Pool) -> "Scratch":
+        """All of its blocks free."""
+        return cls(pool, list(reversed(range(pool.blocks))))
 
     def take(self, run: str, count: int) -> bool:
         """Blocks for the run; False if there are not enough now."""
@@ -34,7 +39,7 @@ class Scratch:
 
     def give_back(self, run: str) -> None:
         """The run's blocks are free again."""
-        self.free += self.held.pop(run, [])
+        self.free += reversed(self.held.pop(run, []))
 
 
 class Filling:
@@ -78,8 +83,7 @@ class Filling:
             self._pools[worker] = Pool.over(engine.layout, blocks, link.slabs)
         elif self._scratch is None:
             blocks = engine.layout.blocks_for(self._scratch_tokens)
-            pool = Pool.private(engine.layout, blocks, engine.device)
-            self._scratch = Scratch(pool, list(range(blocks)))
+            self._scratch = Scratch.over(Pool.private(engine.layout, blocks, engine.device))
         return Way(link.transport, link.probe(), link.why)
 
     def detach(self, worker: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from baton.engine.device import dtype_name, pick_device, pick_dtype
+from baton.dtypes import FP8, INT8, INT8_WEIGHT_ONLY
+from baton.engine.device import dtype_name, pick_device, pick_dtype, refuse_without_fp8
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward
 from baton.errors import InputError
@@ -17,6 +18,8 @@ from baton.kv.row import Row
 from baton.model_files import ModelFiles
 
 WARM_UP_TOKENS = 32
+WEIGHTS = {INT8: torch.int8, INT8_WEIGHT_ONLY: torch.qint8, FP8: torch.float8_e4m3fn}
+"""Dtypes of the weights alone. qint8 is no tensor's: it tells the second kind of bytes from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,16 @@ class Engine:
 
 
 def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
-    """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. The dtype
-    "int8" is that of the weights; the rest is then computed in fp32, with a KV cache in bf16."""
+    """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. The dtypes of
+    WEIGHTS are those of the weights, with a KV cache in bf16; the rest is then computed in fp32 on a
+    CPU, in bf16 on a GPU."""
     torch_device = pick_device(device)
-    cache_dtype = pick_dtype("bfloat16" if dtype == "int8" else dtype, torch_device)
-    weights = torch.int8 if dtype == "int8" else cache_dtype
+    cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
+    weights = WEIGHTS.get(dtype, cache_dtype)
     forward, layout = _forward(files, torch_device, weights, cache_dtype, block_size)
     token_s = _measure(forward, layout)
-    return Engine(files, forward, layout, torch_device, dtype_name(weights), token_s)
+    name = dtype if dtype in WEIGHTS else dtype_name(weights)
+    return Engine(files, forward, layout, torch_device, name, token_s)
 
 
 def _forward(
@@ -63,12 +68,21 @@ def _forward(
 
         return load_model(files, device, cache_dtype)
 
-    if device.type == "cpu" and find_spec("baton.engine.fast"):
+    fast = find_spec("baton.engine.fast") is not None
+    if weights == WEIGHTS[FP8]:
+        refuse_without_fp8(device)
+    if device.type == "cpu" and fast:
         from baton.engine.fast.choose import on_cpu
 
         return on_cpu(files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size)
-    if weights == torch.int8:
+    if weights in (WEIGHTS[INT8], WEIGHTS[INT8_WEIGHT_ONLY]) and device.type != "cpu":
         raise InputError(f"int8 weights are for the CPU, not for {device}: use another dtype")
+    if device.type == "cuda" and fast:
+        from baton.engine.fast.cuda import on_cuda
+
+        return on_cuda(load(), weights=weights, cache_dtype=cache_dtype, block_size=block_size)
+    if weights in WEIGHTS.values():
+        raise InputError("int8 and fp8 weights need baton/engine/fast, which is not there")
     from baton.engine.plain import in_torch
 
     return in_torch(load(), cache_dtype, block_size)

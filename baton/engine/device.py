@@ -10,6 +10,7 @@ from baton.errors import InputError
 from baton.host import core_numbers, run_on
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8_CAPABILITY = (8, 9)
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,6 +36,20 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def refuse_without_fp8(device: torch.device) -> None:
+    """InputError where no FP8 products are to be had, naming what is there."""
+    found = "has none"
+    if device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) >= FP8_CAPABILITY:
+            return
+        found = f"has {major}.{minor}"
+    raise InputError(
+        "fp8 weights need a GPU of compute capability 8.9 or more (Ada, Hopper, later), and "
+        f"{describe_device(device)} {found}: use another dtype"
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

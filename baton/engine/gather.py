@@ -5,7 +5,7 @@ Rows of many tokens go one by one (cheaper than padding, for mixed lengths); row
 together, in groups of like length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,19 +29,23 @@ class Group:
     causal: bool  # key i is seen from query i on
 
 
+PlanGroups = Callable[[Batch, int, int | None], list[Group]]  # of a batch, block size and window
+
+
 class GatherAttention:
     """The kernel of one forward: groups are planned once for all layers with the same window."""
 
-    def __init__(self, batch: Batch, block_size: int) -> None:
+    def __init__(self, batch: Batch, block_size: int, plan: PlanGroups | None = None) -> None:
         self.batch = batch
         self.block_size = block_size
+        self.plan = plan or plan_groups
         self.plans: dict[int | None, list[Group]] = {}
 
     def __call__(
         self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
     ) -> torch.Tensor:
         if flavour.window not in self.plans:
-            self.plans[flavour.window] = plan_groups(self.batch, self.block_size, flavour.window)
+            self.plans[flavour.window] = self.plan(self.batch, self.block_size, flavour.window)
         keys, values = pool.keys[layer].flatten(0, 1), pool.values[layer].flatten(0, 1)
         output = query.new_empty(*query.shape[:2], values.shape[-1])  # [T, H, Dv]
         for group in self.plans[flavour.window]:

@@ -31,6 +31,7 @@ class Pool:
     stamps: (
         torch.Tensor
     )  # int64 [blocks]: generation under which the block was filled, 0: not filled
+    spare: int | None = None  # a block that no sequence ever has: see spare_blocks()
 
     @property
     def blocks(self) -> int:
@@ -41,25 +42,32 @@ class Pool:
         return self.stamps.device
 
     @classmethod
-    def over(cls, layout: KVLayout, blocks: int, slabs: Sequence[torch.Tensor]) -> "Pool":
-        """A pool in memory that somebody else holds: its bytes are left as they are."""
+    def over(
+        cls, layout: KVLayout, blocks: int, slabs: Sequence[torch.Tensor], *, spare: bool = False
+    ) -> "Pool":
+        """A pool in memory that somebody else holds: its bytes are left as they are. `spare`: its
+        last block is granted to nobody."""
         wanted = layout.slab_bytes(blocks)
         found = [len(slab) for slab in slabs]
         assert found == wanted, f"slabs of {found} bytes, the layout needs {wanted}"
         views = [_layer_views(layout, i, blocks, slabs[i]) for i in range(len(layout.layers))]
         keys, values = zip(*views, strict=True)
-        return cls(layout, tuple(slabs), keys, values, slabs[-1].view(torch.int64))
+        last = blocks - 1 if spare else None
+        return cls(layout, tuple(slabs), keys, values, slabs[-1].view(torch.int64), last)
 
     @classmethod
-    def private(cls, layout: KVLayout, blocks: int, device: torch.device) -> "Pool":
-        """A pool of this process's own, stamps cleared."""
+    def private(
+        cls, layout: KVLayout, blocks: int, device: torch.device, *, spare: bool = False
+    ) -> "Pool":
+        """A pool of this process's own, stamps cleared. `spare`: with one more block, for nobody."""
+        blocks += spare
         sizes = layout.slab_bytes(blocks)
         try:
             slabs = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's is a plain one
             raise OutOfMemory(_too_small(sum(sizes), free_memory(device), device)) from error
         slabs[-1].zero_()
-        return cls.over(layout, blocks, slabs)
+        return cls.over(layout, blocks, slabs, spare=spare)
 
     def write(
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -68,6 +76,12 @@ class Pool:
         (slot = block * block_size + position within the block)."""
         for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
             pool.flatten(0, 1).index_copy_(0, slots, new.to(pool.dtype))
+
+
+def spare_blocks(device: torch.device) -> int:
+    """How many blocks of a decode worker's pool are granted to nobody: on a GPU one, at its end. A
+    captured step has a fixed number of rows; those that nobody needs write there."""
+    return 1 if device.type == "cuda" else 0
 
 
 def pool_blocks(

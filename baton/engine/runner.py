@@ -54,7 +54,12 @@ class Runner:
     ) -> torch.Tensor:
         """See Forward."""
         batch = pack(rows, pool.layout.block_size, self.device)
-        forward = self._forward(pool, batch, after_layer)
+        kernel = self.plan_kernel(batch, pool.layout.block_size)
+        return self.logits(PagedForward(pool, batch, kernel, after_layer))
+
+    def logits(self, forward: PagedForward) -> torch.Tensor:
+        """One forward, planned already: fp32 logits of the batch's `logit_rows`."""
+        batch = forward.batch
         output = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -62,14 +67,15 @@ class Runner:
             logits_to_keep=batch.logit_rows,
             baton=forward,
         )
-        assert forward.layers_done == len(pool.keys)
+        assert forward.layers_done == len(forward.pool.keys)
         return output.logits[0].float()
 
     @torch.inference_mode()
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """See Forward. The lm_head is not run."""
         batch = pack(rows, pool.layout.block_size, self.device)
-        forward = self._forward(pool, batch, after_layer)
+        kernel = self.plan_kernel(batch, pool.layout.block_size)
+        forward = PagedForward(pool, batch, kernel, after_layer)
         self.body(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -77,7 +83,3 @@ class Runner:
             baton=forward,
         )
         assert forward.layers_done == len(pool.keys)
-
-    def _forward(self, pool: Pool, batch: Batch, after_layer: AfterLayer | None) -> PagedForward:
-        kernel = self.plan_kernel(batch, pool.layout.block_size)
-        return PagedForward(pool, batch, kernel, after_layer)

@@ -23,7 +23,10 @@ from baton.kv.row import Logits, Row
 
 FORWARDS = {"prefill": Logits.ALL, "a mixed batch": Logits.LAST, "decode": Logits.ALL}
 # Largest difference allowed, as a share of the largest logit of its position.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2, torch.int8: 0.25}
+TOLERANCE = {
+    **{torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2},
+    **{torch.int8: 0.25, torch.qint8: 0.2, torch.float8_e4m3fn: 0.25},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def self_test(
             rows.append(Row(text.token_ids[start:end], start, text.blocks, logits))
             expected.append(theirs[start if logits is Logits.ALL else end - 1 : end])
         ours = runner.run(pool, rows)
-        _compare(type(model).__name__, what, ours, torch.cat(expected), weights or model.dtype)
+        compare(type(model).__name__, what, ours, torch.cat(expected), weights or model.dtype)
 
 
 @torch.inference_mode()
@@ -74,12 +77,17 @@ def _eager_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[to
         model.set_attn_implementation(NAME)
 
 
-def _compare(
+def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """By position, the largest difference of two logits as a share of the largest logit."""
+    return (ours - theirs).abs().amax(dim=-1) / theirs.abs().amax(dim=-1).clamp_min(1e-6)
+
+
+def compare(
     name: str, what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
 ) -> None:
     """In fp32 every position must agree. In half precision half of them: rounding alone may send a
     token to another expert of a mixture, and then its logits are someone else's."""
-    off = (ours - theirs).abs().amax(dim=-1) / theirs.abs().amax(dim=-1).clamp_min(1e-6)
+    off = distances(ours, theirs)
     error = float(off.max() if dtype == torch.float32 else off.nanmedian())
     if not error <= TOLERANCE[dtype] or not off.isfinite().all():
         raise ModelError(

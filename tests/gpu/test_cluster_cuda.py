@@ -4,7 +4,7 @@ Run where there is a GPU: `pytest tests/gpu -m gpu`, and with two `-m gpu2`.
 """
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -23,9 +23,22 @@ needs_one = pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs a CU
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 
 
-def answers(topology: Topology, transport: str = "auto") -> tuple[dict[str, list[int]], str, int]:
-    """Greedy tokens of every sample prompt, the transport taken, and the bytes that were moved."""
-    options = ClusterOptions("demo", topology, 4, dtype="float32", kv_transport=transport)
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Greedy tokens of every sample prompt, and how they came about."""
+
+    tokens: dict[str, list[int]]
+    way: str
+    moved: int
+    preemptions: int
+    how: str
+
+
+def answers(topology: Topology, transport: str = "auto", memory: int | None = None) -> Answers:
+    """`memory`: bytes of the KV pool, if it is to be small."""
+    options = ClusterOptions(
+        "demo", topology, 4, dtype="float32", kv_transport=transport, kv_cache_memory_bytes=memory
+    )
     deadline = time.monotonic() + DEADLINE_S
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(PROMPTS))}
     ended: list[Finished] = []
@@ -48,37 +61,57 @@ def answers(topology: Topology, transport: str = "auto") -> tuple[dict[str, list
                     ended.append(news)
         client.close()
     ways = {way.split()[0] for worker in info.workers for way in worker.transports}
-    return tokens, ",".join(sorted(ways)), sum(e.timings.moved_bytes for e in ended)
-
-
-def same_as_on_the_cpu(found: dict[str, Sequence[int]]) -> bool:
-    cpu, _, _ = answers(Topology(("cpu",), ("cpu",)))
-    return found == cpu
+    return Answers(
+        tokens,
+        ",".join(sorted(ways)),
+        sum(e.timings.moved_bytes for e in ended),
+        sum(e.timings.preemptions for e in ended),
+        " | ".join(worker.how for worker in info.workers),
+    )
 
 
 @pytest.mark.gpu
 @needs_one
 def test_on_one_gpu_the_pool_is_shared_and_nothing_is_copied() -> None:
-    tokens, way, moved = answers(Topology(("cuda:0",), ("cuda:0",)))
-    assert (way, moved) == ("cuda_ipc", 0)
-    assert same_as_on_the_cpu(tokens)
+    found = answers(Topology(("cuda:0",), ("cuda:0",)))
+    assert (found.way, found.moved) == ("cuda_ipc", 0)
+    assert "CUDA graphs" in found.how
+    assert found.tokens == answers(Topology(("cpu",), ("cpu",))).tokens
+
+
+@pytest.mark.gpu
+@needs_one
+def test_captured_steps_go_on_after_giving_way_in_a_full_pool() -> None:
+    found = answers(Topology(("cuda:0",), ("cuda:0",)), memory=1_800_000)  # 13 blocks
+    assert found.preemptions
+    assert "CUDA graphs" in found.how
+    assert found.tokens == answers(Topology((), ("cuda:0",), colocated=True)).tokens
 
 
 @pytest.mark.gpu
 @needs_one
 @pytest.mark.parametrize("transport", ["pinned", "frames"])
 def test_on_one_gpu_the_copying_ways_give_the_same(transport: str) -> None:
-    tokens, way, moved = answers(Topology(("cuda:0",), ("cuda:0",)), transport)
-    assert way == transport
-    assert moved > 0
-    assert tokens == answers(Topology((), ("cuda:0",), colocated=True))[0]
+    found = answers(Topology(("cuda:0",), ("cuda:0",)), transport)
+    assert found.way == transport
+    assert found.moved > 0
+    assert found.tokens == answers(Topology((), ("cuda:0",), colocated=True)).tokens
 
 
 @pytest.mark.gpu2
 @needs_two
 @pytest.mark.parametrize("transport", ["cuda_ipc", "pinned", "frames"])
 def test_between_two_gpus_every_way_gives_the_same(transport: str) -> None:
-    tokens, way, moved = answers(Topology(("cuda:0",), ("cuda:1",)), transport)
-    assert way == transport
-    assert moved > 0
-    assert tokens == answers(Topology((), ("cuda:1",), colocated=True))[0]
+    found = answers(Topology(("cuda:0",), ("cuda:1",)), transport)
+    assert found.way == transport
+    assert found.moved > 0
+    assert found.tokens == answers(Topology((), ("cuda:1",), colocated=True)).tokens
+
+
+def test_the_look_at_a_cluster_works_where_there_is_no_gpu() -> None:
+    """So that a slip in this file shows: on the CPU, in a pool that is too small."""
+    if torch.cuda.device_count():
+        pytest.skip("the tests above run")
+    found = answers(Topology(("cpu",), ("cpu",)), memory=1_800_000)
+    assert (found.way, found.moved) == ("shm", 0)
+    assert found.preemptions

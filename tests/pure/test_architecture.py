@@ -27,7 +27,7 @@ ROWS = (
     (
         "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.version", "baton.timing",
-        "baton.config", "baton.metrics", "baton.table",
+        "baton.config", "baton.dtypes", "baton.metrics", "baton.table",
         "prompts",
     ),
     ("baton.errors", "baton.clock", "sampler"),

@@ -72,7 +72,7 @@ def window(ms: float, load: str, queued: float, rate: float) -> batching.Cell:
 def test_the_window_under_staggered_arrivals_is_said_to_cost_queueing_alone() -> None:
     said = batching.window([window(0, "staggered", 1, 20), window(50, "staggered", 51, 20)])
     assert "cost 50.0 ms of queueing a request (1.0 to 51.0 ms" in said
-    assert "no throughput to buy" in said
+    assert "there is no throughput to buy" in said
 
 
 def test_the_window_under_a_burst_is_said_to_buy_or_not() -> None:

@@ -79,6 +79,12 @@ def test_a_report_says_first_where_it_was_measured_and_what_each_study_was() -> 
         assert word in text
 
 
+def test_a_quick_run_is_told_from_a_real_one() -> None:
+    quick = study("baseline", "Baseline", command="python main.py lab baseline --quick")
+    assert "**Quick run:**" in render([Saved(quick, PLACE, MOMENT)])
+    assert "**Quick run:**" not in render([Saved(study("baseline", "Baseline"), PLACE, MOMENT)])
+
+
 def test_a_study_of_another_machine_says_so() -> None:
     here = Saved(study("baseline", "Baseline"), PLACE, MOMENT)
     there = Saved(study("batching", "Batching"), PLACE | {"machine": "another"}, MOMENT)

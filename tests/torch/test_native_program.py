@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 
+from baton.engine.boot import boot
 from baton.engine.fast.build import NoNative, build
 from baton.engine.fast.capture import TOKENS, capture
 from baton.engine.fast.compile import compile_model
@@ -23,6 +24,7 @@ from baton.engine.pool import Pool
 from baton.engine.probe import discover_layout
 from baton.engine.selftest import self_test
 from baton.kv.row import Logits, Row
+from baton.model_files import resolve_model
 from tests.torch.families import FAMILIES, VOCABULARY, make_model
 from tests.torch.test_engine_parity import (
     BLOCK,
@@ -35,7 +37,7 @@ from tests.torch.test_engine_parity import (
 
 MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}  # tokens choose their own weights
 NATIVE = [family for family in FAMILIES if family not in MIXTURES]
-WEIGHTS = [torch.float32, torch.bfloat16, torch.int8]
+WEIGHTS = [torch.float32, torch.bfloat16, torch.int8, torch.qint8]
 
 
 @cache
@@ -179,6 +181,13 @@ def test_what_cannot_be_compiled_says_so(family: str) -> None:
     layout = discover_layout(model, BLOCK, torch.float32)
     with tempfile.TemporaryFile() as file, pytest.raises(NotNative):
         compile_model(file, library(), model, layout, torch.float32)
+
+
+def test_float16_runs_in_torch_and_says_why() -> None:
+    boot_ = boot(resolve_model("demo"), device="cpu", dtype="float16", block_size=BLOCK)
+    assert boot_.runner.how == "in torch, not compiled: there are no products in float16"
+    pool = Pool.private(boot_.layout, 2, boot_.device)
+    assert boot_.runner.run(pool, [Row([5, 6, 7], 0, [0], Logits.LAST)]).isfinite().all()
 
 
 def test_a_wrong_program_is_not_used() -> None:

@@ -105,7 +105,7 @@ def proposer(demo: Model, who: str) -> Proposer:
     return DraftModel(demo.engine, 64, context=200, chunk=16)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8_weight_only"])
 def test_in_fewer_bits_too_nothing_depends_on_the_company(dtype: str) -> None:
     """What no other engine promises: in half precision and int8 a request gets the same tokens alone,
     in a batch, disaggregated and colocated, chunk by chunk."""

@@ -167,7 +167,8 @@ class _Assembler:
             source = source.float()
         n, k = source.shape
         panels = _aligned(self._library.baton_packed_bytes(self._kind, n, k))
-        scales = torch.empty(n) if self._kind == native.WEIGHTS[torch.int8] else None
+        scaled = self._kind in (native.WEIGHTS[each] for each in native.SCALED)
+        scales = torch.empty(n) if scaled else None
         self._library.baton_pack(
             *(self._kind, source.data_ptr(), source.dtype == torch.bfloat16),
             *(*source.stride(), n, k, panels.data_ptr()),

@@ -16,6 +16,7 @@ from baton.engine.fast.build import NoNative, build
 from baton.engine.fast.errors import NotNative
 from baton.engine.fast.forward import NativeRunner
 from baton.engine.fast.program import Program, declare
+from baton.engine.fast.structures import SCALED, WEIGHTS
 from baton.engine.runner import Forward
 from baton.errors import InputError
 from baton.kv.layout import KVLayout, LayerShape
@@ -38,7 +39,7 @@ def on_cpu(
             files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size
         )
     except NotNative as error:
-        if weights == torch.int8:
+        if weights in SCALED:
             raise InputError(
                 f"{files.name} cannot have int8 weights: {error}; use another dtype"
             ) from error
@@ -64,6 +65,8 @@ def compiled(
     block_size: int,
 ) -> tuple[NativeRunner, KVLayout]:
     """As on_cpu. NotNative where there is no compiler, or the model is not one that can be."""
+    if weights not in WEIGHTS:
+        raise NotNative(f"there are no products in {dtype_name(weights)}")
     dtype = dtype_name(cache_dtype)
 
     def make(file: BinaryIO) -> None:

@@ -26,6 +26,11 @@ class NativeRunner:
         self._logits = torch.empty(0)
         self._last_layer = program.writes[-1]
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the mapped program takes: all weights, and the little beside them."""
+        return self._program.bytes
+
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:

@@ -56,6 +56,7 @@ class Program:
         self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._mapping) < ctypes.sizeof(native.Spec):
             raise ValueError(f"{len(self._mapping)} bytes are no program")
+        self.bytes = len(self._mapping)
         begin = numpy.frombuffer(self._mapping, dtype=numpy.uint8)
         spec = native.Spec.from_buffer_copy(self._mapping)
         if spec.file_bytes != len(self._mapping) or not spec.stage_count:

@@ -16,7 +16,9 @@ NONE, VALUE, PICKED, SCRATCH, CONSTANT = range(5)
 STAGES = ("rows", "product", "write_kv", "attend")
 ROWS, PRODUCT, WRITE_KV, ATTEND = range(4)
 KINDS = {"tokens": 0, "picks": 1, "ids": 2, "positions": 3, "logits": 4}
-WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.qint8: 3}
+"""WeightType of gemm_word.h; qint8 stands for bytes that meet rows in bf16."""
+SCALED = (torch.int8, torch.qint8)  # bytes with a scale for each channel
 CACHES = {"float32": 0, "bfloat16": 1}
 
 
