@@ -180,7 +180,11 @@ def verdict(tally: Tally) -> str:
     waited = sum(tally.queues) / max(sum(tally.totals), 1e-9)
     if waited < QUEUE_MATTERS:
         return f"{said}."
-    way_out = ": a larger -b lets more of them share each step" if name == "decode" else ""
+    way_out = ""
+    if tally.preemptions:  # what they wait for is blocks, not a place in the batch
+        way_out = ": the KV pool is too small for so many at once"
+    elif name == "decode":
+        way_out = ": a larger -b lets more of them share each step"
     return f"{said}; requests waited {waited:.0%} of their time for a place{way_out}."
 
 

@@ -27,6 +27,7 @@ def plan_fill(
 ) -> list[Waiting]:
     """The next batch, or an empty list if it is better to wait.
 
+    `waiting` stands in the order in which they came, here and in fill_due(): the first is the oldest.
     First come, first served: a batch is a prefix of the line, so a long prompt is never starved by
     short ones behind it. The first one always goes, even if it alone exceeds the token budget (the
     prefill worker cuts it into chunks). The line goes at once when it cannot grow: `more_may_come`

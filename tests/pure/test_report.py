@@ -70,6 +70,8 @@ def test_a_long_queue_is_worth_a_word():
         "step."
     )
     assert "larger -b" not in verdict(tally(completion(queue_s=0.36, prefill_s=0.8, decode_s=0.1)))
+    full = tally(completion(queue_s=0.36, preemptions=3))
+    assert verdict(full).endswith("place: the KV pool is too small for so many at once.")
 
 
 def test_tokens_that_came_together_count_with_gaps_of_nothing():
