@@ -119,8 +119,8 @@ def conclusion(cells: Sequence[Cell]) -> list[str]:
     agree = "the one round says so" if rounds == 1 else "all rounds agree"
     return [
         *(_of_load(load, its) for load, its in _grouped(cells, "load").items()),
-        f"Of {len(cells)} cells P/D wins {count[WINS]} and loses {count[LOSES]}; {count[EVEN_CELL]} "
-        f"show no difference. A cell counts if {agree} and the median is off by {EVEN:.0%} or more; "
+        f"Of {len(cells)} cells P/D wins {count[WINS]} and loses {count[LOSES]}; without a "
+        f"difference: {count[EVEN_CELL]}. A cell counts if {agree} and the median is off by {EVEN:.0%} or more; "
         "P/D is held against the better of the colocated arms each time.",
         _pays(cells),
     ]

@@ -177,7 +177,7 @@ def test_a_mixed_result_is_told_metric_by_metric_and_load_by_load() -> None:
         == "a: P/D wins ITL p99 (0.20 times); loses TTFT p50 (2.00 times), goodput (0.50 times)."
     )
     assert lines[1] == "b: P/D wins goodput (2.00 times); loses nothing."
-    assert "Of 5 cells P/D wins 2 and loses 2; 1 show no difference" in lines[2]
+    assert "Of 5 cells P/D wins 2 and loses 2; without a difference: 1." in lines[2]
     assert "it pays for traffic that is judged by ITL p99;" in lines[3]
     assert "it costs traffic that is judged by TTFT p50;" in lines[3]
     assert "it depends on the load for goodput" in lines[3]
