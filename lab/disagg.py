@@ -20,6 +20,7 @@ from baton.model_files import resolve_model
 from lab.disagg_cells import (
     RATE_METRICS,
     STREAM_METRICS,
+    TOGETHER_MS,
     Cell,
     Rounds,
     cell_table,
@@ -44,7 +45,7 @@ from lab.disagg_plan import (
     plan_for,
     rates_for,
 )
-from lab.disagg_plots import TOGETHER_MS, draw_handover, draw_interference, draw_rates
+from lab.disagg_plots import draw_handover, draw_interference, draw_rates
 from lab.disagg_runs import Arms, capacity, idle, measured, rates, streams
 from lab.study import Notebook, Picture, Setting, Study, Table
 from measure.slo import Slo, Trace

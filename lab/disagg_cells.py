@@ -4,6 +4,8 @@ sentences computed from them. Pure.
     a cell wins    in every round P/D is the better, and by the median by EVEN at least
     it loses       in every round P/D is the worse, and by as much
     no difference  anything else: rounds that disagree, or a difference nobody would notice
+    not comparable a gap below TOGETHER_MS is none: the tokens reached a busy client together, and the
+                   median gap says how, not how long somebody waited
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,8 @@ from statistics import median
 from lab.disagg_plan import PD
 from lab.study import Table
 
-WINS, LOSES, EVEN_CELL = "wins", "loses", "no difference"
+WINS, LOSES, EVEN_CELL, UNCLEAR = "wins", "loses", "no difference", "not comparable"
+TOGETHER_MS = 0.1
 EVEN = 0.05
 LESS, MORE = -1, 1  # which is better
 STREAM_METRICS = (
@@ -59,6 +62,8 @@ class Cell:
     @property
     def verdict(self) -> str:
         """By the rule above."""
+        if self.unit == "ms" and min(self.ours, self.others[self.best]) < TOGETHER_MS:
+            return UNCLEAR
         gains = [_gain(each, self.better) for each in self.ratios]
         middle = median(gains)
         if min(gains) > 1 and middle >= 1 + EVEN:
@@ -100,7 +105,7 @@ def cell_table(cells: Sequence[Cell], arms: Sequence[str]) -> Table:
             number(cell.ours),
             *(number(cell.others[arm]) if arm in cell.others else "-" for arm in others),
             spread(cell.ratios),
-            f"P/D {cell.verdict}" if cell.verdict != EVEN_CELL else cell.verdict,
+            f"P/D {cell.verdict}" if cell.verdict in (WINS, LOSES) else cell.verdict,
         )
         for cell in cells
     ]
@@ -114,13 +119,15 @@ def conclusion(cells: Sequence[Cell]) -> list[str]:
     """For which traffic it pays on this machine, as far as was measured."""
     if not cells:
         return ["P/D was not measured beside a colocated cluster: nothing can be said about it."]
-    count = {v: sum(cell.verdict == v for cell in cells) for v in (WINS, LOSES, EVEN_CELL)}
+    kinds = (WINS, LOSES, EVEN_CELL, UNCLEAR)
+    count = {kind: sum(cell.verdict == kind for cell in cells) for kind in kinds}
     rounds = max(len(cell.ratios) for cell in cells)
     agree = "the one round says so" if rounds == 1 else "all rounds agree"
     return [
         *(_of_load(load, its) for load, its in _grouped(cells, "load").items()),
-        f"Of {len(cells)} cells P/D wins {count[WINS]} and loses {count[LOSES]}; {count[EVEN_CELL]} "
-        f"show no difference. A cell counts if {agree} and the median is off by {EVEN:.0%} or more; "
+        f"Of {len(cells)} cells P/D wins {count[WINS]} and loses {count[LOSES]}; no difference: "
+        f"{count[EVEN_CELL]}; not comparable, for tokens reached the client together: "
+        f"{count[UNCLEAR]}. A cell counts if {agree} and the median is off by {EVEN:.0%} or more; "
         "P/D is held against the better of the colocated arms each time.",
         _pays(cells),
     ]

@@ -11,14 +11,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from lab.disagg_cells import Rounds, number
+from lab.disagg_cells import TOGETHER_MS, Rounds, number
 from lab.disagg_handed import WAYS, Handed, grouped
 from lab.disagg_plan import CHUNKED, COLOCATED, PD, Pace
 from measure.slo import Slo, Trace, percentile
 
 COLOURS = {PD: "#1b6ca8", COLOCATED: "#d95f02", CHUNKED: "#7570b3"}
 MARKS = {"shm": "o", "pinned": "s", "frames": "^"}
-TOGETHER_MS = 0.1  # shorter gaps are drawn here: tokens that came in one message, or just after it
 DPI = 130
 PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 

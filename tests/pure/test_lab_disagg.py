@@ -17,6 +17,7 @@ from lab.disagg_cells import (
     MORE,
     RATE_METRICS,
     STREAM_METRICS,
+    UNCLEAR,
     WINS,
     Cell,
     Round,
@@ -71,6 +72,15 @@ def cell(*ratios: float, better: int = LESS, metric: str = "ITL p99", load: str 
 )
 def test_a_cell_counts_if_the_rounds_agree_on_a_difference(found: Cell, verdict: str) -> None:
     assert found.verdict == verdict
+
+
+def test_tokens_that_reach_the_client_together_have_no_gap_to_compare() -> None:
+    found = Cell("a", "ITL p50", "ms", LESS, 7.8, {COLOCATED: 0.03}, COLOCATED, (275.0,))
+    assert found.verdict == UNCLEAR
+    assert cell_table([found], (PD, COLOCATED)).rows[0][-1] == UNCLEAR
+    assert "makes no difference" in said([found])
+    none = Cell("a", "goodput", "1/s", MORE, 3.0, {COLOCATED: 0.0}, COLOCATED, (inf,))
+    assert none.verdict == WINS
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1), st.sampled_from([LESS, MORE]))
@@ -177,7 +187,7 @@ def test_a_mixed_result_is_told_metric_by_metric_and_load_by_load() -> None:
         == "a: P/D wins ITL p99 (0.20 times); loses TTFT p50 (2.00 times), goodput (0.50 times)."
     )
     assert lines[1] == "b: P/D wins goodput (2.00 times); loses nothing."
-    assert "Of 5 cells P/D wins 2 and loses 2; 1 show no difference" in lines[2]
+    assert "Of 5 cells P/D wins 2 and loses 2; no difference: 1; not comparable" in lines[2]
     assert "it pays for traffic that is judged by ITL p99;" in lines[3]
     assert "it costs traffic that is judged by TTFT p50;" in lines[3]
     assert "it depends on the load for goodput" in lines[3]
