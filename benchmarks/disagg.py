@@ -24,7 +24,7 @@ from measure.slo import Slo, Summary, Trace, percentile, summarise
 from measure.split import RunningArm, Split, differences, started, use_cores
 from measure.workload import Load, mixed, poisson, single
 
-NO_CHUNKS = 1 << 20  # tokens of a step: any prompt goes in one, which is what no chunking means
+NO_CHUNKS = 1 << 14  # tokens of a step: any prompt goes in one, which is what no chunking means
 PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
 
 
