@@ -27,6 +27,7 @@ class Tokenizer:
             self._tokenizer = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
+        self._partial: dict[int, bool] = {}
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -34,6 +35,13 @@ class Tokenizer:
     def longest_token(self) -> int:
         """Characters of the longest token: no text has fewer tokens than length / this."""
         return max((len(token) for token in self._tokenizer.get_vocab()), default=1)
+
+    def partial(self, token_id: int) -> bool:
+        """Is it, alone, no whole text: a byte of a longer character, say?"""
+        known = self._partial.get(token_id)
+        if known is None:
+            known = self._partial[token_id] = REPLACEMENT in self.decode([token_id], special=True)
+        return known
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of the text, with the special tokens the model's tokenizer adds by itself."""
@@ -107,7 +115,10 @@ class TextStream:
         return self._release(taken, final=False)
 
     def _take_whole(self, ids: Sequence[int]) -> str | None:
-        """All of them at once, for half the work; None if not every character is whole."""
+        """All of them at once, for half the work; None if not every character is whole, as what a
+        decoder makes of half ones hangs on where they are cut."""
+        if any(self._tokenizer.partial(each) for each in ids):
+            return None
         known = len(self._ids)
         self._ids += ids
         now = self._decode(self._ids[self._anchor :])

@@ -97,9 +97,14 @@ class Life:
             return
         stage = self.stages[-1]
         stage.end = at
-        if stage.name == "prefill" and handover_s > 0:
-            stage.end = max(stage.start, at - handover_s)
-            self.stages.append(Stage("handover", stage.end, at, stage.worker))
+        if stage.name != "prefill" or handover_s <= 0:
+            return
+        begin = at - handover_s
+        while stage.start > begin and len(self.stages) > 1 and self.stages[-2].name == "prefill":
+            self.stages.pop()  # a chunk that went by while earlier ones were handed over
+            stage = self.stages[-1]
+        stage.end = max(stage.start, begin)
+        self.stages.append(Stage("handover", stage.end, at, stage.worker))
 
 
 class Timeline:

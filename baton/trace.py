@@ -104,11 +104,17 @@ def _slice(
          "ts": start * MICRO, "dur": (end - start) * MICRO},
     ]  # fmt: skip
     flow = {"name": "KV", "cat": "handover", "id": life.request, **where}
-    if stage.name in ("prefill", "handover"):
+    if stage.name in ("prefill", "handover") and _next(life, stage) == "decode":
         found.append({"ph": "s", "ts": start * MICRO, **flow})
     elif stage.name == "decode" and any(s.name in ("prefill", "handover") for s in life.stages):
         found.append({"ph": "f", "bp": "e", "ts": start * MICRO, **flow})
     return found
+
+
+def _next(life: Life, stage: Stage) -> str:
+    """The name of the stage behind this one."""
+    after = next(i for i, each in enumerate(life.stages, start=1) if each is stage)
+    return life.stages[after].name if after < len(life.stages) else ""
 
 
 def _running(pid: int, lives: list[Life], begin: float, latest: float) -> list[dict[str, Any]]:

@@ -59,7 +59,8 @@ def _stalls(recent: Sequence[Facts]) -> str:
     stalled, decode = sum(f.stalled_s for f in recent), sum(f.decode_s for f in recent)
     if stalled <= STALL_SHARE * decode or not decode:
         return ""
-    return f"ITL suffers from stalls: {stalled / decode:.0%} of decode time had no token for long."
+    share = min(1.0, stalled / decode)
+    return f"ITL suffers from stalls: {share:.0%} of decode time had no token for long."
 
 
 def _room(recent: Sequence[Facts]) -> str:

@@ -2,7 +2,8 @@
 
 A message costs the router and the client about as much for one token as for ten, and on a CPU they take
 it from the very cores that decode. So a run says how long its tokens may wait (Start.tell_every_s); its
-first and its last go at once, and take with them whatever else is there.
+first and its last go at once, and take with them whatever else is there. Times are those at which steps
+begin: what a step samples is there at its end, so what is not told then waits for one step more.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from decode_worker.runs import Run
 class _Held:
     """What one run has said since it was last told."""
 
+    run: Run
     position: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
@@ -30,20 +32,19 @@ class Outbox:
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
-        self._told: set[str] = set()  # runs whose first token is out
         self._deadline = float("inf")
 
     def put(self, name: str, run: Run, drawn: Drawn, finish: str | None, now: float) -> None:
         """The token that this run has just come by, and why it ends with it, if it does."""
         held = self._held.get(name)
         if held is None:
-            held = self._held[name] = _Held(len(run.known) - 1)
+            held = self._held[name] = _Held(run, len(run.known) - 1)
         held.token_ids.append(drawn.token_id)
         held.times.append(now)
         held.finish = finish
         if drawn.logprob is not None:
             held.logprobs.append(drawn.logprob)
-        waits = name in self._told and finish is None
+        waits = run.told and finish is None
         self._deadline = min(self._deadline, held.times[0] + run.tell_every_s if waits else now)
 
     def due(self, now: float) -> float:
@@ -54,32 +55,28 @@ class Outbox:
         """All there is, as one message; none if there is nothing."""
         if not self._held:
             return []
-        runs = tuple(_said(run, held, now) for run, held in self._held.items())
-        self._told.update(self._held)
-        self._held.clear()
-        self._deadline = float("inf")
+        runs = tuple(_said(name, held, now) for name, held in self._held.items())
+        for held in self._held.values():
+            held.run.told = True
+        self.clear()
         return [To(ROUTER, Decoded(runs))]
 
-    def drop(self, run: str) -> None:
+    def drop(self, name: str) -> None:
         """Nobody wants to hear of this run any more."""
-        self._held.pop(run, None)
-        self.forget(run)
-
-    def forget(self, run: str) -> None:
-        """The run is over: what it has said is still to be told."""
-        self._told.discard(run)
+        self._held.pop(name, None)
+        if not self._held:
+            self.clear()
 
     def clear(self) -> None:
-        """Every run is over, and nobody waits for what they have said."""
+        """There is nothing to tell."""
         self._held.clear()
-        self._told.clear()
         self._deadline = float("inf")
 
 
-def _said(run: str, held: _Held, now: float) -> Said:
+def _said(name: str, held: _Held, now: float) -> Said:
     waited = held.times[0] < now
     return Said(
-        run,
+        name,
         held.position,
         tuple(held.token_ids),
         held.finish,

@@ -39,6 +39,7 @@ class Run:
     prompt_logprobs: int = -1
     guide: Guide | None = None
     tell_every_s: float = 0.0
+    told: bool = False  # its first token is out
     scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
     published: bool = False  # its prompt's blocks
     table: list[int] = field(init=False)  # its blocks, those it grew by at the end

@@ -30,7 +30,6 @@ from decode_worker.telling import Teller
 LEASE_S = 60.0
 ARRIVAL_S = 10.0  # how long announced KV may be on its way before it is filled again
 UNSOUND = "numerical_error", "the model's logits for this request are not finite numbers"
-
 PASSED_THROUGH = ("frames", "frames_tcp", "fake")  # by the owner's hands: late bytes are dropped,
 # so their writers need no quarantine
 
@@ -54,6 +53,7 @@ class DecodeWorker:
     _membership: Membership = field(init=False)
     _teller: Teller = field(init=False)
     _outbox: Outbox = field(init=False, default_factory=Outbox)
+    _stepped: float = field(init=False, default=0.0)  # when the last step began
     _more_kv: bool = field(init=False, default=False)
     _waits: bool = field(init=False, default=False)  # its runs wait for blocks
 
@@ -92,6 +92,7 @@ class DecodeWorker:
 
     def step(self, now: float) -> list[Effect]:
         effects = self._membership.step(now)
+        took, self._stepped = now - self._stepped, now
         for run in self.table.expired(now):
             self._let_go(run, ANY_WRITER)
             effects.append(To(ROUTER, msg.Expired(run)))
@@ -99,7 +100,7 @@ class DecodeWorker:
         for run in list(self.arriving):
             effects += self._look_for(run, now)
         effects += self._decode(now)
-        if self._outbox.due(now) <= 0:
+        if self._outbox.due(now + took) <= 0:  # else it waits for the end of the next
             effects += self._outbox.empty(now)
         if self._membership.joined and (pool := self._teller.news(now)) is not None:
             effects.append(To(ROUTER, pool))
@@ -137,7 +138,6 @@ class DecodeWorker:
         self.chains.pop(run, None)
         self.arriving.pop(run, None)
         self.speculation.forget(run)
-        self._outbox.forget(run)
         if (grant := self.table.release(run, writer)) is not None:
             self.model.retire(grant)
 

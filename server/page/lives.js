@@ -52,8 +52,7 @@ export class Lives {
     }
     if (open) {
       if (open.stage === "prefill" && moment.handover_s > 0) {
-        const from = Math.max(open.start, at - moment.handover_s);
-        this.close(life, from);
+        const from = this.cut(life, at - moment.handover_s);
         this.begin(life, "handover", from, open.lane);
       }
       this.close(life, at);
@@ -82,6 +81,20 @@ export class Lives {
     const bar = { life, stage, start, end: null, lane: name, row, next };
     life.bars.push(bar);
     lane.bars.push(bar);
+  }
+
+  /** The prefill ends here, in this chunk or an earlier one. */
+  cut(life, at) {
+    let last = life.bars.at(-1);
+    while (last.start > at && last.next) {
+      last.start = last.end = Math.min(last.end ?? last.start, last.start);
+      this.lanes.get(last.lane).bars = this.lanes.get(last.lane).bars.filter((bar) => bar !== last);
+      life.bars.pop();
+      last = life.bars.at(-1);
+    }
+    last.end = null;
+    this.close(life, Math.max(last.start, at));
+    return last.end;
   }
 
   close(life, at) {

@@ -70,13 +70,15 @@ def test_the_least_patient_run_decides() -> None:
     assert outbox.due(0.5) == 0.0
 
 
-def test_what_nobody_wants_is_dropped_and_what_was_said_before_an_end_is_not() -> None:
+def test_what_nobody_wants_is_dropped_and_nothing_is_left_to_be_told() -> None:
     outbox, a, b = Outbox(), run(1.0), run(1.0)
     speak(outbox, "a", a, 5, now=0.0)
     speak(outbox, "b", b, 5, now=0.0)
     outbox.drop("a")
-    outbox.forget("b")
     assert [each.run for each in said(outbox, 0.0)] == ["b"]
+    speak(outbox, "b", b, 6, now=1.0)
+    outbox.drop("b")
+    assert outbox.due(100.0) == float("inf")
 
 
 def test_logprobs_travel_with_their_tokens() -> None:
@@ -174,6 +176,50 @@ def test_a_request_may_be_cancelled_while_its_tokens_wait(request_id: str, at: i
     assert_calm(town, but=request_id)
     seen = town.outcomes[request_id].tokens
     assert seen == calm_answer(*PROMPTS[request_id])[0][: len(seen)]
+
+
+def test_a_worker_whose_last_run_was_cancelled_has_nothing_to_do() -> None:
+    town = Town()
+    town.submit("a", range(1, 12), 50, tell_every_s=1.0)
+    town.run(lambda: len(town.outcomes["a"].tokens) >= 1)
+    town.turn()
+    town.client(msg.Abort("a"))
+    town.run_all(["a"])
+    (name,) = town.workers("decode")
+    assert town.nodes[name]._outbox.due(town.now + 10.0) == float("inf")
+
+
+@pytest.mark.parametrize("patience", [1e-6, 0.0009])
+def test_a_step_longer_than_its_patience_is_told_at_its_end(patience: float) -> None:
+    town = Town()
+    town.submit("a", range(1, 12), 8, tell_every_s=patience)
+    seen: list[int] = []
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if isinstance(message, msg.Emitted):
+            seen.append(len(message.token_ids))
+
+    town.before = before
+    town.run_all(["a"])
+    assert seen == [1] * 8
+
+
+def test_an_id_that_comes_back_is_told_its_first_token_at_once() -> None:
+    town = Town()
+    for _ in range(2):
+        seen: list[int] = []
+
+        def before(
+            sender: str, receiver: str, message: msg.Message, seen: list[int] = seen
+        ) -> None:
+            if isinstance(message, msg.Emitted):
+                seen.append(len(message.token_ids))
+
+        town.before = before
+        town.outcomes.clear()
+        town.submit("a", range(1, 12), 8, tell_every_s=1.0)
+        town.run_all(["a"])
+        assert seen == [1, 7]
 
 
 def test_in_a_full_pool_who_gives_way_has_told_its_tokens_first() -> None:

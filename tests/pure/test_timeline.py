@@ -58,6 +58,29 @@ def test_a_life_is_its_stages_one_after_the_other() -> None:
     assert (life.prompt_tokens, life.tokens, life.ended) == (9, 6, "stop")
 
 
+@pytest.mark.parametrize(
+    ("handed", "stages"),
+    [
+        (0.5, [("prefill", 0.0, 1.0), ("prefill", 1.0, 1.6), ("handover", 1.6, 2.1)]),
+        (1.5, [("prefill", 0.0, 0.6), ("handover", 0.6, 2.1)]),
+        (9.0, [("prefill", 0.0, 0.0), ("handover", 0.0, 2.1)]),
+    ],
+)
+def test_the_hand_over_of_a_prompt_in_chunks_is_taken_from_all_of_them(
+    handed: float, stages: list[tuple[str, float, float]]
+) -> None:
+    life = lived(
+        Moment("a", 0.0, "filling", "p"),
+        Moment("a", 1.0, "filling", "p", 10),
+        Moment("a", 2.0, "filling", "p", 20),
+        Moment("a", 2.1, "decoding", "d", handover_s=handed),
+    )
+    got = [(s.name, s.start, s.end) for s in life.stages[:-1]]
+    assert got == [(name, pytest.approx(a), pytest.approx(b)) for name, a, b in stages]
+    arrows = [e for e in chrome_trace([life])["traceEvents"] if e["ph"] in "sf"]
+    assert [arrow["ph"] for arrow in arrows] == ["s", "f"]
+
+
 def test_a_long_silence_while_decoding_is_a_stall() -> None:
     life = lived(
         Moment("a", 0.0, "decoding", "d"),

@@ -70,6 +70,9 @@ class PretendTokenizer:
 
     longest_token = 4
 
+    def partial(self, token_id: int) -> bool:
+        return False
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
 
