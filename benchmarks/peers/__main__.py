@@ -52,10 +52,12 @@ def main(peers: tuple[str, ...], into: Path) -> None:
     failed = []
     for peer in peers or sorted(PACKAGES):
         begun = time.monotonic()
-        venv.create(into / peer, with_pip=True)
+        new = not python_of(peer, into).exists()
+        venv.create(into / peer, with_pip=True, symlinks=os.name != "nt")
         if not install(peer, into):
             failed.append(peer)  # pip has said why; the others are tried
-            shutil.rmtree(into / peer)  # half of it would count as installed
+            if new:
+                shutil.rmtree(into / peer)  # half of it would count as installed
             continue
         click.echo(f"{peer} is in {into / peer} after {time.monotonic() - begun:.0f} s")
     if failed:
