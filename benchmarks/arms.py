@@ -1,6 +1,7 @@
 """Arms of `bench engine` that run in this environment, a process each; benchmarks/peers/lines.py says
 how they are spoken to."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -74,6 +75,7 @@ class PrefillDecode:
             folder, topology, batch_size=64, batch_window_ms=2.0, dtype=dtype, prefix_caching=False
         )
         self.cluster = Cluster(options)
+        atexit.register(self.cluster.stop)
         self.cluster.start()
         client = Client(self.cluster.address)
         self.follower = Follower(client, self.cluster, job="bench", limit=64, clock=monotonic)

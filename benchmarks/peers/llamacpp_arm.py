@@ -30,12 +30,13 @@ class LlamaCpp:
         self.shape = (0, 0)
 
     def room(self, sequences, length):
-        """A context of exactly this many sequences: its attention runs over all that it has."""
+        """An empty context of exactly this many sequences: it keeps the same room for each."""
+        length = -(-length // 256) * 256  # it would round up itself
         if self.shape != (sequences, length):
             if self.context:
                 self.lib.llama_free(self.context)
             params = self.lib.llama_context_default_params()
-            params.n_ctx, params.n_seq_max = sequences * (-(-length // 256) * 256), sequences
+            params.n_ctx, params.n_seq_max = sequences * length, sequences
             params.n_batch = params.n_ctx
             params.n_threads = params.n_threads_batch = self.threads
             params.type_k = params.type_v = self.cache
