@@ -71,9 +71,7 @@ class PrefillDecode:
 
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
         topology = plan_topology((), (), gpus=0)
-        options = ClusterOptions(
-            folder, topology, batch_size=64, batch_window_ms=2.0, dtype=dtype, prefix_caching=False
-        )
+        options = ClusterOptions(folder, topology, batch_size=64, dtype=dtype, prefix_caching=False)
         self.cluster = Cluster(options)
         atexit.register(self.cluster.stop)
         self.cluster.start()

@@ -25,6 +25,12 @@ class Draw:
     logprobs: int = -1  # of the token, and so many of the likeliest
     given: int | None = None  # nothing is drawn: this token stands, and is asked about
 
+    @property
+    def plain(self) -> bool:
+        """It is the likeliest token, and no logit is touched before."""
+        free = not self.forbidden and self.mask is None and self.given is None
+        return free and self.sampling.plain
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:

@@ -55,6 +55,12 @@ class SamplingParams:
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
 
+    @property
+    def plain(self) -> bool:
+        """The likeliest token by the model's own logits, whatever was said before."""
+        shaped = self.presence_penalty or self.frequency_penalty or self.logit_bias
+        return self.greedy and self.repetition_penalty == 1.0 and not shaped
+
     def to_wire(self) -> dict[str, int | float | str]:
         """Plain values by name. What travels cannot nest lists, so logit_bias is the string
         "id:bias,id:bias": exact, and readable in a log."""

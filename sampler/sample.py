@@ -135,6 +135,12 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     return _sample(shaped(logits, batch.shape), batch)[0]
 
 
+def plain_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """sample_finite for rows that are all greedy and not shaped, without a batch to build."""
+    highest, best = likeliest(logits)
+    return best, highest.isfinite()
+
+
 def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
     """The next token of each row, and whether the row could be sampled at all: False where its
     logits are not sound (see finite_rows) or nothing that they allow is left to be drawn. Where

@@ -274,3 +274,32 @@ def test_logits_that_are_no_numbers_end_one_request_and_no_other() -> None:
     town.run_all(PROMPTS)
     assert town.outcomes["b"].ends == ["numerical_error"]
     assert_calm(town, but="b")
+
+
+def fills(window_s: float) -> list[int]:
+    """How many prompts go in each batch, when six come at once and the answers of the decode worker
+    are slow to come: more slowly than the window lasts."""
+    rules = Rules(batch_size=16, window_s=window_s, token_budget=512)
+    town = Town(rules=rules)
+    seen: list[int] = []
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if isinstance(message, msg.Reserved):
+            town.now += 0.004
+            town.send(ROUTER, town.nodes[ROUTER].step(town.now))
+        if isinstance(message, msg.Fill):
+            seen.append(len(message.jobs))
+
+    town.before = before
+    for i in range(6):
+        town.submit(f"r{i}", range(10 * i + 1, 10 * i + 9), 2)
+    town.run_all([f"r{i}" for i in range(6)])
+    return seen
+
+
+def test_a_batch_waits_for_those_whose_blocks_are_on_their_way() -> None:
+    assert fills(window_s=0.002) == [6]
+
+
+def test_where_nothing_waits_each_goes_as_it_comes() -> None:
+    assert len(fills(window_s=0.0)) > 1

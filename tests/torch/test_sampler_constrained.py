@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from sampler.counters import uniforms
 from sampler.narrow import tied
 from sampler.params import SamplingParams
-from sampler.sample import SamplingBatch, draw, filtered, finite_rows, sample, sample_finite
+from sampler.sample import (
+    SamplingBatch,
+    draw,
+    filtered,
+    finite_rows,
+    plain_greedy,
+    sample,
+    sample_finite,
+)
 from sampler.shape import NO, shaped
 from tests.torch.test_sampler_shape import GREEDY, SHORT, Wish, batch_of, logits_for, wishes, words
 
@@ -125,3 +133,31 @@ def test_a_batch_needs_one_entry_per_row_of_all_that_is_given() -> None:
     for params in (SamplingParams(presence_penalty=1), SamplingParams(frequency_penalty=1)):
         with pytest.raises(ValueError, match=r"^generated must be given .* for row 1$"):
             SamplingBatch.build([GREEDY, params], [0, 0], [(), ()], "cpu")
+
+
+def test_greedy_rows_that_nothing_shapes_need_no_batch() -> None:
+    torch.manual_seed(3)
+    for vocab in (7, 600, 50257):
+        logits = torch.randn(5, vocab)
+        logits[1, vocab // 2] = float("nan")
+        logits[2] = float("-inf")
+        logits[3, 3:5] = 99.0  # of equals the lowest
+        params = [SamplingParams(temperature=0.0)] * 5
+        assert all(each.plain for each in params)
+        batch = SamplingBatch.build(params, [9] * 5, [[1]] * 5, logits.device)
+        tokens, finite = sample_finite(logits, batch)
+        ours, sound = plain_greedy(logits)
+        assert finite.tolist() == sound.tolist() == [True, False, False, True, True]
+        assert torch.equal(ours[finite], tokens[finite])
+        assert ours[3] == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"temperature": 0.5}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1},
+        {"frequency_penalty": 0.1}, {"logit_bias": ((3, 1.0),)},
+    ],
+)  # fmt: skip
+def test_what_is_drawn_or_shaped_is_not_plain(changed: dict[str, object]) -> None:
+    assert not SamplingParams(**{"temperature": 0.0, **changed}).plain
