@@ -25,7 +25,8 @@ DEFERRED_S = 0.02
 
 COMPANY_S = 0.03
 """So long at least a batch waits for requests whose blocks are on their way: without them it would be
-two, and the first would decode on half of the cores while the second is filled. Not with a window of 0."""
+two, and the first would decode on half of the cores while the second is filled. Not where the window
+is 0."""
 
 AFTER_PREEMPTION = 4
 """A preempted request asks for so many times more blocks ahead of it than the time before."""
