@@ -7,6 +7,7 @@ as `python main.py -b STREAMS` does. Both share the machine with the cluster the
 
 import asyncio
 import json
+import os
 import random
 import re
 import secrets
@@ -123,7 +124,8 @@ class Site:
         for happening in self.follower.run(tasks, ask):
             match happening:
                 case Completion():
-                    found.append(Answer(len(happening.token_ids), happening.timings.ttft_s))
+                    first = happening.arrivals[0] - happening.submitted
+                    found.append(Answer(len(happening.token_ids), first))
                 case Failure():
                     found.append(Answer(0, 0.0, happening.message))
         return found
@@ -185,7 +187,7 @@ def _await_health(port: int) -> None:
 
 def turn(at: Site, arm: str, prompts: Sequence[Sequence[int]], new: int, streams: int) -> Turn:
     """One arm, once."""
-    with Sampler(at.cluster.pids()) as sampler:
+    with Sampler(at.cluster.pids() | {"client": os.getpid()}) as sampler:
         begun = time.monotonic()
         work = at.over_http(prompts, new, streams) if arm == "HTTP" else at.offline(prompts, new)
         answers = asyncio.run(work)
@@ -239,9 +241,9 @@ def main(
     with site(model, dtype, streams, interval) as at:
         for arm in arms:
             turn(at, arm, prompts[: 2 * streams], min(new_tokens, 16), streams)  # warms up
-        for _ in range(rounds):
-            for arm, turns in arms.items():
-                turns.append(turn(at, arm, prompts, new_tokens, streams))
+        for number in range(rounds):
+            for arm in list(arms)[:: -1 if number % 2 else 1]:  # who goes first changes
+                arms[arm].append(turn(at, arm, prompts, new_tokens, streams))
     lines = [_line(arm, each) for arm, turns in arms.items() for each in turns]
     names = list(arms["HTTP"][0].cores)
     head = ["", "tokens/s", "errors", "TTFT p50, ms", "p99", "blocks held after"]
@@ -250,7 +252,8 @@ def main(
     ratios = [http.tokens_per_s / offline.tokens_per_s for http, offline in pairs]
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
-        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told every {interval:g} ms over "
+        f"HTTP, every {1e3 * UNWATCHED_S:g} ms offline"
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
