@@ -30,11 +30,11 @@ from baton.follow import Ask, Completion, Failure, Follower, Task
 from baton.request import UNWATCHED_S
 from baton.table import percentile, table
 from baton.topology import plan_topology
+from measure.split import GREEDY
 from measure.usage import Sampler, Usage
-from sampler.params import SamplingParams
+from measure.workload import HIGHEST, LOWEST
 
 PATIENCE_S = 600.0
-LOWEST, HIGHEST = 5, 2000  # ids of prompts: in every vocabulary, and nothing special
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +129,6 @@ class Site:
                 case Failure():
                     found.append(Answer(0, 0.0, happening.message))
         return found
-
-
-GREEDY = SamplingParams(temperature=0.0).to_wire()
 
 
 def tokens_of(stream: bytes) -> int:

@@ -18,10 +18,9 @@ from baton.cluster import Cluster, ClusterOptions
 from baton.follow import Ask, Completion, Follower, Task
 from baton.table import table
 from baton.topology import plan_topology
+from measure.split import GREEDY
 from measure.usage import Sampler, Usage
-from sampler.params import SamplingParams
-
-LOWEST, HIGHEST = 5, 2000  # ids of prompts: in every vocabulary, and nothing special
+from measure.workload import HIGHEST, LOWEST
 
 
 def job(follower: Follower, prompts: list[tuple[int, ...]], first: int, ask: Ask) -> int:
@@ -52,10 +51,10 @@ def main(
         client = Client(cluster.address)
         follower = Follower(client, cluster, job=secrets.token_hex(4), limit=batch, clock=monotonic)
         list(follower.await_ready(ours=True))
-        greedy, asked = SamplingParams(temperature=0.0).to_wire(), 0
+        asked = 0
         for number in range(rounds + 1):  # the first warms up
             for interval in intervals:
-                ask = Ask(new_tokens, greedy, ignore_eos=True, tell_every_s=interval / 1e3)
+                ask = Ask(new_tokens, GREEDY, ignore_eos=True, tell_every_s=interval / 1e3)
                 with Sampler(cluster.pids() | {"client": os.getpid()}) as sampler:
                     begun = time.monotonic()
                     tokens = job(follower, prompts, asked, ask)

@@ -64,9 +64,8 @@ def main(
     """Studies of this machine: where a request's time goes, what batching buys and costs, when the KV
     cache pays, which speed-ups hold, when splitting prefill from decode pays.
 
-    Without a STUDY: all of them, ten minutes on two fast cores, twenty on
-    slow ones. The report is README.md in --output;
-    a study that is done again renews its own part alone.
+    Without a STUDY: all of them, ten minutes on two fast cores, twenty on slow ones. The
+    report is README.md in --output; a study that is done again renews its own part alone.
 
     \b
     Studies: baseline, batching, kv-cache, claims, disagg

@@ -21,10 +21,10 @@ PROMPTS = {
 }
 
 
-def town_with_requests(**options: object) -> Town:
+def town_with_requests(*, tell_every_s: float = 0.0, **options: object) -> Town:
     town = Town(prefills=2, decodes=2, **options)
     for name, (prompt, length) in PROMPTS.items():
-        town.submit(name, prompt, length)
+        town.submit(name, prompt, length, tell_every_s=tell_every_s)
     return town
 
 
@@ -37,8 +37,8 @@ def assert_calm(town: Town, *, but: str = "") -> None:
             assert (outcome.tokens, outcome.ends) == (tokens, [reason]), name
 
 
-def messages_of_a_calm_run() -> int:
-    town = town_with_requests()
+def messages_of_a_calm_run(**options: object) -> int:
+    town = town_with_requests(**options)
     town.run_all(PROMPTS)
     return town.delivered
 

@@ -1,7 +1,5 @@
 """Tokens that may wait to be told: fewer messages, the same answers, whatever dies in between."""
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +12,13 @@ from decode_worker.model import Drawn
 from decode_worker.outbox import Outbox
 from decode_worker.runs import Run
 from sampler.params import SamplingParams
-from tests.pure.test_cluster_nodes import PROMPTS, assert_calm
+from tests.pure.test_cluster_nodes import (
+    PROMPTS,
+    assert_calm,
+    interrupted,
+    messages_of_a_calm_run,
+    town_with_requests,
+)
 from tests.pure.town import Town, calm_answer
 
 PATIENCE_S = 0.005  # a few turns of the town
@@ -116,13 +120,6 @@ def test_every_token_is_told_once_in_order_and_none_waits_too_long(
 # ---- in the town
 
 
-def patient_town(patience_s: float = PATIENCE_S, **options: object) -> Town:
-    town = Town(prefills=2, decodes=2, **options)
-    for name, (prompt, length) in PROMPTS.items():
-        town.submit(name, prompt, length, tell_every_s=patience_s)
-    return town
-
-
 def reports(town: Town) -> int:
     """Messages with tokens until all have ended."""
     seen: list[msg.Message] = []
@@ -132,31 +129,13 @@ def reports(town: Town) -> int:
 
 
 def test_it_saves_messages_and_changes_nothing_else() -> None:
-    eager, patient = patient_town(0.0), patient_town()
+    eager, patient = (town_with_requests(tell_every_s=each) for each in (0.0, PATIENCE_S))
     assert reports(patient) < reports(eager)
     for town in (eager, patient):
         assert_calm(town)
 
 
-def messages_of_a_calm_run() -> int:
-    town = patient_town()
-    town.run_all(PROMPTS)
-    return town.delivered
-
-
-MESSAGES = messages_of_a_calm_run()
-
-
-def interrupted(at: int, action: Callable[[Town], None], **options: object) -> Town:
-    town = patient_town(**options)
-
-    def before(sender: str, receiver: str, message: msg.Message) -> None:
-        if town.delivered == at:
-            action(town)
-
-    town.before = before
-    town.run_all(PROMPTS)
-    return town
+MESSAGES = messages_of_a_calm_run(tell_every_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("at", range(1, MESSAGES + 1))
@@ -166,13 +145,13 @@ def test_a_worker_that_dies_takes_no_token_with_it(victim: str, at: int) -> None
         for name in town.workers(victim):
             town.kill(name)
 
-    assert_calm(interrupted(at, kill))
+    assert_calm(interrupted(at, kill, tell_every_s=PATIENCE_S))
 
 
 @pytest.mark.parametrize("at", range(1, MESSAGES + 1, 2))
 @pytest.mark.parametrize("request_id", ["a", "c"])
 def test_a_request_may_be_cancelled_while_its_tokens_wait(request_id: str, at: int) -> None:
-    town = interrupted(at, lambda town: town.client(msg.Abort(request_id)))
+    town = interrupted(at, lambda town: town.client(msg.Abort(request_id)), tell_every_s=PATIENCE_S)
     assert_calm(town, but=request_id)
     seen = town.outcomes[request_id].tokens
     assert seen == calm_answer(*PROMPTS[request_id])[0][: len(seen)]
