@@ -15,7 +15,12 @@ from baton.engine.fast.build import NoCompiler, build
 
 TYPES = {"f32": 0, "bf16": 1, "i8": 2, "w8": 3}
 SCALED = ("i8", "w8")
-SHIMS = ("native_gemm.cpp", "native_gemm_avx2.cpp", "native_gemm_portable.cpp")
+SHIMS = (
+    "native_gemm.cpp",
+    "native_gemm_pairs.cpp",
+    "native_gemm_avx2.cpp",
+    "native_gemm_portable.cpp",
+)
 HERE = Path(__file__).parent
 GUARD = 64  # bytes behind each piece of memory that must stay as they were
 UNIT = 2.0**-24  # of rounding to fp32
@@ -123,7 +128,7 @@ def test_products_are_within_the_bounds_of_rounding(shim: str, kind: str, n: int
     torch.manual_seed(n * k)
     weight, bias = torch.randn(n, k), torch.randn(n)
     packed, plain = Packed(shim, kind, weight, bias), Packed(shim, kind, weight)
-    for m, threads in ((1, 1), (2, 5), (6, 2), (7, 1), (13, 3), (70, 128)):
+    for m, threads in ((1, 1), (2, 5), (6, 2), (7, 1), (13, 3), (70, 128), (61, 1)):
         rows = torch.randn(m, k + 5)[:, :k]  # rows apart from each other
         exact = rows.double() @ weight.double().T
         bound = error_bound(kind, rows, weight, bias)
@@ -184,6 +189,7 @@ def test_a_rows_bits_do_not_depend_on_its_company(
         assert torch.equal(packed(rows[chosen], threads), alone[chosen])
 
     check()
+    assert torch.equal(packed(rows.repeat(2, 1)), alone.repeat(2, 1))  # so many are widened before
 
 
 @shims

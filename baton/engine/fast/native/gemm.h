@@ -13,6 +13,7 @@ namespace baton {
 
 constexpr int ROWS = 6;         // of a tile, at most
 constexpr long CHUNK = 1024;    // steps, 256 KiB
+constexpr long WIDE = 512;      // steps of a chunk that is widened, 128 KiB
 constexpr long STEP_BYTES = CHANNELS * sizeof(uint32_t);
 constexpr long AHEAD = 4096;    // bytes that are fetched before their time
 
@@ -62,11 +63,22 @@ struct Chunk {
 
 // One tile streams, and fetches a little ahead of itself. Several tiles fetch the next chunk, which
 // comes right behind, a part each, so that memory is busy while they multiply.
-inline void fetch_ahead(Chunk& chunk, int tile, int tiles) {
-    const char* words = (const char*)chunk.words;
-    chunk.stride = (STEP_BYTES + tiles - 1) / tiles;
+inline void fetch_ahead(Chunk& chunk, const uint32_t* packed, long bytes, int tile, int tiles) {
+    const char* words = (const char*)packed;
+    const long each = bytes / chunk.steps;
+    chunk.stride = (each + tiles - 1) / tiles;
     chunk.ahead = words + AHEAD;
-    if (tiles > 1) chunk.ahead = words + chunk.steps * (STEP_BYTES + tile * chunk.stride);
+    if (tiles > 1) chunk.ahead = words + bytes + chunk.steps * (tile * chunk.stride);
+}
+
+// Many rows would each widen the same weights: so the chunk is widened once, to steps of floats.
+template <WeightType type>
+inline void widen(const uint32_t* words, long steps, float* to) {
+    for (const uint32_t* end = words + steps * CHANNELS; words < end; words += CHANNELS)
+        for (int i = 0; i < per_word(type); i++, to += CHANNELS)
+#pragma GCC unroll 16
+            for (int v = 0; v < CHANNELS; v += WIDTH)
+                put(to + v, widened<type>(get<PartU>(words + v), i));
 }
 
 // M rows times a chunk of a panel, as many columns at once as registers hold. `sums` [M][stride] has
@@ -135,8 +147,9 @@ inline void finish(const Rows& rows, int m, const Edge& edge, float* sums, long 
         }
 }
 
-// `m` <= ROWS rows times a chunk of a panel, of which `channels` are wanted.
-template <WeightType type>
+// `m` <= ROWS rows times a chunk of a panel, of which `channels` are wanted. `form` is the type of the
+// chunk: f32 where it has been widened.
+template <WeightType type, WeightType form>
 inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Edge& edge,
                            float* out, long out_stride, int channels) {
     float padded[ROWS][CHANNELS];
@@ -145,7 +158,7 @@ inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Ed
     const long stride = whole ? out_stride : CHANNELS;
     for (int r = 0; r < m && !whole && !chunk.first; r++)
         std::memcpy(padded[r], out + r * out_stride, channels * sizeof(float));
-    multiply_tile<type>(m, rows, chunk, edge.start, sums, stride);
+    multiply_tile<form>(m, rows, chunk, edge.start, sums, stride);
     if constexpr (scaled(type))
         if (chunk.last) finish<type>(rows, m, edge, sums, stride);
     for (int r = 0; r < m && !whole; r++)
@@ -177,9 +190,13 @@ inline Share share_of(long panels, long m, const Worker& worker) {
     return {share(panels, by_panel), share(m, by_rows)};
 }
 
-template <WeightType type>
+template <WeightType type, WeightType form = type>
 inline void multiply_share(const Weight& weight, const Rows& rows, const Share& mine, float* out,
                            long out_stride) {
+    constexpr bool widens = form != type;
+    constexpr long each = widens ? per_word(type) : 1;  // steps that one of the weight becomes
+    constexpr long most = widens ? WIDE / each : CHUNK;
+    alignas(64) float wide[widens ? WIDE * CHANNELS : 1];
     const long steps = steps_of(type, weight.k);
     const long count = mine.rows.end - mine.rows.begin;
     for (long panel = mine.panels.begin; panel < mine.panels.end; panel++) {
@@ -187,20 +204,32 @@ inline void multiply_share(const Weight& weight, const Rows& rows, const Share& 
         const Edge edge = edge_of(weight, panel);
         const long first = panel * CHANNELS;
         const int channels = int(weight.n - first < CHANNELS ? weight.n - first : CHANNELS);
-        for (long step = 0; step < steps; step += CHUNK) {
-            Chunk chunk{words + step * CHANNELS, steps - step < CHUNK ? steps - step : CHUNK,
-                        step == 0, step + CHUNK >= steps, nullptr, 0};
+        for (long step = 0; step < steps; step += most) {
+            const uint32_t* packed = words + step * CHANNELS;
+            const long some_steps = steps - step < most ? steps - step : most;
+            if constexpr (widens) widen<type>(packed, some_steps, wide);
+            Chunk chunk{widens ? (const uint32_t*)wide : packed, some_steps * each, step == 0,
+                        step + most >= steps, nullptr, 0};
             for (int tile = 0, tiles = int(divided(count, ROWS)); tile < tiles; tile++) {
                 Range some = share(count, {tile, tiles});  // as even as can be, all <= ROWS
                 long row = mine.rows.begin + some.begin;
-                fetch_ahead(chunk, tile, tiles);
+                fetch_ahead(chunk, packed, some_steps * STEP_BYTES, tile, tiles);
                 Rows here{rows.words + row * rows.stride + step * row_words_of(type), rows.stride,
                           rows.scales + row};
-                multiply_chunk<type>(here, int(some.end - some.begin), chunk, edge,
-                                     out + row * out_stride + first, out_stride, channels);
+                multiply_chunk<type, form>(here, int(some.end - some.begin), chunk, edge,
+                                           out + row * out_stride + first, out_stride, channels);
             }
         }
     }
+}
+
+template <WeightType type>
+inline void multiply_halves(const Weight& weight, const Rows& rows, const Share& mine, float* out,
+                            long out_stride) {
+    if (!PAIRS && mine.rows.end - mine.rows.begin > 8 * ROWS)
+        multiply_share<type, WeightType::f32>(weight, rows, mine, out, out_stride);
+    else
+        multiply_share<type>(weight, rows, mine, out, out_stride);
 }
 
 // out [M, N] = rows [M, K] @ weight.T + bias. `rows` for f32, else `prepared` by prepare_rows().
@@ -215,9 +244,9 @@ inline void multiply(const Weight& weight, const float* rows, long row_stride, c
     }
     Rows words{row_words(type, prepared, m), words_of_row(type, weight.k), (const float*)prepared};
     if (type == WeightType::bf16)
-        multiply_share<WeightType::bf16>(weight, words, mine, out, out_stride);
+        multiply_halves<WeightType::bf16>(weight, words, mine, out, out_stride);
     else if (type == WeightType::w8)
-        multiply_share<WeightType::w8>(weight, words, mine, out, out_stride);
+        multiply_halves<WeightType::w8>(weight, words, mine, out, out_stride);
     else
         multiply_share<WeightType::i8>(weight, words, mine, out, out_stride);
 }

@@ -3,11 +3,12 @@
 // A *step* is the same word (gemm_word.h) of 64 channels, 256 bytes whatever the type. A *panel* is
 // all steps of 64 channels, one after another. What is missing in N or K is 0.
 //
-//     panels [N / 64][steps][64]     rows [M][steps]     (w8: rows [M][steps][2])
+//     panels [N / 64][steps][64]     rows [M][steps][row_words_of(type)]
 //
-// bf16: rows are rounded to bf16. w8: so are they; the weights are bytes with a scale for a channel. int8: symmetric, one scale for a channel and one for a row. Bytes
-// of a row carry +128, for that is what vpdpbusd takes; so a panel's sums start at -128 sum(weight),
-// which lies behind the panels. int32 holds a sum exactly up to K = 133,000.
+// bf16: rows are rounded to bf16. w8: so are they; the weights are bytes with a scale for a channel.
+// int8: symmetric, one scale for a channel and one for a row. Bytes of a row carry +128, for that is
+// what vpdpbusd takes; so a panel's sums start at -128 sum(weight), which lies behind the panels. int32
+// holds a sum exactly up to K = 133,000.
 #pragma once
 
 #include <cstddef>
@@ -118,7 +119,8 @@ inline void pack(WeightType type, const T* source, long row_stride, long column_
     if (type == WeightType::w8) of(pack_panels<WeightType::w8, T>);
 }
 
-// Prepared rows. bf16, w8: words [M][words_of_row()]. i8: scales [M], up to a whole line of the cache, then words.
+// Prepared rows. bf16, w8: words [M][words_of_row()]. i8: scales [M], up to a whole line of the cache,
+// then words.
 inline size_t scales_bytes(WeightType type, long m) {
     return type == WeightType::i8 ? (m + LANES - 1) / LANES * LANES * sizeof(float) : 0;
 }
@@ -134,6 +136,15 @@ inline size_t rows_bytes(WeightType type, long m, long k) {
     return scales_bytes(type, m) + size_t(m) * words_of_row(type, k) * sizeof(uint32_t);
 }
 
+// The words of 16 values of a row.
+template <WeightType type>
+inline void put_row_words(uint32_t* words, Vec values, float inverse) {
+    constexpr int8_t offset = int8_t(0x80);  // flips the highest bit: +128
+    if constexpr (type == WeightType::i8) put_words<type>(words, values, inverse, offset);
+    else if constexpr (PAIRS) put_bf16(words, values);
+    else store((float*)words, rounded(values));
+}
+
 template <WeightType type>
 inline void prepare_row(const float* row, long k, uint32_t* to, float* scale) {
     float inverse = 0;
@@ -142,15 +153,13 @@ inline void prepare_row(const float* row, long k, uint32_t* to, float* scale) {
         *scale = quantizer.scale();
         inverse = quantizer.inverse();
     }
-    constexpr int8_t offset = int8_t(0x80);  // flips the highest bit: +128
-    constexpr WeightType form = type == WeightType::w8 ? WeightType::bf16 : type;
-    constexpr int words = LANES / per_word(form);
+    constexpr int words = LANES / per_word(type) * row_words_of(type);
     long j = 0;
     for (; j + LANES <= k; j += LANES, to += words)
-        put_words<form>(to, load(row + j), inverse, offset);
+        put_row_words<type>(to, load(row + j), inverse);
     if (j == k) return;
     uint32_t last[LANES];
-    put_words<form>(last, load_some(row + j, int(k - j)), inverse, offset);
+    put_row_words<type>(last, load_some(row + j, int(k - j)), inverse);
     std::memcpy(to, last, words_of_row(type, k - j) * sizeof(uint32_t));
 }
 

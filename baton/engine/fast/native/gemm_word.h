@@ -1,7 +1,7 @@
 // A word: 32 bits of one output channel (or one row) along K, that is 1 float, 2 bf16 or 4 bytes; and
 // the instruction that multiplies 16 of them. w8 (weight-only) has bytes in the weights, bf16 in the
-// rows: two words of a row meet one of a channel. The only place with instructions by name: each stands
-// beside the same thing in C++, for CPUs that lack it.
+// rows, so several words of a row meet one of a channel. The only place with instructions by name: each
+// stands beside the same thing in C++, for CPUs that lack it.
 #pragma once
 
 #include <cfloat>
@@ -23,8 +23,24 @@ constexpr int per_word(WeightType type) {
     return type == WeightType::f32 ? 1 : type == WeightType::bf16 ? 2 : 4;
 }
 
+// Whether two bf16 are multiplied at once. Else they are widened to floats, rows beforehand. An Intel
+// CPU with AVX512-FP16 (from Sapphire Rapids on) has vdpbf16ps, but at half the rate of its floats:
+// 84 against 168 GFLOP/s on a core. AMD's Zen 4 and 5 do it at their rate of floats, and twice it.
+#if defined(__AVX512BF16__) && defined(__AVX512F__) && !defined(__AVX512FP16__)
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
+
+// Rows of bf16 values, which are floats unless they are multiplied in pairs.
+constexpr bool halves(WeightType type) {
+    return type == WeightType::bf16 || type == WeightType::w8;
+}
+
 // Words of a row for each word of a channel.
-constexpr int row_words_of(WeightType type) { return type == WeightType::w8 ? 2 : 1; }
+constexpr int row_words_of(WeightType type) {
+    return halves(type) ? per_word(type) / (PAIRS ? 2 : 1) : 1;
+}
 
 // Bytes, and a scale for each channel.
 constexpr bool scaled(WeightType type) { return type == WeightType::i8 || type == WeightType::w8; }
@@ -87,7 +103,7 @@ inline Part add_bytes(Part sums, PartU row, PartU weights) {
 }
 
 // Two bf16 of a row times those of the channels; the lower one is added first.
-inline Part add_halves(Part sums, PartU row, PartU weights) {
+inline Part add_pairs(Part sums, PartU row, PartU weights) {
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
     return (Part)_mm512_dpbf16_ps((__m512)sums, (__m512bh)row, (__m512bh)weights);
 #else
@@ -96,39 +112,46 @@ inline Part add_halves(Part sums, PartU row, PartU weights) {
 #endif
 }
 
-// Bytes `first` and the next as two bf16, which hold them exactly.
-inline PartU widened(PartU bytes, int first) {
-    Part low = __builtin_convertvector((PartI)(bytes << (24 - 8 * first)) >> 24, Part);
-    Part high = __builtin_convertvector((PartI)(bytes << (16 - 8 * first)) >> 24, Part);
-    return (PartU)low >> 16 | ((PartU)high & 0xffff0000);
+// Value `i` of each word as a float; exact.
+template <WeightType type>
+inline Part widened(PartU words, int i) {
+    if constexpr (type == WeightType::f32) return (Part)words;
+    if constexpr (type == WeightType::bf16) return (Part)(i ? words & 0xffff0000 : words << 16);
+    return __builtin_convertvector((PartI)(words << (24 - 8 * i)) >> 24, Part);
+}
+
+// Bytes 2i and 2i + 1 of each word as two bf16, which hold them exactly.
+inline PartU paired(PartU words, int i) {
+    return (PartU)widened<WeightType::w8>(words, 2 * i) >> 16 |
+           ((PartU)widened<WeightType::w8>(words, 2 * i + 1) & 0xffff0000);
 }
 
 // What a step's weights are multiplied as: made once for all rows of a tile.
 template <WeightType type>
 struct Step {
-    PartU words;
+    static constexpr int parts = row_words_of(type);
+    PartU part[parts];  // each meets a word of a row
     Step() = default;
-    explicit Step(PartU packed) : words(packed) {}
 
-    // sums + row * weights: one word of a row times the words of WIDTH channels. Floats are fused
+    explicit Step(PartU packed) {
+#pragma GCC unroll 4
+        for (int i = 0; i < parts; i++)
+            if constexpr (halves(type) && !PAIRS) part[i] = (PartU)widened<type>(packed, i);
+            else if constexpr (type == WeightType::w8) part[i] = paired(packed, i);
+            else part[i] = packed;
+    }
+
+    // sums + row * weights: `parts` words of a row times the words of WIDTH channels. Floats are fused
     // multiply-adds (GCC and clang contract them).
     Part add(Part sums, const uint32_t* from) const {
-        PartU row = PartU{} + get<uint32_t>(from);
-        if constexpr (type == WeightType::f32) return sums + (Part)row * (Part)words;
-        if constexpr (type == WeightType::i8) return add_bytes(sums, row, words);
-        return add_halves(sums, row, words);
-    }
-};
-
-template <>
-struct Step<WeightType::w8> {
-    PartU low, high;
-    Step() = default;
-    explicit Step(PartU packed) : low(widened(packed, 0)), high(widened(packed, 2)) {}
-
-    Part add(Part sums, const uint32_t* from) const {
-        sums = add_halves(sums, PartU{} + get<uint32_t>(from), low);
-        return add_halves(sums, PartU{} + get<uint32_t>(from + 1), high);
+#pragma GCC unroll 4
+        for (int i = 0; i < parts; i++) {
+            PartU row = PartU{} + get<uint32_t>(from + i);
+            if constexpr (type == WeightType::i8) sums = add_bytes(sums, row, part[i]);
+            else if constexpr (halves(type) && PAIRS) sums = add_pairs(sums, row, part[i]);
+            else sums += (Part)row * (Part)part[i];
+        }
+        return sums;
     }
 };
 

@@ -37,12 +37,16 @@ inline Vec load(const bf16* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-// To the nearest, ties to even, as torch does; a NaN stays one.
-inline void store(bf16* to, Vec value) {
+// To the nearest bf16, ties to even, as torch does; a NaN stays one.
+inline Vec rounded(Vec value) {
     VecU bits = (VecU)value;
-    VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    VecU nearest = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
     VecU is_nan = (VecU)(value != value);
-    VecH half = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), VecH);
+    return (Vec)((is_nan & 0x7fc00000) | (~is_nan & nearest));
+}
+
+inline void store(bf16* to, Vec value) {
+    VecH half = __builtin_convertvector((VecU)rounded(value) >> 16, VecH);
     std::memcpy(to, &half, sizeof half);
 }
 
