@@ -27,7 +27,10 @@ ALTERNATING = (
     "{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' else m['content'] + eos_token }}"
     "{% endfor %}"
 )
-ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS = (
+    "{% if messages[0]['content'] == 'for ever' %}"
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+)
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 USER = [{"role": "user", "content": "Grüße 🙂 {{ 7*7 }} {% raw %}"}]
 
@@ -87,12 +90,11 @@ def test_a_message_without_what_the_template_needs_is_a_refusal() -> None:
     run(work, CHATML)
 
 
-def test_a_template_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.templates.FIRST_S", 3.0)
-
+def test_a_template_that_does_not_end_is_ended() -> None:
     async def work(renderer: Renderer) -> int:
+        assert await renderer.render(USER) == ""  # so the child is there
         with pytest.raises(RequestError, match=r"longer than 0\.2 s"):
-            await renderer.render(USER)
+            await renderer.render([{"role": "user", "content": "for ever"}])
         assert renderer._child is None
         return 0
 
