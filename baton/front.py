@@ -3,6 +3,7 @@
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -71,11 +72,31 @@ def fronted(
                 if isinstance(happening, Note):
                     say(happening.text)
             front = Front(port, cluster, follower, say, follower.watch())
-            deadline = clock() + READY_S
-            while front.site.ask("/readyz").status != 200:
-                if clock() >= deadline:
-                    raise BatonError(f"the server was not ready within {READY_S:.0f} s")
-                front.tend()
+            _await_server(front, clock)
             yield front
         finally:
             client.close()
+
+
+def _await_server(front: Front, clock: Clock) -> None:
+    """Asked in a thread: a server that dies at its start leaves who asks waiting at the socket, which
+    is ours, until tend() has started the next one."""
+    deadline = clock() + READY_S
+    beside = ThreadPoolExecutor(1)
+    try:
+        asked = beside.submit(_ready, front.site)
+        while not (asked.done() and asked.result()):
+            if clock() >= deadline:
+                raise BatonError(f"the server was not ready within {READY_S:.0f} s")
+            if asked.done():
+                asked = beside.submit(_ready, front.site)
+            front.tend()
+    finally:
+        beside.shutdown(wait=False)
+
+
+def _ready(site: Site) -> bool:
+    try:
+        return site.ask("/readyz").status == 200
+    except (OSError, ValueError):
+        return False
