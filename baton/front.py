@@ -85,11 +85,13 @@ def _await_server(front: Front, clock: Clock) -> None:
     beside = ThreadPoolExecutor(1)
     try:
         asked = beside.submit(_ready, front.site)
-        while not (asked.done() and asked.result()):
+        while True:
+            if asked.done():
+                if asked.result():
+                    return
+                asked = beside.submit(_ready, front.site)
             if clock() >= deadline:
                 raise BatonError(f"the server was not ready within {READY_S:.0f} s")
-            if asked.done():
-                asked = beside.submit(_ready, front.site)
             front.tend()
     finally:
         beside.shutdown(wait=False)
