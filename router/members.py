@@ -151,7 +151,7 @@ class Members:
     def _nobody(self, role: str, now: float) -> str:
         """Why none of this role may be given work: there is none, or all are silent, for how long
         in whole seconds, so that it is news once a second only."""
-        silent = [f"{m.worker} is silent for {m.pulse.silent_s(now)} s" for m in self.of(role)]
+        silent = [f"{_name(m)} is silent for {m.pulse.silent_s(now)} s" for m in self.of(role)]
         if not silent:
             return f"no {role} worker has joined"
         return f"no {role} worker answers: {', '.join(silent)} (at a long step, or stalled)"
@@ -170,6 +170,11 @@ class Members:
             )
             for m in sorted(self, key=lambda m: m.worker)
         )
+
+
+def _name(member: Member) -> str:
+    """For people: without what tells one life of it from the next."""
+    return member.worker.partition(".")[0]
 
 
 def _attach(hello: Hello) -> Attach:
