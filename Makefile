@@ -1,6 +1,6 @@
 # make run     set up what is missing, then the main job on the bundled model
 # make test    set up what is missing, then format, lint, types and the whole test suite, on the CPU
-# make check   the quick half of that: format, lint, types, and the tests that need nothing (seconds)
+# make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -25,7 +25,7 @@ check: lint
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy --strict $(STRICT)
+	$(VENV)/bin/mypy --strict --cache-dir .mypy_cache/strict $(STRICT)
 	$(VENV)/bin/mypy $(TYPED)
 
 STRICT = main.py prompts.py router prefill_worker/worker.py decode_worker/worker.py decode_worker/batching.py \
