@@ -1,9 +1,11 @@
 # make run     set up what is missing, then the main job on the bundled model
 # make test    set up what is missing, then format, lint, types and the whole test suite, on the CPU
-# make check   the quick half of that: format, lint, types, and the tests that need nothing (seconds)
+# make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
 
 PYTHON ?= python3
 VENV   ?= .venv
+BESIDE  = -n 2 --dist loadfile
+ALONE   = alone or gpu or gpu2
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test check lint setup clean
@@ -11,18 +13,19 @@ PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
 
-# Real processes want the machine for themselves, so they come after what runs side by side.
+# Two files at a time; what measures, or needs a GPU, wants the machine for itself and comes last.
 test: lint
-	$(VENV)/bin/python -m pytest -q -n 2 tests/pure tests/torch
-	$(VENV)/bin/python -m pytest -q tests/cluster tests/gpu
+	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure tests/torch
+	$(VENV)/bin/python -m pytest -q $(BESIDE) -m "not ($(ALONE))" tests/cluster tests/gpu
+	$(VENV)/bin/python -m pytest -q -m "$(ALONE)" tests/cluster tests/gpu
 
 check: lint
-	$(VENV)/bin/python -m pytest -q tests/pure
+	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy --strict $(STRICT)
+	$(VENV)/bin/mypy --strict --cache-dir .mypy_cache/strict $(STRICT)
 	$(VENV)/bin/mypy $(TYPED)
 
 STRICT = main.py prompts.py router prefill_worker/worker.py decode_worker/worker.py decode_worker/batching.py \

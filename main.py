@@ -156,8 +156,8 @@ def serve(ctx: click.Context, /, model_name: str | None, max_num_seqs: int, **gi
 @click.option("--seed", type=int, default=None, help="Equal seeds give equal answers.")
 def chat(message: str | None, url: str, api_key: str, **wanted: Any) -> None:
     """Talk to a running server; with MESSAGE, one message alone."""
+    from baton.site import Site
     from offline.chat import run_chat
-    from offline.http import Site
 
     given = {name: value for name, value in wanted.items() if value is not None}
     run_chat(Site(url.rstrip("/"), api_key), given, message)
@@ -198,7 +198,7 @@ def doctor() -> None:
     click.echo(examine())
 
 
-@cli.command(context_settings=PASSED_ON)
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("name", type=click.Choice(BENCHMARKS))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, options: tuple[str, ...]) -> None:
@@ -233,7 +233,7 @@ def keys(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="If FOLDER has none that fits.")
 def convert(folder: Path, out: Path, tokenizer: Path | None) -> None:

@@ -87,10 +87,27 @@ def check_request(request: Request, limits: Limits) -> None:
         raise RequestError(
             f"tell_every_s must be 0 (at once) to {MAX_TELL_S:g}, got {request.tell_every_s}"
         )
+    if request.sampling.get("allowed_token_ids"):
+        _check_allowed(request, limits)
     if len(request.stop) > MAX_STOPS:
         raise RequestError(f"at most {MAX_STOPS} stop strings, got {len(request.stop)}")
     if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in request.stop):
         raise RequestError(f"a stop string must have 1 to {MAX_STOP_CHARACTERS} characters")
+
+
+def _check_allowed(request: Request, limits: Limits) -> None:
+    """Something must be left to draw at every step."""
+    allowed = SamplingParams.from_wire(request.sampling).allowed_token_ids or ()
+    check_ids(allowed, limits.vocabulary, "allowed token id")
+    if request.grammar:
+        raise RequestError(
+            "allowed_token_ids and a grammar may exclude each other: give one of them"
+        )
+    if request.min_tokens and set(allowed) <= set(request.stop_ids):
+        raise RequestError(
+            f"min_tokens is {request.min_tokens}, but every allowed token id ends the answer: allow "
+            "another one, or leave min_tokens out"
+        )
 
 
 def check_ids(ids: Iterable[int], vocabulary: int, what: str = "token id") -> None:

@@ -19,6 +19,7 @@ import click
 import torch
 
 from baton.engine.loading import load_model
+from baton.errors import InputError
 from baton.model_files import resolve_model
 from baton.table import table
 from baton.topology import usable_cores
@@ -27,10 +28,11 @@ from benchmarks.child import Child
 from benchmarks.compare import Arm, judge, same_start
 from benchmarks.peers.__main__ import HOME, PACKAGES, python_of
 from measure.limits import Limits, Work, measure
+from measure.shape import shape_of
 
 OURS = ("ours", "ours P/D")
 PROMPT, PREFILL = 64, 512
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+DTYPES = ("float32", "bfloat16", "int8")
 SPIN = {"GOMP_SPINCOUNT": "1000"}  # as our workers set it for themselves (baton/launch.py)
 CHECKED = 16  # tokens of the first answers that are compared with transformers'
 
@@ -73,20 +75,13 @@ def checkpoint(shape: str, folder: Path) -> Path:
 
 def work_of(shape: str, dtype: str, batch: int, new: int) -> tuple[Work, float]:
     """What one step of the cell moves and computes, and the tokens it makes."""
-    config = resolve_model(f"random:{shape}").config
-    hidden = int(config.get("hidden_size") or config["n_embd"])
-    layers = int(config.get("num_hidden_layers") or config["n_layer"])
-    heads = int(config.get("num_attention_heads") or config["n_head"])
-    kv = config.get("num_key_value_heads", heads) * (hidden // heads)
-    inner = config.get("intermediate_size", 4 * hidden)
-    gates = 3 if "intermediate_size" in config else 2
-    body = layers * (hidden * (2 * hidden + 2 * kv) + gates * hidden * inner)
-    head = hidden * config["vocab_size"]
-    size = BYTES[dtype]
+    found = shape_of(resolve_model(f"random:{shape}").config)
+    if found is None:
+        raise InputError(f"what a step of {shape} moves is not in its config.json: --shape another")
     if not batch:
-        return Work(size * (body + head), 0.0, 2.0 * (PREFILL * body + head)), float(PREFILL)
-    cache = 2 * layers * kv * (4 if dtype == "float32" else 2) * (PROMPT + new / 2) * batch
-    return Work(size * (body + head), cache, 2.0 * batch * (body + head)), float(batch)
+        return found.work(tokens=PREFILL, answers=1, cached=0, dtype=dtype), float(PREFILL)
+    cached = batch * (2 * PROMPT + new) // 2  # in the middle of the answers
+    return found.work(tokens=batch, answers=batch, cached=cached, dtype=dtype), float(batch)
 
 
 def run_cell(
@@ -148,8 +143,8 @@ def line_of(
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(sorted(BYTES)),
-    default=("float32", "bfloat16", "int8"),
+    type=click.Choice(sorted(DTYPES)),
+    default=DTYPES,
     show_default=True,
 )
 @click.option(

@@ -14,12 +14,13 @@ from baton.engine.fast.graphs import GraphRunner
 from baton.engine.loading import load_model
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward
-from baton.errors import BatonError
+from baton.errors import BatonError, InputError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from baton.topology import Topology
 from benchmarks.disagg import unloaded
 from benchmarks.handover import CPU_TRANSPORTS, GPU_TRANSPORTS, compare
+from measure.shape import shape_of
 from measure.split import Split, options_for, running
 
 BLOCK = 16
@@ -124,19 +125,15 @@ class Weights:
 
 
 def weights_of(ours: Engine) -> Weights:
-    """From the configuration: embeddings are not read but for a few rows."""
-    config = ours.files.config
-    hidden = int(config.get("hidden_size") or config["n_embd"])
-    layers = int(config.get("num_hidden_layers") or config["n_layer"])
-    inner = int(config.get("intermediate_size") or 4 * hidden)
-    heads = int(config.get("num_attention_heads") or config["n_head"])
-    kv = hidden // heads * int(config.get("num_key_value_heads") or heads)
-    gates = 3 if "intermediate_size" in config else 2
-    body = layers * (hidden * (2 * hidden + 2 * kv) + gates * hidden * inner)
-    head = hidden * int(config["vocab_size"])
+    """From the configuration: embeddings are not read but for a few rows. A mixture of experts reads
+    some of its weights, which ones is not known: it is refused."""
+    shape = shape_of(ours.files.config)
+    if shape is None:
+        raise InputError(f"how much of {ours.files.name} a step reads is not in its config.json")
     wide = 4 if ours.dtype == "float32" else 2
     narrow = 1 if ours.dtype in ("fp8", "int8") else wide
-    return Weights(body, body + head, narrow * body + wide * head, 4.0 * hidden * layers)
+    read = narrow * shape.layers + wide * shape.head
+    return Weights(shape.layers, shape.layers + shape.head, read, 4.0 * shape.query_values)
 
 
 def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, float]:

@@ -10,23 +10,20 @@ import json
 import os
 import random
 import re
-import secrets
-import socket
 import statistics
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 
-from baton.client import Client
-from baton.clock import monotonic
-from baton.cluster import Beside, Cluster, ClusterOptions
-from baton.errors import BatonError
+from baton.cluster import Cluster, ClusterOptions
 from baton.follow import Ask, Completion, Failure, Follower, Task
+from baton.front import fronted
 from baton.request import UNWATCHED_S
 from baton.table import percentile, table
 from baton.topology import plan_topology
@@ -149,37 +146,9 @@ def site(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[S
     options = ClusterOptions(
         model, plan_topology((), (), gpus=0), batch_size=streams, dtype=dtype, prefix_caching=False
     )
-    with (
-        socket.create_server(("127.0.0.1", 0), backlog=1024) as listener,
-        Cluster(options) as cluster,
-    ):
-        listener.set_inheritable(True)
-        port = listener.getsockname()[1]
-        command = ["server", "--fd", str(listener.fileno()), "--port", str(port), "--model", model]
-        command += ["--log-level", "error", "--max-num-queued-reqs", str(10 * streams)]
-        command += ["--stream-interval-ms", f"{interval_ms:g}"]
-        cluster.add(Beside("server", command, (listener.fileno(),)))
-        client = Client(cluster.address)
-        try:
-            job = secrets.token_hex(4)
-            follower = Follower(client, cluster, job=job, limit=streams, clock=monotonic)
-            list(follower.await_ready(ours=True))
-            found = Site(port, cluster, follower)
-            _await_health(port)
-            yield found
-        finally:
-            client.close()
-
-
-def _await_health(port: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise BatonError("the server was not ready within 120 s")
+    more = ("--stream-interval-ms", f"{interval_ms:g}")
+    with fronted(options, limit=streams, say=partial(click.echo, err=True), server=more) as front:
+        yield Site(front.port, front.cluster, front.follower)
 
 
 def turn(at: Site, arm: str, prompts: Sequence[Sequence[int]], new: int, streams: int) -> Turn:

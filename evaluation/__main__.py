@@ -13,13 +13,14 @@ from click.core import ParameterSource
 from baton.dtypes import DTYPES
 from baton.errors import InputError
 from baton.model_files import ModelFiles, resolve_model
+from baton.site import Site
 from baton.text import Tokenizer
 from evaluation import bundled, report
 from evaluation.bundle import read_bundle
 from evaluation.generation import read_pairs
 from evaluation.lines import read_lines, read_text
 from evaluation.run import Evaluation
-from evaluation.server import ServerSubject, Site
+from evaluation.server import ServerSubject
 from evaluation.subject import Subject
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

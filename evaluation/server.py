@@ -6,11 +6,7 @@ be the same, which is tried first. Scoring is a request for one more token that 
 logprobs.
 """
 
-import http.client
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,10 +14,10 @@ from typing import Any
 
 from baton.errors import InputError, ProtocolError
 from baton.model_files import ModelFiles
+from baton.site import Site, nobody, told
 from baton.text import Tokenizer
 from evaluation.subject import About, Continuation, Meter, Scored, Span
 
-SLOW_S = 600.0
 TRIES = 6
 WAIT_S = 2.0  # where the server does not say for how long
 BUSY = (429, 503)
@@ -31,43 +27,28 @@ PROBE = "If both sides cut this sentence into the same tokens, they have the sam
 
 
 @dataclass(slots=True)
-class Site:
-    """A server's address."""
+class Patient:
+    """Asks a site, and asks again while it is busy."""
 
-    url: str
-    key: str = ""
+    site: Site
     pause: Callable[[float], None] = field(default=time.sleep)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON that it answers. A busy server is asked again."""
-        tries = 0
-        while True:
-            tries += 1
+        """The JSON that it answers. Raises InputError if it refuses, or nobody is there."""
+        where = f"{self.site.url}{path}"
+        for left in reversed(range(TRIES)):
             try:
-                with self._open(path, body) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                with error:
-                    told = _message(error.read())
-                    if error.code not in BUSY or tries == TRIES:
-                        raise InputError(f"{self.url}{path} says {error.code}: {told}") from error
-                    self.pause(_seconds(error.headers.get("Retry-After")))
-            except (OSError, http.client.HTTPException) as error:
-                raise InputError(
-                    f"no server answers at {self.url} ({_short(error)}): start one with "
-                    "`python main.py serve`"
-                ) from error
+                reply = self.site.ask(path, body)
+            except OSError as error:
+                raise nobody(self.site, error) from error
             except ValueError as error:
-                raise ProtocolError(f"{self.url}{path} answers no JSON: {error}") from error
-
-    def _open(self, path: str, body: Mapping[str, Any] | None) -> http.client.HTTPResponse:
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers)
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SLOW_S)
-        return answer
+                raise ProtocolError(f"{where} answers no JSON: {error}") from error
+            if reply.status < 400:
+                return reply.body
+            if reply.status not in BUSY or not left:
+                raise InputError(f"{where} says {reply.status}: {told(reply.body)}")
+            self.pause(_seconds(reply.retry_after))
+        raise AssertionError("the last try returns or raises")
 
 
 class ServerSubject:
@@ -76,8 +57,8 @@ class ServerSubject:
 
     def __init__(self, site: Site, files: ModelFiles, *, served: str | None) -> None:
         self.meter = Meter()
-        self._site = site
-        self._served, context = _model(site, served)
+        self._patient = Patient(site)
+        self._served, context = _model(self._patient, served)
         context = min(context or files.max_positions, files.max_positions)
         self.about = About(
             model=self._served,
@@ -112,7 +93,7 @@ class ServerSubject:
         same = sum(tokenizer.decode([ours]).strip() == str(word).strip() for ours, word in pairs)
         if theirs and same < len(ids) / 2:
             raise InputError(
-                f"{self._served} at {self._site.url} has another tokenizer than the local folder: "
+                f"{self._served} at {self.about.asked} has another tokenizer than the local folder: "
                 "say with --model which model it is"
             )
 
@@ -135,12 +116,12 @@ class ServerSubject:
 
     def _ask(self, **body: Any) -> Any:
         since = time.perf_counter()
-        answer = self._site.ask(
+        answer = self._patient.ask(
             "/v1/completions", {"model": self._served, "temperature": 0, **body}
         )
         self.meter.called(since)
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-            raise ProtocolError(f"{self._site.url} answers without choices: {str(answer)[:200]}")
+            raise ProtocolError(f"{self.about.asked} answers without choices: {str(answer)[:200]}")
         return answer
 
 
@@ -165,9 +146,9 @@ def _scored(span: Span, choice: Mapping[str, Any]) -> Scored:
     )
 
 
-def _model(site: Site, served: str | None) -> tuple[str, int | None]:
+def _model(patient: Patient, served: str | None) -> tuple[str, int | None]:
     """Its name at the server, and its context if that is told."""
-    answer = site.ask("/v1/models")
+    answer = patient.ask("/v1/models")
     listed = answer.get("data") if isinstance(answer, dict) else None
     known = {str(each["id"]): each for each in listed or [] if "id" in each}
     if served is None and len(known) == 1:
@@ -175,7 +156,7 @@ def _model(site: Site, served: str | None) -> tuple[str, int | None]:
     if served not in known:
         asked = "which one is meant is not said" if served is None else f"{served!r} is not one"
         raise InputError(
-            f"{site.url} serves {', '.join(known) or 'no model'}, and {asked}: use --served-model"
+            f"{patient.site.url} serves {', '.join(known) or 'no model'}, and {asked}: use --served-model"
         )
     context = known[served].get("max_model_len")
     return served, context if isinstance(context, int) else None
@@ -194,17 +175,5 @@ def _groups(spans: Iterable[Span]) -> Iterator[list[Span]]:
         yield group
 
 
-def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after and retry_after.isdigit() else WAIT_S
-
-
-def _message(data: bytes) -> str:
-    try:
-        found = json.loads(data)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        found = data[:300].decode("utf-8", "replace")
-    return " ".join(str(found).split())
-
-
-def _short(error: Exception) -> str:
-    return str(getattr(error, "reason", error)) or type(error).__name__
+def _seconds(retry_after: str) -> float:
+    return float(retry_after) if retry_after.isdigit() else WAIT_S

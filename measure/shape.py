@@ -24,6 +24,7 @@ class Shape:
     head: int  # of the lm_head
     embedding: int  # of tables that are looked up and not multiplied: 0 where the lm_head is one
     kv_values: int  # of one token, all layers
+    query_values: int  # of one token, all layers
 
     @property
     def weights(self) -> int:
@@ -61,4 +62,5 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         head=table,
         embedding=(0 if tied else table) + hidden * config.get("n_positions", 0),
         kv_values=2 * layers * kv,
+        query_values=layers * heads * head_dim,
     )

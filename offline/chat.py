@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from baton.errors import InputError
-from offline.http import Site
+from baton.site import Site
 
 HELP = "Ctrl-D ends; /new begins a new conversation."
 

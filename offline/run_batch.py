@@ -10,23 +10,18 @@ Journaled and resumed like the job without a command. Format: https://platform.o
 
 import json
 import secrets
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from baton.client import Client
-from baton.clock import monotonic
-from baton.cluster import Beside, Cluster, ClusterOptions
+from baton.cluster import ClusterOptions
 from baton.errors import BatonError, InputError
-from baton.follow import Follower, Note
-from baton.wire.messages import ClusterInfo
-from offline.http import Site, told
+from baton.front import fronted
+from baton.site import Site, told
 from offline.interrupts import Interrupted
 from offline.journal import Journal, fingerprint
 from offline.outputs import Answer, checked_target, write_whole
@@ -111,12 +106,12 @@ def run_batch(options: ClusterOptions, source: Path, out: Path, progress: Progre
 
 def _work(options: ClusterOptions, items: list[Item], journal: Journal, progress: Progress) -> None:
     todo = [index for index in range(len(items)) if index not in journal.answers]
-    with _site(options, progress) as (site, tend):
+    with fronted(options, limit=options.batch_size, say=progress.say) as front:
         progress.begin(total=len(items), done=len(journal.answers))
         pool = ThreadPoolExecutor(options.batch_size)
         try:
             waiting: dict[Future[str], int] = {
-                pool.submit(_answer, site, items[index]): index for index in todo
+                pool.submit(_answer, front.site, items[index]): index for index in todo
             }
             while waiting:
                 done, _ = wait(waiting, timeout=0.05, return_when=FIRST_COMPLETED)
@@ -124,7 +119,7 @@ def _work(options: ClusterOptions, items: list[Item], journal: Journal, progress
                     index = waiting.pop(future)
                     journal.add(Answer(index, future.result(), (), "stop", {}))
                     progress.answer(retries=0)
-                tend()
+                front.tend()
         finally:
             progress.end()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -135,58 +130,24 @@ def _answer(site: Site, item: Item) -> str:
     for attempt in range(TRIES):
         last = attempt == TRIES - 1
         try:
-            status, request_id, body = site.post(item.url, item.body)
-        except OSError as error:
+            reply = site.ask(item.url, item.body)
+        except (OSError, ValueError) as error:
             if last:
                 raise BatonError(f"the server does not answer {item.custom_id}: {error}") from error
-            status = 503
-        if status not in (429, 503) or last:
-            break
+        else:
+            if reply.status not in (429, 503) or last:
+                break
         time.sleep(AGAIN_S * 2**attempt)
-    if status >= 500:
-        raise BatonError(f"{item.custom_id} failed with status {status}: {told(body)}")
+    if reply.status >= 500:
+        raise BatonError(f"{item.custom_id} failed with status {reply.status}: {told(reply.body)}")
     line = {
         "id": f"batch_req_{secrets.token_hex(8)}",
         "custom_id": item.custom_id,
-        "response": {"status_code": status, "request_id": request_id, "body": body},
+        "response": {
+            "status_code": reply.status,
+            "request_id": reply.request_id,
+            "body": reply.body,
+        },
         "error": None,
     }
     return json.dumps(line, ensure_ascii=False)
-
-
-@contextmanager
-def _site(options: ClusterOptions, progress: Progress) -> Iterator[tuple[Site, Callable[[], None]]]:
-    """A cluster with a server in front of it, ready; and what must be called now and then."""
-    with (
-        socket.create_server(("127.0.0.1", 0), backlog=1024) as listener,
-        Cluster(options) as cluster,
-    ):
-        listener.set_inheritable(True)
-        port = str(listener.getsockname()[1])
-        command = ["server", "--fd", str(listener.fileno()), "--port", port]
-        command += ["--model", options.model, "--log-level", "error"]
-        command += ["--max-num-queued-reqs", str(10 * options.batch_size)]
-        cluster.add(Beside("server", command, (listener.fileno(),)))
-        client = Client(cluster.address)
-        try:
-            follower = Follower(client, cluster, job="batch", limit=1, clock=monotonic)
-            happenings = follower.watch()
-
-            def tend() -> ClusterInfo | None:
-                """What there is to tell, until nothing is."""
-                info = None
-                for happening in happenings:
-                    match happening:
-                        case ClusterInfo():
-                            info = happening
-                        case Note(text) if text:
-                            progress.say(text)
-                        case _:
-                            return info
-                return info
-
-            while (info := tend()) is None or not info.ready:
-                pass
-            yield Site(f"http://127.0.0.1:{port}"), lambda: (tend(), None)[1]
-        finally:
-            client.close()

@@ -28,6 +28,10 @@ class Pulse:
     last_heard: float
     patience_s: float
 
+    def silent_s(self, now: float) -> int:
+        """Whole seconds since it was last heard."""
+        return int(now - self.last_heard)
+
     def judge(self, now: float) -> Health:
         """The verdict now."""
         silent = now - self.last_heard

@@ -134,21 +134,27 @@ class Members:
 
     def missing(self, *, colocated: bool, now: float) -> str:
         """What stands between a request and its first token, in words; empty if nothing."""
-        decodes = self.alive(DECODE, now)
-        if not decodes:
-            some = any(True for _ in self.of(DECODE))
-            return f"no decode worker {'answers' if some else 'has joined'}"
+        if not self.alive(DECODE, now):
+            return self._nobody(DECODE, now)
         if colocated:
             return ""
         prefills = self.alive(PREFILL, now)
         if not prefills:
-            return "no prefill worker has joined"
+            return self._nobody(PREFILL, now)
         if any(p.attached for p in prefills):
             return ""
         whys = [
             f"{p.worker} cannot write to {d}: {w}" for p in prefills for d, w in p.failed.items()
         ]
         return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
+
+    def _nobody(self, role: str, now: float) -> str:
+        """Why none of this role may be given work: there is none, or all are silent, for how long
+        in whole seconds, so that it is news once a second only."""
+        silent = [f"{_name(m)} is silent for {m.pulse.silent_s(now)} s" for m in self.of(role)]
+        if not silent:
+            return f"no {role} worker has joined"
+        return f"no {role} worker answers: {', '.join(silent)} (at a long step, or stalled)"
 
     def infos(self, now: float) -> tuple[WorkerInfo, ...]:
         """Every member, as clients see it."""
@@ -164,6 +170,11 @@ class Members:
             )
             for m in sorted(self, key=lambda m: m.worker)
         )
+
+
+def _name(member: Member) -> str:
+    """For people: without what tells one life of it from the next."""
+    return member.worker.partition(".")[0]
 
 
 def _attach(hello: Hello) -> Attach:

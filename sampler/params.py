@@ -8,6 +8,7 @@ from typing import Any
 GREEDY_BELOW = 1e-5
 
 MOST_BIASES = 1024
+MOST_ALLOWED = 1024
 
 # name: (type, the rule in words, the rule). NaN fails every comparison, so no rule lets it in.
 # A penalty outside 1e-30 .. 1e30 would turn ordinary logits into infinities in float32.
@@ -36,6 +37,7 @@ class SamplingParams:
     presence_penalty: float = 0.0  # off what was generated, once for each token, as OpenAI
     frequency_penalty: float = 0.0  # off what was generated, for each time it was
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    allowed_token_ids: tuple[int, ...] | None = None  # the only ones that may be drawn; None: all
     seed: int = 0
     choice: int = 0  # which of the request's n answers: each draws its own numbers
 
@@ -50,6 +52,9 @@ class SamplingParams:
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            allowed = _checked_allowed(self.allowed_token_ids)
+            object.__setattr__(self, "allowed_token_ids", allowed)
 
     @property
     def greedy(self) -> bool:
@@ -59,27 +64,32 @@ class SamplingParams:
     def plain(self) -> bool:
         """The likeliest token by the model's own logits, whatever was said before."""
         shaped = self.presence_penalty or self.frequency_penalty or self.logit_bias
-        return self.greedy and self.repetition_penalty == 1.0 and not shaped
+        free = self.allowed_token_ids is None
+        return self.greedy and self.repetition_penalty == 1.0 and free and not shaped
 
     def to_wire(self) -> dict[str, int | float | str]:
         """Plain values by name. What travels cannot nest lists, so logit_bias is the string
-        "id:bias,id:bias": exact, and readable in a log."""
+        "id:bias,id:bias": exact, and readable in a log. allowed_token_ids is "id,id", "" for all."""
         bias = ",".join(f"{token}:{bias!r}" for token, bias in self.logit_bias)
         wire = {field.name: getattr(self, field.name) for field in fields(self)}
-        return wire | {"logit_bias": bias}
+        allowed = ",".join(map(str, self.allowed_token_ids or ()))
+        return wire | {"logit_bias": bias, "allowed_token_ids": allowed}
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> "SamplingParams":
         """The inverse of `to_wire`; a missing field has its default, an unknown one is refused.
-        logit_bias may be a sequence of pairs, too."""
+        logit_bias may be a sequence of pairs, too, and allowed_token_ids a sequence."""
         if not isinstance(wire, Mapping):
             raise ValueError(f"sampling parameters must be a mapping, got {_shown(wire)}")
         names = [field.name for field in fields(cls)]
         if unknown := [name for name in wire if name not in names]:
             raise ValueError(f"sampling parameters are {', '.join(names)}; got {_shown(unknown)}")
+        given = dict(wire)
         if type(text := wire.get("logit_bias")) is str:
-            return cls(**{**wire, "logit_bias": _bias_from(text)})
-        return cls(**wire)
+            given["logit_bias"] = _bias_from(text)
+        if type(text := wire.get("allowed_token_ids")) is str:
+            given["allowed_token_ids"] = _allowed_from(text)
+        return cls(**given)
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> "SamplingParams":
@@ -143,6 +153,29 @@ def _checked_bias(pairs: object) -> tuple[tuple[int, float], ...]:
             raise ValueError(f"{rule} one number for a token id, got two for {token}")
         checked[token] = float(bias)
     return tuple(checked.items())
+
+
+def _allowed_from(text: str) -> tuple[int, ...] | None:
+    """The ids of "id,id", not checked yet; None for nothing."""
+    if not text:
+        return None
+    try:
+        return tuple(int(token) for token in text.split(",", MOST_ALLOWED))
+    except ValueError:
+        raise ValueError(
+            f'allowed_token_ids must be "id,id" on the wire, got {_shown(text)}'
+        ) from None
+
+
+def _checked_allowed(ids: object) -> tuple[int, ...]:
+    """In the order of the ids, each once: they are a set. Ids past the vocabulary have no effect."""
+    rule = "allowed_token_ids must be"
+    if not isinstance(ids, (list, tuple)) or not 1 <= len(ids) <= MOST_ALLOWED:
+        raise ValueError(f"{rule} 1 to {MOST_ALLOWED:,} token ids, got {_shown(ids)}")
+    for token in ids:
+        if type(token) is not int or not 0 <= token < 2**31:
+            raise ValueError(f"{rule} token ids in [0, 2**31), got {_shown(token)}")
+    return tuple(sorted(set(ids)))
 
 
 _NOUNS = {int: "an integer", float: "a number"}

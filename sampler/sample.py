@@ -1,7 +1,8 @@
 """Logits to token ids: pure batched functions, each row with its own parameters.
 
-    logits -> allowed mask and forbidden ids -> logit_bias -> repetition penalty
-           -> frequency and presence penalty -> temperature -> top_k -> top_p -> min_p -> draw
+    logits -> allowed mask, allowed ids and forbidden ids -> logit_bias
+           -> repetition penalty -> frequency and presence penalty
+           -> temperature -> top_k -> top_p -> min_p -> draw
 
 The order is vLLM's up to the temperature (shape.py) and transformers' after it. Each step that
 transformers has gives what its processor gives on the same logits (CPU: the same bits), filtered

@@ -1,6 +1,7 @@
 """Shape: what becomes of logits before any temperature. Greedy rows choose from the result too.
 
-    allowed mask and forbidden ids -> logit_bias -> repetition penalty -> frequency and presence penalty
+    allowed mask, allowed ids and forbidden ids -> logit_bias
+        -> repetition penalty -> frequency and presence penalty
 
 vLLM's order. No step mutates its input or looks across rows; ids past the vocabulary (an embedding
 may be wider than the head) are passed over, as transformers does.
@@ -30,6 +31,14 @@ class Masks:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowed:
+    """The rows that may draw from single ids only."""
+
+    rows: Tensor  # int64 [n], ascending
+    at: Tensor  # int64 [2, m]: (place in `rows`, token id)
+
+
+@dataclass(frozen=True, slots=True)
 class Additions:
     """What is added to single logits."""
 
@@ -50,6 +59,7 @@ class Shape:
     """What is asked of a step's rows, on the device. None: nobody asks for it."""
 
     masks: Masks | None
+    allowed: Allowed | None
     bias: Additions | None  # forbidden ids too: a bias of -inf
     repetition: Repetition | None
     frequency: Additions | None  # and presence
@@ -66,11 +76,12 @@ def build_shape(
     """The arguments of SamplingBatch.build; None if no row asks for anything."""
     shape = Shape(
         masks=None if masks is None else _masks(masks, device),
+        allowed=_allowed(params, device),
         bias=_additions(_biases(params, forbidden), device),
         repetition=_repetition(params, seen, device),
         frequency=_additions(_repeats(params, generated), device),
     )
-    parts = (shape.masks, shape.bias, shape.repetition, shape.frequency)
+    parts = (shape.masks, shape.allowed, shape.bias, shape.repetition, shape.frequency)
     return None if all(part is None for part in parts) else shape
 
 
@@ -82,6 +93,15 @@ def _masks(masks: Sequence[bytes | None], device: torch.device | str) -> Masks |
     together = bytearray(b"".join(mask.ljust(width, b"\0") for mask in given.values()))
     bits = torch.frombuffer(together, dtype=torch.uint8).view(len(given), width)
     return Masks(torch.tensor(list(given), device=device), bits.to(device))
+
+
+def _allowed(params: Sequence[SamplingParams], device: torch.device | str) -> Allowed | None:
+    given = {r: p.allowed_token_ids for r, p in enumerate(params) if p.allowed_token_ids}
+    if not given:
+        return None
+    pairs = [[place for place, ids in enumerate(given.values()) for _ in ids]]
+    pairs.append([token for ids in given.values() for token in ids])
+    return Allowed(torch.tensor(list(given), device=device), torch.tensor(pairs, device=device))
 
 
 def _biases(
@@ -151,6 +171,8 @@ def shaped(logits: Tensor, shape: Shape | None) -> Tensor:
         return scores
     if shape.masks:
         scores = keep_allowed(scores, shape.masks)
+    if shape.allowed:
+        scores = keep_only(scores, shape.allowed)
     if shape.bias:
         scores = add(scores, shape.bias)
     if shape.repetition:
@@ -173,6 +195,15 @@ def keep_allowed(logits: Tensor, masks: Masks) -> Tensor:
     # Written over the limits: for large tensors new memory costs more than the arithmetic.
     torch.minimum(logits if everywhere else logits[masks.rows], kept, out=kept)
     return kept if everywhere else logits.index_copy(0, masks.rows, kept)
+
+
+def keep_only(logits: Tensor, allowed: Allowed) -> Tensor:
+    """Keeps a row's allowed ids; those past the vocabulary are none."""
+    rows = logits[allowed.rows]
+    places, tokens = allowed.at[:, allowed.at[1] < logits.shape[-1]]
+    kept = torch.full_like(rows, NO)
+    kept[places, tokens] = rows[places, tokens]
+    return logits.index_copy(0, allowed.rows, kept)
 
 
 def add(logits: Tensor, additions: Additions) -> Tensor:

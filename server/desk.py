@@ -136,6 +136,7 @@ class Desk:
         except ValueError as error:
             raise Fault.bad_request(str(error)) from error
         check_ids((each for each, _ in params.logit_bias), self.files.vocab_size, "logit_bias id")
+        check_ids(params.allowed_token_ids or (), self.files.vocab_size, "allowed token id")
         return params.to_wire()
 
     # ---- answering

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from baton import grammar
 from baton.errors import RequestError
 from baton.request import MAX_LOGPROBS, MAX_STOP_IDS, MAX_STOPS, check_ids
-from sampler.params import MOST_BIASES
+from sampler.params import MOST_ALLOWED, MOST_BIASES
 from server.faults import Fault, from_request_error
 from server.fields import Bool, Int, Number, Stop, Text, TokenId, id_of
 
@@ -143,7 +143,7 @@ class Asked(Loose):
     guided_regex: Text | None = None
     structured_outputs: StructuredOutputs | None = None
     allowed_token_ids: list[TokenId] | None = Field(
-        None, max_length=MOST_BIASES, description="Not supported."
+        None, min_length=1, max_length=MOST_ALLOWED, description="The only ones that may be drawn."
     )
     best_of: Int | None = Field(None, description="Must equal n.")
     request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
@@ -156,9 +156,6 @@ class Asked(Loose):
             raise Fault.bad_request(text, "stream_options")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise Fault.bad_request("best_of must equal n, or be left out", "best_of")
-        if self.allowed_token_ids is not None:
-            text = "allowed_token_ids is not supported: use logit_bias or a grammar"
-            raise Fault.bad_request(text, "allowed_token_ids", "unsupported")
 
     def _sampling(self) -> dict[str, Any]:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",
@@ -169,6 +166,8 @@ class Asked(Loose):
             raise Fault.bad_request("logit_bias has two numbers for one token id", "logit_bias")
         if biases:
             given["logit_bias"] = tuple((i, max(-100.0, min(100.0, b))) for i, b in biases.items())
+        if self.allowed_token_ids is not None:
+            given["allowed_token_ids"] = tuple(self.allowed_token_ids)
         return given
 
     def _grammar(self) -> str:
@@ -203,6 +202,7 @@ class Asked(Loose):
         sampling, vocabulary = self._sampling(), limits.vocabulary
         biased = (i for i, _ in sampling.get("logit_bias", ()))
         in_vocabulary(biased, vocabulary, "logit_bias", "logit_bias id")
+        in_vocabulary(self.allowed_token_ids or (), vocabulary, "allowed_token_ids")
         in_vocabulary(self.stop_token_ids or (), vocabulary, "stop_token_ids", "stop token id")
         most = own["max_tokens"]
         if self.min_tokens > (limits.context if most is None else most):

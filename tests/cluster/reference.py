@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -22,9 +23,10 @@ class Said:
     lead: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """A model, loaded once for our engine and once more for transformers itself."""
+    """A model, loaded once for our engine and once more for transformers itself. Itself and no other:
+    what was found out about it is kept."""
 
     files: ModelFiles
     engine: Engine
@@ -62,16 +64,24 @@ class Model:
         self, lengths: Sequence[int], length: int, *, repetition_penalty: float = 1.0
     ) -> list[list[int]]:
         """Prompts of these lengths, with a clear winner at every step of their continuations."""
-        numbers = torch.Generator().manual_seed(11)
-        prompts: list[list[int]] = []
-        for size in lengths:
-            for _ in range(50):
-                ids = torch.randint(1, self.files.vocab_size, (size,), generator=numbers).tolist()
-                if self.generate(ids, length, repetition_penalty=repetition_penalty).lead > CLEAR:
-                    prompts.append(ids)
-                    break
-        assert len(prompts) == len(lengths), "no prompt has a clear answer"
-        return prompts
+        found = _clear_prompts(self, tuple(lengths), length, repetition_penalty)
+        return [list(prompt) for prompt in found]
+
+
+@cache
+def _clear_prompts(
+    model: Model, lengths: tuple[int, ...], length: int, repetition_penalty: float
+) -> list[list[int]]:
+    numbers = torch.Generator().manual_seed(11)
+    prompts: list[list[int]] = []
+    for size in lengths:
+        for _ in range(50):
+            ids = torch.randint(1, model.files.vocab_size, (size,), generator=numbers).tolist()
+            if model.generate(ids, length, repetition_penalty=repetition_penalty).lead > CLEAR:
+                prompts.append(ids)
+                break
+    assert len(prompts) == len(lengths), "no prompt has a clear answer"
+    return prompts
 
 
 def load(name: str, *, block_size: int) -> Model:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from baton.model_files import resolve_model
+from baton.site import Site
 from baton.text import Tokenizer
 from evaluation import bundled
 from evaluation.engine import EngineSubject
 from evaluation.perplexity import foresee
-from evaluation.server import ServerSubject, Site
+from evaluation.server import ServerSubject
 from evaluation.subject import Span
 from tests.cluster.processes import short_folder, terminals, until
 

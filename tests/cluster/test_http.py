@@ -7,6 +7,7 @@ import re
 import signal
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,20 @@ def test_sampled_answers_depend_on_the_seed_alone(server: Server) -> None:
     assert len(unseeded) > 1
 
 
+def test_an_answer_is_made_of_the_allowed_ids_alone(server: Server) -> None:
+    """As who lets a model choose among labels asks."""
+    allowed = (5, 300, 700, 1500)
+    for params in (GREEDY, SamplingParams(temperature=1.5, seed=4)):
+        only = replace(params, allowed_token_ids=allowed)
+        expected = calm.answers(LENGTH, only)[0]
+        assert set(expected.tokens) <= set(allowed)
+        told = ask(
+            server, calm.PROMPTS[0], temperature=only.temperature, seed=only.seed,
+            extra_body={"allowed_token_ids": list(allowed)},
+        )  # fmt: skip
+        assert told.choices[0].text == expected.text
+
+
 def test_several_answers_to_a_long_prompt_cost_one_prefill(server: Server) -> None:
     prompt = " ".join(f"the {i}th of many words that nobody said before" for i in range(20))
     warm = {"temperature": 0.9, "seed": 3, "max_tokens": 8}
@@ -221,6 +236,7 @@ def test_logprobs_of_the_prompt_are_those_of_generating_it(server: Server) -> No
         ({"logit_bias": {"2048": 1}}, 400, "logit_bias", None),
         ({"logit_bias": {"x": 1}}, 400, "logit_bias", None),
         ({"extra_body": {"stop_token_ids": [-1]}}, 400, "stop_token_ids", None),
+        ({"extra_body": {"allowed_token_ids": [2048]}}, 400, "allowed_token_ids", None),
         ({"extra_body": {"guided_regex": "("}}, 400, "response_format", "invalid_grammar"),
         ({"extra_body": {"best_of": 2}}, 400, "best_of", None),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),

@@ -8,6 +8,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import openai
 import pytest
@@ -18,6 +19,12 @@ from tests.cluster.test_http import Server
 Type = Callable[..., Terminal]
 LONG = {"model": "demo", "prompt": "In the future", "max_tokens": 2000,
         "extra_body": {"ignore_eos": True}}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loading:
+    terminal: Terminal
+    url: str
 
 
 @pytest.fixture
@@ -60,38 +67,43 @@ def test_a_stream_that_is_cut_off_is_told_so(type_in: Type) -> None:
     assert len({line["request"] for line in asked}) == len(asked)
 
 
-def test_a_second_signal_ends_it_now(type_in: Type) -> None:
-    with short_folder() as folder:
-        server = Server(type_in, folder)
-        with server.client.completions.create(**LONG, stream=True, n=16) as stream:
-            chunks = iter(stream)
-            next(chunks)
-            server.terminal.signal(signal.SIGINT)
-            until(lambda: "again to end now" in server.said, "the first signal")
-            server.terminal.signal(signal.SIGINT)
-            with pytest.raises(openai.APIError):
-                list(chunks)
-        server.client.close()
-        assert "Traceback" not in server.terminal.ends(130, 20)
+@pytest.fixture(scope="module")
+def loading() -> Iterator[Loading]:
+    """A server that has just been started: its port is there, its workers are not."""
+    with short_folder() as folder, terminals() as opened:
+        terminal = opened("main.py", "serve", "--port", 0, TMPDIR=str(folder))
+        found = until(lambda: re.search(r"listening on (\S+);", terminal.said), "the port")
+        yield Loading(terminal, found[1])
+
+
+def test_while_it_loads_it_says_so(loading: Loading) -> None:
+    with pytest.raises(urllib.error.HTTPError) as early:
+        urllib.request.urlopen(f"{loading.url}/health", timeout=30)
+    with early.value as answer:
+        assert answer.code == 503
+        assert answer.headers["retry-after"]
+        assert json.load(answer)["error"]["code"] == "not_ready"
+
+
+def test_a_second_signal_ends_it_now(loading: Loading) -> None:
+    """(The last of this server.)"""
+    terminal = loading.terminal
+    until(lambda: "ready " in terminal.said, "the workers")
+    with (
+        openai.OpenAI(base_url=f"{loading.url}/v1", api_key="none", max_retries=0) as client,
+        client.completions.create(**LONG, stream=True, n=16) as stream,
+    ):
+        chunks = iter(stream)
+        next(chunks)
+        terminal.signal(signal.SIGINT)
+        until(lambda: "again to end now" in terminal.said, "the first signal")
+        terminal.signal(signal.SIGINT)
+        with pytest.raises(openai.APIError):
+            list(chunks)
+    assert "Traceback" not in terminal.ends(130, 20)
 
 
 def test_a_port_that_is_taken_is_known_at_once(type_in: Type) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         type_in("main.py", "serve", "--port", port).refuses(2, str(port), "in use", "--port")
-
-
-def test_while_it_loads_it_says_so(type_in: Type) -> None:
-    """The port is there before the workers are."""
-    with short_folder() as folder:
-        terminal = type_in("main.py", "serve", "--port", 0, TMPDIR=str(folder))
-        found = until(lambda: re.search(r"listening on (\S+);", terminal.said), "the port")
-        with pytest.raises(urllib.error.HTTPError) as early:
-            urllib.request.urlopen(f"{found[1]}/health", timeout=30)
-        with early.value as answer:
-            assert answer.code == 503
-            assert answer.headers["retry-after"]
-            assert json.load(answer)["error"]["code"] == "not_ready"
-        until(lambda: "ready " in terminal.said, "the workers")
-        terminal.signal(signal.SIGTERM)
-        terminal.ends(0, 20)

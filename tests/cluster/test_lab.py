@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.cluster.processes import Terminal, children_of, terminals, until
 
 Type = Callable[..., Terminal]
 LONG_S = 240.0  # for seconds of work, on a machine that is busy with other things
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -33,20 +34,27 @@ def rows_under(report: str, heading: str) -> list[list[str]]:
     ]
 
 
-def test_three_quick_studies_make_a_report_whose_links_and_tables_hold(
-    type_in: Type, tmp_path: Path
-) -> None:
-    said = type_in("main.py", "lab", "baseline", "batching", "kv-cache", "--quick", "--model", "demo",
-                   "--batch-sizes", "1,2", "--windows-ms", "0", "--prompt-lengths", "16,32,64",
-                   "--output", tmp_path).ends(0, LONG_S)  # fmt: skip
+@pytest.fixture(scope="module")
+def quick_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that three quick studies leave."""
+    folder = tmp_path_factory.mktemp("report")
+    with terminals() as opened:
+        said = opened("main.py", "lab", "baseline", "batching", "kv-cache", "--quick", "--model",
+                      "demo", "--batch-sizes", "1,2", "--windows-ms", "0", "--prompt-lengths",
+                      "16,32,64", "--output", folder).ends(0, LONG_S)  # fmt: skip
     assert "report    " in said
-    report = (tmp_path / "README.md").read_text()
+    return folder
+
+
+def test_three_quick_studies_make_a_report_whose_links_and_tables_hold(quick_report: Path) -> None:
+    folder = quick_report
+    report = (folder / "README.md").read_text()
 
     targets = re.findall(r"\]\(([^)]+)\)", report)
     anchors = [slug(line.lstrip("# ")) for line in report.splitlines() if line.startswith("#")]
     assert len(set(anchors)) == len(anchors)
     for target in targets:
-        assert target[1:] in anchors if target[0] == "#" else (tmp_path / target).is_file(), target
+        assert target[1:] in anchors if target[0] == "#" else (folder / target).is_file(), target
     assert report.count("- [x] **S1.") == 7 - report.count("- [ ] **S1.5")  # one window: no pair
     assert "## Failures\n\nNone." in report
     baseline, batching = (
@@ -68,24 +76,23 @@ def test_three_quick_studies_make_a_report_whose_links_and_tables_hold(
     ]  # fmt: skip
     assert "Both ways wrote the same tokens, at every length." in report
 
-    requests = [each for each in lines_of(tmp_path / "batching.jsonl") if each["what"] == "request"]
+    requests = [each for each in lines_of(folder / "batching.jsonl") if each["what"] == "request"]
     assert len(requests) == 2 * (8 + 4)
     for each in requests:
         assert each["total_s"] == pytest.approx(each["queueing_s"] + each["execution_s"])  # type: ignore[operator]
-    kinds = {str(each["what"]) for each in lines_of(tmp_path / "baseline.jsonl")}
+    kinds = {str(each["what"]) for each in lines_of(folder / "baseline.jsonl")}
     assert kinds == {"environment", "limits", "load", "request", "share"}
-    experiments = lines_of(tmp_path / "kv-cache.jsonl")
+    experiments = lines_of(folder / "kv-cache.jsonl")
     assert sum(each["what"] == "experiment" for each in experiments) == 6
 
 
 def test_a_study_that_is_broken_off_leaves_the_others_and_no_process(
-    type_in: Type, tmp_path: Path
+    type_in: Type, quick_report: Path, tmp_path: Path
 ) -> None:
-    common = ("--quick", "--model", "demo", "--output", tmp_path)
-    type_in("main.py", "lab", "kv-cache", "--prompt-lengths", "16", *common).ends(0, LONG_S)
-    second = type_in(
-        "main.py", "lab", "batching", "--batch-sizes", "1", "--windows-ms", "0", *common
-    )
+    for each in quick_report.glob("kv-cache*"):  # the others were never made in this folder
+        shutil.copy(each, tmp_path)
+    second = type_in("main.py", "lab", "batching", "--batch-sizes", "1", "--windows-ms", "0",
+                     "--quick", "--model", "demo", "--output", tmp_path)  # fmt: skip
     until(lambda: "round 1: batch 1" in second.said, "the first cell", LONG_S)
     (child,) = children_of(second.process.pid).values()
     second.signal(signal.SIGINT)

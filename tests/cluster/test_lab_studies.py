@@ -22,6 +22,8 @@ from measure.split import Split, started
 from measure.workload import Load, Planned, burst
 from tests.cluster.processes import children_of, until
 
+pytestmark = pytest.mark.alone
+
 
 def notebook_in(folder: Path) -> Notebook:
     return Notebook(folder / "study.jsonl", lambda text: None)

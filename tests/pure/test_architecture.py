@@ -19,7 +19,7 @@ ROWS = (
     ("measure", "models"),
     ("router", "prefill_worker", "decode_worker"),
     ("baton",),  # the door: `from baton import generate`, and nothing else
-    ("baton.api", "baton.launch"),
+    ("baton.api", "baton.front", "baton.launch"),
     ("baton.client", "baton.cluster", "baton.follow", "baton.engine", "baton.transfer"),
     ("baton.wire",),
     ("baton.trace",),
@@ -27,7 +27,7 @@ ROWS = (
     (
         "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.version", "baton.timing",
-        "baton.config", "baton.dtypes", "baton.metrics", "baton.table",
+        "baton.config", "baton.dtypes", "baton.metrics", "baton.site", "baton.table",
         "prompts",
     ),
     ("baton.errors", "baton.clock", "sampler"),

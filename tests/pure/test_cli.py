@@ -103,7 +103,8 @@ BAD = {
     "infer -l 0": "-l 0: at least 1 token must be generated",
     "infer --prompt=": "--prompt is empty; it needs at least one character",
     "infer --router ipc://r --dtype float32": "--dtype is for a cluster that main.py starts itself",
-    "convert gone out": "gone is not a folder",
+    "convert gone out": "Invalid value for 'FOLDER': Directory 'gone' does not exist.",
+    "convert two.txt out": "Invalid value for 'FOLDER': Directory 'two.txt' is a file.",
     "keys .": ". is not empty: keys are never overwritten",
 }
 
@@ -377,7 +378,14 @@ raise SystemExit(f"loaded {heavy}" if heavy else code)
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["-l", "9999"], 2), (["--model", "x"], 3), (["keys", "."], 2)],
+    [
+        (["--help"], 0),
+        (["-l", "9999"], 2),
+        (["--model", "x"], 3),
+        (["keys", "."], 2),
+        (["convert", "gone", "out"], 2),
+        (["bench", "--help"], 0),
+    ],
 )
 def test_answers_that_need_no_model_load_no_torch(arguments, code):
     done = subprocess.run(

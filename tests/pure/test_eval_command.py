@@ -12,9 +12,10 @@ import pytest
 import main
 from baton.errors import InputError, ProtocolError
 from baton.model_files import resolve_model
+from baton.site import Site
 from baton.text import Tokenizer
 from evaluation.lines import read_text
-from evaluation.server import PROBE, ServerSubject, Site
+from evaluation.server import PROBE, Patient, ServerSubject
 from evaluation.subject import Span
 
 DEMO = resolve_model("demo")
@@ -113,25 +114,25 @@ def probe() -> Answer:
 
 def test_a_busy_server_is_asked_again_after_what_it_says(serve: Serve) -> None:
     pauses: list[float] = []
-    site = Site(serve([(503, {}), (503, {}), (200, {"fine": 1})]), pause=pauses.append)
-    assert site.ask("/x") == {"fine": 1}
+    site = Site(serve([(503, {}), (503, {}), (200, {"fine": 1})]))
+    assert Patient(site, pauses.append).ask("/x") == {"fine": 1}
     assert pauses == [7.0, 7.0]
 
 
 def test_a_server_that_stays_busy_is_given_up(serve: Serve) -> None:
-    site = Site(serve([(503, {"error": {"message": "too\nmany"}})]), pause=lambda s: None)
+    site = Site(serve([(503, {"error": {"message": "too\nmany"}})]))
     with pytest.raises(InputError, match="says 503: too many"):
-        site.ask("/x")
+        Patient(site, pause=lambda s: None).ask("/x")
 
 
 def test_a_refusal_is_told_in_the_servers_words(serve: Serve) -> None:
     with pytest.raises(InputError, match="says 401: who are you"):
-        Site(serve([(401, {"error": {"message": "who are you"}})])).ask("/v1/models")
+        Patient(Site(serve([(401, {"error": {"message": "who are you"}})]))).ask("/v1/models")
 
 
 def test_what_is_no_json_is_no_answer(serve: Serve) -> None:
     with pytest.raises(ProtocolError, match="answers no JSON"):
-        Site(serve([(200, b"<html>")])).ask("/v1/models")
+        Patient(Site(serve([(200, b"<html>")]))).ask("/v1/models")
 
 
 def test_scores_are_those_of_the_echoed_prompt(serve: Serve) -> None:

@@ -142,6 +142,19 @@ def test_what_is_missing_is_said_in_words() -> None:
     assert made.missing(colocated=False, now=0.0) == ""
 
 
+def test_a_worker_at_a_long_step_is_said_to_be_silent_and_not_to_be_missing() -> None:
+    made = members("p1", "d1")
+    attach(made, "p1", "d1")
+    made.heard("d1", SILENT + 1.2)
+    silent = "p1 is silent for 4 s (at a long step, or stalled)"
+    for now in (SILENT + 1.2, SILENT + 1.9):  # the same words for a second: no news in between
+        assert made.missing(colocated=False, now=now) == f"no prefill worker answers: {silent}"
+    made.heard("p1", SILENT + 2.0)
+    assert made.missing(colocated=False, now=SILENT + 2.0) == ""
+    both = made.missing(colocated=True, now=2 * SILENT + 2.0)
+    assert both == "no decode worker answers: d1 is silent for 3 s (at a long step, or stalled)"
+
+
 def test_clients_see_every_worker_by_name_with_its_state_and_its_ways() -> None:
     made = members("p1", "d2", "d1")
     prefill = made.get("p1")

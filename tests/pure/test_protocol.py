@@ -170,16 +170,22 @@ IDS: dict[str, Callable[[str], Any]] = {
     "token", ["-1", "1000", str(2**31), str(2**63), str(2**64), "1.0", "1e3", "null", "true", '"1"', "[]"]
 )  # fmt: skip
 def test_an_id_is_a_token_of_the_model(field: str, token: str) -> None:
-    param = field.partition(",")[0]
-    unsupported = field == "allowed_token_ids" and token == "1000"
-    refused(IDS[field](token), param, "unsupported" if unsupported else None)
+    refused(IDS[field](token), field.partition(",")[0])
 
 
 def test_the_first_and_the_last_id_are_good() -> None:
-    for field in IDS.keys() - {"allowed_token_ids"}:
+    for field in IDS:
         for token in ("0", "999"):
             assert not isinstance(IDS[field](token), Fault)
-    refused(IDS["allowed_token_ids"]("0"), "allowed_token_ids", "unsupported")
+
+
+def test_allowed_ids_are_at_least_one_and_few() -> None:
+    found = good(complete(allowed_token_ids=[7, 2, 7]))
+    assert found.sampling == {"allowed_token_ids": (7, 2, 7)}
+    refused(complete(allowed_token_ids=[]), "allowed_token_ids")
+    for count in (1024, 1025):
+        raw = json.dumps(COMPLETION | {"allowed_token_ids": [0] * count})
+        assert isinstance(answer(CompletionRequest, raw, WIDE), Fault) == (count > 1024)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +261,7 @@ def test_a_prompt_longer_than_the_context_is_told_so() -> None:
 
 
 def test_what_is_wrong_between_fields_does_not_show_the_request() -> None:
-    wrong: dict[str, Any] = {"best_of": 2, "stream_options": {}, "allowed_token_ids": [1]}
+    wrong: dict[str, Any] = {"best_of": 2, "stream_options": {}, "allowed_token_ids": [-1]}
     for name, value in wrong.items():
         found = complete(prompt="a secret", **{name: value})
         assert isinstance(found, Fault)

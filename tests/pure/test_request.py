@@ -33,6 +33,19 @@ def test_a_good_request_passes() -> None:
     check_request(dataclasses.replace(GOOD, stop=("x" * MAX_STOP_CHARACTERS,) * MAX_STOPS), LIMITS)
 
 
+def test_allowed_ids_must_leave_something_to_draw() -> None:
+    wire = SamplingParams(allowed_token_ids=(4, 7)).to_wire()
+    told = {
+        "allowed token id 50 ": {"sampling": SamplingParams(allowed_token_ids=(4, 50)).to_wire()},
+        "a grammar may exclude": {"sampling": wire, "grammar": '{"kind":"json"}'},
+        "every allowed token id ends": {"sampling": wire, "stop_ids": (7, 4), "min_tokens": 1},
+    }
+    for words, changes in told.items():
+        assert words in str(refusal(**changes))
+    check_request(dataclasses.replace(GOOD, sampling=wire, stop_ids=(7,), min_tokens=1), LIMITS)
+    check_request(dataclasses.replace(GOOD, sampling=wire, stop_ids=(7, 4)), LIMITS)
+
+
 def test_an_empty_prompt_is_refused() -> None:
     assert "prompt is empty" in str(refusal(prompt_ids=()))
 

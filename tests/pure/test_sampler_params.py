@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from baton.wire.client_messages import Submit
 from baton.wire.codec import decode, encode
-from sampler.params import MOST_BIASES, RULES, SamplingParams
+from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
 
 NAN, INF = float("nan"), float("inf")
 
@@ -25,6 +25,7 @@ valid_params = st.builds(
     presence_penalty=st.floats(-2, 2),
     frequency_penalty=st.floats(-2, 2),
     logit_bias=biases.map(lambda chosen: tuple(chosen.items())),
+    allowed_token_ids=st.none() | st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20),
     seed=st.integers(-(2**63), 2**63 - 1),
     choice=st.integers(0, 2**31 - 1),
 )
@@ -49,6 +50,16 @@ def test_biases_travel_as_one_readable_string() -> None:
     assert SamplingParams.from_wire(params.to_wire()).logit_bias == most
 
 
+def test_allowed_ids_are_a_set_and_travel_as_one_readable_string() -> None:
+    params = SamplingParams(allowed_token_ids=[7, 2, 7])  # type: ignore[arg-type]
+    assert params == SamplingParams(allowed_token_ids=(2, 7))
+    assert params.to_wire()["allowed_token_ids"] == "2,7"
+    assert SamplingParams().to_wire()["allowed_token_ids"] == ""
+    assert SamplingParams.from_wire({"allowed_token_ids": ""}).allowed_token_ids is None
+    most = SamplingParams(allowed_token_ids=tuple(range(2**31 - MOST_ALLOWED, 2**31)))
+    assert SamplingParams.from_wire(most.to_wire()) == most
+
+
 TOO_MANY = [(token, 0.0) for token in range(MOST_BIASES + 1)]
 REFUSED: dict[str, list[object]] = {
     "temperature": [-0.1, 2.01, NAN, INF, -INF, True, "1", None, 1j],
@@ -65,6 +76,11 @@ REFUSED: dict[str, list[object]] = {
         [(5, 1.0), (6, 1.0), (5, 1.0)],
         "5", "5:", ":1", "5:1,", "5:1:2", "5:nan", "5:inf", "5:1e999", "-1:1", "5.0:1", "5:1,5:2",
         "9" * 5000 + ":1", "x", ",", "0:0," * MOST_BIASES + "0:0", "," * 10**6,
+    ],
+    "allowed_token_ids": [
+        5, b"5", {5}, [], (), list(range(MOST_ALLOWED + 1)), [-1], [2**31], [10**400], [True], [5.0],
+        ["5"], [None], [[5]], ",", "5,", "5,x", "-1", "5.0", "x", "9" * 5000, "0," * 10**6,
+        "0," * MOST_ALLOWED + "0",
     ],
     "seed": [2**63, -(2**63) - 1, 1.0, True, "7" * 999, None],
     "choice": [-1, 2**31, 0.0, False, "0", None],
@@ -103,12 +119,14 @@ def test_a_message_says_the_rule_and_the_value() -> None:
 
 
 def test_every_field_has_a_rule() -> None:
-    assert set(SamplingParams().to_wire()) == {*RULES, "logit_bias"}  # whose rules are REFUSED's
+    assert set(SamplingParams().to_wire()) == set(REFUSED)
+    assert set(REFUSED) == {*RULES, "logit_bias", "allowed_token_ids"}
 
 
 def test_what_is_not_asked_for_changes_no_logit() -> None:
     params = SamplingParams()
     assert (params.presence_penalty, params.frequency_penalty, params.logit_bias) == (0.0, 0.0, ())
+    assert params.allowed_token_ids is None
 
 
 def test_an_unknown_field_is_refused() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +27,45 @@ ALTERNATING = (
     "{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' else m['content'] + eos_token }}"
     "{% endfor %}"
 )
-ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS = (
+    "{% if messages[0]['content'] == 'for ever' %}"
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+)
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 USER = [{"role": "user", "content": "Grüße 🙂 {{ 7*7 }} {% raw %}"}]
 
 
-def run(work: Callable[[Renderer], Awaitable[Any]], source: str, patience_s: float = 20.0) -> Any:
-    async def whole() -> Any:
-        renderer = Renderer(ChatTemplate(source, TOKENS), patience_s=patience_s)
-        try:
-            return await work(renderer)
-        finally:
-            await renderer.close()
+Run = Callable[..., Any]
 
-    return asyncio.run(whole())
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """What `work` makes with the renderer of a template. There is one for each: a child takes the better
+    part of a second to start."""
+    renderers: dict[str, Renderer] = {}
+    with asyncio.Runner() as runner:
+
+        def run(
+            work: Callable[[Renderer], Awaitable[Any]], source: str, patience_s: float = 20.0
+        ) -> Any:
+            template = ChatTemplate(source, TOKENS)
+            if source not in renderers:
+                renderers[source] = Renderer(template, patience_s=patience_s)
+            return runner.run(work(renderers[source]))  # type: ignore[arg-type]
+
+        yield run
+        for each in renderers.values():
+            runner.run(each.close())
 
 
 @pytest.mark.parametrize("source", [CHATML, ALTERNATING])
-@pytest.mark.parametrize("prompting", [True, False])
-def test_the_text_is_transformers_own(source: str, prompting: bool) -> None:
-    talks = [
-        USER,
-        [*USER, {"role": "assistant", "content": "ja"}, {"role": "user", "content": "\x00\n"}],
-        [{"role": "user", "content": "x" * 100_000}],
-    ]
+def test_the_text_is_transformers_own(run: Run, source: str) -> None:
+    long = [{"role": "user", "content": "x" * 100_000}]
+    more = [*USER, {"role": "assistant", "content": "ja"}, {"role": "user", "content": "\x00\n"}]
+    talks = [(talk, prompting) for talk in (USER, more, long) for prompting in (True, False)]
 
     async def work(renderer: Renderer) -> list[str]:
-        return [await renderer.render(t, add_generation_prompt=prompting) for t in talks]
+        return [await renderer.render(t, add_generation_prompt=p) for t, p in talks]
 
     expected = [
         render_jinja_template(
@@ -62,13 +74,13 @@ def test_the_text_is_transformers_own(source: str, prompting: bool) -> None:
             add_generation_prompt=prompting,
             **TOKENS,
         )[0][0]
-        for talk in talks
+        for talk, prompting in talks
     ]
     assert run(work, source) == expected
     assert "{{ 7*7 }}" in expected[0]
 
 
-def test_a_template_may_refuse_and_goes_on() -> None:
+def test_a_template_may_refuse_and_goes_on(run: Run) -> None:
     wrong = [*USER, *USER]
 
     async def work(renderer: Renderer) -> str:
@@ -79,7 +91,7 @@ def test_a_template_may_refuse_and_goes_on() -> None:
     assert run(work, ALTERNATING).startswith("<s>[INST] ")
 
 
-def test_a_message_without_what_the_template_needs_is_a_refusal() -> None:
+def test_a_message_without_what_the_template_needs_is_a_refusal(run: Run) -> None:
     async def work(renderer: Renderer) -> None:
         with pytest.raises(RequestError, match="refuses"):
             await renderer.render([{"role": "user"}])
@@ -87,19 +99,18 @@ def test_a_message_without_what_the_template_needs_is_a_refusal() -> None:
     run(work, CHATML)
 
 
-def test_a_template_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.templates.FIRST_S", 3.0)
-
+def test_a_template_that_does_not_end_is_ended(run: Run) -> None:
     async def work(renderer: Renderer) -> int:
+        assert await renderer.render(USER) == ""  # so the child is there
         with pytest.raises(RequestError, match=r"longer than 0\.2 s"):
-            await renderer.render(USER)
+            await renderer.render([{"role": "user", "content": "for ever"}])
         assert renderer._child is None
         return 0
 
     run(work, ENDLESS, patience_s=0.2)
 
 
-def test_a_child_that_is_killed_is_replaced() -> None:
+def test_a_child_that_is_killed_is_replaced(run: Run) -> None:
     async def work(renderer: Renderer) -> str:
         first = await renderer.render(USER)
         assert renderer._child is not None
@@ -111,7 +122,7 @@ def test_a_child_that_is_killed_is_replaced() -> None:
     assert run(work, CHATML).endswith("assistant\n")
 
 
-def test_many_at_once_do_not_mix_their_answers() -> None:
+def test_many_at_once_do_not_mix_their_answers(run: Run) -> None:
     async def work(renderer: Renderer) -> list[str]:
         talks = [[{"role": "user", "content": str(i)}] for i in range(50)]
         return await asyncio.gather(*(renderer.render(talk) for talk in talks))
@@ -121,7 +132,7 @@ def test_many_at_once_do_not_mix_their_answers() -> None:
     ]
 
 
-def test_one_that_is_cancelled_leaves_no_answer_for_the_next() -> None:
+def test_one_that_is_cancelled_leaves_no_answer_for_the_next(run: Run) -> None:
     async def work(renderer: Renderer) -> str:
         await renderer.render(USER)
         lost = asyncio.create_task(renderer.render([{"role": "user", "content": "lost"}]))

@@ -106,17 +106,17 @@ def proposer(demo: Model, who: str) -> Proposer:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8_weight_only"])
-def test_in_fewer_bits_too_nothing_depends_on_the_company(dtype: str) -> None:
+def test_in_fewer_bits_too_nothing_depends_on_the_company(demo: Model, dtype: str) -> None:
     """What no other engine promises: in half precision and int8 a request gets the same tokens alone,
     in a batch, disaggregated and colocated, chunk by chunk."""
     try:
         build(("program.cpp",), "program")
     except NoNative as error:
         pytest.skip(f"needs a compiled model: {error}")
-    engine = boot(load("demo", block_size=16).files, device="cpu", dtype=dtype, block_size=16)
+    engine = boot(demo.files, device="cpu", dtype=dtype, block_size=16)
     assert engine.runner.how == "compiled for this CPU"
-    model = replace(load("demo", block_size=16), engine=engine)
-    prompts = model.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], LENGTH)
+    model = replace(demo, engine=engine)
+    prompts = demo.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], LENGTH)
     with RealTown(model) as town:
         together = town.ask(prompts, LENGTH, list(MIXTURE))
     with RealTown(model, prefills=0, chunk=7, batch_size=3) as town:

@@ -156,7 +156,7 @@ def test_greedy_rows_that_nothing_shapes_need_no_batch() -> None:
     "changed",
     [
         {"temperature": 0.5}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1},
-        {"frequency_penalty": 0.1}, {"logit_bias": ((3, 1.0),)},
+        {"frequency_penalty": 0.1}, {"logit_bias": ((3, 1.0),)}, {"allowed_token_ids": (3,)},
     ],
 )  # fmt: skip
 def test_what_is_drawn_or_shaped_is_not_plain(changed: dict[str, object]) -> None:

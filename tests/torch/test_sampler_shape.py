@@ -65,7 +65,9 @@ def shaped_by_hand(row: list[float], wish: Wish) -> list[float]:
     p, result = wish.params, []
     bias = dict(p.logit_bias)
     for token, logit in enumerate(row):
-        if (wish.mask is not None and not allows(wish.mask, token)) or token in wish.forbidden:
+        listed = p.allowed_token_ids is None or token in p.allowed_token_ids
+        masked = wish.mask is not None and not allows(wish.mask, token)
+        if not listed or masked or token in wish.forbidden:
             result.append(NO)
             continue
         logit += bias.get(token, 0.0)
@@ -106,6 +108,15 @@ def test_a_mask_is_read_as_llguidance_writes_it() -> None:
     mask = matcher.compute_bitmask()
     got = shaped(torch.zeros(1, 300), batch_of(Wish(mask=mask)).shape)
     assert (got[0] == 0).nonzero()[:, 0].tolist() == [ord(letter) for letter in "bdz"]
+
+
+def test_of_a_row_that_lists_its_ids_these_stay_and_no_other() -> None:
+    logits, params = logits_for(3, 50), SamplingParams(allowed_token_ids=(3, 49, 50, 2**31 - 1))
+    got = shaped(logits, batch_of(Wish(), Wish(params), Wish(params, mask=words([3], 1))).shape)
+    assert torch.equal(got[0], logits[0])
+    assert (got[1] > NO).nonzero()[:, 0].tolist() == [3, 49]
+    assert torch.equal(got[1, [3, 49]], logits[1, [3, 49]])
+    assert (got[2] > NO).nonzero()[:, 0].tolist() == [3]  # what the mask allows, too
 
 
 def test_forbidden_ids_equal_transformers() -> None:
@@ -154,10 +165,11 @@ def test_each_step_works_on_what_the_step_before_left() -> None:
         repetition_penalty=2,
         presence_penalty=0.25,
         frequency_penalty=0.375,
+        allowed_token_ids=(0, 1, 2, 3, 4),
     )
-    wish = Wish(params, seen=[1], generated=[1, 1], forbidden=[3], mask=words([0, 1, 2, 3], 1))
-    got = shaped(torch.tensor([[8.0, 8.0, 8.0, 8.0, 8.0]]), batch_of(wish).shape)
-    assert got.tolist() == [[8.0, 4.0, -92.0, NO, NO]]
+    wish = Wish(params, seen=[1], generated=[1, 1], forbidden=[3], mask=words([0, 1, 2, 3, 5], 1))
+    got = shaped(torch.tensor([[8.0, 8.0, 8.0, 8.0, 8.0, 8.0]]), batch_of(wish).shape)
+    assert got.tolist() == [[8.0, 4.0, -92.0, NO, NO, NO]]
 
 
 SHORT = 70  # a vocabulary in which everything collides
@@ -174,6 +186,9 @@ some_params = st.builds(
     logit_bias=st.dictionaries(
         st.integers(0, SHORT + 5), st.sampled_from([-100.0, -1.5, 0.0, 3.0]), max_size=4
     ).map(lambda chosen: tuple(chosen.items())),
+    allowed_token_ids=st.none()
+    | st.none()
+    | st.lists(st.integers(0, SHORT + 5), min_size=1, max_size=9),
     seed=st.integers(0, 99),
 )
 masks = st.none() | st.builds(words, st.sets(st.integers(0, SHORT), max_size=12), st.integers(0, 4))
@@ -212,7 +227,11 @@ def test_a_row_is_shaped_by_its_own_wish_alone(chosen: list[Wish], seed: int) ->
 
 def test_shaping_leaves_the_logits_as_they_were_and_works_in_float32() -> None:
     params = SamplingParams(
-        logit_bias=((1, 0.1),), repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=0.1
+        allowed_token_ids=tuple(range(15)),
+        logit_bias=((1, 0.1),),
+        repetition_penalty=1.3,
+        presence_penalty=0.7,
+        frequency_penalty=0.1,
     )
     wish = Wish(params, range(9), [1, 1, 2], [5], words(range(20), 1))
     logits = logits_for(2, 33).bfloat16()

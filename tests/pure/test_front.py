@@ -1,0 +1,70 @@
+"""Waiting for a server in front of a cluster: the cluster is looked after meanwhile."""
+
+import itertools
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from baton.clock import monotonic
+from baton.errors import BatonError
+from baton.follow import Happening, Note
+from baton.front import READY_S, Front, _await_server
+
+
+class Ready(BaseHTTPRequestHandler):
+    """Not at first."""
+
+    statuses: Iterator[int]
+
+    def do_GET(self) -> None:
+        self.send_response(next(self.statuses))
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+def front(listener: socket.socket, happenings: Iterator[Happening], said: list[str]) -> Front:
+    return Front(listener.getsockname()[1], None, None, said.append, happenings)  # type: ignore[arg-type]
+
+
+def test_a_server_that_died_at_its_start_is_replaced_and_waited_for(
+    listener: socket.socket,
+) -> None:
+    """Nobody answers at the socket until tend() has started somebody."""
+    Ready.statuses = iter([503, 503, 200])
+    server = HTTPServer(listener.getsockname(), Ready, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    serving = threading.Thread(target=server.serve_forever)
+
+    def happenings() -> Iterator[Happening]:
+        for turn in itertools.count():
+            if turn == 2:
+                serving.start()
+                yield Note("server died and is started again")
+            yield Note("")
+
+    said: list[str] = []
+    _await_server(front(listener, happenings(), said), monotonic)
+    server.shutdown()
+    serving.join()
+    assert said == ["server died and is started again"]
+    assert list(Ready.statuses) == []
+
+
+def test_a_server_that_never_comes_is_given_up(listener: socket.socket) -> None:
+    times = itertools.count(0.0, READY_S / 4)
+    with pytest.raises(BatonError, match="not ready within 120 s"):
+        _await_server(front(listener, itertools.repeat(Note("")), []), lambda: next(times))
