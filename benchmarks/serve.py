@@ -31,6 +31,7 @@ from baton.request import UNWATCHED_S
 from baton.table import percentile, table
 from baton.topology import plan_topology
 from benchmarks.streams import Answer, Connection
+from decode_worker.outbox import patience
 from measure.split import GREEDY
 from measure.usage import Sampler, Usage
 from measure.workload import HIGHEST, LOWEST
@@ -222,8 +223,8 @@ def main(
     ratios = [http.tokens_per_s / offline.tokens_per_s for http, offline in pairs]
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
-        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told every {interval:g} ms over "
-        f"HTTP, every {1e3 * UNWATCHED_S:g} ms offline"
+        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told within "
+        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * UNWATCHED_S:g} ms offline"
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
