@@ -83,6 +83,7 @@ class Site:
                     answer = await asyncio.wait_for(connection.ask(self.port, asked), PATIENCE_S)
                 except (OSError, ValueError, TimeoutError) as error:
                     connection.close()
+                    connection = Connection()
                     answer = Answer(0, 0.0, f"{type(error).__name__}: {error}")
                 found.append(answer)
             connection.close()

@@ -26,8 +26,6 @@ class Frames:
         around = self._around.get(fresh.choice.index)
         if around is None:
             marked = event(self._shape.piece(replace(fresh, text=MARK))).decode()
-            before, _, after = marked.rpartition(
-                json_of(MARK)
-            )  # ids and names stand before the text
+            before, _, after = marked.rpartition(json_of(MARK))  # no name stands behind it
             around = self._around[fresh.choice.index] = before, after
         return f"{around[0]}{json_of(fresh.text)}{around[1]}".encode()
