@@ -1,8 +1,8 @@
 """`python main.py bench serve`: the HTTP path beside the offline path, on one cluster, in turns.
 
 A closed loop: so many streams are open all the time, until all requests are answered. The HTTP arm asks
-the server, server-sent events, token by token as a browser would; the offline arm asks the router itself,
-as `python main.py -b STREAMS` does. Both share the machine with the cluster they ask.
+the server, server-sent events over connections that stay (streams.py); the offline arm asks the router
+itself, as `python main.py -b STREAMS` does. Both share the machine with the cluster they ask.
 """
 
 import asyncio
@@ -27,6 +27,8 @@ from baton.front import fronted
 from baton.request import UNWATCHED_S
 from baton.table import percentile, table
 from baton.topology import plan_topology
+from benchmarks.streams import Answer, Connection
+from decode_worker.outbox import patience
 from measure.split import GREEDY
 from measure.usage import Sampler, Usage
 from measure.workload import HIGHEST, LOWEST
@@ -44,15 +46,6 @@ class Turn:
     ttft_p99_ms: float
     leased_blocks: float  # once all is answered
     cores: dict[str, float]  # that each process kept busy
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One stream's end. `failure` is empty if it went well."""
-
-    tokens: int
-    ttft_s: float
-    failure: str = ""
 
 
 class Site:
@@ -75,42 +68,36 @@ class Site:
     async def over_http(
         self, prompts: Sequence[Sequence[int]], new: int, streams: int
     ) -> list[Answer]:
-        """All of them, `streams` at a time."""
-        places = asyncio.Semaphore(streams)
+        """All of them over so many connections, each used again and again as clients do."""
+        waiting = iter(prompts)
+        found: list[Answer] = []
 
-        async def one(prompt: Sequence[int]) -> Answer:
-            async with places:
+        async def one() -> None:
+            connection = Connection()
+            for prompt in waiting:
+                asked = self._request(prompt, new)
                 try:
-                    return await asyncio.wait_for(self._stream(prompt, new), PATIENCE_S)
+                    answer = await asyncio.wait_for(connection.ask(self.port, asked), PATIENCE_S)
                 except (OSError, ValueError, TimeoutError) as error:
-                    return Answer(0, 0.0, f"{type(error).__name__}: {error}")
+                    connection.close()
+                    connection = Connection()
+                    answer = Answer(0, 0.0, f"{type(error).__name__}: {error}")
+                found.append(answer)
+            connection.close()
 
-        return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+        await asyncio.gather(*(one() for _ in range(streams)))
+        return found
 
-    async def _stream(self, prompt: Sequence[int], new: int) -> Answer:
+    def _request(self, prompt: Sequence[int], new: int) -> bytes:
         asked = {"model": self.cluster.options.model, "prompt": list(prompt), "max_tokens": new,
                  "temperature": 0, "ignore_eos": True, "stream": True,
                  "stream_options": {"include_usage": True}}  # fmt: skip
         body = json.dumps(asked).encode()
         head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nConnection: close\r\n"
+            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        begun = time.monotonic()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(head.encode() + body)
-            status = await reader.readline()
-            if b" 200 " not in status:
-                raise ValueError(f"status {status.decode().strip()}")
-            first, said = 0.0, b""
-            while piece := await reader.read(1 << 16):
-                said += piece
-                if not first and b"data: {" in said:
-                    first = time.monotonic() - begun
-        finally:
-            writer.close()
-        return Answer(tokens_of(said), first)
+        return head.encode() + body
 
     async def offline(self, prompts: Sequence[Sequence[int]], new: int) -> list[Answer]:
         """All of them, as the offline job asks."""
@@ -126,18 +113,6 @@ class Site:
                 case Failure():
                     found.append(Answer(0, 0.0, happening.message))
         return found
-
-
-def tokens_of(stream: bytes) -> int:
-    """Completion tokens by the usage of a stream that has ended well. ValueError otherwise."""
-    if b'"error"' in stream or b"data: [DONE]" not in stream:
-        raise ValueError(f"the stream ended with {stream[-200:]!r}")
-    if b'"finish_reason":"length"' not in stream:
-        raise ValueError("the stream ended without its finish_reason")
-    found = re.findall(rb'"completion_tokens":(\d+)', stream)
-    if len(found) != 1:
-        raise ValueError(f"the stream told its usage {len(found)} times")
-    return int(found[0])
 
 
 @contextmanager
@@ -218,8 +193,8 @@ def main(
     ratios = [http.tokens_per_s / offline.tokens_per_s for http, offline in pairs]
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
-        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told every {interval:g} ms over "
-        f"HTTP, every {1e3 * UNWATCHED_S:g} ms offline"
+        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told within "
+        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * UNWATCHED_S:g} ms offline"
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

@@ -2,17 +2,29 @@
 
 A message costs the router and the client about as much for one token as for ten, and on a CPU they take
 it from the very cores that decode. So a run says how long its tokens may wait (Start.tell_every_s); its
-first and its last go at once, and take with them whatever else is there. Times are those at which steps
-begin: what a step samples is there at its end, so what is not told then waits for one step more.
+first and its last go at once, and take with them whoever has waited half of its time already. Where many
+are at work, what is told of each costs more than the message: then tokens wait longer, see patience().
+Times are those at which steps begin: what a step samples is there at its end, so what is not told then
+waits for one step more.
 """
 
 from dataclasses import dataclass, field
 
-from baton.request import Logprob
+from baton.request import UNWATCHED_S, Logprob
 from baton.wire.messages import Decoded, Said
 from baton.wire.node import ROUTER, To
 from decode_worker.model import Drawn
 from decode_worker.runs import Run
+
+AT_EASE = 10
+"""So many runs may each be told as often as they ask."""
+
+
+def patience(tell_every_s: float, runs: int) -> float:
+    """How long a token may wait, of a run among so many. With more than AT_EASE the time grows with their
+    number, so that the pieces that router, server and clients handle each second do not; up to a tenth
+    of a second, where a reader would begin to notice. At once (0) stays at once."""
+    return max(tell_every_s, min(tell_every_s * runs / AT_EASE, UNWATCHED_S))
 
 
 @dataclass(slots=True)
@@ -21,6 +33,8 @@ class _Held:
 
     run: Run
     position: int
+    due: float
+    ripe: float  # from then on it goes along with others
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -34,32 +48,49 @@ class Outbox:
         self._held: dict[str, _Held] = {}
         self._deadline = float("inf")
 
-    def put(self, name: str, run: Run, drawn: Drawn, finish: str | None, now: float) -> None:
-        """The token that this run has just come by, and why it ends with it, if it does."""
+    def put(
+        self, name: str, run: Run, drawn: Drawn, finish: str | None, now: float, *, runs: int = 1
+    ) -> None:
+        """The token that this run, one of so many, has just come by, and why it ends with it, if it
+        does."""
         held = self._held.get(name)
         if held is None:
-            held = self._held[name] = _Held(run, len(run.known) - 1)
+            wait = patience(run.tell_every_s, runs) if run.told else 0.0
+            held = _Held(run, len(run.known) - 1, now + wait, now + wait / 2)
+            self._held[name] = held
         held.token_ids.append(drawn.token_id)
         held.times.append(now)
-        held.finish = finish
         if drawn.logprob is not None:
             held.logprobs.append(drawn.logprob)
-        waits = run.told and finish is None
-        self._deadline = min(self._deadline, held.times[0] + run.tell_every_s if waits else now)
+        if finish is not None:
+            held.finish = finish
+            held.due = held.ripe = now
+        self._deadline = min(self._deadline, held.due)
 
     def due(self, now: float) -> float:
-        """Seconds until it must be emptied."""
+        """Seconds until something must be told."""
         return max(0.0, self._deadline - now)
+
+    def ripe(self, now: float, soon: float) -> list[To]:
+        """What must be told by `soon`, and what may go along with it, as one message."""
+        if self._deadline > soon:
+            return []
+        ripe = [name for name, held in self._held.items() if held.ripe <= soon]
+        told = self._tell({name: self._held.pop(name) for name in ripe}, now)
+        self._deadline = min((held.due for held in self._held.values()), default=float("inf"))
+        return told
 
     def empty(self, now: float) -> list[To]:
         """All there is, as one message; none if there is nothing."""
-        if not self._held:
-            return []
-        runs = tuple(_said(name, held, now) for name, held in self._held.items())
-        for held in self._held.values():
-            held.run.told = True
+        told = self._tell(self._held, now)
         self.clear()
-        return [To(ROUTER, Decoded(runs))]
+        return told
+
+    def _tell(self, held: dict[str, _Held], now: float) -> list[To]:
+        for each in held.values():
+            each.run.told = True
+        said = tuple([_said(name, each, now) for name, each in held.items()])
+        return [To(ROUTER, Decoded(said))] if said else []
 
     def drop(self, name: str) -> None:
         """Nobody wants to hear of this run any more."""

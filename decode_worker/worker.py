@@ -100,8 +100,7 @@ class DecodeWorker:
         for run in list(self.arriving):
             effects += self._look_for(run, now)
         effects += self._decode(now)
-        if self._outbox.due(now + took) <= 0:  # else it waits for the end of the next
-            effects += self._outbox.empty(now)
+        effects += self._outbox.ripe(now, now + took)  # the rest waits for the end of the next
         if self._membership.joined and (pool := self._teller.news(now)) is not None:
             effects.append(To(ROUTER, pool))
         return effects
@@ -279,7 +278,7 @@ class DecodeWorker:
             if not run.published:
                 self._publish(name, run)
             finish = run.append(each.token_id)
-            self._outbox.put(name, run, each, finish, now)
+            self._outbox.put(name, run, each, finish, now, runs=len(self.runs))
             if finish is not None:
                 self._publish(name, run)
                 self._let_go(name, None)

@@ -2,7 +2,7 @@
 
 import html
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from baton.errors import RequestError
 from baton.log import REQUEST
+from server.answering import CHAT, COMPLETIONS, Answering, Asked
 from server.chatting import ChatRequest, DetokenizeRequest, TokenizeRequest
 from server.desk import Desk
 from server.faults import Fault, body, from_request_error, headers
@@ -56,9 +57,10 @@ def make_app(
         redoc_url=None,
         lifespan=around,
     )
-    add_errors(app, watch.metrics)
+    refuse = add_errors(app, watch.metrics)
     add_state(app, desk, talk, watch, version)
-    add_openai(app, desk, talk, watch)
+    answer = add_openai(app, desk, talk, watch)
+    app.add_middleware(Answering, answer=answer, refuse=refuse)
     add_socket(app, desk, talk)
     add_page(app, watch)
     settings = desk.settings
@@ -66,17 +68,20 @@ def make_app(
     return Guard(app, Rules(hashed(settings.api_keys), hosts, settings.allowed_origins))
 
 
-def add_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Every error in OpenAI's shape."""
+def add_errors(app: FastAPI, metrics: Metrics) -> Callable[[str, Fault], Response]:
+    """Every error in OpenAI's shape. Returns how a fault is answered."""
 
     def answer(fault: Fault) -> Response:
         return JSONResponse(body(fault), fault.status, headers=headers(fault))
 
-    @app.exception_handler(Fault)
-    async def on_fault(request: Request, fault: Fault) -> Response:
-        if fault.status == 503 and request.method == "POST":
+    def refuse(method: str, fault: Fault) -> Response:
+        if fault.status == 503 and method == "POST":
             metrics.rejected(fault.code or "")
         return answer(fault)
+
+    @app.exception_handler(Fault)
+    async def on_fault(request: Request, fault: Fault) -> Response:
+        return refuse(request.method, fault)
 
     @app.exception_handler(RequestError)
     async def on_request_error(_: Request, error: RequestError) -> Response:
@@ -103,6 +108,8 @@ def add_errors(app: FastAPI, metrics: Metrics) -> None:
         logger.error("a bug of ours", exc_info=error)
         text = f"something went wrong here; the server's log says more at {REQUEST.get()}"
         return answer(Fault(500, text, "server_error", code="internal_error"))
+
+    return refuse
 
 
 def add_state(app: FastAPI, desk: Desk, talk: Talk, watch: Watch, version: str) -> None:
@@ -172,20 +179,23 @@ def add_state(app: FastAPI, desk: Desk, talk: Talk, watch: Watch, version: str) 
         return described(name)
 
 
-def add_openai(app: FastAPI, desk: Desk, talk: Talk, watch: Watch) -> None:
-    """Completions and chat, and the tokenizer behind them."""
+def add_openai(
+    app: FastAPI, desk: Desk, talk: Talk, watch: Watch
+) -> Callable[[Request, Asked], Awaitable[Response]]:
+    """Completions and chat, and the tokenizer behind them. Returns how the first two are answered: most
+    of them do not come by their routes (answering.py)."""
 
-    @app.post("/v1/completions", tags=["openai"])
+    @app.post(COMPLETIONS, tags=["openai"])
     async def completions(request: Request, asked: CompletionRequest) -> Response:
         """Continue one prompt or several."""
         return await answered(request, asked)
 
-    @app.post("/v1/chat/completions", tags=["openai"])
+    @app.post(CHAT, tags=["openai"])
     async def chat(request: Request, asked: ChatRequest) -> Response:
         """Answer a conversation, by the model's own chat template."""
         return await answered(request, asked)
 
-    async def answered(request: Request, asked: CompletionRequest | ChatRequest) -> Response:
+    async def answered(request: Request, asked: Asked) -> Response:
         own = str(request.scope["state"]["request_id"])  # the client's, if guard.py found it good
         given = own if request.headers.get("x-request-id") == own else ""
         plan = await talk.plan(asked, given)
@@ -212,6 +222,8 @@ def add_openai(app: FastAPI, desk: Desk, talk: Talk, watch: Watch) -> None:
         """Token ids to text."""
         in_vocabulary(asked.tokens, desk.files.vocab_size, "tokens")
         return {"prompt": desk.tokenizer.decode(asked.tokens, special=True)}
+
+    return answered
 
 
 def add_page(app: FastAPI, watch: Watch) -> None:

@@ -144,6 +144,7 @@ class CompletionShape:
         self._head = head | {"object": "text_completion"}
         self._tokens = tokens
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
+        self.plain = logprobs < 0  # its pieces differ by their text alone
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The first chunk: the echoed prompt."""
@@ -221,6 +222,7 @@ class ChatShape:
         self._head = head
         self._tokens = tokens
         self._logprobs = logprobs
+        self.plain = logprobs < 0
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The first chunk: who speaks."""

@@ -113,7 +113,7 @@ class Guard:
             body_ = await _whole_body(asked, receive)
             if not depth_ok(body_):
                 raise Fault.bad_request(f"the JSON is nested more than {DEEPEST_JSON} deep")
-            await self._app(scope, _replay(body_, receive), answer.send)
+            await self._app(scope, replay(body_, receive), answer.send)
         except Fault as refused:
             await answer.fault(refused)
         finally:
@@ -210,7 +210,7 @@ async def _whole_body(asked: Headers, receive: Receive) -> bytes:
         raise Fault.slow(BODY_S) from None
 
 
-def _replay(body_: bytes, receive: Receive) -> Receive:
+def replay(body_: bytes, receive: Receive) -> Receive:
     """The body in one piece, then whatever else comes: a client that leaves."""
     given = False
 

@@ -11,6 +11,7 @@ from starlette.types import Receive
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
 from server.choices import Choice, Fresh, Shape, usage
 from server.faults import Fault, body, from_failed
+from server.frames import Frames
 from server.line import Box, Flight, Line, News
 from server.sse import DONE, event, gone
 
@@ -38,6 +39,7 @@ class Job:
         self._seats: dict[Flight, Choice] = {}
         self._behind: dict[Flight, list[tuple[Submit, Choice]]] = {}
         self.choices = [Choice(i, each.token_ids or ()) for i, each in enumerate(submits)]
+        self._open = len(self.choices)
         first: dict[tuple[int, ...], Flight] = {}
         for submit, choice in zip(submits, self.choices, strict=True):
             ahead = first.get(choice.prompt_ids)
@@ -61,10 +63,14 @@ class Job:
             else:
                 self._early.append((flight, news))
 
+    @property
+    def speaks(self) -> bool:
+        """Something comes without waiting: news, or the end."""
+        return bool(self._early) or not self._open or not self._box.empty()
+
     async def news(self) -> AsyncGenerator[Fresh | Choice, None]:
         """Pieces of text, and each choice once more when it has ended."""
-        open_ = len(self.choices)
-        while open_:
+        while self._open:
             flight, news = self._early.popleft() if self._early else await self._box.get()
             choice = self._seats[flight]
             if isinstance(news, Emitted | Finished | Failed):
@@ -74,7 +80,7 @@ class Job:
             if fresh is not None and not self._silent:
                 yield fresh
             if choice.finish_reason is not None or choice.failed is not None:
-                open_ -= 1
+                self._open -= 1
                 if self._silent:
                     choice.text, choice.token_ids, choice.logprobs = "", [], []
                 yield choice
@@ -120,12 +126,16 @@ class Job:
 
 
 async def streamed(job: Job, shape: Shape, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
-    """The job as server-sent events. Ends with [DONE], after every choice's finish_reason or an
-    error; never without."""
+    """The job as server-sent events; what is there at the same time goes together. Ends with [DONE],
+    after every choice's finish_reason or an error; never without."""
+    frames, said = Frames(shape), b""
     try:
-        async for chunk in chunks(job, shape, include_usage=include_usage):
-            yield event(chunk)
-        yield DONE
+        async for part in _parts(job, shape, include_usage=include_usage):
+            said += frames.event(part) if isinstance(part, Fresh) else event(part)
+            if not job.speaks:
+                yield said
+                said = b""
+        yield said + DONE
     finally:
         job.close()
 
@@ -134,6 +144,15 @@ async def chunks(
     job: Job, shape: Shape, *, include_usage: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The job as JSON chunks."""
+    async with contextlib.aclosing(_parts(job, shape, include_usage=include_usage)) as parts:
+        async for part in parts:
+            yield shape.piece(part) if isinstance(part, Fresh) else part
+
+
+async def _parts(
+    job: Job, shape: Shape, *, include_usage: bool
+) -> AsyncGenerator[dict[str, Any] | Fresh, None]:
+    """Chunks, and pieces that have yet to become some."""
     opened: set[int] = set()
     async with contextlib.aclosing(job.news()) as news:
         async for each in news:
@@ -143,7 +162,7 @@ async def chunks(
                 if (opening := shape.opening(choice)) is not None:
                     yield opening
             if isinstance(each, Fresh):
-                yield shape.piece(each)
+                yield each
             elif each.failed is not None:
                 yield body(from_failed(each.failed.code, each.failed.message))
                 return

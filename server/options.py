@@ -32,7 +32,8 @@ _OPTIONS = [
                  show_default=True, help="Requests that may wait for their first token; then 503."),
     click.option("--stream-interval-ms", type=click.FloatRange(0, 1000), default=20.0,
                  show_default=True,
-                 help="Tokens made within so long may come in one chunk of a stream; 0: each by itself."),
+                 help="Tokens made within so long may come in one chunk of a stream, longer among many "
+                 "streams (at most 100 ms); 0: each by itself."),
     click.option("--shutdown-timeout", type=click.FloatRange(min=0), default=30.0,
                  show_default=True, help="Seconds that running requests may take after SIGTERM."),
     click.option("--ssl-certfile", type=click.Path(path_type=Path, dir_okay=False), default=None,

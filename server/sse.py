@@ -27,10 +27,13 @@ KEEP_ALIVE = b": keep-alive\n\n"
 logger = logging.getLogger(__name__)
 
 
+json_of = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def event(data: Mapping[str, Any], name: str = "") -> bytes:
     """One event as it goes over the wire."""
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return f"{head}data: {json_of(data)}\n\n".encode()
 
 
 class EventStream(Response):

@@ -73,8 +73,7 @@ class Talk:
             if not ids:
                 raise Fault.bad_request("the prompt is empty: it must have a token", "prompt")
             prompts.append(ids)
-            whole = prompt if isinstance(prompt, str) else desk.tokenizer.decode(ids, special=True)
-            echoes.append(whole if generation.echo else "")
+            echoes.append(self._echo(prompt) if generation.echo else "")
         name = _name("cmpl", generation, request_id)
         shape = CompletionShape(
             self._head(name, asked.model),
@@ -83,6 +82,11 @@ class Talk:
             prompt_logprobs=generation.prompt_logprobs,
         )
         return Plan(name, generation, tuple(prompts), tuple(echoes), shape)
+
+    def _echo(self, prompt: str | tuple[int, ...]) -> str:
+        return (
+            prompt if isinstance(prompt, str) else self._desk.tokenizer.decode(prompt, special=True)
+        )
 
     async def _chat(self, asked: ChatRequest, request_id: str) -> Plan:
         desk = self._desk

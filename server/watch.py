@@ -52,7 +52,7 @@ class Watch:
             self._ended.append((now, each))
         while self._ended and self._ended[0][0] < now - RECENT_S:
             self._ended.popleft()
-        if message.moments:
+        if message.moments and self._pages:
             self._tell(event(_moments(now, message.moments), "moments"))
         if message.counts is not None:
             self._count(now, message.counts)

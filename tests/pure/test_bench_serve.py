@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.serve import tokens_of
+from benchmarks.streams import tokens_of
 
 PIECE = b'data: {"choices":[{"index":0,"text":" a","finish_reason":null}]}\n\n'
 END = b'data: {"choices":[{"index":0,"text":"","finish_reason":"length"}]}\n\n'

@@ -9,9 +9,11 @@ import pytest
 
 from baton.request import Logprob
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
-from server.choices import ChatShape, CompletionShape, Fresh, Shape, Tokens
+from server.choices import ChatShape, Choice, CompletionShape, Fresh, Shape, Tokens
+from server.frames import Frames
 from server.job import Job, streamed
 from server.line import Box, Flight, News
+from server.sse import event
 
 
 class Words:
@@ -56,7 +58,7 @@ def together(*tokens: int) -> Emitted:
 def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[list[Any], Job]:
     """The events of a job with one flight for each list of news."""
 
-    async def work() -> tuple[list[bytes], Job]:
+    async def work() -> tuple[str, Job]:
         line = PretendLine()
         submits = [Submit(f"r{i}", None, (8, 9), 5) for i in range(len(news))]
         job = Job(line, [(8, 9)], submits, **options)  # type: ignore[arg-type]
@@ -65,13 +67,13 @@ def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[l
             for one in each:
                 flight.put(one)
         await job.accepted()
-        events = [event async for event in streamed(job, shape, include_usage=True)]
+        stream = b"".join([sent async for sent in streamed(job, shape, include_usage=True)])
         assert line.aborted == line.flights  # does nothing to those that have ended
-        return events, job
+        return stream.decode(), job
 
-    events, job = asyncio.run(work())
-    texts = [event.decode().removeprefix("data: ").strip() for event in events]
-    return texts, job
+    stream, job = asyncio.run(work())
+    assert stream.endswith("\n\n")
+    return [event.removeprefix("data: ") for event in stream[:-2].split("\n\n")], job
 
 
 def chunks(texts: Sequence[str]) -> list[Any]:
@@ -168,6 +170,41 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
 
     assert asyncio.run(work(False)) == ([f"{i} length" for i in range(5)], 5)
     assert asyncio.run(work(True)) == ([f"{i} abort" for i in range(5)], 3)
+
+
+@pytest.mark.parametrize("logprobs", [-1, 1])
+@pytest.mark.parametrize("text", ["a", "", "\0", ' "\\', "\n\n\u2028", "ü🙂"])
+def test_a_frame_is_the_event_of_its_piece(text: str, logprobs: int) -> None:
+    head = HEAD | {"id": "cmpl-\\u0000"}
+    for shape in (
+        CompletionShape(head, TOKENS, logprobs=logprobs, prompt_logprobs=-1),
+        ChatShape(head, TOKENS, logprobs=logprobs),
+    ):
+        frames = Frames(shape)
+        for index in (0, 1, 0):
+            choice = Choice(index, (8, 9), token_ids=[3, 4])
+            fresh = Fresh(choice, text, (4,), (Logprob(-0.5, (1,), (-0.5,)),))
+            assert frames.event(fresh) == event(shape.piece(fresh))
+
+
+def test_what_is_there_at_the_same_time_goes_together() -> None:
+    async def work() -> list[bytes]:
+        line = PretendLine()
+        job = Job(line, [(8, 9)], [Submit("r0", None, (8, 9), 5)])  # type: ignore[arg-type]
+        (flight,) = line.flights
+        flight.put(said(1)[0])
+        shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
+        sent = []
+        async for each in streamed(job, shape, include_usage=True):
+            sent.append(each)
+            if not flight.ended:
+                for news in (*said(2, 3), END):
+                    flight.put(news)
+        return sent
+
+    first, rest = asyncio.run(work())
+    assert first.count(b"data: ") == 1
+    assert rest.count(b"data: ") == 5  # two pieces, the reason, the usage, [DONE]
 
 
 def test_what_cannot_come_has_a_number_that_json_knows() -> None:

@@ -9,7 +9,7 @@ from baton.request import Logprob
 from baton.wire import messages as msg
 from baton.wire.node import ROUTER
 from decode_worker.model import Drawn
-from decode_worker.outbox import Outbox
+from decode_worker.outbox import Outbox, patience
 from decode_worker.runs import Run
 from sampler.params import SamplingParams
 from tests.pure.test_cluster_nodes import (
@@ -61,6 +61,33 @@ def test_a_last_token_takes_along_what_the_others_have_to_say() -> None:
     assert outbox.due(1.0) == 0.0
     assert said(outbox, 1.0) == [msg.Said("a", 2, (6,)), msg.Said("b", 2, (7,), "length")]
     assert said(outbox, 1.0) == []
+
+
+def test_who_has_waited_less_than_half_its_time_does_not_go_along() -> None:
+    """Else every first and last token of one stream would be a piece of text for all the others."""
+    outbox, a, b, c = Outbox(), run(1.0), run(1.0), run(1.0)
+    for name, it in (("a", a), ("b", b), ("c", c)):
+        speak(outbox, name, it, 5, now=0.0)
+    outbox.empty(0.0)
+    speak(outbox, "a", a, 6, now=1.0)
+    speak(outbox, "b", b, 7, now=1.25)
+    speak(outbox, "c", c, 8, now=1.5, end=True)
+    (told,) = outbox.ripe(1.5, 1.5)
+    assert [each.run for each in told.message.runs] == ["a", "c"]
+    assert outbox.due(1.5) == 0.75
+    assert outbox.ripe(2.0, 2.0) == []
+    (told,) = outbox.ripe(2.25, 2.25)
+    assert told.message.runs == (msg.Said("b", 2, (7,), ages=(1.0,)),)
+    assert outbox.due(2.25) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("asked", "runs", "waits"),
+    [(0.02, 1, 0.02), (0.02, 10, 0.02), (0.02, 30, 0.06), (0.02, 50, 0.1), (0.02, 1000, 0.1),
+     (0.0, 1000, 0.0), (0.1, 64, 0.1), (1.0, 64, 1.0)],
+)  # fmt: skip
+def test_of_many_each_waits_longer_but_never_long(asked: float, runs: int, waits: float) -> None:
+    assert patience(asked, runs) == pytest.approx(waits)
 
 
 def test_the_least_patient_run_decides() -> None:
