@@ -119,7 +119,9 @@ def main(
         if prompt + 8 > context:
             raise InputError(f"--prompt {prompt} does not fit {model}: its context is {context}")
         click.echo(f"{settings[PD]}")
-        idle = {arm.split.name: [unloaded(arm, prompt, 24) for _ in range(rounds)] for arm in arms}
+        idle: dict[str, list[Trace]] = {arm.split.name: [] for arm in arms}
+        for arm in arms * rounds:
+            idle[arm.split.name].append(unloaded(arm, prompt, 24))
         click.echo("\n" + idle_lines(idle, prompt))
         if only_idle:
             return

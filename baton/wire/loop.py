@@ -166,7 +166,7 @@ class Loop:
             for effect in effects:
                 if isinstance(effect, To):
                     said.setdefault(effect.peer, []).append(effect.message)
-            gone: list[Message] = []
+            gone: list[Exited | Unreachable] = []
             for peer, messages in said.items():
                 if not self._channel.send(peer, *messages):
                     names = ", ".join(type(message).__name__ for message in messages)
