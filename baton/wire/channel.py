@@ -42,8 +42,8 @@ class Channel(Protocol):
         """False: the peer is not there, and has none of them."""
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
-        """Everything that has arrived: a sender and what it sent together; what is no message is
-        logged and left out."""
+        """Everything that has arrived: a sender and what it sent together. Where one of that is no
+        message, that is logged, and all of it left out."""
 
     def close(self) -> None:
         """Nothing more comes or goes."""
