@@ -69,9 +69,10 @@ class Client:
             f"`python -m router --address {self.address}` or check --router and --keys"
         )
 
-    def submit(self, request: Submit) -> None:
-        """Send a request; its Accepted or Failed comes through poll()."""
-        self._send(request)
+    def submit(self, *requests: Submit) -> None:
+        """Send requests, together: the router fills them as one batch if it can. The Accepted or
+        Failed of each comes through poll()."""
+        self._send(*requests)
 
     def abort(self, request: str) -> None:
         """Take a request back; it ends with Finished(reason="abort")."""
@@ -89,9 +90,9 @@ class Client:
         abort first if that matters."""
         self._channel.close(linger_s=0.2)
 
-    def _send(self, message: Submit | Abort) -> None:
+    def _send(self, *messages: Submit | Abort) -> None:
         deadline = time.monotonic() + SEND_DEADLINE_S
-        while not self._channel.send(ROUTER, message):
+        while not self._channel.send(ROUTER, *messages):
             if time.monotonic() >= deadline:
                 raise ProtocolError(f"the router at {self.address} takes no messages any more")
             self._channel.socket.poll(int(KNOCK_S * 1000), zmq.POLLOUT)
@@ -99,7 +100,7 @@ class Client:
     def _receive(self, timeout_s: float) -> list[News]:
         if not self._poller.poll(int(timeout_s * 1000)):
             return []
-        received = [message for _, message in self._channel.receive()]
+        received = [message for _, together in self._channel.receive() for message in together]
         self.losses += sum(isinstance(message, Unreachable) for message in received)
         news: list[News] = []
         for message in received:

@@ -36,7 +36,7 @@ FromRouter = Accepted | Emitted | Finished | Failed | ClusterInfo
 class Line(Protocol):
     """The way to one router: what following needs of baton.client.Client."""
 
-    def submit(self, request: Submit) -> None: ...
+    def submit(self, *requests: Submit) -> None: ...
     def abort(self, request: str) -> None: ...
     def poll(self, timeout_s: float) -> Sequence[FromRouter]: ...
     def info(self, *, timeout_s: float) -> ClusterInfo: ...
@@ -197,13 +197,14 @@ class Follower:
                     continue
                 for request in gone:  # the same router, if only the connection was cut
                     self._line.abort(request)
-            for flight in lost:
-                self._submit(flight.task, flight.attempt + 1, ask)
+            again = [self._begin(flight.task, flight.attempt + 1, ask) for flight in lost]
             if lost:
+                self._line.submit(*again)
                 yield Note(f"the router was lost and found again: {len(lost)} requests begin again")
                 lost = []
-            while waiting and len(self._flights) < self._limit:
-                self._submit(waiting.popleft(), 0, ask)
+            room = min(self._limit - len(self._flights), len(waiting))
+            if submits := [self._begin(waiting.popleft(), 0, ask) for _ in range(room)]:
+                self._line.submit(*submits)  # together, and so they are filled
             messages = self._line.poll(POLL_S)
             now = self._clock()
             for message in messages:
@@ -226,15 +227,13 @@ class Follower:
         self._known = True
         return info
 
-    def _submit(self, task: Task, attempt: int, ask: Ask) -> None:
+    def _begin(self, task: Task, attempt: int, ask: Ask) -> Submit:
         request = f"{self._job}-{task.index}.{attempt}"
         self._flights[request] = _Flight(task, attempt, self._clock())
         text, ids = (task.prompt, None) if isinstance(task.prompt, str) else (None, task.prompt)
-        self._line.submit(
-            Submit(
-                *(request, text, ids, ask.max_new_tokens, ask.sampling, ask.stop, ask.ignore_eos),
-                tell_every_s=ask.tell_every_s,
-            )
+        return Submit(
+            *(request, text, ids, ask.max_new_tokens, ask.sampling, ask.stop, ask.ignore_eos),
+            tell_every_s=ask.tell_every_s,
         )
 
     def _supervise(self) -> Iterator[Happening]:

@@ -88,6 +88,7 @@ def default_slo(trace: Trace) -> Slo:
 @click.option("--slo-ttft", type=float, default=None, help="Seconds.  [default: 10 x unloaded]")
 @click.option("--slo-itl", type=float, default=None, help="Seconds.  [default: 5 x unloaded]")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--only-idle", is_flag=True, help="One long prompt on an idle cluster, nothing else.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -98,9 +99,11 @@ def main(
     model: str, dtype: str, cores: int | None, streams: int, prompt: int, prompts: int,
     every: float, rates: tuple[float, ...], seconds: float, poisson_prompt: int, poisson_new: int,
     chunk: int, prefill_tokens: int, slo_ttft: float | None, slo_itl: float | None, rounds: int,
-    output: Path | None,
+    only_idle: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """P/D against colocated serving and chunked prefill, on the same cores."""
+    if only_idle and output is not None:
+        raise InputError("--only-idle draws no picture and writes no file: leave --output out")
     cores = cores or usable_cores()
     use_cores(cores)
     limit = max(64, streams + prompts)
@@ -116,6 +119,12 @@ def main(
         if prompt + 8 > context:
             raise InputError(f"--prompt {prompt} does not fit {model}: its context is {context}")
         click.echo(f"{settings[PD]}")
+        idle: dict[str, list[Trace]] = {arm.split.name: [] for arm in arms}
+        for arm in arms * rounds:
+            idle[arm.split.name].append(unloaded(arm, prompt, 24))
+        click.echo("\n" + idle_lines(idle, prompt))
+        if only_idle:
+            return
         slo = default_slo(unloaded(arms[1], poisson_prompt, poisson_new))
         slo = Slo(slo_ttft or slo.ttft_s, slo_itl or slo.itl_s)
         click.echo(f"SLO: first token in {slo.ttft_s:.2f} s, 99 of 100 gaps in {slo.itl_s:.3f} s")
@@ -128,8 +137,6 @@ def main(
             load = poisson(rate, seconds=seconds, prompt=poisson_prompt, new_tokens=poisson_new,
                            seed=11, context=context)  # fmt: skip
             cases.append(Case(load, (0.0, float("inf"))))
-        idle = {arm.split.name: [unloaded(arm, prompt, 24) for _ in range(rounds)] for arm in arms}
-        click.echo("\n" + idle_lines(idle, prompt))
         results = {}
         for case in cases:
             results[case.load.name] = measure(arms, case, slo, rounds)

@@ -66,7 +66,9 @@ def compared(arms: Mapping[str, Rounds], ours: str) -> str:
 
 
 def idle_lines(idle: dict[str, list[Trace]], prompt: int) -> str:
-    """What one long prompt's first token takes on an idle cluster, and of what it is made."""
+    """What one long prompt's first token takes on an idle cluster, and of what it is made: waiting for
+    blocks and company, prefill with the messages there and back, one later decode step; what is left
+    is the client's way and the first step's being slower. Colocated, decode's prefill is in it."""
     lines = []
     for name, traces in idle.items():
         ms = [1e3 * statistics.median(parts) for parts in zip(*map(_parts, traces), strict=True)]
@@ -75,6 +77,7 @@ def idle_lines(idle: dict[str, list[Trace]], prompt: int) -> str:
     head = [
         f"{prompt} tokens, idle",
         "TTFT, ms",
+        "queue, blocks",
         "prefill",
         "hand-over",
         "a decode step",
@@ -85,8 +88,9 @@ def idle_lines(idle: dict[str, list[Trace]], prompt: int) -> str:
 
 def _parts(trace: Trace) -> tuple[float, ...]:
     timings, step = trace.timings, percentile(trace.gaps, 50)
-    rest = trace.ttft - timings.prefill_s - timings.handover_s - step
-    return trace.ttft, timings.prefill_s, timings.handover_s, step, rest
+    before = timings.queue_s + timings.reserve_s
+    parts = (before, timings.prefill_s, timings.handover_s, step)
+    return trace.ttft, *parts, trace.ttft - sum(parts)
 
 
 def verdicts(

@@ -158,7 +158,6 @@ def options_for(split: Split, *, model: str, dtype: str, streams: int) -> Cluste
         model,
         plan_topology((), (), colocated=split.colocated, gpus=0),
         batch_size=streams,
-        batch_window_ms=0.0,
         dtype=dtype,
         max_num_batched_tokens=split.max_num_batched_tokens,
         prefix_caching=False,  # a load that comes again must cost the same again

@@ -160,7 +160,7 @@ def place_options() -> Decorator:
             "--batch-window-ms",
             type=float,
             default=10.0,
-            help="How long a batch waits to fill up; 0 = not at all.",
+            help="The longest a prompt waits for others on their way to be filled with; 0 = not at all.",
         ),
         option(
             running,

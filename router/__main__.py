@@ -49,7 +49,8 @@ from sampler.params import SamplingParams
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
-    help="How long to wait for a Fill batch to become full; 0: not at all.",
+    help="The longest a prompt waits for others that are on their way, to be filled with them. One "
+    "that comes alone does not wait; 0: none does.",
 )
 @click.option(
     "--max-fill-tokens",

@@ -17,7 +17,7 @@ class Waiting:
 class FillRule:
     """When a batch is full: by requests, by tokens, or by the oldest one's patience."""
 
-    window_s: float  # how long the router waits for more company; 0: not at all
+    window_s: float  # how long the router waits for company that is on its way; 0: not at all
     batch_size: int
     token_budget: int
 
@@ -30,8 +30,8 @@ def plan_fill(
     `waiting` stands in the order in which they came, here and in fill_due(): the first is the oldest.
     First come, first served: a batch is a prefix of the line, so a long prompt is never starved by
     short ones behind it. The first one always goes, even if it alone exceeds the token budget (the
-    prefill worker cuts it into chunks). The line goes at once when it cannot grow: `more_may_come`
-    is False when every place for a running request is taken.
+    prefill worker cuts it into chunks). The line goes at once when nobody is on the way who could
+    join it (`more_may_come` is False), so one that is alone never waits.
     """
     if not waiting:
         return []

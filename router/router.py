@@ -127,6 +127,9 @@ class Router:
                     member.failed[worker] = why
             case msg.Pool():
                 member.pool = message
+            case msg.Filled():
+                orders = self._requests.report(sender, message, now)
+                return self._cores.hand_out(self.members, self.ledger) + orders  # cores before work
             case _:
                 return self._requests.report(sender, message, now)
         return []

@@ -1,7 +1,7 @@
 """Scheduler: gives queued requests to workers. It asks the pure rules and writes the orders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from baton.kv.grant import Grant
 from baton.kv.prefix import extended, root
@@ -23,11 +23,6 @@ from router.placement import (
 DEFERRED_S = 0.02
 """A decode worker that said "no room" is asked again after this: blocks may be in quarantine."""
 
-COMPANY_S = 0.03
-"""So long at least a batch waits for requests whose blocks are on their way: without them it would be
-two, and the first would decode on half of the cores while the second is filled. Not where the window
-is 0."""
-
 AFTER_PREEMPTION = 4
 """A preempted request asks for so many times more blocks ahead of it than the time before."""
 
@@ -37,7 +32,7 @@ class Rules:
     """How this router schedules."""
 
     batch_size: int  # requests running at once, hence the size of a Fill batch
-    window_s: float
+    window_s: float  # the longest a prompt waits for others whose blocks are on their way
     token_budget: int
     colocated: bool = False
     local_tokens: int = 0  # prompts with at most so many tokens to fill skip the prefill worker
@@ -61,7 +56,7 @@ class Scheduler:
         """Seconds until something may be ordered that cannot be now, though no message comes."""
         first = next(self._ledger.queue(), None)
         waits = [first.waited_out - now] if first and first.waited_out > now else []
-        window = fill_due(self._waiting(), self._rule(), now)
+        window = fill_due(self._waiting(), self._fill_rule, now)
         if window is not None and window > 0:
             waits.append(window)
         return min(waits, default=float("inf"))
@@ -175,17 +170,11 @@ class Scheduler:
             for entry in self._ledger.in_state(State.RESERVED)
         ]
 
-    def _rule(self) -> FillRule:
-        window = self._fill_rule.window_s
-        if not window or not self._ledger.count(State.RESERVING):
-            return self._fill_rule
-        return replace(self._fill_rule, window_s=max(window, COMPANY_S))
-
     def _fill(self, now: float) -> list[Effect]:
-        running = self._ledger.count(*PLACED)
-        reserving = self._ledger.count(State.RESERVING) > 0
-        more_may_come = reserving or running < self._rules.batch_size
-        batch = plan_fill(self._waiting(), self._rule(), more_may_come=more_may_come, now=now)
+        """A batch waits for nobody but those whose blocks are on their way: one that comes later is
+        computed together with others that do, as soon as the prefill worker is done with this one."""
+        more = self._ledger.count(State.RESERVING) > 0
+        batch = plan_fill(self._waiting(), self._fill_rule, more_may_come=more, now=now)
         orders: dict[str, list[FillJob]] = {}
         moved: list[Effect] = []
         for waiting in batch:

@@ -203,23 +203,27 @@ class Line:
     def _drain(self) -> None:
         if self._channel is None:
             return
-        for _, message in self._channel.receive():
-            self._heard = monotonic()
-            match message:
-                case Unreachable():
-                    self._lose("the connection was cut")
-                case ClusterInfo():
-                    self.info = message
-                    self._there.set()
-                    self._found()
-                case Observed():
-                    if self._observe is not None:
-                        self._observe(message)
-                case Emissions(emitted):
-                    for each in emitted:
-                        self._pass_on(each)
-                case Accepted() | PromptScored() | Emitted() | Finished() | Failed():
-                    self._pass_on(message)
+        for _, messages in self._channel.receive():
+            for message in messages:
+                self._take(message)
+
+    def _take(self, message: Message) -> None:
+        self._heard = monotonic()
+        match message:
+            case Unreachable():
+                self._lose("the connection was cut")
+            case ClusterInfo():
+                self.info = message
+                self._there.set()
+                self._found()
+            case Observed():
+                if self._observe is not None:
+                    self._observe(message)
+            case Emissions(emitted):
+                for each in emitted:
+                    self._pass_on(each)
+            case Accepted() | PromptScored() | Emitted() | Finished() | Failed():
+                self._pass_on(message)
 
     def _pass_on(self, news: News) -> None:
         flight = self._flights.get(news.request)

@@ -1,5 +1,8 @@
 """Channels: the sockets under the loop. The router listens, everybody else dials.
 
+What is sent in one call arrives as one: nobody finds a part of it, sets to work, and finds the rest
+a step later. On the wire that is one ZeroMQ message of as many frames.
+
 ZeroMQ is told to report, not to hide: a peer that is gone is an error at send (ROUTER_MANDATORY),
 and nothing is queued for a router that is not connected (IMMEDIATE), so a new router never gets
 messages meant for the old one.
@@ -10,7 +13,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,11 +38,12 @@ class Channel(Protocol):
 
     socket: zmq.Socket[bytes]
 
-    def send(self, peer: str, message: Message) -> bool:
-        """False: the peer is not there."""
+    def send(self, peer: str, *messages: Message) -> bool:
+        """False: the peer is not there, and has none of them."""
 
-    def receive(self) -> Iterator[tuple[str, Message]]:
-        """Every message that has arrived, with its sender; what is no message is logged."""
+    def receive(self) -> Iterator[tuple[str, list[Message]]]:
+        """Everything that has arrived: a sender and what it sent together. Where one of that is no
+        message, that is logged, and all of it left out."""
 
     def close(self) -> None:
         """Nothing more comes or goes."""
@@ -94,24 +98,24 @@ class Listener:
         """Where it listens, a wildcard port resolved."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def send(self, peer: str, message: Message) -> bool:
+    def send(self, peer: str, *messages: Message) -> bool:
         try:
-            self.socket.send_multipart([peer.encode(), encode(message)], zmq.DONTWAIT)
+            self.socket.send_multipart([peer.encode(), *map(encode, messages)], zmq.DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             return False
         return True
 
-    def receive(self) -> Iterator[tuple[str, Message]]:
+    def receive(self) -> Iterator[tuple[str, list[Message]]]:
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
             sender = frames[0].decode("utf-8", "replace")
-            if (message := _read(frames[1:], sender)) is not None:
-                yield sender, message
+            if messages := _read(frames[1:], sender):
+                yield sender, messages
 
     def close(self) -> None:
         if self._guard is not None:
@@ -143,24 +147,24 @@ class Dialer:
             self.close()
             raise InputError(f"cannot connect to {address}: {error.strerror}") from error
 
-    def send(self, peer: str, message: Message) -> bool:
+    def send(self, peer: str, *messages: Message) -> bool:
         assert peer == ROUTER, f"only the router can be reached, not {peer}"
         try:
-            self.socket.send(encode(message), zmq.DONTWAIT)
+            self.socket.send_multipart([encode(message) for message in messages], zmq.DONTWAIT)
         except zmq.Again:
             return False
         return True
 
-    def receive(self) -> Iterator[tuple[str, Message]]:
+    def receive(self) -> Iterator[tuple[str, list[Message]]]:
         if self._was_cut():
-            yield ROUTER, Unreachable(ROUTER)
+            yield ROUTER, [Unreachable(ROUTER)]
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            if (message := _read(frames, ROUTER)) is not None:
-                yield ROUTER, message
+            if messages := _read(frames, ROUTER):
+                yield ROUTER, messages
 
     def _was_cut(self) -> bool:
         """Has the connection been lost since the last look? What was on its way is gone then, even
@@ -197,15 +201,14 @@ def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 10_000  # half-open connections
 
 
-def _read(frames: list[bytes], sender: str) -> Message | None:
-    """The message in these frames; None and a line in the log if they hold none."""
+def _read(frames: Sequence[bytes], sender: str) -> list[Message]:
+    """The messages in these frames, one in each; none at all, and a line in the log, if one of them
+    holds none."""
     try:
-        if len(frames) != 1:
-            raise ProtocolError(f"a message is one frame, got {len(frames)}")
-        return decode(frames[0])
+        return [decode(frame) for frame in frames]
     except ProtocolError as error:
         logger.warning("%r sent what is not a message, dropped: %s", sender[:80], error)
-        return None
+        return []
 
 
 def _check_bind(address: str) -> None:

@@ -148,7 +148,7 @@ def _check_tuple(item: Any) -> Check:
         if not isinstance(value, tuple):
             raise ProtocolError(f"{where} must be a list, got {type(value).__name__}")
         if item is int:  # token ids: the one long list, checked without a call for each
-            if any(type(each) is not int for each in value):
+            if not set(map(type, value)) <= {int}:
                 raise ProtocolError(f"{where} must hold integers only")
             return value
         return tuple([inner(each, where) for each in value])

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from types import FrameType
 
 import zmq
@@ -23,7 +23,7 @@ from baton.clock import Clock, monotonic
 from baton.errors import BatonError
 from baton.host import process_runs
 from baton.wire.channel import Channel
-from baton.wire.messages import Exited, Unreachable
+from baton.wire.messages import Exited, Message, Unreachable
 from baton.wire.node import Effect, Node, Stop, To, Watch
 
 LONGEST_WAIT_S = 1.0
@@ -91,6 +91,7 @@ class Loop:
         self._watcher = Watcher(self._poller)
         self._wakeups = wakeups
         self._waking: list[zmq.Socket[bytes]] = []
+        self._rest: list[tuple[str, list[Message]]] = []  # arrived, but its turn was over
         self._stop: Stop | None = None
         if parent is not None and not self._watcher.watch(PARENT, parent):
             self._stop = Stop(0, "")
@@ -122,19 +123,30 @@ class Loop:
 
     def _turn(self) -> None:
         self._register_wakeups()
-        wait = min(self._node.due(self._clock()), LONGEST_WAIT_S)
+        wait = 0.0 if self._rest else min(self._node.due(self._clock()), LONGEST_WAIT_S)
         ready = [where for where, _ in self._poller.poll(math.ceil(wait * 1000))]
-        began = self._clock()
-        for sender, message in islice(self._channel.receive(), MESSAGES_A_TURN):
-            self._carry_out(self._node.handle(sender, message, now := self._clock()))
-            if now - began >= HANDLING_S:
-                break
+        self._handle_what_came()
         for peer in self._watcher.gone(ready):
             if peer == PARENT:
                 self._stop = Stop(0, "")
                 return
             self._carry_out(self._node.handle(peer, Exited(peer), self._clock()))
         self._carry_out(self._node.step(self._clock()))
+
+    def _handle_what_came(self) -> None:
+        """The answers to what was sent together are sent together, too."""
+        began = self._clock()
+        rest, self._rest = self._rest, []
+        for sender, messages in islice(chain(rest, self._channel.receive()), MESSAGES_A_TURN):
+            effects: list[Effect] = []
+            left, late = deque(messages), False
+            while left and not late:
+                effects += self._node.handle(sender, left.popleft(), now := self._clock())
+                late = now - began >= HANDLING_S
+            self._carry_out(effects)
+            if late:
+                self._rest = [(sender, list(left))] if left else []
+                break
 
     def _register_wakeups(self) -> None:
         """They change when a worker offers its pool anew."""
@@ -146,20 +158,28 @@ class Loop:
                 self._poller.register(new, zmq.POLLIN)
             self._waking = sockets
 
-    def _carry_out(self, effects: list[Effect]) -> None:
-        """In order: what the node answers to a failed send comes after all it had ordered before."""
-        waiting = deque(effects)
-        while waiting:
-            match waiting.popleft():
-                case To(peer, message):
-                    if not self._channel.send(peer, message):
-                        logger.info("%s is not there to be sent %s", peer, type(message).__name__)
-                        waiting += self._node.handle(peer, Unreachable(peer), self._clock())
-                case Watch(peer, pid):
-                    if not self._watcher.watch(peer, pid):
-                        waiting += self._node.handle(peer, Exited(peer), self._clock())
-                case Stop() as stop:
-                    self._stop = stop
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        """To each peer in order, and all at once. What the node answers to a failed send comes after
+        all it had ordered before."""
+        while effects:
+            said: dict[str, list[Message]] = {}
+            for effect in effects:
+                if isinstance(effect, To):
+                    said.setdefault(effect.peer, []).append(effect.message)
+            gone: list[Exited | Unreachable] = []
+            for peer, messages in said.items():
+                if not self._channel.send(peer, *messages):
+                    names = ", ".join(type(message).__name__ for message in messages)
+                    logger.info("%s is not there to be sent %s", peer, names)
+                    gone.append(Unreachable(peer))
+            for effect in effects:
+                if isinstance(effect, Watch) and not self._watcher.watch(effect.peer, effect.pid):
+                    gone.append(Exited(effect.peer))
+                elif isinstance(effect, Stop):
+                    self._stop = effect
+            effects = [
+                e for each in gone for e in self._node.handle(each.peer, each, self._clock())
+            ]
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         self._stop = Stop(0, "")

@@ -76,7 +76,7 @@ from baton.wire.reports import (
     Scored,
 )
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,11 @@ class PretendLine:
     def clock(self) -> float:
         return self.now
 
-    def submit(self, request: Submit) -> None:
+    def submit(self, *requests: Submit) -> None:
+        for request in requests:
+            self._submit(request)
+
+    def _submit(self, request: Submit) -> None:
         self.submitted.append(request)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

@@ -49,14 +49,18 @@ def received(channel: Listener | Dialer, count: int = 1) -> list[tuple[str, msg.
     """So many messages, as soon as they are there."""
     got: list[tuple[str, msg.Message]] = []
     while len(got) < count and channel.socket.poll(ANSWER_MS):
-        got += channel.receive()
+        got += flat(channel)
     return got
 
 
-def sends(channel: Listener | Dialer, peer: str, message: msg.Message) -> bool:
+def flat(channel: Listener | Dialer) -> list[tuple[str, msg.Message]]:
+    return [(sender, message) for sender, messages in channel.receive() for message in messages]
+
+
+def sends(channel: Listener | Dialer, peer: str, *messages: msg.Message) -> bool:
     """Send as soon as the peer is connected."""
     for _ in range(80):
-        if channel.send(peer, message):
+        if channel.send(peer, *messages):
             return True
         channel.socket.poll(25, zmq.POLLOUT)
     return False
@@ -114,6 +118,19 @@ def test_messages_of_one_peer_arrive_in_order_and_all(folder: Path) -> None:
         ]
 
 
+def test_what_is_sent_together_arrives_together(folder: Path) -> None:
+    router = Listener(f"ipc://{folder}/r.sock")
+    worker = Dialer("w", router.address)
+    several = [msg.Drop(f"a#{i}") for i in range(50)]
+    with closing(router, worker):
+        assert sends(worker, ROUTER, *several)
+        assert router.socket.poll(ANSWER_MS)
+        assert next(router.receive()) == ("w", several)
+        assert router.send("w", *several)
+        assert worker.socket.poll(ANSWER_MS)
+        assert list(worker.receive()) == [(ROUTER, several)]
+
+
 @pytest.mark.parametrize("wrong", ["member", "router", "none"])
 def test_without_the_right_keys_nothing_gets_through(
     folder: Path, keys: ClusterKeys, wrong: str
@@ -162,7 +179,7 @@ def test_what_is_no_message_is_dropped_and_logged(
         assert sends(worker, ROUTER, msg.Drop("a#0"))
         assert received(router) == [("w", msg.Drop("a#0"))]
         while len(caplog.records) < len(hostile) and router.socket.poll(ANSWER_MS):
-            assert list(router.receive()) == []
+            assert flat(router) == []
     assert len(caplog.records) == len(hostile)
     assert all("is not a message" in record.getMessage() or "sent what" in record.getMessage()
                for record in caplog.records)  # fmt: skip

@@ -276,9 +276,9 @@ def test_logits_that_are_no_numbers_end_one_request_and_no_other() -> None:
     assert_calm(town, but="b")
 
 
-def fills(window_s: float) -> list[int]:
-    """How many prompts go in each batch, when six come at once and the answers of the decode worker
-    are slow to come: more slowly than the window lasts."""
+def fills(window_s: float, *, between_s: float = 0.0) -> list[int]:
+    """How many prompts go in each batch, when six come at once, or one every so many seconds. The
+    decode worker takes 4 ms for each answer."""
     rules = Rules(batch_size=16, window_s=window_s, token_budget=512)
     town = Town(rules=rules)
     seen: list[int] = []
@@ -293,13 +293,35 @@ def fills(window_s: float) -> list[int]:
     town.before = before
     for i in range(6):
         town.submit(f"r{i}", range(10 * i + 1, 10 * i + 9), 2)
+        if between_s:
+            town.run_all([f"r{i}"])
+            town.now += between_s
     town.run_all([f"r{i}" for i in range(6)])
     return seen
 
 
 def test_a_batch_waits_for_those_whose_blocks_are_on_their_way() -> None:
-    assert fills(window_s=0.002) == [6]
+    assert fills(window_s=0.1) == [6]
+
+
+def test_it_waits_for_them_no_longer_than_the_window() -> None:
+    first, *others = fills(window_s=0.01)
+    assert 1 < first < 6
+    assert sum(others) == 6 - first
 
 
 def test_where_nothing_waits_each_goes_as_it_comes() -> None:
-    assert len(fills(window_s=0.0)) > 1
+    assert len(fills(window_s=0.0)) > 2
+
+
+def test_who_comes_alone_waits_for_nobody() -> None:
+    assert fills(window_s=5.0, between_s=1.0) == [1] * 6
+
+
+def test_a_prompt_on_an_idle_cluster_is_filled_as_soon_as_it_has_its_blocks() -> None:
+    town = Town(rules=Rules(batch_size=4, window_s=5.0, token_budget=64))
+    times: dict[type, float] = {}
+    town.before = lambda sender, receiver, message: times.setdefault(type(message), town.now)
+    town.submit("r", range(1, 9), 2)
+    town.run_all(["r"])
+    assert times[msg.Fill] - times[msg.Reserved] <= 0.002  # the town's turns, not the window

@@ -98,3 +98,22 @@ def test_a_worker_that_comes_back_is_told_again() -> None:
     town.submit("b", [5, 6, 7], 4)
     town.run_all(["b"])
     assert len(told(town)) == 2
+
+
+def test_a_decode_worker_has_its_cores_before_its_first_step() -> None:
+    """What was filled together is started together, behind the cores that are free with its end."""
+    town = Town(prefills=1, decodes=1, prefill_budget=64)
+    orders: list[msg.Message] = []
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if receiver.startswith("decode") and isinstance(message, msg.Cores | msg.Start):
+            orders.append(message)
+
+    town.before = before
+    for name in "abc":
+        town.submit(name, [5, 6, 7, 8], 8)
+    town.run_all("abc")
+    starts = [i for i, message in enumerate(orders) if isinstance(message, msg.Start)]
+    assert len(starts) == 3
+    (*_, last) = [m for m in orders[: starts[-1]] if isinstance(m, msg.Cores)]
+    assert last.cores == CORES

@@ -57,20 +57,32 @@ class PretendChannel:
         self.socket.linger = 0
         self.unreachable = unreachable or set()
         self.sent: list[tuple[str, msg.Message]] = []
+        self.calls: list[tuple[str, int]] = []  # to whom, how many messages together
         OPEN.append(self)
 
-    def send(self, peer: str, message: msg.Message) -> bool:
+    def send(self, peer: str, *messages: msg.Message) -> bool:
         if peer in self.unreachable:
             return False
-        self.sent.append((peer, message))
+        self.sent += [(peer, message) for message in messages]
+        self.calls.append((peer, len(messages)))
         return True
 
-    def receive(self) -> Iterator[tuple[str, msg.Message]]:
+    def receive(self) -> Iterator[tuple[str, list[msg.Message]]]:
         return iter(())
 
     def close(self) -> None:
         self.socket.close()
         self._context.term()
+
+
+class Ticking:
+    """A clock that moves on by a millisecond whenever it is looked at."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
 
 
 OPEN: list[PretendChannel] = []
@@ -204,9 +216,48 @@ def test_messages_come_in_and_answers_go_out(folder: Path) -> None:
     assert Loop(node, channel).run() == 0
     assert node.handled == [("w", msg.Drop("a#0"))]
     assert worker.socket.poll(2000)
-    assert list(worker.receive()) == [(ROUTER, msg.Released("a#0"))]
+    assert list(worker.receive()) == [(ROUTER, [msg.Released("a#0")])]
     worker.close()
     channel.close()
+
+
+def test_what_is_ordered_in_one_step_goes_to_each_peer_at_once_and_in_order() -> None:
+    channel = PretendChannel()
+    starts = [msg.Drop(f"r#{i}") for i in range(3)]
+    orders: list[Effect] = [To("p", msg.Cores((0,)))]
+    orders += [To("d", starts[0]), To("d", starts[1]), To("p", msg.Fill(())), To("d", starts[2])]
+    Loop(Recorder(steps=[orders, [Stop(0, "")]]), channel).run()
+    assert channel.calls == [("p", 2), ("d", 3)]
+    assert [message for peer, message in channel.sent if peer == "d"] == starts
+
+
+def test_what_came_together_is_answered_together() -> None:
+    channel = PretendChannel()
+    together: list[msg.Message] = [msg.Drop(f"r#{i}") for i in range(4)]
+    waiting = [("p", together)]
+    channel.receive = lambda: iter([waiting.pop()] if waiting else [])  # type: ignore[method-assign]
+    node = Recorder(steps=[[], [Stop(0, "")]])
+    node.answers = lambda message: [To("p", msg.Released(message.run))]
+    Loop(node, channel).run()
+    assert channel.calls == [("p", 4)]
+
+
+def test_of_much_that_came_together_the_rest_is_handled_after_a_step() -> None:
+    channel = PretendChannel()
+    together: list[msg.Message] = [msg.Drop(f"r#{i}") for i in range(300)]
+    waiting = [("p", together)]
+    channel.receive = lambda: iter([waiting.pop()] if waiting else [])  # type: ignore[method-assign]
+    node = Recorder()
+    seen: list[int] = []
+
+    def step(now: float) -> list[Effect]:
+        seen.append(len(node.handled))
+        return [Stop(0, "")] if seen[-1] == len(together) else []
+
+    node.step = step  # type: ignore[method-assign]
+    assert Loop(node, channel, clock=Ticking()).run() == 0
+    assert len(seen) > 1
+    assert [message for _, message in node.handled] == together
 
 
 # ---- deaths
@@ -330,18 +381,11 @@ def test_a_storm_of_messages_does_not_keep_the_node_from_its_steps() -> None:
     node = Recorder(steps=[[Stop(0, "")]])
     handled_before_a_step = 0
 
-    def storm() -> Iterator[tuple[str, msg.Message]]:
+    def storm() -> Iterator[tuple[str, list[msg.Message]]]:
         nonlocal handled_before_a_step
         while handled_before_a_step < 20_000 and not node.turns:
             handled_before_a_step += 1
-            yield "client", msg.Abort("x")
-
-    class Ticking:
-        now = 0.0
-
-        def __call__(self) -> float:
-            self.now += 0.001
-            return self.now
+            yield "client", [msg.Abort("x")]
 
     channel.receive = storm  # type: ignore[method-assign]
     channel.socket.bind("inproc://storm")
