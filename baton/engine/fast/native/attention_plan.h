@@ -32,7 +32,7 @@ struct AttentionLayer {
     const float* sinks;  // [heads] or null
 };
 
-constexpr long TILE_ROWS = 64;
+constexpr long TILE_ROWS = 128;
 
 // Queries [first, first + queries) of a sequence, for kv heads [head, head + heads).
 struct Tile {

@@ -129,14 +129,14 @@ __attribute__((noinline)) inline void weigh(float* scores, int begin, int end, f
     float zero = now == -INFINITY ? 0 : now;  // if all are -inf their weights are 0, not NaN
     Vec total = load(row.weights);
     if (now != before) {
-        float shrink = exp(Vec{} + (before - zero))[0];
+        float shrink = exp_small(Vec{} + (before - zero))[0];
         total = total * shrink;
         for (int i = 0; i < vectors; i++)
             store(row.output + i * LANES, load(row.output + i * LANES) * shrink);
         *row.largest = now;
     }
     for (int at = start; at < end; at += LANES) {
-        Vec weight = exp(load(scores + at) - zero);
+        Vec weight = exp_small(load(scores + at) - zero);
         store(scores + at, weight);
         total = total + weight;
     }

@@ -82,10 +82,13 @@ inline void store_strided(float* to, int64_t stride, Vec value, int count) {
 
 template <typename Function>
 inline void map_one(const Op& op, float* to, const float* a, Function function) {
+    const bool plain = op.to.inner_stride == 1 && op.a.inner_stride == 1;
     for (long o = 0; o < op.outer; o++) {
         float* row = to + o * op.to.outer_stride;
         const float* from = a + o * op.a.outer_stride;
-        for (long i = 0; i < op.inner; i += LANES) {
+        long i = 0;
+        for (; plain && i + LANES <= op.inner; i += LANES) store(row + i, function(load(from + i)));
+        for (; i < op.inner; i += LANES) {
             int count = op.inner - i < LANES ? int(op.inner - i) : LANES;
             Vec value = load_strided(from + i * op.a.inner_stride, op.a.inner_stride, count);
             store_strided(row + i * op.to.inner_stride, op.to.inner_stride, function(value), count);
@@ -95,11 +98,16 @@ inline void map_one(const Op& op, float* to, const float* a, Function function) 
 
 template <typename Function>
 inline void map_two(const Op& op, float* to, const float* a, const float* b, Function function) {
+    const bool plain =
+        op.to.inner_stride == 1 && op.a.inner_stride == 1 && op.b.inner_stride == 1;
     for (long o = 0; o < op.outer; o++) {
         float* row = to + o * op.to.outer_stride;
         const float* left = a + o * op.a.outer_stride;
         const float* right = b + o * op.b.outer_stride;
-        for (long i = 0; i < op.inner; i += LANES) {
+        long i = 0;
+        for (; plain && i + LANES <= op.inner; i += LANES)
+            store(row + i, function(load(left + i), load(right + i)));
+        for (; i < op.inner; i += LANES) {
             int count = op.inner - i < LANES ? int(op.inner - i) : LANES;
             Vec x = load_strided(left + i * op.a.inner_stride, op.a.inner_stride, count);
             Vec y = load_strided(right + i * op.b.inner_stride, op.b.inner_stride, count);
@@ -182,8 +190,9 @@ inline Vec gelu(Vec x) {
     return 0.5f * x * (1.0f + select(x < 0.0f, -erf, erf));
 }
 
+// x/2 (1 + tanh u) is x sigmoid(2u).
 inline Vec gelu_tanh(Vec x) {
-    return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    return x * sigmoid(x * (1.59576912160573072f + 0.0713548162726f * (x * x)));
 }
 
 inline void run_one(const Op& op, const RowView& rows, long row) {

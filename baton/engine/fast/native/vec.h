@@ -104,10 +104,10 @@ inline float sum(Vec value) {
 inline float largest(Vec value) { return reduce(value, max); }
 
 // e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, the rest by a polynomial
-// (coefficients of Cephes' expf). Below -87.3 it is 0, above 88.7 infinity;
-// a NaN stays one.
-inline Vec exp(Vec x) {
-    Vec clamped = min(max(x, all(-87.5f)), all(88.8f));
+// (coefficients of Cephes' expf). Below -87.3 it is 0; a NaN stays one, for a comparison with it is
+// false. For x <= 88.
+inline Vec exp_small(Vec x) {
+    Vec clamped = max(all(-87.5f), x);
     Vec shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest
     Vec n = shifted - 12582912.0f;
     Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
@@ -118,11 +118,11 @@ inline Vec exp(Vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    VecI exponent = (((VecI)shifted - 0x4b400000) + 127) << 23;
-    Vec result = p * (Vec)exponent;
-    result = select(x < -87.3f, Vec{}, result);
-    result = select(x > 88.7f, all(INFINITY), result);
-    return select(x == x, result, x);
+    VecU power = ((VecU)shifted << 23) + 0x3f800000;  // n's lowest bits become the exponent of 2^n
+    return select(x < -87.3f, Vec{}, p * (Vec)power);
 }
+
+// The same for every x: above 88.7 it is infinity.
+inline Vec exp(Vec x) { return select(x > 88.7f, all(INFINITY), exp_small(min(all(88.8f), x))); }
 
 }  // namespace baton
