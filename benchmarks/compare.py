@@ -36,32 +36,32 @@ class Verdict:
 
     peer: str  # the fastest other arm, empty if none ran
     ratio: float  # ours to that peer, round by round; 0 without one
-    share: float  # of the roofline
+    share: float  # of the roofline, round by round
     goal: float  # tokens/s
     hit: bool
 
 
-def ratio(ours: Arm, other: Arm) -> float:
-    """Median of the ratios within rounds."""
-    pairs = list(zip(ours.rates, other.rates, strict=False))
+def ratio(ours: Sequence[float], other: Sequence[float]) -> float:
+    """Median of the ratios within rounds; 0 where there is none."""
+    pairs = list(zip(ours, other, strict=False))
     return statistics.median(a / b for a, b in pairs) if pairs else 0.0
 
 
-def judge(arms: Mapping[str, Arm], ours: str, roofline: float, own: Sequence[str]) -> Verdict:
-    """The goal is the lower of 1.1 times the best peer and 90 % of the roofline. `own`: arms that
-    are ours and no peers."""
+def judge(
+    arms: Mapping[str, Arm], ours: str, rooflines: Sequence[float], own: Sequence[str]
+) -> Verdict:
+    """The goal is the lower of 1.1 times the best peer and 90 % of the roofline, which has been taken
+    in every round too. `own`: arms that are ours and no peers."""
     peers = {name: arm for name, arm in arms.items() if name not in own and arm.rates}
     peer = max(peers, key=lambda name: peers[name].median, default="")
     mine = arms[ours]
-    goal = ROOFLINE_SHARE * roofline
-    against = 0.0
+    goal = ROOFLINE_SHARE * statistics.median(rooflines)
+    against, share = 0.0, ratio(mine.rates, rooflines)
     if peer:
         goal = min(goal, PEER_MARGIN * peers[peer].median)
-        against = ratio(mine, peers[peer])
-    hit = bool(mine.rates) and (
-        mine.median >= goal or (peer != "" and against >= PEER_MARGIN) or mine.median >= roofline
-    )
-    return Verdict(peer, against, mine.median / roofline if roofline else 0.0, goal, hit)
+        against = ratio(mine.rates, peers[peer].rates)
+    hit = bool(mine.rates) and (against >= PEER_MARGIN or share >= ROOFLINE_SHARE)
+    return Verdict(peer, against, share, goal, hit)
 
 
 def same_start(ours: Sequence[int], theirs: Sequence[int]) -> float:

@@ -2,12 +2,14 @@
 
 Cells are (shape, dtype, what): decode of 1, 4, 16, 64 prompts of 64 tokens to 100 new ones each,
 tokens/s of the whole call, prefill included; and prefill of one prompt of 512 tokens. In every cell
-the arms take turns, round by round. Random weights, greedy, EOS ignored.
+the arms take turns, round by round, and each round takes the machine's limits too. Random weights,
+greedy, EOS ignored.
 """
 
 import json
 import os
 import random
+import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -27,7 +29,7 @@ from benchmarks.arms import ARMS
 from benchmarks.child import Child
 from benchmarks.compare import Arm, judge, same_start
 from benchmarks.peers.__main__ import HOME, PACKAGES, python_of
-from measure.limits import Limits, Work, measure
+from measure.limits import Limits, Meter, Work
 from measure.shape import shape_of
 
 OURS = ("ours", "ours P/D")
@@ -85,9 +87,15 @@ def work_of(shape: str, dtype: str, batch: int, new: int) -> tuple[Work, float]:
 
 
 def run_cell(
-    cell: Cell, children: dict[str, Child], failed: dict[str, str], rounds: int, new: int
-) -> tuple[dict[str, Arm], dict[str, float]]:
-    """Every arm, `rounds` times in turn; and how far each one's answers are transformers'."""
+    cell: Cell,
+    children: dict[str, Child],
+    failed: dict[str, str],
+    meter: Meter,
+    rounds: int,
+    new: int,
+) -> tuple[dict[str, Arm], list[Limits], dict[str, float]]:
+    """Every arm, `rounds` times in turn; the machine's limits in each round; and how far each one's
+    answers are transformers'."""
     numbers = random.Random(cell.batch)
     length = PROMPT if cell.batch else PREFILL
     prompts = [
@@ -96,6 +104,7 @@ def run_cell(
     rates: dict[str, list[float]] = {name: [] for name in children}
     answers: dict[str, list[list[int]]] = {}
     whys = dict(failed)
+    limits: list[Limits] = []
     for number in range(rounds + 1):  # the first is not counted: it warms everyone up
         for name, each in children.items():
             if name in whys:
@@ -110,6 +119,8 @@ def run_cell(
                 answers[name] = got.get("ids", [])
                 tokens = sum(map(len, answers[name])) if cell.batch else PREFILL
                 rates[name].append(tokens / got["seconds"])
+        if number:
+            limits.append(meter.limits())
     arms = {name: Arm(tuple(rates[name]), whys.get(name, "")) for name in children}
     reference = answers.get("transformers", [])
     same = {
@@ -119,21 +130,24 @@ def run_cell(
         for name, ids in answers.items()
         if ids and reference
     }
-    return arms, same
+    return arms, limits, same
 
 
 def line_of(
-    cell: Cell, arms: dict[str, Arm], limits: Limits, new: int
+    cell: Cell, arms: dict[str, Arm], limits: list[Limits], new: int
 ) -> tuple[list[str], dict[str, Any]]:
     """The cell's line of the table, and the same for the file."""
     work, tokens = work_of(cell.shape, cell.dtype, cell.batch, new)
-    roofline = tokens / work.seconds(limits, cell.dtype)
-    verdict = judge(arms, OURS[0], roofline, OURS)
+    rooflines = [tokens / work.seconds(each, cell.dtype) for each in limits]
+    roofline = statistics.median(rooflines)
+    verdict = judge(arms, OURS[0], rooflines, OURS)
     shown = [f"{arm.median:,.0f}" if arm.rates else "failed" for arm in arms.values()]
     judged = [f"{verdict.ratio:.2f}" if verdict.peer else "", f"{verdict.share:.0%}"]
     line = [f"{cell.shape} {cell.dtype}", cell.what, *shown, f"{roofline:,.0f}", *judged]
     line.append(f"{verdict.goal:,.0f} {'hit' if verdict.hit else 'MISS'}")
-    record = {"cell": asdict(cell), "arms": {name: asdict(arm) for name, arm in arms.items()}}
+    record: dict[str, Any] = {"cell": asdict(cell)}
+    record |= {"arms": {name: asdict(arm) for name, arm in arms.items()}}
+    record |= {"limits": [asdict(each) for each in limits], "rooflines": rooflines}
     return line, record | {"roofline": roofline, "verdict": asdict(verdict)}
 
 
@@ -188,19 +202,19 @@ def main(
         for shape in shapes:
             folder = checkpoint(shape, work_dir or Path(temporary))
             for dtype in dtypes:
-                limits = measure()  # anew for each: the machine's speed moves
-                click.echo(f"{shape} {dtype}, {threads} threads; {told(limits)}")
+                meter = Meter((dtype,))
+                click.echo(f"{shape} {dtype}, {threads} threads; now it {told(meter.limits())}")
                 with ExitStack() as stack:
                     children = {name: stack.enter_context(child(name, peers)) for name in names}
                     failed = load(children, folder, dtype, threads)
                     for batch in batches:
                         cell = Cell(shape, dtype, batch)
-                        arms, same = run_cell(cell, children, failed, rounds, new_tokens)
+                        arms, limits, same = run_cell(
+                            cell, children, failed, meter, rounds, new_tokens
+                        )
                         line, record = line_of(cell, arms, limits, new_tokens)
                         lines.append(line)
-                        records.append(
-                            record | {"same_as_transformers": same, "limits": asdict(limits)}
-                        )
+                        records.append(record | {"same_as_transformers": same})
                         click.echo("  ".join(line) + apart(same))
                 if output is not None:
                     write(output, records)

@@ -18,11 +18,18 @@ SETTING = Setting("m", "f", "float32", 1024, "compiled", (0, 1), 8, "greedy")
 
 
 def test_a_slow_round_that_hits_both_arms_falls_out_of_the_ratio() -> None:
-    assert ratio(Arm((20.0, 2.0, 22.0)), Arm((10.0, 1.0, 11.0))) == 2.0
+    assert ratio((20.0, 2.0, 22.0), (10.0, 1.0, 11.0)) == 2.0
 
 
 def test_an_arm_that_failed_has_no_ratio() -> None:
-    assert ratio(Arm((1.0,)), Arm(failure="no wheel")) == 0.0
+    assert ratio((1.0,), ()) == 0.0
+
+
+def test_a_slow_round_that_hits_the_machine_falls_out_of_the_share() -> None:
+    arms = {"ours": Arm((95.0, 47.0, 94.0)), "p": Arm((95.0, 47.0, 94.0))}
+    verdict = judge(arms, "ours", (100.0, 50.0, 100.0), ("ours",))
+    assert verdict.share == pytest.approx(0.94)
+    assert verdict.hit
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,7 @@ def test_the_goal_is_the_lower_of_the_two(
     ours: float, peer: float, roofline: float, goal: float, hit: bool
 ) -> None:
     arms = {"ours": Arm((ours,)), "p": Arm((peer,)), "failed": Arm(failure="x")}
-    verdict = judge(arms, "ours", roofline, ("ours",))
+    verdict = judge(arms, "ours", (roofline,), ("ours",))
     assert verdict.goal == pytest.approx(goal)
     assert verdict.hit is hit
     assert verdict.peer == "p"
@@ -46,11 +53,11 @@ def test_the_goal_is_the_lower_of_the_two(
 
 def test_our_own_other_arm_is_no_peer() -> None:
     arms = {"ours": Arm((100.0,)), "P/D": Arm((500.0,)), "p": Arm((90.0,))}
-    assert judge(arms, "ours", 1000.0, ("ours", "P/D")).peer == "p"
+    assert judge(arms, "ours", (1000.0,), ("ours", "P/D")).peer == "p"
 
 
 def test_an_arm_of_ours_that_failed_hits_nothing() -> None:
-    assert not judge({"ours": Arm(failure="x")}, "ours", 100.0, ("ours",)).hit
+    assert not judge({"ours": Arm(failure="x")}, "ours", (100.0,), ("ours",)).hit
 
 
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
