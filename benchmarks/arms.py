@@ -46,7 +46,8 @@ class Ours:
                 Row(ids[at:], at, table, Logits.LAST)
                 for ids, at, table in zip(known, done, tables, strict=True)
             ]
-            tokens = self.engine.runner.run(pool, rows).argmax(dim=-1).tolist()
+            runner = self.engine.runner
+            tokens = runner.likeliest(runner.run(pool, rows))[1].tolist()
             done = [len(ids) for ids in known]
             for ids, token in zip(known, tokens, strict=True):
                 ids.append(token)

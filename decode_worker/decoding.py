@@ -94,7 +94,7 @@ class Decoding:
         logits = self._engine.runner.run(self._pool, rows)  # [len(draws), vocabulary], fp32
         if not draws:
             return []
-        tokens, finite = _drawn(logits, draws)
+        tokens, finite = self._drawn(logits, draws)
         chosen: Sequence[Chosen | None] = [None] * len(draws)
         if any(draw.logprobs >= 0 for draw in draws):
             chosen = report(logits, tokens, [draw.logprobs for draw in draws])
@@ -103,26 +103,27 @@ class Decoding:
             for token, good, its in zip(tokens.tolist(), finite.tolist(), chosen, strict=True)
         ]
 
-
-def _drawn(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's token, and whether the row was sound: int64 and bool [rows]."""
-    if all(draw.plain for draw in draws):
-        return plain_greedy(logits)
-    batch = SamplingBatch.build(
-        [draw.sampling for draw in draws],
-        [draw.position for draw in draws],
-        [draw.seen for draw in draws],
-        logits.device,
-        generated=[draw.generated for draw in draws],
-        forbidden=[draw.forbidden for draw in draws],
-        masks=[draw.mask for draw in draws],
-    )
-    tokens, finite = sample_finite(logits, batch)
-    if any(draw.given is not None for draw in draws):
-        given = [-1 if draw.given is None else draw.given for draw in draws]
-        known = torch.tensor(given, device=tokens.device)
-        tokens = torch.where(known >= 0, known, tokens)
-    return tokens, finite
+    def _drawn(
+        self, logits: torch.Tensor, draws: Sequence[Draw]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row's token, and whether the row was sound: int64 and bool [rows]."""
+        if all(draw.plain for draw in draws):
+            return plain_greedy(logits, self._engine.runner.likeliest)
+        batch = SamplingBatch.build(
+            [draw.sampling for draw in draws],
+            [draw.position for draw in draws],
+            [draw.seen for draw in draws],
+            logits.device,
+            generated=[draw.generated for draw in draws],
+            forbidden=[draw.forbidden for draw in draws],
+            masks=[draw.mask for draw in draws],
+        )
+        tokens, finite = sample_finite(logits, batch)
+        if any(draw.given is not None for draw in draws):
+            given = [-1 if draw.given is None else draw.given for draw in draws]
+            known = torch.tensor(given, device=tokens.device)
+            tokens = torch.where(known >= 0, known, tokens)
+        return tokens, finite
 
 
 def _logprob(chosen: Chosen | None) -> Logprob | None:

@@ -14,7 +14,7 @@ Shapes: logits float [rows, vocab]; every per-row parameter [rows]. All arithmet
 wider), whatever type the logits have.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +28,7 @@ from sampler.params import SamplingParams
 from sampler.shape import NO, Shape, build_shape, shaped
 
 FEW = 512  # a row with at most this many tokens left is narrowed before it is sorted
+Likeliest = Callable[[Tensor], tuple[Tensor, Tensor]]
 PER_ROW = (
     "greedy",
     "temperature",
@@ -136,9 +137,10 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     return _sample(shaped(logits, batch.shape), batch)[0]
 
 
-def plain_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """sample_finite for rows that are all greedy and not shaped, without a batch to build."""
-    highest, best = likeliest(logits)
+def plain_greedy(logits: Tensor, find: Likeliest = likeliest) -> tuple[Tensor, Tensor]:
+    """sample_finite for rows that are all greedy and not shaped, without a batch to build. `find`:
+    does what likeliest() does."""
+    highest, best = find(logits)
     return best, highest.isfinite()
 
 

@@ -10,6 +10,7 @@ from baton.engine.batch import Batch, pack
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.kv.row import Row
+from sampler.narrow import likeliest
 
 PlanKernel = Callable[[Batch, int], Kernel]  # batch, block size -> this forward's attention
 
@@ -35,6 +36,10 @@ class Forward(Protocol):
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """Run the rows for their KV alone: what prefill does. No logits."""
+
+    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest of each row of run()'s logits, fp32 [n], and the lowest id that has it, int64
+        [n]. A NaN is the largest."""
 
 
 class Runner:
@@ -83,3 +88,7 @@ class Runner:
             baton=forward,
         )
         assert forward.layers_done == len(pool.keys)
+
+    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Forward."""
+        return likeliest(logits)

@@ -47,6 +47,11 @@ class NativeRunner:
         batch = pack(rows, pool.layout.block_size, self.device)
         self._go(pool, batch, torch.empty(0), self._last_layer, after_layer)
 
+    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Forward. By the threads of the forward, which are still awake: torch's own would have
+        to be woken, for more than this takes."""
+        return self._program.likeliest(logits, torch.get_num_threads())
+
     def timed(self, pool: Pool, rows: Sequence[Row]) -> list[tuple[native.StageInfo, float]]:
         """As run, stage by stage: each and its seconds. For benchmarks."""
         batch = pack(rows, pool.layout.block_size, self.device)

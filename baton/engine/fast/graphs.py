@@ -158,6 +158,10 @@ class GraphRunner:
         """See Forward."""
         self.plain.fill(pool, rows, after_layer)
 
+    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Forward."""
+        return self.plain.likeliest(logits)
+
     @torch.inference_mode()
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None

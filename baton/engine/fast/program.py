@@ -32,6 +32,10 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         c_int32,
     ]
     library.baton_pack.restype = None
+    library.baton_likeliest.argtypes = [
+        *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32)
+    ]
+    library.baton_likeliest.restype = None
     return library
 
 
@@ -82,6 +86,18 @@ class Program:
         """Stages first..last-1 of one forward. MemoryError if scratch cannot be had."""
         if self._library.baton_program_run(self._handle, batch, first, last, threads):
             raise MemoryError("no memory for a forward's scratch")
+
+    def likeliest(self, rows: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As Forward.likeliest, of fp32 rows whose numbers lie side by side."""
+        assert rows.dtype == torch.float32
+        assert rows.stride(1) == 1
+        highest, places = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.int64)
+        if len(rows):
+            self._library.baton_likeliest(
+                *(rows.data_ptr(), *rows.shape, rows.stride(0)),
+                *(highest.data_ptr(), places.data_ptr(), threads),
+            )
+        return highest, places
 
     def _described(self, stage: native.Stage, spec: native.Spec) -> StageInfo:
         kind = native.STAGES[stage.kind]

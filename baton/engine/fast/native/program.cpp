@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "likeliest.h"
 #include "pool.h"
 #include "rows.h"
 
@@ -250,6 +251,14 @@ void baton_pack(int32_t type, const void* source, int32_t is_bf16, int64_t row_s
         else
             pack(WeightType(type), static_cast<const float*>(source), row_stride, column_stride, n,
                  k, panels, scales, worker);
+    });
+}
+
+// See likeliest.h.
+void baton_likeliest(const float* rows, int64_t count, int64_t width, int64_t stride,
+                     float* largest, int64_t* places, int32_t threads) {
+    threads_of_process().run(count < threads ? int(count) : threads, [&](const Worker& worker) {
+        likeliest(rows, count, width, stride, largest, places, worker);
     });
 }
 }
