@@ -1,5 +1,6 @@
 // A program: one forward of a model as a list of stages over packed weights and a paged KV pool,
 // run by a single call. Made by baton/engine/fast/program.py, whose ctypes structures mirror these.
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <vector>
@@ -254,10 +255,11 @@ void baton_pack(int32_t type, const void* source, int32_t is_bf16, int64_t row_s
     });
 }
 
-// See likeliest.h.
+// See likeliest.h. A thread that has gone to sleep wakes up for 2 MiB, hardly for less.
 void baton_likeliest(const float* rows, int64_t count, int64_t width, int64_t stride,
                      float* largest, int64_t* places, int32_t threads) {
-    threads_of_process().run(count < threads ? int(count) : threads, [&](const Worker& worker) {
+    int64_t useful = std::min(count, 1 + count * width / (1 << 19));
+    threads_of_process().run(int(std::min<int64_t>(useful, threads)), [&](const Worker& worker) {
         likeliest(rows, count, width, stride, largest, places, worker);
     });
 }
