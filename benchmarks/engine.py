@@ -75,15 +75,24 @@ def checkpoint(shape: str, folder: Path) -> Path:
     return to
 
 
-def work_of(shape: str, dtype: str, batch: int, new: int) -> tuple[Work, float]:
-    """What one step of the cell moves and computes, and the tokens it makes."""
+def forwards_of(shape: str, dtype: str, batch: int, new: int) -> list[tuple[Work, int]]:
+    """What the cell's forwards move and compute, and how many there are of each kind."""
     found = shape_of(resolve_model(f"random:{shape}").config)
     if found is None:
         raise InputError(f"what a step of {shape} moves is not in its config.json: --shape another")
     if not batch:
-        return found.work(tokens=PREFILL, answers=1, cached=0, dtype=dtype), float(PREFILL)
+        return [(found.work(tokens=PREFILL, answers=1, cached=0, dtype=dtype), 1)]
+    prefill = found.work(tokens=batch * PROMPT, answers=batch, cached=0, dtype=dtype)
     cached = batch * (2 * PROMPT + new) // 2  # in the middle of the answers
-    return found.work(tokens=batch, answers=batch, cached=cached, dtype=dtype), float(batch)
+    step = found.work(tokens=batch, answers=batch, cached=cached, dtype=dtype)
+    return [(prefill, 1), (step, new - 1)]
+
+
+def roofline_of(cell: Cell, limits: Limits, new: int) -> float:
+    """Tokens/s of the whole call, if every forward went at the limits."""
+    forwards = forwards_of(cell.shape, cell.dtype, cell.batch, new)
+    seconds = sum(count * work.seconds(limits, cell.dtype) for work, count in forwards)
+    return (cell.batch * new if cell.batch else PREFILL) / seconds
 
 
 def run_cell(
@@ -137,8 +146,7 @@ def line_of(
     cell: Cell, arms: dict[str, Arm], limits: list[Limits], new: int
 ) -> tuple[list[str], dict[str, Any]]:
     """The cell's line of the table, and the same for the file."""
-    work, tokens = work_of(cell.shape, cell.dtype, cell.batch, new)
-    rooflines = [tokens / work.seconds(each, cell.dtype) for each in limits]
+    rooflines = [roofline_of(cell, each, new) for each in limits]
     roofline = statistics.median(rooflines)
     verdict = judge(arms, OURS[0], rooflines, OURS)
     shown = [f"{arm.median:,.0f}" if arm.rates else "failed" for arm in arms.values()]

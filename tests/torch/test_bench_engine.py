@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 import pytest
 
-from benchmarks.engine import apart, arms_of
+from benchmarks.engine import Cell, apart, arms_of, roofline_of
+from measure.limits import Limits
 
 
 @pytest.fixture
@@ -42,3 +43,12 @@ def test_an_arm_that_cannot_run_is_refused_with_the_way_out(
 def test_an_arm_that_leaves_transformers_tokens_is_told_with_the_place() -> None:
     assert apart({"ours": 1.0, "a": 1.0}) == ""
     assert apart({"ours": 1.0, "a": 0.25, "b": 0.0}).endswith("a after 4, b after 0)")
+
+
+def test_the_roofline_is_that_of_the_whole_call_with_its_prefill() -> None:
+    limits = Limits(read_gb_s=1e9, gemm_gflop_s={"float32": 100.0})  # memory costs nothing
+    short, long = (roofline_of(Cell("gpt2", "float32", 4), limits, new) for new in (2, 1000))
+    prefill, step = 4 / short, 4 / long  # seconds that an answer's token takes, nearly
+    assert 20 * step < prefill  # 64 tokens' work for two tokens
+    alone = roofline_of(Cell("gpt2", "float32", 0), limits, 2)
+    assert alone == pytest.approx(512 / (2 * (512 * 85e6 + 39e6) / 100e9), rel=0.02)
