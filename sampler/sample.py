@@ -166,9 +166,11 @@ def _sample(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
         return best, highest
     tokens, left = best.clone(), ~batch.greedy
     few = left & (batch.top_k > 0) & (batch.top_k <= FEW)
-    filters = (batch.top_p < 1) | (batch.min_p > 0)
-    nucleus = left & (batch.top_k == 0) & filters & (scores.shape[-1] > FEW)
-    for chosen, way in ((few, _draw_few), (nucleus, _draw_nucleus)):
+    ways = [(few, _draw_few)]
+    if (batch.any_top_p or batch.any_min_p) and scores.shape[-1] > FEW:
+        filters = (batch.top_p < 1) | (batch.min_p > 0)
+        ways.append((left & (batch.top_k == 0) & filters, _draw_nucleus))
+    for chosen, way in ways:
         rows = chosen.nonzero()[:, 0]
         if len(rows):
             tokens[rows], sure = way(_some(scores, rows), batch.of(rows))
@@ -205,8 +207,12 @@ def _draw_nucleus(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]
     values = apply_temperature(values, batch.temperature)
     total = total_weight(apply_temperature(scores, batch.temperature), values[:, 0])
     kept, sure = nucleus_few(values, total, batch.top_p, batch.min_p)
-    token = draw_from(ids, kept, scores.shape[-1], batch.seed, batch.choice, batch.position)
-    return token, sure
+    tokens, rows = ids[:, 0].clone(), sure.nonzero()[:, 0]
+    if len(rows):
+        width = int((kept[rows] > NO).sum(dim=-1).amax())  # what is left to race
+        counters = (batch.seed[rows], batch.choice[rows], batch.position[rows])
+        tokens[rows] = draw_from(ids[rows, :width], kept[rows, :width], scores.shape[-1], *counters)
+    return tokens, sure
 
 
 def filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
