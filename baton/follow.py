@@ -70,6 +70,7 @@ class Task:
 
     index: int
     prompt: str | tuple[int, ...]  # text, or token ids
+    max_new_tokens: int | None = None  # None: as many as is asked of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,8 @@ class Follower:
         self._flights[request] = _Flight(task, attempt, self._clock())
         text, ids = (task.prompt, None) if isinstance(task.prompt, str) else (None, task.prompt)
         return Submit(
-            *(request, text, ids, ask.max_new_tokens, ask.sampling, ask.stop, ask.ignore_eos),
+            *(request, text, ids, task.max_new_tokens or ask.max_new_tokens),
+            *(ask.sampling, ask.stop, ask.ignore_eos),
             tell_every_s=ask.tell_every_s,
         )
 

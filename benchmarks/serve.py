@@ -37,6 +37,14 @@ PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt, and how many tokens it is answered with."""
+
+    prompt: tuple[int, ...]
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One arm's share of one round."""
 
@@ -65,17 +73,15 @@ class Site:
         found = re.findall(r"^baton:kv_blocks_leased(?:\{.*\})? (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
 
-    async def over_http(
-        self, prompts: Sequence[Sequence[int]], new: int, streams: int
-    ) -> list[Answer]:
+    async def over_http(self, questions: Sequence[Question], streams: int) -> list[Answer]:
         """All of them over so many connections, each used again and again as clients do."""
-        waiting = iter(prompts)
+        waiting = iter(questions)
         found: list[Answer] = []
 
         async def one() -> None:
             connection = Connection()
-            for prompt in waiting:
-                asked = self._request(prompt, new)
+            for question in waiting:
+                asked = self._request(question)
                 try:
                     answer = await asyncio.wait_for(connection.ask(self.port, asked), PATIENCE_S)
                 except (OSError, ValueError, TimeoutError) as error:
@@ -88,9 +94,9 @@ class Site:
         await asyncio.gather(*(one() for _ in range(streams)))
         return found
 
-    def _request(self, prompt: Sequence[int], new: int) -> bytes:
-        asked = {"model": self.cluster.options.model, "prompt": list(prompt), "max_tokens": new,
-                 "temperature": 0, "ignore_eos": True, "stream": True,
+    def _request(self, question: Question) -> bytes:
+        asked = {"model": self.cluster.options.model, "prompt": list(question.prompt),
+                 "max_tokens": question.new, "temperature": 0, "ignore_eos": True, "stream": True,
                  "stream_options": {"include_usage": True}}  # fmt: skip
         body = json.dumps(asked).encode()
         head = (
@@ -99,11 +105,11 @@ class Site:
         )
         return head.encode() + body
 
-    async def offline(self, prompts: Sequence[Sequence[int]], new: int) -> list[Answer]:
+    async def offline(self, questions: Sequence[Question]) -> list[Answer]:
         """All of them, as the offline job asks."""
-        ask = Ask(new, GREEDY, ignore_eos=True, tell_every_s=UNWATCHED_S)
-        tasks = [Task(self.asked + i, tuple(prompt)) for i, prompt in enumerate(prompts)]
-        self.asked += len(prompts)
+        ask = Ask(1, GREEDY, ignore_eos=True, tell_every_s=UNWATCHED_S)
+        tasks = [Task(self.asked + i, each.prompt, each.new) for i, each in enumerate(questions)]
+        self.asked += len(questions)
         found = []
         for happening in self.follower.run(tasks, ask):
             match happening:
@@ -126,11 +132,24 @@ def site(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[S
         yield Site(front.port, front.cluster, front.follower)
 
 
-def turn(at: Site, arm: str, prompts: Sequence[Sequence[int]], new: int, streams: int) -> Turn:
+def questions_of(requests: int, prompt_tokens: int, new: int, spread: float) -> list[Question]:
+    """Made-up prompts; answers of new tokens, more or less by up to so large a share. The same every
+    time."""
+    dice = random.Random(1)
+    return [
+        Question(
+            tuple(dice.randint(LOWEST, HIGHEST) for _ in range(prompt_tokens)),
+            max(1, round(new * dice.uniform(1 - spread, 1 + spread))),
+        )
+        for _ in range(requests)
+    ]
+
+
+def turn(at: Site, arm: str, questions: Sequence[Question], streams: int) -> Turn:
     """One arm, once."""
     with Sampler(at.cluster.pids() | {"client": os.getpid()}) as sampler:
         begun = time.monotonic()
-        work = at.over_http(prompts, new, streams) if arm == "HTTP" else at.offline(prompts, new)
+        work = at.over_http(questions, streams) if arm == "HTTP" else at.offline(questions)
         answers = asyncio.run(work)
         seconds = time.monotonic() - begun
     failed = [answer.failure for answer in answers if answer.failure]
@@ -164,6 +183,14 @@ def _settled(at: Site) -> float:
 @click.option("--requests", default=512, show_default=True, help="Of each turn.")
 @click.option("--prompt-tokens", default=16, show_default=True)
 @click.option("--new-tokens", default=128, show_default=True)
+@click.option(
+    "--spread",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Answers are longer or shorter by up to this share. 0: offline all that began together end "
+    "together, and begin together again.",
+)
 @click.option("--stream-interval-ms", "interval", default=20.0, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option(
@@ -171,20 +198,17 @@ def _settled(at: Site) -> float:
 )
 def main(
     model: str, dtype: str, streams: int, requests: int, prompt_tokens: int, new_tokens: int,
-    interval: float, rounds: int, output: Path | None,
+    spread: float, interval: float, rounds: int, output: Path | None,
 ) -> None:  # fmt: skip
     """The HTTP path beside the offline path: tokens/s, errors, first tokens, the CPU of each process."""
-    dice = random.Random(1)
-    prompts = [
-        [dice.randint(LOWEST, HIGHEST) for _ in range(prompt_tokens)] for _ in range(requests)
-    ]
+    questions = questions_of(requests, prompt_tokens, new_tokens, spread)
     arms: dict[str, list[Turn]] = {"HTTP": [], "offline": []}
     with site(model, dtype, streams, interval) as at:
         for arm in arms:
-            turn(at, arm, prompts[: 2 * streams], min(new_tokens, 16), streams)  # warms up
+            turn(at, arm, questions_of(2 * streams, prompt_tokens, 16, 0), streams)  # warms up
         for number in range(rounds):
             for arm in list(arms)[:: -1 if number % 2 else 1]:  # who goes first changes
-                arms[arm].append(turn(at, arm, prompts, new_tokens, streams))
+                arms[arm].append(turn(at, arm, questions, streams))
     lines = [_line(arm, each) for arm, turns in arms.items() for each in turns]
     names = list(arms["HTTP"][0].cores)
     head = ["", "tokens/s", "errors", "TTFT p50, ms", "p99", "blocks held after"]
@@ -201,7 +225,7 @@ def main(
         found = {arm: [asdict(each) for each in turns] for arm, turns in arms.items()}
         about = {"model": model, "dtype": dtype, "streams": streams, "requests": requests,
                  "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
-                 "stream_interval_ms": interval}  # fmt: skip
+                 "spread": spread, "stream_interval_ms": interval}  # fmt: skip
         (output / "serve.json").write_text(json.dumps(about | {"turns": found}, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.serve import questions_of
 from benchmarks.streams import tokens_of
 
 PIECE = b'data: {"choices":[{"index":0,"text":" a","finish_reason":null}]}\n\n'
@@ -27,3 +28,11 @@ def test_a_stream_that_ended_well_says_how_many_tokens_it_had() -> None:
 def test_any_other_is_an_error(stream: bytes) -> None:
     with pytest.raises(ValueError, match="stream"):
         tokens_of(stream)
+
+
+def test_answers_are_as_long_as_was_asked_and_vary_as_much() -> None:
+    lengths = [each.new for each in questions_of(400, 3, 100, 0.5)]
+    assert 50 <= min(lengths) < 60
+    assert 140 < max(lengths) <= 150
+    assert {each.new for each in questions_of(5, 3, 100, 0)} == {100}
+    assert questions_of(5, 3, 100, 0.5) == questions_of(5, 3, 100, 0.5)
