@@ -43,9 +43,8 @@ class DraftModel:
         while open_:
             rows = [self._row(wanted[i], guesses[i]) for i in open_]
             logits = self._engine.runner.run(self._pool, rows)  # [len(open_), vocabulary]
-            for i, token in zip(
-                open_, self._engine.runner.likeliest(logits)[1].tolist(), strict=True
-            ):
+            tokens = self._engine.runner.likeliest(logits)[1].tolist()
+            for i, token in zip(open_, tokens, strict=True):
                 guesses[i].append(token)
             open_ = [i for i in open_ if len(guesses[i]) < wanted[i].most]
         return guesses

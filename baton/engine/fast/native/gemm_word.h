@@ -102,20 +102,18 @@ inline Part add_bytes(Part sums, PartU row, PartU weights) {
 #endif
 }
 
-// Two bf16 of a row times those of the channels; the lower one is added first.
-inline Part add_pairs(Part sums, PartU row, PartU weights) {
+// Two bf16 of a row times those of the channels; the lower one is added first. Without PAIRS nobody
+// calls it.
+Part add_pairs(Part sums, PartU row, PartU weights);
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
+inline Part add_pairs(Part sums, PartU row, PartU weights) {
     return (Part)_mm512_dpbf16_ps((__m512)sums, (__m512bh)row, (__m512bh)weights);
-#else
-    sums += (Part)(row << 16) * (Part)(weights << 16);
-    return sums + (Part)(row & 0xffff0000) * (Part)(weights & 0xffff0000);
-#endif
 }
+#endif
 
-// Value `i` of each word as a float; exact.
+// Value `i` of each word, bf16 or byte, as a float; exact.
 template <WeightType type>
 inline Part widened(PartU words, int i) {
-    if constexpr (type == WeightType::f32) return (Part)words;
     if constexpr (type == WeightType::bf16) return (Part)(i ? words & 0xffff0000 : words << 16);
     return __builtin_convertvector((PartI)(words << (24 - 8 * i)) >> 24, Part);
 }
