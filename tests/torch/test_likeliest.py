@@ -1,5 +1,7 @@
 """Greedy sampling in native code: what torch says of the same rows, for every width and oddity."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from baton.engine.boot import boot
 from baton.engine.fast.forward import NativeRunner
+from baton.host import core_numbers, run_on
 from baton.model_files import resolve_model
 from sampler.narrow import likeliest
 
@@ -53,3 +56,25 @@ def test_infinities_are_told(runner: NativeRunner, every: float) -> None:
 def test_no_rows_are_no_work(runner: NativeRunner) -> None:
     highest, places = runner.likeliest(torch.empty(0, 100))
     assert highest.shape == places.shape == (0,)
+
+
+@pytest.mark.skipif(len(core_numbers()) < 2, reason="on one core no helper has its own")
+def test_a_helper_returns_to_its_core_when_the_process_was_moved(runner: NativeRunner) -> None:
+    cores = core_numbers()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(2):
+            run_on(cores)  # what a worker does that is handed cores: every thread, helpers as well
+            assert not _threads_on(cores[-1])
+            runner.likeliest(torch.zeros(16, 50_000))  # enough for two threads
+            assert len(_threads_on(cores[-1])) == 1
+    finally:
+        torch.set_num_threads(before)
+        run_on(cores)
+
+
+def _threads_on(core: int) -> list[str]:
+    """Threads of this process that may run there and nowhere else."""
+    tasks = os.listdir("/proc/self/task")
+    return [task for task in tasks if os.sched_getaffinity(int(task)) == {core}]

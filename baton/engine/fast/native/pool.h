@@ -113,10 +113,12 @@ class ThreadPool {
 
     void work(Helper* self, int number) {
         unsigned placed = 0;
+        Cores mine = {};
         for (int last = 0;;) {
             last = next(self->order, last);
             if (stopping) return;
-            if (placed != placing) place(number), placed = placing;
+            if (placed != placing) mine = core_of(number), placed = placing;
+            stay_on(mine);
             function(object, Worker{number, team});
             unfinished.fetch_sub(1, std::memory_order_release);
         }
@@ -124,8 +126,11 @@ class ThreadPool {
 
     // The kernel may leave two threads that yield to each other on one core for long, and a product
     // then takes 3 times as long. So each helper has a core of those the caller may use, from the
-    // last on; the caller itself stays free. Not where there are fewer cores than threads.
+    // last on; the caller itself stays free. Not where there are fewer cores than threads. Each looks
+    // at every job, for whoever moves the process (run_on of baton/host.py) moves the helpers, too.
 #ifdef __linux__
+    typedef cpu_set_t Cores;
+
     void see_cores() {
         cpu_set_t now;
         if (sched_getaffinity(0, sizeof now, &now) || CPU_EQUAL(&now, &cores)) return;
@@ -133,20 +138,28 @@ class ThreadPool {
         placing++;
     }
 
-    void place(int number) {
+    Cores core_of(int number) const {
         cpu_set_t mine = cores;
         if (team <= CPU_COUNT(&cores)) {
             int left = CPU_COUNT(&cores) - number;
             for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
                 if (CPU_ISSET(cpu, &cores) && left-- != 0) CPU_CLR(cpu, &mine);
         }
-        sched_setaffinity(0, sizeof mine, &mine);
+        return mine;
+    }
+
+    static void stay_on(const Cores& mine) {
+        cpu_set_t now;
+        if (sched_getaffinity(0, sizeof now, &now) || !CPU_EQUAL(&now, &mine))
+            sched_setaffinity(0, sizeof mine, &mine);
     }
 
     cpu_set_t cores = {};
 #else
+    struct Cores {};
     void see_cores() {}
-    void place(int) {}
+    Cores core_of(int) const { return {}; }
+    static void stay_on(const Cores&) {}
 #endif
     unsigned placing = 0;  // counts changes of the caller's cores
 
