@@ -46,10 +46,10 @@ class Ours:
                 Row(ids[at:], at, table, Logits.LAST)
                 for ids, at, table in zip(known, done, tables, strict=True)
             ]
-            runner = self.engine.runner
-            tokens = runner.likeliest(runner.run(pool, rows))[1].tolist()
+            tokens = self.engine.runner.greedy(pool, rows)
             done = [len(ids) for ids in known]
             for ids, token in zip(known, tokens, strict=True):
+                assert token is not None
                 ids.append(token)
         return [ids[len(prompt) :] for ids, prompt in zip(known, prompts, strict=True)]
 

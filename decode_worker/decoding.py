@@ -18,7 +18,7 @@ from baton.transfer.registry import CurveKeys, make_exports
 from baton.transfer.slabs import Slabs
 from decode_worker.model import Draw, Drawn
 from sampler.logprobs import Chosen, report
-from sampler.sample import SamplingBatch, plain_greedy, sample_finite
+from sampler.sample import SamplingBatch, sample_finite
 
 
 class Decoding:
@@ -91,9 +91,13 @@ class Decoding:
         self._cores.use(cores)
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
-        logits = self._engine.runner.run(self._pool, rows)  # [len(draws), vocabulary], fp32
         if not draws:
+            self._engine.runner.fill(self._pool, rows)
             return []
+        if all(draw.plain and draw.logprobs < 0 for draw in draws):
+            greedy = self._engine.runner.greedy(self._pool, rows)
+            return [None if token is None else Drawn(token) for token in greedy]
+        logits = self._engine.runner.run(self._pool, rows)  # [len(draws), vocabulary], fp32
         tokens, finite = self._drawn(logits, draws)
         chosen: Sequence[Chosen | None] = [None] * len(draws)
         if any(draw.logprobs >= 0 for draw in draws):
@@ -107,8 +111,6 @@ class Decoding:
         self, logits: torch.Tensor, draws: Sequence[Draw]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's token, and whether the row was sound: int64 and bool [rows]."""
-        if all(draw.plain for draw in draws):
-            return plain_greedy(logits, self._engine.runner.likeliest)
         batch = SamplingBatch.build(
             [draw.sampling for draw in draws],
             [draw.position for draw in draws],

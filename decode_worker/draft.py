@@ -42,10 +42,9 @@ class DraftModel:
         self._catch_up([wanted[i] for i in open_])
         while open_:
             rows = [self._row(wanted[i], guesses[i]) for i in open_]
-            logits = self._engine.runner.run(self._pool, rows)  # [len(open_), vocabulary]
-            tokens = self._engine.runner.likeliest(logits)[1].tolist()
+            tokens = self._engine.runner.greedy(self._pool, rows)
             for i, token in zip(open_, tokens, strict=True):
-                guesses[i].append(token)
+                guesses[i].append(token or 0)  # 0, which any guess may be, for unsound logits
             open_ = [i for i in open_ if len(guesses[i]) < wanted[i].most]
         return guesses
 

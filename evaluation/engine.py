@@ -25,12 +25,15 @@ from baton.model_files import ModelFiles
 from baton.text import TextStream, Tokenizer
 from evaluation.subject import About, Continuation, Meter, Scored, Span
 from sampler.logprobs import logprobs_of
-from sampler.narrow import likeliest
 
 BLOCK = 16
 READ = 4096  # tokens of a forward without logits, and of a group of spans
 LOGITS_BYTES = 2**27
 ROWS = 32  # continuations written side by side
+UNSOUND = (
+    "the model's logits are not numbers (NaN): its weights are broken, or --dtype has too small a "
+    "range: try float32"
+)
 
 
 class EngineSubject:
@@ -135,10 +138,8 @@ class EngineSubject:
                 for i in live
             ]
             since = time.perf_counter()
-            highest, chosen = likeliest(self._engine.runner.run(pool, rows))
-            _refuse_nan(highest.tolist())
-            for i, token in zip(live, chosen.tolist(), strict=True):
-                said[i].append(token)
+            for i, token in zip(live, self._engine.runner.greedy(pool, rows), strict=True):
+                said[i].append(_sound(token))
             self.meter.called(since)
             live = [i for i in live if said[i][-1] not in ends and len(said[i]) < new_tokens]
         for prompt, ids in zip(prompts, said, strict=True):
@@ -178,10 +179,13 @@ def _judged(logits: torch.Tensor, targets: Sequence[int]) -> tuple[list[float], 
 
 def _refuse_nan(values: Sequence[float]) -> None:
     if any(map(math.isnan, values)):
-        raise ModelError(
-            "the model's logits are not numbers (NaN): its weights are broken, or --dtype has too "
-            "small a range: try float32"
-        )
+        raise ModelError(UNSOUND)
+
+
+def _sound(token: int | None) -> int:
+    if token is None:
+        raise ModelError(UNSOUND)
+    return token
 
 
 def _groups(spans: Iterable[Span]) -> Iterator[list[Span]]:

@@ -30,6 +30,13 @@ def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
     return highest, ids.gather(1, scores.gather(1, ids).argmax(dim=-1, keepdim=True))[:, 0]
 
 
+def greedy(logits: Tensor) -> list[int | None]:
+    """The likeliest token of each row, None where its largest logit is no finite number."""
+    highest, ids = likeliest(logits)
+    found = torch.where(highest.isfinite(), ids, -1).tolist()  # one wait for the device, not two
+    return [None if each < 0 else each for each in found]
+
+
 def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest scores of each row, descending, and their ids: [rows, count] each. As
     scores.topk(count), for a tenth of its time: who is among them is in one of the `count` spans

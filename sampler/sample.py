@@ -14,7 +14,7 @@ Shapes: logits float [rows, vocab]; every per-row parameter [rows]. All arithmet
 wider), whatever type the logits have.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,7 +34,6 @@ from sampler.params import SamplingParams
 from sampler.race import draw, draw_from
 from sampler.shape import NO, Shape, build_shape, shaped
 
-Likeliest = Callable[[Tensor], tuple[Tensor, Tensor]]
 PER_ROW = (
     "greedy",
     "temperature",
@@ -141,13 +140,6 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """The next token of each row: int64 [rows]. Greedy rows take the largest shaped logit (the
     lowest id among equals); a batch of such rows costs one argmax."""
     return _sample(shaped(logits, batch.shape), batch)[0]
-
-
-def plain_greedy(logits: Tensor, find: Likeliest = likeliest) -> tuple[Tensor, Tensor]:
-    """sample_finite for rows that are all greedy and not shaped, without a batch to build. `find`:
-    does what likeliest() does."""
-    highest, best = find(logits)
-    return best, highest.isfinite()
 
 
 def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:

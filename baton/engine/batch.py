@@ -32,53 +32,72 @@ class Batch:
     lengths: tuple[int, ...]  # [B]: tokens of each row
 
 
-def pack(rows: Sequence[Row], block_size: int, device: torch.device) -> Batch:
-    """Lay the rows side by side, in their order."""
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The same in lists, before they go to a device."""
+
+    ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    logit_rows: list[int]
+    offsets: list[int]
+    contexts: list[int]
+    table: list[int]  # rows of `width`, one after another
+    width: int
+
+
+def lay(rows: Sequence[Row], block_size: int) -> Packed:
+    """The rows side by side, in their order. A decode step's Python time is mostly spent here and
+    in its like: rows of one token go the short way."""
     assert rows, "a forward needs at least one row"
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
     logit_rows: list[int] = []
-    offsets = [0]
+    offsets, contexts, used = [0], [], []
     for row in rows:
-        assert row.token_ids, "a row needs at least one token"
-        assert row.end <= len(row.blocks) * block_size, (
-            f"{len(row.blocks)} blocks for {row.end} tokens"
-        )
-        span = range(row.start, row.end)
+        start, tokens, blocks = row.start, len(row.token_ids), row.blocks
+        end = start + tokens
+        assert tokens, "a row needs at least one token"
+        assert end <= len(blocks) * block_size, f"{len(blocks)} blocks for {end} tokens"
+        if row.logits is not Logits.NONE:
+            first = len(ids) if row.logits is Logits.ALL else len(ids) + tokens - 1
+            logit_rows.extend(range(first, len(ids) + tokens))
         ids.extend(row.token_ids)
-        positions.extend(span)
-        slots.extend(row.blocks[p // block_size] * block_size + p % block_size for p in span)
-        logit_rows.extend(_wants_logits(row, offsets[-1]))
+        if tokens == 1:
+            positions.append(start)
+            slots.append(blocks[start // block_size] * block_size + start % block_size)
+        else:
+            span = range(start, end)
+            positions.extend(span)
+            slots.extend([blocks[p // block_size] * block_size + p % block_size for p in span])
         offsets.append(len(ids))
-
-    used = [-(-row.end // block_size) for row in rows]
+        contexts.append(end)
+        used.append(-(-end // block_size))
     width = max(used)
-    table = [[*row.blocks[:n], *[0] * (width - n)] for row, n in zip(rows, used, strict=True)]
-    tokens = torch.tensor([ids, positions, slots]).to(
-        device, non_blocking=True
-    )  # one transfer for three
+    table: list[int] = []
+    for row, count in zip(rows, used, strict=True):
+        table.extend(row.blocks[:count])
+        table.extend([0] * (width - count))
+    return Packed(ids, positions, slots, logit_rows, offsets, contexts, table, width)
+
+
+def pack(rows: Sequence[Row], block_size: int, device: torch.device) -> Batch:
+    """Lay the rows side by side on the device."""
+    laid = lay(rows, block_size)
+
+    def moved(numbers: list[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+    tokens = moved([laid.ids, laid.positions, laid.slots], torch.int64)  # one transfer for three
     return Batch(
         input_ids=tokens[0:1],
         position_ids=tokens[1:2],
         slots=tokens[2],
-        query_offsets=torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True),
-        context_lengths=torch.tensor([row.end for row in rows], dtype=torch.int32).to(
-            device, non_blocking=True
-        ),
-        block_table=torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True),
-        logit_rows=torch.tensor(logit_rows, dtype=torch.int64).to(device, non_blocking=True),
+        query_offsets=moved(laid.offsets, torch.int32),
+        context_lengths=moved(laid.contexts, torch.int32),
+        block_table=moved(laid.table, torch.int32).view(len(rows), laid.width),
+        logit_rows=moved(laid.logit_rows, torch.int64),
         starts=tuple(row.start for row in rows),
         lengths=tuple(len(row.token_ids) for row in rows),
     )
-
-
-def _wants_logits(row: Row, offset: int) -> range:
-    end = offset + len(row.token_ids)
-    match row.logits:
-        case Logits.NONE:
-            return range(0)
-        case Logits.LAST:
-            return range(end - 1, end)
-        case Logits.ALL:
-            return range(offset, end)

@@ -5,8 +5,9 @@ memory or CUDA IPC) makes no difference here. Nothing in the pool is ever read b
 written, so slabs need no clearing; only stamps do.
 """
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,6 +33,11 @@ class Pool:
         torch.Tensor
     )  # int64 [blocks]: generation under which the block was filled, 0: not filled
     spare: int | None = None  # a block that no sequence ever has: see spare_blocks()
+    addresses: tuple[array, array] = field(init=False)  # where each layer's keys and values begin
+
+    def __post_init__(self) -> None:
+        places = (array("Q", [each.data_ptr() for each in of]) for of in (self.keys, self.values))
+        object.__setattr__(self, "addresses", tuple(places))
 
     @property
     def blocks(self) -> int:

@@ -10,7 +10,7 @@ from baton.engine.batch import Batch, pack
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.kv.row import Row
-from sampler.narrow import likeliest
+from sampler.narrow import greedy
 
 PlanKernel = Callable[[Batch, int], Kernel]  # batch, block size -> this forward's attention
 
@@ -37,9 +37,9 @@ class Forward(Protocol):
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """Run the rows for their KV alone: what prefill does. No logits."""
 
-    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest of each row of run()'s logits, fp32 [n], and the lowest id that has it, int64
-        [n]. A NaN is the largest."""
+    def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
+        """Run the rows; of each line of logits the likeliest token (the lowest id of equal ones),
+        None if the line is not sound: a NaN or an infinity is its largest."""
 
 
 class Runner:
@@ -89,6 +89,6 @@ class Runner:
         )
         assert forward.layers_done == len(pool.keys)
 
-    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """See Forward."""
-        return likeliest(logits)
+        return greedy(self.run(pool, rows))

@@ -1,12 +1,13 @@
 """NativeRunner: a Runner (see engine/runner.py) whose forward is one call of native code."""
 
 import time
+from array import array
 from collections.abc import Sequence
 
 import torch
 
 from baton.engine.attention import AfterLayer
-from baton.engine.batch import Batch, pack
+from baton.engine.batch import Packed, lay
 from baton.engine.fast import program as native
 from baton.engine.fast.structures import AttentionBatch
 from baton.engine.pool import Pool
@@ -36,28 +37,31 @@ class NativeRunner:
     ) -> torch.Tensor:
         """As Runner.run: fp32 logits [n, vocabulary], in memory that the next run uses again (new
         pages every step would cost as much as sampling from them)."""
-        batch = pack(rows, pool.layout.block_size, self.device)
-        logits = self._room_for(len(batch.logit_rows))
-        self._go(pool, batch, logits, self._program.stages, after_layer)
+        laid = lay(rows, pool.layout.block_size)
+        logits = self._room_for(len(laid.logit_rows))
+        self._go(self._order(pool, laid, logits), self._program.stages, after_layer)
         return logits
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """As Runner.fill. It ends with the last layer's keys and values: what follows them would
         only serve logits."""
-        batch = pack(rows, pool.layout.block_size, self.device)
-        self._go(pool, batch, torch.empty(0), self._last_layer, after_layer)
+        laid = lay(rows, pool.layout.block_size)
+        self._go(self._order(pool, laid, torch.empty(0)), self._last_layer, after_layer)
 
-    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Forward. By the threads of the forward, which are still awake: torch's own would have
-        to be woken, for more than this takes."""
-        return self._program.likeliest(logits, torch.get_num_threads())
+    def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
+        """As Runner.greedy, in the same call: each thread looks through the logits that it has just
+        computed. torch's own threads would have to be woken for it."""
+        laid = lay(rows, pool.layout.block_size)
+        order = self._order(pool, laid, self._room_for(len(laid.logit_rows)))
+        found = array("q", bytes(8 * len(laid.logit_rows)))
+        order.likeliest = found.buffer_info()[0]
+        self._go(order, self._program.stages, None)
+        return [None if each < 0 else each for each in found]
 
     def timed(self, pool: Pool, rows: Sequence[Row]) -> list[tuple[native.StageInfo, float]]:
         """As run, stage by stage: each and its seconds. For benchmarks."""
-        batch = pack(rows, pool.layout.block_size, self.device)
-        order = self._order(
-            pool, batch, torch.empty(len(batch.logit_rows), self._program.vocabulary)
-        )
+        laid = lay(rows, pool.layout.block_size)
+        order = self._order(pool, laid, self._room_for(len(laid.logit_rows)))
         found = []
         for number, stage in enumerate(self._program.steps):
             begun = time.perf_counter()
@@ -70,15 +74,7 @@ class NativeRunner:
             self._logits = torch.empty(rows, self._program.vocabulary)
         return self._logits[:rows]
 
-    def _go(
-        self,
-        pool: Pool,
-        batch: Batch,
-        logits: torch.Tensor,
-        end: int,
-        after_layer: AfterLayer | None,
-    ) -> None:
-        order = self._order(pool, batch, logits)
+    def _go(self, order: native.Batch, end: int, after_layer: AfterLayer | None) -> None:
         threads = torch.get_num_threads()
         done = 0
         if after_layer is not None:
@@ -89,21 +85,24 @@ class NativeRunner:
         if done < end:
             self._program.run(order, done, end, threads)
 
-    def _order(self, pool: Pool, batch: Batch, logits: torch.Tensor) -> native.Batch:
-        tokens, picks = batch.slots.shape[0], batch.logit_rows.shape[0]
+    def _order(self, pool: Pool, laid: Packed, logits: torch.Tensor) -> native.Batch:
+        tokens, picks = len(laid.ids), len(laid.logit_rows)
         floats = tokens * self._program.token_floats + picks * self._program.pick_floats
         if len(self._arena) < floats:
             self._arena = torch.empty(floats)
+        longs = [
+            array("q", each) for each in (laid.ids, laid.positions, laid.logit_rows, laid.slots)
+        ]
+        ints = [array("i", each) for each in (laid.offsets, laid.contexts, laid.table)]
+        ids, positions, picked, slots = (each.buffer_info()[0] for each in longs)
+        keys, values = (each.buffer_info()[0] for each in pool.addresses)
         order = native.Batch(
-            *(tokens, picks, batch.input_ids.data_ptr(), batch.position_ids.data_ptr()),
-            batch.logit_rows.data_ptr(),
+            *(tokens, picks, ids, positions, picked),
             AttentionBatch(
-                *(len(batch.starts), batch.query_offsets.data_ptr()),
-                *(batch.context_lengths.data_ptr(), batch.block_table.data_ptr()),
-                *(batch.block_table.shape[1], pool.layout.block_size, batch.slots.data_ptr()),
+                *(len(laid.contexts), *(each.buffer_info()[0] for each in ints)),
+                *(laid.width, pool.layout.block_size, slots),
             ),
-            *(native.addresses(pool.keys), native.addresses(pool.values)),
-            *(self._arena.data_ptr(), logits.data_ptr()),
+            *(keys, values, self._arena.data_ptr(), logits.data_ptr(), None),
         )
-        order.kept = (pool, batch, logits)  # what the pointers point to
+        order.kept = (pool, longs, ints, logits)  # what the pointers point to
         return order

@@ -27,6 +27,7 @@ from baton.engine.fast.errors import NotRecorded
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner
 from baton.kv.row import Logits, Row
+from sampler.narrow import greedy
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +159,9 @@ class GraphRunner:
         """See Forward."""
         self.plain.fill(pool, rows, after_layer)
 
-    def likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """See Forward."""
-        return self.plain.likeliest(logits)
+        return greedy(self.run(pool, rows))
 
     @torch.inference_mode()
     def run(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy
-import torch
 
 from baton.engine.fast import structures as native
 
@@ -32,10 +31,6 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         c_int32,
     ]
     library.baton_pack.restype = None
-    library.baton_likeliest.argtypes = [
-        *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32)
-    ]
-    library.baton_likeliest.restype = None
     return library
 
 
@@ -87,18 +82,6 @@ class Program:
         if self._library.baton_program_run(self._handle, batch, first, last, threads):
             raise MemoryError("no memory for a forward's scratch")
 
-    def likeliest(self, rows: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As Forward.likeliest, of fp32 rows whose numbers lie side by side."""
-        assert rows.dtype == torch.float32
-        assert rows.stride(1) == 1
-        highest, places = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.int64)
-        if len(rows):
-            self._library.baton_likeliest(
-                *(rows.data_ptr(), *rows.shape, rows.stride(0)),
-                *(highest.data_ptr(), places.data_ptr(), threads),
-            )
-        return highest, places
-
     def _described(self, stage: native.Stage, spec: native.Spec) -> StageInfo:
         kind = native.STAGES[stage.kind]
         if stage.kind != native.PRODUCT:
@@ -110,9 +93,3 @@ class Program:
     def _array(self, kind: Any, offset: int, count: int) -> Sequence[Any]:
         array: Sequence[Any] = (kind * count).from_buffer_copy(self._mapping, offset)
         return array
-
-
-def addresses(tensors: Sequence[torch.Tensor]) -> ctypes.c_void_p:
-    """An array of where each begins."""
-    array = (c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))
-    return ctypes.cast(array, c_void_p)

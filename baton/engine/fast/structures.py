@@ -115,5 +115,5 @@ class Batch(Structure):
         ("picks", c_int64),
         *((name, c_void_p) for name in ("ids", "positions", "pick_rows")),
         ("attention", AttentionBatch),
-        *((name, c_void_p) for name in ("keys", "values", "arena", "logits")),
+        *((name, c_void_p) for name in ("keys", "values", "arena", "logits", "likeliest")),
     ]

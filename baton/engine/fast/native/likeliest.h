@@ -1,6 +1,10 @@
-// Greedy sampling: the largest number of each row, and the first place that has it.
+// Greedy sampling: the first place of the largest number of each row. Every thread looks through some
+// columns of all rows, those whose logits it has just computed and still has in its cache.
 #pragma once
 
+#include <algorithm>
+
+#include "gemm_pack.h"
 #include "threads.h"
 #include "vec.h"
 
@@ -36,14 +40,52 @@ inline long first_of_row(const float* row, long width, float value) {
     return 0;
 }
 
-// rows [count][width], `stride` floats apart.
-inline void likeliest(const float* rows, long count, long width, long stride, float* largest,
-                      int64_t* places, const Worker& worker) {
-    Range mine = share(count, worker);
-    for (long row = mine.begin; row < mine.end; row++) {
-        largest[row] = largest_of_row(rows + row * stride, width);
-        places[row] = first_of_row(rows + row * stride, width, largest[row]);
+class Likeliest {
+   public:
+    // rows [count][width], `stride` floats apart; `memory`: bytes(count, threads) of it.
+    Likeliest(const float* rows, long count, long width, long stride, void* memory)
+        : rows(rows), count(count), width(width), stride(stride), found(static_cast<Found*>(memory)) {}
+
+    static size_t bytes(long count, int threads) { return count * threads * sizeof(Found); }
+
+    // A barrier comes after it, and before it if others wrote the rows.
+    void look(const Worker& worker) const {
+        Range panels = share(panels_of(width), worker);
+        long begin = panels.begin * CHANNELS, end = std::min(width, panels.end * CHANNELS);
+        for (long row = 0; row < count && begin < end; row++) {
+            const float* from = rows + row * stride + begin;
+            float largest = largest_of_row(from, end - begin);
+            found[worker.thread * count + row] = {largest,
+                                                  begin + first_of_row(from, end - begin, largest)};
+        }
+        for (long row = 0; row < count && begin >= end; row++)
+            found[worker.thread * count + row] = {-INFINITY, 0};
     }
-}
+
+    // ids [count]; -1 where a number of the row is a NaN or infinity, or all of them are -infinity.
+    void settle(int64_t* ids, const Worker& worker) const {
+        Range mine = share(count, worker);
+        for (long row = mine.begin; row < mine.end; row++) {
+            Found best = found[row];
+            bool sound = true;
+            for (int thread = 0; thread < worker.threads; thread++) {
+                const Found& next = found[thread * count + row];
+                sound &= next.largest < INFINITY;  // neither that nor a NaN
+                if (next.largest > best.largest) best = next;
+            }
+            ids[row] = sound && best.largest > -INFINITY ? best.place : -1;
+        }
+    }
+
+   private:
+    struct Found {
+        float largest;
+        int64_t place;
+    };
+
+    const float* rows;
+    long count, width, stride;
+    Found* found;
+};
 
 }  // namespace baton

@@ -50,6 +50,7 @@ struct Batch {
     void* const* values;
     float* arena;
     float* logits;
+    int64_t* likeliest;  // [picks], see likeliest.h; null: not wanted
 };
 
 // Memory that grows and never shrinks, aligned for vectors.
@@ -102,6 +103,7 @@ class Program {
                 barrier.wait(worker.threads);
                 step(stages_[i], batch, worker, barrier);
             }
+            if (batch.likeliest) find_likeliest(batch, worker, barrier);
         });
         return 0;
     }
@@ -131,6 +133,7 @@ class Program {
             float* rows = of_picks ? picks + spec.offset * batch.picks
                                    : batch.arena + spec.offset * batch.tokens;
             buffers_[i] = {spec.kind == BufferKind::logits ? batch.logits : rows, spec.width};
+            if (spec.kind == BufferKind::logits) logits_width_ = spec.width;
         }
         size_t prepared = 0, attending = 0;
         for (long i = first; i < last; i++) {
@@ -146,7 +149,8 @@ class Program {
         own_ = (std::max(attending_, spec_.scratch_floats * sizeof(float)) + 63) / 64 * 64;
         prepared_ = prepared_room_.of(prepared + 64);
         scratch_ = scratch_room_.of(own_ * threads + 64);
-        return prepared_ && scratch_;
+        found_ = found_room_.of(batch.likeliest ? Likeliest::bytes(batch.picks, threads) + 64 : 64);
+        return prepared_ && scratch_ && found_;
     }
 
     static long rows_of(const Stage& stage, const Batch& batch) {
@@ -196,6 +200,14 @@ class Program {
         }
     }
 
+    void find_likeliest(const Batch& batch, const Worker& worker, Barrier& barrier) const {
+        Likeliest rows(batch.logits, batch.picks, logits_width_, logits_width_, found_);
+        barrier.wait(worker.threads);
+        rows.look(worker);
+        barrier.wait(worker.threads);
+        rows.settle(batch.likeliest, worker);
+    }
+
     AttentionLayer layer_of(const Stage& stage, const Batch& batch) const {
         AttentionLayer layer = layers_[stage.first];
         layer.keys = batch.keys[stage.first];
@@ -212,9 +224,10 @@ class Program {
     std::vector<AttentionLayer> layers_;
     std::vector<const float*> tables_;
     std::vector<Buffer> buffers_;  // of the run under way
-    Room prepared_room_, scratch_room_;
-    char *prepared_ = nullptr, *scratch_ = nullptr;
+    Room prepared_room_, scratch_room_, found_room_;
+    char *prepared_ = nullptr, *scratch_ = nullptr, *found_ = nullptr;
     size_t own_ = 0, attending_ = 0;
+    long logits_width_ = 0;
 };
 
 ThreadPool& threads_of_process() {
@@ -252,15 +265,6 @@ void baton_pack(int32_t type, const void* source, int32_t is_bf16, int64_t row_s
         else
             pack(WeightType(type), static_cast<const float*>(source), row_stride, column_stride, n,
                  k, panels, scales, worker);
-    });
-}
-
-// See likeliest.h. A thread that has gone to sleep wakes up for 2 MiB, hardly for less.
-void baton_likeliest(const float* rows, int64_t count, int64_t width, int64_t stride,
-                     float* largest, int64_t* places, int32_t threads) {
-    int64_t useful = std::min(count, 1 + count * width / (1 << 19));
-    threads_of_process().run(int(std::min<int64_t>(useful, threads)), [&](const Worker& worker) {
-        likeliest(rows, count, width, stride, largest, places, worker);
     });
 }
 }
