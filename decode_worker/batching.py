@@ -1,11 +1,10 @@
 """plan_step(): who runs in the next decode step, and with how many tokens. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """A started run: `known` tokens, of which the KV of `computed` is in the pool. At most `most` of
     the others in one forward, where that is limited."""
 
@@ -15,8 +14,7 @@ class Progress:
     most: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """A run's part of the next forward: so many tokens; `samples` if that reaches its last one."""
 
     run: str

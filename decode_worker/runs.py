@@ -6,7 +6,8 @@ by recompute); so the oldest goes on in any case, and everything that fits the p
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from baton.grammar import Guide
 from baton.kv.blocks import BlockTable
@@ -116,7 +117,7 @@ class Run:
     def score(self, index: int) -> Draw:
         """The known token at this index: how likely was it?"""
         draw = Draw(self.sampling, index, ())
-        return replace(draw, logprobs=self.prompt_logprobs, given=self.known[index])
+        return draw._replace(logprobs=self.prompt_logprobs, given=self.known[index])
 
     def append(self, token_id: int) -> str | None:
         """One more token; why the run ends with it, if it does."""
@@ -139,8 +140,7 @@ class Arriving:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a run has to do with the next forward: its row, and what is drawn from it, first the
     prompt's scores."""
 

@@ -233,6 +233,8 @@ class DecodeWorker:
 
     def _guess(self, shares: Sequence[Share]) -> dict[str, list[int]]:
         """Guesses for the runs that decode, within the budget, their blocks and their length."""
+        if not self.speculation.most:
+            return {}
         wanted = [
             Wanted(share.run, run.known, run.guessable(self.hello.block_size))
             for share in shares

@@ -1,8 +1,8 @@
 """Row: a stretch of one sequence to run in the next forward. The engine's input, in integers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Logits(StrEnum):
@@ -13,8 +13,7 @@ class Logits(StrEnum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Run `token_ids` as positions start, start + 1, ... of a sequence whose first `start` tokens
     have their KV in `blocks` already.
 

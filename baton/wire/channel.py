@@ -108,11 +108,8 @@ class Listener:
         return True
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
-        while True:
-            try:
-                frames = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        while _readable(self.socket):
+            frames = self.socket.recv_multipart(zmq.DONTWAIT)
             sender = frames[0].decode("utf-8", "replace")
             if messages := _read(frames[1:], sender):
                 yield sender, messages
@@ -158,11 +155,8 @@ class Dialer:
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
         if self._was_cut():
             yield ROUTER, [Unreachable(ROUTER)]
-        while True:
-            try:
-                frames = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        while _readable(self.socket):
+            frames = self.socket.recv_multipart(zmq.DONTWAIT)
             if messages := _read(frames, ROUTER):
                 yield ROUTER, messages
 
@@ -170,7 +164,7 @@ class Dialer:
         """Has the connection been lost since the last look? What was on its way is gone then, even
         if ZeroMQ has connected again by itself."""
         cut = False
-        while self._monitor.poll(0):
+        while _readable(self._monitor):
             recv_monitor_message(self._monitor)
             cut = True
         return cut
@@ -199,6 +193,11 @@ def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
     socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # counted on the wire, where CURVE adds some
     socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 10_000  # half-open connections
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a whole message waits. Asked at every turn: a poll takes ten times as long."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _read(frames: Sequence[bytes], sender: str) -> list[Message]:

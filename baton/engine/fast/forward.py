@@ -23,8 +23,8 @@ class NativeRunner:
 
     def __init__(self, program: native.Program) -> None:
         self._program = program
-        self._arena = torch.empty(0)
-        self._logits = torch.empty(0)
+        self._arena, self._logits = torch.empty(0), torch.empty(0, program.vocabulary)
+        self._room, self._places = (0, 0), (0, 0)  # their lengths, and where they begin
         self._last_layer = program.writes[-1]
 
     @property
@@ -38,21 +38,20 @@ class NativeRunner:
         """As Runner.run: fp32 logits [n, vocabulary], in memory that the next run uses again (new
         pages every step would cost as much as sampling from them)."""
         laid = lay(rows, pool.layout.block_size)
-        logits = self._room_for(len(laid.logit_rows))
-        self._go(self._order(pool, laid, logits), self._program.stages, after_layer)
-        return logits
+        self._go(self._order(pool, laid), self._program.stages, after_layer)
+        return self._logits[: len(laid.logit_rows)]
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """As Runner.fill. It ends with the last layer's keys and values: what follows them would
         only serve logits."""
         laid = lay(rows, pool.layout.block_size)
-        self._go(self._order(pool, laid, torch.empty(0)), self._last_layer, after_layer)
+        self._go(self._order(pool, laid), self._last_layer, after_layer)
 
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """As Runner.greedy, in the same call: each thread looks through the logits that it has just
         computed. torch's own threads would have to be woken for it."""
         laid = lay(rows, pool.layout.block_size)
-        order = self._order(pool, laid, self._room_for(len(laid.logit_rows)))
+        order = self._order(pool, laid)
         found = array("q", bytes(8 * len(laid.logit_rows)))
         order.likeliest = found.buffer_info()[0]
         self._go(order, self._program.stages, None)
@@ -61,18 +60,13 @@ class NativeRunner:
     def timed(self, pool: Pool, rows: Sequence[Row]) -> list[tuple[native.StageInfo, float]]:
         """As run, stage by stage: each and its seconds. For benchmarks."""
         laid = lay(rows, pool.layout.block_size)
-        order = self._order(pool, laid, self._room_for(len(laid.logit_rows)))
+        order = self._order(pool, laid)
         found = []
         for number, stage in enumerate(self._program.steps):
             begun = time.perf_counter()
             self._program.run(order, number, number + 1, torch.get_num_threads())
             found.append((stage, time.perf_counter() - begun))
         return found
-
-    def _room_for(self, rows: int) -> torch.Tensor:
-        if len(self._logits) < rows:
-            self._logits = torch.empty(rows, self._program.vocabulary)
-        return self._logits[:rows]
 
     def _go(self, order: native.Batch, end: int, after_layer: AfterLayer | None) -> None:
         threads = torch.get_num_threads()
@@ -85,11 +79,13 @@ class NativeRunner:
         if done < end:
             self._program.run(order, done, end, threads)
 
-    def _order(self, pool: Pool, laid: Packed, logits: torch.Tensor) -> native.Batch:
+    def _order(self, pool: Pool, laid: Packed) -> native.Batch:
+        """A batch of pointers. No tensor is touched, if there is room: after a step's weights have
+        gone through the caches each operation of torch takes tens of microseconds."""
         tokens, picks = len(laid.ids), len(laid.logit_rows)
-        floats = tokens * self._program.token_floats + picks * self._program.pick_floats
-        if len(self._arena) < floats:
-            self._arena = torch.empty(floats)
+        self._make_room(
+            tokens * self._program.token_floats + picks * self._program.pick_floats, picks
+        )
         longs = [
             array("q", each) for each in (laid.ids, laid.positions, laid.logit_rows, laid.slots)
         ]
@@ -102,7 +98,17 @@ class NativeRunner:
                 *(len(laid.contexts), *(each.buffer_info()[0] for each in ints)),
                 *(laid.width, pool.layout.block_size, slots),
             ),
-            *(keys, values, self._arena.data_ptr(), logits.data_ptr(), None),
+            *(keys, values, *self._places, None),
         )
-        order.kept = (pool, longs, ints, logits)  # what the pointers point to
+        order.kept = (pool, longs, ints)  # what the pointers point to
         return order
+
+    def _make_room(self, floats: int, picks: int) -> None:
+        """For the values of a forward, and its logits."""
+        if floats > self._room[0]:
+            self._arena = torch.empty(floats)
+        if picks > self._room[1]:
+            self._logits = torch.empty(picks, self._program.vocabulary)
+        if floats > self._room[0] or picks > self._room[1]:
+            self._room = len(self._arena), len(self._logits)
+            self._places = self._arena.data_ptr(), self._logits.data_ptr()
