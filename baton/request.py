@@ -12,7 +12,7 @@ MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 64
 MAX_LOGPROBS = 20
 MAX_TELL_S = 1.0
-UNWATCHED_S = 0.1
+UNWATCHED_S = 0.5
 """How long tokens may wait to be told (Submit.tell_every_s) where nobody watches them come."""
 
 

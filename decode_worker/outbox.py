@@ -10,7 +10,7 @@ waits for one step more.
 
 from dataclasses import dataclass, field
 
-from baton.request import UNWATCHED_S, Logprob
+from baton.request import Logprob
 from baton.wire.messages import Decoded, Said
 from baton.wire.node import ROUTER, To
 from decode_worker.model import Drawn
@@ -19,12 +19,15 @@ from decode_worker.runs import Run
 AT_EASE = 10
 """So many runs may each be told as often as they ask."""
 
+NOTICED_S = 0.1
+"""A reader would begin to notice that tokens come together."""
+
 
 def patience(tell_every_s: float, runs: int) -> float:
     """How long a token may wait, of a run among so many. With more than AT_EASE the time grows with their
-    number, so that the pieces that router, server and clients handle each second do not; up to a tenth
-    of a second, where a reader would begin to notice. At once (0) stays at once."""
-    return max(tell_every_s, min(tell_every_s * runs / AT_EASE, UNWATCHED_S))
+    number, so that the pieces that router, server and clients handle each second do not; up to
+    NOTICED_S. At once (0) stays at once."""
+    return max(tell_every_s, min(tell_every_s * runs / AT_EASE, NOTICED_S))
 
 
 @dataclass(slots=True)

@@ -1,9 +1,10 @@
-"""Telling: the router hears of the pool when it changes, but not at every step."""
+"""Telling: the router hears of the pool when it changes, but not at every step. On a CPU a message costs
+the decode step beside it some time: so news goes along with other messages, or waits for longer."""
 
 from baton.kv.blocks import BlockTable
 from baton.wire.messages import Pool
 
-TELL_S = 0.25
+TELL_S, ALONE_S = 0.25, 1.0
 
 
 class Teller:
@@ -12,22 +13,23 @@ class Teller:
     def __init__(self, table: BlockTable) -> None:
         self._table = table
         self._told: Pool | None = None
-        self._next = 0.0
+        self._last = -ALONE_S
 
     def forget(self) -> None:
         """The next router knows nothing."""
         self._told = None
 
     def due(self, now: float) -> float:
-        """Seconds until there is something to tell."""
-        return float("inf") if self._pool() == self._told else max(0.0, self._next - now)
+        """Seconds until an idle worker has something to tell."""
+        if self._pool() == self._told:
+            return float("inf")
+        return max(0.0, self._last + TELL_S - now)
 
-    def news(self, now: float) -> Pool | None:
-        """To be told now, if anything."""
-        pool = self._pool()
-        if pool == self._told or now < self._next:
+    def news(self, now: float, *, busy: bool) -> Pool | None:
+        """To be told now, if anything. `busy`: it would go alone, and a forward is to come."""
+        if now < self._last + (ALONE_S if busy else TELL_S) or (pool := self._pool()) == self._told:
             return None
-        self._told, self._next = pool, now + TELL_S
+        self._told, self._last = pool, now
         return pool
 
     def _pool(self) -> Pool:

@@ -101,7 +101,8 @@ class DecodeWorker:
             effects += self._look_for(run, now)
         effects += self._decode(now)
         effects += self._outbox.ripe(now, now + took)  # the rest waits for the end of the next
-        if self._membership.joined and (pool := self._teller.news(now)) is not None:
+        busy = bool(self.runs) and not effects
+        if self._membership.joined and (pool := self._teller.news(now, busy=busy)) is not None:
             effects.append(To(ROUTER, pool))
         return effects
 
@@ -207,7 +208,7 @@ class DecodeWorker:
         self._waits = not shares
         if not shares:
             return effects
-        guesses = self._guess(shares)
+        guesses = self._guess(shares) if self.speculation.most else {}
         rows: list[Row] = []
         draws: list[Draw] = []
         asked: list[Asked] = []
@@ -233,8 +234,6 @@ class DecodeWorker:
 
     def _guess(self, shares: Sequence[Share]) -> dict[str, list[int]]:
         """Guesses for the runs that decode, within the budget, their blocks and their length."""
-        if not self.speculation.most:
-            return {}
         wanted = [
             Wanted(share.run, run.known, run.guessable(self.hello.block_size))
             for share in shares
