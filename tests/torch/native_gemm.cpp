@@ -1,5 +1,8 @@
-// gemm.h for the test: the shares of all threads, one after another, so that a share which needs
-// another's result is seen at once.
+// gemm.h for the test: the shares of all threads one after another, so that one which needs another's
+// result is seen at once; products by threads that take tasks from each other.
+#include <thread>
+#include <vector>
+
 #include "../../baton/engine/fast/native/gemm.h"
 
 using namespace baton;
@@ -29,8 +32,15 @@ void multiply_rows(int type, long n, long k, const void* panels, const float* sc
     Weight weight{WeightType(type), n, k, panels, scales, bias};
     for (int thread = threads - 1; thread >= 0; thread--)
         prepare_rows(weight.type, rows, row_stride, m, k, prepared, {thread, threads});
-    for (int thread = threads - 1; thread >= 0; thread--)
-        multiply(weight, rows, row_stride, prepared, m, out, out_stride, {thread, threads});
+    Parts parts;
+    parts.deal(weight, m, threads);
+    std::vector<std::thread> team;
+    for (int thread = 1; thread < threads; thread++)
+        team.emplace_back([&, thread] {
+            multiply(weight, rows, row_stride, prepared, m, out, out_stride, parts, {thread, threads});
+        });
+    multiply(weight, rows, row_stride, prepared, m, out, out_stride, parts, {0, threads});
+    for (auto& each : team) each.join();
 }
 
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "attention_run.h"
+#include "tasks.h"
 
 namespace baton {
 
@@ -14,21 +15,31 @@ inline size_t attention_scratch_bytes(const AttentionLayer& layer) {
     return AttentionScratch(layer).place(layer, nullptr);
 }
 
-// Every query of the batch attends to its keys; write_kv and a barrier came before.
-// q [T, heads * key_dim], out [T, heads * value_dim], strides in floats.
+// Tasks of so many threads: shares of about equal work, more than there are threads, so that all get
+// done together.
+inline void deal_attention(Tasks& shares, int threads) {
+    shares.deal(threads == 1 ? 1 : 4 * threads, threads);
+}
+
+// Every query of the batch attends to its keys, as far as this thread gets with the `shares` dealt;
+// write_kv and a barrier came before. q [T, heads * key_dim], out [T, heads * value_dim], strides in
+// floats.
 inline void attend(const AttentionLayer& layer, const AttentionBatch& batch, const float* q,
-                   long q_stride, float* out, long out_stride, void* memory, const Worker& worker) {
+                   long q_stride, float* out, long out_stride, void* memory, Tasks& shares,
+                   const Worker& worker) {
     AttentionScratch scratch(layer);
     scratch.place(layer, memory);
-    Tiles tiles(layer, batch, worker);
-    Tile now, after;
-    for (bool more = tiles.next(now); more; now = after) {
-        more = tiles.next(after);
-        const Tile* then = more ? &after : nullptr;
-        if (layer.type == CacheType::f32)
-            TileRun<float>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
-        else
-            TileRun<bf16>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
+    for (long share; (share = shares.take(worker.thread)) >= 0;) {
+        Tiles tiles(layer, batch, {int(share), int(shares.total())});
+        Tile now, after;
+        for (bool more = tiles.next(now); more; now = after) {
+            more = tiles.next(after);
+            const Tile* then = more ? &after : nullptr;
+            if (layer.type == CacheType::f32)
+                TileRun<float>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
+            else
+                TileRun<bf16>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
+        }
     }
 }
 

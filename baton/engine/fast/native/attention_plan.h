@@ -52,7 +52,7 @@ inline Range seen(const AttentionLayer& layer, const AttentionBatch& batch, cons
             seen(layer, batch, tile.sequence, tile.first + tile.queries - 1).end};
 }
 
-// One thread's tiles, in the order of the batch: contiguous shares of about equal work.
+// The tiles of a share, in the order of the batch: contiguous, of about equal work.
 class Tiles {
    public:
     Tiles(const AttentionLayer& layer, const AttentionBatch& batch, const Worker& worker)

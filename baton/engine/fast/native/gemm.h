@@ -7,7 +7,10 @@
 // rows, or on the number of threads.
 #pragma once
 
+#include <algorithm>
+
 #include "gemm_pack.h"
+#include "tasks.h"
 
 namespace baton {
 
@@ -16,6 +19,7 @@ constexpr long CHUNK = 1024;    // steps, 256 KiB
 constexpr long WIDE = 512;      // steps of a chunk that is widened, 128 KiB
 constexpr long STEP_BYTES = CHANNELS * sizeof(uint32_t);
 constexpr long AHEAD = 4096;    // bytes that are fetched before their time
+constexpr long PART_ROWS = 96;  // of a task, about
 
 // Registers side by side for a tile of `rows`: few rows leave room for more.
 constexpr int registers_of(int rows) {
@@ -165,90 +169,91 @@ inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Ed
         std::memcpy(out + r * out_stride, padded[r], channels * sizeof(float));
 }
 
-// A thread's share: some panels for some rows.
-struct Share {
-    Range panels, rows;
-};
-
 inline long divided(long total, long parts) { return (total + parts - 1) / parts; }
 
-// Panels are divided among the threads; where that would leave some idle, rows are as well. A panel
-// costs each thread that reads it about as much as three tiles.
-inline Share share_of(long panels, long m, const Worker& worker) {
-    long best = -1;
-    Worker by_panel{}, by_rows{};
-    for (int parts = 1; parts <= worker.threads && parts <= divided(m, ROWS); parts++) {
-        int rest = worker.threads / parts;
-        long tiles = divided(divided(m, parts), ROWS);
-        long cost = divided(panels, rest) * (tiles > 3 ? tiles : 3);
-        if (best >= 0 && cost >= best) continue;
-        best = cost;
-        by_panel = {worker.thread % rest, rest};
-        by_rows = {worker.thread / rest, parts};
+// The tasks of a product: each is one panel for a part of the rows. Many rows are divided so that the
+// threads get done together, few only where there are more threads than panels: each part reads its
+// panel anew, which costs about as much as three tiles.
+class Parts {
+   public:
+    // To so many threads; nobody may be at them meanwhile.
+    void deal(const Weight& weight, long m, int threads) {
+        const long panels = panels_of(weight.n);
+        const long wanted = divided(2 * threads, panels), possible = divided(m, 3 * ROWS);
+        rows = m;
+        parts = std::max(divided(m, PART_ROWS), std::min(wanted, possible));
+        tasks.deal(panels * parts, threads);
     }
-    if (by_rows.thread >= by_rows.threads) return {};
-    return {share(panels, by_panel), share(m, by_rows)};
-}
 
-template <WeightType type, WeightType form = type>
-inline void multiply_share(const Weight& weight, const Rows& rows, const Share& mine, float* out,
-                           long out_stride) {
+    // visit(panel, rows) for one after another, until there are none.
+    template <typename Visit>
+    void each(const Worker& worker, Visit&& visit) {
+        for (long task; (task = tasks.take(worker.thread)) >= 0;)
+            visit(task / parts, share(rows, {int(task % parts), int(parts)}));
+    }
+
+   private:
+    Tasks tasks;
+    long rows = 0, parts = 1;
+};
+
+// One task. `form`: the type that the panel has once it is widened.
+template <WeightType type, WeightType form>
+inline void multiply_part(const Weight& weight, const Rows& rows, long panel, const Range& part,
+                          float* out, long out_stride) {
     constexpr bool widens = form != type;
     constexpr long each = widens ? per_word(type) : 1;  // steps that one of the weight becomes
     constexpr long most = widens ? WIDE / each : CHUNK;
     alignas(64) float wide[widens ? WIDE * CHANNELS : 1];
     const long steps = steps_of(type, weight.k);
-    const long count = mine.rows.end - mine.rows.begin;
-    for (long panel = mine.panels.begin; panel < mine.panels.end; panel++) {
-        const uint32_t* words = panel_of(type, weight.panels, weight.k, panel);
-        const Edge edge = edge_of(weight, panel);
-        const long first = panel * CHANNELS;
-        const int channels = int(weight.n - first < CHANNELS ? weight.n - first : CHANNELS);
-        for (long step = 0; step < steps; step += most) {
-            const uint32_t* packed = words + step * CHANNELS;
-            const long some_steps = steps - step < most ? steps - step : most;
-            if constexpr (widens) widen<type>(packed, some_steps, wide);
-            Chunk chunk{widens ? (const uint32_t*)wide : packed, some_steps * each, step == 0,
-                        step + most >= steps, nullptr, 0};
-            for (int tile = 0, tiles = int(divided(count, ROWS)); tile < tiles; tile++) {
-                Range some = share(count, {tile, tiles});  // as even as can be, all <= ROWS
-                long row = mine.rows.begin + some.begin;
-                fetch_ahead(chunk, packed, some_steps * STEP_BYTES, tile, tiles);
-                Rows here{rows.words + row * rows.stride + step * row_words_of(type), rows.stride,
-                          rows.scales + row};
-                multiply_chunk<type, form>(here, int(some.end - some.begin), chunk, edge,
-                                           out + row * out_stride + first, out_stride, channels);
-            }
+    const long count = part.end - part.begin;
+    const uint32_t* words = panel_of(type, weight.panels, weight.k, panel);
+    const Edge edge = edge_of(weight, panel);
+    const long first = panel * CHANNELS;
+    const int channels = int(weight.n - first < CHANNELS ? weight.n - first : CHANNELS);
+    for (long step = 0; step < steps; step += most) {
+        const uint32_t* packed = words + step * CHANNELS;
+        const long some_steps = steps - step < most ? steps - step : most;
+        if constexpr (widens) widen<type>(packed, some_steps, wide);
+        Chunk chunk{widens ? (const uint32_t*)wide : packed, some_steps * each, step == 0,
+                    step + most >= steps, nullptr, 0};
+        for (int tile = 0, tiles = int(divided(count, ROWS)); tile < tiles; tile++) {
+            Range some = share(count, {tile, tiles});  // as even as can be, all <= ROWS
+            long row = part.begin + some.begin;
+            fetch_ahead(chunk, packed, some_steps * STEP_BYTES, tile, tiles);
+            Rows here{rows.words + row * rows.stride + step * row_words_of(type), rows.stride,
+                      rows.scales + row};
+            multiply_chunk<type, form>(here, int(some.end - some.begin), chunk, edge,
+                                       out + row * out_stride + first, out_stride, channels);
         }
     }
 }
 
-template <WeightType type>
-inline void multiply_halves(const Weight& weight, const Rows& rows, const Share& mine, float* out,
-                            long out_stride) {
-    if (!PAIRS && mine.rows.end - mine.rows.begin > 8 * ROWS)
-        multiply_share<type, WeightType::f32>(weight, rows, mine, out, out_stride);
-    else
-        multiply_share<type>(weight, rows, mine, out, out_stride);
+template <WeightType type, WeightType form = type>
+inline void multiply_parts(const Weight& weight, const Rows& rows, float* out, long out_stride,
+                           Parts& parts, const Worker& worker) {
+    parts.each(worker, [&](long panel, const Range& part) {
+        multiply_part<type, form>(weight, rows, panel, part, out, out_stride);
+    });
 }
 
-// out [M, N] = rows [M, K] @ weight.T + bias. `rows` for f32, else `prepared` by prepare_rows().
+// out [M, N] = rows [M, K] @ weight.T + bias, as far as this thread gets with the `parts` dealt.
+// `rows` for f32, else `prepared` by prepare_rows().
 inline void multiply(const Weight& weight, const float* rows, long row_stride, const void* prepared,
-                     long m, float* out, long out_stride, const Worker& worker) {
+                     long m, float* out, long out_stride, Parts& parts, const Worker& worker) {
     const WeightType type = weight.type;
-    const Share mine = share_of(panels_of(weight.n), m, worker);
     if (type == WeightType::f32) {
         Rows words{(const uint32_t*)rows, row_stride, nullptr};
-        multiply_share<WeightType::f32>(weight, words, mine, out, out_stride);
-        return;
+        return multiply_parts<WeightType::f32>(weight, words, out, out_stride, parts, worker);
     }
     Rows words{row_words(type, prepared, m), words_of_row(type, weight.k), (const float*)prepared};
-    if (type == WeightType::bf16)
-        multiply_halves<WeightType::bf16>(weight, words, mine, out, out_stride);
-    else if (type == WeightType::w8)
-        multiply_halves<WeightType::w8>(weight, words, mine, out, out_stride);
-    else
-        multiply_share<WeightType::i8>(weight, words, mine, out, out_stride);
+    const bool widens = !PAIRS && m > 8 * ROWS;
+    auto go = [&](auto multiplied) { multiplied(weight, words, out, out_stride, parts, worker); };
+    if (type == WeightType::i8) go(multiply_parts<WeightType::i8>);
+    else if (type == WeightType::bf16 && widens) go(multiply_parts<WeightType::bf16, WeightType::f32>);
+    else if (type == WeightType::bf16) go(multiply_parts<WeightType::bf16>);
+    else if (widens) go(multiply_parts<WeightType::w8, WeightType::f32>);
+    else go(multiply_parts<WeightType::w8>);
 }
 
 }  // namespace baton

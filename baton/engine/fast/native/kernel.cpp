@@ -21,9 +21,11 @@ extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::Att
     size_t bytes = (baton::attention_scratch_bytes(*layer) + 4095) / 4096 * 4096;
     char* scratch = static_cast<char*>(std::aligned_alloc(4096, bytes * threads));
     if (scratch == nullptr) return 1;
+    baton::Tasks shares;
+    baton::deal_attention(shares, threads);
     pool().run(threads, [&](const baton::Worker& worker) {
         baton::attend(*layer, *batch, q, q_stride, out, out_stride, scratch + worker.thread * bytes,
-                      worker);
+                      shares, worker);
     });
     std::free(scratch);
     return 0;

@@ -83,7 +83,9 @@ class Program {
           weights_(of<Weight>(spec_.weights, spec_.weight_count)),
           layers_(of<AttentionLayer>(spec_.layers, spec_.layer_count)),
           tables_(of<const float*>(spec_.tables, spec_.table_count)),
-          buffers_(spec_.buffer_count) {
+          buffers_(spec_.buffer_count),
+          parts_(spec_.weight_count),
+          shares_(spec_.layer_count) {
         for (Weight& weight : weights_) {
             placed(weight.panels);
             placed(weight.scales);
@@ -141,8 +143,10 @@ class Program {
             if (stage.kind == StageKind::product) {
                 const Weight& weight = weights_[stage.first];
                 prepared = std::max(prepared, rows_bytes(weight.type, rows_of(stage, batch), weight.k));
+                parts_[stage.first].deal(weight, rows_of(stage, batch), threads);
             } else if (stage.kind == StageKind::attend) {
                 attending = std::max(attending, attention_scratch_bytes(layers_[stage.first]));
+                deal_attention(shares_[stage.first], threads);
             }
         }
         attending_ = (attending + 63) / 64 * 64;
@@ -189,14 +193,14 @@ class Program {
                     barrier.wait(worker.threads);
                 }
                 return multiply(weight, at(stage.a), stride(stage.a), prepared_, rows, at(stage.to),
-                                stride(stage.to), worker);
+                                stride(stage.to), parts_[stage.first], worker);
             }
             case StageKind::write_kv:
                 return write_kv(layer_of(stage, batch), batch.attention, at(stage.a),
                                 stride(stage.a), at(stage.b), stride(stage.b), worker);
             case StageKind::attend:
                 return attend(layer_of(stage, batch), batch.attention, at(stage.a), stride(stage.a),
-                              at(stage.to), stride(stage.to), own, worker);
+                              at(stage.to), stride(stage.to), own, shares_[stage.first], worker);
         }
     }
 
@@ -224,6 +228,8 @@ class Program {
     std::vector<AttentionLayer> layers_;
     std::vector<const float*> tables_;
     std::vector<Buffer> buffers_;  // of the run under way
+    std::vector<Parts> parts_;     // of each product
+    std::vector<Tasks> shares_;    // of each layer's attention
     Room prepared_room_, scratch_room_, found_room_;
     char *prepared_ = nullptr, *scratch_ = nullptr, *found_ = nullptr;
     size_t own_ = 0, attending_ = 0;
