@@ -72,7 +72,15 @@ class PrefillDecode:
 
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
         topology = plan_topology((), (), gpus=0)
-        options = ClusterOptions(folder, topology, batch_size=64, dtype=dtype, prefix_caching=False)
+        options = ClusterOptions(
+            folder,
+            topology,
+            batch_size=64,
+            dtype=dtype,
+            prefix_caching=False,
+            max_num_batched_tokens=64
+            * 64,  # a whole batch in one forward, as the engine alone has it
+        )
         self.cluster = Cluster(options)
         atexit.register(self.cluster.stop)
         self.cluster.start()

@@ -111,7 +111,5 @@ class Speculation:
 
 def standing(guessed: Sequence[int], drawn: Sequence[int | None]) -> int:
     """How many guesses are what was drawn in their place, before the first that is not."""
-    if not guessed:  # nearly always
-        return 0
     pairs = enumerate(zip(guessed, drawn, strict=False))
     return next((i for i, (guess, token) in pairs if guess != token), len(guessed))

@@ -45,9 +45,8 @@ class DecodeWorker:
     prefix_caching: bool = True
     grammars: Grammars | None = None
     table: BlockTable = field(init=False)
-    chains: dict[str, tuple[bytes, ...]] = field(
-        init=False, default_factory=dict
-    )  # names of blocks
+    # names of blocks
+    chains: dict[str, tuple[bytes, ...]] = field(init=False, default_factory=dict)
     runs: dict[str, Run] = field(init=False, default_factory=dict)
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
@@ -109,9 +108,8 @@ class DecodeWorker:
     def due(self, now: float) -> float:
         if self._more_kv or (self.runs and not self._waits):
             return 0.0
-        waiting = (
-            0.001 if self.arriving or self.runs else float("inf")
-        )  # bytes arrive on sockets of their own
+        # bytes arrive on sockets of their own
+        waiting = 0.001 if self.arriving or self.runs else float("inf")
         waiting = min(waiting, self._outbox.due(now))
         if self._membership.joined:
             waiting = min(waiting, self._teller.due(now))
@@ -253,13 +251,15 @@ class DecodeWorker:
             at += len(each.draws)
             if each.scores:
                 effects += self._score(each.run, mine[: each.scores], now)
-            mine = mine[each.scores :]
+                mine = mine[each.scores :]
             if not mine or each.run not in self.runs:
                 continue
-            stood = standing(each.guessed, [None if d is None else d.token_id for d in mine])
-            self.runs[each.run].computed += stood
-            self.speculation.heard(each.run, guessed=len(each.guessed), stood=stood)
-            effects += self._say(each.run, mine[: stood + 1], now)
+            if each.guessed:
+                stood = standing(each.guessed, [None if d is None else d.token_id for d in mine])
+                self.runs[each.run].computed += stood
+                self.speculation.heard(each.run, guessed=len(each.guessed), stood=stood)
+                mine = mine[: stood + 1]
+            effects += self._say(each.run, mine, now)
         return effects
 
     def _score(self, name: str, drawn: Sequence[Drawn | None], now: float) -> list[Effect]:
