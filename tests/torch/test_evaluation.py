@@ -24,6 +24,7 @@ from evaluation.perplexity import foresee
 from evaluation.subject import Span
 from evaluation.windows import windows
 from models import demo_training
+from sampler.narrow import greedy
 from tests.torch.families import (
     CONTEXT,
     TEXT,
@@ -168,6 +169,9 @@ def test_a_model_whose_logits_are_no_numbers_is_refused(demo: EngineSubject) -> 
     class Broken:
         def run(self, pool: Pool, rows: Sequence[Row]) -> torch.Tensor:
             return torch.full((sum(len(row.token_ids) for row in rows), 8), math.nan)
+
+        def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
+            return greedy(self.run(pool, rows))
 
     broken = copy.copy(demo)
     broken._engine = replace(demo._engine, runner=Broken())  # type: ignore[arg-type]
