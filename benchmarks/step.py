@@ -47,8 +47,8 @@ def pool_for(runner: Forward, layout: KVLayout, rows: list[Row]) -> Pool:
     """Large enough, and written to: what was never written is one page of zeros, wherever it is read,
     and that one is always in the cache."""
     pool = Pool.private(layout, 1 + max(max(row.blocks) for row in rows), runner.device)
-    for slab in pool.slabs[:-1]:
-        slab.random_(0, 64)
+    for each in (*pool.keys, *pool.values):
+        each.normal_()
     return pool
 
 
