@@ -100,7 +100,7 @@ class DecodeWorker:
             effects += self._look_for(run, now)
         effects += self._decode(now)
         effects += self._outbox.ripe(now, now + took)  # the rest waits for the end of the next
-        busy = bool(self.runs) and not effects
+        busy = bool(self.runs) and not self._waits and not effects
         if self._membership.joined and (pool := self._teller.news(now, busy=busy)) is not None:
             effects.append(To(ROUTER, pool))
         return effects
