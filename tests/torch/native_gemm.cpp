@@ -33,7 +33,8 @@ void multiply_rows(int type, long n, long k, const void* panels, const float* sc
     for (int thread = threads - 1; thread >= 0; thread--)
         prepare_rows(weight.type, rows, row_stride, m, k, prepared, {thread, threads});
     Parts parts;
-    parts.deal(weight, m, threads);
+    parts.prepare(weight, m, threads);
+    for (int thread = 0; thread < threads; thread++) parts.begin({thread, threads});
     std::vector<std::thread> team;
     for (int thread = 1; thread < threads; thread++)
         team.emplace_back([&, thread] {

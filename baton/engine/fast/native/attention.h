@@ -17,11 +17,11 @@ inline size_t attention_scratch_bytes(const AttentionLayer& layer) {
 
 // Tasks of so many threads: shares of about equal work, more than there are threads, so that all get
 // done together.
-inline void deal_attention(Tasks& shares, int threads) {
-    shares.deal(threads == 1 ? 1 : 4 * threads, threads);
+inline void prepare_attention(Tasks& shares, int threads) {
+    shares.prepare(threads == 1 ? 1 : 4 * threads, threads);
 }
 
-// Every query of the batch attends to its keys, as far as this thread gets with the `shares` dealt;
+// Every query of the batch attends to its keys, as far as this thread gets with the `shares`;
 // write_kv and a barrier came before. q [T, heads * key_dim], out [T, heads * value_dim], strides in
 // floats.
 inline void attend(const AttentionLayer& layer, const AttentionBatch& batch, const float* q,
@@ -29,7 +29,7 @@ inline void attend(const AttentionLayer& layer, const AttentionBatch& batch, con
                    const Worker& worker) {
     AttentionScratch scratch(layer);
     scratch.place(layer, memory);
-    for (long share; (share = shares.take(worker.thread)) >= 0;) {
+    for (long share; (share = shares.take(worker)) >= 0;) {
         Tiles tiles(layer, batch, {int(share), int(shares.total())});
         Tile now, after;
         for (bool more = tiles.next(now); more; now = after) {

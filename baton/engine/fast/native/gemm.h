@@ -176,19 +176,21 @@ inline long divided(long total, long parts) { return (total + parts - 1) / parts
 // panel anew, which costs about as much as three tiles.
 class Parts {
    public:
-    // To so many threads; nobody may be at them meanwhile.
-    void deal(const Weight& weight, long m, int threads) {
+    // See Tasks.
+    void prepare(const Weight& weight, long m, int threads) {
         const long panels = panels_of(weight.n);
         const long wanted = divided(2 * threads, panels), possible = divided(m, 3 * ROWS);
         rows = m;
         parts = std::max(divided(m, PART_ROWS), std::min(wanted, possible));
-        tasks.deal(panels * parts, threads);
+        tasks.prepare(panels * parts, threads);
     }
+
+    void begin(const Worker& worker) { tasks.begin(worker); }
 
     // visit(panel, rows) for one after another, until there are none.
     template <typename Visit>
     void each(const Worker& worker, Visit&& visit) {
-        for (long task; (task = tasks.take(worker.thread)) >= 0;)
+        for (long task; (task = tasks.take(worker)) >= 0;)
             visit(task / parts, share(rows, {int(task % parts), int(parts)}));
     }
 
@@ -237,7 +239,7 @@ inline void multiply_parts(const Weight& weight, const Rows& rows, float* out, l
     });
 }
 
-// out [M, N] = rows [M, K] @ weight.T + bias, as far as this thread gets with the `parts` dealt.
+// out [M, N] = rows [M, K] @ weight.T + bias, as far as this thread gets with the `parts`.
 // `rows` for f32, else `prepared` by prepare_rows().
 inline void multiply(const Weight& weight, const float* rows, long row_stride, const void* prepared,
                      long m, float* out, long out_stride, Parts& parts, const Worker& worker) {

@@ -22,8 +22,11 @@ extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::Att
     char* scratch = static_cast<char*>(std::aligned_alloc(4096, bytes * threads));
     if (scratch == nullptr) return 1;
     baton::Tasks shares;
-    baton::deal_attention(shares, threads);
+    baton::prepare_attention(shares, threads);
+    baton::Barrier barrier;
     pool().run(threads, [&](const baton::Worker& worker) {
+        shares.begin(worker);
+        barrier.wait(worker.threads);
         baton::attend(*layer, *batch, q, q_stride, out, out_stride, scratch + worker.thread * bytes,
                       shares, worker);
     });

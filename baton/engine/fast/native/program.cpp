@@ -101,6 +101,7 @@ class Program {
         Barrier barrier;
         pool.run(threads, [&](const Worker& worker) {
             if (first == 0) take_in(batch, worker);
+            for (long i = first; i < last; i++) begin(stages_[i], worker);
             for (long i = first; i < last; i++) {
                 barrier.wait(worker.threads);
                 step(stages_[i], batch, worker, barrier);
@@ -143,10 +144,10 @@ class Program {
             if (stage.kind == StageKind::product) {
                 const Weight& weight = weights_[stage.first];
                 prepared = std::max(prepared, rows_bytes(weight.type, rows_of(stage, batch), weight.k));
-                parts_[stage.first].deal(weight, rows_of(stage, batch), threads);
+                parts_[stage.first].prepare(weight, rows_of(stage, batch), threads);
             } else if (stage.kind == StageKind::attend) {
                 attending = std::max(attending, attention_scratch_bytes(layers_[stage.first]));
-                deal_attention(shares_[stage.first], threads);
+                prepare_attention(shares_[stage.first], threads);
             }
         }
         attending_ = (attending + 63) / 64 * 64;
@@ -155,6 +156,12 @@ class Program {
         scratch_ = scratch_room_.of(own_ * threads + 64);
         found_ = found_room_.of(batch.likeliest ? Likeliest::bytes(batch.picks, threads) + 64 : 64);
         return prepared_ && scratch_ && found_;
+    }
+
+    // What is shared out as the stage goes on; a barrier follows.
+    void begin(const Stage& stage, const Worker& worker) {
+        if (stage.kind == StageKind::product) parts_[stage.first].begin(worker);
+        if (stage.kind == StageKind::attend) shares_[stage.first].begin(worker);
     }
 
     static long rows_of(const Stage& stage, const Batch& batch) {

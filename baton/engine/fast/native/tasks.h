@@ -1,5 +1,5 @@
-// The tasks of one stage. Each thread is dealt a run of them, side by side as they lie in memory, before
-// the stage begins; who is done with its own takes from the end of another's. So nobody waits long for
+// The tasks of one stage. Each thread has a run of them, side by side as they lie in memory, taken up
+// before the stage begins; who is done with its own takes from the end of another's. So nobody waits long for
 // a thread that was set aside by the system, or whose core is slower. What a task computes does not
 // depend on who does it.
 #pragma once
@@ -14,23 +14,25 @@ namespace baton {
 
 class Tasks {
    public:
-    // Tasks 0 .. total - 1 to so many threads. Nobody may take any meanwhile.
-    void deal(long total, int threads) {
-        if (threads != count) hands = std::make_unique<Hand[]>(threads), count = threads;
+    // Tasks 0 .. total - 1, for so many threads at most. Nobody may be at them meanwhile.
+    void prepare(long total, int threads) {
+        if (threads > room) hands = std::make_unique<Hand[]>(threads), room = threads;
         all = total;
-        for (int thread = 0; thread < threads; thread++) {
-            Range mine = share(total, {thread, threads});
-            hands[thread].range.store(packed(mine.begin, mine.end), std::memory_order_relaxed);
-        }
     }
 
     long total() const { return all; }
 
+    // This thread takes up its own. A barrier comes before anybody takes one.
+    void begin(const Worker& worker) {
+        Range mine = share(all, worker);
+        hands[worker.thread].range.store(packed(mine.begin, mine.end), std::memory_order_relaxed);
+    }
+
     // The next one for this thread; -1: it finds none.
-    long take(int thread) {
-        long task = take_first(hands[thread]);
-        for (int other = 1; task < 0 && other < count && other <= MOST_ASKED; other++)
-            task = take_last(hands[(thread + other) % count]);
+    long take(const Worker& worker) {
+        long task = take_first(hands[worker.thread]);
+        for (int other = 1; task < 0 && other < worker.threads && other <= MOST_ASKED; other++)
+            task = take_last(hands[(worker.thread + other) % worker.threads]);
         return task;
     }
 
@@ -60,7 +62,7 @@ class Tasks {
     }
 
     std::unique_ptr<Hand[]> hands;
-    int count = 0;
+    int room = 0;
     long all = 0;
 };
 
