@@ -102,10 +102,6 @@ class Run:
         """Its row of the next forward, and what is to be drawn from it. Raises RequestError if its
         grammar leads nowhere."""
         start = self.computed
-        if share.samples and share.tokens == 1 and not guessed and not self.scoring:  # mostly
-            self.computed += 1
-            row = Row(self.known[start:], start, self.table, Logits.LAST)
-            return Asked(share.run, row, [self.draw(())], 0, guessed)
         tokens = self.known[start : start + share.tokens] + guessed
         draws: list[Draw] = []
         if self.scoring:  # after each token of the prompt, how likely was the next?

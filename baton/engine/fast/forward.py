@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from baton.engine.attention import AfterLayer
-from baton.engine.batch import Packed, lay
+from baton.engine.batch import lay
 from baton.engine.fast import program as native
 from baton.engine.fast.structures import AttentionBatch
 from baton.engine.pool import Pool
@@ -37,30 +37,27 @@ class NativeRunner:
     ) -> torch.Tensor:
         """As Runner.run: fp32 logits [n, vocabulary], in memory that the next run uses again (new
         pages every step would cost as much as sampling from them)."""
-        laid = lay(rows, pool.layout.block_size)
-        self._go(self._order(pool, laid), self._program.stages, after_layer)
-        return self._logits[: len(laid.logit_rows)]
+        order = self._order(pool, rows)
+        self._go(order, self._program.stages, after_layer)
+        return self._logits[: order.picks]
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """As Runner.fill. It ends with the last layer's keys and values: what follows them would
         only serve logits."""
-        laid = lay(rows, pool.layout.block_size)
-        self._go(self._order(pool, laid), self._last_layer, after_layer)
+        self._go(self._order(pool, rows), self._last_layer, after_layer)
 
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """As Runner.greedy, in the same call: each thread looks through the logits that it has just
         computed. torch's own threads would have to be woken for it."""
-        laid = lay(rows, pool.layout.block_size)
-        order = self._order(pool, laid)
-        found = array("q", bytes(8 * len(laid.logit_rows)))
+        order = self._order(pool, rows)
+        found = array("q", bytes(8 * order.picks))
         order.likeliest = found.buffer_info()[0]
         self._go(order, self._program.stages, None)
         return [None if each < 0 else each for each in found]
 
     def timed(self, pool: Pool, rows: Sequence[Row]) -> list[tuple[native.StageInfo, float]]:
         """As run, stage by stage: each and its seconds. For benchmarks."""
-        laid = lay(rows, pool.layout.block_size)
-        order = self._order(pool, laid)
+        order = self._order(pool, rows)
         found = []
         for number, stage in enumerate(self._program.steps):
             begun = time.perf_counter()
@@ -79,9 +76,10 @@ class NativeRunner:
         if done < end:
             self._program.run(order, done, end, threads)
 
-    def _order(self, pool: Pool, laid: Packed) -> native.Batch:
+    def _order(self, pool: Pool, rows: Sequence[Row]) -> native.Batch:
         """A batch of pointers. No tensor is touched, if there is room: after a step's weights have
         gone through the caches each operation of torch takes tens of microseconds."""
+        laid = lay(rows, pool.layout.block_size)
         tokens, picks = len(laid.ids), len(laid.logit_rows)
         self._make_room(
             tokens * self._program.token_floats + picks * self._program.pick_floats, picks

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 
 from baton.engine.attention import AfterLayer, Kernel, PagedForward
-from baton.engine.batch import Batch
+from baton.engine.batch import Batch, lay
 from baton.engine.fast.errors import NotRecorded
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner
@@ -119,17 +119,9 @@ class Buffers:
 
     def load(self, rows: Sequence[Row], block_size: int) -> None:
         """All of it in one transfer, so nothing of an earlier step is left."""
-        numbers = array("q", [row.token_ids[0] for row in rows])
-        numbers.extend(row.start for row in rows)
-        numbers.extend(
-            row.blocks[row.start // block_size] * block_size + row.start % block_size
-            for row in rows
-        )
-        numbers.extend(row.end for row in rows)
-        for row in rows:
-            used = row.blocks[: min(self.width, -(-row.end // block_size))]
-            numbers.extend(used)
-            numbers.extend([0] * (self.width - len(used)))
+        laid = lay(rows, block_size, self.width)
+        parts = (laid.ids, laid.positions, laid.slots, laid.contexts, laid.table)
+        numbers = array("q", [number for part in parts for number in part])
         self._numbers.copy_(torch.frombuffer(numbers, dtype=torch.int64))
 
 

@@ -52,14 +52,12 @@ class Likeliest {
     void look(const Worker& worker) const {
         Range panels = share(panels_of(width), worker);
         long begin = panels.begin * CHANNELS, end = std::min(width, panels.end * CHANNELS);
-        for (long row = 0; row < count && begin < end; row++) {
+        long some = std::max(0L, end - begin);  // of none the largest is -infinity
+        for (long row = 0; row < count; row++) {
             const float* from = rows + row * stride + begin;
-            float largest = largest_of_row(from, end - begin);
-            found[worker.thread * count + row] = {largest,
-                                                  begin + first_of_row(from, end - begin, largest)};
+            float largest = largest_of_row(from, some);
+            found[worker.thread * count + row] = {largest, begin + first_of_row(from, some, largest)};
         }
-        for (long row = 0; row < count && begin >= end; row++)
-            found[worker.thread * count + row] = {-INFINITY, 0};
     }
 
     // ids [count]; -1 where a number of the row is a NaN or infinity, or all of them are -infinity.

@@ -154,7 +154,7 @@ class Program {
         own_ = (std::max(attending_, spec_.scratch_floats * sizeof(float)) + 63) / 64 * 64;
         prepared_ = prepared_room_.of(prepared + 64);
         scratch_ = scratch_room_.of(own_ * threads + 64);
-        found_ = found_room_.of(batch.likeliest ? Likeliest::bytes(batch.picks, threads) + 64 : 64);
+        found_ = found_room_.of(Likeliest::bytes(batch.picks, threads) + 64);
         return prepared_ && scratch_ && found_;
     }
 
