@@ -28,9 +28,10 @@ lint: $(VENV)/.ready-dev
 	$(VENV)/bin/mypy --strict --cache-dir .mypy_cache/strict $(STRICT)
 	$(VENV)/bin/mypy $(TYPED)
 
-STRICT = main.py prompts.py router prefill_worker/worker.py decode_worker/worker.py decode_worker/batching.py \
-         sampler server baton/wire baton/kv $(filter-out baton/__init__.py,$(wildcard baton/*.py)) offline
-TYPED  = baton prefill_worker decode_worker models benchmarks measure lab evaluation
+STRICT = main.py server.py prompts.py router prefill_worker/worker.py decode_worker/worker.py decode_worker/batching.py \
+         sampler baton/cli baton/client baton/cluster baton/kv baton/offline baton/server baton/wire \
+         $(filter-out baton/__init__.py,$(wildcard baton/*.py))
+TYPED  = baton prefill_worker decode_worker tools
 
 setup: $(VENV)/.ready
 

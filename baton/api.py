@@ -5,17 +5,17 @@
 Every call starts a cluster of its own (router, prefill worker, decode worker; with `colocated` one
 worker less) and stops it again: seconds of starting for each call, and the model loaded anew. That
 is the price of a call that needs nothing and leaves nothing. For many prompts use `python main.py`;
-for many calls keep a cluster running and speak to it with baton.client.Client.
+for many calls keep a cluster running and speak to it with baton.client.blocking.Client.
 """
 
 import secrets
 from collections.abc import Sequence
 
-from baton.client import Client
+from baton.client.batch import Ask, Completion, Failure, Follower, Task
+from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster import Cluster, ClusterOptions
+from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.errors import BatonError, InputError, RequestError
-from baton.follow import Ask, Completion, Failure, Follower, Task
 from baton.model_files import resolve_model
 from baton.request import UNWATCHED_S
 from baton.topology import count_gpus, plan_topology

@@ -1,7 +1,8 @@
 """ModelFiles: what a model name stands for on this machine, checked before any weight is read.
 
-    name in configs/model_paths.yaml  ->  its folder
-    random:SHAPE                      ->  configs/shapes/SHAPE.json, weights made up
+    name in configs/model_paths.yaml  ->  its folder (installed: ~/.config/baton/model_paths.yaml)
+    demo                              ->  the bundled model
+    random:SHAPE                      ->  baton/configs/shapes/SHAPE.json, weights made up
     a folder                          ->  itself
     a Hugging Face id                 ->  its snapshot in the local cache (fetched only if asked to)
 
@@ -21,10 +22,13 @@ from typing import Any
 import yaml
 
 from baton.errors import ModelError
+from baton.package import COMMAND, IN_CHECKOUT, PACKAGE, ROOT, config_folder
 
-ROOT = Path(__file__).resolve().parent.parent
-PATHS_FILE = ROOT / "configs" / "model_paths.yaml"
-SHAPES = ROOT / "configs" / "shapes"
+PATHS_FILE = config_folder() / "model_paths.yaml"
+FOLDERS_FROM = ROOT if IN_CHECKOUT else PATHS_FILE.parent
+"""What a relative folder in that file is relative to."""
+BUNDLED = {"demo": PACKAGE / "models" / "demo"}
+SHAPES = PACKAGE / "configs" / "shapes"
 RANDOM = "random:"
 RANDOM_SEED = 0
 
@@ -80,10 +84,12 @@ def resolve_model(
         return _shape(name)
     listed = _read_paths(paths_file)
     if name in listed:
-        folder = ROOT / Path(listed[name]).expanduser()
+        folder = FOLDERS_FROM / Path(listed[name]).expanduser()
         if not folder.is_dir():
             raise ModelError(f"{name} is {folder} in {paths_file}: there is no such folder")
         return _read_folder(name, folder)
+    if name in BUNDLED:
+        return _read_folder(name, BUNDLED[name])
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _read_folder(name, folder.resolve())
@@ -122,7 +128,10 @@ def _hub_snapshot(name: str, download: bool) -> Path | None:
 
 
 def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
-    known = [*listed, *(RANDOM + path.stem for path in sorted(SHAPES.glob("*.json")))]
+    known = [
+        *{**BUNDLED, **listed},
+        *(RANDOM + path.stem for path in sorted(SHAPES.glob("*.json"))),
+    ]
     spellings = {each.removeprefix(RANDOM): each for each in known} | {each: each for each in known}
     close = difflib.get_close_matches(name, spellings, n=1)
     guess = f"did you mean {spellings[close[0]]}? " if close else ""
@@ -156,7 +165,7 @@ def _shape(name: str) -> ModelFiles:
     known = [RANDOM + path.stem for path in sorted(SHAPES.glob("*.json"))]
     if name not in known:
         raise ModelError(f"there is no shape {name!r}: use {', '.join(known)}")
-    tokenizer_file = ROOT / "models" / "demo" / "tokenizer.json"
+    tokenizer_file = BUNDLED["demo"] / "tokenizer.json"
     if not tokenizer_file.is_file():
         raise ModelError(f"{name} borrows the demo's tokenizer, and {tokenizer_file} is missing")
     config = _read_json(SHAPES / f"{name.removeprefix(RANDOM)}.json", name)
@@ -234,7 +243,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if others := sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_WEIGHTS):
         raise ModelError(
             f"{folder} has {others[0]} but no model.safetensors: "
-            f"run python main.py convert {folder} OUT and use OUT"
+            f"run {COMMAND} convert {folder} OUT and use OUT"
         )
     raise ModelError(f"{folder} holds no weights: model.safetensors is missing")
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from baton.cluster.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.engine.boot import boot
 from baton.engine.pool import pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
-from baton.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.model_files import ModelFiles, resolve_model
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs

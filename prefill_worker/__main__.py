@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from baton.launch import leave_with_one_line, read_worker_options, worker_options
+from baton.cluster.launch import leave_with_one_line, read_worker_options, worker_options
 
 TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
 

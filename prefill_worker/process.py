@@ -2,8 +2,8 @@
 
 import torch
 
+from baton.cluster.launch import WorkerOptions, introduce, run_worker
 from baton.engine.boot import boot
-from baton.launch import WorkerOptions, introduce, run_worker
 from baton.model_files import resolve_model
 from baton.transfer.registry import CurveKeys
 from prefill_worker.filling import Filling

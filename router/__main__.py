@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from baton.clock import monotonic
+from baton.cluster.launch import leave_with_one_line
 from baton.host import core_numbers, die_with, host_id
-from baton.launch import leave_with_one_line
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
+from baton.package import COMMAND
 from baton.request import Limits
 from baton.text import Tokenizer
 from baton.wire.channel import Listener
@@ -81,7 +82,7 @@ from sampler.params import SamplingParams
     "--keys",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
-    help="Folder of CURVE keys; needed for tcp. See `python main.py keys`.",
+    help=f"Folder of CURVE keys; needed for tcp. See `{COMMAND} keys`.",
 )
 @click.option(
     "--log-level",

@@ -68,17 +68,17 @@ def _forward(
 
         return load_model(files, device, cache_dtype)
 
-    fast = find_spec("baton.engine.fast") is not None
+    fast = find_spec("baton.engine.cpu") is not None
     if weights == WEIGHTS[FP8]:
         refuse_without_fp8(device)
     if device.type == "cpu" and fast:
-        from baton.engine.fast.choose import on_cpu
+        from baton.engine.cpu.select import on_cpu
 
         return on_cpu(files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size)
     if weights in (WEIGHTS[INT8], WEIGHTS[INT8_WEIGHT_ONLY]) and device.type != "cpu":
         raise InputError(f"int8 weights are for the CPU, not for {device}: use another dtype")
     if device.type == "cuda" and fast:
-        from baton.engine.fast.cuda import on_cuda
+        from baton.engine.cuda.select import on_cuda
 
         return on_cuda(load(), weights=weights, cache_dtype=cache_dtype, block_size=block_size)
     if weights in WEIGHTS.values():

@@ -22,6 +22,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from baton.errors import InputError, ProtocolError
+from baton.package import COMMAND
 from baton.wire.codec import MAX_MESSAGE_BYTES, decode, encode
 from baton.wire.keys import ClusterKeys
 from baton.wire.messages import Message, Unreachable
@@ -58,7 +59,7 @@ def check_address(address: str, keys: ClusterKeys | None) -> None:
         raise InputError(f"the address must be ipc://PATH or tcp://HOST:PORT, got {address!r}")
     if keys is None:
         raise InputError(
-            f"{address} goes over tcp, which needs keys: make them with `python main.py keys DIR` "
+            f"{address} goes over tcp, which needs keys: make them with `{COMMAND} keys DIR` "
             "and pass --keys DIR to every process"
         )
 

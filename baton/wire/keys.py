@@ -17,6 +17,7 @@ import zmq
 from zmq.utils import z85
 
 from baton.errors import InputError
+from baton.package import COMMAND
 
 NAMES = ("router.secret", "router.public", "member.secret", "member.public")
 
@@ -72,7 +73,7 @@ def _read(path: Path) -> bytes:
         mode = path.stat().st_mode & 0o777
     except OSError as error:
         raise InputError(
-            f"cannot read the key {path}: {error.strerror}; make keys with `python main.py keys DIR`"
+            f"cannot read the key {path}: {error.strerror}; make keys with `{COMMAND} keys DIR`"
         ) from error
     try:
         bytes_of_key = len(z85.decode(key))

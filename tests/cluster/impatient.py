@@ -3,7 +3,7 @@ to take two seconds, not ten: a test need not wait so long until a stalled one i
 
 import sys
 
-import baton.launch
+import baton.cluster.launch
 import decode_worker.__main__
 import prefill_worker.__main__
 
@@ -13,5 +13,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    baton.launch.PATIENCE_FLOOR_S = 2.0
+    baton.cluster.launch.PATIENCE_FLOOR_S = 2.0
     COMMANDS[sys.argv[1]](sys.argv[2:])

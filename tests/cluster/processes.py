@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from baton.client import Client
+from baton.client.blocking import Client
 from baton.errors import ProtocolError
 from baton.wire import messages as msg
 from sampler.params import SamplingParams

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.child import Child
+from tools.benchmarks.child import Child
 
-PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
+PEERS = Path(__file__).resolve().parents[2] / "tools" / "benchmarks" / "peers"
 ARM = f"""
 import os, signal, subprocess, sys
 sys.path.insert(0, {str(PEERS)!r})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.client import Client
+from baton.client.blocking import Client
 from baton.errors import ProtocolError
 from baton.wire import messages as msg
 from baton.wire.keys import load_keys, make_keys
@@ -201,7 +201,7 @@ def test_workers_that_do_not_fit_are_refused(
     """Another model, another block size: exit code 4, both values named. The others work on."""
     await_workers(clients(address), 2)
     other = tmp_path / "other"
-    shutil.copytree(ROOT / "models" / "demo", other)
+    shutil.copytree(ROOT / "baton" / "models" / "demo", other)
     (other / "config.json").write_text((other / "config.json").read_text() + " \n")
     common = ("--router", address, *LIGHT)
     model = type_in("-m", "prefill_worker", *common, "--model", other)

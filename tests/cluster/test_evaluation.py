@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from baton.client.http import Site
 from baton.model_files import resolve_model
-from baton.site import Site
 from baton.text import Tokenizer
-from evaluation import bundled
-from evaluation.engine import EngineSubject
-from evaluation.perplexity import foresee
-from evaluation.server import ServerSubject
-from evaluation.subject import Span
 from tests.cluster.processes import short_folder, terminals, until
+from tools.evaluation import bundled
+from tools.evaluation.engine import EngineSubject
+from tools.evaluation.perplexity import foresee
+from tools.evaluation.server import ServerSubject
+from tools.evaluation.subject import Span
 
 FILES = resolve_model(bundled.MODEL)
 TEXT = "In an ancient castle, there is a hidden clock. Nobody has ever heard it strike. " * 12

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.checklist import slug
 from tests.cluster.processes import Terminal, children_of, terminals, until
+from tools.lab.checklist import slug
 
 Type = Callable[..., Terminal]
 LONG_S = 240.0  # for seconds of work, on a machine that is busy with other things

@@ -14,13 +14,13 @@ import pytest
 from baton.errors import BatonError, InputError, ModelError, WorkerLost
 from baton.host import process_runs
 from baton.model_files import resolve_model
-from lab import claims, claims_engine, disagg, disagg_handover
-from lab.claims_verdict import CLAIMS
-from lab.disagg_plan import CHUNKED, COLOCATED, PD
-from lab.study import Notebook, Setting, Study
-from measure.split import Split, started
-from measure.workload import Load, Planned, burst
 from tests.cluster.processes import children_of, until
+from tools.lab import claims, claims_engine, disagg, disagg_handover
+from tools.lab.claims_verdict import CLAIMS
+from tools.lab.disagg_plan import CHUNKED, COLOCATED, PD
+from tools.lab.study import Notebook, Setting, Study
+from tools.measure.split import Split, started
+from tools.measure.workload import Load, Planned, burst
 
 pytestmark = pytest.mark.alone
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from offline.outputs import Answer, rendered
+from baton.offline.outputs import Answer, rendered
 from sampler.params import SamplingParams
 from tests.cluster import calm
 from tests.cluster.processes import (
@@ -182,9 +182,9 @@ def test_what_only_a_worker_can_find_out_is_one_line(job: Job, tmp_path: Path) -
     """It looked well from outside: its exit code and its words become those of the command."""
     gaps = tmp_path / "gaps"
     gaps.mkdir()
-    for each in (ROOT / "models" / "demo").glob("*.json"):
+    for each in (ROOT / "baton" / "models" / "demo").glob("*.json"):
         (gaps / each.name).write_bytes(each.read_bytes())
-    weights = load_file(ROOT / "models" / "demo" / "model.safetensors")
+    weights = load_file(ROOT / "baton" / "models" / "demo" / "model.safetensors")
     (missing,) = [name for name in weights if name.endswith("h.1.mlp.c_fc.weight")]
     del weights[missing]
     save_file(weights, gaps / "model.safetensors", metadata={"format": "pt"})

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from baton.client import Client
+from baton.client.batch import Ask, Completion, Follower, Happening, Note, Streamed, Task
+from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster import Cluster, ClusterOptions
-from baton.follow import Ask, Completion, Follower, Happening, Note, Streamed, Task
+from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.topology import Topology
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
@@ -207,7 +207,7 @@ def test_stopping_in_the_middle_leaves_nothing(desk: Desk) -> None:
 
 PARENT = """
 import sys
-from baton.cluster import Cluster, ClusterOptions
+from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.topology import Topology
 cluster = Cluster(ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4))
 cluster.start()

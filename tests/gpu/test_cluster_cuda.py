@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from baton.client import Client
-from baton.cluster import Cluster, ClusterOptions
+from baton.client.blocking import Client
+from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit
 from prompts import PROMPTS

@@ -5,9 +5,9 @@ import torch
 
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
-from evaluation import bundled
-from evaluation.engine import EngineSubject
-from evaluation.perplexity import foresee
+from tools.evaluation import bundled
+from tools.evaluation.engine import EngineSubject
+from tools.evaluation.perplexity import foresee
 
 pytestmark = [
     pytest.mark.gpu,

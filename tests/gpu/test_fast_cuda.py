@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from baton.engine.attention import NAME, Kernel
 from baton.engine.batch import Batch
 from baton.engine.boot import boot
+from baton.engine.cuda.fp8 import dequantized, in_fp8, quantize
+from baton.engine.cuda.graphs import CudaGraphs, GraphRunner
+from baton.engine.cuda.select import fastest, on_cuda, trial, with_flashinfer, with_fp8
+from baton.engine.cuda.static import StaticAttention
 from baton.engine.device import FP8_CAPABILITY
-from baton.engine.fast.cuda import fastest, on_cuda, trial, with_flashinfer, with_fp8
-from baton.engine.fast.fp8 import dequantized, in_fp8, quantize
-from baton.engine.fast.graphs import CudaGraphs, GraphRunner
-from baton.engine.fast.static import StaticAttention
 from baton.engine.loading import prepare
 from baton.engine.plain import in_torch
 from baton.engine.probe import discover_layout

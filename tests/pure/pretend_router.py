@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from baton.client.batch import Follower, FromRouter
 from baton.errors import ProtocolError
-from baton.follow import Follower, FromRouter
+from baton.offline.link import Link
 from baton.wire.messages import (
     Accepted,
     ClusterInfo,
@@ -21,7 +22,6 @@ from baton.wire.messages import (
     Timings,
     WorkerInfo,
 )
-from offline.link import Link
 from sampler.params import SamplingParams
 
 TIMINGS = Timings(

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from baton.errors import RequestError
-from server.answering import CHAT, COMPLETIONS, Answering, Asked
-from server.faults import Fault
+from baton.server.answering import CHAT, COMPLETIONS, Answering, Asked
+from baton.server.faults import Fault
 
 SOUND = json.dumps({"prompt": "a"}).encode()
 

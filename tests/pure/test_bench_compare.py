@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.wire.messages import Timings
-from benchmarks.compare import Arm, judge, ratio, same_start
-from benchmarks.disagg_report import compared, figures, idle_lines, verdicts
-from measure.slo import Slo, Summary, Trace, percentile, summarise
-from measure.split import Setting, differences
-from measure.workload import mixed, poisson, single
+from tools.benchmarks.compare import Arm, judge, ratio, same_start
+from tools.benchmarks.disagg_report import compared, figures, idle_lines, verdicts
+from tools.measure.slo import Slo, Summary, Trace, percentile, summarise
+from tools.measure.split import Setting, differences
+from tools.measure.workload import mixed, poisson, single
 
 SETTING = Setting("m", "f", "float32", 1024, "compiled", (0, 1), 8, "greedy")
 

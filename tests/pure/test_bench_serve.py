@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.serve import questions_of
-from benchmarks.streams import tokens_of
+from tools.benchmarks.serve import questions_of
+from tools.benchmarks.streams import tokens_of
 
 PIECE = b'data: {"choices":[{"index":0,"text":" a","finish_reason":null}]}\n\n'
 END = b'data: {"choices":[{"index":0,"text":"","finish_reason":"length"}]}\n\n'

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from baton.request import Logprob
+from baton.server.choices import ChatShape, Choice, CompletionShape, Fresh, Shape, Tokens
+from baton.server.frames import Frames
+from baton.server.job import Job, streamed
+from baton.server.line import Box, Flight, News
+from baton.server.sse import event
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
-from server.choices import ChatShape, Choice, CompletionShape, Fresh, Shape, Tokens
-from server.frames import Frames
-from server.job import Job, streamed
-from server.line import Box, Flight, News
-from server.sse import event
 
 
 class Words:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import main
-import offline.infer
-import offline.run
+import baton.cli.infer
+import baton.offline.run
+from baton.cli import main
+from baton.offline.interrupts import Interrupted
 from baton.wire.messages import Failed
-from offline.interrupts import Interrupted
 from tests.pure.pretend_router import PretendLine, PretendSupervisor, link_through, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def refused(capsys, *arguments):
 
 def pretend(monkeypatch, line=None, supervisor=None):
     line = line or PretendLine()
-    for module in (offline.run, offline.infer):
+    for module in (baton.offline.run, baton.cli.infer):
         monkeypatch.setattr(module, "link_to", link_through(line, supervisor))
     return line
 
@@ -111,7 +111,7 @@ BAD = {
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_line_before_any_work(line, folder, capsys, monkeypatch):
-    monkeypatch.setattr(offline.run, "link_to", None)  # nothing may be started
+    monkeypatch.setattr(baton.offline.run, "link_to", None)  # nothing may be started
     code, said = refused(capsys, *line.split())
     assert said.startswith(BAD[line]) or BAD[line] in said
     assert code == 2
@@ -139,7 +139,7 @@ def test_a_model_that_is_not_there_is_exit_code_3(folder, capsys):
 
 
 def test_a_router_that_does_not_answer_is_exit_code_4(folder, capsys, monkeypatch):
-    monkeypatch.setattr("baton.follow.ANSWER_S", 0.1)
+    monkeypatch.setattr("baton.client.batch.ANSWER_S", 0.1)
     (folder / "sockets").mkdir(mode=0o700)
     code, said = refused(capsys, "--router", f"ipc://{folder}/sockets/r.sock")
     assert code == 4
@@ -282,9 +282,9 @@ def test_what_the_supervisor_says_is_shown(folder, capsys, monkeypatch):
 def test_a_finished_journal_needs_no_cluster(folder, capsys, monkeypatch):
     pretend(monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr(offline.run, "write_whole", raise_interrupted)
+        patched.setattr(baton.offline.run, "write_whole", raise_interrupted)
         assert run(capsys, *JOB)[0] == 130
-    monkeypatch.setattr(offline.run, "link_to", None)
+    monkeypatch.setattr(baton.offline.run, "link_to", None)
     code, _, err = run(capsys, *JOB)
     assert code == 0
     assert "resuming: 2 of 2 done" in err
@@ -353,7 +353,7 @@ def test_keys_makes_them_and_says_what_each_is_for(folder, capsys):
 
 
 def test_the_doctor_says_what_a_bug_report_needs(capsys, monkeypatch):
-    monkeypatch.setattr("offline.doctor.ASK_TORCH", "print('cpu', 'a processor')")
+    monkeypatch.setattr("baton.cli.doctor.ASK_TORCH", "print('cpu', 'a processor')")
     code, out, _ = run(capsys, "doctor")
     assert code == 0
     for word in ("baton", "0.1.0", "python", "torch 2", "machine", "a processor", "/dev/shm",
@@ -362,7 +362,7 @@ def test_the_doctor_says_what_a_bug_report_needs(capsys, monkeypatch):
 
 
 def test_a_torch_that_does_not_start_does_not_stop_the_doctor(capsys, monkeypatch):
-    monkeypatch.setattr("offline.doctor.ASK_TORCH", "raise SystemExit(1)")
+    monkeypatch.setattr("baton.cli.doctor.ASK_TORCH", "raise SystemExit(1)")
     code, out, _ = run(capsys, "doctor")
     assert code == 0
     assert "torch does not start" in out
@@ -420,7 +420,7 @@ def test_a_closed_stderr_stops_nothing(folder, tmp_path):
 
 SECOND = """
 import os, signal
-from offline import interrupts
+from baton.offline import interrupts
 interrupts.turn_into_exceptions()
 try:
     os.kill(os.getpid(), signal.{first})
@@ -445,7 +445,7 @@ def test_a_second_signal_changes_nothing(first):
 
 HELD = """
 import os, signal
-from offline import interrupts
+from baton.offline import interrupts
 interrupts.turn_into_exceptions()
 try:
     with interrupts.held_back():

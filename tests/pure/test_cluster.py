@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from baton import cluster as cluster_module
-from baton.cluster import BACK_OFF_S, CRASH_LOOP, PREFIX, Cluster, ClusterOptions
+from baton.cluster import supervisor as cluster_module
+from baton.cluster.supervisor import BACK_OFF_S, CRASH_LOOP, PREFIX, Cluster, ClusterOptions
 from baton.errors import (
     BatonError,
     InputError,

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 from baton.metrics import ITL_BUCKETS_S
+from baton.server.metrics import Metrics
 from baton.wire.messages import ClusterInfo, Counts, Ended, PoolInfo, Timings, WorkerInfo
-from server.metrics import Metrics
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "configs" / "grafana.json"
+DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana.json"
 
 
 def full() -> Metrics:

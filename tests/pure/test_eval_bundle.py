@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from baton.errors import InputError
-from evaluation.bundle import LanguageModeling, MultipleChoice, Schema, read_bundle
-from evaluation.bundled import BUNDLE
+from tools.evaluation.bundle import LanguageModeling, MultipleChoice, Schema, read_bundle
+from tools.evaluation.bundled import BUNDLE
 
 TASK = """- label: t
   dataset_uri: sub/t.jsonl

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-import main
+from baton.cli import main
+from baton.client.http import Site
 from baton.errors import InputError, ProtocolError
 from baton.model_files import resolve_model
-from baton.site import Site
 from baton.text import Tokenizer
-from evaluation.lines import read_text
-from evaluation.server import PROBE, Patient, ServerSubject
-from evaluation.subject import Span
+from tools.evaluation.lines import read_text
+from tools.evaluation.server import PROBE, Patient, ServerSubject
+from tools.evaluation.subject import Span
 
 DEMO = resolve_model("demo")
 Answer = tuple[int, Any]  # status, and what the body holds (bytes: as they are)

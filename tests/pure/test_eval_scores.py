@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import InputError
-from baton.model_files import ROOT
+from baton.package import ROOT
 from baton.text import Tokenizer
-from evaluation.bundle import LanguageModeling, MultipleChoice, Schema, Task
-from evaluation.core import TaskResult, centered, core, first_tokens, run_task
-from evaluation.generation import Pair, corpus_bleu, read_pairs, write
-from evaluation.perplexity import foresee
-from evaluation.report import core_table
-from evaluation.rouge import Rouge, common_subsequence, rouge, words
-from evaluation.subject import About, Continuation, Meter, Scored, Span
+from tools.evaluation.bundle import LanguageModeling, MultipleChoice, Schema, Task
+from tools.evaluation.core import TaskResult, centered, core, first_tokens, run_task
+from tools.evaluation.generation import Pair, corpus_bleu, read_pairs, write
+from tools.evaluation.perplexity import foresee
+from tools.evaluation.report import core_table
+from tools.evaluation.rouge import Rouge, common_subsequence, rouge, words
+from tools.evaluation.subject import About, Continuation, Meter, Scored, Span
 
 VOCABULARY = 2048
 UNIFORM = -math.log(VOCABULARY)
@@ -46,7 +46,7 @@ class Told:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(ROOT / "models" / "demo" / "tokenizer.json")
+    return Tokenizer(ROOT / "baton" / "models" / "demo" / "tokenizer.json")
 
 
 def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large(tokenizer: Tokenizer) -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.perplexity import spans_of
-from evaluation.windows import windows
+from tools.evaluation.perplexity import spans_of
+from tools.evaluation.windows import windows
 
 SIZES = st.integers(1, 12).flatmap(lambda w: st.tuples(st.just(w), st.integers(1, w)))
 

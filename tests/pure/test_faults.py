@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import RequestError
-from server.faults import LONGEST_MESSAGE, Fault, body, from_failed, from_request_error, headers
+from baton.server.faults import (
+    LONGEST_MESSAGE,
+    Fault,
+    body,
+    from_failed,
+    from_request_error,
+    headers,
+)
 
 BAD, OURS = "invalid_request_error", "server_error"
 

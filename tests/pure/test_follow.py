@@ -2,10 +2,10 @@
 
 import pytest
 
+from baton.client.batch import Ask, Completion, Failure, Follower, Note, Task
 from baton.errors import ProtocolError
-from baton.follow import Ask, Completion, Failure, Follower, Note, Task
+from baton.offline.link import Elsewhere
 from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished
-from offline.link import Elsewhere
 from tests.pure.pretend_router import PretendLine, PretendSupervisor, info, words_of
 
 PROMPTS = ["one", "two", "three", "four", "five"]

@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from baton.client.batch import Happening, Note
 from baton.clock import monotonic
+from baton.cluster.serving import READY_S, Front, _await_server
 from baton.errors import BatonError
-from baton.follow import Happening, Note
-from baton.front import READY_S, Front, _await_server
 
 
 class Ready(BaseHTTPRequestHandler):

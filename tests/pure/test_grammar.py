@@ -19,7 +19,7 @@ from baton.errors import ModelError, RequestError
 from baton.grammar import Grammars, GrammarSpec, Guide, json_object, json_schema, regex
 from baton.text import Tokenizer
 
-FILE = Path(__file__).resolve().parents[2] / "models" / "demo" / "tokenizer.json"
+FILE = Path(__file__).resolve().parents[2] / "baton" / "models" / "demo" / "tokenizer.json"
 VOCABULARY = 2048
 END = 0
 

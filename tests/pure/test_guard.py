@@ -11,9 +11,9 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.fields import DEEPEST_JSON, depth_ok
-from server.guard import MAX_BODY_BYTES, Guard, Rules, hashed
-from server.h11 import PatientH11
+from baton.server.fields import DEEPEST_JSON, depth_ok
+from baton.server.guard import MAX_BODY_BYTES, Guard, Rules, hashed
+from baton.server.h11 import PatientH11
 
 Scope = dict[str, Any]
 
@@ -124,7 +124,7 @@ def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.guard.BODY_S", 0.05)
+    monkeypatch.setattr("baton.server.guard.BODY_S", 0.05)
     status, _, content = ask(OPEN, body=[b"..."], method="POST")
     assert (status, content["error"]["code"]) == (408, "request_timeout")
 
@@ -164,7 +164,7 @@ def test_depth_is_that_of_brackets_outside_of_strings(value: Any) -> None:
     "sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nA: b\r\n"]
 )
 def test_half_a_head_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.h11.HEAD_S", 0.1)
+    monkeypatch.setattr("baton.server.h11.HEAD_S", 0.1)
 
     async def work() -> bytes:
         with socket.create_server(("127.0.0.1", 0)) as listener:

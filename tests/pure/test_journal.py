@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.errors import InputError, OutputError
-from offline.journal import Journal, fingerprint
-from offline.outputs import Answer
+from baton.offline.journal import Journal, fingerprint
+from baton.offline.outputs import Answer
 
 SAME = fingerprint({"model": "m", "prompts": ["a", "b", "c"]})
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import BatonError
-from lab.claims_clusters import Accepted, accepted, together, until
-from lab.claims_held import Held, memory_result, rss_bytes
-from lab.claims_verdict import (
+from tools.lab.claims_clusters import Accepted, accepted, together, until
+from tools.lab.claims_held import Held, memory_result, rss_bytes
+from tools.lab.claims_verdict import (
     CLAIMS,
     Claim,
     Result,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from baton.errors import BatonError, InputError
 from baton.wire.messages import Timings
-from lab.disagg_cells import (
+from tools.lab.disagg_cells import (
     EVEN_CELL,
     LESS,
     LOSES,
@@ -29,8 +29,8 @@ from lab.disagg_cells import (
     number,
     times,
 )
-from lab.disagg_handed import Handed, handover_findings, handover_table, too_fast
-from lab.disagg_plan import (
+from tools.lab.disagg_handed import Handed, handover_findings, handover_table, too_fast
+from tools.lab.disagg_plan import (
     CHUNKED,
     COLOCATED,
     PD,
@@ -42,10 +42,10 @@ from lab.disagg_plan import (
     splits,
     streams_load,
 )
-from lab.disagg_runs import check_path, ended_early, stream_numbers
-from lab.study import Setting
-from measure.slo import Slo, Trace
-from measure.workload import Planned
+from tools.lab.disagg_runs import check_path, ended_early, stream_numbers
+from tools.lab.study import Setting
+from tools.measure.slo import Slo, Trace
+from tools.measure.workload import Planned
 
 PACE = Pace(first=1.0, every=2.0, end=5.0)
 

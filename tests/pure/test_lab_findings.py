@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from lab import baseline_findings as baseline
-from lab import batching_findings as batching
-from lab import kv_findings as kv
-from lab.words import change
+from tools.lab import baseline_findings as baseline
+from tools.lab import batching_findings as batching
+from tools.lab import kv_findings as kv
+from tools.lab.words import change
 
 
 def cell(batch: int, rates: tuple[float, ...], **other: object) -> batching.Cell:

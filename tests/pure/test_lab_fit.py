@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.fit import curve, power_law, simplest
+from tools.lab.fit import curve, power_law, simplest
 
 LENGTHS = [64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0]
 positive = st.floats(1e-3, 1e3)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from baton.errors import InputError
-from lab.checklist import checklist, slug
-from lab.checks import decimals, refuse_too_long, refuse_unread, whole_numbers
-from lab.report import markdown, render
-from lab.store import Saved, load, save
-from lab.study import Failure, Notebook, Picture, Study, Table
-from measure.usage import Sample, cpu_seconds, memory_of, summarise_usage
+from tools.lab.checklist import checklist, slug
+from tools.lab.checks import decimals, refuse_too_long, refuse_unread, whole_numbers
+from tools.lab.report import markdown, render
+from tools.lab.store import Saved, load, save
+from tools.lab.study import Failure, Notebook, Picture, Study, Table
+from tools.measure.usage import Sample, cpu_seconds, memory_of, summarise_usage
 
 PLACE = {"machine": "a box", "torch": "2"}
 MOMENT = {"date": "today", "commit": "abc"}

@@ -12,6 +12,7 @@ import pytest
 from baton import model_files
 from baton.errors import ModelError
 from baton.model_files import ModelFiles, resolve_model
+from baton.package import ROOT
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -100,9 +101,8 @@ def test_equal_folders_have_equal_fingerprints(folder: Path, tmp_path: Path) -> 
 def test_shapes_need_no_weights(
     shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "models" / "demo").mkdir(parents=True)
-    (tmp_path / "models" / "demo" / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(model_files, "ROOT", tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(model_files, "BUNDLED", {"demo": tmp_path})
     files = resolve(f"random:{shape}", tmp_path)
     assert (files.folder, files.shape) == (None, shape)
     assert files.vocab_size > 50_000
@@ -113,7 +113,7 @@ def test_an_unknown_shape_is_told_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_told_where_we_looked_and_what_is_near(tmp_path: Path) -> None:
-    message = refusal("qwen-0.5b", tmp_path, "demo: models/demo")
+    message = refusal("qwen-0.5b", tmp_path, "demo: baton/models/demo")
     assert "'qwen-0.5b'" in message
     assert "model_paths.yaml" in message
     assert "did you mean random:qwen2-0.5b?" in message
@@ -239,4 +239,4 @@ def test_none_of_this_imports_torch() -> None:
         "else: raise SystemExit('found')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=model_files.ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from baton.errors import InputError, OutputError
-from offline.outputs import Answer, checked_target, rendered, write_whole
+from baton.offline.outputs import Answer, checked_target, rendered, write_whole
 
 PROMPTS = ["One day", "Zwei »龍«"]
 ANSWERS = {
@@ -73,7 +73,7 @@ def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from offline.outputs import write_whole
+from baton.offline.outputs import write_whole
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
     write_whole(Path(sys.argv[1]), ("x" * 1000 for _ in range(1000)), saved="s")

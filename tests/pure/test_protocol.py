@@ -1,5 +1,5 @@
 """What may be asked over HTTP: each field at its limits, ids, what real clients send, and anything at
-all. A request goes the way of server/app.py: json.loads, the model, its generation."""
+all. A request goes the way of baton/server/app.py: json.loads, the model, its generation."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from baton import grammar
 from baton.errors import RequestError
-from server.chatting import ChatRequest, DetokenizeRequest, TokenizeRequest
-from server.faults import Fault, body, from_request_error
-from server.fields import STRING, depth_ok, fault_of
-from server.protocol import CompletionRequest, Generation, Limits, in_vocabulary
+from baton.server.chatting import ChatRequest, DetokenizeRequest, TokenizeRequest
+from baton.server.faults import Fault, body, from_request_error
+from baton.server.fields import STRING, depth_ok, fault_of
+from baton.server.protocol import CompletionRequest, Generation, Limits, in_vocabulary
 
 LIMITS = Limits(context=2048, vocabulary=1000)
 WIDE = Limits(context=2**31, vocabulary=2**31)

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.follow import Completion, Task
+from baton.cli.infer import slower
+from baton.client.batch import Completion, Task
+from baton.offline.describe import describe_cluster, worker_states
+from baton.offline.report import Tally, handed_over, report, startup_line, union, verdict
 from baton.table import amount, percentile, seconds, table
 from baton.timing import Stages
 from baton.topology import Topology
 from baton.wire.messages import Timings
-from offline.describe import describe_cluster, worker_states
-from offline.infer import slower
-from offline.report import Tally, handed_over, report, startup_line, union, verdict
 from tests.pure.pretend_router import info
 
 

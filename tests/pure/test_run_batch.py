@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from baton.errors import InputError
+from baton.offline.run_batch import Item, read_items
+from baton.offline.tracing import Tracing
 from baton.timeline import Moment
 from baton.wire.messages import Ended, Observed, Timings
-from offline.run_batch import Item, read_items
-from offline.tracing import Tracing
 
 GOOD: dict[str, Any] = {
     "custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"},

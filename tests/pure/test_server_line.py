@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.request import Logprob
+from baton.server.line import Box, Flight, News
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
-from server.line import Box, Flight, News
 
 SUBMIT = Submit("r", None, (1, 2), 20)
 

@@ -8,10 +8,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from baton.errors import InputError
+from baton.server import spans
+from baton.server.spans import Spans, exporting_to
 from baton.timeline import Moment, Timeline
 from baton.wire.messages import Ended, Timings
-from server import spans
-from server.spans import Spans, exporting_to
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

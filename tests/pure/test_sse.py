@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.sse import KEEP_ALIVE, EventStream, event
+from baton.server.sse import KEEP_ALIVE, EventStream, event
 
 
 class Events:
@@ -61,8 +61,8 @@ def test_who_leaves_ends_it() -> None:
 
 
 def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.sse.WRITE_S", 0.05)
-    monkeypatch.setattr("server.sse.LOOK_S", 0.02)
+    monkeypatch.setattr("baton.server.sse.WRITE_S", 0.05)
+    monkeypatch.setattr("baton.server.sse.LOOK_S", 0.02)
 
     async def send(message: dict[str, Any]) -> None:
         if message.get("body"):
@@ -72,8 +72,8 @@ def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_silent_line_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.sse.KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr("server.sse.LOOK_S", 0.02)
+    monkeypatch.setattr("baton.server.sse.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("baton.server.sse.LOOK_S", 0.02)
     enough = asyncio.Event()
     sent: list[bytes] = []
 

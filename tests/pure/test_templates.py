@@ -14,7 +14,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from baton.errors import ModelError, RequestError
-from server.templates import ChatTemplate, Renderer, read_template
+from baton.server.templates import ChatTemplate, Renderer, read_template
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
@@ -147,7 +147,7 @@ def test_one_that_is_cancelled_leaves_no_answer_for_the_next(run: Run) -> None:
 
 def test_the_child_ends_with_its_input() -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "server.render", str(os.getpid())],
+        [sys.executable, "-m", "baton.server.render", str(os.getpid())],
         cwd=Path(__file__).resolve().parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     line = json.dumps({"template": CHATML, "tokens": {}}).encode() + b"\n"
@@ -157,7 +157,7 @@ def test_the_child_ends_with_its_input() -> None:
 
 def test_templates_are_rendered_without_torch() -> None:
     seen = subprocess.run(
-        [sys.executable, "-c", "import sys, server.render; print('torch' in sys.modules)"],
+        [sys.executable, "-c", "import sys, baton.server.render; print('torch' in sys.modules)"],
         cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert seen.stdout == "False\n"

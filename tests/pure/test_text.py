@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from baton.errors import ModelError
 from baton.text import REPLACEMENT, TextStream, Tokenizer
 
-FILE = Path(__file__).resolve().parents[2] / "models" / "demo" / "tokenizer.json"
+FILE = Path(__file__).resolve().parents[2] / "baton" / "models" / "demo" / "tokenizer.json"
 PROMPT = "The cat"
 
 

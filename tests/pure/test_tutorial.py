@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import click
 import pytest
 
-import evaluation.__main__
-import lab.__main__
-import main
-from server.protocol import CompletionRequest
+import tools.evaluation.__main__
+import tools.lab.__main__
+from baton.cli import main
+from baton.server.protocol import CompletionRequest
 from tests.pure.tutorial import PAGE, ROOT, Box, boxes, session, stands
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ BOXES = list(boxes(TEXT))
 QUOTES = [box for box in BOXES if box.quotes is not None]
 INLINE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
 OTHERS = {"head", "cmp", "echo", "kill", "."}  # nothing of ours to be wrong in them
-ROOMS = {"lab": lab.__main__.main, "eval": evaluation.__main__.main}
+ROOMS = {"lab": tools.lab.__main__.main, "eval": tools.evaluation.__main__.main}
 PYTEST = {"-q", "-x", "-k"}
 
 
@@ -66,7 +66,7 @@ def check_main(words: Sequence[str]) -> None:
     """`python main.py ...`; what is passed on is checked where it goes."""
     first = words[0] if words else ""
     if first == "bench":  # needs torch, so the source has to do
-        source = (ROOT / "benchmarks" / f"{words[1]}.py").read_text(encoding="utf-8")
+        source = (ROOT / "tools" / "benchmarks" / f"{words[1]}.py").read_text(encoding="utf-8")
         for word in words[2:]:
             assert not word.startswith("--") or f'"{word}"' in source, f"{word} of bench"
     elif first in ROOMS:

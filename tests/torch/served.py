@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from baton.engine.fast.compile import compile_model
-from baton.engine.fast.forward import NativeRunner
-from baton.engine.fast.program import Program
+from baton.engine.cpu.compile import compile_model
+from baton.engine.cpu.forward import NativeRunner
+from baton.engine.cpu.program import Program
 from baton.engine.loading import load_model
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import pytest
 
-from benchmarks.engine import Cell, apart, arms_of, roofline_of
-from measure.limits import Limits
+from tools.benchmarks.engine import Cell, apart, arms_of, roofline_of
+from tools.measure.limits import Limits
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gpu
-from benchmarks.gpu import Report, all_sections, full, main, share
-from benchmarks.gpu_sections import Cell, attempt
+from tools.benchmarks import gpu
+from tools.benchmarks.gpu import Report, all_sections, full, main, share
+from tools.benchmarks.gpu_sections import Cell, attempt
 
 GPU = torch.device("cuda:0")
 

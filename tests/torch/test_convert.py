@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from baton.errors import InputError, ModelError
-from models.convert import INDEX, convert_folder
+from baton.models.convert import INDEX, convert_folder
 
 CONFIG = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
 

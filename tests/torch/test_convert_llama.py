@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 from baton.errors import ModelError
 from baton.model_files import resolve_model
+from baton.models.convert import convert_folder
+from baton.models.formats.checkpoint import write_weights
 from baton.text import Tokenizer
-from models.convert import convert_folder
-from models.formats.checkpoint import write_weights
 from tests.torch.foreign import (
     RANKS,
     cut,
@@ -153,7 +153,7 @@ def test_special_tokens_have_metas_names_and_places(tmp_path: Path) -> None:
 def test_large_models_come_out_in_several_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.formats.checkpoint.FILE_BYTES", 30_000)
+    monkeypatch.setattr("baton.models.formats.checkpoint.FILE_BYTES", 30_000)
     tensors = llama_tensors()
     convert_folder(write_llama(tmp_path / "8B", tensors), tmp_path / "new")
     index = json_of(tmp_path / "new", "model.safetensors.index.json")
@@ -173,7 +173,7 @@ def test_large_models_come_out_in_several_files(
 def test_weights_that_fill_the_last_file_leave_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.formats.checkpoint.FILE_BYTES", 8)
+    monkeypatch.setattr("baton.models.formats.checkpoint.FILE_BYTES", 8)
     assert write_weights([("a", torch.ones(2)), ("b", torch.ones(2))], tmp_path) == 2
     assert len(os.listdir(tmp_path)) == 3
 

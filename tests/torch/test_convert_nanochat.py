@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-import main
+from baton.cli import main
 from baton.errors import InputError, ModelError
 from baton.model_files import resolve_model
+from baton.models.convert import convert_folder
+from baton.models.formats.nanochat import CHAT_TEMPLATE
+from baton.server.render import rendered
 from baton.text import Tokenizer
-from models.convert import convert_folder
-from models.formats.nanochat import CHAT_TEMPLATE
-from server.render import rendered
 from tests.torch.foreign import (
     CHAT,
     RANKS,

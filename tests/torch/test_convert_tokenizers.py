@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.errors import ModelError
+from baton.models.formats.bytelevel import byte_letters, byte_level
+from baton.models.formats.checkpoint import Vocabulary
+from baton.models.formats.encoding_file import read_encoding
+from baton.models.formats.llama_vocabulary import PATTERN
+from baton.models.formats.sentencepiece import read_pieces, sentencepiece
 from baton.text import Tokenizer
-from models.formats.bytelevel import byte_letters, byte_level
-from models.formats.checkpoint import Vocabulary
-from models.formats.encoding_file import read_encoding
-from models.formats.llama_vocabulary import PATTERN
-from models.formats.sentencepiece import read_pieces, sentencepiece
 from tests.torch.foreign import (
     CHAT,
     RANKS,

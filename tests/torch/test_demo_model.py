@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
-FOLDER = MODELS / "demo"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "baton" / "models" / "demo"
 PROMPTS = (
     "In the future, artificial intelligence will",
     "Scientists have discovered a new way to",
@@ -49,10 +49,8 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The training script's modules import one another as scripts do, from their own folder."""
-    monkeypatch.syspath_prepend(MODELS)
-    return importlib.import_module("demo_training")
+def training() -> ModuleType:
+    return importlib.import_module("tools.training.demo_training")
 
 
 def write_greedily(model: PreTrainedModel, ids: list[int], *, tokens: int) -> list[int]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from baton.engine.attention import NAME
 from baton.engine.loading import load_model
 from baton.errors import ModelError, OutOfMemory
-from baton.model_files import ROOT, ModelFiles, resolve_model
+from baton.model_files import ModelFiles, resolve_model
+from baton.package import ROOT
 from tests.torch.families import FAMILIES, make_model, make_tokenizer, save_checkpoint
 
 CPU = torch.device("cpu")

@@ -15,15 +15,6 @@ from baton.errors import ModelError
 from baton.kv.row import Row
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
-from evaluation import bundled, engine
-from evaluation.bundle import read_bundle
-from evaluation.core import run_task
-from evaluation.engine import EngineSubject
-from evaluation.generation import write
-from evaluation.perplexity import foresee
-from evaluation.subject import Span
-from evaluation.windows import windows
-from models import demo_training
 from sampler.narrow import greedy
 from tests.torch.families import (
     CONTEXT,
@@ -33,6 +24,15 @@ from tests.torch.families import (
     make_tokenizer,
     save_checkpoint,
 )
+from tools.evaluation import bundled, engine
+from tools.evaluation.bundle import read_bundle
+from tools.evaluation.core import run_task
+from tools.evaluation.engine import EngineSubject
+from tools.evaluation.generation import write
+from tools.evaluation.perplexity import foresee
+from tools.evaluation.subject import Span
+from tools.evaluation.windows import windows
+from tools.training import demo_training
 
 LONG = f"{TEXT} {TEXT[::-1]} {TEXT.upper()}"
 
@@ -124,7 +124,7 @@ def test_held_out_perplexity_is_that_of_the_models_card(
     """By the code that trained it, which measured the card's figure on more of these texts."""
     assert bundled.HELD_OUT == demo_training.HELD_OUT
     model = AutoModelForCausalLM.from_pretrained(
-        bundled.BUNDLE.parents[1] / "models" / "demo", dtype=torch.float32
+        bundled.BUNDLE.parents[2] / "baton" / "models" / "demo", dtype=torch.float32
     ).eval()
     fast = demo_training.Tokenizer.from_file(str(resolve_model(bundled.MODEL).tokenizer_file))
     expected = demo_training.perplexity(model, fast, texts=15)
@@ -145,7 +145,7 @@ def test_continuations_are_those_of_transformers(
 ) -> None:
     monkeypatch.setattr(engine, "ROWS", 3)
     model = AutoModelForCausalLM.from_pretrained(
-        bundled.BUNDLE.parents[1] / "models" / "demo", dtype=torch.float32
+        bundled.BUNDLE.parents[2] / "baton" / "models" / "demo", dtype=torch.float32
     ).eval()
     prompts = [tuple(tokenizer.encode(pair.prompt)) for pair in bundled.pairs()[:4]]
     for prompt, found in zip(prompts, demo.write(prompts, 90), strict=True):

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from baton.engine.attention import Flavour
-from baton.engine.fast.cuda import fastest, with_flashinfer
-from baton.engine.fast.graphs import Again, GraphRunner
+from baton.engine.cuda.graphs import Again, GraphRunner
+from baton.engine.cuda.select import fastest, with_flashinfer
 from baton.engine.runner import Runner
 from tests.torch import pretend_flashinfer
 from tests.torch.test_graphs import LENGTHS, STEPS, Play, plain
 
-OURS = "baton.engine.fast.flashinfer_attention"
+OURS = "baton.engine.cuda.flashinfer_attention"
 
 
 @pytest.fixture

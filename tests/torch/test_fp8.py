@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from baton.engine.boot import boot
-from baton.engine.device import refuse_without_fp8
-from baton.engine.fast.cuda import with_fp8
-from baton.engine.fast.fp8 import (
+from baton.engine.cuda.fp8 import (
     FP8,
     LARGEST,
     Fp8Linear,
@@ -18,6 +16,8 @@ from baton.engine.fast.fp8 import (
     quantize,
     quantize_linears,
 )
+from baton.engine.cuda.select import with_fp8
+from baton.engine.device import refuse_without_fp8
 from baton.engine.plain import in_torch
 from baton.engine.runner import Runner
 from baton.errors import InputError, ModelError

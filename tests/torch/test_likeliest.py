@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.engine.boot import Engine, boot
-from baton.engine.fast.build import NoCompiler, build
-from baton.engine.fast.forward import NativeRunner
+from baton.engine.cpu.build import NoCompiler, build
+from baton.engine.cpu.forward import NativeRunner
 from baton.engine.pool import Pool
 from baton.host import core_numbers, run_on
 from baton.kv.row import Logits, Row

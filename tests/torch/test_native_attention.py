@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from baton.engine.attention import Flavour
 from baton.engine.batch import pack
-from baton.engine.fast.build import NoNative
-from baton.engine.fast.kernel import NativeAttention, describe_batch, describe_layer, library
+from baton.engine.cpu.build import NoNative
+from baton.engine.cpu.kernel import NativeAttention, describe_batch, describe_layer, library
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner

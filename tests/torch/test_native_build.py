@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from baton.engine.fast import kernel
-from baton.engine.fast.build import BuildFailed, NoCompiler, build, find_compiler
+from baton.engine.cpu import kernel
+from baton.engine.cpu.build import BuildFailed, NoCompiler, build, find_compiler
 from baton.engine.gather import GatherAttention
 
 SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
@@ -22,7 +22,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     native.mkdir()
     (native / "answer.cpp").write_text('#include "answer.h"\n' + SOURCE)
     (native / "answer.h").write_text("#define ANSWER 41\n")
-    monkeypatch.setattr("baton.engine.fast.build.NATIVE", native)
+    monkeypatch.setattr("baton.engine.cpu.build.NATIVE", native)
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baton.engine.fast.build import NoCompiler, build
+from baton.engine.cpu.build import NoCompiler, build
 
 TYPES = {"f32": 0, "bf16": 1, "i8": 2, "w8": 3}
 SCALED = ("i8", "w8")

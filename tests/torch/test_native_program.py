@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from baton.engine.boot import boot
-from baton.engine.fast.build import NoNative, build
-from baton.engine.fast.capture import TOKENS, capture
-from baton.engine.fast.compile import compile_model
-from baton.engine.fast.errors import NotNative
-from baton.engine.fast.forward import NativeRunner
-from baton.engine.fast.layout import pack_spans
-from baton.engine.fast.lower import lower
-from baton.engine.fast.program import Program, declare
-from baton.engine.fast.values import Base, Space, dense, loops, reshaped
+from baton.engine.cpu.build import NoNative, build
+from baton.engine.cpu.capture import TOKENS, capture
+from baton.engine.cpu.compile import compile_model
+from baton.engine.cpu.errors import NotNative
+from baton.engine.cpu.forward import NativeRunner
+from baton.engine.cpu.layout import pack_spans
+from baton.engine.cpu.lower import lower
+from baton.engine.cpu.program import Program, declare
+from baton.engine.cpu.values import Base, Space, dense, loops, reshaped
 from baton.engine.pool import Pool
 from baton.engine.probe import discover_layout
 from baton.engine.selftest import self_test
@@ -238,7 +238,7 @@ def test_values_that_live_at_once_never_share_space() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_reshape_is_what_torch_does(seed: int) -> None:
-    from baton.engine.fast.values import Value
+    from baton.engine.cpu.values import Value
 
     numbers = random.Random(seed)
     tensor = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from baton.engine.fast.packed import PackedLinear, pack_linears
+from baton.engine.cpu.packed import PackedLinear, pack_linears
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner
 from baton.engine.selftest import self_test

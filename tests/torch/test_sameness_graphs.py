@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baton.engine.fast.graphs import Again, GraphRunner
-from baton.engine.fast.static import StaticAttention
+from baton.engine.cuda.graphs import Again, GraphRunner
+from baton.engine.cuda.static import StaticAttention
 from baton.engine.loading import load_model
 from baton.engine.plain import in_torch
 from baton.kv.region import Region

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from baton.engine.boot import boot
-from baton.engine.fast.build import NoNative, build
+from baton.engine.cpu.build import NoNative, build
 from decode_worker.draft import DraftModel
 from decode_worker.speculation import PromptLookup, Proposer, Speculation
 from decode_worker.worker import DecodeWorker

@@ -11,8 +11,8 @@ from typing import BinaryIO
 import pytest
 
 from baton.engine.boot import boot
-from baton.engine.fast import store
-from baton.engine.fast.build import cache_folder
+from baton.engine.cpu import store
+from baton.engine.cpu.build import cache_folder
 from baton.model_files import ModelFiles, resolve_model
 
 

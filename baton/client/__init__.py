@@ -1,0 +1,1 @@
+"""Clients of a router: submit requests and follow each to its outcome."""

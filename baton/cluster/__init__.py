@@ -1,0 +1,1 @@
+"""The processes of one machine: start them, restart what dies, stop them."""

@@ -1,0 +1,187 @@
+"""Launch: what the worker commands share: their options, how a worker introduces itself, and the way
+from a node to a running process. No torch here: `--help` and a wrong option answer at once."""
+
+import os
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import zmq
+
+from baton.dtypes import DTYPES
+from baton.errors import BatonError, InputError
+from baton.host import core_numbers, die_with, host_id, process_age_s
+from baton.kv.layout import KVLayout
+from baton.kv.region import Region
+from baton.log import LEVELS, set_up_logging
+from baton.model_files import resolve_model
+from baton.package import COMMAND
+from baton.wire.channel import Dialer, check_address
+from baton.wire.keys import ClusterKeys, load_keys
+from baton.wire.loop import Loop
+from baton.wire.messages import PROTOCOL, Hello
+from baton.wire.node import Node
+
+BLOCK_SIZE = 16
+PATIENCE_FLOOR_S = 10.0
+PATIENCE_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """The options every worker command takes, checked."""
+
+    router: str
+    model: str
+    device: str
+    dtype: str
+    name: str  # unique to this boot of the process: the command's --name and a random tail
+    threads: int | None
+    block_size: int
+    max_model_len: int | None
+    max_num_batched_tokens: int
+    keys: ClusterKeys | None
+    parent: int | None
+
+
+_OPTIONS = [
+    click.option("--router", required=True, metavar="ADDRESS",
+                 help="Where the router listens: ipc://PATH or tcp://HOST:PORT."),
+    click.option("--model", default="demo", show_default=True,
+                 help="A name of configs/model_paths.yaml, a folder, or a Hugging Face id."),
+    click.option("--device", default="auto", show_default=True,
+                 help="cuda:0, cuda:1, cpu, mps, or auto."),
+    click.option("--dtype", default="auto", show_default=True,
+                 type=click.Choice(DTYPES),
+                 help="auto: bfloat16 on a GPU, float32 on a CPU."),
+    click.option("--name", default=None, help="This worker's name in logs and reports."),
+    click.option("--threads", type=click.IntRange(min=1), default=None,
+                 help="CPU threads to compute with.  [default: the cores that the router hands out]"),
+    click.option("--block-size", type=click.IntRange(min=1), default=BLOCK_SIZE, show_default=True,
+                 help="Tokens in one KV block; the same for all workers of a cluster."),
+    click.option("--max-model-len", type=click.IntRange(min=2), default=None,
+                 help="Longest sequence, in tokens.  [default: the model's context]"),
+    click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=2048,
+                 show_default=True, help="Tokens in one forward; longer prompts go in chunks."),
+    click.option("--keys", type=click.Path(path_type=Path, file_okay=False), default=None,
+                 help=f"Folder of CURVE keys; needed for tcp. See `{COMMAND} keys`."),
+    click.option("--log-level", type=click.Choice(LEVELS), default="warning", show_default=True,
+                 help="How much is logged to stderr."),
+    click.option("--parent", type=int, default=None, hidden=True),
+]  # fmt: skip
+
+
+def worker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The shared options, on a click command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
+    """The shared ones out of what click parsed. Sets up logging; ties this process to its parent."""
+    parent = given.pop("parent")
+    if parent is not None and not die_with(parent):
+        sys.exit(0)
+    name = given.pop("name") or role
+    set_up_logging(name, given.pop("log_level"))
+    folder = given.pop("keys")
+    keys = None if folder is None else load_keys(folder)
+    check_address(given["router"], keys)  # here already: loading torch and a model takes seconds
+    resolve_model(given["model"])
+    # OpenMP's idle threads spin for milliseconds: on cores that others use too, a step then takes 20
+    # times as long (docs/performance.md). It is read when torch is loaded, in this process only.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    return WorkerOptions(
+        name=f"{name}.{secrets.token_hex(3)}",
+        keys=keys,
+        parent=parent,
+        **{field: given.pop(field) for field in WorkerOptions.__slots__ if field in given},
+    )
+
+
+def introduce(
+    options: WorkerOptions,
+    role: str,
+    *,
+    fingerprint: str,
+    device: str,
+    dtype: str,
+    layout: KVLayout,
+    token_s: float,
+    how: str,
+    blocks: int = 0,
+    regions: tuple[Region, ...] = (),
+) -> Hello:
+    """Who this worker is. Its patience is several times its longest step, as far as one can tell
+    from the measured time of a token."""
+    return Hello(
+        role=role,
+        worker=options.name,
+        epoch=first_epoch(options),
+        protocol=PROTOCOL,
+        host=host_id(),
+        pid=os.getpid(),
+        device=device,
+        model=fingerprint,
+        dtype=dtype,
+        layout=layout.fingerprint,
+        block_size=layout.block_size,
+        block_bytes=layout.block_bytes,
+        blocks=blocks,
+        regions=regions,
+        patience_s=PATIENCE_FLOOR_S + PATIENCE_STEPS * token_s * options.max_num_batched_tokens,
+        load_s=process_age_s(),
+        how=how,
+        takes_cores=device == "cpu" and options.threads is None and bool(core_numbers()),
+    )
+
+
+def first_epoch(options: WorkerOptions) -> str:
+    """The name of a worker's first life."""
+    return f"{options.name}/0"
+
+
+def run_worker(
+    options: WorkerOptions,
+    node: Node,
+    wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
+) -> int:
+    """Dial the router and run until the end. Returns the exit code."""
+    channel = Dialer(options.name, options.router, options.keys)
+    try:
+        return Loop(node, channel, parent=options.parent, wakeups=wakeups).run()
+    finally:
+        channel.close()
+
+
+def leave_with_one_line(work: Callable[[], int]) -> NoReturn:
+    """Run a command's work; an error on purpose is one line and its own exit code."""
+    try:
+        code = work()
+    except BatonError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of libraries must not hold up an exit that has been decided
+
+
+def private_folder(path: Path | None) -> Path | None:
+    """The folder for a worker's own sockets, made if need be. InputError if others can enter it."""
+    if path is None:
+        return None
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise InputError(f"cannot use {path} for sockets: {error.strerror}") from error
+    if mode & 0o077:
+        raise InputError(f"{path} is open to other users (mode {mode:04o}): run `chmod 700 {path}`")
+    return path

@@ -1,0 +1,205 @@
+"""Assembling a laid-out forward into a program's file: stages, operations, constants, and weights in
+the order in which the kernels read them. The file is mapped as it is; nothing in it is executed."""
+
+import ctypes
+import json
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import torch
+
+from baton.engine.attention import Flavour
+from baton.engine.cpu import structures as native
+from baton.engine.cpu.errors import NotNative
+from baton.engine.cpu.layout import Laid, Merged, RowWork, Step
+from baton.engine.cpu.values import Base, Space, Value
+from baton.engine.cpu.work import At, Attend, Micro
+from baton.kv.layout import KVLayout
+
+PAGE = 4096
+
+
+def assemble(
+    file: BinaryIO,
+    library: ctypes.CDLL,
+    laid: Laid,
+    flavours: Sequence[Flavour],
+    layout: KVLayout,
+    *,
+    weights: torch.dtype,
+    threads: int,
+    info: dict[str, object],
+) -> None:
+    """Write the program to `file`. NotNative if the KV cache is of a kind the kernels do not know."""
+    assembler = _Assembler(file, library, laid, weights, threads)
+    stages = [stage for step in laid.steps for stage in assembler.stages(step)]
+    layers = [assembler.layer(i, each, layout) for i, each in enumerate(flavours)]
+    text = json.dumps(info).encode()
+    arrays: dict[str, tuple[Any, Sequence[Any]]] = {
+        "op": (native.Op, assembler.ops),
+        "stage": (native.Stage, stages),
+        "buffer": (native.Buffer, assembler.buffers),
+        "weight": (native.Weight, assembler.weights),
+        "layer": (native.Layer, layers),
+        "table": (ctypes.c_int64, assembler.tables),
+    }
+    spec = native.Spec(info=assembler.append(text), info_bytes=len(text))
+    for name, (kind, items) in arrays.items():
+        setattr(spec, f"{name}s", assembler.append(bytes((kind * len(items))(*items))))
+        setattr(spec, f"{name}_count", len(items))
+    spec.token_floats = laid.floats[Space.TOKENS]
+    spec.pick_floats = laid.floats[Space.PICKS]
+    spec.scratch_floats = laid.scratch_floats
+    spec.file_bytes = assembler.append(b"")
+    file.truncate(spec.file_bytes)
+    file.seek(0)
+    file.write(bytes(spec))
+    file.flush()
+
+
+class _Assembler:
+    def __init__(
+        self, file: BinaryIO, library: ctypes.CDLL, laid: Laid, weights: torch.dtype, threads: int
+    ) -> None:
+        self.ops: list[native.Op] = []
+        self.buffers: list[native.Buffer] = []
+        self.weights: list[native.Weight] = []
+        self.tables: list[int] = []  # every constant of row work: fp32, embeddings as they are
+        self._file = file
+        self._library = library
+        self._laid = laid
+        self._kind = native.WEIGHTS[weights]
+        self._threads = threads
+        self._numbers: dict[Base, int] = {}
+        self._known: dict[tuple[object, ...], int] = {}
+        self._end = ctypes.sizeof(native.Spec)
+
+    def append(self, data: bytes | torch.Tensor | None) -> int:
+        """Where it begins: at a page's border if it is large, else at a vector's."""
+        if data is None:
+            return 0
+        if isinstance(data, torch.Tensor):
+            raw: memoryview | bytes = data.contiguous().flatten().view(torch.uint8).numpy().data
+        else:
+            raw = data
+        border = PAGE if len(raw) >= PAGE else 64
+        start = -(-self._end // border) * border
+        self._file.seek(start)
+        self._file.write(raw)
+        self._end = start + len(raw)
+        return start
+
+    # ---- stages
+
+    def stages(self, step: Step) -> list[native.Stage]:
+        if isinstance(step, RowWork):
+            first = len(self.ops)
+            self.ops += [self._op(micro) for micro in step.micros]
+            of_picks = step.space == Space.PICKS
+            return [native.Stage(native.ROWS, of_picks, first, len(step.micros))]
+        to = self._home(step.to)
+        if isinstance(step, Merged):
+            self.weights.append(self._packed(step))
+            number, of_picks = len(self.weights) - 1, step.to.space == Space.PICKS
+            return [native.Stage(native.PRODUCT, of_picks, number, 1, self._spot(step.rows), to=to)]
+        key, value, query = (self._spot(each) for each in (step.key, step.value, step.query))
+        return [
+            native.Stage(native.WRITE_KV, 0, step.layer, 1, key, value),
+            native.Stage(native.ATTEND, 0, step.layer, 1, query, to=to),
+        ]
+
+    def _op(self, micro: Micro) -> native.Op:
+        as_it_is = micro.code == "embed_bf16"
+        places = [self._operand(at, as_it_is) for at in (micro.to, micro.a, micro.b, micro.c)]
+        code = native.CODES.index(micro.code)
+        return native.Op(code, 0, micro.outer, micro.inner, *places, micro.x, micro.y)
+
+    def _operand(self, at: At | None, as_it_is: bool) -> native.Operand:
+        if at is None:
+            return native.Operand(native.NONE)
+        strides = at.outer_stride, at.inner_stride
+        if isinstance(at.where, torch.Tensor):
+            return native.Operand(
+                native.CONSTANT, self._table(at.where, as_it_is), at.offset, *strides
+            )
+        root, offset = at.where.root()
+        offset += at.offset
+        if root in self._laid.scratch:
+            return native.Operand(native.SCRATCH, 0, self._laid.scratch[root] + offset, *strides)
+        place = native.PICKED if at.picked else native.VALUE
+        return native.Operand(place, self._buffer(root), offset, *strides)
+
+    def _spot(self, value: Value) -> native.Spot:
+        home = self._home(value.base)
+        return native.Spot(home.buffer, home.offset + value.offset)
+
+    def _home(self, base: Base) -> native.Spot:
+        root, offset = base.root()
+        return native.Spot(self._buffer(root), offset)
+
+    def _buffer(self, root: Base) -> int:
+        if root not in self._numbers:
+            kind = root.space.name.lower() if root.kind == "arena" else root.kind
+            width, start = root.width, 0
+            if root.kind == "arena":
+                width, start = -(-width // 16) * 16, self._laid.starts[root]
+            elif kind != "logits":  # an input: behind the others
+                start = self._laid.floats[root.space]
+                self._laid.floats[root.space] += 1
+            self._numbers[root] = len(self.buffers)
+            self.buffers.append(native.Buffer(native.KINDS[kind], 0, width, start))
+        return self._numbers[root]
+
+    # ---- constants
+
+    def _table(self, constant: torch.Tensor, as_it_is: bool) -> int:
+        key = (constant.data_ptr(), constant.shape, constant.stride(), constant.dtype, as_it_is)
+        if key not in self._known:
+            self._known[key] = len(self.tables)
+            whole = constant.detach()
+            self.tables.append(self.append(whole if as_it_is else whole.float()))
+        return self._known[key]
+
+    def _packed(self, step: Merged) -> native.Weight:
+        parts = [weight.detach().t() for weight in step.weights]  # [N, K]
+        source = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if source.dtype not in (torch.float32, torch.bfloat16):
+            source = source.float()
+        n, k = source.shape
+        panels = _aligned(self._library.baton_packed_bytes(self._kind, n, k))
+        scaled = self._kind in (native.WEIGHTS[each] for each in native.SCALED)
+        scales = torch.empty(n) if scaled else None
+        self._library.baton_pack(
+            *(self._kind, source.data_ptr(), source.dtype == torch.bfloat16),
+            *(*source.stride(), n, k, panels.data_ptr()),
+            *(None if scales is None else scales.data_ptr(), self._threads),
+        )
+        bias = None
+        if any(each is not None for each in step.biases):
+            widths = [weight.shape[1] for weight in step.weights]
+            bias = torch.cat(
+                [
+                    torch.zeros(width) if each is None else each.detach().float().reshape(-1)
+                    for each, width in zip(step.biases, widths, strict=True)
+                ]
+            )
+        places = [self.append(each) for each in (panels, scales, bias)]
+        return native.Weight(self._kind, n, k, *places)
+
+    def layer(self, number: int, flavour: Flavour, layout: KVLayout) -> native.Layer:
+        if layout.dtype not in native.CACHES:
+            raise NotNative(f"its KV cache is {layout.dtype}")
+        step = next(s for s in self._laid.steps if isinstance(s, Attend) and s.layer == number)
+        shape = layout.layers[number]
+        sinks = None if flavour.sinks is None else flavour.sinks.detach().float()
+        return native.Layer(
+            *(native.CACHES[layout.dtype], None, None, step.query.shape[1], shape.kv_heads),
+            *(shape.key_dim, shape.value_dim, flavour.scaling, flavour.window or 0),
+            *(flavour.softcap or 0.0, self.append(sinks)),
+        )
+
+
+def _aligned(size: int) -> torch.Tensor:
+    """Bytes that begin at a multiple of 64."""
+    memory = torch.empty(size + 64, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % 64 :][:size]

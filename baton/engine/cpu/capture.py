@@ -1,0 +1,100 @@
+"""Capture: a transformers model's forward, traced once into a flat graph of aten operations.
+
+The model's own code runs over tensors without data (fake tensors), with our attention in place of
+its own. Every size that stands for the number of tokens is a prime that no weight has, so that
+lower.py can tell it from the model's own dimensions.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import PreTrainedModel
+
+from baton.engine.attention import Flavour
+from baton.engine.cpu.errors import NotNative
+
+TOKENS, PICKS = 10007, 10009
+"""Tokens of the traced forward, and how many of them need logits."""
+
+_library = torch.library.Library("baton", "DEF")
+_library.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
+
+
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int
+) -> torch.Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+_library.impl("attend", _attended, "Meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One forward: input_ids, position_ids, logit_rows -> logits, fp32 or not."""
+
+    graph: Graph
+    constants: dict[str, torch.Tensor]  # the graph's get_attr targets: weights, buffers
+    flavours: tuple[Flavour, ...]  # of each attention layer, in order
+
+
+class _Attention:
+    """A Companion (see attention.py) that leaves one operation in the graph per layer."""
+
+    def __init__(self) -> None:
+        self.flavours: list[Flavour] = []
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+    ) -> torch.Tensor:
+        self.flavours.append(flavour)
+        attended: torch.Tensor = torch.ops.baton.attend(query, key, value, len(self.flavours) - 1)
+        return attended
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs a stack trace for an operation it cannot fake; we say it in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.disabled, before = True, logger.disabled
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def capture(model: PreTrainedModel) -> Captured:
+    """Trace one forward of any batch. NotNative if its code depends on the values it computes."""
+    attention = _Attention()
+
+    def forward(ids: torch.Tensor, positions: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(
+            input_ids=ids,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=picks,
+            baton=attention,
+        ).logits
+        return logits
+
+    if any(TOKENS in each.shape or PICKS in each.shape for each in model.parameters()):
+        raise NotNative(f"it has a dimension of {TOKENS} or {PICKS}")
+    tokens = torch.zeros(1, TOKENS, dtype=torch.long)
+    trace = make_fx(forward, tracing_mode="fake", _allow_non_fake_inputs=True)
+    try:
+        with torch.no_grad(), _quiet():
+            module = trace(tokens, tokens.clone(), torch.zeros(PICKS, dtype=torch.long))
+    except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+        raise NotNative(f"it cannot be traced: {str(error).strip().splitlines()[0]}") from error
+    module.graph.eliminate_dead_code()
+    constants = {
+        str(node.target): getattr(module, str(node.target))
+        for node in module.graph.nodes
+        if node.op == "get_attr"
+    }
+    return Captured(module.graph, constants, tuple(attention.flavours))

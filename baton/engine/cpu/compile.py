@@ -1,0 +1,43 @@
+"""Compiling a model: traced, lowered, packed, and proved against transformers before it is used."""
+
+import ctypes
+from typing import BinaryIO
+
+import torch
+from transformers import PreTrainedModel
+
+from baton.engine.cpu.assemble import assemble
+from baton.engine.cpu.capture import capture
+from baton.engine.cpu.errors import NotNative
+from baton.engine.cpu.forward import NativeRunner
+from baton.engine.cpu.layout import lay_out
+from baton.engine.cpu.lower import lower
+from baton.engine.cpu.program import Program
+from baton.engine.selftest import self_test
+from baton.errors import ModelError
+from baton.kv.layout import KVLayout
+
+
+def compile_model(
+    file: BinaryIO,
+    library: ctypes.CDLL,
+    model: PreTrainedModel,
+    layout: KVLayout,
+    weights: torch.dtype,
+) -> None:
+    """The model's program into `file`. NotNative if it cannot be one, or is not right."""
+    captured = capture(model)
+    assemble(
+        file,
+        library,
+        lay_out(lower(captured)),
+        captured.flavours,
+        layout,
+        weights=weights,
+        threads=torch.get_num_threads(),
+        info={"layers": [[s.kv_heads, s.key_dim, s.value_dim] for s in layout.layers]},
+    )
+    try:
+        self_test(NativeRunner(Program(library, file)), model, layout, weights=weights)
+    except ModelError as error:
+        raise NotNative(str(error)) from error

@@ -1,0 +1,133 @@
+"""Laying a lowered forward out in memory: which values share space, which products are one.
+
+Values live from the level that makes them to the last that uses them; those that never leave their
+level stay in a thread's scratch. Products of the same rows (query, key and value; gate and up)
+become one, with their weights side by side.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from baton.engine.cpu.fuse import fuse
+from baton.engine.cpu.values import Base, Space, Value
+from baton.engine.cpu.work import At, Attend, Level, Lowered, Micro
+
+GRAIN = 16  # floats: rows begin at a vector's border
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """One product: rows @ [the weights, side by side] + biases."""
+
+    rows: Value
+    weights: tuple[torch.Tensor, ...]  # [K, N_i]
+    biases: tuple[torch.Tensor | None, ...]
+    to: Base
+
+
+@dataclass(frozen=True, slots=True)
+class RowWork:
+    """Row-local operations, and the floats of scratch they need."""
+
+    space: Space
+    micros: tuple[Micro, ...]
+
+
+Step = RowWork | Merged | Attend
+
+
+@dataclass(slots=True)
+class Laid:
+    """Steps in order; where each arena value begins (floats, per row of its space) and the sizes."""
+
+    steps: list[Step] = field(default_factory=list)
+    starts: dict[Base, int] = field(default_factory=dict)  # roots in the arena
+    scratch: dict[Base, int] = field(default_factory=dict)
+    floats: dict[Space, int] = field(default_factory=dict)
+    scratch_floats: int = 0
+
+
+def lay_out(lowered: Lowered) -> Laid:
+    """Steps and places of everything."""
+    laid = Laid()
+    lowered.logits.base.kind = "logits"
+    lowered.logits.base.last_use = len(lowered.levels)
+    for level in lowered.levels:
+        laid.steps += _steps(level)
+    spans: dict[Space, list[tuple[Base, int, int]]] = {space: [] for space in Space}
+    for step in laid.steps:
+        if isinstance(step, RowWork):
+            _place_scratch(step, laid)
+            made = dict.fromkeys(_root(micro.to) for micro in step.micros)
+        else:
+            made = dict.fromkeys([step.to.root()[0]])
+        for base in made:
+            if base.kind == "arena" and base not in laid.scratch:
+                spans[base.space].append((base, base.level, base.last_use))
+    for space, wanted in spans.items():
+        places, laid.floats[space] = pack_spans(wanted)
+        laid.starts |= places
+    return laid
+
+
+def pack_spans(wanted: Iterable[tuple[Base, int, int]]) -> tuple[dict[Base, int], int]:
+    """First fit: values whose spans (first to last, both included) meet do not share space."""
+    places: dict[Base, int] = {}
+    taken: list[tuple[int, int, int, int]] = []  # begin, end, first, last
+    for base, first, last in sorted(wanted, key=lambda each: (each[1], -each[0].width)):
+        width = -(-base.width // GRAIN) * GRAIN
+        begin = 0
+        for other_begin, other_end, other_first, other_last in sorted(taken):
+            if other_last < first or other_first > last:
+                continue
+            if begin + width <= other_begin:
+                break
+            begin = max(begin, other_end)
+        places[base] = begin
+        taken.append((begin, begin + width, first, last))
+    return places, max((end for _, end, _, _ in taken), default=0)
+
+
+def _steps(level: Level) -> list[Step]:
+    steps: list[Step] = [
+        RowWork(space, fuse(micros)) for space, micros in level.rows.items() if micros
+    ]
+    groups: dict[tuple[Base, int, Space], list[int]] = {}
+    for i, product in enumerate(level.products):
+        base, offset = product.rows.base.root()
+        groups.setdefault((base, offset + product.rows.offset, product.to.space), []).append(i)
+    for members in groups.values():
+        products = [level.products[i] for i in members]
+        to = products[0].to
+        if len(products) > 1:
+            to = Base(to.space, 0, to.level)
+            for product in products:
+                product.to.parent, product.to.offset = to, to.width
+                to.width += product.to.width
+                to.last_use = max(to.last_use, product.to.last_use)
+        weights = tuple(product.weight for product in products)
+        steps.append(Merged(products[0].rows, weights, tuple(p.bias for p in products), to))
+    return steps + list(level.attends)
+
+
+def _root(at: At) -> Base:
+    assert isinstance(at.where, Base)
+    return at.where.root()[0]
+
+
+def _place_scratch(work: RowWork, laid: Laid) -> None:
+    """Values that only this step knows, by the operations that make and use them."""
+    spans: dict[Base, tuple[int, int]] = {}
+    for i, micro in enumerate(work.micros):
+        for at in (micro.to, micro.a, micro.b, micro.c):
+            if at is None or not isinstance(at.where, Base):
+                continue
+            base = _root(at)
+            if base.kind == "arena" and base.level == base.last_use:
+                first, _ = spans.get(base, (i, i))
+                spans[base] = (first, i)
+    places, floats = pack_spans((base, *span) for base, span in spans.items())
+    laid.scratch |= places
+    laid.scratch_floats = max(laid.scratch_floats, floats)

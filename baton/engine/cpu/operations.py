@@ -1,0 +1,266 @@
+"""How arithmetic is lowered: row work, matrix products, attention. Handlers take (lowering, node,
+*arguments) and give a Value."""
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from baton.engine.cpu.errors import NotNative
+from baton.engine.cpu.lower import Lowering, Operand, operation
+from baton.engine.cpu.values import Base, Value, dense
+from baton.engine.cpu.work import At, Attend, Constant, Micro, Product
+
+aten = torch.ops.aten
+
+# ---- row work
+
+
+@operation(aten.cat.default)
+def cat(lowering: Lowering, node: Node, values: list[Operand], dim: int = 0) -> Value:
+    level = lowering.row_level(*values)
+    to = lowering.fresh(node, level)
+    rank = len(to.shape) + 1
+    dim %= rank
+    if dim == to.axis or not all(isinstance(each, Value) for each in values):
+        raise NotNative("it joins rows, or a row and a constant")
+    index, start = dim - (dim > to.axis), 0
+    for each in values:
+        assert isinstance(each, Value)
+        part = Value(to.base, start * to.strides[index], each.shape, to.strides, to.axis)
+        if each.size:
+            lowering.emit(level, "copy", part, (each, each.strides))
+        start += each.shape[index]
+    return to
+
+
+ONE: dict[Any, str] = {
+    **{aten.neg.default: "neg", aten.abs.default: "abs", aten.exp.default: "exp"},
+    **{aten.log.default: "log", aten.sqrt.default: "sqrt", aten.rsqrt.default: "rsqrt"},
+    **{aten.reciprocal.default: "reciprocal", aten.tanh.default: "tanh"},
+    **{aten.sigmoid.default: "sigmoid", aten.silu.default: "silu", aten.relu.default: "relu"},
+    **{aten.cos.default: "cos", aten.sin.default: "sin", aten.square.default: "square"},
+}
+TWO: dict[Any, str] = {
+    **{aten.mul.Tensor: "mul", aten.div.Tensor: "div"},
+    **{aten.maximum.default: "max", aten.minimum.default: "min"},
+}
+
+
+@operation(*ONE)
+def one(lowering: Lowering, node: Node, value: Value) -> Value:
+    return lowering.element(node, ONE[node.target], value)
+
+
+@operation(aten.gelu.default)
+def gelu(lowering: Lowering, node: Node, value: Value, *, approximate: str = "none") -> Value:
+    return lowering.element(node, "gelu_tanh" if approximate == "tanh" else "gelu", value)
+
+
+@operation(aten.pow.Tensor_Scalar)
+def power(lowering: Lowering, node: Node, value: Value, exponent: float) -> Value:
+    code = {1: "copy", 2: "square", 3: "cube", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+    return lowering.element(node, code.get(exponent, "pow"), value, x=float(exponent))
+
+
+@operation(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
+def clamp(
+    lowering: Lowering, node: Node, value: Value, *bounds: float | None, **named: Any
+) -> Value:
+    low, high = named.get("min"), named.get("max")
+    if node.target is aten.clamp_max.default:
+        high = bounds[0]
+    else:
+        low, high = (*bounds, low, high)[:2] if bounds else (low, high)
+    x = float("-inf") if low is None else float(low)
+    y = float("inf") if high is None else float(high)
+    return lowering.element(node, "clamp", value, x=x, y=y)
+
+
+@operation(*TWO)
+def two(lowering: Lowering, node: Node, a: Any, b: Any) -> Value:
+    code = TWO[node.target]
+    if code in ("mul", "div") and isinstance(a, Value) and _number(b) is not None:
+        number = _number(b)
+        assert number is not None
+        return lowering.element(node, "times", a, x=number if code == "mul" else 1.0 / number)
+    if code == "mul" and isinstance(b, Value) and _number(a) is not None:
+        return two(lowering, node, b, a)
+    return lowering.element(node, code, _operand(a), _operand(b))
+
+
+@operation(aten.add.Tensor, aten.sub.Tensor)
+def add(lowering: Lowering, node: Node, a: Any, b: Any, *, alpha: float = 1) -> Value:
+    sign = -float(alpha) if node.target is aten.sub.Tensor else float(alpha)
+    if isinstance(a, Value) and (number := _number(b)) is not None:
+        return lowering.element(node, "add_to", a, x=sign * number)
+    if isinstance(b, Value) and _number(a) is not None and sign == 1:
+        return add(lowering, node, b, a)
+    return lowering.element(node, "add", _operand(a), _operand(b), x=sign)
+
+
+@operation(aten.rsub.Scalar)
+def rsub(lowering: Lowering, node: Node, value: Value, number: float) -> Value:
+    negated = lowering.element(node, "neg", value)
+    return lowering.element(node, "add_to", negated, x=float(number))
+
+
+@operation(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default)
+def reduce(
+    lowering: Lowering, node: Node, value: Value, dims: list[int], keep: bool = False, **_: Any
+) -> Value:
+    """Over the last dimensions."""
+    rank = len(value.shape) + 1
+    wanted = sorted(dim % rank for dim in dims)
+    if wanted != list(range(rank - len(wanted), rank)) or value.axis in wanted:
+        raise NotNative(f"it sums over dimensions {dims} of {rank}")
+    value = lowering.together(value)
+    inner = 1
+    for size in value.shape[len(value.shape) - len(wanted) :]:
+        inner *= size
+    level = lowering.row_level(value)
+    to = lowering.fresh(node, level)
+    names: dict[Any, str] = {
+        aten.mean.dim: "mean",
+        aten.sum.dim_IntList: "sum",
+        aten.amax.default: "largest",
+    }
+    micro = Micro(
+        names[node.target],
+        value.size // inner,
+        inner,
+        At(to.base, 0, 1, 0),
+        At(value.base, value.offset, inner, 1),
+    )
+    _append(lowering, level, micro, to, value)
+    return to
+
+
+@operation(aten.native_layer_norm.default)
+def layer_norm(
+    lowering: Lowering,
+    node: Node,
+    value: Value,
+    shape: list[int],
+    weight: Constant | None,
+    bias: Constant | None,
+    eps: float,
+) -> list[Value | None]:
+    value = lowering.together(value)
+    inner = 1
+    for size in shape:
+        inner *= size
+    level = lowering.row_level(value)
+    base = Base(value.base.space, value.size, level)
+    to = Value(base, 0, value.shape, dense(value.shape), value.axis)
+    b, c = (None if each is None else At(each, 0, 0, 1) for each in (weight, bias))
+    micro = Micro(
+        "layer_norm",
+        value.size // inner,
+        inner,
+        At(base, 0, inner, 1),
+        At(value.base, value.offset, inner, 1),
+        b,
+        c,
+        x=float(eps),
+    )
+    _append(lowering, level, micro, to, value)
+    return [to, None, None]
+
+
+@operation(aten.embedding.default)
+def embedding(lowering: Lowering, node: Node, table: Constant, ids: Value, *_: Any) -> Value:
+    level = lowering.row_level(ids)
+    to = lowering.fresh(node, level)
+    code = "embed_bf16" if table.dtype == torch.bfloat16 else "embed_f32"
+    number = At(ids.base, ids.offset, 0, 0)
+    micro = Micro(code, 1, table.shape[1], At(to.base, 0, 0, 1), number, At(table, 0, 0, 0))
+    _append(lowering, level, micro, to, ids)
+    return to
+
+
+@operation(aten.index.Tensor)
+def pick(lowering: Lowering, node: Node, value: Value, indices: list[Any]) -> Value:
+    """The rows that need logits: late they are there already (lower.py)."""
+    if indices.index("picks") != value.axis or any(each not in (None, "picks") for each in indices):
+        raise NotNative("it picks out rows by something else than logits_to_keep")
+    return value if lowering.late else lowering.picked(value)
+
+
+# ---- matrix products and attention
+
+
+@operation(aten.mm.default)
+def product(
+    lowering: Lowering, node: Node, rows: Value, weight: Constant, bias: Constant | None = None
+) -> Value:
+    """rows [T, K] @ weight [K, N], where the weight is a constant."""
+    if not isinstance(weight, torch.Tensor) or not isinstance(rows, Value):
+        raise NotNative("it multiplies what it computed with what it computed")
+    rows = lowering.together(rows)
+    level = lowering.row_level(rows) + 1
+    to = lowering.fresh(node, level)
+    lowering.level(level).products.append(Product(rows, weight, bias, to.base))
+    lowering.use(rows, level)
+    lowering.use(to, level)
+    return to
+
+
+@operation(aten.addmm.default)
+def product_and_bias(lowering: Lowering, node: Node, bias: Any, rows: Value, weight: Any) -> Value:
+    if not isinstance(bias, torch.Tensor):
+        raise NotNative("it adds something else than a bias to a product")
+    return product(lowering, node, rows, weight, bias)
+
+
+@operation(aten.linear.default)
+def linear(
+    lowering: Lowering, node: Node, rows: Value, weight: Constant, bias: Constant | None = None
+) -> Value:
+    return product(lowering, node, rows, weight.t(), bias)
+
+
+@operation(aten.bmm.default)
+def outer_product(lowering: Lowering, node: Node, a: Operand, b: Operand) -> Value:
+    """[1, m, 1] @ [1, 1, n], one of them of rows: how older code makes its rotary angles."""
+    shapes = [tuple(each.meta["val"].shape) for each in node.args]  # type: ignore[union-attr]
+    if shapes[0][2] != 1:
+        raise NotNative("it multiplies what it computed with what it computed")
+    return lowering.element(node, "mul", a, b)
+
+
+@operation(torch.ops.baton.attend.default)
+def attend(
+    lowering: Lowering, node: Node, query: Value, key: Value, value: Value, layer: int
+) -> Value:
+    query, key, value = (lowering.together(each) for each in (query, key, value))
+    if any(part.axis != 2 or part.shape[0] != 1 for part in (query, key, value)):
+        raise NotNative("attention's rows are not where they should be")
+    level = lowering.row_level(query, key, value) + 1
+    to = lowering.fresh(node, level)
+    lowering.level(level).attends.append(Attend(layer, query, key, value, to.base))
+    for part in (query, key, value, to):
+        lowering.use(part, level)
+    lowering.late = layer == len(lowering.captured.flavours) - 1
+    return to
+
+
+def _append(lowering: Lowering, level: int, micro: Micro, to: Value, *used: Value) -> None:
+    lowering.level(level).rows[to.base.space].append(micro)
+    for value in (to, *used):
+        lowering.use(value, level)
+
+
+def _number(given: Any) -> float | None:
+    """A number, or a constant of one element."""
+    if isinstance(given, (int, float)):
+        return float(given)
+    if isinstance(given, torch.Tensor) and given.numel() == 1:
+        return float(given)
+    return None
+
+
+def _operand(given: Any) -> Operand:
+    if isinstance(given, (Value, torch.Tensor)):
+        return given
+    return torch.tensor(float(given))

@@ -1,0 +1,99 @@
+"""How a model runs on a CPU: as a compiled program, found in the store or made and proved now. Where
+that cannot be it runs in torch, with native attention and packed linears as far as they are to be had.
+"""
+
+import ctypes
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+import torch
+
+from baton.engine.cpu import store
+from baton.engine.cpu.build import NoNative, build
+from baton.engine.cpu.errors import NotNative
+from baton.engine.cpu.forward import NativeRunner
+from baton.engine.cpu.program import Program, declare
+from baton.engine.cpu.structures import SCALED, WEIGHTS
+from baton.engine.device import dtype_name
+from baton.engine.runner import Forward
+from baton.errors import InputError
+from baton.kv.layout import KVLayout, LayerShape
+from baton.model_files import ModelFiles
+
+logger = logging.getLogger(__name__)
+
+
+def on_cpu(
+    files: ModelFiles,
+    load: Callable[[], Any],
+    *,
+    weights: torch.dtype,
+    cache_dtype: torch.dtype,
+    block_size: int,
+) -> tuple[Forward, KVLayout]:
+    """Its forward and the layout of its KV pool. `load` gives the model, if it is needed."""
+    try:
+        return compiled(
+            files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size
+        )
+    except NotNative as error:
+        if weights in SCALED:
+            raise InputError(
+                f"{files.name} cannot have int8 weights: {error}; use another dtype"
+            ) from error
+        why = str(error).splitlines()[0]
+        logger.info("%s is not compiled and runs in torch: %s", files.name, error)  # told by `how`
+    from baton.engine.cpu.kernel import cpu_attention
+    from baton.engine.cpu.packed import pack_linears
+    from baton.engine.plain import in_torch
+
+    model = load()
+    runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
+    pack_linears(model)
+    runner.how = f"in torch, not compiled: {why}"
+    return runner, layout
+
+
+def compiled(
+    files: ModelFiles,
+    load: Callable[[], Any],
+    *,
+    weights: torch.dtype,
+    cache_dtype: torch.dtype,
+    block_size: int,
+) -> tuple[NativeRunner, KVLayout]:
+    """As on_cpu. NotNative where there is no compiler, or the model is not one that can be."""
+    if weights not in WEIGHTS:
+        raise NotNative(f"there are no products in {dtype_name(weights)}")
+    dtype = dtype_name(cache_dtype)
+
+    def make(file: BinaryIO) -> None:
+        with ThreadPoolExecutor(1) as beside:
+            library = beside.submit(_library)  # the compiler works while the model is loaded
+            model = load()
+            from baton.engine.cpu.compile import compile_model  # transformers is there by now
+            from baton.engine.probe import discover_layout
+
+            layout = discover_layout(model, block_size, cache_dtype)
+            compile_model(file, library.result(), model, layout, weights)
+
+    key = store.key_of(files, f"{dtype_name(weights)} {dtype}")
+    program = None
+    while program is None:
+        with store.opened(key, make, store.about_bytes(files)) as file:
+            try:
+                program = Program(_library(), file)
+            except ValueError as error:  # cut short after it was written: not by us
+                logger.warning("the compiled %s is damaged and made anew: %s", files.name, error)
+                store.forget(key)
+    layers = tuple(LayerShape(*each) for each in program.info["layers"])
+    return NativeRunner(program), KVLayout(layers, block_size, dtype)
+
+
+def _library() -> ctypes.CDLL:
+    try:
+        return declare(build(("program.cpp",), "program"))
+    except NoNative as error:
+        raise NotNative(str(error)) from error

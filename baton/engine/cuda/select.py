@@ -1,0 +1,111 @@
+"""How a model runs on a GPU: decode steps as CUDA graphs, attention by FlashInfer where it is
+installed and does this model's kind, FP8 weights if they are asked for. Each of these must give what
+the plain way gives, on this card, now; what does not is passed over, and `how` says so.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from baton.engine.cpu.errors import Unfit
+from baton.engine.cuda.fp8 import FP8, Product, in_fp8, quantize_linears
+from baton.engine.cuda.graphs import CudaGraphs, GraphRunner, Recorder
+from baton.engine.cuda.static import StaticAttention
+from baton.engine.plain import in_torch
+from baton.engine.pool import Pool
+from baton.engine.runner import Forward, Runner
+from baton.engine.selftest import TOLERANCE, compare, distances
+from baton.errors import InputError, ModelError, OutOfMemory
+from baton.kv.layout import KVLayout
+from baton.kv.row import Logits, Row
+
+TRIAL_STEPS = ((0, 1, 2), (1,), (0, 1, 2), (2, 0))  # who is in each step: padded or not, or back
+REASONS = (
+    *(Unfit, ModelError, OutOfMemory, RuntimeError, ValueError, TypeError, AttributeError),
+    *(LookupError, ImportError, OSError, AssertionError),
+)
+"""How a library that does not fit this card, this torch or this model may say so."""
+
+Way = tuple[str, Callable[[], GraphRunner]]
+
+
+def on_cuda(
+    model: Any, *, weights: torch.dtype, cache_dtype: torch.dtype, block_size: int
+) -> tuple[Forward, KVLayout]:
+    """Its forward and the layout of its KV pool."""
+    device = next(model.parameters()).device
+    torch.cuda.set_device(device)  # libraries launch on the current one
+    plain, layout = in_torch(model, cache_dtype, block_size)
+    if weights == FP8:
+        with_fp8(plain, layout, in_fp8)
+    graphs = partial(CudaGraphs, device)
+    ways: list[Way] = [("torch", lambda: GraphRunner(plain, StaticAttention(), graphs))]
+    if find_spec("flashinfer"):
+        ways.insert(0, ("FlashInfer", lambda: with_flashinfer(plain, graphs)))
+    return fastest(plain, layout, ways), layout
+
+
+def with_flashinfer(plain: Runner, make_recorder: Callable[[], Recorder]) -> GraphRunner:
+    """Both for recorded steps and for all other forwards."""
+    from baton.engine.cuda.flashinfer_attention import VERSION, FlashInferAttention
+
+    attention = FlashInferAttention(plain.device)
+    runner = Runner(plain.model, attention.ragged)
+    runner.how = f"{plain.how}, FlashInfer {VERSION}"
+    return GraphRunner(runner, attention, make_recorder)
+
+
+def with_fp8(plain: Runner, layout: KVLayout, product: Product) -> None:
+    """Quantize the model that this runs, and see that it still says the same, roughly."""
+    before = trial(plain, layout)
+    if not quantize_linears(plain.model, product):
+        raise InputError(
+            f"{type(plain.model).__name__} has no linears that fp8 weights fit: use another dtype"
+        )
+    compare(type(plain.model).__name__, "fp8", trial(plain, layout), before, FP8)
+    plain.how = f"{plain.how}, fp8 weights"
+
+
+def fastest(plain: Runner, layout: KVLayout, ways: Sequence[Way]) -> Forward:
+    """The first way that gives what `plain` gives; else that."""
+    expected = trial(plain, layout)
+    passed_over = []
+    for name, make in ways:
+        try:
+            runner = make()
+            off = float(distances(trial(runner, layout), expected).max())
+            if not off <= TOLERANCE[plain.model.dtype]:  # nor if it is not a number
+                raise ModelError(f"its logits differ by {off:.1%} of the largest")
+            if runner.failure or not runner.replayed:
+                raise ModelError(runner.failure or "no step was recorded")
+        except REASONS as error:
+            why = (str(error).splitlines() or [""])[0] or type(error).__name__
+            passed_over.append(f"not with graphs and {name} attention: {why}")
+            continue
+        runner.forget()
+        runner.how = "; ".join([f"{runner.plain.how}, CUDA graphs", *passed_over])
+        return runner
+    plain.how = "; ".join([plain.how, *passed_over])
+    return plain
+
+
+def trial(runner: Forward, layout: KVLayout) -> torch.Tensor:
+    """Logits of a few decode steps [rows of all steps, vocabulary]: three sequences that come and go,
+    one over a block's edge."""
+    lengths = (layout.block_size - 1, 1, 5)
+    each = layout.blocks_for(max(lengths) + len(TRIAL_STEPS))
+    pool = Pool.private(layout, each * len(lengths), runner.device, spare=True)
+    tables = [[each * i + each - 1 - j for j in range(each)] for i in range(len(lengths))]
+    texts = [[(5 * i + 3 * j) % 32 for j in range(length)] for i, length in enumerate(lengths)]
+    prompts = [Row(t, 0, blocks) for t, blocks in zip(texts, tables, strict=True) if t]
+    runner.fill(pool, prompts)
+    found = []
+    for step, present in enumerate(TRIAL_STEPS):
+        rows = [Row([7 + step], len(texts[i]), tables[i], Logits.LAST) for i in present]
+        found.append(runner.run(pool, rows).clone())  # good until the next run
+        for i in present:
+            texts[i].append(7 + step)
+    return torch.cat(found)

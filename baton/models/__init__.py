@@ -1,0 +1,1 @@
+"""The bundled model, and converters for other checkpoint formats."""

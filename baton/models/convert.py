@@ -1,0 +1,218 @@
+"""Converting: a .bin, .pt or .pth checkpoint becomes safetensors. The one place that reads such files.
+
+What nanochat and LLaMA wrote in formats of their own is told in transformers' terms (formats/).
+
+They are pickles, which can run code when read; `weights_only=True` refuses whatever is not tensors.
+OUT appears when it is complete, or not at all:
+
+    model.safetensors                    or, for a checkpoint in shards, as many files and their index
+    config.json, tokenizer.json, ...     copied; a missing tokenizer.json is made from what is there
+    chat_template.jinja, ...             made, for nanochat and LLaMA
+
+A tensor that is stored under several names (tied embeddings) is written under the name of the input
+embedding if config.json says that the two are tied, else under each of its names.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from baton.errors import InputError, ModelError
+from baton.models.formats.checkpoint import Checkpoint, Tensors, write_checkpoint
+from baton.models.formats.llama import is_llama, read_llama
+from baton.models.formats.nanochat import is_nanochat, read_nanochat
+
+INDEX = "pytorch_model.bin.index.json"
+PICKLES = (".bin", ".pt", ".pth")
+LEFT_OVERS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+COPIED = (".json", ".txt", ".model", ".jinja", ".md")
+OUTPUT_NAMES = ("lm_head", "embed_out", "output")  # of a tied pair, the name that is left out
+
+
+def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> str:
+    """Write `out` from `folder`; the text to print. InputError for paths, ModelError for contents."""
+    _check_paths(folder, out, tokenizer)
+    foreign = _foreign(folder, tokenizer)
+    tied, shards = False, list[str]()
+    if foreign is None:
+        config = _read_json(folder / "config.json")
+        tied = config.get("tie_word_embeddings") is True
+        shards = _shards(folder)
+    beside = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        beside.mkdir()
+        if foreign is not None:
+            count, notes = write_checkpoint(foreign, beside), foreign.notes
+        else:
+            count = _write_weights(folder, shards, beside, tied=tied)
+            notes = tuple(_copy_the_rest(folder, beside))
+        if out.exists():
+            out.rmdir()
+        beside.rename(out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"cannot write {out}: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    what = folder if foreign is None else f"{folder} ({foreign.about})"
+    first = f"{count:,} tensors of {what} are in {out}; use it with --model {out}"
+    return "\n".join([first, *notes])
+
+
+def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
+    """The checkpoint in terms of transformers, if it is not in its format already."""
+    try:
+        if is_nanochat(folder):
+            return read_nanochat(folder, _load, tokenizer)
+        if is_llama(folder):
+            return read_llama(folder, _load, tokenizer)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from error
+    if tokenizer is not None:
+        raise InputError(
+            "--tokenizer is for nanochat's and LLaMA's folders: put the tokenizer into "
+            f"{folder} itself"
+        )
+    return None
+
+
+def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: name the one that holds the checkpoint")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder: name a new one")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {out.absolute().parent} to make {out.name} in")
+    if tokenizer is not None and not tokenizer.is_file():
+        raise InputError(f"--tokenizer {tokenizer} is not a file")
+
+
+def _shards(folder: Path) -> list[str]:
+    """The checkpoint's files, in order."""
+    if (folder / INDEX).is_file():
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{folder / INDEX} has no weight_map")
+        names = sorted({str(name) for name in weight_map.values()})
+        if odd := [name for name in names if Path(name).name != name]:
+            raise ModelError(f"{folder / INDEX} names {odd[0]!r}, which is not a file beside it")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ModelError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
+        return names
+    found = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in PICKLES and not path.name.startswith(LEFT_OVERS)
+    )
+    if "pytorch_model.bin" in found:
+        return ["pytorch_model.bin"]
+    if not found:
+        there = any(folder.glob("*.safetensors"))
+        why = "it holds safetensors already" if there else f"it has no {', '.join(PICKLES)} file"
+        raise ModelError(f"there is nothing to convert in {folder}: {why}")
+    if len(found) > 1:
+        raise ModelError(
+            f"{folder} has several checkpoints and no {INDEX}: {', '.join(found)}; leave one in it"
+        )
+    return found
+
+
+def _write_weights(folder: Path, shards: list[str], out: Path, *, tied: bool) -> int:
+    """One file for each shard, one shard in memory at a time. Returns the number of tensors."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for number, shard in enumerate(shards, 1):
+        tensors = _apart(_load(folder / shard), tied=tied)
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        if len(shards) == 1:
+            name = "model.safetensors"
+        save_file(tensors, out / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        size += sum(each.numel() * each.element_size() for each in tensors.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    return len(weight_map)
+
+
+def _load(path: Path) -> Tensors:
+    """The tensors of one file, mapped rather than read where the format allows it."""
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
+    except Exception as error:  # a hostile or broken pickle can raise anything
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{path} is not read: it is broken, or holds more than tensors, which may be code that "
+            f"runs ({why})"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+            break
+    if not isinstance(found, dict) or not found:
+        raise ModelError(f"{path} does not hold named tensors")
+    if odd := [str(name) for name, each in found.items() if not isinstance(each, torch.Tensor)]:
+        raise ModelError(f"{path} holds something else beside tensors: {', '.join(odd[:5])}")
+    return {str(name): each for name, each in found.items()}
+
+
+def _mappable(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"  # the zip format; the one before it cannot be mapped
+
+
+def _apart(tensors: Tensors, *, tied: bool) -> Tensors:
+    """Every tensor contiguous and in memory of its own, as safetensors wants them."""
+    by_place: dict[tuple[object, ...], list[str]] = {}
+    for name, each in tensors.items():
+        place = (each.data_ptr(), each.shape, each.stride(), each.dtype)
+        key = place if each.numel() else (name,)
+        by_place.setdefault(key, []).append(name)
+    kept: Tensors = {}
+    for names in by_place.values():
+        inputs = [name for name in names if not name.split(".")[-2:][0].startswith(OUTPUT_NAMES)]
+        for name in inputs if tied and inputs else names:
+            kept[name] = tensors[name].clone(memory_format=torch.contiguous_format)
+    return kept
+
+
+def _copy_the_rest(folder: Path, out: Path) -> list[str]:
+    """Configuration and tokenizer; never Python files. What the user should know, in lines."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in COPIED and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, out / path.name)
+    if (out / "tokenizer.json").is_file():
+        return []
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # or an empty one would be made
+        return [f"note: {folder} has no tokenizer.json, which serving needs, and no vocabulary"]
+    from transformers import AutoTokenizer  # seconds; only for folders from before tokenizer.json
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer.save_pretrained(out)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        return [f"note: no tokenizer.json could be made from {folder}: {str(error)[:200]}"]
+    if (out / "tokenizer.json").is_file():
+        return ["tokenizer.json was made from the tokenizer files there"]
+    return [f"note: {folder} has no tokenizer.json, which serving needs, and none could be made"]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} is not a model folder: {path.name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} must hold a JSON object")
+    return found

@@ -1,0 +1,223 @@
+"""SentencePiece: the tokenizer.model of LLaMA 1 and 2 becomes a tokenizer.json.
+
+The file is a protocol buffer. Of its many fields only those that decide how text is cut are read here;
+what would make another tokenizer than LLaMA's kind (BPE that falls back to bytes, no normalization)
+is refused by name.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from baton.errors import ModelError
+from baton.models.formats.bytelevel import added_token, tokenizer_json
+from baton.models.formats.checkpoint import Vocabulary
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
+BPE = 2
+LONGEST_PIECE = 4096
+
+
+class Kind(IntEnum):
+    """What a piece is."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token. Of two merges that are possible, the one with the higher score is made."""
+
+    text: str
+    score: float
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A tokenizer.model, as far as it matters here; ids are places in `pieces`."""
+
+    pieces: tuple[Piece, ...]
+    unknown: int
+    bos: int
+    eos: int
+    leading_space: bool
+
+
+class _Broken(Exception):
+    """Not a protocol buffer, or not this one."""
+
+
+def read_pieces(path: Path) -> Pieces:
+    """The file's content. ModelError for one that makes another kind of tokenizer."""
+    try:
+        return _pieces(path.read_bytes(), path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (_Broken, UnicodeDecodeError, struct.error, ValueError) as error:
+        raise ModelError(f"{path} is no SentencePiece model, or is broken") from error
+
+
+def sentencepiece(found: Pieces, source: Path) -> Vocabulary:
+    """The tokenizer of these pieces; the beginning-of-text piece is put before every text."""
+    vocab: dict[str, int] = {}
+    for number, piece in enumerate(found.pieces):
+        if vocab.setdefault(piece.text, number) != number:
+            raise ModelError(f"{source} has the piece {piece.text[:40]!r} twice")
+    added = [
+        added_token(piece.text, number, special=piece.kind is not Kind.USER_DEFINED)
+        for number, piece in enumerate(found.pieces)
+        if piece.kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
+    ]
+    escape = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    if found.leading_space:
+        escape.insert(0, {"type": "Prepend", "prepend": SPACE})
+    back = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if found.leading_space:
+        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return Vocabulary(
+        tokenizer_json(
+            vocab=vocab,
+            merges=_merges(found.pieces),
+            added=added,
+            first=(found.pieces[found.bos].text, found.bos),
+            steps={
+                "normalizer": {"type": "Sequence", "normalizers": escape},
+                "pre_tokenizer": None,
+                "decoder": {"type": "Sequence", "decoders": back},
+            },
+            model={
+                "unk_token": found.pieces[found.unknown].text,
+                "fuse_unk": True,
+                "byte_fallback": True,
+            },
+        ),
+        source,
+    )
+
+
+def _merges(pieces: tuple[Piece, ...]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, in the order in which they are preferred."""
+    place = {each.text: at for at, each in enumerate(pieces) if each.kind is Kind.NORMAL}
+    merges: list[tuple[str, str]] = []
+    for text in sorted(place, key=lambda text: -pieces[place[text]].score):  # equal: as they stand
+        both = [(text[:at], text[at:]) for at in range(1, len(text))]
+        known = [(left, right) for left, right in both if left in place and right in place]
+        merges += sorted(known, key=lambda pair: (place[pair[0]], place[pair[1]]))
+    return merges
+
+
+def _pieces(data: bytes, path: Path) -> Pieces:
+    pieces: list[Piece] = []
+    trainer: dict[int, int | bytes] = {}
+    normalizer: dict[int, int | bytes] = {}
+    for field, value in _fields(data):
+        if field == 1:
+            pieces.append(_piece(_bytes(value)))
+        elif field == 2:
+            trainer = dict(_fields(_bytes(value)))
+        elif field == 3:
+            normalizer = dict(_fields(_bytes(value)))
+    if not pieces:
+        raise _Broken
+    _refuse_other_kinds(pieces, trainer, normalizer, path)
+    unknown, bos, eos = (_signed(trainer.get(*each)) for each in ((40, 0), (41, 1), (42, 2)))
+    if not all(0 <= each < len(pieces) for each in (unknown, bos, eos)):
+        raise ModelError(f"{path} has no piece for unknown text, the beginning or the end of one")
+    return Pieces(tuple(pieces), unknown, bos, eos, normalizer.get(3, 1) == 1)
+
+
+def _refuse_other_kinds(
+    pieces: list[Piece],
+    trainer: dict[int, int | bytes],
+    normalizer: dict[int, int | bytes],
+    path: Path,
+) -> None:
+    wrong = {
+        "is no BPE model": trainer.get(3, 1) != BPE,
+        "does not fall back to bytes": trainer.get(35, 0) != 1
+        or sum(piece.kind is Kind.BYTE for piece in pieces) != 256,
+        "normalizes text by a table": bool(normalizer.get(2)),
+        "removes spaces": normalizer.get(4, 1) != 0,
+        "does not escape spaces": normalizer.get(5, 1) != 1,
+        "puts spaces behind words": trainer.get(24, 0) != 0,
+        "has unused pieces": any(piece.kind is Kind.UNUSED for piece in pieces),
+        "has an empty piece": any(not piece.text for piece in pieces),
+        "has a very long piece": any(len(piece.text) > LONGEST_PIECE for piece in pieces),
+    }
+    if why := [each for each, is_so in wrong.items() if is_so]:
+        raise ModelError(
+            f"{path} {', '.join(why)}: only SentencePiece models of LLaMA's kind are converted; "
+            "give a tokenizer.json with --tokenizer FILE"
+        )
+
+
+def _piece(data: bytes) -> Piece:
+    text, score, kind = "", 0.0, Kind.NORMAL
+    for field, value in _fields(data):
+        if field == 1:
+            text = _bytes(value).decode()
+        elif field == 2:
+            score = float(struct.unpack("<f", _bytes(value))[0])
+        elif field == 3 and isinstance(value, int):
+            kind = Kind(value)
+    return Piece(text, score, kind)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of every field: an int, or the bytes of anything else."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            number, at = _varint(data, at)
+            yield key >> 3, number
+            continue
+        if kind not in (1, 2, 5):
+            raise _Broken
+        size = {1: 8, 5: 4}.get(kind, 0)
+        if kind == 2:
+            size, at = _varint(data, at)
+        if at + size > len(data):
+            raise _Broken
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number in base 128, low digits first, and where it ends."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            break
+        digit = data[at]
+        at += 1
+        number |= (digit & 0x7F) << shift
+        if digit < 0x80:
+            return number, at
+    raise _Broken
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise _Broken
+    return value
+
+
+def _signed(value: int | bytes | None) -> int:
+    """An id; -1, for none, stands in the file as 2**64 - 1."""
+    if not isinstance(value, int):
+        raise _Broken
+    return value - (1 << 64) if value >= 1 << 63 else value

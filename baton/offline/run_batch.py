@@ -1,0 +1,153 @@
+"""`python main.py run-batch IN OUT`: a file of requests in OpenAI's batch format, answered one by one.
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": ..., ...}}
+    -> {"id": "...", "custom_id": "a", "error": null,
+        "response": {"status_code": 200, "request_id": "...", "body": {...}}}
+
+The requests go through a server of our own, so an answer is what that server answers, refusals included.
+Journaled and resumed like the job without a command. Format: https://platform.openai.com/docs/guides/batch
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from baton.client.http import Site, told
+from baton.cluster.serving import fronted
+from baton.cluster.supervisor import ClusterOptions
+from baton.errors import BatonError, InputError
+from baton.offline.interrupts import Interrupted
+from baton.offline.journal import Journal, fingerprint
+from baton.offline.outputs import Answer, checked_target, write_whole
+from baton.offline.progress import Progress
+
+URLS = ("/v1/completions", "/v1/chat/completions")
+TRIES = 5
+AGAIN_S = 1.0
+LINE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the input."""
+
+    custom_id: str
+    url: str
+    body: Mapping[str, Any]
+
+
+def read_items(file: Path) -> list[Item]:
+    """Raises InputError naming the line that is wrong."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}") from error
+    items = [_item(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not items:
+        raise InputError(f"{file} holds no requests: write one JSON object a line")
+    seen: set[str] = set()
+    for item in items:
+        if item.custom_id in seen:
+            raise InputError(f"{file}: custom_id {item.custom_id!r} stands there twice")
+        seen.add(item.custom_id)
+    return items
+
+
+def _item(file: Path, number: int, line: str) -> Item:
+    where = f"{file}, line {number}"
+    try:
+        found = json.loads(line) if len(line) <= LINE_BYTES else None
+    except ValueError as error:
+        raise InputError(f"{where}: this is no JSON: {error}") from error
+    match found:
+        case {"custom_id": str(name), "method": "POST", "url": str(url), "body": dict(body)}:
+            if url not in URLS:
+                raise InputError(f"{where}: url must be {' or '.join(URLS)}, got {url[:80]!r}")
+            if body.get("stream"):
+                raise InputError(f"{where}: a batch cannot stream: leave stream out")
+            return Item(name, url, body)
+    raise InputError(
+        f'{where}: a request is {{"custom_id": "...", "method": "POST", "url": "...", '
+        f'"body": {{...}}}} of at most {LINE_BYTES:,} bytes'
+    )
+
+
+def run_batch(options: ClusterOptions, source: Path, out: Path, progress: Progress) -> None:
+    """Raises a BatonError, or Interrupted."""
+    items = read_items(source)
+    target = checked_target(out)
+    facts = {"input": sha256(source.read_bytes()).hexdigest(), "model": options.model,
+             "dtype": options.dtype}  # fmt: skip
+    journal = Journal(
+        target.with_name(f"{target.name}.part"), fingerprint=fingerprint(facts), prompts=len(items)
+    )
+    try:
+        if journal.note:
+            progress.say(journal.note)
+        if len(journal.answers) < len(items):
+            _work(options, items, journal, progress)
+        lines = (journal.answers[index].text + "\n" for index in range(len(items)))
+        write_whole(target, lines, saved=journal.saved)
+        journal.remove()
+    except Interrupted as interrupt:
+        raise Interrupted(
+            f"{journal.saved}; run the same command again to do the rest"
+        ) from interrupt
+    finally:
+        journal.close()
+    progress.say(f"{len(items):,} answers are in {out}")
+
+
+def _work(options: ClusterOptions, items: list[Item], journal: Journal, progress: Progress) -> None:
+    todo = [index for index in range(len(items)) if index not in journal.answers]
+    with fronted(options, limit=options.batch_size, say=progress.say) as front:
+        progress.begin(total=len(items), done=len(journal.answers))
+        pool = ThreadPoolExecutor(options.batch_size)
+        try:
+            waiting: dict[Future[str], int] = {
+                pool.submit(_answer, front.site, items[index]): index for index in todo
+            }
+            while waiting:
+                done, _ = wait(waiting, timeout=0.05, return_when=FIRST_COMPLETED)
+                for future in done:
+                    index = waiting.pop(future)
+                    journal.add(Answer(index, future.result(), (), "stop", {}))
+                    progress.answer(retries=0)
+                front.tend()
+        finally:
+            progress.end()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(site: Site, item: Item) -> str:
+    """The output line. Tried again where the server says that it may help."""
+    for attempt in range(TRIES):
+        last = attempt == TRIES - 1
+        try:
+            reply = site.ask(item.url, item.body)
+        except (OSError, ValueError) as error:
+            if last:
+                raise BatonError(f"the server does not answer {item.custom_id}: {error}") from error
+        else:
+            if reply.status not in (429, 503) or last:
+                break
+        time.sleep(AGAIN_S * 2**attempt)
+    if reply.status >= 500:
+        raise BatonError(f"{item.custom_id} failed with status {reply.status}: {told(reply.body)}")
+    line = {
+        "id": f"batch_req_{secrets.token_hex(8)}",
+        "custom_id": item.custom_id,
+        "response": {
+            "status_code": reply.status,
+            "request_id": reply.request_id,
+            "body": reply.body,
+        },
+        "error": None,
+    }
+    return json.dumps(line, ensure_ascii=False)

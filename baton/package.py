@@ -1,0 +1,32 @@
+"""This package: where it lies, what its command is called, its version."""
+
+import os
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent
+"""The checkout, or site-packages. Child processes start here, so that `python -m router` finds ours."""
+
+IN_CHECKOUT = all((ROOT / name).is_file() for name in ("pyproject.toml", "main.py"))
+COMMAND = "python main.py" if IN_CHECKOUT else "baton"
+
+
+def config_folder() -> Path:
+    """Where the user's own settings are read: configs/ of a checkout; beside an installed package
+    $XDG_CONFIG_HOME/baton, or ~/.config/baton."""
+    if IN_CHECKOUT:
+        return ROOT / "configs"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "baton"
+
+
+def own_version() -> str:
+    """As pyproject.toml says in a checkout, else as the installed package says."""
+    try:
+        if IN_CHECKOUT:
+            text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+            return str(tomllib.loads(text)["project"]["version"])
+        return version("baton")
+    except (OSError, KeyError, tomllib.TOMLDecodeError, PackageNotFoundError):
+        return "unknown"

@@ -1,0 +1,179 @@
+"""Watch: what the router tells of every request, for the page, the metrics and the trace."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from typing import Any
+
+from baton.metrics import ITL_BUCKETS_S
+from baton.server.line import Line
+from baton.server.metrics import GOOD, Metrics
+from baton.server.spans import Spans
+from baton.server.sse import event
+from baton.timeline import Moment, Timeline
+from baton.trace import chrome_trace
+from baton.verdict import Facts, verdict
+from baton.wire.messages import ClusterInfo, Counts, Ended, Observed
+
+RECENT_S = 60.0
+SPAN_S = 10.0
+BACKLOG_S = 120.0
+BEHIND = 256
+"""Events a page may be behind before it is cut off."""
+
+
+class Watch:
+    """One for the server. `observed` is the line's; `feed` is a page's."""
+
+    def __init__(self, line: Line, metrics: Metrics, spans: Spans | None = None) -> None:
+        self._line = line
+        self._spans = spans
+        self.metrics = metrics
+        self._pages: set[asyncio.Queue[bytes]] = set()
+        self._info: ClusterInfo | None = None
+        self._backlog: deque[Moment] = deque()
+        self._ended: deque[tuple[float, Ended]] = deque()
+        self._counted: deque[tuple[float, Counts]] = deque()
+        self.timeline = Timeline()
+
+    def observed(self, message: Observed) -> None:
+        """Something has happened, or a second has passed."""
+        now = message.now
+        self.timeline.add(message.moments)
+        self._backlog.extend(message.moments)
+        while self._backlog and self._backlog[0].at < now - BACKLOG_S:
+            self._backlog.popleft()
+        for each in message.ended:
+            self.metrics.ended(each)
+            life = self.timeline.get(each.request)
+            if self._spans is not None and life is not None:
+                self._spans.ended(each, life, now)
+            self._ended.append((now, each))
+        while self._ended and self._ended[0][0] < now - RECENT_S:
+            self._ended.popleft()
+        if message.moments and self._pages:
+            self._tell(event(_moments(now, message.moments), "moments"))
+        if message.counts is not None:
+            self._count(now, message.counts)
+
+    def begin(self, name: str, traceparent: str | None) -> None:
+        """A client's request is on its way."""
+        if self._spans is not None:
+            self._spans.begin(name, traceparent)
+
+    def refresh(self) -> None:
+        """Called now and then: has the cluster changed?"""
+        if self._line.info != self._info:
+            self._info = self.metrics.info = self._line.info
+            self.metrics.router_restarts = self._line.restarts
+            if self._info is None:  # the next router's clock is another one
+                self._counted.clear()
+                self._ended.clear()
+                self._backlog.clear()
+            self._tell(event(_cluster(self._info), "cluster"))
+
+    async def feed(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events for one page."""
+        box: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
+        self._pages.add(box)
+        try:
+            yield event(_cluster(self._info), "cluster")
+            if self._counted:
+                now = self._counted[-1][0]
+                yield event(_moments(now, self._backlog), "moments")
+                yield event(self.numbers(), "numbers")
+            while box in self._pages:
+                yield await box.get()
+        finally:
+            self._pages.discard(box)
+
+    def trace(self) -> dict[str, Any]:
+        """Everything that is remembered, for Perfetto."""
+        return chrome_trace(self.timeline, model=self._info.model if self._info else "")
+
+    def numbers(self) -> dict[str, Any]:
+        """How it goes now."""
+        before, counts = self._counted[0][1], self._counted[-1][1]
+        seconds = self._counted[-1][0] - self._counted[0][0]
+        gaps = [b - a for a, b in zip(before.itl, counts.itl, strict=True)]
+        ttft = sorted(e.timings.ttft_s for _, e in self._ended if e.reason in GOOD)
+        generated = counts.generated_tokens - before.generated_tokens
+        return {
+            "running": counts.running,
+            "waiting": counts.waiting,
+            "tokens_per_s": generated / seconds if seconds else None,
+            "ttft_ms": _two(lambda q: ttft[min(int(q * len(ttft)), len(ttft) - 1)], bool(ttft)),
+            "itl_ms": _two(lambda q: quantile(gaps, q), any(gaps)),
+            "kv_used": sum(pool.blocks - pool.free for pool in counts.pools),
+            "kv_total": sum(pool.blocks for pool in counts.pools),
+            "verdict": verdict([facts(e, self._stalled(e.request)) for _, e in self._ended]),
+        }
+
+    def _stalled(self, request: str) -> float:
+        life = self.timeline.get(request)
+        stalls = (s for s in life.stages if s.name == "stall") if life else ()
+        return sum((stall.end or stall.start) - stall.start for stall in stalls)
+
+    def _count(self, now: float, counts: Counts) -> None:
+        self.metrics.counts = counts
+        self._counted.append((now, counts))
+        while self._counted[0][0] < now - SPAN_S:
+            self._counted.popleft()
+        if self._pages:
+            self._tell(event(self.numbers(), "numbers"))
+
+    def _tell(self, data: bytes) -> None:
+        for box in list(self._pages):
+            if box.full():
+                self._pages.discard(box)  # its feed ends; the page connects again
+            else:
+                box.put_nowait(data)
+
+
+def facts(ended: Ended, stalled_s: float) -> Facts:
+    """What the verdict is made of. Who left is no failure of ours."""
+    times = ended.timings
+    return Facts(
+        good=ended.reason in (*GOOD, "abort"),
+        prompt_tokens=ended.prompt_tokens,
+        tokens=ended.tokens,
+        queue_s=times.queue_s + times.reserve_s,
+        prefill_s=times.prefill_s,
+        handover_s=times.handover_s,
+        decode_s=times.decode_s,
+        ttft_s=times.ttft_s,
+        retries=times.retries,
+        preemptions=times.preemptions,
+        stalled_s=stalled_s,
+    )
+
+
+def quantile(counts: list[int], q: float) -> float:
+    """Of gaps counted in ITL_BUCKETS_S: the upper end of the bucket it falls in."""
+    left = q * sum(counts)
+    for count, end in zip(counts, (*ITL_BUCKETS_S, ITL_BUCKETS_S[-1]), strict=True):
+        left -= count
+        if left <= 0:
+            return end
+    return ITL_BUCKETS_S[-1]
+
+
+def _two(at: Any, known: bool) -> dict[str, float] | None:
+    return {"p50": 1000 * at(0.5), "p99": 1000 * at(0.99)} if known else None
+
+
+def _moments(now: float, moments: Any) -> dict[str, Any]:
+    return {"now": now, "moments": [asdict(moment) for moment in moments]}
+
+
+def _cluster(info: ClusterInfo | None) -> dict[str, Any]:
+    if info is None:
+        return {"ready": False, "waiting_for": "the router", "workers": []}
+    return {
+        "ready": info.ready,
+        "waiting_for": info.waiting_for,
+        "model": info.model,
+        "context": info.context,
+        "workers": [asdict(worker) for worker in info.workers],
+    }

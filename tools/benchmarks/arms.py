@@ -1,0 +1,158 @@
+"""Arms of `bench engine` that run in this environment, a process each; peers/lines.py says
+how they are spoken to."""
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from baton.errors import BatonError
+from tools.benchmarks.peers.lines import Engine, Ids, serve
+
+
+class Ours:
+    """The engine in this process: continuous batching as the decode worker does it, greedy."""
+
+    def load(self, folder: str, dtype: str, threads: int) -> None:
+        import torch
+
+        from baton.engine.boot import boot
+        from baton.model_files import resolve_model
+
+        torch.set_num_threads(threads)
+        self.engine = boot(resolve_model(folder), device="cpu", dtype=dtype, block_size=16)
+        self.pools: dict[int, Any] = {}
+
+    def _rows(self, prompts: list[Ids], new: int) -> tuple[Any, list[list[int]]]:
+        from baton.engine.pool import Pool
+
+        each = self.engine.layout.blocks_for(max(map(len, prompts)) + new)
+        count = each * len(prompts)
+        if count not in self.pools:
+            self.pools = {count: Pool.private(self.engine.layout, count, self.engine.device)}
+        return self.pools[count], [
+            list(range(i * each, (i + 1) * each)) for i in range(len(prompts))
+        ]
+
+    def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
+        from baton.kv.row import Logits, Row
+
+        pool, tables = self._rows(prompts, new)
+        known = [list(prompt) for prompt in prompts]
+        done = [0] * len(prompts)
+        for _ in range(new):
+            rows = [
+                Row(ids[at:], at, table, Logits.LAST)
+                for ids, at, table in zip(known, done, tables, strict=True)
+            ]
+            tokens = self.engine.runner.greedy(pool, rows)
+            done = [len(ids) for ids in known]
+            for ids, token in zip(known, tokens, strict=True):
+                assert token is not None
+                ids.append(token)
+        return [ids[len(prompt) :] for ids, prompt in zip(known, prompts, strict=True)]
+
+    def prefill(self, prompt: Ids) -> None:
+        from baton.kv.row import Logits, Row
+
+        pool, tables = self._rows([prompt], 0)
+        self.engine.runner.run(pool, [Row(prompt, 0, tables[0], Logits.LAST)]).argmax()
+
+
+class PrefillDecode:
+    """The product: router, prefill process and decode process, and the client of the offline job."""
+
+    def load(self, folder: str, dtype: str, threads: int) -> None:
+        from baton.client.batch import Follower
+        from baton.client.blocking import Client
+        from baton.clock import monotonic
+        from baton.cluster.supervisor import Cluster, ClusterOptions
+        from baton.topology import plan_topology
+
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
+        topology = plan_topology((), (), gpus=0)
+        options = ClusterOptions(
+            folder,
+            topology,
+            batch_size=64,
+            dtype=dtype,
+            prefix_caching=False,
+            max_num_batched_tokens=64
+            * 64,  # a whole batch in one forward, as the engine alone has it
+        )
+        self.cluster = Cluster(options)
+        atexit.register(self.cluster.stop)
+        self.cluster.start()
+        client = Client(self.cluster.address)
+        self.follower = Follower(client, self.cluster, job="bench", limit=64, clock=monotonic)
+        list(self.follower.await_ready(ours=True))
+        self.asked = 0
+
+    def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
+        from baton.client.batch import Ask, Completion, Task
+        from baton.request import UNWATCHED_S
+        from sampler.params import SamplingParams
+
+        ask = Ask(
+            new,
+            SamplingParams(temperature=0.0).to_wire(),
+            ignore_eos=True,
+            tell_every_s=UNWATCHED_S,  # as the offline job asks
+        )
+        tasks = [Task(self.asked + i, tuple(ids)) for i, ids in enumerate(prompts)]
+        self.asked += len(prompts)
+        found = {
+            happening.task.index: list(happening.token_ids)
+            for happening in self.follower.run(tasks, ask)
+            if isinstance(happening, Completion)
+        }
+        return [found[task.index] for task in tasks]
+
+    def prefill(self, prompt: Ids) -> None:
+        self.generate([prompt], 1)
+
+
+class Transformers:
+    """transformers' generate, a static batch."""
+
+    def load(self, folder: str, dtype: str, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        if dtype == "int8":
+            raise ValueError("transformers has no int8 on a CPU without another package")
+        torch.set_num_threads(threads)
+        kind = getattr(torch, dtype)
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval()
+
+    def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
+        with self.torch.inference_mode():
+            ids = self.torch.tensor(prompts)
+            made = self.model.generate(
+                ids,
+                attention_mask=self.torch.ones_like(ids),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        answers: list[Ids] = made[:, ids.shape[1] :].tolist()
+        return answers
+
+    def prefill(self, prompt: Ids) -> None:
+        with self.torch.inference_mode():
+            ids = self.torch.tensor([prompt])
+            self.model(ids, use_cache=True, logits_to_keep=1).logits.argmax()
+
+
+ARMS: dict[str, Callable[[], Engine]] = {
+    "ours": Ours,
+    "ours P/D": PrefillDecode,
+    "transformers": Transformers,
+}
+
+
+if __name__ == "__main__":
+    serve(ARMS[sys.argv[1]](), BatonError)

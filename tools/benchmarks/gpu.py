@@ -1,0 +1,215 @@
+"""What a GPU session measures, section by section: one that fails is recorded and the rest goes on.
+
+    tools/benchmarks/gpu.sh                                     # on the machine with the card
+    python -m benchmarks.gpu --device cpu --quick         # the same code, anywhere
+
+Decode (with CUDA graphs and without) and prefill of the engine with random weights, as a share of what
+the bandwidth and the matrix rate measured in the same run allow, beside transformers' own generate and
+its continuous batching; then two processes on one GPU: hand-over by CUDA IPC, and what it adds to the
+first token. Each section is a process of its own: an error of CUDA cannot reach the next one, and the
+memory is free again. All of them together end within --budget seconds; what is left out is recorded.
+"""
+
+import json
+import os
+import platform
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from baton.engine.device import describe_device, pick_device
+from baton.errors import InputError
+from baton.table import table
+from tools.benchmarks import gpu_sections as sections
+from tools.benchmarks.gpu_sections import REASONS, Cell, Plan, reason
+
+SHAPES = ("gpt2-8k", "qwen2-0.5b", "qwen2-7b")
+Found = dict[str, Any]
+
+
+def full(device: torch.device) -> Plan:
+    """What a session is for."""
+    return Plan(device, "auto", (1, 8, 64, 256), (2048, 8192), 512, 20, 34, 8192,
+                ("random:qwen2-0.5b", 2048), 64.0)  # fmt: skip
+
+
+def quick(device: torch.device) -> Plan:
+    """Does it run at all?"""
+    return Plan(device, "auto", (1, 2), (64,), 32, 2, 4, 256, ("demo", 64), 1.0)
+
+
+def all_sections(plan: Plan, models: list[str]) -> dict[str, Callable[[], Iterator[Cell]]]:
+    """By name, the most wanted first."""
+    found: dict[str, Callable[[], Iterator[Cell]]] = {"limits": partial(sections.limits, plan)}
+    for model in models:
+        found[f"engine {model}"] = partial(sections.engine, plan, model)
+    found["hand-over"] = partial(sections.handover, plan)
+    found["first token"] = partial(sections.first_token, plan)
+    for model in models:
+        found[f"transformers {model}"] = partial(sections.transformers, plan, model)
+    if plan.device.type == "cuda":
+        fewer = Plan(plan.device, "fp8", plan.batches[:3], plan.prefills[:1], plan.context,
+                     plan.rounds, plan.new, plan.matrix, plan.first_token, plan.megabytes)  # fmt: skip
+        found[f"fp8 {models[-1]}"] = partial(sections.engine, fewer, models[-1])
+    return found
+
+
+class Report:
+    """Sections, what their cells found, and why some are missing."""
+
+    def __init__(self) -> None:
+        self.sections: dict[str, Found] = {}
+
+    def section(self, name: str, run: Callable[[], Iterator[Cell]]) -> None:
+        """Run it here; a failure ends it, and is recorded beside the cells before it."""
+        begun, cells, failure = time.perf_counter(), {}, None
+        try:
+            for cell, found in run():
+                cells[cell] = found
+                click.echo(f"{cell}: {told(found)}")
+        except REASONS as error:
+            failure = reason(error)
+        self.record(name, cells, failure, time.perf_counter() - begun)
+
+    def process(self, name: str, command: list[str], seconds: float) -> None:
+        """Run it in a process that prints its cells as JSON lines, for so long at most."""
+        begun, cells, failure = time.monotonic(), {}, None
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            for line in lines_until(child.stdout.fileno(), begun + seconds):
+                message = json.loads(line)
+                if "failure" in message:
+                    failure = message["failure"]
+                else:
+                    cells[message["cell"]] = message["found"]
+                    click.echo(f"{message['cell']}: {told(message['found'])}")
+            try:
+                child.wait(max(0.0, begun + seconds - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                failure = f"not done after {seconds:.0f} s"
+                child.kill()
+        if failure is None and child.returncode:
+            failure = f"its process ended with {child.returncode}"
+        self.record(name, cells, failure, time.monotonic() - begun)
+
+    def record(self, name: str, cells: Found, failure: str | None, took: float) -> None:
+        """The section as it stands in the file."""
+        self.sections[name] = {"cells": cells, "took_s": round(took, 1)}
+        if failure is not None:
+            self.sections[name]["failure"] = failure
+            click.echo(f"{name} FAILED: {failure}")
+
+    def lines(self) -> list[list[str]]:
+        """The table: what has a time, and its share of the limit where that is known."""
+        top = self.sections.get("limits", {}).get("cells", {}).get("limits")
+        found = []
+        for section in self.sections.values():
+            for name, cell in section["cells"].items():
+                if "ms" in cell:
+                    rate = f"{cell['tokens/s']:,.0f}" if "tokens/s" in cell else ""
+                    found.append([name, f"{cell['ms']:.2f}", rate, share(cell, top)])
+        return found
+
+
+def share(cell: Found, top: Found | None) -> str:
+    """Of the time it took, the part that nothing could take away on this card."""
+    if top is None or not cell.get("flops"):
+        return ""
+    seconds = max(cell["bytes"] / (top["GB/s"] * 1e9), cell["flops"] / (top["TFLOP/s"] * 1e12))
+    return f"{1e3 * seconds / cell['ms']:.0%}"
+
+
+def told(found: Found) -> str:
+    """For people."""
+    shown = {key: f"{each:.4g}" if isinstance(each, float) else each for key, each in found.items()}
+    return ", ".join(
+        f"{key} {each}" for key, each in shown.items() if key not in ("bytes", "flops")
+    )
+
+
+def lines_until(source: int, deadline: float) -> Iterator[bytes]:
+    """Lines of a pipe until it ends or the time is over."""
+    rest = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([source], [], [], left)[0]:
+            return
+        piece = os.read(source, 65536)
+        if not piece:
+            return
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+
+
+def speak(name: str, run: Callable[[], Iterator[Cell]]) -> None:
+    """The other side of Report.process."""
+    try:
+        for cell, found in run():
+            click.echo(json.dumps({"cell": cell, "found": found}))
+    except REASONS as error:
+        click.echo(json.dumps({"failure": reason(error)}))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--device", default="cuda:0", show_default=True)
+@click.option("--shape", "shapes", multiple=True, default=SHAPES, show_default=True)
+@click.option("--quick", "is_quick", is_flag=True, help="Small numbers: does it run at all?")
+@click.option("--only", multiple=True, metavar="TEXT", help="Sections whose names begin so.")
+@click.option("--budget", default=540.0, show_default=True, help="Seconds for all of it.")
+@click.option("--in-process", is_flag=True, help="No process for each section: for debugging.")
+@click.option("--output", type=click.Path(path_type=Path), default=None, help="Folder.")
+@click.option("--speak", "speaks", hidden=True, default=None)
+def main(
+    device: str, shapes: tuple[str, ...], is_quick: bool, only: tuple[str, ...], budget: float,
+    in_process: bool, output: Path | None, speaks: str | None,
+) -> None:  # fmt: skip
+    """Engine and hand-over on a GPU."""
+    begun = time.monotonic()
+    try:
+        place = pick_device(device)
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
+    plan = quick(place) if is_quick else full(place)
+    models = ["demo"] if is_quick else [f"random:{shape}" for shape in shapes]
+    wanted = all_sections(plan, models)
+    if speaks is not None:
+        return speak(speaks, wanted[speaks])
+    about = {"device": describe_device(place), "torch": torch.__version__,
+             "python": platform.python_version(), "command": sys.argv[1:]}  # fmt: skip
+    click.echo(str(about))
+    report = Report()
+    same = [
+        sys.executable,
+        "-m",
+        "tools.benchmarks.gpu",
+        "--device",
+        device,
+        *["--quick"] * is_quick,
+    ]
+    same += [part for shape in shapes for part in ("--shape", shape)]
+    for name, run in wanted.items():
+        left = begun + budget - time.monotonic()
+        if only and not name.startswith(only):
+            continue
+        if left < 1:
+            report.record(name, {}, "no time was left", 0.0)
+        elif in_process:
+            report.section(name, run)
+        else:
+            report.process(name, [*same, "--speak", name], left)
+        if output is not None:  # after each section: an interrupted session keeps what it has
+            output.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"about": about, "sections": report.sections}, indent=1)
+            (output / "gpu.json").write_text(text + "\n")
+    click.echo("\n" + table(["", "ms", "tokens/s", "of the limit"], report.lines()))
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.gpu")

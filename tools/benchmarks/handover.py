@@ -1,0 +1,223 @@
+"""What it costs to hand KV blocks from one process to another, by every transport of this machine.
+
+    python -m benchmarks.handover --megabytes 25.6 --megabytes 64 --repeats 7
+    python -m benchmarks.handover --device cuda:0       # both processes on one GPU
+
+The owner is this process, the writer a process of its own. Timed from the writer's first push until
+the owner calls the grant READY: for shared memory, and CUDA IPC on one GPU, that is stamping and
+checking alone, since prefill has computed in place. The transports take turns, so that a slow moment
+of the machine hits all.
+The last line printed is JSON.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgpack
+import torch
+import zmq
+
+from baton.kv.grant import Grant
+from baton.kv.layout import KVLayout, LayerShape
+from baton.kv.region import Arrival, Receipt, Region
+from baton.transfer.base import Export, Link
+from baton.transfer.registry import CurveKeys, make_exports, open_link
+from baton.transfer.slabs import Slabs, allocate_slabs
+
+LAYOUT = KVLayout(tuple(LayerShape(12, 64, 64) for _ in range(12)), 16, "float32")  # GPT-2 small
+CPU_TRANSPORTS = ("shm", "pinned", "frames", "frames_tcp")
+GPU_TRANSPORTS = ("cuda_ipc", "pinned", "frames")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One transport at one size. Times in ms."""
+
+    transport: str
+    megabytes: float
+    moved_megabytes: float
+    median_ms: float
+    fastest_ms: float
+    slowest_ms: float
+    gb_per_s: float | None
+
+
+def write(plan: dict[str, Any]) -> None:
+    """The writer: opens the link, then fills a grant each time it is told to (a line on stdin)."""
+    region = Region(**plan["region"])
+    keys = CurveKeys(plan["public"], plan["secret"])
+    device = torch.device(plan["device"])
+    link = open_link([region], LAYOUT, device=device, writer="writer", keys=keys)
+    blocks = list(range(plan["blocks"]))
+    sizes = LAYOUT.slab_bytes(plan["blocks"])
+    own = None
+    if link.slabs is None:
+        own = [torch.ones(size, dtype=torch.uint8, device=device) for size in sizes]
+    for line in sys.stdin:
+        grant = Grant("owner", "bench", f"r{line.strip()}#0", int(line), tuple(blocks))
+        receipt = _fill(link, grant, own, blocks)
+        print(json.dumps([receipt.moved_bytes, receipt.digest.hex()]), flush=True)
+    link.close()
+
+
+def _fill(link: Link, grant: Grant, own: list[torch.Tensor] | None, blocks: list[int]) -> Receipt:
+    for layer in range(len(LAYOUT.layers)) if own else ():
+        assert own is not None
+        link.push(grant, layer, own[layer], blocks, blocks)
+    return link.finish(grant, blocks)
+
+
+class Pair:
+    """An owner here and a writer there."""
+
+    def __init__(
+        self, transport: str, blocks: int, folder: Path, keys: CurveKeys, device: torch.device
+    ) -> None:
+        self.blocks = blocks
+        self.slabs: Slabs = allocate_slabs(LAYOUT, blocks, device, shared=True)
+        (self.export,) = make_exports(
+            [transport], self.slabs, epoch="bench", run_dir=folder, bind_host="127.0.0.1", keys=keys
+        )
+        self.writer = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tools.benchmarks.handover",
+                "--writer",
+                str(folder / transport),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        plan = {"region": asdict(self.export.region), "blocks": blocks}
+        plan |= {"device": str(device)}
+        plan |= {"public": keys.public, "secret": keys.secret}
+        (folder / transport).write_bytes(msgpack.packb(plan))
+        self.generation = 0
+
+    def once(self) -> tuple[float, int]:
+        """Seconds from the order to READY, and the bytes that were copied."""
+        assert self.writer.stdin is not None
+        assert self.writer.stdout is not None
+        self.generation += 1
+        grant = Grant(
+            "owner", "bench", f"r{self.generation}#0", self.generation, tuple(range(self.blocks))
+        )
+        self.export.expect(grant)
+        poller = zmq.Poller()
+        poller.register(self.writer.stdout.fileno(), zmq.POLLIN)
+        for socket in self.export.wakeups():
+            poller.register(socket, zmq.POLLIN)
+        began = time.perf_counter()
+        print(self.generation, file=self.writer.stdin, flush=True)
+        while self.writer.stdout.fileno() not in dict(poller.poll(60_000)):
+            self.export.poll()
+        moved, digest = json.loads(self.writer.stdout.readline())
+        receipt = Receipt(moved, bytes.fromhex(digest), 0.0)
+        _await(self.export, grant, receipt)
+        took = time.perf_counter() - began
+        self.export.retire(grant)
+        return took, moved
+
+    def close(self) -> None:
+        """End the writer, give the memory back."""
+        assert self.writer.stdin is not None
+        assert self.writer.stdout is not None
+        self.writer.stdin.close()
+        self.writer.wait(10)
+        self.writer.stdout.close()
+        self.export.close()
+        self.slabs.close()
+
+
+def _await(export: Export, grant: Grant, receipt: Receipt) -> None:
+    while (arrival := export.arrival(grant, receipt)) is Arrival.PENDING:
+        export.poll()
+    if arrival is not Arrival.READY:
+        raise SystemExit(f"error: the hand-over by {export.region.transport} came out {arrival}")
+
+
+def compare(
+    megabytes: float, repeats: int, device: torch.device, transports: Sequence[str]
+) -> list[Figure]:
+    """All transports at one size, taking turns, after a warm-up each."""
+    keys = CurveKeys(*zmq.curve_keypair())
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        return _compare(megabytes, repeats, device, transports, Path(name), keys)
+
+
+def _compare(
+    megabytes: float,
+    repeats: int,
+    device: torch.device,
+    transports: Sequence[str],
+    folder: Path,
+    keys: CurveKeys,
+) -> list[Figure]:
+    blocks = max(1, round(megabytes * 1e6 / LAYOUT.block_bytes))
+    pairs = {name: Pair(name, blocks, folder, keys, device) for name in transports}
+    for pair in pairs.values():
+        pair.once()
+    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in pairs}
+    for _ in range(repeats):
+        for name, pair in pairs.items():
+            taken[name].append(pair.once())
+    figures = []
+    for name, pair in pairs.items():
+        pair.close()
+        times = [seconds * 1000 for seconds, _ in taken[name]]
+        moved, median = taken[name][0][1], statistics.median(times)
+        speed = round(moved / median / 1e6, 2) if moved else None
+        figures.append(
+            Figure(
+                transport=name,
+                megabytes=round(blocks * LAYOUT.block_bytes / 1e6, 1),
+                moved_megabytes=round(moved / 1e6, 1),
+                median_ms=round(median, 3),
+                fastest_ms=round(min(times), 3),
+                slowest_ms=round(max(times), 3),
+                gb_per_s=speed,
+            )
+        )
+    return figures
+
+
+@click.command()
+@click.option("--megabytes", multiple=True, type=float, default=(25.6, 64.0), show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where both processes are.")
+@click.option("--writer", "plan", type=click.Path(path_type=Path), default=None, hidden=True)
+def main(megabytes: tuple[float, ...], repeats: int, device: str, plan: Path | None) -> None:
+    """Hand KV blocks between two processes by every transport; print times and GB/s."""
+    torch.set_num_threads(1)  # as workers that share a machine are started
+    if plan is not None:
+        write(msgpack.unpackb(plan.read_bytes()))
+        return
+    place = torch.device(device)
+    names = GPU_TRANSPORTS if place.type == "cuda" else CPU_TRANSPORTS
+    figures = [f for size in megabytes for f in compare(size, repeats, place, names)]
+    print(f"{'transport':<12}{'MB':>8}{'copied':>9}{'median':>11}{'spread':>20}{'GB/s':>8}")
+    for f in figures:
+        spread = f"{f.fastest_ms:.2f} .. {f.slowest_ms:.2f}"
+        speed = f"{f.gb_per_s:.2f}" if f.gb_per_s is not None else "-"
+        print(
+            f"{f.transport:<12}{f.megabytes:>8.1f}{f.moved_megabytes:>9.1f}"
+            f"{f.median_ms:>8.2f} ms{spread:>20}{speed:>8}"
+        )
+    machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    print(json.dumps({**machine, "figures": [asdict(figure) for figure in figures]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""What the study of batching says, computed from its cells. Pure.
+
+    queueing + execution = total latency       of each request, by the router's own timestamps
+
+Rates are compared within rounds: on a shared machine a slow minute hits all cells of its round alike.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean, median
+
+from tools.lab.study import Table
+from tools.lab.words import SAME, change
+from tools.measure.slo import percentile
+
+KNEE = 0.20  # a doubling of the batch that buys less throughput than this is not worth much
+PAYS = 0.05  # throughput that rises by no more than this is no gain
+BURST, STAGGERED = "burst", "staggered"
+LOADS = (BURST, STAGGERED)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One batch size, window and load: the requests of all rounds (ms), each round's rates, and the
+    cores that each process kept busy."""
+
+    batch: int
+    window_ms: float
+    load: str
+    queueing: tuple[float, ...]
+    execution: tuple[float, ...]
+    total: tuple[float, ...]
+    requests_per_s: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]
+    cores: Mapping[str, float]
+    peak_cores: float
+    gpu_percent: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, of the median round."""
+        return median(self.tokens_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Of two cells' throughput, round by round."""
+
+    middle: float
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return f"{self.middle:.2f} times"
+        return f"{self.middle:.2f} times ({self.least:.2f} to {self.most:.2f} in the rounds)"
+
+    @property
+    def doubtful(self) -> str:
+        """A warning where the rounds do not agree which is more; else empty."""
+        apart = self.least < 1 - SAME and self.most > 1 + SAME
+        return " The rounds disagree which is more: this is noise, do it again." if apart else ""
+
+
+def ratio(before: Cell, after: Cell) -> Ratio:
+    """After by before."""
+    each = [b / a for a, b in zip(before.tokens_per_s, after.tokens_per_s, strict=False) if a > 0]
+    return Ratio(median(each), min(each), max(each))
+
+
+def latency_table(title: str, cells: Sequence[Cell], machine_cores: int) -> Table:
+    """One line a cell."""
+    header = (
+        *(
+            "batch size",
+            "window, ms",
+            "load",
+            "requests",
+            "queueing, mean ms",
+            "execution, mean ms",
+        ),
+        *("latency, mean ms", "P95, ms", "P99, ms", "requests/s", "tokens/s", "cores busy"),
+    )
+    rows = tuple(
+        (
+            *(str(c.batch), f"{c.window_ms:g}", c.load, str(len(c.total))),
+            *(_ms(mean(c.queueing)), _ms(mean(c.execution)), _ms(mean(c.total))),
+            *(_ms(percentile(c.total, 95)), _ms(percentile(c.total, 99))),
+            *(f"{median(c.requests_per_s):.2f}", f"{c.rate:,.1f}"),
+            f"{busy(c) / machine_cores:.0%}" if c.cores else "",
+        )
+        for c in cells
+    )
+    return Table(title, header, rows)
+
+
+def usage_table(cells: Sequence[Cell]) -> Table:
+    """Cores by process; and the GPU where there is one."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell.cores))
+    with_gpu = any(cell.gpu_percent is not None for cell in cells)
+    header = ("batch size", "window, ms", "load", *names, "all", "busiest second")
+    rows = [
+        (
+            *(str(c.batch), f"{c.window_ms:g}", c.load),
+            *(f"{c.cores.get(name, 0.0):.2f}" for name in names),
+            *(f"{busy(c):.2f}", f"{c.peak_cores:.2f}"),
+            *([_percent(c.gpu_percent)] if with_gpu else []),
+        )
+        for c in cells
+    ]
+    return Table(
+        "Device utilisation (cores kept busy)",
+        (*header, *(["GPU"] if with_gpu else [])),
+        tuple(rows),
+    )
+
+
+def request_table(cell: Cell, most: int) -> Table:
+    """The first requests of a cell one by one; all of them are in the JSONL."""
+    times = zip(cell.queueing, cell.execution, cell.total, strict=True)
+    rows = tuple((str(number), *map(_ms, each)) for number, each in enumerate(times, start=1))
+    title = f"Each request of a {cell.load} (batch size {cell.batch}, window {cell.window_ms:g} ms)"
+    header = ("request", "queueing, ms", "execution, ms", "total latency, ms")
+    return Table(title, header, rows[:most])
+
+
+def findings(sizes: Sequence[Cell], windows: Sequence[Cell], machine_cores: int) -> list[str]:
+    """`sizes`: cells that differ in the batch size; `windows`: in the window."""
+    said: list[str] = []
+    burst, staggered = (
+        sorted((c for c in sizes if c.load == load), key=lambda c: c.batch) for load in LOADS
+    )
+    if len(burst) >= 2:
+        said += [verdict(burst), *trades(burst), knee(burst), utilisation(burst, machine_cores)]
+    if len(staggered) >= 2:
+        said.append(calm(staggered))
+    for load in (STAGGERED, BURST):
+        cells = sorted((c for c in windows if c.load == load), key=lambda c: c.window_ms)
+        if len(cells) >= 2:
+            said.append(window(cells))
+    return said or ["There is nothing to compare: one batch size and one window were measured."]
+
+
+def verdict(cells: Sequence[Cell]) -> str:
+    """Did a larger batch pay at all, and which one most?"""
+    first = cells[0]
+    best = max(cells[1:], key=lambda c: ratio(first, c).middle)
+    gain = ratio(first, best)
+    where = f"{_load(first)}, window {first.window_ms:g} ms"
+    if gain.middle - 1 <= PAYS:
+        return (
+            f"**Batching does not pay here** ({where}): no batch size brings more than {PAYS:.0%} "
+            f"over batch {first.batch} ({first.rate:,.0f} tokens/s); the best, batch {best.batch}, "
+            f"has {gain} its throughput.{gain.doubtful}"
+        )
+    return (
+        f"**Batching pays** ({where}): batch {best.batch} makes {best.rate:,.0f} tokens/s, {gain} "
+        f"those of batch {first.batch} ({first.rate:,.0f}).{gain.doubtful}"
+    )
+
+
+def trades(cells: Sequence[Cell]) -> list[str]:
+    """What latency was given for what throughput: the first against every other."""
+    first = cells[0]
+    return [
+        f"From batch {first.batch} to {other.batch}: throughput x {ratio(first, other).middle:.2f}; "
+        f"execution {_change(first.execution, other.execution)}, queueing "
+        f"{_change(first.queueing, other.queueing)}, so the mean latency "
+        f"{_change(first.total, other.total)} and P95 "
+        f"{change(percentile(first.total, 95), percentile(other.total, 95))}."
+        for other in cells[1:]
+    ]
+
+
+def knee(cells: Sequence[Cell]) -> str:
+    """Where the next doubling buys less than KNEE. A step of more than a doubling counts as that
+    many equal ones."""
+    for before, after in pairwise(cells):
+        doublings = math.log2(after.batch / before.batch)
+        gain = ratio(before, after).middle ** (1 / doublings) - 1
+        if gain < KNEE:
+            return (
+                f"The knee is at batch {before.batch}: a doubling from there towards {after.batch} "
+                f"brings {gain:+.0%} tokens/s, less than {KNEE:.0%}."
+            )
+    return (
+        f"There is no knee up to batch {cells[-1].batch}: every doubling brings at least {KNEE:.0%} "
+        "more tokens/s."
+    )
+
+
+def utilisation(cells: Sequence[Cell], machine_cores: int) -> str:
+    """Of the cores, at the smallest and the largest batch."""
+    first, last = cells[0], cells[-1]
+    if not (first.cores and last.cores):
+        return "How busy the cores were is not known here: the system has no /proc."
+    text = (
+        f"The cluster keeps {busy(first) / machine_cores:.0%} of {machine_cores} cores busy at batch "
+        f"{first.batch} and {busy(last) / machine_cores:.0%} at batch {last.batch}"
+    )
+    if busy(first) <= 0 or busy(last) <= 0:
+        return text + "."
+    each = [cell.rate / busy(cell) for cell in (first, last)]
+    return f"{text}; a second of one core makes {each[0]:,.0f} and {each[1]:,.0f} tokens."
+
+
+def calm(cells: Sequence[Cell]) -> str:
+    """Under arrivals that set the throughput themselves, only latency can change."""
+    first, last = cells[0], cells[-1]
+    return (
+        f"Under {_load(first)} the arrivals set the pace ({first.rate:,.0f} and {last.rate:,.0f} "
+        f"tokens/s); from batch {first.batch} to {last.batch} queueing "
+        f"{_change(first.queueing, last.queueing)}, execution "
+        f"{_change(first.execution, last.execution)}, and the mean latency "
+        f"{_change(first.total, last.total)}."
+    )
+
+
+def window(cells: Sequence[Cell]) -> str:
+    """What waiting for company cost in queueing, and what it bought."""
+    first, last = cells[0], cells[-1]
+    waited = mean(last.queueing) - mean(first.queueing)
+    cost = f"cost {waited:.1f} ms of queueing a request" if waited > 0 else "cost no queueing"
+    text = (
+        f"A window of {last.window_ms:g} ms instead of {first.window_ms:g} at batch {first.batch} "
+        f"({_load(first)}) {cost} ({mean(first.queueing):.1f} to {mean(last.queueing):.1f} ms; mean "
+        f"latency {_change(first.total, last.total)})"
+    )
+    if first.load == STAGGERED:
+        return f"{text}; where the arrivals set the pace, there is no throughput to buy with it."
+    gain = ratio(first, last)
+    bought = "bought nothing" if gain.middle - 1 <= PAYS else "bought throughput"
+    return f"{text}, and {bought}: {gain} the tokens/s.{gain.doubtful}"
+
+
+def busy(cell: Cell) -> float:
+    """Cores, of all processes."""
+    return sum(cell.cores.values())
+
+
+def _load(cell: Cell) -> str:
+    count = len(cell.total)
+    return f"a burst, {count} requests" if cell.load == BURST else f"{count} staggered requests"
+
+
+def _change(before: Sequence[float], after: Sequence[float]) -> str:
+    a, b = mean(before), mean(after)
+    return f"{change(a, b)} ({a:,.0f} to {b:,.0f} ms)"
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}%"

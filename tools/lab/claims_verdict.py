@@ -1,0 +1,158 @@
+"""Claims of the project's source documents, what is measured for each, and what that says. Pure.
+
+    beaten       the median of the ratios reaches the claim's upper end
+    reproduced   it reaches the lower end
+    not          it does not
+
+A claim of one number N is the range from 5 % below N to 5 % above. Where no number is claimed but an
+improvement, 5 % count as one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf
+from statistics import median
+
+from tools.lab.study import Table
+
+NEAR = 0.05
+
+
+class Verdict(StrEnum):
+    """What became of a claim."""
+
+    BEATEN = "beaten"
+    REPRODUCED = "reproduced"
+    NOT = "not reproduced"
+    UNMEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An improvement of `low` to `high` times. `high` is infinite where no number is claimed."""
+
+    key: str
+    title: str
+    said: str
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, key: str, title: str, said: str, times: float) -> "Claim":
+        """One number."""
+        return cls(key, title, said, times * (1 - NEAR), times * (1 + NEAR))
+
+    @classmethod
+    def any_gain(cls, key: str, title: str, said: str) -> "Claim":
+        """No number."""
+        return cls(key, title, said, 1 + NEAR, inf)
+
+
+HALF = "halves latency (2 times)"
+CLAIMS = (
+    Claim("kv-cache", "KV cache", "2 to 4 times faster", 2.0, 4.0),
+    Claim.of("half", "half precision", "halves memory (2 times)", 2.0),
+    Claim.of("int8", "INT8", "a third of the memory (3 times)", 3.0),
+    Claim.of("compiled", "compiled program (ours)", "1.2 times faster", 1.2),
+    Claim.of("torch.compile", "torch.compile", "1.2 times faster", 1.2),
+    Claim.of("speculation, repetitive", "speculation, repetitive text", HALF, 2.0),
+    Claim.of("speculation, ordinary", "speculation, ordinary text", HALF, 2.0),
+    Claim.any_gain("batching", "batching", "more tokens/s (no number)"),
+    Claim.any_gain("prefix", "prefix cache", "earlier first token (no number)"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was measured for one claim. `ratios`: how many times better, round by round; one alone is
+    exact. `before` and `after` are medians of the two sides, in `unit`."""
+
+    key: str
+    ratios: tuple[float, ...]
+    before: float
+    after: float
+    unit: str
+    definition: str
+    beside: str = ""  # a sentence with what else was seen
+
+    @property
+    def ratio(self) -> float:
+        """The median."""
+        return median(self.ratios)
+
+
+def verdict(claim: Claim, result: Result | None) -> Verdict:
+    """By the rule above."""
+    if result is None or not result.ratios:
+        return Verdict.UNMEASURED
+    if result.ratio >= claim.high:
+        return Verdict.BEATEN
+    return Verdict.REPRODUCED if result.ratio >= claim.low else Verdict.NOT
+
+
+def by_rounds(key: str, rounds: Sequence[tuple[float, float]], unit: str, definition: str,
+              beside: str = "", *, more_is_better: bool = False) -> Result:  # fmt: skip
+    """From pairs (before, after) of the same round."""
+    ratios = [after / before if more_is_better else before / after for before, after in rounds]
+    befores, afters = zip(*rounds, strict=True)
+    return Result(key, tuple(ratios), median(befores), median(afters), unit, definition, beside)
+
+
+def claims_table(results: Mapping[str, Result]) -> Table:
+    """A line for every claim, measured or not."""
+    rows = []
+    for claim in CLAIMS:
+        result = results.get(claim.key)
+        rows.append(
+            (
+                claim.title,
+                claim.said,
+                *(_numbers(result) if result else ("-", "-", "-")),
+                str(verdict(claim, result)),
+                result.definition if result else "",
+            )
+        )
+    head = ("claim", "said", "before", "after", "times", "verdict", "what was measured")
+    return Table("Claims, measured here", head, tuple(rows))
+
+
+def _numbers(result: Result) -> tuple[str, str, str]:
+    times = f"{result.ratio:.2f}"
+    if len(result.ratios) > 1:
+        times += f" ({min(result.ratios):.2f} .. {max(result.ratios):.2f})"
+    unit = f" {result.unit}"
+    return f"{result.before:,.4g}{unit}", f"{result.after:,.4g}{unit}", times
+
+
+def findings(results: Mapping[str, Result]) -> list[str]:
+    """How many claims hold, which do not, where something loses, and what was seen beside."""
+    found = {claim.key: verdict(claim, results.get(claim.key)) for claim in CLAIMS}
+    measured = [claim for claim in CLAIMS if found[claim.key] is not Verdict.UNMEASURED]
+    if not measured:
+        return ["No claim could be measured."]
+    said = []
+    for each in (Verdict.BEATEN, Verdict.REPRODUCED, Verdict.NOT):
+        its = [
+            f"{claim.title} ({results[claim.key].ratio:.2f} times; {claim.said})"
+            for claim in measured
+            if found[claim.key] is each
+        ]
+        said.append(f"{len(its)} {each}" + (f": {', '.join(its)}" if its else ""))
+    sentences = [
+        f"Of {len(measured)} claims measured here {'; '.join(said)}. Medians of the rounds' ratios; a "
+        f"single number counts as reproduced within {NEAR:.0%} and as beaten above that."
+    ]
+    losing = [claim for claim in measured if results[claim.key].ratio < 1 - NEAR]
+    for claim in losing:
+        worse = results[claim.key].ratio
+        sentences.append(
+            f"{claim.title} loses here: {worse:.2f} times, which is worse than without."
+        )
+    if missing := [claim.title for claim in CLAIMS if found[claim.key] is Verdict.UNMEASURED]:
+        sentences.append(f"Not measured: {', '.join(missing)}.")
+    return sentences + [
+        f"{claim.title}: {results[claim.key].beside}"
+        for claim in measured
+        if results[claim.key].beside
+    ]

@@ -1,0 +1,159 @@
+"""What the disaggregation study runs: sizes by setting and model, and the arms. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from baton.errors import InputError
+from tools.lab.study import Setting
+from tools.measure.split import Split
+from tools.measure.workload import Load, Planned, mixed, poisson
+
+DEFAULT_MODEL, QUICK_MODEL = "random:gpt2-4k", "demo"
+NO_CHUNKS = (
+    1 << 14
+)  # tokens of a step: several prompts go in one, whole. (A worker may be silent for
+# several times its longest step; one that promises a million tokens a step is refused by the router.)
+PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
+STREAMS = 8
+CHUNK, PREFILL_TOKENS = 256, 2048
+LONG_PROMPT = 2048
+SHORTEST_CONTEXT = 256
+TRANSPORTS = ("shm", "pinned", "frames")  # that run on a CPU
+FIRST_S = 0.6  # the streams are at it when the first long prompt comes
+EVERY = (
+    2.2  # times a long prompt's idle TTFT: on half of the cores it is done before the next comes
+)
+LATEST = 4
+SHARES, QUICK_SHARES = (0.3, 0.6, 0.9), (0.4, 0.8)  # of the capacity, for the rates
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the study is fixed by, before it has measured anything."""
+
+    model: str
+    dtype: str
+    context: int
+    rounds: int
+    long_prompt: int  # tokens
+    long_prompts: int
+    prompt: int  # mean tokens of the requests that arrive at random
+    new_tokens: int
+    seconds: float  # of each load of them
+    rates: tuple[float, ...]  # empty: SHARES of the capacity
+    lengths: tuple[int, ...]  # of the prompts that are handed over
+    repeats: int
+    seed: int
+
+    @property
+    def stream_tokens(self) -> int:
+        """New tokens of a stream: as many as the context lets it have."""
+        return self.context - 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When long prompts arrive beside the streams, in seconds."""
+
+    first: float
+    every: float
+    end: float  # gaps count until then
+
+    def enough(self, now: float, running: Sequence[Planned]) -> bool:
+        """The streams are taken back at the end, once the long prompts are answered; those that are
+        not by LATEST are not waited for."""
+        answered = all(each.watched for each in running)
+        return now >= self.end and (answered or now >= LATEST * self.end)
+
+
+def model_of(setting: Setting) -> str:
+    """The user's, or the study's own."""
+    return setting.model or (QUICK_MODEL if setting.quick else DEFAULT_MODEL)
+
+
+def plan_for(setting: Setting, context: int) -> Plan:
+    """For a model of so many positions. InputError if they are too few to tell anything."""
+    model, quick = model_of(setting), setting.quick
+    if context < SHORTEST_CONTEXT:
+        raise InputError(
+            f"{model} has a context of {context} tokens; a long prompt beside short ones needs at "
+            f"least {SHORTEST_CONTEXT}: use another --model"
+        )
+    long_prompt = min(LONG_PROMPT, context - 24)
+    return Plan(
+        model=model,
+        dtype=setting.dtype,
+        context=context,
+        rounds=setting.rounds or (1 if quick else 2),
+        long_prompt=long_prompt,
+        long_prompts=2 if quick else 3,
+        prompt=min(128 if quick else 256, context // 4),
+        new_tokens=16 if quick else 32,
+        seconds=1.5 if quick else 7.0,
+        rates=setting.rates,
+        lengths=setting.prompt_lengths or _lengths(quick, long_prompt),
+        repeats=2 if quick else 3,
+        seed=setting.seed,
+    )
+
+
+def _lengths(quick: bool, longest: int) -> tuple[int, ...]:
+    wanted = (64, 512) if quick else (64, 128, 256, 512, 1024)
+    return (*(each for each in wanted if each < longest), longest)
+
+
+def splits(context: int) -> list[Split]:
+    """The three arms."""
+    return [
+        Split(PD, False, PREFILL_TOKENS),
+        Split(COLOCATED, True, max(NO_CHUNKS, context)),
+        Split(CHUNKED, True, CHUNK),
+    ]
+
+
+def pace_for(plan: Plan, long_ttft_s: float) -> Pace:
+    """By what a long prompt takes on an idle cluster."""
+    every = EVERY * long_ttft_s
+    return Pace(FIRST_S, every, FIRST_S + plan.long_prompts * every)
+
+
+def streams_load(plan: Plan, pace: Pace, number: int) -> Load:
+    """Round `number` of the streams beside long prompts. The streams outlast the run, if the model's
+    context lets them."""
+    return mixed(
+        streams=STREAMS,
+        stream_tokens=plan.stream_tokens,
+        prompt=plan.long_prompt,
+        every=pace.every,
+        count=plan.long_prompts,
+        seed=_seed(plan, number),
+        first=pace.first,
+    )
+
+
+def rates_for(plan: Plan, capacity: float, *, quick: bool) -> tuple[float, ...]:
+    """The user's, or shares of what the colocated cluster could do."""
+    shares = QUICK_SHARES if quick else SHARES
+    return plan.rates or tuple(float(f"{share * capacity:.2g}") for share in shares)
+
+
+def random_loads(plan: Plan, rates: tuple[float, ...]) -> Iterator[tuple[float, int, Load]]:
+    """Rate, round and load; every arm gets the same."""
+    for rate in rates:
+        for number in range(plan.rounds):
+            yield (
+                rate,
+                number,
+                poisson(
+                    rate,
+                    seconds=plan.seconds,
+                    prompt=plan.prompt,
+                    new_tokens=plan.new_tokens,
+                    seed=_seed(plan, number),
+                    context=plan.context,
+                ),
+            )
+
+
+def _seed(plan: Plan, number: int) -> int:
+    return 1000 * plan.seed + number + 1

@@ -1,0 +1,238 @@
+"""The clusters of the disaggregation study, and what is driven through them. A run that fails is told
+and left out; an arm that failed twice is left out from then on.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from math import inf, isinf
+from statistics import median
+
+from baton.errors import BatonError
+from tools.lab.disagg_cells import Round, Rounds
+from tools.lab.disagg_plan import (
+    CHUNKED,
+    COLOCATED,
+    PD,
+    STREAMS,
+    Pace,
+    Plan,
+    random_loads,
+    splits,
+    streams_load,
+)
+from tools.lab.study import Cell, Notebook
+from tools.measure.slo import Slo, Trace, percentile, summarise
+from tools.measure.split import Enough, RunningArm, Split, differences, started
+from tools.measure.workload import Load, burst, single
+
+STRIKES = 2
+FAILURES = (BatonError, OSError)
+FAR = 64  # tokens: a prompt longer than this is always filled by prefill, if there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What requests take that are alone, in seconds."""
+
+    ttft_s: float
+    itl_s: float
+    long_ttft_s: float
+
+    @property
+    def slo(self) -> Slo:
+        """Ten times the TTFT and five times the ITL."""
+        return Slo(10 * self.ttft_s, 5 * self.itl_s)
+
+
+@dataclass(slots=True)
+class Arms:
+    """The clusters that run, all of them at once; an idle one uses no CPU."""
+
+    plan: Plan
+    notebook: Notebook
+    running: dict[str, RunningArm] = field(default_factory=dict)
+    strikes: dict[str, int] = field(default_factory=dict)
+
+    def start(self, stack: ExitStack) -> str:
+        """All that can be started, one after the other. What they have in common, in words. Raises
+        BatonError if they differ in more than the split."""
+        plan = self.plan
+        limit = max(64, STREAMS + plan.long_prompts)
+        for split in splits(plan.context):
+            self.notebook.say(f"starting {split.name}")
+            try:
+                self.running[split.name] = stack.enter_context(
+                    started(split, model=plan.model, dtype=plan.dtype, streams=limit)
+                )
+            except FAILURES as error:
+                self.notebook.failed(f"starting {split.name}", error)
+        settings = {name: arm.setting() for name, arm in self.running.items()}
+        if not settings:
+            raise BatonError("no cluster could be started")
+        if found := differences(settings):
+            raise BatonError(f"the arms differ in more than the split: {'; '.join(found)}")
+        common = next(iter(settings.values()))
+        cores = ", ".join(map(str, common.cores)) or "all"
+        return f"{common.computed}, {common.dtype}, cores {cores}, greedy, EOS ignored"
+
+    def drive(
+        self, name: str, load: Load, what: str, enough: Enough | None = None
+    ) -> list[Trace] | None:
+        """None where it failed."""
+        arm = self.running[name]
+        try:
+            traces = arm.drive(load, enough=enough)
+            check_path(arm.split, traces)
+            return traces
+        except FAILURES as error:
+            self.notebook.failed(f"{name}, {what}", error)
+            self.strikes[name] = self.strikes.get(name, 0) + 1
+        try:
+            if self.strikes[name] < STRIKES:
+                arm.await_ready()
+                return None
+        except FAILURES as error:
+            self.notebook.failed(f"{name}, after that", error)
+        del self.running[name]
+        return None
+
+    @property
+    def reference(self) -> str | None:
+        """Whose capacity is the yardstick: a colocated arm's, if there is one."""
+        return next((each for each in (COLOCATED, CHUNKED, PD) if each in self.running), None)
+
+
+def check_path(split: Split, traces: Sequence[Trace]) -> None:
+    """Prompts must have gone the way that the arm is named after."""
+    far = [each for each in traces if each.tokens and each.prompt_tokens > FAR]
+    filled = sum(each.timings.prefill_s > 0 for each in far)
+    if filled != (0 if split.colocated else len(far)):
+        raise BatonError(f"{filled} of {len(far)} prompts were filled by a prefill worker")
+
+
+def idle(arms: Arms) -> Idle | None:
+    """Every arm warms up alike. The figures are the reference's, or those of whoever has some."""
+    found: dict[str, Idle] = {}
+    for name in list(arms.running):
+        if (figures := _alone(arms, name)) is not None:
+            found[name] = figures
+            arms.notebook.record("idle", arm=name, **asdict(figures))
+    order = (COLOCATED, CHUNKED, PD)
+    return next((found[name] for name in order if name in found), None)
+
+
+def _alone(arms: Arms, name: str) -> Idle | None:
+    plan = arms.plan
+    traces: list[Trace] = []
+    for seed in (1, 2):  # the first warms up
+        for load in (single(plan.prompt, plan.new_tokens, seed), single(plan.long_prompt, 4, seed)):
+            its = arms.drive(name, load, "idle")
+            if not its:
+                return None
+            traces += its
+    usual, long = traces[-2:]
+    return Idle(usual.ttft, percentile(usual.gaps, 50), long.ttft)
+
+
+def capacity(arms: Arms) -> float | None:
+    """Requests/s that the reference completes if all come at once: the second of two bursts."""
+    plan, name = arms.plan, arms.reference
+    found = None
+    for count in (4, 12):
+        load = burst(
+            count, prompt=plan.prompt, new_tokens=plan.new_tokens, seed=plan.seed + count,
+            context=plan.context,
+        )  # fmt: skip
+        traces = arms.drive(name, load, "capacity") if name in arms.running else None
+        if name is None or not traces:
+            return None
+        found = count / max(each.tokens[-1] for each in traces)
+    arms.notebook.record("capacity", arm=name, requests=count, requests_per_s=found)
+    return found
+
+
+def streams(
+    arms: Arms, pace: Pace, slo: Slo
+) -> tuple[dict[str, dict[int, Round]], dict[str, list[Trace]]]:
+    """Streams beside long prompts: numbers of all rounds, and every token of the first."""
+    numbers: dict[str, dict[int, Round]] = {name: {} for name in arms.running}
+    shown: dict[str, list[Trace]] = {}
+    for number in range(arms.plan.rounds):
+        load = streams_load(arms.plan, pace, number)
+        for name in list(arms.running):
+            arms.notebook.say(f"{load.name}, round {number + 1}: {name}")
+            traces = arms.drive(name, load, load.name, enough=pace.enough)
+            if not traces:
+                continue
+            if over := ended_early(traces, pace, arms.plan.stream_tokens):
+                arms.notebook.failed(f"{name}, {load.name}", over)
+                continue
+            numbers[name][number] = stream_numbers(traces, pace, slo)
+            shown.setdefault(name, traces)
+            arms.notebook.record("streams", arm=name, round=number, **_plain(numbers[name][number]))
+            for stream in traces:
+                arms.notebook.record(
+                    "tokens", arm=name, round=number, prompt_tokens=stream.prompt_tokens,
+                    arrived=stream.intended, at=[round(each, 5) for each in stream.tokens],
+                )  # fmt: skip
+    return numbers, shown
+
+
+def ended_early(traces: Sequence[Trace], pace: Pace, asked: int) -> str:
+    """Streams that were over before the run was tell nothing of its rest. Empty if none was."""
+    ends = [each.tokens[-1] for each in traces if each.watched and len(each.tokens) == asked]
+    if min(ends, default=inf) >= pace.end:
+        return ""
+    return f"a stream's {asked:,} tokens were all there after {min(ends):.1f} s of {pace.end:.1f}"
+
+
+def stream_numbers(traces: Sequence[Trace], pace: Pace, slo: Slo) -> dict[str, float]:
+    """Of one arm in one round. Gaps count that end while long prompts arrive."""
+    window = (pace.first, pace.end)
+    found = summarise(traces, slo, window)
+    counted = sum(
+        pace.first <= at <= pace.end for each in traces if each.watched for at in each.tokens
+    )
+    return {
+        "itl_p50": found.itl_p50,
+        "itl_p99": found.itl_p99,
+        "itl_max": found.itl_max,
+        "stream_tokens_per_s": counted / (pace.end - pace.first),
+        "long_ttft_p50": median([1e3 * each.ttft for each in traces if not each.watched] or [inf]),
+    }
+
+
+def rates(
+    arms: Arms, wanted: tuple[float, ...], slo: Slo
+) -> dict[float, dict[str, dict[int, Round]]]:
+    """Requests that arrive at random: numbers by rate, arm and round."""
+    found: dict[float, dict[str, dict[int, Round]]] = {}
+    for rate, number, load in random_loads(arms.plan, wanted):
+        its = found.setdefault(rate, {name: {} for name in arms.running})
+        if not load.requests:
+            arms.notebook.failed(f"{load.name}, round {number + 1}", "no request arrived in time")
+            continue
+        for name in list(arms.running):
+            arms.notebook.say(f"{load.name}, round {number + 1}: {name}")
+            traces = arms.drive(name, load, load.name)
+            if not traces:
+                continue
+            tpot = 1e3 * percentile([each.tpot for each in traces], 50)
+            its[name][number] = asdict(summarise(traces, slo, (0.0, inf))) | {"tpot_p50": tpot}
+            arms.notebook.record(
+                "rate", arm=name, rate=rate, round=number, load=load.digest, requests=len(traces),
+                **_plain(its[name][number]),
+                ttft_ms=[round(1e3 * each.ttft, 3) for each in traces],
+            )  # fmt: skip
+    return found
+
+
+def measured(results: Mapping[str, Rounds]) -> bool:
+    """Is there a number at all?"""
+    return any(results.values())
+
+
+def _plain(numbers: Mapping[str, float]) -> dict[str, Cell]:
+    """As JSON has it: no infinity."""
+    return {key: None if isinf(value) else value for key, value in numbers.items()}

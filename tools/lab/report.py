@@ -1,0 +1,133 @@
+"""Report: README.md made of the saved studies. Pure text; nothing is measured or decided here.
+
+environment          what all studies share, once
+studies              question, what was varied, what was not, findings, tables, pictures, command
+failures             of all of them, in one place
+checklist            S1.1 to S1.7, with links to the evidence above
+"""
+
+from collections.abc import Mapping, Sequence
+
+from tools.lab.checklist import checklist, findings_title, slug
+from tools.lab.names import STUDIES
+from tools.lab.store import Saved
+from tools.lab.study import Failure, Study, Table
+
+MODEL = "model"
+
+
+def render(saved: Sequence[Saved], failures: Sequence[Failure] = (), title: str = "Lab") -> str:
+    """The whole file. `failures`: those that belong to no study."""
+    parts = [f"# {title} report", introduction(saved)]
+    here = next((each.place for each in saved if each.place), {})
+    if here:
+        parts += ["## Environment", _facts({**here, **environment(saved)})]
+    for each in saved:
+        parts += section(each, here)
+    parts += ["## Failures", _failures(saved, failures)]
+    parts += ["## Checklist", *_checklist(saved)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def introduction(saved: Sequence[Saved]) -> str:
+    """What this is, and where to find what."""
+    links = [f"[{each.study.title}](#{slug(each.study.title)})" for each in saved]
+    there = {each.study.name for each in saved}
+    missing = [name for name in STUDIES if name not in there]
+    lines = ["Made by `python main.py lab`, from the numbers of one machine. " + " · ".join(links)]
+    if missing:
+        wanted = ", ".join(f"`python main.py lab {name}`" for name in missing)
+        lines.append(f"Not in this report yet: {wanted}.")
+    return "\n\n".join(lines)
+
+
+def environment(saved: Sequence[Saved]) -> dict[str, str]:
+    """The model of each study, and the commits and days of all."""
+    facts: dict[str, str] = {}
+    models: dict[str, list[str]] = {}
+    measured = [each for each in saved if each.place]
+    for each in measured:
+        models.setdefault(each.study.fixed.get(MODEL, "see below"), []).append(each.study.name)
+    facts["models"] = "; ".join(
+        name if len(models) == 1 else f"{name} ({', '.join(users)})"
+        for name, users in models.items()
+    )
+    for name in ("commit", "date"):
+        values = list(dict.fromkeys(each.moment.get(name, "unknown") for each in measured))
+        facts[name] = values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+    return facts
+
+
+def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
+    """One study. What of its place differs from that of the first study is said."""
+    study, moment = saved.study, saved.moment
+    parts = [f"## {study.title}", f"*{study.question}*", f"**Varied:** {study.varied}."]
+    if study.fixed:
+        fixed = "; ".join(f"{name} {value}" for name, value in study.fixed.items())
+        parts.append(f"**Held fixed:** {fixed}.")
+    if "--quick" in study.command.split():
+        parts.append(
+            "**Quick run:** small numbers, to see that it works; conclude nothing from it."
+        )
+    others = [
+        f"{name}: {value} (the first study: {first[name]})"
+        for name, value in saved.place.items()
+        if first.get(name, value) != value
+    ]
+    if others:
+        parts.append(f"**Not the environment above:** {'; '.join(others)}.")
+    parts.append(f"### {findings_title(study.title)}")
+    parts.append("\n".join(f"* {finding}" for finding in study.findings) or "None.")
+    for caption, text in study.quotations.items():
+        parts += [f"{caption}:", "\n".join(f"> {line}".rstrip() for line in text.splitlines())]
+    for picture in study.pictures:
+        parts.append(f"![{picture.caption}]({picture.file})\n\n*{picture.caption}*")
+    for table in study.tables:
+        parts += [f"### {table.title}", markdown(table)]
+    parts.append(again(study, moment))
+    return parts
+
+
+def again(study: Study, moment: Mapping[str, str]) -> str:
+    """How to do it again, and where its raw numbers are."""
+    told = ", ".join(f"{name} {value}" for name, value in moment.items() if name != "command")
+    took = f" (it took {study.seconds:.0f} s)" if study.seconds else ""
+    measured = f" Measured: {told}." if told else ""
+    return (
+        f"Do it again{took}:\n\n    {study.command}\n\n"
+        f"Every measurement: [{study.name}.jsonl]({study.name}.jsonl).{measured}"
+    )
+
+
+def markdown(table: Table) -> str:
+    """Columns after the first are aligned to the right."""
+    rule = ["---", *["--:"] * (len(table.header) - 1)]
+    lines = [table.header, rule, *table.rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return markdown(Table("", ("what", "this run"), tuple(facts.items()))).replace("--:", "---")
+
+
+def _failures(saved: Sequence[Saved], failures: Sequence[Failure]) -> str:
+    lines = [f"* {_cell(each.what)}: {_cell(each.why)}" for each in failures]
+    lines += [
+        f"* {each.study.name}, {_cell(failure.what)}: {_cell(failure.why)}"
+        for each in saved
+        for failure in each.study.failures
+    ]
+    return "\n".join(lines) or "None."
+
+
+def _checklist(saved: Sequence[Saved]) -> list[str]:
+    lines = []
+    for line in checklist(saved):
+        mark = "x" if line.evidence else " "
+        evidence = ", ".join(line.evidence) or "no evidence in this report"
+        lines.append(f"- [{mark}] **{line.id}** {line.text}: {evidence}")
+    return ["What the seed document asks of a baseline, and where it is shown.", "\n".join(lines)]

@@ -1,0 +1,66 @@
+"""What a model's shape costs: weights, and the bytes and products of a forward. Pure, from config.json.
+
+Dense models only: of a mixture of experts a token reads some, which ones is not in the config.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from baton.dtypes import WEIGHT_DTYPES
+from tools.measure.limits import Work
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+INNER = ("intermediate_size", "ffn_dim", "n_inner")
+GATED = ("silu", "gelu_pytorch_tanh")  # two products into the middle, one out of it
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, **dict.fromkeys(WEIGHT_DTYPES, 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Numbers of weights (norms and biases, under a thousandth, left out), and of KV values."""
+
+    layers: int  # weights of all layers: each is read once a step and multiplied once a token
+    head: int  # of the lm_head
+    embedding: int  # of tables that are looked up and not multiplied: 0 where the lm_head is one
+    kv_values: int  # of one token, all layers
+    query_values: int  # of one token, all layers
+
+    @property
+    def weights(self) -> int:
+        """All that memory holds."""
+        return self.layers + self.head + self.embedding
+
+    def work(self, *, tokens: int, answers: int, cached: int, dtype: str) -> Work:
+        """A forward of `tokens`, of which `answers` need logits, over `cached` tokens of KV."""
+        size, cache_size = ITEM_BYTES[dtype], max(2, ITEM_BYTES[dtype])
+        head = self.head if answers else 0
+        return Work(
+            weight_bytes=float(size * (self.layers + head)),
+            kv_bytes=float(cache_size * self.kv_values * cached),
+            flops=2.0 * (tokens * self.layers + answers * head),
+        )
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """None for a mixture of experts, and where the config does not say enough."""
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    layers = config.get("num_hidden_layers") or config.get("n_layer")
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    if not (hidden and layers and heads) or any(config.get(name) for name in EXPERTS):
+        return None
+    head_dim = config.get("head_dim") or hidden // heads
+    kv = (config.get("num_key_value_heads") or heads) * head_dim
+    inner = next((config[name] for name in INNER if config.get(name)), 4 * hidden)
+    activation = config.get("hidden_activation") or config.get("hidden_act")
+    gates = 3 if activation in GATED else 2
+    attention = hidden * (2 * heads * head_dim + 2 * kv)
+    table = hidden * config["vocab_size"]
+    tied = config.get("tie_word_embeddings", True)
+    return Shape(
+        layers=layers * (attention + gates * hidden * inner),
+        head=table,
+        embedding=(0 if tied else table) + hidden * config.get("n_positions", 0),
+        kv_values=2 * layers * kv,
+        query_values=layers * heads * head_dim,
+    )
