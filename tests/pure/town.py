@@ -156,7 +156,7 @@ class PretendDecode:
         self.cores = cores
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
-        tokens: list[int | None] = []
+        contexts: list[list[int]] = []
         for row in rows:
             for offset, token in enumerate(row.token_ids):
                 self.memory.write(row.blocks, row.start + offset, token)
@@ -164,18 +164,15 @@ class PretendDecode:
                 context = [self.memory.read(row.blocks, p) for p in range(row.end)]
                 known = [-1 if token is None else token for token in context]
                 first = row.start + 1 if row.logits is Logits.ALL else row.end
-                for end in range(first, row.end + 1):
-                    broken = known[0] in self.town.poisoned
-                    tokens.append(None if broken else next_token(known[:end]))
-        assert len(tokens) == len(draws)
-        return [
-            None
-            if t is None
-            else Drawn(t)
-            if d.given is None
-            else Drawn(d.given, Logprob(-float(t)))
-            for t, d in zip(tokens, draws, strict=True)
-        ]
+                contexts += [known[:end] for end in range(first, row.end + 1)]
+        return [self.drawn(known, draw) for known, draw in zip(contexts, draws, strict=True)]
+
+    def drawn(self, context: Sequence[int], draw: Draw) -> Drawn | None:
+        """The token after this context; None: its logits are no numbers."""
+        if context[0] in self.town.poisoned:
+            return None
+        token = next_token(context)
+        return Drawn(token) if draw.given is None else Drawn(draw.given, Logprob(-float(token)))
 
 
 @dataclass
@@ -195,6 +192,7 @@ class Town:
     """Real nodes, delivered to one message at a time. `before` runs before each delivery."""
 
     transport = "shm"
+    decode_model = PretendDecode
 
     def __init__(
         self,
@@ -248,7 +246,7 @@ class Town:
         )  # fmt: skip
         if role == "decode":
             self.memories[name] = Memory()
-            model = PretendDecode(self, self.memories[name])
+            model = self.decode_model(self, self.memories[name])
             speculation = Speculation(self._proposer() if self._proposer else None, most=4)
             self.nodes[name] = DecodeWorker(hello, model, 16, speculation)
         else:

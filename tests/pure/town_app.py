@@ -1,0 +1,244 @@
+"""The whole HTTP application over a simulated cluster (town.py), in one process and one event loop.
+
+    a test  --ASGI-->  the application  --ZeroMQ-->  the town's router, prefill and decode workers
+
+Only the model and the clock are simulated. The town runs until every request has ended, then the replies
+are sent. So equal requests get equal answers, to the byte. The tokenizer is that of the bundled model.
+
+The town starts when all router requests of one HTTP request have arrived (`submits`). Otherwise the speed
+of ZeroMQ would decide which of them are filled together.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# ---- the only imports of ours: what a server is put together from (server/run.py does the same)
+from baton.model_files import ModelFiles, resolve_model
+from baton.request import Limits, Logprob
+from baton.server.app import make_app
+from baton.server.desk import Desk
+from baton.server.line import Line
+from baton.server.metrics import Metrics
+from baton.server.settings import ServerSettings
+from baton.server.talk import Talk
+from baton.server.templates import Renderer, read_template
+from baton.server.watch import Watch
+from baton.text import Tokenizer
+from baton.wire import messages as msg
+from baton.wire.channel import Listener
+from baton.wire.node import ROUTER
+from decode_worker.model import Draw, Drawn
+from router.intake import Served
+from router.router import Identity, Router
+from tests.pure.town import CORES, GREEDY, PretendDecode, Town, next_token
+
+CONTEXT = 512
+JOINING_TURNS = 20  # within them the workers have joined
+FIRST_WORD, WORDS = 257, 740  # token ids of the bundled model's tokenizer that are whole words
+CHATML = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+@cache
+def pretend_files() -> ModelFiles:
+    """The bundled model's tokenizer, under the name that the town's workers say they serve."""
+    return replace(resolve_model("demo"), name="pretend", fingerprint="pretend")
+
+
+@cache
+def pretend_tokenizer() -> Tokenizer:
+    """The router's. Loaded once."""
+    return Tokenizer(pretend_files().tokenizer_file)
+
+
+class WordyDecode(PretendDecode):
+    """Speaks whole words, other ones for each choice, and knows logprobs: exact binary fractions."""
+
+    def drawn(self, context: Sequence[int], draw: Draw) -> Drawn | None:
+        if draw.given is None and context[0] in self.town.poisoned:
+            return None
+        token = FIRST_WORD + next_token([draw.sampling.choice, *context]) % WORDS
+        shown = token if draw.given is None else draw.given
+        if draw.logprobs < 0:
+            return Drawn(shown)
+        tops = range(draw.logprobs)
+        value = -(shown % 8) / 4
+        chance = Logprob(
+            value,
+            tuple(FIRST_WORD + (shown - FIRST_WORD + top) % WORDS for top in tops),
+            tuple(value - top / 2 for top in tops),
+        )
+        return Drawn(shown, chance)
+
+
+class WordyTown(Town):
+    """A town with the bundled model's tokenizer. What the router says to its client is kept."""
+
+    decode_model = WordyDecode
+
+    def __init__(self, **options: Any) -> None:
+        self.said: list[msg.Message] = []
+        self.open: set[str] = set()
+        super().__init__(**options)
+        for _ in range(JOINING_TURNS):
+            self.turn()
+
+    def start_router(self) -> None:
+        self._boots += 1
+        files = pretend_files()
+        limits = Limits(CONTEXT, files.vocab_size)
+        served = Served("pretend", "pretend", limits, files.eos_token_ids, GREEDY)
+        identity = Identity(f"router/{self._boots}", "here", 1, CORES)
+        self.router = Router(identity, served, pretend_tokenizer(), self.rules, lambda: self.now)
+        self.nodes[ROUTER] = self.router
+
+    def answer(self, asked: Sequence[msg.Message]) -> list[msg.Message]:
+        """What the router says until all that was asked for has ended."""
+        for message in asked:
+            if isinstance(message, msg.Submit):
+                self.open.add(message.request)
+            self.client(message)
+        self.turn()
+        self.run(lambda: not self.open)
+        while self.deliver_one():
+            pass
+        said, self.said = self.said, []
+        return said
+
+    def _client_reads(self, message: msg.Message) -> None:
+        if isinstance(message, msg.Finished | msg.Failed):
+            self.open.discard(message.request)
+        self.said.append(message)
+
+
+class Exchange:
+    """The town's socket."""
+
+    def __init__(self, town: WordyTown, address: str) -> None:
+        self.town, self.missing = town, 0
+        self._asked: list[msg.Message] = []
+        self._listener = Listener(address)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener.socket.fileno(), self._read)
+        self._read()  # ZeroMQ signals only what comes after a look
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listener.socket.fileno())
+        self._listener.close()
+
+    def _read(self) -> None:
+        for sender, messages in self._listener.receive():
+            self._asked += messages
+            self.missing -= sum(isinstance(each, msg.Submit) for each in messages)
+            if self.missing <= 0:
+                asked, self._asked = self._asked, []
+                for each in self.town.answer(asked):
+                    assert self._listener.send(sender, each)
+                # ZeroMQ signals once for what arrives while we send.
+                self._loop.call_soon(self._read)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came over ASGI. Names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class TownClient:
+    """Asks the application, as a web server would."""
+
+    def __init__(self, app: Callable[..., Any], exchange: Exchange) -> None:
+        self.app, self.exchange = app, exchange
+
+    def fresh(self) -> None:
+        """Another town, just the same, that has not been asked anything: with no prefix cached."""
+        self.exchange.town = WordyTown()
+        self.exchange.town.client(msg.Observe())
+
+    async def ask(
+        self,
+        path: str,
+        body: bytes | Mapping[str, Any] | None = None,
+        *,
+        method: str = "",
+        submits: int = 0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """GET, or POST of a body. `submits`: requests of the router that it shall become."""
+        content = json.dumps(body).encode() if isinstance(body, Mapping) else body or b""
+        given = {"host": "localhost:8000", "content-type": "application/json"} | dict(headers or {})
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http",
+            "method": method or ("GET" if body is None else "POST"), "path": path,
+            "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+            "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        }  # fmt: skip
+        request = [{"type": "http.request", "body": content, "more_body": False}]
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if not request:
+                await asyncio.Event().wait()  # the client stays
+            return request.pop()
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        self.exchange.missing = submits
+        await asyncio.wait_for(self.app(scope, receive, send), 30)
+        assert self.exchange.missing <= 0, f"{self.exchange.missing} requests never came"
+        start, *parts = sent
+        found = {name.decode().lower(): value.decode() for name, value in start["headers"]}
+        return Answer(start["status"], found, b"".join(part.get("body", b"") for part in parts))
+
+
+@asynccontextmanager
+async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterator[TownClient]:
+    """The application, connected to a town. `options` are the server's settings."""
+    with tempfile.TemporaryDirectory(prefix="town-") as name:
+        folder = Path(name)
+        template = folder / "chat.jinja"
+        template.write_text(CHATML)
+        address = f"ipc://{folder}/r"
+        exchange = Exchange(town or WordyTown(), address)
+        settings = ServerSettings(
+            address, "demo", chat_template=template, stream_interval_s=0.0, **options
+        )
+        line = Line(address)
+        desk = Desk(settings, pretend_files(), line)
+        watch = Watch(line, Metrics(desk.names[0]))
+        source = read_template(None, template)
+        assert source is not None
+        renderer = Renderer(source)
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[None]:
+            yield
+
+        app = make_app(desk, watch, Talk(desk, renderer), lifespan, "0.0.0")
+        try:
+            line.open_up(watch.observed)
+            assert await line.answered(10.0) is not None
+            desk.look()
+            yield TownClient(app, exchange)
+        finally:
+            line.close()
+            exchange.close()
+            await renderer.close()
