@@ -30,8 +30,8 @@ test-sse: AS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_I
 test-nocompiler: AS = CXX=/nonexistent/c++
 
 test-avx2 test-sse test-nocompiler: $(VENV)/.ready-dev
-	$(AS) $(VENV)/bin/python -m pytest -q $(BESIDE) tests/torch
-	$(AS) $(VENV)/bin/python -m pytest -q $(BESIDE) -m "not ($(ALONE))" $(COMMANDS)
+	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) tests/torch
+	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) -m "not ($(ALONE))" $(COMMANDS)
 
 check: lint
 	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure
