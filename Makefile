@@ -1,14 +1,17 @@
 # make run     set up what is missing, then the main job on the bundled model
 # make test    set up what is missing, then format, lint, types and the whole test suite, on the CPU
+# make test-avx2, test-sse, test-nocompiler
+#              the tests that compute, as a CPU with AVX2 alone, with neither, and with no C++ compiler
 # make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BESIDE  = -n 2 --dist loadfile
 ALONE   = alone or gpu or gpu2
+COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check lint setup clean
+.PHONY: run test test-avx2 test-sse test-nocompiler check lint setup clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -18,6 +21,17 @@ test: lint
 	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure tests/torch
 	$(VENV)/bin/python -m pytest -q $(BESIDE) -m "not ($(ALONE))" tests/cluster tests/gpu
 	$(VENV)/bin/python -m pytest -q -m "$(ALONE)" tests/cluster tests/gpu
+
+# What torch, oneDNN, MKL and the native code may use; docs/architecture.md.
+test-avx2: AS = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+                CXX="c++ -march=x86-64-v3"
+test-sse: AS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+               CXX="c++ -march=x86-64-v2"
+test-nocompiler: AS = CXX=/nonexistent/c++
+
+test-avx2 test-sse test-nocompiler: $(VENV)/.ready-dev
+	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) tests/torch
+	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) -m "not ($(ALONE))" $(COMMANDS)
 
 check: lint
 	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure

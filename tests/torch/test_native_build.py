@@ -81,6 +81,20 @@ def test_a_compiler_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
         build(["answer.cpp"], "answer")
 
 
+@pytest.mark.parametrize("flag", ["-march=x86-64-v3", "-mcpu=neoverse-n1", "-m64"])
+def test_a_target_that_cxx_names_replaces_this_cpu(
+    flag: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(place, f'echo "$@" >> {place / "arguments"}')  # a compiler that makes nothing
+    monkeypatch.setenv("CXX", f"{place / 'cxx'} {flag}")
+    with pytest.raises(BuildFailed, match="cannot be kept"):
+        build(["answer.cpp"], "answer")
+    version, command = (place / "arguments").read_text().splitlines()
+    assert version.split() == [flag, "--version"]
+    targets = [word for word in command.split() if word.startswith(("-march=", "-mcpu="))]
+    assert targets == [flag] if flag != "-m64" else targets in (["-march=native"], ["-mcpu=native"])
+
+
 def test_a_compiler_that_does_not_take_it(counted: Path) -> None:
     (counted.parent / "native" / "answer.h").write_text("#error too old\n")
     with pytest.raises(BuildFailed, match="too old"):

@@ -1,11 +1,12 @@
-"""Linears packed for oneDNN: the same results, in every family that torch runs."""
+"""Linears packed for oneDNN: the same results, in every family that torch runs. Which dtypes can be
+packed depends on the CPU and on torch: where one cannot, the model stays as it is."""
 
 import copy
 
 import pytest
 import torch
 
-from baton.engine.cpu.packed import PackedLinear, pack_linears
+from baton.engine.cpu.packed import PackedLinear, can_pack, pack_linears
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner
 from baton.engine.selftest import self_test
@@ -19,15 +20,16 @@ def test_a_packed_model_passes_the_self_test_of_the_plain_one(
 ) -> None:
     plain = make_model(family).to(dtype)
     packed = copy.deepcopy(plain)
-    assert pack_linears(packed) > 0
+    assert (pack_linears(packed) > 0) == can_pack(dtype)
     self_test(Runner(packed), plain, discover_layout(plain, 16, dtype))
 
 
 def test_every_linear_of_gpt2_is_packed() -> None:
     model = make_model("gpt2")
-    assert pack_linears(model) == 4 * model.config.n_layer + 1
+    assert pack_linears(model) == (4 * model.config.n_layer + 1 if can_pack(torch.float32) else 0)
 
 
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this torch packs no float32 weights here")
 @pytest.mark.parametrize("rows", [1, 3, 70])
 def test_a_packed_linear_is_a_linear(rows: int) -> None:
     linear = torch.nn.Linear(37, 53)
@@ -36,11 +38,22 @@ def test_a_packed_linear_is_a_linear(rows: int) -> None:
     torch.testing.assert_close(ours, linear(x), atol=1e-5, rtol=1e-5)
 
 
-def test_where_packing_is_refused_the_model_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_dtype_is_refused_its_linears_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError("no oneDNN here")
+        raise RuntimeError("bf16 path needs the cpu support avx512bw")
 
     monkeypatch.setattr("torch.ops.mkldnn._reorder_linear_weight", refuse, raising=False)
     model = make_model("llama")
+    assert not can_pack(torch.float32)
     assert pack_linears(model) == 0
     self_test(Runner(model), model, discover_layout(model, 16, torch.float32))
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this torch packs no float32 weights here")
+def test_a_refused_linear_does_not_keep_the_others_from_being_packed() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4).double(), torch.nn.Linear(4, 4))
+    assert not can_pack(torch.float64)
+    assert pack_linears(model) == 1
+    assert [type(each) for each in model] == [torch.nn.Linear, PackedLinear]

@@ -1,5 +1,6 @@
 // gemm.h with real threads and without Python in between, for tools/benchmarks/gemm.py.
 #include <chrono>
+#include <vector>
 
 #include "../../baton/engine/cpu/native/gemm.h"
 #include "../../baton/engine/cpu/native/pool.h"
@@ -37,15 +38,19 @@ void gemm_pack(int type, const float* source, long n, long k, void* panels, floa
 double gemm_sweep(const Weight* weights, long count, const float* rows, void* prepared, long m,
                   float* out, int threads) {
     Barrier barrier;
+    std::vector<Parts> parts(count);
+    for (long i = 0; i < count; i++) parts[i].prepare(weights[i], m, threads);
     double begun = seconds();
     threads_of_process().run(threads, [&](const Worker& worker) {
+        for (Parts& each : parts) each.begin(worker);
+        barrier.wait(worker.threads);
         for (long i = 0; i < count; i++) {
             const Weight& weight = weights[i];
             if (rows_bytes(weight.type, m, weight.k)) {
                 prepare_rows(weight.type, rows, weight.k, m, weight.k, prepared, worker);
                 barrier.wait(worker.threads);
             }
-            multiply(weight, rows, weight.k, prepared, m, out, weight.n, worker);
+            multiply(weight, rows, weight.k, prepared, m, out, weight.n, parts[i], worker);
             barrier.wait(worker.threads);
         }
     });

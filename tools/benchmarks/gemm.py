@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from baton.engine.cpu.build import build
+from baton.engine.cpu.packed import can_pack
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 SHAPES = {  # N, K
@@ -131,7 +132,7 @@ class Ours:
 
 
 class OneDnn:
-    """The same through torch."""
+    """The same through torch: packed, or its own linear where this CPU cannot pack the dtype."""
 
     def __init__(self, kind: str, weight: Tensor, copies: int) -> None:
         self.kind = kind
@@ -144,8 +145,12 @@ class OneDnn:
             ]
         else:
             dtype = torch.float32 if kind == "f32" else torch.bfloat16
+            self.packs = can_pack(dtype)
             self.packed = [
-                torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 64) for _ in range(copies)
+                torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 64)
+                if self.packs
+                else weight.to(dtype, copy=True)
+                for _ in range(copies)
             ]
 
     def timer(self, rows: Tensor, threads: int) -> Callable[[], float]:
@@ -164,7 +169,10 @@ class OneDnn:
             typed = rows if self.kind == "f32" else rows.bfloat16()
 
             def product(weight: Tensor) -> None:
-                torch.ops.mkldnn._linear_pointwise(typed, weight, None, "none", [], "")
+                if self.packs:
+                    torch.ops.mkldnn._linear_pointwise(typed, weight, None, "none", [], "")
+                else:
+                    torch.nn.functional.linear(typed, weight)
 
         def run() -> float:
             torch.set_num_threads(threads)

@@ -1,8 +1,10 @@
-"""Native code, compiled for this very CPU when it is first needed and kept for the next time.
+"""Native code, compiled for this CPU when it is first needed and kept for the next time.
 
     $XDG_CACHE_HOME or ~/.cache / baton / native / <name>-<hash>.so
 
 The hash covers sources, headers, flags, the compiler and the CPU, so nothing stale is ever loaded.
+CXX may name a compiler with flags; one that names a target, as in CXX="g++ -march=x86-64-v3", replaces
+this CPU's own. No header needs more than the target has: what it has is asked when it is compiled.
 Processes that start together build once: one compiles, the others wait for it.
 """
 
@@ -21,7 +23,14 @@ from baton.errors import BatonError
 
 NATIVE = Path(__file__).parent / "native"
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread")
+CONTRACT = "-ffp-contract=fast"
+"""a * b + c is one fused operation where the CPU has it. g++ does so by default, but clang++ only within
+an expression: results to the bit are promised, so no compiler's default decides."""
+QUIET = "-Wno-psabi"
+"""g++ warns of vectors wider than the target's registers. None crosses a library's border here, and the
+warnings would take the lines in which an error is shown."""
+FLAGS = ("-std=c++20", "-O3", CONTRACT, QUIET, "-shared", "-fPIC", "-pthread")
+TARGET_FLAGS = ("-march=", "-mcpu=")
 BUILD_TIMEOUT_S = 600  # a loaded machine may take minutes
 SHOWN_LINES = 5  # of a compiler's complaint
 
@@ -43,7 +52,7 @@ def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
     if os.environ.get("BATON_NATIVE") == "0":
         raise NoCompiler("native code is switched off: unset BATON_NATIVE to have it")
     compiler = find_compiler()
-    command = [*compiler, *FLAGS, _cpu_flag(), *(str(NATIVE / each) for each in sources)]
+    command = [*compiler, *FLAGS, *_target(compiler), *(str(NATIVE / each) for each in sources)]
     key = _key(sources, [*command, _run([*compiler, "--version"]), _cpu()])
     try:
         folder = cache_folder("native")
@@ -105,8 +114,11 @@ def _run(command: Sequence[str]) -> str:
     return ran.stdout
 
 
-def _cpu_flag() -> str:
-    return "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+def _target(compiler: Sequence[str]) -> list[str]:
+    """This CPU, unless CXX names a target."""
+    if any(word.startswith(TARGET_FLAGS) for word in compiler):
+        return []
+    return ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
 
 
 def _cpu() -> str:

@@ -2,12 +2,12 @@
 forward runs in torch (what cannot be compiled, and machines without a compiler).
 
 torch's own linear is 2 to 8 times slower in fp32 at small batches (docs/performance.md). The two
-operations are torch's, but not public: where they are missing, or refuse, the linear stays as it is.
+operations are torch's, but not public: a build of torch may lack them, and a CPU may lack a dtype
+(bfloat16 needs AVX-512 or AVX-NE-CONVERT on x86-64). There the linear stays as it is.
 """
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 TYPICAL_ROWS = 16
@@ -29,9 +29,19 @@ class PackedLinear(nn.Module):
         return product
 
 
-def pack_linears(model: PreTrainedModel) -> int:
-    """Put packed ones in the place of a CPU model's linears; how many. A weight that something else
-    uses too (an lm_head tied to the embedding) is held twice from then on."""
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of torch, on this CPU, multiplies by packed weights of this dtype."""
+    try:
+        PackedLinear(torch.zeros(1, 1, dtype=dtype), None)(torch.zeros(1, 1, dtype=dtype))
+    except (RuntimeError, AttributeError):
+        return False
+    return True
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Put packed ones in the place of a CPU model's linears, for each dtype that can be packed; how
+    many. A weight that something else uses too (an lm_head tied to the embedding) is held twice from
+    then on."""
     packed = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -41,9 +51,7 @@ def pack_linears(model: PreTrainedModel) -> int:
                 weight = child.weight.t()
             else:
                 continue
-            try:
+            if can_pack(weight.dtype):
                 module.add_module(name, PackedLinear(weight.detach(), child.bias))
-            except (RuntimeError, AttributeError):  # of this dtype, or in this build of torch
-                return packed
-            packed += 1
+                packed += 1
     return packed

@@ -151,7 +151,7 @@ class Program {
             }
         }
         attending_ = (attending + 63) / 64 * 64;
-        own_ = (std::max(attending_, spec_.scratch_floats * sizeof(float)) + 63) / 64 * 64;
+        own_ = (std::max<size_t>(attending_, spec_.scratch_floats * sizeof(float)) + 63) / 64 * 64;
         prepared_ = prepared_room_.of(prepared + 64);
         scratch_ = scratch_room_.of(own_ * threads + 64);
         found_ = found_room_.of(Likeliest::bytes(batch.picks, threads) + 64);
