@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from baton.client.tracker import News
 from baton.request import Logprob
-from baton.server.line import News
 from baton.text import Tokenizer
 from baton.wire.messages import Emitted, Failed, Finished, PromptScored, Timings
 

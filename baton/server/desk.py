@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from baton.client.aio import RouterClient
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
@@ -17,7 +18,6 @@ from baton.request import UNWATCHED_S, check_ids
 from baton.server.choices import Tokens
 from baton.server.faults import Fault, from_request_error
 from baton.server.job import Job
-from baton.server.line import Line
 from baton.server.protocol import Generation
 from baton.server.settings import ServerSettings
 from baton.text import Tokenizer
@@ -33,7 +33,7 @@ OWN_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 class Desk:
     """Everything behind the routes."""
 
-    def __init__(self, settings: ServerSettings, files: ModelFiles, line: Line) -> None:
+    def __init__(self, settings: ServerSettings, files: ModelFiles, line: RouterClient) -> None:
         self.settings = settings
         self.files = files
         self.line = line
