@@ -13,7 +13,8 @@ from baton.server.faults import Fault, body, from_failed
 from baton.server.frames import Frames
 from baton.server.line import Box, Flight, Line, News
 from baton.server.sse import DONE, event, gone
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
+from baton.wire.records import Timings
 
 SHARED_TOKENS = 64
 """Of several answers to a prompt of so many tokens the first goes ahead: when it speaks, the prompt's KV
@@ -38,7 +39,8 @@ class Job:
         self._early: deque[tuple[Flight, News]] = deque()  # came before all were accepted
         self._seats: dict[Flight, Choice] = {}
         self._behind: dict[Flight, list[tuple[Submit, Choice]]] = {}
-        self.choices = [Choice(i, each.token_ids or ()) for i, each in enumerate(submits)]
+        ids = [each.prompt if isinstance(each.prompt, tuple) else () for each in submits]
+        self.choices = [Choice(i, each) for i, each in enumerate(ids)]
         self._open = len(self.choices)
         first: dict[tuple[int, ...], Flight] = {}
         for submit, choice in zip(submits, self.choices, strict=True):

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from baton.request import Logprob
+from baton.params import GenerationParams
 from baton.server.choices import ChatShape, Choice, CompletionShape, Fresh, Shape, Tokens
 from baton.server.frames import Frames
 from baton.server.job import Job, streamed
 from baton.server.line import Box, Flight, News
 from baton.server.sse import event
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
+from baton.wire.records import Logprob, Timings
 
 
 class Words:
@@ -60,7 +61,7 @@ def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[l
 
     async def work() -> tuple[str, Job]:
         line = PretendLine()
-        submits = [Submit(f"r{i}", None, (8, 9), 5) for i in range(len(news))]
+        submits = [Submit(f"r{i}", (8, 9), GenerationParams(5)) for i in range(len(news))]
         job = Job(line, [(8, 9)], submits, **options)  # type: ignore[arg-type]
         for flight, each in zip(line.flights, news, strict=True):
             flight.put(Accepted("r", 2, 0.0))
@@ -146,7 +147,7 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
         line = PretendLine()
         long, short = tuple(range(64)), (1, 2)
         asked = [long, long, long, short, short]
-        submits = [Submit(f"r{i}", None, prompt, 5) for i, prompt in enumerate(asked)]
+        submits = [Submit(f"r{i}", prompt, GenerationParams(5)) for i, prompt in enumerate(asked)]
         job = Job(line, [long, short], submits)  # type: ignore[arg-type]
         assert [flight.name for flight in line.flights] == ["r0", "r3", "r4"]
         for flight in line.flights:
@@ -190,7 +191,7 @@ def test_a_frame_is_the_event_of_its_piece(text: str, logprobs: int) -> None:
 def test_what_is_there_at_the_same_time_goes_together() -> None:
     async def work() -> list[bytes]:
         line = PretendLine()
-        job = Job(line, [(8, 9)], [Submit("r0", None, (8, 9), 5)])  # type: ignore[arg-type]
+        job = Job(line, [(8, 9)], [Submit("r0", (8, 9), GenerationParams(5))])  # type: ignore[arg-type]
         (flight,) = line.flights
         flight.put(said(1)[0])
         shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
