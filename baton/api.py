@@ -10,14 +10,14 @@ and stops it again, so it takes seconds and loads the model each time. For many 
 import secrets
 from collections.abc import Sequence
 
-from baton.client.batch import BatchClient, Completion, Failure, GenerationOptions, Task
+from baton.client.batch import BatchClient, Completion, Failure, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, InputError, RequestError
 from baton.model_files import resolve_model
-from baton.request import UNWATCHED_S
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 
@@ -62,23 +62,27 @@ def generate(
         dtype=dtype,
     )
     default = SamplingParams.from_generation_config(files.generation_config)
-    request = GenerationOptions(
-        max_new_tokens, (sampling or default).to_wire(), tuple(stop), ignore_eos, UNWATCHED_S
+    params = GenerationParams(
+        max_new_tokens,
+        sampling or default,
+        tuple(stop),
+        ignore_eos=ignore_eos,
+        stream_interval_s=NOT_STREAMED_S,
     )
     with Cluster(options) as cluster:
         client = Client(cluster.address)
         try:
             job = secrets.token_hex(6)
             batch = BatchClient(client, cluster, job=job, limit=1, clock=monotonic)
-            return _text(batch, prompt, request)
+            return _text(batch, prompt, params)
         finally:
             client.close()
 
 
-def _text(batch: BatchClient, prompt: str, options: GenerationOptions) -> str:
+def _text(batch: BatchClient, prompt: str, params: GenerationParams) -> str:
     for _ in batch.await_ready():
         pass
-    for event in batch.run([Task(0, prompt)], options):
+    for event in batch.run([Task(0, prompt)], params):
         if isinstance(event, Completion):
             return event.text
         if isinstance(event, Failure):

@@ -8,7 +8,6 @@ from baton.client.batch import (
     Completion,
     Event,
     Failure,
-    GenerationOptions,
     Notice,
     Streamed,
     Task,
@@ -21,6 +20,7 @@ from baton.offline.length_checks import check_length, check_prompts_fit, context
 from baton.offline.link import link_to
 from baton.offline.report import Tally, handed_over, stage_table, startup_line
 from baton.offline.settings import OwnCluster, Target
+from baton.params import GenerationParams
 from baton.table import seconds
 from baton.timing import Stages
 from baton.topology import Topology
@@ -46,7 +46,7 @@ def run_infer(target: Target, prompt: str, generation_length: int, startup: Stag
     with link_to(target, batch_size=1, startup=startup) as link:
         _show_cluster(link.batch.await_ready(), topology, startup)
         startup.lap("workers ready")
-        options = GenerationOptions(max_new_tokens=generation_length, sampling=GREEDY.to_wire())
+        options = GenerationParams(max_new_tokens=generation_length, sampling=GREEDY)
         click.echo(f"\n{prompt}", nl=False)
         done = _streamed(link.batch.run([Task(0, prompt)], options), startup)
     tally = Tally()

@@ -9,14 +9,14 @@ meanwhile. Lost routers are the tracker's concern (baton/client/tracker.py).
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from baton.client.blocking import Received
 from baton.client.tracker import Resubmitted
 from baton.clock import Clock
 from baton.errors import ProtocolError
-from baton.kv.region import Plain
+from baton.params import GenerationParams
 from baton.wire.messages import (
     Accepted,
     ClusterInfo,
@@ -25,8 +25,8 @@ from baton.wire.messages import (
     Finished,
     PromptScored,
     Submit,
-    Timings,
 )
+from baton.wire.records import Timings
 
 POLL_S = 0.1
 ANSWER_S = 5.0  # a router that nothing restarts must answer within this time
@@ -55,23 +55,12 @@ class Supervisor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """The same for all prompts of a job."""
-
-    max_new_tokens: int
-    sampling: Plain | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    tell_every_s: float = 0.0  # longest delay before tokens are sent to the client, in seconds
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """One prompt to complete. `index` is its place in the caller's list."""
 
     index: int
     prompt: str | tuple[int, ...]  # text, or token ids
-    max_new_tokens: int | None = None  # None: that of the GenerationOptions
+    max_new_tokens: int | None = None  # None: that of the params
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +163,12 @@ class BatchClient:
             yield from self._turn()
             yield Notice("")
 
-    def run(self, tasks: Sequence[Task], options: GenerationOptions) -> Iterator[Event]:
+    def run(self, tasks: Sequence[Task], params: GenerationParams) -> Iterator[Event]:
         """Complete every task: each ends with exactly one Completion or Failure."""
         waiting = deque(tasks)
         while waiting or self._running:
             free = min(self._limit - len(self._running), len(waiting))
-            if submits := [self._begin(waiting.popleft(), options) for _ in range(free)]:
+            if submits := [self._begin(waiting.popleft(), params) for _ in range(free)]:
                 self._client.submit(*submits)
             yield from self._turn()
 
@@ -189,15 +178,12 @@ class BatchClient:
             self._client.forget(request)
         self._running.clear()
 
-    def _begin(self, task: Task, options: GenerationOptions) -> Submit:
+    def _begin(self, task: Task, params: GenerationParams) -> Submit:
         request = f"{self._job}-{task.index}"
         self._running[request] = _Running(task, self._clock())
-        text, ids = (task.prompt, None) if isinstance(task.prompt, str) else (None, task.prompt)
-        return Submit(
-            *(request, text, ids, task.max_new_tokens or options.max_new_tokens),
-            *(options.sampling, options.stop, options.ignore_eos),
-            tell_every_s=options.tell_every_s,
-        )
+        if task.max_new_tokens is not None:
+            params = replace(params, max_new_tokens=task.max_new_tokens)
+        return Submit(request, task.prompt, params)
 
     def _turn(self) -> Iterator[Event]:
         """Check the processes, then take in what has arrived."""

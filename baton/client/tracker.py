@@ -32,9 +32,9 @@ from baton.wire.messages import (
     Observe,
     PromptScored,
     Submit,
-    Timings,
     Unreachable,
 )
+from baton.wire.records import Timings
 
 News = Accepted | PromptScored | Emitted | Finished | Failed
 

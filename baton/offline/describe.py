@@ -1,7 +1,8 @@
 """A short description of the cluster for the user."""
 
 from baton.topology import Topology
-from baton.wire.messages import ClusterInfo, WorkerInfo
+from baton.wire.messages import ClusterInfo
+from baton.wire.records import WorkerInfo
 
 WAYS = {
     "shm": "shared memory",

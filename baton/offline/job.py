@@ -8,7 +8,6 @@ from baton.client.batch import (
     Completion,
     Event,
     Failure,
-    GenerationOptions,
     Notice,
     Streamed,
     Task,
@@ -18,6 +17,7 @@ from baton.offline.describe import worker_states
 from baton.offline.journal import Journal
 from baton.offline.progress import Progress
 from baton.offline.report import Tally
+from baton.params import GenerationParams
 from baton.timing import Stages
 from baton.wire.messages import ClusterInfo
 
@@ -36,7 +36,7 @@ class Outcome:
 def run_job(
     batch: BatchClient,
     prompts: Sequence[str],
-    options: GenerationOptions,
+    options: GenerationParams,
     *,
     journal: Journal,
     progress: Progress,

@@ -26,7 +26,7 @@ from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
 from baton.offline.interrupts import held_back
 from baton.offline.outputs import cannot_write, reason, sync_folder, timings_of
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 
 VERSION = 1
 

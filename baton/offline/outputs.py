@@ -23,7 +23,7 @@ from pathlib import Path
 
 from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 
 
 def timings_of(answer: Completion) -> dict[str, float]:

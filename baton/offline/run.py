@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from baton.client.batch import GenerationOptions, Notice
+from baton.client.batch import Notice
 from baton.machine import this_machine
 from baton.model_files import resolve_model
 from baton.offline.describe import describe_cluster
@@ -22,7 +22,7 @@ from baton.offline.progress import Progress
 from baton.offline.report import report, startup_line
 from baton.offline.settings import JobSettings, OwnCluster, ResolvedSampling, resolve_sampling
 from baton.offline.tracing import Tracing
-from baton.request import UNWATCHED_S
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.timing import Stages
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
@@ -88,8 +88,7 @@ def _from_files(settings: JobSettings, target: OwnCluster) -> ServedModel:
 
 
 def _from_cluster(info: ClusterInfo) -> ServedModel:
-    default = SamplingParams.from_wire(info.sampling)
-    return ServedModel(info.model, info.fingerprint, info.dtype, info.context, default)
+    return ServedModel(info.model, info.fingerprint, info.dtype, info.context, info.sampling)
 
 
 def _resume_and_work(
@@ -139,12 +138,12 @@ def _work(
     link: Link,
 ) -> Outcome:
     settings, progress, startup = context.settings, context.progress, context.startup
-    options = GenerationOptions(
+    options = GenerationParams(
         max_new_tokens=settings.generation_length,
-        sampling=sampling.params.to_wire(),
+        sampling=sampling.params,
         stop=settings.stop,
         ignore_eos=settings.ignore_eos,
-        tell_every_s=UNWATCHED_S,
+        stream_interval_s=NOT_STREAMED_S,
     )
     load_s = startup.total_s("router answered") + startup.total_s("workers ready")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from baton.cluster.options import DECLARED, ClusterOptions, flag
 from baton.errors import InputError
 from baton.package import COMMAND
-from baton.request import MAX_STOP_CHARACTERS, MAX_STOPS
+from baton.params import MAX_STOP_CHARACTERS, MAX_STOPS
 from baton.topology import Topology, count_gpus, plan_topology
 from sampler.params import SamplingParams
 

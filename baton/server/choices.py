@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.client.tracker import News
-from baton.request import Logprob
 from baton.text import Tokenizer
-from baton.wire.messages import Emitted, Failed, Finished, PromptScored, Timings
+from baton.wire.messages import Emitted, Failed, Finished, PromptScored
+from baton.wire.records import Logprob, Timings
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LEAST = -9999.0

@@ -1,4 +1,4 @@
-"""Job: one HTTP request under way: a request for each of its answers, all in one box."""
+"""Job: one HTTP request under way: one router request for each of its answers."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,8 @@ from baton.server.choices import Choice, Fresh, Shape, usage
 from baton.server.faults import Fault, body, from_failed
 from baton.server.frames import Frames
 from baton.server.sse import DONE, event, gone
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
+from baton.wire.records import Timings
 
 SHARED_TOKENS = 64
 """Of several answers to a prompt of so many tokens the first goes ahead: when it speaks, the prompt's KV
@@ -39,7 +40,8 @@ class Job:
         self._early: deque[tuple[PendingRequest, News]] = deque()  # came before all were accepted
         self._choice_of: dict[PendingRequest, Choice] = {}
         self._behind: dict[PendingRequest, list[tuple[Submit, Choice]]] = {}
-        self.choices = [Choice(i, each.token_ids or ()) for i, each in enumerate(submits)]
+        ids = [each.prompt if isinstance(each.prompt, tuple) else () for each in submits]
+        self.choices = [Choice(i, each) for i, each in enumerate(ids)]
         self._open = len(self.choices)
         first: dict[tuple[int, ...], PendingRequest] = {}
         for submit, choice in zip(submits, self.choices, strict=True):

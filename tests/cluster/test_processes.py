@@ -13,7 +13,6 @@ from baton.client.batch import (
     BatchClient,
     Completion,
     Event,
-    GenerationOptions,
     Notice,
     Streamed,
     Task,
@@ -22,6 +21,7 @@ from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
+from baton.params import GenerationParams
 from baton.topology import Topology
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
@@ -64,7 +64,7 @@ class Desk:
         return {each.worker.rpartition(".")[0]: each.worker for each in info.workers}
 
     def run(
-        self, ask: GenerationOptions, at: Callable[[int, Event], None] = lambda n, event: None
+        self, ask: GenerationParams, at: Callable[[int, Event], None] = lambda n, event: None
     ) -> list[Completion]:
         """Every task's completion. `at` sees each event, with the tokens that have come."""
         self.jobs += 1
@@ -122,13 +122,13 @@ def check_calm(completions: list[Completion], length: int, sampling: SamplingPar
         assert completion.finish_reason == calmly.reason
 
 
-SAMPLED = GenerationOptions(LENGTH, SAMPLING.to_wire())
+SAMPLED = GenerationParams(LENGTH, SAMPLING)
 
 
 def test_greedy_and_sampled_are_those_of_one_process(desk: Desk) -> None:
     desk.await_all()
     greedy = SamplingParams(temperature=0)
-    check_calm(desk.run(GenerationOptions(LENGTH, greedy.to_wire())), LENGTH, greedy)
+    check_calm(desk.run(GenerationParams(LENGTH, greedy)), LENGTH, greedy)
     completions = desk.run(SAMPLED)
     check_calm(completions, LENGTH, SAMPLING)
     assert {each.timings.retries for each in completions} == {0}
@@ -202,7 +202,7 @@ def test_stopping_in_the_middle_leaves_nothing(desk: Desk) -> None:
     folder, ends = desk.cluster.run_dir, Ends(desk.cluster.pids())
     assert (folder / "router.sock").exists()
     for task in TASKS:
-        desk.client.submit(msg.Submit(f"last-{task.index}", task.prompt, None, LENGTH))
+        desk.client.submit(msg.Submit(f"last-{task.index}", task.prompt, GenerationParams(LENGTH)))
     until(lambda: [e for e in desk.client.poll(0.1) if isinstance(e, msg.Emitted)], "tokens")
     desk.signal("decode-0", signal.SIGSTOP)
     desk.cluster.stop()

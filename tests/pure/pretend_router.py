@@ -22,11 +22,10 @@ from baton.wire.messages import (
     Inquire,
     Message,
     Submit,
-    Timings,
     Unreachable,
-    WorkerInfo,
 )
 from baton.wire.node import ROUTER
+from baton.wire.records import Timings, WorkerInfo
 from sampler.params import SamplingParams
 
 TIMINGS = Timings(
@@ -108,13 +107,13 @@ class PretendRouter:
         self.submitted.append(request)
         self.running.add(request.request)
         self.most_running = max(self.most_running, len(self.running))
-        assert request.prompt is not None
+        assert isinstance(request.prompt, str)
         failure = self.fail.get(request.prompt)
         self.queue.append(Accepted(request.request, 5, 0.001))
         if failure is not None:
             self.queue.append(Failed(request.request, failure.code, failure.message))
             return
-        for token, word in enumerate(words_of(request.prompt, request.max_new_tokens)):
+        for token, word in enumerate(words_of(request.prompt, request.params.max_new_tokens)):
             self.queue.append(Emitted(request.request, (token,), word))
         self.queue.append(Finished(request.request, "length", TIMINGS))
 
@@ -143,7 +142,7 @@ def info(*, ready: bool = True, transports: tuple[str, ...] = ("shm",)) -> Clust
         context=64,
         vocabulary=100,
         dtype="float32",
-        sampling=SamplingParams(temperature=0.0).to_wire(),
+        sampling=SamplingParams(temperature=0.0),
         workers=(
             WorkerInfo("prefill-0.a1", "prefill", "cpu", "alive", transports, 1.0),
             WorkerInfo("decode-0.b2", "decode", "cpu", "alive", (), 2.0),

@@ -2,15 +2,17 @@
 
 import pytest
 
-from baton.client.batch import BatchClient, Completion, Failure, GenerationOptions, Notice, Task
+from baton.client.batch import BatchClient, Completion, Failure, Notice, Task
 from baton.errors import ProtocolError
 from baton.offline.link import ExternalCluster
-from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished, Timings
+from baton.params import GenerationParams
+from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished
+from baton.wire.records import Timings
 from tests.pure.pretend_router import PretendRouter, PretendSupervisor, info, words_of
 
 PROMPTS = ["one", "two", "three", "four", "five"]
 TASKS = [Task(i, text) for i, text in enumerate(PROMPTS)]
-OPTIONS = GenerationOptions(max_new_tokens=3)
+OPTIONS = GenerationParams(max_new_tokens=3)
 CALM = {i: "".join(words_of(text, 3)) for i, text in enumerate(PROMPTS)}
 
 

@@ -9,12 +9,13 @@ import pytest
 
 from baton.client.aio import Queue
 from baton.client.tracker import News, PendingRequest
-from baton.request import Logprob
+from baton.params import GenerationParams
 from baton.server.choices import ChatShape, Choice, CompletionShape, Fresh, Shape, Tokens
 from baton.server.frames import Frames
 from baton.server.job import Job, streamed
 from baton.server.sse import event
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
+from baton.wire.records import Logprob, Timings
 
 
 class Words:
@@ -68,7 +69,7 @@ def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[l
 
     async def work() -> tuple[str, Job]:
         client = PretendClient()
-        submits = [Submit(f"r{i}", None, (8, 9), 5) for i in range(len(news))]
+        submits = [Submit(f"r{i}", (8, 9), GenerationParams(5)) for i in range(len(news))]
         job = Job(client, [(8, 9)], submits, **options)  # type: ignore[arg-type]
         for request, each in zip(client.requests, news, strict=True):
             put(request, Accepted("r", 2, 0.0))
@@ -154,7 +155,7 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
         client = PretendClient()
         long, short = tuple(range(64)), (1, 2)
         asked = [long, long, long, short, short]
-        submits = [Submit(f"r{i}", None, prompt, 5) for i, prompt in enumerate(asked)]
+        submits = [Submit(f"r{i}", prompt, GenerationParams(5)) for i, prompt in enumerate(asked)]
         job = Job(client, [long, short], submits)  # type: ignore[arg-type]
         assert [request.id for request in client.requests] == ["r0", "r3", "r4"]
         for request in client.requests:
@@ -198,7 +199,7 @@ def test_a_frame_is_the_event_of_its_piece(text: str, logprobs: int) -> None:
 def test_what_is_there_at_the_same_time_goes_together() -> None:
     async def work() -> list[bytes]:
         client = PretendClient()
-        job = Job(client, [(8, 9)], [Submit("r0", None, (8, 9), 5)])  # type: ignore[arg-type]
+        job = Job(client, [(8, 9)], [Submit("r0", (8, 9), GenerationParams(5))])  # type: ignore[arg-type]
         (request,) = client.requests
         put(request, said(1)[0])
         shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)

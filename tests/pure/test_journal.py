@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
 from baton.offline.journal import Journal, fingerprint
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 
 SAME = fingerprint({"model": "m", "prompts": ["a", "b", "c"]})
 

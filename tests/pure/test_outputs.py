@@ -10,7 +10,7 @@ import pytest
 from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
 from baton.offline.outputs import checked_target, rendered, write_whole
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 
 PROMPTS = ["One day", "Zwei »龍«"]
 ANSWERS = {
@@ -76,6 +76,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from baton.offline.outputs import write_whole
+from baton.wire.records import Timings
+from baton.wire.records import Timings
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
     write_whole(Path(sys.argv[1]), ("x" * 1000 for _ in range(1000)), saved="s")

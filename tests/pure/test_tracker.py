@@ -18,7 +18,7 @@ from baton.client.tracker import (
     RouterLost,
     Update,
 )
-from baton.request import Logprob
+from baton.params import GenerationParams
 from baton.wire.messages import (
     Abort,
     Accepted,
@@ -31,14 +31,17 @@ from baton.wire.messages import (
     Message,
     PromptScored,
     Submit,
-    Timings,
     Unreachable,
 )
 from baton.wire.node import ROUTER
+from baton.wire.records import Logprob, Timings
 from tests.pure.pretend_router import info
 
 PIECES = ("a", "", "bcd", "é", "", "\n", "xyz", "", "w")
 """What each token adds to the text; an empty piece is held back for a later one."""
+
+
+PARAMS = GenerationParams(9)
 
 
 def pieces_of(request: str) -> Sequence[str]:
@@ -70,7 +73,7 @@ class World:
     failing: set[str] = field(default_factory=set)
 
     def submit(self) -> None:
-        request = self.tracker.submit(Submit(f"r{len(self.requests)}", None, (1, 2), 9))
+        request = self.tracker.submit(Submit(f"r{len(self.requests)}", (1, 2), PARAMS))
         self.requests.append(request)
         self.heard[request] = []
         self.flush()
@@ -256,7 +259,7 @@ def connected(**options: float) -> RequestTracker:
 
 def test_requests_wait_for_the_first_router_and_go_together() -> None:
     tracker = RequestTracker(0.0)
-    first, second = Submit("a", None, (1,), 4), Submit("b", None, (2,), 4)
+    first, second = Submit("a", (1,), PARAMS), Submit("b", (2,), PARAMS)
     tracker.submit(first)
     tracker.submit(second)
     assert tracker.messages_to_send() == []
@@ -266,14 +269,14 @@ def test_requests_wait_for_the_first_router_and_go_together() -> None:
 
 def test_a_new_router_is_sent_what_the_old_one_had_under_new_ids() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", None, (1,), 4))
+    request = tracker.submit(Submit("a", (1,), PARAMS))
     tracker.messages_to_send()
     for number in (1, 2):
         assert tracker.connection_lost(1.0, "cut") == [RouterLost("cut")]
         assert tracker.info is None
         assert tracker.received(info(), 2.0) == [Resubmitted(1), info()]
         old = "a" if number == 1 else f"a.{number - 1}"
-        assert tracker.messages_to_send() == [Abort(old), Submit(f"a.{number}", None, (1,), 4)]
+        assert tracker.messages_to_send() == [Abort(old), Submit(f"a.{number}", (1,), PARAMS)]
     assert tracker.losses == 2
     (event,) = tracker.received(Failed("a.2", "worker_lost", "gone"), 3.0)
     assert event == Update(request, Failed("a", "worker_lost", "gone"))
@@ -302,7 +305,7 @@ def test_an_answer_to_the_inquiry_is_enough() -> None:
 
 def test_requests_fail_when_no_router_has_answered_for_too_long() -> None:
     tracker = connected(give_up_s=30.0)
-    request = tracker.submit(Submit("a", None, (1,), 4))
+    request = tracker.submit(Submit("a", (1,), PARAMS))
     tracker.connection_lost(5.0, "cut")
     assert tracker.tick(34.0) == []
     (event,) = tracker.tick(35.0)
@@ -311,7 +314,7 @@ def test_requests_fail_when_no_router_has_answered_for_too_long() -> None:
 
 def test_an_abort_that_could_not_be_sent_is_sent_to_the_next_router() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", None, (1,), 4))
+    request = tracker.submit(Submit("a", (1,), PARAMS))
     tracker.messages_to_send()
     tracker.forget(request)
     unsent = tracker.messages_to_send()
@@ -331,7 +334,7 @@ def test_a_late_accepted_of_a_forgotten_request_is_answered_with_abort() -> None
 
 def test_the_router_confirms_an_abort_with_its_timings() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", None, (1,), 4))
+    request = tracker.submit(Submit("a", (1,), PARAMS))
     tracker.messages_to_send()
     assert tracker.abort(request) == []
     assert tracker.abort(request) == []
@@ -342,7 +345,7 @@ def test_the_router_confirms_an_abort_with_its_timings() -> None:
 
 def test_where_no_router_can_confirm_an_abort_the_tracker_does() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", None, (1,), 4))
+    request = tracker.submit(Submit("a", (1,), PARAMS))
     tracker.messages_to_send()
     tracker.abort(request)
     end = Update(request, Finished("a", "abort", Timings()))

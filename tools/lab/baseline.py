@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from statistics import median
 
-from baton.client.batch import BatchClient, Completion, Failure, GenerationOptions, Task
+from baton.client.batch import BatchClient, Completion, Failure, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError
 from baton.model_files import RANDOM, resolve_model
+from baton.params import GenerationParams
 from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 from tools.lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
@@ -118,9 +119,7 @@ def _completions(
 
 
 def _ask(batch: BatchClient, number: int) -> Completion:
-    options = GenerationOptions(
-        NEW_TOKENS, SamplingParams(temperature=0.0).to_wire(), ignore_eos=True
-    )
+    options = GenerationParams(NEW_TOKENS, SamplingParams(temperature=0.0), ignore_eos=True)
     for event in batch.run([Task(number, PROMPT)], options):
         if isinstance(event, Completion):
             return event
