@@ -75,7 +75,6 @@ class Cluster:
 
     def __init__(self, options: ClusterOptions, *, clock: Clock = monotonic) -> None:
         self.options = options
-        self.router_restarts = 0
         self._clock = clock
         self.run_dir = Path("/")  # set by start()
         self._children: list[Child] = []
@@ -140,8 +139,6 @@ class Cluster:
                 notes.append(self._died(child, code, now))
             if child.process is None and child.restart_at is not None and now >= child.restart_at:
                 self._spawn(child)
-                if child.name == "router":
-                    self.router_restarts += 1
         return notes
 
     def _kill_given_up(self, info: ClusterInfo) -> list[str]:

@@ -184,12 +184,11 @@ def test_workers_that_stop_answering_are_given_up_killed_and_replaced(desk: Desk
 
 def test_the_router_killed_in_the_middle(desk: Desk) -> None:
     desk.await_all()
-    pids, restarts = desk.cluster.pids(), desk.cluster.router_restarts
+    pids = desk.cluster.pids()
     completions = desk.run(
         SAMPLED, once(lambda tokens, _: tokens >= 60, lambda: desk.signal("router", signal.SIGKILL))
     )
     check_calm(completions, LENGTH, SAMPLING)
-    assert desk.cluster.router_restarts == restarts + 1
     assert any("begin again" in note for note in desk.notes)
     desk.await_all()
     after = desk.cluster.pids()
