@@ -22,7 +22,7 @@ from baton.cli import main as program
 from baton.client.http import Reply
 from baton.offline.interrupts import Interrupted
 from tests.pure.golden import check, recorded
-from tests.pure.pretend_router import PretendLine, link_through
+from tests.pure.pretend_router import PretendRouter, link_through
 
 PROMPTS = ("Once upon", "Zwei »龍«\nund 🙂", '"quoted" \\ and\ttabbed', "\u2028 odd")
 JOB = (
@@ -51,33 +51,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, *words: str, line: PretendLine | None = None, code: int = 0
-) -> PretendLine:
+    monkeypatch: pytest.MonkeyPatch, *words: str, router: PretendRouter | None = None, code: int = 0
+) -> PretendRouter:
     """The job without a command."""
-    line = line or PretendLine()
-    monkeypatch.setattr(job_module, "link_to", link_through(line))
+    router = router or PretendRouter()
+    monkeypatch.setattr(job_module, "link_to", link_through(router))
     assert program.main([*JOB, "-o", "out", "--quiet", *words]) == code
-    return line
+    return router
 
 
 def lines_of(file: Path) -> list[str]:
     return file.read_bytes().decode().split("\n")
 
 
-def broken_off(after: int) -> Callable[[PretendLine], None]:
-    """Interrupts at this poll."""
+def broken_off(after: int) -> Callable[[PretendRouter], None]:
+    """Interrupts at this turn."""
     polls = iter(range(after))
 
-    def before_poll(_: PretendLine) -> None:
+    def before_turn(_: PretendRouter) -> None:
         if next(polls, None) is None:
             raise Interrupted("SIGINT")
 
-    return before_poll
+    return before_turn
 
 
 def journal_of_two_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """What a job leaves that was interrupted at its third prompt."""
-    run(monkeypatch, line=PretendLine(before_poll=broken_off(11)), code=130)
+    run(monkeypatch, router=PretendRouter(before_turn=broken_off(12)), code=130)
     return (folder / "out.part").read_bytes()
 
 
@@ -121,27 +121,27 @@ ASKED: tuple[tuple[str, Mapping[str, Any], Reply], ...] = (
 
 
 @dataclass
-class PretendFront:
+class PretendServing:
     """A server with fixed replies."""
 
     @property
-    def site(self) -> "PretendFront":
+    def http(self) -> "PretendServing":
         return self
 
     def ask(self, path: str, body: Mapping[str, Any]) -> Reply:
         (reply,) = (each for url, given, each in ASKED if (url, given) == (path, body))
         return reply
 
-    def tend(self) -> None:
+    def supervise(self) -> None:
         pass
 
 
 def test_lines_of_a_batch_are_as_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def fronted(*_: object, **__: object) -> Iterator[PretendFront]:
-        yield PretendFront()
+    def serving_cluster(*_: object, **__: object) -> Iterator[PretendServing]:
+        yield PretendServing()
 
-    monkeypatch.setattr(batch_module, "fronted", fronted)
+    monkeypatch.setattr(batch_module, "serving_cluster", serving_cluster)
     asked = [
         {"custom_id": f"q{index}", "method": "POST", "url": url, "body": body}
         for index, (url, body, _) in enumerate(ASKED)
