@@ -73,6 +73,11 @@ def loss_of_transformers(folder: Path, ids: list[int], window: int, stride: int)
     return total / (len(ids) - 1)
 
 
+def is_compiled(it: EngineSubject) -> bool:
+    """Whether it computes in native code, which has the same bits however the work is cut."""
+    return it.about.runs.endswith("compiled for this CPU")
+
+
 @pytest.mark.parametrize(
     ("family", "window", "stride"),
     [("gpt2", 100, 30), ("gpt2", 64, 64), ("qwen2", CONTEXT - 1, 1), ("gemma2", 100, 30)],
@@ -115,7 +120,15 @@ def test_scores_do_not_depend_on_how_the_work_is_cut(
     alone = [next(demo.score([span])) for span in spans]
     monkeypatch.setattr(engine, "READ", 40)
     monkeypatch.setattr(demo, "_rows", 7)
-    assert list(demo.score(spans)) == whole == alone
+    cut = list(demo.score(spans))
+    if is_compiled(demo):
+        assert cut == whole == alone
+    for others in (
+        cut,
+        alone,
+    ):  # in torch, without native code, sums are rounded as the rows are cut
+        for ours, theirs in zip(others, whole, strict=True):
+            assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
 def test_held_out_perplexity_is_that_of_the_models_card(
@@ -133,6 +146,8 @@ def test_held_out_perplexity_is_that_of_the_models_card(
 
 
 def test_int8_foresees_nearly_as_well(demo: EngineSubject, tokenizer: Tokenizer) -> None:
+    if not is_compiled(demo):
+        pytest.skip(f"int8 needs native code: {demo.about.runs}")
     texts = bundled.texts()[:8]
     fine = foresee(demo, tokenizer, texts)
     coarse = foresee(subject(bundled.MODEL, "int8"), tokenizer, texts)
