@@ -11,13 +11,13 @@ for many calls keep a cluster running and speak to it with baton.client.blocking
 import secrets
 from collections.abc import Sequence
 
-from baton.client.batch import Ask, Completion, Failure, Follower, Task
+from baton.client.batch import Completion, Failure, Follower, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.errors import BatonError, InputError, RequestError
 from baton.model_files import resolve_model
-from baton.request import UNWATCHED_S
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 
@@ -62,20 +62,26 @@ def generate(
         dtype=dtype,
     )
     default = SamplingParams.from_generation_config(files.generation_config)
-    ask = Ask(max_new_tokens, (sampling or default).to_wire(), tuple(stop), ignore_eos, UNWATCHED_S)
+    params = GenerationParams(
+        max_new_tokens,
+        sampling or default,
+        tuple(stop),
+        ignore_eos=ignore_eos,
+        stream_interval_s=NOT_STREAMED_S,
+    )
     with Cluster(options) as cluster:
         client = Client(cluster.address)
         try:
             follower = Follower(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
-            return _text(follower, prompt, ask)
+            return _text(follower, prompt, params)
         finally:
             client.close()
 
 
-def _text(follower: Follower, prompt: str, ask: Ask) -> str:
+def _text(follower: Follower, prompt: str, params: GenerationParams) -> str:
     for _ in follower.await_ready(ours=True):
         pass
-    for happening in follower.run([Task(0, prompt)], ask):
+    for happening in follower.run([Task(0, prompt)], params):
         if isinstance(happening, Completion):
             return happening.text
         if isinstance(happening, Failure):

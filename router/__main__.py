@@ -13,12 +13,12 @@ from baton.host import core_numbers, die_with, host_id
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
 from baton.package import COMMAND
-from baton.request import Limits
+from baton.params import Limits
 from baton.text import Tokenizer
 from baton.wire.channel import Listener
 from baton.wire.keys import load_keys
 from baton.wire.loop import Loop
-from router.intake import Served
+from router.admission import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
 from sampler.params import SamplingParams
@@ -131,7 +131,7 @@ def _served(model: str, max_model_len: int | None) -> tuple[Served, Tokenizer]:
         fingerprint=files.fingerprint,
         limits=Limits(context, files.vocab_size),
         eos_token_ids=files.eos_token_ids,
-        sampling=SamplingParams.from_generation_config(files.generation_config).to_wire(),
+        sampling=SamplingParams.from_generation_config(files.generation_config),
     )
     return served, Tokenizer(files.tokenizer_file)
 

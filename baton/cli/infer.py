@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from baton.client.batch import Ask, Completion, Failure, Happening, Note, Streamed, Task
+from baton.client.batch import Completion, Failure, Happening, Note, Streamed, Task
 from baton.errors import BatonError, InputError
 from baton.machine import this_machine
 from baton.model_files import resolve_model
@@ -13,6 +13,7 @@ from baton.offline.fitness import check_length, check_prompts_fit, context_of
 from baton.offline.link import link_to
 from baton.offline.report import Tally, handed_over, stage_table, startup_line
 from baton.offline.settings import Place
+from baton.params import GenerationParams
 from baton.table import seconds
 from baton.timing import Stages
 from baton.wire.messages import ClusterInfo
@@ -35,7 +36,7 @@ def run_infer(place: Place, prompt: str, generation_length: int, startup: Stages
     with link_to(place, batch_size=1, startup=startup) as link:
         _show_cluster(link.follower.await_ready(ours=link.ours), place, startup)
         startup.lap("workers ready")
-        ask = Ask(max_new_tokens=generation_length, sampling=GREEDY.to_wire())
+        ask = GenerationParams(max_new_tokens=generation_length, sampling=GREEDY)
         click.echo(f"\n{prompt}", nl=False)
         done = _streamed(link.follower.run([Task(0, prompt)], ask), startup)
     tally = Tally()

@@ -9,12 +9,12 @@ it and is submitted again under new ids, from the beginning; reports on the old 
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from baton.clock import Clock
 from baton.errors import ProtocolError
-from baton.kv.region import Plain
+from baton.params import GenerationParams
 from baton.wire.messages import (
     Accepted,
     ClusterInfo,
@@ -22,8 +22,8 @@ from baton.wire.messages import (
     Failed,
     Finished,
     Submit,
-    Timings,
 )
+from baton.wire.records import Timings
 
 POLL_S = 0.1
 SILENCE_S = 10.0  # after so much silence the router is asked whether it is still there
@@ -54,23 +54,12 @@ class Supervisor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What is asked for every prompt alike."""
-
-    max_new_tokens: int
-    sampling: Plain | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    tell_every_s: float = 0.0  # so long tokens may wait to be told with later ones
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """One prompt to be completed. `index` is its place in the caller's list."""
 
     index: int
     prompt: str | tuple[int, ...]  # text, or token ids
-    max_new_tokens: int | None = None  # None: as many as is asked of all
+    max_new_tokens: int | None = None  # None: as many as in the params of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +172,7 @@ class Follower:
                 yield self._news
             yield Note("")
 
-    def run(self, tasks: Sequence[Task], ask: Ask) -> Iterator[Happening]:
+    def run(self, tasks: Sequence[Task], params: GenerationParams) -> Iterator[Happening]:
         """Complete every task: each ends with one Completion or one Failure."""
         waiting = deque(tasks)
         lost: list[_Flight] = []
@@ -198,13 +187,13 @@ class Follower:
                     continue
                 for request in gone:  # the same router, if only the connection was cut
                     self._line.abort(request)
-            again = [self._begin(flight.task, flight.attempt + 1, ask) for flight in lost]
+            again = [self._begin(flight.task, flight.attempt + 1, params) for flight in lost]
             if lost:
                 self._line.submit(*again)
                 yield Note(f"the router was lost and found again: {len(lost)} requests begin again")
                 lost = []
             room = min(self._limit - len(self._flights), len(waiting))
-            if submits := [self._begin(waiting.popleft(), 0, ask) for _ in range(room)]:
+            if submits := [self._begin(waiting.popleft(), 0, params) for _ in range(room)]:
                 self._line.submit(*submits)  # together, and so they are filled
             messages = self._line.poll(POLL_S)
             now = self._clock()
@@ -228,15 +217,12 @@ class Follower:
         self._known = True
         return info
 
-    def _begin(self, task: Task, attempt: int, ask: Ask) -> Submit:
+    def _begin(self, task: Task, attempt: int, params: GenerationParams) -> Submit:
         request = f"{self._job}-{task.index}.{attempt}"
         self._flights[request] = _Flight(task, attempt, self._clock())
-        text, ids = (task.prompt, None) if isinstance(task.prompt, str) else (None, task.prompt)
-        return Submit(
-            *(request, text, ids, task.max_new_tokens or ask.max_new_tokens),
-            *(ask.sampling, ask.stop, ask.ignore_eos),
-            tell_every_s=ask.tell_every_s,
-        )
+        if task.max_new_tokens is not None:
+            params = replace(params, max_new_tokens=task.max_new_tokens)
+        return Submit(request, task.prompt, params)
 
     def _supervise(self) -> Iterator[Happening]:
         news, self._news = self._news, None

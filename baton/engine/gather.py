@@ -1,6 +1,6 @@
 """Attention in plain torch: gather what a sequence holds in the pool, then attend to it.
 
-The right-but-slow sibling of every kernel in engine/fast, and what runs where none of them does.
+The right-but-slow sibling of every kernel in engine/cpu and engine/cuda, and what runs where none of them does.
 Rows of many tokens go one by one (cheaper than padding, for mixed lengths); rows of one token go
 together, in groups of like length.
 """

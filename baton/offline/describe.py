@@ -1,7 +1,8 @@
 """Describing: this machine, and the cluster that is about to work, in a few lines for a person."""
 
 from baton.topology import Topology
-from baton.wire.messages import ClusterInfo, WorkerInfo
+from baton.wire.messages import ClusterInfo
+from baton.wire.records import WorkerInfo
 
 WAYS = {
     "shm": "shared memory",

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from baton.errors import InputError, RequestError
-from baton.kv.region import Plain
 from baton.model_files import ModelFiles
-from baton.request import Limits, Request, check_request
+from baton.params import GenerationParams, Limits, check_request
 from baton.text import Tokenizer
 
 
@@ -36,10 +35,10 @@ def check_prompts_fit(
     """Every prompt is tokenized once for this. InputError names the first that does not fit."""
     tokenizer = Tokenizer(files.tokenizer_file)
     limits = Limits(context, files.vocab_size)
-    nothing: Plain = {}
+    params = GenerationParams(generation_length)
     for number, prompt in enumerate(prompts, 1):
         ids = tuple(tokenizer.encode(prompt))
         try:
-            check_request(Request("", "", ids, generation_length, nothing, (), ()), limits)
+            check_request(ids, params, limits)
         except RequestError as error:
             raise InputError(f"prompt {number} of {len(prompts)}: {error}") from error

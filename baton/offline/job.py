@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from baton.client.batch import (
-    Ask,
     Completion,
     Failure,
     Follower,
@@ -22,6 +21,7 @@ from baton.offline.journal import Journal
 from baton.offline.outputs import Answer
 from baton.offline.progress import Progress
 from baton.offline.report import Tally
+from baton.params import GenerationParams
 from baton.timing import Stages
 from baton.wire.messages import ClusterInfo
 
@@ -40,7 +40,7 @@ class Outcome:
 def run_job(
     follower: Follower,
     prompts: Sequence[str],
-    ask: Ask,
+    ask: GenerationParams,
     *,
     journal: Journal,
     progress: Progress,

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from baton.client.batch import Ask, Note
+from baton.client.batch import Note
 from baton.machine import this_machine
 from baton.model_files import resolve_model
 from baton.offline.describe import describe_cluster
@@ -22,7 +22,7 @@ from baton.offline.progress import Progress
 from baton.offline.report import report, startup_line
 from baton.offline.settings import Drawing, JobSettings, choose_sampling
 from baton.offline.tracing import Tracing
-from baton.request import UNWATCHED_S
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.timing import Stages
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
@@ -89,7 +89,7 @@ def _looked_up(settings: JobSettings) -> Served:
 
 
 def _asked(info: ClusterInfo) -> Served:
-    default = SamplingParams.from_wire(info.sampling)
+    default = info.sampling
     return Served(info.model, info.fingerprint, info.dtype, info.context, default)
 
 
@@ -159,12 +159,12 @@ def _work(
     around: Around,
     link: Link,
 ) -> Outcome:
-    ask = Ask(
+    ask = GenerationParams(
         max_new_tokens=settings.generation_length,
-        sampling=drawing.params.to_wire(),
+        sampling=drawing.params,
         stop=settings.stop,
         ignore_eos=settings.ignore_eos,
-        tell_every_s=UNWATCHED_S,
+        stream_interval_s=NOT_STREAMED_S,
     )
     progress, startup = around.progress, around.startup
     load_s = startup.total_s("router answered") + startup.total_s("workers ready")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from baton.errors import InputError
 from baton.package import COMMAND
-from baton.request import MAX_STOP_CHARACTERS, MAX_STOPS
+from baton.params import MAX_STOP_CHARACTERS, MAX_STOPS
 from baton.topology import Topology, count_gpus, plan_topology
 from sampler.params import SamplingParams
 

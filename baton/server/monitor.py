@@ -14,7 +14,8 @@ from baton.server.sse import event
 from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
 from baton.verdict import Facts, verdict
-from baton.wire.messages import ClusterInfo, Counts, Ended, Observed
+from baton.wire.messages import ClusterInfo, Observed
+from baton.wire.records import Counts, Ended
 
 RECENT_S = 60.0
 SPAN_S = 10.0

@@ -13,7 +13,8 @@ from baton.server.api_error import ApiError, body, from_failed
 from baton.server.choices import Choice, Delta, Shape, usage
 from baton.server.line import Box, Flight, Line, News
 from baton.server.sse import DONE, event, gone, json_of
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
+from baton.wire.records import Timings
 
 SHARED_TOKENS = 64
 """Of several answers to a prompt of so many tokens the first goes ahead: at its first token the prompt's

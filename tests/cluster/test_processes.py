@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from baton.client.batch import Ask, Completion, Follower, Happening, Note, Streamed, Task
+from baton.client.batch import Completion, Follower, Happening, Note, Streamed, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.params import GenerationParams
 from baton.topology import Topology
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
@@ -55,7 +56,9 @@ class Desk:
         return {each.worker.rpartition(".")[0]: each.worker for each in info.workers}
 
     def run(
-        self, ask: Ask, at: Callable[[int, Happening], None] = lambda n, happening: None
+        self,
+        ask: GenerationParams,
+        at: Callable[[int, Happening], None] = lambda n, happening: None,
     ) -> list[Completion]:
         """Every task's completion. `at` sees each happening, with the tokens that have come."""
         self.jobs += 1
@@ -115,13 +118,13 @@ def check_calm(completions: list[Completion], length: int, sampling: SamplingPar
         assert completion.finish_reason == calmly.reason
 
 
-SAMPLED = Ask(LENGTH, SAMPLING.to_wire())
+SAMPLED = GenerationParams(LENGTH, SAMPLING)
 
 
 def test_greedy_and_sampled_are_those_of_one_process(desk: Desk) -> None:
     desk.await_all()
     greedy = SamplingParams(temperature=0)
-    check_calm(desk.run(Ask(LENGTH, greedy.to_wire())), LENGTH, greedy)
+    check_calm(desk.run(GenerationParams(LENGTH, greedy)), LENGTH, greedy)
     completions = desk.run(SAMPLED)
     check_calm(completions, LENGTH, SAMPLING)
     assert {each.timings.retries for each in completions} == {0}
@@ -195,7 +198,7 @@ def test_stopping_in_the_middle_leaves_nothing(desk: Desk) -> None:
     folder, ends = desk.cluster.run_dir, Ends(desk.cluster.pids())
     assert (folder / "router.sock").exists()
     for task in TASKS:
-        desk.client.submit(msg.Submit(f"last-{task.index}", task.prompt, None, LENGTH))
+        desk.client.submit(msg.Submit(f"last-{task.index}", task.prompt, GenerationParams(LENGTH)))
     until(lambda: [e for e in desk.client.poll(0.1) if isinstance(e, msg.Emitted)], "tokens")
     desk.signal("decode-0", signal.SIGSTOP)
     desk.cluster.stop()

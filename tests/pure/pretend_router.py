@@ -12,16 +12,8 @@ from typing import Any
 from baton.client.batch import Follower, FromRouter
 from baton.errors import ProtocolError
 from baton.offline.link import Link
-from baton.wire.messages import (
-    Accepted,
-    ClusterInfo,
-    Emitted,
-    Failed,
-    Finished,
-    Submit,
-    Timings,
-    WorkerInfo,
-)
+from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished, Submit
+from baton.wire.records import Timings, WorkerInfo
 from sampler.params import SamplingParams
 
 TIMINGS = Timings(
@@ -71,7 +63,7 @@ class PretendLine:
         if failure is not None:
             self.queue.append(Failed(request.request, failure.code, failure.message))
             return
-        for token, word in enumerate(words_of(request.prompt, request.max_new_tokens)):
+        for token, word in enumerate(words_of(request.prompt, request.params.max_new_tokens)):
             self.queue.append(Emitted(request.request, (token,), word))
         self.queue.append(Finished(request.request, "length", TIMINGS))
 
@@ -120,7 +112,7 @@ def info(*, ready: bool = True, transports: tuple[str, ...] = ("shm",)) -> Clust
         context=64,
         vocabulary=100,
         dtype="float32",
-        sampling=SamplingParams(temperature=0.0).to_wire(),
+        sampling=SamplingParams(temperature=0.0),
         workers=(
             WorkerInfo("prefill-0.a1", "prefill", "cpu", "alive", transports, 1.0),
             WorkerInfo("decode-0.b2", "decode", "cpu", "alive", (), 2.0),

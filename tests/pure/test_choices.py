@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from baton.params import GenerationParams
 
-from baton.request import Logprob
+from baton.params import GenerationParams
 from baton.server.choices import ChatShape, Choice, CompletionShape, Delta, Shape, Tokens
 from baton.server.line import Box, Flight, News
 from baton.server.sse import event
 from baton.server.stream import ChunkEncoder, GenerationStream, PreparedRequest
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
+from baton.wire.records import Logprob, Timings
 
 
 class Words:

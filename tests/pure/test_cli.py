@@ -182,8 +182,8 @@ def test_the_job_writes_the_file_and_says_where_the_time_went(folder, capsys, mo
         assert word in err
     first = line.submitted[0]
     assert (first.max_new_tokens, first.stop, first.ignore_eos) == (3, ("X",), True)
-    assert first.sampling is not None
-    assert first.sampling["seed"] == 7
+    assert first.params.sampling is not None
+    assert first.params.sampling.seed == 7
 
 
 def test_quiet_is_quiet(folder, capsys, monkeypatch):
@@ -316,8 +316,8 @@ def test_infer_prints_the_text_and_what_is_slower(capsys, monkeypatch):
     for word in ("machine ", "Explain why batching improves GPU utilization. Exp0 Exp1 Exp2",
                  "prefill", "is slower for a token", "tokens/s", "first token after"):  # fmt: skip
         assert word in out
-    assert line.submitted[0].sampling is not None
-    assert line.submitted[0].sampling["temperature"] == 0
+    assert line.submitted[0].params.sampling is not None
+    assert line.submitted[0].params.sampling.temperature == 0
 
 
 # ---- around it

@@ -21,7 +21,8 @@ from baton.errors import (
 )
 from baton.host import core_numbers
 from baton.topology import Topology
-from baton.wire.messages import ClusterInfo, WorkerInfo
+from baton.wire.messages import ClusterInfo
+from baton.wire.records import WorkerInfo
 
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 

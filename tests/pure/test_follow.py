@@ -2,15 +2,16 @@
 
 import pytest
 
-from baton.client.batch import Ask, Completion, Failure, Follower, Note, Task
+from baton.client.batch import Completion, Failure, Follower, Note, Task
 from baton.errors import ProtocolError
 from baton.offline.link import Elsewhere
+from baton.params import GenerationParams
 from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished
 from tests.pure.pretend_router import PretendLine, PretendSupervisor, info, words_of
 
 PROMPTS = ["one", "two", "three", "four", "five"]
 TASKS = [Task(i, text) for i, text in enumerate(PROMPTS)]
-ASK = Ask(max_new_tokens=3)
+ASK = GenerationParams(max_new_tokens=3)
 
 
 def follower(line, supervisor=None, *, limit=2):
@@ -60,7 +61,7 @@ def test_an_abort_from_the_other_side_is_a_failure():
 
 
 def info_timings():
-    from baton.wire.messages import Timings
+    from baton.wire.records import Timings
 
     return Timings()
 

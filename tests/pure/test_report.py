@@ -11,7 +11,7 @@ from baton.offline.report import Tally, handed_over, report, startup_line, union
 from baton.table import amount, percentile, seconds, table
 from baton.timing import Stages
 from baton.topology import Topology
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 from tests.pure.pretend_router import info
 
 

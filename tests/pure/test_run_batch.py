@@ -10,7 +10,8 @@ from baton.errors import InputError
 from baton.offline.run_batch import Item, read_items
 from baton.offline.tracing import Tracing
 from baton.timeline import Moment
-from baton.wire.messages import Ended, Observed, Timings
+from baton.wire.messages import Observed
+from baton.wire.records import Ended, Timings
 
 GOOD: dict[str, Any] = {
     "custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"},

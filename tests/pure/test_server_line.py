@@ -5,11 +5,12 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.request import Logprob
+from baton.params import GenerationParams
 from baton.server.line import Box, Flight, News
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
+from baton.wire.records import Logprob, Timings
 
-SUBMIT = Submit("r", None, (1, 2), 20)
+SUBMIT = Submit("r", (1, 2), GenerationParams(20))
 
 
 def told(flight: Flight) -> list[News]:

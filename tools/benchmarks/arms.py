@@ -90,15 +90,15 @@ class PrefillDecode:
         self.asked = 0
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        from baton.client.batch import Ask, Completion, Task
-        from baton.request import UNWATCHED_S
+        from baton.client.batch import Completion, Task
+        from baton.params import NOT_STREAMED_S, GenerationParams
         from sampler.params import SamplingParams
 
-        ask = Ask(
+        ask = GenerationParams(
             new,
-            SamplingParams(temperature=0.0).to_wire(),
+            SamplingParams(temperature=0.0),
             ignore_eos=True,
-            tell_every_s=UNWATCHED_S,  # as the offline job asks
+            stream_interval_s=NOT_STREAMED_S,  # as the offline job asks
         )
         tasks = [Task(self.asked + i, tuple(ids)) for i, ids in enumerate(prompts)]
         self.asked += len(prompts)

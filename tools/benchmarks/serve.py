@@ -21,10 +21,10 @@ from pathlib import Path
 
 import click
 
-from baton.client.batch import Ask, Completion, Failure, Follower, Task
+from baton.client.batch import Completion, Failure, Follower, Task
 from baton.cluster.serving import fronted
 from baton.cluster.supervisor import Cluster, ClusterOptions
-from baton.request import UNWATCHED_S
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.table import percentile, table
 from baton.topology import plan_topology
 from decode_worker.outbox import patience
@@ -107,7 +107,7 @@ class Site:
 
     async def offline(self, questions: Sequence[Question]) -> list[Answer]:
         """All of them, as the offline job asks."""
-        ask = Ask(1, GREEDY, ignore_eos=True, tell_every_s=UNWATCHED_S)
+        ask = GenerationParams(1, GREEDY, ignore_eos=True, stream_interval_s=NOT_STREAMED_S)
         tasks = [Task(self.asked + i, each.prompt, each.new) for i, each in enumerate(questions)]
         self.asked += len(questions)
         found = []
@@ -218,7 +218,7 @@ def main(
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
         f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told within "
-        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * UNWATCHED_S:g} ms offline"
+        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * NOT_STREAMED_S:g} ms offline"
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """`python main.py bench telling`: what it costs to tell every token at once.
 
 One cluster, the same job again and again, its tokens told at every step, or when the first of them has
-waited 20 or 100 ms (Submit.tell_every_s), in turns: tokens/s, and the CPU time of each process a token.
+waited 20 or 100 ms, in turns: tokens/s, and the CPU time of each process a token.
 """
 
 import os
@@ -12,10 +12,11 @@ import time
 
 import click
 
-from baton.client.batch import Ask, Completion, Follower, Task
+from baton.client.batch import Completion, Follower, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.params import GenerationParams
 from baton.table import table
 from baton.topology import plan_topology
 from tools.measure.split import GREEDY
@@ -23,7 +24,9 @@ from tools.measure.usage import Sampler, Usage
 from tools.measure.workload import HIGHEST, LOWEST
 
 
-def job(follower: Follower, prompts: list[tuple[int, ...]], first: int, ask: Ask) -> int:
+def job(
+    follower: Follower, prompts: list[tuple[int, ...]], first: int, ask: GenerationParams
+) -> int:
     """Tokens that it made."""
     tasks = [Task(first + i, prompt) for i, prompt in enumerate(prompts)]
     happenings = follower.run(tasks, ask)
@@ -54,7 +57,9 @@ def main(
         asked = 0
         for number in range(rounds + 1):  # the first warms up
             for interval in intervals:
-                ask = Ask(new_tokens, GREEDY, ignore_eos=True, tell_every_s=interval / 1e3)
+                ask = GenerationParams(
+                    new_tokens, GREEDY, ignore_eos=True, stream_interval_s=interval / 1e3
+                )
                 with Sampler(cluster.pids() | {"client": os.getpid()}) as sampler:
                     begun = time.monotonic()
                     tokens = job(follower, prompts, asked, ask)

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from statistics import median
 
-from baton.client.batch import Ask, Completion, Failure, Follower, Task
+from baton.client.batch import Completion, Failure, Follower, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.errors import BatonError
 from baton.model_files import RANDOM, resolve_model
+from baton.params import GenerationParams
 from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 from tools.lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
@@ -117,7 +118,7 @@ def _completions(
 
 
 def _ask(follower: Follower, number: int) -> Completion:
-    ask = Ask(NEW_TOKENS, SamplingParams(temperature=0.0).to_wire(), ignore_eos=True)
+    ask = GenerationParams(NEW_TOKENS, SamplingParams(temperature=0.0), ignore_eos=True)
     for happening in follower.run([Task(number, PROMPT)], ask):
         if isinstance(happening, Completion):
             return happening

@@ -13,15 +13,17 @@ from baton.clock import monotonic
 from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.errors import BatonError, ProtocolError, WorkerLost
 from baton.host import core_numbers
+from baton.params import GenerationParams
 from baton.topology import plan_topology
-from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit
+from baton.wire.records import Timings
 from sampler.params import SamplingParams
 from tools.measure.slo import Trace
 from tools.measure.workload import Load, Planned
 
 SILENT_S = 120.0  # no forward takes so long: whoever says nothing for longer will not answer
 Enough = Callable[[float, Sequence[Planned]], bool]  # seconds since the beginning, what still runs
-GREEDY = SamplingParams(temperature=0.0).to_wire()
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,11 @@ class RunningArm:
                 name = f"{run}-{len(waiting)}"
                 running[name] = _Running(planned)
                 self._client.submit(
-                    Submit(name, None, planned.prompt, planned.new_tokens, GREEDY, (), True)
+                    Submit(
+                        name,
+                        planned.prompt,
+                        GenerationParams(planned.new_tokens, GREEDY, ignore_eos=True),
+                    )
                 )
             pause = waiting[-1].at - now if waiting else 0.2
             for news in self._client.poll(min(0.2, max(0.0005, pause))):

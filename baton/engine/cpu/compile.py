@@ -6,6 +6,7 @@ from typing import BinaryIO
 import torch
 from transformers import PreTrainedModel
 
+from baton.engine.cpu import operations, views  # noqa: F401  how operations are lowered
 from baton.engine.cpu.assemble import assemble
 from baton.engine.cpu.capture import capture
 from baton.engine.cpu.errors import NotNative
