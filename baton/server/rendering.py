@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -30,7 +31,7 @@ THREADS = 4
 CHILDREN = 2
 START_S = 30.0
 LATE_S = 1.0
-"""A child has this much longer than the sandbox in it, which can say more politely that time is up."""
+"""A child is killed this long after the sandbox in it should have reported the timeout itself."""
 LONGEST_LINE = 64 << 20
 MEMORY_BYTES = 2 << 30
 
@@ -170,6 +171,7 @@ def main(parent: int) -> None:
     """A child, until the server closes its input."""
     if not die_with(parent):
         return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the server still drains
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     first = json.loads(sys.stdin.readline())
     template = CompiledTemplate(
