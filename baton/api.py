@@ -2,26 +2,26 @@
 
     >>> generate("demo", "In the future, artificial intelligence will", 40)
 
-Every call starts a cluster of its own (router, prefill worker, decode worker; with `colocated` one
-worker less) and stops it again: seconds of starting for each call, and the model loaded anew. That
-is the price of a call that needs nothing and leaves nothing. For many prompts use `python main.py`;
-for many calls keep a cluster running and speak to it with baton.client.blocking.Client.
+Every call starts a cluster (router, prefill worker, decode worker; with `colocated` no prefill worker)
+and stops it again, so it takes seconds and loads the model each time. For many prompts use
+`python main.py`; for many calls keep a cluster running and use baton.client.blocking.Client.
 """
 
 import secrets
 from collections.abc import Sequence
 
-from baton.client.batch import Completion, Failure, Follower, Task
+from baton.client.batch import BatchClient, Completion, Failure, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, InputError, RequestError
 from baton.model_files import resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 
-REFUSALS = frozenset({"invalid_request", "context_length_exceeded"})
+INPUT_ERRORS = frozenset({"invalid_request", "context_length_exceeded"})
 
 
 def generate(
@@ -41,9 +41,9 @@ def generate(
 
     `model_name` is a name of configs/model_paths.yaml, a folder, or a Hugging Face id. `device` is
     where both workers run: auto, cpu, mps, cuda:0, ... `sampling` None is the model's own default
-    with seed 0. Raises InputError for what was passed, ModelError for the model, and the other
-    errors of baton.errors for what fails on the way. The processes are commands of their own, so
-    the calling script needs no `if __name__ == "__main__":`.
+    with seed 0. Raises InputError for invalid arguments, ModelError for the model, and the other
+    errors of baton.errors for failures. The processes do not import the calling script, so it needs
+    no `if __name__ == "__main__":`.
     """
     if not prompt:
         raise InputError("the prompt is empty; it needs at least one character")
@@ -72,20 +72,21 @@ def generate(
     with Cluster(options) as cluster:
         client = Client(cluster.address)
         try:
-            follower = Follower(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
-            return _text(follower, prompt, params)
+            job = secrets.token_hex(6)
+            batch = BatchClient(client, cluster, job=job, limit=1, clock=monotonic)
+            return _text(batch, prompt, params)
         finally:
             client.close()
 
 
-def _text(follower: Follower, prompt: str, params: GenerationParams) -> str:
-    for _ in follower.await_ready(ours=True):
+def _text(batch: BatchClient, prompt: str, params: GenerationParams) -> str:
+    for _ in batch.await_ready():
         pass
-    for happening in follower.run([Task(0, prompt)], params):
-        if isinstance(happening, Completion):
-            return happening.text
-        if isinstance(happening, Failure):
-            if happening.code in REFUSALS:
-                raise RequestError(happening.message, code=happening.code)
-            raise BatonError(f"the request failed ({happening.code}): {happening.message}")
+    for event in batch.run([Task(0, prompt)], params):
+        if isinstance(event, Completion):
+            return event.text
+        if isinstance(event, Failure):
+            if event.code in INPUT_ERRORS:
+                raise RequestError(event.message, code=event.code)
+            raise BatonError(f"the request failed ({event.code}): {event.message}")
     raise AssertionError("a task ends with a Completion or a Failure")

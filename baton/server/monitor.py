@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
 
+from baton.client.aio import RouterClient
 from baton.metrics import ITL_BUCKETS_S
-from baton.server.line import Line
 from baton.server.metrics import GOOD, Metrics
 from baton.server.otel import Spans
 from baton.server.sse import event
@@ -27,7 +27,7 @@ BEHIND = 256
 class Monitor:
     """One for the server. `observed` takes the router's events, `feed` serves a page."""
 
-    def __init__(self, router: Line, metrics: Metrics, spans: Spans | None = None) -> None:
+    def __init__(self, router: RouterClient, metrics: Metrics, spans: Spans | None = None) -> None:
         self._router = router
         self._spans = spans
         self.metrics = metrics
@@ -76,18 +76,18 @@ class Monitor:
 
     async def feed(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events for one page."""
-        box: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
-        self._pages.add(box)
+        queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
+        self._pages.add(queue)
         try:
             yield event(_cluster(self._info), "cluster")
             if self._counted:
                 now = self._counted[-1][0]
                 yield event(_moments(now, self._backlog), "moments")
                 yield event(self.numbers(), "numbers")
-            while box in self._pages:
-                yield await box.get()
+            while queue in self._pages:
+                yield await queue.get()
         finally:
-            self._pages.discard(box)
+            self._pages.discard(queue)
 
     def trace(self) -> dict[str, Any]:
         """The recorded history, for Perfetto."""
@@ -125,11 +125,11 @@ class Monitor:
             self._send(event(self.numbers(), "numbers"))
 
     def _send(self, data: bytes) -> None:
-        for box in list(self._pages):
-            if box.full():
-                self._pages.discard(box)  # its feed ends; the page connects again
+        for queue in list(self._pages):
+            if queue.full():
+                self._pages.discard(queue)  # its feed ends; the page connects again
             else:
-                box.put_nowait(data)
+                queue.put_nowait(data)
 
 
 def facts(ended: Ended, stalled_s: float) -> Facts:

@@ -15,12 +15,12 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
+from baton.client.aio import RouterClient
 from baton.host import process_runs
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
 from baton.server.app import make_app
 from baton.server.guard import TimeoutH11
-from baton.server.line import Line
 from baton.server.listen import adopt, bind
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
@@ -51,7 +51,7 @@ def serve(settings: ServerSettings) -> int:
 async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     files = resolve_model(settings.model)
     keys = load_keys(settings.keys) if settings.keys else None
-    router = Line(settings.router, keys=keys)
+    router = RouterClient(settings.router, keys=keys)
     renderer = _renderer(settings, files)
     service = GenerationService(settings, files, router, renderer)
     metrics = Metrics(service.names[0])
@@ -60,7 +60,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        router.open_up(monitor.observed)
+        router.connect(monitor.observed)
         refreshing = asyncio.create_task(_refresh(monitor, service))
         try:
             yield

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from baton.client.aio import RouterClient
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits
 from baton.server.api_error import ApiError, from_request_error, from_validation_error
 from baton.server.choices import ChatShape, CompletionShape, Shape, Tokens
-from baton.server.line import Line
 from baton.server.options import ServerSettings
 from baton.server.rendering import Renderer
 from baton.server.schema import (
@@ -48,7 +48,11 @@ class GenerationService:
     """One model behind HTTP. `renderer`: None for a model without a chat template."""
 
     def __init__(
-        self, settings: ServerSettings, files: ModelFiles, router: Line, renderer: Renderer | None
+        self,
+        settings: ServerSettings,
+        files: ModelFiles,
+        router: RouterClient,
+        renderer: Renderer | None,
     ) -> None:
         self.settings = settings
         self.files = files

@@ -9,9 +9,10 @@ from typing import Any
 
 from starlette.types import Receive
 
+from baton.client.aio import Queue, RouterClient
+from baton.client.tracker import News, PendingRequest
 from baton.server.api_error import ApiError, body, from_failed
 from baton.server.choices import Choice, Delta, Shape, usage
-from baton.server.line import Box, Flight, Line, News
 from baton.server.sse import DONE, event, gone, json_of
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
 from baton.wire.records import Timings
@@ -38,17 +39,16 @@ class PreparedRequest:
 class GenerationStream:
     """The choices of one HTTP request. Its response is read by one of events, chunks and whole."""
 
-    def __init__(self, router: Line, request: PreparedRequest) -> None:
+    def __init__(self, router: RouterClient, request: PreparedRequest) -> None:
         self._router = router
         self._request = request
-        self._queue: Box = Box()
-        self._early: deque[tuple[Flight, News]] = deque()  # came before all were accepted
-        self._pending: dict[Flight, Choice] = {}
-        self._behind: dict[Flight, list[tuple[Submit, Choice]]] = {}
-        self._cancelled = False
+        self._queue: Queue = Queue()
+        self._early: deque[tuple[PendingRequest, News]] = deque()  # came before all were accepted
+        self._pending: dict[PendingRequest, Choice] = {}
+        self._behind: dict[PendingRequest, list[tuple[Submit, Choice]]] = {}
         echoes = request.echoes or ("",) * len(request.submits)
         self.choices = []
-        ahead: dict[tuple[int, ...], Flight] = {}
+        ahead: dict[tuple[int, ...], PendingRequest] = {}
         repeats = len(request.submits) // len(request.prompts)
         for i, submit in enumerate(request.submits):
             prompt = request.prompts[i // repeats]
@@ -62,8 +62,8 @@ class GenerationStream:
                 ahead[prompt] = pending
         self._open = len(self.choices)
 
-    def _submit(self, submit: Submit, choice: Choice) -> Flight:
-        pending = self._router.open(submit, self._queue)
+    def _submit(self, submit: Submit, choice: Choice) -> PendingRequest:
+        pending = self._router.submit(submit, self._queue)
         self._pending[pending] = choice
         return pending
 
@@ -163,16 +163,13 @@ class GenerationStream:
 
     def cancel(self) -> None:
         """End all choices that are still running with finish_reason abort."""
-        if self._cancelled:
-            return
-        self._cancelled = True
         for submit, choice in [pair for pairs in self._behind.values() for pair in pairs]:
-            self._pending[Flight(submit, self._queue)] = choice  # never sent
+            self._pending[PendingRequest(submit)] = choice  # never sent
         self._behind.clear()
         for pending in self._pending:
             if not pending.ended:
                 self._router.abort(pending)
-                aborted = Finished(pending.name, "abort", Timings())
+                aborted = Finished(pending.id, "abort", Timings())
                 self._queue.put_nowait((pending, aborted))
 
     def close(self) -> None:

@@ -9,10 +9,18 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from baton.client.batch import Completion, Follower, Happening, Note, Streamed, Task
+from baton.client.batch import (
+    BatchClient,
+    Completion,
+    Event,
+    Notice,
+    Streamed,
+    Task,
+)
 from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.params import GenerationParams
 from baton.topology import Topology
 from baton.wire import messages as msg
@@ -56,28 +64,26 @@ class Desk:
         return {each.worker.rpartition(".")[0]: each.worker for each in info.workers}
 
     def run(
-        self,
-        ask: GenerationParams,
-        at: Callable[[int, Happening], None] = lambda n, happening: None,
+        self, ask: GenerationParams, at: Callable[[int, Event], None] = lambda n, event: None
     ) -> list[Completion]:
-        """Every task's completion. `at` sees each happening, with the tokens that have come."""
+        """Every task's completion. `at` sees each event, with the tokens that have come."""
         self.jobs += 1
         self.notes = []
-        follower = Follower(
+        batch = BatchClient(
             self.client, self.cluster, job=f"job{self.jobs}", limit=len(TASKS), clock=monotonic
         )
-        for _ in follower.await_ready(ours=True):
+        for _ in batch.await_ready():
             pass
         done: dict[int, Completion] = {}
         tokens = 0
-        for happening in follower.run(TASKS, ask):
-            if isinstance(happening, Streamed):
-                tokens += happening.tokens
-            if isinstance(happening, Note):
-                self.notes.append(happening.text)
-            if isinstance(happening, Completion):
-                done[happening.task.index] = happening
-            at(tokens, happening)
+        for event in batch.run(TASKS, ask):
+            if isinstance(event, Streamed):
+                tokens += event.tokens
+            if isinstance(event, Notice):
+                self.notes.append(event.text)
+            if isinstance(event, Completion):
+                done[event.index] = event
+            at(tokens, event)
         return [done[i] for i in range(len(TASKS))]
 
     def signal(self, name: str, number: signal.Signals) -> None:
@@ -95,14 +101,12 @@ def desk() -> Iterator[Desk]:
             client.close()
 
 
-def once(
-    condition: Callable[[int, Happening], bool], act: Callable[[], None]
-) -> Callable[..., None]:
+def once(condition: Callable[[int, Event], bool], act: Callable[[], None]) -> Callable[..., None]:
     """Act the first time the condition holds."""
     done: list[bool] = []
 
-    def at(tokens: int, happening: Happening) -> None:
-        if not done and condition(tokens, happening):
+    def at(tokens: int, event: Event) -> None:
+        if not done and condition(tokens, event):
             done.append(True)
             act()
 
@@ -149,9 +153,9 @@ def test_both_decode_workers_killed_at_different_moments(desk: Desk) -> None:
     first = once(lambda tokens, _: tokens >= 1, lambda: desk.signal("decode-0", signal.SIGKILL))
     later = once(lambda tokens, _: tokens >= 150, lambda: desk.signal("decode-1", signal.SIGKILL))
 
-    def at(tokens: int, happening: Happening) -> None:
-        first(tokens, happening)
-        later(tokens, happening)
+    def at(tokens: int, event: Event) -> None:
+        first(tokens, event)
+        later(tokens, event)
 
     completions = desk.run(SAMPLED, at)
     check_calm(completions, LENGTH, SAMPLING)
@@ -210,7 +214,8 @@ def test_stopping_in_the_middle_leaves_nothing(desk: Desk) -> None:
 
 PARENT = """
 import sys
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.topology import Topology
 cluster = Cluster(ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4))
 cluster.start()

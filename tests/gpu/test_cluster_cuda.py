@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from baton.client.blocking import Client
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.params import GenerationParams
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit

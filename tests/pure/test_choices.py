@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from baton.client.aio import Queue
+from baton.client.tracker import News, PendingRequest
 from baton.params import GenerationParams
 from baton.server.choices import ChatShape, Choice, CompletionShape, Delta, Shape, Tokens
-from baton.server.line import Box, Flight, News
 from baton.server.sse import event
 from baton.server.stream import ChunkEncoder, GenerationStream, PreparedRequest
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
@@ -23,19 +24,26 @@ class Words:
         return "".join(f" w{i}" for i in ids)
 
 
-class PretendLine:
-    """Keeps the flights it was given, and notes which were taken back."""
+class PretendClient:
+    """Records the requests that were submitted and those that were aborted."""
 
     def __init__(self) -> None:
-        self.flights: list[Flight] = []
-        self.aborted: list[Flight] = []
+        self.requests: list[PendingRequest] = []
+        self.aborted: list[PendingRequest] = []
 
-    def open(self, submit: Submit, box: Box) -> Flight:
-        self.flights.append(Flight(submit, box))
-        return self.flights[-1]
+    def submit(self, submit: Submit, queue: Queue) -> PendingRequest:
+        self.requests.append(PendingRequest(submit, queue))
+        return self.requests[-1]
 
-    def abort(self, flight: Flight) -> None:
-        self.aborted.append(flight)
+    def abort(self, request: PendingRequest) -> None:
+        request.ended = True
+        self.aborted.append(request)
+
+
+def put(request: PendingRequest, news: News) -> None:
+    """As the client does when something arrives."""
+    request.ended = request.ended or isinstance(news, Finished | Failed)
+    request.context.put_nowait((request, news))
 
 
 HEAD = {"id": "x", "created": 1, "model": "m"}
@@ -71,19 +79,19 @@ def prepared(
 def run(
     shape: Shape, news: Sequence[Sequence[News]], **options: Any
 ) -> tuple[list[Any], GenerationStream]:
-    """The events of a stream with one flight for each list of news."""
+    """The events of a stream with one request for each list of news."""
 
     async def work() -> tuple[str, GenerationStream]:
-        line = PretendLine()
-        request = prepared([(8, 9)], each=len(news), shape=shape, include_usage=True, **options)
-        stream = GenerationStream(line, request)  # type: ignore[arg-type]
-        for flight, each in zip(line.flights, news, strict=True):
-            flight.put(Accepted("r", 2, 0.0))
+        client = PretendClient()
+        asked = prepared([(8, 9)], each=len(news), shape=shape, include_usage=True, **options)
+        stream = GenerationStream(client, asked)  # type: ignore[arg-type]
+        for request, each in zip(client.requests, news, strict=True):
+            put(request, Accepted("r", 2, 0.0))
             for one in each:
-                flight.put(one)
+                put(request, one)
         await stream.accepted()
         sent = b"".join([sent async for sent in stream.events()])
-        assert line.aborted == line.flights  # does nothing to those that have ended
+        assert client.aborted == client.requests  # does nothing to those that have ended
         return sent.decode(), stream
 
     sent, stream = asyncio.run(work())
@@ -158,29 +166,29 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
     """The others are asked for when it speaks: then the prompt's KV is there."""
 
     async def work(cancel: bool) -> tuple[list[str], int]:
-        line = PretendLine()
+        client = PretendClient()
         long, short = tuple(range(64)), (1, 2)
-        stream = GenerationStream(line, prepared([long, short], each=3))  # type: ignore[arg-type]
-        assert [flight.name for flight in line.flights] == ["r0", "r3", "r4", "r5"]
-        for flight in line.flights:
-            flight.put(Accepted(flight.name, 2, 0.0))
+        stream = GenerationStream(client, prepared([long, short], each=3))  # type: ignore[arg-type]
+        assert [request.id for request in client.requests] == ["r0", "r3", "r4", "r5"]
+        for request in client.requests:
+            put(request, Accepted(request.id, 2, 0.0))
         await stream.accepted()
         if cancel:
             stream.cancel()
             stream.cancel()
         else:
-            line.flights[0].put(said(1)[0])
+            put(client.requests[0], said(1)[0])
         ends = []
         async for each in stream.deltas():
             if each is stream.choices[0] or isinstance(each, Delta):
-                assert cancel or len(line.flights) == 6
-            for flight in line.flights:
-                if not flight.ended:
-                    flight.put(END)
+                assert cancel or len(client.requests) == 6
+            for request in client.requests:
+                if not request.ended:
+                    put(request, END)
             if not isinstance(each, Delta):
                 ends.append(f"{each.index} {each.finish_reason}")
         stream.close()
-        return sorted(ends), len(line.flights)
+        return sorted(ends), len(client.requests)
 
     assert asyncio.run(work(False)) == ([f"{i} length" for i in range(6)], 6)
     assert asyncio.run(work(True)) == ([f"{i} abort" for i in range(6)], 4)
@@ -203,17 +211,17 @@ def test_a_frame_is_the_event_of_its_piece(text: str, logprobs: int) -> None:
 
 def test_what_is_there_at_the_same_time_goes_together() -> None:
     async def work() -> list[bytes]:
-        line = PretendLine()
-        request = prepared([(8, 9)], include_usage=True)
-        stream = GenerationStream(line, request)  # type: ignore[arg-type]
-        (flight,) = line.flights
-        flight.put(said(1)[0])
+        client = PretendClient()
+        asked = prepared([(8, 9)], include_usage=True)
+        stream = GenerationStream(client, asked)  # type: ignore[arg-type]
+        (request,) = client.requests
+        put(request, said(1)[0])
         sent = []
         async for each in stream.events():
             sent.append(each)
-            if not flight.ended:
+            if not request.ended:
                 for news in (*said(2, 3), END):
-                    flight.put(news)
+                    put(request, news)
         return sent
 
     first, rest = asyncio.run(work())

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from baton.cluster import supervisor as cluster_module
-from baton.cluster.supervisor import BACK_OFF_S, CRASH_LOOP, PREFIX, Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import BACK_OFF_S, CRASH_LOOP, PREFIX, Cluster
 from baton.errors import (
     BatonError,
     InputError,

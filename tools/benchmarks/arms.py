@@ -64,10 +64,11 @@ class PrefillDecode:
     """The product: router, prefill process and decode process, and the client of the offline job."""
 
     def load(self, folder: str, dtype: str, threads: int) -> None:
-        from baton.client.batch import Follower
+        from baton.client.batch import BatchClient
         from baton.client.blocking import Client
         from baton.clock import monotonic
-        from baton.cluster.supervisor import Cluster, ClusterOptions
+        from baton.cluster.options import ClusterOptions
+        from baton.cluster.supervisor import Cluster
         from baton.topology import plan_topology
 
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
@@ -85,8 +86,8 @@ class PrefillDecode:
         atexit.register(self.cluster.stop)
         self.cluster.start()
         client = Client(self.cluster.address)
-        self.follower = Follower(client, self.cluster, job="bench", limit=64, clock=monotonic)
-        list(self.follower.await_ready(ours=True))
+        self.batch = BatchClient(client, self.cluster, job="bench", limit=64, clock=monotonic)
+        list(self.batch.await_ready())
         self.asked = 0
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
@@ -94,7 +95,7 @@ class PrefillDecode:
         from baton.params import NOT_STREAMED_S, GenerationParams
         from sampler.params import SamplingParams
 
-        ask = GenerationParams(
+        options = GenerationParams(
             new,
             SamplingParams(temperature=0.0),
             ignore_eos=True,
@@ -103,9 +104,9 @@ class PrefillDecode:
         tasks = [Task(self.asked + i, tuple(ids)) for i, ids in enumerate(prompts)]
         self.asked += len(prompts)
         found = {
-            happening.task.index: list(happening.token_ids)
-            for happening in self.follower.run(tasks, ask)
-            if isinstance(happening, Completion)
+            event.index: list(event.token_ids)
+            for event in self.batch.run(tasks, options)
+            if isinstance(event, Completion)
         }
         return [found[task.index] for task in tasks]
 

@@ -12,10 +12,11 @@ import time
 
 import click
 
-from baton.client.batch import Completion, Follower, Task
+from baton.client.batch import BatchClient, Completion, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.params import GenerationParams
 from baton.table import table
 from baton.topology import plan_topology
@@ -25,12 +26,12 @@ from tools.measure.workload import HIGHEST, LOWEST
 
 
 def job(
-    follower: Follower, prompts: list[tuple[int, ...]], first: int, ask: GenerationParams
+    batch: BatchClient, prompts: list[tuple[int, ...]], first: int, options: GenerationParams
 ) -> int:
     """Tokens that it made."""
     tasks = [Task(first + i, prompt) for i, prompt in enumerate(prompts)]
-    happenings = follower.run(tasks, ask)
-    return sum(len(each.token_ids) for each in happenings if isinstance(each, Completion))
+    events = batch.run(tasks, options)
+    return sum(len(each.token_ids) for each in events if isinstance(each, Completion))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,17 +53,17 @@ def main(
     found: dict[float, list[tuple[float, Usage]]] = {each: [] for each in intervals}
     with Cluster(options) as cluster:
         client = Client(cluster.address)
-        follower = Follower(client, cluster, job=secrets.token_hex(4), limit=batch, clock=monotonic)
-        list(follower.await_ready(ours=True))
+        jobs = BatchClient(client, cluster, job=secrets.token_hex(4), limit=batch, clock=monotonic)
+        list(jobs.await_ready())
         asked = 0
         for number in range(rounds + 1):  # the first warms up
             for interval in intervals:
-                ask = GenerationParams(
+                asking = GenerationParams(
                     new_tokens, GREEDY, ignore_eos=True, stream_interval_s=interval / 1e3
                 )
                 with Sampler(cluster.pids() | {"client": os.getpid()}) as sampler:
                     begun = time.monotonic()
-                    tokens = job(follower, prompts, asked, ask)
+                    tokens = job(jobs, prompts, asked, asking)
                     rate = tokens / (time.monotonic() - begun)
                 asked += batch
                 assert sampler.usage is not None

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
-from baton.client.batch import Follower
-from baton.client.blocking import Client, News
+from baton.client.batch import BatchClient
+from baton.client.blocking import Client, Received
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, ProtocolError, WorkerLost
 from baton.host import core_numbers
 from baton.params import GenerationParams
@@ -140,7 +141,7 @@ class RunningArm:
         return traces
 
     def _take(
-        self, news: News, at: float, running: dict[str, _Running], traces: list[Trace]
+        self, news: Received, at: float, running: dict[str, _Running], traces: list[Trace]
     ) -> None:
         if isinstance(news, Emitted | Finished | Failed) and news.request not in running:
             return  # of a run that was broken off
@@ -189,8 +190,8 @@ def running(split: Split, options: ClusterOptions) -> Iterator[RunningArm]:
 
 
 def _ready(cluster: Cluster, client: Client) -> ClusterInfo:
-    follower = Follower(client, cluster, job="ready", limit=1, clock=monotonic)
-    *_, info = (each for each in follower.await_ready(ours=True) if isinstance(each, ClusterInfo))
+    batch = BatchClient(client, cluster, job="ready", limit=1, clock=monotonic)
+    *_, info = (each for each in batch.await_ready() if isinstance(each, ClusterInfo))
     return info
 
 
