@@ -40,7 +40,7 @@ TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow", "sampler.counters",
     "sampler.logprobs", "sampler.race", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
-    "decode_worker.draft", "decode_worker.process", "baton.server.render", "baton.models", "tools",
+    "decode_worker.draft", "decode_worker.process", "baton.models", "tools",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # a command that imports its heavy half once its options are right
