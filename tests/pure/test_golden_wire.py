@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 # ---- the only imports of ours: the messages, their codec, and what travels inside of them as a mapping
+from baton.params import GenerationParams
 from baton.wire.codec import decode, encode
 from baton.wire.messages import LOCAL, PROTOCOL, Message
 from sampler.params import SamplingParams
@@ -21,8 +22,35 @@ NAME = "wire.json"
 KINDS = sorted({*get_args(Message)} - {*LOCAL}, key=lambda kind: kind.__name__)
 
 
+SAMPLING = SamplingParams(
+    temperature=0.5, logit_bias=((3, -1.5), (7, 100.0)), allowed_token_ids=(3, 7), seed=-1
+)
+VALID: dict[object, tuple[object, object]] = {  # their constructors check values: full, bare
+    SamplingParams: (SAMPLING, SamplingParams()),
+    GenerationParams: (
+        GenerationParams(
+            max_new_tokens=9,
+            sampling=SAMPLING,
+            stop=("a", "b"),
+            stop_token_ids=(1, 2),
+            ignore_eos=True,
+            min_tokens=3,
+            include_stop=True,
+            keep_special=True,
+            logprobs=4,
+            prompt_logprobs=5,
+            cache_salt="c",
+            stream_interval_s=0.5,
+        ),
+        GenerationParams(1, SamplingParams()),  # a Start must name its sampling
+    ),
+}
+
+
 def full(hint: Any, number: Iterator[int]) -> Any:
     """A value of this type with nothing left out; no two numbers in it are the same."""
+    if hint in VALID:
+        return VALID[hint][0]
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
         return hint(*[full(hints[field.name], number) for field in fields(hint)])
@@ -47,6 +75,8 @@ def full(hint: Any, number: Iterator[int]) -> Any:
 
 def bare(hint: Any, number: Iterator[int]) -> Any:
     """The same with nothing where there may be nothing."""
+    if hint in VALID:
+        return VALID[hint][1]
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
         return hint(*[bare(hints[field.name], number) for field in fields(hint)])
@@ -69,13 +99,9 @@ def examples() -> dict[str, Any]:
 
 
 def frozen() -> dict[str, Any]:
-    sampling = SamplingParams(
-        temperature=0.5, logit_bias=((3, -1.5), (7, 100.0)), allowed_token_ids=(3, 7), seed=-1
-    )
     return {
         "protocol": PROTOCOL,
         "messages": {name: encode(message).hex() for name, message in examples().items()},
-        "sampling": sampling.to_wire(),
     }
 
 

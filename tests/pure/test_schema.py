@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from baton.params import GenerationParams, Limits
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from baton import grammar
 from baton.errors import RequestError
+from baton.params import GenerationParams, Limits
 from baton.server.api_error import ApiError, body, from_request_error, from_validation_error
 from baton.server.guard import STRING, depth_ok
 from baton.server.schema import (

@@ -20,22 +20,23 @@ from pathlib import Path
 from typing import Any
 
 # ---- the only imports of ours: what a server is put together from (server/run.py does the same)
+from baton.client.aio import RouterClient
 from baton.model_files import ModelFiles, resolve_model
-from baton.request import Limits, Logprob
+from baton.params import Limits
 from baton.server.app import make_app
-from baton.server.desk import Desk
-from baton.server.line import Line
 from baton.server.metrics import Metrics
-from baton.server.settings import ServerSettings
-from baton.server.talk import Talk
-from baton.server.templates import Renderer, read_template
-from baton.server.watch import Watch
+from baton.server.monitor import Monitor
+from baton.server.options import ServerSettings
+from baton.server.rendering import ThreadRenderer
+from baton.server.service import GenerationService
+from baton.server.templates import read_template
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.channel import Listener
 from baton.wire.node import ROUTER
+from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
-from router.intake import Served
+from router.admission import Served
 from router.router import Identity, Router
 from tests.pure.town import CORES, GREEDY, PretendDecode, Town, next_token
 
@@ -221,24 +222,24 @@ async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterato
         settings = ServerSettings(
             address, "demo", chat_template=template, stream_interval_s=0.0, **options
         )
-        line = Line(address)
-        desk = Desk(settings, pretend_files(), line)
-        watch = Watch(line, Metrics(desk.names[0]))
+        router = RouterClient(address)
         source = read_template(None, template)
         assert source is not None
-        renderer = Renderer(source)
+        renderer = ThreadRenderer(source)
+        service = GenerationService(settings, pretend_files(), router, renderer)
+        monitor = Monitor(router, Metrics(service.names[0]))
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             yield
 
-        app = make_app(desk, watch, Talk(desk, renderer), lifespan, "0.0.0")
+        app = make_app(service, monitor, lifespan, "0.0.0")
         try:
-            line.open_up(watch.observed)
-            assert await line.answered(10.0) is not None
-            desk.look()
+            router.connect(monitor.observed)
+            assert await router.answered(10.0) is not None
+            service.look()
             yield TownClient(app, exchange)
         finally:
-            line.close()
+            router.close()
             exchange.close()
             await renderer.close()
