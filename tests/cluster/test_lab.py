@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.processes import Terminal, children_of, terminals, until
-from tools.lab.checklist import slug
+from tools.lab.report import slug
 
 Type = Callable[..., Terminal]
 LONG_S = 240.0  # for seconds of work, on a machine that is busy with other things

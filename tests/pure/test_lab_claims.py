@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.errors import BatonError
 from tools.lab.claims_clusters import Accepted, accepted, together, until
-from tools.lab.claims_held import Held, memory_result, rss_bytes
-from tools.lab.claims_verdict import (
+from tools.lab.claims_findings import (
     CLAIMS,
     Claim,
+    Held,
     Result,
     Verdict,
     by_rounds,
     claims_table,
     findings,
+    memory_result,
     verdict,
 )
 
@@ -140,9 +140,3 @@ def test_memory_is_weights_and_kv_and_rss_stands_beside() -> None:
     assert "RSS 1.0 kB to 500 B (2.00 times" in found.beside
     unread = memory_result("int8", full, Held("int8", 100, 50, 64, None))
     assert "RSS" not in unread.beside
-
-
-def test_rss_is_read_off_proc() -> None:
-    assert rss_bytes("Name:\tpython\nVmRSS:\t    2048 kB\n") == 2048 * 1024
-    with pytest.raises(BatonError, match="VmRSS"):
-        rss_bytes("Name:\tpython\n")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from baton.errors import BatonError, InputError
 from baton.wire.messages import Timings
-from tools.lab.disagg_cells import (
+from tools.lab.disagg_findings import (
     EVEN_CELL,
     LESS,
     LOSES,
@@ -20,31 +20,24 @@ from tools.lab.disagg_cells import (
     UNCLEAR,
     WINS,
     Cell,
+    Handed,
     Round,
     cell_table,
     cells_of,
     conclusion,
     goodput_sentence,
+    handover_findings,
+    handover_table,
     interference_sentence,
     number,
     times,
+    too_fast,
 )
-from tools.lab.disagg_handed import Handed, handover_findings, handover_table, too_fast
-from tools.lab.disagg_plan import (
-    CHUNKED,
-    COLOCATED,
-    PD,
-    Pace,
-    pace_for,
-    plan_for,
-    random_loads,
-    rates_for,
-    splits,
-    streams_load,
-)
+from tools.lab.disagg_plan import Pace, pace_for, plan_for, random_loads, rates_for, streams_load
 from tools.lab.disagg_runs import check_path, ended_early, stream_numbers
 from tools.lab.study import Setting
 from tools.measure.slo import Slo, Trace
+from tools.measure.split import CHUNKED, COLOCATED, PD, three_splits
 from tools.measure.workload import Planned
 
 PACE = Pace(first=1.0, every=2.0, end=5.0)
@@ -302,15 +295,16 @@ def test_every_round_draws_its_requests_anew_and_every_seed_others() -> None:
 
 
 def test_the_arms_differ_in_roles_and_chunks_alone() -> None:
-    assert [(each.name, each.colocated) for each in splits(4096)] == [
+    assert [(each.name, each.colocated) for each in three_splits(2048, chunk=256, context=4096)] == [
         (PD, False), (COLOCATED, True), (CHUNKED, True),
     ]  # fmt: skip
 
 
 def test_the_arm_without_chunks_takes_any_prompt_in_one_step() -> None:
     for context in (300, 4096, 100_000):
-        (tokens,) = [e.max_num_batched_tokens for e in splits(context) if e.name == COLOCATED]
-        assert tokens >= context
+        _, colocated, _ = three_splits(2048, chunk=256, context=context)
+        assert colocated.name == COLOCATED
+        assert colocated.max_num_batched_tokens >= context
 
 
 def test_long_prompts_are_paced_by_what_one_takes() -> None:
@@ -360,7 +354,7 @@ def test_a_stream_that_ran_out_spoils_the_run_and_a_stalled_one_does_not() -> No
 
 
 def test_an_arm_must_have_gone_the_way_it_is_named_after() -> None:
-    pd, colocated, _ = splits(4096)
+    pd, colocated, _ = three_splits(2048, chunk=256, context=4096)
     filled, local = trace(0, 1.0, prefill=0.1, prompt=100), trace(0, 1.0, prompt=100)
     short, gone = trace(0, 1.0, prompt=16), trace(0, prompt=100)
     check_path(pd, [filled, short, gone])

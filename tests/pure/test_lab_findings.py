@@ -7,7 +7,7 @@ import pytest
 from tools.lab import baseline_findings as baseline
 from tools.lab import batching_findings as batching
 from tools.lab import kv_findings as kv
-from tools.lab.words import change
+from tools.lab.phrasing import change
 
 
 def cell(batch: int, rates: tuple[float, ...], **other: object) -> batching.Cell:

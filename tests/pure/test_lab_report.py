@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from baton.errors import InputError
-from tools.lab.checklist import checklist, slug
-from tools.lab.checks import decimals, refuse_too_long, refuse_unread, whole_numbers
-from tools.lab.report import markdown, render
-from tools.lab.store import Saved, load, save
-from tools.lab.study import Failure, Notebook, Picture, Study, Table
+from tools.lab.options import decimals, refuse_too_long, refuse_unread, whole_numbers
+from tools.lab.report import checklist, markdown, render, slug
+from tools.lab.study import Failure, Notebook, Picture, Saved, Study, Table, load, save
 from tools.measure.usage import Sample, cpu_seconds, memory_of, summarise_usage
 
 PLACE = {"machine": "a box", "torch": "2"}

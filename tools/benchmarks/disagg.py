@@ -21,11 +21,17 @@ from baton.errors import InputError
 from baton.topology import usable_cores
 from tools.benchmarks.disagg_report import compared, figures, idle_lines, verdicts
 from tools.measure.slo import Slo, Summary, Trace, percentile, summarise
-from tools.measure.split import RunningArm, Split, differences, started, use_cores
+from tools.measure.split import (
+    CHUNKED,
+    COLOCATED,
+    PD,
+    RunningArm,
+    differences,
+    started,
+    three_splits,
+    use_cores,
+)
 from tools.measure.workload import Load, mixed, poisson, single
-
-NO_CHUNKS = 1 << 14  # tokens of a step: any prompt goes in one, which is what no chunking means
-PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +40,6 @@ class Case:
 
     load: Load
     window: tuple[float, float]
-
-
-def splits(chunk: int, prefill_tokens: int) -> list[Split]:
-    """The three arms."""
-    return [
-        Split(PD, False, prefill_tokens),
-        Split(COLOCATED, True, NO_CHUNKS),
-        Split(CHUNKED, True, chunk),
-    ]
 
 
 def measure(arms: list[RunningArm], case: Case, slo: Slo, rounds: int) -> dict[str, list[Summary]]:
@@ -58,11 +55,6 @@ def measure(arms: list[RunningArm], case: Case, slo: Slo, rounds: int) -> dict[s
 def unloaded(arm: RunningArm, prompt: int, tokens: int) -> Trace:
     """One request alone; the second of two, for the first warms up."""
     return [arm.drive(single(prompt, tokens, seed))[0] for seed in (1, 2)][-1]
-
-
-def default_slo(trace: Trace) -> Slo:
-    """Ten times the TTFT and five times the ITL of a request alone in the colocated cluster."""
-    return Slo(10 * trace.ttft, 5 * percentile(trace.gaps, 50))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -110,7 +102,7 @@ def main(
     with ExitStack() as stack:
         arms = [
             stack.enter_context(started(split, model=model, dtype=dtype, streams=limit))
-            for split in splits(chunk, prefill_tokens)
+            for split in three_splits(prefill_tokens, chunk=chunk)
         ]
         settings = {arm.split.name: arm.setting() for arm in arms}
         if found := differences(settings):
@@ -125,7 +117,8 @@ def main(
         click.echo("\n" + idle_lines(idle, prompt))
         if only_idle:
             return
-        slo = default_slo(unloaded(arms[1], poisson_prompt, poisson_new))
+        alone = unloaded(arms[1], poisson_prompt, poisson_new)  # in the colocated cluster
+        slo = Slo.of_idle(alone.ttft, percentile(alone.gaps, 50))
         slo = Slo(slo_ttft or slo.ttft_s, slo_itl or slo.itl_s)
         click.echo(f"SLO: first token in {slo.ttft_s:.2f} s, 99 of 100 gaps in {slo.itl_s:.3f} s")
         span = 1.0 + prompts * every

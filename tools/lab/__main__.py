@@ -13,26 +13,26 @@ from baton.dtypes import DTYPES
 from baton.errors import BatonError
 from baton.model_files import resolve_model
 from baton.package import ROOT
-from tools.lab.checks import (
+from tools.lab.options import (
     LARGEST_BATCH,
     LARGEST_RATE,
     LONGEST_WINDOW_MS,
+    READERS,
     decimals,
     refuse_too_long,
     refuse_unread,
     whole_numbers,
 )
-from tools.lab.names import (
+from tools.lab.parent import make_folder, run_study, write_report
+from tools.lab.study import (
     DEFAULT_MODEL,
     NEW_TOKENS,
     QUICK_MODEL,
     QUICK_TOKENS,
-    READERS,
     STUDIES,
+    Setting,
     model_of,
 )
-from tools.lab.parent import make_folder, run_study, write_report
-from tools.lab.study import Setting
 
 OUTPUT = Path("lab/report")
 PROGRAM = "python main.py lab"

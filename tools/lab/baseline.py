@@ -19,9 +19,8 @@ from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 from tools.lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
 from tools.lab.environment import chosen_dtype
-from tools.lab.names import NEW_TOKENS, QUICK_MODEL, model_of
 from tools.lab.plots import draw_stages
-from tools.lab.study import Notebook, Picture, Setting, Study
+from tools.lab.study import NEW_TOKENS, QUICK_MODEL, Notebook, Picture, Setting, Study, model_of
 from tools.measure.limits import Limits, Work, measure
 from tools.measure.shape import shape_of
 

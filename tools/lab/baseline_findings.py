@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from tools.lab.phrasing import SAME, milliseconds
 from tools.lab.study import Table
-from tools.lab.words import SAME, milliseconds
 
 STAGES = ("tokenize", "queue", "reserve", "prefill", "hand-over", "decode", "detokenize", "other")
 

@@ -28,10 +28,9 @@ from tools.lab.batching_findings import (
     request_table,
     usage_table,
 )
-from tools.lab.batching_pictures import pictures
 from tools.lab.environment import chosen_dtype
-from tools.lab.names import model_of
-from tools.lab.study import Notebook, Plain, Setting, Study
+from tools.lab.plots import batching_pictures
+from tools.lab.study import Notebook, Plain, Setting, Study, model_of
 from tools.measure.slo import Trace
 from tools.measure.split import RunningArm, Split, options_for, running
 from tools.measure.usage import SAMPLES_PER_S, Sampler, Usage
@@ -104,7 +103,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
             request_table(shown, plan.burst),
             usage_table([*by_size, *(c for c in by_window if c not in by_size)]),
         ),
-        pictures=pictures(setting.output, by_size, by_window),
+        pictures=batching_pictures(setting.output, by_size, by_window),
     )
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean, median
 
+from tools.lab.phrasing import SAME, change
 from tools.lab.study import Table
-from tools.lab.words import SAME, change
 from tools.measure.slo import percentile
 
 KNEE = 0.20  # a doubling of the batch that buys less throughput than this is not worth much

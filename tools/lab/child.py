@@ -18,9 +18,7 @@ from typing import Any
 from baton.errors import BatonError
 from baton.host import die_with
 from tools.lab.environment import moment, place
-from tools.lab.names import MODULES
-from tools.lab.store import Saved, save
-from tools.lab.study import Notebook, Setting, Study
+from tools.lab.study import MODULES, Notebook, Saved, Setting, Study, save
 
 
 def setting_from(raw: dict[str, Any]) -> Setting:

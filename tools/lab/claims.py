@@ -12,12 +12,10 @@ from baton.clock import monotonic
 from baton.errors import BatonError
 from baton.machine import this_machine
 from baton.model_files import ModelFiles, resolve_model
-from tools.lab.claims_clusters import prefix_cache, speculation
+from tools.lab.claims_clusters import FULL, held, prefix_cache, speculation
 from tools.lab.claims_engine import batching, booted, compiled, kv_cache, torch_compile
-from tools.lab.claims_held import Held, memory_result
-from tools.lab.claims_memory import FULL, held
-from tools.lab.claims_plots import draw_claims
-from tools.lab.claims_verdict import Result, claims_table, findings
+from tools.lab.claims_findings import Held, Result, claims_table, findings, memory_result
+from tools.lab.plots import draw_claims
 from tools.lab.study import Cell, Notebook, Picture, Setting, Study
 
 QUESTION = (

@@ -1,19 +1,29 @@
-"""Claims about the whole product, through real clusters: speculation and the prefix cache."""
+"""Claims measured through real clusters: speculation, the prefix cache, and memory.
+
+Memory is the exact bytes of weights and KV, and beside them the resident memory (RSS) of a decode
+worker's process that has answered a request.
+"""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 
+from baton.engine.boot import Engine
+from baton.engine.cpu.forward import NativeRunner
+from baton.engine.runner import Runner
 from baton.errors import BatonError
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
 from decode_worker.speculation import PromptLookup, Speculation, Wanted, standing
 from prompts import PROMPTS
-from tools.lab.claims_verdict import Result, by_rounds
+from tools.lab.claims_engine import booted
+from tools.lab.claims_findings import Held, Result, by_rounds
 from tools.lab.study import Notebook
 from tools.measure.slo import Trace
 from tools.measure.split import RunningArm, Split, options_for, running
+from tools.measure.usage import memory_of
 from tools.measure.workload import Load, Planned, single
 
 GUESSES = 4
@@ -166,3 +176,44 @@ def prefix_cache(
     )
     said = f"{median(known):,.0f} of {tokens:,} tokens were there already."
     return by_rounds("prefix", pairs, "ms", definition, said)
+
+
+FULL = "float32"
+PROMPT, NEW = 64, 8
+
+
+def weights_of(engine: Engine) -> int:
+    """As this engine holds them."""
+    runner = engine.runner
+    if isinstance(runner, NativeRunner):
+        return runner.weight_bytes
+    if isinstance(runner, Runner):
+        held = [*runner.model.parameters(), *runner.model.buffers()]
+        return sum(each.nbytes for each in held)
+    raise BatonError(f"the weights of an engine that runs {runner.how} cannot be counted")
+
+
+def held(model: str, dtype: str, tokens: int, notebook: Notebook) -> Held:
+    """Exact bytes from an engine here; RSS from a worker of its own. (The engine comes first: a model
+    that is compiled for the first time would leave its traces in the worker's RSS.)"""
+    engine = booted(resolve_model(model), dtype)
+    weights = weights_of(engine)
+    kv = engine.layout.blocks_for(tokens) * engine.layout.block_bytes
+    del engine
+    rss = None
+    try:
+        rss = _rss_of_worker(model, dtype)
+    except (BatonError, OSError) as error:
+        notebook.failed(f"RSS in {dtype}", error)
+    return Held(dtype, weights, kv, tokens, rss)
+
+
+def _rss_of_worker(model: str, dtype: str) -> int:
+    split = Split(f"colocated, {dtype}", True, 2048)
+    with running(split, options_for(split, model=model, dtype=dtype, streams=1)) as arm:
+        arm.drive(single(PROMPT, NEW, 1))
+        status = Path(f"/proc/{arm.pids()['decode-0']}/status").read_text()
+    try:
+        return memory_of(status)["VmRSS"]
+    except KeyError:
+        raise BatonError("/proc has no VmRSS on this system") from None

@@ -26,7 +26,7 @@ from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 from baton.package import ROOT
-from tools.lab.claims_verdict import Result, by_rounds
+from tools.lab.claims_findings import Result, by_rounds
 
 BLOCK = 16
 CONTEXT = 110  # tokens of a sequence before the step that is timed

@@ -17,26 +17,25 @@ from baton.clock import monotonic
 from baton.errors import BatonError
 from baton.machine import this_machine
 from baton.model_files import resolve_model
-from tools.lab.disagg_cells import (
+from tools.lab.disagg_findings import (
     RATE_METRICS,
     STREAM_METRICS,
     TOGETHER_MS,
     Cell,
+    Handed,
     Rounds,
     cell_table,
     cells_of,
     conclusion,
     goodput_sentence,
+    handover_findings,
+    handover_table,
     interference_sentence,
     number,
+    too_fast,
 )
-from tools.lab.disagg_handed import Handed, handover_findings, handover_table, too_fast
-from tools.lab.disagg_handover import measure_handover, memory_read_gb_s
 from tools.lab.disagg_plan import (
     CHUNK,
-    CHUNKED,
-    COLOCATED,
-    PD,
     STREAMS,
     Pace,
     Plan,
@@ -45,10 +44,20 @@ from tools.lab.disagg_plan import (
     plan_for,
     rates_for,
 )
-from tools.lab.disagg_plots import draw_handover, draw_interference, draw_rates
-from tools.lab.disagg_runs import Arms, capacity, idle, measured, rates, streams
+from tools.lab.disagg_runs import (
+    Arms,
+    capacity,
+    idle,
+    measure_handover,
+    measured,
+    memory_read_gb_s,
+    rates,
+    streams,
+)
+from tools.lab.plots import draw_handover, draw_interference, draw_rates
 from tools.lab.study import Notebook, Picture, Setting, Study, Table
 from tools.measure.slo import Slo, Trace
+from tools.measure.split import CHUNKED, COLOCATED, PD
 
 QUESTION = "Does splitting prefill from decode pay, and when not?"
 

@@ -5,15 +5,9 @@ from dataclasses import dataclass
 
 from baton.errors import InputError
 from tools.lab.study import Setting
-from tools.measure.split import Split
 from tools.measure.workload import Load, Planned, mixed, poisson
 
 DEFAULT_MODEL, QUICK_MODEL = "random:gpt2-4k", "demo"
-NO_CHUNKS = (
-    1 << 14
-)  # tokens of a step: several prompts go in one, whole. (A worker may be silent for
-# several times its longest step; one that promises a million tokens a step is refused by the router.)
-PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
 STREAMS = 8
 CHUNK, PREFILL_TOKENS = 256, 2048
 LONG_PROMPT = 2048
@@ -100,15 +94,6 @@ def plan_for(setting: Setting, context: int) -> Plan:
 def _lengths(quick: bool, longest: int) -> tuple[int, ...]:
     wanted = (64, 512) if quick else (64, 128, 256, 512, 1024)
     return (*(each for each in wanted if each < longest), longest)
-
-
-def splits(context: int) -> list[Split]:
-    """The three arms."""
-    return [
-        Split(PD, False, PREFILL_TOKENS),
-        Split(COLOCATED, True, max(NO_CHUNKS, context)),
-        Split(CHUNKED, True, CHUNK),
-    ]
 
 
 def pace_for(plan: Plan, long_ttft_s: float) -> Pace:

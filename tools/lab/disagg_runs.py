@@ -1,29 +1,49 @@
-"""The clusters of the disaggregation study, and what is driven through them. A run that fails is told
-and left out; an arm that failed twice is left out from then on.
+"""The clusters of the disaggregation study and the loads driven through them.
+
+A failed run is recorded and left out. An arm that failed twice gets no further runs.
+
+Hand-over cost is measured with real requests, one at a time, through clusters that have one transport
+(`kv_transport`). Bytes and time come from one event, the writer's receipt: from the first push of a
+request's blocks until all are sent and sealed. So GB/s can be compared with the memory's read speed and
+must stay below it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isinf
 from statistics import median
 
+import torch
+
 from baton.errors import BatonError
-from tools.lab.disagg_cells import Round, Rounds
+from tools.lab.disagg_findings import Handed, Round, Rounds
 from tools.lab.disagg_plan import (
-    CHUNKED,
-    COLOCATED,
-    PD,
+    CHUNK,
+    PREFILL_TOKENS,
     STREAMS,
+    TRANSPORTS,
     Pace,
     Plan,
     random_loads,
-    splits,
     streams_load,
 )
 from tools.lab.study import Cell, Notebook
+from tools.measure.limits import BUFFER, best
 from tools.measure.slo import Slo, Trace, percentile, summarise
-from tools.measure.split import Enough, RunningArm, Split, differences, started
+from tools.measure.split import (
+    CHUNKED,
+    COLOCATED,
+    PD,
+    Enough,
+    RunningArm,
+    Split,
+    differences,
+    options_for,
+    running,
+    started,
+    three_splits,
+)
 from tools.measure.workload import Load, burst, single
 
 STRIKES = 2
@@ -41,8 +61,8 @@ class Idle:
 
     @property
     def slo(self) -> Slo:
-        """Ten times the TTFT and five times the ITL."""
-        return Slo(10 * self.ttft_s, 5 * self.itl_s)
+        """The limits derived from these latencies."""
+        return Slo.of_idle(self.ttft_s, self.itl_s)
 
 
 @dataclass(slots=True)
@@ -59,7 +79,7 @@ class Arms:
         BatonError if they differ in more than the split."""
         plan = self.plan
         limit = max(64, STREAMS + plan.long_prompts)
-        for split in splits(plan.context):
+        for split in three_splits(PREFILL_TOKENS, chunk=CHUNK, context=plan.context):
             self.notebook.say(f"starting {split.name}")
             try:
                 self.running[split.name] = stack.enter_context(
@@ -236,3 +256,59 @@ def measured(results: Mapping[str, Rounds]) -> bool:
 def _plain(numbers: Mapping[str, float]) -> dict[str, Cell]:
     """As JSON has it: no infinity."""
     return {key: None if isinf(value) else value for key, value in numbers.items()}
+
+
+NEW_TOKENS = 2
+
+
+def measure_handover(plan: Plan, notebook: Notebook) -> list[Handed]:
+    """Every transport, every length, several times."""
+    lengths = []
+    for length in plan.lengths:
+        if 2 <= length <= plan.context - NEW_TOKENS:
+            lengths.append(length)
+        else:
+            why = f"{plan.model} takes prompts of 2 to {plan.context - NEW_TOKENS} tokens here"
+            notebook.failed(f"hand-over of {length} tokens", why)
+    found: list[Handed] = []
+    for transport in TRANSPORTS if lengths else ():
+        notebook.say(f"hand-over by {transport}")
+        try:
+            for handed in _by(transport, lengths, plan):
+                notebook.record("handover", **asdict(handed))
+                found.append(handed)
+        except (BatonError, OSError) as error:
+            notebook.failed(f"hand-over by {transport}", error)
+    return found
+
+
+def _by(transport: str, lengths: Sequence[int], plan: Plan) -> Iterator[Handed]:
+    split = Split(transport, False, PREFILL_TOKENS)
+    options = options_for(split, model=plan.model, dtype=plan.dtype, streams=4)
+    with running(split, replace(options, kv_transport=transport)) as arm:
+        arm.drive(single(lengths[0], NEW_TOKENS, plan.seed))  # not counted
+        for length in lengths:
+            for number in range(plan.repeats):
+                (trace,) = arm.drive(single(length, NEW_TOKENS, 100 * plan.seed + number))
+                yield _handed(transport, trace)
+
+
+def _handed(transport: str, trace: Trace) -> Handed:
+    timings = trace.timings
+    if not timings.prefill_s:
+        raise BatonError(f"a prompt of {trace.prompt_tokens} tokens was not filled by prefill")
+    return Handed(
+        transport,
+        trace.prompt_tokens,
+        timings.kv_bytes,
+        timings.moved_bytes,
+        1e3 * timings.handover_s,
+        1e3 * trace.ttft,
+        1e3 * timings.prefill_s,
+    )
+
+
+def memory_read_gb_s() -> float:
+    """By all of torch's threads, as measure.limits takes it."""
+    buffer = torch.ones(BUFFER // 8, dtype=torch.int64)
+    return BUFFER / best(buffer.sum) / 1e9

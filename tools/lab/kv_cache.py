@@ -20,9 +20,8 @@ from baton.errors import BatonError, InputError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from tools.lab.kv_findings import Memory, Point, findings, memory_table, room_table, time_table
-from tools.lab.names import NEW_TOKENS, QUICK_TOKENS, model_of
-from tools.lab.plots import Panel, Series, draw_lines
-from tools.lab.study import Notebook, Picture, Setting, Study
+from tools.lab.plots import kv_cache_picture
+from tools.lab.study import NEW_TOKENS, QUICK_TOKENS, Notebook, Setting, Study, model_of
 from tools.measure.shape import ITEM_BYTES, shape_of
 from tools.measure.usage import forget_peak, own_memory
 
@@ -163,7 +162,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
         command="",
         findings=tuple(findings(points, memory)),
         tables=(time_table(points), memory_table(points), room_table(memory)),
-        pictures=_pictures(setting.output, points),
+        pictures=(kv_cache_picture(setting.output, points),),
     )
 
 
@@ -202,21 +201,3 @@ def _memory(engine: Engine) -> Memory:
         free_bytes=free_memory(engine.device),
         context=engine.files.max_positions,
     )
-
-
-def _pictures(folder: Path, points: list[Point]) -> tuple[Picture, ...]:
-    path = folder / "kv-cache-latency.png"
-    kinds = {"without the cache": False, "with the cache": True}
-    panels = []
-    for title, y, value in (
-        ("a new token", "mean ms of a token", lambda p: 1e3 * p.token_s),
-        ("the whole answer", "ms, prefill included", lambda p: 1e3 * p.total_s),
-    ):
-        lines = []
-        for name, use in kinds.items():
-            here = sorted((p for p in points if p.use_kv_cache is use), key=lambda p: p.prompt_len)
-            lines.append(Series(name, [p.prompt_len for p in here], [value(p) for p in here]))
-        panels.append(Panel(title, "prompt tokens", y, lines, log=True, ticks=True))
-    draw_lines(path, panels)
-    caption = "Prompt length against latency, with and without the cache (both axes logarithmic)"
-    return (Picture(path.name, caption),)

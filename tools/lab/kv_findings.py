@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tools.lab.fit import CURVES, WORST, Curve, curve, power_law, simplest
+from tools.lab.phrasing import gigabytes, milliseconds
 from tools.lab.study import Table
-from tools.lab.words import gigabytes, milliseconds
 
 PAYS = 1.10  # times faster: less is within the noise of a shared machine
 HALF = 2.0  # times faster: the cache saves half of the time

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from baton.errors import OutputError
 from baton.package import ROOT
-from tools.lab.names import MODULES
 from tools.lab.report import render
-from tools.lab.store import Saved, load, save
-from tools.lab.study import Failure, Notebook, Setting, Study
+from tools.lab.study import MODULES, Failure, Notebook, Saved, Setting, Study, load, save
 
 LEAVE_S = 10.0  # for a study that is told to end: its clusters are stopped first
 SPIN = {"GOMP_SPINCOUNT": "1000"}  # as our workers have it (baton/cluster/launch.py)

@@ -1,18 +1,50 @@
-"""Study: what every study is given, and what it gives back. Plain data; the report is made of it alone.
+"""Study: the catalogue of studies, what each is given, what it returns, and how results are stored.
 
-    Setting ──► run(setting, notebook) ──► Study ──► report.py
+    Setting ──► run(setting, notebook) ──► Study ──► NAME.json ──► report.py
                      │ record(): one JSON line for each measurement, as it is made
                      ▼
                 NAME.jsonl
 
-A study varies one thing and says which. Whatever fails in it is a Failure in its Study, and the rest
-goes on. Its findings are sentences computed from its numbers, with the threshold they used.
+A study varies one thing and names it. A failure inside a study is recorded in its result, and the study
+goes on. Its findings are sentences computed from its numbers, with the thresholds they used. The report
+is made from the stored results alone, so one study can run again while the others keep theirs.
+
+No torch here.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from baton.errors import OutputError
+
+MODULES = {
+    "baseline": "tools.lab.baseline",
+    "batching": "tools.lab.batching",
+    "kv-cache": "tools.lab.kv_cache",
+    "claims": "tools.lab.claims",
+    "disagg": "tools.lab.disagg",
+}
+"""The module of each study, in the order they run. Each is imported by name in a process of its own, so
+a missing module fails one study only."""
+
+STUDIES = tuple(MODULES)
+
+DEFAULT_MODEL, QUICK_MODEL = "random:gpt2-4k", "demo"
+"""The default is GPT-2 small with random weights and a context of 4,096 tokens. It costs what the real
+model costs; in a step of the bundled model the processes cost more than the weights."""
+
+NEW_TOKENS, QUICK_TOKENS = 50, 6
+"""Length of an answer in the KV cache study (and, the first, in the baseline), and with --quick."""
+
+
+def model_of(named: str | None, *, quick: bool) -> str:
+    """The model of a study: the user's choice, or the default."""
+    return named or (QUICK_MODEL if quick else DEFAULT_MODEL)
+
 
 Plain = str | int | float | bool | None
 Cell = Plain | list[float] | list[str]
@@ -96,3 +128,50 @@ class Notebook:
         self.failures.append(Failure(what, text))
         self.record("failure", cell=what, why=text)
         self.say(f"{what} failed: {text}")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A study, where it was measured (machine, versions), and when and of which commit."""
+
+    study: Study
+    place: Mapping[str, str]
+    moment: Mapping[str, str]
+
+
+def save(folder: Path, saved: Saved) -> None:
+    """The file appears whole or not at all."""
+    path = folder / f"{saved.study.name}.json"
+    part = path.with_suffix(".json.part")
+    text = json.dumps(asdict(saved), indent=1, ensure_ascii=False)
+    try:
+        part.write_text(text + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def load(folder: Path) -> tuple[list[Saved], list[Failure]]:
+    """All that are there, in the order they run; and what could not be read."""
+    found, failures = [], []
+    for name in STUDIES:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            continue
+        try:
+            found.append(_saved(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            failures.append(Failure(path.name, f"cannot be read, do `lab {name}` again: {error}"))
+    return found, failures
+
+
+def _saved(raw: dict[str, Any]) -> Saved:
+    study = dict(raw["study"])
+    study["findings"] = tuple(study["findings"])
+    study["tables"] = tuple(
+        Table(each["title"], tuple(each["header"]), tuple(map(tuple, each["rows"])))
+        for each in study["tables"]
+    )
+    study["pictures"] = tuple(Picture(**each) for each in study["pictures"])
+    study["failures"] = tuple(Failure(**each) for each in study["failures"])
+    return Saved(Study(**study), raw["place"], raw["moment"])

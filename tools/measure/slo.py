@@ -46,6 +46,11 @@ class Slo:
     ttft_s: float
     itl_s: float
 
+    @classmethod
+    def of_idle(cls, ttft_s: float, itl_s: float) -> "Slo":
+        """The usual limits: ten times the TTFT and five times the ITL of a request on an idle cluster."""
+        return cls(10 * ttft_s, 5 * itl_s)
+
     def met(self, trace: Trace) -> bool:
         """By this request."""
         return trace.ttft <= self.ttft_s and percentile(trace.gaps, 99) <= self.itl_s

@@ -19,23 +19,38 @@ from sampler.params import SamplingParams
 from tools.measure.slo import Trace
 from tools.measure.workload import Load, Planned
 
-SILENT_S = 120.0  # no forward takes so long: whoever says nothing for longer will not answer
+PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
+WHOLE_PROMPTS = 1 << 14
+"""Token budget of a step without chunking: several whole prompts fit. A larger number is no better: the
+router allows a silence of several steps, and refuses a worker that promises a million tokens a step."""
+
+SILENT_S = 120.0  # longer than any forward: an arm that is silent for longer is lost
 Enough = Callable[[float, Sequence[Planned]], bool]  # seconds since the beginning, what still runs
 GREEDY = SamplingParams(temperature=0.0).to_wire()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What arms may differ in."""
+    """What arms may differ in. `max_num_batched_tokens` is the token budget of a step."""
 
     name: str
     colocated: bool
     max_num_batched_tokens: int
 
 
+def three_splits(prefill_tokens: int, *, chunk: int, context: int = 0) -> list[Split]:
+    """P/D, colocated, and colocated with chunked prefill. `prefill_tokens` and `chunk` are the token
+    budgets of a step in the first and the last. The second fits a prompt of `context` tokens."""
+    return [
+        Split(PD, False, prefill_tokens),
+        Split(COLOCATED, True, max(WHOLE_PROMPTS, context)),
+        Split(CHUNKED, True, chunk),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What they may not differ in, as the running cluster says it."""
+    """What arms must have in common, as the running cluster reports it."""
 
     model: str
     fingerprint: str

@@ -1,11 +1,11 @@
-"""Claims of the project's source documents, what is measured for each, and what that says. Pure.
+"""Claims of the project's source documents, what is measured for each, and the verdict. Pure.
 
-    beaten       the median of the ratios reaches the claim's upper end
-    reproduced   it reaches the lower end
-    not          it does not
+    beaten            the median of the ratios reaches the claim's upper end
+    reproduced        it reaches the lower end
+    not reproduced    it does not
 
-A claim of one number N is the range from 5 % below N to 5 % above. Where no number is claimed but an
-improvement, 5 % count as one.
+A claim of one number N is the range from 5 % below N to 5 % above. A claim of an improvement without a
+number needs 5 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from enum import StrEnum
 from math import inf
 from statistics import median
 
+from baton.table import amount
 from tools.lab.study import Table
 
 NEAR = 0.05
@@ -156,3 +157,39 @@ def findings(results: Mapping[str, Result]) -> list[str]:
         for claim in measured
         if results[claim.key].beside
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a model takes in one dtype. `rss_bytes` is None where nobody could read it."""
+
+    dtype: str
+    weights: int
+    kv: int  # of one sequence as long as the context
+    tokens: int
+    rss_bytes: int | None
+
+    @property
+    def bytes(self) -> int:
+        """Weights and KV."""
+        return self.weights + self.kv
+
+
+def memory_result(key: str, full: Held, less: Held) -> Result:
+    """How many times less."""
+    definition = (
+        f"weights + KV of one sequence of {full.tokens:,} tokens, "
+        f"{full.dtype} to {less.dtype}; exact"
+    )
+    parts = (
+        f"weights {amount(full.weights)} to {amount(less.weights)} "
+        f"({full.weights / less.weights:.2f} times), KV {amount(full.kv)} to {amount(less.kv)} "
+        f"({full.kv / less.kv:.2f} times)"
+    )
+    if full.rss_bytes and less.rss_bytes:
+        parts += (
+            f"; a decode worker's RSS {amount(full.rss_bytes)} to {amount(less.rss_bytes)} "
+            f"({full.rss_bytes / less.rss_bytes:.2f} times: torch and Python are in there too)"
+        )
+    before, after = full.bytes / 1e6, less.bytes / 1e6
+    return Result(key, (before / after,), before, after, "MB", definition, f"{parts}.")

@@ -1,10 +1,19 @@
-"""Checks: what the command line gave, read and refused before anything starts. Pure; no torch."""
+"""Options: which study reads which option, and the checks made before anything starts. Pure; no torch."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from baton.errors import InputError
-from tools.lab.names import READERS, STUDIES
+from tools.lab.study import STUDIES
+
+READERS = {
+    "batch_sizes": ("batching",),
+    "windows_ms": ("batching",),
+    "prompt_lengths": ("kv-cache", "disagg"),
+    "rates": ("disagg",),
+}
+"""Fields of Setting that only these studies read. All studies read the other fields."""
+
 
 LARGEST_BATCH = 1024
 LONGEST_WINDOW_MS = 10_000.0

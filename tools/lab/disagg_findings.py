@@ -1,20 +1,24 @@
-"""Cells of the disaggregation study: metric by load, P/D beside the best colocated arm, and the
-sentences computed from them. Pure.
+"""Findings of the disaggregation study, computed from its numbers. Pure.
 
-    a cell wins    in every round P/D is the better, and by the median by EVEN at least
-    it loses       in every round P/D is the worse, and by as much
-    no difference  anything else: rounds that disagree, or a difference nobody would notice
-    not comparable a gap below TOGETHER_MS is none: the tokens reached a busy client together, and the
-                   median gap says how, not how long somebody waited
+A cell is one metric under one load: P/D beside the best colocated arm.
+
+    wins            P/D is better in every round, and the median by EVEN at least
+    loses           P/D is worse in every round, and the median by as much
+    no difference   anything else: rounds that disagree, or a difference too small to matter
+    not comparable  the median gap is below TOGETHER_MS: tokens reached a busy client together, so the
+                    gap says how they arrived, not how long a reader waited
+
+A hand-over moves one request's KV to the decode worker. Its bytes and time are the writer's receipt.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isinf
+from math import inf
 from statistics import median
 
-from tools.lab.disagg_plan import PD
+from tools.lab.phrasing import listed, number, spread, times
 from tools.lab.study import Table
+from tools.measure.split import PD
 
 WINS, LOSES, EVEN_CELL, UNCLEAR = "wins", "loses", "no difference", "not comparable"
 TOGETHER_MS = 0.1
@@ -153,9 +157,9 @@ def _pays(cells: Sequence[Cell]) -> str:
         elif LOSES in found:
             costs.append(metric)
     said = [
-        f"it pays for traffic that is judged by {_listed(pays)}" if pays else "",
-        f"it costs traffic that is judged by {_listed(costs)}" if costs else "",
-        f"it depends on the load for {_listed(both)}" if both else "",
+        f"it pays for traffic that is judged by {listed(pays)}" if pays else "",
+        f"it costs traffic that is judged by {listed(costs)}" if costs else "",
+        f"it depends on the load for {listed(both)}" if both else "",
     ]
     if not any(said):
         return "So on this machine the split makes no difference that was measured."
@@ -169,10 +173,6 @@ def _grouped(cells: Sequence[Cell], key: str) -> dict[str, list[Cell]]:
     for cell in cells:
         groups.setdefault(getattr(cell, key), []).append(cell)
     return groups
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def goodput_sentence(cells: Sequence[Cell], slo: str) -> str:
@@ -203,27 +203,6 @@ def interference_sentence(arms: Mapping[str, Rounds], load: str) -> str:
     )
 
 
-def spread(ratios: Sequence[float]) -> str:
-    """The median, and what the rounds said."""
-    if len(ratios) == 1:
-        return times(ratios[0])
-    return f"{times(median(ratios))} ({times(min(ratios))} .. {times(max(ratios))})"
-
-
-def times(ratio: float) -> str:
-    """A ratio, for people."""
-    return "∞" if isinf(ratio) else number(ratio)
-
-
-def number(value: float) -> str:
-    """Three digits, for people. A latency without end is that of a token that never came."""
-    if isinf(value):
-        return "never"
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def _ratio(ours: float, theirs: float) -> float:
     if ours == theirs:  # both nothing, or both for ever
         return 1.0
@@ -234,3 +213,103 @@ def _gain(ratio: float, better: int) -> float:
     if better == MORE:
         return ratio
     return 1 / ratio if ratio else inf
+
+
+WAYS = {
+    "shm": "shared memory, in place",
+    "pinned": "pinned pages (CPU form)",
+    "frames": "frames over ipc",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """One request's hand-over."""
+
+    transport: str
+    prompt: int  # tokens
+    kv_bytes: int
+    moved_bytes: int
+    ms: float
+    ttft_ms: float
+    prefill_ms: float
+
+    @property
+    def gb_per_s(self) -> float | None:
+        """None where nothing was moved."""
+        return self.moved_bytes / self.ms / 1e6 if self.moved_bytes and self.ms else None
+
+
+def too_fast(handed: Sequence[Handed], read_gb_s: float) -> list[str]:
+    """Hand-overs that report more GB/s than the memory reads: their bytes or their time are wrong."""
+    return [
+        f"{each.transport} reports {each.gb_per_s:.1f} GB/s for {each.prompt} tokens, more than the "
+        f"{read_gb_s:.1f} this machine's memory reads: its bytes or its time are wrong"
+        for each in handed
+        if each.gb_per_s is not None and each.gb_per_s > read_gb_s
+    ]
+
+
+def handover_table(handed: Sequence[Handed]) -> Table:
+    """Medians, a line for each transport and length."""
+    rows = []
+    for (transport, prompt), its in grouped(handed).items():
+        speeds = [each.gb_per_s for each in its if each.gb_per_s is not None]
+        rows.append(
+            (
+                f"{WAYS[transport]}, {prompt:,} tokens",
+                f"{its[0].kv_bytes / 1e6:.2f}",
+                f"{its[0].moved_bytes / 1e6:.2f}",
+                number(median(each.ms for each in its)),
+                f"{number(min(each.ms for each in its))} .. {number(max(each.ms for each in its))}",
+                number(median(speeds)) if speeds else "-",
+                number(median(each.ttft_ms for each in its)),
+            )
+        )
+    head = (
+        "prompt",
+        "KV, MB",
+        "copied, MB",
+        "hand-over, ms",
+        "fastest .. slowest",
+        "GB/s",
+        "TTFT, ms",
+    )
+    return Table("Hand-over, by transport and prompt length", head, tuple(rows))
+
+
+def handover_findings(handed: Sequence[Handed], read_gb_s: float) -> list[str]:
+    """What the longest prompt costs by each transport, and whether the figures can be true."""
+    if not handed:
+        return ["No hand-over was measured."]
+    longest = max(each.prompt for each in handed)
+    parts = []
+    for (transport, prompt), its in grouped(handed).items():
+        if prompt != longest:
+            continue
+        speeds = [each.gb_per_s for each in its if each.gb_per_s is not None]
+        how = f"{number(median(speeds))} GB/s" if speeds else "nothing copied"
+        parts.append(f"{number(median(e.ms for e in its))} ms by {WAYS[transport]} ({how})")
+    size = max(each.kv_bytes for each in handed if each.prompt == longest)
+    said = [
+        f"Handing over the KV of {longest:,} tokens ({size / 1e6:.1f} MB) takes {', '.join(parts)}; "
+        "medians, as the writer measures it."
+    ]
+    wrong = too_fast(handed, read_gb_s)
+    fastest = max((each.gb_per_s or 0.0 for each in handed), default=0.0)
+    if wrong:
+        said += wrong
+    elif fastest:
+        said.append(
+            f"The fastest copy moved {number(fastest)} GB/s, below the {number(read_gb_s)} GB/s that "
+            "this machine's memory reads, as it must be: bytes and time are of the same event."
+        )
+    return said
+
+
+def grouped(handed: Sequence[Handed]) -> dict[tuple[str, int], list[Handed]]:
+    """By transport and prompt length, in the order of measuring."""
+    groups: dict[tuple[str, int], list[Handed]] = {}
+    for each in handed:
+        groups.setdefault((each.transport, each.prompt), []).append(each)
+    return groups
