@@ -100,7 +100,7 @@ def test_a_study_that_is_broken_off_leaves_the_others_and_no_process(
     assert not Path(f"/proc/{child}").exists()
     report = (tmp_path / "README.md").read_text()
     assert "## KV cache" in report
-    assert "* batching: was broken off; what it had measured is in batching.jsonl.part" in report
+    assert "* batching: was interrupted; its measurements are in batching.jsonl.part" in report
     assert any(each["what"] == "round" for each in lines_of(tmp_path / "batching.jsonl.part"))
 
 

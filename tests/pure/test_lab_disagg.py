@@ -71,7 +71,7 @@ def test_tokens_that_reach_the_client_together_have_no_gap_to_compare() -> None:
     found = Cell("a", "ITL p50", "ms", LESS, 7.8, {COLOCATED: 0.03}, COLOCATED, (275.0,))
     assert found.verdict == UNCLEAR
     assert cell_table([found], (PD, COLOCATED)).rows[0][-1] == UNCLEAR
-    assert "makes no difference" in said([found])
+    assert "makes no measured difference" in said([found])
     none = Cell("a", "goodput", "1/s", MORE, 3.0, {COLOCATED: 0.0}, COLOCATED, (inf,))
     assert none.verdict == WINS
 
@@ -142,9 +142,7 @@ def test_without_both_sides_of_a_round_there_is_no_cell(
 
 
 def test_nothing_measured_concludes_nothing() -> None:
-    assert conclusion([]) == [
-        "P/D was not measured beside a colocated cluster: nothing can be said about it."
-    ]
+    assert conclusion([]) == ["P/D was not measured beside a colocated cluster: no conclusion."]
     assert "was not measured" in goodput_sentence([], "SLO")
     assert "was not measured" in interference_sentence({PD: {}}, "x")
     assert handover_findings([], 50.0) == ["No hand-over was measured."]
@@ -162,7 +160,7 @@ def test_where_everything_is_won_it_pays_and_costs_nothing() -> None:
 
 def test_where_everything_is_lost_no_traffic_gains() -> None:
     found = said([cell(2.0), cell(3.0, metric="TTFT p50")])
-    assert "no traffic measured here gains by the split" in found
+    assert "no measured traffic gains from the split" in found
     assert "it costs traffic that is judged by ITL p99 and TTFT p50" in found
 
 
@@ -187,7 +185,7 @@ def test_a_mixed_result_is_told_metric_by_metric_and_load_by_load() -> None:
 
 
 def test_where_nothing_differs_that_is_said() -> None:
-    assert "makes no difference" in said([cell(1.0), cell(1.01)])
+    assert "makes no measured difference" in said([cell(1.0), cell(1.01)])
 
 
 def test_the_table_shows_losses_as_plainly_as_wins() -> None:
@@ -347,7 +345,7 @@ def test_gaps_count_that_end_while_long_prompts_arrive() -> None:
 
 def test_a_stream_that_ran_out_spoils_the_run_and_a_stalled_one_does_not() -> None:
     assert ended_early([trace(0.0, 1.0, 2.0)], PACE, asked=3) == ""
-    assert "2 tokens were all there after 2.0 s of 5.0" in ended_early(
+    assert "2 tokens were done after 2.0 s of 5.0" in ended_early(
         [trace(0.0, 1.0, 2.0)], PACE, asked=2
     )
     assert ended_early([trace(0.0, 1.0, 5.5)], PACE, asked=2) == ""

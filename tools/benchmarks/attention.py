@@ -1,6 +1,6 @@
 """Paged attention in C++ beside its slow sibling in torch: ms of one layer, GB/s of KV read, GFLOP/s.
 
-    python -m benchmarks.attention --threads 2 --repeats 7
+    python main.py bench attention --threads 2 --repeats 7
 
 Decode reads the KV of 64 sequences once, so GB/s is what counts; prefill computes, so GFLOP/s is.
 Blocks lie in no order; as many layers as fill 256 MB take turns, as in a model, so that no cache

@@ -9,23 +9,26 @@ All three clusters are up all the time and take turns, round by round; an idle o
 are medians over rounds, comparisons are medians of the ratios within rounds.
 """
 
-import json
 import statistics
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from baton.errors import InputError
 from baton.topology import usable_cores
 from tools.benchmarks.disagg_report import compared, figures, idle_lines, verdicts
+from tools.benchmarks.picture import draw_disagg, save
 from tools.measure.slo import Slo, Summary, Trace, percentile, summarise
 from tools.measure.split import (
     CHUNKED,
     COLOCATED,
     PD,
     RunningArm,
+    Setting,
     differences,
     started,
     three_splits,
@@ -105,8 +108,8 @@ def main(
             for split in three_splits(prefill_tokens, chunk=chunk)
         ]
         settings = {arm.split.name: arm.setting() for arm in arms}
-        if found := differences(settings):
-            raise InputError(f"the arms differ in more than the split: {'; '.join(found)}")
+        if differ := differences(settings):
+            raise InputError(f"the arms differ in more than the split: {'; '.join(differ)}")
         context = settings[PD].context
         if prompt + 8 > context:
             raise InputError(f"--prompt {prompt} does not fit {model}: its context is {context}")
@@ -137,20 +140,19 @@ def main(
             click.echo(compared(results[case.load.name], PD))
         click.echo("\n" + "\n".join(verdicts(results, PD, COLOCATED, CHUNKED)))
     if output is not None:
-        write(output, settings[PD], slo, idle, results)
+        found = record(settings[PD], slo, idle, results)
+        save(output, "disagg", found, partial(draw_disagg, results))
 
 
-def write(
-    folder: Path,
-    setting: object,
+def record(
+    setting: Setting,
     slo: Slo,
     idle: dict[str, list[Trace]],
     results: dict[str, dict[str, list[Summary]]],
-) -> None:
-    """disagg.json, and disagg.png where matplotlib is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "setting": asdict(setting),  # type: ignore[call-overload]
+) -> dict[str, Any]:
+    """The content of disagg.json."""
+    return {
+        "setting": asdict(setting),
         "slo": asdict(slo),
         "idle_ttft_s": {n: statistics.median(t.ttft for t in ts) for n, ts in idle.items()},
         "loads": {
@@ -158,13 +160,6 @@ def write(
             for load, arms in results.items()
         },
     }
-    (folder / "disagg.json").write_text(json.dumps(about, indent=1) + "\n")
-    try:
-        from tools.benchmarks.picture import draw_disagg
-    except ImportError:
-        click.echo("the picture needs matplotlib: pip install matplotlib")
-        return
-    draw_disagg(results, folder / "disagg.png")
 
 
 if __name__ == "__main__":

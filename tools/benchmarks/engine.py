@@ -6,7 +6,6 @@ the arms take turns, round by round, and each round takes the machine's limits t
 greedy, EOS ignored.
 """
 
-import json
 import os
 import random
 import statistics
@@ -14,6 +13,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,19 @@ import click
 import torch
 
 from baton.engine.loading import load_model
-from baton.errors import InputError
 from baton.model_files import resolve_model
+from baton.package import ROOT
 from baton.table import table
 from baton.topology import usable_cores
 from tools.benchmarks.arms import ARMS
 from tools.benchmarks.child import Child
 from tools.benchmarks.compare import Arm, judge, same_start
 from tools.benchmarks.peers.__main__ import HOME, PACKAGES, python_of
+from tools.benchmarks.picture import draw_engine, save
 from tools.measure.limits import Limits, Meter, Work
-from tools.measure.shape import shape_of
+from tools.measure.shape import required_shape
 
+PEERS = Path(__file__).parent / "peers"
 OURS = ("ours", "ours P/D")
 PROMPT, PREFILL = 64, 512
 DTYPES = ("float32", "bfloat16", "int8")
@@ -41,11 +43,10 @@ CHECKED = 16  # tokens of the first answers that are compared with transformers'
 
 def child(name: str, peers: Path) -> Child:
     """The arm's process: ours with the settings our workers make for themselves."""
-    here = Path(__file__).parent
     command = [sys.executable, "-m", "tools.benchmarks.arms", name]
     if name not in ARMS:
-        command = [str(python_of(name, peers)), str(here / "peers" / f"{name}_arm.py")]
-    return Child(command, here.parent, os.environ | SPIN if name in OURS else os.environ)
+        command = [str(python_of(name, peers)), str(PEERS / f"{name}_arm.py")]
+    return Child(command, ROOT, os.environ | SPIN if name in OURS else os.environ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,7 @@ def checkpoint(shape: str, folder: Path) -> Path:
 
 def forwards_of(shape: str, dtype: str, batch: int, new: int) -> list[tuple[Work, int]]:
     """What the cell's forwards move and compute, and how many there are of each kind."""
-    found = shape_of(resolve_model(f"random:{shape}").config)
-    if found is None:
-        raise InputError(f"what a step of {shape} moves is not in its config.json: --shape another")
+    found = required_shape(resolve_model(f"random:{shape}"))
     if not batch:
         return [(found.work(tokens=PREFILL, answers=1, cached=0, dtype=dtype), 1)]
     prefill = found.work(tokens=batch * PROMPT, answers=batch, cached=0, dtype=dtype)
@@ -225,7 +224,8 @@ def main(
                         records.append(record | {"same_as_transformers": same})
                         click.echo("  ".join(line) + apart(same))
                 if output is not None:
-                    write(output, records)
+                    about = {"torch": torch.__version__, "cells": records}
+                    save(output, "engine", about, partial(draw_engine, records))
     click.echo("\n" + table(head, lines))
 
 
@@ -235,7 +235,9 @@ def arms_of(wanted: tuple[str, ...], peers: Path) -> list[str]:
     names = [*ARMS, *installed]
     for name in wanted:
         if name not in names:
-            way = f"; python -m benchmarks.peers {name} installs it" if name in PACKAGES else ""
+            way = (
+                f"; python -m tools.benchmarks.peers {name} installs it" if name in PACKAGES else ""
+            )
             raise click.BadParameter(
                 f"{name!r} is none of {', '.join(names)}{way}", param_hint="--arm"
             )
@@ -268,19 +270,6 @@ def told(limits: Limits) -> str:
     """In one line."""
     rates = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in limits.gemm_gflop_s.items())
     return f"reads {limits.read_gb_s:.1f} GB/s; products, GFLOP/s: {rates}"
-
-
-def write(folder: Path, records: list[dict[str, Any]]) -> None:
-    """engine.json, and engine.png where matplotlib is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "cells": records}
-    (folder / "engine.json").write_text(json.dumps(about, indent=1) + "\n")
-    try:
-        from tools.benchmarks.picture import draw_engine
-    except ImportError:
-        click.echo("the picture needs matplotlib: pip install matplotlib")
-        return
-    draw_engine(records, folder / "engine.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Rows times packed weights: ours (native/gemm.h) beside torch's oneDNN and the memory's speed.
 
-    python -m benchmarks.gemm --type f32 --rows 1 --rows 64 --threads 2
+    python main.py bench gemm --type f32 --rows 1 --rows 64 --threads 2
 
 Each weight stands for a layer of a model: copies of it, more bytes than the caches hold, are used one
 after another. Ours takes fp32 rows and gives fp32, with the rounding or quantizing of the rows in the

@@ -1,7 +1,7 @@
 """What a GPU session measures, section by section: one that fails is recorded and the rest goes on.
 
     tools/benchmarks/gpu.sh                                     # on the machine with the card
-    python -m benchmarks.gpu --device cpu --quick         # the same code, anywhere
+    python -m tools.benchmarks.gpu --device cpu --quick   # the same code, anywhere
 
 Decode (with CUDA graphs and without) and prefill of the engine with random weights, as a share of what
 the bandwidth and the matrix rate measured in the same run allow, beside transformers' own generate and
@@ -27,6 +27,7 @@ import torch
 
 from baton.engine.device import describe_device, pick_device
 from baton.errors import InputError
+from baton.package import ROOT
 from baton.table import table
 from tools.benchmarks import gpu_sections as sections
 from tools.benchmarks.gpu_sections import REASONS, Cell, Plan, reason
@@ -82,7 +83,7 @@ class Report:
     def process(self, name: str, command: list[str], seconds: float) -> None:
         """Run it in a process that prints its cells as JSON lines, for so long at most."""
         begun, cells, failure = time.monotonic(), {}, None
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
             assert child.stdout is not None
             for line in lines_until(child.stdout.fileno(), begun + seconds):
                 message = json.loads(line)
@@ -212,4 +213,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.gpu")
+    main(prog_name="python -m tools.benchmarks.gpu")

@@ -14,13 +14,14 @@ from baton.engine.cuda.graphs import GraphRunner
 from baton.engine.loading import load_model
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward
-from baton.errors import BatonError, InputError
+from baton.errors import BatonError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from baton.topology import Topology
 from tools.benchmarks.disagg import unloaded
 from tools.benchmarks.handover import CPU_TRANSPORTS, GPU_TRANSPORTS, compare
-from tools.measure.shape import shape_of
+from tools.measure.limits import Work
+from tools.measure.shape import required_shape
 from tools.measure.split import Split, options_for, running
 
 BLOCK = 16
@@ -109,31 +110,27 @@ def engine(plan: Plan, model: str) -> Iterator[Cell]:
         _drop(ours)
 
 
-def cell(seconds: float, tokens: int, bytes_read: float, flops: float) -> dict[str, float]:
-    """What took how long, and what it cannot do without (see `share` in gpu.py)."""
-    return {"ms": 1e3 * seconds, "tokens/s": tokens / seconds, "bytes": bytes_read, "flops": flops}
+NO_WORK = Work(0.0, 0.0, 0.0)  # not counted: the cell gets no share of the limit
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Of one model."""
-
-    body: float  # numbers in the layers' matrices
-    numbers: float  # with lm_head
-    bytes: float
-    attention: float  # operations of a query and a key, over all layers
+def cell(seconds: float, tokens: int, work: Work = NO_WORK) -> dict[str, float]:
+    """Time and rate of `tokens` tokens, and the work they cannot do without (see `share` in gpu.py)."""
+    moved = work.weight_bytes + work.kv_bytes
+    return {"ms": 1e3 * seconds, "tokens/s": tokens / seconds, "bytes": moved, "flops": work.flops}
 
 
-def weights_of(ours: Engine) -> Weights:
-    """From the configuration: embeddings are not read but for a few rows. A mixture of experts reads
-    some of its weights, which ones is not known: it is refused."""
-    shape = shape_of(ours.files.config)
-    if shape is None:
-        raise InputError(f"how much of {ours.files.name} a step reads is not in its config.json")
-    wide = 4 if ours.dtype == "float32" else 2
-    narrow = 1 if ours.dtype in ("fp8", "int8") else wide
-    read = narrow * shape.layers + wide * shape.head
-    return Weights(shape.layers, shape.layers + shape.head, read, 4.0 * shape.query_values)
+def work_of(ours: Engine, *, tokens: int, answers: int, cached: int, pairs: float) -> Work:
+    """The least a forward of this engine moves and computes. The lm_head keeps its own dtype where the
+    layers are quantized. Raises InputError for a mixture of experts."""
+    head = "float32" if ours.dtype == "float32" else "bfloat16"
+    return required_shape(ours.files).work(
+        tokens=tokens,
+        answers=answers,
+        cached=cached,
+        dtype=ours.dtype,
+        head_dtype=head,
+        pairs=pairs,
+    )
 
 
 def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, float]:
@@ -145,9 +142,10 @@ def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, f
     tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
     rows = [Row([i], plan.context - 1, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
     seconds = timed(lambda: runner.run(pool, rows).argmax(dim=-1), ours.device, plan.rounds)
-    weights, tokens = weights_of(ours), batch * plan.context
-    read = weights.bytes + tokens * ours.layout.block_bytes / BLOCK
-    return cell(seconds, batch, read, 2 * batch * weights.numbers + weights.attention * tokens)
+    cached = batch * plan.context
+    return cell(
+        seconds, batch, work_of(ours, tokens=batch, answers=batch, cached=cached, pairs=cached)
+    )
 
 
 def prefill(ours: Engine, tokens: int, plan: Plan) -> dict[str, float]:
@@ -157,9 +155,9 @@ def prefill(ours: Engine, tokens: int, plan: Plan) -> dict[str, float]:
     row = Row([7] * tokens, 0, blocks)
     rounds = max(1, plan.rounds // 4)
     seconds = timed(lambda: ours.runner.fill(pool, [row]), ours.device, rounds)
-    weights = weights_of(ours)
-    flops = 2 * weights.body * tokens + weights.attention * tokens**2 / 2
-    return cell(seconds, tokens, weights.bytes, flops)
+    return cell(
+        seconds, tokens, work_of(ours, tokens=tokens, answers=0, cached=0, pairs=tokens**2 / 2)
+    )
 
 
 def _drop(ours: Engine) -> None:
@@ -197,7 +195,7 @@ def generate(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
         return time.perf_counter() - begun
 
     run(2)
-    return cell((run(plan.new) - run(2)) / (plan.new - 2), batch, 0, 0)
+    return cell((run(plan.new) - run(2)) / (plan.new - 2), batch)
 
 
 def continuous(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
@@ -221,7 +219,7 @@ def continuous(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
         raise RuntimeError(f"{len(times)} of {batch} requests were answered")
     last, first = max(each[-1] for each in times), max(each[0] for each in times)
     seconds = (last - first) / (min(map(len, times)) - 1)  # all of them at work
-    return cell(seconds, batch, 0, 0)
+    return cell(seconds, batch)
 
 
 def handover(plan: Plan) -> Iterator[Cell]:

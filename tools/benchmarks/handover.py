@@ -1,7 +1,7 @@
 """What it costs to hand KV blocks from one process to another, by every transport of this machine.
 
-    python -m benchmarks.handover --megabytes 25.6 --megabytes 64 --repeats 7
-    python -m benchmarks.handover --device cuda:0       # both processes on one GPU
+    python main.py bench handover --megabytes 25.6 --megabytes 64 --repeats 7
+    python main.py bench handover --device cuda:0   # both processes on one GPU
 
 The owner is this process, the writer a process of its own. Timed from the writer's first push until
 the owner calls the grant READY: for shared memory, and CUDA IPC on one GPU, that is stamping and
@@ -30,6 +30,7 @@ import zmq
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Receipt, Region
+from baton.package import ROOT
 from baton.transfer.base import Export, Link
 from baton.transfer.registry import CurveKeys, make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs
@@ -98,6 +99,7 @@ class Pair:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            cwd=ROOT,
             text=True,
         )
         plan = {"region": asdict(self.export.region), "blocks": blocks}

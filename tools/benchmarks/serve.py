@@ -56,8 +56,8 @@ class Turn:
     cores: dict[str, float]  # that each process kept busy
 
 
-class Site:
-    """A server in front of a cluster."""
+class Testbed:
+    """A cluster with a server in front of it, asked through HTTP or, offline, through its router."""
 
     def __init__(self, port: int, cluster: Cluster, follower: Follower) -> None:
         self.port = port
@@ -122,14 +122,14 @@ class Site:
 
 
 @contextmanager
-def site(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[Site]:
+def testbed(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[Testbed]:
     """A cluster and a server, ready."""
     options = ClusterOptions(
         model, plan_topology((), (), gpus=0), batch_size=streams, dtype=dtype, prefix_caching=False
     )
     more = ("--stream-interval-ms", f"{interval_ms:g}")
     with fronted(options, limit=streams, say=partial(click.echo, err=True), server=more) as front:
-        yield Site(front.port, front.cluster, front.follower)
+        yield Testbed(front.port, front.cluster, front.follower)
 
 
 def questions_of(requests: int, prompt_tokens: int, new: int, spread: float) -> list[Question]:
@@ -145,11 +145,11 @@ def questions_of(requests: int, prompt_tokens: int, new: int, spread: float) -> 
     ]
 
 
-def turn(at: Site, arm: str, questions: Sequence[Question], streams: int) -> Turn:
+def turn(bed: Testbed, arm: str, questions: Sequence[Question], streams: int) -> Turn:
     """One arm, once."""
-    with Sampler(at.cluster.pids() | {"client": os.getpid()}) as sampler:
+    with Sampler(bed.cluster.pids() | {"client": os.getpid()}) as sampler:
         begun = time.monotonic()
-        work = at.over_http(questions, streams) if arm == "HTTP" else at.offline(questions)
+        work = bed.over_http(questions, streams) if arm == "HTTP" else bed.offline(questions)
         answers = asyncio.run(work)
         seconds = time.monotonic() - begun
     failed = [answer.failure for answer in answers if answer.failure]
@@ -163,15 +163,15 @@ def turn(at: Site, arm: str, questions: Sequence[Question], streams: int) -> Tur
         len(failed),
         1e3 * percentile(ttfts, 50),
         1e3 * percentile(ttfts, 99),
-        _settled(at),
+        _settled(bed),
         dict(usage.cores),
     )
 
 
-def _settled(at: Site) -> float:
+def _settled(bed: Testbed) -> float:
     """Blocks still held: counts are told once a second."""
     deadline = time.monotonic() + 5
-    while (leased := at.leased()) and time.monotonic() < deadline:
+    while (leased := bed.leased()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return leased
 
@@ -203,12 +203,12 @@ def main(
     """The HTTP path beside the offline path: tokens/s, errors, first tokens, the CPU of each process."""
     questions = questions_of(requests, prompt_tokens, new_tokens, spread)
     arms: dict[str, list[Turn]] = {"HTTP": [], "offline": []}
-    with site(model, dtype, streams, interval) as at:
+    with testbed(model, dtype, streams, interval) as bed:
         for arm in arms:
-            turn(at, arm, questions_of(2 * streams, prompt_tokens, 16, 0), streams)  # warms up
+            turn(bed, arm, questions_of(2 * streams, prompt_tokens, 16, 0), streams)  # warms up
         for number in range(rounds):
             for arm in list(arms)[:: -1 if number % 2 else 1]:  # who goes first changes
-                arms[arm].append(turn(at, arm, questions, streams))
+                arms[arm].append(turn(bed, arm, questions, streams))
     lines = [_line(arm, each) for arm, turns in arms.items() for each in turns]
     names = list(arms["HTTP"][0].cores)
     head = ["", "tokens/s", "errors", "TTFT p50, ms", "p99", "blocks held after"]

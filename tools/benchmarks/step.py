@@ -1,6 +1,6 @@
 """Where each millisecond of a forward goes: stage by stage, beside the plain torch path.
 
-    python -m benchmarks.step --model random:gpt2 --dtype float32 --batch 1 --batch 64 --prefill 512
+    python main.py bench step --model random:gpt2 --dtype float32 --batch 1 --batch 64 --prefill 512
 
 Every stage is called by itself and timed, several rounds, the median of each; GB/s and GFLOP/s are of
 weights and products alone. "all in one" is the same forward as it is really run, in one call; "torch"
@@ -136,4 +136,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.step")
+    main(prog_name="python main.py bench step")

@@ -21,7 +21,7 @@ NEAR = 0.05
 
 
 class Verdict(StrEnum):
-    """What became of a claim."""
+    """The outcome of a claim."""
 
     BEATEN = "beaten"
     REPRODUCED = "reproduced"
@@ -31,7 +31,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An improvement of `low` to `high` times. `high` is infinite where no number is claimed."""
+    """An improvement of `low` to `high` times. `high` is infinite if no number is claimed."""
 
     key: str
     title: str
@@ -41,12 +41,12 @@ class Claim:
 
     @classmethod
     def of(cls, key: str, title: str, said: str, times: float) -> "Claim":
-        """One number."""
+        """A claim of one number."""
         return cls(key, title, said, times * (1 - NEAR), times * (1 + NEAR))
 
     @classmethod
     def any_gain(cls, key: str, title: str, said: str) -> "Claim":
-        """No number."""
+        """A claim of an improvement without a number."""
         return cls(key, title, said, 1 + NEAR, inf)
 
 
@@ -66,7 +66,7 @@ CLAIMS = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was measured for one claim. `ratios`: how many times better, round by round; one alone is
+    """The measurement for a claim. `ratios`: how many times better, round by round; a single one is
     exact. `before` and `after` are medians of the two sides, in `unit`."""
 
     key: str
@@ -75,7 +75,7 @@ class Result:
     after: float
     unit: str
     definition: str
-    beside: str = ""  # a sentence with what else was seen
+    beside: str = ""  # a sentence on further observations
 
     @property
     def ratio(self) -> float:
@@ -84,7 +84,7 @@ class Result:
 
 
 def verdict(claim: Claim, result: Result | None) -> Verdict:
-    """By the rule above."""
+    """The outcome, by the rule above."""
     if result is None or not result.ratios:
         return Verdict.UNMEASURED
     if result.ratio >= claim.high:
@@ -94,7 +94,7 @@ def verdict(claim: Claim, result: Result | None) -> Verdict:
 
 def by_rounds(key: str, rounds: Sequence[tuple[float, float]], unit: str, definition: str,
               beside: str = "", *, more_is_better: bool = False) -> Result:  # fmt: skip
-    """From pairs (before, after) of the same round."""
+    """A Result from pairs (before, after) of the same round."""
     ratios = [after / before if more_is_better else before / after for before, after in rounds]
     befores, afters = zip(*rounds, strict=True)
     return Result(key, tuple(ratios), median(befores), median(afters), unit, definition, beside)
@@ -127,7 +127,7 @@ def _numbers(result: Result) -> tuple[str, str, str]:
 
 
 def findings(results: Mapping[str, Result]) -> list[str]:
-    """How many claims hold, which do not, where something loses, and what was seen beside."""
+    """How many claims hold, which do not, where something is slower, and further observations."""
     found = {claim.key: verdict(claim, results.get(claim.key)) for claim in CLAIMS}
     measured = [claim for claim in CLAIMS if found[claim.key] is not Verdict.UNMEASURED]
     if not measured:
@@ -147,9 +147,7 @@ def findings(results: Mapping[str, Result]) -> list[str]:
     losing = [claim for claim in measured if results[claim.key].ratio < 1 - NEAR]
     for claim in losing:
         worse = results[claim.key].ratio
-        sentences.append(
-            f"{claim.title} loses here: {worse:.2f} times, which is worse than without."
-        )
+        sentences.append(f"{claim.title} is worse than without here: {worse:.2f} times.")
     if missing := [claim.title for claim in CLAIMS if found[claim.key] is Verdict.UNMEASURED]:
         sentences.append(f"Not measured: {', '.join(missing)}.")
     return sentences + [
@@ -161,7 +159,7 @@ def findings(results: Mapping[str, Result]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a model takes in one dtype. `rss_bytes` is None where nobody could read it."""
+    """Bytes of a model in one dtype. `rss_bytes` is None if it could not be read."""
 
     dtype: str
     weights: int
@@ -176,7 +174,7 @@ class Held:
 
 
 def memory_result(key: str, full: Held, less: Held) -> Result:
-    """How many times less."""
+    """How many times smaller `less` is."""
     definition = (
         f"weights + KV of one sequence of {full.tokens:,} tokens, "
         f"{full.dtype} to {less.dtype}; exact"
@@ -189,7 +187,7 @@ def memory_result(key: str, full: Held, less: Held) -> Result:
     if full.rss_bytes and less.rss_bytes:
         parts += (
             f"; a decode worker's RSS {amount(full.rss_bytes)} to {amount(less.rss_bytes)} "
-            f"({full.rss_bytes / less.rss_bytes:.2f} times: torch and Python are in there too)"
+            f"({full.rss_bytes / less.rss_bytes:.2f} times: torch and Python included)"
         )
     before, after = full.bytes / 1e6, less.bytes / 1e6
     return Result(key, (before / after,), before, after, "MB", definition, f"{parts}.")

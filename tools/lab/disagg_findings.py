@@ -23,7 +23,7 @@ from tools.measure.split import PD
 WINS, LOSES, EVEN_CELL, UNCLEAR = "wins", "loses", "no difference", "not comparable"
 TOGETHER_MS = 0.1
 EVEN = 0.05
-LESS, MORE = -1, 1  # which is better
+LESS, MORE = -1, 1  # whether less or more is better
 STREAM_METRICS = (
     ("itl_p50", "ITL p50", "ms", LESS),
     ("itl_p99", "ITL p99", "ms", LESS),
@@ -41,13 +41,13 @@ RATE_METRICS = (
 )
 
 Metric = tuple[str, str, str, int]
-Round = Mapping[str, float]  # one arm's numbers of one round, by metric
-Rounds = Mapping[int, Round]  # by the round's number: one that failed is not there
+Round = Mapping[str, float]  # one arm's numbers in one round, by metric
+Rounds = Mapping[int, Round]  # by number; failed rounds are missing
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One metric under one load. `ratios`: P/D to the best colocated arm, round by round."""
+    """One metric under one load. `ratios`: P/D over the best colocated arm, round by round."""
 
     load: str
     metric: str
@@ -65,7 +65,7 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """By the rule above."""
+        """The verdict, by the rule above."""
         if self.unit == "ms" and min(self.ours, self.others[self.best]) < TOGETHER_MS:
             return UNCLEAR
         gains = [_gain(each, self.better) for each in self.ratios]
@@ -78,8 +78,8 @@ class Cell:
 
 
 def cells_of(load: str, arms: Mapping[str, Rounds], metrics: Sequence[Metric]) -> list[Cell]:
-    """Of one load; none if P/D or everything else is missing. The best colocated arm is that with
-    the best median of the rounds it shares with P/D."""
+    """The cells of one load; empty without P/D or without a colocated arm. The best colocated arm has the
+    best median over the rounds it shares with P/D."""
     found = []
     for key, name, unit, better in metrics:
         ours = arms.get(PD, {})
@@ -101,7 +101,7 @@ def cells_of(load: str, arms: Mapping[str, Rounds], metrics: Sequence[Metric]) -
 
 
 def cell_table(cells: Sequence[Cell], arms: Sequence[str]) -> Table:
-    """Cell by cell, those where P/D loses as plainly as those where it wins."""
+    """A row for each cell, losses and wins alike."""
     others = [arm for arm in arms if arm != PD]
     rows = [
         (
@@ -120,9 +120,9 @@ def cell_table(cells: Sequence[Cell], arms: Sequence[str]) -> Table:
 
 
 def conclusion(cells: Sequence[Cell]) -> list[str]:
-    """For which traffic it pays on this machine, as far as was measured."""
+    """For which of the measured traffic the split pays on this machine."""
     if not cells:
-        return ["P/D was not measured beside a colocated cluster: nothing can be said about it."]
+        return ["P/D was not measured beside a colocated cluster: no conclusion."]
     kinds = (WINS, LOSES, EVEN_CELL, UNCLEAR)
     count = {kind: sum(cell.verdict == kind for cell in cells) for kind in kinds}
     rounds = max(len(cell.ratios) for cell in cells)
@@ -130,9 +130,9 @@ def conclusion(cells: Sequence[Cell]) -> list[str]:
     return [
         *(_of_load(load, its) for load, its in _grouped(cells, "load").items()),
         f"Of {len(cells)} cells P/D wins {count[WINS]} and loses {count[LOSES]}; no difference: "
-        f"{count[EVEN_CELL]}; not comparable, for tokens reached the client together: "
+        f"{count[EVEN_CELL]}; not comparable, as tokens reached the client together: "
         f"{count[UNCLEAR]}. A cell counts if {agree} and the median is off by {EVEN:.0%} or more; "
-        "P/D is held against the better of the colocated arms each time.",
+        "P/D is always compared with the better colocated arm.",
         _pays(cells),
     ]
 
@@ -146,7 +146,7 @@ def _of_load(load: str, cells: Sequence[Cell]) -> str:
 
 
 def _pays(cells: Sequence[Cell]) -> str:
-    """A metric that is won somewhere and lost nowhere pays; and the other way round."""
+    """A metric with wins and no losses pays; one with losses and no wins costs."""
     pays, costs, both = [], [], []
     for metric, its in _grouped(cells, "metric").items():
         found = {cell.verdict for cell in its}
@@ -162,9 +162,9 @@ def _pays(cells: Sequence[Cell]) -> str:
         f"it depends on the load for {listed(both)}" if both else "",
     ]
     if not any(said):
-        return "So on this machine the split makes no difference that was measured."
+        return "So on this machine the split makes no measured difference."
     if not pays and not both:
-        said[0] = "no traffic measured here gains by the split"
+        said[0] = "no measured traffic gains from the split"
     return f"So on this machine {'; '.join(each for each in said if each)}."
 
 
@@ -176,7 +176,7 @@ def _grouped(cells: Sequence[Cell], key: str) -> dict[str, list[Cell]]:
 
 
 def goodput_sentence(cells: Sequence[Cell], slo: str) -> str:
-    """Requests within the limits: which arm serves more of them, rate by rate."""
+    """Which arm serves more requests within the SLO, rate by rate."""
     its = [cell for cell in cells if cell.metric == "goodput"]
     if not its:
         return f"Goodput ({slo}) was not measured for P/D and a colocated arm."
@@ -189,7 +189,7 @@ def goodput_sentence(cells: Sequence[Cell], slo: str) -> str:
 
 
 def interference_sentence(arms: Mapping[str, Rounds], load: str) -> str:
-    """What the streams' tokens wait for while long prompts arrive."""
+    """How long the streams' tokens wait while long prompts arrive."""
     parts = [
         f"{number(median(each['itl_max'] for each in rounds.values()))} ms with {arm} "
         f"(p99 {number(median(each['itl_p99'] for each in rounds.values()))})"
@@ -197,14 +197,14 @@ def interference_sentence(arms: Mapping[str, Rounds], load: str) -> str:
         if rounds
     ]
     if not parts:
-        return f"What streams wait for beside long prompts was not measured ({load})."
+        return f"The wait of streams beside long prompts was not measured ({load})."
     return (
         f"The longest wait between two tokens ({load}): {', '.join(parts)}; medians of the rounds."
     )
 
 
 def _ratio(ours: float, theirs: float) -> float:
-    if ours == theirs:  # both nothing, or both for ever
+    if ours == theirs:  # both zero or both infinite
         return 1.0
     return ours / theirs if theirs else inf
 
@@ -236,15 +236,16 @@ class Handed:
 
     @property
     def gb_per_s(self) -> float | None:
-        """None where nothing was moved."""
+        """None if no bytes were copied."""
         return self.moved_bytes / self.ms / 1e6 if self.moved_bytes and self.ms else None
 
 
 def too_fast(handed: Sequence[Handed], read_gb_s: float) -> list[str]:
-    """Hand-overs that report more GB/s than the memory reads: their bytes or their time are wrong."""
+    """A sentence for each hand-over that reports more GB/s than the memory reads, which cannot be
+    right."""
     return [
         f"{each.transport} reports {each.gb_per_s:.1f} GB/s for {each.prompt} tokens, more than the "
-        f"{read_gb_s:.1f} this machine's memory reads: its bytes or its time are wrong"
+        f"{read_gb_s:.1f} of this machine's memory: its bytes or its time are wrong"
         for each in handed
         if each.gb_per_s is not None and each.gb_per_s > read_gb_s
     ]
@@ -279,7 +280,7 @@ def handover_table(handed: Sequence[Handed]) -> Table:
 
 
 def handover_findings(handed: Sequence[Handed], read_gb_s: float) -> list[str]:
-    """What the longest prompt costs by each transport, and whether the figures can be true."""
+    """The cost of the longest prompt by transport, and whether the figures are plausible."""
     if not handed:
         return ["No hand-over was measured."]
     longest = max(each.prompt for each in handed)
@@ -293,7 +294,7 @@ def handover_findings(handed: Sequence[Handed], read_gb_s: float) -> list[str]:
     size = max(each.kv_bytes for each in handed if each.prompt == longest)
     said = [
         f"Handing over the KV of {longest:,} tokens ({size / 1e6:.1f} MB) takes {', '.join(parts)}; "
-        "medians, as the writer measures it."
+        "medians, measured by the writer."
     ]
     wrong = too_fast(handed, read_gb_s)
     fastest = max((each.gb_per_s or 0.0 for each in handed), default=0.0)
@@ -302,7 +303,7 @@ def handover_findings(handed: Sequence[Handed], read_gb_s: float) -> list[str]:
     elif fastest:
         said.append(
             f"The fastest copy moved {number(fastest)} GB/s, below the {number(read_gb_s)} GB/s that "
-            "this machine's memory reads, as it must be: bytes and time are of the same event."
+            "this machine's memory reads, as it must be."
         )
     return said
 

@@ -15,7 +15,7 @@ MODEL = "model"
 
 
 def render(saved: Sequence[Saved], failures: Sequence[Failure] = (), title: str = "Lab") -> str:
-    """The whole file. `failures`: those that belong to no study."""
+    """The whole file. `failures`: those outside any study."""
     parts = [f"# {title} report", introduction(saved)]
     here = next((each.place for each in saved if each.place), {})
     if here:
@@ -28,7 +28,7 @@ def render(saved: Sequence[Saved], failures: Sequence[Failure] = (), title: str 
 
 
 def introduction(saved: Sequence[Saved]) -> str:
-    """What this is, and where to find what."""
+    """The links to the studies, and the commands of those that are missing."""
     links = [f"[{each.study.title}](#{slug(each.study.title)})" for each in saved]
     there = {each.study.name for each in saved}
     missing = [name for name in STUDIES if name not in there]
@@ -40,7 +40,7 @@ def introduction(saved: Sequence[Saved]) -> str:
 
 
 def environment(saved: Sequence[Saved]) -> dict[str, str]:
-    """The model of each study, and the commits and days of all."""
+    """The model of each study, and the commits and dates of all."""
     facts: dict[str, str] = {}
     models: dict[str, list[str]] = {}
     measured = [each for each in saved if each.place]
@@ -57,16 +57,14 @@ def environment(saved: Sequence[Saved]) -> dict[str, str]:
 
 
 def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
-    """One study. What of its place differs from that of the first study is said."""
+    """One study, with the differences of its environment from the first study's."""
     study, moment = saved.study, saved.moment
     parts = [f"## {study.title}", f"*{study.question}*", f"**Varied:** {study.varied}."]
     if study.fixed:
         fixed = "; ".join(f"{name} {value}" for name, value in study.fixed.items())
         parts.append(f"**Held fixed:** {fixed}.")
     if "--quick" in study.command.split():
-        parts.append(
-            "**Quick run:** small numbers, to see that it works; conclude nothing from it."
-        )
+        parts.append("**Quick run:** small numbers, to see that it works; not for conclusions.")
     others = [
         f"{name}: {value} (the first study: {first[name]})"
         for name, value in saved.place.items()
@@ -87,12 +85,12 @@ def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
 
 
 def again(study: Study, moment: Mapping[str, str]) -> str:
-    """How to do it again, and where its raw numbers are."""
-    told = ", ".join(f"{name} {value}" for name, value in moment.items() if name != "command")
-    took = f" (it took {study.seconds:.0f} s)" if study.seconds else ""
-    measured = f" Measured: {told}." if told else ""
+    """How to repeat it, and where its raw numbers are."""
+    facts = ", ".join(f"{name} {value}" for name, value in moment.items() if name != "command")
+    took = f" (took {study.seconds:.0f} s)" if study.seconds else ""
+    measured = f" Measured: {facts}." if facts else ""
     return (
-        f"Do it again{took}:\n\n    {study.command}\n\n"
+        f"Repeat it{took}:\n\n    {study.command}\n\n"
         f"Every measurement: [{study.name}.jsonl]({study.name}.jsonl).{measured}"
     )
 
@@ -128,7 +126,10 @@ def _checklist(saved: Sequence[Saved]) -> list[str]:
         mark = "x" if line.evidence else " "
         evidence = ", ".join(line.evidence) or "no evidence in this report"
         lines.append(f"- [{mark}] **{line.id}** {line.text}: {evidence}")
-    return ["What the seed document asks of a baseline, and where it is shown.", "\n".join(lines)]
+    return [
+        "The seed document's requirements for a baseline, and the evidence for each.",
+        "\n".join(lines),
+    ]
 
 
 Studies = Mapping[str, Study]
@@ -154,7 +155,7 @@ def checklist(saved: Sequence[Saved]) -> list[Line]:
 
 
 def _table(study: str, word: str) -> Callable[[Studies], str]:
-    """A table of this study with numbers, whose title has this word."""
+    """A link to the study's table with this word in its title, if it has rows."""
 
     def look(studies: Studies) -> str:
         tables = studies[study].tables if study in studies else ()
@@ -226,5 +227,5 @@ def slug(title: str) -> str:
 
 
 def findings_title(title: str) -> str:
-    """The heading of a study's findings: unlike those of the others, for it is linked to."""
+    """The heading of a study's findings, unique because the checklist links to it."""
     return f"{title}: findings"

@@ -52,12 +52,12 @@ Cell = Plain | list[float] | list[str]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a study runs with. What is None or empty is the study's own default."""
+    """What a study runs with. None or empty stands for the study's own default."""
 
     output: Path  # the report's folder
     model: str | None = None
     dtype: str = "auto"
-    quick: bool = False  # small numbers: does it run, and what will the report look like?
+    quick: bool = False  # small numbers, to see that it runs
     seed: int = 0
     batch_sizes: tuple[int, ...] = ()
     windows_ms: tuple[float, ...] = ()
@@ -68,7 +68,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Numbers as people read them. Columns after the first are aligned to the right."""
+    """Formatted numbers. Columns after the first are aligned to the right."""
 
     title: str
     header: tuple[str, ...]
@@ -85,7 +85,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What could not be measured, and why, in one line."""
+    """A measurement that failed, and the reason in one line."""
 
     what: str
     why: str
@@ -93,37 +93,39 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One study's result."""
+    """The result of a study."""
 
-    name: str  # as the command line calls it
+    name: str  # its name on the command line
     title: str
     question: str
-    varied: str  # the one thing (or two, each by itself)
-    fixed: Mapping[str, str]  # everything else that matters, by name
-    command: str  # that does it again
+    varied: str  # the one thing that varies (or two, one at a time)
+    fixed: Mapping[str, str]  # everything else that matters
+    command: str  # repeats the study
     findings: tuple[str, ...]
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     failures: tuple[Failure, ...] = ()
     seconds: float = 0.0
-    quotations: Mapping[str, str] = field(default_factory=dict)  # caption: what a model wrote
+    quotations: Mapping[str, str] = field(
+        default_factory=dict
+    )  # text that a model wrote, by caption
 
 
 @dataclass(slots=True)
 class Notebook:
-    """Raw numbers on their way into NAME.jsonl, and words on their way to the terminal."""
+    """Writes raw numbers to NAME.jsonl and progress to the terminal."""
 
     file: Path
     say: Callable[[str], None]
     failures: list[Failure] = field(default_factory=list)
 
     def record(self, what: str, /, **numbers: Cell) -> None:
-        """One measurement, written at once: a run that is broken off keeps what it has."""
+        """Write one measurement at once, so that an interrupted run keeps it."""
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"what": what, **numbers}) + "\n")
 
     def failed(self, what: str, why: object) -> None:
-        """Recorded and told; the study goes on."""
+        """Record and print a failure. The study goes on."""
         text = " ".join(str(why).split()) or type(why).__name__
         self.failures.append(Failure(what, text))
         self.record("failure", cell=what, why=text)
@@ -132,7 +134,7 @@ class Notebook:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A study, where it was measured (machine, versions), and when and of which commit."""
+    """A study, where it was measured (machine, versions), when, and at which commit."""
 
     study: Study
     place: Mapping[str, str]
@@ -140,7 +142,7 @@ class Saved:
 
 
 def save(folder: Path, saved: Saved) -> None:
-    """The file appears whole or not at all."""
+    """Write NAME.json atomically. Raises OutputError."""
     path = folder / f"{saved.study.name}.json"
     part = path.with_suffix(".json.part")
     text = json.dumps(asdict(saved), indent=1, ensure_ascii=False)
@@ -152,7 +154,7 @@ def save(folder: Path, saved: Saved) -> None:
 
 
 def load(folder: Path) -> tuple[list[Saved], list[Failure]]:
-    """All that are there, in the order they run; and what could not be read."""
+    """The stored studies in the order they run, and a Failure for each file that cannot be read."""
     found, failures = [], []
     for name in STUDIES:
         path = folder / f"{name}.json"
@@ -161,7 +163,7 @@ def load(folder: Path) -> tuple[list[Saved], list[Failure]]:
         try:
             found.append(_saved(json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError, LookupError) as error:
-            failures.append(Failure(path.name, f"cannot be read, do `lab {name}` again: {error}"))
+            failures.append(Failure(path.name, f"cannot be read, run `lab {name}` again: {error}"))
     return found, failures
 
 

@@ -1,6 +1,7 @@
-"""What a model's shape costs: weights, and the bytes and products of a forward. Pure, from config.json.
+"""Shape: the size of a model, and the bytes and operations of a forward. Pure, from config.json.
 
-Dense models only: of a mixture of experts a token reads some, which ones is not in the config.
+Dense models only. A token of a mixture of experts reads some of the weights, and the config does not say
+which.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.dtypes import WEIGHT_DTYPES
+from baton.errors import InputError
+from baton.model_files import ModelFiles
 from tools.measure.limits import Work
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -28,18 +31,39 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """All that memory holds."""
+        """All weights that memory holds."""
         return self.layers + self.head + self.embedding
 
-    def work(self, *, tokens: int, answers: int, cached: int, dtype: str) -> Work:
-        """A forward of `tokens`, of which `answers` need logits, over `cached` tokens of KV."""
+    def work(
+        self,
+        *,
+        tokens: int,
+        answers: int,
+        cached: int,
+        dtype: str,
+        head_dtype: str | None = None,
+        pairs: float = 0.0,
+    ) -> Work:
+        """A forward of `tokens`, of which `answers` need logits, over `cached` tokens of KV. `head_dtype`
+        is that of the lm_head where it differs. Attention counts by its `pairs` of a query and a key, 0
+        to leave it out."""
         size, cache_size = ITEM_BYTES[dtype], max(2, ITEM_BYTES[dtype])
+        head_size = ITEM_BYTES[head_dtype or dtype]
         head = self.head if answers else 0
         return Work(
-            weight_bytes=float(size * (self.layers + head)),
+            weight_bytes=float(size * self.layers + head_size * head),
             kv_bytes=float(cache_size * self.kv_values * cached),
-            flops=2.0 * (tokens * self.layers + answers * head),
+            flops=2.0 * (tokens * self.layers + answers * head) + 4.0 * self.query_values * pairs,
         )
+
+
+def required_shape(files: ModelFiles) -> Shape:
+    """As shape_of. Raises InputError where that returns None."""
+    if (shape := shape_of(files.config)) is None:
+        raise InputError(
+            f"the config.json of {files.name} does not say how many bytes a step reads: use a dense model"
+        )
+    return shape
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape | None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers`: make an environment for each peer, once."""
+"""`python -m tools.benchmarks.peers`: make an environment for each peer, once."""
 
 import os
 import shutil
@@ -67,4 +67,4 @@ def main(peers: tuple[str, ...], into: Path, torch_index: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.peers")
+    main(prog_name="python -m tools.benchmarks.peers")

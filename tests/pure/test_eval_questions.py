@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.evaluation.bundle import Example, LanguageModeling, MultipleChoice, Schema, Task
-from tools.evaluation.rendering import rendered, solved_before
-from tools.evaluation.spans import common_end, common_start, question
+from tools.evaluation.questions import common_end, common_start, question, rendered, solved_before
 
 CHOICE = MultipleChoice("What barks?", ("a dog", "a cat"), 0)
 SCHEMA = Schema(("The dog ran because it", "The cat ran because it"), "was late", 1)
