@@ -29,7 +29,10 @@ def test_named_arms_run_in_the_usual_order(peers: Path) -> None:
     ("wanted", "way_out"),
     [
         (("ours", "vllm"), "python -m tools.benchmarks.peers vllm installs it"),
-        (("ours", "nonsense"), "'nonsense' is none of ours, ours P/D, transformers, ctranslate2"),
+        (
+            ("ours", "nonsense"),
+            "'nonsense' is not one of ours, ours P/D, transformers, ctranslate2",
+        ),
         (("transformers",), "--arm ours"),
     ],
 )

@@ -1,12 +1,12 @@
 """`python main.py bench disagg`: the same requests through prefill/decode, colocated, and colocated
-with chunked prefill; on the same cores, with the same flags.
+with chunked prefill, on the same cores and with the same flags.
 
-    mixed     streams decode while long prompts arrive: what do their tokens wait for?
+    mixed     streams decode while long prompts arrive: how long do their tokens wait?
     poisson   requests arrive at random, at several rates: TTFT, ITL, goodput at an SLO
     idle      one long prompt on an idle cluster: what does the hand-over add to its first token?
 
-All three clusters are up all the time and take turns, round by round; an idle one uses no CPU. Figures
-are medians over rounds, comparisons are medians of the ratios within rounds.
+All three clusters run all the time and take turns, round by round; an idle one uses no CPU. Figures are
+medians over rounds, comparisons are medians of the ratios within rounds.
 """
 
 import statistics
@@ -39,14 +39,14 @@ from tools.measure.workload import Load, mixed, poisson, single
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A load, and in which seconds of it gaps count."""
+    """A load, and the seconds (from, to) in which gaps count."""
 
     load: Load
     window: tuple[float, float]
 
 
 def measure(arms: list[RunningArm], case: Case, slo: Slo, rounds: int) -> dict[str, list[Summary]]:
-    """Every arm, in turn."""
+    """Drive the load through every arm in turn, `rounds` times."""
     found: dict[str, list[Summary]] = {arm.split.name: [] for arm in arms}
     for _ in range(rounds):
         for arm in arms:
@@ -56,7 +56,7 @@ def measure(arms: list[RunningArm], case: Case, slo: Slo, rounds: int) -> dict[s
 
 
 def unloaded(arm: RunningArm, prompt: int, tokens: int) -> Trace:
-    """One request alone; the second of two, for the first warms up."""
+    """One request alone: the second of two, as the first warms up."""
     return [arm.drive(single(prompt, tokens, seed))[0] for seed in (1, 2)][-1]
 
 
@@ -98,7 +98,7 @@ def main(
 ) -> None:  # fmt: skip
     """P/D against colocated serving and chunked prefill, on the same cores."""
     if only_idle and output is not None:
-        raise InputError("--only-idle draws no picture and writes no file: leave --output out")
+        raise InputError("--only-idle writes no results: run without --output")
     cores = cores or usable_cores()
     use_cores(cores)
     limit = max(64, streams + prompts)

@@ -1,4 +1,4 @@
-"""The sections of tools/benchmarks/gpu.py. Each yields cells: a name and what was found."""
+"""The sections of tools/benchmarks/gpu.py. Each yields cells: a name and a result."""
 
 import statistics
 import time
@@ -33,7 +33,7 @@ Cell = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is done."""
+    """The amount of work."""
 
     device: torch.device
     dtype: str
@@ -42,18 +42,18 @@ class Plan:
     context: int  # tokens of each sequence in a decode step
     rounds: int
     new: int  # tokens that transformers writes
-    matrix: int  # rows and columns of the one that the rate is measured with
+    matrix: int  # rows and columns of the matrix for the rate
     first_token: tuple[str, int]  # model and tokens of the prompt
     megabytes: float  # of one hand-over
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of weights and cache."""
+        """The dtype of weights and cache."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
 
 def attempt(name: str, run: Callable[[], dict[str, Any]]) -> Cell:
-    """One cell; where it fails (no memory for so many sequences, say) that is what was found."""
+    """One cell. A failure, such as too little memory for the batch, is its result."""
     try:
         return name, run()
     except REASONS as error:
@@ -61,12 +61,12 @@ def attempt(name: str, run: Callable[[], dict[str, Any]]) -> Cell:
 
 
 def reason(error: BaseException) -> str:
-    """In one line."""
+    """An error in one line."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def timed(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds of a call, the device's work done; two more before that are not counted."""
+    """Median seconds of a call with the device's work done, after two warm-up calls."""
     times = []
     for _ in range(rounds + 2):
         _wait(device)
@@ -138,7 +138,7 @@ def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, f
     each = ours.layout.blocks_for(plan.context)
     pool = Pool.private(ours.layout, batch * each, ours.device, spare=True)
     for slab in pool.slabs:
-        slab.zero_()  # what is in the cache does not matter, but that it is a number does
+        slab.zero_()  # any finite numbers will do
     tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
     rows = [Row([i], plan.context - 1, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
     seconds = timed(lambda: runner.run(pool, rows).argmax(dim=-1), ours.device, plan.rounds)
@@ -149,7 +149,7 @@ def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, f
 
 
 def prefill(ours: Engine, tokens: int, plan: Plan) -> dict[str, float]:
-    """One prompt."""
+    """Prefill of one prompt."""
     blocks = list(range(ours.layout.blocks_for(tokens)))
     pool = Pool.private(ours.layout, len(blocks), ours.device)
     row = Row([7] * tokens, 0, blocks)
@@ -161,7 +161,7 @@ def prefill(ours: Engine, tokens: int, plan: Plan) -> dict[str, float]:
 
 
 def _drop(ours: Engine) -> None:
-    """Pool, recordings and all, before the next cell needs the memory."""
+    """Free pool and graphs before the next cell needs the memory."""
     if isinstance(ours.runner, GraphRunner):
         ours.runner.forget()
     if ours.device.type == "cuda":
@@ -169,7 +169,7 @@ def _drop(ours: Engine) -> None:
 
 
 def transformers(plan: Plan, model: str) -> Iterator[Cell]:
-    """transformers' own generate, and its continuous batching, on the same weights."""
+    """transformers' generate and its continuous batching, on the same weights."""
     theirs: Any = load_model(resolve_model(model), plan.device, plan.torch_dtype)
     for batch in plan.batches:
         theirs.set_attn_implementation("sdpa")
@@ -177,13 +177,13 @@ def transformers(plan: Plan, model: str) -> Iterator[Cell]:
         yield attempt(f"{model} transformers generate {batch}", run)
     for batch in plan.batches:
         if plan.device.type == "cuda":
-            torch.cuda.empty_cache()  # it takes what is free for its cache
+            torch.cuda.empty_cache()  # its cache takes all free memory
         run = partial(continuous, theirs, plan, batch)
         yield attempt(f"{model} transformers continuous {batch}", run)
 
 
 def generate(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
-    """A step: the difference between a long run and a short one, so that prefill is not in it."""
+    """Time of a step: the difference between a long run and a short one, so without prefill."""
     ids = torch.full((batch, PROMPT), 7, device=plan.device)
 
     def run(tokens: int) -> float:
@@ -199,8 +199,8 @@ def generate(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
 
 
 def continuous(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
-    """A step of its continuous batching, from its own timestamps of the tokens: its start-up, which
-    captures graphs, is not in them."""
+    """Time of a step of its continuous batching, from its token timestamps, so without the start-up that
+    captures graphs."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=256)  # else 0.9 of the memory
@@ -218,12 +218,12 @@ def continuous(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
     if len(times) < batch:
         raise RuntimeError(f"{len(times)} of {batch} requests were answered")
     last, first = max(each[-1] for each in times), max(each[0] for each in times)
-    seconds = (last - first) / (min(map(len, times)) - 1)  # all of them at work
+    seconds = (last - first) / (min(map(len, times)) - 1)  # while all requests run
     return cell(seconds, batch)
 
 
 def handover(plan: Plan) -> Iterator[Cell]:
-    """KV from a process to another one on the same device, by every transport."""
+    """KV from one process to another on the same device, by every transport."""
     names = GPU_TRANSPORTS if plan.device.type == "cuda" else CPU_TRANSPORTS[:2]
     for figure in compare(plan.megabytes, plan.rounds, plan.device, names):
         found = {
@@ -238,7 +238,8 @@ def handover(plan: Plan) -> Iterator[Cell]:
 
 
 def first_token(plan: Plan) -> Iterator[Cell]:
-    """One long prompt on an idle cluster, split over two processes on one device and in one."""
+    """TTFT of a long prompt on an idle cluster: prefill and decode in two processes on one device, and in
+    one."""
     model, prompt = plan.first_token
     place, found = (str(plan.device),), {}
     for split in (Split("P/D", False, 2 * prompt), Split("colocated", True, 2 * prompt)):

@@ -1,10 +1,10 @@
-"""What fewer bits cost and buy: perplexity, memory and speed of each dtype, on this machine's CPU.
+"""The cost and gain of fewer bits: perplexity and speed of each dtype, on this machine's CPU.
 
     python main.py bench precision --texts 200
 
-Perplexity is that of the bundled model on documents it was not trained on, through the engine that
-serves it, measured as its card says (baton/models/demo/README.md). Speed is that of a decode step of
-random:gpt2, whose weights do not fit a cache; the dtypes take turns.
+Perplexity is that of the bundled model on held-out documents, through the serving engine, measured as
+its card says (baton/models/demo/README.md). Speed is that of a decode step of random:gpt2, whose weights do
+not fit a cache. The dtypes take turns.
 """
 
 import math
@@ -79,7 +79,7 @@ def speeds(model: str, batches: tuple[int, ...], rounds: int) -> dict[str, list[
 def main(
     count: int, model: str, batches: tuple[int, ...], rounds: int, threads: int | None
 ) -> None:
-    """Perplexity, memory and speed of float32, bfloat16, int8 and weight-only int8."""
+    """Perplexity and speed of float32, bfloat16, int8 and weight-only int8."""
     if threads:
         torch.set_num_threads(threads)
     demo = resolve_model("demo")

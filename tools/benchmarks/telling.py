@@ -1,7 +1,8 @@
-"""`python main.py bench telling`: what it costs to tell every token at once.
+"""`python main.py bench telling`: what it costs to send every token at once.
 
-One cluster, the same job again and again, its tokens told at every step, or when the first of them has
-waited 20 or 100 ms (Submit.tell_every_s), in turns: tokens/s, and the CPU time of each process a token.
+One cluster runs the same job repeatedly. Its tokens are sent at every step, or when the first of them has
+waited 20 or 100 ms (Submit.tell_every_s), in turns. Measured: tokens/s, and CPU time of each process per
+token.
 """
 
 import os
@@ -24,7 +25,7 @@ from tools.measure.workload import HIGHEST, LOWEST
 
 
 def job(follower: Follower, prompts: list[tuple[int, ...]], first: int, ask: Ask) -> int:
-    """Tokens that it made."""
+    """Run the job. Returns the number of generated tokens."""
     tasks = [Task(first + i, prompt) for i, prompt in enumerate(prompts)]
     happenings = follower.run(tasks, ask)
     return sum(len(each.token_ids) for each in happenings if isinstance(each, Completion))
@@ -40,7 +41,7 @@ def job(follower: Follower, prompts: list[tuple[int, ...]], first: int, ask: Ask
 def main(
     model: str, dtype: str, batch: int, new_tokens: int, intervals: tuple[float, ...], rounds: int
 ) -> None:
-    """What it costs to tell every token at once."""
+    """What it costs to send every token at once."""
     dice = random.Random(batch)
     prompts = [tuple(dice.randint(LOWEST, HIGHEST) for _ in range(64)) for _ in range(batch)]
     options = ClusterOptions(
@@ -65,7 +66,7 @@ def main(
                     found[interval].append((rate, sampler.usage))
         client.close()
     names = list(found[intervals[0]][0][1].cores)
-    head = ["told every", "tokens/s", *(f"{name}, us a token" for name in names)]
+    head = ["sent every", "tokens/s", *(f"{name}, us a token" for name in names)]
     click.echo(table(head, [_line(each, turns, names) for each, turns in found.items()]))
     slowest = found[intervals[0]]
     for interval, turns in list(found.items())[1:]:

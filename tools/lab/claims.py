@@ -32,7 +32,7 @@ class Sizes:
     rounds: int
     known: int  # tokens of the prefix-cache claim's prompt
     answer: int  # tokens of an answer with speculation
-    texts: int  # prompts of those
+    texts: int  # number of its prompts
     torch_compile_s: float  # limit, loading and measuring included; 0: skipped
 
 

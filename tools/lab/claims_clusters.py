@@ -41,8 +41,8 @@ class Accepted:
     def __str__(self) -> str:
         share = self.stood / self.guessed if self.guessed else 0.0
         return (
-            f"{self.stood} of {self.guessed} draft tokens were accepted ({share:.0%}), {self.tokens} tokens "
-            f"took {self.steps} steps: {self.tokens / self.steps:.2f} a step"
+            f"{self.stood} of {self.guessed} draft tokens were accepted ({share:.0%}), {self.tokens} "
+            f"tokens took {self.steps} steps: {self.tokens / self.steps:.2f} a step"
         )
 
 

@@ -15,17 +15,17 @@ from tools.measure.limits import Work
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 INNER = ("intermediate_size", "ffn_dim", "n_inner")
-GATED = ("silu", "gelu_pytorch_tanh")  # two products into the middle, one out of it
+GATED = ("silu", "gelu_pytorch_tanh")  # activations of a gated MLP, which has three matrices
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, **dict.fromkeys(WEIGHT_DTYPES, 1)}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Numbers of weights (norms and biases, under a thousandth, left out), and of KV values."""
+    """Number of weights (without norms and biases, under a thousandth) and of KV values."""
 
-    layers: int  # weights of all layers: each is read once a step and multiplied once a token
-    head: int  # of the lm_head
-    embedding: int  # of tables that are looked up and not multiplied: 0 where the lm_head is one
+    layers: int  # weights of all layers, read once a step and multiplied once a token
+    head: int  # weights of the lm_head
+    embedding: int  # weights of lookup tables; a table tied to the lm_head is not counted again
     kv_values: int  # of one token, all layers
     query_values: int  # of one token, all layers
 
@@ -58,7 +58,7 @@ class Shape:
 
 
 def required_shape(files: ModelFiles) -> Shape:
-    """As shape_of. Raises InputError where that returns None."""
+    """As shape_of, but raises InputError instead of returning None."""
     if (shape := shape_of(files.config)) is None:
         raise InputError(
             f"the config.json of {files.name} does not say how many bytes a step reads: use a dense model"
@@ -67,7 +67,7 @@ def required_shape(files: ModelFiles) -> Shape:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """None for a mixture of experts, and where the config does not say enough."""
+    """The shape. None for a mixture of experts and for an incomplete config."""
     hidden = config.get("hidden_size") or config.get("n_embd")
     layers = config.get("num_hidden_layers") or config.get("n_layer")
     heads = config.get("num_attention_heads") or config.get("n_head")
