@@ -3,8 +3,8 @@
     python main.py bench precision --texts 200
 
 Perplexity is that of the bundled model on held-out documents, through the serving engine, measured as
-its card says (baton/models/demo/README.md). Speed is that of a decode step of random:gpt2, whose weights do
-not fit a cache. The dtypes take turns.
+its card says (baton/models/demo/README.md). Speed is that of a decode step of random:gpt2, whose weights
+do not fit a cache. The dtypes take turns.
 """
 
 import math
