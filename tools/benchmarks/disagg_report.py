@@ -54,13 +54,13 @@ def compared(arms: Mapping[str, Rounds], ours: str) -> str:
     for other, rounds in arms.items():
         if other == ours:
             continue
-        said: dict[str, list[str]] = {"wins": [], "loses": [], "draws": []}
+        outcomes: dict[str, list[str]] = {"wins": [], "loses": [], "draws": []}
         for figure, name, better in FIGURES:
             times = ratio(arms[ours], rounds, figure)
             gain = times if better == MORE else 1 / times if times else float("inf")
             word = "draws" if abs(gain - 1) < EVEN else "wins" if gain > 1 else "loses"
-            said[word].append(f"{name.split(',')[0]} ({gain:.2f}x)")
-        parts = [f"{word} {', '.join(cells)}" for word, cells in said.items() if cells]
+            outcomes[word].append(f"{name.split(',')[0]} ({gain:.2f}x)")
+        parts = [f"{word} {', '.join(cells)}" for word, cells in outcomes.items() if cells]
         lines.append(f"{ours} against {other}: {'; '.join(parts)}")
     return "\n".join(lines)
 

@@ -80,8 +80,8 @@ def share_table(shares: Sequence[Share]) -> Table:
 
 def findings(runs: Sequence[Run], shares: Sequence[Share]) -> list[str]:
     """Prefill against decode, tokens/s, the largest stage, and the limit of each stage."""
-    said = [slower(runs), speed(runs), largest(runs)]
-    return [*filter(None, said), *map(bound, shares)]
+    sentences = [slower(runs), speed(runs), largest(runs)]
+    return [*filter(None, sentences), *map(bound, shares)]
 
 
 def slower(runs: Sequence[Run]) -> str:

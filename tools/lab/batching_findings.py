@@ -130,19 +130,24 @@ def request_table(cell: Cell, most: int) -> Table:
 
 def findings(sizes: Sequence[Cell], windows: Sequence[Cell], machine_cores: int) -> list[str]:
     """All sentences. `sizes` are cells that differ in batch size, `windows` in the window."""
-    said: list[str] = []
+    sentences: list[str] = []
     burst, staggered = (
         sorted((c for c in sizes if c.load == load), key=lambda c: c.batch) for load in LOADS
     )
     if len(burst) >= 2:
-        said += [verdict(burst), *trades(burst), knee(burst), utilisation(burst, machine_cores)]
+        sentences += [
+            verdict(burst),
+            *trades(burst),
+            knee(burst),
+            utilisation(burst, machine_cores),
+        ]
     if len(staggered) >= 2:
-        said.append(calm(staggered))
+        sentences.append(calm(staggered))
     for load in (STAGGERED, BURST):
         cells = sorted((c for c in windows if c.load == load), key=lambda c: c.window_ms)
         if len(cells) >= 2:
-            said.append(window(cells))
-    return said or ["Nothing to compare: only one batch size and one window were measured."]
+            sentences.append(window(cells))
+    return sentences or ["Nothing to compare: only one batch size and one window were measured."]
 
 
 def verdict(cells: Sequence[Cell]) -> str:

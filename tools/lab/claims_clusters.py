@@ -141,8 +141,8 @@ def _speculated(
         f"whole latency of {new} greedy tokens, {len(loads)} {what}, one request at a time; n-grams, up "
         f"to {GUESSES} draft tokens"
     )
-    said = f"{together(parts)}; the answers are the same, token by token."
-    return by_rounds(key, pairs, "ms", definition, said)
+    remark = f"{together(parts)}; the answers are the same, token by token."
+    return by_rounds(key, pairs, "ms", definition, remark)
 
 
 def _mean_ms(traces: Sequence[Trace]) -> float:
@@ -174,8 +174,8 @@ def prefix_cache(
     definition = (
         f"TTFT of a prompt of {tokens:,} tokens on an idle cluster, new or with a known beginning"
     )
-    said = f"{median(known):,.0f} of {tokens:,} tokens were cached."
-    return by_rounds("prefix", pairs, "ms", definition, said)
+    remark = f"{median(known):,.0f} of {tokens:,} tokens were cached."
+    return by_rounds("prefix", pairs, "ms", definition, remark)
 
 
 FULL = "float32"

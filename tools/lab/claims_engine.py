@@ -135,15 +135,15 @@ def torch_compile(model: str, dtype: str, rounds: int, limit_s: float = TORCH_CO
             start_new_session=True,
         ) as process:
             try:
-                said, wrong = process.communicate(timeout=limit_s)
+                output, errors = process.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
                 raise BatonError(f"torch.compile was not done within {limit_s:g} s") from None
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        raise BatonError(f"torch.compile failed: {last_line(wrong) or process.returncode}")
-    found = json.loads(said.splitlines()[-1])
+        raise BatonError(f"torch.compile failed: {last_line(errors) or process.returncode}")
+    found = json.loads(output.splitlines()[-1])
     return by_rounds(
         "torch.compile",
         [(before, after) for before, after in found["ms"]],

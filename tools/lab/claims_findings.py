@@ -35,19 +35,19 @@ class Claim:
 
     key: str
     title: str
-    said: str
+    claimed: str
     low: float
     high: float
 
     @classmethod
-    def of(cls, key: str, title: str, said: str, times: float) -> "Claim":
+    def of(cls, key: str, title: str, claimed: str, times: float) -> "Claim":
         """A claim of one number."""
-        return cls(key, title, said, times * (1 - NEAR), times * (1 + NEAR))
+        return cls(key, title, claimed, times * (1 - NEAR), times * (1 + NEAR))
 
     @classmethod
-    def any_gain(cls, key: str, title: str, said: str) -> "Claim":
+    def any_gain(cls, key: str, title: str, claimed: str) -> "Claim":
         """A claim of an improvement without a number."""
-        return cls(key, title, said, 1 + NEAR, inf)
+        return cls(key, title, claimed, 1 + NEAR, inf)
 
 
 HALF = "halves latency (2 times)"
@@ -108,13 +108,13 @@ def claims_table(results: Mapping[str, Result]) -> Table:
         rows.append(
             (
                 claim.title,
-                claim.said,
+                claim.claimed,
                 *(_numbers(result) if result else ("-", "-", "-")),
                 str(verdict(claim, result)),
                 result.definition if result else "",
             )
         )
-    head = ("claim", "said", "before", "after", "times", "verdict", "what was measured")
+    head = ("claim", "claimed", "before", "after", "times", "verdict", "what was measured")
     return Table("Claims, measured here", head, tuple(rows))
 
 
@@ -132,16 +132,16 @@ def findings(results: Mapping[str, Result]) -> list[str]:
     measured = [claim for claim in CLAIMS if found[claim.key] is not Verdict.UNMEASURED]
     if not measured:
         return ["No claim could be measured."]
-    said = []
+    counts = []
     for each in (Verdict.BEATEN, Verdict.REPRODUCED, Verdict.NOT):
         its = [
-            f"{claim.title} ({results[claim.key].ratio:.2f} times; {claim.said})"
+            f"{claim.title} ({results[claim.key].ratio:.2f} times; {claim.claimed})"
             for claim in measured
             if found[claim.key] is each
         ]
-        said.append(f"{len(its)} {each}" + (f": {', '.join(its)}" if its else ""))
+        counts.append(f"{len(its)} {each}" + (f": {', '.join(its)}" if its else ""))
     sentences = [
-        f"Of {len(measured)} claims measured here {'; '.join(said)}. Medians of the rounds' ratios; a "
+        f"Of {len(measured)} claims measured here {'; '.join(counts)}. Medians of the rounds' ratios; a "
         f"single number counts as reproduced within {NEAR:.0%} and as beaten above that."
     ]
     losing = [claim for claim in measured if results[claim.key].ratio < 1 - NEAR]

@@ -166,16 +166,16 @@ def _slo(slo: Slo) -> str:
 
 
 def _findings(plan: Plan, found: Found, cells: list[Cell]) -> list[str]:
-    said = [interference_sentence(found.streams, _streams_name(plan))]
+    sentences = [interference_sentence(found.streams, _streams_name(plan))]
     if found.capacity is not None:
-        said.append(
+        sentences.append(
             f"A colocated cluster completes {number(found.capacity)} requests/s here when all come at "
             "once; the arrival rates are shares of that."
         )
     if found.slo is not None:
-        said.append(goodput_sentence(cells, _slo(found.slo)))
-    said += handover_findings(found.handed, found.read_gb_s)
-    return said + conclusion(cells)
+        sentences.append(goodput_sentence(cells, _slo(found.slo)))
+    sentences += handover_findings(found.handed, found.read_gb_s)
+    return sentences + conclusion(cells)
 
 
 def _tables(found: Found, cells: list[Cell]) -> list[Table]:

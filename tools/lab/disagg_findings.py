@@ -113,7 +113,7 @@ def cell_table(cells: Sequence[Cell], arms: Sequence[str]) -> Table:
         )
         for cell in cells
     ]
-    title = "P/D beside the best colocated arm, cell by cell"
+    title = "P/D against the best colocated arm, cell by cell"
     return Table(
         title, ("load: metric", PD, *others, "P/D : best colocated", "verdict"), tuple(rows)
     )
@@ -126,7 +126,7 @@ def conclusion(cells: Sequence[Cell]) -> list[str]:
     kinds = (WINS, LOSES, EVEN_CELL, UNCLEAR)
     count = {kind: sum(cell.verdict == kind for cell in cells) for kind in kinds}
     rounds = max(len(cell.ratios) for cell in cells)
-    agree = "the one round says so" if rounds == 1 else "all rounds agree"
+    agree = "the one round agrees" if rounds == 1 else "all rounds agree"
     return [
         *(_of_load(load, its) for load, its in _grouped(cells, "load").items()),
         f"Of {len(cells)} cells P/D wins {count[WINS]} and loses {count[LOSES]}; no difference: "
@@ -138,11 +138,11 @@ def conclusion(cells: Sequence[Cell]) -> list[str]:
 
 
 def _of_load(load: str, cells: Sequence[Cell]) -> str:
-    said = []
+    sentences = []
     for verdict in (WINS, LOSES):
         hits = [f"{c.metric} ({times(c.ratio)} times)" for c in cells if c.verdict == verdict]
-        said.append(f"{verdict} {', '.join(hits)}" if hits else f"{verdict} nothing")
-    return f"{load}: P/D {'; '.join(said)}."
+        sentences.append(f"{verdict} {', '.join(hits)}" if hits else f"{verdict} nothing")
+    return f"{load}: P/D {'; '.join(sentences)}."
 
 
 def _pays(cells: Sequence[Cell]) -> str:
@@ -156,16 +156,16 @@ def _pays(cells: Sequence[Cell]) -> str:
             pays.append(metric)
         elif LOSES in found:
             costs.append(metric)
-    said = [
+    sentences = [
         f"it pays for traffic that is judged by {listed(pays)}" if pays else "",
         f"it costs traffic that is judged by {listed(costs)}" if costs else "",
         f"it depends on the load for {listed(both)}" if both else "",
     ]
-    if not any(said):
+    if not any(sentences):
         return "So on this machine the split makes no measured difference."
     if not pays and not both:
-        said[0] = "no measured traffic gains from the split"
-    return f"So on this machine {'; '.join(each for each in said if each)}."
+        sentences[0] = "no measured traffic gains from the split"
+    return f"So on this machine {'; '.join(each for each in sentences if each)}."
 
 
 def _grouped(cells: Sequence[Cell], key: str) -> dict[str, list[Cell]]:
@@ -292,20 +292,20 @@ def handover_findings(handed: Sequence[Handed], read_gb_s: float) -> list[str]:
         how = f"{number(median(speeds))} GB/s" if speeds else "nothing copied"
         parts.append(f"{number(median(e.ms for e in its))} ms by {WAYS[transport]} ({how})")
     size = max(each.kv_bytes for each in handed if each.prompt == longest)
-    said = [
+    sentences = [
         f"Handing over the KV of {longest:,} tokens ({size / 1e6:.1f} MB) takes {', '.join(parts)}; "
         "medians, measured by the writer."
     ]
     wrong = too_fast(handed, read_gb_s)
     fastest = max((each.gb_per_s or 0.0 for each in handed), default=0.0)
     if wrong:
-        said += wrong
+        sentences += wrong
     elif fastest:
-        said.append(
+        sentences.append(
             f"The fastest copy moved {number(fastest)} GB/s, below the {number(read_gb_s)} GB/s that "
             "this machine's memory reads, as it must be."
         )
-    return said
+    return sentences
 
 
 def grouped(handed: Sequence[Handed]) -> dict[tuple[str, int], list[Handed]]:

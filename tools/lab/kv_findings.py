@@ -118,13 +118,13 @@ def sequence_bytes(length: int, memory: Memory) -> int:
 def findings(points: Sequence[Point], memory: Memory) -> list[str]:
     """All sentences: what the cache saves, how costs grow, how large it is."""
     both = pairs(points)
-    said = [*saving(both), *same(both)]
+    sentences = [*saving(both), *same(both)]
     with_, without = ([p for p in points if p.use_kv_cache is on] for on in (True, False))
-    said += growth("A token without the cache", without, [p.token_s for p in without])
-    said += growth("A token with the cache", with_, [p.token_s for p in with_])
-    said += growth("A whole answer without the cache", without, [p.total_s for p in without])
-    said += growth("A whole answer with the cache", with_, [p.total_s for p in with_])
-    return [*said, *weight(memory)]
+    sentences += growth("A token without the cache", without, [p.token_s for p in without])
+    sentences += growth("A token with the cache", with_, [p.token_s for p in with_])
+    sentences += growth("A whole answer without the cache", without, [p.total_s for p in without])
+    sentences += growth("A whole answer with the cache", with_, [p.total_s for p in with_])
+    return [*sentences, *weight(memory)]
 
 
 def saving(both: Sequence[Pair]) -> list[str]:
@@ -132,13 +132,13 @@ def saving(both: Sequence[Pair]) -> list[str]:
     if not both:
         return ["No length was measured both with and without the cache: nothing to compare."]
     first, last = both[0], both[-1]
-    said = [
+    sentences = [
         f"After a prompt of {each.with_.prompt_len:,} tokens, {len(each.with_.per_token_s)} new ones "
         f"come {each.speedup:.2f} times as fast with the cache ({milliseconds(each.with_.total_s)} "
         f"instead of {milliseconds(each.without.total_s)})."
         for each in dict.fromkeys((first, last))
     ]  # fmt: skip
-    return [verdict(both), *said]
+    return [verdict(both), *sentences]
 
 
 def verdict(both: Sequence[Pair]) -> str:
@@ -225,7 +225,7 @@ def _shape(found: Curve) -> str:
 
 def weight(memory: Memory) -> list[str]:
     """Bytes of a token, and when the cache outgrows the weights and the memory."""
-    said = [
+    sentences = [
         f"A token's keys and values take {memory.token_bytes:,} bytes "
         f"({memory.token_bytes / 1e3:.1f} kB)."
     ]
@@ -236,20 +236,20 @@ def weight(memory: Memory) -> list[str]:
             for batch in BATCHES
             if (length := -(-tokens // batch)) <= memory.context
         )
-        said.append(
+        sentences.append(
             f"The cache is larger than the weights ({gigabytes(memory.weight_bytes)}) from {tokens:,} "
             f"tokens on: {where or 'beyond the context, at all batches considered'}."
         )
     longest = min(memory.context, LENGTHS[-1])
     size = sequence_bytes(longest, memory)
     fit = memory.free_bytes // size
-    said.append(
+    sentences.append(
         f"Beside the weights {gigabytes(memory.free_bytes)} are free here: "
         f"{memory.free_bytes // memory.token_bytes:,} tokens of cache, {fit:,} sequences of "
         f"{longest:,}"
         + ("." if fit else ": not even one, so the memory is full before the context.")
     )
-    return said
+    return sentences
 
 
 def _mb(size: int) -> str:

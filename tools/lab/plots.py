@@ -238,8 +238,8 @@ def draw_claims(results: Mapping[str, Result], path: Path) -> None:
         found = verdict(claim, result)
         axis.barh(y - 0.16, result.ratio - 1, left=1, height=0.42, color=VERDICT_COLOURS[found])
         axis.plot(result.ratios, [y - 0.16] * len(result.ratios), "o", color="#202020", ms=2.6)
-        said = f"{result.ratio:.2f} times: {found}"
-        axis.text(1.01, y - 0.16, said, transform=margin, va="center", fontsize=8.5)
+        label = f"{result.ratio:.2f} times: {found}"
+        axis.text(1.01, y - 0.16, label, transform=margin, va="center", fontsize=8.5)
     axis.axvline(1, color="#404040", lw=0.9)
     axis.set_xscale("log")
     axis.set_xlim(left, right)
@@ -276,8 +276,8 @@ def draw_interference(traces: Mapping[str, Sequence[Trace]], pace: Pace, path: P
         for i, prompt in enumerate(each for each in traces[arm] if not each.watched):
             label = "a long prompt arrives" if i == 0 else None
             axis.axvline(prompt.intended, color="#404040", lw=0.9, ls="--", label=label)
-        said = f"p99 {number(percentile(counted, 99))} ms, longest {number(max(counted, default=0))} ms"
-        axis.set_title(f"{arm}: {said}", loc="left", fontsize=9.5)
+        label = f"p99 {number(percentile(counted, 99))} ms, longest {number(max(counted, default=0))} ms"
+        axis.set_title(f"{arm}: {label}", loc="left", fontsize=9.5)
         axis.set_yscale("log")
         axis.set_ylabel("gap, ms")
         _tidy(axis)
