@@ -1,4 +1,4 @@
-"""A bundle's folder: what is read, and what is said of mistakes in it."""
+"""Reading a bundle's folder, and the errors for mistakes in it."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Which tokens of an example are its answer, and what its texts look like."""
+"""The texts of an example, and the tokens of its answer."""
 
 import pytest
 from hypothesis import given

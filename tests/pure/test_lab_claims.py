@@ -1,4 +1,4 @@
-"""What the claims study says, from made-up numbers; and the arithmetic it stands on."""
+"""Findings of the claims study from made-up numbers, and its arithmetic."""
 
 from math import inf
 

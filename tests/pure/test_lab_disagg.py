@@ -1,4 +1,4 @@
-"""What the disaggregation study says, from made-up numbers; and what it plans."""
+"""Findings of the disaggregation study from made-up numbers, and its plan."""
 
 from collections.abc import Mapping, Sequence
 from math import inf

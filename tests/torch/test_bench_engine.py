@@ -1,4 +1,4 @@
-"""Which arms `bench engine` runs, and what it says of those that answer otherwise."""
+"""The arms of `bench engine`, differing answers, and the roofline."""
 
 from pathlib import Path
 
