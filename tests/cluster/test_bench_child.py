@@ -1,4 +1,4 @@
-"""The processes of `bench engine`'s arms: what they say, how they fail, and that they end."""
+"""The processes of `bench engine`'s arms: answers, failures, and their end."""
 
 import os
 import select

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from baton.client.http import HttpClient
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
 from tests.cluster.processes import short_folder, terminals, until
-from tools.evaluation import bundled
+from tools.evaluation import data
 from tools.evaluation.engine import EngineSubject
-from tools.evaluation.perplexity import foresee
+from tools.evaluation.perplexity import score_texts
 from tools.evaluation.server import ServerSubject
 from tools.evaluation.subject import Span
 
-FILES = resolve_model(bundled.MODEL)
+FILES = resolve_model(data.BUNDLED_MODEL)
 TEXT = "In an ancient castle, there is a hidden clock. Nobody has ever heard it strike. " * 12
 
 
@@ -36,7 +35,7 @@ def url() -> Iterator[str]:
 def test_a_server_and_the_engine_give_the_same_numbers(url: str) -> None:
     tokenizer = Tokenizer(FILES.tokenizer_file)
     here = EngineSubject(FILES, device="cpu", dtype="auto", threads=None)
-    there = ServerSubject(HttpClient(url), FILES, served=None)
+    there = ServerSubject(url, FILES, served=None)
     assert (there.about.model, there.about.context) == (here.about.model, here.about.context)
 
     ids = tokenizer.encode(TEXT)
@@ -44,10 +43,12 @@ def test_a_server_and_the_engine_give_the_same_numbers(url: str) -> None:
     for ours, theirs in zip(here.score(spans), there.score(spans), strict=True):
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
         assert ours.likeliest == theirs.likeliest
-    one, other = (foresee(each, tokenizer, [TEXT], window=100, stride=30) for each in (here, there))
+    one, other = (
+        score_texts(each, tokenizer, [TEXT], window=100, stride=30) for each in (here, there)
+    )
     assert one.bits == pytest.approx(other.bits, rel=1e-5)
 
-    prompts = [tuple(tokenizer.encode(pair.prompt)) for pair in bundled.pairs()[:20]]
+    prompts = [tuple(tokenizer.encode(pair.prompt)) for pair in data.held_out_pairs()[:20]]
     assert list(here.write(prompts, 12)) == list(there.write(prompts, 12))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.processes import Terminal, children_of, terminals, until
-from tools.lab.checklist import slug
+from tools.lab.report import slug
 
 Type = Callable[..., Terminal]
 LONG_S = 240.0  # for seconds of work, on a machine that is busy with other things
@@ -100,7 +100,7 @@ def test_a_study_that_is_broken_off_leaves_the_others_and_no_process(
     assert not Path(f"/proc/{child}").exists()
     report = (tmp_path / "README.md").read_text()
     assert "## KV cache" in report
-    assert "* batching: was broken off; what it had measured is in batching.jsonl.part" in report
+    assert "* batching: was interrupted; its measurements are in batching.jsonl.part" in report
     assert any(each["what"] == "round" for each in lines_of(tmp_path / "batching.jsonl.part"))
 
 

@@ -15,11 +15,10 @@ from baton.errors import BatonError, InputError, ModelError, WorkerLost
 from baton.host import process_runs
 from baton.model_files import resolve_model
 from tests.cluster.processes import children_of, until
-from tools.lab import claims, claims_engine, disagg, disagg_handover
-from tools.lab.claims_verdict import CLAIMS
-from tools.lab.disagg_plan import CHUNKED, COLOCATED, PD
+from tools.lab import claims, claims_engine, disagg, disagg_runs
+from tools.lab.claims_findings import CLAIMS
 from tools.lab.study import Notebook, Setting, Study
-from tools.measure.split import Split, started
+from tools.measure.split import CHUNKED, COLOCATED, PD, Split, started
 from tools.measure.workload import Load, Planned, burst
 
 pytestmark = pytest.mark.alone
@@ -51,7 +50,7 @@ def assert_pictures(folder: Path, study: Study, count: int) -> None:
 def test_the_disaggregation_study_has_numbers_pictures_and_a_conclusion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disagg_handover, "TRANSPORTS", ("frames", "cuda_ipc"))
+    monkeypatch.setattr(disagg_runs, "TRANSPORTS", ("frames", "cuda_ipc"))
     setting = Setting(tmp_path, quick=True, rates=(8.0,), prompt_lengths=(64, 5000))
     study = disagg.run(setting, notebook_in(tmp_path))
 
@@ -94,7 +93,7 @@ def test_the_claims_study_has_a_verdict_for_every_claim(
         "torch.compile", "batching",
     }  # fmt: skip
     assert verdicts["half precision"] == "reproduced"
-    assert any("guesses stood" in line for line in study.findings)
+    assert any("draft tokens were accepted" in line for line in study.findings)
     assert_pictures(tmp_path, study, 1)
     assert {line["key"] for line in lines_of(tmp_path) if line["what"] == "claim"} == {
         claim.key for claim in CLAIMS if claim.title not in ("torch.compile", "batching")

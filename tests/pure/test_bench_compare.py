@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks: what is called a win, a hit, a latency."""
+"""The arithmetic of the benchmarks: wins, hits, latencies, loads."""
 
 import random
 from dataclasses import replace

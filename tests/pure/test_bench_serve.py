@@ -1,4 +1,4 @@
-"""What `bench serve` counts as an answer: only a stream that has ended well."""
+"""`bench serve` counts a stream as an answer only if it ended well."""
 
 import pytest
 

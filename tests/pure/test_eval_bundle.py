@@ -1,4 +1,4 @@
-"""A bundle's folder: what is read, and what is said of mistakes in it."""
+"""Reading a bundle's folder, and the errors for mistakes in it."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import pytest
 
 from baton.errors import InputError
 from tools.evaluation.bundle import LanguageModeling, MultipleChoice, Schema, read_bundle
-from tools.evaluation.bundled import BUNDLE
+from tools.evaluation.data import BUNDLE
 
 TASK = """- label: t
   dataset_uri: sub/t.jsonl
@@ -75,7 +75,7 @@ def test_a_number_is_taken_as_it_is_written(folder: Path) -> None:
     ("line", "words"),
     [
         ([], "an object is needed, got []"),
-        ({"query": "q", "gold": 0}, "there is no 'choices'; it has 'query', 'gold'"),
+        ({"query": "q", "gold": 0}, "missing field 'choices'; there are 'query', 'gold'"),
         ({"query": "q", "choices": ["a"], "gold": 0}, "choices must be a list of 2 or more texts"),
         ({"query": "q", "choices": ["a", None], "gold": 0}, "choices[1] must be a text, got null"),
         ({"query": "q", "choices": ["a", "b"], "gold": 2}, "gold must be a number from 0 to 1, got 2"),
@@ -92,21 +92,21 @@ def test_a_wrong_line_is_named(folder: Path, line: object, words: str) -> None:
 def test_a_line_that_is_no_json_is_named(folder: Path) -> None:
     file = folder / "eval_data" / "sub" / "t.jsonl"
     file.write_text('\n{"context": "a", "continuation"\n')
-    assert "t.jsonl:2: this is no JSON" in refused(folder)
+    assert "t.jsonl:2: not valid JSON" in refused(folder)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
         ("core.yaml", "icl_tasks: 3", "core.yaml has no list icl_tasks"),
-        ("core.yaml", "icl_tasks: [", "core.yaml is no YAML"),
-        ("core.yaml", "icl_tasks: [{label: t}]", "task 1: there is no 'icl_task_type'"),
+        ("core.yaml", "icl_tasks: [", "core.yaml is not valid YAML"),
+        ("core.yaml", "icl_tasks: [{label: t}]", "task 1: missing field 'icl_task_type'"),
         ("core.yaml", CORE.format(kind="riddle"), "icl_task_type must be one of"),
         ("core.yaml", CORE.format(kind="schema").replace("[2]", "six"), "num_fewshot must be"),
         ("core.yaml", CORE.format(kind="schema").replace("t\n", "u\n", 1), "no line for 'u'"),
         ("core.yaml", CORE.format(kind="schema") + TASK.format(kind="schema"), "'t' twice"),
-        ("eval_meta_data.csv", "Eval Task\nt\n", "eval_meta_data.csv:2: there is no 'Random baseline'"),
-        ("eval_meta_data.csv", META.replace("25", "much"), "eval_meta_data.csv:2: 'much' is no number"),
+        ("eval_meta_data.csv", "Eval Task\nt\n", "csv:2: missing column 'Random baseline'"),
+        ("eval_meta_data.csv", META.replace("25", "much"), "csv:2: 'much' is not a percentage"),
         ("eval_meta_data.csv", META.replace("25", "100"), "below 100"),
     ],
 )  # fmt: skip
@@ -123,7 +123,7 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 def test_more_solved_examples_than_there_are_others_are_refused(folder: Path) -> None:
     fill(folder, "schema", LINES["schema"][:2])
-    assert "2 solved examples are wanted beside each" in refused(folder)
+    assert "2 solved examples for each need more than the 2 of" in refused(folder)
 
 
 def test_the_bundled_one_has_all_three_kinds_and_no_answer_at_one_place() -> None:

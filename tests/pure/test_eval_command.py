@@ -1,4 +1,4 @@
-"""The command's refusals, and what is made of a server that is busy, wrong or none. No torch."""
+"""Errors of the command, and servers that are busy, wrong or missing. No torch."""
 
 import json
 import threading
@@ -14,8 +14,8 @@ from baton.client.http import HttpClient
 from baton.errors import InputError, ProtocolError
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
-from tools.evaluation.lines import read_text
-from tools.evaluation.server import PROBE, Patient, ServerSubject
+from tools.evaluation.data import read_text
+from tools.evaluation.server import PROBE, RetryingClient, ServerSubject
 from tools.evaluation.subject import Span
 
 DEMO = resolve_model("demo")
@@ -26,15 +26,15 @@ Serve = Callable[[list[Answer]], str]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("perplexity --device cpu --url http://x", "--device is of use not with --url"),
-        ("core --served-model x", "--served-model is of use only with --url"),
+        ("perplexity --device cpu --url http://x", "--device has no effect with --url"),
+        ("core --served-model x", "--served-model has no effect without --url"),
         ("core --bundle /nowhere", "core.yaml cannot be read: No such file"),
         ("perplexity --text /nowhere", "/nowhere cannot be read: No such file"),
-        ("--json /nowhere/x.json", "there is no folder /nowhere"),
+        ("--json /nowhere/x.json", "no such folder: /nowhere"),
         ("perplexity --model demoo", "did you mean demo"),
         ("--url localhost:8000", "--url must begin with http:// or https://"),
         ("--url http://127.0.0.1:1", "no server answers at http://127.0.0.1:1"),
-        ("--model demo core", "--model belongs behind 'core', or to eval alone"),
+        ("--model demo core", "put --model after 'core'"),
         ("perplexity --stride 0", "0 is not in the range"),
     ],
 )
@@ -115,29 +115,31 @@ def probe() -> Answer:
 def test_a_busy_server_is_asked_again_after_what_it_says(serve: Serve) -> None:
     pauses: list[float] = []
     site = HttpClient(serve([(503, {}), (503, {}), (200, {"fine": 1})]))
-    assert Patient(site, pauses.append).ask("/x") == {"fine": 1}
+    assert RetryingClient(site, pauses.append).ask("/x") == {"fine": 1}
     assert pauses == [7.0, 7.0]
 
 
 def test_a_server_that_stays_busy_is_given_up(serve: Serve) -> None:
     site = HttpClient(serve([(503, {"error": {"message": "too\nmany"}})]))
-    with pytest.raises(InputError, match="says 503: too many"):
-        Patient(site, pause=lambda s: None).ask("/x")
+    with pytest.raises(InputError, match="status 503: too many"):
+        RetryingClient(site, pause=lambda s: None).ask("/x")
 
 
 def test_a_refusal_is_told_in_the_servers_words(serve: Serve) -> None:
-    with pytest.raises(InputError, match="says 401: who are you"):
-        Patient(HttpClient(serve([(401, {"error": {"message": "who are you"}})]))).ask("/v1/models")
+    with pytest.raises(InputError, match="status 401: who are you"):
+        RetryingClient(HttpClient(serve([(401, {"error": {"message": "who are you"}})]))).ask(
+            "/v1/models"
+        )
 
 
 def test_what_is_no_json_is_no_answer(serve: Serve) -> None:
-    with pytest.raises(ProtocolError, match="answers no JSON"):
-        Patient(HttpClient(serve([(200, b"<html>")]))).ask("/v1/models")
+    with pytest.raises(ProtocolError, match="the answer is not JSON"):
+        RetryingClient(HttpClient(serve([(200, b"<html>")]))).ask("/v1/models")
 
 
 def test_scores_are_those_of_the_echoed_prompt(serve: Serve) -> None:
     url = serve([models("demo"), probe(), echoed([5, 6, 7])])
-    subject = ServerSubject(HttpClient(url), DEMO, served=None)
+    subject = ServerSubject(url, DEMO, served=None)
     assert (subject.about.context, subject.about.longest) == (100, 99)
     (found,) = subject.score([Span((5, 6, 7), 1)])
     assert found.logprobs == (-1.0, -1.0)
@@ -147,24 +149,24 @@ def test_scores_are_those_of_the_echoed_prompt(serve: Serve) -> None:
 def test_a_server_without_the_likeliest_tokens_is_refused(serve: Serve) -> None:
     status, answer = probe()
     answer["choices"][0]["logprobs"]["top_logprobs"] = None
-    with pytest.raises(ProtocolError, match="it cannot be asked to score"):
-        ServerSubject(HttpClient(serve([models("demo"), (status, answer)])), DEMO, served=None)
+    with pytest.raises(ProtocolError, match="it cannot score"):
+        ServerSubject(serve([models("demo"), (status, answer)]), DEMO, served=None)
 
 
 @pytest.mark.parametrize("served", [None, "c"])
 def test_which_of_several_models_must_be_said(serve: Serve, served: str | None) -> None:
-    with pytest.raises(InputError, match=r"serves a, b, and .*: use --served-model"):
-        ServerSubject(HttpClient(serve([models("a", "b")])), DEMO, served=served)
+    with pytest.raises(InputError, match=r"serves a, b.*: choose with --served-model"):
+        ServerSubject(serve([models("a", "b")]), DEMO, served=served)
 
 
 def test_a_server_with_another_tokenizer_is_refused(serve: Serve) -> None:
     ids = Tokenizer(DEMO.tokenizer_file).encode(PROBE)
     other = echoed(ids, words=["other"] * len(ids))
     with pytest.raises(InputError, match="has another tokenizer"):
-        ServerSubject(HttpClient(serve([models("demo"), other])), DEMO, served=None)
+        ServerSubject(serve([models("demo"), other]), DEMO, served=None)
 
 
 def test_a_server_that_cannot_score_is_refused(serve: Serve) -> None:
     mute = 200, {"choices": [{"index": 0, "text": "", "logprobs": None}]}
-    with pytest.raises(ProtocolError, match="it cannot be asked to score"):
-        ServerSubject(HttpClient(serve([models("demo"), mute])), DEMO, served=None)
+    with pytest.raises(ProtocolError, match="it cannot score"):
+        ServerSubject(serve([models("demo"), mute]), DEMO, served=None)

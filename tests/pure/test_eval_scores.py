@@ -1,4 +1,4 @@
-"""Scores whose answers are known, of a subject told what to say; BLEU and ROUGE of given texts."""
+"""Known scores from a scripted model, windows, BLEU and ROUGE of given texts."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -14,8 +14,9 @@ from baton.package import ROOT
 from baton.text import Tokenizer
 from tools.evaluation.bundle import LanguageModeling, MultipleChoice, Schema, Task
 from tools.evaluation.core import TaskResult, centered, core, first_tokens, run_task
-from tools.evaluation.generation import Pair, corpus_bleu, read_pairs, write
-from tools.evaluation.perplexity import foresee
+from tools.evaluation.data import Pair, read_pairs
+from tools.evaluation.generation import corpus_bleu, write
+from tools.evaluation.perplexity import score_texts, spans_of, windows
 from tools.evaluation.report import core_table
 from tools.evaluation.rouge import Rouge, common_subsequence, rouge, words
 from tools.evaluation.subject import About, Continuation, Meter, Scored, Span
@@ -24,11 +25,11 @@ VOCABULARY = 2048
 UNIFORM = -math.log(VOCABULARY)
 
 
-class Told:
-    """A model for which the tokens of some words are likely and all others equally unlikely."""
+class Scripted:
+    """A scripted model: some tokens are likely and all others equally unlikely."""
 
     def __init__(self, *likely: int, longest: int = 64, says: str = "") -> None:
-        self.about = About("told", "f", "in process", "nowhere", "forward", longest, longest)
+        self.about = About("scripted", "f", "in process", "nowhere", "forward", longest, longest)
         self.meter = Meter()
         self.asked: list[Span] = []
         self._likely, self._says = set(likely), says
@@ -50,7 +51,7 @@ def tokenizer() -> Tokenizer:
 
 
 def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large(tokenizer: Tokenizer) -> None:
-    found = foresee(Told(), tokenizer, ["In the future " * 60], window=20, stride=7)
+    found = score_texts(Scripted(), tokenizer, ["In the future " * 60], window=20, stride=7)
     assert found.perplexity == pytest.approx(VOCABULARY)
     assert found.bits_per_token == pytest.approx(11)
     assert found.tokens == len(tokenizer.encode("In the future " * 60)) - 1
@@ -59,23 +60,23 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large(tokenizer: T
 def test_bits_per_byte_are_over_what_the_scored_tokens_stand_for(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("Größe")
     first = tokenizer.decode(ids[:1])
-    found = foresee(Told(), tokenizer, ["Größe"])
+    found = score_texts(Scripted(), tokenizer, ["Größe"])
     assert found.text_bytes == len("Größe".encode()) - len(first.encode())
     assert found.bits_per_byte == pytest.approx(11 * (len(ids) - 1) / found.text_bytes)
 
 
 def test_a_first_token_that_is_half_a_character_takes_no_bytes(tokenizer: Tokenizer) -> None:
-    assert foresee(Told(), tokenizer, ["日本"]).text_bytes == 6
+    assert score_texts(Scripted(), tokenizer, ["日本"]).text_bytes == 6
 
 
 def test_a_perplexity_beyond_all_numbers_is_infinite(tokenizer: Tokenizer) -> None:
-    found = foresee(Told(), tokenizer, ["one two"])
+    found = score_texts(Scripted(), tokenizer, ["one two"])
     assert replace(found, bits=found.tokens * 2000.0).perplexity == math.inf
 
 
 def test_texts_are_read_apart_and_each_ends(tokenizer: Tokenizer) -> None:
-    subject = Told()
-    found = foresee(subject, tokenizer, ["one", "two three"], end=0)
+    subject = Scripted()
+    found = score_texts(subject, tokenizer, ["one", "two three"], end=0)
     ids = [(*tokenizer.encode(text), 0) for text in ("one", "two three")]
     assert [span.token_ids for span in subject.asked] == ids
     assert {span.start for span in subject.asked} == {1}
@@ -93,12 +94,12 @@ def test_a_window_beyond_the_context_is_refused(
     tokenizer: Tokenizer, options: dict[str, int], words_: str
 ) -> None:
     with pytest.raises(InputError, match=words_):
-        foresee(Told(), tokenizer, ["one two"], **options)
+        score_texts(Scripted(), tokenizer, ["one two"], **options)
 
 
 def test_a_text_of_one_token_is_nothing_to_score(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="nothing to score"):
-        foresee(Told(), tokenizer, ["I"])
+        score_texts(Scripted(), tokenizer, ["I"])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_guessing_is_nought_and_all_right_is_one(
 
 
 def asked(
-    subject: Told, tokenizer: Tokenizer, *examples: object, baseline: float = 0.0
+    subject: Scripted, tokenizer: Tokenizer, *examples: object, baseline: float = 0.0
 ) -> TaskResult:
     task = Task("t", "any", 0, " ", baseline, examples)  # type: ignore[arg-type]
     return run_task(subject, tokenizer, task, begin=[0])
@@ -121,14 +122,14 @@ def asked(
 def test_the_option_with_the_lowest_mean_loss_is_chosen(tokenizer: Tokenizer) -> None:
     water = tokenizer.encode(" water")
     choice = MultipleChoice("Fish live in", ("houses and trees", "water"), 1)
-    found = asked(Told(*water), tokenizer, choice, MultipleChoice("x", ("water", "fire"), 1))
+    found = asked(Scripted(*water), tokenizer, choice, MultipleChoice("x", ("water", "fire"), 1))
     assert [(v.right, v.chosen) for v in found.verdicts] == [(True, 1), (False, 0)]
     assert found.verdicts[0].losses[1] == pytest.approx(0.5)
     assert found.accuracy == 0.5
 
 
 def test_a_schema_is_judged_by_its_end_alone(tokenizer: Tokenizer) -> None:
-    subject = Told()
+    subject = Scripted()
     found = asked(subject, tokenizer, Schema(("The cat", "The dog"), "was late", 1))
     late = len(tokenizer.encode(" was late"))
     assert {len(span.token_ids) - span.start for span in subject.asked} == {late}
@@ -138,24 +139,24 @@ def test_a_schema_is_judged_by_its_end_alone(tokenizer: Tokenizer) -> None:
 def test_a_continuation_is_right_if_every_token_is_the_likeliest(tokenizer: Tokenizer) -> None:
     words_ = tokenizer.encode(" was late")
     example = LanguageModeling("The cat", "was late")
-    assert asked(Told(*words_), tokenizer, example).accuracy == 1
-    assert asked(Told(*words_[:-1]), tokenizer, example).accuracy == 0
+    assert asked(Scripted(*words_), tokenizer, example).accuracy == 1
+    assert asked(Scripted(*words_[:-1]), tokenizer, example).accuracy == 0
 
 
 def test_what_does_not_fit_is_wrong_and_told(tokenizer: Tokenizer) -> None:
     short = LanguageModeling("In the future, artificial intelligence will", "learn")
     long = LanguageModeling("One", "of the greatest inventions in human history")
-    found = asked(Told(*range(VOCABULARY), longest=4), tokenizer, short, long)
+    found = asked(Scripted(*range(VOCABULARY), longest=4), tokenizer, short, long)
     assert [each.fits for each in found.verdicts] == [True, False]
     assert found.accuracy == 0.5
-    told = core_table([found], "forward")
-    assert "t: 1 examples longer than the context: cropped from the left" in told
-    assert "1 examples do not fit the context: counted as wrong" in told
+    shown = core_table([found], "forward")
+    assert "t: 1 examples longer than the context: cropped from the left" in shown
+    assert "1 examples do not fit the context: counted as wrong" in shown
 
 
 def test_core_is_the_mean_of_the_centered_accuracies(tokenizer: Tokenizer) -> None:
     right, wrong = LanguageModeling("A", "was"), LanguageModeling("A", "were")
-    subject = Told(*tokenizer.encode(" was"))
+    subject = Scripted(*tokenizer.encode(" was"))
     half = asked(subject, tokenizer, right, wrong, baseline=0.25)
     assert core([half, asked(subject, tokenizer, right)]) == pytest.approx((1 / 3 + 1) / 2)
 
@@ -228,7 +229,7 @@ def test_bleu_is_sacrebleus_and_says_how_it_was_computed() -> None:
 
 def test_continuations_are_compared_with_their_references(tokenizer: Tokenizer) -> None:
     pairs = [Pair("In the", ("future all is well",)), Pair("At", ("once", "future all is well"))]
-    found = write(Told(says="future all is well"), tokenizer, pairs, new_tokens=8)
+    found = write(Scripted(says="future all is well"), tokenizer, pairs, new_tokens=8)
     assert found.bleu == pytest.approx(100)
     assert found.rouge == Rouge(1, 1, 1)
     assert (found.ended, found.speed.tokens) == (0, 16)
@@ -237,7 +238,7 @@ def test_continuations_are_compared_with_their_references(tokenizer: Tokenizer) 
 @pytest.mark.parametrize("prompt", ["", "word " * 60])
 def test_a_prompt_that_cannot_be_continued_is_named(tokenizer: Tokenizer, prompt: str) -> None:
     with pytest.raises(InputError, match=r"prompt 2 has \d+ tokens: it must have 1 to 56"):
-        write(Told(), tokenizer, [Pair("a", ("b",)), Pair(prompt, ("b",))], new_tokens=8)
+        write(Scripted(), tokenizer, [Pair("a", ("b",)), Pair(prompt, ("b",))], new_tokens=8)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_a_prompt_that_cannot_be_continued_is_named(tokenizer: Tokenizer, prompt
         ('{"prompt": "a", "reference": "b", "references": ["c"]}', "either"),
         ('{"prompt": "a", "reference": " "}', "a reference is empty"),
         ('{"prompt": "a", "references": []}', "references must be a list of 1 or more texts"),
-        ('{"reference": "a"}', "there is no 'prompt'"),
+        ('{"reference": "a"}', "missing field 'prompt'"),
     ],
 )
 def test_a_wrong_pair_is_named(tmp_path: Path, line: str, words_: str) -> None:
@@ -256,3 +257,53 @@ def test_a_wrong_pair_is_named(tmp_path: Path, line: str, words_: str) -> None:
     with pytest.raises(InputError, match=r"pairs\.jsonl:2: ") as error:
         read_pairs(file)
     assert words_ in str(error.value)
+
+
+# ---- windows
+
+SIZES = st.integers(1, 12).flatmap(lambda w: st.tuples(st.just(w), st.integers(1, w)))
+
+
+@given(st.integers(0, 80), SIZES)
+def test_every_token_but_the_first_is_scored_exactly_once(
+    tokens: int, sizes: tuple[int, int]
+) -> None:
+    window, stride = sizes
+    cut = list(windows(tokens, window=window, stride=stride))
+    assert [i for w in cut for i in range(w.start, w.end)] == list(range(1, tokens))
+
+
+@given(st.integers(2, 80), SIZES)
+def test_a_token_has_enough_before_it_and_a_window_is_never_exceeded(
+    tokens: int, sizes: tuple[int, int]
+) -> None:
+    window, stride = sizes
+    for at, each in enumerate(windows(tokens, window=window, stride=stride)):
+        assert each.end - each.begin - 1 <= window
+        assert each.start - each.begin >= (1 if at == 0 else window - stride + 1)
+
+
+@given(st.integers(2, 80), st.integers(1, 12))
+def test_windows_whose_stride_is_their_length_read_no_token_twice(tokens: int, window: int) -> None:
+    cut = list(windows(tokens, window=window, stride=window))
+    read = [i for w in cut for i in range(w.begin, w.end - 1)]
+    assert read == list(range(tokens - 1))
+
+
+def test_the_picture_of_the_docstring() -> None:
+    cut = [(w.begin, w.start, w.end) for w in windows(8, window=4, stride=2)]
+    assert cut == [(0, 1, 5), (2, 5, 7), (4, 7, 8)]
+
+
+def test_a_span_is_the_window_of_the_ids() -> None:
+    spans = list(spans_of([10, 11, 12, 13], window=2, stride=1))
+    assert [(span.token_ids, span.start) for span in spans] == [
+        ((10, 11, 12), 1),
+        ((11, 12, 13), 2),
+    ]
+
+
+@pytest.mark.parametrize("stride", [0, 5])
+def test_a_stride_that_would_leave_tokens_out_is_refused(stride: int) -> None:
+    with pytest.raises(ValueError, match="stride must be 1 to the window"):
+        list(windows(9, window=4, stride=stride))

@@ -1,4 +1,4 @@
-"""What the claims study says, from made-up numbers; and the arithmetic it stands on."""
+"""Findings of the claims study from made-up numbers, and its arithmetic."""
 
 from math import inf
 
@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.errors import BatonError
 from tools.lab.claims_clusters import Accepted, accepted, together, until
-from tools.lab.claims_held import Held, memory_result, rss_bytes
-from tools.lab.claims_verdict import (
+from tools.lab.claims_findings import (
     CLAIMS,
     Claim,
+    Held,
     Result,
     Verdict,
     by_rounds,
     claims_table,
     findings,
+    memory_result,
     verdict,
 )
 
@@ -87,7 +87,7 @@ def test_findings_count_and_name_what_holds_and_what_does_not() -> None:
     assert "Of 4 claims measured here 1 beaten: KV cache (5.00 times" in lines[0]
     assert "1 reproduced: half precision (2.00 times" in lines[0]
     assert "2 not reproduced: INT8 (2.40 times" in lines[0]
-    assert lines[1].startswith("speculation, ordinary text loses here: 0.80 times")
+    assert lines[1].startswith("speculation, ordinary text is worse than without here: 0.80 times")
     assert lines[2].startswith("Not measured: compiled program (ours), torch.compile,")
     assert lines[3] == "KV cache: seen beside it."
     assert len(lines) == 4
@@ -95,7 +95,7 @@ def test_findings_count_and_name_what_holds_and_what_does_not() -> None:
 
 def test_where_all_is_measured_nothing_is_called_missing() -> None:
     lines = findings({claim.key: result(10.0, key=claim.key) for claim in CLAIMS})
-    assert not any("Not measured" in line or "loses" in line for line in lines)
+    assert not any("Not measured" in line or "worse" in line for line in lines)
 
 
 def test_claims_are_ranges_above_no_change() -> None:
@@ -107,7 +107,7 @@ def test_a_text_that_its_prompt_holds_takes_fewer_steps() -> None:
     text = [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
     found = accepted([*text, 1, *text[:3]], text[3:])
     assert found == Accepted(tokens=7, steps=2, guessed=5, stood=5)
-    assert "5 of 5 guesses stood (100%)" in str(found)
+    assert "5 of 5 draft tokens were accepted (100%)" in str(found)
 
 
 def test_a_text_without_repetition_takes_a_step_for_each_token() -> None:
@@ -140,9 +140,3 @@ def test_memory_is_weights_and_kv_and_rss_stands_beside() -> None:
     assert "RSS 1.0 kB to 500 B (2.00 times" in found.beside
     unread = memory_result("int8", full, Held("int8", 100, 50, 64, None))
     assert "RSS" not in unread.beside
-
-
-def test_rss_is_read_off_proc() -> None:
-    assert rss_bytes("Name:\tpython\nVmRSS:\t    2048 kB\n") == 2048 * 1024
-    with pytest.raises(BatonError, match="VmRSS"):
-        rss_bytes("Name:\tpython\n")

@@ -1,4 +1,4 @@
-"""What the disaggregation study says, from made-up numbers; and what it plans."""
+"""Findings of the disaggregation study from made-up numbers, and its plan."""
 
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from baton.errors import BatonError, InputError
 from baton.wire.records import Timings
-from tools.lab.disagg_cells import (
+from tools.lab.disagg_findings import (
     EVEN_CELL,
     LESS,
     LOSES,
@@ -20,31 +20,24 @@ from tools.lab.disagg_cells import (
     UNCLEAR,
     WINS,
     Cell,
+    Handed,
     Round,
     cell_table,
     cells_of,
     conclusion,
     goodput_sentence,
+    handover_findings,
+    handover_table,
     interference_sentence,
     number,
     times,
+    too_fast,
 )
-from tools.lab.disagg_handed import Handed, handover_findings, handover_table, too_fast
-from tools.lab.disagg_plan import (
-    CHUNKED,
-    COLOCATED,
-    PD,
-    Pace,
-    pace_for,
-    plan_for,
-    random_loads,
-    rates_for,
-    splits,
-    streams_load,
-)
+from tools.lab.disagg_plan import Pace, pace_for, plan_for, random_loads, rates_for, streams_load
 from tools.lab.disagg_runs import check_path, ended_early, stream_numbers
 from tools.lab.study import Setting
 from tools.measure.slo import Slo, Trace
+from tools.measure.split import CHUNKED, COLOCATED, PD, three_splits
 from tools.measure.workload import Planned
 
 PACE = Pace(first=1.0, every=2.0, end=5.0)
@@ -78,7 +71,7 @@ def test_tokens_that_reach_the_client_together_have_no_gap_to_compare() -> None:
     found = Cell("a", "ITL p50", "ms", LESS, 7.8, {COLOCATED: 0.03}, COLOCATED, (275.0,))
     assert found.verdict == UNCLEAR
     assert cell_table([found], (PD, COLOCATED)).rows[0][-1] == UNCLEAR
-    assert "makes no difference" in said([found])
+    assert "makes no measured difference" in said([found])
     none = Cell("a", "goodput", "1/s", MORE, 3.0, {COLOCATED: 0.0}, COLOCATED, (inf,))
     assert none.verdict == WINS
 
@@ -149,9 +142,7 @@ def test_without_both_sides_of_a_round_there_is_no_cell(
 
 
 def test_nothing_measured_concludes_nothing() -> None:
-    assert conclusion([]) == [
-        "P/D was not measured beside a colocated cluster: nothing can be said about it."
-    ]
+    assert conclusion([]) == ["P/D was not measured beside a colocated cluster: no conclusion."]
     assert "was not measured" in goodput_sentence([], "SLO")
     assert "was not measured" in interference_sentence({PD: {}}, "x")
     assert handover_findings([], 50.0) == ["No hand-over was measured."]
@@ -169,7 +160,7 @@ def test_where_everything_is_won_it_pays_and_costs_nothing() -> None:
 
 def test_where_everything_is_lost_no_traffic_gains() -> None:
     found = said([cell(2.0), cell(3.0, metric="TTFT p50")])
-    assert "no traffic measured here gains by the split" in found
+    assert "no measured traffic gains from the split" in found
     assert "it costs traffic that is judged by ITL p99 and TTFT p50" in found
 
 
@@ -194,7 +185,7 @@ def test_a_mixed_result_is_told_metric_by_metric_and_load_by_load() -> None:
 
 
 def test_where_nothing_differs_that_is_said() -> None:
-    assert "makes no difference" in said([cell(1.0), cell(1.01)])
+    assert "makes no measured difference" in said([cell(1.0), cell(1.01)])
 
 
 def test_the_table_shows_losses_as_plainly_as_wins() -> None:
@@ -302,15 +293,16 @@ def test_every_round_draws_its_requests_anew_and_every_seed_others() -> None:
 
 
 def test_the_arms_differ_in_roles_and_chunks_alone() -> None:
-    assert [(each.name, each.colocated) for each in splits(4096)] == [
+    assert [(each.name, each.colocated) for each in three_splits(2048, chunk=256, context=4096)] == [
         (PD, False), (COLOCATED, True), (CHUNKED, True),
     ]  # fmt: skip
 
 
 def test_the_arm_without_chunks_takes_any_prompt_in_one_step() -> None:
     for context in (300, 4096, 100_000):
-        (tokens,) = [e.max_num_batched_tokens for e in splits(context) if e.name == COLOCATED]
-        assert tokens >= context
+        _, colocated, _ = three_splits(2048, chunk=256, context=context)
+        assert colocated.name == COLOCATED
+        assert colocated.max_num_batched_tokens >= context
 
 
 def test_long_prompts_are_paced_by_what_one_takes() -> None:
@@ -353,14 +345,14 @@ def test_gaps_count_that_end_while_long_prompts_arrive() -> None:
 
 def test_a_stream_that_ran_out_spoils_the_run_and_a_stalled_one_does_not() -> None:
     assert ended_early([trace(0.0, 1.0, 2.0)], PACE, asked=3) == ""
-    assert "2 tokens were all there after 2.0 s of 5.0" in ended_early(
+    assert "2 tokens were done after 2.0 s of 5.0" in ended_early(
         [trace(0.0, 1.0, 2.0)], PACE, asked=2
     )
     assert ended_early([trace(0.0, 1.0, 5.5)], PACE, asked=2) == ""
 
 
 def test_an_arm_must_have_gone_the_way_it_is_named_after() -> None:
-    pd, colocated, _ = splits(4096)
+    pd, colocated, _ = three_splits(2048, chunk=256, context=4096)
     filled, local = trace(0, 1.0, prefill=0.1, prompt=100), trace(0, 1.0, prompt=100)
     short, gone = trace(0, 1.0, prompt=16), trace(0, prompt=100)
     check_path(pd, [filled, short, gone])

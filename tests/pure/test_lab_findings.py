@@ -1,4 +1,4 @@
-"""What the studies of the lab conclude, from made-up numbers: also where a thing does not pay."""
+"""Findings of baseline, batching and KV cache studies from made-up numbers, negative ones too."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 from tools.lab import baseline_findings as baseline
 from tools.lab import batching_findings as batching
 from tools.lab import kv_findings as kv
-from tools.lab.words import change
+from tools.lab.phrasing import change
 
 
 def cell(batch: int, rates: tuple[float, ...], **other: object) -> batching.Cell:
@@ -72,21 +72,21 @@ def window(ms: float, load: str, queued: float, rate: float) -> batching.Cell:
 def test_the_window_under_staggered_arrivals_is_said_to_cost_queueing_alone() -> None:
     said = batching.window([window(0, "staggered", 1, 20), window(50, "staggered", 51, 20)])
     assert "cost 50.0 ms of queueing a request (1.0 to 51.0 ms" in said
-    assert "there is no throughput to buy" in said
+    assert "it cannot gain throughput" in said
 
 
 def test_the_window_under_a_burst_is_said_to_buy_or_not() -> None:
     bought = batching.window([window(0, "burst", 50, 100), window(50, "burst", 40, 120)])
     assert "cost no queueing" in bought
-    assert "bought throughput: 1.20 times" in bought
+    assert "gained throughput: 1.20 times" in bought
     nothing = batching.window([window(0, "burst", 50, 100), window(50, "burst", 90, 101)])
     assert "cost 40.0 ms of queueing a request" in nothing
-    assert "bought nothing: 1.01 times" in nothing
+    assert "gained nothing: 1.01 times" in nothing
 
 
 def test_one_cell_alone_gives_no_comparison() -> None:
     assert batching.findings([cell(4, (1.0,))], [cell(4, (1.0,))], 2) == [
-        "There is nothing to compare: one batch size and one window were measured."
+        "Nothing to compare: only one batch size and one window were measured."
     ]
 
 
@@ -197,7 +197,7 @@ def test_a_model_whose_weights_cannot_be_counted_is_not_guessed() -> None:
 
 def test_sequences_take_whole_blocks() -> None:
     assert kv.sequence_bytes(17, MEMORY) == 32_000
-    assert kv.room_table(MEMORY).rows == (("1,024", "1.0 MB", "3"),)
+    assert kv.capacity_table(MEMORY).rows == (("1,024", "1.0 MB", "3"),)
 
 
 # ---- baseline
@@ -210,12 +210,12 @@ def run(prefill: float, decode: float, prompt: int = 11, new: int = 10) -> basel
 
 def test_the_slower_of_prefill_and_decode_is_named_for_a_token_and_in_all() -> None:
     said = baseline.slower([run(0.01, 0.1)])
-    assert "decode is slower for a token, 10.0 times" in said
-    assert "In all, decode takes longer: prefill 10.0 ms, decode 100 ms" in said
+    assert "decode is slower per token, 10.0 times" in said
+    assert "In total, decode takes longer: prefill 10.0 ms, decode 100 ms" in said
     long_prompt = baseline.slower([run(2.0, 0.1, prompt=201)])
-    assert "the same for a token (within 5%)" in long_prompt
-    assert "In all, prefill takes longer" in long_prompt
-    assert "prefill is slower for a token, 2.0 times" in baseline.slower([run(0.2, 0.1)])
+    assert "the same per token (within 5%)" in long_prompt
+    assert "In total, prefill takes longer" in long_prompt
+    assert "prefill is slower per token, 2.0 times" in baseline.slower([run(0.2, 0.1)])
 
 
 def test_without_prefill_there_is_nothing_to_compare() -> None:
@@ -227,7 +227,7 @@ def test_the_stage_table_is_of_medians_and_leaves_detokenizing_out_of_no_line() 
     lines = {row[0]: row[1:] for row in table.rows}
     assert lines["prefill"][:4] == ("3", "20.00", "10.00", "30.00")
     assert lines["load (until the workers are ready)"][1] == "1,500.00"
-    assert "detokenize (while decode goes on)" in lines
+    assert "detokenize (overlaps decode)" in lines
     assert {len(row) for row in table.rows} == {len(table.header)}
 
 
@@ -236,8 +236,8 @@ def test_the_stage_table_is_of_medians_and_leaves_detokenizing_out_of_no_line() 
     [
         (0.02, 0.7, "nearer to the limit of memory: 70% of it, 2% of that of arithmetic"),
         (0.8, 0.3, "nearer to the limit of arithmetic: 80% of it"),
-        (0.02, 1.3, "More than all of it"),
-        (0.02, 0.2, "Less than half of either"),
+        (0.02, 1.3, "Above 100%"),
+        (0.02, 0.2, "Below half of both"),
     ],
 )
 def test_what_bounds_a_stage_is_the_limit_it_is_nearer_to(
@@ -249,12 +249,12 @@ def test_what_bounds_a_stage_is_the_limit_it_is_nearer_to(
 def test_changes_within_the_threshold_are_no_changes() -> None:
     assert change(100, 104) == "stayed the same"
     assert change(100, 90) == "fell to 0.90 of it"
-    assert change(100, 0.5) == "fell to almost nothing"
-    assert change(0, 5) == "rose from nothing"
-    assert change(0, 0) == "stayed at nothing"
+    assert change(100, 0.5) == "fell below 0.01 of it"
+    assert change(0, 5) == "rose from zero"
+    assert change(0, 0) == "stayed at zero"
 
 
 def test_where_there_is_no_proc_the_use_of_the_cores_is_not_made_up() -> None:
     cells = [cell(1, (1.0,), cores={}), cell(2, (2.0,), cores={})]
-    assert "not known here" in batching.utilisation(cells, 2)
+    assert "unknown here" in batching.utilisation(cells, 2)
     assert batching.latency_table("t", cells, 2).rows[0][-1] == ""

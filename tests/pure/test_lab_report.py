@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from baton.errors import InputError
-from tools.lab.checklist import checklist, slug
-from tools.lab.checks import decimals, refuse_too_long, refuse_unread, whole_numbers
-from tools.lab.report import markdown, render
-from tools.lab.store import Saved, load, save
-from tools.lab.study import Failure, Notebook, Picture, Study, Table
+from tools.lab.options import decimals, refuse_too_long, refuse_unread, whole_numbers
+from tools.lab.report import checklist, markdown, render, slug
+from tools.lab.study import Failure, Notebook, Picture, Saved, Study, Table, load, save
 from tools.measure.usage import Sample, cpu_seconds, memory_of, summarise_usage
 
 PLACE = {"machine": "a box", "torch": "2"}
@@ -55,7 +53,7 @@ def test_a_saved_study_that_cannot_be_read_is_told_and_stops_nothing(tmp_path: P
     found, failures = load(tmp_path)
     assert [each.study.name for each in found] == ["batching"]
     assert [each.what for each in failures] == ["baseline.json", "kv-cache.json"]
-    assert "do `lab baseline` again" in failures[0].why
+    assert "run `lab baseline` again" in failures[0].why
 
 
 def test_every_link_of_a_report_leads_somewhere() -> None:
@@ -96,9 +94,9 @@ def test_failures_stand_in_one_place_and_a_study_that_failed_whole_hides_no_othe
     broken = study("baseline", "Baseline", tables=(), findings=(),
                    failures=(Failure("the whole study", "it\nfell"),))  # fmt: skip
     text = render([Saved(broken, {}, {}), Saved(study("batching", "Batching"), PLACE, MOMENT)],
-                  [Failure("kv-cache", "was broken off")])  # fmt: skip
+                  [Failure("kv-cache", "was interrupted")])  # fmt: skip
     assert "* baseline, the whole study: it fell" in text
-    assert "* kv-cache: was broken off" in text
+    assert "* kv-cache: was interrupted" in text
     assert "a box" in text
 
 
@@ -148,8 +146,8 @@ def test_comma_lists_are_read_smallest_first() -> None:
     ("text", "told"),
     [
         ("1,x", "got 'x'"),
-        ("1,,4", "empty place"),
-        ("", "empty place"),
+        ("1,,4", "empty item"),
+        ("", "empty item"),
         ("4,1,4", "twice"),
         ("0,4", "1 to 64, got 0"),
         ("1,65", "1 to 64, got 65"),

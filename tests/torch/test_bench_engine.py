@@ -1,11 +1,11 @@
-"""Which arms `bench engine` runs, and what it says of those that answer otherwise."""
+"""The arms of `bench engine`, differing answers, and the roofline."""
 
 from pathlib import Path
 
 import click
 import pytest
 
-from tools.benchmarks.engine import Cell, apart, arms_of, roofline_of
+from tools.benchmarks.engine import Cell, apart, arms_of, child, roofline_of
 from tools.measure.limits import Limits
 
 
@@ -28,8 +28,11 @@ def test_named_arms_run_in_the_usual_order(peers: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "way_out"),
     [
-        (("ours", "vllm"), "python -m benchmarks.peers vllm installs it"),
-        (("ours", "nonsense"), "'nonsense' is none of ours, ours P/D, transformers, ctranslate2"),
+        (("ours", "vllm"), "python -m tools.benchmarks.peers vllm installs it"),
+        (
+            ("ours", "nonsense"),
+            "'nonsense' is not one of ours, ours P/D, transformers, ctranslate2",
+        ),
         (("transformers",), "--arm ours"),
     ],
 )
@@ -38,6 +41,14 @@ def test_an_arm_that_cannot_run_is_refused_with_the_way_out(
 ) -> None:
     with pytest.raises(click.BadParameter, match=way_out):
         arms_of(wanted, peers)
+
+
+def test_our_arms_start_from_any_folder(
+    tmp_path: Path, peers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with child("transformers", peers) as arm:
+        assert arm.ask(do="nothing") == {"failure": "KeyError: 'prompts'"}
 
 
 def test_an_arm_that_leaves_transformers_tokens_is_told_with_the_place() -> None:

@@ -1,6 +1,8 @@
-"""The GPU benchmark's own code, on the CPU: a slip in it should not cost somebody a GPU session."""
+"""The GPU benchmark's own code, on the CPU: a bug in it should not cost a GPU session."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from baton.package import ROOT
 from tools.benchmarks import gpu
 from tools.benchmarks.gpu import Report, all_sections, full, main, share
 from tools.benchmarks.gpu_sections import Cell, attempt
@@ -102,6 +105,20 @@ def test_a_process_that_ends_badly_or_not_at_all_is_recorded_with_its_cells(
     assert report.sections["a"]["failure"] == why
     if "not done" not in why:  # it may not have got so far in a second
         assert report.sections["a"]["cells"] == {"x": {"ms": 1.0}}
+
+
+def test_the_script_runs_tests_and_figures_at_the_root(tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "$PWD: $*"\n')
+    fake.chmod(0o755)
+    script = ROOT / "tools" / "benchmarks" / "gpu.sh"
+    subprocess.run(
+        [script, tmp_path / "out"], cwd=tmp_path, env=os.environ | {"PYTHON": str(fake)},
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    texts = {each.name: each.read_text() for each in (tmp_path / "out").iterdir()}
+    assert texts["tests.txt"] == f"{ROOT}: -m pytest -q tests/gpu\n"
+    assert texts["gpu.txt"].startswith(f"{ROOT}: -m tools.benchmarks.gpu --budget 330 --output ")
 
 
 def test_without_the_card_it_says_so() -> None:

@@ -24,14 +24,13 @@ from tests.torch.families import (
     make_tokenizer,
     save_checkpoint,
 )
-from tools.evaluation import bundled, engine
+from tools.evaluation import data, engine
 from tools.evaluation.bundle import read_bundle
 from tools.evaluation.core import run_task
 from tools.evaluation.engine import EngineSubject
 from tools.evaluation.generation import write
-from tools.evaluation.perplexity import foresee
+from tools.evaluation.perplexity import score_texts, windows
 from tools.evaluation.subject import Span
-from tools.evaluation.windows import windows
 from tools.training import demo_training
 
 LONG = f"{TEXT} {TEXT[::-1]} {TEXT.upper()}"
@@ -48,12 +47,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def demo() -> EngineSubject:
-    return subject(bundled.MODEL)
+    return subject(data.BUNDLED_MODEL)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(resolve_model(bundled.MODEL).tokenizer_file)
+    return Tokenizer(resolve_model(data.BUNDLED_MODEL).tokenizer_file)
 
 
 def subject(model: str | Path, dtype: str = "float32") -> EngineSubject:
@@ -90,7 +89,7 @@ def test_perplexity_is_that_of_transformers_on_the_same_windows(
     tokenizer = Tokenizer(folder / "tokenizer.json")
     ids = tokenizer.encode(text)
     assert len(ids) > window
-    found = foresee(subject(folder), tokenizer, [text], window=window, stride=stride)
+    found = score_texts(subject(folder), tokenizer, [text], window=window, stride=stride)
     expected = loss_of_transformers(folder, ids, window, stride)
     assert found.tokens == len(ids) - 1
     assert found.perplexity == pytest.approx(math.exp(expected), rel=2e-5)
@@ -102,14 +101,16 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large(tmp_path: Pa
     model.config.tie_word_embeddings = False
     model.save_pretrained(tmp_path)
     make_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    found = foresee(subject(tmp_path), Tokenizer(tmp_path / "tokenizer.json"), [TEXT], window=50)
+    found = score_texts(
+        subject(tmp_path), Tokenizer(tmp_path / "tokenizer.json"), [TEXT], window=50
+    )
     assert found.perplexity == pytest.approx(VOCABULARY, rel=1e-6)
 
 
 def test_scores_do_not_depend_on_how_the_work_is_cut(
     demo: EngineSubject, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = tokenizer.encode(" ".join(bundled.texts()[:2]))
+    head = tokenizer.encode(" ".join(data.held_out_texts()[:2]))
     spans = [
         Span((*head[:cut], *tokenizer.encode(end)), start)
         for cut, start in ((100, 100), (100, 99), (100, 1), (20, 17), (5, 3))
@@ -135,22 +136,22 @@ def test_held_out_perplexity_is_that_of_the_models_card(
     demo: EngineSubject, tokenizer: Tokenizer
 ) -> None:
     """By the code that trained it, which measured the card's figure on more of these texts."""
-    assert bundled.HELD_OUT == demo_training.HELD_OUT
+    assert data.HELD_OUT == demo_training.HELD_OUT
     model = AutoModelForCausalLM.from_pretrained(
-        bundled.BUNDLE.parents[2] / "baton" / "models" / "demo", dtype=torch.float32
+        data.BUNDLE.parents[2] / "baton" / "models" / "demo", dtype=torch.float32
     ).eval()
-    fast = demo_training.Tokenizer.from_file(str(resolve_model(bundled.MODEL).tokenizer_file))
+    fast = demo_training.Tokenizer.from_file(str(resolve_model(data.BUNDLED_MODEL).tokenizer_file))
     expected = demo_training.perplexity(model, fast, texts=15)
-    found = foresee(demo, tokenizer, bundled.texts()[:15], end=0)
+    found = score_texts(demo, tokenizer, data.held_out_texts()[:15], end=0)
     assert found.perplexity == pytest.approx(expected, rel=1e-4)
 
 
 def test_int8_foresees_nearly_as_well(demo: EngineSubject, tokenizer: Tokenizer) -> None:
     if not is_compiled(demo):
         pytest.skip(f"int8 needs native code: {demo.about.runs}")
-    texts = bundled.texts()[:8]
-    fine = foresee(demo, tokenizer, texts)
-    coarse = foresee(subject(bundled.MODEL, "int8"), tokenizer, texts)
+    texts = data.held_out_texts()[:8]
+    fine = score_texts(demo, tokenizer, texts)
+    coarse = score_texts(subject(data.BUNDLED_MODEL, "int8"), tokenizer, texts)
     assert coarse.perplexity == pytest.approx(fine.perplexity, rel=5e-3)
     assert coarse.perplexity != fine.perplexity
 
@@ -160,9 +161,9 @@ def test_continuations_are_those_of_transformers(
 ) -> None:
     monkeypatch.setattr(engine, "ROWS", 3)
     model = AutoModelForCausalLM.from_pretrained(
-        bundled.BUNDLE.parents[2] / "baton" / "models" / "demo", dtype=torch.float32
+        data.BUNDLE.parents[2] / "baton" / "models" / "demo", dtype=torch.float32
     ).eval()
-    prompts = [tuple(tokenizer.encode(pair.prompt)) for pair in bundled.pairs()[:4]]
+    prompts = [tuple(tokenizer.encode(pair.prompt)) for pair in data.held_out_pairs()[:4]]
     for prompt, found in zip(prompts, demo.write(prompts, 90), strict=True):
         ids = generated(model, prompt, 90)
         assert found.ended == (ids[-1] == 0)
@@ -198,7 +199,7 @@ def test_a_model_whose_logits_are_no_numbers_is_refused(demo: EngineSubject) -> 
 
 def test_a_model_meets_its_own_words_again(demo: EngineSubject, tokenizer: Tokenizer) -> None:
     """What it writes, given as the reference, has full marks."""
-    pairs = bundled.pairs()[:4]
+    pairs = data.held_out_pairs()[:4]
     first = write(demo, tokenizer, pairs, new_tokens=24)
     again = [replace(p, references=(text,)) for p, text in zip(pairs, first.texts, strict=True)]
     found = write(demo, tokenizer, again, new_tokens=24)
@@ -219,7 +220,7 @@ RIGHT = {  # of the bundled tasks, by the bundled model
 def test_the_bundled_model_answers_the_bundled_tasks_as_it_did(
     demo: EngineSubject, tokenizer: Tokenizer
 ) -> None:
-    results = [run_task(demo, tokenizer, task, begin=[]) for task in read_bundle(bundled.BUNDLE)]
+    results = [run_task(demo, tokenizer, task, begin=[]) for task in read_bundle(data.BUNDLE)]
     assert {each.task.label: each.right for each in results} == RIGHT
     facts = results[0]
     assert facts.accuracy > facts.task.baseline + 3 * facts.standard_error

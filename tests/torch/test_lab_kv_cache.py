@@ -9,8 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from baton.errors import InputError
 from baton.model_files import resolve_model
 from tools.lab.kv_cache import engine_for, run_experiment
-from tools.lab.names import QUICK_TOKENS
-from tools.lab.study import Setting
+from tools.lab.study import QUICK_TOKENS, Setting
 from tools.measure.shape import shape_of
 
 QUICK = Setting(output=Path("unused"), model="demo", quick=True)

@@ -1,5 +1,4 @@
-"""Arms of `bench engine` that run in this environment, a process each; peers/lines.py says
-how they are spoken to."""
+"""Arms of `bench engine` that run in this environment, a process each (protocol: peers/lines.py)."""
 
 import atexit
 import os
@@ -61,7 +60,7 @@ class Ours:
 
 
 class PrefillDecode:
-    """The product: router, prefill process and decode process, and the client of the offline job."""
+    """The whole product: router, prefill and decode processes, and the client of the offline job."""
 
     def load(self, folder: str, dtype: str, threads: int) -> None:
         from baton.client.batch import BatchClient

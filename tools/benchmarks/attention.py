@@ -1,10 +1,10 @@
-"""Paged attention in C++ beside its slow sibling in torch: ms of one layer, GB/s of KV read, GFLOP/s.
+"""Paged attention in C++ against the torch version: ms of one layer, GB/s of KV read, GFLOP/s.
 
-    python -m benchmarks.attention --threads 2 --repeats 7
+    python main.py bench attention --threads 2 --repeats 7
 
-Decode reads the KV of 64 sequences once, so GB/s is what counts; prefill computes, so GFLOP/s is.
-Blocks lie in no order; as many layers as fill 256 MB take turns, as in a model, so that no cache
-holds them. The arms take turns too. The last line printed is JSON.
+Decode is bound by memory, so compare GB/s; prefill is bound by arithmetic, so compare GFLOP/s. Blocks are
+in random order. Layers of 256 MB in total take turns, as in a model, so that no cache holds them. The
+arms take turns too. The last line printed is JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""An arm in a process of its own, and its end, whatever happens."""
+"""An arm in a process of its own, which always ends with the benchmark."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-LIMIT_S = 900.0  # for one answer: a peer may compile for a minute before its first
-LEAVE_S = 10.0  # for ending by itself
+LIMIT_S = 900.0  # longest wait for an answer: a peer may compile for minutes first
+LEAVE_S = 10.0  # to exit before it is killed
 
 
 class Child:
-    """Told what to do by JSON lines (peers/lines.py). It is the first of a process group:
-    Ctrl-C reaches the benchmark alone, which then ends the group, whatever the arm has started."""
+    """A process that takes orders as JSON lines (peers/lines.py). It leads a process group of its own, so
+    Ctrl-C reaches only the benchmark, which then ends the group and all that the arm started."""
 
     def __init__(
         self,
@@ -30,12 +30,12 @@ class Child:
         leave_s: float = LEAVE_S,
     ) -> None:
         self._limit_s, self._leave_s = limit_s, leave_s
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._errors,
             cwd=folder,
             env=environment,
             bufsize=0,
@@ -51,7 +51,7 @@ class Child:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let it end by itself if all went well; then kill what is left of its group."""
+        """Wait for its exit if there was no error, then kill the rest of its group."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -59,14 +59,14 @@ class Child:
             if error is None:
                 self._process.wait(self._leave_s)
         except subprocess.TimeoutExpired:
-            pass  # as with an error: it is killed
+            pass  # killed below
         finally:
             self._kill()
             self._process.stdout.close()
-            self._said.close()
+            self._errors.close()
 
     def ask(self, **order: object) -> dict[str, Any]:
-        """Its answer. One that died, or that says nothing for too long, answers with a failure."""
+        """Its answer; {"failure": why} if it died or did not answer in time."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -74,7 +74,7 @@ class Child:
             return {"failure": self._ended()}
         line = self._line()
         if line is None:
-            self._kill()  # whatever it says later would be taken for the next answer
+            self._kill()  # a late answer would be taken for the next one
             return {"failure": f"no answer in {self._limit_s:g} s"}
         if not line.endswith(b"\n"):
             return {"failure": self._ended()}
@@ -82,8 +82,8 @@ class Child:
         return answer
 
     def _line(self) -> bytes | None:
-        """What it answers, without a newline if it ended; None if it takes too long. The end of the
-        pipe alone does not tell that it ended: a process it has started may hold the pipe open."""
+        """Its next line, without a newline if it ended; None after the limit. The process is polled
+        too, as a child that it started may hold the pipe open."""
         assert self._process.stdout is not None
         until = time.monotonic() + self._limit_s
         line = b""
@@ -102,17 +102,17 @@ class Child:
         return line
 
     def _ended(self) -> str:
-        """With what code, and its last words."""
+        """Its exit code and the last line of its stderr."""
         try:
             code = str(self._process.wait(1.0))
         except subprocess.TimeoutExpired:
             code = "its stdout, not itself"
-        self._said.seek(0)
-        words = self._said.read().decode(errors="replace").split("\n")
+        self._errors.seek(0)
+        words = self._errors.read().decode(errors="replace").split("\n")
         last = next((each.strip() for each in reversed(words) if each.strip()), "")
         return f"the process ended ({code}): {last}"
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError):  # nobody of the group is left
+        with suppress(ProcessLookupError):  # the group has ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -1,8 +1,8 @@
 """Comparing arms that took turns: pure arithmetic, no clock and no model.
 
-A round is one measurement of every arm, one right after the other. What is compared is compared
-within rounds: the ratio of two arms is the median of their ratios round by round, so that a slow
-minute of the machine, which hits both, falls out.
+A round is one measurement of every arm, one right after the other. Arms are compared within rounds: the
+ratio of two arms is the median of their ratios in each round, so a slow minute of the machine, which hits
+both, cancels out.
 """
 
 import statistics
@@ -14,7 +14,7 @@ PEER_MARGIN, ROOFLINE_SHARE = 1.1, 0.9
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One arm's tokens/s in each round of a cell; or why it has none."""
+    """One arm's tokens/s in each round of a cell, or its failure."""
 
     rates: tuple[float, ...] = ()
     failure: str = ""
@@ -32,9 +32,9 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A cell judged: what was to be reached, and what was."""
+    """The goal of a cell, and what was reached."""
 
-    peer: str  # the fastest other arm, empty if none ran
+    peer: str  # the fastest peer, empty if none ran
     ratio: float  # ours to that peer, round by round; 0 without one
     share: float  # of the roofline, round by round
     goal: float  # tokens/s
@@ -42,7 +42,7 @@ class Verdict:
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> float:
-    """Median of the ratios within rounds; 0 where there is none."""
+    """Median of the ratios within rounds; 0 without rounds."""
     pairs = list(zip(ours, other, strict=False))
     return statistics.median(a / b for a, b in pairs) if pairs else 0.0
 
@@ -50,8 +50,8 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> float:
 def judge(
     arms: Mapping[str, Arm], ours: str, rooflines: Sequence[float], own: Sequence[str]
 ) -> Verdict:
-    """The goal is the lower of 1.1 times the best peer and 90 % of the roofline, which has been taken
-    in every round too. `own`: arms that are ours and no peers."""
+    """Judge a cell. The goal is the lower of 1.1 times the best peer and 90 % of the roofline of each
+    round. `own`: our arms, which are not peers."""
     peers = {name: arm for name, arm in arms.items() if name not in own and arm.rates}
     peer = max(peers, key=lambda name: peers[name].median, default="")
     mine = arms[ours]
@@ -65,7 +65,7 @@ def judge(
 
 
 def same_start(ours: Sequence[int], theirs: Sequence[int]) -> float:
-    """How far two answers are the same, as a share of the shorter: 1 if one begins with the other."""
+    """Length of the common prefix as a share of the shorter answer."""
     length = min(len(ours), len(theirs))
     pairs = enumerate(zip(ours, theirs, strict=False))
     first = next((i for i, (a, b) in pairs if a != b), length)

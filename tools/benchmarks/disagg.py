@@ -1,52 +1,52 @@
 """`python main.py bench disagg`: the same requests through prefill/decode, colocated, and colocated
-with chunked prefill; on the same cores, with the same flags.
+with chunked prefill, on the same cores and with the same flags.
 
-    mixed     streams decode while long prompts arrive: what do their tokens wait for?
+    mixed     streams decode while long prompts arrive: how long do their tokens wait?
     poisson   requests arrive at random, at several rates: TTFT, ITL, goodput at an SLO
     idle      one long prompt on an idle cluster: what does the hand-over add to its first token?
 
-All three clusters are up all the time and take turns, round by round; an idle one uses no CPU. Figures
-are medians over rounds, comparisons are medians of the ratios within rounds.
+All three clusters run all the time and take turns, round by round; an idle one uses no CPU. Figures are
+medians over rounds, comparisons are medians of the ratios within rounds.
 """
 
-import json
 import statistics
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from baton.errors import InputError
 from baton.topology import usable_cores
 from tools.benchmarks.disagg_report import compared, figures, idle_lines, verdicts
+from tools.benchmarks.picture import draw_disagg, save
 from tools.measure.slo import Slo, Summary, Trace, percentile, summarise
-from tools.measure.split import RunningArm, Split, differences, started, use_cores
+from tools.measure.split import (
+    CHUNKED,
+    COLOCATED,
+    PD,
+    RunningArm,
+    Setting,
+    differences,
+    started,
+    three_splits,
+    use_cores,
+)
 from tools.measure.workload import Load, mixed, poisson, single
-
-NO_CHUNKS = 1 << 14  # tokens of a step: any prompt goes in one, which is what no chunking means
-PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A load, and in which seconds of it gaps count."""
+    """A load, and the seconds (from, to) in which gaps count."""
 
     load: Load
     window: tuple[float, float]
 
 
-def splits(chunk: int, prefill_tokens: int) -> list[Split]:
-    """The three arms."""
-    return [
-        Split(PD, False, prefill_tokens),
-        Split(COLOCATED, True, NO_CHUNKS),
-        Split(CHUNKED, True, chunk),
-    ]
-
-
 def measure(arms: list[RunningArm], case: Case, slo: Slo, rounds: int) -> dict[str, list[Summary]]:
-    """Every arm, in turn."""
+    """Drive the load through every arm in turn, `rounds` times."""
     found: dict[str, list[Summary]] = {arm.split.name: [] for arm in arms}
     for _ in range(rounds):
         for arm in arms:
@@ -56,13 +56,8 @@ def measure(arms: list[RunningArm], case: Case, slo: Slo, rounds: int) -> dict[s
 
 
 def unloaded(arm: RunningArm, prompt: int, tokens: int) -> Trace:
-    """One request alone; the second of two, for the first warms up."""
+    """One request alone: the second of two, as the first warms up."""
     return [arm.drive(single(prompt, tokens, seed))[0] for seed in (1, 2)][-1]
-
-
-def default_slo(trace: Trace) -> Slo:
-    """Ten times the TTFT and five times the ITL of a request alone in the colocated cluster."""
-    return Slo(10 * trace.ttft, 5 * percentile(trace.gaps, 50))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,18 +98,18 @@ def main(
 ) -> None:  # fmt: skip
     """P/D against colocated serving and chunked prefill, on the same cores."""
     if only_idle and output is not None:
-        raise InputError("--only-idle draws no picture and writes no file: leave --output out")
+        raise InputError("--only-idle writes no results: run without --output")
     cores = cores or usable_cores()
     use_cores(cores)
     limit = max(64, streams + prompts)
     with ExitStack() as stack:
         arms = [
             stack.enter_context(started(split, model=model, dtype=dtype, streams=limit))
-            for split in splits(chunk, prefill_tokens)
+            for split in three_splits(prefill_tokens, chunk=chunk)
         ]
         settings = {arm.split.name: arm.setting() for arm in arms}
-        if found := differences(settings):
-            raise InputError(f"the arms differ in more than the split: {'; '.join(found)}")
+        if differ := differences(settings):
+            raise InputError(f"the arms differ in more than the split: {'; '.join(differ)}")
         context = settings[PD].context
         if prompt + 8 > context:
             raise InputError(f"--prompt {prompt} does not fit {model}: its context is {context}")
@@ -125,7 +120,8 @@ def main(
         click.echo("\n" + idle_lines(idle, prompt))
         if only_idle:
             return
-        slo = default_slo(unloaded(arms[1], poisson_prompt, poisson_new))
+        alone = unloaded(arms[1], poisson_prompt, poisson_new)  # in the colocated cluster
+        slo = Slo.of_idle(alone.ttft, percentile(alone.gaps, 50))
         slo = Slo(slo_ttft or slo.ttft_s, slo_itl or slo.itl_s)
         click.echo(f"SLO: first token in {slo.ttft_s:.2f} s, 99 of 100 gaps in {slo.itl_s:.3f} s")
         span = 1.0 + prompts * every
@@ -144,20 +140,19 @@ def main(
             click.echo(compared(results[case.load.name], PD))
         click.echo("\n" + "\n".join(verdicts(results, PD, COLOCATED, CHUNKED)))
     if output is not None:
-        write(output, settings[PD], slo, idle, results)
+        found = record(settings[PD], slo, idle, results)
+        save(output, "disagg", found, partial(draw_disagg, results))
 
 
-def write(
-    folder: Path,
-    setting: object,
+def record(
+    setting: Setting,
     slo: Slo,
     idle: dict[str, list[Trace]],
     results: dict[str, dict[str, list[Summary]]],
-) -> None:
-    """disagg.json, and disagg.png where matplotlib is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "setting": asdict(setting),  # type: ignore[call-overload]
+) -> dict[str, Any]:
+    """The content of disagg.json."""
+    return {
+        "setting": asdict(setting),
         "slo": asdict(slo),
         "idle_ttft_s": {n: statistics.median(t.ttft for t in ts) for n, ts in idle.items()},
         "loads": {
@@ -165,13 +160,6 @@ def write(
             for load, arms in results.items()
         },
     }
-    (folder / "disagg.json").write_text(json.dumps(about, indent=1) + "\n")
-    try:
-        from tools.benchmarks.picture import draw_disagg
-    except ImportError:
-        click.echo("the picture needs matplotlib: pip install matplotlib")
-        return
-    draw_disagg(results, folder / "disagg.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `bench disagg` says: tables, and sentences computed from the figures. Pure."""
+"""The report of `bench disagg`: tables, and sentences computed from the figures. Pure."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from baton.table import table
 from tools.measure.slo import Summary, Trace, percentile
 
-LESS, MORE = -1, 1  # which is better
+LESS, MORE = -1, 1  # whether less or more is better
 FIGURES = (
     ("ttft_p50", "TTFT p50, ms", LESS),
     ("ttft_p99", "TTFT p99, ms", LESS),
@@ -28,7 +28,7 @@ def median(rounds: Rounds, figure: str) -> float:
 
 
 def ratio(ours: Rounds, other: Rounds, figure: str) -> float:
-    """Median of ours/theirs within rounds; 1 where both are nothing."""
+    """Median of ours/theirs within rounds; 1 where both are zero."""
     pairs = [
         (float(getattr(a, figure)), float(getattr(b, figure)))
         for a, b in zip(ours, other, strict=True)
@@ -37,7 +37,7 @@ def ratio(ours: Rounds, other: Rounds, figure: str) -> float:
 
 
 def figures(arms: Mapping[str, Rounds]) -> str:
-    """One line per arm."""
+    """A table with a line for each arm."""
     head = ["arm", *(name for _, name, _ in FIGURES), "hand-over, ms", "KV, MB", "copied, MB"]
     lines = []
     for name, rounds in arms.items():
@@ -49,26 +49,26 @@ def figures(arms: Mapping[str, Rounds]) -> str:
 
 
 def compared(arms: Mapping[str, Rounds], ours: str) -> str:
-    """Where P/D wins and where it loses, figure by figure, against each other arm."""
+    """Where `ours` wins and loses, figure by figure, against each other arm."""
     lines = []
     for other, rounds in arms.items():
         if other == ours:
             continue
-        said: dict[str, list[str]] = {"wins": [], "loses": [], "draws": []}
+        outcomes: dict[str, list[str]] = {"wins": [], "loses": [], "draws": []}
         for figure, name, better in FIGURES:
             times = ratio(arms[ours], rounds, figure)
             gain = times if better == MORE else 1 / times if times else float("inf")
             word = "draws" if abs(gain - 1) < EVEN else "wins" if gain > 1 else "loses"
-            said[word].append(f"{name.split(',')[0]} ({gain:.2f}x)")
-        parts = [f"{word} {', '.join(cells)}" for word, cells in said.items() if cells]
+            outcomes[word].append(f"{name.split(',')[0]} ({gain:.2f}x)")
+        parts = [f"{word} {', '.join(cells)}" for word, cells in outcomes.items() if cells]
         lines.append(f"{ours} against {other}: {'; '.join(parts)}")
     return "\n".join(lines)
 
 
 def idle_lines(idle: dict[str, list[Trace]], prompt: int) -> str:
-    """What one long prompt's first token takes on an idle cluster, and of what it is made: waiting for
-    blocks and company, prefill with the messages there and back, one later decode step; what is left
-    is the client's way and the first step's being slower. Colocated, decode's prefill is in it."""
+    """The parts of a long prompt's TTFT on an idle cluster: queue and blocks, prefill with its messages,
+    hand-over, one later decode step. The rest is the client's messages and the slower first step; in a
+    colocated arm also the prefill."""
     lines = []
     for name, traces in idle.items():
         ms = [1e3 * statistics.median(parts) for parts in zip(*map(_parts, traces), strict=True)]
@@ -96,7 +96,7 @@ def _parts(trace: Trace) -> tuple[float, ...]:
 def verdicts(
     results: Mapping[str, Mapping[str, Rounds]], ours: str, colocated: str, chunked: str
 ) -> list[str]:
-    """The bars this project set itself, hit or missed."""
+    """The project's goals, hit or missed."""
     load, arms = next(iter(results.items()))
     stall = 1 / ratio(arms[ours], arms[colocated], "itl_p99")
     against = ratio(arms[ours], arms[chunked], "itl_p99")

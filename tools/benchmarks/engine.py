@@ -1,12 +1,11 @@
-"""`python main.py bench engine`: ours beside every installed peer and beside this machine's limits.
+"""`python main.py bench engine`: our engine against every installed peer and this machine's limits.
 
-Cells are (shape, dtype, what): decode of 1, 4, 16, 64 prompts of 64 tokens to 100 new ones each,
-tokens/s of the whole call, prefill included; and prefill of one prompt of 512 tokens. In every cell
-the arms take turns, round by round, and each round takes the machine's limits too. Random weights,
-greedy, EOS ignored.
+A cell is a shape, a dtype and a task: decode of 1, 4, 16 or 64 prompts of 64 tokens to 100 new ones each,
+in tokens/s of the whole call with prefill; or prefill of one prompt of 512 tokens. In every cell the arms
+take turns, round by round, and each round measures the machine's limits too. Random weights, greedy, EOS
+ignored.
 """
 
-import json
 import os
 import random
 import statistics
@@ -14,6 +13,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,19 @@ import click
 import torch
 
 from baton.engine.loading import load_model
-from baton.errors import InputError
 from baton.model_files import resolve_model
+from baton.package import ROOT
 from baton.table import table
 from baton.topology import usable_cores
 from tools.benchmarks.arms import ARMS
 from tools.benchmarks.child import Child
 from tools.benchmarks.compare import Arm, judge, same_start
 from tools.benchmarks.peers.__main__ import HOME, PACKAGES, python_of
+from tools.benchmarks.picture import draw_engine, save
 from tools.measure.limits import Limits, Meter, Work
-from tools.measure.shape import shape_of
+from tools.measure.shape import required_shape
 
+PEERS = Path(__file__).parent / "peers"
 OURS = ("ours", "ours P/D")
 PROMPT, PREFILL = 64, 512
 DTYPES = ("float32", "bfloat16", "int8")
@@ -40,17 +42,16 @@ CHECKED = 16  # tokens of the first answers that are compared with transformers'
 
 
 def child(name: str, peers: Path) -> Child:
-    """The arm's process: ours with the settings our workers make for themselves."""
-    here = Path(__file__).parent
+    """The arm's process. Ours has the environment of our workers."""
     command = [sys.executable, "-m", "tools.benchmarks.arms", name]
     if name not in ARMS:
-        command = [str(python_of(name, peers)), str(here / "peers" / f"{name}_arm.py")]
-    return Child(command, here.parent, os.environ | SPIN if name in OURS else os.environ)
+        command = [str(python_of(name, peers)), str(PEERS / f"{name}_arm.py")]
+    return Child(command, ROOT, os.environ | SPIN if name in OURS else os.environ)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is measured: `batch` prompts answered, or (batch 0) one long prompt prefilled."""
+    """A measurement: `batch` prompts answered, or (batch 0) one long prompt prefilled."""
 
     shape: str
     dtype: str
@@ -58,12 +59,12 @@ class Cell:
 
     @property
     def what(self) -> str:
-        """For the table."""
+        """Its name in the table."""
         return f"decode {self.batch}" if self.batch else f"prefill 1x{PREFILL}"
 
 
 def checkpoint(shape: str, folder: Path) -> Path:
-    """The shape's made-up weights as a folder that every engine reads."""
+    """A folder with random weights of this shape, which every engine reads."""
     files = resolve_model(f"random:{shape}")
     to = folder / shape
     if not (to / "config.json").exists():
@@ -76,10 +77,8 @@ def checkpoint(shape: str, folder: Path) -> Path:
 
 
 def forwards_of(shape: str, dtype: str, batch: int, new: int) -> list[tuple[Work, int]]:
-    """What the cell's forwards move and compute, and how many there are of each kind."""
-    found = shape_of(resolve_model(f"random:{shape}").config)
-    if found is None:
-        raise InputError(f"what a step of {shape} moves is not in its config.json: --shape another")
+    """The work of each kind of forward in the cell, and their number."""
+    found = required_shape(resolve_model(f"random:{shape}"))
     if not batch:
         return [(found.work(tokens=PREFILL, answers=1, cached=0, dtype=dtype), 1)]
     prefill = found.work(tokens=batch * PROMPT, answers=batch, cached=0, dtype=dtype)
@@ -89,7 +88,7 @@ def forwards_of(shape: str, dtype: str, batch: int, new: int) -> list[tuple[Work
 
 
 def roofline_of(cell: Cell, limits: Limits, new: int) -> float:
-    """Tokens/s of the whole call, if every forward went at the limits."""
+    """Tokens/s of the whole call if every forward ran at the limits."""
     forwards = forwards_of(cell.shape, cell.dtype, cell.batch, new)
     seconds = sum(count * work.seconds(limits, cell.dtype) for work, count in forwards)
     return (cell.batch * new if cell.batch else PREFILL) / seconds
@@ -103,8 +102,8 @@ def run_cell(
     rounds: int,
     new: int,
 ) -> tuple[dict[str, Arm], list[Limits], dict[str, float]]:
-    """Every arm, `rounds` times in turn; the machine's limits in each round; and how far each one's
-    answers are transformers'."""
+    """Run every arm `rounds` times in turn. Returns the arms, the limits of each round, and the share of
+    CHECKED tokens up to which each arm's answers equal those of transformers."""
     numbers = random.Random(cell.batch)
     length = PROMPT if cell.batch else PREFILL
     prompts = [
@@ -114,7 +113,7 @@ def run_cell(
     answers: dict[str, list[list[int]]] = {}
     whys = dict(failed)
     limits: list[Limits] = []
-    for number in range(rounds + 1):  # the first is not counted: it warms everyone up
+    for number in range(rounds + 1):  # the first round warms up
         for name, each in children.items():
             if name in whys:
                 continue
@@ -145,7 +144,7 @@ def run_cell(
 def line_of(
     cell: Cell, arms: dict[str, Arm], limits: list[Limits], new: int
 ) -> tuple[list[str], dict[str, Any]]:
-    """The cell's line of the table, and the same for the file."""
+    """The cell's line of the table, and its record for the file."""
     rooflines = [roofline_of(cell, each, new) for each in limits]
     roofline = statistics.median(rooflines)
     verdict = judge(arms, OURS[0], rooflines, OURS)
@@ -187,7 +186,7 @@ def line_of(
     "--work-dir",
     type=click.Path(path_type=Path),
     default=None,
-    help="Keeps the checkpoints the peers are given.  [default: a temporary folder]",
+    help="Folder that keeps the checkpoints for the peers.  [default: a temporary folder]",
 )
 @click.option(
     "--output",
@@ -200,7 +199,7 @@ def main(
     wanted: tuple[str, ...], rounds: int, new_tokens: int, threads: int | None, peers: Path,
     work_dir: Path | None, output: Path | None,
 ) -> None:  # fmt: skip
-    """Ours beside every installed peer, and beside this machine's own limits."""
+    """Our engine against every installed peer, and against this machine's limits."""
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     names = arms_of(wanted, peers)
@@ -211,7 +210,9 @@ def main(
             folder = checkpoint(shape, work_dir or Path(temporary))
             for dtype in dtypes:
                 meter = Meter((dtype,))
-                click.echo(f"{shape} {dtype}, {threads} threads; now it {told(meter.limits())}")
+                click.echo(
+                    f"{shape} {dtype}, {threads} threads; now it {described(meter.limits())}"
+                )
                 with ExitStack() as stack:
                     children = {name: stack.enter_context(child(name, peers)) for name in names}
                     failed = load(children, folder, dtype, threads)
@@ -225,27 +226,32 @@ def main(
                         records.append(record | {"same_as_transformers": same})
                         click.echo("  ".join(line) + apart(same))
                 if output is not None:
-                    write(output, records)
+                    about = {"torch": torch.__version__, "cells": records}
+                    save(output, "engine", about, partial(draw_engine, records))
     click.echo("\n" + table(head, lines))
 
 
 def arms_of(wanted: tuple[str, ...], peers: Path) -> list[str]:
-    """The arms that run: ours, transformers, and the peers that are installed; or those named."""
+    """The arms to run: ours, transformers and the installed peers, or those named."""
     installed = [name for name in PACKAGES if python_of(name, peers).exists()]
     names = [*ARMS, *installed]
     for name in wanted:
         if name not in names:
-            way = f"; python -m benchmarks.peers {name} installs it" if name in PACKAGES else ""
+            way = (
+                f"; python -m tools.benchmarks.peers {name} installs it" if name in PACKAGES else ""
+            )
             raise click.BadParameter(
-                f"{name!r} is none of {', '.join(names)}{way}", param_hint="--arm"
+                f"{name!r} is not one of {', '.join(names)}{way}", param_hint="--arm"
             )
     if wanted and OURS[0] not in wanted:
-        raise click.BadParameter("the others are compared with --arm ours", param_hint="--arm")
+        raise click.BadParameter(
+            "add --arm ours: the others are compared with it", param_hint="--arm"
+        )
     return [name for name in names if not wanted or name in wanted]
 
 
 def load(children: dict[str, Child], folder: Path, dtype: str, threads: int) -> dict[str, str]:
-    """One after the other; why some cannot, which is told at once."""
+    """Load the arms one after the other. Prints and returns the failures."""
     failed = {}
     for name, each in children.items():
         got = each.ask(do="load", folder=str(folder), dtype=dtype, threads=threads)
@@ -258,29 +264,16 @@ def load(children: dict[str, Child], folder: Path, dtype: str, threads: int) -> 
 
 
 def apart(same: dict[str, float]) -> str:
-    """Who leaves transformers' tokens within the first few, and after which of them. In bfloat16 and
-    int8 that is rounding; in float32 it is a fault."""
-    told = [f"{name} after {share * CHECKED:.0f}" for name, share in same.items() if share < 1]
-    return f"  (other tokens than transformers': {', '.join(told)})" if told else ""
+    """The arms that differ from transformers within CHECKED tokens, and where. In bfloat16 and int8
+    that is rounding; in float32 it is a bug."""
+    arms = [f"{name} after {share * CHECKED:.0f}" for name, share in same.items() if share < 1]
+    return f"  (other tokens than transformers': {', '.join(arms)})" if arms else ""
 
 
-def told(limits: Limits) -> str:
-    """In one line."""
+def described(limits: Limits) -> str:
+    """The limits in one line."""
     rates = ", ".join(f"{kind} {rate:,.0f}" for kind, rate in limits.gemm_gflop_s.items())
     return f"reads {limits.read_gb_s:.1f} GB/s; products, GFLOP/s: {rates}"
-
-
-def write(folder: Path, records: list[dict[str, Any]]) -> None:
-    """engine.json, and engine.png where matplotlib is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "cells": records}
-    (folder / "engine.json").write_text(json.dumps(about, indent=1) + "\n")
-    try:
-        from tools.benchmarks.picture import draw_engine
-    except ImportError:
-        click.echo("the picture needs matplotlib: pip install matplotlib")
-        return
-    draw_engine(records, folder / "engine.png")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Rows times packed weights: ours (native/gemm.h) beside torch's oneDNN and the memory's speed.
+"""Rows times packed weights: ours (native/gemm.h) against torch's oneDNN and the memory's speed.
 
-    python -m benchmarks.gemm --type f32 --rows 1 --rows 64 --threads 2
+    python main.py bench gemm --type f32 --rows 1 --rows 64 --threads 2
 
-Each weight stands for a layer of a model: copies of it, more bytes than the caches hold, are used one
-after another. Ours takes fp32 rows and gives fp32, with the rounding or quantizing of the rows in the
-time. oneDNN's rows are in the weights' type already, for int8 with one scale for all of them. Both
-take turns, so that a slow moment of the machine hits both; figures are medians. The last line is JSON.
+Each weight stands for a layer of a model: copies of it that exceed the caches are used one after another.
+Ours takes and returns fp32 rows, and its time includes rounding or quantizing them. oneDNN's rows already
+have the weights' type; for int8 with one scale for all. Both take turns, so a slow moment of the machine
+hits both. Figures are medians. The last line is JSON.
 """
 
 import ctypes
@@ -39,9 +39,9 @@ SHAPES = {  # N, K
     "qwen head": (151936, 896),
 }
 TYPES = {"f32": (0, 4), "bf16": (1, 2), "i8": (2, 1)}
-CACHES = 128 << 20  # bytes: the copies of a weight are more than these together
+CACHES = 128 << 20  # bytes, more than all caches: the copies of a weight exceed this
 
-CALM_S = 0.02  # the threads of the side before spin for a while after their work
+CALM_S = 0.02  # pause: the other side's threads spin for a while after their work
 
 
 class WeightStruct(ctypes.Structure):
@@ -72,7 +72,7 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """How many times oneDNN's speed ours is."""
+        """Our speed over oneDNN's."""
         return self.onednn_us / self.ours_us
 
 
@@ -185,7 +185,7 @@ class OneDnn:
 
 
 def medians(timers: list[Callable[[], float]], seconds: float) -> list[float]:
-    """Of each timer, the median of what it says when they take turns for `seconds`, at least thrice."""
+    """The median of each timer, taking turns for `seconds` and at least three times."""
     for timer in timers:
         timer()
     taken: list[list[float]] = [[] for _ in timers]
@@ -198,8 +198,8 @@ def medians(timers: list[Callable[[], float]], seconds: float) -> list[float]:
 
 
 def pin(start: Callable[[], object], cores: list[int]) -> None:
-    """Run `start` and give each thread it makes a core of its own, but not the first: left alone,
-    threads that wait for each other in a loop may share one for a long time."""
+    """Run `start` and pin each thread that it creates to its own core, except the first core. Otherwise
+    threads that spin for each other may share a core for a long time."""
     tasks = Path("/proc/self/task")
     before = set(tasks.iterdir())
     start()

@@ -1,13 +1,13 @@
-"""What a GPU session measures, section by section: one that fails is recorded and the rest goes on.
+"""The GPU benchmark, section by section. A failing section is recorded and the rest goes on.
 
     tools/benchmarks/gpu.sh                                     # on the machine with the card
-    python -m benchmarks.gpu --device cpu --quick         # the same code, anywhere
+    python -m tools.benchmarks.gpu --device cpu --quick   # the same code, anywhere
 
-Decode (with CUDA graphs and without) and prefill of the engine with random weights, as a share of what
-the bandwidth and the matrix rate measured in the same run allow, beside transformers' own generate and
-its continuous batching; then two processes on one GPU: hand-over by CUDA IPC, and what it adds to the
-first token. Each section is a process of its own: an error of CUDA cannot reach the next one, and the
-memory is free again. All of them together end within --budget seconds; what is left out is recorded.
+Decode (with and without CUDA graphs) and prefill of the engine with random weights, as a share of the
+bandwidth and matrix rate measured in the same run, against transformers' generate and its continuous
+batching. Then two processes on one GPU: hand-over by CUDA IPC, and what it adds to the first token. Each
+section has a process of its own, so a CUDA error ends with it and its memory is freed. All sections
+together end within --budget seconds; those left out are recorded.
 """
 
 import json
@@ -27,6 +27,7 @@ import torch
 
 from baton.engine.device import describe_device, pick_device
 from baton.errors import InputError
+from baton.package import ROOT
 from baton.table import table
 from tools.benchmarks import gpu_sections as sections
 from tools.benchmarks.gpu_sections import REASONS, Cell, Plan, reason
@@ -36,18 +37,18 @@ Found = dict[str, Any]
 
 
 def full(device: torch.device) -> Plan:
-    """What a session is for."""
+    """The sizes of a full session."""
     return Plan(device, "auto", (1, 8, 64, 256), (2048, 8192), 512, 20, 34, 8192,
                 ("random:qwen2-0.5b", 2048), 64.0)  # fmt: skip
 
 
 def quick(device: torch.device) -> Plan:
-    """Does it run at all?"""
+    """Small sizes, to see that it runs."""
     return Plan(device, "auto", (1, 2), (64,), 32, 2, 4, 256, ("demo", 64), 1.0)
 
 
 def all_sections(plan: Plan, models: list[str]) -> dict[str, Callable[[], Iterator[Cell]]]:
-    """By name, the most wanted first."""
+    """Sections by name, the most important first."""
     found: dict[str, Callable[[], Iterator[Cell]]] = {"limits": partial(sections.limits, plan)}
     for model in models:
         found[f"engine {model}"] = partial(sections.engine, plan, model)
@@ -63,26 +64,26 @@ def all_sections(plan: Plan, models: list[str]) -> dict[str, Callable[[], Iterat
 
 
 class Report:
-    """Sections, what their cells found, and why some are missing."""
+    """The sections, the results of their cells, and their failures."""
 
     def __init__(self) -> None:
         self.sections: dict[str, Found] = {}
 
     def section(self, name: str, run: Callable[[], Iterator[Cell]]) -> None:
-        """Run it here; a failure ends it, and is recorded beside the cells before it."""
+        """Run a section in this process. A failure ends it and is recorded with the cells before it."""
         begun, cells, failure = time.perf_counter(), {}, None
         try:
             for cell, found in run():
                 cells[cell] = found
-                click.echo(f"{cell}: {told(found)}")
+                click.echo(f"{cell}: {described(found)}")
         except REASONS as error:
             failure = reason(error)
         self.record(name, cells, failure, time.perf_counter() - begun)
 
     def process(self, name: str, command: list[str], seconds: float) -> None:
-        """Run it in a process that prints its cells as JSON lines, for so long at most."""
+        """Run a section in a process that prints its cells as JSON lines, for `seconds` at most."""
         begun, cells, failure = time.monotonic(), {}, None
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
             assert child.stdout is not None
             for line in lines_until(child.stdout.fileno(), begun + seconds):
                 message = json.loads(line)
@@ -90,7 +91,7 @@ class Report:
                     failure = message["failure"]
                 else:
                     cells[message["cell"]] = message["found"]
-                    click.echo(f"{message['cell']}: {told(message['found'])}")
+                    click.echo(f"{message['cell']}: {described(message['found'])}")
             try:
                 child.wait(max(0.0, begun + seconds - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -101,14 +102,14 @@ class Report:
         self.record(name, cells, failure, time.monotonic() - begun)
 
     def record(self, name: str, cells: Found, failure: str | None, took: float) -> None:
-        """The section as it stands in the file."""
+        """Record a section as it is stored in the file."""
         self.sections[name] = {"cells": cells, "took_s": round(took, 1)}
         if failure is not None:
             self.sections[name]["failure"] = failure
             click.echo(f"{name} FAILED: {failure}")
 
     def lines(self) -> list[list[str]]:
-        """The table: what has a time, and its share of the limit where that is known."""
+        """Rows of the table: cells with a time, and their share of the limit if known."""
         top = self.sections.get("limits", {}).get("cells", {}).get("limits")
         found = []
         for section in self.sections.values():
@@ -120,15 +121,15 @@ class Report:
 
 
 def share(cell: Found, top: Found | None) -> str:
-    """Of the time it took, the part that nothing could take away on this card."""
+    """The time at the card's limits as a share of the time it took."""
     if top is None or not cell.get("flops"):
         return ""
     seconds = max(cell["bytes"] / (top["GB/s"] * 1e9), cell["flops"] / (top["TFLOP/s"] * 1e12))
     return f"{1e3 * seconds / cell['ms']:.0%}"
 
 
-def told(found: Found) -> str:
-    """For people."""
+def described(found: Found) -> str:
+    """The result in one line, without the counts for the limit."""
     shown = {key: f"{each:.4g}" if isinstance(each, float) else each for key, each in found.items()}
     return ", ".join(
         f"{key} {each}" for key, each in shown.items() if key not in ("bytes", "flops")
@@ -136,7 +137,7 @@ def told(found: Found) -> str:
 
 
 def lines_until(source: int, deadline: float) -> Iterator[bytes]:
-    """Lines of a pipe until it ends or the time is over."""
+    """Lines of a pipe until it ends or the deadline (monotonic) passes."""
     rest = b""
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([source], [], [], left)[0]:
@@ -149,7 +150,7 @@ def lines_until(source: int, deadline: float) -> Iterator[bytes]:
 
 
 def speak(name: str, run: Callable[[], Iterator[Cell]]) -> None:
-    """The other side of Report.process."""
+    """The child's side of Report.process."""
     try:
         for cell, found in run():
             click.echo(json.dumps({"cell": cell, "found": found}))
@@ -160,10 +161,12 @@ def speak(name: str, run: Callable[[], Iterator[Cell]]) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--device", default="cuda:0", show_default=True)
 @click.option("--shape", "shapes", multiple=True, default=SHAPES, show_default=True)
-@click.option("--quick", "is_quick", is_flag=True, help="Small numbers: does it run at all?")
-@click.option("--only", multiple=True, metavar="TEXT", help="Sections whose names begin so.")
-@click.option("--budget", default=540.0, show_default=True, help="Seconds for all of it.")
-@click.option("--in-process", is_flag=True, help="No process for each section: for debugging.")
+@click.option("--quick", "is_quick", is_flag=True, help="Small numbers, to see that it runs.")
+@click.option(
+    "--only", multiple=True, metavar="TEXT", help="Only sections whose names begin with TEXT."
+)
+@click.option("--budget", default=540.0, show_default=True, help="Seconds for all sections.")
+@click.option("--in-process", is_flag=True, help="Run sections in this process, for debugging.")
 @click.option("--output", type=click.Path(path_type=Path), default=None, help="Folder.")
 @click.option("--speak", "speaks", hidden=True, default=None)
 def main(
@@ -212,4 +215,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.gpu")
+    main(prog_name="python -m tools.benchmarks.gpu")

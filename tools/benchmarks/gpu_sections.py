@@ -1,4 +1,4 @@
-"""The sections of tools/benchmarks/gpu.py. Each yields cells: a name and what was found."""
+"""The sections of tools/benchmarks/gpu.py. Each yields cells: a name and a result."""
 
 import statistics
 import time
@@ -14,13 +14,14 @@ from baton.engine.cuda.graphs import GraphRunner
 from baton.engine.loading import load_model
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward
-from baton.errors import BatonError, InputError
+from baton.errors import BatonError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from baton.topology import Topology
 from tools.benchmarks.disagg import unloaded
 from tools.benchmarks.handover import CPU_TRANSPORTS, GPU_TRANSPORTS, compare
-from tools.measure.shape import shape_of
+from tools.measure.limits import Work
+from tools.measure.shape import required_shape
 from tools.measure.split import Split, options_for, running
 
 BLOCK = 16
@@ -32,7 +33,7 @@ Cell = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is done."""
+    """The amount of work."""
 
     device: torch.device
     dtype: str
@@ -41,18 +42,18 @@ class Plan:
     context: int  # tokens of each sequence in a decode step
     rounds: int
     new: int  # tokens that transformers writes
-    matrix: int  # rows and columns of the one that the rate is measured with
+    matrix: int  # rows and columns of the matrix for the rate
     first_token: tuple[str, int]  # model and tokens of the prompt
     megabytes: float  # of one hand-over
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of weights and cache."""
+        """The dtype of weights and cache."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
 
 def attempt(name: str, run: Callable[[], dict[str, Any]]) -> Cell:
-    """One cell; where it fails (no memory for so many sequences, say) that is what was found."""
+    """One cell. A failure, such as too little memory for the batch, is its result."""
     try:
         return name, run()
     except REASONS as error:
@@ -60,12 +61,12 @@ def attempt(name: str, run: Callable[[], dict[str, Any]]) -> Cell:
 
 
 def reason(error: BaseException) -> str:
-    """In one line."""
+    """An error in one line."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def timed(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds of a call, the device's work done; two more before that are not counted."""
+    """Median seconds of a call with the device's work done, after two warm-up calls."""
     times = []
     for _ in range(rounds + 2):
         _wait(device)
@@ -109,31 +110,27 @@ def engine(plan: Plan, model: str) -> Iterator[Cell]:
         _drop(ours)
 
 
-def cell(seconds: float, tokens: int, bytes_read: float, flops: float) -> dict[str, float]:
-    """What took how long, and what it cannot do without (see `share` in gpu.py)."""
-    return {"ms": 1e3 * seconds, "tokens/s": tokens / seconds, "bytes": bytes_read, "flops": flops}
+NO_WORK = Work(0.0, 0.0, 0.0)  # not counted: the cell gets no share of the limit
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Of one model."""
-
-    body: float  # numbers in the layers' matrices
-    numbers: float  # with lm_head
-    bytes: float
-    attention: float  # operations of a query and a key, over all layers
+def cell(seconds: float, tokens: int, work: Work = NO_WORK) -> dict[str, float]:
+    """Time and rate of `tokens` tokens, and the work they cannot do without (see `share` in gpu.py)."""
+    moved = work.weight_bytes + work.kv_bytes
+    return {"ms": 1e3 * seconds, "tokens/s": tokens / seconds, "bytes": moved, "flops": work.flops}
 
 
-def weights_of(ours: Engine) -> Weights:
-    """From the configuration: embeddings are not read but for a few rows. A mixture of experts reads
-    some of its weights, which ones is not known: it is refused."""
-    shape = shape_of(ours.files.config)
-    if shape is None:
-        raise InputError(f"how much of {ours.files.name} a step reads is not in its config.json")
-    wide = 4 if ours.dtype == "float32" else 2
-    narrow = 1 if ours.dtype in ("fp8", "int8") else wide
-    read = narrow * shape.layers + wide * shape.head
-    return Weights(shape.layers, shape.layers + shape.head, read, 4.0 * shape.query_values)
+def work_of(ours: Engine, *, tokens: int, answers: int, cached: int, pairs: float) -> Work:
+    """The least a forward of this engine moves and computes. The lm_head keeps its own dtype where the
+    layers are quantized. Raises InputError for a mixture of experts."""
+    head = "float32" if ours.dtype == "float32" else "bfloat16"
+    return required_shape(ours.files).work(
+        tokens=tokens,
+        answers=answers,
+        cached=cached,
+        dtype=ours.dtype,
+        head_dtype=head,
+        pairs=pairs,
+    )
 
 
 def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, float]:
@@ -141,29 +138,30 @@ def decode(ours: Engine, runner: Forward, batch: int, plan: Plan) -> dict[str, f
     each = ours.layout.blocks_for(plan.context)
     pool = Pool.private(ours.layout, batch * each, ours.device, spare=True)
     for slab in pool.slabs:
-        slab.zero_()  # what is in the cache does not matter, but that it is a number does
+        slab.zero_()  # any finite numbers will do
     tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
     rows = [Row([i], plan.context - 1, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
     seconds = timed(lambda: runner.run(pool, rows).argmax(dim=-1), ours.device, plan.rounds)
-    weights, tokens = weights_of(ours), batch * plan.context
-    read = weights.bytes + tokens * ours.layout.block_bytes / BLOCK
-    return cell(seconds, batch, read, 2 * batch * weights.numbers + weights.attention * tokens)
+    cached = batch * plan.context
+    return cell(
+        seconds, batch, work_of(ours, tokens=batch, answers=batch, cached=cached, pairs=cached)
+    )
 
 
 def prefill(ours: Engine, tokens: int, plan: Plan) -> dict[str, float]:
-    """One prompt."""
+    """Prefill of one prompt."""
     blocks = list(range(ours.layout.blocks_for(tokens)))
     pool = Pool.private(ours.layout, len(blocks), ours.device)
     row = Row([7] * tokens, 0, blocks)
     rounds = max(1, plan.rounds // 4)
     seconds = timed(lambda: ours.runner.fill(pool, [row]), ours.device, rounds)
-    weights = weights_of(ours)
-    flops = 2 * weights.body * tokens + weights.attention * tokens**2 / 2
-    return cell(seconds, tokens, weights.bytes, flops)
+    return cell(
+        seconds, tokens, work_of(ours, tokens=tokens, answers=0, cached=0, pairs=tokens**2 / 2)
+    )
 
 
 def _drop(ours: Engine) -> None:
-    """Pool, recordings and all, before the next cell needs the memory."""
+    """Free pool and graphs before the next cell needs the memory."""
     if isinstance(ours.runner, GraphRunner):
         ours.runner.forget()
     if ours.device.type == "cuda":
@@ -171,7 +169,7 @@ def _drop(ours: Engine) -> None:
 
 
 def transformers(plan: Plan, model: str) -> Iterator[Cell]:
-    """transformers' own generate, and its continuous batching, on the same weights."""
+    """transformers' generate and its continuous batching, on the same weights."""
     theirs: Any = load_model(resolve_model(model), plan.device, plan.torch_dtype)
     for batch in plan.batches:
         theirs.set_attn_implementation("sdpa")
@@ -179,13 +177,13 @@ def transformers(plan: Plan, model: str) -> Iterator[Cell]:
         yield attempt(f"{model} transformers generate {batch}", run)
     for batch in plan.batches:
         if plan.device.type == "cuda":
-            torch.cuda.empty_cache()  # it takes what is free for its cache
+            torch.cuda.empty_cache()  # its cache takes all free memory
         run = partial(continuous, theirs, plan, batch)
         yield attempt(f"{model} transformers continuous {batch}", run)
 
 
 def generate(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
-    """A step: the difference between a long run and a short one, so that prefill is not in it."""
+    """Time of a step: the difference between a long run and a short one, so without prefill."""
     ids = torch.full((batch, PROMPT), 7, device=plan.device)
 
     def run(tokens: int) -> float:
@@ -197,12 +195,12 @@ def generate(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
         return time.perf_counter() - begun
 
     run(2)
-    return cell((run(plan.new) - run(2)) / (plan.new - 2), batch, 0, 0)
+    return cell((run(plan.new) - run(2)) / (plan.new - 2), batch)
 
 
 def continuous(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
-    """A step of its continuous batching, from its own timestamps of the tokens: its start-up, which
-    captures graphs, is not in them."""
+    """Time of a step of its continuous batching, from its token timestamps, so without the start-up that
+    captures graphs."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=256)  # else 0.9 of the memory
@@ -220,12 +218,12 @@ def continuous(theirs: Any, plan: Plan, batch: int) -> dict[str, float]:
     if len(times) < batch:
         raise RuntimeError(f"{len(times)} of {batch} requests were answered")
     last, first = max(each[-1] for each in times), max(each[0] for each in times)
-    seconds = (last - first) / (min(map(len, times)) - 1)  # all of them at work
-    return cell(seconds, batch, 0, 0)
+    seconds = (last - first) / (min(map(len, times)) - 1)  # while all requests run
+    return cell(seconds, batch)
 
 
 def handover(plan: Plan) -> Iterator[Cell]:
-    """KV from a process to another one on the same device, by every transport."""
+    """KV from one process to another on the same device, by every transport."""
     names = GPU_TRANSPORTS if plan.device.type == "cuda" else CPU_TRANSPORTS[:2]
     for figure in compare(plan.megabytes, plan.rounds, plan.device, names):
         found = {
@@ -240,7 +238,8 @@ def handover(plan: Plan) -> Iterator[Cell]:
 
 
 def first_token(plan: Plan) -> Iterator[Cell]:
-    """One long prompt on an idle cluster, split over two processes on one device and in one."""
+    """TTFT of a long prompt on an idle cluster: prefill and decode in two processes on one device, and in
+    one."""
     model, prompt = plan.first_token
     place, found = (str(plan.device),), {}
     for split in (Split("P/D", False, 2 * prompt), Split("colocated", True, 2 * prompt)):

@@ -1,13 +1,12 @@
-"""What it costs to hand KV blocks from one process to another, by every transport of this machine.
+"""The cost of handing KV blocks from one process to another, by every transport of this machine.
 
-    python -m benchmarks.handover --megabytes 25.6 --megabytes 64 --repeats 7
-    python -m benchmarks.handover --device cuda:0       # both processes on one GPU
+    python main.py bench handover --megabytes 25.6 --megabytes 64 --repeats 7
+    python main.py bench handover --device cuda:0   # both processes on one GPU
 
-The owner is this process, the writer a process of its own. Timed from the writer's first push until
-the owner calls the grant READY: for shared memory, and CUDA IPC on one GPU, that is stamping and
-checking alone, since prefill has computed in place. The transports take turns, so that a slow moment
-of the machine hits all.
-The last line printed is JSON.
+The owner is this process, the writer another one. The time runs from the writer's first push until the
+grant is READY at the owner. For shared memory, and CUDA IPC on one GPU, that is only stamping and
+checking, as prefill computes in place. The transports take turns, so a slow moment hits all of
+them. The last line printed is JSON.
 """
 
 import json
@@ -30,6 +29,7 @@ import zmq
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Receipt, Region
+from baton.package import ROOT
 from baton.transfer.base import Export, Link
 from baton.transfer.registry import CurveKeys, make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs
@@ -53,7 +53,7 @@ class Figure:
 
 
 def write(plan: dict[str, Any]) -> None:
-    """The writer: opens the link, then fills a grant each time it is told to (a line on stdin)."""
+    """The writer: opens the link, then fills a grant for each line on stdin."""
     region = Region(**plan["region"])
     keys = CurveKeys(plan["public"], plan["secret"])
     device = torch.device(plan["device"])
@@ -78,7 +78,7 @@ def _fill(link: Link, grant: Grant, own: list[torch.Tensor] | None, blocks: list
 
 
 class Pair:
-    """An owner here and a writer there."""
+    """An owner in this process and a writer in another."""
 
     def __init__(
         self, transport: str, blocks: int, folder: Path, keys: CurveKeys, device: torch.device
@@ -98,6 +98,7 @@ class Pair:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            cwd=ROOT,
             text=True,
         )
         plan = {"region": asdict(self.export.region), "blocks": blocks}
@@ -107,7 +108,7 @@ class Pair:
         self.generation = 0
 
     def once(self) -> tuple[float, int]:
-        """Seconds from the order to READY, and the bytes that were copied."""
+        """One hand-over: seconds until READY, and the bytes copied."""
         assert self.writer.stdin is not None
         assert self.writer.stdout is not None
         self.generation += 1
@@ -131,7 +132,7 @@ class Pair:
         return took, moved
 
     def close(self) -> None:
-        """End the writer, give the memory back."""
+        """End the writer and free the memory."""
         assert self.writer.stdin is not None
         assert self.writer.stdout is not None
         self.writer.stdin.close()
@@ -151,7 +152,7 @@ def _await(export: Export, grant: Grant, receipt: Receipt) -> None:
 def compare(
     megabytes: float, repeats: int, device: torch.device, transports: Sequence[str]
 ) -> list[Figure]:
-    """All transports at one size, taking turns, after a warm-up each."""
+    """All transports at one size, in turns, after a warm-up each."""
     keys = CurveKeys(*zmq.curve_keypair())
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         return _compare(megabytes, repeats, device, transports, Path(name), keys)

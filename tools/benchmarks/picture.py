@@ -1,20 +1,41 @@
-"""Pictures of benchmark results. Needs matplotlib."""
+"""Results of a benchmark on disk: NAME.json, and NAME.png where matplotlib is installed."""
 
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import click
 
 COLOURS = {"ours": "#1b6ca8", "ours P/D": "#67a9cf", "transformers": "#b0b0b0"}
 OTHERS = ("#d95f02", "#7570b3", "#66a61e", "#e7298a")
 
 
+def save(folder: Path, name: str, found: Mapping[str, Any], draw: Callable[[Path], None]) -> None:
+    """Write both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if find_spec("matplotlib") is None:
+        click.echo("the picture needs matplotlib: pip install matplotlib")
+    else:
+        draw(folder / f"{name}.png")
+
+
+def _pyplot() -> Any:
+    """Imported late: matplotlib is optional."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
 def draw_engine(records: list[dict[str, Any]], path: Path) -> None:
     """One panel per shape and dtype, one group of bars per cell, as a share of the roofline."""
+    plt = _pyplot()
     kinds = list(dict.fromkeys((r["cell"]["shape"], r["cell"]["dtype"]) for r in records))
     figure, axes = plt.subplots(
         len(kinds), 1, figsize=(9, 2.6 * len(kinds)), squeeze=False, layout="constrained"
@@ -52,6 +73,7 @@ def _name(batch: int) -> str:
 
 def draw_disagg(results: dict[str, dict[str, list[Any]]], path: Path) -> None:
     """One column per load: p99 TTFT, p99 ITL and goodput of each arm, the rounds as dots."""
+    plt = _pyplot()
     rows = (("ttft_p99", "TTFT p99, ms"), ("itl_p99", "ITL p99, ms"), ("goodput", "goodput, 1/s"))
     figure, axes = plt.subplots(
         len(rows),

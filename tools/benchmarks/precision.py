@@ -1,15 +1,14 @@
-"""What fewer bits cost and buy: perplexity, memory and speed of each dtype, on this machine's CPU.
+"""The cost and gain of fewer bits: perplexity and speed of each dtype, on this machine's CPU.
 
-    python -m benchmarks.precision --texts 200
+    python main.py bench precision --texts 200
 
-Perplexity is that of the bundled model on documents it was not trained on, through the engine that
-serves it, measured as its card says (baton/models/demo/README.md). Speed is that of a decode step of
-random:gpt2, whose weights do not fit a cache; the dtypes take turns.
+Perplexity is that of the bundled model on held-out documents, through the serving engine, measured as
+its card says (baton/models/demo/README.md). Speed is that of a decode step of random:gpt2, whose weights
+do not fit a cache. The dtypes take turns.
 """
 
 import math
 import statistics
-import time
 from collections.abc import Iterator
 from itertools import islice
 
@@ -22,6 +21,7 @@ from baton.engine.pool import Pool
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from baton.table import table
+from tools.measure.steps import DecodeSteps
 from tools.training.demo_corpus import documents
 from tools.training.demo_training import HELD_OUT, end_of
 
@@ -51,32 +51,16 @@ def perplexity(engine: Engine, documents: list[list[int]]) -> float:
     return math.exp(total / count)
 
 
-class Steps:
-    """One decode step of `batch` sequences, to be timed again and again."""
-
-    def __init__(self, engine: Engine, batch: int) -> None:
-        each = engine.layout.blocks_for(CONTEXT + 1)
-        self.engine = engine
-        self.pool = Pool.private(engine.layout, batch * each, engine.device)
-        tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
-        engine.runner.fill(self.pool, [Row([1] * CONTEXT, 0, blocks) for blocks in tables])
-        self.rows = [Row([i], CONTEXT, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
-
-    def seconds(self, steps: int) -> float:
-        """Of one, the mean of several."""
-        begun = time.perf_counter()
-        for _ in range(steps):
-            self.engine.runner.run(self.pool, self.rows)
-        return (time.perf_counter() - begun) / steps
-
-
 def speeds(model: str, batches: tuple[int, ...], rounds: int) -> dict[str, list[float]]:
     """Median ms of a step for each dtype and batch, dtypes taking turns."""
     files = resolve_model(model)
     engines = {d: boot(files, device="cpu", dtype=d, block_size=BLOCK) for d in DTYPES}
     medians: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
     for batch in batches:
-        arms = {dtype: Steps(engine, batch) for dtype, engine in engines.items()}
+        arms = {
+            dtype: DecodeSteps(each.runner, each.layout, batch=batch, context=CONTEXT)
+            for dtype, each in engines.items()
+        }
         took: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
         for _ in range(rounds):
             for dtype, arm in arms.items():
@@ -95,7 +79,7 @@ def speeds(model: str, batches: tuple[int, ...], rounds: int) -> dict[str, list[
 def main(
     count: int, model: str, batches: tuple[int, ...], rounds: int, threads: int | None
 ) -> None:
-    """Perplexity, memory and speed of float32, bfloat16, int8 and weight-only int8."""
+    """Perplexity and speed of float32, bfloat16, int8 and weight-only int8."""
     if threads:
         torch.set_num_threads(threads)
     demo = resolve_model("demo")
@@ -115,4 +99,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.precision")
+    main(prog_name="python main.py bench precision")

@@ -1,8 +1,8 @@
-"""`python main.py bench serve`: the HTTP path beside the offline path, on one cluster, in turns.
+"""`python main.py bench serve`: the HTTP path against the offline path, on one cluster, in turns.
 
-A closed loop: so many streams are open all the time, until all requests are answered. The HTTP arm asks
-the server, server-sent events over connections that stay (streams.py); the offline arm asks the router
-itself, as `python main.py -b STREAMS` does. Both share the machine with the cluster they ask.
+A closed loop: a fixed number of streams is open until all requests are answered. The HTTP arm reads
+server-sent events over persistent connections (streams.py). The offline arm talks to the router, as
+`python main.py -b STREAMS` does. Both share the machine with the cluster.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ PATIENCE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt, and how many tokens it is answered with."""
+    """A prompt, and the number of tokens of its answer."""
 
     prompt: tuple[int, ...]
     new: int
@@ -53,12 +53,12 @@ class Turn:
     errors: int
     ttft_p50_ms: float
     ttft_p99_ms: float
-    leased_blocks: float  # once all is answered
-    cores: dict[str, float]  # that each process kept busy
+    leased_blocks: float  # after all requests have ended
+    cores: dict[str, float]  # busy cores by process
 
 
-class Site:
-    """A server in front of a cluster."""
+class Testbed:
+    """A cluster with a server in front of it, asked through HTTP or, offline, through its router."""
 
     def __init__(self, port: int, cluster: Cluster, batch: BatchClient) -> None:
         self.port = port
@@ -67,7 +67,7 @@ class Site:
         self.asked = 0
 
     def leased(self) -> float:
-        """KV blocks that requests hold now."""
+        """KV blocks that requests hold now, from /metrics."""
         address = f"http://127.0.0.1:{self.port}/metrics"
         with urllib.request.urlopen(address, timeout=30) as answer:
             text = answer.read().decode()
@@ -75,7 +75,7 @@ class Site:
         return sum(map(float, found))
 
     async def over_http(self, questions: Sequence[Question], streams: int) -> list[Answer]:
-        """All of them over so many connections, each used again and again as clients do."""
+        """Ask all questions over `streams` persistent connections."""
         waiting = iter(questions)
         found: list[Answer] = []
 
@@ -107,7 +107,7 @@ class Site:
         return head.encode() + body
 
     async def offline(self, questions: Sequence[Question]) -> list[Answer]:
-        """All of them, as the offline job asks."""
+        """Ask all questions as the offline job does."""
         options = GenerationParams(1, GREEDY, ignore_eos=True, stream_interval_s=NOT_STREAMED_S)
         tasks = [Task(self.asked + i, each.prompt, each.new) for i, each in enumerate(questions)]
         self.asked += len(questions)
@@ -123,7 +123,7 @@ class Site:
 
 
 @contextmanager
-def site(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[Site]:
+def testbed(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[Testbed]:
     """A cluster and a server, ready."""
     options = ClusterOptions(
         model, plan_topology((), (), gpus=0), batch_size=streams, dtype=dtype, prefix_caching=False
@@ -131,12 +131,12 @@ def site(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[S
     more = ("--stream-interval-ms", f"{interval_ms:g}")
     say = partial(click.echo, err=True)
     with serving_cluster(options, limit=streams, say=say, server=more) as serving:
-        yield Site(serving.port, serving.cluster, serving.batch)
+        yield Testbed(serving.port, serving.cluster, serving.batch)
 
 
 def questions_of(requests: int, prompt_tokens: int, new: int, spread: float) -> list[Question]:
-    """Made-up prompts; answers of new tokens, more or less by up to so large a share. The same every
-    time."""
+    """Random prompts, the same every time. Answers have `new` tokens, more or less by up to the share
+    `spread`."""
     dice = random.Random(1)
     return [
         Question(
@@ -147,11 +147,11 @@ def questions_of(requests: int, prompt_tokens: int, new: int, spread: float) -> 
     ]
 
 
-def turn(at: Site, arm: str, questions: Sequence[Question], streams: int) -> Turn:
-    """One arm, once."""
-    with Sampler(at.cluster.pids() | {"client": os.getpid()}) as sampler:
+def turn(bed: Testbed, arm: str, questions: Sequence[Question], streams: int) -> Turn:
+    """Run one arm once."""
+    with Sampler(bed.cluster.pids() | {"client": os.getpid()}) as sampler:
         begun = time.monotonic()
-        work = at.over_http(questions, streams) if arm == "HTTP" else at.offline(questions)
+        work = bed.over_http(questions, streams) if arm == "HTTP" else bed.offline(questions)
         answers = asyncio.run(work)
         seconds = time.monotonic() - begun
     failed = [answer.failure for answer in answers if answer.failure]
@@ -165,15 +165,15 @@ def turn(at: Site, arm: str, questions: Sequence[Question], streams: int) -> Tur
         len(failed),
         1e3 * percentile(ttfts, 50),
         1e3 * percentile(ttfts, 99),
-        _settled(at),
+        _settled(bed),
         dict(usage.cores),
     )
 
 
-def _settled(at: Site) -> float:
-    """Blocks still held: counts are told once a second."""
+def _settled(bed: Testbed) -> float:
+    """Blocks still held, after up to five seconds: the counts are updated once a second."""
     deadline = time.monotonic() + 5
-    while (leased := at.leased()) and time.monotonic() < deadline:
+    while (leased := bed.leased()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return leased
 
@@ -190,8 +190,8 @@ def _settled(at: Site) -> float:
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Answers are longer or shorter by up to this share. 0: offline all that began together end "
-    "together, and begin together again.",
+    help="Answers are longer or shorter by up to this share. With 0, offline requests that start "
+    "together also end together.",
 )
 @click.option("--stream-interval-ms", "interval", default=20.0, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
@@ -202,15 +202,15 @@ def main(
     model: str, dtype: str, streams: int, requests: int, prompt_tokens: int, new_tokens: int,
     spread: float, interval: float, rounds: int, output: Path | None,
 ) -> None:  # fmt: skip
-    """The HTTP path beside the offline path: tokens/s, errors, first tokens, the CPU of each process."""
+    """The HTTP path against the offline path: tokens/s, errors, TTFT, CPU of each process."""
     questions = questions_of(requests, prompt_tokens, new_tokens, spread)
     arms: dict[str, list[Turn]] = {"HTTP": [], "offline": []}
-    with site(model, dtype, streams, interval) as at:
+    with testbed(model, dtype, streams, interval) as bed:
         for arm in arms:
-            turn(at, arm, questions_of(2 * streams, prompt_tokens, 16, 0), streams)  # warms up
+            turn(bed, arm, questions_of(2 * streams, prompt_tokens, 16, 0), streams)  # warms up
         for number in range(rounds):
-            for arm in list(arms)[:: -1 if number % 2 else 1]:  # who goes first changes
-                arms[arm].append(turn(at, arm, questions, streams))
+            for arm in list(arms)[:: -1 if number % 2 else 1]:  # alternate the order
+                arms[arm].append(turn(bed, arm, questions, streams))
     lines = [_line(arm, each) for arm, turns in arms.items() for each in turns]
     names = list(arms["HTTP"][0].cores)
     head = ["", "tokens/s", "errors", "TTFT p50, ms", "p99", "blocks held after"]
@@ -219,7 +219,7 @@ def main(
     ratios = [http.tokens_per_s / offline.tokens_per_s for http, offline in pairs]
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
-        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told within "
+        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are sent within "
         f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * NOT_STREAMED_S:g} ms offline"
     )
     if output is not None:

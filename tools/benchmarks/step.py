@@ -1,10 +1,10 @@
-"""Where each millisecond of a forward goes: stage by stage, beside the plain torch path.
+"""Where each millisecond of a forward goes: stage by stage, against the plain torch path.
 
-    python -m benchmarks.step --model random:gpt2 --dtype float32 --batch 1 --batch 64 --prefill 512
+    python main.py bench step --model random:gpt2 --dtype float32 --batch 1 --batch 64 --prefill 512
 
-Every stage is called by itself and timed, several rounds, the median of each; GB/s and GFLOP/s are of
-weights and products alone. "all in one" is the same forward as it is really run, in one call; "torch"
-is transformers' code with our attention, which runs where there is no compiler.
+Every stage is called and timed on its own; shown is the median of several rounds. GB/s and GFLOP/s count
+weights and products only. "all in one call" is the same forward as it really runs; "torch" is
+transformers' code with our attention, which runs without a compiler.
 """
 
 import statistics
@@ -32,7 +32,7 @@ CONTEXT = 110
 
 
 def decode_rows(batch: int) -> list[Row]:
-    """One token each, CONTEXT before it."""
+    """One token for each sequence, with CONTEXT tokens before it."""
     each = CONTEXT // BLOCK + 1
     tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
     return [Row([i], CONTEXT, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
@@ -44,8 +44,8 @@ def prefill_rows(tokens: int) -> list[Row]:
 
 
 def pool_for(runner: Forward, layout: KVLayout, rows: list[Row]) -> Pool:
-    """Large enough, and written to: what was never written is one page of zeros, wherever it is read,
-    and that one is always in the cache."""
+    """A pool for the rows, filled with random numbers: memory that was never written is one page of
+    zeros, which is always in the cache."""
     pool = Pool.private(layout, 1 + max(max(row.blocks) for row in rows), runner.device)
     for each in (*pool.keys, *pool.values):
         each.normal_()
@@ -53,7 +53,7 @@ def pool_for(runner: Forward, layout: KVLayout, rows: list[Row]) -> Pool:
 
 
 def median_ms(run: Callable[[], object], rounds: int) -> float:
-    """Of several calls, after one that is not counted."""
+    """Median ms of several calls, after a warm-up."""
     run()
     times = []
     for _ in range(rounds):
@@ -64,7 +64,7 @@ def median_ms(run: Callable[[], object], rounds: int) -> float:
 
 
 def stages(runner: NativeRunner, pool: Pool, rows: list[Row], rounds: int) -> list[list[str]]:
-    """Lines of the table, the dearest first."""
+    """Lines of the table, the slowest stage first."""
     runs = [runner.timed(pool, rows) for _ in range(rounds + 1)][1:]
     tokens = sum(len(row.token_ids) for row in rows)
     spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
@@ -94,7 +94,7 @@ def report(runner: NativeRunner, layout: KVLayout, rows: list[Row], rounds: int)
 
 
 def in_plain_torch(files: ModelFiles, dtype: str, rows: list[Row], rounds: int) -> float:
-    """ms of the slow sibling."""
+    """ms of the same forward in plain torch."""
     model = load_model(files, torch.device("cpu"), DTYPES[dtype])
     runner, layout = in_torch(model, DTYPES[dtype], BLOCK)
     pool = pool_for(runner, layout, rows)
@@ -105,7 +105,7 @@ def in_plain_torch(files: ModelFiles, dtype: str, rows: list[Row], rounds: int) 
 @click.option("--model", default="random:gpt2", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--batch", "batches", multiple=True, type=int, help="Decode at this batch size.")
-@click.option("--prefill", "prefills", multiple=True, type=int, help="Prefill so many tokens.")
+@click.option("--prefill", "prefills", multiple=True, type=int, help="Prefill this many tokens.")
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--threads", type=int, default=None, help="[default: all cores]")
 @click.option("--no-torch", is_flag=True, help="Leave the plain torch path out.")
@@ -136,4 +136,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.step")
+    main(prog_name="python main.py bench step")

@@ -1,5 +1,5 @@
-"""Streams: a client of the HTTP server that costs hardly more than the sockets: it shares the cores with
-the server, and what a client makes of the text is not what is measured.
+"""Streams: an HTTP client with little overhead. It shares the cores with the server, and the benchmark is
+not to measure how a client parses text.
 """
 
 import asyncio
@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass
 
 LAST_CHUNK = b"\r\n0\r\n\r\n"
-"""Of a body in chunks. The chunks before it end with an event, so with empty lines."""
+"""The end of a chunked body. Earlier chunks end with an event, so with empty lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One stream's end. `failure` is empty if it went well."""
+    """The result of one stream. `failure` is empty if it ended well."""
 
     tokens: int
     ttft_s: float
@@ -21,7 +21,7 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One stream after the other. What comes is kept, and read when the stream has ended."""
+    """One stream after the other over a connection. A stream is parsed when it has ended."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -31,7 +31,8 @@ class Connection(asyncio.Protocol):
         self._ended: asyncio.Future[None] | None = None
 
     async def ask(self, port: int, request: bytes) -> Answer:
-        """Raises OSError or ValueError for a stream that does not end well."""
+        """Send a request and wait for the end. Raises OSError or ValueError for a stream that ends
+        badly."""
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
         if self._transport is None:
@@ -45,7 +46,7 @@ class Connection(asyncio.Protocol):
         return Answer(tokens, (self._first or begun) - begun)
 
     def close(self) -> None:
-        """The next stream has a connection of its own."""
+        """Close; the next stream opens a new connection."""
         if self._transport is not None:
             self._transport.close()
             self._transport = None
@@ -67,7 +68,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._end(exc or ConnectionResetError("the server has cut the stream"))
+        self._end(exc or ConnectionResetError("the server closed the stream"))
 
     def _end(self, error: Exception | None) -> None:
         if self._ended is None or self._ended.done():
@@ -79,12 +80,12 @@ class Connection(asyncio.Protocol):
 
 
 def tokens_of(stream: bytes) -> int:
-    """Completion tokens by the usage of a stream that has ended well. ValueError otherwise."""
+    """Completion tokens from the usage of a stream. Raises ValueError unless it ended well."""
     if b'"error"' in stream or b"data: [DONE]" not in stream:
         raise ValueError(f"the stream ended with {stream[-200:]!r}")
     if b'"finish_reason":"length"' not in stream:
         raise ValueError("the stream ended without its finish_reason")
     found = re.findall(rb'"completion_tokens":(\d+)', stream)
     if len(found) != 1:
-        raise ValueError(f"the stream told its usage {len(found)} times")
+        raise ValueError(f"the stream reported its usage {len(found)} times")
     return int(found[0])

@@ -1,7 +1,8 @@
-"""`python main.py bench telling`: what it costs to tell every token at once.
+"""`python main.py bench telling`: what it costs to send every token at once.
 
-One cluster, the same job again and again, its tokens told at every step, or when the first of them has
-waited 20 or 100 ms, in turns: tokens/s, and the CPU time of each process a token.
+One cluster runs the same job repeatedly. Its tokens are sent at every step, or when the first of them has
+waited 20 or 100 ms (stream_interval_s), in turns. Measured: tokens/s, and CPU time of each process per
+token.
 """
 
 import os
@@ -28,7 +29,7 @@ from tools.measure.workload import HIGHEST, LOWEST
 def job(
     batch: BatchClient, prompts: list[tuple[int, ...]], first: int, options: GenerationParams
 ) -> int:
-    """Tokens that it made."""
+    """Run the job. Returns the number of generated tokens."""
     tasks = [Task(first + i, prompt) for i, prompt in enumerate(prompts)]
     events = batch.run(tasks, options)
     return sum(len(each.token_ids) for each in events if isinstance(each, Completion))
@@ -44,7 +45,7 @@ def job(
 def main(
     model: str, dtype: str, batch: int, new_tokens: int, intervals: tuple[float, ...], rounds: int
 ) -> None:
-    """What it costs to tell every token at once."""
+    """What it costs to send every token at once."""
     dice = random.Random(batch)
     prompts = [tuple(dice.randint(LOWEST, HIGHEST) for _ in range(64)) for _ in range(batch)]
     options = ClusterOptions(
@@ -71,7 +72,7 @@ def main(
                     found[interval].append((rate, sampler.usage))
         client.close()
     names = list(found[intervals[0]][0][1].cores)
-    head = ["told every", "tokens/s", *(f"{name}, us a token" for name in names)]
+    head = ["sent every", "tokens/s", *(f"{name}, us a token" for name in names)]
     click.echo(table(head, [_line(each, turns, names) for each, turns in found.items()]))
     slowest = found[intervals[0]]
     for interval, turns in list(found.items())[1:]:

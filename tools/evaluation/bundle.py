@@ -1,12 +1,12 @@
 """Bundle: tasks in the format of nanochat's eval bundle, read from a folder and checked.
 
 core.yaml            icl_tasks, a list: label, icl_task_type, dataset_uri, num_fewshot,
-                     continuation_delimiter (a space where it is not said)
+                     continuation_delimiter (default: a space)
 eval_meta_data.csv   "Eval Task", "Random baseline" (percent), ...
 eval_data/URI        one example a line:
 
-multiple_choice      {"query", "choices": [...], "gold"}                   one beginning, several ends
-schema               {"context_options": [...], "continuation", "gold"}    several beginnings, one end
+multiple_choice      {"query", "choices": [...], "gold"}                   one beginning, several endings
+schema               {"context_options": [...], "continuation", "gold"}    several beginnings, one ending
 language_modeling    {"context", "continuation"}
 """
 
@@ -21,15 +21,15 @@ from typing import Any
 import yaml
 
 from baton.errors import InputError
-from tools.evaluation.lines import Line, read_lines, read_text
+from tools.evaluation.data import Line, read_lines, read_text
 
-SHUFFLE_SEED = 1337  # nanochat's: which examples --max-per-task takes, and in what order all stand
+SHUFFLE_SEED = 1337  # nanochat's: the order of the examples, and so what --max-per-task keeps
 KINDS = ("multiple_choice", "schema", "language_modeling")
 
 
 @dataclass(frozen=True, slots=True)
 class MultipleChoice:
-    """Which of these goes on from the query?"""
+    """Which choice continues the query?"""
 
     query: str
     choices: tuple[str, ...]
@@ -38,7 +38,7 @@ class MultipleChoice:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """Out of which of these does the continuation follow?"""
+    """Which context does the continuation follow from?"""
 
     context_options: tuple[str, ...]
     continuation: str
@@ -47,7 +47,7 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class LanguageModeling:
-    """Does the model itself go on like this, token for token?"""
+    """Does the model itself continue like this, token for token?"""
 
     context: str
     continuation: str
@@ -58,14 +58,14 @@ Example = MultipleChoice | Schema | LanguageModeling
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A file of examples of one kind, and how they are put."""
+    """Examples of one kind, and how they are presented."""
 
     label: str
     kind: str
     shots: int  # solved examples in front of each
     delimiter: str
-    baseline: float  # share of right answers that guessing gives
-    examples: tuple[Example, ...]  # in the order in which they are numbered
+    baseline: float  # accuracy of guessing, 0 to 1
+    examples: tuple[Example, ...]  # numbered in this order
 
 
 def read_bundle(folder: Path, *, max_per_task: int | None = None) -> tuple[Task, ...]:
@@ -74,7 +74,7 @@ def read_bundle(folder: Path, *, max_per_task: int | None = None) -> tuple[Task,
     try:
         found = yaml.safe_load(read_text(listing))
     except yaml.YAMLError as error:
-        raise InputError(f"{listing} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{listing} is not valid YAML: {' '.join(str(error).split())}") from error
     entries = found.get("icl_tasks") if isinstance(found, dict) else None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{listing} has no list icl_tasks")
@@ -112,13 +112,15 @@ def _task(
     if not kept:
         raise InputError(f"{file} has no examples")
     if shots >= len(kept):
-        raise line.wrong(f"{shots} solved examples are wanted beside each, {file} has {len(kept)}")
+        raise line.wrong(
+            f"{shots} solved examples for each need more than the {len(kept)} of {file}"
+        )
     delimiter = line.text("continuation_delimiter") if "continuation_delimiter" in entry else " "
     return Task(label, kind, shots, delimiter, baselines[label], kept)
 
 
 def _shots(line: Line) -> int:
-    """A number, or a list whose first one counts."""
+    """num_fewshot: a number, or a list whose first element counts."""
     found = line.fields.get("num_fewshot")
     first = found[0] if isinstance(found, list) and found else found
     if type(first) is not int or first < 0:
@@ -137,7 +139,7 @@ def _example(line: Line, kind: str) -> Example:
 
 
 def _baselines(file: Path) -> dict[str, float]:
-    """By task, as a share."""
+    """The accuracy of guessing by task, 0 to 1."""
     found: dict[str, float] = {}
     for number, row in enumerate(csv.DictReader(io.StringIO(read_text(file))), start=2):
         found[_cell(file, number, row, "Eval Task")] = _share(file, number, row)
@@ -149,7 +151,7 @@ def _share(file: Path, number: int, row: Mapping[str, Any]) -> float:
     try:
         percent = float(text)
     except ValueError as error:
-        raise InputError(f"{file}:{number}: {text!r} is no number of percent") from error
+        raise InputError(f"{file}:{number}: {text!r} is not a percentage") from error
     if not 0 <= percent < 100:
         raise InputError(f"{file}:{number}: a baseline must be 0 or more and below 100, got {text}")
     return percent / 100
@@ -158,5 +160,5 @@ def _share(file: Path, number: int, row: Mapping[str, Any]) -> float:
 def _cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> str:
     found = row.get(column)
     if not isinstance(found, str):
-        raise InputError(f"{file}:{number}: there is no {column!r}")
+        raise InputError(f"{file}:{number}: missing column {column!r}")
     return found

@@ -1,8 +1,8 @@
-"""CORE-style tasks: does a model hold the right answer for the likeliest, better than by guessing?
+"""CORE-style tasks: does a model rate the right answer as the likeliest, more often than by guessing?
 
-    multiple_choice, schema   the option whose answer has the lowest mean loss per token is chosen
+    multiple_choice, schema   the model chooses the option with the lowest mean loss per token
     language_modeling         right if every token of the continuation is the likeliest one
-    centered                  (accuracy - baseline) / (1 - baseline): guessing gives 0, all right gives 1
+    centered                  (accuracy - baseline) / (1 - baseline): 0 for guessing, 1 for all right
     CORE                      mean of the tasks' centered accuracies
 
 Li et al. 2024, "DataComp-LM", https://arxiv.org/abs/2406.11794; as nanochat computes it.
@@ -14,23 +14,22 @@ from dataclasses import dataclass
 
 from baton.text import Tokenizer
 from tools.evaluation.bundle import LanguageModeling, Task
-from tools.evaluation.rendering import rendered
-from tools.evaluation.spans import Question, question
+from tools.evaluation.questions import Question, question, rendered
 from tools.evaluation.subject import Scored, Speed, Subject
 
-AT_ONCE = 64  # examples whose spans are in memory
+AT_ONCE = 64  # examples in memory
 
 Bar = Callable[[Iterator["Verdict"], int], Iterable["Verdict"]]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one example. `losses`: of each option, the mean of its tokens."""
+    """The result of one example. `losses`: mean of -ln p over the answer's tokens, for each option."""
 
     right: bool
-    chosen: int | None  # None: nothing to choose from, or it did not fit
+    chosen: int | None  # None: language_modeling, or it does not fit
     losses: tuple[float, ...]
-    tokens: int  # of all its texts, given or scored
+    tokens: int  # of all its texts, given and scored
     fits: bool
     cropped: bool
     moved: bool
@@ -38,7 +37,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What came of a task. What does not fit the context counts as wrong."""
+    """The result of a task. An example that does not fit the context counts as wrong."""
 
     task: Task
     verdicts: tuple[Verdict, ...]
@@ -54,7 +53,7 @@ class TaskResult:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, the examples being drawn at random from many."""
+        """Of the accuracy, for examples drawn at random from many."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.verdicts))
 
     @property
@@ -68,13 +67,13 @@ def centered(accuracy: float, baseline: float) -> float:
 
 
 def core(results: Sequence[TaskResult]) -> float:
-    """The one number."""
+    """The CORE score: the mean of the centered accuracies."""
     return math.fsum(each.centered for each in results) / len(results)
 
 
 def first_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer itself puts before a text. What it may put behind one is not for texts that
-    break off in the middle."""
+    """The tokens that the tokenizer puts before a text. Those it puts after one are left out, as the
+    texts here break off in the middle."""
     bare, dressed = tokenizer.encode("a", special=False), tokenizer.encode("a")
     for at in range(len(dressed) - len(bare) + 1):
         if dressed[at : at + len(bare)] == bare:
@@ -90,7 +89,7 @@ def run_task(
     begin: Sequence[int],
     bar: Bar = lambda verdicts, total: verdicts,
 ) -> TaskResult:
-    """Ask every example. `begin`: tokens that stand before every text."""
+    """Score every example. `begin`: tokens put before every text."""
     subject.meter.start()
     verdicts = tuple(bar(_verdicts(subject, tokenizer, task, begin), len(task.examples)))
     tokens = sum(each.tokens for each in verdicts)

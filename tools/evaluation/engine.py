@@ -1,12 +1,12 @@
-"""EngineSubject: a model asked in this process, by the very forward that serves.
+"""EngineSubject: a model in this process, run by the same forward that serves.
 
-Spans are run in groups of a few thousand tokens. What several spans of a group begin with in common,
-as the options of one question do, is computed once:
+Spans run in groups of a few thousand tokens. A prefix that several spans of a group share, as the options
+of one question do, is computed once:
 
-    prefix   whole blocks before the first scored token, one row for each different one     no logits
-    rest     the tokens after them, but for the last, which is scored and not read          logits
+    prefix   whole blocks before the first scored token, one row for each distinct prefix    no logits
+    rest     the tokens after it except the last, which is scored but not read              logits
 
-The logits of a forward take rows x vocabulary floats, so the rest goes in pieces that fit LOGITS_BYTES.
+The logits of a forward take rows x vocabulary floats, so the rest runs in pieces that fit LOGITS_BYTES.
 """
 
 import math
@@ -24,12 +24,12 @@ from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 from baton.text import TextStream, Tokenizer
 from sampler.logprobs import logprobs_of
-from tools.evaluation.subject import About, Continuation, Meter, Scored, Span
+from tools.evaluation.subject import About, Continuation, Meter, Scored, Span, groups_of
 
 BLOCK = 16
-READ = 4096  # tokens of a forward without logits, and of a group of spans
+READ = 4096  # tokens of a group of spans, and of a forward without logits
 LOGITS_BYTES = 2**27
-ROWS = 32  # continuations written side by side
+ROWS = 32  # continuations generated as one batch
 UNSOUND = (
     "the model's logits are not numbers (NaN): its weights are broken, or --dtype has too small a "
     "range: try float32"
@@ -37,7 +37,7 @@ UNSOUND = (
 
 
 class EngineSubject:
-    """See Subject. `threads`: None for what torch takes."""
+    """See Subject. `threads`: None for torch's default."""
 
     def __init__(self, files: ModelFiles, *, device: str, dtype: str, threads: int | None) -> None:
         if threads is not None:
@@ -46,7 +46,7 @@ class EngineSubject:
         self._engine = boot(files, device=device, dtype=dtype, block_size=BLOCK)
         self._layout = self._engine.layout
         self._tokenizer = Tokenizer(files.tokenizer_file)
-        self._rows = max(1, LOGITS_BYTES // (4 * files.vocab_size))  # with logits, of a forward
+        self._rows = max(1, LOGITS_BYTES // (4 * files.vocab_size))  # rows with logits of a forward
         self._pool: Pool | None = None
         self.about = About(
             model=files.name,
@@ -61,7 +61,7 @@ class EngineSubject:
 
     def score(self, spans: Iterable[Span]) -> Iterator[Scored]:
         """See Subject."""
-        for group in _groups(spans):
+        for group in groups_of(spans, tokens=READ, most=READ):
             yield from self._score(group)
 
     def write(self, prompts: Iterable[tuple[int, ...]], new_tokens: int) -> Iterator[Continuation]:
@@ -83,7 +83,7 @@ class EngineSubject:
             more = self._layout.blocks_for(len(span.token_ids) - 1) - whole
             tables.append([*prefixes[prefix], *range(used, used + more)])
             used += more
-        pool = self._room(used)
+        pool = self._pool_of(used)
         self._fill(pool, [(ids, blocks) for ids, blocks in prefixes.items() if ids])
         values, best = self._rest(pool, group, tables)
         return [Scored(tuple(v), tuple(b)) for v, b in zip(values, best, strict=True)]
@@ -109,7 +109,7 @@ class EngineSubject:
             self.meter.called(since)
             at = 0
             for number, row in zip(numbers, rows, strict=True):
-                skip = max(0, group[number].start - 1 - row.start)  # read again, not scored
+                skip = max(0, group[number].start - 1 - row.start)  # read, not scored
                 end = at + len(row.token_ids)
                 values[number] += logprobs[at + skip : end]
                 best[number] += highest[at + skip : end]
@@ -123,15 +123,15 @@ class EngineSubject:
             more = self._layout.blocks_for(len(prompt) + new_tokens)
             tables.append(list(range(used, used + more)))
             used += more
-        pool = self._room(used)
+        pool = self._pool_of(used)
         self._fill(pool, [(p[:-1], t) for p, t in zip(prompts, tables, strict=True) if p[1:]])
-        said: list[list[int]] = [[] for _ in prompts]
+        written: list[list[int]] = [[] for _ in prompts]
         live = list(range(len(prompts)))
         while live:
             rows = [
                 Row(
-                    [said[i][-1] if said[i] else prompts[i][-1]],
-                    len(prompts[i]) - 1 + len(said[i]),
+                    [written[i][-1] if written[i] else prompts[i][-1]],
+                    len(prompts[i]) - 1 + len(written[i]),
                     tables[i],
                     Logits.LAST,
                 )
@@ -139,16 +139,16 @@ class EngineSubject:
             ]
             since = time.perf_counter()
             for i, token in zip(live, self._engine.runner.greedy(pool, rows), strict=True):
-                said[i].append(_sound(token))
+                written[i].append(_sound(token))
             self.meter.called(since)
-            live = [i for i in live if said[i][-1] not in ends and len(said[i]) < new_tokens]
-        for prompt, ids in zip(prompts, said, strict=True):
+            live = [i for i in live if written[i][-1] not in ends and len(written[i]) < new_tokens]
+        for prompt, ids in zip(prompts, written, strict=True):
             stream = TextStream(self._tokenizer, prompt, ())
             text = stream.push(ids) + stream.finish()
             yield Continuation(text, len(ids), ids[-1] in ends)
 
     def _fill(self, pool: Pool, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Keys and values of whole sequences, each with its blocks."""
+        """Compute keys and values of (token ids, blocks) sequences."""
         pieces = [
             (number, Row(ids[at : at + READ], at, blocks))
             for number, (ids, blocks) in enumerate(sequences)
@@ -160,16 +160,16 @@ class EngineSubject:
             self._engine.wait()
             self.meter.called(since)
 
-    def _room(self, blocks: int) -> Pool:
-        """A pool of so many blocks at least; the one there is, if it is large enough."""
+    def _pool_of(self, blocks: int) -> Pool:
+        """A pool of at least `blocks` blocks: the current one, if it is large enough."""
         if self._pool is None or self._pool.blocks < blocks:
-            self._pool = None  # before the larger one is asked for
+            self._pool = None  # freed before the larger one is allocated
             self._pool = Pool.private(self._layout, blocks, self._engine.device)
         return self._pool
 
 
 def _judged(logits: torch.Tensor, targets: Sequence[int]) -> tuple[list[float], list[bool]]:
-    """Of each row's target: its logprob, and whether no logit is higher."""
+    """Each row's target: its logprob, and whether no logit is higher. `logits`: [rows, vocabulary]."""
     ids = torch.tensor(targets, device=logits.device)
     wanted = logits.gather(1, ids[:, None])[:, 0]
     logprobs: list[float] = logprobs_of(logits, ids).tolist()
@@ -188,23 +188,9 @@ def _sound(token: int | None) -> int:
     return token
 
 
-def _groups(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """As many as have READ tokens together; a longer one is alone."""
-    group: list[Span] = []
-    tokens = 0
-    for span in spans:
-        if group and tokens + len(span.token_ids) > READ:
-            yield group
-            group, tokens = [], 0
-        group.append(span)
-        tokens += len(span.token_ids)
-    if group:
-        yield group
-
-
 def _packed(pieces: Iterable[tuple[int, Row]], most: int) -> Iterator[tuple[list[int], list[Row]]]:
-    """Pieces in their order, as many to a forward as have `most` tokens. A sequence of several
-    pieces has only its last one shorter than `most`, so no forward holds two of them."""
+    """Pieces in order, packed into forwards of at most `most` tokens. Only the last piece of a sequence
+    is shorter than `most`, so no forward holds two pieces of one sequence."""
     numbers: list[int] = []
     rows: list[Row] = []
     tokens = 0

@@ -1,4 +1,4 @@
-"""Report: what was found, as tables for people and as one JSON object."""
+"""Report: results as tables for people and as one JSON object."""
 
 import dataclasses
 import json
@@ -14,20 +14,20 @@ from baton.table import seconds, table
 from tools.evaluation.bundle import SHUFFLE_SEED
 from tools.evaluation.core import TaskResult, core
 from tools.evaluation.generation import Written
-from tools.evaluation.perplexity import Foreseen
-from tools.evaluation.rendering import SHOTS_SEED
+from tools.evaluation.perplexity import Perplexity
+from tools.evaluation.questions import SHOTS_SEED
 from tools.evaluation.subject import About, Speed
 
 Json = dict[str, Any]
 
 
 def headline(about: About) -> str:
-    """Who was asked."""
+    """The model and how it runs, in one line."""
     where = about.runs if about.asked == "in process" else f"through {about.asked}"
     return f"{about.model} ({about.fingerprint[:12]}): {where}; context {about.context}"
 
 
-def perplexity_table(name: str, found: Foreseen, call: str) -> str:
+def perplexity_table(name: str, found: Perplexity, call: str) -> str:
     """One line."""
     per_byte = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
     head = ["perplexity of", "texts", "tokens", "perplexity", "bits/token", "bits/byte", "tokens/s"]
@@ -61,7 +61,7 @@ def generation_table(name: str, found: Written, call: str) -> str:
 
 
 def core_table(results: Sequence[TaskResult], call: str) -> str:
-    """A line for each task, and the one number."""
+    """A line for each task, and the CORE score."""
     head = ["task", "kind", "shots", "examples", "accuracy", "+-", "chance", "centered", "tokens/s"]
     lines = [
         [
@@ -77,15 +77,15 @@ def core_table(results: Sequence[TaskResult], call: str) -> str:
 
 
 def speed_line(speed: Speed, call: str) -> str:
-    """How long it took, and each call."""
+    """Time of all the work and of a call."""
     return (
         f"{seconds(speed.seconds)}; {call}s: {speed.calls}, median {seconds(speed.call_median_s)}, "
         f"p95 {seconds(speed.call_p95_s)}"
     )
 
 
-def perplexity_json(found: Foreseen) -> Json:
-    """All of it."""
+def perplexity_json(found: Perplexity) -> Json:
+    """All numbers."""
     return dataclasses.asdict(found) | {
         "perplexity": found.perplexity,
         "bits_per_token": found.bits_per_token,
@@ -160,7 +160,7 @@ def _task_json(result: TaskResult) -> Json:
 
 
 def _remark(result: TaskResult) -> str:
-    """What a reader should know about a task's numbers; empty if nothing."""
+    """How many examples were cropped or did not fit; empty if none."""
     counts = {
         "longer than the context: cropped from the left": sum(
             each.cropped and each.fits for each in result.verdicts

@@ -1,7 +1,8 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L as the rouge-score package computes them, without its stemmer.
 
-Lin 2004, https://aclanthology.org/W04-1013. rouge-score itself has no wheel of its current version
-and pulls in nltk for a stemmer that is off by default; tests/pure/test_rouge.py holds its numbers.
+Lin 2004, https://aclanthology.org/W04-1013. The current version of
+rouge-score has no wheel, and it needs nltk for a stemmer that is off by default. Its numbers are in
+tests/pure/test_eval_scores.py.
 """
 
 import re
@@ -23,7 +24,7 @@ class Rouge:
 
 
 def rouge(prediction: str, references: Sequence[str]) -> Rouge:
-    """Of several references the one that is best for each kind counts."""
+    """With several references, each kind takes its best."""
     ours = words(prediction)
     theirs = [words(each) for each in references]
     kinds = (partial(_ngrams, 1), partial(_ngrams, 2), _subsequence)
@@ -31,13 +32,13 @@ def rouge(prediction: str, references: Sequence[str]) -> Rouge:
 
 
 def words(text: str) -> list[str]:
-    """Runs of a to z and 0 to 9, in lower case; all else divides them."""
+    """Runs of a to z and 0 to 9, in lower case. Everything else separates words."""
     return WORD.findall(text.lower())
 
 
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest one. A bit for each word of the first: Hyyrö 2004, "Bit-parallel LCS-length
-    computation revisited"."""
+    """Length of the longest common subsequence, with one bit for each word of the first: Hyyrö 2004,
+    "Bit-parallel LCS-length computation revisited"."""
     places: defaultdict[str, int] = defaultdict(int)
     for at, word in enumerate(first):
         places[word] |= 1 << at
@@ -61,5 +62,5 @@ def _subsequence(ours: list[str], theirs: list[str]) -> float:
 
 
 def _f1(hits: int, ours: int, theirs: int) -> float:
-    """Of precision hits / ours and recall hits / theirs."""
+    """F1 of precision hits / ours and recall hits / theirs."""
     return 2 * hits / (ours + theirs) if hits else 0.0

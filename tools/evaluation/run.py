@@ -1,4 +1,4 @@
-"""Evaluation: one run of the command: asks the subject, shows what came of it, keeps it for the file."""
+"""Evaluation: one run of the command. Scores the subject, prints each result and keeps it for --json."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +15,9 @@ from baton.text import Tokenizer
 from tools.evaluation import report
 from tools.evaluation.bundle import Task
 from tools.evaluation.core import first_tokens, run_task
-from tools.evaluation.generation import Pair, write
-from tools.evaluation.perplexity import foresee
+from tools.evaluation.data import Pair
+from tools.evaluation.generation import write
+from tools.evaluation.perplexity import score_texts
 from tools.evaluation.subject import Subject
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Evaluation:
-    """One run of the command: a subject, and what was found about it so far."""
+    """A subject and its results so far."""
 
     subject: Subject
     files: ModelFiles
@@ -35,8 +36,8 @@ class Evaluation:
     def perplexity(
         self, name: str, texts: Sequence[str], *, window: int | None, stride: int | None, end: bool
     ) -> None:
-        """How well it foresees the texts."""
-        found = foresee(
+        """Perplexity of the texts."""
+        found = score_texts(
             self.subject, self.tokenizer, texts, window=window, stride=stride,
             end=self._end_token() if end else None, bar=progress("perplexity", "window"),
         )  # fmt: skip
@@ -44,7 +45,7 @@ class Evaluation:
         self.parts["perplexity"] = {"of": name, "end_token": end} | report.perplexity_json(found)
 
     def generation(self, name: str, pairs: Sequence[Pair], *, new_tokens: int) -> None:
-        """How near its continuations come to the references."""
+        """Continuations against their references."""
         found = write(
             self.subject, self.tokenizer, pairs, new_tokens=new_tokens,
             bar=progress("generation", "text"),
@@ -53,7 +54,7 @@ class Evaluation:
         self.parts["generation"] = {"of": name} | report.generation_json(found)
 
     def core(self, name: str, tasks: Sequence[Task], *, bos: bool) -> None:
-        """How often it holds the right answer for the likeliest."""
+        """CORE-style tasks."""
         begin = self._bos() if bos else first_tokens(self.tokenizer)
         results = []
         for task in tasks:
@@ -63,7 +64,7 @@ class Evaluation:
         self.parts["core"] = {"bundle": name, "begin_tokens": begin} | report.core_json(results)
 
     def save(self, file: Path | None) -> None:
-        """All numbers, if they are wanted."""
+        """Write all numbers, if a file is given."""
         if file is not None:
             report.save(report.whole(self.subject.about, self.settings, self.parts), file)
             click.echo(f"\nall numbers: {file}")
@@ -74,14 +75,14 @@ class Evaluation:
 
     def _end_token(self) -> int:
         if not self.files.eos_token_ids:
-            raise InputError(f"{self.files.name} has no end token: leave out --end-token")
+            raise InputError(f"{self.files.name} has no end token: run without --end-token")
         return self.files.eos_token_ids[0]
 
     def _bos(self) -> list[int]:
         for settings in (self.files.config, self.files.generation_config):
             if isinstance(found := settings.get("bos_token_id"), int):
                 return [found]
-        raise InputError(f"{self.files.name} has no bos_token_id: leave out --bos")
+        raise InputError(f"{self.files.name} has no bos_token_id: run without --bos")
 
 
 def progress(what: str, unit: str) -> Callable[[Iterator[T], int], Iterable[T]]:

@@ -1,9 +1,9 @@
-"""ServerSubject: a model asked through OpenAI's completions API, of our server or any other that takes
-token ids, echo and logprobs (vLLM and SGLang do). Standard library alone, no torch.
+"""ServerSubject: a model behind OpenAI's completions API. The server may be ours or any other that takes
+token ids, echo and logprobs (vLLM and SGLang do). No torch.
 
-The texts are tokenized here, with the tokenizer of a local folder, and sent as ids: so the server's must
-be the same, which is tried first. Scoring is a request for one more token that echoes its prompt with
-logprobs.
+Texts are tokenized here, with the tokenizer of a local folder, and sent as token ids. So the server must
+have the same tokenizer, which is checked first. A scoring request echoes its prompt with logprobs and
+generates one token.
 """
 
 import time
@@ -16,25 +16,29 @@ from baton.client.http import HttpClient, error_message, unreachable
 from baton.errors import InputError, ProtocolError
 from baton.model_files import ModelFiles
 from baton.text import Tokenizer
-from tools.evaluation.subject import About, Continuation, Meter, Scored, Span
+from tools.evaluation.subject import About, Continuation, Meter, Scored, Span, groups_of
 
 TRIES = 6
-WAIT_S = 2.0  # where the server does not say for how long
+WAIT_S = 2.0  # where the server sends no Retry-After
 BUSY = (429, 503)
-AT_ONCE, WRITING = 4, 16  # requests under way: of many spans each, of one prompt each
-SPANS, SPAN_TOKENS = 16, 8192  # in one request
+AT_ONCE, WRITING = (
+    4,
+    16,
+)  # concurrent requests: scoring (many spans each), writing (one prompt each)
+SPANS, SPAN_TOKENS = 16, 8192  # most of one request
 PROBE = "If both sides cut this sentence into the same tokens, they have the same tokenizer."
 
 
 @dataclass(slots=True)
-class Patient:
-    """Asks a site, and asks again while it is busy."""
+class RetryingClient:
+    """Repeats a request while the server is busy (429, 503)."""
 
     site: HttpClient
     pause: Callable[[float], None] = field(default=time.sleep)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON that it answers. Raises InputError if it refuses, or nobody is there."""
+        """The JSON of the answer. Raises InputError for a refusal and for an unreachable server, and
+        ProtocolError for an answer that is not JSON."""
         where = f"{self.site.url}{path}"
         for left in reversed(range(TRIES)):
             try:
@@ -42,39 +46,42 @@ class Patient:
             except OSError as error:
                 raise unreachable(self.site, error) from error
             except ValueError as error:
-                raise ProtocolError(f"{where} answers no JSON: {error}") from error
+                raise ProtocolError(f"{where}: the answer is not JSON: {error}") from error
             if reply.status < 400:
                 return reply.body
             if reply.status not in BUSY or not left:
-                raise InputError(f"{where} says {reply.status}: {error_message(reply.body)}")
+                raise InputError(f"{where}: status {reply.status}: {error_message(reply.body)}")
             self.pause(_seconds(reply.retry_after))
         raise AssertionError("the last try returns or raises")
 
 
 class ServerSubject:
-    """See Subject. `files` is the local folder of the served model; `served` its name there, None if
-    the server has one model only."""
+    """See Subject. `files` is the local folder of the served model, `served` its name on the server.
+    None: the server's only model."""
 
-    def __init__(self, site: HttpClient, files: ModelFiles, *, served: str | None) -> None:
+    def __init__(
+        self, url: str, files: ModelFiles, *, served: str | None, api_key: str = ""
+    ) -> None:
         self.meter = Meter()
-        self._patient = Patient(site)
-        self._served, context = _model(self._patient, served)
+        self._client = RetryingClient(HttpClient(url, api_key))
+        self._served, context = _model(self._client, served)
         context = min(context or files.max_positions, files.max_positions)
         self.about = About(
             model=self._served,
             fingerprint=files.fingerprint,
-            asked=site.url,
+            asked=url,
             runs="a server",
             call="request",
             context=context,
-            longest=context - 1,  # one more token is asked for, and must have room
+            longest=context - 1,  # a scoring request generates one token more
         )
-        self._try(Tokenizer(files.tokenizer_file))
+        self._check(Tokenizer(files.tokenizer_file))
 
     def score(self, spans: Iterable[Span]) -> Iterator[Scored]:
         """See Subject."""
+        groups = groups_of(spans, tokens=SPAN_TOKENS, most=SPANS)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for group in pool.map(self._score, _groups(spans)):
+            for group in pool.map(self._score, groups):
                 yield from group
 
     def write(self, prompts: Iterable[tuple[int, ...]], new_tokens: int) -> Iterator[Continuation]:
@@ -82,9 +89,9 @@ class ServerSubject:
         with ThreadPoolExecutor(WRITING) as pool:
             yield from pool.map(lambda prompt: self._write(prompt, new_tokens), prompts)
 
-    def _try(self, tokenizer: Tokenizer) -> None:
-        """Can it score at all, and has it this tokenizer? Servers write single tokens differently
-        (spaces, halves of characters), so half of them must be the same."""
+    def _check(self, tokenizer: Tokenizer) -> None:
+        """Raises ProtocolError if the server cannot score, and InputError if it has another tokenizer.
+        Servers write single tokens differently (spaces, halves of characters), so half must match."""
         ids = tokenizer.encode(PROBE)
         (choice,) = self._echoed([ids])
         _scored(Span(tuple(ids), 1), choice)
@@ -94,7 +101,7 @@ class ServerSubject:
         if theirs and same < len(ids) / 2:
             raise InputError(
                 f"{self._served} at {self.about.asked} has another tokenizer than the local folder: "
-                "say with --model which model it is"
+                "name the served model with --model"
             )
 
     def _score(self, spans: Sequence[Span]) -> list[Scored]:
@@ -104,11 +111,13 @@ class ServerSubject:
     def _echoed(self, prompts: list[list[int]]) -> list[Any]:
         choices = self._ask(prompt=prompts, max_tokens=1, echo=True, logprobs=1)["choices"]
         if len(choices) != len(prompts):
-            raise ProtocolError(f"{len(prompts)} prompts were sent, {len(choices)} answers came")
+            raise ProtocolError(
+                f"{len(prompts)} prompts were sent, {len(choices)} answers came back"
+            )
         return sorted(choices, key=lambda choice: int(choice["index"]))
 
     def _write(self, prompt: Sequence[int], new_tokens: int) -> Continuation:
-        # repetition_penalty: 1, whatever the model's generation_config.json says.
+        # repetition_penalty is set because a generation_config.json may set another.
         answer = self._ask(prompt=list(prompt), max_tokens=new_tokens, repetition_penalty=1.0)
         choice = answer["choices"][0]
         tokens = int(answer["usage"]["completion_tokens"])
@@ -116,26 +125,26 @@ class ServerSubject:
 
     def _ask(self, **body: Any) -> Any:
         since = time.perf_counter()
-        answer = self._patient.ask(
+        answer = self._client.ask(
             "/v1/completions", {"model": self._served, "temperature": 0, **body}
         )
         self.meter.called(since)
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-            raise ProtocolError(f"{self.about.asked} answers without choices: {str(answer)[:200]}")
+            raise ProtocolError(f"{self.about.asked} answered without choices: {str(answer)[:200]}")
         return answer
 
 
 def _scored(span: Span, choice: Mapping[str, Any]) -> Scored:
-    """Of the echoed prompt, the part that was asked about."""
-    told = choice.get("logprobs") or {}
-    values, tops = told.get("token_logprobs") or [], told.get("top_logprobs") or []
+    """The part of the echoed prompt that is scored."""
+    found = choice.get("logprobs") or {}
+    values, tops = found.get("token_logprobs") or [], found.get("top_logprobs") or []
     here = slice(span.start, len(span.token_ids))
     logprobs, best = values[here], tops[here]
     short = min(len(values), len(tops)) < len(span.token_ids)
     if short or None in logprobs or None in best:
         raise ProtocolError(
             f"the server gives {len(values)} logprobs for an echoed prompt of "
-            f"{len(span.token_ids)} tokens: it cannot be asked to score (echo with logprobs)"
+            f"{len(span.token_ids)} tokens: it cannot score (echo with logprobs is needed)"
         )
     return Scored(
         tuple(float(each) for each in logprobs),
@@ -146,33 +155,20 @@ def _scored(span: Span, choice: Mapping[str, Any]) -> Scored:
     )
 
 
-def _model(patient: Patient, served: str | None) -> tuple[str, int | None]:
-    """Its name at the server, and its context if that is told."""
-    answer = patient.ask("/v1/models")
+def _model(client: RetryingClient, served: str | None) -> tuple[str, int | None]:
+    """The model's name on the server, and its context if the server reports it."""
+    answer = client.ask("/v1/models")
     listed = answer.get("data") if isinstance(answer, dict) else None
     known = {str(each["id"]): each for each in listed or [] if "id" in each}
     if served is None and len(known) == 1:
         (served,) = known
     if served not in known:
-        asked = "which one is meant is not said" if served is None else f"{served!r} is not one"
+        why = "" if served is None else f", not {served!r}"
         raise InputError(
-            f"{patient.site.url} serves {', '.join(known) or 'no model'}, and {asked}: use --served-model"
+            f"{client.site.url} serves {', '.join(known) or 'no model'}{why}: choose with --served-model"
         )
     context = known[served].get("max_model_len")
     return served, context if isinstance(context, int) else None
-
-
-def _groups(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    group: list[Span] = []
-    tokens = 0
-    for span in spans:
-        if group and (len(group) == SPANS or tokens + len(span.token_ids) > SPAN_TOKENS):
-            yield group
-            group, tokens = [], 0
-        group.append(span)
-        tokens += len(span.token_ids)
-    if group:
-        yield group
 
 
 def _seconds(retry_after: str) -> float:

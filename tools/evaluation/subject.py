@@ -1,9 +1,9 @@
-"""Subject: a model that is asked. In this process (engine.py) or through a server (server.py).
+"""Subject: a model under evaluation, in this process (engine.py) or behind a server (server.py).
 
     token_ids  t0 t1 t2 | t3 t4 t5        a Span with start 3: how likely are t3 t4 t5, given t0 t1 t2?
                given      scored
 
-The first token of a sequence has nothing before it, so it is never scored: start is at least 1.
+The first token of a sequence has no context, so it is never scored: start is at least 1.
 """
 
 import time
@@ -16,7 +16,7 @@ from baton.table import percentile
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`token_ids[start:]` are to be scored, each given all before it."""
+    """`token_ids[start:]` are to be scored, each given all tokens before it."""
 
     token_ids: tuple[int, ...]
     start: int
@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Of each scored token: ln of its probability, and whether none was likelier."""
+    """For each scored token: ln of its probability, and whether no other token is likelier."""
 
     logprobs: tuple[float, ...]
     likeliest: tuple[bool, ...]
@@ -39,29 +39,29 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What the model writes after a prompt, taking the likeliest token each time."""
+    """A greedy continuation of a prompt."""
 
     text: str
     tokens: int
-    ended: bool  # by an end token of the model's own; else it was cut
+    ended: bool  # with the model's end token; else it was cut
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Who is asked, and how."""
+    """The model and how it is run."""
 
     model: str
-    fingerprint: str  # of the folder that its tokenizer is from
-    asked: str  # in process, or the server's address
-    runs: str  # device, dtype and what computes it; of a server not known
-    call: str  # what one call is: a forward, or a request
+    fingerprint: str  # of the folder with its tokenizer
+    asked: str  # "in process", or the server's address
+    runs: str  # device, dtype and backend; unknown behind a server
+    call: str  # the unit that is timed: "forward" or "request"
     context: int
-    longest: int  # tokens of a Span at most
+    longest: int  # most tokens of a Span
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast some work went. Calls of a server overlap."""
+    """Speed of a piece of work. Calls to a server overlap."""
 
     tokens: int
     seconds: float
@@ -76,40 +76,54 @@ class Speed:
 
 @dataclass(slots=True)
 class Meter:
-    """Takes the time of a piece of work and of every call in it."""
+    """Times a piece of work and every call in it."""
 
     begun: float = field(default_factory=time.perf_counter)
     calls: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        """A new piece of work begins."""
+        """Begin a new piece of work."""
         self.calls.clear()
         self.begun = time.perf_counter()
 
     def called(self, since: float) -> None:
-        """A call that was begun at `since` is over."""
+        """Record a call that began at `since` (perf_counter)."""
         self.calls.append(time.perf_counter() - since)
 
     def speed(self, tokens: int) -> Speed:
-        """So many tokens came of it."""
+        """The speed so far, for `tokens` tokens."""
         seconds = time.perf_counter() - self.begun
         calls = sorted(self.calls) or [0.0]
         return Speed(tokens, seconds, len(self.calls), percentile(calls, 50), percentile(calls, 95))
 
 
 class Subject(Protocol):
-    """A model that is asked. What is asked for comes in the order in which it was asked."""
+    """A model under evaluation. Results come in the order of the requests."""
 
     @property
     def about(self) -> About:
-        """Who it is."""
+        """Its description."""
 
     @property
     def meter(self) -> Meter:
-        """Counts the calls."""
+        """Times its calls."""
 
     def score(self, spans: Iterable[Span]) -> Iterator[Scored]:
-        """How likely the model holds them. None is longer than `about.longest`."""
+        """Log probabilities of the spans. None may be longer than `about.longest`."""
 
     def write(self, prompts: Iterable[tuple[int, ...]], new_tokens: int) -> Iterator[Continuation]:
         """Greedy continuations of at most `new_tokens` tokens."""
+
+
+def groups_of(spans: Iterable[Span], *, tokens: int, most: int) -> Iterator[list[Span]]:
+    """Groups of at most `most` spans and `tokens` tokens. A longer span is a group of its own."""
+    group: list[Span] = []
+    size = 0
+    for span in spans:
+        if group and (len(group) == most or size + len(span.token_ids) > tokens):
+            yield group
+            group, size = [], 0
+        group.append(span)
+        size += len(span.token_ids)
+    if group:
+        yield group

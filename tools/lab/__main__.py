@@ -1,4 +1,4 @@
-"""`python main.py lab`: reads its options, runs the studies, says where the report is. No torch here."""
+"""`python main.py lab`: reads the options, runs the studies, writes the report. No torch here."""
 
 import shlex
 import signal
@@ -13,26 +13,26 @@ from baton.dtypes import DTYPES
 from baton.errors import BatonError
 from baton.model_files import resolve_model
 from baton.package import ROOT
-from tools.lab.checks import (
+from tools.lab.options import (
     LARGEST_BATCH,
     LARGEST_RATE,
     LONGEST_WINDOW_MS,
+    READERS,
     decimals,
     refuse_too_long,
     refuse_unread,
     whole_numbers,
 )
-from tools.lab.names import (
+from tools.lab.parent import make_folder, run_study, write_report
+from tools.lab.study import (
     DEFAULT_MODEL,
     NEW_TOKENS,
     QUICK_MODEL,
     QUICK_TOKENS,
-    READERS,
     STUDIES,
+    Setting,
     model_of,
 )
-from tools.lab.parent import make_folder, run_study, write_report
-from tools.lab.study import Setting
 
 OUTPUT = Path("lab/report")
 PROGRAM = "python main.py lab"
@@ -42,7 +42,7 @@ LONGEST_PROMPT = 1 << 20
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("studies", nargs=-1, type=click.Choice(STUDIES), metavar="[STUDY]...")
 @click.option("--model", help=f"A name of configs/model_paths.yaml, a folder, an id or a shape with "
-              f"made-up weights.  [default: {DEFAULT_MODEL}; of --quick: {QUICK_MODEL}]")  # fmt: skip
+              f"random weights.  [default: {DEFAULT_MODEL}; of --quick: {QUICK_MODEL}]")  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True,
               help="auto: bfloat16 on a GPU, float32 on a CPU.")  # fmt: skip
 @click.option("--batch-sizes", help="batching: comma list.  [default: 1,4,8,16]")
@@ -51,8 +51,8 @@ LONGEST_PROMPT = 1 << 20
               "[default of kv-cache: 64,128,256,512,1024]")  # fmt: skip
 @click.option("--rates", help="disagg: comma list of requests/s.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=None,
-              help="Turns of every cell.  [default: each study's own]")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Of prompts and arrivals.")
+              help="Repeats of every measurement.  [default: depends on the study]")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of prompts and arrivals.")
 @click.option("--quick", is_flag=True, help="Small numbers: all studies in less than two minutes.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=OUTPUT,
               show_default=True, help="Folder of the report.")  # fmt: skip
@@ -62,11 +62,11 @@ def main(
     batch_sizes: str | None, windows_ms: str | None, prompt_lengths: str | None,
     rates: str | None, rounds: int | None, seed: int, quick: bool, output: Path,
 ) -> None:  # fmt: skip
-    """Studies of this machine: where a request's time goes, what batching buys and costs, when the KV
-    cache pays, which speed-ups hold, when splitting prefill from decode pays.
+    """Measure this machine: where a request's time goes, what batching gains and costs, when the KV
+    cache pays, which claimed speed-ups hold, when splitting prefill from decode pays.
 
-    Without a STUDY: all of them, ten minutes on two fast cores, twenty on slow ones. The
-    report is README.md in --output; a study that is done again renews its own part alone.
+    Without a STUDY all run: ten minutes on two fast cores, twenty on slow ones. The report is
+    README.md in --output. Running a study again replaces its own part of the report only.
 
     \b
     Studies: baseline, batching, kv-cache, claims, disagg
@@ -87,8 +87,8 @@ def main(
         rates=_decimal(rates, "--rates", 0.001, LARGEST_RATE),
         rounds=rounds,
     )
-    said = _said(ctx)
-    refuse_unread({name: option for name, option in said.items() if name in READERS}, chosen)
+    typed = _typed(ctx)
+    refuse_unread({name: option for name, option in typed.items() if name in READERS}, chosen)
     files = resolve_model(model_of(model, quick=quick))
     if "kv-cache" in chosen:
         new = QUICK_TOKENS if quick else NEW_TOKENS
@@ -97,14 +97,14 @@ def main(
     if model is not None and files.folder == Path(model).resolve():
         setting = replace(
             setting, model=str(files.folder)
-        )  # the studies run in the project's folder
+        )  # absolute: the studies run in the project's folder
     make_folder(setting.output)
     commands = {name: PROGRAM + " " + shlex.join([name, *_options(ctx, name)]) for name in chosen}
     _run(commands, setting)
 
 
 def _run(commands: Mapping[str, str], setting: Setting) -> None:
-    """Every study; the report is written after each, and when this is broken off."""
+    """Run every study. The report is written after each, and also after an interrupt."""
     failed = []
     try:
         for number, (name, command) in enumerate(commands.items(), 1):
@@ -114,7 +114,7 @@ def _run(commands: Mapping[str, str], setting: Setting) -> None:
                 failed.append(f"{name} ({why})")
                 click.echo(f"{name} failed: {why}")
             else:
-                _tell(setting.output, name)
+                _print_findings(setting.output, name)
     finally:
         path, _ = write_report(setting.output)
         click.echo(f"\nreport    {_short(path)}")
@@ -122,8 +122,8 @@ def _run(commands: Mapping[str, str], setting: Setting) -> None:
         raise BatonError(f"{len(failed)} of {len(commands)} studies failed: {'; '.join(failed)}")
 
 
-def _tell(folder: Path, name: str) -> None:
-    """The findings, as soon as there are some."""
+def _print_findings(folder: Path, name: str) -> None:
+    """Print the findings of a study as soon as it is done."""
     _, saved = write_report(folder)
     for each in saved:
         if each.study.name == name:
@@ -139,8 +139,8 @@ def _decimal(text: str | None, option: str, low: float, high: float) -> tuple[fl
     return () if text is None else decimals(text, option, low=low, high=high)
 
 
-def _said(ctx: click.Context) -> dict[str, str]:
-    """Options on the command line, by the name of their field."""
+def _typed(ctx: click.Context) -> dict[str, str]:
+    """The options given on the command line, by the name of their field."""
     source = click.core.ParameterSource.COMMANDLINE
     return {
         str(each.name): each.opts[0]
@@ -150,9 +150,9 @@ def _said(ctx: click.Context) -> dict[str, str]:
 
 
 def _options(ctx: click.Context, study: str) -> list[str]:
-    """As they were typed, but for those that this study would refuse."""
+    """The options as typed, without those that this study would refuse."""
     words: list[str] = []
-    for name, option in _said(ctx).items():
+    for name, option in _typed(ctx).items():
         value = ctx.params[name]
         if option.startswith("--") and study in READERS.get(name, STUDIES):
             words += [option] if value is True else [option, str(value)]
@@ -166,7 +166,7 @@ def _short(path: Path) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main(prog_name="python -m lab", standalone_mode=False)
+        main(prog_name="python -m tools.lab", standalone_mode=False)
     except BatonError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -1,5 +1,5 @@
-"""Day 1, the baseline: one prompt through router, prefill worker and decode worker, again and again.
-Where does its time go, and how near is that to what this machine can do?
+"""The baseline study: one prompt through router, prefill worker and decode worker, repeated. Where does
+its time go, and how near does it come to the machine's limits?
 """
 
 import secrets
@@ -21,9 +21,8 @@ from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 from tools.lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
 from tools.lab.environment import chosen_dtype
-from tools.lab.names import NEW_TOKENS, QUICK_MODEL, model_of
 from tools.lab.plots import draw_stages
-from tools.lab.study import Notebook, Picture, Setting, Study
+from tools.lab.study import NEW_TOKENS, QUICK_MODEL, Notebook, Picture, Setting, Study, model_of
 from tools.measure.limits import Limits, Work, measure
 from tools.measure.shape import shape_of
 
@@ -44,8 +43,8 @@ def run(setting: Setting, notebook: Notebook) -> Study:
                         new_tokens=each.new_tokens)  # fmt: skip
     shares = [] if limits is None else _shares(files.config, limits, runs, setting.dtype, notebook)
     quotations = {f"What {files.name} wrote": PROMPT + done[-1].text}
-    if files.name.startswith(RANDOM):  # its ids stand for no words
-        quotations = _words(notebook)
+    if files.name.startswith(RANDOM):  # its tokens are not text
+        quotations = _bundled_text(notebook)
     picture = setting.output / "baseline-stages.png"
     ms = {name: 1e3 * median(each.stages[name] for each in runs) for name in STAGES}
     draw_stages(picture, ms)
@@ -54,7 +53,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
         name="baseline",
         title="Baseline",
         question="Where does the time of one request go, and which of prefill and decode is slower?",
-        varied="nothing: the same request again and again, alone on the machine",
+        varied="nothing: the same request repeated, alone on the machine",
         fixed={
             "model": files.name,
             "dtype": chosen_dtype(setting.dtype),
@@ -72,7 +71,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
 
 
 def _limits(notebook: Notebook) -> Limits | None:
-    """This machine's, before anything else is started on it."""
+    """This machine's limits, measured before anything else runs on it."""
     if count_gpus():
         notebook.failed(
             "MFU and MBU", "the limits of a GPU are measured by tools/benchmarks/gpu.sh"
@@ -86,7 +85,7 @@ def _limits(notebook: Notebook) -> Limits | None:
 
 @contextmanager
 def _cluster(model: str, dtype: str) -> Iterator[tuple[BatchClient, float]]:
-    """Prefill and decode apart, one request at a time; and the seconds until it was ready."""
+    """Separate prefill and decode, one request at a time; and the seconds until it was ready."""
     begun = time.monotonic()
     options = ClusterOptions(
         model=model,
@@ -95,7 +94,7 @@ def _cluster(model: str, dtype: str) -> Iterator[tuple[BatchClient, float]]:
         batch_window_ms=0.0,
         dtype=dtype,
         max_model_len=1024 if resolve_model(model).max_positions >= 1024 else None,
-        prefix_caching=False,  # a request that comes again must cost the same again
+        prefix_caching=False,  # a repeated request must cost the same
     )
     with Cluster(options) as cluster:
         client = Client(cluster.address)
@@ -129,8 +128,8 @@ def _ask(batch: BatchClient, number: int) -> Completion:
 
 
 def _run_of(done: Completion) -> Run:
-    """`other`: what the client waited that no stage of the router accounts for. Text is made while
-    decode goes on, so its time is no part of the sum."""
+    """`other` is the client's time outside all stages of the router. Detokenizing overlaps decode, so it
+    is not part of the sum."""
     times = done.timings
     stages = {
         "tokenize": done.tokenize_s,
@@ -158,7 +157,7 @@ def _shares(
     shape = shape_of(config)
     dtype = chosen_dtype(asked)
     if shape is None or dtype not in limits.gemm_gflop_s:
-        notebook.failed("MFU and MBU", "the work of this kind of model cannot be counted")
+        notebook.failed("MFU and MBU", "the operations of this kind of model cannot be counted")
         return []
     run = runs[0]
     shares = []
@@ -181,13 +180,13 @@ def _share(stage: str, work: Work, seconds: float, limits: Limits, dtype: str) -
     return Share(stage, mfu, mbu, gflop_s, gb_s)
 
 
-def _words(notebook: Notebook) -> dict[str, str]:
-    """Made-up weights write nothing to read: the bundled model's answer to the same prompt."""
+def _bundled_text(notebook: Notebook) -> dict[str, str]:
+    """Random weights write no readable text, so show the bundled model's answer to the same prompt."""
     try:
         _, done = _completions(QUICK_MODEL, "auto", 1, notebook)
     except BatonError as error:
         notebook.failed(f"the answer of the bundled model ({QUICK_MODEL})", error)
         return {}
     notebook.record("words", model=QUICK_MODEL, text=done[0].text)
-    caption = f"Made-up weights have no words; what the bundled model ({QUICK_MODEL}) wrote"
+    caption = f"Random weights write no text; the bundled model ({QUICK_MODEL}) wrote"
     return {caption: PROMPT + done[0].text}

@@ -1,21 +1,21 @@
-"""What the baseline says, computed from its numbers. Pure."""
+"""Findings of the baseline, computed from its numbers. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from tools.lab.phrasing import SAME, milliseconds
 from tools.lab.study import Table
-from tools.lab.words import SAME, milliseconds
 
 STAGES = ("tokenize", "queue", "reserve", "prefill", "hand-over", "decode", "detokenize", "other")
 
 BESIDE = "detokenize"
-"""Its time is part of decode's, and of no sum."""
+"""Overlaps decode, so it is in no sum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One request: seconds of each stage by its name in STAGES. `total_s`: as the client saw it."""
+    """One request: seconds of each stage by its name in STAGES. `total_s`: at the client."""
 
     stages: Mapping[str, float]
     total_s: float
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def prefill_token_s(self) -> float | None:
-        """Hand-over included; None where nothing was left to prefill."""
+        """With hand-over. None if the prompt had nothing to prefill."""
         spent = self.stages["prefill"] + self.stages["hand-over"]
         return spent / self.filled if self.filled > 0 and spent > 0 else None
 
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a stage reached of this machine's limits, both measured in this run."""
+    """The share of this machine's limits that a stage reached; both measured in this run."""
 
     stage: str
     mfu: float
@@ -51,7 +51,7 @@ class Share:
 
 
 def stage_table(load_s: float, runs: Sequence[Run]) -> Table:
-    """Medians over the repeats, and how far they lie apart."""
+    """Medians and range over the repeats."""
     whole = median(run.total_s for run in runs)
     rows: list[tuple[str, ...]] = [
         ("load (until the workers are ready)", "1", _ms(load_s), "", "", "")
@@ -59,7 +59,7 @@ def stage_table(load_s: float, runs: Sequence[Run]) -> Table:
     for name in STAGES:
         values = [run.stages[name] for run in runs]
         share = f"{median(values) / whole:.1%}" if whole else ""
-        label = f"{name} (while decode goes on)" if name == BESIDE else name
+        label = f"{name} (overlaps decode)" if name == BESIDE else name
         rows.append((label, str(len(runs)), *map(_ms, _spread(values)), share))
     totals = [run.total_s for run in runs]
     rows.append(("total, without load", str(len(runs)), *map(_ms, _spread(totals)), "100.0%"))
@@ -68,7 +68,7 @@ def stage_table(load_s: float, runs: Sequence[Run]) -> Table:
 
 
 def share_table(shares: Sequence[Share]) -> Table:
-    """MFU and MBU."""
+    """MFU and MBU of each stage."""
     rows = tuple(
         (each.stage, f"{each.gflop_s:,.0f}", f"{each.mfu:.0%}", f"{each.gb_s:.1f}", f"{each.mbu:.0%}")
         for each in shares
@@ -79,13 +79,13 @@ def share_table(shares: Sequence[Share]) -> Table:
 
 
 def findings(runs: Sequence[Run], shares: Sequence[Share]) -> list[str]:
-    """Which of prefill and decode is slower, tokens/s, where the time goes, what bounds it."""
-    said = [slower(runs), speed(runs), largest(runs)]
-    return [*filter(None, said), *map(bound, shares)]
+    """Prefill against decode, tokens/s, the largest stage, and the limit of each stage."""
+    sentences = [slower(runs), speed(runs), largest(runs)]
+    return [*filter(None, sentences), *map(bound, shares)]
 
 
 def slower(runs: Sequence[Run]) -> str:
-    """For a token and in all."""
+    """Whether prefill or decode is slower, per token and in total."""
     decode = median(run.decode_token_s for run in runs)
     fills = [run.prefill_token_s for run in runs if run.prefill_token_s is not None]
     if not fills:
@@ -101,32 +101,32 @@ def slower(runs: Sequence[Run]) -> str:
         ("decode", decode / prefill) if decode >= prefill else ("prefill", prefill / decode)
     )
     verdict = (
-        f"prefill and decode cost the same for a token (within {SAME:.0%})"
+        f"prefill and decode cost the same per token (within {SAME:.0%})"
         if ratio <= 1 + SAME
-        else f"{name} is slower for a token, {ratio:.1f} times"
+        else f"{name} is slower per token, {ratio:.1f} times"
     )
     longer = "decode" if in_all[1] >= in_all[0] else "prefill"
     return (
         f"Of prefill and decode, {verdict}: prefill {milliseconds(prefill)} ({runs[0].filled} tokens "
         f"at once, hand-over included), decode {milliseconds(decode)} ({runs[0].new_tokens} tokens one "
-        f"by one). In all, {longer} takes longer: prefill {milliseconds(in_all[0])}, decode "
+        f"by one). In total, {longer} takes longer: prefill {milliseconds(in_all[0])}, decode "
         f"{milliseconds(in_all[1])}."
     )  # fmt: skip
 
 
 def speed(runs: Sequence[Run]) -> str:
-    """Tokens a second, while decoding and with everything before it."""
+    """Tokens/s of decoding, and of the whole request."""
     decode = 1 / max(1e-9, median(run.decode_token_s for run in runs))
     whole = median(run.new_tokens / max(1e-9, run.total_s) for run in runs)
     first = median(run.ttft_s for run in runs)
     return (
-        f"{decode:,.1f} tokens/s while decoding, {whole:,.1f} tokens/s of the whole request; the first "
+        f"{decode:,.1f} tokens/s while decoding, {whole:,.1f} tokens/s over the whole request; the first "
         f"token comes after {milliseconds(first)}."
     )
 
 
 def largest(runs: Sequence[Run]) -> str:
-    """The stage that most of the time goes into."""
+    """The stage that takes most of the time."""
     spent = {name: median(run.stages[name] for run in runs) for name in STAGES}
     whole = median(run.total_s for run in runs)
     name = max(spent, key=lambda each: spent[each])
@@ -136,19 +136,19 @@ def largest(runs: Sequence[Run]) -> str:
 
 
 def bound(share: Share) -> str:
-    """By memory or by arithmetic: the limit that it is nearer to."""
+    """Whether memory or arithmetic bounds the stage: the limit it is nearer to."""
     near, far = ("memory", "arithmetic") if share.mbu >= share.mfu else ("arithmetic", "memory")
     high, low = max(share.mbu, share.mfu), min(share.mbu, share.mfu)
     rest = ""
     if high > 1:
         rest = (
-            " More than all of it: weights partly come from the cores' caches, or the machine was "
-            "slower when its limit was taken."
+            " Above 100%: part of the weights came from the CPU caches, or the machine was slower when "
+            "its limit was measured."
         )
     elif high < 0.5:
         rest = (
-            " Less than half of either: for a model and a batch this small, what is done around the "
-            "forward counts."
+            " Below half of both limits: with a model and a batch this small, the work around the "
+            "forward dominates."
         )
     return (
         f"{share.stage.capitalize()} is nearer to the limit of {near}: {high:.0%} of it, {low:.0%} of "

@@ -1,11 +1,11 @@
-"""Day 2, batching: the router's own batcher, at several batch sizes and several windows, under a burst
-and under staggered arrivals. What latency is given for what throughput?
+"""The batching study: the router's batcher at several batch sizes and several windows, under a burst and
+under staggered arrivals. What throughput does batching gain, at what latency?
 
     sizes      batch 1, 4, 8, 16       at one window
     windows    0, 10, 50 ms            at one batch size
 
-All clusters are up together and take turns, round by round, so that a slow minute of the machine hits
-them all; an idle one uses no CPU. On a GPU each has it for itself, one after the other.
+All clusters run at once and take turns, round by round, so that a slow minute of the machine hits all of
+them; an idle cluster uses no CPU. On a GPU the clusters run one after the other, each alone.
 """
 
 import random
@@ -28,10 +28,9 @@ from tools.lab.batching_findings import (
     request_table,
     usage_table,
 )
-from tools.lab.batching_pictures import pictures
 from tools.lab.environment import chosen_dtype
-from tools.lab.names import model_of
-from tools.lab.study import Notebook, Plain, Setting, Study
+from tools.lab.plots import batching_pictures
+from tools.lab.study import Notebook, Plain, Setting, Study, model_of
 from tools.measure.slo import Trace
 from tools.measure.split import RunningArm, Split, options_for, running
 from tools.measure.usage import SAMPLES_PER_S, Sampler, Usage
@@ -40,14 +39,14 @@ from tools.measure.workload import Load, Planned, poisson
 BATCH_SIZES, WINDOWS_MS = (1, 4, 8, 16), (0.0, 10.0, 50.0)
 SIZE_OF_WINDOWS, WINDOW_OF_SIZES = 8, 10.0
 PROMPT, NEW_TOKENS = 64, 32
-SHARE = 0.5  # staggered requests arrive at this share of what batch 1 can answer
+SHARE = 0.5  # rate of staggered requests, as a share of what batch 1 can serve
 ROUNDS = 2
-STEP_TOKENS = 2048  # the most of one forward, as everywhere else
+STEP_TOKENS = 2048  # token budget of a step, the default of the product
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is done."""
+    """The amount of work."""
 
     burst: int  # requests
     staggered: int
@@ -57,7 +56,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Seen:
-    """What one cluster met with under one load, over all rounds."""
+    """Measurements of one cluster under one load, over all rounds."""
 
     traces: list[Trace] = field(default_factory=list)
     requests_per_s: list[float] = field(default_factory=list)
@@ -93,7 +92,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     return Study(
         name="batching",
         title="Batching",
-        question="What did batching buy, and what did it cost?",
+        question="What throughput did batching gain, and at what latency?",
         varied=f"the batch size at a window of {at_window:g} ms; the window at batch size {at_size}",
         fixed=_fixed(files.name, setting, plan, measuring.rate or 0.0),
         command="",
@@ -104,7 +103,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
             request_table(shown, plan.burst),
             usage_table([*by_size, *(c for c in by_window if c not in by_size)]),
         ),
-        pictures=pictures(setting.output, by_size, by_window),
+        pictures=batching_pictures(setting.output, by_size, by_window),
     )
 
 
@@ -116,7 +115,7 @@ def _plan(setting: Setting) -> Plan:
 
 
 class Measuring:
-    """What has been seen so far, and the rate of the staggered requests once it is known."""
+    """The measurements so far, and the rate of the staggered requests once known."""
 
     def __init__(self, setting: Setting, plan: Plan, notebook: Notebook) -> None:
         self.seen: dict[tuple[Where, str], Seen] = {}
@@ -129,7 +128,7 @@ class Measuring:
             self._longest = min(self._longest, resolve_model(setting.model).max_positions)
 
     def group(self, places: Sequence[Where]) -> None:
-        """Clusters that are up together, each under both loads, round by round."""
+        """Run these clusters at once, each under both loads, round by round."""
         with ExitStack() as stack:
             arms: dict[Where, RunningArm] = {}
             for where in places:
@@ -160,7 +159,7 @@ class Measuring:
         return running(split, options)
 
     def _warm(self, arm: RunningArm) -> None:
-        """Three requests, one at a time; the first cluster's tell the rate of the staggered ones."""
+        """Three requests, one at a time. The first cluster's set the rate of staggered requests."""
         alone = [arm.drive(_burst(1, self._plan, seed))[0].timings for seed in (-1, -2, -3)]
         if self.rate is None:
             seconds = median(each.total_s - each.queue_s for each in alone[1:])
@@ -188,7 +187,7 @@ class Measuring:
                 traces = arm.drive(planned)
         except BatonError as error:
             self._notebook.failed(f"{_named(where)}, {load}, round {number + 1}", error)
-            arm.await_ready()  # a process that died is started again; if that fails, so does the study
+            arm.await_ready()  # restarts a process that died; if that fails, the study fails
             return
         lasted = time.monotonic() - begun
         tokens = sum(len(trace.tokens) for trace in traces)
@@ -220,7 +219,7 @@ def _named(where: Where) -> str:
 
 
 def _burst(count: int, plan: Plan, seed: int) -> Load:
-    """All at once, prompts of one length."""
+    """Requests at once, with prompts of one length."""
     dice = random.Random(seed)
     prompts = [tuple(dice.randint(5, 2000) for _ in range(PROMPT)) for _ in range(count)]
     return Load(BURST, tuple(Planned(0.0, prompt, plan.new_tokens) for prompt in prompts))
@@ -258,7 +257,7 @@ def _fixed(model: str, setting: Setting, plan: Plan, rate: float) -> dict[str, s
         "answers": f"{plan.new_tokens} tokens, greedy, end-of-text ignored",
         "burst": f"{plan.burst} requests at once, prompts of {PROMPT} tokens",
         "staggered": f"{plan.staggered} requests at random, {rate:.2f} a second on average ({SHARE:.0%} "
-        f"of what one at a time allows), prompts of {PROMPT // 2} to {PROMPT * 3 // 2} tokens",
+        f"of the rate of one request at a time), prompts of {PROMPT // 2} to {PROMPT * 3 // 2} tokens",
         "rounds": f"{plan.rounds}, clusters taking turns; latencies of all rounds, median rates",
         "utilisation": f"CPU time of the cluster's processes, read {SAMPLES_PER_S:g} times a second",
     }

@@ -1,6 +1,6 @@
-"""What the study of batching says, computed from its cells. Pure.
+"""Findings of the batching study, computed from its cells. Pure.
 
-    queueing + execution = total latency       of each request, by the router's own timestamps
+    queueing + execution = total latency       of each request, from the router's timestamps
 
 Rates are compared within rounds: on a shared machine a slow minute hits all cells of its round alike.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean, median
 
+from tools.lab.phrasing import SAME, change
 from tools.lab.study import Table
-from tools.lab.words import SAME, change
 from tools.measure.slo import percentile
 
-KNEE = 0.20  # a doubling of the batch that buys less throughput than this is not worth much
-PAYS = 0.05  # throughput that rises by no more than this is no gain
+KNEE = 0.20  # least gain in throughput for which a doubling of the batch is worth it
+PAYS = 0.05  # least rise of throughput that counts as a gain
 BURST, STAGGERED = "burst", "staggered"
 LOADS = (BURST, STAGGERED)
 
@@ -40,13 +40,13 @@ class Cell:
 
     @property
     def rate(self) -> float:
-        """Tokens a second, of the median round."""
+        """Tokens/s of the median round."""
         return median(self.tokens_per_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Of two cells' throughput, round by round."""
+    """Ratio of two cells' throughput, within rounds."""
 
     middle: float
     least: float
@@ -59,19 +59,21 @@ class Ratio:
 
     @property
     def doubtful(self) -> str:
-        """A warning where the rounds do not agree which is more; else empty."""
+        """A warning if the rounds disagree on which is faster; else empty."""
         apart = self.least < 1 - SAME and self.most > 1 + SAME
-        return " The rounds disagree which is more: this is noise, do it again." if apart else ""
+        return (
+            " The rounds disagree on which is faster: this is noise, run it again." if apart else ""
+        )
 
 
 def ratio(before: Cell, after: Cell) -> Ratio:
-    """After by before."""
+    """`after` over `before`."""
     each = [b / a for a, b in zip(before.tokens_per_s, after.tokens_per_s, strict=False) if a > 0]
     return Ratio(median(each), min(each), max(each))
 
 
 def latency_table(title: str, cells: Sequence[Cell], machine_cores: int) -> Table:
-    """One line a cell."""
+    """A line for each cell."""
     header = (
         *(
             "batch size",
@@ -97,7 +99,7 @@ def latency_table(title: str, cells: Sequence[Cell], machine_cores: int) -> Tabl
 
 
 def usage_table(cells: Sequence[Cell]) -> Table:
-    """Cores by process; and the GPU where there is one."""
+    """Busy cores by process, and GPU utilisation if there is a GPU."""
     names = list(dict.fromkeys(name for cell in cells for name in cell.cores))
     with_gpu = any(cell.gpu_percent is not None for cell in cells)
     header = ("batch size", "window, ms", "load", *names, "all", "busiest second")
@@ -127,24 +129,29 @@ def request_table(cell: Cell, most: int) -> Table:
 
 
 def findings(sizes: Sequence[Cell], windows: Sequence[Cell], machine_cores: int) -> list[str]:
-    """`sizes`: cells that differ in the batch size; `windows`: in the window."""
-    said: list[str] = []
+    """All sentences. `sizes` are cells that differ in batch size, `windows` in the window."""
+    sentences: list[str] = []
     burst, staggered = (
         sorted((c for c in sizes if c.load == load), key=lambda c: c.batch) for load in LOADS
     )
     if len(burst) >= 2:
-        said += [verdict(burst), *trades(burst), knee(burst), utilisation(burst, machine_cores)]
+        sentences += [
+            verdict(burst),
+            *trades(burst),
+            knee(burst),
+            utilisation(burst, machine_cores),
+        ]
     if len(staggered) >= 2:
-        said.append(calm(staggered))
+        sentences.append(calm(staggered))
     for load in (STAGGERED, BURST):
         cells = sorted((c for c in windows if c.load == load), key=lambda c: c.window_ms)
         if len(cells) >= 2:
-            said.append(window(cells))
-    return said or ["There is nothing to compare: one batch size and one window were measured."]
+            sentences.append(window(cells))
+    return sentences or ["Nothing to compare: only one batch size and one window were measured."]
 
 
 def verdict(cells: Sequence[Cell]) -> str:
-    """Did a larger batch pay at all, and which one most?"""
+    """Whether a larger batch pays, and which one most."""
     first = cells[0]
     best = max(cells[1:], key=lambda c: ratio(first, c).middle)
     gain = ratio(first, best)
@@ -162,7 +169,7 @@ def verdict(cells: Sequence[Cell]) -> str:
 
 
 def trades(cells: Sequence[Cell]) -> list[str]:
-    """What latency was given for what throughput: the first against every other."""
+    """The latency paid for throughput: the smallest batch against every other."""
     first = cells[0]
     return [
         f"From batch {first.batch} to {other.batch}: throughput x {ratio(first, other).middle:.2f}; "
@@ -175,8 +182,7 @@ def trades(cells: Sequence[Cell]) -> list[str]:
 
 
 def knee(cells: Sequence[Cell]) -> str:
-    """Where the next doubling buys less than KNEE. A step of more than a doubling counts as that
-    many equal ones."""
+    """The batch size after which a doubling gains less than KNEE. A larger step is split evenly."""
     for before, after in pairwise(cells):
         doublings = math.log2(after.batch / before.batch)
         gain = ratio(before, after).middle ** (1 / doublings) - 1
@@ -192,10 +198,10 @@ def knee(cells: Sequence[Cell]) -> str:
 
 
 def utilisation(cells: Sequence[Cell], machine_cores: int) -> str:
-    """Of the cores, at the smallest and the largest batch."""
+    """Busy cores at the smallest and the largest batch."""
     first, last = cells[0], cells[-1]
     if not (first.cores and last.cores):
-        return "How busy the cores were is not known here: the system has no /proc."
+        return "Core utilisation is unknown here: the system has no /proc."
     text = (
         f"The cluster keeps {busy(first) / machine_cores:.0%} of {machine_cores} cores busy at batch "
         f"{first.batch} and {busy(last) / machine_cores:.0%} at batch {last.batch}"
@@ -207,7 +213,7 @@ def utilisation(cells: Sequence[Cell], machine_cores: int) -> str:
 
 
 def calm(cells: Sequence[Cell]) -> str:
-    """Under arrivals that set the throughput themselves, only latency can change."""
+    """Staggered arrivals set the throughput, so only latency can change."""
     first, last = cells[0], cells[-1]
     return (
         f"Under {_load(first)} the arrivals set the pace ({first.rate:,.0f} and {last.rate:,.0f} "
@@ -219,7 +225,7 @@ def calm(cells: Sequence[Cell]) -> str:
 
 
 def window(cells: Sequence[Cell]) -> str:
-    """What waiting for company cost in queueing, and what it bought."""
+    """What the window costs in queueing, and what it gains."""
     first, last = cells[0], cells[-1]
     waited = mean(last.queueing) - mean(first.queueing)
     cost = f"cost {waited:.1f} ms of queueing a request" if waited > 0 else "cost no queueing"
@@ -229,14 +235,14 @@ def window(cells: Sequence[Cell]) -> str:
         f"latency {_change(first.total, last.total)})"
     )
     if first.load == STAGGERED:
-        return f"{text}; where the arrivals set the pace, there is no throughput to buy with it."
+        return f"{text}; the arrivals set the pace, so it cannot gain throughput."
     gain = ratio(first, last)
-    bought = "bought nothing" if gain.middle - 1 <= PAYS else "bought throughput"
-    return f"{text}, and {bought}: {gain} the tokens/s.{gain.doubtful}"
+    gained = "gained nothing" if gain.middle - 1 <= PAYS else "gained throughput"
+    return f"{text}, and {gained}: {gain} the tokens/s.{gain.doubtful}"
 
 
 def busy(cell: Cell) -> float:
-    """Cores, of all processes."""
+    """Busy cores of all processes together."""
     return sum(cell.cores.values())
 
 

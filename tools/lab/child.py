@@ -1,7 +1,7 @@
-"""One study, alone in this process: its memory is its own, and whatever it dies of kills nobody else.
+"""Runs one study in a process of its own: its memory is its own, and a crash stops no other study.
 
-python -m lab.child NAME --parent PID  < setting.json      NAME.jsonl.part while it runs;
-                                                           NAME.jsonl and NAME.json at its end
+python -m tools.lab.child NAME --parent PID  < setting.json      NAME.jsonl.part while it runs;
+                                                                 NAME.jsonl and NAME.json at the end
 """
 
 import json
@@ -18,19 +18,17 @@ from typing import Any
 from baton.errors import BatonError
 from baton.host import die_with
 from tools.lab.environment import moment, place
-from tools.lab.names import MODULES
-from tools.lab.store import Saved, save
-from tools.lab.study import Notebook, Setting, Study
+from tools.lab.study import MODULES, Notebook, Saved, Setting, Study, save
 
 
 def setting_from(raw: dict[str, Any]) -> Setting:
-    """What the parent wrote."""
+    """The parent's Setting, from JSON."""
     lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
     return Setting(**(raw | lists | {"output": Path(raw["output"])}))
 
 
 def do(name: str, setting: Setting, command: str) -> Study:
-    """Run it and save it. Its lines stay in NAME.jsonl.part if it does not come to its end."""
+    """Run the study and save it. If it does not finish, its lines stay in NAME.jsonl.part."""
     lines = setting.output / f"{name}.jsonl"
     part = lines.with_suffix(".jsonl.part")
     part.unlink(missing_ok=True)
@@ -51,14 +49,14 @@ def do(name: str, setting: Setting, command: str) -> Study:
 
 
 def main() -> int:
-    """Exit code 0, or that of the error, whose line is the last on stderr."""
+    """Returns 0, or the exit code of the error, whose message is the last line on stderr."""
     name, _, parent = sys.argv[1:4]
     if not die_with(int(parent)):
         return 0
     signal.signal(signal.SIGTERM, _leave)
     order = json.loads(sys.stdin.read())
     known = {each.name for each in fields(Setting)}
-    assert set(order["setting"]) == known, "the parent is of the same clone"
+    assert set(order["setting"]) == known, "parent and child run the same code"
     try:
         do(name, setting_from(order["setting"]), order["command"])
     except BatonError as error:
@@ -68,7 +66,7 @@ def main() -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """As Ctrl-C does: the blocks that stop clusters are left in order."""
+    """Raise KeyboardInterrupt, as Ctrl-C does, so that the `with` blocks stop their clusters."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 

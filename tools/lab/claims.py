@@ -1,8 +1,8 @@
-"""`python main.py lab claims`: what the project's source documents claim, measured on this machine.
+"""The claims study: speed-ups and savings claimed by the project's source documents, measured here.
 
-KV cache, half precision, INT8, compiling, torch.compile, speculation, batching, prefix cache: each as
-a ratio of two sides that take turns, by a stated definition, and marked beaten, reproduced or not
-(claims_verdict.py). Speed claims use a shape with real costs, speculation a model with real text.
+KV cache, half precision, INT8, compiling, torch.compile, speculation, batching, prefix cache: each is the
+ratio of two sides that take turns, by a stated definition, and gets a verdict (claims_findings.py). Speed
+claims use a shape with realistic costs; speculation needs a model that writes real text.
 """
 
 from collections.abc import Callable
@@ -12,36 +12,32 @@ from baton.clock import monotonic
 from baton.errors import BatonError
 from baton.machine import this_machine
 from baton.model_files import ModelFiles, resolve_model
-from tools.lab.claims_clusters import prefix_cache, speculation
+from tools.lab.claims_clusters import FULL, held, prefix_cache, speculation
 from tools.lab.claims_engine import batching, booted, compiled, kv_cache, torch_compile
-from tools.lab.claims_held import Held, memory_result
-from tools.lab.claims_memory import FULL, held
-from tools.lab.claims_plots import draw_claims
-from tools.lab.claims_verdict import Result, claims_table, findings
+from tools.lab.claims_findings import Held, Result, claims_table, findings, memory_result
+from tools.lab.plots import draw_claims
 from tools.lab.study import Cell, Notebook, Picture, Setting, Study
 
-QUESTION = (
-    "Which of the speed-ups and savings that are promised everywhere hold here, and by how much?"
-)
+QUESTION = "Which of the commonly claimed speed-ups and savings hold here, and by how much?"
 MODEL, TEXT_MODEL = "random:gpt2", "demo"
 FAILURES = (BatonError, OSError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured."""
+    """The amount of work."""
 
     prompt: int
     new: int  # tokens of the KV-cache claim
     rounds: int
     known: int  # tokens of the prefix-cache claim's prompt
     answer: int  # tokens of an answer with speculation
-    texts: int  # prompts of those
-    torch_compile_s: float  # loading and measuring included; 0: left out
+    texts: int  # number of its prompts
+    torch_compile_s: float  # limit, loading and measuring included; 0: skipped
 
 
 def sizes_for(setting: Setting, context: int) -> Sizes:
-    """By setting and model."""
+    """Sizes for a setting and a model."""
     small = Sizes(min(64, context // 4), 24, 3, min(512, context // 2), 60, 3, 0.0)
     full = replace(small, prompt=min(128, context // 4), new=50, rounds=5, answer=120, texts=8,
                    torch_compile_s=60.0)  # fmt: skip
@@ -67,7 +63,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
         except FAILURES as error:
             notebook.failed(what, error)
 
-    dtype = FULL if setting.dtype == "auto" else setting.dtype  # what auto is on a CPU
+    dtype = FULL if setting.dtype == "auto" else setting.dtype  # what auto means on a CPU
     _in_process(attempt, files, dtype, sizes)
     attempt("memory", lambda: _memory(model, files, notebook))
     attempt("torch.compile", lambda: [_torch_compile(model, dtype, sizes)])
@@ -82,15 +78,13 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     pictures = []
     if results:
         draw_claims(results, setting.output / "claims.png")
-        caption = (
-            "Each claim: the range that is claimed, and what was measured here; dots are rounds."
-        )
+        caption = "The claimed range and the measurement of each claim; dots are rounds."
         pictures.append(Picture("claims.png", caption))
     return Study(
         name="claims",
         title="Claims",
         question=QUESTION,
-        varied="one thing a claim, everything else as it was",
+        varied="one thing for each claim, everything else unchanged",
         fixed=_fixed(model, dtype, sizes),
         command="python main.py lab claims",
         findings=tuple(findings(results)),
@@ -107,7 +101,7 @@ def _in_process(
     dtype: str,
     sizes: Sizes,
 ) -> None:
-    """The claims about the engine alone. Its weights are gone when this returns."""
+    """The claims about the engine alone. Its weights are freed on return."""
     engine = None
 
     def booting() -> list[Result]:
@@ -125,7 +119,7 @@ def _in_process(
 
 
 def _memory(model: str, files: ModelFiles, notebook: Notebook) -> list[Result]:
-    """What fails in one dtype leaves the other."""
+    """A failure in one dtype does not affect the other."""
     found: dict[str, Held] = {}
     for dtype in (FULL, "bfloat16", "int8"):
         try:
@@ -143,7 +137,7 @@ def _memory(model: str, files: ModelFiles, notebook: Notebook) -> list[Result]:
 
 def _torch_compile(model: str, dtype: str, sizes: Sizes) -> Result:
     if not sizes.torch_compile_s:
-        raise BatonError("left out where it has to be quick: it takes up to a minute")
+        raise BatonError("skipped with --quick: it takes up to a minute")
     return torch_compile(model, dtype, sizes.rounds, sizes.torch_compile_s)
 
 
@@ -151,14 +145,14 @@ def _fixed(model: str, dtype: str, sizes: Sizes) -> dict[str, str]:
     return {
         "machine": str(this_machine()),
         "device": "the CPU, all cores",
-        "model of the speed and memory claims": f"{model}, {dtype} where the claim is not about it",
+        "model of the speed and memory claims": f"{model}, {dtype} unless the claim is about it",
         "model of the speculation claims": TEXT_MODEL,
         "decoding": "greedy, EOS ignored",
         "rounds": f"{sizes.rounds} (KV cache: {min(3, sizes.rounds)}); the sides take turns, and the "
-        "ratio is taken within a round",
+        "ratio is taken within each round",
         "torch.compile": f"gets {sizes.torch_compile_s:g} s, loading and measuring included"
         if sizes.torch_compile_s
-        else "left out",
+        else "skipped",
     }
 
 

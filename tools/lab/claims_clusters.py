@@ -1,19 +1,29 @@
-"""Claims about the whole product, through real clusters: speculation and the prefix cache."""
+"""Claims measured through real clusters: speculation, the prefix cache, and memory.
+
+Memory is the exact bytes of weights and KV, and beside them the resident memory (RSS) of a decode
+worker's process that has answered a request.
+"""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 
+from baton.engine.boot import Engine
+from baton.engine.cpu.forward import NativeRunner
+from baton.engine.runner import Runner
 from baton.errors import BatonError
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
 from decode_worker.speculation import PromptLookup, Speculation, Wanted, standing
 from prompts import PROMPTS
-from tools.lab.claims_verdict import Result, by_rounds
+from tools.lab.claims_engine import booted
+from tools.lab.claims_findings import Held, Result, by_rounds
 from tools.lab.study import Notebook
 from tools.measure.slo import Trace
 from tools.measure.split import RunningArm, Split, options_for, running
+from tools.measure.usage import memory_of
 from tools.measure.workload import Load, Planned, single
 
 GUESSES = 4
@@ -21,7 +31,7 @@ GUESSES = 4
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What guessing was good for."""
+    """How speculation did on one answer. `guessed` and `stood` count draft tokens and accepted ones."""
 
     tokens: int
     steps: int
@@ -31,14 +41,14 @@ class Accepted:
     def __str__(self) -> str:
         share = self.stood / self.guessed if self.guessed else 0.0
         return (
-            f"{self.stood} of {self.guessed} guesses stood ({share:.0%}), {self.tokens} tokens took "
-            f"{self.steps} steps: {self.tokens / self.steps:.2f} a step"
+            f"{self.stood} of {self.guessed} draft tokens were accepted ({share:.0%}), {self.tokens} "
+            f"tokens took {self.steps} steps: {self.tokens / self.steps:.2f} a step"
         )
 
 
 def accepted(prompt: Sequence[int], answer: Sequence[int]) -> Accepted:
-    """The decode worker's own guesses again, against the answer it gave: which of them stood is a
-    function of the tokens alone."""
+    """Replays the decode worker's drafts against its answer. Which of them were accepted is a function of
+    the tokens alone."""
     speculation = Speculation(PromptLookup(), GUESSES)
     known, at, steps, guessed, stood = list(prompt), 0, 0, 0, 0
     while at < len(answer):
@@ -53,7 +63,7 @@ def accepted(prompt: Sequence[int], answer: Sequence[int]) -> Accepted:
 
 
 def together(parts: Sequence[Accepted]) -> Accepted:
-    """Of several answers."""
+    """The sum over several answers."""
     return Accepted(
         sum(each.tokens for each in parts),
         sum(each.steps for each in parts),
@@ -65,9 +75,9 @@ def together(parts: Sequence[Accepted]) -> Accepted:
 def speculation(
     model: str, dtype: str, new: int, rounds: int, count: int, notebook: Notebook
 ) -> list[Result]:
-    """Answers one after the other, plain and with n-grams, taking turns; real text, so the model is one
-    that has learned something. Repetitive are prompts that hold the model's own answer to the same
-    beginning: a text it gives again, as in edits and summaries."""
+    """Latency of answers one at a time, plain and with n-gram drafts, taking turns. The model must be
+    trained, as its text must be real. A repetitive prompt contains the model's own answer to the same
+    beginning, so the model repeats a known text, as in edits and summaries."""
     files = resolve_model(model)
     tokenizer = Tokenizer(files.tokenizer_file)
     with ExitStack() as stack:
@@ -92,7 +102,7 @@ def speculation(
             (
                 "speculation, repetitive",
                 repetitive,
-                "prompts that hold the answer to their beginning",
+                "prompts that contain the answer to their beginning",
             ),
         )
         return [
@@ -102,7 +112,7 @@ def speculation(
 
 
 def until(end: int, ids: Sequence[int]) -> tuple[int, ...]:
-    """What stands before the end of the text."""
+    """The tokens before the end token."""
     return tuple(ids[: ids.index(end)] if end in ids else ids)
 
 
@@ -114,10 +124,10 @@ def _speculated(
     key: str, arms: list[RunningArm], loads: list[Load], rounds: int, what: str, notebook: Notebook
 ) -> Result:
     pairs, parts = [], []
-    for number in range(-1, rounds):  # the first is not counted
+    for number in range(-1, rounds):  # the first round warms up
         plain, guessing = ([arm.drive(load)[0] for load in loads] for arm in arms)
         if [each.token_ids for each in plain] != [each.token_ids for each in guessing]:
-            raise BatonError("the answers with and without guesses differ")
+            raise BatonError("the answers with and without drafts differ")
         if number < 0:
             parts = [
                 accepted(load.requests[0].prompt, trace.token_ids)
@@ -129,10 +139,10 @@ def _speculated(
     new = loads[0].requests[0].new_tokens
     definition = (
         f"whole latency of {new} greedy tokens, {len(loads)} {what}, one request at a time; n-grams, up "
-        f"to {GUESSES} guesses"
+        f"to {GUESSES} draft tokens"
     )
-    said = f"{together(parts)}; the answers are the same, token by token."
-    return by_rounds(key, pairs, "ms", definition, said)
+    remark = f"{together(parts)}; the answers are the same, token by token."
+    return by_rounds(key, pairs, "ms", definition, remark)
 
 
 def _mean_ms(traces: Sequence[Trace]) -> float:
@@ -142,12 +152,12 @@ def _mean_ms(traces: Sequence[Trace]) -> float:
 def prefix_cache(
     model: str, dtype: str, tokens: int, rounds: int, seed: int, notebook: Notebook
 ) -> Result:
-    """TTFT of a prompt that nobody has asked before, then of one that begins the same."""
+    """TTFT of a new prompt, then of one that shares its beginning."""
     split = Split("prefix cache", False, 2048)
     options = replace(options_for(split, model=model, dtype=dtype, streams=2), prefix_caching=True)
     pairs, known = [], []
     with running(split, options) as arm:
-        arm.drive(single(tokens, 2, 1000 * seed))  # not counted
+        arm.drive(single(tokens, 2, 1000 * seed))  # warms up
         for number in range(rounds):
             base = single(tokens, 2, 1000 * seed + number + 1).requests[0].prompt
             tail = tuple(reversed(base[-16:]))
@@ -155,14 +165,55 @@ def prefix_cache(
             (warm,) = arm.drive(Load("known", (Planned(0.0, base[:-16] + tail, 2),)))
             if cold.timings.cached_tokens or not warm.timings.cached_tokens:
                 raise BatonError(
-                    f"cached were {cold.timings.cached_tokens} tokens of the new prompt and "
+                    f"{cold.timings.cached_tokens} tokens of the new prompt were cached and "
                     f"{warm.timings.cached_tokens} of the known one"
                 )
             pairs.append((1e3 * cold.ttft, 1e3 * warm.ttft))
             known.append(warm.timings.cached_tokens)
             notebook.record("prefix", round=number, new_ms=pairs[-1][0], known_ms=pairs[-1][1])
     definition = (
-        f"TTFT of a prompt of {tokens:,} tokens on an idle cluster, all new or begun before"
+        f"TTFT of a prompt of {tokens:,} tokens on an idle cluster, new or with a known beginning"
     )
-    said = f"{median(known):,.0f} of {tokens:,} tokens were there already."
-    return by_rounds("prefix", pairs, "ms", definition, said)
+    remark = f"{median(known):,.0f} of {tokens:,} tokens were cached."
+    return by_rounds("prefix", pairs, "ms", definition, remark)
+
+
+FULL = "float32"
+PROMPT, NEW = 64, 8
+
+
+def weights_of(engine: Engine) -> int:
+    """Bytes of the weights as this engine holds them."""
+    runner = engine.runner
+    if isinstance(runner, NativeRunner):
+        return runner.weight_bytes
+    if isinstance(runner, Runner):
+        held = [*runner.model.parameters(), *runner.model.buffers()]
+        return sum(each.nbytes for each in held)
+    raise BatonError(f"the weights of an engine that runs {runner.how} cannot be counted")
+
+
+def held(model: str, dtype: str, tokens: int, notebook: Notebook) -> Held:
+    """Exact bytes from an engine in this process, and the RSS of a worker. The engine runs first:
+    compiling a model for the first time would show in the worker's RSS."""
+    engine = booted(resolve_model(model), dtype)
+    weights = weights_of(engine)
+    kv = engine.layout.blocks_for(tokens) * engine.layout.block_bytes
+    del engine
+    rss = None
+    try:
+        rss = _rss_of_worker(model, dtype)
+    except (BatonError, OSError) as error:
+        notebook.failed(f"RSS in {dtype}", error)
+    return Held(dtype, weights, kv, tokens, rss)
+
+
+def _rss_of_worker(model: str, dtype: str) -> int:
+    split = Split(f"colocated, {dtype}", True, 2048)
+    with running(split, options_for(split, model=model, dtype=dtype, streams=1)) as arm:
+        arm.drive(single(PROMPT, NEW, 1))
+        status = Path(f"/proc/{arm.pids()['decode-0']}/status").read_text()
+    try:
+        return memory_of(status)["VmRSS"]
+    except KeyError:
+        raise BatonError("/proc has no VmRSS on this system") from None

@@ -1,5 +1,5 @@
-"""Claims about the engine alone, in this process: KV cache, compiling, batching. The sides of each
-comparison take turns, and are compared turn by turn.
+"""Claims about the engine alone, in this process: KV cache, compiling, batching. The two sides of a
+comparison take turns and are compared turn by turn.
 """
 
 import json
@@ -26,7 +26,8 @@ from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 from baton.package import ROOT
-from tools.lab.claims_verdict import Result, by_rounds
+from tools.lab.claims_findings import Result, by_rounds
+from tools.measure.steps import DecodeSteps
 
 BLOCK = 16
 CONTEXT = 110  # tokens of a sequence before the step that is timed
@@ -38,18 +39,18 @@ Side = Callable[[], float]
 
 
 def booted(files: ModelFiles, dtype: str) -> Engine:
-    """On the CPU, as a worker has it."""
+    """An engine on the CPU, as a worker boots it."""
     return boot(files, device="cpu", dtype=dtype, block_size=BLOCK)
 
 
 def turns(before: Side, after: Side, rounds: int) -> list[tuple[float, float]]:
-    """Each once without counting, then turn by turn."""
+    """Run each side once to warm up, then both in turn."""
     before(), after()
     return [(before(), after()) for _ in range(rounds)]
 
 
 def kv_cache(engine: Engine, prompt: int, new: int, rounds: int) -> Result:
-    """A whole answer, with the cache and with all tokens run again at every step."""
+    """A whole answer with the cache, and with all tokens run again at every step."""
     ids = [(7 * i) % 1000 + 5 for i in range(prompt)]
     blocks = list(range(engine.layout.blocks_for(prompt + new)))
     pool = Pool.private(engine.layout, len(blocks), engine.device)
@@ -75,41 +76,29 @@ def kv_cache(engine: Engine, prompt: int, new: int, rounds: int) -> Result:
     return by_rounds("kv-cache", pairs, "ms", definition)
 
 
-class Steps:
-    """Decode steps of `batch` sequences, CONTEXT tokens before each."""
-
-    def __init__(self, runner: Forward, layout: KVLayout, batch: int) -> None:
-        each = layout.blocks_for(CONTEXT + 1)
-        tables = [list(range(i * each, (i + 1) * each)) for i in range(batch)]
-        self.runner, self.pool = runner, Pool.private(layout, batch * each, runner.device)
-        runner.fill(self.pool, [Row([5] * CONTEXT, 0, blocks) for blocks in tables])
-        self.rows = [Row([5 + i], CONTEXT, blocks, Logits.LAST) for i, blocks in enumerate(tables)]
-
-    def ms(self) -> float:
-        """Of one step, the mean of several."""
-        begun = time.perf_counter()
-        for _ in range(STEPS):
-            self.runner.run(self.pool, self.rows)
-        return 1e3 * (time.perf_counter() - begun) / STEPS
+def decode_ms(runner: Forward, layout: KVLayout, batch: int) -> Side:
+    """The time of one decode step, in ms."""
+    steps = DecodeSteps(runner, layout, batch=batch, context=CONTEXT)
+    return lambda: 1e3 * steps.seconds(STEPS)
 
 
 def compiled(engine: Engine, files: ModelFiles, dtype: str, rounds: int) -> Result:
-    """The compiled program beside the same model in plain torch, as `bench step` builds both."""
+    """The compiled program against the same model in plain torch, as `bench step` builds both."""
     if not isinstance(engine.runner, NativeRunner):
         raise BatonError(f"{files.name} is not compiled here, it runs {engine.runner.how}")
     if dtype not in DTYPES:
         raise BatonError(f"plain torch has no {dtype} weights to compare with")
     model = load_model(files, torch.device("cpu"), DTYPES[dtype])
     runner, layout = in_torch(model, DTYPES[dtype], BLOCK)
-    ours, plain = Steps(engine.runner, engine.layout, 1), Steps(runner, layout, 1)
+    ours, plain = decode_ms(engine.runner, engine.layout, 1), decode_ms(runner, layout, 1)
     definition = f"a decode step at batch 1 after {CONTEXT} tokens; before: plain torch"
-    return by_rounds("compiled", turns(plain.ms, ours.ms, rounds), "ms", definition)
+    return by_rounds("compiled", turns(plain, ours, rounds), "ms", definition)
 
 
 def batching(engine: Engine, rounds: int) -> Result:
-    """Tokens/s of a full batch beside those of one sequence."""
-    one, many = (Steps(engine.runner, engine.layout, batch) for batch in (1, BATCH))
-    pairs = turns(lambda: 1e3 / one.ms(), lambda: 1e3 * BATCH / many.ms(), rounds)
+    """Tokens/s of a full batch against those of one sequence."""
+    one, many = (decode_ms(engine.runner, engine.layout, batch) for batch in (1, BATCH))
+    pairs = turns(lambda: 1e3 / one(), lambda: 1e3 * BATCH / many(), rounds)
     slower = median(BATCH * before / after for before, after in pairs)
     return by_rounds(
         "batching",
@@ -122,8 +111,8 @@ def batching(engine: Engine, rounds: int) -> Result:
 
 
 def torch_compile(model: str, dtype: str, rounds: int, limit_s: float = TORCH_COMPILE_S) -> Result:
-    """torch.compile of the same model in plain torch, in a process of its own with a cache of its own
-    (tools/lab/claims_torch.py), which gets so many seconds."""
+    """torch.compile of the same model in plain torch, in a process and with a cache of its own
+    (tools/lab/claims_torch.py). Raises BatonError if it fails or is not done in `limit_s` seconds."""
     with tempfile.TemporaryDirectory(prefix="lab-inductor-") as folder:
         own = {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
         own |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
@@ -146,15 +135,15 @@ def torch_compile(model: str, dtype: str, rounds: int, limit_s: float = TORCH_CO
             start_new_session=True,
         ) as process:
             try:
-                said, wrong = process.communicate(timeout=limit_s)
+                output, errors = process.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
                 raise BatonError(f"torch.compile was not done within {limit_s:g} s") from None
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        raise BatonError(f"torch.compile failed: {last_line(wrong) or process.returncode}")
-    found = json.loads(said.splitlines()[-1])
+        raise BatonError(f"torch.compile failed: {last_line(errors) or process.returncode}")
+    found = json.loads(output.splitlines()[-1])
     return by_rounds(
         "torch.compile",
         [(before, after) for before, after in found["ms"]],
@@ -165,6 +154,6 @@ def torch_compile(model: str, dtype: str, rounds: int, limit_s: float = TORCH_CO
 
 
 def last_line(text: str) -> str:
-    """What a traceback ends with."""
+    """The last line of a traceback."""
     lines: Sequence[str] = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else ""

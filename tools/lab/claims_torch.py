@@ -1,8 +1,8 @@
-"""torch.compile beside the same model without it, in a process of its own: it may take minutes, or fail.
+"""torch.compile against the same model without it. It has its own process: it may take minutes, or fail.
 
-    python -m lab.claims_torch MODEL DTYPE ROUNDS PARENT
+    python -m tools.lab.claims_torch MODEL DTYPE ROUNDS PARENT
 
-The last line printed is JSON: ms of a decode step without and with, turn by turn.
+The last line printed is JSON: ms of a decode step without and with it, turn by turn.
 """
 
 import json
@@ -31,7 +31,7 @@ class Turn:
         model(input_ids=torch.full((1, CONTEXT), 5), past_key_values=self.cache, use_cache=True)
 
     def step(self) -> torch.Tensor:
-        """The next token's logits."""
+        """Run one token. Returns its logits, [1, 1, vocabulary]."""
         position = torch.tensor([[self.at]])
         self.at += 1
         found: torch.Tensor = self.run(
@@ -43,7 +43,7 @@ class Turn:
         return found
 
     def ms(self) -> float:
-        """Of one step, the mean of several."""
+        """ms of one step, the mean of several."""
         begun = time.perf_counter()
         for _ in range(STEPS):
             self.step()
@@ -52,7 +52,7 @@ class Turn:
 
 @torch.inference_mode()
 def main(name: str, dtype: str, rounds: int) -> None:
-    """Load, compile, take turns."""
+    """Load, compile, measure both in turn."""
     model = load_model(resolve_model(name), torch.device("cpu"), DTYPES[dtype])
     model.set_attn_implementation("sdpa")
     longest = CONTEXT + STEPS * rounds + 8

@@ -1,12 +1,11 @@
-"""`python main.py lab disagg`: does splitting prefill from decode pay, and when not?
+"""The disaggregation study: does splitting prefill from decode pay, and when not?
 
-    streams beside long prompts    what do the tokens of those who decode wait for?
+    streams beside long prompts    how long do tokens of running requests wait?
     requests at random             TTFT, ITL and goodput at an SLO, against the arrival rate
-    one prompt at a time           what the hand-over costs, by length and transport
+    one prompt at a time           the cost of the hand-over, by length and transport
 
-Three clusters that differ in the split alone (measure/split.py) are up at the same time, on the same
-cores, and take turns within each round; every round draws its requests anew. What is compared is
-compared within a round.
+Three clusters that differ in the split alone (measure/split.py) run at the same time, on the same cores,
+and take turns within each round. Every round draws new requests. Comparisons are made within a round.
 """
 
 from collections.abc import Mapping
@@ -17,26 +16,25 @@ from baton.clock import monotonic
 from baton.errors import BatonError
 from baton.machine import this_machine
 from baton.model_files import resolve_model
-from tools.lab.disagg_cells import (
+from tools.lab.disagg_findings import (
     RATE_METRICS,
     STREAM_METRICS,
     TOGETHER_MS,
     Cell,
+    Handed,
     Rounds,
     cell_table,
     cells_of,
     conclusion,
     goodput_sentence,
+    handover_findings,
+    handover_table,
     interference_sentence,
     number,
+    too_fast,
 )
-from tools.lab.disagg_handed import Handed, handover_findings, handover_table, too_fast
-from tools.lab.disagg_handover import measure_handover, memory_read_gb_s
 from tools.lab.disagg_plan import (
     CHUNK,
-    CHUNKED,
-    COLOCATED,
-    PD,
     STREAMS,
     Pace,
     Plan,
@@ -45,17 +43,27 @@ from tools.lab.disagg_plan import (
     plan_for,
     rates_for,
 )
-from tools.lab.disagg_plots import draw_handover, draw_interference, draw_rates
-from tools.lab.disagg_runs import Arms, capacity, idle, measured, rates, streams
+from tools.lab.disagg_runs import (
+    Arms,
+    capacity,
+    idle,
+    measure_handover,
+    measured,
+    memory_read_gb_s,
+    rates,
+    streams,
+)
+from tools.lab.plots import draw_handover, draw_interference, draw_rates
 from tools.lab.study import Notebook, Picture, Setting, Study, Table
 from tools.measure.slo import Slo, Trace
+from tools.measure.split import CHUNKED, COLOCATED, PD
 
 QUESTION = "Does splitting prefill from decode pay, and when not?"
 
 
 @dataclass(slots=True)
 class Found:
-    """Everything that was measured; what is empty was not."""
+    """All measurements; an empty field was not measured."""
 
     common: str = "nothing could be compared"
     slo: Slo | None = None
@@ -107,12 +115,14 @@ def _compare(
     found.common = arms.start(stack)
     alone = idle(arms)
     if alone is None:
-        raise BatonError("no request alone could be measured: there is no yardstick for the loads")
+        raise BatonError("no idle request could be measured, and the loads are derived from it")
     found.slo, found.pace = alone.slo, pace_for(plan, alone.long_ttft_s)
     found.capacity = capacity(arms)
     found.streams, found.shown = streams(arms, found.pace, alone.slo)
     if found.capacity is None and not plan.rates:
-        raise BatonError("the capacity could not be measured: there are no rates to try")
+        raise BatonError(
+            "the capacity could not be measured, so there are no rates to try: set --rates"
+        )
     wanted = rates_for(plan, found.capacity or 0.0, quick=setting.quick)
     found.rates = rates(arms, wanted, alone.slo)
 
@@ -138,13 +148,13 @@ def _fixed(plan: Plan, found: Found) -> dict[str, str]:
         "requests at random": f"Poisson arrivals for {plan.seconds:g} s, prompts of {plan.prompt // 2} "
         f"to {plan.prompt * 3 // 2} tokens, {plan.new_tokens} new tokens",
         "chunks": f"{CHUNK} tokens a step in the chunked arm; whole prompts in the colocated one",
-        "ITL, TPOT": "as the client sees them: each gap; the mean gap of each request",
-        "prefix cache": "off, so that a load costs the same when it comes again",
-        "rounds": f"{plan.rounds}, each with requests of its own; the arms take turns within a round",
+        "ITL, TPOT": "at the client: each gap; the mean gap of a request",
+        "prefix cache": "off, so that a repeated load costs the same",
+        "rounds": f"{plan.rounds}, each with its own requests; the arms take turns within a round",
         "hand-over": f"{plan.repeats} requests for each length and transport, one at a time",
     }
     if found.slo is not None:
-        fixed["SLO"] = _slo(found.slo) + " (10 and 5 times those of a request that is alone)"
+        fixed["SLO"] = _slo(found.slo) + " (10 and 5 times those of an idle request)"
     return fixed
 
 
@@ -156,16 +166,16 @@ def _slo(slo: Slo) -> str:
 
 
 def _findings(plan: Plan, found: Found, cells: list[Cell]) -> list[str]:
-    said = [interference_sentence(found.streams, _streams_name(plan))]
+    sentences = [interference_sentence(found.streams, _streams_name(plan))]
     if found.capacity is not None:
-        said.append(
+        sentences.append(
             f"A colocated cluster completes {number(found.capacity)} requests/s here when all come at "
-            "once; the arrival rates are set around that."
+            "once; the arrival rates are shares of that."
         )
     if found.slo is not None:
-        said.append(goodput_sentence(cells, _slo(found.slo)))
-    said += handover_findings(found.handed, found.read_gb_s)
-    return said + conclusion(cells)
+        sentences.append(goodput_sentence(cells, _slo(found.slo)))
+    sentences += handover_findings(found.handed, found.read_gb_s)
+    return sentences + conclusion(cells)
 
 
 def _tables(found: Found, cells: list[Cell]) -> list[Table]:
@@ -181,9 +191,9 @@ def _pictures(setting: Setting, plan: Plan, found: Found) -> list[Picture]:
         pictures.append(
             Picture(
                 name,
-                f"Every token of {STREAMS} streams: how long it came after the one before it, while "
+                f"Every token of {STREAMS} streams: the time since the one before it, while "
                 f"{plan.long_prompt:,}-token prompts arrive (dashed). Same cores, same requests. Gaps "
-                f"below {TOGETHER_MS:g} ms are drawn there: tokens that reached the client together.",
+                f"below {TOGETHER_MS:g} ms are drawn there: their tokens reached the client together.",
             )
         )
     drawn = {rate: arms for rate, arms in found.rates.items() if measured(arms)}
@@ -203,6 +213,3 @@ def _pictures(setting: Setting, plan: Plan, found: Found) -> list[Picture]:
         caption = "Hand-over of one prompt's KV, as the writer measures it, by transport."
         pictures.append(Picture(name, caption))
     return pictures
-
-
-__all__ = ["run"]

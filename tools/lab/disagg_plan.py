@@ -1,35 +1,29 @@
-"""What the disaggregation study runs: sizes by setting and model, and the arms. Pure."""
+"""What the disaggregation study runs: sizes by setting and model, and the loads. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import InputError
 from tools.lab.study import Setting
-from tools.measure.split import Split
 from tools.measure.workload import Load, Planned, mixed, poisson
 
 DEFAULT_MODEL, QUICK_MODEL = "random:gpt2-4k", "demo"
-NO_CHUNKS = (
-    1 << 14
-)  # tokens of a step: several prompts go in one, whole. (A worker may be silent for
-# several times its longest step; one that promises a million tokens a step is refused by the router.)
-PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
 STREAMS = 8
 CHUNK, PREFILL_TOKENS = 256, 2048
 LONG_PROMPT = 2048
 SHORTEST_CONTEXT = 256
 TRANSPORTS = ("shm", "pinned", "frames")  # that run on a CPU
-FIRST_S = 0.6  # the streams are at it when the first long prompt comes
+FIRST_S = 0.6  # the first long prompt arrives when the streams are running
 EVERY = (
-    2.2  # times a long prompt's idle TTFT: on half of the cores it is done before the next comes
+    2.2  # times a long prompt's idle TTFT: with half of the cores it ends before the next arrives
 )
-LATEST = 4
+LATEST = 4  # times the end: the longest wait for a long prompt
 SHARES, QUICK_SHARES = (0.3, 0.6, 0.9), (0.4, 0.8)  # of the capacity, for the rates
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything the study is fixed by, before it has measured anything."""
+    """All parameters that are fixed before anything is measured."""
 
     model: str
     dtype: str
@@ -47,7 +41,7 @@ class Plan:
 
     @property
     def stream_tokens(self) -> int:
-        """New tokens of a stream: as many as the context lets it have."""
+        """New tokens of a stream: as many as fit the context."""
         return self.context - 20
 
 
@@ -57,22 +51,22 @@ class Pace:
 
     first: float
     every: float
-    end: float  # gaps count until then
+    end: float  # gaps count until here
 
     def enough(self, now: float, running: Sequence[Planned]) -> bool:
-        """The streams are taken back at the end, once the long prompts are answered; those that are
-        not by LATEST are not waited for."""
+        """Whether to abort the streams: after the end, once the long prompts are answered, or at LATEST
+        times the end."""
         answered = all(each.watched for each in running)
         return now >= self.end and (answered or now >= LATEST * self.end)
 
 
 def model_of(setting: Setting) -> str:
-    """The user's, or the study's own."""
+    """The user's model, or the study's own."""
     return setting.model or (QUICK_MODEL if setting.quick else DEFAULT_MODEL)
 
 
 def plan_for(setting: Setting, context: int) -> Plan:
-    """For a model of so many positions. InputError if they are too few to tell anything."""
+    """The plan for a model with this context. Raises InputError if the context is too short."""
     model, quick = model_of(setting), setting.quick
     if context < SHORTEST_CONTEXT:
         raise InputError(
@@ -102,24 +96,15 @@ def _lengths(quick: bool, longest: int) -> tuple[int, ...]:
     return (*(each for each in wanted if each < longest), longest)
 
 
-def splits(context: int) -> list[Split]:
-    """The three arms."""
-    return [
-        Split(PD, False, PREFILL_TOKENS),
-        Split(COLOCATED, True, max(NO_CHUNKS, context)),
-        Split(CHUNKED, True, CHUNK),
-    ]
-
-
 def pace_for(plan: Plan, long_ttft_s: float) -> Pace:
-    """By what a long prompt takes on an idle cluster."""
+    """The pace for a long prompt's TTFT on an idle cluster."""
     every = EVERY * long_ttft_s
     return Pace(FIRST_S, every, FIRST_S + plan.long_prompts * every)
 
 
 def streams_load(plan: Plan, pace: Pace, number: int) -> Load:
-    """Round `number` of the streams beside long prompts. The streams outlast the run, if the model's
-    context lets them."""
+    """Round `number` of the streams beside long prompts. The streams outlast the run if they fit the
+    context."""
     return mixed(
         streams=STREAMS,
         stream_tokens=plan.stream_tokens,
@@ -132,13 +117,13 @@ def streams_load(plan: Plan, pace: Pace, number: int) -> Load:
 
 
 def rates_for(plan: Plan, capacity: float, *, quick: bool) -> tuple[float, ...]:
-    """The user's, or shares of what the colocated cluster could do."""
+    """The user's rates, or shares of the colocated cluster's capacity."""
     shares = QUICK_SHARES if quick else SHARES
     return plan.rates or tuple(float(f"{share * capacity:.2g}") for share in shares)
 
 
 def random_loads(plan: Plan, rates: tuple[float, ...]) -> Iterator[tuple[float, int, Load]]:
-    """Rate, round and load; every arm gets the same."""
+    """(rate, round, load); every arm gets the same loads."""
     for rate in rates:
         for number in range(plan.rounds):
             yield (

@@ -1,29 +1,49 @@
-"""The clusters of the disaggregation study, and what is driven through them. A run that fails is told
-and left out; an arm that failed twice is left out from then on.
+"""The clusters of the disaggregation study and the loads driven through them.
+
+A failed run is recorded and left out. An arm that failed twice gets no further runs.
+
+Hand-over cost is measured with real requests, one at a time, through clusters that have one transport
+(`kv_transport`). Bytes and time come from one event, the writer's receipt: from the first push of a
+request's blocks until all are sent and sealed. So GB/s can be compared with the memory's read speed and
+must stay below it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isinf
 from statistics import median
 
+import torch
+
 from baton.errors import BatonError
-from tools.lab.disagg_cells import Round, Rounds
+from tools.lab.disagg_findings import Handed, Round, Rounds
 from tools.lab.disagg_plan import (
-    CHUNKED,
-    COLOCATED,
-    PD,
+    CHUNK,
+    PREFILL_TOKENS,
     STREAMS,
+    TRANSPORTS,
     Pace,
     Plan,
     random_loads,
-    splits,
     streams_load,
 )
 from tools.lab.study import Cell, Notebook
+from tools.measure.limits import BUFFER, best
 from tools.measure.slo import Slo, Trace, percentile, summarise
-from tools.measure.split import Enough, RunningArm, Split, differences, started
+from tools.measure.split import (
+    CHUNKED,
+    COLOCATED,
+    PD,
+    Enough,
+    RunningArm,
+    Split,
+    differences,
+    options_for,
+    running,
+    started,
+    three_splits,
+)
 from tools.measure.workload import Load, burst, single
 
 STRIKES = 2
@@ -33,7 +53,7 @@ FAR = 64  # tokens: a prompt longer than this is always filled by prefill, if th
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """What requests take that are alone, in seconds."""
+    """Latencies of idle requests, in seconds."""
 
     ttft_s: float
     itl_s: float
@@ -41,13 +61,13 @@ class Idle:
 
     @property
     def slo(self) -> Slo:
-        """Ten times the TTFT and five times the ITL."""
-        return Slo(10 * self.ttft_s, 5 * self.itl_s)
+        """The limits derived from these latencies."""
+        return Slo.of_idle(self.ttft_s, self.itl_s)
 
 
 @dataclass(slots=True)
 class Arms:
-    """The clusters that run, all of them at once; an idle one uses no CPU."""
+    """The clusters, all running at once; an idle one uses no CPU."""
 
     plan: Plan
     notebook: Notebook
@@ -55,11 +75,11 @@ class Arms:
     strikes: dict[str, int] = field(default_factory=dict)
 
     def start(self, stack: ExitStack) -> str:
-        """All that can be started, one after the other. What they have in common, in words. Raises
-        BatonError if they differ in more than the split."""
+        """Start all arms. Returns what they have in common, in words. Raises BatonError if none starts
+        or if they differ in more than the split."""
         plan = self.plan
         limit = max(64, STREAMS + plan.long_prompts)
-        for split in splits(plan.context):
+        for split in three_splits(PREFILL_TOKENS, chunk=CHUNK, context=plan.context):
             self.notebook.say(f"starting {split.name}")
             try:
                 self.running[split.name] = stack.enter_context(
@@ -79,7 +99,7 @@ class Arms:
     def drive(
         self, name: str, load: Load, what: str, enough: Enough | None = None
     ) -> list[Trace] | None:
-        """None where it failed."""
+        """Drive the load. None if it failed: the failure is recorded."""
         arm = self.running[name]
         try:
             traces = arm.drive(load, enough=enough)
@@ -99,12 +119,12 @@ class Arms:
 
     @property
     def reference(self) -> str | None:
-        """Whose capacity is the yardstick: a colocated arm's, if there is one."""
+        """The arm whose capacity sets the loads: a colocated one if possible."""
         return next((each for each in (COLOCATED, CHUNKED, PD) if each in self.running), None)
 
 
 def check_path(split: Split, traces: Sequence[Trace]) -> None:
-    """Prompts must have gone the way that the arm is named after."""
+    """Raises BatonError unless prompts took the path of the arm: with or without a prefill worker."""
     far = [each for each in traces if each.tokens and each.prompt_tokens > FAR]
     filled = sum(each.timings.prefill_s > 0 for each in far)
     if filled != (0 if split.colocated else len(far)):
@@ -112,7 +132,7 @@ def check_path(split: Split, traces: Sequence[Trace]) -> None:
 
 
 def idle(arms: Arms) -> Idle | None:
-    """Every arm warms up alike. The figures are the reference's, or those of whoever has some."""
+    """Warm up every arm. Returns the latencies of the first of colocated, chunked, P/D that has any."""
     found: dict[str, Idle] = {}
     for name in list(arms.running):
         if (figures := _alone(arms, name)) is not None:
@@ -136,7 +156,7 @@ def _alone(arms: Arms, name: str) -> Idle | None:
 
 
 def capacity(arms: Arms) -> float | None:
-    """Requests/s that the reference completes if all come at once: the second of two bursts."""
+    """Requests/s of the reference arm when all arrive at once: the second of two bursts."""
     plan, name = arms.plan, arms.reference
     found = None
     for count in (4, 12):
@@ -155,7 +175,7 @@ def capacity(arms: Arms) -> float | None:
 def streams(
     arms: Arms, pace: Pace, slo: Slo
 ) -> tuple[dict[str, dict[int, Round]], dict[str, list[Trace]]]:
-    """Streams beside long prompts: numbers of all rounds, and every token of the first."""
+    """Streams beside long prompts: metrics by arm and round, and the traces of the first round."""
     numbers: dict[str, dict[int, Round]] = {name: {} for name in arms.running}
     shown: dict[str, list[Trace]] = {}
     for number in range(arms.plan.rounds):
@@ -180,15 +200,15 @@ def streams(
 
 
 def ended_early(traces: Sequence[Trace], pace: Pace, asked: int) -> str:
-    """Streams that were over before the run was tell nothing of its rest. Empty if none was."""
+    """The reason if a stream finished before the end of the run, which spoils the run; else ""."""
     ends = [each.tokens[-1] for each in traces if each.watched and len(each.tokens) == asked]
     if min(ends, default=inf) >= pace.end:
         return ""
-    return f"a stream's {asked:,} tokens were all there after {min(ends):.1f} s of {pace.end:.1f}"
+    return f"a stream's {asked:,} tokens were done after {min(ends):.1f} s of {pace.end:.1f}"
 
 
 def stream_numbers(traces: Sequence[Trace], pace: Pace, slo: Slo) -> dict[str, float]:
-    """Of one arm in one round. Gaps count that end while long prompts arrive."""
+    """One arm's metrics in one round. Gaps count if they end while long prompts arrive."""
     window = (pace.first, pace.end)
     found = summarise(traces, slo, window)
     counted = sum(
@@ -206,7 +226,7 @@ def stream_numbers(traces: Sequence[Trace], pace: Pace, slo: Slo) -> dict[str, f
 def rates(
     arms: Arms, wanted: tuple[float, ...], slo: Slo
 ) -> dict[float, dict[str, dict[int, Round]]]:
-    """Requests that arrive at random: numbers by rate, arm and round."""
+    """Requests at random: metrics by rate, arm and round."""
     found: dict[float, dict[str, dict[int, Round]]] = {}
     for rate, number, load in random_loads(arms.plan, wanted):
         its = found.setdefault(rate, {name: {} for name in arms.running})
@@ -229,10 +249,68 @@ def rates(
 
 
 def measured(results: Mapping[str, Rounds]) -> bool:
-    """Is there a number at all?"""
+    """Whether any arm has a result."""
     return any(results.values())
 
 
 def _plain(numbers: Mapping[str, float]) -> dict[str, Cell]:
-    """As JSON has it: no infinity."""
+    """Infinity as None: JSON has no infinity."""
     return {key: None if isinf(value) else value for key, value in numbers.items()}
+
+
+NEW_TOKENS = 2
+
+
+def measure_handover(plan: Plan, notebook: Notebook) -> list[Handed]:
+    """Measure every transport at every length, several times."""
+    lengths = []
+    for length in plan.lengths:
+        if 2 <= length <= plan.context - NEW_TOKENS:
+            lengths.append(length)
+        else:
+            why = f"{plan.model} takes prompts of 2 to {plan.context - NEW_TOKENS} tokens here"
+            notebook.failed(f"hand-over of {length} tokens", why)
+    found: list[Handed] = []
+    for transport in TRANSPORTS if lengths else ():
+        notebook.say(f"hand-over by {transport}")
+        try:
+            for handed in _by(transport, lengths, plan):
+                notebook.record("handover", **asdict(handed))
+                found.append(handed)
+        except (BatonError, OSError) as error:
+            notebook.failed(f"hand-over by {transport}", error)
+    return found
+
+
+def _by(transport: str, lengths: Sequence[int], plan: Plan) -> Iterator[Handed]:
+    split = Split(transport, False, PREFILL_TOKENS)
+    options = options_for(split, model=plan.model, dtype=plan.dtype, streams=4)
+    with running(split, replace(options, kv_transport=transport)) as arm:
+        arm.drive(single(lengths[0], NEW_TOKENS, plan.seed))  # warms up
+        for length in lengths:
+            for number in range(plan.repeats):
+                (trace,) = arm.drive(single(length, NEW_TOKENS, 100 * plan.seed + number))
+                yield _handed(transport, trace)
+
+
+def _handed(transport: str, trace: Trace) -> Handed:
+    timings = trace.timings
+    if not timings.prefill_s:
+        raise BatonError(
+            f"a prompt of {trace.prompt_tokens} tokens was not filled by a prefill worker"
+        )
+    return Handed(
+        transport,
+        trace.prompt_tokens,
+        timings.kv_bytes,
+        timings.moved_bytes,
+        1e3 * timings.handover_s,
+        1e3 * trace.ttft,
+        1e3 * timings.prefill_s,
+    )
+
+
+def memory_read_gb_s() -> float:
+    """Read speed of the memory with all of torch's threads, as in measure/limits.py."""
+    buffer = torch.ones(BUFFER // 8, dtype=torch.int64)
+    return BUFFER / best(buffer.sum) / 1e9

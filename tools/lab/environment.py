@@ -1,5 +1,5 @@
-"""Environment: what a report says before its first number. `place` is the same from run to run on one
-machine, `moment` is not."""
+"""Environment: the facts at the head of a report. `place` is the same for all runs on one machine,
+`moment` differs."""
 
 import platform
 import subprocess
@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 def place(dtype: str) -> Mapping[str, str]:
-    """Machine, memory, cores, the device and dtype that "auto" stands for, versions."""
+    """Machine, memory, cores, device, the dtype in use, versions."""
     device = pick_device("auto")
     chosen = chosen_dtype(dtype)
     how = " (chosen)" if dtype == "auto" else " (asked for)"
@@ -43,12 +43,12 @@ def place(dtype: str) -> Mapping[str, str]:
 
 
 def chosen_dtype(asked: str) -> str:
-    """What "auto" stands for here."""
+    """The dtype in use; "auto" resolved for this machine."""
     return asked if asked in WEIGHT_DTYPES else dtype_name(pick_dtype(asked, pick_device("auto")))
 
 
 def moment(command: str) -> Mapping[str, str]:
-    """Date, commit, command, and the memory that was free."""
+    """Date, commit, command, free memory."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
@@ -58,7 +58,7 @@ def moment(command: str) -> Mapping[str, str]:
 
 
 def commit() -> str:
-    """Of the clone, and whether files differ from it."""
+    """The commit of the checkout, and whether files differ from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no")

@@ -1,8 +1,7 @@
 """Fit: how a cost grows with a length, by least squares, and how well that holds. Pure; numpy.
 
-Every curve is fitted to relative errors (each point weighs 1/y), for the points lie decades apart and
-the largest would drown the others. The curve that is named is the simplest whose worst point is off by
-no more than WORST; where none is, that is said instead.
+Curves are fitted by relative error (each point weighs 1/y): the points span decades, and the largest
+would dominate otherwise. The reported curve is the simplest whose worst point is off by WORST at most.
 """
 
 import math
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WORST = 0.10  # of the measured value: a curve that misses a point by more does not describe it
-CURVES = {"constant": 0, "linear": 1, "quadratic": 2}  # and the degree of each
-POINTS = {"constant": 3, "linear": 3, "quadratic": 5}  # at least: through fewer it would always go
+WORST = 0.10  # largest relative error of a curve that describes the points
+CURVES = {"constant": 0, "linear": 1, "quadratic": 2}  # degree
+POINTS = {"constant": 3, "linear": 3, "quadratic": 5}  # fewest points: a curve fits fewer exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +25,13 @@ class Curve:
     worst: float
 
     def at(self, x: float) -> float:
-        """Its value."""
+        """The value at x."""
         return sum(c * x**power for power, c in enumerate(self.coefficients))
 
 
 @dataclass(frozen=True, slots=True)
 class PowerLaw:
-    """y = factor * x^exponent. `error` is the standard error of the exponent, None of two points."""
+    """y = factor * x^exponent. `error` is the standard error of the exponent, None for two points."""
 
     exponent: float
     factor: float
@@ -45,8 +44,8 @@ class PowerLaw:
 
 
 def curve(name: str, x: Sequence[float], y: Sequence[float]) -> Curve | None:
-    """The best curve of this name; None if there are too few points, or it would fall somewhere where
-    a cost can only grow: that would be a fit to noise."""
+    """The best curve of this name. None if there are too few points, or if the curve falls anywhere: a
+    cost only grows, so that would be a fit to noise."""
     degree = CURVES[name]
     if len(x) < POINTS[name]:
         return None
@@ -62,13 +61,13 @@ def curve(name: str, x: Sequence[float], y: Sequence[float]) -> Curve | None:
 
 
 def simplest(x: Sequence[float], y: Sequence[float], worst: float = WORST) -> Curve | None:
-    """The first of constant, linear, quadratic that misses no point by more than `worst`."""
+    """The first of constant, linear, quadratic whose relative error is `worst` at most everywhere."""
     tried = (curve(name, x, y) for name in CURVES)
     return next((each for each in tried if each is not None and each.worst <= worst), None)
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
-    """The line through the logarithms; None of fewer than two points."""
+    """The line through the logarithms. None for fewer than two points."""
     if len(x) < 2:
         return None
     xs, ys = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))

@@ -1,8 +1,8 @@
-"""Day 3, the KV cache: prompts of several lengths, answered with and without it, by the product's engine
-in this process. When does the cache save you, and when does it eat the memory?
+"""The KV cache study: prompts of several lengths, answered with and without the cache by the product's
+engine in this process. When does the cache save time, and when does it fill the memory?
 
-With the cache: prefill fills it with all prompt tokens but the last, then every step runs one token.
-Without: every new token is a fresh run of the same runner over the whole sequence so far.
+With the cache, prefill runs all prompt tokens but the last, then every step runs one token.
+Without it, every new token is a run of the same runner over the whole sequence so far.
 """
 
 import random
@@ -19,17 +19,16 @@ from baton.engine.pool import Pool
 from baton.errors import BatonError, InputError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
-from tools.lab.kv_findings import Memory, Point, findings, memory_table, room_table, time_table
-from tools.lab.names import NEW_TOKENS, QUICK_TOKENS, model_of
-from tools.lab.plots import Panel, Series, draw_lines
-from tools.lab.study import Notebook, Picture, Setting, Study
+from tools.lab.kv_findings import Memory, Point, capacity_table, findings, memory_table, time_table
+from tools.lab.plots import kv_cache_picture
+from tools.lab.study import NEW_TOKENS, QUICK_TOKENS, Notebook, Setting, Study, model_of
 from tools.measure.shape import ITEM_BYTES, shape_of
 from tools.measure.usage import forget_peak, own_memory
 
 LENGTHS, QUICK_LENGTHS = (64, 128, 256, 512, 1024), (16, 32, 64, 128)
 BLOCK = 16
 ROUNDS = 2
-CAUGHT = (BatonError, RuntimeError, MemoryError)  # of one cell: the others go on
+CAUGHT = (BatonError, RuntimeError, MemoryError)  # of one cell; the others still run
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,8 @@ def run_experiment(
     prompt_len: int, use_kv_cache: bool, *, setting: Setting | None = None
 ) -> dict[str, Any]:
     """One prompt of `prompt_len` tokens, NEW_TOKENS new ones (fewer if setting.quick): times, tokens
-    and memory. `prefill_s` is 0 without the cache: nothing is computed that a later token uses."""
+    and memory. Without the cache `prefill_s` is 0, as no token reuses earlier work. Raises InputError for
+    a prompt that does not fit the context."""
     setting = setting or Setting(output=Path("lab/report"))
     new = QUICK_TOKENS if setting.quick else NEW_TOKENS
     engine = engine_for(model_of(setting.model, quick=setting.quick), setting.dtype)
@@ -81,7 +81,7 @@ def run_experiment(
 
 @cache
 def engine_for(model: str, dtype: str) -> Engine:
-    """Booted once in this process, as a worker does it."""
+    """The engine, booted once in this process as a worker boots it."""
     return boot(resolve_model(model), device="auto", dtype=dtype, block_size=BLOCK)
 
 
@@ -130,8 +130,8 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     lengths = [length for length in wanted if length + new <= files.max_positions]
     for length in wanted:
         if length not in lengths:
-            notebook.failed(f"{length} prompt tokens", f"{files.name} has room for "
-                            f"{files.max_positions:,} with the {new} new ones")  # fmt: skip
+            notebook.failed(f"{length} prompt tokens", f"the context of {files.name} is "
+                            f"{files.max_positions:,} tokens, with the {new} new ones")  # fmt: skip
     rounds = setting.rounds or (1 if setting.quick else ROUNDS)
     engine = engine_for(files.name, setting.dtype)
     if lengths:
@@ -150,20 +150,20 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     return Study(
         name="kv-cache",
         title="KV cache",
-        question="When does the KV cache save you, and when does it eat the memory?",
+        question="When does the KV cache save time, and when does it fill the memory?",
         varied="the prompt's length; and at each length, the cache on and off",
         fixed={
             "model": files.name,
             "dtype": engine.dtype,
             "computed": engine.runner.how,
             "answer": f"{new} tokens, greedy, end-of-text ignored, one sequence at a time",
-            "without the cache": "the whole sequence is run again for every token, by the same runner",
-            "rounds": f"{rounds}, taking turns; of each cell the median run is shown",
+            "without the cache": "the same runner runs the whole sequence again for every token",
+            "rounds": f"{rounds}, taking turns; the median run of each cell is shown",
         },
         command="",
         findings=tuple(findings(points, memory)),
-        tables=(time_table(points), memory_table(points), room_table(memory)),
-        pictures=_pictures(setting.output, points),
+        tables=(time_table(points), memory_table(points), capacity_table(memory)),
+        pictures=(kv_cache_picture(setting.output, points),),
     )
 
 
@@ -202,21 +202,3 @@ def _memory(engine: Engine) -> Memory:
         free_bytes=free_memory(engine.device),
         context=engine.files.max_positions,
     )
-
-
-def _pictures(folder: Path, points: list[Point]) -> tuple[Picture, ...]:
-    path = folder / "kv-cache-latency.png"
-    kinds = {"without the cache": False, "with the cache": True}
-    panels = []
-    for title, y, value in (
-        ("a new token", "mean ms of a token", lambda p: 1e3 * p.token_s),
-        ("the whole answer", "ms, prefill included", lambda p: 1e3 * p.total_s),
-    ):
-        lines = []
-        for name, use in kinds.items():
-            here = sorted((p for p in points if p.use_kv_cache is use), key=lambda p: p.prompt_len)
-            lines.append(Series(name, [p.prompt_len for p in here], [value(p) for p in here]))
-        panels.append(Panel(title, "prompt tokens", y, lines, log=True, ticks=True))
-    draw_lines(path, panels)
-    caption = "Prompt length against latency, with and without the cache (both axes logarithmic)"
-    return (Picture(path.name, caption),)

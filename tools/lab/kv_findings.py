@@ -1,4 +1,4 @@
-"""What the study of the KV cache says, computed from its points. Pure.
+"""Findings of the KV cache study, computed from its points. Pure.
 
 with the cache       the prompt once, then one token a step         a token: constant + its context's KV
 without it           the whole sequence again for every token      a token: the prompt's length
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tools.lab.fit import CURVES, WORST, Curve, curve, power_law, simplest
+from tools.lab.phrasing import gigabytes, milliseconds
 from tools.lab.study import Table
-from tools.lab.words import gigabytes, milliseconds
 
-PAYS = 1.10  # times faster: less is within the noise of a shared machine
-HALF = 2.0  # times faster: the cache saves half of the time
-BATCHES = (1, 8, 16, 64)  # for which the length is told at which KV outweighs the weights
-LENGTHS = (1024, 4096, 32768)  # of sequences that are counted into the free memory
+PAYS = 1.10  # least speed-up that is above the noise of a shared machine
+HALF = 2.0  # speed-up at which the cache saves half of the time
+BATCHES = (1, 8, 16, 64)  # batches in the sentence on KV larger than the weights
+LENGTHS = (1024, 4096, 32768)  # sequence lengths in the capacity table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +28,19 @@ class Point:
     prefill_s: float
     per_token_s: tuple[float, ...]
     kv_bytes: int  # kept from token to token
-    scratch_bytes: int  # of KV that one forward writes and nobody reads again
-    rss_bytes: int | None  # most of the process while it ran
+    scratch_bytes: int  # KV that a forward writes and then drops
+    rss_bytes: int | None  # peak of the process during the run
     tokens: tuple[int, ...]
 
     @property
     def token_s(self) -> float:
-        """Mean of a new token."""
+        """Mean time of a new token."""
         return mean(self.per_token_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the cache weighs, what the model weighs, and what is free beside it. Bytes."""
+    """Bytes of the cache and of the weights, and the bytes free beside them."""
 
     token_bytes: int
     block_tokens: int
@@ -63,14 +63,14 @@ class Pair:
 
 
 def pairs(points: Sequence[Point]) -> list[Pair]:
-    """By prompt length; a length that was measured one way alone is left out."""
+    """Pairs by prompt length. A length measured only one way is left out."""
     with_ = {p.prompt_len: p for p in points if p.use_kv_cache}
     without = {p.prompt_len: p for p in points if not p.use_kv_cache}
     return [Pair(with_[n], without[n]) for n in sorted(with_.keys() & without.keys())]
 
 
 def time_table(points: Sequence[Point]) -> Table:
-    """One line a point."""
+    """A line for each point."""
     header = ("prompt tokens", "KV cache", "total, ms", "prefill, ms", "per token: mean, ms",
               "first, ms", "median, ms", "last, ms", "speed-up of the total")  # fmt: skip
     gains = {pair.with_.prompt_len: pair.speedup for pair in pairs(points)}
@@ -86,7 +86,7 @@ def time_table(points: Sequence[Point]) -> Table:
 
 
 def memory_table(points: Sequence[Point]) -> Table:
-    """KV bytes are exact, from the layout; the process's memory is what the system saw."""
+    """Exact KV bytes from the layout, and the process's memory as the system reports it."""
     header = ("prompt tokens", "KV cache", "KV kept, MB", "KV of one forward thrown away, MB",
               "most memory of the process, MB")  # fmt: skip
     rows = tuple(
@@ -99,8 +99,8 @@ def memory_table(points: Sequence[Point]) -> Table:
     return Table("Memory of the KV cache", header, rows)
 
 
-def room_table(memory: Memory) -> Table:
-    """How many sequences of which length fit beside the weights."""
+def capacity_table(memory: Memory) -> Table:
+    """How many sequences of a length fit beside the weights."""
     rows = []
     for length in (n for n in LENGTHS if n <= memory.context):
         size = sequence_bytes(length, memory)
@@ -116,33 +116,33 @@ def sequence_bytes(length: int, memory: Memory) -> int:
 
 
 def findings(points: Sequence[Point], memory: Memory) -> list[str]:
-    """What the cache saves and from where on, how costs grow, what it weighs."""
+    """All sentences: what the cache saves, how costs grow, how large it is."""
     both = pairs(points)
-    said = [*saving(both), *same(both)]
+    sentences = [*saving(both), *same(both)]
     with_, without = ([p for p in points if p.use_kv_cache is on] for on in (True, False))
-    said += growth("A token without the cache", without, [p.token_s for p in without])
-    said += growth("A token with the cache", with_, [p.token_s for p in with_])
-    said += growth("A whole answer without the cache", without, [p.total_s for p in without])
-    said += growth("A whole answer with the cache", with_, [p.total_s for p in with_])
-    return [*said, *weight(memory)]
+    sentences += growth("A token without the cache", without, [p.token_s for p in without])
+    sentences += growth("A token with the cache", with_, [p.token_s for p in with_])
+    sentences += growth("A whole answer without the cache", without, [p.total_s for p in without])
+    sentences += growth("A whole answer with the cache", with_, [p.total_s for p in with_])
+    return [*sentences, *weight(memory)]
 
 
 def saving(both: Sequence[Pair]) -> list[str]:
-    """From which length it pays, and what it saves at the ends."""
+    """From which length the cache pays, and its speed-up at the shortest and longest prompt."""
     if not both:
         return ["No length was measured both with and without the cache: nothing to compare."]
     first, last = both[0], both[-1]
-    said = [
+    sentences = [
         f"After a prompt of {each.with_.prompt_len:,} tokens, {len(each.with_.per_token_s)} new ones "
         f"come {each.speedup:.2f} times as fast with the cache ({milliseconds(each.with_.total_s)} "
         f"instead of {milliseconds(each.without.total_s)})."
         for each in dict.fromkeys((first, last))
     ]  # fmt: skip
-    return [verdict(both), *said]
+    return [verdict(both), *sentences]
 
 
 def verdict(both: Sequence[Pair]) -> str:
-    """Break-even: the length from which on every longer one is faster, too."""
+    """Break-even: the shortest length from which the cache pays at every longer one."""
     from_pays, from_half = (_from(both, least) for least in (PAYS, HALF))
     if from_pays is None:
         best = max(both, key=lambda each: each.speedup)
@@ -175,19 +175,19 @@ def _from(both: Sequence[Pair], least: float) -> int | None:
 
 
 def same(both: Sequence[Pair]) -> list[str]:
-    """The cache must not change an answer."""
+    """Whether both ways gave the same tokens, as they must."""
     if not both:
         return []
     other = [p.with_.prompt_len for p in both if p.with_.tokens != p.without.tokens]
     if not other:
         return ["Both ways wrote the same tokens, at every length."]
     lengths = ", ".join(map(str, other))
-    return [f"The two ways wrote **different tokens** at {lengths} prompt tokens: sums were rounded "
-            "otherwise there."]  # fmt: skip
+    return [f"The two ways wrote **different tokens** at {lengths} prompt tokens: sums were "
+            "rounded differently."]  # fmt: skip
 
 
 def growth(what: str, points: Sequence[Point], seconds: Sequence[float]) -> list[str]:
-    """The simplest curve that holds, with its error; nothing if there are too few points."""
+    """The simplest curve that fits, with its error; or that there are too few points."""
     x = [float(p.prompt_len) for p in points]
     law = power_law(x, seconds)
     if len(x) < 3 or law is None:
@@ -205,7 +205,7 @@ def growth(what: str, points: Sequence[Point], seconds: Sequence[float]) -> list
 
 
 def _error(found: Curve) -> str:
-    """A constant has no R²: it explains no difference."""
+    """The fit's error. R² is meaningless for a constant."""
     r2 = "" if found.name == "constant" else f"R² {found.r2:.3f}, "
     return f"{r2}worst point {found.worst:.0%} off"
 
@@ -224,9 +224,9 @@ def _shape(found: Curve) -> str:
 
 
 def weight(memory: Memory) -> list[str]:
-    """Bytes a token, and when the cache eats the memory."""
-    said = [
-        f"A token's keys and values weigh {memory.token_bytes:,} bytes "
+    """Bytes of a token, and when the cache outgrows the weights and the memory."""
+    sentences = [
+        f"A token's keys and values take {memory.token_bytes:,} bytes "
         f"({memory.token_bytes / 1e3:.1f} kB)."
     ]
     if memory.weight_bytes:
@@ -236,20 +236,20 @@ def weight(memory: Memory) -> list[str]:
             for batch in BATCHES
             if (length := -(-tokens // batch)) <= memory.context
         )
-        said.append(
-            f"The cache weighs more than the weights ({gigabytes(memory.weight_bytes)}) from {tokens:,} "
-            f"tokens on: {where or 'more than the context holds, at any of the batches looked at'}."
+        sentences.append(
+            f"The cache is larger than the weights ({gigabytes(memory.weight_bytes)}) from {tokens:,} "
+            f"tokens on: {where or 'beyond the context, at all batches considered'}."
         )
     longest = min(memory.context, LENGTHS[-1])
     size = sequence_bytes(longest, memory)
     fit = memory.free_bytes // size
-    said.append(
+    sentences.append(
         f"Beside the weights {gigabytes(memory.free_bytes)} are free here: "
         f"{memory.free_bytes // memory.token_bytes:,} tokens of cache, {fit:,} sequences of "
         f"{longest:,}"
-        + ("." if fit else ": not even one, so it eats the memory before the context is full.")
+        + ("." if fit else ": not even one, so the memory is full before the context.")
     )
-    return said
+    return sentences
 
 
 def _mb(size: int) -> str:

@@ -1,5 +1,5 @@
-"""Parent: runs the studies one after another, each in a process of its own, and writes the report after
-each. No torch here, so that a wrong option answers at once."""
+"""Parent: runs each study in a process of its own and writes the report. No torch here, so that a wrong
+option is refused at once."""
 
 import json
 import os
@@ -12,19 +12,17 @@ from pathlib import Path
 
 from baton.errors import OutputError
 from baton.package import ROOT
-from tools.lab.names import MODULES
 from tools.lab.report import render
-from tools.lab.store import Saved, load, save
-from tools.lab.study import Failure, Notebook, Setting, Study
+from tools.lab.study import MODULES, Failure, Notebook, Saved, Setting, Study, load, save
 
-LEAVE_S = 10.0  # for a study that is told to end: its clusters are stopped first
+LEAVE_S = 10.0  # from SIGTERM to SIGKILL: a study stops its clusters first
 SPIN = {"GOMP_SPINCOUNT": "1000"}  # as our workers have it (baton/cluster/launch.py)
 
 
 def run_study(name: str, setting: Setting, command: str) -> str:
-    """Run it to its end. Returns why it failed, empty if it did not; a failure is saved in its place."""
+    """Run a study. Returns the reason if it failed, else "". A failure is saved in its place."""
     if find_spec(MODULES[name]) is None:
-        why = f"the module {MODULES[name]} is not in this clone"
+        why = f"the module {MODULES[name]} is missing"
     else:
         why = _run_child(name, setting, command)
     if why:
@@ -36,11 +34,11 @@ def run_study(name: str, setting: Setting, command: str) -> str:
 
 
 def write_report(folder: Path) -> tuple[Path, list[Saved]]:
-    """README.md of all results in the folder; and these."""
+    """Write README.md from all results in the folder. Returns its path and the results."""
     saved, failures = load(folder)
     for part in sorted(folder.glob("*.jsonl.part")):
         name = part.name.removesuffix(".jsonl.part")
-        failures.append(Failure(name, f"was broken off; what it had measured is in {part.name}"))
+        failures.append(Failure(name, f"was interrupted; its measurements are in {part.name}"))
     path = folder / "README.md"
     try:
         path.write_text(render(saved, failures), encoding="utf-8")
@@ -50,7 +48,7 @@ def write_report(folder: Path) -> tuple[Path, list[Saved]]:
 
 
 def make_folder(folder: Path) -> None:
-    """OutputError if it cannot be, or cannot be written to."""
+    """Create the report's folder. Raises OutputError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -61,14 +59,14 @@ def make_folder(folder: Path) -> None:
 
 def _run_child(name: str, setting: Setting, command: str) -> str:
     order = {"setting": asdict(setting) | {"output": str(setting.output)}, "command": command}
-    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as said:
-        told.write(json.dumps(order).encode())
-        told.seek(0)
+    with tempfile.TemporaryFile() as order_file, tempfile.TemporaryFile() as errors:
+        order_file.write(json.dumps(order).encode())
+        order_file.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-m", "tools.lab.child", name, "--parent", str(os.getpid())],
             cwd=ROOT,
-            stdin=told,
-            stderr=said,
+            stdin=order_file,
+            stderr=errors,
             env=SPIN | dict(os.environ),
             start_new_session=True,  # Ctrl-C is the parent's to handle, once
         )
@@ -77,8 +75,8 @@ def _run_child(name: str, setting: Setting, command: str) -> str:
         except BaseException:
             _end(process)
             raise
-        said.seek(0)
-        return "" if code == 0 else _last_line(said.read().decode(errors="replace"), code)
+        errors.seek(0)
+        return "" if code == 0 else _last_line(errors.read().decode(errors="replace"), code)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,22 +1,45 @@
-"""Plots: the few kinds of pictures that the studies draw. PNG, on a light ground."""
+"""Plots: the pictures of the studies. PNG, on a light ground."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isinf
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-COLOURS = ("#1b6ca8", "#d95f02", "#4d9221", "#7570b3", "#e7298a", "#404040")
+from tools.lab.batching_findings import BURST, LOADS, STAGGERED, Cell
+from tools.lab.claims_findings import CLAIMS, Result, Verdict, verdict
+from tools.lab.disagg_findings import TOGETHER_MS, WAYS, Handed, Rounds, grouped
+from tools.lab.disagg_plan import Pace
+from tools.lab.kv_findings import Point
+from tools.lab.phrasing import number
+from tools.lab.study import Picture
+from tools.measure.slo import Slo, Trace, percentile
+from tools.measure.split import CHUNKED, COLOCATED, PD
+
 DPI = 130
+COLOURS = ("#1b6ca8", "#d95f02", "#4d9221", "#7570b3", "#e7298a", "#404040")
+VERDICT_COLOURS = {
+    Verdict.BEATEN: "#1b7f5c",
+    Verdict.REPRODUCED: "#1b6ca8",
+    Verdict.NOT: "#c1440e",
+}
+CLAIMED = "#d9d2c0"
+ARM_COLOURS = {PD: "#1b6ca8", COLOCATED: "#d95f02", CHUNKED: "#7570b3"}
+MARKS = {"shm": "o", "pinned": "s", "frames": "^"}
+PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line. `labels` stand above its points;"""
+    """A line. `labels` stand above its points."""
 
     name: str
     x: Sequence[float]
@@ -48,8 +71,8 @@ def draw_lines(path: Path, panels: Sequence[Panel]) -> None:
 
 
 def _draw(axis: Any, panel: Panel) -> None:
-    for number, each in enumerate(panel.series):
-        colour = COLOURS[number % len(COLOURS)]
+    for place, each in enumerate(panel.series):
+        colour = COLOURS[place % len(COLOURS)]
         style = "--" if each.dashed else "-"
         axis.plot(each.x, each.y, style, marker="o", markersize=4, color=colour, label=each.name)
         for x, y, label in zip(each.x, each.y, each.labels, strict=False):
@@ -59,8 +82,7 @@ def _draw(axis: Any, panel: Panel) -> None:
     if panel.log:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        _logarithmic(axis.yaxis)
     else:
         axis.margins(x=0.08, y=0.12)
         axis.set_ylim(bottom=0)
@@ -91,7 +113,7 @@ def draw_stages(path: Path, ms: Mapping[str, float]) -> None:
     axis.set_xlabel("ms of one request (logarithmic)")
     axis.set_xscale("log")
     axis.set_xlim(min((v for v in values if v > 0), default=1.0) / 3, max(*values, 1.0) * 5)
-    axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.xaxis.set_major_formatter(PLAIN)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
@@ -123,6 +145,243 @@ def draw_bars(path: Path, groups: Sequence[str], panels: Sequence[Bars], *, x: s
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def batching_pictures(
+    folder: Path, sizes: Sequence[Cell], windows: Sequence[Cell]
+) -> tuple[Picture, ...]:
+    """Latency against throughput by batch size; queueing by window."""
+    trade, waits = folder / "batching-latency-throughput.png", folder / "batching-window.png"
+    made = []
+    burst, staggered = ([c for c in sizes if c.load == load] for load in LOADS)
+    panels = [
+        *([_burst_panel(burst)] if burst else []),
+        *([_staggered_panel(staggered)] if staggered else []),
+    ]
+    if panels:
+        draw_lines(trade, panels)
+        caption = (
+            "Latency against throughput under a burst (the numbers at the points are batch sizes), "
+            "and latency under staggered arrivals, which set the throughput themselves"
+        )
+        made.append(Picture(trade.name, caption))
+    by_load = {load: {c.window_ms: c for c in windows if c.load == load} for load in LOADS}
+    both = sorted(by_load[BURST].keys() & by_load[STAGGERED].keys())
+    if both:
+        bars = [
+            Bars(load, [mean(by_load[load][window].queueing) for window in both]) for load in LOADS
+        ]
+        draw_bars(
+            waits, [f"{w:g} ms" for w in both], bars, x="window", y="queueing of a request, mean ms"
+        )
+        made.append(Picture(waits.name, "What the window does to queueing"))
+    return tuple(made)
+
+
+def _burst_panel(cells: Sequence[Cell]) -> Panel:
+    cells = sorted(cells, key=lambda c: c.batch)
+    lines = _latency_lines([c.rate for c in cells], cells, [str(c.batch) for c in cells])
+    return Panel("burst, by batch size", "throughput, tokens/s", "ms of a request", lines)
+
+
+def _staggered_panel(cells: Sequence[Cell]) -> Panel:
+    cells = sorted(cells, key=lambda c: c.batch)
+    lines = _latency_lines([float(c.batch) for c in cells], cells, [])
+    return Panel("staggered arrivals", "batch size", "ms of a request", lines, ticks=True)
+
+
+def _latency_lines(
+    x: Sequence[float], cells: Sequence[Cell], labels: Sequence[str]
+) -> list[Series]:
+    p95 = [percentile(c.total, 95) for c in cells]
+    return [
+        Series("latency, P95", x, p95, labels=labels, dashed=True),
+        Series("latency, mean", x, [mean(c.total) for c in cells]),
+        Series("execution, mean", x, [mean(c.execution) for c in cells]),
+    ]
+
+
+def kv_cache_picture(folder: Path, points: Sequence[Point]) -> Picture:
+    """Prompt length against latency, with and without the cache."""
+    path = folder / "kv-cache-latency.png"
+    kinds = {"without the cache": False, "with the cache": True}
+    panels = []
+    for title, y, value in (
+        ("a new token", "mean ms of a token", lambda p: 1e3 * p.token_s),
+        ("the whole answer", "ms, prefill included", lambda p: 1e3 * p.total_s),
+    ):
+        lines = []
+        for name, use in kinds.items():
+            here = sorted((p for p in points if p.use_kv_cache is use), key=lambda p: p.prompt_len)
+            lines.append(Series(name, [p.prompt_len for p in here], [value(p) for p in here]))
+        panels.append(Panel(title, "prompt tokens", y, lines, log=True, ticks=True))
+    draw_lines(path, panels)
+    caption = "Prompt length against latency, with and without the cache (both axes logarithmic)"
+    return Picture(path.name, caption)
+
+
+def draw_claims(results: Mapping[str, Result], path: Path) -> None:
+    """A line for each claim: the claimed range as a band, the median as a bar, rounds as dots."""
+    height = 0.62 * len(CLAIMS) + 1.5
+    figure, axis = plt.subplots(figsize=(9.2, height), layout="constrained")
+    ratios = [each for result in results.values() for each in result.ratios]
+    ends = [claim.high for claim in CLAIMS if not isinf(claim.high)]
+    left, right = min([0.8, *(0.85 * each for each in ratios)]), 1.35 * max([*ends, *ratios])
+    margin = axis.get_yaxis_transform()
+    for y, claim in enumerate(CLAIMS):
+        high = right if isinf(claim.high) else claim.high
+        axis.barh(y + 0.24, high - claim.low, left=claim.low, height=0.34, color=CLAIMED)
+        result = results.get(claim.key)
+        if result is None:
+            axis.text(1.01, y - 0.16, "not measured", transform=margin, va="center", fontsize=8.5)
+            continue
+        found = verdict(claim, result)
+        axis.barh(y - 0.16, result.ratio - 1, left=1, height=0.42, color=VERDICT_COLOURS[found])
+        axis.plot(result.ratios, [y - 0.16] * len(result.ratios), "o", color="#202020", ms=2.6)
+        label = f"{result.ratio:.2f} times: {found}"
+        axis.text(1.01, y - 0.16, label, transform=margin, va="center", fontsize=8.5)
+    axis.axvline(1, color="#404040", lw=0.9)
+    axis.set_xscale("log")
+    axis.set_xlim(left, right)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=14))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(PLAIN)
+    axis.set_yticks(range(len(CLAIMS)), [claim.title for claim in CLAIMS])
+    axis.invert_yaxis()
+    axis.set_xlabel("times better than without (log scale); 1 is no difference")
+    axis.spines[["top", "right"]].set_visible(False)
+    handles = [Patch(color=CLAIMED, label="claimed")]
+    handles += [
+        Patch(color=colour, label=f"measured: {name}") for name, colour in VERDICT_COLOURS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    _save(figure, path)
+
+
+def draw_interference(traces: Mapping[str, Sequence[Trace]], pace: Pace, path: Path) -> None:
+    """A panel for each arm: each token's gap against the clock, and when long prompts arrived."""
+    arms = list(traces)
+    figure, axes = plt.subplots(
+        len(arms), 1, figsize=(8.6, 2.1 * len(arms) + 0.9), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for axis, arm in zip(axes[:, 0], arms, strict=True):
+        streams = [each for each in traces[arm] if each.watched]
+        points = [p for each in streams for p in zip(each.tokens[1:], each.gaps, strict=True)]
+        counted = [1e3 * gap for at, gap in points if pace.first <= at <= pace.end]
+        axis.plot(
+            [at for at, _ in points], [max(TOGETHER_MS, 1e3 * gap) for _, gap in points], ".",
+            markersize=2.6, color=ARM_COLOURS[arm], rasterized=True,
+        )  # fmt: skip
+        for i, prompt in enumerate(each for each in traces[arm] if not each.watched):
+            label = "a long prompt arrives" if i == 0 else None
+            axis.axvline(prompt.intended, color="#404040", lw=0.9, ls="--", label=label)
+        label = f"p99 {number(percentile(counted, 99))} ms, longest {number(max(counted, default=0))} ms"
+        axis.set_title(f"{arm}: {label}", loc="left", fontsize=9.5)
+        axis.set_yscale("log")
+        axis.set_ylabel("gap, ms")
+        _tidy(axis)
+    axes[0, 0].set_xlim(0, pace.end + 0.2)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[-1, 0].set_xlabel("time since the streams began, s")
+    _logarithmic(axes[-1, 0].yaxis)
+    _save(figure, path)
+
+
+def draw_rates(
+    results: Mapping[float, Mapping[str, Rounds]], slo: Slo, capacity: float | None, path: Path
+) -> None:
+    """TTFT, ITL and goodput against arrival rate: medians of the rounds as lines, rounds as dots."""
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
+    panels: tuple[tuple[str, tuple[tuple[str, str], ...], float | None], ...] = (
+        ("TTFT, ms", (("ttft_p50", "-"), ("ttft_p99", "--")), 1e3 * slo.ttft_s),
+        ("ITL, ms", (("itl_p50", "-"), ("itl_p99", "--")), 1e3 * slo.itl_s),
+        ("requests/s within the SLO", (("goodput", "-"),), None),
+    )
+    for axis, (label, lines, limit) in zip(axes, panels, strict=True):
+        for arm in dict.fromkeys(arm for arms in results.values() for arm in arms):
+            for key, style in lines:
+                _rate_line(axis, results, arm, key, style)
+        if limit is not None:
+            axis.axhline(limit, color="#404040", lw=0.9, ls=":")
+            axis.annotate(
+                "SLO", (0.01, limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
+            )
+            axis.set_yscale("log")
+            _logarithmic(axis.yaxis)
+        else:
+            top = max(results)
+            axis.plot([0, top], [0, top], color="#b0b0b0", lw=0.9, ls=":")
+            axis.annotate("all that arrive", (top, top), ha="right", va="bottom", fontsize=8)
+            axis.set_ylim(bottom=0)
+        axis.set_xlim(left=0)
+        axis.set_xlabel("requests that arrive a second")
+        axis.set_ylabel(label)
+        _tidy(axis)
+    axes[0].plot([], [], color="#404040", ls="-", label="p50, goodput")
+    axes[0].plot([], [], color="#404040", ls="--", label="p99")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
+    if capacity is not None:
+        figure.suptitle(
+            f"a colocated cluster completes {number(capacity)} requests/s when all come at once",
+            fontsize=9.5, x=0.01, ha="left",
+        )  # fmt: skip
+    _save(figure, path)
+
+
+def _rate_line(
+    axis: Any, results: Mapping[float, Mapping[str, Rounds]], arm: str, key: str, style: str
+) -> None:
+    points = [
+        (rate, [each[key] for each in arms[arm].values()])
+        for rate, arms in sorted(results.items())
+        if arms.get(arm)
+    ]
+    label = arm if style == "-" else None
+    rates, middles = [rate for rate, _ in points], [median(values) for _, values in points]
+    axis.plot(rates, middles, style, color=ARM_COLOURS[arm], lw=1.6, label=label)
+    for rate, values in points:
+        axis.plot([rate] * len(values), values, ".", color=ARM_COLOURS[arm], markersize=5)
+
+
+def draw_handover(handed: Sequence[Handed], path: Path) -> None:
+    """ms against prompt length, a line for each transport."""
+    figure, axis = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
+    groups = grouped(handed)
+    for transport in dict.fromkeys(each.transport for each in handed):
+        its = sorted((n, [e.ms for e in each]) for (t, n), each in groups.items() if t == transport)
+        lengths = [n for n, _ in its]
+        axis.plot(
+            lengths, [median(ms) for _, ms in its],
+            marker=MARKS[transport], markersize=4.5, lw=1.6, label=WAYS[transport],
+        )  # fmt: skip
+        low, high = [min(ms) for _, ms in its], [max(ms) for _, ms in its]
+        axis.fill_between(lengths, low, high, alpha=0.18, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(sorted({each.prompt for each in handed}))
+    axis.minorticks_off()
+    axis.xaxis.set_major_formatter(PLAIN)
+    _logarithmic(axis.yaxis)
+    axis.set_xlabel("prompt, tokens")
+    axis.set_ylabel("hand-over, ms (median; fastest to slowest shaded)")
+    axis.legend(frameon=False, fontsize=8.5)
+    _tidy(axis)
+    _save(figure, path)
+
+
+def _logarithmic(axis: Any) -> None:
+    """1, 2, 5, 10, ... as people write them."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=14))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(PLAIN)
+
+
+def _tidy(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e4e4e4", lw=0.6)
+    axis.set_axisbelow(True)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -1,23 +1,21 @@
-"""Report: README.md made of the saved studies. Pure text; nothing is measured or decided here.
+"""Report: README.md, made from the stored studies. Pure text; nothing is measured or decided here.
 
 environment          what all studies share, once
-studies              question, what was varied, what was not, findings, tables, pictures, command
-failures             of all of them, in one place
-checklist            S1.1 to S1.7, with links to the evidence above
+studies              question, what was varied, what was held fixed, findings, tables, pictures, command
+failures             of all studies, in one place
+checklist            requirements S1.1 to S1.7 of the seed document, with links to the evidence above
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from tools.lab.checklist import checklist, findings_title, slug
-from tools.lab.names import STUDIES
-from tools.lab.store import Saved
-from tools.lab.study import Failure, Study, Table
+from tools.lab.study import STUDIES, Failure, Saved, Study, Table
 
 MODEL = "model"
 
 
 def render(saved: Sequence[Saved], failures: Sequence[Failure] = (), title: str = "Lab") -> str:
-    """The whole file. `failures`: those that belong to no study."""
+    """The whole file. `failures`: those outside any study."""
     parts = [f"# {title} report", introduction(saved)]
     here = next((each.place for each in saved if each.place), {})
     if here:
@@ -30,7 +28,7 @@ def render(saved: Sequence[Saved], failures: Sequence[Failure] = (), title: str 
 
 
 def introduction(saved: Sequence[Saved]) -> str:
-    """What this is, and where to find what."""
+    """The links to the studies, and the commands of those that are missing."""
     links = [f"[{each.study.title}](#{slug(each.study.title)})" for each in saved]
     there = {each.study.name for each in saved}
     missing = [name for name in STUDIES if name not in there]
@@ -42,7 +40,7 @@ def introduction(saved: Sequence[Saved]) -> str:
 
 
 def environment(saved: Sequence[Saved]) -> dict[str, str]:
-    """The model of each study, and the commits and days of all."""
+    """The model of each study, and the commits and dates of all."""
     facts: dict[str, str] = {}
     models: dict[str, list[str]] = {}
     measured = [each for each in saved if each.place]
@@ -59,16 +57,14 @@ def environment(saved: Sequence[Saved]) -> dict[str, str]:
 
 
 def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
-    """One study. What of its place differs from that of the first study is said."""
+    """One study, with the differences of its environment from the first study's."""
     study, moment = saved.study, saved.moment
     parts = [f"## {study.title}", f"*{study.question}*", f"**Varied:** {study.varied}."]
     if study.fixed:
         fixed = "; ".join(f"{name} {value}" for name, value in study.fixed.items())
         parts.append(f"**Held fixed:** {fixed}.")
     if "--quick" in study.command.split():
-        parts.append(
-            "**Quick run:** small numbers, to see that it works; conclude nothing from it."
-        )
+        parts.append("**Quick run:** small numbers, to see that it works; not for conclusions.")
     others = [
         f"{name}: {value} (the first study: {first[name]})"
         for name, value in saved.place.items()
@@ -89,12 +85,12 @@ def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
 
 
 def again(study: Study, moment: Mapping[str, str]) -> str:
-    """How to do it again, and where its raw numbers are."""
-    told = ", ".join(f"{name} {value}" for name, value in moment.items() if name != "command")
-    took = f" (it took {study.seconds:.0f} s)" if study.seconds else ""
-    measured = f" Measured: {told}." if told else ""
+    """How to repeat it, and where its raw numbers are."""
+    facts = ", ".join(f"{name} {value}" for name, value in moment.items() if name != "command")
+    took = f" (took {study.seconds:.0f} s)" if study.seconds else ""
+    measured = f" Measured: {facts}." if facts else ""
     return (
-        f"Do it again{took}:\n\n    {study.command}\n\n"
+        f"Repeat it{took}:\n\n    {study.command}\n\n"
         f"Every measurement: [{study.name}.jsonl]({study.name}.jsonl).{measured}"
     )
 
@@ -130,4 +126,106 @@ def _checklist(saved: Sequence[Saved]) -> list[str]:
         mark = "x" if line.evidence else " "
         evidence = ", ".join(line.evidence) or "no evidence in this report"
         lines.append(f"- [{mark}] **{line.id}** {line.text}: {evidence}")
-    return ["What the seed document asks of a baseline, and where it is shown.", "\n".join(lines)]
+    return [
+        "The seed document's requirements for a baseline, and the evidence for each.",
+        "\n".join(lines),
+    ]
+
+
+Studies = Mapping[str, Study]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A requirement. `evidence` holds links into the report; empty means open."""
+
+    id: str
+    text: str
+    evidence: tuple[str, ...]
+
+
+def checklist(saved: Sequence[Saved]) -> list[Line]:
+    """All seven, in order."""
+    studies = {each.study.name: each.study for each in saved}
+    lines = [Line("S1.1", TEXTS["S1.1"], ("[environment](#environment)",) if saved else ())]
+    for name, looks in LOOKS.items():
+        found = [look(studies) for look in looks]
+        lines.append(Line(name, TEXTS[name], tuple(found) if all(found) else ()))
+    return lines
+
+
+def _table(study: str, word: str) -> Callable[[Studies], str]:
+    """A link to the study's table with this word in its title, if it has rows."""
+
+    def look(studies: Studies) -> str:
+        tables = studies[study].tables if study in studies else ()
+        found = next((t for t in tables if word in t.title.lower() and t.rows), None)
+        return f"[{found.title}](#{slug(found.title)})" if found else ""
+
+    return look
+
+
+def _pictures(study: str) -> Callable[[Studies], str]:
+    def look(studies: Studies) -> str:
+        found = studies[study].pictures if study in studies else ()
+        return ", ".join(f"[{each.file}]({each.file})" for each in found)
+
+    return look
+
+
+def _findings(study: str) -> Callable[[Studies], str]:
+    def look(studies: Studies) -> str:
+        there = study in studies and studies[study].findings
+        return f"[findings](#{slug(findings_title(studies[study].title))})" if there else ""
+
+    return look
+
+
+def _quoted(studies: Studies) -> str:
+    there = "baseline" in studies and studies["baseline"].quotations
+    return f"[the text](#{slug(studies['baseline'].title)})" if there else ""
+
+
+def _logs(studies: Studies) -> str:
+    return ", ".join(f"[{name}.jsonl]({name}.jsonl)" for name in studies)
+
+
+def _failure_count(studies: Studies) -> str:
+    count = sum(len(study.failures) for study in studies.values())
+    return f"[failures: {count}](#failures)" if studies else ""
+
+
+TEXTS = {
+    "S1.1": "the environment before a run: CPU or GPU, memory, device and dtype chosen, model",
+    "S1.2": "named stage timers on a monotonic clock, a table of them at the end",
+    "S1.3": "one prompt, 50 tokens, greedy: the text, prefill against decode, tokens/s",
+    "S1.4": "a batcher with a fixed window; queueing, execution and total latency of each request",
+    "S1.5": "batch sizes and windows: average, P95, throughput, utilisation, what was given for what",
+    "S1.6": "with and without the KV cache over prompt lengths: times, memory, plots, conclusions",
+    "S1.7": "a report with tables, plots and conclusions, structured logs beside it, failures too",
+}
+LOOKS: Mapping[str, tuple[Callable[[Studies], str], ...]] = {
+    "S1.2": (_table("baseline", "stages"),),
+    "S1.3": (_quoted, _findings("baseline")),
+    "S1.4": (_table("batching", "each request"),),
+    "S1.5": (
+        *(_table("batching", "batch size,"), _table("batching", "window,")),
+        *(_table("batching", "utilisation"), _pictures("batching"), _findings("batching")),
+    ),
+    "S1.6": (
+        *(_table("kv-cache", "with and without"), _table("kv-cache", "memory")),
+        *(_pictures("kv-cache"), _findings("kv-cache")),
+    ),
+    "S1.7": (_logs, _failure_count),
+}
+
+
+def slug(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    kept = (c for c in title.lower() if c.isalnum() or c in "-_ ")
+    return "".join(kept).replace(" ", "-")
+
+
+def findings_title(title: str) -> str:
+    """The heading of a study's findings, unique because the checklist links to it."""
+    return f"{title}: findings"

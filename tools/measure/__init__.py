@@ -1,1 +1,1 @@
-"""What lab and benchmarks share: loads, clusters that differ in one thing, latencies, limits."""
+"""Shared by lab and benchmarks: loads, clusters that differ in one thing, latencies, machine limits."""

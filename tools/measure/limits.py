@@ -1,7 +1,7 @@
-"""What this machine can do at most: bytes read a second, and multiplications a second.
+"""Limits of this machine: memory read speed and matrix product speed.
 
-Both are taken the same way in every run of a benchmark, beside its arms: on a shared machine they
-move, and a share of last week's limit says nothing.
+Every benchmark run measures them again, in the same way: on a shared machine they change, so a share of
+an old limit means nothing.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import torch
 
 from baton.dtypes import INT8_WEIGHT_ONLY
 
-BUFFER = 512 << 20  # bytes: no cache holds them
-ROWS = 1024  # of the large products
+BUFFER = 512 << 20  # bytes, more than any cache
+ROWS = 1024  # rows of the products
 SHAPES = ((3072, 768), (4864, 896))  # [N, K]
 DTYPES = ("float32", "bfloat16", "int8", INT8_WEIGHT_ONLY)
 
@@ -30,20 +30,20 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one forward cannot do without: bytes from memory, multiplications and additions."""
+    """The least a forward moves and computes: bytes from memory, floating-point operations."""
 
     weight_bytes: float
     kv_bytes: float
     flops: float
 
     def seconds(self, limits: Limits, dtype: str) -> float:
-        """At the limits: whichever of memory and arithmetic takes longer."""
+        """The time at the limits: of memory or of arithmetic, whichever is longer."""
         moved = (self.weight_bytes + self.kv_bytes) / (limits.read_gb_s * 1e9)
         return max(moved, self.flops / (limits.gemm_gflop_s[dtype] * 1e9))
 
 
 def best(run: Callable[[], object], repeats: int = 5) -> float:
-    """Seconds of the fastest call: a limit is what was reached once."""
+    """Seconds of the fastest call, after a warm-up."""
     run()
     times = []
     for _ in range(repeats):
@@ -54,14 +54,15 @@ def best(run: Callable[[], object], repeats: int = 5) -> float:
 
 
 class Meter:
-    """Takes the limits as often as it is asked: a shared machine's speed moves."""
+    """Measures the limits repeatedly, as a shared machine's speed changes."""
 
     def __init__(self, dtypes: Iterable[str] = DTYPES) -> None:
         self._buffer = _buffer()
         self._products = {dtype: [_product(dtype, n, k) for n, k in SHAPES] for dtype in dtypes}
 
     def limits(self, repeats: int = 5) -> Limits:
-        """On all of torch's threads: the fastest of so many. A second or two, for all dtypes."""
+        """The limits with all of torch's threads, each the fastest of `repeats`. Takes a second or
+        two."""
         read = BUFFER / best(self._buffer.sum, repeats) / 1e9
         rates = {
             dtype: max(2.0 * ROWS * n * k / best(run, repeats) / 1e9 * share
@@ -72,13 +73,13 @@ class Meter:
 
 
 def measure() -> Limits:
-    """Once, for every dtype."""
+    """The limits, once, for every dtype."""
     return Meter().limits()
 
 
 def _buffer() -> torch.Tensor:
-    """Large pages where the system has them, as a file of weights mostly is in: in small ones the
-    same machine reads 20 GB/s instead of 26."""
+    """A buffer in huge pages if the system has them, like most mapped weights. In small pages the same
+    machine reads 20 GB/s instead of 26."""
     memory = mmap.mmap(-1, BUFFER)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -86,8 +87,8 @@ def _buffer() -> torch.Tensor:
 
 
 def _product(dtype: str, n: int, k: int) -> tuple[Callable[[], object], float]:
-    """ROWS rows by a weight, and how its rate counts: where there is no product of two int8, one of
-    bf16 is taken for twice its rate, a guess. Weight-only bytes are multiplied as bf16."""
+    """A product of ROWS rows and a weight, and the factor of its rate. Without an int8 product the bf16
+    rate counts double, an estimate. Weight-only int8 multiplies in bf16."""
     if dtype == "int8":
         with contextlib.suppress(RuntimeError, AttributeError, TypeError):
             return _int8_product(n, k), 1.0
@@ -97,7 +98,7 @@ def _product(dtype: str, n: int, k: int) -> tuple[Callable[[], object], float]:
 
 
 def _float_product(kind: torch.dtype, n: int, k: int) -> Callable[[], object]:
-    """A linear whose weight oneDNN has packed, where this torch can; else torch's own."""
+    """A linear with a weight packed by oneDNN if this torch supports it, else torch's own."""
     rows, weight = torch.randn(ROWS, k).to(kind), torch.randn(n, k).to(kind)
 
     def plain() -> object:
@@ -116,7 +117,7 @@ def _float_product(kind: torch.dtype, n: int, k: int) -> Callable[[], object]:
 
 
 def _int8_product(n: int, k: int) -> Callable[[], object]:
-    """oneDNN's int8 linear; an error where this torch has none."""
+    """oneDNN's int8 linear. Raises if this torch has none."""
     weight = torch.randint(-127, 127, (n, k), dtype=torch.int8)
     rows = torch.randint(0, 255, (ROWS, k), dtype=torch.uint8)
     scales, zeros = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int64)

@@ -1,6 +1,7 @@
-"""What a model's shape costs: weights, and the bytes and products of a forward. Pure, from config.json.
+"""Shape: the size of a model, and the bytes and operations of a forward. Pure, from config.json.
 
-Dense models only: of a mixture of experts a token reads some, which ones is not in the config.
+Dense models only. A token of a mixture of experts reads some of the weights, and the config does not say
+which.
 """
 
 from collections.abc import Mapping
@@ -8,42 +9,65 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.dtypes import WEIGHT_DTYPES
+from baton.errors import InputError
+from baton.model_files import ModelFiles
 from tools.measure.limits import Work
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 INNER = ("intermediate_size", "ffn_dim", "n_inner")
-GATED = ("silu", "gelu_pytorch_tanh")  # two products into the middle, one out of it
+GATED = ("silu", "gelu_pytorch_tanh")  # activations of a gated MLP, which has three matrices
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, **dict.fromkeys(WEIGHT_DTYPES, 1)}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Numbers of weights (norms and biases, under a thousandth, left out), and of KV values."""
+    """Number of weights (without norms and biases, under a thousandth) and of KV values."""
 
-    layers: int  # weights of all layers: each is read once a step and multiplied once a token
-    head: int  # of the lm_head
-    embedding: int  # of tables that are looked up and not multiplied: 0 where the lm_head is one
+    layers: int  # weights of all layers, read once a step and multiplied once a token
+    head: int  # weights of the lm_head
+    embedding: int  # weights of lookup tables; a table tied to the lm_head is not counted again
     kv_values: int  # of one token, all layers
     query_values: int  # of one token, all layers
 
     @property
     def weights(self) -> int:
-        """All that memory holds."""
+        """All weights that memory holds."""
         return self.layers + self.head + self.embedding
 
-    def work(self, *, tokens: int, answers: int, cached: int, dtype: str) -> Work:
-        """A forward of `tokens`, of which `answers` need logits, over `cached` tokens of KV."""
+    def work(
+        self,
+        *,
+        tokens: int,
+        answers: int,
+        cached: int,
+        dtype: str,
+        head_dtype: str | None = None,
+        pairs: float = 0.0,
+    ) -> Work:
+        """A forward of `tokens`, of which `answers` need logits, over `cached` tokens of KV. `head_dtype`
+        is that of the lm_head where it differs. Attention counts by its `pairs` of a query and a key, 0
+        to leave it out."""
         size, cache_size = ITEM_BYTES[dtype], max(2, ITEM_BYTES[dtype])
+        head_size = ITEM_BYTES[head_dtype or dtype]
         head = self.head if answers else 0
         return Work(
-            weight_bytes=float(size * (self.layers + head)),
+            weight_bytes=float(size * self.layers + head_size * head),
             kv_bytes=float(cache_size * self.kv_values * cached),
-            flops=2.0 * (tokens * self.layers + answers * head),
+            flops=2.0 * (tokens * self.layers + answers * head) + 4.0 * self.query_values * pairs,
         )
 
 
+def required_shape(files: ModelFiles) -> Shape:
+    """As shape_of, but raises InputError instead of returning None."""
+    if (shape := shape_of(files.config)) is None:
+        raise InputError(
+            f"the config.json of {files.name} does not say how many bytes a step reads: use a dense model"
+        )
+    return shape
+
+
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """None for a mixture of experts, and where the config does not say enough."""
+    """The shape. None for a mixture of experts and for an incomplete config."""
     hidden = config.get("hidden_size") or config.get("n_embd")
     layers = config.get("num_hidden_layers") or config.get("n_layer")
     heads = config.get("num_attention_heads") or config.get("n_head")

@@ -1,19 +1,20 @@
 """Latencies of a run: TTFT, ITL, goodput. Pure.
 
-TTFT counts from the moment a request was meant to arrive, not from when a busy client got round to
-sending it: else a stall hides the queue behind it (coordinated omission).
+TTFT counts from the planned arrival of a request, not from when a busy client sent it. Otherwise a stall
+would hide the queue behind it (coordinated omission).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 
+from baton import table
 from baton.wire.records import Timings
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What one request met with. Times in seconds from the beginning of the run."""
+    """One request as the client saw it. Times in seconds from the beginning of the run."""
 
     intended: float
     tokens: tuple[float, ...]  # when each arrived
@@ -24,36 +25,41 @@ class Trace:
 
     @property
     def ttft(self) -> float:
-        """Time to the first token; endless if it was taken back before."""
+        """Time to the first token; infinite if the request was aborted before."""
         return self.tokens[0] - self.intended if self.tokens else inf
 
     @property
     def tpot(self) -> float:
-        """Time per output token after the first: the mean of the gaps, 0 if there is none."""
+        """Time per output token after the first: the mean gap, 0 without gaps."""
         later = len(self.tokens) - 1
         return (self.tokens[-1] - self.tokens[0]) / later if later > 0 else 0.0
 
     @property
     def gaps(self) -> list[float]:
-        """Between tokens."""
+        """Seconds between successive tokens."""
         return [b - a for a, b in zip(self.tokens, self.tokens[1:], strict=False)]
 
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A request is good if its first token came in time and 99 of 100 of its gaps were short."""
+    """Limits: a request meets them with a first token in time and 99 of 100 gaps short enough."""
 
     ttft_s: float
     itl_s: float
 
+    @classmethod
+    def of_idle(cls, ttft_s: float, itl_s: float) -> "Slo":
+        """The usual limits: ten times the TTFT and five times the ITL of a request on an idle cluster."""
+        return cls(10 * ttft_s, 5 * itl_s)
+
     def met(self, trace: Trace) -> bool:
-        """By this request."""
+        """Whether this request meets the limits."""
         return trace.ttft <= self.ttft_s and percentile(trace.gaps, 99) <= self.itl_s
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One arm, one load, one round. Times in ms, rates in 1/s."""
+    """Metrics of one arm, one load, one round. Times in ms, rates in 1/s."""
 
     ttft_p50: float
     ttft_p99: float
@@ -68,13 +74,12 @@ class Summary:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest rank; 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[max(0, ceil(percent / 100 * len(ordered)) - 1)] if ordered else 0.0
+    """The nearest-rank percentile; 0 of no values."""
+    return table.percentile(sorted(values), percent) if values else 0.0
 
 
 def summarise(traces: Sequence[Trace], slo: Slo, window: tuple[float, float]) -> Summary:
-    """Of the watched requests; gaps count that end within `window` (seconds)."""
+    """Metrics of the watched requests. Gaps count if they end within `window` (seconds)."""
     watched = [trace for trace in traces if trace.watched]
     begin, end = window
     gaps = [

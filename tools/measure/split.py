@@ -1,4 +1,4 @@
-"""Arms: clusters that differ in one thing alone, a check that they do, and loads driven through them."""
+"""Arms: clusters that differ in one thing, a check that nothing else differs, and the load driver."""
 
 import os
 import secrets
@@ -22,23 +22,40 @@ from sampler.params import SamplingParams
 from tools.measure.slo import Trace
 from tools.measure.workload import Load, Planned
 
-SILENT_S = 120.0  # no forward takes so long: whoever says nothing for longer will not answer
-Enough = Callable[[float, Sequence[Planned]], bool]  # seconds since the beginning, what still runs
+PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
+WHOLE_PROMPTS = 1 << 14
+"""Token budget of a step without chunking: several whole prompts fit. A larger number is no better: the
+router allows a silence of several steps, and refuses a worker that promises a million tokens a step."""
+
+SILENT_S = 120.0  # longer than any forward: an arm that is silent for longer is lost
+Enough = Callable[
+    [float, Sequence[Planned]], bool
+]  # (seconds since the beginning, running requests)
 GREEDY = SamplingParams(temperature=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What arms may differ in."""
+    """What arms may differ in. `max_num_batched_tokens` is the token budget of a step."""
 
     name: str
     colocated: bool
     max_num_batched_tokens: int
 
 
+def three_splits(prefill_tokens: int, *, chunk: int, context: int = 0) -> list[Split]:
+    """P/D, colocated, and colocated with chunked prefill. `prefill_tokens` and `chunk` are the token
+    budgets of a step in the first and the last. The second fits a prompt of `context` tokens."""
+    return [
+        Split(PD, False, prefill_tokens),
+        Split(COLOCATED, True, max(WHOLE_PROMPTS, context)),
+        Split(CHUNKED, True, chunk),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What they may not differ in, as the running cluster says it."""
+    """What arms must have in common, as the running cluster reports it."""
 
     model: str
     fingerprint: str
@@ -51,7 +68,7 @@ class Setting:
 
 
 def differences(settings: dict[str, Setting]) -> list[str]:
-    """In words, with both values named; empty if all are the same."""
+    """The differences in words, with both values; empty if all settings are equal."""
     (first, reference), *others = settings.items()
     found = []
     for name, setting in others:
@@ -70,7 +87,7 @@ class _Running:
 
 
 class RunningArm:
-    """A cluster of its own, and one client."""
+    """A running cluster with one client."""
 
     def __init__(self, split: Split, cluster: Cluster, client: Client, info: ClusterInfo) -> None:
         self.split = split
@@ -79,7 +96,7 @@ class RunningArm:
         self._info = info
 
     def setting(self) -> Setting:
-        """For differences()."""
+        """The settings that differences() compares."""
         info = self._info
         how = ", ".join(dict.fromkeys(worker.how for worker in info.workers))
         cores, size = core_numbers(), self._cluster.options.batch_size
@@ -88,17 +105,17 @@ class RunningArm:
         )
 
     def await_ready(self) -> None:
-        """Until it works again: after a run that was spoiled by a process that died."""
+        """Wait until the cluster is ready again, after the death of a process spoiled a run."""
         self._info = _ready(self._cluster, self._client)
 
     def pids(self) -> dict[str, int]:
-        """The cluster's processes."""
+        """Process ids by name."""
         return self._cluster.pids()
 
     def drive(self, load: Load, *, enough: Enough | None = None) -> list[Trace]:
-        """Send every request when it is due, whatever has become of the others, and take back what
-        still runs as soon as that is `enough`. Raises BatonError if a request fails, and if a process
-        dies meanwhile: it is started again, but the figures of this run are spoiled."""
+        """Send every request at its time, in an open loop. When `enough` says so, abort the requests
+        that still run. Raises BatonError if a request fails, and WorkerLost if a process dies: it
+        restarts, but this run's figures are spoiled."""
         running: dict[str, _Running] = {}
         try:
             return self._drive(load, running, enough)
@@ -137,14 +154,14 @@ class RunningArm:
             if notes := self._cluster.check():
                 raise WorkerLost(f"{self.split.name}: {'; '.join(notes)}")
             if running and time.monotonic() - heard > SILENT_S:
-                raise WorkerLost(f"{self.split.name}: nothing was heard for {SILENT_S:g} s")
+                raise WorkerLost(f"{self.split.name}: no message for {SILENT_S:g} s")
         return traces
 
     def _take(
         self, news: Received, at: float, running: dict[str, _Running], traces: list[Trace]
     ) -> None:
         if isinstance(news, Emitted | Finished | Failed) and news.request not in running:
-            return  # of a run that was broken off
+            return  # belongs to an interrupted run
         match news:
             case Emitted(name, token_ids):
                 running[name].times += [at] * len(token_ids)
@@ -160,27 +177,27 @@ class RunningArm:
 
 
 def options_for(split: Split, *, model: str, dtype: str, streams: int) -> ClusterOptions:
-    """What the arm's cluster is started with. `streams`: how many requests may run at once."""
+    """The options of an arm's cluster. `streams`: most requests that run at once."""
     return ClusterOptions(
         model,
         plan_topology((), (), colocated=split.colocated, gpus=0),
         batch_size=streams,
         dtype=dtype,
         max_num_batched_tokens=split.max_num_batched_tokens,
-        prefix_caching=False,  # a load that comes again must cost the same again
+        prefix_caching=False,  # a repeated load must cost the same
     )
 
 
 def started(
     split: Split, *, model: str, dtype: str, streams: int
 ) -> AbstractContextManager[RunningArm]:
-    """The arm's cluster, ready."""
+    """The arm's cluster, ready, as a context manager."""
     return running(split, options_for(split, model=model, dtype=dtype, streams=streams))
 
 
 @contextmanager
 def running(split: Split, options: ClusterOptions) -> Iterator[RunningArm]:
-    """A cluster with these options, ready; gone when the block is left."""
+    """A cluster with these options, ready; stopped when the block ends."""
     with Cluster(options) as cluster:
         client = Client(cluster.address)
         try:
@@ -208,6 +225,6 @@ def _trace(running: _Running, timings: Timings) -> Trace:
 
 
 def use_cores(count: int) -> None:
-    """This process and all it starts, on so many cores."""
+    """Pin this process and its future children to the first `count` of its cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:count]))

@@ -1,5 +1,5 @@
-"""Usage: how busy processes keep the cores, and a GPU, while something is measured. Looks from outside:
-/proc for the processes, NVML for the GPU where pynvml is installed.
+"""Usage: the CPU time of processes and the utilisation of a GPU during a measurement. It is read from
+outside: /proc for the processes, NVML for the GPU if pynvml is installed.
 """
 
 import os
@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any
 
 SAMPLES_PER_S = 10.0
-PEAK_SAMPLES = 10  # apart: the system counts CPU time in hundredths of a second
+PEAK_SAMPLES = 10  # interval of the peak: CPU time is counted in hundredths of a second
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """CPU seconds of each process so far, and the GPU's utilisation now (None: not known)."""
+    """CPU seconds of each process so far, and the GPU's utilisation now (None: unknown)."""
 
     at: float
     cpu_s: Mapping[str, float]
@@ -28,7 +28,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Means over a stretch of time. Cores: 1.5 is one and a half of them busy."""
+    """Means over `seconds`. Cores: 1.5 is one and a half busy cores."""
 
     seconds: float
     cores: Mapping[str, float]  # by process
@@ -38,12 +38,12 @@ class Usage:
 
     @property
     def total_cores(self) -> float:
-        """Of all processes."""
+        """Busy cores of all processes."""
         return sum(self.cores.values())
 
 
 def summarise_usage(samples: list[Sample]) -> Usage:
-    """A process that is missing from either end (it was restarted) is counted as idle there."""
+    """The means. A process missing at either end (it was restarted) counts as idle there."""
     first, last = samples[0], samples[-1]
     lasted = last.at - first.at
     cores = {
@@ -64,13 +64,13 @@ def summarise_usage(samples: list[Sample]) -> Usage:
 
 
 def cpu_seconds(stat: str, ticks_per_s: float) -> float:
-    """User and system time out of a line of /proc/PID/stat; the name in it may hold anything."""
+    """User and system time from /proc/PID/stat. The process name in it may contain any character."""
     fields = stat.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / ticks_per_s
 
 
 def memory_of(status: str) -> dict[str, int]:
-    """Bytes of memory now (VmRSS) and at most (VmHWM), out of /proc/PID/status."""
+    """Bytes of memory now (VmRSS) and at the peak (VmHWM), from /proc/PID/status."""
     found = {}
     for line in status.splitlines():
         name, _, value = line.partition(":")
@@ -80,7 +80,7 @@ def memory_of(status: str) -> dict[str, int]:
 
 
 def own_memory() -> dict[str, int]:
-    """Of this process; empty where there is no /proc."""
+    """As memory_of, for this process; empty without /proc."""
     try:
         return memory_of(Path("/proc/self/status").read_text())
     except OSError:
@@ -88,7 +88,7 @@ def own_memory() -> dict[str, int]:
 
 
 def forget_peak() -> bool:
-    """From here on VmHWM counts anew. False where the system has no such thing."""
+    """Reset VmHWM. False if the system cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -98,7 +98,7 @@ def forget_peak() -> bool:
 
 @dataclass(slots=True)
 class Sampler:
-    """Looks `rate` times a second, in a thread, while the block runs; the result is in `usage`."""
+    """Samples `rate` times a second, in a thread, while the block runs. Sets `usage` at the end."""
 
     pids: Mapping[str, int]
     rate: float = SAMPLES_PER_S
@@ -110,7 +110,7 @@ class Sampler:
 
     def __enter__(self) -> "Sampler":
         self._gpu = Gpu.first()
-        self._look()
+        self._sample()
         self._thread = Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -124,14 +124,14 @@ class Sampler:
         self._over.set()
         assert self._thread is not None
         self._thread.join()
-        self._look()
+        self._sample()
         self.usage = summarise_usage(self._samples)
 
     def _watch(self) -> None:
         while not self._over.wait(1 / self.rate):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         ticks = os.sysconf("SC_CLK_TCK")
         cpu = {}
         for name, pid in self.pids.items():
@@ -144,7 +144,7 @@ class Sampler:
 
 
 class Gpu:
-    """The first GPU, asked through NVML."""
+    """The first GPU, read through NVML."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
@@ -163,7 +163,7 @@ class Gpu:
             return None
 
     def percent(self) -> float | None:
-        """Of the last stretch of time that NVML looks at; None if it does not say."""
+        """Utilisation over NVML's last sampling period; None if it is not available."""
         try:
             return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
         except self._nvml.NVMLError:

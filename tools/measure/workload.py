@@ -1,15 +1,15 @@
-"""Loads: which request is sent when. Fixed beforehand from a seed, so that every arm gets the same."""
+"""Loads: which request is sent when. A seed fixes them, so that every arm gets the same load."""
 
 import hashlib
 import random
 from dataclasses import dataclass
 
-LOWEST, HIGHEST = 5, 2000  # ids of prompts: in every vocabulary, and nothing special
+LOWEST, HIGHEST = 5, 2000  # token ids of prompts: in every vocabulary, no special tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One request: when it arrives (seconds from the beginning), what it asks."""
+    """One request: its arrival (seconds from the beginning), prompt and length."""
 
     at: float
     prompt: tuple[int, ...]
@@ -26,7 +26,7 @@ class Load:
 
     @property
     def digest(self) -> str:
-        """Equal digests, equal loads."""
+        """A hash: equal loads have equal digests."""
         return hashlib.sha256(repr(self.requests).encode()).hexdigest()[:16]
 
 
@@ -34,7 +34,7 @@ def poisson(
     rate: float, *, seconds: float, prompt: int, new_tokens: int, seed: int, context: int
 ) -> Load:
     """Open loop: requests arrive at exponential intervals, whether earlier ones are done or not.
-    Prompts are of half to one and a half times `prompt` tokens."""
+    Prompts have half to one and a half times `prompt` tokens."""
     dice = random.Random(seed)
     requests, at = [], dice.expovariate(rate)
     while at < seconds:
@@ -54,8 +54,8 @@ def mixed(
     seed: int,
     first: float = 1.0,
 ) -> Load:
-    """`streams` short prompts decode for long, and are watched; from `first` seconds on `count`
-    prompts of `prompt` tokens arrive, one `every` so many seconds, for a few tokens each."""
+    """`streams` short prompts decode for long, and are watched. From `first` seconds on, `count`
+    prompts of `prompt` tokens arrive, one every `every` seconds, for a few tokens each."""
     dice = random.Random(seed)
     requests = [Planned(0.0, _prompt(dice, 16), stream_tokens) for _ in range(streams)]
     for i in range(count):
@@ -64,7 +64,7 @@ def mixed(
 
 
 def burst(count: int, *, prompt: int, new_tokens: int, seed: int, context: int) -> Load:
-    """All at once: how long it takes says what the cluster can do at most. Prompts as in poisson."""
+    """`count` requests at once, to measure the capacity of a cluster. Prompts as in poisson."""
     dice = random.Random(seed)
     lengths = [
         min(context - new_tokens, dice.randint(prompt // 2, prompt * 3 // 2)) for _ in range(count)

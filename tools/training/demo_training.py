@@ -36,7 +36,9 @@ class Recipe:
     matrix_learning_rate: float = 5e-3  # Muon: the matrices of the blocks
     weight_decay: float = 0.05
     warm_up: float = 0.03
-    shifted: float = 0.3  # share of rows that begin at a random position, so that late ones learn
+    shifted: float = (
+        0.3  # share of rows that begin at a random position, to train late positions too
+    )
 
 
 def train_tokenizer(recipe: Recipe, *, texts: int = 6000) -> Tokenizer:
@@ -81,8 +83,8 @@ def build_model(recipe: Recipe, *, end: int) -> GPT2LMHeadModel:
 
 
 def pack(tokenizer: Tokenizer, *, seed: int, context: int) -> Iterator[list[int]]:
-    """Rows of `context` ids. A row begins with a document, as a prompt does, and holds as many as
-    fit, each closed by the end token; the last one is cut."""
+    """Rows of `context` ids. A row begins with a document, as a prompt does, and holds as many
+    documents as fit, each closed by the end token. The last one is cut."""
     end = end_of(tokenizer)
     row: list[int] = []
     for text in documents(split="train", seed=seed):
@@ -161,8 +163,8 @@ def train(
     steps: int | None,
     keep: Callable[[], None],
 ) -> dict[str, float]:
-    """Until `steps` are done where given, else until the time is up; `keep` is called every 1000
-    steps, so that an early stop loses little."""
+    """Train for `steps`, or else for `seconds`. `keep` is called every 1000 steps, so that an early stop
+    loses little."""
     optimizers = make_optimizers(model, recipe)
     rates = [recipe.matrix_learning_rate, recipe.learning_rate]
     began, step, recent = time.monotonic(), 0, 0.0
@@ -227,13 +229,13 @@ def write_generation(folder: Path, *, end: int) -> None:
 
 
 def save(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, recipe: Recipe) -> None:
-    """Half precision, into a fresh folder beside the old one; then the two change places, so that
-    a reader never sees half a model. The card stays."""
+    """Save in half precision into a new folder and then swap it with the old one, so that a reader never
+    sees half a model. The model card is kept."""
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     copy.deepcopy(model).half().save_pretrained(fresh)
-    (fresh / "model.safetensors").chmod(0o644)  # transformers leaves it to its owner alone
+    (fresh / "model.safetensors").chmod(0o644)  # transformers makes it readable by its owner only
     write_tokenizer(tokenizer, fresh, recipe)
     write_generation(fresh, end=end_of(tokenizer))
     if (folder / "README.md").exists():

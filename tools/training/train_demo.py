@@ -1,4 +1,4 @@
-"""Train the bundled demo model from text that it writes itself, or measure one already trained."""
+"""Train the bundled demo model on generated text, or measure a trained one."""
 
 import json
 from dataclasses import asdict, replace

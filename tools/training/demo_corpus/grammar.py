@@ -86,12 +86,12 @@ def read_theme(path: Path, *, frames: Path, common: Path) -> Theme:
 
 
 def draw(draft: Draft, rule: str) -> str | None:
-    """An alternative this document has not used, if it speaks of nothing already told; when all
-    are used up they are free again; `None` if every one repeats what was told."""
+    """An alternative that is new in this document and mentions no spent key. When all have been used,
+    they may be used again. `None` if all of them mention a spent key."""
     if rule not in draft.theme.rules:
         raise KeyError(f"theme {draft.theme.name} has no rule {rule!r}")
-    told = ["{" + key + "}" for key in draft.spent & draft.theme.once]
-    lines = [line for line in draft.theme.rules[rule] if not any(slot in line for slot in told)]
+    spent = ["{" + key + "}" for key in draft.spent & draft.theme.once]
+    lines = [line for line in draft.theme.rules[rule] if not any(slot in line for slot in spent)]
     if not lines:
         return None
     used = draft.used.setdefault(rule, set())

@@ -1,11 +1,11 @@
-"""Claims of the project's source documents, what is measured for each, and what that says. Pure.
+"""Claims of the project's source documents, what is measured for each, and the verdict. Pure.
 
-    beaten       the median of the ratios reaches the claim's upper end
-    reproduced   it reaches the lower end
-    not          it does not
+    beaten            the median of the ratios reaches the claim's upper end
+    reproduced        it reaches the lower end
+    not reproduced    it does not
 
-A claim of one number N is the range from 5 % below N to 5 % above. Where no number is claimed but an
-improvement, 5 % count as one.
+A claim of one number N is the range from 5 % below N to 5 % above. A claim of an improvement without a
+number needs 5 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,14 @@ from enum import StrEnum
 from math import inf
 from statistics import median
 
+from baton.table import amount
 from tools.lab.study import Table
 
 NEAR = 0.05
 
 
 class Verdict(StrEnum):
-    """What became of a claim."""
+    """The outcome of a claim."""
 
     BEATEN = "beaten"
     REPRODUCED = "reproduced"
@@ -30,23 +31,23 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An improvement of `low` to `high` times. `high` is infinite where no number is claimed."""
+    """An improvement of `low` to `high` times. `high` is infinite if no number is claimed."""
 
     key: str
     title: str
-    said: str
+    claimed: str
     low: float
     high: float
 
     @classmethod
-    def of(cls, key: str, title: str, said: str, times: float) -> "Claim":
-        """One number."""
-        return cls(key, title, said, times * (1 - NEAR), times * (1 + NEAR))
+    def of(cls, key: str, title: str, claimed: str, times: float) -> "Claim":
+        """A claim of one number."""
+        return cls(key, title, claimed, times * (1 - NEAR), times * (1 + NEAR))
 
     @classmethod
-    def any_gain(cls, key: str, title: str, said: str) -> "Claim":
-        """No number."""
-        return cls(key, title, said, 1 + NEAR, inf)
+    def any_gain(cls, key: str, title: str, claimed: str) -> "Claim":
+        """A claim of an improvement without a number."""
+        return cls(key, title, claimed, 1 + NEAR, inf)
 
 
 HALF = "halves latency (2 times)"
@@ -65,7 +66,7 @@ CLAIMS = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was measured for one claim. `ratios`: how many times better, round by round; one alone is
+    """The measurement for a claim. `ratios`: how many times better, round by round; a single one is
     exact. `before` and `after` are medians of the two sides, in `unit`."""
 
     key: str
@@ -74,7 +75,7 @@ class Result:
     after: float
     unit: str
     definition: str
-    beside: str = ""  # a sentence with what else was seen
+    beside: str = ""  # a sentence on further observations
 
     @property
     def ratio(self) -> float:
@@ -83,7 +84,7 @@ class Result:
 
 
 def verdict(claim: Claim, result: Result | None) -> Verdict:
-    """By the rule above."""
+    """The outcome, by the rule above."""
     if result is None or not result.ratios:
         return Verdict.UNMEASURED
     if result.ratio >= claim.high:
@@ -93,7 +94,7 @@ def verdict(claim: Claim, result: Result | None) -> Verdict:
 
 def by_rounds(key: str, rounds: Sequence[tuple[float, float]], unit: str, definition: str,
               beside: str = "", *, more_is_better: bool = False) -> Result:  # fmt: skip
-    """From pairs (before, after) of the same round."""
+    """A Result from pairs (before, after) of the same round."""
     ratios = [after / before if more_is_better else before / after for before, after in rounds]
     befores, afters = zip(*rounds, strict=True)
     return Result(key, tuple(ratios), median(befores), median(afters), unit, definition, beside)
@@ -107,13 +108,13 @@ def claims_table(results: Mapping[str, Result]) -> Table:
         rows.append(
             (
                 claim.title,
-                claim.said,
+                claim.claimed,
                 *(_numbers(result) if result else ("-", "-", "-")),
                 str(verdict(claim, result)),
                 result.definition if result else "",
             )
         )
-    head = ("claim", "said", "before", "after", "times", "verdict", "what was measured")
+    head = ("claim", "claimed", "before", "after", "times", "verdict", "what was measured")
     return Table("Claims, measured here", head, tuple(rows))
 
 
@@ -126,29 +127,27 @@ def _numbers(result: Result) -> tuple[str, str, str]:
 
 
 def findings(results: Mapping[str, Result]) -> list[str]:
-    """How many claims hold, which do not, where something loses, and what was seen beside."""
+    """How many claims hold, which do not, where something is slower, and further observations."""
     found = {claim.key: verdict(claim, results.get(claim.key)) for claim in CLAIMS}
     measured = [claim for claim in CLAIMS if found[claim.key] is not Verdict.UNMEASURED]
     if not measured:
         return ["No claim could be measured."]
-    said = []
+    counts = []
     for each in (Verdict.BEATEN, Verdict.REPRODUCED, Verdict.NOT):
         its = [
-            f"{claim.title} ({results[claim.key].ratio:.2f} times; {claim.said})"
+            f"{claim.title} ({results[claim.key].ratio:.2f} times; {claim.claimed})"
             for claim in measured
             if found[claim.key] is each
         ]
-        said.append(f"{len(its)} {each}" + (f": {', '.join(its)}" if its else ""))
+        counts.append(f"{len(its)} {each}" + (f": {', '.join(its)}" if its else ""))
     sentences = [
-        f"Of {len(measured)} claims measured here {'; '.join(said)}. Medians of the rounds' ratios; a "
+        f"Of {len(measured)} claims measured here {'; '.join(counts)}. Medians of the rounds' ratios; a "
         f"single number counts as reproduced within {NEAR:.0%} and as beaten above that."
     ]
     losing = [claim for claim in measured if results[claim.key].ratio < 1 - NEAR]
     for claim in losing:
         worse = results[claim.key].ratio
-        sentences.append(
-            f"{claim.title} loses here: {worse:.2f} times, which is worse than without."
-        )
+        sentences.append(f"{claim.title} is worse than without here: {worse:.2f} times.")
     if missing := [claim.title for claim in CLAIMS if found[claim.key] is Verdict.UNMEASURED]:
         sentences.append(f"Not measured: {', '.join(missing)}.")
     return sentences + [
@@ -156,3 +155,39 @@ def findings(results: Mapping[str, Result]) -> list[str]:
         for claim in measured
         if results[claim.key].beside
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes of a model in one dtype. `rss_bytes` is None if it could not be read."""
+
+    dtype: str
+    weights: int
+    kv: int  # of one sequence as long as the context
+    tokens: int
+    rss_bytes: int | None
+
+    @property
+    def bytes(self) -> int:
+        """Weights and KV."""
+        return self.weights + self.kv
+
+
+def memory_result(key: str, full: Held, less: Held) -> Result:
+    """How many times smaller `less` is."""
+    definition = (
+        f"weights + KV of one sequence of {full.tokens:,} tokens, "
+        f"{full.dtype} to {less.dtype}; exact"
+    )
+    parts = (
+        f"weights {amount(full.weights)} to {amount(less.weights)} "
+        f"({full.weights / less.weights:.2f} times), KV {amount(full.kv)} to {amount(less.kv)} "
+        f"({full.kv / less.kv:.2f} times)"
+    )
+    if full.rss_bytes and less.rss_bytes:
+        parts += (
+            f"; a decode worker's RSS {amount(full.rss_bytes)} to {amount(less.rss_bytes)} "
+            f"({full.rss_bytes / less.rss_bytes:.2f} times: torch and Python included)"
+        )
+    before, after = full.bytes / 1e6, less.bytes / 1e6
+    return Result(key, (before / after,), before, after, "MB", definition, f"{parts}.")

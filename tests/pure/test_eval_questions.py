@@ -1,12 +1,11 @@
-"""Which tokens of an example are its answer, and what its texts look like."""
+"""The texts of an example, and the tokens of its answer."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.evaluation.bundle import Example, LanguageModeling, MultipleChoice, Schema, Task
-from tools.evaluation.rendering import rendered, solved_before
-from tools.evaluation.spans import common_end, common_start, question
+from tools.evaluation.questions import common_end, common_start, question, rendered, solved_before
 
 CHOICE = MultipleChoice("What barks?", ("a dog", "a cat"), 0)
 SCHEMA = Schema(("The dog ran because it", "The cat ran because it"), "was late", 1)
