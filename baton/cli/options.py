@@ -7,7 +7,7 @@ import click
 
 from baton.dtypes import DTYPES
 from baton.offline.outputs import FORMATS
-from baton.package import COMMAND
+from baton.package import COMMAND, spelled
 
 TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -26,7 +26,7 @@ class SectionCommand(click.Command):
     way it was started: `python main.py` in a checkout, `baton` where it is installed."""
 
     def get_help(self, ctx: click.Context) -> str:
-        return super().get_help(ctx).replace("python main.py", COMMAND)
+        return spelled(super().get_help(ctx))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

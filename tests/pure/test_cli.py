@@ -336,7 +336,7 @@ def test_help_shows_every_section_and_default(capsys):
 
 
 def test_the_version_is_the_projects(capsys):
-    assert run(capsys, "--version") == (0, "baton 0.1.0\n", "")
+    assert run(capsys, "--version") == (0, "baton 0.2.0\n", "")
 
 
 def test_keys_makes_them_and_says_what_each_is_for(folder, capsys):
@@ -356,7 +356,7 @@ def test_the_doctor_says_what_a_bug_report_needs(capsys, monkeypatch):
     monkeypatch.setattr("baton.cli.doctor.ASK_TORCH", "print('cpu', 'a processor')")
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    for word in ("baton", "0.1.0", "python", "torch 2", "machine", "a processor", "/dev/shm",
+    for word in ("baton", "0.2.0", "python", "torch 2", "machine", "a processor", "/dev/shm",
                  "open files", "compiler", "memfd works", "port", "demo: GPT2LMHeadModel"):  # fmt: skip
         assert word in out
 
