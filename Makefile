@@ -3,6 +3,8 @@
 # make test-avx2, test-sse, test-nocompiler
 #              the tests that compute, as a CPU with AVX2 alone, with neither, and with no C++ compiler
 # make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
+# make wheel   dist/: the sdist, and the wheel made from it
+# make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +13,7 @@ ALONE   = alone or gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler check lint setup clean
+.PHONY: run test test-avx2 test-sse test-nocompiler check lint setup wheel coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -47,6 +49,18 @@ STRICT = main.py server.py prompts.py router prefill_worker/worker.py decode_wor
          $(filter-out baton/__init__.py,$(wildcard baton/*.py))
 TYPED  = baton prefill_worker decode_worker tools
 
+# build/ is removed first: setuptools would put what an earlier build left there into the wheel.
+wheel: $(VENV)/.ready
+	rm -rf build *.egg-info
+	$(VENV)/bin/python -c 'from setuptools import build_meta as b; print(b.build_sdist("dist")); print(b.build_wheel("dist"))'
+	rm -rf build *.egg-info
+
+coverage: $(VENV)/.ready-dev
+	$(VENV)/bin/python -m pytest -q $(BESIDE) $(addprefix --cov=,$(PRODUCT)) --cov-report=term:skip-covered --cov-report=html \
+	  -m "not ($(ALONE))" tests/pure tests/torch tests/cluster
+
+PRODUCT = baton router prefill_worker decode_worker sampler prompts
+
 setup: $(VENV)/.ready
 
 $(VENV)/bin/python:
@@ -63,4 +77,4 @@ $(VENV)/.ready-dev: requirements-dev.txt requirements.txt $(VENV)/.ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis test.txt test.txt.part
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part

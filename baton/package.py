@@ -11,6 +11,23 @@ ROOT = PACKAGE.parent
 
 IN_CHECKOUT = all((ROOT / name).is_file() for name in ("pyproject.toml", "main.py"))
 COMMAND = "python main.py" if IN_CHECKOUT else "baton"
+INSTALLED = {
+    "python main.py": "baton",
+    "python -m server": "baton http",
+    "python -m router": "baton router",
+    "python -m prefill_worker": "baton prefill-worker",
+    "python -m decode_worker": "baton decode-worker",
+    "configs/model_paths.yaml": "~/.config/baton/model_paths.yaml",
+}
+"""What a checkout calls a thing, and what it is called where the package is installed."""
+
+
+def spelled(text: str) -> str:
+    """A text for users with the names that work here; texts are written with those of a checkout."""
+    if not IN_CHECKOUT:
+        for written, installed in INSTALLED.items():
+            text = text.replace(written, installed)
+    return text
 
 
 def config_folder() -> Path:

@@ -14,7 +14,7 @@ import yaml
 from baton.errors import ModelError
 from baton.machine import this_machine
 from baton.model_files import BUNDLED, PATHS_FILE, SHAPES, resolve_model
-from baton.package import ROOT, own_version
+from baton.package import IN_CHECKOUT, ROOT, own_version
 from baton.table import amount
 
 PACKAGES = (
@@ -60,6 +60,8 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    if not IN_CHECKOUT:  # site-packages may lie inside another repository
+        return ""
     lines = _output_of(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], timeout_s=5)
     return f" ({lines[0]})" if lines else ""
 

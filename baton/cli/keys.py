@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from baton.package import COMMAND
+from baton.package import spelled
 from baton.wire.keys import make_keys
 
 WHAT_IS_WHAT = """\
@@ -17,10 +17,10 @@ On the router's machine:
 Copy the folder without router.secret to every other machine, then there:
   python -m prefill_worker --router tcp://HOST:7000 --keys {folder}
   python -m decode_worker --router tcp://HOST:7000 --keys {folder}
-  {command} --router tcp://HOST:7000 --keys {folder} -b 4 -l 100 -o test.txt"""
+  python main.py --router tcp://HOST:7000 --keys {folder} -b 4 -l 100 -o test.txt"""
 
 
 def make(folder: Path) -> str:
     """Make the keys. Returns the text to print; raises InputError if the folder is not empty."""
     make_keys(folder)
-    return WHAT_IS_WHAT.format(folder=folder, command=COMMAND)
+    return spelled(WHAT_IS_WHAT).format(folder=folder)

@@ -23,7 +23,7 @@ from baton.cli.options import (
 from baton.errors import BatonError, InputError
 from baton.host import process_age_s
 from baton.offline.interrupts import EXIT_CODE, Interrupted, turn_into_exceptions
-from baton.package import COMMAND, IN_CHECKOUT
+from baton.package import COMMAND, IN_CHECKOUT, spelled
 from baton.server.options import server_options, settings_from
 from baton.timing import Stages
 
@@ -37,6 +37,11 @@ BENCHMARKS = ("engine", "disagg", "serve", "telling", "step", "precision", "hand
               "attention")  # fmt: skip
 PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _alone(process: str, module: str) -> str:
+    """The help of a command that starts one process of a cluster."""
+    return f"Start {process} alone{f', as `python -m {module}` does' if IN_CHECKOUT else ''}."
 
 
 @click.group(
@@ -230,24 +235,28 @@ def evaluate(options: tuple[str, ...]) -> None:
     _tool("tools.evaluation.__main__", "eval", options)
 
 
-@cli.command(context_settings=PASSED_ON)
+@cli.command(context_settings=PASSED_ON, help=_alone("a router", "router"))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def router(options: tuple[str, ...]) -> None:
-    """Start a router alone, as `python -m router` does."""
+    """Its options are read by the process itself."""
     _pass_on("router.__main__", "router", options)
 
 
-@cli.command("prefill-worker", context_settings=PASSED_ON)
+@cli.command(
+    "prefill-worker", context_settings=PASSED_ON, help=_alone("a prefill worker", "prefill_worker")
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def prefill_worker(options: tuple[str, ...]) -> None:
-    """Start a prefill worker alone, as `python -m prefill_worker` does."""
+    """Its options are read by the process itself."""
     _pass_on("prefill_worker.__main__", "prefill-worker", options)
 
 
-@cli.command("decode-worker", context_settings=PASSED_ON)
+@cli.command(
+    "decode-worker", context_settings=PASSED_ON, help=_alone("a decode worker", "decode_worker")
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def decode_worker(options: tuple[str, ...]) -> None:
-    """Start a decode worker alone, as `python -m decode_worker` does."""
+    """Its options are read by the process itself."""
     _pass_on("decode_worker.__main__", "decode-worker", options)
 
 
@@ -313,9 +322,10 @@ def _tool(module: str, name: str, options: tuple[str, ...]) -> None:
 
 def _pass_on(module: str, name: str, options: tuple[str, ...]) -> None:
     """Run the click command `main` of a module, which is imported only now."""
-    import_module(module).main.main(
-        list(options), prog_name=f"{COMMAND} {name}", standalone_mode=False
-    )
+    command = import_module(module).main
+    for each in (command, *command.params):
+        each.help = spelled(each.help or "")
+    command.main(list(options), prog_name=f"{COMMAND} {name}", standalone_mode=False)
 
 
 def _print_error(text: str, exit_code: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from baton.cluster.options import DECLARED, MODEL, PROCESSES, Decorator
-from baton.package import COMMAND
+from baton.package import COMMAND, spelled
 
 FORMATS = ("txt", "jsonl")
 
@@ -25,7 +25,7 @@ class SectionCommand(click.Command):
     `python main.py` in a checkout, `baton` where it is installed."""
 
     def get_help(self, ctx: click.Context) -> str:
-        return super().get_help(ctx).replace("python main.py", COMMAND)
+        return spelled(super().get_help(ctx))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
