@@ -3,7 +3,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../baton/engine/fast/native/gemm.h"
+#include "../../baton/engine/cpu/native/gemm.h"
 
 using namespace baton;
 

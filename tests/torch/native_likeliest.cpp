@@ -1,7 +1,7 @@
 // likeliest.h for the test: the shares of all threads, one after another.
 #include <vector>
 
-#include "../../baton/engine/fast/native/likeliest.h"
+#include "../../baton/engine/cpu/native/likeliest.h"
 
 using namespace baton;
 

@@ -1,8 +1,8 @@
 // gemm.h with real threads and without Python in between, for tools/benchmarks/gemm.py.
 #include <chrono>
 
-#include "../baton/engine/fast/native/gemm.h"
-#include "../baton/engine/fast/native/pool.h"
+#include "../../baton/engine/cpu/native/gemm.h"
+#include "../../baton/engine/cpu/native/pool.h"
 
 using namespace baton;
 
