@@ -66,7 +66,7 @@ def run(
         dtype=engine.dtype,
         layout=engine.layout,
         token_s=engine.token_s,
-        how=engine.runner.how,
+        how=engine.runner.backend,
         blocks=blocks - spare,
         regions=decoding.renew_epoch(first_epoch(options)),
     )

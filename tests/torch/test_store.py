@@ -118,7 +118,7 @@ def test_a_file_that_was_cut_short_is_made_anew(
     home_with_native_code: Path, demo: ModelFiles, size: int
 ) -> None:
     def compiled() -> str:
-        return boot(demo, device="cpu", dtype="float32", block_size=16).runner.how
+        return boot(demo, device="cpu", dtype="float32", block_size=16).runner.backend
 
     if compiled() != "compiled for this CPU":
         pytest.skip("no native code here")

@@ -27,7 +27,7 @@ def weights_of(engine: Engine) -> int:
     if isinstance(runner, Runner):
         held = [*runner.model.parameters(), *runner.model.buffers()]
         return sum(each.nbytes for each in held)
-    raise BatonError(f"nobody knows the weights of an engine that runs {runner.how}")
+    raise BatonError(f"nobody knows the weights of an engine that runs {runner.backend}")
 
 
 def held(model: str, dtype: str, tokens: int, notebook: Notebook) -> Held:

@@ -155,7 +155,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
         fixed={
             "model": files.name,
             "dtype": engine.dtype,
-            "computed": engine.runner.how,
+            "computed": engine.runner.backend,
             "answer": f"{new} tokens, greedy, end-of-text ignored, one sequence at a time",
             "without the cache": "the whole sequence is run again for every token, by the same runner",
             "rounds": f"{rounds}, taking turns; of each cell the median run is shown",
