@@ -27,7 +27,8 @@ RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """A new number is one line here and one in RULES; the wire follows by itself."""
+    """A new number is one line here and one in RULES; the wire form follows from them. A new filter is
+    declared in filters.py as well."""
 
     temperature: float = 1.0  # below 1e-5: greedy
     top_k: int = 0  # 0: off; -1 is accepted and stored as 0
