@@ -6,15 +6,14 @@ from typing import Any
 import click
 
 from baton.cluster.launch import leave_with_one_line, read_worker_options, worker_options
-
-TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
+from baton.kv.transports import CHOICES
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @worker_options
 @click.option(
     "--kv-transport",
-    type=click.Choice(TRANSPORTS),
+    type=click.Choice(CHOICES),
     default="auto",
     show_default=True,
     help="How the KV pool is offered to prefill workers; auto: in every way this machine has.",

@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from baton.dtypes import DTYPES
+from baton.kv.transports import CHOICES
 from baton.offline.outputs import FORMATS
 from baton.package import COMMAND
 
-TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -153,7 +153,7 @@ def place_options() -> Decorator:
         option(
             topology,
             "--kv-transport",
-            type=click.Choice(TRANSPORTS),
+            type=click.Choice(CHOICES),
             default="auto",
             help="How KV gets from prefill to decode; auto takes the fastest that works.",
         ),

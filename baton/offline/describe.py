@@ -1,15 +1,8 @@
 """Describing: this machine, and the cluster that is about to work, in a few lines for a person."""
 
+from baton.kv.transports import transport
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, WorkerInfo
-
-WAYS = {
-    "shm": "shared memory",
-    "cuda_ipc": "CUDA IPC",
-    "pinned": "pinned host memory",
-    "frames": "ZeroMQ frames",
-    "frames_tcp": "ZeroMQ frames over tcp",
-}
 
 
 def describe_cluster(info: ClusterInfo, started: Topology | None = None) -> list[str]:
@@ -72,8 +65,8 @@ def _ways(info: ClusterInfo) -> str:
 
 def _way(said: str) -> str:
     """The router's word on a transport, such as "shm" or "frames 3.1 GB/s", for a person."""
-    transport, _, speed = said.partition(" ")
-    name = WAYS.get(transport, transport)
+    way, _, speed = said.partition(" ")
+    name = known.title if (known := transport(way)) else way
     return f"{name}, {speed}" if speed else f"{name}, written in place, nothing copied"
 
 
