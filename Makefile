@@ -1,5 +1,6 @@
 # make run     set up what is missing, then the main job on the bundled model
 # make test    set up what is missing, then format, lint, types and the whole test suite, on the CPU
+# make tsan    native code under the thread sanitizer;  make asan: under those of addresses and undefined behaviour
 # make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BESIDE  = -n 2 --dist loadfile
 ALONE   = alone or gpu or gpu2
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check lint setup clean
+.PHONY: run test check lint tsan asan setup clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -32,6 +33,20 @@ STRICT = main.py server.py prompts.py router prefill_worker/worker.py decode_wor
          sampler baton/cli baton/client baton/cluster baton/kv baton/offline baton/server baton/wire \
          $(filter-out baton/__init__.py,$(wildcard baton/*.py))
 TYPED  = baton prefill_worker decode_worker tools
+
+# The native test program (docs/sanitizers.md); any report makes it fail.
+NATIVE_TEST = tests/torch/native_stress.cpp
+SANITIZED   = -std=c++20 -O1 -g -fno-omit-frame-pointer -Wno-psabi -march=native -pthread
+
+tsan:
+	@mkdir -p build
+	$(CXX) $(SANITIZED) -fsanitize=thread -o build/native_tsan $(NATIVE_TEST)
+	TSAN_OPTIONS=halt_on_error=1 build/native_tsan
+
+asan:
+	@mkdir -p build
+	$(CXX) $(SANITIZED) -fsanitize=address,undefined -fno-sanitize-recover=all -o build/native_asan $(NATIVE_TEST)
+	build/native_asan
 
 setup: $(VENV)/.ready
 
