@@ -2,6 +2,7 @@
 # make test    set up what is missing, then format, lint, types and the whole test suite, on the CPU
 # make test-avx2, test-sse, test-nocompiler
 #              the tests that compute, as a CPU with AVX2 alone, with neither, and with no C++ compiler
+# make tsan    native code under the thread sanitizer;  make asan: under those of addresses and undefined behaviour
 # make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
 # make wheel   dist/: the sdist, and the wheel made from it
 # make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
@@ -13,7 +14,7 @@ ALONE   = alone or gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler check lint setup wheel coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler check lint tsan asan setup wheel coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -60,6 +61,20 @@ coverage: $(VENV)/.ready-dev
 	  -m "not ($(ALONE))" tests/pure tests/torch tests/cluster
 
 PRODUCT = baton router prefill_worker decode_worker sampler prompts
+
+# The native test program (docs/sanitizers.md); any report makes it fail.
+NATIVE_TEST = tests/torch/native_stress.cpp
+SANITIZED   = -std=c++20 -O1 -g -fno-omit-frame-pointer -Wno-psabi -march=native -pthread
+
+tsan:
+	@mkdir -p build
+	$(CXX) $(SANITIZED) -fsanitize=thread -o build/native_tsan $(NATIVE_TEST)
+	TSAN_OPTIONS=halt_on_error=1 build/native_tsan
+
+asan:
+	@mkdir -p build
+	$(CXX) $(SANITIZED) -fsanitize=address,undefined -fno-sanitize-recover=all -o build/native_asan $(NATIVE_TEST)
+	build/native_asan
 
 setup: $(VENV)/.ready
 

@@ -9,6 +9,7 @@ from baton.engine.boot import boot
 from baton.engine.pool import pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
+from baton.kv.transports import TRANSPORTS, selects
 from baton.model_files import ModelFiles, resolve_model
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
@@ -47,7 +48,7 @@ def run(
         tokens_needed=1 + spare * engine.layout.block_size,
     )
     folder = private_folder(run_dir or _folder_of(options.router))
-    shared = kv_transport != "frames"
+    shared = any(each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name))
     slabs = allocate_slabs(engine.layout, blocks, engine.device, shared=shared, folder=folder)
     keys = options.keys
     decoding = Decoding(
@@ -66,7 +67,7 @@ def run(
         dtype=engine.dtype,
         layout=engine.layout,
         token_s=engine.token_s,
-        how=engine.runner.how,
+        how=engine.runner.backend,
         blocks=blocks - spare,
         regions=decoding.renew_epoch(first_epoch(options)),
     )
@@ -104,13 +105,14 @@ def _proposer(
 def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str | list[str]:
     """The transports to offer. Frames come in from this host through a folder of ours and, where an
     address is named for it, from other hosts."""
-    if kv_transport != "frames":
-        return "auto" if kv_transport == "auto" else [kv_transport]
-    ways = [("frames", folder), ("frames_tcp", kv_host)]
-    kinds = [kind for kind, place in ways if place is not None]
+    if kv_transport == "auto":
+        return "auto"
+    given = {"": True, "run_dir": folder, "bind_host": kv_host}
+    chosen = [each for each in TRANSPORTS if each.choice == kv_transport]
+    kinds = [each.name for each in chosen if given[each.needs] is not None]
     if not kinds:
         raise InputError(
-            "KV frames need a place to come in: give --kv-host ADDRESS or --run-dir DIR"
+            f"KV {kv_transport} need a place to come in: give --kv-host ADDRESS or --run-dir DIR"
         )
     return kinds
 

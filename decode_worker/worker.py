@@ -16,6 +16,7 @@ from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
 from baton.kv.row import Row
+from baton.kv.transports import writes_by_itself
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
@@ -30,8 +31,6 @@ from decode_worker.telling import Teller
 LEASE_S = 60.0
 ARRIVAL_S = 10.0  # how long announced KV may be on its way before it is filled again
 UNSOUND = "numerical_error", "the model's logits for this request are not finite numbers"
-PASSED_THROUGH = ("frames", "frames_tcp", "fake")  # by the owner's hands: late bytes are dropped,
-# so their writers need no quarantine
 
 
 @dataclass(slots=True)
@@ -141,7 +140,7 @@ class DecodeWorker:
 
     def _writer_joined(self, writer: str, host: str, pid: int, transport: str) -> list[Effect]:
         self.table.writer_clear(writer)
-        if transport in PASSED_THROUGH:
+        if not writes_by_itself(transport):  # its late bytes are dropped: no quarantine
             return []
         self.table.writer_joined(writer)
         return [Watch(writer, pid)] if host == self.hello.host else []

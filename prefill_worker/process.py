@@ -33,7 +33,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         dtype=engine.dtype,
         layout=engine.layout,
         token_s=engine.token_s,
-        how=engine.runner.how,
+        how=engine.runner.backend,
     )
     return run_worker(
         options, PrefillWorker(hello, filling, token_budget=options.max_num_batched_tokens)

@@ -1,8 +1,8 @@
-"""Sampling from a few: rows that top_k, top_p or min_p leaves at most 512 tokens sort only those.
+"""The narrow way: rows that top_k, top_p or min_p leaves at most 512 tokens sort only those.
 
 The same steps as sample.py's over the largest logits alone, and the same races: a row's token is the
-one that the wide way would draw, and a row that is not sure of that goes the wide way. Measured on two
-Zen 5 cores with top_k 50 and top_p 0.95, [64, 50257]: 52 ms the wide way, 6 ms this way.
+one that the full way draws, and a row where that is not certain takes the full way. Measured on two
+Zen 5 cores with top_k 50 and top_p 0.95, [64, 50257]: 52 ms the full way, 6 ms this way.
 """
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sampler.race import BLOCK
 
-FEW = 512  # how many tokens are few
 SPAN = 16  # ids whose largest logit is looked at first
 
 
@@ -67,7 +66,7 @@ def tied(values: Tensor, top_k: Tensor) -> Tensor:
 def filtered_few(
     values: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> Tensor:
-    """Temperature, top_k, top_p and min_p over descending logits [rows, k]: -inf where filtered."""
+    """Temperature and the built-in filters over descending logits [rows, k]: -inf where filtered."""
     scores = values / temperature.float()[:, None]
     places = torch.arange(values.shape[-1], device=values.device)
     scores = scores.masked_fill(places >= top_k[:, None], float("-inf"))
@@ -91,12 +90,12 @@ def nucleus_few(
     scores: Tensor, total: Tensor, top_p: Tensor, min_p: Tensor
 ) -> tuple[Tensor, Tensor]:
     """top_p and min_p over a row's largest scores [rows, k], descending: -inf where filtered, and
-    bool [rows] whether just these tokens stay the wide way too. `total`: what their weights
+    bool [rows] whether just these tokens stay the full way too. `total`: what their weights
     exp(score - highest) sum up to over the whole vocabulary.
 
-    The wide way sums a token and all smaller ones up in float32 and compares that to 1 - top_p;
+    The full way sums a token and all smaller ones up in float32 and compares that to 1 - top_p;
     here what is above the token is compared to top_p. Both are rounded, so a row is not sure
-    if a token is closer to the edge than that may matter. What is summed up the wide way is as far
+    if a token is closer to the edge than that may matter. What is summed up the full way is as far
     off as its softmax's divisor: 1e-4 of itself if each of the 3,000 additions of a lane
     rounds the same way, 4e-6 at most where it was measured. The rest, and both sides of min_p, are
     a few roundings.
@@ -111,7 +110,7 @@ def nucleus_few(
     # 1e-37: below it float32 has fewer digits.
     close |= ((weights - least).abs() <= 1e-6 * least + 1e-37) & (least > 0) & ~beyond
     removed = beyond | unlikely
-    # Of equals at the edge the wide way may keep any.
+    # Of equals at the edge the full way may keep any.
     close[:, 1:] |= removed[:, 1:] & ~removed[:, :-1] & (scores[:, 1:] == scores[:, :-1])
     close[:, 0] = removed[:, 0] = False  # the likeliest token always stays
     sure = removed[:, -1] & ~close.any(dim=-1)

@@ -27,7 +27,8 @@ RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """A new number is one line here and one in RULES. Raises ValueError with the rule and the value."""
+    """A new number is one line here and one in RULES; a new filter is declared in filters.py as well.
+    Raises ValueError with the rule and the value."""
 
     temperature: float = 1.0  # below 1e-5: greedy
     top_k: int = 0  # 0: off; -1 is accepted and stored as 0

@@ -2,7 +2,7 @@
 
     logits -> allowed mask, allowed ids and forbidden ids -> logit_bias
            -> repetition penalty -> frequency and presence penalty
-           -> temperature -> top_k -> top_p -> min_p -> draw
+           -> temperature -> filters: top_k -> top_p -> min_p (filters.py) -> draw
 
 The order is vLLM's up to the temperature (shape.py) and transformers' after it. Each step that
 transformers has gives what its processor gives on the same logits (CPU: the same bits), filtered
@@ -14,15 +14,15 @@ Shapes: logits float [rows, vocab]; every per-row parameter [rows]. All arithmet
 wider), whatever type the logits have.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from sampler.filters import FEW, FILTERS, Filter, Narrow
 from sampler.narrow import (
-    FEW,
     filtered_few,
     largest,
     likeliest,
@@ -34,16 +34,7 @@ from sampler.params import SamplingParams
 from sampler.race import draw, draw_from
 from sampler.shape import NO, Shape, build_shape, shaped
 
-PER_ROW = (
-    "greedy",
-    "temperature",
-    "top_p",
-    "min_p",
-    "top_k",
-    "seed",
-    "choice",
-    "position",
-)
+PER_ROW = ("greedy", "temperature", "seed", "choice", "position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +45,15 @@ class SamplingBatch:
     """
 
     greedy: Tensor  # bool [rows]
-    temperature: Tensor  # float64 [rows], like the next two
-    top_p: Tensor
-    min_p: Tensor
-    top_k: Tensor  # int64 [rows], like the next three; 0: off
-    seed: Tensor
+    temperature: Tensor  # float64 [rows]
+    values: dict[str, Tensor]  # by filter: [rows]
+    seed: Tensor  # int64 [rows], like the next two
     choice: Tensor
     position: Tensor
     shape: Shape | None  # None: every row takes its logits as they are
     all_greedy: bool
-    largest_top_k: int  # 0: nobody filters by top_k
-    any_top_p: bool
-    any_min_p: bool
+    active: tuple[Filter, ...]  # the filters that any row uses, in their order
+    largest: dict[str, float]  # of those: the largest value of a row
 
     @classmethod
     def build(
@@ -90,22 +78,25 @@ class SamplingBatch:
         _check_rows(params, positions, seen, generated, forbidden, masks)
         neutral = SamplingParams()
         drawn = [neutral if p.greedy else p for p in params]
-        real = partial(torch.tensor, dtype=torch.float64, device=device)
+        wanted = {each.name: [getattr(d, each.name) for d in drawn] for each in FILTERS}
+        active = tuple(f for f in FILTERS if any(value != f.off for value in wanted[f.name]))
         whole = partial(torch.tensor, dtype=torch.int64, device=device)
         return cls(
             greedy=torch.tensor([p.greedy for p in params], dtype=torch.bool, device=device),
-            temperature=real([d.temperature for d in drawn]),
-            top_p=real([d.top_p for d in drawn]),
-            min_p=real([d.min_p for d in drawn]),
-            top_k=whole([d.top_k for d in drawn]),
+            temperature=torch.tensor(
+                [d.temperature for d in drawn], dtype=torch.float64, device=device
+            ),
+            values={
+                each.name: torch.tensor(wanted[each.name], dtype=each.dtype, device=device)
+                for each in FILTERS
+            },
             seed=whole([d.seed for d in drawn]),
             choice=whole([d.choice for d in drawn]),
             position=whole(positions),
             shape=build_shape(params, seen, generated, forbidden, masks, device),
             all_greedy=all(p.greedy for p in params),
-            largest_top_k=max((d.top_k for d in drawn), default=0),
-            any_top_p=any(d.top_p < 1 for d in drawn),
-            any_min_p=any(d.min_p > 0 for d in drawn),
+            active=active,
+            largest={each.name: max(wanted[each.name]) for each in active},
         )
 
     def of(self, rows: Tensor) -> "SamplingBatch":
@@ -113,6 +104,7 @@ class SamplingBatch:
         return replace(
             self,
             shape=None,
+            values={name: values[rows] for name, values in self.values.items()},
             **{name: getattr(self, name)[rows] for name in PER_ROW},
         )
 
@@ -159,11 +151,15 @@ def _sample(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
     if batch.all_greedy:
         return best, highest
     tokens, left = best.clone(), ~batch.greedy
-    few = left & (batch.top_k > 0) & (batch.top_k <= FEW)
-    ways = [(few, _draw_few)]
-    if (batch.any_top_p or batch.any_min_p) and scores.shape[-1] > FEW:
-        filters = (batch.top_p < 1) | (batch.min_p > 0)
-        ways.append((left & (batch.top_k == 0) & filters, _draw_nucleus))
+    may = left  # take a narrow way
+    for each in batch.active:
+        if each.narrow is Narrow.NEVER:
+            may = may & (batch.values[each.name] == each.off)
+    top_k, active = batch.values["top_k"], [each.name for each in batch.active]
+    ways = [(may & (top_k > 0) & (top_k <= FEW), _draw_few)]
+    if ("top_p" in active or "min_p" in active) and scores.shape[-1] > FEW:
+        cut = (batch.values["top_p"] < 1) | (batch.values["min_p"] > 0)
+        ways.append((may & (top_k == 0) & cut, _draw_nucleus))
     for chosen, way in ways:
         rows = chosen.nonzero()[:, 0]
         if len(rows):
@@ -178,6 +174,11 @@ def _sample(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
     return tokens, highest
 
 
+def _same(batch: SamplingBatch) -> list[Filter]:
+    """The filters that work over what the built-in ones kept as over all tokens."""
+    return [each for each in batch.active if each.narrow is Narrow.SAME]
+
+
 def _some(scores: Tensor, rows: Tensor) -> Tensor:
     """Without a copy if it is all of them."""
     return scores if len(rows) == len(scores) else scores[rows]
@@ -185,90 +186,49 @@ def _some(scores: Tensor, rows: Tensor) -> Tensor:
 
 def _draw_few(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
     """Tokens of rows that top_k leaves few, and whether each is sure: not if more tokens than top_k
-    stay because they are equal to the last, which the wide way alone can tell."""
-    count = min(int(batch.top_k.max()), scores.shape[-1])
-    top_k = batch.top_k.clamp(max=count)
+    stay because they are equal to the last, which the full way alone can tell."""
+    given = batch.values
+    count = min(int(given["top_k"].max()), scores.shape[-1])
+    top_k = given["top_k"].clamp(max=count)
     values, ids = largest(scores, min(count + 1, scores.shape[-1]))
-    kept = filtered_few(values, batch.temperature, top_k, batch.top_p, batch.min_p)
+    kept = filtered_few(values, batch.temperature, top_k, given["top_p"], given["min_p"])
+    kept = keep(kept, batch, _same(batch))
     token = draw_from(ids, kept, scores.shape[-1], batch.seed, batch.choice, batch.position)
     return token, ~tied(values, top_k)
 
 
 def _draw_nucleus(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
     """Tokens of rows that top_p or min_p may leave few, and whether each is sure: not if it leaves
-    more, or if a token is so close to the edge that the wide way alone can tell its side."""
+    more, or if a token is so close to the edge that the full way alone can tell its side."""
     values, ids = largest(scores, FEW)
     values = apply_temperature(values, batch.temperature)
     total = total_weight(apply_temperature(scores, batch.temperature), values[:, 0])
-    kept, sure = nucleus_few(values, total, batch.top_p, batch.min_p)
+    kept, sure = nucleus_few(values, total, batch.values["top_p"], batch.values["min_p"])
     tokens, rows = ids[:, 0].clone(), sure.nonzero()[:, 0]
     if len(rows):
         width = int((kept[rows] > NO).sum(dim=-1).amax())  # what is left to race
+        left = kept[rows, :width]
+        if same := _same(batch):
+            left = keep(left, batch.of(rows), same)
         counters = (batch.seed[rows], batch.choice[rows], batch.position[rows])
-        tokens[rows] = draw_from(ids[rows, :width], kept[rows, :width], scores.shape[-1], *counters)
+        tokens[rows] = draw_from(ids[rows, :width], left, scores.shape[-1], *counters)
     return tokens, sure
 
 
 def filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """What rows that are not greedy draw from: scores float32 [rows, vocab], -inf where filtered."""
-    scores = apply_temperature(logits, batch.temperature)
-    if batch.largest_top_k:
-        scores = keep_top_k(scores, batch.top_k, largest=batch.largest_top_k)
-    if batch.any_top_p:
-        scores = keep_top_p(scores, batch.top_p)
-    if batch.any_min_p:
-        scores = keep_min_p(scores, batch.min_p)
+    return keep(apply_temperature(logits, batch.temperature), batch, batch.active)
+
+
+def keep(scores: Tensor, batch: SamplingBatch, filters: Iterable[Filter]) -> Tensor:
+    """Applies the filters, in their order."""
+    for each in filters:
+        scores = each.keep(scores, batch.values[each.name], batch.largest[each.name])
     return scores
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     return logits / temperature.float()[:, None]
-
-
-def keep_top_k(logits: Tensor, top_k: Tensor, *, largest: int) -> Tensor:
-    """Keeps what is not below the row's k-th largest logit, so equals of the k-th stay too; 0 keeps
-    all. `largest`: the biggest k of the batch."""
-    best = logits.topk(min(largest, logits.shape[-1]), dim=-1).values
-    kth = best.gather(1, (top_k[:, None] - 1).clamp(0, best.shape[-1] - 1))
-    return logits.masked_fill((logits < kth) & (top_k[:, None] > 0), NO)
-
-
-def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
-    """Keeps the fewest likeliest tokens whose probabilities reach `top_p` (float64, so that
-    1 - top_p rounds as transformers' does); 1 keeps all.
-
-    Sorting a vocabulary is the dearest step by far (1.6 ms a row of 50,257 on two Zen 5 cores, ten
-    times the others together), so a row that top_k has left few tokens sorts only those. A row's
-    own tokens decide its way. Both ways keep the same values; only *which* of several equal tokens
-    at the edge is kept may differ, and transformers' unstable sort leaves that open too.
-    """
-    kept = logits.clone()
-    cut = top_p < 1
-    narrow = ((logits > NO).sum(dim=-1) <= FEW) & (logits.shape[-1] > FEW)
-    for chosen, width in ((cut & narrow, FEW), (cut & ~narrow, logits.shape[-1])):
-        rows = chosen.nonzero()[:, 0]
-        if len(rows):
-            kept[rows] = _keep_nucleus(logits[rows], top_p[rows], width)
-    return kept
-
-
-def _keep_nucleus(logits: Tensor, top_p: Tensor, width: int) -> Tensor:
-    """keep_top_p for rows whose tokens, but for the `width` largest, are all -inf."""
-    if width < logits.shape[-1]:
-        values, ids = (best.flip(-1) for best in logits.topk(width, dim=-1))
-    else:
-        values, ids = logits.sort(dim=-1)
-    below = values.softmax(dim=-1).cumsum(dim=-1)  # a token's own probability and all smaller ones
-    removed = below <= (1 - top_p).float()[:, None]
-    removed[:, -1] = False  # the likeliest token always stays
-    return logits.scatter(1, ids, values.masked_fill(removed, NO))
-
-
-def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
-    """Keeps the tokens at least `min_p` times as likely as the likeliest, which itself stays."""
-    probs = logits.softmax(dim=-1)
-    least = min_p.float()[:, None] * probs.amax(dim=-1, keepdim=True)
-    return logits.masked_fill(probs < least, NO)
 
 
 def finite_rows(logits: Tensor) -> Tensor:

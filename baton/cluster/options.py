@@ -14,9 +14,8 @@ from typing import Any
 import click
 
 from baton.dtypes import DTYPES
+from baton.kv.transports import CHOICES
 from baton.topology import Topology
-
-TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
 
 MODEL = "The model"
 PROCESSES = "Processes and devices"  # headings in the help of main.py
@@ -110,7 +109,7 @@ class ClusterOptions:
         help="The most draft tokens of a sequence in one step.",
     )  # fmt: skip
     kv_transport: str = _declared(
-        "auto", "prefill", "decode", section=PROCESSES, type=click.Choice(TRANSPORTS),
+        "auto", "prefill", "decode", section=PROCESSES, type=click.Choice(CHOICES),
         help="How KV blocks get from prefill to decode; auto takes the fastest that works.",
     )  # fmt: skip
     batch_window_ms: float = _declared(

@@ -1,8 +1,8 @@
 """The attention every model runs through: keys and values go into the pool, queries attend to it.
 
-transformers calls `paged_attention` in place of its own (see loading.py, which registers it). What
-one forward is about travels along as the model's keyword argument `baton`, a Companion: there is no
-global state, and a probe can take the place of the pool.
+transformers calls `paged_attention` in place of its own (see loading.py, which registers it). The
+forward's own state is the model's keyword argument `baton`, an AttentionContext: there is no global
+state, and a probe can take the place of the pool.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ HARMLESS = {"position_ids", "cache_position", "use_cache"}
 
 
 @dataclass(frozen=True, slots=True)
-class Flavour:
+class AttentionParams:
     """How a layer's attention differs from the plain kind."""
 
     scaling: float
@@ -34,11 +34,11 @@ class Flavour:
     sinks: torch.Tensor | None = None  # [heads]: one more score per head, with no value behind it
 
 
-class Companion(Protocol):
+class AttentionContext(Protocol):
     """Answers one forward's attention calls, one per layer, in the model's order."""
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
         """query [1, H, T, Dk], key [1, KVH, T, Dk], value [1, KVH, T, Dv] -> [1, T, H, Dv]."""
 
@@ -50,7 +50,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    baton: Companion | None = None,
+    baton: AttentionContext | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
@@ -81,15 +81,15 @@ def paged_attention(
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    flavour = Flavour(scaling, sliding_window, softcap, s_aux)
-    return baton.attend(query, key, value, flavour), None
+    params = AttentionParams(scaling, sliding_window, softcap, s_aux)
+    return baton.attend(query, key, value, params), None
 
 
 class Kernel(Protocol):
     """Attention of packed queries [T, H, Dk] over one layer of the pool -> [T, H, Dv]."""
 
     def __call__(
-        self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
+        self, query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
     ) -> torch.Tensor: ...
 
 
@@ -97,7 +97,11 @@ class PagedForward:
     """One forward over the pool. Layers are numbered by the order in which they call."""
 
     def __init__(
-        self, pool: Pool, batch: Batch, kernel: Kernel, after_layer: AfterLayer | None = None
+        self,
+        pool: Pool,
+        batch: Batch[torch.Tensor],
+        kernel: Kernel,
+        after_layer: AfterLayer | None = None,
     ) -> None:
         self.pool = pool
         self.batch = batch
@@ -106,7 +110,7 @@ class PagedForward:
         self.layers_done = 0
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
         layer = self.layers_done
         self.layers_done += 1
@@ -114,4 +118,4 @@ class PagedForward:
         if self.after_layer is not None:
             self.after_layer(layer)  # the layer's KV may leave while its attention is computed
         packed = query[0].transpose(0, 1).to(self.pool.keys[layer].dtype)
-        return self.kernel(packed, self.pool, layer, flavour)[None]
+        return self.kernel(packed, self.pool, layer, params)[None]

@@ -10,46 +10,37 @@ A token's slot is where its keys and values go: block * block_size + position wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
 from baton.kv.row import Logits, Row
 
+Numbers = TypeVar("Numbers", list[int], torch.Tensor)
+
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What one forward needs to know about its tokens, on the device and (`starts`, `lengths`) on
-    the host, where the attention loop reads them without waiting for the device."""
+class Batch(Generic[Numbers]):
+    """What one forward needs to know about its T tokens of B rows: as flat lists on the host
+    (`pack_lists`), or as tensors on the device (`pack`). `starts` and `lengths` stay on the host,
+    where the attention loop reads them without waiting for the device."""
 
-    input_ids: torch.Tensor  # i64 [1, T]
-    position_ids: torch.Tensor  # i64 [1, T]
-    slots: torch.Tensor  # i64 [T]
-    query_offsets: torch.Tensor  # i32 [B + 1]
-    context_lengths: torch.Tensor  # i32 [B]: tokens of each sequence once these are in
-    block_table: torch.Tensor  # i32 [B, max_blocks], short rows end in zeros
-    logit_rows: torch.Tensor  # i64 [n]: which of the T tokens need logits
+    input_ids: Numbers  # i64 [1, T]
+    position_ids: Numbers  # i64 [1, T]
+    slots: Numbers  # i64 [T]
+    query_offsets: Numbers  # i32 [B + 1]
+    context_lengths: Numbers  # i32 [B]: tokens of each sequence once these are in
+    block_table: Numbers  # i32 [B, table_width], short rows end in zeros
+    logit_rows: Numbers  # i64 [n]: which of the T tokens need logits
+    table_width: int
     starts: tuple[int, ...]  # [B]: position of each row's first token
     lengths: tuple[int, ...]  # [B]: tokens of each row
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """The same in lists, before they go to a device."""
-
-    ids: list[int]
-    positions: list[int]
-    slots: list[int]
-    logit_rows: list[int]
-    offsets: list[int]
-    contexts: list[int]
-    table: list[int]  # rows of `width`, one after another
-    width: int
-
-
-def lay(rows: Sequence[Row], block_size: int, width: int | None = None) -> Packed:
+def pack_lists(rows: Sequence[Row], block_size: int, width: int | None = None) -> Batch[list[int]]:
     """The rows side by side, in their order. `width`: of the block table, cut to it; None: as wide
-    as the longest row needs. Rows of one token go a way of their own, which takes a third off a
-    decode step's."""
+    as the longest row needs. Rows of one token have a path of their own, a third faster for a
+    decode step."""
     assert rows, "a forward needs at least one row"
     ids: list[int] = []
     positions: list[int] = []
@@ -81,25 +72,32 @@ def lay(rows: Sequence[Row], block_size: int, width: int | None = None) -> Packe
         count = min(needed, width)
         table.extend(row.blocks[:count])
         table.extend([0] * (width - count))
-    return Packed(ids, positions, slots, logit_rows, offsets, contexts, table, width)
+    starts = tuple([row.start for row in rows])
+    lengths = tuple([len(row.token_ids) for row in rows])
+    return Batch(
+        *(ids, positions, slots, offsets, contexts, table, logit_rows, width, starts, lengths)
+    )
 
 
-def pack(rows: Sequence[Row], block_size: int, device: torch.device) -> Batch:
-    """Lay the rows side by side on the device."""
-    laid = lay(rows, block_size)
+def pack(rows: Sequence[Row], block_size: int, device: torch.device) -> Batch[torch.Tensor]:
+    """The rows side by side, on the device."""
+    batch = pack_lists(rows, block_size)
 
     def moved(numbers: list[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
-    tokens = moved([laid.ids, laid.positions, laid.slots], torch.int64)  # one transfer for three
+    tokens = moved(  # one transfer for three
+        [batch.input_ids, batch.position_ids, batch.slots], torch.int64
+    )
     return Batch(
         input_ids=tokens[0:1],
         position_ids=tokens[1:2],
         slots=tokens[2],
-        query_offsets=moved(laid.offsets, torch.int32),
-        context_lengths=moved(laid.contexts, torch.int32),
-        block_table=moved(laid.table, torch.int32).view(len(rows), laid.width),
-        logit_rows=moved(laid.logit_rows, torch.int64),
-        starts=tuple(row.start for row in rows),
-        lengths=tuple(len(row.token_ids) for row in rows),
+        query_offsets=moved(batch.query_offsets, torch.int32),
+        context_lengths=moved(batch.context_lengths, torch.int32),
+        block_table=moved(batch.block_table, torch.int32).view(len(rows), batch.table_width),
+        logit_rows=moved(batch.logit_rows, torch.int64),
+        table_width=batch.table_width,
+        starts=batch.starts,
+        lengths=batch.lengths,
     )

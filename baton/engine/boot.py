@@ -82,7 +82,9 @@ def _forward(
 
         return on_cuda(load(), weights=weights, cache_dtype=cache_dtype, block_size=block_size)
     if weights in WEIGHTS.values():
-        raise InputError("int8 and fp8 weights need baton/engine/cpu, which is not there")
+        raise InputError(
+            "int8 and fp8 weights need baton/engine/cpu and baton/engine/cuda, which are not there"
+        )
     from baton.engine.plain import in_torch
 
     return in_torch(load(), cache_dtype, block_size)

@@ -1,6 +1,6 @@
 """Attention in plain torch: gather what a sequence holds in the pool, then attend to it.
 
-The slow sibling of every kernel in engine/cpu and engine/cuda; it runs where none of them can.
+The slow reference of every kernel in engine/cpu and engine/cuda, used where none of them applies.
 Rows of many tokens go one by one (cheaper than padding, for mixed lengths); rows of one token go
 together, in groups of like length.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from baton.engine.attention import Flavour
+from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch
 from baton.engine.pool import Pool
 
@@ -29,35 +29,39 @@ class Group:
     causal: bool  # key i is seen from query i on
 
 
-PlanGroups = Callable[[Batch, int, int | None], list[Group]]  # of a batch, block size and window
+PlanGroups = Callable[
+    [Batch[torch.Tensor], int, int | None], list[Group]
+]  # of a batch, block size and window
 
 
 class GatherAttention:
     """The kernel of one forward: groups are planned once for all layers with the same window."""
 
-    def __init__(self, batch: Batch, block_size: int, plan: PlanGroups | None = None) -> None:
+    def __init__(
+        self, batch: Batch[torch.Tensor], block_size: int, plan: PlanGroups | None = None
+    ) -> None:
         self.batch = batch
         self.block_size = block_size
         self.plan = plan or plan_groups
         self.plans: dict[int | None, list[Group]] = {}
 
     def __call__(
-        self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
+        self, query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
     ) -> torch.Tensor:
-        if flavour.window not in self.plans:
-            self.plans[flavour.window] = self.plan(self.batch, self.block_size, flavour.window)
+        if params.window not in self.plans:
+            self.plans[params.window] = self.plan(self.batch, self.block_size, params.window)
         keys, values = pool.keys[layer].flatten(0, 1), pool.values[layer].flatten(0, 1)
         output = query.new_empty(*query.shape[:2], values.shape[-1])  # [T, H, Dv]
-        for group in self.plans[flavour.window]:
+        for group in self.plans[params.window]:
             q = _take(query, group.tokens, group.rows)
             k, v = (_take(each, group.slots, group.rows) for each in (keys, values))
-            attend = sdpa if flavour.softcap is None and flavour.sinks is None else spelled_out
-            mixed = attend(q, k, v, group, flavour)  # [rows, H, queries, Dv]
+            attend = sdpa if params.softcap is None and params.sinks is None else spelled_out
+            mixed = attend(q, k, v, group, params)  # [rows, H, queries, Dv]
             output.index_copy_(0, group.tokens, mixed.transpose(1, 2).flatten(0, 1))
         return output
 
 
-def plan_groups(batch: Batch, block_size: int, window: int | None) -> list[Group]:
+def plan_groups(batch: Batch[torch.Tensor], block_size: int, window: int | None) -> list[Group]:
     """Rows of several tokens stand alone. Rows of one token share a group with rows of like length,
     so that padding at most doubles the work, as long as the keys they gather are few."""
     lengths = list(enumerate(batch.lengths))
@@ -74,7 +78,9 @@ def plan_groups(batch: Batch, block_size: int, window: int | None) -> list[Group
     return [_group(batch, rows, block_size, window) for rows in groups]
 
 
-def _group(batch: Batch, rows: Sequence[int], block_size: int, window: int | None) -> Group:
+def _group(
+    batch: Batch[torch.Tensor], rows: Sequence[int], block_size: int, window: int | None
+) -> Group:
     device = batch.slots.device
     length = batch.lengths[rows[0]]
     starts = [batch.starts[row] for row in rows]
@@ -105,7 +111,7 @@ def _take(flat: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Group, flavour: Flavour
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Group, params: AttentionParams
 ) -> torch.Tensor:
     """q [R, H, Q, Dk], k [R, KVH, N, Dk], v [R, KVH, N, Dv] -> [R, H, Q, Dv]."""
     kv_heads, queries = k.shape[1], q.shape[2]
@@ -113,28 +119,28 @@ def sdpa(
         q = q.unflatten(1, (kv_heads, -1)).squeeze(3)
     grouped = q.shape[1] != kv_heads
     mixed = F.scaled_dot_product_attention(
-        q, k, v, group.mask, is_causal=group.causal, scale=flavour.scaling, enable_gqa=grouped
+        q, k, v, group.mask, is_causal=group.causal, scale=params.scaling, enable_gqa=grouped
     )
     return mixed.flatten(1, 2)[:, :, None] if queries == 1 else mixed
 
 
 def spelled_out(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Group, flavour: Flavour
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Group, params: AttentionParams
 ) -> torch.Tensor:
     """As sdpa, with what torch's does not have: capped scores and sinks. Softmax in fp32."""
     rows, _, queries, _ = q.shape
     q = q.unflatten(1, (k.shape[1], -1))  # [R, KVH, G, Q, Dk]
-    scores = (q @ k[:, :, None].transpose(-1, -2)) * flavour.scaling  # [R, KVH, G, Q, N]
-    if flavour.softcap is not None:
-        scores = torch.tanh(scores / flavour.softcap) * flavour.softcap
+    scores = (q @ k[:, :, None].transpose(-1, -2)) * params.scaling  # [R, KVH, G, Q, N]
+    if params.softcap is not None:
+        scores = torch.tanh(scores / params.softcap) * params.softcap
     mask = group.mask
     if group.causal:
         mask = torch.ones(queries, queries, dtype=torch.bool, device=q.device).tril()[None, None]
     if mask is not None:
         scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
     scores = scores.float()
-    if flavour.sinks is not None:
-        sinks = flavour.sinks.float().view(1, *q.shape[1:3], 1, 1)
+    if params.sinks is not None:
+        sinks = params.sinks.float().view(1, *q.shape[1:3], 1, 1)
         scores = torch.cat([scores, sinks.expand(rows, -1, -1, queries, -1)], dim=-1)
     weights = scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype)
     return (weights @ v[:, :, None]).flatten(1, 2)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from baton.engine.attention import Flavour
+from baton.engine.attention import AttentionParams
 from baton.engine.device import dtype_name
 from baton.errors import ModelError
 from baton.kv.layout import KVLayout, LayerShape
@@ -27,16 +27,16 @@ class Seen:
 
 
 class Probe:
-    """A Companion without a pool: it attends to the two tokens at hand and notes who asked."""
+    """A AttentionContext without a pool: it attends to the two tokens at hand and notes who asked."""
 
     def __init__(self) -> None:
         self.calls: list[Seen] = []
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
         shape = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        self.calls.append(Seen(shape, flavour.window))
+        self.calls.append(Seen(shape, params.window))
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)

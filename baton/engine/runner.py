@@ -12,7 +12,9 @@ from baton.engine.pool import Pool
 from baton.kv.row import Row
 from sampler.narrow import greedy
 
-PlanKernel = Callable[[Batch, int], Kernel]  # batch, block size -> this forward's attention
+PlanKernel = Callable[
+    [Batch[torch.Tensor], int], Kernel
+]  # batch, block size -> this forward's attention
 
 
 class Forward(Protocol):
@@ -23,7 +25,7 @@ class Forward(Protocol):
         """Where its pools are."""
 
     @property
-    def how(self) -> str:
+    def backend(self) -> str:
         """In a few words for people: what computes it, and why nothing faster does."""
 
     def run(
@@ -51,7 +53,7 @@ class Runner:
         self.body = model.base_model  # the model without its lm_head
         self.device = next(model.parameters()).device
         self.plan_kernel = plan_kernel
-        self.how = "in torch"
+        self.backend = "in torch"
 
     @torch.inference_mode()
     def run(

@@ -1,16 +1,9 @@
 """A short description of the cluster for the user."""
 
+from baton.kv.transports import transport
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import WorkerInfo
-
-WAYS = {
-    "shm": "shared memory",
-    "cuda_ipc": "CUDA IPC",
-    "pinned": "pinned host memory",
-    "frames": "ZeroMQ frames",
-    "frames_tcp": "ZeroMQ frames over tcp",
-}
 
 
 def describe_cluster(info: ClusterInfo, started: Topology | None = None) -> list[str]:
@@ -72,8 +65,8 @@ def _ways(info: ClusterInfo) -> str:
 
 def _way(reported: str) -> str:
     """A transport as the router reports it, "shm" or "frames 3.1 GB/s", in words."""
-    transport, _, speed = reported.partition(" ")
-    name = WAYS.get(transport, transport)
+    way, _, speed = reported.partition(" ")
+    name = known.title if (known := transport(way)) else way
     return f"{name}, {speed}" if speed else f"{name}, written in place, nothing copied"
 
 

@@ -31,6 +31,8 @@ anew over the same slabs.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -38,8 +40,28 @@ import zmq
 
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
+from baton.transfer.curve import CurveKeys
 
-__all__ = ["Arrival", "Export", "Link", "Receipt", "Region"]
+__all__ = ["Arrival", "Export", "Link", "Owner", "Receipt", "Region", "Writer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What an export may need from the process that owns the pool."""
+
+    epoch: str
+    run_dir: Path | None = None  # a folder of mode 0700
+    bind_host: str | None = None  # an address of this machine
+    keys: CurveKeys | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """What a link may need from the process that writes."""
+
+    device: torch.device
+    keys: CurveKeys | None = None
+    deadline_s: float = 10.0  # without progress
 
 
 class Export(Protocol):

@@ -35,6 +35,7 @@ from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Plain, Receipt, Region
 from baton.transfer.address import Address
+from baton.transfer.base import Owner, Writer
 from baton.transfer.device import CopyStream
 from baton.transfer.frame_codec import block_bytes
 from baton.transfer.pieces import (
@@ -260,3 +261,13 @@ def _map(address: Address, sizes: list[int], device: torch.device) -> tuple[torc
 def first_line(error: Exception) -> str:
     """CUDA's errors go on for many lines."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def export(slabs: Slabs, owner: Owner) -> CudaIpcExport:
+    """See baton/kv/transports.py."""
+    return CudaIpcExport(slabs, epoch=owner.epoch)
+
+
+def link(region: Region, layout: KVLayout, writer: Writer) -> CudaIpcLink:
+    """See baton/kv/transports.py."""
+    return CudaIpcLink(region, layout, device=writer.device, deadline_s=writer.deadline_s)

@@ -7,7 +7,9 @@ import torch
 import zmq
 
 from baton.kv.grant import Grant
+from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Receipt, Region
+from baton.transfer.base import Owner, Writer
 from baton.transfer.pieces import digest_of_blocks
 from baton.transfer.slabs import Slabs
 from baton.transfer.stamps import Expected
@@ -82,3 +84,13 @@ class FakeLink:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def export(slabs: Slabs, owner: Owner) -> FakeExport:
+    """See baton/kv/transports.py."""
+    return FakeExport(slabs, epoch=owner.epoch)
+
+
+def link(region: Region, layout: KVLayout, writer: Writer) -> FakeLink:
+    """See baton/kv/transports.py."""
+    return FakeLink(region)

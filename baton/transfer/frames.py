@@ -27,7 +27,9 @@ import zmq
 from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.grant import Grant
+from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Plain, Receipt, Region
+from baton.transfer.base import Owner, Writer
 from baton.transfer.curve import CurveKeys, secure_server
 from baton.transfer.frame_codec import (
     PROBED,
@@ -272,3 +274,21 @@ class FramesExport:
     def _bad(self, reason: str) -> Arrival:
         self.dropped[reason] += 1
         return Arrival.BAD
+
+
+def export(slabs: Slabs, owner: Owner) -> FramesExport:
+    """See baton/kv/transports.py."""
+    return FramesExport(slabs, epoch=owner.epoch, run_dir=owner.run_dir)
+
+
+def export_tcp(slabs: Slabs, owner: Owner) -> FramesExport:
+    """See baton/kv/transports.py."""
+    if owner.bind_host is None:
+        raise TransferError("frames_tcp needs an address of this machine to bind")
+    return FramesExport(slabs, epoch=owner.epoch, bind_host=owner.bind_host, keys=owner.keys)
+
+
+def link(region: Region, layout: KVLayout, writer: Writer) -> FramesLink:
+    """See baton/kv/transports.py."""
+    limits = {"deadline_s": writer.deadline_s, "connect_s": min(2.0, writer.deadline_s)}
+    return FramesLink(region, layout, keys=writer.keys, **limits)

@@ -31,6 +31,7 @@ from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.address import Address
+from baton.transfer.base import Owner, Writer
 from baton.transfer.device import CopyStream, RegisteredPages, available_memory
 from baton.transfer.pieces import (
     Digest,
@@ -296,3 +297,13 @@ def add_part(digest: Digest, layer: int, part: Stretch, mirror: Rows) -> None:
 
 def _block_bytes(layout: KVLayout, layer: int) -> int:
     return layout.key_block_bytes(layer) + layout.value_block_bytes(layer)
+
+
+def export(slabs: Slabs, owner: Owner) -> PinnedExport:
+    """See baton/kv/transports.py."""
+    return PinnedExport(slabs, epoch=owner.epoch, folder=owner.run_dir)
+
+
+def link(region: Region, layout: KVLayout, writer: Writer) -> PinnedLink:
+    """See baton/kv/transports.py."""
+    return PinnedLink(region, layout, device=writer.device, deadline_s=writer.deadline_s)

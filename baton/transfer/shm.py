@@ -17,6 +17,7 @@ from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Plain, Receipt, Region
 from baton.transfer.address import Address
+from baton.transfer.base import Owner, Writer
 from baton.transfer.pieces import check_in_place, check_push, digest_of_blocks, in_order
 from baton.transfer.slabs import Slabs, map_shared
 from baton.transfer.stamps import Expected, Stamps, judge
@@ -143,3 +144,15 @@ def open_shared(region: Region, layout: KVLayout) -> list[torch.Tensor]:
         layout,
         region.blocks,
     )
+
+
+def export(slabs: Slabs, owner: Owner) -> ShmExport:
+    """See baton/kv/transports.py."""
+    return ShmExport(slabs, epoch=owner.epoch)
+
+
+def link(region: Region, layout: KVLayout, writer: Writer) -> ShmLink:
+    """See baton/kv/transports.py."""
+    if writer.device.type != "cpu":
+        raise TransferError(f"the pool is on the CPU, the writer on {writer.device}")
+    return ShmLink(region, layout)

@@ -118,8 +118,8 @@ def test_what_cannot_be_captured_runs_uncaptured_and_the_gpu_goes_on() -> None:
 
 def test_a_model_that_is_booted_says_what_runs_it() -> None:
     engine = boot(resolve_model("demo"), device="cuda:0", dtype="auto", block_size=16)
-    assert isinstance(engine.runner, GraphRunner), engine.runner.how
-    assert "CUDA graphs" in engine.runner.how
+    assert isinstance(engine.runner, GraphRunner), engine.runner.backend
+    assert "CUDA graphs" in engine.runner.backend
 
 
 @needs_flashinfer
@@ -132,8 +132,8 @@ def test_a_model_that_is_booted_says_what_runs_it() -> None:
 def test_flashinfer_gives_what_gathering_gives(peculiar: dict[str, Any]) -> None:
     runner, layout = in_torch(usual_heads(**peculiar), torch.bfloat16, 16)
     chosen = fastest(runner, layout, [("FlashInfer", lambda: with_flashinfer(runner, graphs))])
-    assert isinstance(chosen, GraphRunner), chosen.how
-    assert "FlashInfer" in chosen.how
+    assert isinstance(chosen, GraphRunner), chosen.backend
+    assert "FlashInfer" in chosen.backend
     one, two = Play(runner, layout, LENGTHS), Play(chosen, layout, LENGTHS)
     for play in (one, two):  # chunks behind what is there, beside steps
         play.runner.fill(play.pool, [Row([1, 2, 3], 5, play.tables[4]), *play.rows((1,))])
@@ -164,4 +164,4 @@ def test_a_model_in_fp8_is_captured_too() -> None:
     forward, _ = on_cuda(
         usual_heads(), weights=torch.float8_e4m3fn, cache_dtype=torch.bfloat16, block_size=16
     )
-    assert "fp8 weights" in forward.how
+    assert "fp8 weights" in forward.backend

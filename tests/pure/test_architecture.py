@@ -38,7 +38,7 @@ ROWS = (
 
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow", "sampler.counters",
-    "sampler.logprobs", "sampler.race", "sampler.shape",
+    "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft", "decode_worker.process", "baton.models", "tools",
 )  # fmt: skip

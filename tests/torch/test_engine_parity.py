@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from baton.engine.attention import NAME, Flavour, paged_attention
+from baton.engine.attention import NAME, AttentionParams, paged_attention
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.engine.probe import discover_layout
@@ -160,9 +160,9 @@ def test_what_is_peculiar_about_a_family_shows(family: str, without: dict[str, A
 
     class Plainer(GatherAttention):
         def __call__(
-            self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
+            self, query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
         ) -> torch.Tensor:
-            return super().__call__(query, pool, layer, replace(flavour, **without))
+            return super().__call__(query, pool, layer, replace(params, **without))
 
     it = case(family)
     plainer = replace(it, runner=Runner(it.model, Plainer))

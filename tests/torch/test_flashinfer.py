@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from baton.engine.attention import Flavour
+from baton.engine.attention import AttentionParams
 from baton.engine.cuda.graphs import Again, GraphRunner
 from baton.engine.cuda.select import fastest, with_flashinfer
 from baton.engine.runner import Runner
@@ -55,13 +55,13 @@ def test_what_it_does_not_do_is_told_and_the_next_way_taken(
     chosen = fastest(Runner(slow.model), layout, ways)
     assert not isinstance(chosen, GraphRunner)
     why = {"gpt_oss": "attention sinks", "deepseek_v3": "keys of 24 and values of 12 numbers"}
-    assert f"FlashInfer attention: layer 0 has {why[family]}" in chosen.how
+    assert f"FlashInfer attention: layer 0 has {why[family]}" in chosen.backend
 
 
 def test_what_runs_is_told(attention: ModuleType) -> None:
     slow, layout = plain("gemma2")
     chosen = fastest(slow, layout, [("FlashInfer", lambda: with_flashinfer(slow, Again))])
-    assert chosen.how == "in torch, FlashInfer 0.pretended, CUDA graphs"
+    assert chosen.backend == "in torch, FlashInfer 0.pretended, CUDA graphs"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_each_reason_has_its_words(
 ) -> None:
     monkeypatch.setattr(attention, "HEAD_DIMS", (64, 128, 256))
     monkeypatch.setattr(attention, "DTYPES", (torch.float16, torch.bfloat16))
-    assert attention.unfit(dtype, key_dim, value_dim, Flavour(1.0, sinks=sinks)) == why
+    assert attention.unfit(dtype, key_dim, value_dim, AttentionParams(1.0, sinks=sinks)) == why
 
 
 def test_pages_are_counted_from_tokens(attention: ModuleType) -> None:

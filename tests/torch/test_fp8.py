@@ -80,7 +80,7 @@ def test_a_model_in_fp8_says_roughly_the_same(family: str) -> None:
     model = make_model(family)
     runner, layout = in_torch(model, torch.float32, 4)
     with_fp8(runner, layout, dequantized)
-    assert runner.how == "in torch, fp8 weights"
+    assert runner.backend == "in torch, fp8 weights"
     linears = [each for each in model.modules() if isinstance(each, Fp8Linear)]
     assert len(linears) >= 2 * 4  # of each layer
     head = model.get_output_embeddings()

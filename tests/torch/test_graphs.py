@@ -15,14 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.engine.attention import Flavour
+from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch, pack
-from baton.engine.cpu.errors import NotRecorded, Unfit
 from baton.engine.cuda import graphs
 from baton.engine.cuda.fp8 import in_fp8, quantize_linears
 from baton.engine.cuda.graphs import Again, Buffers, GraphRunner, Replay
 from baton.engine.cuda.select import fastest, trial
 from baton.engine.cuda.static import CHEAP, StaticAttention, static_groups
+from baton.engine.errors import NotRecorded, Unsupported
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.engine.probe import discover_layout
@@ -274,7 +274,7 @@ def test_the_first_way_that_gives_the_same_is_taken() -> None:
     slow, layout = plain("gemma2")
     chosen = fastest(slow, layout, [("torch", lambda: recorded("gemma2"))])
     assert isinstance(chosen, GraphRunner)
-    assert chosen.how == "in torch, CUDA graphs"
+    assert chosen.backend == "in torch, CUDA graphs"
     assert chosen._pool is None  # the trial's pool and recordings are let go of
 
 
@@ -284,15 +284,15 @@ class Wrong(StaticAttention):
     def kernel(self, batch: Batch, block_size: int) -> GatherAttention:
         class Plainer(GatherAttention):
             def __call__(
-                self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
+                self, query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
             ) -> torch.Tensor:
-                return super().__call__(query, pool, layer, Flavour(flavour.scaling * 1.5))
+                return super().__call__(query, pool, layer, AttentionParams(params.scaling * 1.5))
 
         return Plainer(batch, block_size, static_groups)
 
 
 def refuse() -> GraphRunner:
-    raise Unfit("layer 0 has attention sinks")
+    raise Unsupported("layer 0 has attention sinks")
 
 
 def test_ways_that_are_wrong_unfit_or_cannot_be_recorded_are_passed_over_and_told() -> None:
@@ -305,11 +305,11 @@ def test_ways_that_are_wrong_unfit_or_cannot_be_recorded_are_passed_over_and_tol
     ]
     chosen = fastest(slow, layout, ways)
     assert chosen is slow
-    assert "sinkless attention: layer 0 has attention sinks" in chosen.how
-    assert "wrong attention: its logits differ by" in chosen.how
-    assert "unlucky attention: operation not permitted" in chosen.how
+    assert "sinkless attention: layer 0 has attention sinks" in chosen.backend
+    assert "wrong attention: its logits differ by" in chosen.backend
+    assert "unlucky attention: operation not permitted" in chosen.backend
     fast = fastest(plain("gemma2")[0], layout, [*ways, ("torch", lambda: recorded("gemma2"))])
-    assert fast.how.startswith("in torch, CUDA graphs; not with graphs and sinkless")
+    assert fast.backend.startswith("in torch, CUDA graphs; not with graphs and sinkless")
 
 
 @pytest.mark.parametrize("size", [1, 2, 16])

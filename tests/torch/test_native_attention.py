@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.engine.attention import Flavour
+from baton.engine.attention import AttentionParams
 from baton.engine.batch import pack
 from baton.engine.cpu.build import NoNative
 from baton.engine.cpu.kernel import NativeAttention, describe_batch, describe_layer, library
@@ -101,7 +101,7 @@ class Scene:
             self.pool.write(0, slots, keys, values)
             self.queries.append(torch.randn(tokens, case.heads, case.key_dim, generator=numbers))
         sinks = torch.randn(case.heads, generator=numbers) if case.sinks else None
-        self.flavour = Flavour(case.key_dim**-0.5, case.window, case.softcap, sinks)
+        self.params = AttentionParams(case.key_dim**-0.5, case.window, case.softcap, sinks)
 
     def native(
         self, rows: Sequence[Row], queries: Sequence[torch.Tensor], threads: int = 2
@@ -109,7 +109,7 @@ class Scene:
         kernel = NativeAttention(
             pack(rows, self.case.block_size, CPU), self.case.block_size, threads
         )
-        return kernel(torch.cat(list(queries)), self.pool, 0, self.flavour)
+        return kernel(torch.cat(list(queries)), self.pool, 0, self.params)
 
     def chunked(self, row: int, size: int) -> torch.Tensor:
         """One sequence alone, `size` tokens at a time."""
@@ -131,7 +131,7 @@ class Scene:
             values=tuple(each.float() for each in self.pool.values),
         )
         kernel = GatherAttention(pack(self.rows, self.case.block_size, CPU), self.case.block_size)
-        return kernel(torch.cat(self.queries), whole, 0, self.flavour)
+        return kernel(torch.cat(self.queries), whole, 0, self.params)
 
 
 @settings(deadline=None, max_examples=60)
@@ -218,7 +218,7 @@ def test_keys_and_values_are_written_as_torch_writes_them(dtype: str, threads: i
                           strict=True):  # fmt: skip
         copy.copy_(part)
     expected.write(0, batch.slots, keys, values)
-    layer = describe_layer(scene.pool, 0, 4, scene.flavour, None)
+    layer = describe_layer(scene.pool, 0, 4, scene.params, None)
     packed = describe_batch(batch, 16)
     library().baton_write_kv(
         ctypes.addressof(layer), ctypes.addressof(packed),

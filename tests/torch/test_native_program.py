@@ -14,12 +14,12 @@ from baton.engine.boot import boot
 from baton.engine.cpu.build import NoNative, build
 from baton.engine.cpu.capture import TOKENS, capture
 from baton.engine.cpu.compile import compile_model
-from baton.engine.cpu.errors import NotNative
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.cpu.layout import pack_spans
 from baton.engine.cpu.lower import lower
 from baton.engine.cpu.program import Program, declare
 from baton.engine.cpu.values import Base, Space, dense, loops, reshaped
+from baton.engine.errors import CompileError
 from baton.engine.pool import Pool
 from baton.engine.probe import discover_layout
 from baton.engine.selftest import self_test
@@ -106,7 +106,7 @@ def test_behind_the_last_attention_only_rows_that_need_logits_are_computed(famil
     assert not any(level.rows[Space.TOKENS] for level in levels[last + 1 :])
     products = [product for level in levels[last + 1 :] for product in level.products]
     assert products
-    assert all(product.to.space is Space.PICKS for product in products)
+    assert all(product.to.space is Space.LOGIT_ROWS for product in products)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
@@ -179,13 +179,13 @@ def test_one_broken_sequence_does_not_spoil_its_neighbours() -> None:
 def test_what_cannot_be_compiled_says_so(family: str) -> None:
     model = make_model(family)
     layout = discover_layout(model, BLOCK, torch.float32)
-    with tempfile.TemporaryFile() as file, pytest.raises(NotNative):
+    with tempfile.TemporaryFile() as file, pytest.raises(CompileError):
         compile_model(file, library(), model, layout, torch.float32)
 
 
 def test_float16_runs_in_torch_and_says_why() -> None:
     boot_ = boot(resolve_model("demo"), device="cpu", dtype="float16", block_size=BLOCK)
-    assert boot_.runner.how == "in torch, not compiled: there are no products in float16"
+    assert boot_.runner.backend == "in torch, not compiled: there are no products in float16"
     pool = Pool.private(boot_.layout, 2, boot_.device)
     assert boot_.runner.run(pool, [Row([5, 6, 7], 0, [0], Logits.LAST)]).isfinite().all()
 
@@ -206,7 +206,7 @@ def test_a_wrong_program_is_not_used() -> None:
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryFile() as file:
         patch.setattr(type(model), "forward", changed)
-        with pytest.raises(NotNative, match="self-test"):
+        with pytest.raises(CompileError, match="self-test"):
             compile_model(file, library(), model, layout, torch.float32)
 
 

@@ -114,7 +114,7 @@ def test_in_fewer_bits_too_nothing_depends_on_the_company(demo: Model, dtype: st
     except NoNative as error:
         pytest.skip(f"needs a compiled model: {error}")
     engine = boot(demo.files, device="cpu", dtype=dtype, block_size=16)
-    assert engine.runner.how == "compiled for this CPU"
+    assert engine.runner.backend == "compiled for this CPU"
     model = replace(demo, engine=engine)
     prompts = demo.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], LENGTH)
     with RealTown(model) as town:

@@ -197,7 +197,7 @@ def test_filters_of_greedy_rows_cost_nothing() -> None:
     batch = SamplingBatch.build([params], [0], [[1]], "cpu")
     assert batch.all_greedy
     assert batch.shape is None
-    assert (batch.largest_top_k, batch.any_top_p, batch.any_min_p) == (0, False, False)
+    assert (batch.active, batch.largest) == ((), {})
 
 
 def test_half_precision_logits_are_sampled_as_float32() -> None:

@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
 )
 from transformers.generation.utils import GenerationMixin
 
+from sampler import filters
 from sampler import sample as s
 from sampler.params import SamplingParams
 from sampler.shape import apply_repetition_penalty, shaped
@@ -68,7 +69,7 @@ def test_temperature_equals_transformers(vocab: int, value: float) -> None:
 @pytest.mark.parametrize("value", [1, 2, 7, 50, 1000])
 def test_top_k_equals_transformers(vocab: int, value: int) -> None:
     rows = kinds_of_rows(vocab)
-    ours = s.keep_top_k(rows, torch.full((len(rows),), value), largest=value)
+    ours = filters.keep_top_k(rows, torch.full((len(rows),), value), value)
     for row, got in zip(rows, ours, strict=True):
         assert torch.equal(got, by_transformers(TopKLogitsWarper(value), row))
 
@@ -77,7 +78,7 @@ def test_top_k_equals_transformers(vocab: int, value: int) -> None:
 @pytest.mark.parametrize("value", [1e-9, 0.1, 0.5, 0.9, 0.95, 0.999, 1 - 1e-9])
 def test_top_p_equals_transformers(vocab: int, value: float) -> None:
     rows = kinds_of_rows(vocab)
-    ours = s.keep_top_p(rows, column(value, rows))
+    ours = filters.keep_top_p(rows, column(value, rows))
     for row, got in zip(rows, ours, strict=True):
         assert torch.equal(got, by_transformers(TopPLogitsWarper(value), row))
 
@@ -86,7 +87,7 @@ def test_top_p_equals_transformers(vocab: int, value: float) -> None:
 @pytest.mark.parametrize("value", [0.0, 1e-9, 0.05, 0.5, 1.0])
 def test_min_p_equals_transformers(vocab: int, value: float) -> None:
     rows = kinds_of_rows(vocab)
-    ours = s.keep_min_p(rows, column(value, rows))
+    ours = filters.keep_min_p(rows, column(value, rows))
     for row, got in zip(rows, ours, strict=True):
         assert torch.equal(got, by_transformers(MinPLogitsWarper(value), row))
 
@@ -103,26 +104,26 @@ def test_repetition_penalty_equals_transformers(value: float) -> None:
 
 @pytest.mark.parametrize("value", [0.1, 0.5, 0.9, 0.999])
 def test_the_narrow_way_through_top_p_keeps_what_the_wide_way_keeps(value: float) -> None:
-    rows = s.keep_top_k(torch.randn(40, 3000) * 3, torch.full((40,), 300), largest=300)
-    assert ((rows > NO).sum(-1) <= s.FEW).all()
-    wide = s._keep_nucleus(rows, column(value, rows), 3000)
-    assert torch.equal(s.keep_top_p(rows, column(value, rows)), wide)
+    rows = filters.keep_top_k(torch.randn(40, 3000) * 3, torch.full((40,), 300), 300)
+    assert ((rows > NO).sum(-1) <= filters.FEW).all()
+    wide = filters.keep_nucleus(rows, column(value, rows), 3000)
+    assert torch.equal(filters.keep_top_p(rows, column(value, rows)), wide)
 
 
 def test_the_narrow_way_keeps_the_same_values_when_tokens_tie() -> None:
-    rows = s.keep_top_k(torch.randn(40, 3000).round(), torch.full((40,), 5), largest=5)
-    narrow = s._keep_nucleus(rows, column(0.6, rows), s.FEW)
-    wide = s._keep_nucleus(rows, column(0.6, rows), 3000)
+    rows = filters.keep_top_k(torch.randn(40, 3000).round(), torch.full((40,), 5), 5)
+    narrow = filters.keep_nucleus(rows, column(0.6, rows), filters.FEW)
+    wide = filters.keep_nucleus(rows, column(0.6, rows), 3000)
     assert torch.equal(narrow.sort(-1).values, wide.sort(-1).values)
 
 
 def test_rows_with_a_filter_off_are_left_alone() -> None:
     rows = kinds_of_rows(700)
     off, on = torch.zeros(10, dtype=torch.int64), torch.tensor([0, 3] * 5)
-    assert torch.equal(s.keep_top_p(rows, column(1.0, rows)), rows)
-    assert torch.equal(s.keep_min_p(rows, column(0.0, rows)), rows)
-    assert torch.equal(s.keep_top_k(rows, off, largest=1), rows)
-    assert torch.equal(s.keep_top_k(rows, on, largest=3)[::2], rows[::2])
+    assert torch.equal(filters.keep_top_p(rows, column(1.0, rows)), rows)
+    assert torch.equal(filters.keep_min_p(rows, column(0.0, rows)), rows)
+    assert torch.equal(filters.keep_top_k(rows, off, 1), rows)
+    assert torch.equal(filters.keep_top_k(rows, on, 3)[::2], rows[::2])
 
 
 @pytest.mark.parametrize(
@@ -130,9 +131,9 @@ def test_rows_with_a_filter_off_are_left_alone() -> None:
     [
         lambda x: apply_repetition_penalty(x, torch.tensor([[0, 1], [2, 3]]), column(2.0, x)),
         lambda x: s.apply_temperature(x, column(0.5, x)),
-        lambda x: s.keep_top_k(x, torch.full((len(x),), 2), largest=2),
-        lambda x: s.keep_top_p(x, column(0.5, x)),
-        lambda x: s.keep_min_p(x, column(0.5, x)),
+        lambda x: filters.keep_top_k(x, torch.full((len(x),), 2), 2),
+        lambda x: filters.keep_top_p(x, column(0.5, x)),
+        lambda x: filters.keep_min_p(x, column(0.5, x)),
     ],
 )
 def test_no_step_changes_its_input(step: Callable[[Tensor], Tensor]) -> None:

@@ -13,7 +13,8 @@ from transformers.generation.logits_process import (
 )
 
 from sampler import sample as s
-from sampler.narrow import FEW, largest, nucleus_few, total_weight
+from sampler.filters import FEW
+from sampler.narrow import largest, nucleus_few, total_weight
 from sampler.params import SamplingParams
 
 NAN, INF = float("nan"), float("inf")
@@ -40,7 +41,7 @@ def narrow(logits: Tensor, batch: s.SamplingBatch) -> tuple[Tensor, Tensor]:
     values, ids = largest(logits, FEW)
     values = s.apply_temperature(values, batch.temperature)
     total = total_weight(s.apply_temperature(logits, batch.temperature), values[:, 0])
-    kept, sure = nucleus_few(values, total, batch.top_p, batch.min_p)
+    kept, sure = nucleus_few(values, total, batch.values["top_p"], batch.values["min_p"])
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, kept > -INF), sure
 
 

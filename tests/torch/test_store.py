@@ -118,7 +118,7 @@ def test_a_file_that_was_cut_short_is_made_anew(
     home_with_native_code: Path, demo: ModelFiles, size: int
 ) -> None:
     def compiled() -> str:
-        return boot(demo, device="cpu", dtype="float32", block_size=16).runner.how
+        return boot(demo, device="cpu", dtype="float32", block_size=16).runner.backend
 
     if compiled() != "compiled for this CPU":
         pytest.skip("no native code here")
@@ -127,3 +127,19 @@ def test_a_file_that_was_cut_short_is_made_anew(
     path.write_bytes(path.read_bytes()[:size])
     assert compiled() == "compiled for this CPU"
     assert path.stat().st_size == whole
+
+
+def test_a_file_with_a_damaged_head_is_made_anew(
+    home_with_native_code: Path, demo: ModelFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled() -> str:
+        return boot(demo, device="cpu", dtype="float32", block_size=16).runner.backend
+
+    if compiled() != "compiled for this CPU":
+        pytest.skip("no native code here")
+    (path,) = home_with_native_code.glob("*.program")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8] + b"\xff" * 40 + whole[48:])
+    assert compiled() == "compiled for this CPU"
+    assert "is damaged and is compiled again" in caplog.text
+    assert path.read_bytes() == whole

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Region
-from baton.transfer.base import Export, Link
+from baton.kv.transports import TRANSPORTS, Transport, selects, writes_by_itself
+from baton.transfer.base import Export, Link, Owner
 from baton.transfer.pieces import Stretch, stretches
 from baton.transfer.registry import host_id, make_exports, open_link, probe
 from baton.transfer.slabs import Slabs, allocate_slabs, map_shared
@@ -233,3 +235,22 @@ def test_stretches_join_neighbours() -> None:
     assert stretches([1, 2, 3], [5, 6, 7], 2) == [Stretch(1, 5, 2), Stretch(3, 7, 1)]
     assert stretches([3, 2], [3, 2], 9) == [Stretch(3, 3, 1), Stretch(2, 2, 1)]
     assert stretches([], [], 9) == []
+
+
+@pytest.mark.parametrize("declared", TRANSPORTS, ids=lambda each: each.name)
+def test_a_declared_transport_has_its_module_and_functions(declared: Transport) -> None:
+    module = import_module(f"baton.transfer.{declared.module}")
+    assert callable(getattr(module, declared.export))
+    assert callable(module.link)
+    assert declared.needs in {"", *(each.name for each in fields(Owner))}
+    assert set(declared.devices) <= {"cpu", "cuda"}
+
+
+def test_a_transport_that_this_version_does_not_know_is_quarantined_and_never_chosen() -> None:
+    assert writes_by_itself("of-the-future")
+    assert selects("auto", "of-the-future")
+    assert not selects("frames", "of-the-future")
+    assert [each.name for each in TRANSPORTS if selects("frames", each.name)] == [
+        "frames",
+        "frames_tcp",
+    ]

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 import click
 import torch
 
-from baton.engine.attention import Flavour, Kernel
+from baton.engine.attention import AttentionParams, Kernel
 from baton.engine.batch import Batch, pack
 from baton.engine.cpu.kernel import NativeAttention
 from baton.engine.gather import GatherAttention
@@ -85,7 +85,7 @@ def measure(
             kernel = plan(batch, BLOCK)
             for layer in range(len(pool.keys)):
                 begun = time.perf_counter()
-                kernel(query, pool, layer, Flavour(dim**-0.5))
+                kernel(query, pool, layer, AttentionParams(dim**-0.5))
                 times[arm].append((time.perf_counter() - begun) * 1e3)
     read = rows * context * kv_heads * dim * 2 * pool.keys[0].element_size()
     pairs = rows * sum(range(context - queries + 1, context + 1))

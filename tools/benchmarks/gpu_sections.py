@@ -96,7 +96,7 @@ def limits(plan: Plan) -> Iterator[Cell]:
 def engine(plan: Plan, model: str) -> Iterator[Cell]:
     """Decode with recorded steps and without, and prefill."""
     ours = boot(resolve_model(model), device=str(plan.device), dtype=plan.dtype, block_size=BLOCK)
-    yield f"{model} how", {"how": ours.runner.how, "dtype": ours.dtype}
+    yield f"{model} how", {"how": ours.runner.backend, "dtype": ours.dtype}
     arms: list[tuple[str, Forward]] = [("", ours.runner)]
     if isinstance(ours.runner, GraphRunner):
         arms.append((" without graphs", ours.runner.plain))

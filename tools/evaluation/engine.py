@@ -53,7 +53,7 @@ class EngineSubject:
             fingerprint=files.fingerprint,
             asked="in process",
             runs=f"{describe_device(self._engine.device)}, {self._engine.dtype}, "
-            f"{self._engine.runner.how}",
+            f"{self._engine.runner.backend}",
             call="forward",
             context=files.max_positions,
             longest=files.max_positions,

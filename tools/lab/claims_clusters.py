@@ -190,7 +190,7 @@ def weights_of(engine: Engine) -> int:
     if isinstance(runner, Runner):
         held = [*runner.model.parameters(), *runner.model.buffers()]
         return sum(each.nbytes for each in held)
-    raise BatonError(f"the weights of an engine that runs {runner.how} cannot be counted")
+    raise BatonError(f"the weights of an engine that runs {runner.backend} cannot be counted")
 
 
 def held(model: str, dtype: str, tokens: int, notebook: Notebook) -> Held:

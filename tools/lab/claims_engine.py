@@ -85,7 +85,7 @@ def decode_ms(runner: Forward, layout: KVLayout, batch: int) -> Side:
 def compiled(engine: Engine, files: ModelFiles, dtype: str, rounds: int) -> Result:
     """The compiled program against the same model in plain torch, as `bench step` builds both."""
     if not isinstance(engine.runner, NativeRunner):
-        raise BatonError(f"{files.name} is not compiled here, it runs {engine.runner.how}")
+        raise BatonError(f"{files.name} is not compiled here, it runs {engine.runner.backend}")
     if dtype not in DTYPES:
         raise BatonError(f"plain torch has no {dtype} weights to compare with")
     model = load_model(files, torch.device("cpu"), DTYPES[dtype])

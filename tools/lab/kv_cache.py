@@ -155,7 +155,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
         fixed={
             "model": files.name,
             "dtype": engine.dtype,
-            "computed": engine.runner.how,
+            "computed": engine.runner.backend,
             "answer": f"{new} tokens, greedy, end-of-text ignored, one sequence at a time",
             "without the cache": "the same runner runs the whole sequence again for every token",
             "rounds": f"{rounds}, taking turns; the median run of each cell is shown",

@@ -8,12 +8,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-from baton.engine.attention import Flavour
+from baton.engine.attention import AttentionParams
 from baton.engine.cpu import structures as native
-from baton.engine.cpu.errors import NotNative
-from baton.engine.cpu.layout import Laid, Merged, RowWork, Step
+from baton.engine.cpu.layout import MemoryPlan, Merged, RowWork, Step
+from baton.engine.cpu.program import checksum
 from baton.engine.cpu.values import Base, Space, Value
 from baton.engine.cpu.work import At, Attend, Micro
+from baton.engine.errors import CompileError
 from baton.kv.layout import KVLayout
 
 PAGE = 4096
@@ -22,35 +23,34 @@ PAGE = 4096
 def assemble(
     file: BinaryIO,
     library: ctypes.CDLL,
-    laid: Laid,
-    flavours: Sequence[Flavour],
+    plan: MemoryPlan,
+    layer_params: Sequence[AttentionParams],
     layout: KVLayout,
     *,
     weights: torch.dtype,
     threads: int,
     info: dict[str, object],
 ) -> None:
-    """Write the program to `file`. NotNative if the KV cache is of a kind the kernels do not know."""
-    assembler = _Assembler(file, library, laid, weights, threads)
-    stages = [stage for step in laid.steps for stage in assembler.stages(step)]
-    layers = [assembler.layer(i, each, layout) for i, each in enumerate(flavours)]
+    """Write the program to `file`. CompileError if the KV cache is of a kind the kernels do not know."""
+    assembler = _Assembler(file, library, plan, weights, threads)
+    stages = [stage for step in plan.steps for stage in assembler.stages(step)]
+    layers = [assembler.layer(i, each, layout) for i, each in enumerate(layer_params)]
     text = json.dumps(info).encode()
-    arrays: dict[str, tuple[Any, Sequence[Any]]] = {
-        "op": (native.Op, assembler.ops),
-        "stage": (native.Stage, stages),
-        "buffer": (native.Buffer, assembler.buffers),
-        "weight": (native.Weight, assembler.weights),
-        "layer": (native.Layer, layers),
-        "table": (ctypes.c_int64, assembler.tables),
+    found: dict[str, Sequence[Any]] = {
+        **{"op": assembler.ops, "stage": stages, "buffer": assembler.buffers},
+        **{"weight": assembler.weights, "layer": layers, "table": assembler.tables},
     }
     spec = native.Spec(info=assembler.append(text), info_bytes=len(text))
-    for name, (kind, items) in arrays.items():
-        setattr(spec, f"{name}s", assembler.append(bytes((kind * len(items))(*items))))
-        setattr(spec, f"{name}_count", len(items))
-    spec.token_floats = laid.floats[Space.TOKENS]
-    spec.pick_floats = laid.floats[Space.PICKS]
-    spec.scratch_floats = laid.scratch_floats
+    parts = [text]
+    for name, kind in native.ARRAYS.items():
+        parts.append(bytes((kind * len(found[name]))(*found[name])))
+        setattr(spec, f"{name}s", assembler.append(parts[-1]))
+        setattr(spec, f"{name}_count", len(found[name]))
+    spec.token_floats = plan.floats[Space.TOKENS]
+    spec.logit_row_floats = plan.floats[Space.LOGIT_ROWS]
+    spec.scratch_floats = plan.scratch_floats
     spec.file_bytes = assembler.append(b"")
+    spec.checksum = checksum(spec, parts)
     file.truncate(spec.file_bytes)
     file.seek(0)
     file.write(bytes(spec))
@@ -59,15 +59,22 @@ def assemble(
 
 class _Assembler:
     def __init__(
-        self, file: BinaryIO, library: ctypes.CDLL, laid: Laid, weights: torch.dtype, threads: int
+        self,
+        file: BinaryIO,
+        library: ctypes.CDLL,
+        plan: MemoryPlan,
+        weights: torch.dtype,
+        threads: int,
     ) -> None:
         self.ops: list[native.Op] = []
-        self.buffers: list[native.Buffer] = []
+        self.buffers: list[native.BufferSpec] = []
         self.weights: list[native.Weight] = []
-        self.tables: list[int] = []  # every constant of row work: fp32, embeddings as they are
+        self.tables: list[
+            native.Table
+        ] = []  # every constant of row work: fp32, embeddings as they are
         self._file = file
         self._library = library
-        self._laid = laid
+        self._plan = plan
         self._kind = native.WEIGHTS[weights]
         self._threads = threads
         self._numbers: dict[Base, int] = {}
@@ -95,14 +102,16 @@ class _Assembler:
         if isinstance(step, RowWork):
             first = len(self.ops)
             self.ops += [self._op(micro) for micro in step.micros]
-            of_picks = step.space == Space.PICKS
-            return [native.Stage(native.ROWS, of_picks, first, len(step.micros))]
+            of_logit_rows = step.space == Space.LOGIT_ROWS
+            return [native.Stage(native.ROWS, of_logit_rows, first, len(step.micros))]
         to = self._home(step.to)
         if isinstance(step, Merged):
             self.weights.append(self._packed(step))
-            number, of_picks = len(self.weights) - 1, step.to.space == Space.PICKS
-            return [native.Stage(native.PRODUCT, of_picks, number, 1, self._spot(step.rows), to=to)]
-        key, value, query = (self._spot(each) for each in (step.key, step.value, step.query))
+            number, of_logit_rows = len(self.weights) - 1, step.to.space == Space.LOGIT_ROWS
+            return [
+                native.Stage(native.PRODUCT, of_logit_rows, number, 1, self._ref(step.rows), to=to)
+            ]
+        key, value, query = (self._ref(each) for each in (step.key, step.value, step.query))
         return [
             native.Stage(native.WRITE_KV, 0, step.layer, 1, key, value),
             native.Stage(native.ATTEND, 0, step.layer, 1, query, to=to),
@@ -124,30 +133,30 @@ class _Assembler:
             )
         root, offset = at.where.root()
         offset += at.offset
-        if root in self._laid.scratch:
-            return native.Operand(native.SCRATCH, 0, self._laid.scratch[root] + offset, *strides)
-        place = native.PICKED if at.picked else native.VALUE
+        if root in self._plan.scratch:
+            return native.Operand(native.SCRATCH, 0, self._plan.scratch[root] + offset, *strides)
+        place = native.GATHERED if at.gathered else native.VALUE
         return native.Operand(place, self._buffer(root), offset, *strides)
 
-    def _spot(self, value: Value) -> native.Spot:
+    def _ref(self, value: Value) -> native.TensorRef:
         home = self._home(value.base)
-        return native.Spot(home.buffer, home.offset + value.offset)
+        return native.TensorRef(home.buffer, home.offset + value.offset)
 
-    def _home(self, base: Base) -> native.Spot:
+    def _home(self, base: Base) -> native.TensorRef:
         root, offset = base.root()
-        return native.Spot(self._buffer(root), offset)
+        return native.TensorRef(self._buffer(root), offset)
 
     def _buffer(self, root: Base) -> int:
         if root not in self._numbers:
             kind = root.space.name.lower() if root.kind == "arena" else root.kind
             width, start = root.width, 0
             if root.kind == "arena":
-                width, start = -(-width // 16) * 16, self._laid.starts[root]
+                width, start = -(-width // 16) * 16, self._plan.starts[root]
             elif kind != "logits":  # an input: behind the others
-                start = self._laid.floats[root.space]
-                self._laid.floats[root.space] += 1
+                start = self._plan.floats[root.space]
+                self._plan.floats[root.space] += 1
             self._numbers[root] = len(self.buffers)
-            self.buffers.append(native.Buffer(native.KINDS[kind], 0, width, start))
+            self.buffers.append(native.BufferSpec(native.KINDS.index(kind), 0, width, start))
         return self._numbers[root]
 
     # ---- constants
@@ -156,8 +165,8 @@ class _Assembler:
         key = (constant.data_ptr(), constant.shape, constant.stride(), constant.dtype, as_it_is)
         if key not in self._known:
             self._known[key] = len(self.tables)
-            whole = constant.detach()
-            self.tables.append(self.append(whole if as_it_is else whole.float()))
+            table = constant.detach() if as_it_is else constant.detach().float()
+            self.tables.append(native.Table(self.append(table), table.nbytes))
         return self._known[key]
 
     def _packed(self, step: Merged) -> native.Weight:
@@ -186,16 +195,18 @@ class _Assembler:
         places = [self.append(each) for each in (panels, scales, bias)]
         return native.Weight(self._kind, n, k, *places)
 
-    def layer(self, number: int, flavour: Flavour, layout: KVLayout) -> native.Layer:
+    def layer(
+        self, number: int, params: AttentionParams, layout: KVLayout
+    ) -> native.AttentionLayer:
         if layout.dtype not in native.CACHES:
-            raise NotNative(f"its KV cache is {layout.dtype}")
-        step = next(s for s in self._laid.steps if isinstance(s, Attend) and s.layer == number)
+            raise CompileError(f"its KV cache is {layout.dtype}")
+        step = next(s for s in self._plan.steps if isinstance(s, Attend) and s.layer == number)
         shape = layout.layers[number]
-        sinks = None if flavour.sinks is None else flavour.sinks.detach().float()
-        return native.Layer(
+        sinks = None if params.sinks is None else params.sinks.detach().float()
+        return native.AttentionLayer(
             *(native.CACHES[layout.dtype], None, None, step.query.shape[1], shape.kv_heads),
-            *(shape.key_dim, shape.value_dim, flavour.scaling, flavour.window or 0),
-            *(flavour.softcap or 0.0, self.append(sinks)),
+            *(shape.key_dim, shape.value_dim, params.scaling, params.window or 0),
+            *(params.softcap or 0.0, self.append(sinks)),
         )
 
 

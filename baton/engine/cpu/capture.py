@@ -15,10 +15,10 @@ from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import PreTrainedModel
 
-from baton.engine.attention import Flavour
-from baton.engine.cpu.errors import NotNative
+from baton.engine.attention import AttentionParams
+from baton.engine.errors import CompileError
 
-TOKENS, PICKS = 10007, 10009
+TOKENS, LOGIT_ROWS = 10007, 10009
 """Tokens of the traced forward, and how many of them need logits."""
 
 _library = torch.library.Library("baton", "DEF")
@@ -40,20 +40,22 @@ class Captured:
 
     graph: Graph
     constants: dict[str, torch.Tensor]  # the graph's get_attr targets: weights, buffers
-    flavours: tuple[Flavour, ...]  # of each attention layer, in order
+    layer_params: tuple[AttentionParams, ...]  # of each attention layer, in order
 
 
 class _Attention:
-    """A Companion (see attention.py) that leaves one operation in the graph per layer."""
+    """A AttentionContext (see attention.py) that leaves one operation in the graph per layer."""
 
     def __init__(self) -> None:
-        self.flavours: list[Flavour] = []
+        self.layer_params: list[AttentionParams] = []
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, flavour: Flavour
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
-        self.flavours.append(flavour)
-        attended: torch.Tensor = torch.ops.baton.attend(query, key, value, len(self.flavours) - 1)
+        self.layer_params.append(params)
+        attended: torch.Tensor = torch.ops.baton.attend(
+            query, key, value, len(self.layer_params) - 1
+        )
         return attended
 
 
@@ -69,32 +71,34 @@ def _quiet() -> Iterator[None]:
 
 
 def capture(model: PreTrainedModel) -> Captured:
-    """Trace one forward of any batch. NotNative if its code depends on the values it computes."""
+    """Trace one forward of any batch. CompileError if its code depends on the values it computes."""
     attention = _Attention()
 
-    def forward(ids: torch.Tensor, positions: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor
+    ) -> torch.Tensor:
         logits: torch.Tensor = model(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=picks,
+            logits_to_keep=logit_rows,
             baton=attention,
         ).logits
         return logits
 
-    if any(TOKENS in each.shape or PICKS in each.shape for each in model.parameters()):
-        raise NotNative(f"it has a dimension of {TOKENS} or {PICKS}")
+    if any(TOKENS in each.shape or LOGIT_ROWS in each.shape for each in model.parameters()):
+        raise CompileError(f"it has a dimension of {TOKENS} or {LOGIT_ROWS}")
     tokens = torch.zeros(1, TOKENS, dtype=torch.long)
     trace = make_fx(forward, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
         with torch.no_grad(), _quiet():
-            module = trace(tokens, tokens.clone(), torch.zeros(PICKS, dtype=torch.long))
+            module = trace(tokens, tokens.clone(), torch.zeros(LOGIT_ROWS, dtype=torch.long))
     except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
-        raise NotNative(f"it cannot be traced: {str(error).strip().splitlines()[0]}") from error
+        raise CompileError(f"it cannot be traced: {str(error).strip().splitlines()[0]}") from error
     module.graph.eliminate_dead_code()
     constants = {
         str(node.target): getattr(module, str(node.target))
         for node in module.graph.nodes
         if node.op == "get_attr"
     }
-    return Captured(module.graph, constants, tuple(attention.flavours))
+    return Captured(module.graph, constants, tuple(attention.layer_params))

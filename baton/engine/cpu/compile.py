@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 from baton.engine.cpu import operations, views  # noqa: F401  how operations are lowered
 from baton.engine.cpu.assemble import assemble
 from baton.engine.cpu.capture import capture
-from baton.engine.cpu.errors import NotNative
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.cpu.layout import lay_out
 from baton.engine.cpu.lower import lower
 from baton.engine.cpu.program import Program
+from baton.engine.errors import CompileError
 from baton.engine.selftest import self_test
 from baton.errors import ModelError
 from baton.kv.layout import KVLayout
@@ -26,13 +26,13 @@ def compile_model(
     layout: KVLayout,
     weights: torch.dtype,
 ) -> None:
-    """The model's program into `file`. NotNative if it cannot be one, or is not right."""
+    """The model's program into `file`. CompileError if it cannot be one, or is not right."""
     captured = capture(model)
     assemble(
         file,
         library,
         lay_out(lower(captured)),
-        captured.flavours,
+        captured.layer_params,
         layout,
         weights=weights,
         threads=torch.get_num_threads(),
@@ -41,4 +41,4 @@ def compile_model(
     try:
         self_test(NativeRunner(Program(library, file)), model, layout, weights=weights)
     except ModelError as error:
-        raise NotNative(str(error)) from error
+        raise CompileError(str(error)) from error

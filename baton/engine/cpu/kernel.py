@@ -10,54 +10,24 @@ from functools import cache
 
 import torch
 
-from baton.engine.attention import Flavour
+from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch
 from baton.engine.cpu.build import NoNative, build
+from baton.engine.cpu.structures import ATTENTION, CACHES, AttentionBatch, AttentionLayer, check_abi
+from baton.engine.errors import CompileError
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.engine.runner import PlanKernel
 
 log = logging.getLogger(__name__)
 
-CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-
-
-class BatchStruct(ctypes.Structure):
-    """AttentionBatch of attention.h."""
-
-    _fields_ = (
-        ("sequences", ctypes.c_long),
-        ("query_offsets", ctypes.c_void_p),
-        ("context_lengths", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("table_width", ctypes.c_long),
-        ("block_size", ctypes.c_long),
-        ("slots", ctypes.c_void_p),
-    )
-
-
-class LayerStruct(ctypes.Structure):
-    """AttentionLayer of attention.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("heads", ctypes.c_long),
-        ("kv_heads", ctypes.c_long),
-        ("key_dim", ctypes.c_long),
-        ("value_dim", ctypes.c_long),
-        ("scaling", ctypes.c_float),
-        ("window", ctypes.c_long),
-        ("softcap", ctypes.c_float),
-        ("sinks", ctypes.c_void_p),
-    )
+CACHE_TYPES = {torch.float32: CACHES["float32"], torch.bfloat16: CACHES["bfloat16"]}
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Built at the first call. Raises NoNative."""
-    found = build(["kernel.cpp"], "kernel")
+    """Built at the first call. Raises NoNative or CompileError."""
+    found = check_abi(build(["kernel.cpp"], "kernel"), ATTENTION)
     row = (ctypes.c_void_p, ctypes.c_long)  # a matrix of floats and its stride
     found.baton_attend.argtypes = (ctypes.c_void_p, ctypes.c_void_p, *row, *row, ctypes.c_int)
     found.baton_attend.restype = ctypes.c_int
@@ -71,31 +41,31 @@ def cpu_attention() -> PlanKernel:
     """NativeAttention where it can be built, else its slow sibling, and one line in the log."""
     try:
         library()
-    except NoNative as why:
+    except (NoNative, CompileError) as why:
         log.info("attention runs in plain torch, which is slower: %s", why)
         return GatherAttention
     return NativeAttention
 
 
-def describe_batch(batch: Batch, block_size: int) -> BatchStruct:
+def describe_batch(batch: Batch[torch.Tensor], block_size: int) -> AttentionBatch:
     """The batch for C++. It points into the batch's tensors, which must outlive it."""
-    return BatchStruct(
+    return AttentionBatch(
         sequences=len(batch.lengths),
         query_offsets=batch.query_offsets.data_ptr(),
         context_lengths=batch.context_lengths.data_ptr(),
         block_table=batch.block_table.data_ptr(),
-        table_width=batch.block_table.shape[1],
+        table_width=batch.table_width,
         block_size=block_size,
         slots=batch.slots.data_ptr(),
     )
 
 
 def describe_layer(
-    pool: Pool, layer: int, heads: int, flavour: Flavour, sinks: torch.Tensor | None
-) -> LayerStruct:
-    """One layer for C++. `sinks` are the flavour's, fp32 and contiguous, and must outlive it."""
+    pool: Pool, layer: int, heads: int, params: AttentionParams, sinks: torch.Tensor | None
+) -> AttentionLayer:
+    """One layer for C++. `sinks` are those of `params`, fp32 and contiguous, and must outlive it."""
     keys, values = pool.keys[layer], pool.values[layer]
-    return LayerStruct(
+    return AttentionLayer(
         type=CACHE_TYPES[keys.dtype],
         keys=keys.data_ptr(),
         values=values.data_ptr(),
@@ -103,9 +73,9 @@ def describe_layer(
         kv_heads=keys.shape[2],
         key_dim=keys.shape[3],
         value_dim=values.shape[3],
-        scaling=flavour.scaling,
-        window=flavour.window or 0,
-        softcap=flavour.softcap or 0.0,
+        scaling=params.scaling,
+        window=params.window or 0,
+        softcap=params.softcap or 0.0,
         sinks=None if sinks is None else sinks.data_ptr(),
     )
 
@@ -113,20 +83,22 @@ def describe_layer(
 class NativeAttention:
     """The kernel of one forward. Pools in half precision other than bf16 go to the slow sibling."""
 
-    def __init__(self, batch: Batch, block_size: int, threads: int | None = None) -> None:
+    def __init__(
+        self, batch: Batch[torch.Tensor], block_size: int, threads: int | None = None
+    ) -> None:
         self.batch = batch
         self.struct = describe_batch(batch, block_size)
         self.threads = threads or torch.get_num_threads()
         self.slow = GatherAttention(batch, block_size)
 
     def __call__(
-        self, query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour
+        self, query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
     ) -> torch.Tensor:
         if pool.device.type != "cpu" or pool.keys[layer].dtype not in CACHE_TYPES:
-            return self.slow(query, pool, layer, flavour)
+            return self.slow(query, pool, layer, params)
         rows = query.float().contiguous()  # [T, H, Dk]
-        sinks = None if flavour.sinks is None else flavour.sinks.detach().float().contiguous()
-        described = describe_layer(pool, layer, rows.shape[1], flavour, sinks)
+        sinks = None if params.sinks is None else params.sinks.detach().float().contiguous()
+        described = describe_layer(pool, layer, rows.shape[1], params, sinks)
         output = rows.new_empty(*rows.shape[:2], described.value_dim)  # [T, H, Dv]
         failed = library().baton_attend(
             ctypes.addressof(described),

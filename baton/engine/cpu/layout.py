@@ -1,4 +1,4 @@
-"""Laying a lowered forward out in memory: which values share space, which products are one.
+"""Plans the memory of a lowered forward: which values share space, which products are merged.
 
 Values live from the level that makes them to the last that uses them; those that never leave their
 level stay in a thread's scratch. Products of the same rows (query, key and value; gate and up)
@@ -39,7 +39,7 @@ Step = RowWork | Merged | Attend
 
 
 @dataclass(slots=True)
-class Laid:
+class MemoryPlan:
     """Steps in order; where each arena value begins (floats, per row of its space) and the sizes."""
 
     steps: list[Step] = field(default_factory=list)
@@ -49,27 +49,27 @@ class Laid:
     scratch_floats: int = 0
 
 
-def lay_out(lowered: Lowered) -> Laid:
+def lay_out(lowered: Lowered) -> MemoryPlan:
     """Steps and places of everything."""
-    laid = Laid()
+    plan = MemoryPlan()
     lowered.logits.base.kind = "logits"
     lowered.logits.base.last_use = len(lowered.levels)
     for level in lowered.levels:
-        laid.steps += _steps(level)
+        plan.steps += _steps(level)
     spans: dict[Space, list[tuple[Base, int, int]]] = {space: [] for space in Space}
-    for step in laid.steps:
+    for step in plan.steps:
         if isinstance(step, RowWork):
-            _place_scratch(step, laid)
+            _place_scratch(step, plan)
             made = dict.fromkeys(_root(micro.to) for micro in step.micros)
         else:
             made = dict.fromkeys([step.to.root()[0]])
         for base in made:
-            if base.kind == "arena" and base not in laid.scratch:
+            if base.kind == "arena" and base not in plan.scratch:
                 spans[base.space].append((base, base.level, base.last_use))
     for space, wanted in spans.items():
-        places, laid.floats[space] = pack_spans(wanted)
-        laid.starts |= places
-    return laid
+        places, plan.floats[space] = pack_spans(wanted)
+        plan.starts |= places
+    return plan
 
 
 def pack_spans(wanted: Iterable[tuple[Base, int, int]]) -> tuple[dict[Base, int], int]:
@@ -117,7 +117,7 @@ def _root(at: At) -> Base:
     return at.where.root()[0]
 
 
-def _place_scratch(work: RowWork, laid: Laid) -> None:
+def _place_scratch(work: RowWork, plan: MemoryPlan) -> None:
     """Values that only this step knows, by the operations that make and use them."""
     spans: dict[Base, tuple[int, int]] = {}
     for i, micro in enumerate(work.micros):
@@ -129,5 +129,5 @@ def _place_scratch(work: RowWork, laid: Laid) -> None:
                 first, _ = spans.get(base, (i, i))
                 spans[base] = (first, i)
     places, floats = pack_spans((base, *span) for base, span in spans.items())
-    laid.scratch |= places
-    laid.scratch_floats = max(laid.scratch_floats, floats)
+    plan.scratch |= places
+    plan.scratch_floats = max(plan.scratch_floats, floats)

@@ -1,11 +1,11 @@
 """Lowering: a captured graph to stages of row work, matrix products and attention.
 
 Each aten operation is one of: a view (free), row-local arithmetic (micro-operations of rows.h), a
-matrix product with a constant, attention. What is none of these is refused, and the model runs in
-torch. Nothing here touches memory: program.py lays it out.
+matrix product with a constant, attention. Anything else is refused, and the model runs in torch.
+Memory is planned later, in layout.py.
 
-All that comes after the last attention is computed for the rows that need logits alone, wherever the
-model's own code picks them out: no row's numbers hang on another's there.
+After the last attention only the rows that need logits are computed, wherever the model's own code
+selects them: rows are independent after this point.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from baton.engine.cpu.capture import PICKS, TOKENS, Captured
-from baton.engine.cpu.errors import NotNative
+from baton.engine.cpu.capture import LOGIT_ROWS, TOKENS, Captured
 from baton.engine.cpu.values import Base, Space, Value, dense, loops, split_rows
 from baton.engine.cpu.work import At, Constant, Level, Lowered, Micro
+from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
 Operand = Value | Constant
-MOST_ROUNDS = 256  # of an unrolled loop: more is not what row work is for
+MOST_ROUNDS = 256  # of an unrolled loop: beyond that, row work is slower than torch
 
 
 def lower(captured: Captured) -> Lowered:
-    """All stages of the forward. NotNative if an operation is none that row work knows."""
+    """All stages of the forward. CompileError if there is no lowering for an operation."""
     lowering = Lowering(captured)
     for node in captured.graph.nodes:
         lowering.take(node)
@@ -41,9 +41,9 @@ class Lowering:
         self.known: dict[Node, Any] = {}  # Value, Constant, number, or a list of them
         self.levels: list[Level] = []
         self.logits: Value | None = None
-        self.late = False  # the last attention is behind us
-        self._picked: dict[Value, Value] = {}
-        self._inputs = iter(("ids", "positions", "picks"))
+        self.late = False  # whether the last attention has been lowered
+        self._gathered: dict[Value, Value] = {}
+        self._inputs = iter(("ids", "positions", "logit_rows"))
 
     def take(self, node: Node) -> None:
         match node.op:
@@ -59,7 +59,7 @@ class Lowering:
                 self.known[node] = self._call(node)
 
     def _input(self, name: str) -> Value | str:
-        if name == "picks":
+        if name == "logit_rows":
             return name
         return Value(Base(Space.TOKENS, 1, 0, kind=name), 0, (1,), (0,), 1)
 
@@ -67,7 +67,7 @@ class Lowering:
         args = [self._look_up(each) for each in node.args]
         options = {name: self._look_up(each) for name, each in node.kwargs.items()}
         if node.target not in OPERATIONS and not _constant(args):
-            raise NotNative(f"it uses {node.target}")
+            raise CompileError(f"it uses {node.target}")
         if _constant(args):
             assert callable(node.target)
             with torch.no_grad():
@@ -82,14 +82,14 @@ class Lowering:
         return given
 
     def _now(self, known: Any) -> Any:
-        """As it is needed here: late, of the rows that need logits."""
+        """The value where this node needs it: after the last attention, of the logits rows alone."""
         if isinstance(known, list):
             return [self._now(each) for each in known]
-        if not self.late or not isinstance(known, Value) or known.base.space == Space.PICKS:
+        if not self.late or not isinstance(known, Value) or known.base.space == Space.LOGIT_ROWS:
             return known
-        if known not in self._picked:
-            self._picked[known] = self.picked(known)
-        return self._picked[known]
+        if known not in self._gathered:
+            self._gathered[known] = self.gathered(known)
+        return self._gathered[known]
 
     # ---- making values
 
@@ -99,7 +99,7 @@ class Lowering:
         return self.levels[number]
 
     def row_level(self, *inputs: Operand) -> int:
-        """The first even level at which all of these are there."""
+        """The first even level at which all of these are computed."""
         found = [each.base.level for each in inputs if isinstance(each, Value)]
         return max(level + level % 2 for level in found)
 
@@ -112,7 +112,7 @@ class Lowering:
     def fresh(self, node: Node, level: int) -> Value:
         """A new value of the node's shape."""
         space, axis, shape = split_rows(shape_of(node))
-        space = Space.PICKS if self.late else space
+        space = Space.LOGIT_ROWS if self.late else space
         size = 1
         for each in shape:
             size *= each
@@ -132,7 +132,7 @@ class Lowering:
         strides = [to.strides, *(each[1] for each in operands)]
         rounds, (outer, inner), steps = loops(to.shape, *strides)
         if len(rounds) > MOST_ROUNDS:
-            raise NotNative(f"a {code} over {to.shape} takes {len(rounds)} loops")
+            raise CompileError(f"a {code} over {to.shape} takes {len(rounds)} loops")
         for extra in rounds:
             at = At(to.base, to.offset + extra[0], *steps[0])
             from_ = [
@@ -159,7 +159,7 @@ class Lowering:
         return to
 
     def _moved(self, value: Value) -> Value:
-        """The same numbers side by side, at the beginning of a base of their own."""
+        """The same numbers, contiguous from the beginning of a base of their own."""
         if (
             value.contiguous
             and value.offset == 0
@@ -178,14 +178,14 @@ class Lowering:
         self.emit(level, "copy", to, (value, value.strides))
         return to
 
-    def picked(self, value: Value) -> Value:
-        """Of the rows that need logits. They lie in other threads' rows: a barrier goes first."""
+    def gathered(self, value: Value) -> Value:
+        """The value's logits rows. They may be among another thread's rows, so a barrier comes first."""
         value = self.together(value)
         level = value.base.level + 2 - value.base.level % 2
-        base = Base(Space.PICKS, value.size, level)
+        base = Base(Space.LOGIT_ROWS, value.size, level)
         to = Value(base, 0, value.shape, dense(value.shape), value.axis)
-        source = At(value.base, value.offset, 0, 1, picked=True)
-        self.level(level).rows[Space.PICKS].append(
+        source = At(value.base, value.offset, 0, 1, gathered=True)
+        self.level(level).rows[Space.LOGIT_ROWS].append(
             Micro("copy", 1, value.size, At(base, 0, 0, 1), source)
         )
         self.use(value, level)
@@ -193,19 +193,19 @@ class Lowering:
         return to
 
     def together(self, value: Value) -> Value:
-        """The same numbers side by side, wherever."""
+        """The same numbers, contiguous in some base."""
         return value if value.contiguous else self._moved(value)
 
 
 def _constant(args: Sequence[Any]) -> bool:
-    """No row has a part in it."""
+    """Whether no argument depends on the tokens."""
     flat = [each for arg in args for each in (arg if isinstance(arg, list) else [arg])]
     return not any(isinstance(each, (Value, str)) for each in flat)
 
 
 def _rowless(result: Any) -> Any:
-    if isinstance(result, torch.Tensor) and {TOKENS, PICKS} & set(result.shape):
-        raise NotNative("it counts the tokens of a forward")
+    if isinstance(result, torch.Tensor) and {TOKENS, LOGIT_ROWS} & set(result.shape):
+        raise CompileError("it counts the tokens of a forward")
     return result
 
 
@@ -224,7 +224,7 @@ def _broadcast(operand: Operand, to: Value, rank: int) -> tuple[int, ...]:
         shape, strides = operand.shape, operand.strides
         axis = operand.axis + rank - (len(shape) + 1)
         if axis != to.axis or operand.base.space != to.base.space:
-            raise NotNative("rows of one tensor meet other rows of another")
+            raise CompileError("rows of one tensor meet other rows of another")
         full = [*shape[: operand.axis], 1, *shape[operand.axis :]]
         steps = [*strides[: operand.axis], 0, *strides[operand.axis :]]
     else:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from baton.engine.cpu.errors import NotNative
 from baton.engine.cpu.lower import Lowering, Operand, operation
 from baton.engine.cpu.values import Base, Value, dense
 from baton.engine.cpu.work import At, Attend, Constant, Micro, Product
+from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
 
@@ -23,7 +23,7 @@ def cat(lowering: Lowering, node: Node, values: list[Operand], dim: int = 0) -> 
     rank = len(to.shape) + 1
     dim %= rank
     if dim == to.axis or not all(isinstance(each, Value) for each in values):
-        raise NotNative("it joins rows, or a row and a constant")
+        raise CompileError("it joins rows, or a row and a constant")
     index, start = dim - (dim > to.axis), 0
     for each in values:
         assert isinstance(each, Value)
@@ -113,7 +113,7 @@ def reduce(
     rank = len(value.shape) + 1
     wanted = sorted(dim % rank for dim in dims)
     if wanted != list(range(rank - len(wanted), rank)) or value.axis in wanted:
-        raise NotNative(f"it sums over dimensions {dims} of {rank}")
+        raise CompileError(f"it sums over dimensions {dims} of {rank}")
     value = lowering.together(value)
     inner = 1
     for size in value.shape[len(value.shape) - len(wanted) :]:
@@ -182,9 +182,11 @@ def embedding(lowering: Lowering, node: Node, table: Constant, ids: Value, *_: A
 @operation(aten.index.Tensor)
 def pick(lowering: Lowering, node: Node, value: Value, indices: list[Any]) -> Value:
     """The rows that need logits: late they are there already (lower.py)."""
-    if indices.index("picks") != value.axis or any(each not in (None, "picks") for each in indices):
-        raise NotNative("it picks out rows by something else than logits_to_keep")
-    return value if lowering.late else lowering.picked(value)
+    if indices.index("logit_rows") != value.axis or any(
+        each not in (None, "logit_rows") for each in indices
+    ):
+        raise CompileError("it picks out rows by something else than logits_to_keep")
+    return value if lowering.late else lowering.gathered(value)
 
 
 # ---- matrix products and attention
@@ -196,7 +198,7 @@ def product(
 ) -> Value:
     """rows [T, K] @ weight [K, N], where the weight is a constant."""
     if not isinstance(weight, torch.Tensor) or not isinstance(rows, Value):
-        raise NotNative("it multiplies what it computed with what it computed")
+        raise CompileError("it multiplies what it computed with what it computed")
     rows = lowering.together(rows)
     level = lowering.row_level(rows) + 1
     to = lowering.fresh(node, level)
@@ -209,7 +211,7 @@ def product(
 @operation(aten.addmm.default)
 def product_and_bias(lowering: Lowering, node: Node, bias: Any, rows: Value, weight: Any) -> Value:
     if not isinstance(bias, torch.Tensor):
-        raise NotNative("it adds something else than a bias to a product")
+        raise CompileError("it adds something else than a bias to a product")
     return product(lowering, node, rows, weight, bias)
 
 
@@ -225,7 +227,7 @@ def outer_product(lowering: Lowering, node: Node, a: Operand, b: Operand) -> Val
     """[1, m, 1] @ [1, 1, n], one of them of rows: how older code makes its rotary angles."""
     shapes = [tuple(each.meta["val"].shape) for each in node.args]  # type: ignore[union-attr]
     if shapes[0][2] != 1:
-        raise NotNative("it multiplies what it computed with what it computed")
+        raise CompileError("it multiplies what it computed with what it computed")
     return lowering.element(node, "mul", a, b)
 
 
@@ -235,13 +237,13 @@ def attend(
 ) -> Value:
     query, key, value = (lowering.together(each) for each in (query, key, value))
     if any(part.axis != 2 or part.shape[0] != 1 for part in (query, key, value)):
-        raise NotNative("attention's rows are not where they should be")
+        raise CompileError("attention's rows are not where they should be")
     level = lowering.row_level(query, key, value) + 1
     to = lowering.fresh(node, level)
     lowering.level(level).attends.append(Attend(layer, query, key, value, to.base))
     for part in (query, key, value, to):
         lowering.use(part, level)
-    lowering.late = layer == len(lowering.captured.flavours) - 1
+    lowering.late = layer == len(lowering.captured.layer_params) - 1
     return to
 
 

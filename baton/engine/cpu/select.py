@@ -1,5 +1,5 @@
-"""How a model runs on a CPU: as a compiled program, found in the store or made and proved now. Where
-that cannot be it runs in torch, with native attention and packed linears as far as they are to be had.
+"""How a model runs on a CPU: as a compiled program, found in the store, or compiled and tested now.
+Otherwise it runs in torch, with native attention and packed linears where those are available.
 """
 
 import ctypes
@@ -12,11 +12,11 @@ import torch
 
 from baton.engine.cpu import store
 from baton.engine.cpu.build import NoNative, build
-from baton.engine.cpu.errors import NotNative
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.cpu.program import Program, declare
 from baton.engine.cpu.structures import SCALED, WEIGHTS
 from baton.engine.device import dtype_name
+from baton.engine.errors import CompileError
 from baton.engine.runner import Forward
 from baton.errors import InputError
 from baton.kv.layout import KVLayout, LayerShape
@@ -38,13 +38,15 @@ def on_cpu(
         return compiled(
             files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size
         )
-    except NotNative as error:
+    except CompileError as error:
         if weights in SCALED:
             raise InputError(
                 f"{files.name} cannot have int8 weights: {error}; use another dtype"
             ) from error
         why = str(error).splitlines()[0]
-        logger.info("%s is not compiled and runs in torch: %s", files.name, error)  # told by `how`
+        logger.info(
+            "%s is not compiled and runs in torch: %s", files.name, error
+        )  # `backend` reports it
     from baton.engine.cpu.kernel import cpu_attention
     from baton.engine.cpu.packed import pack_linears
     from baton.engine.plain import in_torch
@@ -52,7 +54,7 @@ def on_cpu(
     model = load()
     runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
     pack_linears(model)
-    runner.how = f"in torch, not compiled: {why}"
+    runner.backend = f"in torch, not compiled: {why}"
     return runner, layout
 
 
@@ -64,14 +66,14 @@ def compiled(
     cache_dtype: torch.dtype,
     block_size: int,
 ) -> tuple[NativeRunner, KVLayout]:
-    """As on_cpu. NotNative where there is no compiler, or the model is not one that can be."""
+    """As on_cpu. CompileError where there is no compiler, or the model cannot be compiled."""
     if weights not in WEIGHTS:
-        raise NotNative(f"there are no products in {dtype_name(weights)}")
+        raise CompileError(f"there are no products in {dtype_name(weights)}")
     dtype = dtype_name(cache_dtype)
 
     def make(file: BinaryIO) -> None:
         with ThreadPoolExecutor(1) as beside:
-            library = beside.submit(_library)  # the compiler works while the model is loaded
+            library = beside.submit(_library)  # compiles while the model is loaded
             model = load()
             from baton.engine.cpu.compile import compile_model  # transformers is there by now
             from baton.engine.probe import discover_layout
@@ -85,8 +87,10 @@ def compiled(
         with store.opened(key, make, store.about_bytes(files)) as file:
             try:
                 program = Program(_library(), file)
-            except ValueError as error:  # cut short after it was written: not by us
-                logger.warning("the compiled %s is damaged and made anew: %s", files.name, error)
+            except ValueError as error:  # damaged after it was written
+                logger.warning(
+                    "the compiled %s is damaged and is compiled again: %s", files.name, error
+                )
                 store.forget(key)
     layers = tuple(LayerShape(*each) for each in program.info["layers"])
     return NativeRunner(program), KVLayout(layers, block_size, dtype)
@@ -96,4 +100,4 @@ def _library() -> ctypes.CDLL:
     try:
         return declare(build(("program.cpp",), "program"))
     except NoNative as error:
-        raise NotNative(str(error)) from error
+        raise CompileError(str(error)) from error

@@ -1,9 +1,13 @@
-"""What Python and native code hand to each other: the structures of rows.h, gemm.h, attention.h and
-program.cpp, field by field. Inside a program's file, every address is an offset from its beginning."""
+"""What Python and native code hand to each other: the structures and codes of native/program_file.h,
+rows.h, gemm_pack.h and attention_plan.h. `check_abi` compares all of them with a compiled library's.
+Inside a program's file, every address is an offset from its beginning."""
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+import ctypes
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 
 import torch
+
+from baton.engine.errors import CompileError
 
 CODES = (
     *("copy", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
@@ -12,12 +16,14 @@ CODES = (
     *("silu_mul", "gelu_mul", "gelu_tanh_mul"),
     *("layer_norm", "embed_f32", "embed_bf16"),
 )
-NONE, VALUE, PICKED, SCRATCH, CONSTANT = range(5)
+PLACES = ("none", "value", "gathered", "scratch", "constant")
+NONE, VALUE, GATHERED, SCRATCH, CONSTANT = range(5)
 STAGES = ("rows", "product", "write_kv", "attend")
 ROWS, PRODUCT, WRITE_KV, ATTEND = range(4)
-KINDS = {"tokens": 0, "picks": 1, "ids": 2, "positions": 3, "logits": 4}
+KINDS = ("tokens", "logit_rows", "ids", "positions", "logits")
+LOGITS = KINDS.index("logits")
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.qint8: 3}
-"""WeightType of gemm_word.h; qint8 stands for bytes that meet rows in bf16."""
+"""WeightType of gemm_word.h; qint8 stands for int8 weights that are multiplied by bf16 rows."""
 SCALED = (torch.int8, torch.qint8)  # bytes with a scale for each channel
 CACHES = {"float32": 0, "bfloat16": 1}
 
@@ -44,21 +50,21 @@ class Op(Structure):
     ]
 
 
-class Buffer(Structure):
+class BufferSpec(Structure):
     _fields_ = [("kind", c_int32), ("unused", c_int32), ("width", c_int64), ("offset", c_int64)]
 
 
-class Spot(Structure):
+class TensorRef(Structure):
     _fields_ = [("buffer", c_int64), ("offset", c_int64)]
 
 
 class Stage(Structure):
     _fields_ = [
         ("kind", c_int32),
-        ("of_picks", c_int32),
+        ("of_logit_rows", c_int32),
         ("first", c_int64),
         ("count", c_int64),
-        *((name, Spot) for name in ("a", "b", "to")),
+        *((name, TensorRef) for name in ("a", "b", "to")),
     ]
 
 
@@ -71,7 +77,11 @@ class Weight(Structure):
     ]
 
 
-class Layer(Structure):
+class Table(Structure):
+    _fields_ = [("data", c_void_p), ("bytes", c_int64)]
+
+
+class AttentionLayer(Structure):
     _fields_ = [
         ("type", c_int32),
         *((name, c_void_p) for name in ("keys", "values")),
@@ -84,20 +94,18 @@ class Layer(Structure):
 
 
 class Spec(Structure):
-    """The beginning of a program's file."""
+    """The head of a program's file."""
 
     _fields_ = [
         *((name, c_int64) for name in ("ops", "stages", "buffers", "weights", "layers", "tables")),
         *((name, c_int64) for name in ("op_count", "stage_count", "buffer_count", "weight_count")),
         *((name, c_int64) for name in ("layer_count", "table_count")),
-        *((name, c_int64) for name in ("token_floats", "pick_floats", "scratch_floats")),
-        *((name, c_int64) for name in ("info", "info_bytes", "file_bytes")),
+        *((name, c_int64) for name in ("token_floats", "logit_row_floats", "scratch_floats")),
+        *((name, c_int64) for name in ("info", "info_bytes", "file_bytes", "checksum")),
     ]
 
 
 class AttentionBatch(Structure):
-    """Of attention.h."""
-
     _fields_ = [
         ("sequences", c_int64),
         *((name, c_void_p) for name in ("query_offsets", "context_lengths", "block_table")),
@@ -107,13 +115,61 @@ class AttentionBatch(Structure):
     ]
 
 
-class Batch(Structure):
-    """Of program.cpp: one forward's tokens, and where its values go."""
+class ForwardArgs(Structure):
+    """The arguments of one forward: its tokens, and where its values go."""
 
     _fields_ = [
         ("tokens", c_int64),
-        ("picks", c_int64),
-        *((name, c_void_p) for name in ("ids", "positions", "pick_rows")),
+        ("logit_count", c_int64),
+        *((name, c_void_p) for name in ("ids", "positions", "logit_rows")),
         ("attention", AttentionBatch),
-        *((name, c_void_p) for name in ("keys", "values", "arena", "logits", "likeliest")),
+        *((name, c_void_p) for name in ("keys", "values", "arena", "logits", "argmax")),
     ]
+
+
+ARRAYS = {"op": Op, "stage": Stage, "buffer": BufferSpec, "weight": Weight, "layer": AttentionLayer,
+          "table": Table}  # fmt: skip
+"""The arrays of a program's file: X_count structures at offset Xs of its Spec."""
+
+ATTENTION = (AttentionBatch, AttentionLayer)
+PROGRAM = (*ATTENTION, Operand, Op, BufferSpec, TensorRef, Stage, Weight, Table, Spec, ForwardArgs)
+ENUMS: dict[str, tuple[str, ...]] = {
+    "OpCode": CODES,
+    "Place": PLACES,
+    "StageKind": STAGES,
+    "BufferKind": KINDS,
+    "WeightType": ("f32", "bf16", "i8", "w8"),
+}
+
+
+class _AbiEntry(Structure):
+    _fields_ = [("name", c_char_p), ("value", c_int64)]
+
+
+def abi_of(structures: tuple[type[Structure], ...]) -> dict[str, int]:
+    """Sizes, offsets and codes as declared above, by the names of native/abi.h."""
+    enums = {"CacheType": ("f32", "bf16")} | (ENUMS if structures is PROGRAM else {})
+    found = {f"{enum}.{name}": i for enum, names in enums.items() for i, name in enumerate(names)}
+    for each in structures:
+        found[each.__name__] = ctypes.sizeof(each)
+        for name, *_ in each._fields_:
+            found[f"{each.__name__}.{name}"] = getattr(each, name).offset
+    return found
+
+
+def check_abi(library: ctypes.CDLL, structures: tuple[type[Structure], ...]) -> ctypes.CDLL:
+    """The library, if it agrees with the declarations above about sizes, offsets and codes; else
+    CompileError with the first difference: a call would read or write the wrong memory."""
+    library.baton_abi.restype = POINTER(_AbiEntry)
+    entries, theirs, i = library.baton_abi(), {}, 0
+    while (name := entries[i].name) is not None:
+        theirs[name.decode()] = entries[i].value
+        i += 1
+    ours = abi_of(structures)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise CompileError(
+                f"native code and structures.py disagree on {name}: {theirs.get(name)} in native "
+                f"code, {ours.get(name)} in Python"
+            )
+    return library

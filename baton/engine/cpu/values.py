@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from math import prod
 
-from baton.engine.cpu.capture import PICKS, TOKENS
-from baton.engine.cpu.errors import NotNative
+from baton.engine.cpu.capture import LOGIT_ROWS, TOKENS
+from baton.engine.errors import CompileError
 
 
 class Space(IntEnum):
     """What the rows of a value are."""
 
     TOKENS = 0
-    PICKS = 1  # the rows that need logits
+    LOGIT_ROWS = 1  # the rows that need logits
 
 
 @dataclass(eq=False, slots=True)
@@ -77,11 +77,11 @@ def dense(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def split_rows(shape: tuple[int, ...]) -> tuple[Space, int, tuple[int, ...]]:
     """Which rows a traced tensor has, at which axis, and its shape without them."""
-    axes = [i for i, size in enumerate(shape) if size in (TOKENS, PICKS)]
+    axes = [i for i, size in enumerate(shape) if size in (TOKENS, LOGIT_ROWS)]
     if len(axes) != 1 or any(size > TOKENS and size % TOKENS == 0 for size in shape):
-        raise NotNative(f"tokens meet tokens outside attention: a tensor of {list(shape)}")
+        raise CompileError(f"tokens meet tokens outside attention: a tensor of {list(shape)}")
     axis = axes[0]
-    space = Space.TOKENS if shape[axis] == TOKENS else Space.PICKS
+    space = Space.TOKENS if shape[axis] == TOKENS else Space.LOGIT_ROWS
     return space, axis, shape[:axis] + shape[axis + 1 :]
 
 
@@ -91,7 +91,7 @@ def reshaped(
     """The same numbers in another shape; None if they would have to be moved first. `before` is
     what stood in front of the row axis, `axis` where it is now."""
     if prod(before) != prod(shape[:axis]):
-        raise NotNative("a reshape mixes the numbers of several tokens")
+        raise CompileError("a reshape mixes the numbers of several tokens")
     strides = _restride(value.shape, value.strides, shape)
     return None if strides is None else Value(value.base, value.offset, shape, strides, axis)
 

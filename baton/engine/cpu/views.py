@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from baton.engine.cpu.errors import NotNative
 from baton.engine.cpu.lower import Lowering, operation, shape_of
 from baton.engine.cpu.values import Value, reshaped, split_rows
+from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
 
@@ -22,7 +22,7 @@ def same(lowering: Lowering, node: Node, value: Value, **_: Any) -> Value:
     before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
     after = node.meta["val"].dtype
     if before.is_floating_point and not after.is_floating_point:
-        raise NotNative("it rounds to integers")
+        raise CompileError("it rounds to integers")
     return value
 
 
@@ -45,7 +45,7 @@ def expand(lowering: Lowering, node: Node, value: Value, *_: Any) -> Value:
     axis, shape = split_rows(shape_of(node))[1:]
     added = len(shape) - len(value.shape)
     if axis != value.axis + added:
-        raise NotNative("it repeats rows")
+        raise CompileError("it repeats rows")
     strides = (0,) * added + tuple(
         0 if had == 1 else step for had, step in zip(value.shape, value.strides, strict=True)
     )
@@ -84,7 +84,7 @@ def slice_(
     if dim == axis:
         if shape == value.shape and not start:
             return value
-        raise NotNative("it picks out rows by number")
+        raise CompileError("it picks out rows by number")
     index = dim - (dim > axis)
     size, stride = value.shape[index], value.strides[index]
     start = 0 if start is None else max(0, start + size) if start < 0 else min(start, size)
@@ -96,7 +96,7 @@ def slice_(
 def select(lowering: Lowering, node: Node, value: Value, dim: int, number: int) -> Value:
     dim %= len(value.shape) + 1
     if dim == value.axis:
-        raise NotNative("it picks out rows by number")
+        raise CompileError("it picks out rows by number")
     index = dim - (dim > value.axis)
     start = value.offset + (number % value.shape[index]) * value.strides[index]
     shape = value.shape[:index] + value.shape[index + 1 :]
@@ -110,7 +110,7 @@ def split(
 ) -> list[Value]:
     dim %= len(value.shape) + 1
     if dim == value.axis:
-        raise NotNative("it splits the rows")
+        raise CompileError("it splits the rows")
     index = dim - (dim > value.axis)
     total = value.shape[index]
     if isinstance(sizes, int):
@@ -128,5 +128,5 @@ def split(
 def getitem(lowering: Lowering, node: Node, values: list[Value | None], number: int) -> Value:
     found = values[number]
     if found is None:
-        raise NotNative(f"it uses result {number} of {node.args[0]}")
+        raise CompileError(f"it uses result {number} of {node.args[0]}")
     return found

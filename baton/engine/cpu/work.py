@@ -17,7 +17,7 @@ class At:
     offset: int
     outer_stride: int
     inner_stride: int
-    picked: bool = False
+    gathered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from typing import Any
 import flashinfer
 import torch
 
-from baton.engine.attention import Flavour, Kernel
+from baton.engine.attention import AttentionParams, Kernel
 from baton.engine.batch import Batch
-from baton.engine.cpu.errors import Unfit
 from baton.engine.cuda.graphs import MOST_BLOCKS
+from baton.engine.errors import Unsupported
 from baton.engine.pool import Pool
 from baton.kv.row import Row
 
@@ -40,13 +40,13 @@ class Kind:
     head_dim: int
     block_size: int
     dtype: torch.dtype
-    flavour: Flavour
+    params: AttentionParams
 
     def options(self) -> dict[str, Any]:
         """For `plan`. Its window does not count the query itself."""
-        window, softcap = self.flavour.window, self.flavour.softcap
+        window, softcap = self.params.window, self.params.softcap
         return {
-            "sm_scale": self.flavour.scaling,
+            "sm_scale": self.params.scaling,
             "window_left": -1 if window is None else window - 1,
             "logits_soft_cap": softcap,
             "q_data_type": self.dtype,
@@ -88,13 +88,15 @@ class FlashInferAttention:
             if count == len(rows) and kind.block_size == block_size:
                 self._plan_step(wrapper, kind)
 
-    def kernel(self, batch: Batch, block_size: int) -> Kernel:
+    def kernel(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
         """See StepAttention. A kind of layer that is new is planned when it first runs, which is
         while warming up."""
         count = len(batch.slots)
 
-        def attend(query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour) -> torch.Tensor:
-            kind = kind_of(query, pool, layer, flavour)
+        def attend(
+            query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
+        ) -> torch.Tensor:
+            kind = kind_of(query, pool, layer, params)
             wrapper = self._steps.get((count, kind))
             if wrapper is None:
                 wrapper = self._steps[count, kind] = self._new_step(count, kind)
@@ -103,12 +105,14 @@ class FlashInferAttention:
 
         return attend
 
-    def ragged(self, batch: Batch, block_size: int) -> Kernel:
+    def ragged(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
         """The kernel of one unrecorded forward: a PlanKernel (see runner.py)."""
         planned: dict[Kind, Any] = {}
 
-        def attend(query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour) -> torch.Tensor:
-            kind = kind_of(query, pool, layer, flavour)
+        def attend(
+            query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
+        ) -> torch.Tensor:
+            kind = kind_of(query, pool, layer, params)
             if kind not in planned:
                 planned[kind] = self._plan_ragged(kind, batch)
             return run(planned[kind], query, pool, layer)
@@ -136,7 +140,7 @@ class FlashInferAttention:
         shape = (kind.heads, kind.kv_heads, kind.head_dim, kind.block_size)
         wrapper.plan(*where, *shape, **kind.options())
 
-    def _plan_ragged(self, kind: Kind, batch: Batch) -> Any:
+    def _plan_ragged(self, kind: Kind, batch: Batch[torch.Tensor]) -> Any:
         wrapper = self._ragged.get(kind)
         if wrapper is None:
             wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
@@ -164,21 +168,21 @@ def pages(contexts: Sequence[int], blocks: torch.Tensor, block_size: int) -> Pag
     return Pages(offsets, blocks, (lengths - 1) % block_size + 1)
 
 
-def kind_of(query: torch.Tensor, pool: Pool, layer: int, flavour: Flavour) -> Kind:
-    """Of this layer. Unfit says why it cannot be."""
+def kind_of(query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams) -> Kind:
+    """Of this layer. Unsupported says why it cannot be."""
     kv_heads, head_dim = pool.keys[layer].shape[2:]
-    why = unfit(query.dtype, head_dim, pool.values[layer].shape[3], flavour)
+    why = unfit(query.dtype, head_dim, pool.values[layer].shape[3], params)
     if why:
-        raise Unfit(f"layer {layer} has {why}")
+        raise Unsupported(f"layer {layer} has {why}")
     size = pool.layout.block_size
-    return Kind(query.shape[1], kv_heads, head_dim, size, query.dtype, flavour)
+    return Kind(query.shape[1], kv_heads, head_dim, size, query.dtype, params)
 
 
-def unfit(dtype: torch.dtype, key_dim: int, value_dim: int, flavour: Flavour) -> str:
+def unfit(dtype: torch.dtype, key_dim: int, value_dim: int, params: AttentionParams) -> str:
     """What FlashInfer's general kernels do not do; empty if they do."""
     if dtype not in DTYPES:
         return f"keys in {dtype}"
-    if flavour.sinks is not None:
+    if params.sinks is not None:
         return "attention sinks"
     if key_dim != value_dim:
         return f"keys of {key_dim} and values of {value_dim} numbers"

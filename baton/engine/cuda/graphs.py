@@ -22,8 +22,8 @@ from typing import Protocol
 import torch
 
 from baton.engine.attention import AfterLayer, Kernel, PagedForward
-from baton.engine.batch import Batch, lay
-from baton.engine.cpu.errors import NotRecorded
+from baton.engine.batch import Batch, pack_lists
+from baton.engine.errors import NotRecorded
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner
 from baton.kv.row import Logits, Row
@@ -92,7 +92,7 @@ class StepAttention(Protocol):
     def begin(self, rows: Sequence[Row], block_size: int) -> None:
         """Before every step, on the host and never recorded: this is what it is about."""
 
-    def kernel(self, batch: Batch, block_size: int) -> Kernel:
+    def kernel(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
         """At the head of a forward, recorded with it. The batch says nothing to the host: its
         `starts` and `lengths` are empty."""
 
@@ -113,14 +113,16 @@ class Buffers:
             context_lengths=parts[3],
             block_table=parts[4].view(rows, width),
             logit_rows=counted[:rows],
+            table_width=width,
             starts=(),
             lengths=(),
         )
 
     def load(self, rows: Sequence[Row], block_size: int) -> None:
         """All of it in one transfer, so nothing of an earlier step is left."""
-        laid = lay(rows, block_size, self.width)
-        parts = (laid.ids, laid.positions, laid.slots, laid.contexts, laid.table)
+        batch = pack_lists(rows, block_size, self.width)
+        flat = [batch.input_ids, batch.position_ids, batch.slots, batch.context_lengths]
+        parts = [*flat, batch.block_table]
         numbers = array("q", [number for part in parts for number in part])
         self._numbers.copy_(torch.frombuffer(numbers, dtype=torch.int64))
 
@@ -133,7 +135,7 @@ class GraphRunner:
     ) -> None:
         self.plain = plain
         self.device = plain.device
-        self.how = plain.how
+        self.backend = plain.backend
         self.failure = ""  # why nothing more is recorded; what has been goes on
         self.replayed = 0  # steps that came from a recording
         self._attention = attention

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from baton.engine.cpu.errors import Unfit
 from baton.engine.cuda.fp8 import FP8, Product, in_fp8, quantize_linears
 from baton.engine.cuda.graphs import CudaGraphs, GraphRunner, Recorder
 from baton.engine.cuda.static import StaticAttention
+from baton.engine.errors import Unsupported
 from baton.engine.plain import in_torch
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward, Runner
@@ -24,7 +24,7 @@ from baton.kv.row import Logits, Row
 
 TRIAL_STEPS = ((0, 1, 2), (1,), (0, 1, 2), (2, 0))  # who is in each step: padded or not, or back
 REASONS = (
-    *(Unfit, ModelError, OutOfMemory, RuntimeError, ValueError, TypeError, AttributeError),
+    *(Unsupported, ModelError, OutOfMemory, RuntimeError, ValueError, TypeError, AttributeError),
     *(LookupError, ImportError, OSError, AssertionError),
 )
 """How a library that does not fit this card, this torch or this model may say so."""
@@ -54,7 +54,7 @@ def with_flashinfer(plain: Runner, make_recorder: Callable[[], Recorder]) -> Gra
 
     attention = FlashInferAttention(plain.device)
     runner = Runner(plain.model, attention.ragged)
-    runner.how = f"{plain.how}, FlashInfer {VERSION}"
+    runner.backend = f"{plain.backend}, FlashInfer {VERSION}"
     return GraphRunner(runner, attention, make_recorder)
 
 
@@ -66,7 +66,7 @@ def with_fp8(plain: Runner, layout: KVLayout, product: Product) -> None:
             f"{type(plain.model).__name__} has no linears that fp8 weights fit: use another dtype"
         )
     compare(type(plain.model).__name__, "fp8", trial(plain, layout), before, FP8)
-    plain.how = f"{plain.how}, fp8 weights"
+    plain.backend = f"{plain.backend}, fp8 weights"
 
 
 def fastest(plain: Runner, layout: KVLayout, ways: Sequence[Way]) -> Forward:
@@ -86,9 +86,9 @@ def fastest(plain: Runner, layout: KVLayout, ways: Sequence[Way]) -> Forward:
             passed_over.append(f"not with graphs and {name} attention: {why}")
             continue
         runner.forget()
-        runner.how = "; ".join([f"{runner.plain.how}, CUDA graphs", *passed_over])
+        runner.backend = "; ".join([f"{runner.plain.backend}, CUDA graphs", *passed_over])
         return runner
-    plain.how = "; ".join([plain.how, *passed_over])
+    plain.backend = "; ".join([plain.backend, *passed_over])
     return plain
 
 

@@ -29,12 +29,12 @@ class StaticAttention:
     def begin(self, rows: Sequence[Row], block_size: int) -> None:
         """Nothing: what it needs is in the batch's memory."""
 
-    def kernel(self, batch: Batch, block_size: int) -> Kernel:
+    def kernel(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
         """See StepAttention."""
         return GatherAttention(batch, block_size, static_groups)
 
 
-def static_groups(batch: Batch, block_size: int, window: int | None) -> list[Group]:
+def static_groups(batch: Batch[torch.Tensor], block_size: int, window: int | None) -> list[Group]:
     """All rows, a bounded number of keys at a time. A place without a key (behind a sequence's end,
     or in a table's padding) reads the first one again and is masked: what nobody wrote might not
     be a number."""

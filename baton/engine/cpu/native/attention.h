@@ -1,8 +1,8 @@
 // Paged attention on CPUs: a ragged batch of queries over keys and values in blocks of a pool.
 //
-// A tile is some queries of one sequence, for some of its kv heads. It meets its keys in stretches
-// of 64 positions counted from the sequence's first token, so that what a query gets, to the bit, is
-// the same alone, in a chunk of any size, beside any neighbours and on any number of threads.
+// A tile is some queries of one sequence, for some of its kv heads. It processes its keys in key
+// blocks of 64 positions, counted from the sequence's first token. So a query's output is the same, bit for
+// bit, alone, in a chunk of any size, beside any neighbours and on any number of threads.
 #pragma once
 
 #include "attention_run.h"
@@ -15,22 +15,22 @@ inline size_t attention_scratch_bytes(const AttentionLayer& layer) {
     return AttentionScratch(layer).place(layer, nullptr);
 }
 
-// Tasks of so many threads: shares of about equal work, more than there are threads, so that all get
-// done together.
-inline void prepare_attention(Tasks& shares, int threads) {
-    shares.prepare(threads == 1 ? 1 : 4 * threads, threads);
+// Divides a layer's attention into tasks of about equal work, more than there are threads, so that all
+// threads finish together.
+inline void prepare_attention(Tasks& tasks, int threads) {
+    tasks.prepare(threads == 1 ? 1 : 4 * threads, threads);
 }
 
-// Every query of the batch attends to its keys, as far as this thread gets with the `shares`;
-// write_kv and a barrier came before. q [T, heads * key_dim], out [T, heads * value_dim], strides in
+// Runs attention tasks until none is left; together the threads compute every query of the batch.
+// write_kv and a barrier come before it. q [T, heads * key_dim], out [T, heads * value_dim], strides in
 // floats.
 inline void attend(const AttentionLayer& layer, const AttentionBatch& batch, const float* q,
-                   long q_stride, float* out, long out_stride, void* memory, Tasks& shares,
+                   long q_stride, float* out, long out_stride, void* memory, Tasks& tasks,
                    const Worker& worker) {
     AttentionScratch scratch(layer);
     scratch.place(layer, memory);
-    for (long share; (share = shares.take(worker)) >= 0;) {
-        Tiles tiles(layer, batch, {int(share), int(shares.total())});
+    for (long task; (task = tasks.take(worker)) >= 0;) {
+        Tiles tiles(layer, batch, {int(task), int(tasks.total())});
         Tile now, after;
         for (bool more = tiles.next(now); more; now = after) {
             more = tiles.next(after);

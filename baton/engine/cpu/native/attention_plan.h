@@ -1,4 +1,4 @@
-// What attention works on: the batch and the layer, cut into tiles and their keys into stretches.
+// What attention works on: the batch and the layer, cut into tiles of queries and blocks of keys.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace baton {
 
-struct AttentionBatch {            // as baton.engine.batch.Batch
+struct AttentionBatch {              // as baton.engine.batch.Batch
     long sequences;
     const int32_t* query_offsets;    // [B + 1]
     const int32_t* context_lengths;  // [B]: tokens of each sequence once these are in
@@ -110,15 +110,15 @@ class Tiles {
     Tile at;
 };
 
-// Positions base + [begin, end) of a sequence, and where they are in the pool.
-struct Stretch {
+// A key block: positions base + [begin, end) of a sequence, and their slots in the pool.
+struct KeyBlock {
     long base = 0;
     int begin = 0, end = 0;
-    int64_t slots[STRETCH];
+    int64_t slots[KEY_BLOCK];
 
-    Stretch() = default;
+    KeyBlock() = default;
 
-    Stretch(const AttentionBatch& batch, long sequence, long base, const Range& keys)
+    KeyBlock(const AttentionBatch& batch, long sequence, long base, const Range& keys)
         : base(base), begin(within(keys.begin)), end(within(keys.end)) {
         const int32_t* table = batch.block_table + sequence * batch.table_width;
         long block = (base + begin) / batch.block_size, place = (base + begin) % batch.block_size;
@@ -128,7 +128,7 @@ struct Stretch {
         }
     }
 
-    int within(long position) const { return int(std::clamp(position - base, 0L, long(STRETCH))); }
+    int within(long position) const { return int(std::clamp(position - base, 0L, long(KEY_BLOCK))); }
 };
 
 }  // namespace baton

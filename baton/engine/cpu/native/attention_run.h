@@ -1,4 +1,4 @@
-// One tile meets its keys, stretch by stretch.
+// Runs one tile of queries over its keys, one key block after another.
 #pragma once
 
 #include "attention_plan.h"
@@ -6,7 +6,7 @@
 
 namespace baton {
 
-// Where one thread keeps what it works on.
+// One thread's working memory.
 struct AttentionScratch {
     long rows, width;  // width: value_dim rounded up to LANES
     float *keys, *values, *scores, *queries, *outputs, *weights, *largest;
@@ -24,9 +24,9 @@ struct AttentionScratch {
             part = reinterpret_cast<T*>(at);
             at += (count * sizeof(T) + 63) / 64 * 64;
         };
-        take(keys, layer.key_dim * STRETCH);
-        take(values, STRETCH * width);
-        take(scores, rows * STRETCH);
+        take(keys, layer.key_dim * KEY_BLOCK);
+        take(values, KEY_BLOCK * width);
+        take(scores, rows * KEY_BLOCK);
         take(queries, rows * layer.key_dim);
         take(outputs, rows * width);
         take(weights, rows * LANES);
@@ -48,16 +48,16 @@ class TileRun {
     void run(const Tile* after, const float* q, long q_stride, float* out, long out_stride) {
         begin(q, q_stride);
         Range keys = seen(layer, batch, tile);
-        now = Stretch(batch, tile.sequence, keys.begin / STRETCH * STRETCH, keys);
+        now = KeyBlock(batch, tile.sequence, keys.begin / KEY_BLOCK * KEY_BLOCK, keys);
         for (bool last = false; !last; now = next) {
-            last = now.base + STRETCH >= keys.end;
+            last = now.base + KEY_BLOCK >= keys.end;
             coming = last ? after : &tile;
             if (coming != nullptr) {
                 Range its = seen(layer, batch, *coming);
-                long base = last ? its.begin / STRETCH * STRETCH : now.base + STRETCH;
-                next = Stretch(batch, coming->sequence, base, its);
+                long base = last ? its.begin / KEY_BLOCK * KEY_BLOCK : now.base + KEY_BLOCK;
+                next = KeyBlock(batch, coming->sequence, base, its);
             }
-            meet();
+            process_block();
         }
         finish_all(out, out_stride);
     }
@@ -100,13 +100,13 @@ class TileRun {
     }
 
     // Memory is read about in its own order: the keys of all heads, then their values.
-    void meet() {
-        first_row = 0, end_row = rows;  // of each head; queries that see something of the stretch
+    void process_block() {
+        first_row = 0, end_row = rows;  // of each head; queries that see a key of this block
         while (scratch.ends[first_row] <= now.base) first_row++;
-        while (scratch.begins[end_row - 1] >= now.base + STRETCH) end_row--;
+        while (scratch.begins[end_row - 1] >= now.base + KEY_BLOCK) end_row--;
         for (long h = 0; h < tile.heads; h++) {
             CacheRows<T> keys = keys_of(now, tile.head + h);
-            announce(keys, h + 1 < tile.heads ? keys_of(now, tile.head + h + 1)
+            prefetch_next(keys, h + 1 < tile.heads ? keys_of(now, tile.head + h + 1)
                                               : values_of(now, tile.head));
             if (rows <= FEW_ROWS) {
                 with_rows(int(rows), [&](auto count) {
@@ -119,13 +119,13 @@ class TileRun {
         }
         for (long h = 0; h < tile.heads; h++)
             for (long row = first_row; row < end_row; row++)
-                weigh(scores(h, row), now.within(scratch.begins[row]),
+                softmax_update(scores(h, row), now.within(scratch.begins[row]),
                       now.within(scratch.ends[row]), layer.softcap, state(h * rows + row),
                       int(scratch.width / LANES));
         for (long h = 0; h < tile.heads; h++) {
             CacheRows<T> values = values_of(now, tile.head + h);
-            if (h + 1 < tile.heads) announce(values, values_of(now, tile.head + h + 1));
-            else if (coming != nullptr) announce(values, keys_of(next, coming->head));
+            if (h + 1 < tile.heads) prefetch_next(values, values_of(now, tile.head + h + 1));
+            else if (coming != nullptr) prefetch_next(values, keys_of(next, coming->head));
             if (rows <= FEW_ROWS && layer.value_dim == scratch.width) {
                 add_values(h, values);
             } else {
@@ -135,24 +135,25 @@ class TileRun {
         }
     }
 
-    // The stretch's rows of one kv head; nothing better known, they themselves come next.
-    CacheRows<T> rows_of(const Stretch& stretch, const void* pool, long dim, long head) const {
+    // The key block's rows of one kv head. Until prefetch_next() they name themselves as the next rows.
+    CacheRows<T> rows_of(const KeyBlock& keys, const void* pool, long dim, long head) const {
         const T* start = static_cast<const T*>(pool) + head * dim;
-        const int64_t* slots = stretch.slots + stretch.begin;
-        int count = stretch.end - stretch.begin;
+        const int64_t* slots = keys.slots + keys.begin;
+        int count = keys.end - keys.begin;
         long stride = layer.kv_heads * dim;
         return {start, slots, stride, dim, count, start, slots, stride, count};
     }
 
-    CacheRows<T> keys_of(const Stretch& stretch, long head) const {
-        return rows_of(stretch, layer.keys, layer.key_dim, head);
+    CacheRows<T> keys_of(const KeyBlock& block, long head) const {
+        return rows_of(block, layer.keys, layer.key_dim, head);
     }
 
-    CacheRows<T> values_of(const Stretch& stretch, long head) const {
-        return rows_of(stretch, layer.values, layer.value_dim, head);
+    CacheRows<T> values_of(const KeyBlock& block, long head) const {
+        return rows_of(block, layer.values, layer.value_dim, head);
     }
 
-    static void announce(CacheRows<T>& rows, const CacheRows<T>& coming) {
+    // Loads of `rows` prefetch `coming`.
+    static void prefetch_next(CacheRows<T>& rows, const CacheRows<T>& coming) {
         rows.next_pool = coming.pool;
         rows.next_slots = coming.slots;
         rows.next_stride = coming.stride;
@@ -163,7 +164,7 @@ class TileRun {
         return scratch.queries + (h * rows + row) * layer.key_dim;
     }
 
-    float* scores(long h, long row) const { return scratch.scores + (h * rows + row) * STRETCH; }
+    float* scores(long h, long row) const { return scratch.scores + (h * rows + row) * KEY_BLOCK; }
 
     float* outputs(long h, long row) const {
         return scratch.outputs + (h * rows + row) * scratch.width;
@@ -171,7 +172,7 @@ class TileRun {
 
     // Blocks of rows of one head, none much smaller than the others.
     template <typename Visit>
-    void each_block(Visit&& visit) const {
+    void each_row_block(Visit&& visit) const {
         for (long row = first_row, count; row < end_row; row += count) {
             long blocks = (end_row - row + BLOCK_ROWS - 1) / BLOCK_ROWS;
             count = (end_row - row + blocks - 1) / blocks;
@@ -179,15 +180,15 @@ class TileRun {
         }
     }
 
-    // Scores of the stretch, whose keys are staged.
+    // Scores of a key block whose keys are staged.
     void score(long h) const {
-        each_block([&](long row, int count) {
+        each_row_block([&](long row, int count) {
             int begin = now.within(scratch.begins[row]) / LANES * LANES;
             int end = now.within(scratch.ends[row + count - 1]);
-            Staged from{scratch.keys + begin, STRETCH};
+            Staged from{scratch.keys + begin, KEY_BLOCK};
             multiply(count,
                      Product<Staged>{queries(h, row), layer.key_dim, from, 0, scores(h, row) + begin,
-                                     STRETCH, layer.key_dim, true},
+                                     KEY_BLOCK, layer.key_dim, true},
                      (end - begin + LANES - 1) / LANES * LANES);
         });
     }
@@ -199,11 +200,11 @@ class TileRun {
         auto add = [&](long row, int count, int begin, int end) {
             if (begin >= end) return;
             multiply(count,
-                     Product<Factor>{scores(h, row) + begin, STRETCH, values, begin - now.begin,
+                     Product<Factor>{scores(h, row) + begin, KEY_BLOCK, values, begin - now.begin,
                                      outputs(h, row), scratch.width, end - begin, false},
                      scratch.width);
         };
-        each_block([&](long row, int count) {
+        each_row_block([&](long row, int count) {
             int all_begin = now.within(scratch.begins[row + count - 1]);
             int all_end = now.within(scratch.ends[row]);
             for (long one = row; one < row + count; one++)
@@ -222,8 +223,8 @@ class TileRun {
     const Tile& tile;
     const AttentionScratch& scratch;
     const long group, rows;  // rows of one kv head
-    const Tile* coming = nullptr;  // whose stretch is the next
-    Stretch now, next;
+    const Tile* coming = nullptr;  // the tile of the next key block
+    KeyBlock now, next;
     long first_row = 0, end_row = 0;
 };
 

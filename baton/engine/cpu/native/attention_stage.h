@@ -1,5 +1,5 @@
-// Keys and values of a stretch, laid out for vectors: keys side by side (a dimension of LANES keys is
-// a vector), values below each other. Memory fetches what comes next meanwhile.
+// Keys and values of a key block, laid out for vectors: keys side by side (one dimension of LANES keys is
+// a vector), values below each other. The next rows are prefetched meanwhile.
 #pragma once
 
 #include <utility>
@@ -8,7 +8,7 @@
 
 namespace baton {
 
-constexpr int STRETCH = 64;  // positions; stretches begin at multiples of it
+constexpr int KEY_BLOCK = 64;  // positions; key blocks begin at multiples of it
 
 // By name: gcc drops calls of functions that do nothing but __builtin_prefetch.
 inline void prefetch(const void* address) {
@@ -19,8 +19,8 @@ inline void prefetch(const void* address) {
 #endif
 }
 
-// Rows `slots[0 .. count)` of a pool, and those that come after them. Each load asks for its like
-// among the coming rows, so that memory is busy while these are computed.
+// Rows `slots[0 .. count)` of a pool, and the rows that follow them. Each load prefetches the same place
+// of a following row, so that memory is busy during the arithmetic.
 template <typename T>
 struct CacheRows {
     const T* pool;
@@ -150,17 +150,17 @@ class KeyGroup {
     long dim;
 };
 
-// to[d][STRETCH] from column `first` on; the columns on both sides, up to multiples of LANES, get
-// some key too: nobody looks at their scores.
+// to[d][KEY_BLOCK] from column `first` on; the columns on both sides, up to multiples of LANES, get
+// some key too; their scores are not used.
 template <typename T>
 void stage_keys(const CacheRows<T>& keys, int first, float* to) {
     for (int column = first / LANES * LANES; column < first + keys.count; column += LANES)
         KeyGroup<T>(keys, column - first).each_dimension([&](long d, Vec dimension) {
-            store(to + d * STRETCH + column, dimension);
+            store(to + d * KEY_BLOCK + column, dimension);
         });
 }
 
-// The scores of few rows, without staging: scores[row][STRETCH] at the same columns.
+// The scores of few rows, without staging: scores[row][KEY_BLOCK] at the same columns.
 template <int ROWS, typename T>
 void score_keys(const CacheRows<T>& keys, int first, const float* queries, float* scores) {
     for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
@@ -168,7 +168,7 @@ void score_keys(const CacheRows<T>& keys, int first, const float* queries, float
         KeyGroup<T>(keys, column - first).each_dimension([&](long d, Vec dimension) {
             for (int r = 0; r < ROWS; r++) sums[r] += queries[r * keys.dim + d] * dimension;
         });
-        for (int r = 0; r < ROWS; r++) store(scores + r * STRETCH + column, sums[r]);
+        for (int r = 0; r < ROWS; r++) store(scores + r * KEY_BLOCK + column, sums[r]);
     }
 }
 

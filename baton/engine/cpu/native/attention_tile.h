@@ -1,4 +1,4 @@
-// The arithmetic of attention.h: rows (a query of one head each) meet a stretch of keys and values.
+// The arithmetic of attention.h: rows (a query of one head each) over a key block.
 // Every sum runs in one order, whatever other rows there are: a score over the dimensions of a key,
 // an output over the keys by position.
 #pragma once
@@ -97,17 +97,18 @@ inline Vec softcapped(Vec scores, float cap) {
     return cap * select(size < 0.625f, near, select(x < 0.0f, -far, far));
 }
 
-// What a row has come to: the largest score yet, the sum of the weights (in LANES parts) and of the
-// weighted values, both relative to that score.
+// A row's state of the online softmax: the largest score so far, and relative to it the sum of the weights
+// (in LANES parts) and of the weighted values.
 struct RowState {
     float* largest;
     float* weights;  // [LANES]
     float* output;   // [vectors * LANES]
 };
 
-// Scores of positions [begin, end) of a stretch become weights e^(score - largest), others are not
-// touched; the state is rescaled when the largest score grows. Never inlined: one code for all.
-__attribute__((noinline)) inline void weigh(float* scores, int begin, int end, float softcap,
+// Online softmax: scores of positions [begin, end) of a key block become weights e^(score - largest);
+// others stay as they are. The state is rescaled when the largest score grows. Never inlined, so that
+// every caller has the same rounding.
+__attribute__((noinline)) inline void softmax_update(float* scores, int begin, int end, float softcap,
                                             const RowState& row, int vectors) {
     const VecI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const Vec never = Vec{} - INFINITY;

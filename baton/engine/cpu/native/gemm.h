@@ -172,8 +172,8 @@ inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Ed
 inline long divided(long total, long parts) { return (total + parts - 1) / parts; }
 
 // The tasks of a product: each is one panel for a part of the rows. Many rows are divided so that the
-// threads get done together, few only where there are more threads than panels: each part reads its
-// panel anew, which costs about as much as three tiles.
+// threads finish together, few only where there are more threads than panels: each part reads its
+// panel again, which costs about as much as three tiles.
 class Parts {
    public:
     // See Tasks.
@@ -239,7 +239,7 @@ inline void multiply_parts(const Weight& weight, const Rows& rows, float* out, l
     });
 }
 
-// out [M, N] = rows [M, K] @ weight.T + bias, as far as this thread gets with the `parts`.
+// out [M, N] = rows [M, K] @ weight.T + bias, this thread's tasks of `parts`.
 // `rows` for f32, else `prepared` by prepare_rows().
 inline void multiply(const Weight& weight, const float* rows, long row_stride, const void* prepared,
                      long m, float* out, long out_stride, Parts& parts, const Worker& worker) {

@@ -1,6 +1,7 @@
 // Attention alone, for models that run in torch: kernel.py calls these through ctypes.
 #include <cstdlib>
 
+#include "abi.h"
 #include "attention.h"
 #include "pool.h"
 
@@ -14,6 +15,13 @@ baton::ThreadPool& pool() {
 
 }  // namespace
 
+// See abi.h.
+extern "C" const AbiEntry* baton_abi() {
+    using namespace baton;
+    static const AbiEntry table[] = {ABI_ATTENTION {nullptr, 0}};
+    return table;
+}
+
 // 0, or 1 where there is no memory for scratch.
 extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::AttentionBatch* batch,
                             const float* q, long q_stride, float* out, long out_stride,
@@ -21,14 +29,14 @@ extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::Att
     size_t bytes = (baton::attention_scratch_bytes(*layer) + 4095) / 4096 * 4096;
     char* scratch = static_cast<char*>(std::aligned_alloc(4096, bytes * threads));
     if (scratch == nullptr) return 1;
-    baton::Tasks shares;
-    baton::prepare_attention(shares, threads);
+    baton::Tasks tasks;
+    baton::prepare_attention(tasks, threads);
     baton::Barrier barrier;
     pool().run(threads, [&](const baton::Worker& worker) {
-        shares.begin(worker);
+        tasks.begin(worker);
         barrier.wait(worker.threads);
         baton::attend(*layer, *batch, q, q_stride, out, out_stride, scratch + worker.thread * bytes,
-                      shares, worker);
+                      tasks, worker);
     });
     std::free(scratch);
     return 0;

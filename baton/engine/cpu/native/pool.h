@@ -1,5 +1,5 @@
-// Threads that stay: run(threads, job) gives one job to every thread, the caller being thread 0.
-// A barrier lets them meet inside a job. Made after a fork, never before: threads do not survive it.
+// A persistent thread pool: run(threads, job) runs a job on every thread, the caller being thread 0. A barrier
+// synchronises them inside a job. Created after a fork, never before: threads do not survive it.
 #pragma once
 
 #ifdef __linux__
@@ -27,8 +27,8 @@ inline void pause() {
 #endif
 }
 
-// Wait for something another thread is about to do. Where there are more threads than cores that
-// thread may need this one's core, so it is offered after a while.
+// Spins until another thread has made the condition true. Yields after a while: with more threads than
+// cores the other thread may need this core.
 template <typename Condition>
 void spin_until(Condition&& met) {
     for (int turns = 0; !met(); turns++)
@@ -38,7 +38,7 @@ void spin_until(Condition&& met) {
             std::this_thread::yield();
 }
 
-// Nobody passes before all `threads` of one run have come; what each wrote before is seen by all.
+// Blocks each thread until all `threads` of a run have arrived. Writes before it are visible after it.
 class Barrier {
    public:
     void wait(int threads) {
@@ -104,7 +104,7 @@ class ThreadPool {
                 helper->thread = std::thread(&ThreadPool::work, this, helper.get(),
                                              int(helpers.size()) + 1);
             } catch (const std::system_error&) {
-                break;  // no more threads to be had: the results do not depend on their number
+                break;  // the system has no more threads; results do not depend on their number
             }
             helpers.push_back(std::move(helper));
         }
@@ -126,8 +126,8 @@ class ThreadPool {
 
     // The kernel may leave two threads that yield to each other on one core for long, and a product
     // then takes 3 times as long. So each helper has a core of those the caller may use, from the
-    // last on; the caller itself stays free. Not where there are fewer cores than threads. Each looks
-    // at every job, for whoever moves the process (run_on of baton/host.py) moves the helpers, too.
+    // last on; the caller itself stays free. Not where there are fewer cores than threads. Each checks
+    // at every job, because moving the process (run_on of baton/host.py) moves the helpers too.
 #ifdef __linux__
     typedef cpu_set_t Cores;
 

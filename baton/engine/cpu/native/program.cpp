@@ -1,60 +1,23 @@
-// A program: one forward of a model as a list of stages over packed weights and a paged KV pool,
-// run by a single call. Made by baton/engine/cpu/program.py, whose ctypes structures mirror these.
+// A program: one forward of a model as a list of stages over packed weights and a paged KV pool, run by a
+// single call. Made by baton/engine/cpu/assemble.py; its file is described in program_file.h.
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <vector>
 
+#include "abi.h"
+#include "argmax.h"
 #include "attention.h"
 #include "gemm.h"
-#include "likeliest.h"
 #include "pool.h"
-#include "rows.h"
+#include "program_check.h"
+#include "program_file.h"
 
 namespace baton {
 
-enum class StageKind : int32_t { rows, product, write_kv, attend };
-enum class BufferKind : int32_t { tokens, picks, ids, positions, logits };
-
-struct BufferSpec {
-    BufferKind kind;
-    int32_t unused;
-    int64_t width, offset;  // floats of a row; of the buffers before this one, per row
-};
-
-struct Spot {
-    int64_t buffer, offset;
-};
-
-struct Stage {
-    StageKind kind;
-    int32_t of_picks;      // the rows are those that need logits
-    int64_t first, count;  // rows: operations; product: weight; attend: layer
-    Spot a, b, to;         // product: rows, -, result; write_kv: key, value; attend: query, -, result
-};
-
-// The beginning of a program's file. What it points to, and what the weights, layers and tables
-// point to, is told by offsets from here; 0 is nowhere.
-struct Spec {
-    int64_t ops, stages, buffers, weights, layers, tables;
-    int64_t op_count, stage_count, buffer_count, weight_count, layer_count, table_count;
-    int64_t token_floats, pick_floats, scratch_floats;  // of the arena per row; per thread
-    int64_t info, info_bytes, file_bytes;
-};
-
-struct Batch {
-    int64_t tokens, picks;
-    const int64_t *ids, *positions, *pick_rows;
-    AttentionBatch attention;
-    void* const* keys;  // of each layer
-    void* const* values;
-    float* arena;
-    float* logits;
-    int64_t* likeliest;  // [picks], see likeliest.h; null: not wanted
-};
-
 // Memory that grows and never shrinks, aligned for vectors.
-class Room {
+class ScratchBuffer {
   public:
     char* of(size_t bytes) {
         if (bytes > size_) {
@@ -82,31 +45,35 @@ class Program {
           specs_(of<BufferSpec>(spec_.buffers, spec_.buffer_count)),
           weights_(of<Weight>(spec_.weights, spec_.weight_count)),
           layers_(of<AttentionLayer>(spec_.layers, spec_.layer_count)),
-          tables_(of<const float*>(spec_.tables, spec_.table_count)),
           buffers_(spec_.buffer_count),
-          parts_(spec_.weight_count),
-          shares_(spec_.layer_count) {
+          product_tasks_(spec_.weight_count),
+          attention_tasks_(spec_.layer_count) {
         for (Weight& weight : weights_) {
             placed(weight.panels);
             placed(weight.scales);
             placed(weight.bias);
         }
         for (AttentionLayer& layer : layers_) placed(layer.sinks);
-        for (const float*& table : tables_) placed(table);
+        for (const Table& table : of<Table>(spec_.tables, spec_.table_count)) {
+            tables_.push_back(static_cast<const float*>(table.data));
+            placed(tables_.back());
+        }
     }
 
-    // Stages first..last-1. 0, or 1 if memory is out.
-    int run(const Batch& batch, long first, long last, int threads, ThreadPool& pool) {
-        if (!place(batch, first, last, threads)) return 1;
+    // Stages first..last-1. 0, or 1 if there is no memory. One run at a time: where values lie is a member,
+    // and ctypes releases the interpreter's lock, so several threads may call this at once.
+    int run(const ForwardArgs& args, long first, long last, int threads, ThreadPool& pool) {
+        std::lock_guard<std::mutex> one_run(running_);
+        if (!place(args, first, last, threads)) return 1;
         Barrier barrier;
         pool.run(threads, [&](const Worker& worker) {
-            if (first == 0) take_in(batch, worker);
+            if (first == 0) read_inputs(args, worker);
             for (long i = first; i < last; i++) begin(stages_[i], worker);
             for (long i = first; i < last; i++) {
                 barrier.wait(worker.threads);
-                step(stages_[i], batch, worker, barrier);
+                step(stages_[i], args, worker, barrier);
             }
-            if (batch.likeliest) find_likeliest(batch, worker, barrier);
+            if (args.argmax) find_argmax(args, worker, barrier);
         });
         return 0;
     }
@@ -127,15 +94,15 @@ class Program {
         if (pointer) pointer = file_ + reinterpret_cast<intptr_t>(pointer);
     }
 
-    // Where everything lies, for so many rows.
-    bool place(const Batch& batch, long first, long last, int threads) {
-        float* picks = batch.arena + spec_.token_floats * batch.tokens;
+    // Where everything lies, for so many rows; false if there is no memory.
+    bool place(const ForwardArgs& args, long first, long last, int threads) {
+        float* logit_rows = args.arena + spec_.token_floats * args.tokens;
         for (long i = 0; i < spec_.buffer_count; i++) {
             const BufferSpec& spec = specs_[i];
-            bool of_picks = spec.kind == BufferKind::picks;
-            float* rows = of_picks ? picks + spec.offset * batch.picks
-                                   : batch.arena + spec.offset * batch.tokens;
-            buffers_[i] = {spec.kind == BufferKind::logits ? batch.logits : rows, spec.width};
+            bool of_logit_rows = spec.kind == BufferKind::logit_rows;
+            float* rows = of_logit_rows ? logit_rows + spec.offset * args.logit_count
+                                   : args.arena + spec.offset * args.tokens;
+            buffers_[i] = {spec.kind == BufferKind::logits ? args.logits : rows, spec.width};
             if (spec.kind == BufferKind::logits) logits_width_ = spec.width;
         }
         size_t prepared = 0, attending = 0;
@@ -143,52 +110,52 @@ class Program {
             const Stage& stage = stages_[i];
             if (stage.kind == StageKind::product) {
                 const Weight& weight = weights_[stage.first];
-                prepared = std::max(prepared, rows_bytes(weight.type, rows_of(stage, batch), weight.k));
-                parts_[stage.first].prepare(weight, rows_of(stage, batch), threads);
+                prepared = std::max(prepared, rows_bytes(weight.type, rows_of(stage, args), weight.k));
+                product_tasks_[stage.first].prepare(weight, rows_of(stage, args), threads);
             } else if (stage.kind == StageKind::attend) {
                 attending = std::max(attending, attention_scratch_bytes(layers_[stage.first]));
-                prepare_attention(shares_[stage.first], threads);
+                prepare_attention(attention_tasks_[stage.first], threads);
             }
         }
         attending_ = (attending + 63) / 64 * 64;
         own_ = (std::max<size_t>(attending_, spec_.scratch_floats * sizeof(float)) + 63) / 64 * 64;
-        prepared_ = prepared_room_.of(prepared + 64);
-        scratch_ = scratch_room_.of(own_ * threads + 64);
-        found_ = found_room_.of(Likeliest::bytes(batch.picks, threads) + 64);
-        return prepared_ && scratch_ && found_;
+        prepared_ = prepared_buffer_.of(prepared + 64);
+        scratch_ = scratch_buffer_.of(own_ * threads + 64);
+        argmax_ = argmax_buffer_.of(Argmax::bytes(args.logit_count, threads) + 64);
+        return prepared_ && scratch_ && argmax_;
     }
 
-    // What is shared out as the stage goes on; a barrier follows.
+    // Each thread takes its range of a stage's tasks; a barrier follows.
     void begin(const Stage& stage, const Worker& worker) {
-        if (stage.kind == StageKind::product) parts_[stage.first].begin(worker);
-        if (stage.kind == StageKind::attend) shares_[stage.first].begin(worker);
+        if (stage.kind == StageKind::product) product_tasks_[stage.first].begin(worker);
+        if (stage.kind == StageKind::attend) attention_tasks_[stage.first].begin(worker);
     }
 
-    static long rows_of(const Stage& stage, const Batch& batch) {
-        return stage.of_picks ? batch.picks : batch.tokens;
+    static long rows_of(const Stage& stage, const ForwardArgs& args) {
+        return stage.of_logit_rows ? args.logit_count : args.tokens;
     }
 
-    float* at(const Spot& spot) const { return buffers_[spot.buffer].rows + spot.offset; }
-    long stride(const Spot& spot) const { return buffers_[spot.buffer].width; }
+    float* at(const TensorRef& ref) const { return buffers_[ref.buffer].rows + ref.offset; }
+    long stride(const TensorRef& ref) const { return buffers_[ref.buffer].width; }
 
     // Ids and positions become values of their rows; as floats they are exact up to 2^24.
-    void take_in(const Batch& batch, const Worker& worker) const {
-        Range mine = share(batch.tokens, worker);
+    void read_inputs(const ForwardArgs& args, const Worker& worker) const {
+        Range mine = share(args.tokens, worker);
         for (long i = 0; i < spec_.buffer_count; i++) {
             BufferKind kind = specs_[i].kind;
             if (kind != BufferKind::ids && kind != BufferKind::positions) continue;
-            const int64_t* from = kind == BufferKind::ids ? batch.ids : batch.positions;
+            const int64_t* from = kind == BufferKind::ids ? args.ids : args.positions;
             for (long row = mine.begin; row < mine.end; row++)
                 buffers_[i].rows[row] = float(from[row]);
         }
     }
 
-    void step(const Stage& stage, const Batch& batch, const Worker& worker, Barrier& barrier) {
-        long rows = rows_of(stage, batch);
+    void step(const Stage& stage, const ForwardArgs& args, const Worker& worker, Barrier& barrier) {
+        long rows = rows_of(stage, args);
         char* own = scratch_ + own_ * worker.thread;
         switch (stage.kind) {
             case StageKind::rows: {
-                RowView view{buffers_.data(), tables_.data(), batch.pick_rows,
+                RowView view{buffers_.data(), tables_.data(), args.logit_rows,
                           reinterpret_cast<float*>(own)};
                 return run_rows(ops_.data() + stage.first, stage.count, view, share(rows, worker));
             }
@@ -200,29 +167,29 @@ class Program {
                     barrier.wait(worker.threads);
                 }
                 return multiply(weight, at(stage.a), stride(stage.a), prepared_, rows, at(stage.to),
-                                stride(stage.to), parts_[stage.first], worker);
+                                stride(stage.to), product_tasks_[stage.first], worker);
             }
             case StageKind::write_kv:
-                return write_kv(layer_of(stage, batch), batch.attention, at(stage.a),
+                return write_kv(layer_of(stage, args), args.attention, at(stage.a),
                                 stride(stage.a), at(stage.b), stride(stage.b), worker);
             case StageKind::attend:
-                return attend(layer_of(stage, batch), batch.attention, at(stage.a), stride(stage.a),
-                              at(stage.to), stride(stage.to), own, shares_[stage.first], worker);
+                return attend(layer_of(stage, args), args.attention, at(stage.a), stride(stage.a),
+                              at(stage.to), stride(stage.to), own, attention_tasks_[stage.first], worker);
         }
     }
 
-    void find_likeliest(const Batch& batch, const Worker& worker, Barrier& barrier) const {
-        Likeliest rows(batch.logits, batch.picks, logits_width_, logits_width_, found_);
+    void find_argmax(const ForwardArgs& args, const Worker& worker, Barrier& barrier) const {
+        Argmax rows(args.logits, args.logit_count, logits_width_, logits_width_, argmax_);
         barrier.wait(worker.threads);
-        rows.look(worker);
+        rows.scan(worker);
         barrier.wait(worker.threads);
-        rows.settle(batch.likeliest, worker);
+        rows.reduce(args.argmax, worker);
     }
 
-    AttentionLayer layer_of(const Stage& stage, const Batch& batch) const {
+    AttentionLayer layer_of(const Stage& stage, const ForwardArgs& args) const {
         AttentionLayer layer = layers_[stage.first];
-        layer.keys = batch.keys[stage.first];
-        layer.values = batch.values[stage.first];
+        layer.keys = args.keys[stage.first];
+        layer.values = args.values[stage.first];
         return layer;
     }
 
@@ -234,11 +201,12 @@ class Program {
     std::vector<Weight> weights_;
     std::vector<AttentionLayer> layers_;
     std::vector<const float*> tables_;
-    std::vector<Buffer> buffers_;  // of the run under way
-    std::vector<Parts> parts_;     // of each product
-    std::vector<Tasks> shares_;    // of each layer's attention
-    Room prepared_room_, scratch_room_, found_room_;
-    char *prepared_ = nullptr, *scratch_ = nullptr, *found_ = nullptr;
+    std::mutex running_;
+    std::vector<Buffer> buffers_;  // of the current run
+    std::vector<Parts> product_tasks_;    // of each product
+    std::vector<Tasks> attention_tasks_;  // of each layer
+    ScratchBuffer prepared_buffer_, scratch_buffer_, argmax_buffer_;
+    char *prepared_ = nullptr, *scratch_ = nullptr, *argmax_ = nullptr;
     size_t own_ = 0, attending_ = 0;
     long logits_width_ = 0;
 };
@@ -254,14 +222,25 @@ using namespace baton;
 
 extern "C" {
 
+// See abi.h.
+const AbiEntry* baton_abi() {
+    static const AbiEntry table[] = {ABI_ATTENTION ABI_PROGRAM {nullptr, 0}};
+    return table;
+}
+
+// What is wrong with a program's file (see program_check.h), or null. To be asked before baton_program_new.
+const char* baton_program_fault(const char* file, int64_t bytes) {
+    return ProgramCheck(file, bytes).fault();
+}
+
 // The file's memory is the caller's and must outlive the program.
 void* baton_program_new(const char* file) { return new Program(file); }
 
 void baton_program_free(void* program) { delete static_cast<Program*>(program); }
 
-int baton_program_run(void* program, const Batch* batch, int64_t first, int64_t last,
+int baton_program_run(void* program, const ForwardArgs* args, int64_t first, int64_t last,
                       int32_t threads) {
-    return static_cast<Program*>(program)->run(*batch, first, last, threads, threads_of_process());
+    return static_cast<Program*>(program)->run(*args, first, last, threads, threads_of_process());
 }
 
 int64_t baton_packed_bytes(int32_t type, int64_t n, int64_t k) {

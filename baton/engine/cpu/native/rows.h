@@ -8,20 +8,27 @@
 
 namespace baton {
 
-enum class OpCode : int32_t {
-    copy, neg, abs, exp, log, sqrt, rsqrt, reciprocal, tanh, sigmoid, silu, gelu, gelu_tanh, relu,
-    cos, sin, square, cube, pow, add_to, times, clamp,  // one operand, and perhaps numbers
-    add, sub, mul, div, max, min,                       // two operands; add: a + x * b
-    sum, mean, largest,                                 // over the inner dimension
-    silu_mul, gelu_mul, gelu_tanh_mul,                  // of a, times b
-    layer_norm,                                         // over the inner dimension, b: weight, c: bias
-    embed_f32, embed_bf16,                              // row number a of the table b
-};
+// X(name) for each operation of row work; structures.py numbers the same names (see abi.h).
+// clang-format off
+#define OP_CODES(X) \
+    X(copy) X(neg) X(abs) X(exp) X(log) X(sqrt) X(rsqrt) X(reciprocal) X(tanh) X(sigmoid) X(silu) X(gelu) \
+    X(gelu_tanh) X(relu) X(cos) X(sin) X(square) X(cube) X(pow) X(add_to) X(times) \
+    X(clamp)                                      /* one operand, and perhaps numbers */ \
+    X(add) X(sub) X(mul) X(div) X(max) X(min)     /* two operands; add: a + x * b */ \
+    X(sum) X(mean) X(largest)                     /* over the inner dimension */ \
+    X(silu_mul) X(gelu_mul) X(gelu_tanh_mul)      /* of a, times b */ \
+    X(layer_norm)                                 /* over the inner dimension; b: weight, c: bias */ \
+    X(embed_f32) X(embed_bf16)                    /* row number a of the table b */
+// clang-format on
+
+#define OP_CODE_NAME(name) name,
+enum class OpCode : int32_t { OP_CODES(OP_CODE_NAME) };
+#undef OP_CODE_NAME
 
 enum class Place : int32_t {
     none,
     value,    // a value of this row, in the arena
-    picked,   // as value, but of the row that this logits row stands for
+    gathered,   // as value, but of the row that this logits row stands for
     scratch,  // this thread's, good until the row is done
     constant  // the same for every row: in a table
 };
@@ -50,7 +57,7 @@ struct Buffer {
 struct RowView {
     const Buffer* buffers;
     const float* const* tables;
-    const int64_t* picks;  // which row each logits row stands for
+    const int64_t* logit_rows;  // which row each logits row stands for
     float* scratch;        // this thread's
 };
 
@@ -58,7 +65,7 @@ inline const float* address(const Operand& at, const RowView& rows, long row) {
     const Buffer& buffer = rows.buffers[at.buffer];
     switch (at.place) {
         case Place::value: return buffer.rows + row * buffer.width + at.offset;
-        case Place::picked: return buffer.rows + rows.picks[row] * buffer.width + at.offset;
+        case Place::gathered: return buffer.rows + rows.logit_rows[row] * buffer.width + at.offset;
         case Place::scratch: return rows.scratch + at.offset;
         case Place::constant: return rows.tables[at.buffer] + at.offset;
         default: return nullptr;

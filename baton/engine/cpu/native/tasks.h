@@ -1,7 +1,6 @@
-// The tasks of one stage. Each thread has a run of them, side by side as they lie in memory, taken up
-// before the stage begins; who is done with its own takes from the end of another's. So nobody waits long for
-// a thread that was set aside by the system, or whose core is slower. What a task computes does not
-// depend on who does it.
+// The tasks of one stage: a work-stealing scheduler. Each thread begins with a range of adjacent tasks; an
+// idle thread steals from the tail of another's range. So a preempted thread, or a slower core, delays the
+// others by one task at most. A task's result does not depend on the thread that runs it.
 #pragma once
 
 #include <atomic>
@@ -14,55 +13,55 @@ namespace baton {
 
 class Tasks {
    public:
-    // Tasks 0 .. total - 1, for so many threads at most. Nobody may be at them meanwhile.
+    // Tasks 0 .. total - 1, for up to `threads` threads. Not while tasks are being taken.
     void prepare(long total, int threads) {
-        if (threads > room) hands = std::make_unique<Hand[]>(threads), room = threads;
+        if (threads > capacity) queues = std::make_unique<WorkQueue[]>(threads), capacity = threads;
         all = total;
     }
 
     long total() const { return all; }
 
-    // This thread takes up its own. A barrier comes before anybody takes one.
+    // Sets this thread's range. A barrier separates it from the first take().
     void begin(const Worker& worker) {
         Range mine = share(all, worker);
-        hands[worker.thread].range.store(packed(mine.begin, mine.end), std::memory_order_relaxed);
+        queues[worker.thread].range.store(packed(mine.begin, mine.end), std::memory_order_relaxed);
     }
 
-    // The next one for this thread; -1: it finds none.
+    // The next task for this thread; -1: none was found.
     long take(const Worker& worker) {
-        long task = take_first(hands[worker.thread]);
-        for (int other = 1; task < 0 && other < worker.threads && other <= MOST_ASKED; other++)
-            task = take_last(hands[(worker.thread + other) % worker.threads]);
+        long task = take_first(queues[worker.thread]);
+        for (int other = 1; task < 0 && other < worker.threads && other <= MOST_VICTIMS; other++)
+            task = take_last(queues[(worker.thread + other) % worker.threads]);
         return task;
     }
 
    private:
-    static constexpr int MOST_ASKED = 8;  // a look at another core's cache takes 0.1 us
+    static constexpr int MOST_VICTIMS = 8;  // reading another core's cache line takes 0.1 us
 
-    struct alignas(64) Hand {
+    struct alignas(64) WorkQueue {
         std::atomic<uint64_t> range{0};  // begin, end: 32 bits each
     };
 
     static uint64_t packed(uint64_t begin, uint64_t end) { return begin << 32 | end; }
 
-    static long take_first(Hand& hand) {
-        uint64_t now = hand.range.load(std::memory_order_relaxed);
+    static long take_first(WorkQueue& queue) {
+        uint64_t now = queue.range.load(std::memory_order_relaxed);
         while ((now >> 32) < (now & 0xffffffff))
-            if (hand.range.compare_exchange_weak(now, now + packed(1, 0), std::memory_order_relaxed))
+            if (queue.range.compare_exchange_weak(now, now + packed(1, 0), std::memory_order_relaxed))
                 return long(now >> 32);
         return -1;
     }
 
-    static long take_last(Hand& hand) {
-        uint64_t now = hand.range.load(std::memory_order_relaxed);
+    static long take_last(WorkQueue& queue) {
+        uint64_t now = queue.range.load(std::memory_order_relaxed);
         while ((now >> 32) < (now & 0xffffffff))
-            if (hand.range.compare_exchange_weak(now, now - 1, std::memory_order_relaxed))
+            if (queue.range.compare_exchange_weak(now, now - 1, std::memory_order_relaxed))
                 return long(now & 0xffffffff) - 1;
         return -1;
     }
 
-    std::unique_ptr<Hand[]> hands;
-    int room = 0;
+    std::unique_ptr<WorkQueue[]> queues;
+    int capacity = 0;
     long all = 0;
 };
 

@@ -1,5 +1,5 @@
 // The threads of one program run. Each stage is run by every thread, which takes its share of the
-// work by its number; a barrier stands between stages.
+// work by its number; barriers separate the stages.
 #pragma once
 
 namespace baton {

@@ -1,5 +1,5 @@
-// Greedy sampling: the first place of the largest number of each row. Every thread looks through some
-// columns of all rows, those whose logits it has just computed and still has in its cache.
+// Greedy sampling: the lowest index of the largest number of each row. Each thread scans the columns of all
+// rows whose logits it has just computed, as they are still in its cache.
 #pragma once
 
 #include <algorithm>
@@ -40,16 +40,16 @@ inline long first_of_row(const float* row, long width, float value) {
     return 0;
 }
 
-class Likeliest {
+class Argmax {
    public:
     // rows [count][width], `stride` floats apart; `memory`: bytes(count, threads) of it.
-    Likeliest(const float* rows, long count, long width, long stride, void* memory)
+    Argmax(const float* rows, long count, long width, long stride, void* memory)
         : rows(rows), count(count), width(width), stride(stride), found(static_cast<Found*>(memory)) {}
 
     static size_t bytes(long count, int threads) { return count * threads * sizeof(Found); }
 
     // A barrier comes after it, and before it if others wrote the rows.
-    void look(const Worker& worker) const {
+    void scan(const Worker& worker) const {
         Range panels = share(panels_of(width), worker);
         long begin = panels.begin * CHANNELS, end = std::min(width, panels.end * CHANNELS);
         long some = std::max(0L, end - begin);  // of none the largest is -infinity
@@ -61,24 +61,24 @@ class Likeliest {
     }
 
     // ids [count]; -1 where a number of the row is a NaN or infinity, or all of them are -infinity.
-    void settle(int64_t* ids, const Worker& worker) const {
+    void reduce(int64_t* ids, const Worker& worker) const {
         Range mine = share(count, worker);
         for (long row = mine.begin; row < mine.end; row++) {
             Found best = found[row];
-            bool sound = true;
+            bool finite = true;
             for (int thread = 0; thread < worker.threads; thread++) {
                 const Found& next = found[thread * count + row];
-                sound &= next.largest < INFINITY;  // neither that nor a NaN
+                finite &= next.largest < INFINITY;  // false for a NaN too
                 if (next.largest > best.largest) best = next;
             }
-            ids[row] = sound && best.largest > -INFINITY ? best.place : -1;
+            ids[row] = finite && best.largest > -INFINITY ? best.index : -1;
         }
     }
 
    private:
     struct Found {
         float largest;
-        int64_t place;
+        int64_t index;
     };
 
     const float* rows;

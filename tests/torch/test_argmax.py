@@ -25,14 +25,14 @@ INFINITY = float("inf")
 @cache
 def library() -> ctypes.CDLL:
     try:
-        return build([str(Path(__file__).parent / "native_likeliest.cpp")], "test-likeliest")
+        return build([str(Path(__file__).parent / "native_argmax.cpp")], "test-argmax")
     except NoCompiler as error:
         pytest.skip(str(error))
 
 
 def found(logits: torch.Tensor, threads: int) -> list[int | None]:
     ids = torch.full((len(logits),), -7)
-    library().find_likeliest(
+    library().find_argmax(
         *(ctypes.c_void_p(logits.data_ptr()), *map(ctypes.c_long, logits.shape)),
         *(ctypes.c_long(logits.stride(0)), ctypes.c_void_p(ids.data_ptr()), threads),
     )
@@ -43,7 +43,7 @@ def found(logits: torch.Tensor, threads: int) -> list[int | None]:
 def engine() -> Engine:
     it = boot(resolve_model("demo"), device="cpu", dtype="float32", block_size=16)
     if not isinstance(it.runner, NativeRunner):
-        pytest.skip(f"no native code here: {it.runner.how}")
+        pytest.skip(f"no native code here: {it.runner.backend}")
     return it
 
 

@@ -1,0 +1,64 @@
+"""KV transports, each declared once. A new one is a module of baton/transfer/ and an entry here.
+
+The module has two functions: export(slabs, owner) -> Export and link(region, layout, writer) -> Link
+(baton/transfer/base.py). Options, ranking, quarantine and names for people follow from the entry. No
+torch: the router and the commands read this too.
+"""
+
+from dataclasses import dataclass
+
+CPU, CUDA = "cpu", "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """One way for KV blocks from a prefill worker into a decode worker's pool."""
+
+    name: str
+    title: str  # for people
+    devices: tuple[str, ...]  # pools on these offer it under "auto"
+    writes_by_itself: bool  # its writer writes into the pool: blocks of a lost one need quarantine
+    module: str  # of baton.transfer
+    export: str = "export"  # the module's function for the owner
+    needs: str = ""  # the field of Owner without which it cannot be offered
+    choice: str | None = None  # the value of --kv-transport that selects it; None: no option does
+
+
+TRANSPORTS = (
+    Transport("shm", "shared memory", (CPU,), True, "shm", choice="shm"),
+    Transport("cuda_ipc", "CUDA IPC", (CUDA,), True, "cuda_ipc", choice="cuda_ipc"),
+    Transport("pinned", "pinned host memory", (CUDA,), True, "pinned", choice="pinned"),
+    Transport(
+        *("frames", "ZeroMQ frames", (CPU, CUDA), False, "frames"),
+        needs="run_dir",
+        choice="frames",
+    ),
+    Transport(
+        *("frames_tcp", "ZeroMQ frames over tcp", (CPU, CUDA), False, "frames"),
+        export="export_tcp",
+        needs="bind_host",
+        choice="frames",
+    ),
+    Transport("fake", "nothing, for tests", (), False, "fake"),
+)
+"""Best first: a writer takes the first of those offered that works for it."""
+
+RANK = {each.name: rank for rank, each in enumerate(TRANSPORTS)}
+CHOICES = ("auto", *dict.fromkeys(each.choice for each in TRANSPORTS if each.choice))
+
+
+def transport(name: str) -> Transport | None:
+    """None for a name that another version of this program may know."""
+    return TRANSPORTS[RANK[name]] if name in RANK else None
+
+
+def selects(choice: str, name: str) -> bool:
+    """Whether --kv-transport `choice`, or a transport's own name, allows this transport."""
+    known = transport(name)
+    return choice in ("auto", name) or (known is not None and choice == known.choice)
+
+
+def writes_by_itself(name: str) -> bool:
+    """Of an unknown transport too: then its blocks are quarantined, which is always safe."""
+    known = transport(name)
+    return known is None or known.writes_by_itself
