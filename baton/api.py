@@ -2,26 +2,15 @@
 
     >>> generate("demo", "In the future, artificial intelligence will", 40)
 
-Every call starts a cluster of its own (router, prefill worker, decode worker; with `colocated` one
-worker less) and stops it again: seconds of starting for each call, and the model loaded anew. That
-is the price of a call that needs nothing and leaves nothing. For many prompts use `python main.py`;
-for many calls keep a cluster running and speak to it with baton.client.blocking.Client.
+Every call loads the model into this process and lets go of it again. For more than one call keep an
+LLM (baton/llm.py); for many prompts from the command line, `python main.py`.
 """
 
-import secrets
 from collections.abc import Sequence
 
-from baton.client.batch import Ask, Completion, Failure, Follower, Task
-from baton.client.blocking import Client
-from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
-from baton.errors import BatonError, InputError, RequestError
-from baton.model_files import resolve_model
-from baton.request import UNWATCHED_S
-from baton.topology import count_gpus, plan_topology
+from baton.errors import InputError
+from baton.llm import LLM
 from sampler.params import SamplingParams
-
-REFUSALS = frozenset({"invalid_request", "context_length_exceeded"})
 
 
 def generate(
@@ -40,46 +29,22 @@ def generate(
     """The continuation of `prompt`, without the prompt, at most `max_new_tokens` long.
 
     `model_name` is a name of configs/model_paths.yaml, a folder, or a Hugging Face id. `device` is
-    where both workers run: auto, cpu, mps, cuda:0, ... `sampling` None is the model's own default
-    with seed 0. Raises InputError for what was passed, ModelError for the model, and the other
-    errors of baton.errors for what fails on the way. The processes are commands of their own, so
-    the calling script needs no `if __name__ == "__main__":`.
+    where the model runs: auto, cpu, cuda:0, ... `colocated`: the decode worker fills its own KV.
+    `sampling` None is the model's own default with seed 0. Raises InputError for what was passed,
+    ModelError for the model, and the other errors of baton.errors for what fails on the way.
     """
     if not prompt:
         raise InputError("the prompt is empty; it needs at least one character")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    files = resolve_model(model_name, download=download)
-    named = () if device == "auto" else (device,)
-    topology = plan_topology(
-        () if colocated else named, named, colocated=colocated, gpus=count_gpus()
-    )
-    options = ClusterOptions(
-        model=model_name,
-        topology=topology,
-        batch_size=1,
-        batch_window_ms=0.0,
+    with LLM(
+        model_name,
+        device=device,
         dtype=dtype,
-    )
-    default = SamplingParams.from_generation_config(files.generation_config)
-    ask = Ask(max_new_tokens, (sampling or default).to_wire(), tuple(stop), ignore_eos, UNWATCHED_S)
-    with Cluster(options) as cluster:
-        client = Client(cluster.address)
-        try:
-            follower = Follower(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
-            return _text(follower, prompt, ask)
-        finally:
-            client.close()
-
-
-def _text(follower: Follower, prompt: str, ask: Ask) -> str:
-    for _ in follower.await_ready(ours=True):
-        pass
-    for happening in follower.run([Task(0, prompt)], ask):
-        if isinstance(happening, Completion):
-            return happening.text
-        if isinstance(happening, Failure):
-            if happening.code in REFUSALS:
-                raise RequestError(happening.message, code=happening.code)
-            raise BatonError(f"the request failed ({happening.code}): {happening.message}")
-    raise AssertionError("a task ends with a Completion or a Failure")
+        colocated=colocated,
+        download=download,
+        max_num_seqs=1,
+    ) as llm:
+        return llm.generate(
+            prompt, sampling, max_new_tokens=max_new_tokens, stop=stop, ignore_eos=ignore_eos
+        ).text
