@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from baton.client.blocking import Client
+from baton.client.blocking import Client, Received
+from baton.client.tracker import News
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
-from baton.completion import News
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, ProtocolError
 from baton.wire.keys import load_keys
 from baton.wire.messages import ClusterInfo, Failed, Finished, Message, Submit
@@ -29,6 +31,7 @@ POLL_S = 0.005  # while requests run: the longest that a new one of another thre
 IDLE_S = 0.25  # else: between two looks at the worker processes
 ANSWER_S = 5.0
 READY_S = 900.0
+GIVE_UP_S = 30.0  # so long requests wait for a lost router that nothing here restarts
 
 Deliver = Callable[[News | Exception], object]
 """Called in the RequestThread. An Exception is the end of all requests."""
@@ -37,18 +40,23 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """The calls of baton.client.blocking.Client, which LocalCluster has too."""
+    """The calls of baton.client.blocking.Client, which LocalCluster has too. `idle_s`: how often to
+    poll while there are no requests; None: not at all."""
+
+    idle_s: float | None
 
     def info(self, *, timeout_s: float) -> ClusterInfo: ...
     def submit(self, *requests: Submit) -> None: ...
     def abort(self, request: str) -> None: ...
-    def poll(self, timeout_s: float) -> Sequence[Message]: ...
+    def poll(self, timeout_s: float) -> Sequence[Received | Message]: ...
     def close(self) -> None: ...
 
 
 class RouterBackend:
     """A router in another process. With `options` it and its workers are started here, looked after
     and ended with close()."""
+
+    idle_s: float | None = IDLE_S
 
     def __init__(
         self,
@@ -65,7 +73,10 @@ class RouterBackend:
             if self._cluster is not None:
                 self._cluster.start()
                 address = self._cluster.address
-            self._client = Client(address, keys=load_keys(keys) if keys else None)
+            give_up_s = GIVE_UP_S if self._cluster is None else inf
+            self._client = Client(
+                address, keys=load_keys(keys) if keys else None, give_up_s=give_up_s
+            )
             self._ready = self._await_ready(self._client)
         except BaseException:
             self.close()
@@ -83,7 +94,7 @@ class RouterBackend:
         """See Client."""
         self._open().abort(request)
 
-    def poll(self, timeout_s: float) -> Sequence[Message]:
+    def poll(self, timeout_s: float) -> Sequence[Received]:
         """See Client. Restarts worker processes that have died; raises WorkerLost and others for what
         cannot be mended."""
         received = self._open().poll(timeout_s)
@@ -145,12 +156,10 @@ class RequestThread:
     When the backend raises, every request under way is delivered the exception, and submit() raises
     from then on."""
 
-    def __init__(self, start: Callable[[], Backend], *, idle_s: float | None) -> None:
-        """Returns when the backend is ready; raises what `start` raises. `idle_s`: how often to poll
-        while there are no requests; None: not at all."""
+    def __init__(self, start: Callable[[], Backend]) -> None:
+        """Returns when the backend is ready; raises what `start` raises."""
         self._commands: SimpleQueue[_Submission | _Abandon | None] = SimpleQueue()
         self._running: dict[str, Deliver] = {}
-        self._idle_s = idle_s
         self._over: Exception | None = None
         self._guard = threading.Lock()  # of _over, and that nothing is put in after it is set
         ready: Future[ClusterInfo] = Future()
@@ -200,7 +209,7 @@ class RequestThread:
 
     def _obey(self, backend: Backend) -> bool:
         """Do what was ordered; with nothing else to do, wait for an order. False: the end."""
-        wait_s = 0.0 if self._running else self._idle_s
+        wait_s = 0.0 if self._running else backend.idle_s
         try:
             command = self._commands.get(wait_s != 0.0, wait_s)
             while command is not None:
@@ -218,7 +227,7 @@ class RequestThread:
             return True
         return False
 
-    def _pass_on(self, message: Message) -> None:
+    def _pass_on(self, message: Received | Message) -> None:
         if not isinstance(message, News):
             return
         ended = isinstance(message, Finished | Failed)

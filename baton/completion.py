@@ -4,14 +4,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from baton.client.tracker import News
 from baton.errors import BatonError, RequestError, WorkerLost
 from baton.grammar import FAILED, INVALID
-from baton.request import Logprob
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
+from baton.wire.records import Logprob, Timings
 
 REFUSALS = frozenset(("invalid_request", "context_length_exceeded", INVALID, FAILED))
-
-News = Accepted | Emitted | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Completion:
 class _Answer:
     index: int
     logprobs_asked: bool
-    prompt_tokens: int
+    prompt_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
@@ -39,7 +38,7 @@ class _Answer:
 class Job:
     """The requests of one call, at most `window` of them with the router at a time."""
 
-    def __init__(self, submits: Sequence[Submit], single: bool, window: int) -> None:
+    def __init__(self, submits: Sequence[Submit], *, single: bool, window: int) -> None:
         self.running: dict[str, _Answer] = {}
         self._waiting = deque(enumerate(submits))
         self._single = single
@@ -55,7 +54,7 @@ class Job:
         room = min(self._window - len(self.running), len(self._waiting))
         chosen = [self._waiting.popleft() for _ in range(room)]
         for index, submit in chosen:
-            answer = _Answer(index, submit.logprobs >= 0, len(submit.token_ids or ()))
+            answer = _Answer(index, submit.params.logprobs >= 0)
             self.running[submit.request] = answer
         return [submit for _, submit in chosen]
 
@@ -83,7 +82,7 @@ class Job:
                     logprobs=tuple(answer.logprobs) if answer.logprobs_asked else None,
                     timings=news.timings,
                 )
-            case _:
+            case Accepted():
                 answer.prompt_tokens = news.prompt_tokens
         return ()
 

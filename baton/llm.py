@@ -27,16 +27,16 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack, overload
 
 from baton import grammar
-from baton.backend import IDLE_S, Backend, Deliver, News, RequestThread, RouterBackend
-from baton.cluster.supervisor import ClusterOptions
+from baton.backend import Backend, Deliver, News, RequestThread, RouterBackend
+from baton.cluster.options import ClusterOptions
 from baton.completion import Completion, Job
 from baton.errors import InputError, ModelError, RequestError
-from baton.model_files import resolve_model
-from baton.request import UNWATCHED_S, Limits, Request, check_request
+from baton.model_files import ModelFiles, resolve_model
+from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
 from baton.server.templates import ChatTemplate, read_template
 from baton.text import Tokenizer
 from baton.topology import count_gpus, plan_topology
-from baton.wire.messages import Emitted, Submit
+from baton.wire.messages import ClusterInfo, Emitted, Submit
 from sampler.params import SamplingParams
 
 NEW_TOKENS = 128
@@ -116,10 +116,10 @@ class LLM:
         answers. The first LLM of a model on this CPU compiles it: see baton/local.py."""
         if router is not None and (num_prefill is not None or num_decode is not None):
             raise InputError("router names a running cluster: leave num_prefill and num_decode out")
-        self._window = QUEUED * max_num_seqs
+        name = model or "demo"
         files = None
         if router is None or model is not None:
-            files = resolve_model(model or "demo", download=download)
+            files = resolve_model(name, download=download)
         given = {
             "dtype": dtype,
             "max_model_len": max_model_len,
@@ -127,38 +127,23 @@ class LLM:
             "kv_cache_memory_bytes": kv_cache_memory_bytes,
             "prefix_caching": prefix_caching,
         }
-        idle_s: float | None = IDLE_S
+        prefills = 0 if colocated else 1 if num_prefill is None else num_prefill
+        decodes = 1 if num_decode is None else num_decode
         if router is not None:
             start = _connect(router, keys)
         elif num_prefill is None and num_decode is None:
-            prefills = 0 if colocated else 1
-            start = _in_process(model or "demo", device, prefills, max_num_seqs, given)
-            idle_s = None
+            start = _in_process(name, device, prefills, max_num_seqs, given)
         else:
-            prefills = 0 if colocated else 1 if num_prefill is None else num_prefill
-            decodes = 1 if num_decode is None else num_decode
-            start = _processes(model or "demo", device, prefills, decodes, max_num_seqs, given)
-        self._thread = RequestThread(start, idle_s=idle_s)
+            start = _processes(name, device, prefills, decodes, max_num_seqs, given)
+        self._thread = RequestThread(start)
         self._close = weakref.finalize(self, self._thread.close)
-        info = self._thread.info
-        if files is None:
-            with suppress(ModelError):
-                files = resolve_model(info.model)
-        if files is not None and files.fingerprint != info.fingerprint:
-            if model is not None:
-                self.close()
-                raise InputError(f"the cluster at {router} serves {info.model}, not {model}")
-            files = None
-        workers = tuple(f"{each.role} on {each.device}: {each.how}" for each in info.workers)
-        default = SamplingParams.from_wire(info.sampling)
-        self.model = ModelInfo(
-            info.model, info.context, info.vocabulary, info.dtype, default, workers
-        )
-        self._files = files
-        self._tokenizer = Tokenizer(files.tokenizer_file) if files is not None else None
-        override = Path(chat_template) if chat_template is not None else None
-        self._template = read_template(files.folder if files is not None else None, override)
+        self._window = QUEUED * max_num_seqs
         self._names = map(f"llm-{token_hex(6)}-{{}}".format, count())
+        self.model = _described(self._thread.info)
+        self._files = self._checked_files(files)
+        self._tokenizer = Tokenizer(self._files.tokenizer_file) if self._files else None
+        override = Path(chat_template) if chat_template is not None else None
+        self._template = read_template(self._files.folder if self._files else None, override)
 
     # ---- calls
 
@@ -181,7 +166,7 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Continue the prompts. Raises RequestError, before anything is started, for the first that
         the model cannot answer, naming its index; BatonError if a request fails on the way."""
-        job = self._job(prompts, sampling, options, interval_s=UNWATCHED_S)
+        job = self._job(prompts, sampling, options, interval_s=NOT_STREAMED_S)
         for _ in self._followed(job):
             pass
         return job.completions()
@@ -224,7 +209,7 @@ class LLM:
         **options: Unpack[Options],
     ) -> Completion | list[Completion]:
         """generate() for an event loop, which goes on meanwhile."""
-        job = await asyncio.to_thread(self._job, prompts, sampling, options, UNWATCHED_S)
+        job = await asyncio.to_thread(self._job, prompts, sampling, options, NOT_STREAMED_S)
         async for _ in self._afollowed(job):
             pass
         return job.completions()
@@ -267,6 +252,18 @@ class LLM:
 
     # ---- inside
 
+    def _checked_files(self, given: ModelFiles | None) -> ModelFiles | None:
+        """The files of the model that is served; None if they are not on this machine."""
+        info = self._thread.info
+        if given is not None and given.fingerprint != info.fingerprint:
+            self.close()
+            raise InputError(f"the cluster serves {info.model}, not {given.name}")
+        files = given
+        if files is None:
+            with suppress(ModelError):
+                files = resolve_model(info.model)
+        return files if files and files.fingerprint == info.fingerprint else None
+
     def _job(
         self,
         prompts: str | Prompts,
@@ -275,25 +272,23 @@ class LLM:
         interval_s: float,
     ) -> "Job":
         """Everything checked, nothing started."""
-        single = isinstance(prompts, str)
         if not isinstance(prompts, str | list):
             raise InputError(f"prompts must be a string or a list, got {type(prompts).__name__}")
         listed = [prompts] if isinstance(prompts, str) else prompts
-        fields = _fields(sampling or self.model.sampling, options, interval_s)
+        params = _params(sampling or self.model.sampling, options, interval_s)
         submits = []
         for index, prompt in enumerate(listed):
             try:
-                submits.append(self._submit(prompt, fields))
+                submits.append(self._submit(prompt, params))
             except RequestError as error:
-                where = "the prompt" if single else f"prompts[{index}]"
+                where = "the prompt" if isinstance(prompts, str) else f"prompts[{index}]"
                 raise RequestError(f"{where}: {error}", code=error.code) from error
-        return Job(submits, single, self._window)
+        return Job(submits, single=isinstance(prompts, str), window=self._window)
 
-    def _submit(self, prompt: Prompt, fields: Mapping[str, Any]) -> Submit:
-        name = next(self._names)
+    def _submit(self, prompt: Prompt, params: GenerationParams) -> Submit:
         if isinstance(prompt, str):
             if self._tokenizer is None:
-                return Submit(name, prompt, None, **fields)
+                return Submit(next(self._names), prompt, params)
             ids = tuple(self._tokenizer.encode(_encodable(prompt)))
         elif isinstance(prompt, list) and all(type(each) is int for each in prompt):
             ids = tuple(prompt)
@@ -302,14 +297,10 @@ class LLM:
                 f"a prompt is a string or a list of token ids, got {type(prompt).__name__}; one prompt "
                 "of ids goes into a list of its own"
             )
+        eos = self._files.eos_token_ids if self._files is not None else ()
         limits = Limits(self.model.context, self.model.vocabulary)
-        shared = {name: fields[name] for name in ("max_new_tokens", "sampling", "stop", "min_tokens",
-                                                  "logprobs", "grammar", "tell_every_s")}  # fmt: skip
-        check_request(
-            Request(id="", client="", prompt_ids=ids, stop_ids=fields["stop_token_ids"], **shared),
-            limits,
-        )
-        return Submit(name, None, ids, **fields)
+        check_request(ids, params.resolved(self.model.sampling, eos), limits)
+        return Submit(next(self._names), ids, params)
 
     def _followed(self, job: "Job") -> Iterator[Emitted]:
         inbox: SimpleQueue[News | Exception] = SimpleQueue()
@@ -341,32 +332,34 @@ class LLM:
             self._thread.submit(requests, deliver)
 
 
-def _fields(sampling: SamplingParams, options: Options, interval_s: float) -> dict[str, Any]:
-    """What every Submit of a call has in common."""
+def _described(info: ClusterInfo) -> ModelInfo:
+    workers = tuple(f"{each.role} on {each.device}: {each.how}" for each in info.workers)
+    return ModelInfo(info.model, info.context, info.vocabulary, info.dtype, info.sampling, workers)
+
+
+def _params(sampling: SamplingParams, options: Options, interval_s: float) -> GenerationParams:
     if unknown := options.keys() - Options.__annotations__.keys():
         known = ", ".join(Options.__annotations__)
         raise InputError(f"there is no option {min(unknown)!r}; the options are {known}")
-    given = dict(options)
-    grammars = [
-        written
-        for name, written in (
-            ("json_schema", lambda: grammar.json_schema(options["json_schema"])),
-            ("json_object", grammar.json_object),
-            ("regex", lambda: grammar.regex(options["regex"])),
-        )
-        if given.pop(name, None)
-    ]
+    given: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, **options}
+    grammars = []
+    if (schema := given.pop("json_schema", None)) is not None:
+        grammars.append(grammar.json_schema(schema))
+    if given.pop("json_object", False):
+        grammars.append(grammar.json_object())
+    if (pattern := given.pop("regex", None)) is not None:
+        grammars.append(grammar.regex(pattern))
     if len(grammars) > 1:
         raise InputError("give at most one of json_schema, json_object and regex")
-    stop = options.get("stop", ())
-    fields = {"max_new_tokens": NEW_TOKENS, "min_tokens": 0, "logprobs": -1} | given
-    return fields | {
-        "sampling": sampling.to_wire(),
-        "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-        "stop_token_ids": tuple(options.get("stop_token_ids", ())),
-        "grammar": grammars[0]() if grammars else "",
-        "tell_every_s": interval_s,
-    }
+    stop = given.pop("stop", ())
+    return GenerationParams(
+        sampling=sampling,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(given.pop("stop_token_ids", ())),
+        grammar="".join(grammars),
+        stream_interval_s=interval_s,
+        **given,
+    )
 
 
 def _encodable(prompt: str) -> str:

@@ -7,7 +7,7 @@ The nodes are those that the processes run (`python -m router`, ...). Only what 
 messages wait in a queue instead of a socket, and step() delivers one of them or lets one node work.
 
     cluster = LocalCluster(LocalOptions("demo"))
-    cluster.submit(Submit("r1", "In the future", None, 4))
+    cluster.submit(Submit("r1", "In the future", GenerationParams(4)))
     while (done := cluster.step()) is not None:
         print(done)                     # router -> decode-0: Reserve; prefill-0 works; ...
     print(cluster.poll(0))
@@ -34,7 +34,7 @@ from baton.errors import InputError, ProtocolError
 from baton.grammar import Grammars
 from baton.kv.region import Region
 from baton.model_files import ModelFiles, resolve_model
-from baton.request import Limits
+from baton.params import Limits
 from baton.text import Tokenizer
 from baton.transfer.base import Link
 from baton.transfer.in_place import InPlaceExport, InPlaceLink
@@ -46,7 +46,7 @@ from decode_worker.decoding import Decoding
 from decode_worker.worker import DecodeWorker
 from prefill_worker.filling import Filling
 from prefill_worker.worker import PrefillWorker
-from router.intake import Served
+from router.admission import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
 from sampler.params import SamplingParams
@@ -117,6 +117,8 @@ class LocalCluster:
     up for silent because of a pause in a debugger or between two requests. Within a step time may
     jump, by a long forward or a breakpoint: a worker that works has heard the router at that very
     time, since the router always works first."""
+
+    idle_s: float | None = None  # for RequestThread: without requests there is nothing to do
 
     def __init__(self, options: LocalOptions, *, clock: Clock = monotonic) -> None:
         """Raises ModelError, InputError, OutOfMemory."""
@@ -253,7 +255,7 @@ class LocalCluster:
             fingerprint=files.fingerprint,
             limits=Limits(context, files.vocab_size),
             eos_token_ids=files.eos_token_ids,
-            sampling=SamplingParams.from_generation_config(files.generation_config).to_wire(),
+            sampling=SamplingParams.from_generation_config(files.generation_config),
         )
         identity = Identity(f"{ROUTER}/0", HOST, os.getpid())
         return Router(identity, served, self.tokenizer, rules, self._clock)

@@ -12,10 +12,10 @@ from baton.engine.pool import Pool, spare_blocks
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Row
-from baton.request import Logprob
 from baton.transfer.base import Export
 from baton.transfer.registry import CurveKeys, make_exports
 from baton.transfer.slabs import Slabs
+from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
 from sampler.logprobs import Chosen, report
 from sampler.sample import SamplingBatch, sample_finite

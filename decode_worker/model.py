@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Row
-from baton.request import Logprob
+from baton.wire.records import Logprob
 from sampler.params import SamplingParams
 
 

@@ -1,7 +1,7 @@
 """Outbox: tokens on their way to the router. Those that nobody is watching come wait for each other.
 
 A message costs the router and the client about as much for one token as for ten, and on a CPU they take
-it from the very cores that decode. So a run says how long its tokens may wait (Start.tell_every_s); its
+it from the very cores that decode. So a run says how long its tokens may wait (stream_interval_s); its
 first and its last go at once, and take with them whoever has waited half of its time already. Where many
 are at work, what is told of each costs more than the message: then tokens wait longer, see patience().
 Times are those at which steps begin: what a step samples is there at its end, so what is not told then
@@ -10,9 +10,9 @@ waits for one step more.
 
 from dataclasses import dataclass, field
 
-from baton.request import Logprob
 from baton.wire.messages import Decoded, Said
 from baton.wire.node import ROUTER, To
+from baton.wire.records import Logprob
 from decode_worker.model import Drawn
 from decode_worker.runs import Run
 
@@ -23,11 +23,11 @@ NOTICED_S = 0.1
 """A reader would begin to notice that tokens come together."""
 
 
-def patience(tell_every_s: float, runs: int) -> float:
+def patience(stream_interval_s: float, runs: int) -> float:
     """How long a token may wait, of a run among so many. With more than AT_EASE the time grows with their
     number, so that the pieces that router, server and clients handle each second do not; up to
     NOTICED_S. At once (0) stays at once."""
-    return max(tell_every_s, min(tell_every_s * runs / AT_EASE, NOTICED_S))
+    return max(stream_interval_s, min(stream_interval_s * runs / AT_EASE, NOTICED_S))
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class Outbox:
         does."""
         held = self._held.get(name)
         if held is None:
-            wait = patience(run.tell_every_s, runs) if run.told else 0.0
+            wait = patience(run.params.stream_interval_s, runs) if run.told else 0.0
             held = _Held(run, len(run.known) - 1, now + wait, now + wait / 2)
             self._held[name] = held
         held.token_ids.append(drawn.token_id)

@@ -14,8 +14,8 @@ from baton.kv.blocks import BlockTable
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
 from baton.kv.row import Logits, Row
-from baton.request import Logprob
-from baton.wire.messages import Start
+from baton.params import GenerationParams
+from baton.wire.records import Logprob
 from decode_worker.batching import Progress, Share
 from decode_worker.model import Draw
 from sampler.params import SamplingParams
@@ -32,45 +32,25 @@ class Run:
     known: list[int]
     computed: int
     prompt_tokens: int  # of the known ones; the others were generated
-    until: int  # tokens at which it ends by length
-    sampling: SamplingParams
-    stop_ids: tuple[int, ...]
-    min_tokens: int = 0
-    logprobs: int = -1
-    prompt_logprobs: int = -1
+    params: GenerationParams
     guide: Guide | None = None
-    tell_every_s: float = 0.0
     told: bool = False  # its first token is out
     scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
     published: bool = False  # its prompt's blocks
     table: list[int] = field(init=False)  # its blocks, those it grew by at the end
+    sampling: SamplingParams = field(init=False)
+    until: int = field(init=False)  # tokens at which it ends by length
 
     def __post_init__(self) -> None:
+        assert self.params.sampling is not None, "params of a run are resolved"
+        self.sampling = self.params.sampling
         self.table = list(self.grant.table)
-
-    @classmethod
-    def begin(cls, order: Start, grant: Grant, guide: Guide | None) -> "Run":
-        """As it was ordered, with all but the last token computed."""
-        known = list(order.token_ids)
-        return cls(
-            grant,
-            known,
-            computed=len(known) - 1,
-            prompt_tokens=order.prompt_tokens,
-            until=len(known) + order.max_new_tokens,
-            sampling=SamplingParams.from_wire(order.sampling),
-            stop_ids=order.stop_ids,
-            min_tokens=order.min_tokens,
-            logprobs=order.logprobs,
-            prompt_logprobs=order.prompt_logprobs,
-            guide=guide,
-            tell_every_s=order.tell_every_s,
-        )
+        self.until = self.prompt_tokens + self.params.max_new_tokens
 
     @property
     def scoring(self) -> bool:
         """Its prompt's logprobs are wanted and not there yet."""
-        return self.prompt_logprobs >= 0 and len(self.scores) < self.prompt_tokens - 1
+        return self.params.prompt_logprobs >= 0 and len(self.scores) < self.prompt_tokens - 1
 
     def draw(self, guessed: Sequence[int]) -> Draw:
         """How to sample what follows the known and these guessed tokens."""
@@ -78,15 +58,15 @@ class Run:
         sampling = self.sampling
         counted = sampling.presence_penalty or sampling.frequency_penalty
         generated = seen[self.prompt_tokens :] if counted else ()
-        early = len(seen) - self.prompt_tokens < self.min_tokens
+        early = len(seen) - self.prompt_tokens < self.params.min_tokens
         return Draw(
             sampling,
             len(seen),
             seen,
             generated,
-            forbidden=self.stop_ids if early else (),
+            forbidden=self.params.stop_token_ids if early else (),
             mask=self.guide.mask() if self.guide is not None else None,
-            logprobs=self.logprobs,
+            logprobs=self.params.logprobs,
         )
 
     def progress(self, name: str) -> Progress:
@@ -117,12 +97,12 @@ class Run:
     def score(self, index: int) -> Draw:
         """The known token at this index: how likely was it?"""
         draw = Draw(self.sampling, index, ())
-        return draw._replace(logprobs=self.prompt_logprobs, given=self.known[index])
+        return draw._replace(logprobs=self.params.prompt_logprobs, given=self.known[index])
 
     def append(self, token_id: int) -> str | None:
         """One more token; why the run ends with it, if it does."""
         self.known.append(token_id)
-        if token_id in self.stop_ids:
+        if token_id in self.params.stop_token_ids:
             return "stop"
         if self.guide is not None:
             self.guide.accept(token_id)

@@ -164,10 +164,12 @@ class DecodeWorker:
         if grant is None:
             return [To(ROUTER, msg.FillRefused(order.run, "its lease on KV blocks ran out"))]
         try:
-            run = Run.begin(order, grant, self._guide(order))
+            guide = self._guide(order)
         except RequestError as error:
             self._let_go(order.run, None)
             return [To(ROUTER, msg.Broke(order.run, error.code, str(error)))]
+        known = list(order.token_ids)
+        run = Run(grant, known, len(known) - 1, order.prompt_tokens, order.params, guide)
         if order.receipt is None:  # what is not there yet is filled here
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
@@ -176,11 +178,12 @@ class DecodeWorker:
         return self._look_for(order.run, now)
 
     def _guide(self, order: msg.Start) -> Guide | None:
-        if not order.grammar:
+        grammar = order.params.grammar
+        if not grammar:
             return None
         if self.grammars is None:
             raise RequestError("this decode worker has no tokenizer, and so no grammars")
-        return self.grammars.open(order.grammar, order.token_ids[order.prompt_tokens :])
+        return self.grammars.open(grammar, order.token_ids[order.prompt_tokens :])
 
     def _look_for(self, name: str, now: float) -> list[Effect]:
         """Start the run if its KV is there; have it filled again if it is damaged or late."""

@@ -5,19 +5,12 @@ from typing import Any
 import click
 
 from baton.cluster.launch import leave_with_one_line, read_worker_options, worker_options
-
-TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
+from baton.cluster.options import process_options
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @worker_options
-@click.option(
-    "--kv-transport",
-    type=click.Choice(TRANSPORTS),
-    default="auto",
-    show_default=True,
-    help="How KV blocks reach the decode workers; auto takes the best that works and says which.",
-)
+@process_options("prefill")
 def main(**given: Any) -> None:
     """Compute the KV cache of prompts, straight into the blocks a decode worker granted.
 

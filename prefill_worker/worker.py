@@ -23,7 +23,6 @@ from baton.wire.messages import (
     Fill,
     Filled,
     FillFailed,
-    FillJob,
     Hello,
     Message,
     Released,
@@ -137,8 +136,8 @@ class PrefillWorker:
                 self._model.detach(worker)
             case Cores(cores):
                 self._model.use_cores(cores)
-            case Fill(jobs):
-                return [effect for job in jobs for effect in self._take(job)]
+            case Fill(grant, token_ids):
+                self._jobs[grant.run] = Job(grant, token_ids)
             case Drop(run):
                 job = self._jobs.pop(run, None)
                 if job is not None:
@@ -170,10 +169,6 @@ class PrefillWorker:
         return 0.0 if self._jobs else self._membership.due(now)
 
     # ---- jobs
-
-    def _take(self, order: FillJob) -> list[Effect]:
-        self._jobs[order.grant.run] = Job(order.grant, order.token_ids)
-        return []
 
     def _admit(self) -> list[Effect]:
         """First come, first served here too: who finds no room stops the line."""

@@ -9,16 +9,17 @@ import click
 
 from baton.clock import monotonic
 from baton.cluster.launch import leave_with_one_line
+from baton.cluster.options import process_options
 from baton.host import core_numbers, die_with, host_id
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
 from baton.package import COMMAND
-from baton.request import Limits
+from baton.params import Limits
 from baton.text import Tokenizer
 from baton.wire.channel import Listener
 from baton.wire.keys import load_keys
 from baton.wire.loop import Loop
-from router.intake import Served
+from router.admission import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
 from sampler.params import SamplingParams
@@ -45,26 +46,13 @@ from sampler.params import SamplingParams
     show_default=True,
     help="Requests running at once, and so the size of a Fill batch.",
 )
-@click.option(
-    "--batch-window-ms",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    help="The longest a prompt waits for others that are on their way, to be filled with them. One "
-    "that comes alone does not wait; 0: none does.",
-)
+@process_options("router")
 @click.option(
     "--max-fill-tokens",
     type=click.IntRange(min=1),
     default=8192,
     show_default=True,
     help="Tokens in one Fill batch.",
-)
-@click.option(
-    "--max-model-len",
-    type=click.IntRange(min=2),
-    default=None,
-    help="Longest sequence, in tokens.  [default: the model's context]",
 )
 @click.option(
     "--colocated",
@@ -131,7 +119,7 @@ def _served(model: str, max_model_len: int | None) -> tuple[Served, Tokenizer]:
         fingerprint=files.fingerprint,
         limits=Limits(context, files.vocab_size),
         eos_token_ids=files.eos_token_ids,
-        sampling=SamplingParams.from_generation_config(files.generation_config).to_wire(),
+        sampling=SamplingParams.from_generation_config(files.generation_config),
     )
     return served, Tokenizer(files.tokenizer_file)
 

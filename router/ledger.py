@@ -11,19 +11,22 @@ from typing import Protocol
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
 from baton.lifecycle import LIVE, PLACED, Event, State, advance
-from baton.request import Request
+from baton.params import GenerationParams
 from baton.text import TextStream
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 
 
 @dataclass(slots=True)
 class Entry:
     """One live request. `worker` names are those of the current run; None while it has none."""
 
-    request: Request
+    id: str
+    client: str
+    prompt_ids: tuple[int, ...]
+    params: GenerationParams  # resolved: with the model's defaults and stop ids
     text: TextStream
-    submitted: float
-    serial: int  # its place in the line
+    submitted: float = 0.0
+    serial: int = 0  # its place in the line
     state: State = State.QUEUED
     since: float = 0.0  # when it came into its state
     run_number: int = -1
@@ -52,27 +55,27 @@ class Entry:
     @property
     def run(self) -> str:
         """The current attempt. Workers know runs only, so a report on an old run is void."""
-        return f"{self.request.id}#{self.run_number}"
+        return f"{self.id}#{self.run_number}"
 
     @property
     def known_ids(self) -> tuple[int, ...]:
         """Prompt and everything emitted: what a new run starts from."""
-        return self.request.prompt_ids + tuple(self.emitted)
+        return self.prompt_ids + tuple(self.emitted)
 
     @property
     def known(self) -> int:
         """How many they are."""
-        return len(self.request.prompt_ids) + len(self.emitted)
+        return len(self.prompt_ids) + len(self.emitted)
 
     @property
     def remaining(self) -> int:
         """Tokens that may still be generated."""
-        return self.request.max_new_tokens - len(self.emitted)
+        return self.params.max_new_tokens - len(self.emitted)
 
     @property
     def to_be_scored(self) -> bool:
         """Its client waits for the logprobs of its prompt."""
-        return self.request.prompt_logprobs >= 0 and not self.scored
+        return self.params.prompt_logprobs >= 0 and not self.scored
 
     @property
     def unfilled(self) -> int:
@@ -87,7 +90,7 @@ class Entry:
     @property
     def reach(self) -> int:
         """Tokens the run can come to hold; the same for every attempt."""
-        return len(self.request.prompt_ids) + self.request.max_new_tokens
+        return len(self.prompt_ids) + self.params.max_new_tokens
 
 
 class Listener(Protocol):
@@ -115,15 +118,15 @@ class Ledger:
         self._serial = 0
         self.late_reports = 0  # about runs already over: normal after a cancel, so counted
 
-    def add(self, request: Request, text: TextStream, now: float) -> Entry:
+    def add(self, entry: Entry, now: float) -> None:
         """A new request, QUEUED. Its id must not be in use."""
-        assert request.id not in self._entries
+        assert entry.id not in self._entries
         self._serial += 1
-        entry = Entry(request, text, submitted=now, serial=self._serial, since=now)
-        self._entries[request.id] = self._by_state[State.QUEUED][request.id] = entry
+        entry.submitted = entry.since = now
+        entry.serial = self._serial
+        self._entries[entry.id] = self._by_state[State.QUEUED][entry.id] = entry
         if self._listener is not None:
             self._listener.happened(entry, None, now, "")
-        return entry
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
         """Move the entry on. A new run begins at RESERVE; a finished entry leaves the ledger. `note`
@@ -155,7 +158,7 @@ class Ledger:
             self._listener.filled_to(entry, tokens, now)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
-        name = entry.request.id
+        name = entry.id
         entry.spent[entry.state] = entry.spent.get(entry.state, 0.0) + now - entry.since
         del self._by_state[entry.state][name]
         entry.state, entry.since = state, now
@@ -207,7 +210,7 @@ class Ledger:
 
     def of_client(self, client: str) -> list[Entry]:
         """Live entries of one client."""
-        return [entry for entry in self._entries.values() if entry.request.client == client]
+        return [entry for entry in self._entries.values() if entry.client == client]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -216,7 +219,7 @@ class Ledger:
 def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
     """Where the request's time went, all its runs together."""
     spent = {state: entry.spent.get(state, 0.0) for state in State}
-    filled_tokens = len(entry.request.prompt_ids) - 1 - entry.reused_tokens
+    filled_tokens = len(entry.prompt_ids) - 1 - entry.reused_tokens
     first = entry.first_token if entry.first_token is not None else now
     return Timings(
         queue_s=spent[State.QUEUED] + spent[State.RESERVED],

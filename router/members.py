@@ -3,9 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from baton.wire.messages import PROTOCOL, Attached, Hello, Pool, WorkerInfo
+from baton.wire.messages import (
+    PROTOCOL,
+    Attach,
+    Attached,
+    Detach,
+    Hello,
+    Pool,
+    WriterClear,
+    WriterJoined,
+)
 from baton.wire.node import Effect, To, Watch
-from baton.wire.orders import Attach, Detach, WriterClear, WriterJoined
+from baton.wire.records import WorkerInfo
 from router.health import Health, Pulse
 
 PREFILL, DECODE = "prefill", "decode"

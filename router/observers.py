@@ -11,8 +11,9 @@ from dataclasses import replace
 from baton.lifecycle import LIVE, PLACED, Event, State
 from baton.metrics import ITL_BUCKETS_S
 from baton.timeline import Moment
-from baton.wire.messages import Counts, Ended, Observed, PoolInfo
+from baton.wire.messages import Observed
 from baton.wire.node import Effect, To
+from baton.wire.records import Counts, Ended, PoolInfo
 from router.ledger import Entry, Ledger, timings
 from router.members import DECODE, PREFILL, Member, Members
 
@@ -54,7 +55,7 @@ class Observers:
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
         """Called after the entry came into its new state, before it forgets its workers."""
-        name = entry.request.id
+        name = entry.id
         if entry.state in (State.QUEUED, State.FINISHED):
             self._last_token.pop(name, None)
             self._talking.pop(name, None)
@@ -78,7 +79,7 @@ class Observers:
 
     def talked(self, entry: Entry, times: Sequence[float]) -> None:
         """Called with the times of an entry's new tokens."""
-        name = entry.request.id
+        name = entry.id
         self._generated += len(times)
         last = self._last_token.get(name)
         if last is None and self._clients:  # the first of a run ends its prefill
@@ -150,11 +151,11 @@ def _moment(entry: Entry, at: float, note: str, *, talks: bool = False) -> Momen
     filling = decoding and not talks and entry.receipt is None and entry.unfilled > 0
     generated = (decoding and not filling) or entry.state is State.FINISHED
     return Moment(
-        request=entry.request.id,
+        request=entry.id,
         at=at,
         state=State.FILLING.value if filling else entry.state.value,
         worker=worker or "",
-        tokens=len(entry.emitted) + (0 if generated else len(entry.request.prompt_ids)),
+        tokens=len(entry.emitted) + (0 if generated else len(entry.prompt_ids)),
         handover_s=entry.receipt.seconds if decoding and entry.receipt else 0.0,
         note=note,
     )
@@ -162,9 +163,9 @@ def _moment(entry: Entry, at: float, note: str, *, talks: bool = False) -> Momen
 
 def _ended(entry: Entry, now: float, reason: str) -> Ended:
     return Ended(
-        request=entry.request.id,
+        request=entry.id,
         reason=reason,
-        prompt_tokens=len(entry.request.prompt_ids),
+        prompt_tokens=len(entry.prompt_ids),
         tokens=len(entry.emitted),
         transport=entry.transport,
         timings=timings(entry, now, 0),

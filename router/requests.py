@@ -6,10 +6,10 @@ It writes the ledger and says what is to be sent; whom to give work to is the sc
 from baton.clock import Clock
 from baton.errors import RequestError
 from baton.lifecycle import PLACED, Event, State
-from baton.text import TextStream, Tokenizer
+from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.node import Effect, To
-from router.intake import Served, read_submit
+from router.admission import Served, admit
 from router.ledger import Entry, Ledger, timings
 from router.scheduling import Scheduler
 
@@ -43,25 +43,17 @@ class Requests:
             return [To(client, msg.Failed(submit.request, "invalid_request", why))]
         started = self._clock()
         try:
-            request = read_submit(submit, client, self._served, self._tokenizer)
+            entry = admit(submit, client, self._served, self._tokenizer)
         except RequestError as error:
             return [To(client, msg.Failed(submit.request, error.code, str(error)))]
-        text = TextStream(
-            self._tokenizer,
-            request.prompt_ids,
-            request.stop,
-            include_stop=request.include_stop,
-            keep_special=request.keep_special,
-            min_tokens=request.min_tokens,
-        )
-        self._ledger.add(request, text, now)
+        self._ledger.add(entry, now)
         took = self._clock() - started
-        return [To(client, msg.Accepted(submit.request, len(request.prompt_ids), took))]
+        return [To(client, msg.Accepted(submit.request, len(entry.prompt_ids), took))]
 
     def abort(self, client: str, request: str, now: float) -> list[Effect]:
         """The client takes it back; nobody else can."""
         entry = self._ledger.get(request)
-        if entry is None or entry.request.client != client:
+        if entry is None or entry.client != client:
             return []
         return self._end(entry, "abort", now)
 
@@ -108,7 +100,7 @@ class Requests:
                 entry = follow(run, State.DECODING, by=sender)
                 if entry is not None and not entry.scored:
                     entry.scored = True
-                    return [To(entry.request.client, msg.PromptScored(entry.request.id, logprobs))]
+                    return [To(entry.client, msg.PromptScored(entry.id, logprobs))]
             case msg.Decoded(runs):
                 return self._decoded(sender, runs, now)
             case msg.Broke(run, code, why):
@@ -160,15 +152,15 @@ class Requests:
                 others += self._again(entry, "tokens were lost on their way to the router", now)
                 continue
             told, end = self._said(entry, said, now)
-            emitted.setdefault(entry.request.client, []).append(told)
+            emitted.setdefault(entry.client, []).append(told)
             others += end
         return [*(To(client, _together(each)) for client, each in emitted.items()), *others]
 
     def _said(self, entry: Entry, said: msg.Said, now: float) -> tuple[msg.Emitted, list[Effect]]:
         """What its client is told of the new tokens; and of its end, if they are the last."""
-        request, started = entry.request, self._clock()
-        silent = said.finish == "stop" and not request.include_stop
-        silent = silent and said.token_ids[-1] in request.stop_ids
+        params, started = entry.params, self._clock()
+        silent = said.finish == "stop" and not params.include_stop
+        silent = silent and said.token_ids[-1] in params.stop_token_ids
         heard = entry.text.take(said.token_ids[:-1] if silent else said.token_ids)
         whole = heard.tokens == len(said.token_ids) - silent
         count = len(said.token_ids) if whole else heard.tokens  # up to where a stop string ends
@@ -177,7 +169,7 @@ class Requests:
         entry.detokenize_s += self._clock() - started
         ids, ages = said.token_ids[:count], said.ages[:count]
         self._ledger.tokens(entry, ids, [now - age for age in ages] or [now] * count)
-        told = msg.Emitted(request.id, ids, text, said.logprobs[:count], ages)
+        told = msg.Emitted(entry.id, ids, text, said.logprobs[:count], ages)
         if reason is None:
             return told, []
         return told, self._end(entry, reason, now, told=said.finish is None)
@@ -208,7 +200,7 @@ class Requests:
     def _end(self, entry: Entry, reason: str, now: float, *, told: bool = True) -> list[Effect]:
         """The good end. `told`: the decode worker does not know yet that it is over."""
         effects = self._withdraw(entry) if told else []
-        client, request = entry.request.client, entry.request.id
+        client, request = entry.client, entry.id
         kv_bytes = self._scheduler.kv_bytes_per_token(entry)
         self._ledger.apply(entry, Event.FINISH, now, note=reason)
         return [*effects, To(client, msg.Finished(request, reason, timings(entry, now, kv_bytes)))]
@@ -219,7 +211,7 @@ class Requests:
         """The other end. The client is told what happened and how much it got."""
         effects = self._withdraw(entry) if placed else []
         self._ledger.apply(entry, Event.FINISH, now, note=code)
-        return [*effects, To(entry.request.client, msg.Failed(entry.request.id, code, why))]
+        return [*effects, To(entry.client, msg.Failed(entry.id, code, why))]
 
     def _again(self, entry: Entry, why: str, now: float) -> list[Effect]:
         """The run's KV is not usable and its workers have let go of it: fill it again."""

@@ -12,9 +12,9 @@ from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.messages import Message
 from baton.wire.node import Effect, To
+from router.admission import Served
 from router.cores import CoreKeeper
 from router.health import BEAT_S
-from router.intake import Served
 from router.ledger import Ledger
 from router.members import Members
 from router.observers import Observers

@@ -1,13 +1,13 @@
 """Scheduler: gives queued requests to workers. It asks the pure rules and writes the orders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.kv.grant import Grant
 from baton.kv.prefix import extended, root
 from baton.lifecycle import PLACED, Event, State
+from baton.wire.messages import Cancel, Fill, Renew, Reserve, Start
 from baton.wire.node import Effect, To
-from baton.wire.orders import Cancel, Fill, FillJob, Renew, Reserve, Start
 from router.affinity import Affinity
 from router.batching import FillRule, Waiting, fill_due, plan_fill
 from router.ledger import Entry, Ledger
@@ -175,7 +175,7 @@ class Scheduler:
         computed together with others that do, as soon as the prefill worker is done with this one."""
         more = self._ledger.count(State.RESERVING) > 0
         batch = plan_fill(self._waiting(), self._fill_rule, more_may_come=more, now=now)
-        orders: dict[str, list[FillJob]] = {}
+        fills: list[Effect] = []
         moved: list[Effect] = []
         for waiting in batch:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
@@ -188,8 +188,8 @@ class Scheduler:
                 continue
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
-            orders.setdefault(worker, []).append(FillJob(entry.grant, entry.known_ids[:-1]))
-        return moved + [To(worker, Fill(tuple(jobs))) for worker, jobs in orders.items()]
+            fills.append(To(worker, Fill(entry.grant, entry.known_ids[:-1])))
+        return moved + fills
 
     def _move_if_out_of_reach(self, entry: Entry, now: float) -> list[Effect]:
         """Nobody can write to its decode worker now. If nobody ever will, as all have said that they
@@ -219,20 +219,11 @@ class Scheduler:
     def start(self, entry: Entry, now: float) -> list[Effect]:
         """Hand the request to its decode worker: filled, or to be filled there."""
         assert entry.decode is not None
-        request = entry.request
+        params = entry.params
+        if entry.scored:  # by an earlier run
+            params = replace(params, prompt_logprobs=-1)
         order = Start(
-            run=entry.run,
-            token_ids=entry.known_ids,
-            prompt_tokens=len(request.prompt_ids),
-            max_new_tokens=entry.remaining,
-            sampling=request.sampling,
-            stop_ids=request.stop_ids,
-            receipt=entry.receipt,
-            min_tokens=request.min_tokens,
-            logprobs=request.logprobs,
-            prompt_logprobs=request.prompt_logprobs if entry.to_be_scored else -1,
-            grammar=request.grammar,
-            tell_every_s=0.0 if request.stop else request.tell_every_s,  # a stop ends it at once
+            entry.run, entry.known_ids, len(entry.prompt_ids), params, receipt=entry.receipt
         )
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport
@@ -252,7 +243,7 @@ def _chain(entry: Entry, block_size: int) -> tuple[bytes, ...]:
         return ()
     ids = entry.known_ids[:-1]
     if entry.chain_of != (len(ids), block_size):  # else it waits for room, and is asked again
-        entry.chain = extended([root(entry.request.cache_salt)], ids, block_size)
+        entry.chain = extended([root(entry.params.cache_salt)], ids, block_size)
         entry.chain_of = (len(ids), block_size)
     return entry.chain
 

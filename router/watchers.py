@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from baton.wire.messages import ClusterInfo
 from baton.wire.node import Effect, To
-from router.intake import Served
+from router.admission import Served
 from router.members import Members
 
 

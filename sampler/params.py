@@ -1,7 +1,7 @@
 """SamplingParams: how one choice of one request wants its tokens drawn. No torch here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 # Below this temperature, logits / temperature is a one-hot in float32 anyway (vLLM's limit too).
@@ -27,7 +27,7 @@ RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """A new number is one line here and one in RULES; the wire follows by itself."""
+    """A new number is one line here and one in RULES. Raises ValueError with the rule and the value."""
 
     temperature: float = 1.0  # below 1e-5: greedy
     top_k: int = 0  # 0: off; -1 is accepted and stored as 0
@@ -67,30 +67,6 @@ class SamplingParams:
         free = self.allowed_token_ids is None
         return self.greedy and self.repetition_penalty == 1.0 and free and not shaped
 
-    def to_wire(self) -> dict[str, int | float | str]:
-        """Plain values by name. What travels cannot nest lists, so logit_bias is the string
-        "id:bias,id:bias": exact, and readable in a log. allowed_token_ids is "id,id", "" for all."""
-        bias = ",".join(f"{token}:{bias!r}" for token, bias in self.logit_bias)
-        wire = {field.name: getattr(self, field.name) for field in fields(self)}
-        allowed = ",".join(map(str, self.allowed_token_ids or ()))
-        return wire | {"logit_bias": bias, "allowed_token_ids": allowed}
-
-    @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> "SamplingParams":
-        """The inverse of `to_wire`; a missing field has its default, an unknown one is refused.
-        logit_bias may be a sequence of pairs, too, and allowed_token_ids a sequence."""
-        if not isinstance(wire, Mapping):
-            raise ValueError(f"sampling parameters must be a mapping, got {_shown(wire)}")
-        names = [field.name for field in fields(cls)]
-        if unknown := [name for name in wire if name not in names]:
-            raise ValueError(f"sampling parameters are {', '.join(names)}; got {_shown(unknown)}")
-        given = dict(wire)
-        if type(text := wire.get("logit_bias")) is str:
-            given["logit_bias"] = _bias_from(text)
-        if type(text := wire.get("allowed_token_ids")) is str:
-            given["allowed_token_ids"] = _allowed_from(text)
-        return cls(**given)
-
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> "SamplingParams":
         """What `transformers.generate` would do with this generation_config.json.
@@ -112,32 +88,14 @@ class SamplingParams:
         return cls(**chosen)
 
 
-def _bias_from(text: str) -> list[tuple[int, float]]:
-    """The pairs of "id:bias,id:bias": as many as are allowed, otherwise not checked yet."""
-    if not text:
-        return []
-    _check_count(text.count(",") + 1)
-    try:
-        split = [pair.split(":") for pair in text.split(",")]
-        return [(int(token), float(bias)) for token, bias in split]
-    except ValueError:
-        raise ValueError(
-            f'logit_bias must be "id:bias,id:bias" on the wire, got {_shown(text)}'
-        ) from None
-
-
-def _check_count(pairs: int) -> None:
-    if pairs > MOST_BIASES:
-        raise ValueError(f"logit_bias must be at most {MOST_BIASES:,} pairs, got {pairs:,}")
-
-
 def _checked_bias(pairs: object) -> tuple[tuple[int, float], ...]:
-    """The pairs as tuples. Ids past the vocabulary, which nobody knows here, have no effect."""
+    """The pairs as tuples. Ids past the vocabulary, which is not known here, have no effect."""
     rule = "logit_bias must be"
     kinds = (list, tuple)
     if not isinstance(pairs, kinds):
         raise ValueError(f"{rule} pairs of a token id and a bias, got {_shown(pairs)}")
-    _check_count(len(pairs))
+    if len(pairs) > MOST_BIASES:
+        raise ValueError(f"{rule} at most {MOST_BIASES:,} pairs, got {len(pairs):,}")
     checked: dict[int, float] = {}
     for pair in pairs:
         if not isinstance(pair, kinds) or len(pair) != 2:
@@ -153,18 +111,6 @@ def _checked_bias(pairs: object) -> tuple[tuple[int, float], ...]:
             raise ValueError(f"{rule} one number for a token id, got two for {token}")
         checked[token] = float(bias)
     return tuple(checked.items())
-
-
-def _allowed_from(text: str) -> tuple[int, ...] | None:
-    """The ids of "id,id", not checked yet; None for nothing."""
-    if not text:
-        return None
-    try:
-        return tuple(int(token) for token in text.split(",", MOST_ALLOWED))
-    except ValueError:
-        raise ValueError(
-            f'allowed_token_ids must be "id,id" on the wire, got {_shown(text)}'
-        ) from None
 
 
 def _checked_allowed(ids: object) -> tuple[int, ...]:

@@ -6,47 +6,47 @@ from typing import Any
 
 import click
 
-from baton.client.http import Site
+from baton.client.http import HttpClient
 from baton.errors import InputError
 
 HELP = "Ctrl-D ends; /new begins a new conversation."
 
 
-def run_chat(site: Site, wanted: Mapping[str, Any], once: str | None) -> None:
-    """Until the input ends; with `once`, one message alone. Raises InputError."""
-    model = site.get("/v1/models")["data"][0]
+def run_chat(client: HttpClient, parameters: Mapping[str, Any], once: str | None) -> None:
+    """Until the end of the input; with `once`, that message alone. Raises InputError."""
+    model = client.get("/v1/models")["data"][0]
     chats = bool(model.get("chat", True))
     if once is None:
         kind = "" if chats else " (it has no chat template: it continues your text)"
-        click.echo(f"{model['id']} at {site.url}{kind}. {HELP}", err=True)
+        click.echo(f"{model['id']} at {client.url}{kind}. {HELP}", err=True)
     turns: list[dict[str, str]] = []
-    for said in [once] if once is not None else _lines():
-        if said.strip() == "/new":
+    for text in [once] if once is not None else _lines():
+        if text.strip() == "/new":
             turns = []
-        elif said.strip():
-            turns = _turn(site, model["id"], said, turns if chats else None, wanted)
+        elif text.strip():
+            turns = _turn(client, model["id"], text, turns if chats else None, parameters)
 
 
 def _turn(
-    site: Site,
+    client: HttpClient,
     model: str,
-    said: str,
+    message: str,
     turns: Sequence[dict[str, str]] | None,
-    wanted: Mapping[str, Any],
+    parameters: Mapping[str, Any],
 ) -> list[dict[str, str]]:
-    """One message and its answer, printed as it comes; the conversation after it."""
-    body: dict[str, Any] = {"model": model, "stream": True, **wanted}
+    """Send a message and print the answer as it is generated. Returns the conversation with both."""
+    body: dict[str, Any] = {"model": model, "stream": True, **parameters}
     path = "/v1/completions"
     messages: list[dict[str, str]] = []
     if turns is None:
-        body["prompt"] = said
+        body["prompt"] = message
         body.setdefault("max_tokens", 200)
     else:
         path = "/v1/chat/completions"
-        messages = [*turns, {"role": "user", "content": said}]
+        messages = [*turns, {"role": "user", "content": message}]
         body["messages"] = messages
     text = ""
-    for chunk in site.stream(path, body):
+    for chunk in client.stream(path, body):
         if "error" in chunk:
             raise InputError(chunk["error"]["message"])
         for choice in chunk["choices"]:
@@ -58,7 +58,7 @@ def _turn(
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, line by line."""
+    """The lines that the user types."""
     while True:
         if sys.stdin.isatty():
             click.echo("> ", nl=False, err=True)

@@ -1,4 +1,4 @@
-"""`python main.py doctor`: what a bug report needs, in one block to paste."""
+"""`python main.py doctor`: the facts that a bug report needs, as one block of text."""
 
 import os
 import platform
@@ -35,7 +35,7 @@ ASK_TORCH = (
 
 
 def examine() -> str:
-    """The whole block. Nothing in it names a user, a host or a key."""
+    """The block. It contains no user name, host name or key."""
     facts = [
         ("baton", f"{own_version()}{_commit()}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
@@ -60,8 +60,8 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    said = _output_of(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], timeout_s=5)
-    return f" ({said[0]})" if said else ""
+    lines = _output_of(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], timeout_s=5)
+    return f" ({lines[0]})" if lines else ""
 
 
 def _devices() -> list[str]:

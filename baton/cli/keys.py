@@ -1,4 +1,4 @@
-"""`python main.py keys DIR`: new CURVE keys, and what to do with each file."""
+"""`python main.py keys DIR`: create CURVE keys, and explain the files."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from baton.wire.keys import make_keys
 WHAT_IS_WHAT = """\
 The keys are in {folder}:
   router.secret   stays on the router's machine; never copy it
-  router.public   tells clients and workers which router is the right one
-  member.secret   makes its holder a member of the cluster: copy it to their machines, and guard it
-  member.public   the router lets in whoever holds the secret to this
+  router.public   lets clients and workers verify the router
+  member.secret   admits clients and workers to the cluster: copy it to their machines, keep it secret
+  member.public   lets the router verify members
 
 On the router's machine:
   python -m router --address tcp://HOST:7000 --keys {folder}
@@ -21,6 +21,6 @@ Copy the folder without router.secret to every other machine, then there:
 
 
 def make(folder: Path) -> str:
-    """Make the keys; the text to print. InputError if there is something in the folder."""
+    """Make the keys. Returns the text to print; raises InputError if the folder is not empty."""
     make_keys(folder)
     return WHAT_IS_WHAT.format(folder=folder, command=COMMAND)

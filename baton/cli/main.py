@@ -1,10 +1,11 @@
 """The command line, `python main.py` or `baton`. Without a command: the offline job.
 
-Every command here only reads its options and calls the module that does the work; what is heavy is
-imported when it is needed, so that --help and a wrong option answer at once.
+A command reads its options and calls the module that does the work. Heavy modules are imported only
+then, so that --help and errors in options are fast.
 """
 
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from click.core import ParameterSource
 from baton.cli.options import (
     SectionGroup,
     job_options,
-    place_options,
     sampling_options,
+    target_options,
     version_option,
 )
 from baton.errors import BatonError, InputError
@@ -47,21 +48,27 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @job_options()
 @sampling_options()
-@place_options()
+@target_options()
 @version_option
 @click.pass_context
 def cli(ctx: click.Context, /, **given: Any) -> None:
     """Continue prompts with a language model: prefill and decode in processes of their own.
 
     Without a command: continue every prompt of prompts.py (or --prompts FILE) and write the answers
-    to one file. The file appears when it is complete; a broken run goes on where it stopped when
-    the same command is given again.
+    to one file. The file appears when it is complete; run the same command again to resume an
+    interrupted run.
     """
     if ctx.invoked_subcommand is not None:
         _refuse_options_before(ctx)
         return
     from baton.offline.run import run_offline
-    from baton.offline.settings import JobSettings, Wish, check_numbers, chosen_prompts, place_from
+    from baton.offline.settings import (
+        JobSettings,
+        SamplingOverrides,
+        check_numbers,
+        chosen_prompts,
+        target_from,
+    )
 
     check_numbers(
         batch_size=given["batch_size"],
@@ -70,10 +77,10 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     )
     if given["timings"] and given["format"] == "txt":
         raise InputError("--timings go into jsonl lines: add --format jsonl")
-    wish = Wish(**{name: given[name] for name in Wish.__dataclass_fields__})
+    overrides = {name: given[name] for name in SamplingOverrides.__dataclass_fields__}
     settings = JobSettings(
-        place=place_from(given, lambda name: _said(ctx, name)),
-        wish=wish,
+        target=target_from(given, partial(_is_explicit, ctx), batch_size=given["batch_size"]),
+        sampling=SamplingOverrides(**overrides),
         batch_size=given["batch_size"],
         generation_length=given["generation_length"],
         stop=given["stop"],
@@ -96,16 +103,16 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     help="What to continue.",
 )
 @click.option("-l", "--generation-length", default=50, show_default=True, help="New tokens.")
-@place_options()
+@target_options()
 @click.pass_context
 def infer(ctx: click.Context, /, prompt: str, generation_length: int, **given: Any) -> None:
-    """One prompt, greedily: the text, and where the time went."""
+    """Continue one prompt with greedy decoding, and show the time of each stage."""
     from baton.cli.infer import run_infer
-    from baton.offline.settings import check_numbers, place_from
+    from baton.offline.settings import check_numbers, target_from
 
     check_numbers(batch_size=1, generation_length=generation_length, stop=())
-    place = place_from(given, lambda name: _said(ctx, name))
-    run_infer(place, prompt, generation_length, ctx.ensure_object(Stages))
+    target = target_from(given, partial(_is_explicit, ctx), batch_size=1)
+    run_infer(target, prompt, generation_length, ctx.ensure_object(Stages))
 
 
 @cli.command()
@@ -118,49 +125,48 @@ def infer(ctx: click.Context, /, prompt: str, generation_length: int, **given: A
     help="Requests that run at once.",
 )
 @server_options
-@place_options()
+@target_options()
 @click.pass_context
 def serve(ctx: click.Context, /, model_name: str | None, max_num_seqs: int, **given: Any) -> None:
-    """OpenAI's API and a page that shows every request, at http://127.0.0.1:8000.
+    """Serve OpenAI's API, and a page that shows every request, at http://127.0.0.1:8000.
 
     python main.py serve                             the bundled model
 
     python main.py serve MODEL --port 8000 --num-prefill 1 --num-decode 1
     """
     from baton.offline.describe import describe_cluster
-    from baton.offline.link import cluster_options
-    from baton.offline.settings import place_from
+    from baton.offline.settings import RunningCluster, target_from
     from baton.server.serve import run_serve
 
     if model_name is not None:
-        if _said(ctx, "model") and given["model"] != model_name:
+        if _is_explicit(ctx, "model") and given["model"] != model_name:
             raise InputError(f"two models are named, {model_name} and {given['model']}: name one")
         given["model"] = model_name
-    place = place_from(given, lambda name: _said(ctx, name))
-    if place.router is not None:
+    target = target_from(given, partial(_is_explicit, ctx), batch_size=max_num_seqs)
+    if isinstance(target, RunningCluster):
         raise InputError(
             "a server for a running cluster is a command of its own: "
-            f"{COMMAND} http --router {place.router}"
+            f"{COMMAND} http --router {target.router}"
         )
-    options = cluster_options(place, batch_size=max_num_seqs)
+    topology = target.options.topology
     settings = settings_from(given)
-    sys.exit(run_serve(options, settings, lambda info: describe_cluster(info, place.topology)))
+    sys.exit(run_serve(target.options, settings, lambda info: describe_cluster(info, topology)))
 
 
 @cli.command()
 @click.argument("message", required=False)
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")
-@click.option("--api-key", default="", help="If it asks for one.")
+@click.option("--api-key", default="", help="Its API key.")
 @click.option("--temperature", type=float, default=None, help="0 is greedy.")
-@click.option("--max-tokens", type=int, default=None, help="The most tokens of an answer.")
+@click.option("--max-tokens", type=int, default=None, help="The longest answer, in tokens.")
 @click.option("--seed", type=int, default=None, help="Equal seeds give equal answers.")
-def chat(message: str | None, url: str, api_key: str, **wanted: Any) -> None:
-    """Talk to a running server; with MESSAGE, one message alone."""
+def chat(message: str | None, url: str, api_key: str, **parameters: Any) -> None:
+    """Chat with a running server; with MESSAGE, send that message alone."""
     from baton.cli.chat import run_chat
-    from baton.client.http import Site
+    from baton.client.http import HttpClient
 
-    given = {name: value for name, value in wanted.items() if value is not None}
-    run_chat(Site(url.rstrip("/"), api_key), given, message)
+    given = {name: value for name, value in parameters.items() if value is not None}
+    run_chat(HttpClient(url.rstrip("/"), api_key), given, message)
 
 
 @cli.command("run-batch")
@@ -173,26 +179,26 @@ def chat(message: str | None, url: str, api_key: str, **wanted: Any) -> None:
     show_default=True,
     help="Requests that run at once.",
 )
-@place_options()
+@target_options()
 @click.pass_context
 def run_batch(
     ctx: click.Context, /, source: Path, out: Path, max_num_seqs: int, **given: Any
 ) -> None:
-    """Answer a file of requests in OpenAI's batch format. Broken off, it goes on where it was."""
-    from baton.offline import run_batch as room
-    from baton.offline.link import cluster_options
+    """Answer a file of requests in OpenAI's batch format. Run it again to resume."""
+    from baton.offline import run_batch as implementation
     from baton.offline.progress import Progress
-    from baton.offline.settings import place_from
+    from baton.offline.settings import RunningCluster, target_from
 
-    place = place_from(given, lambda name: _said(ctx, name))
-    options = cluster_options(place, batch_size=max_num_seqs)
+    target = target_from(given, partial(_is_explicit, ctx), batch_size=max_num_seqs)
+    if isinstance(target, RunningCluster):
+        raise InputError("run-batch starts its own cluster: leave out --router")
     with Progress(quiet=False) as progress:
-        room.run_batch(options, source, out, progress)
+        implementation.run_batch(target.options, source, out, progress)
 
 
 @cli.command()
 def doctor() -> None:
-    """What a bug report needs: versions, machine, devices, limits, models."""
+    """Print what a bug report needs: versions, machine, devices, limits, models."""
     from baton.cli.doctor import examine
 
     click.echo(examine())
@@ -203,7 +209,7 @@ def doctor() -> None:
 @click.argument("name", type=click.Choice(BENCHMARKS))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, options: tuple[str, ...]) -> None:
-    """Measure: engine (beside other engines), disagg (beside colocated), and their parts.
+    """Benchmarks: engine (compared with others), disagg (compared with colocated), and parts of them.
 
     `python main.py bench NAME --help` lists the options of each.
     """
@@ -213,14 +219,14 @@ def bench(name: str, options: tuple[str, ...]) -> None:
 @cli.command(context_settings=PASSED_ON, hidden=not IN_CHECKOUT)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab(options: tuple[str, ...]) -> None:
-    """Learn from this machine: studies of batching, KV cache and disaggregation, in one report."""
+    """Studies of batching, KV cache and disaggregation on this machine, in one report."""
     _tool("tools.lab.__main__", "lab", options)
 
 
 @cli.command("eval", context_settings=PASSED_ON, hidden=not IN_CHECKOUT)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def evaluate(options: tuple[str, ...]) -> None:
-    """How good a model is: perplexity, BLEU, ROUGE, CORE-style tasks."""
+    """Evaluate a model: perplexity, BLEU, ROUGE, CORE-style tasks."""
     _tool("tools.evaluation.__main__", "eval", options)
 
 
@@ -255,7 +261,7 @@ def http(options: tuple[str, ...]) -> None:
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def keys(folder: Path) -> None:
-    """Make the CURVE keys that tcp:// connections need, in the new folder DIR."""
+    """Create the CURVE keys that tcp:// connections need, in the new folder DIR."""
     from baton.cli.keys import make
 
     click.echo(make(folder))
@@ -264,9 +270,9 @@ def keys(folder: Path) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="If FOLDER has none that fits.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="If FOLDER has none.")
 def convert(folder: Path, out: Path, tokenizer: Path | None) -> None:
-    """Turn a checkpoint of tensors in pickles into safetensors, in the new folder OUT.
+    """Convert a checkpoint in PyTorch pickles to safetensors, in the new folder OUT.
 
     FOLDER is Hugging Face's (config.json, *.bin or *.pt), nanochat's (model_NNNNNN.pt) or LLaMA's
     (consolidated.NN.pth, params.json); docs/checkpoints.md says what each must hold.
@@ -277,16 +283,16 @@ def convert(folder: Path, out: Path, tokenizer: Path | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; one line for whatever goes wrong. Returns the exit code."""
+    """Run the command; an error is printed as one line. Returns the exit code."""
     startup = Stages()
     startup.add("python", process_age_s())
     turn_into_exceptions()
     try:
         cli.main(arguments, prog_name=COMMAND, standalone_mode=False, obj=startup)
     except click.ClickException as error:
-        return _told(f"{error.format_message()} See {COMMAND} --help.", error.exit_code)
+        return _print_error(f"{error.format_message()} See {COMMAND} --help.", error.exit_code)
     except BatonError as error:
-        return _told(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except Interrupted as interrupt:
         click.echo(f"interrupted: {interrupt}", err=True)
         return EXIT_CODE
@@ -296,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tool(module: str, name: str, options: tuple[str, ...]) -> None:
-    """A command of tools/, which an installed package does not hold. InputError there."""
+    """Run a command of tools/. InputError in an installed package, which does not contain it."""
     if not IN_CHECKOUT:
         raise InputError(
             f"`{name}` is part of the source checkout, not of the installed package: "
@@ -306,28 +312,29 @@ def _tool(module: str, name: str, options: tuple[str, ...]) -> None:
 
 
 def _pass_on(module: str, name: str, options: tuple[str, ...]) -> None:
-    """To a room that reads its own options, and is imported only now."""
-    room = import_module(module)
-    room.main.main(list(options), prog_name=f"{COMMAND} {name}", standalone_mode=False)
+    """Run the click command `main` of a module, which is imported only now."""
+    import_module(module).main.main(
+        list(options), prog_name=f"{COMMAND} {name}", standalone_mode=False
+    )
 
 
-def _told(text: str, exit_code: int) -> int:
+def _print_error(text: str, exit_code: int) -> int:
     line = " ".join(text.split())
     click.echo(f"error: {line}", err=True)
     return exit_code
 
 
-def _said(ctx: click.Context, name: str) -> bool:
+def _is_explicit(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _refuse_options_before(ctx: click.Context) -> None:
     for option in ctx.command.params:
-        if option.name is not None and _said(ctx, option.name):
+        if option.name is not None and _is_explicit(ctx, option.name):
             command = ctx.invoked_subcommand
             raise click.UsageError(
                 f"{option.opts[0]} before {command!r} belongs to the job without a command; "
-                f"options of {command} stand behind it."
+                f"options of {command} come after it."
             )
 
 

@@ -1,20 +1,19 @@
 """The options of the commands that generate, in sections, as `--help` shows them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
 
-from baton.dtypes import DTYPES
-from baton.offline.outputs import FORMATS
+from baton.cluster.options import DECLARED, MODEL, PROCESSES, Decorator
 from baton.package import COMMAND
 
-TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+FORMATS = ("txt", "jsonl")
 
 
 class SectionOption(click.Option):
-    """An option that knows under which heading it stands."""
+    """An option with the heading it belongs to."""
 
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -22,8 +21,8 @@ class SectionOption(click.Option):
 
 
 class SectionCommand(click.Command):
-    """A command whose help has a heading over each section of options, and spells the program the
-    way it was started: `python main.py` in a checkout, `baton` where it is installed."""
+    """A command whose help groups the options under headings, and names the program as it was started:
+    `python main.py` in a checkout, `baton` where it is installed."""
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace("python main.py", COMMAND)
@@ -43,13 +42,13 @@ class SectionCommand(click.Command):
 
 
 class SectionGroup(SectionCommand, click.Group):
-    """A group with its options in sections, and its commands behind them."""
+    """A group whose help groups the options under headings."""
 
     command_class = SectionCommand
 
 
 def option(section: str, *names: str, **kwargs: Any) -> Decorator:
-    """click.option under a heading; the default is shown."""
+    """click.option under a heading, with its default shown."""
     kwargs.setdefault("show_default", True)
     return click.option(*names, cls=SectionOption, section=section, **kwargs)
 
@@ -66,10 +65,10 @@ def apply(*decorators: Decorator) -> Decorator:
 
 
 def job_options() -> Decorator:
-    """What is done, and where it goes."""
+    """Input, output and size of the job."""
     here = "The job"
     return apply(
-        option(here, "-b", "--batch-size", default=4, help="Requests that run at once."),
+        option(here, "-b", "--batch-size", default=4, help="Requests that run at the same time."),
         option(here, "-l", "--generation-length", default=100, help="New tokens for each prompt."),
         option(here, "-o", "--output-file", default="test.txt", help="Where the answers go."),
         option(
@@ -77,14 +76,14 @@ def job_options() -> Decorator:
             "--prompts",
             metavar="FILE",
             show_default="the list in prompts.py",
-            help='One prompt a line; or .jsonl: {"prompt": "..."} or "..." a line.',
+            help='One prompt per line; or .jsonl with {"prompt": "..."} or "..." per line.',
         ),
         option(
             here,
             "--format",
             type=click.Choice(FORMATS),
             default="txt",
-            help="txt is for reading, jsonl for programs.",
+            help="txt for people, jsonl for programs.",
         ),
         option(here, "--timings", is_flag=True, help="Add each request's timings to the jsonl."),
         option(
@@ -92,24 +91,42 @@ def job_options() -> Decorator:
             "--trace-file",
             metavar="FILE",
             show_default="none",
-            help="Every request's stages, for ui.perfetto.dev.",
+            help="Write the stages of every request for ui.perfetto.dev.",
         ),
-        option(here, "--quiet", is_flag=True, help="Say nothing but errors."),
+        option(here, "--quiet", is_flag=True, help="Print errors only."),
     )
 
 
 def sampling_options() -> Decorator:
-    """How tokens are drawn. What is not given here is the model's own generation_config."""
+    """Sampling parameters; the defaults come from the model's generation_config."""
     here, own = "Sampling", "the model's own"
     number: dict[str, Any] = {"type": float, "show_default": own}
     return apply(
-        option(here, "--temperature", **number, help="0 is greedy, up to 2."),
-        option(here, "--top-k", type=int, show_default=own, help="Among the k likeliest; 0 = off."),
-        option(here, "--top-p", **number, help="Among the likeliest that sum to p; 1 = off."),
-        option(here, "--min-p", **number, help="At least p times as likely as the top; 0 = off."),
-        option(here, "--repetition-penalty", **number, help="Above 1: repeat less; 1 = off."),
+        option(here, "--temperature", **number, help="0 is greedy; at most 2."),
+        option(
+            here,
+            "--top-k",
+            type=int,
+            show_default=own,
+            help="Keep the k likeliest tokens; 0 = off.",
+        ),
+        option(
+            here,
+            "--top-p",
+            **number,
+            help="Keep the likeliest tokens that sum to p; 1 = off.",
+        ),
+        option(
+            here,
+            "--min-p",
+            **number,
+            help="Drop what is less likely than p times the top; 0 = off.",
+        ),
+        option(
+            here, "--repetition-penalty", **number, help="Above 1 discourages repetition; 1 = off."
+        ),
         option(here, "--seed", default=0, help="Equal seeds give equal files."),
-        option(here, "--greedy", is_flag=True, help="Always the likeliest token."),
+        option(here, "--greedy", is_flag=True, help="Always take the likeliest token."),
         option(
             here,
             "--stop",
@@ -118,52 +135,38 @@ def sampling_options() -> Decorator:
             show_default="none",
             help="End an answer before this text; repeatable.",
         ),
-        option(here, "--ignore-eos", is_flag=True, help="Go on to -l tokens whatever comes."),
+        option(
+            here, "--ignore-eos", is_flag=True, help="Generate -l tokens even after end-of-text."
+        ),
     )
 
 
-def place_options() -> Decorator:
-    """On what it is done: model, devices, processes, or a running cluster."""
-    model, topology, running = "The model", "Processes and devices", "A running cluster instead"
+def target_options() -> Decorator:
+    """Where the work is done: model, devices and processes of an own cluster, or a running one."""
+    running = "A running cluster instead"
     return apply(
         option(
-            model,
+            MODEL,
             "--model",
             metavar="NAME",
             default="demo",
             help="A name in configs/model_paths.yaml, a folder, or a Hugging Face id.",
         ),
+        *_declared(MODEL),
         option(
-            model,
-            "--dtype",
-            type=click.Choice(DTYPES),
-            default="auto",
-            help="auto: bfloat16 on a GPU, float32 on a CPU.",
+            MODEL,
+            "--download",
+            is_flag=True,
+            help="Download a Hugging Face id that is not on disk.",
         ),
-        *_memory(model),
-        option(model, "--download", is_flag=True, help="Fetch a Hugging Face id that is not here."),
-        *_speculation(model),
-        *_devices(topology),
+        *_devices(PROCESSES),
         option(
-            topology,
+            PROCESSES,
             "--colocated",
             is_flag=True,
-            help="No prefill workers: decode fills its own KV cache.",
+            help="No prefill workers: decode workers prefill their own KV cache.",
         ),
-        option(
-            topology,
-            "--kv-transport",
-            type=click.Choice(TRANSPORTS),
-            default="auto",
-            help="How KV gets from prefill to decode; auto takes the fastest that works.",
-        ),
-        option(
-            topology,
-            "--batch-window-ms",
-            type=float,
-            default=10.0,
-            help="The longest a prompt waits for others on their way to be filled with; 0 = not at all.",
-        ),
+        *_declared(PROCESSES),
         option(
             running,
             "--router",
@@ -181,51 +184,9 @@ def place_options() -> Decorator:
     )
 
 
-def _memory(section: str) -> list[Decorator]:
-    return [
-        option(
-            section,
-            "--max-model-len",
-            type=int,
-            metavar="TOKENS",
-            show_default="the model's context",
-            help="Prompt and answer together; less needs less memory.",
-        ),
-        option(
-            section,
-            "--kv-cache-memory-bytes",
-            type=int,
-            metavar="BYTES",
-            show_default="room for -b of the longest, if it fits",
-            help="KV pool of a decode worker. Too small for all: the youngest requests give way.",
-        ),
-    ]
-
-
-def _speculation(section: str) -> list[Decorator]:
-    return [
-        option(
-            section,
-            "--speculative-model",
-            metavar="NAME",
-            show_default="none",
-            help="Guess tokens ahead, same answers: ngram, or a small model of the same tokens.",
-        ),
-        option(
-            section,
-            "--num-speculative-tokens",
-            default=4,
-            help="The most guesses a step.",
-        ),
-        option(
-            section,
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            "prefix_caching",
-            default=True,
-            show_default="on",
-            help="Prompts that begin the same share what is computed.",
-        ),
-    ]
+def _declared(section: str) -> list[Decorator]:
+    make = partial(option, section)
+    return [each.click_option(make) for each in DECLARED if each.section == section]
 
 
 def _devices(section: str) -> list[Decorator]:
@@ -247,9 +208,9 @@ def _devices(section: str) -> list[Decorator]:
     return found
 
 
-def print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
-    """The version, and the way out."""
-    if wanted:
+def print_version(ctx: click.Context, option: click.Parameter, given: bool) -> None:
+    """Print the version and exit."""
+    if given:
         from baton.package import own_version
 
         click.echo(f"baton {own_version()}")
@@ -262,5 +223,5 @@ version_option = click.option(
     expose_value=False,
     is_eager=True,
     callback=print_version,
-    help="Print the version and leave.",
+    help="Print the version and exit.",
 )

@@ -1,1 +1,1 @@
-"""Clients of a router: submit requests and follow each to its outcome."""
+"""Clients of a router, blocking and asyncio, over one RequestTracker; and a client of the HTTP server."""

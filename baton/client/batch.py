@@ -1,126 +1,115 @@
-"""Follower: many prompts through one router, each followed to its end. No socket, no process.
+"""BatchClient: completes a list of prompts through one router.
 
     tasks -> Submit ... Accepted, Emitted, Emitted, Finished -> Completion
                                                      Failed  -> Failure
 
-The router loses no request while it lives. When it is restarted, what was in flight is gone with
-it and is submitted again under new ids, from the beginning; reports on the old ids are void.
+It keeps a limited number of requests with the router and has the processes of the cluster restarted
+meanwhile. Lost routers are the tracker's concern (baton/client/tracker.py).
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from baton.client.blocking import Received
+from baton.client.tracker import Resubmitted
 from baton.clock import Clock
 from baton.errors import ProtocolError
-from baton.kv.region import Plain
+from baton.params import GenerationParams
 from baton.wire.messages import (
     Accepted,
     ClusterInfo,
     Emitted,
     Failed,
     Finished,
+    PromptScored,
     Submit,
-    Timings,
 )
+from baton.wire.records import Timings
 
 POLL_S = 0.1
-SILENCE_S = 10.0  # after so much silence the router is asked whether it is still there
-ANSWER_S = 5.0  # and has so long to answer
+ANSWER_S = 5.0  # a router that nothing restarts must answer within this time
 READY_S = 900.0  # loading the largest models from a slow disk; a dead worker is noticed at once
 
-FromRouter = Accepted | Emitted | Finished | Failed | ClusterInfo
 
+class RouterConnection(Protocol):
+    """What BatchClient needs of baton.client.blocking.Client."""
 
-class Line(Protocol):
-    """The way to one router: what following needs of baton.client.blocking.Client."""
-
+    @property
+    def lost_since(self) -> float | None: ...
     def submit(self, *requests: Submit) -> None: ...
-    def abort(self, request: str) -> None: ...
-    def poll(self, timeout_s: float) -> Sequence[FromRouter]: ...
-    def info(self, *, timeout_s: float) -> ClusterInfo: ...
+    def forget(self, request: str) -> None: ...
+    def inquire(self) -> None: ...
+    def poll(self, timeout_s: float) -> Sequence[Received]: ...
+    def no_answer(self, timeout_s: float) -> ProtocolError: ...
 
 
 class Supervisor(Protocol):
-    """What keeps the processes alive: the part of supervisor.Cluster needed here. `mends`: a router
-    that is gone will be there again."""
+    """What BatchClient needs of baton.cluster.supervisor.Cluster. `restarts_router`: a router that
+    died is started again."""
 
-    mends: bool
+    restarts_router: bool
 
-    @property
-    def router_restarts(self) -> int: ...
     def check(self, info: ClusterInfo | None = None) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What is asked for every prompt alike."""
-
-    max_new_tokens: int
-    sampling: Plain | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    tell_every_s: float = 0.0  # so long tokens may wait to be told with later ones
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt to be completed. `index` is its place in the caller's list."""
+    """One prompt to complete. `index` is its place in the caller's list."""
 
     index: int
     prompt: str | tuple[int, ...]  # text, or token ids
-    max_new_tokens: int | None = None  # None: as many as is asked of all
+    max_new_tokens: int | None = None  # None: that of the params
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A prompt and its continuation, and when what happened on the follower's clock."""
+    """The continuation of prompt `index`, with its measurements. Times are on the client's clock."""
 
-    task: Task
+    index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str  # length or stop
-    prompt_tokens: int
-    tokenize_s: float
-    timings: Timings
-    submitted: float
-    ended: float
-    arrivals: tuple[float, ...]  # one for each token, the time it had waited taken off
+    prompt_tokens: int = 0
+    tokenize_s: float = 0.0
+    timings: Timings = field(default_factory=Timings)
+    submitted: float = 0.0
+    ended: float = 0.0
+    arrivals: tuple[float, ...] = ()  # one per token: its message's arrival minus the token's age
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A prompt that was not completed. `code` is machine-readable (worker_lost, ...)."""
+    """Prompt `index` could not be completed. `code` is machine-readable (worker_lost, ...)."""
 
-    task: Task
+    index: int
     code: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """New text of one prompt, on its way to becoming a Completion."""
+    """New tokens and text of prompt `index`."""
 
-    task: Task
+    index: int
     tokens: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """Something a person should read."""
+class Notice:
+    """A line for the user."""
 
     text: str
 
 
-Happening = Completion | Failure | Streamed | Note | ClusterInfo
+Event = Completion | Failure | Streamed | Notice | ClusterInfo
 
 
 @dataclass(slots=True)
-class _Flight:
+class _Running:
     task: Task
-    attempt: int
     submitted: float
     prompt_tokens: int = 0
     tokenize_s: float = 0.0
@@ -129,171 +118,127 @@ class _Flight:
     arrivals: list[float] = field(default_factory=list)
 
 
-class Follower:
-    """Keeps up to `limit` requests with the router and says what becomes of them.
+class BatchClient:
+    """Completes tasks, at most `limit` at once.
 
-    `job` opens the request ids and must be unlike that of any other job of this router.
+    `job` is the prefix of the request ids; two jobs of one router need different ones.
     """
 
     def __init__(
-        self, line: Line, supervisor: Supervisor, *, job: str, limit: int, clock: Clock
+        self,
+        client: RouterConnection,
+        supervisor: Supervisor,
+        *,
+        job: str,
+        limit: int,
+        clock: Clock,
     ) -> None:
-        self._line = line
+        self._client = client
         self._supervisor = supervisor
         self._job = job
         self._limit = limit
         self._clock = clock
-        self._flights: dict[str, _Flight] = {}
-        self._restarts = supervisor.router_restarts
-        self._known = False  # the router of this life has answered, and tells us its news
-        self._news: ClusterInfo | None = None  # not yet passed on to the supervisor
-        self._heard = clock()
+        self._running: dict[str, _Running] = {}
+        self._unchecked: ClusterInfo | None = None  # not yet passed on to the supervisor
 
-    def await_ready(self, *, ours: bool) -> Iterator[Happening]:
-        """Until the router says that it can work. A router we started (`ours`) may take its time
-        to answer; any other must be there already: ProtocolError."""
+    def await_ready(self) -> Iterator[Event]:
+        """Until the cluster can work. Raises ProtocolError if it is not ready after READY_S; if nothing
+        restarts the router, as soon as it has not answered for ANSWER_S."""
         deadline = self._clock() + READY_S
         info: ClusterInfo | None = None
+        self._client.inquire()
         while info is None or not info.ready:
-            yield from self._supervise()
-            before = info
-            if not self._known:
-                info = self._first_answer(ours=ours) or info
-            else:
-                messages = self._line.poll(POLL_S)
-                self._mind_silence(bool(messages), self._clock())
-                for news in messages:
-                    info = news if isinstance(news, ClusterInfo) else info
-            if info is not None and info is not before:
-                self._news = info
-                yield info
+            for event in self._turn():
+                info = event if isinstance(event, ClusterInfo) else info
+                yield event
             if self._clock() >= deadline:
                 waiting_for = info.waiting_for if info else "the router's answer"
                 raise ProtocolError(
                     f"the cluster was not ready after {READY_S:.0f} s; it waits for {waiting_for}"
                 )
 
-    def watch(self) -> Iterator[Happening]:
-        """For ever: what happens to a cluster of ours; an empty Note where nothing does."""
+    def watch(self) -> Iterator[Event]:
+        """The cluster's events, without end; an empty Notice when there are no more for now."""
         while True:
-            yield from self._supervise()
-            answer = None if self._known else self._first_answer(ours=True)
-            news = self._line.poll(POLL_S) if self._known and answer is None else [answer]
-            for self._news in (each for each in news if isinstance(each, ClusterInfo)):
-                yield self._news
-            yield Note("")
+            yield from self._turn()
+            yield Notice("")
 
-    def run(self, tasks: Sequence[Task], ask: Ask) -> Iterator[Happening]:
-        """Complete every task: each ends with one Completion or one Failure."""
+    def run(self, tasks: Sequence[Task], params: GenerationParams) -> Iterator[Event]:
+        """Complete every task: each ends with exactly one Completion or Failure."""
         waiting = deque(tasks)
-        lost: list[_Flight] = []
-        self._heard = self._clock()
-        while waiting or self._flights or lost:
-            yield from self._supervise()
-            if not self._known:  # a new router: what the old one had is gone
-                lost += self._flights.values()
-                gone = list(self._flights)
-                self._flights.clear()
-                if self._first_answer(ours=self._supervisor.mends) is None:
-                    continue
-                for request in gone:  # the same router, if only the connection was cut
-                    self._line.abort(request)
-            again = [self._begin(flight.task, flight.attempt + 1, ask) for flight in lost]
-            if lost:
-                self._line.submit(*again)
-                yield Note(f"the router was lost and found again: {len(lost)} requests begin again")
-                lost = []
-            room = min(self._limit - len(self._flights), len(waiting))
-            if submits := [self._begin(waiting.popleft(), 0, ask) for _ in range(room)]:
-                self._line.submit(*submits)  # together, and so they are filled
-            messages = self._line.poll(POLL_S)
-            now = self._clock()
-            for message in messages:
-                yield from self._take(message, now)
-            self._mind_silence(bool(messages), now)
+        while waiting or self._running:
+            free = min(self._limit - len(self._running), len(waiting))
+            if submits := [self._begin(waiting.popleft(), params) for _ in range(free)]:
+                self._client.submit(*submits)
+            yield from self._turn()
 
     def abort_all(self) -> None:
-        """Nobody waits for the rest any more: the router may forget it."""
-        for request in self._flights:
-            self._line.abort(request)
-        self._flights.clear()
+        """End all requests; there are no more events of them."""
+        for request in self._running:
+            self._client.forget(request)
+        self._running.clear()
 
-    def _first_answer(self, *, ours: bool) -> ClusterInfo | None:
-        try:
-            info = self._line.info(timeout_s=POLL_S if ours else ANSWER_S)
-        except ProtocolError:
-            if not ours:
-                raise
-            return None
-        self._known = True
-        return info
+    def _begin(self, task: Task, params: GenerationParams) -> Submit:
+        request = f"{self._job}-{task.index}"
+        self._running[request] = _Running(task, self._clock())
+        if task.max_new_tokens is not None:
+            params = replace(params, max_new_tokens=task.max_new_tokens)
+        return Submit(request, task.prompt, params)
 
-    def _begin(self, task: Task, attempt: int, ask: Ask) -> Submit:
-        request = f"{self._job}-{task.index}.{attempt}"
-        self._flights[request] = _Flight(task, attempt, self._clock())
-        text, ids = (task.prompt, None) if isinstance(task.prompt, str) else (None, task.prompt)
-        return Submit(
-            *(request, text, ids, task.max_new_tokens or ask.max_new_tokens),
-            *(ask.sampling, ask.stop, ask.ignore_eos),
-            tell_every_s=ask.tell_every_s,
-        )
-
-    def _supervise(self) -> Iterator[Happening]:
-        news, self._news = self._news, None
-        for text in self._supervisor.check(news):
-            yield Note(text)
-        if self._supervisor.router_restarts != self._restarts:
-            self._restarts = self._supervisor.router_restarts
-            self._known = False
-
-    def _take(self, message: FromRouter, now: float) -> Iterator[Happening]:
-        if isinstance(message, ClusterInfo):
-            self._news = message
-            yield message
+    def _turn(self) -> Iterator[Event]:
+        """Check the processes, then take in what has arrived."""
+        info, self._unchecked = self._unchecked, None
+        for text in self._supervisor.check(info):
+            yield Notice(text)
+        received = self._client.poll(POLL_S)
+        now = self._clock()
+        for each in received:
+            yield from self._take(each, now)
+        lost_since = self._client.lost_since
+        if self._supervisor.restarts_router or lost_since is None:
             return
-        flight = self._flights.get(message.request)
-        if flight is None:  # of an attempt that is over; a new router may know its Submit
-            if isinstance(message, Accepted):
-                self._line.abort(message.request)
-            return
-        match message:
-            case Accepted():
-                flight.prompt_tokens = message.prompt_tokens
-                flight.tokenize_s = message.tokenize_s
-            case Emitted():
-                flight.token_ids += message.token_ids
-                flight.parts.append(message.text)
-                ages = message.ages or (0.0,) * len(message.token_ids)
-                flight.arrivals += [now - age for age in ages]
-                yield Streamed(flight.task, len(message.token_ids), message.text)
-            case Finished():
-                del self._flights[message.request]
-                yield _ended(flight, message, now)
-            case Failed():
-                del self._flights[message.request]
-                yield Failure(flight.task, message.code, message.message)
+        if now >= lost_since + ANSWER_S:
+            raise self._client.no_answer(ANSWER_S)
 
-    def _mind_silence(self, heard: bool, now: float) -> None:
-        """A router that is gone says nothing: ask. Raises ProtocolError if there is no answer."""
-        if heard:
-            self._heard = now
-        elif now - self._heard >= SILENCE_S and not self._supervisor.mends:
-            self._line.info(timeout_s=ANSWER_S)
-            self._heard = self._clock()
+    def _take(self, received: Received, now: float) -> Iterator[Event]:
+        match received:
+            case ClusterInfo():
+                self._unchecked = received
+                yield received
+            case Resubmitted(requests):
+                yield Notice(
+                    f"the router was lost and found again: {requests} requests begin again"
+                )
+            case Accepted(request, prompt_tokens, tokenize_s) if request in self._running:
+                running = self._running[request]
+                running.prompt_tokens, running.tokenize_s = prompt_tokens, tokenize_s
+            case Emitted(request, token_ids, text) if request in self._running:
+                running = self._running[request]
+                running.token_ids += token_ids
+                running.parts.append(text)
+                ages = received.ages or (0.0,) * len(token_ids)
+                running.arrivals += [now - age for age in ages]
+                yield Streamed(running.task.index, len(token_ids), text)
+            case Finished(request) if request in self._running:
+                yield _ended(self._running.pop(request), received, now)
+            case Failed(request, code, message) if request in self._running:
+                yield Failure(self._running.pop(request).task.index, code, message)
+            case Accepted() | PromptScored() | Emitted() | Finished() | Failed():
+                pass  # of another user of this client
 
 
-def _ended(flight: _Flight, message: Finished, now: float) -> Happening:
+def _ended(running: _Running, message: Finished, now: float) -> Event:
     if message.reason == "abort":
-        return Failure(flight.task, "aborted", "the router ended the request")
+        return Failure(running.task.index, "aborted", "the router ended the request")
     return Completion(
-        task=flight.task,
-        text="".join(flight.parts),
-        token_ids=tuple(flight.token_ids),
+        index=running.task.index,
+        text="".join(running.parts),
+        token_ids=tuple(running.token_ids),
         finish_reason=message.reason,
-        prompt_tokens=flight.prompt_tokens,
-        tokenize_s=flight.tokenize_s,
+        prompt_tokens=running.prompt_tokens,
+        tokenize_s=running.tokenize_s,
         timings=message.timings,
-        submitted=flight.submitted,
+        submitted=running.submitted,
         ended=now,
-        arrivals=tuple(flight.arrivals),
+        arrivals=tuple(running.arrivals),
     )

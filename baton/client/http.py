@@ -1,4 +1,4 @@
-"""Site: asking a running server over HTTP, with nothing but the standard library."""
+"""HttpClient: requests to a running HTTP server, with the standard library alone."""
 
 import http.client
 import json
@@ -12,14 +12,14 @@ from typing import Any
 from baton.errors import InputError
 from baton.package import COMMAND
 
-SLOW_S = 600.0
-"""An answer may take this long between two of its bytes."""
+TIMEOUT_S = 600.0
+"""The longest wait for the next byte of a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answers, refusals included. `body` is its JSON; of a refusal that is none, one in
-    OpenAI's shape that holds its text."""
+    """A response, errors included. `body` is its JSON; for an error whose body is not JSON, an error
+    object in OpenAI's shape with that text."""
 
     status: int
     body: Any
@@ -28,15 +28,15 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """A server of ours, or any other that speaks OpenAI's API."""
+class HttpClient:
+    """A server with OpenAI's API: ours or any other."""
 
     url: str
     key: str = ""
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Reply:
-        """POST of the body, or GET without one. Raises OSError if nobody answers, and ValueError for
-        an answer that is no JSON."""
+        """POST the body, or GET if there is none. Raises OSError if the server cannot be reached, and
+        ValueError if a successful response is not JSON."""
         try:
             with self._open(path, body) as answer:
                 return _reply(answer.status, answer.headers, json.load(answer))
@@ -44,20 +44,21 @@ class Site:
             with error:
                 return _reply(error.code, error.headers, _json(error.read()))
         except http.client.HTTPException as error:
-            raise OSError(f"a broken answer: {error}") from error
+            raise OSError(f"the response is broken: {error}") from error
 
     def get(self, path: str) -> Any:
-        """JSON. Raises InputError if there is no such server, or it refuses."""
+        """The JSON of a GET. Raises InputError if the server cannot be reached or answers with an
+        error."""
         try:
             reply = self.ask(path)
         except (OSError, ValueError) as error:
-            raise nobody(self, error) from error
+            raise unreachable(self, error) from error
         if reply.status >= 400:
-            raise InputError(f"{self.url}{path}: {told(reply.body)}")
+            raise InputError(f"{self.url}{path}: {error_message(reply.body)}")
         return reply.body
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
-        """The chunks of a streamed answer. Raises InputError with the server's own words."""
+        """The chunks of a streamed response. Raises InputError with the server's message."""
         try:
             with self._open(path, body) as answer:
                 for line in answer:
@@ -65,7 +66,7 @@ class Site:
                         yield json.loads(line.removeprefix(b"data: "))
         except urllib.error.HTTPError as error:
             with error:
-                raise InputError(told(_json(error.read()))) from error
+                raise InputError(error_message(_json(error.read()))) from error
         except (OSError, http.client.HTTPException) as error:
             raise InputError(f"the connection to {self.url} broke: {error}") from error
 
@@ -75,20 +76,22 @@ class Site:
             headers["Authorization"] = f"Bearer {self.key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SLOW_S)
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
         return answer
 
 
-def nobody(site: Site, error: Exception) -> InputError:
-    """Nobody is there, or somebody else."""
+def unreachable(client: HttpClient, error: Exception) -> InputError:
+    """The error for a URL where no server, or no server of this kind, answers."""
     why = str(getattr(error, "reason", error)) or type(error).__name__
-    return InputError(f"no server answers at {site.url} ({why}): start one with `{COMMAND} serve`")
+    return InputError(
+        f"no server answers at {client.url} ({why}): start one with `{COMMAND} serve`"
+    )
 
 
-def told(answer: Any) -> str:
+def error_message(body: Any) -> str:
     """The message of an error in OpenAI's shape, in one line."""
-    error = answer.get("error") if isinstance(answer, dict) else None
-    text = str(error.get("message")) if isinstance(error, dict) else str(answer)[:300]
+    error = body.get("error") if isinstance(body, dict) else None
+    text = str(error.get("message")) if isinstance(error, dict) else str(body)[:300]
     return " ".join(text.split())
 
 

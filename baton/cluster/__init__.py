@@ -1,1 +1,1 @@
-"""The processes of one machine: start them, restart what dies, stop them."""
+"""The processes of a cluster on one machine: start, restart and stop them."""

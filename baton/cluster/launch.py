@@ -1,5 +1,5 @@
-"""Launch: what the worker commands share: their options, how a worker introduces itself, and the way
-from a node to a running process. No torch here: `--help` and a wrong option answer at once."""
+"""Launch: what the worker commands share: options, the Hello message, and running a node as a process.
+It does not import torch, so that `--help` and errors in options are fast."""
 
 import os
 import secrets
@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import click
 import zmq
 
-from baton.dtypes import DTYPES
 from baton.errors import BatonError, InputError
 from baton.host import core_numbers, die_with, host_id, process_age_s
 from baton.kv.layout import KVLayout
@@ -26,14 +25,13 @@ from baton.wire.loop import Loop
 from baton.wire.messages import PROTOCOL, Hello
 from baton.wire.node import Node
 
-BLOCK_SIZE = 16
 PATIENCE_FLOOR_S = 10.0
 PATIENCE_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """The options every worker command takes, checked."""
+    """The options that every worker command takes."""
 
     router: str
     model: str
@@ -55,18 +53,9 @@ _OPTIONS = [
                  help="A name of configs/model_paths.yaml, a folder, or a Hugging Face id."),
     click.option("--device", default="auto", show_default=True,
                  help="cuda:0, cuda:1, cpu, mps, or auto."),
-    click.option("--dtype", default="auto", show_default=True,
-                 type=click.Choice(DTYPES),
-                 help="auto: bfloat16 on a GPU, float32 on a CPU."),
     click.option("--name", default=None, help="This worker's name in logs and reports."),
     click.option("--threads", type=click.IntRange(min=1), default=None,
                  help="CPU threads to compute with.  [default: the cores that the router hands out]"),
-    click.option("--block-size", type=click.IntRange(min=1), default=BLOCK_SIZE, show_default=True,
-                 help="Tokens in one KV block; the same for all workers of a cluster."),
-    click.option("--max-model-len", type=click.IntRange(min=2), default=None,
-                 help="Longest sequence, in tokens.  [default: the model's context]"),
-    click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=2048,
-                 show_default=True, help="Tokens in one forward; longer prompts go in chunks."),
     click.option("--keys", type=click.Path(path_type=Path, file_okay=False), default=None,
                  help=f"Folder of CURVE keys; needed for tcp. See `{COMMAND} keys`."),
     click.option("--log-level", type=click.Choice(LEVELS), default="warning", show_default=True,
@@ -76,14 +65,14 @@ _OPTIONS = [
 
 
 def worker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The shared options, on a click command."""
+    """Add the shared options to a click command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
-    """The shared ones out of what click parsed. Sets up logging; ties this process to its parent."""
+    """Take the shared options out of `given`. Sets up logging and ties this process to its parent."""
     parent = given.pop("parent")
     if parent is not None and not die_with(parent):
         sys.exit(0)
@@ -91,7 +80,7 @@ def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
     set_up_logging(name, given.pop("log_level"))
     folder = given.pop("keys")
     keys = None if folder is None else load_keys(folder)
-    check_address(given["router"], keys)  # here already: loading torch and a model takes seconds
+    check_address(given["router"], keys)  # before seconds are spent on loading torch and a model
     resolve_model(given["model"])
     # OpenMP's idle threads spin for milliseconds: on cores that others use too, a step then takes 20
     # times as long (docs/performance.md). It is read when torch is loaded, in this process only.
@@ -117,8 +106,8 @@ def introduce(
     blocks: int = 0,
     regions: tuple[Region, ...] = (),
 ) -> Hello:
-    """Who this worker is. Its patience is several times its longest step, as far as one can tell
-    from the measured time of a token."""
+    """This worker's Hello. Its patience is several times its longest step, estimated from the measured
+    time of one token."""
     return Hello(
         role=role,
         worker=options.name,
@@ -142,7 +131,7 @@ def introduce(
 
 
 def first_epoch(options: WorkerOptions) -> str:
-    """The name of a worker's first life."""
+    """The name of a worker's first epoch."""
     return f"{options.name}/0"
 
 
@@ -151,7 +140,7 @@ def run_worker(
     node: Node,
     wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
 ) -> int:
-    """Dial the router and run until the end. Returns the exit code."""
+    """Connect to the router and run the node. Returns the exit code."""
     channel = Dialer(options.name, options.router, options.keys)
     try:
         return Loop(node, channel, parent=options.parent, wakeups=wakeups).run()
@@ -160,7 +149,7 @@ def run_worker(
 
 
 def leave_with_one_line(work: Callable[[], int]) -> NoReturn:
-    """Run a command's work; an error on purpose is one line and its own exit code."""
+    """Run a command and exit. A BatonError is printed as one line and has its own exit code."""
     try:
         code = work()
     except BatonError as error:
@@ -170,11 +159,11 @@ def leave_with_one_line(work: Callable[[], int]) -> NoReturn:
         code = 130
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of libraries must not hold up an exit that has been decided
+    os._exit(code)  # without waiting for threads of libraries
 
 
 def private_folder(path: Path | None) -> Path | None:
-    """The folder for a worker's own sockets, made if need be. InputError if others can enter it."""
+    """The folder for a worker's sockets, created if missing. InputError if other users can enter it."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Front: a cluster with a server in front of it, both of our own, ready to be asked over HTTP."""
+"""ServingCluster: a cluster and an HTTP server for it, started for one job that asks over HTTP."""
 
 import secrets
 import socket
@@ -7,106 +7,101 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from baton.client.batch import Follower, Happening, Note
+from baton.client.batch import BatchClient, Event, Notice
 from baton.client.blocking import Client
-from baton.client.http import Site
+from baton.client.http import HttpClient
 from baton.clock import Clock, monotonic
-from baton.cluster.supervisor import Beside, Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Beside, Cluster
 from baton.errors import BatonError
 
-QUEUED = 10
-"""So many requests for each one that runs may wait: whoever asks sets the pace, not the server."""
+QUEUE_FACTOR = 10
+"""Requests that may wait, as a multiple of those that run: the job paces itself, so the server need not
+refuse any."""
 
 READY_S = 120.0  # from the cluster's readiness to the server's
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
-    """`follower` may ask the cluster itself; whoever only asks the site calls tend() now and then."""
+class ServingCluster:
+    """Call supervise() regularly while using `http`. `batch` asks the router directly."""
 
     port: int
     cluster: Cluster
-    follower: Follower
+    batch: BatchClient
     say: Callable[[str], None]
-    happenings: Iterator[Happening] = field(repr=False)
+    events: Iterator[Event] = field(repr=False)
 
     @property
-    def site(self) -> Site:
-        """Where to ask."""
-        return Site(f"http://127.0.0.1:{self.port}")
+    def http(self) -> HttpClient:
+        """A client of the server."""
+        return HttpClient(f"http://127.0.0.1:{self.port}")
 
-    def tend(self) -> None:
-        """Replace what has died, and tell of it, until there is nothing more to tell."""
-        for happening in self.happenings:
-            match happening:
-                case Note(""):
+    def supervise(self) -> None:
+        """Restart processes that died, and report it."""
+        for event in self.events:
+            match event:
+                case Notice(""):
                     return
-                case Note(text):
+                case Notice(text):
                     self.say(text)
 
 
 @contextmanager
-def fronted(
+def serving_cluster(
     options: ClusterOptions,
     *,
     limit: int,
     say: Callable[[str], None],
     server: Sequence[str] = (),
     clock: Clock = monotonic,
-) -> Iterator[Front]:
-    """Started, ready, and ended whatever happens. `server`: more of its command line."""
+) -> Iterator[ServingCluster]:
+    """Start it and wait until it is ready; stop it in any case. `server`: more server options."""
     with (
         socket.create_server(("127.0.0.1", 0), backlog=1024) as listener,
         Cluster(options) as cluster,
     ):
         listener.set_inheritable(True)
         port, number = listener.getsockname()[1], listener.fileno()
-        command = [
-            "baton.server",
-            "--fd",
-            str(number),
-            "--port",
-            str(port),
-            "--model",
-            options.model,
-        ]
-        command += ["--log-level", "error", "--max-num-queued-reqs", str(QUEUED * limit), *server]
+        command = ["baton.server", "--fd", str(number), "--port", str(port)]
+        command += ["--model", options.model, "--log-level", "error"]
+        command += ["--max-num-queued-reqs", str(QUEUE_FACTOR * limit), *server]
         cluster.add(Beside("server", command, (number,)))
         client = Client(cluster.address)
         try:
             job = secrets.token_hex(4)
-            follower = Follower(client, cluster, job=job, limit=limit, clock=clock)
-            for happening in follower.await_ready(ours=True):
-                if isinstance(happening, Note):
-                    say(happening.text)
-            front = Front(port, cluster, follower, say, follower.watch())
-            _await_server(front, clock)
-            yield front
+            batch = BatchClient(client, cluster, job=job, limit=limit, clock=clock)
+            for event in batch.await_ready():
+                if isinstance(event, Notice):
+                    say(event.text)
+            serving = ServingCluster(port, cluster, batch, say, batch.watch())
+            _await_server(serving, clock)
+            yield serving
         finally:
             client.close()
 
 
-def _await_server(front: Front, clock: Clock) -> None:
-    """Asked in a thread: a server that dies at its start leaves who asks waiting at the socket, which
-    is ours, until tend() has started the next one."""
+def _await_server(serving: ServingCluster, clock: Clock) -> None:
+    """The probe runs in a thread: the listening socket is ours, so while a server that died at its
+    start is restarted, a connection is accepted but not answered."""
     deadline = clock() + READY_S
-    beside = ThreadPoolExecutor(1)
+    executor = ThreadPoolExecutor(1)
     try:
-        asked = beside.submit(_ready, front.site)
+        probe = executor.submit(_ready, serving.http)
         while True:
-            if asked.done():
-                if asked.result():
+            if probe.done():
+                if probe.result():
                     return
-                asked = beside.submit(_ready, front.site)
+                probe = executor.submit(_ready, serving.http)
             if clock() >= deadline:
                 raise BatonError(f"the server was not ready within {READY_S:.0f} s")
-            front.tend()
+            serving.supervise()
     finally:
-        beside.shutdown(wait=False)
+        executor.shutdown(wait=False)
 
 
-def _ready(site: Site) -> bool:
+def _ready(client: HttpClient) -> bool:
     try:
-        return site.ask("/readyz").status == 200
+        return client.ask("/readyz").status == 200
     except (OSError, ValueError):
         return False

@@ -1,10 +1,10 @@
-"""Cluster: this machine's processes, started by the very commands of the README, restarted when they
-die, stopped whatever happens.
+"""Cluster: the processes of one cluster on this machine. They are started with the commands of the
+README, restarted when they die, and stopped in any case.
 
-    run folder (mode 0700, ours)/   router.sock   kv-*.sock   logs/router.log   logs/prefill-0.log ...
+    run folder (mode 0700)/   router.sock   kv-*.sock   logs/router.log   logs/prefill-0.log ...
 
-Every child ends with this process, even after SIGKILL (baton/host.py). A child that leaves with an
-exit code that says "it will never work" (2, 3, 4, 6) is not tried again: its last words are raised.
+Every child ends with this process, even after SIGKILL (baton/host.py). A child that exits with a code
+for which a restart cannot help (2, 3, 4, 6) is not restarted: its last error message is raised.
 """
 
 import os
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from baton.clock import Clock, monotonic
+from baton.cluster.options import ClusterOptions
 from baton.errors import (
     BatonError,
     InputError,
@@ -30,13 +31,13 @@ from baton.errors import (
 )
 from baton.host import core_numbers, process_runs
 from baton.package import ROOT
-from baton.topology import Topology, threads_per_worker
+from baton.topology import threads_per_worker
 from baton.wire.messages import ClusterInfo
 
 PREFIX = "baton-"
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0)
 CRASH_LOOP = (5, 60.0)
-"""So many deaths of one process within so many seconds, and the cluster gives up."""
+"""How many deaths of one process within how many seconds end the cluster."""
 
 FINAL: dict[int, type[BatonError]] = {
     error.exit_code: error for error in (InputError, ModelError, ProtocolError, OutOfMemory)
@@ -45,8 +46,8 @@ FINAL: dict[int, type[BatonError]] = {
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A process that belongs to a cluster without being a part of it: it gets the router's address,
-    may speak to the terminal, and inherits these descriptors."""
+    """A process to run beside the cluster. It is passed the router's address, prints to the terminal and
+    inherits these descriptors."""
 
     name: str
     command: list[str]
@@ -67,32 +68,13 @@ class Child:
     joined: bool = False  # the router has listed it
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterOptions:
-    """Everything a cluster is started with."""
-
-    model: str
-    topology: Topology
-    batch_size: int
-    batch_window_ms: float = 10.0
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    kv_cache_memory_bytes: int | None = None
-    kv_transport: str = "auto"
-    max_num_batched_tokens: int = 2048
-    speculative_model: str | None = None
-    num_speculative_tokens: int = 4
-    prefix_caching: bool = True
-
-
 class Cluster:
-    """Use as a context manager: what it started is gone when the block is left."""
+    """A context manager: at the end of the block all its processes have ended."""
 
-    mends = True  # a router that dies is started again (see baton/client/batch.py)
+    restarts_router = True  # for baton/client/batch.py
 
     def __init__(self, options: ClusterOptions, *, clock: Clock = monotonic) -> None:
         self.options = options
-        self.router_restarts = 0
         self._clock = clock
         self.run_dir = Path("/")  # set by start()
         self._children: list[Child] = []
@@ -113,36 +95,19 @@ class Cluster:
             self._spawn(child)
 
     def add(self, beside: Beside) -> None:
-        """One more process, from now on."""
+        """Start one more process, and supervise it too."""
         command = [*beside.command, "--router", self.address]
         child = Child(beside.name, command, None, beside.descriptors)
         self._children.append(child)
         self._spawn(child)
 
     def commands(self) -> list[tuple[str, list[str]]]:
-        """Names and command lines: what one would type by hand in as many terminals."""
+        """Names and command lines, as a user would type them into as many terminals."""
         options = self.options
-        model = (
-            str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
-        )
-        router = ["router", "--address", self.address, "--model", model]
+        router = ["router", "--address", self.address, *options.arguments("router")]
         router += ["--batch-size", str(options.batch_size)]
-        router += ["--batch-window-ms", f"{options.batch_window_ms:g}"]
         if options.topology.colocated:
             router.append("--colocated")
-        shared = ["--router", self.address, "--model", model, "--dtype", options.dtype]
-        shared += ["--max-num-batched-tokens", str(options.max_num_batched_tokens)]
-        shared += ["--kv-transport", options.kv_transport]
-        if options.max_model_len is not None:
-            router += ["--max-model-len", str(options.max_model_len)]
-            shared += ["--max-model-len", str(options.max_model_len)]
-        decode = ["--max-num-seqs", str(options.batch_size)]
-        decode += [] if options.prefix_caching else ["--no-enable-prefix-caching"]
-        if options.kv_cache_memory_bytes is not None:
-            decode += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
-        if options.speculative_model is not None:
-            decode += ["--speculative-model", options.speculative_model]
-            decode += ["--num-speculative-tokens", str(options.num_speculative_tokens)]
         commands = [("router", router)]
         threads = str(threads_per_worker(options.topology))
         for role, devices in (
@@ -151,19 +116,20 @@ class Cluster:
         ):
             for index, device in enumerate(devices):
                 name = f"{role}-{index}"
-                command = [f"{role}_worker", *shared, "--device", device, "--name", name]
+                command = [f"{role}_worker", "--router", self.address, *options.arguments(role)]
+                command += ["--device", device, "--name", name]
                 if device == "cpu" and not core_numbers():  # else the router hands out cores
                     command += ["--threads", threads]
                 if role == "decode":
-                    command += decode
+                    command += ["--max-num-seqs", str(options.batch_size)]
                 commands.append((name, command))
         return commands
 
     # ---- while it runs
 
     def check(self, info: ClusterInfo | None = None) -> list[str]:
-        """Look after the processes: call it often. Restarts what has died, and kills what the router
-        has given up. Returns what there is to tell the user; raises what cannot be mended."""
+        """Restart processes that died, and kill workers that the router has given up; call it often.
+        Returns notices for the user; raises the error of a process for which a restart cannot help."""
         notes = []
         if info is not None:
             notes += self._kill_given_up(info)
@@ -173,12 +139,10 @@ class Cluster:
                 notes.append(self._died(child, code, now))
             if child.process is None and child.restart_at is not None and now >= child.restart_at:
                 self._spawn(child)
-                if child.name == "router":
-                    self.router_restarts += 1
         return notes
 
     def _kill_given_up(self, info: ClusterInfo) -> list[str]:
-        """A worker that had joined and is listed no more is stalled or wedged: a new one is better."""
+        """Kill workers that had joined and that the router no longer lists: they are stalled."""
         listed = {worker.worker.rpartition(".")[0] for worker in info.workers}
         notes = []
         for child in self._children:
@@ -193,7 +157,7 @@ class Cluster:
 
     def _died(self, child: Child, code: int, now: float) -> str:
         child.process, child.joined = None, False
-        if child.name == "router":  # its members start anew with the next one
+        if child.name == "router":  # workers join the next one anew
             for other in self._children:
                 other.joined = False
         last_words = self.last_words(child.name)
@@ -211,7 +175,7 @@ class Cluster:
         return f"{child.name} died ({how}) and is started again"
 
     def last_words(self, name: str) -> str:
-        """The last error line a process printed, without its "error: "."""
+        """The last error message in the log of a process."""
         with suppress(OSError):
             lines = (self.run_dir / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
             errors = [line for line in lines if line.startswith("error: ")]
@@ -220,11 +184,11 @@ class Cluster:
         return ""
 
     def pids(self) -> dict[str, int]:
-        """The processes that run now."""
+        """Process ids of the running processes."""
         return {c.name: c.process.pid for c in self._children if c.process is not None}
 
     def running(self) -> set[str]:
-        """Names of those that have not ended."""
+        """Names of the running processes."""
         return {c.name for c in self._children if c.process and c.process.poll() is None}
 
     # ---- starting and stopping
@@ -239,11 +203,11 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 pass_fds=child.descriptors,
-                start_new_session=True,  # Ctrl-C is ours to handle, once
+                start_new_session=True,  # Ctrl-C reaches this process only
             )
 
     def stop(self) -> None:
-        """End every process, at once, and remove the run folder."""
+        """Stop every process and remove the run folder."""
         running = [c.process for c in self._children if c.process is not None]
         for process in running:
             with suppress(ProcessLookupError):
@@ -278,12 +242,9 @@ class Cluster:
 
 
 def _sweep() -> None:
-    """Remove run folders of ours whose process was killed before it could."""
+    """Remove the run folders of processes that were killed before they could do so."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         with suppress(OSError, ValueError):
             if folder.stat().st_uid == os.getuid() and not process_runs(int(owner)):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-__all__ = ["Beside", "Cluster", "ClusterOptions", "Topology"]

@@ -1,7 +1,8 @@
-"""Describing: this machine, and the cluster that is about to work, in a few lines for a person."""
+"""A short description of the cluster for the user."""
 
 from baton.topology import Topology
-from baton.wire.messages import ClusterInfo, WorkerInfo
+from baton.wire.messages import ClusterInfo
+from baton.wire.records import WorkerInfo
 
 WAYS = {
     "shm": "shared memory",
@@ -14,23 +15,22 @@ WAYS = {
 
 def describe_cluster(info: ClusterInfo, started: Topology | None = None) -> list[str]:
     """Model, dtype, topology, and how the KV cache gets from prefill to decode. Work begins with the
-    first workers that are there; `started` tells how many are to come."""
-    lines = [
+    first workers to join; `started` says how many were started in all."""
+    return [
         f"model     {info.model}, {info.dtype}, context {info.context:,} tokens{_how(info)}",
         f"topology  {_topology(info, started)}",
         f"KV path   {_ways(info)}",
     ]
-    return lines
 
 
 def _how(info: ClusterInfo) -> str:
-    """What computes; with several workers it may be several things."""
+    """The backends of the workers."""
     ways = dict.fromkeys(worker.how for worker in info.workers if worker.how)
     return "".join(f", {way}" for way in ways)
 
 
 def worker_states(info: ClusterInfo) -> str:
-    """Short enough for a progress bar: prefill 1/1, decode 1/2."""
+    """For the progress bar: prefill 1/1, decode 1/2."""
     parts = []
     for role in ("prefill", "decode"):
         workers = _of_role(info, role)
@@ -70,9 +70,9 @@ def _ways(info: ClusterInfo) -> str:
     return "; ".join(_way(each) for each in ways) or "not known yet"
 
 
-def _way(said: str) -> str:
-    """The router's word on a transport, such as "shm" or "frames 3.1 GB/s", for a person."""
-    transport, _, speed = said.partition(" ")
+def _way(reported: str) -> str:
+    """A transport as the router reports it, "shm" or "frames 3.1 GB/s", in words."""
+    transport, _, speed = reported.partition(" ")
     name = WAYS.get(transport, transport)
     return f"{name}, {speed}" if speed else f"{name}, written in place, nothing copied"
 

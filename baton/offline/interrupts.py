@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: one orderly way out. A second one changes nothing."""
+"""Ctrl-C, SIGTERM and SIGHUP end the job in order. Further signals are ignored."""
 
 import signal
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ EXIT_CODE = 130
 
 
 class Interrupted(BaseException):
-    """Somebody wants this to end now. Not an Exception: only main.py and clean-ups meet it."""
+    """The user ended the program. Not an Exception: only main.py and `finally` blocks handle it."""
 
 
 def turn_into_exceptions() -> None:
-    """From here on the first of these signals raises Interrupted in the main thread.
+    """Make the first of these signals raise Interrupted in the main thread.
 
-    One that is ignored already (nohup) stays ignored.
+    A signal that is ignored already (nohup) stays ignored.
     """
     for each in SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:
@@ -24,7 +24,7 @@ def turn_into_exceptions() -> None:
 
 
 class _Held:
-    """Blocks that hold signals back now, and the signal that waits for their end."""
+    """How many blocks hold signals back, and the signal that arrived meanwhile."""
 
     depth = 0
     waiting: int | None = None
@@ -32,9 +32,9 @@ class _Held:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let the block finish, such as the stopping of processes; the signal takes effect after it.
+    """Delay signals until the end of the block, such as the stopping of processes.
 
-    Not by a signal mask: that is a thread's own, and the kernel would hand the signal to another.
+    A signal mask would not do: it holds for one thread, and the kernel would pick another.
     """
     _Held.depth += 1
     try:

@@ -1,46 +1,42 @@
-"""The job: every prompt that is not in the journal goes to the router, every answer into the journal.
-
-What is shown and what is measured hangs on here; what a request goes through is baton/client/batch.py.
-"""
+"""The job: prompts without an answer in the journal go to the router, their answers to the journal."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from baton.client.batch import (
-    Ask,
+    BatchClient,
     Completion,
+    Event,
     Failure,
-    Follower,
-    Happening,
-    Note,
+    Notice,
     Streamed,
     Task,
 )
 from baton.errors import BatonError, InputError
 from baton.offline.describe import worker_states
 from baton.offline.journal import Journal
-from baton.offline.outputs import Answer
 from baton.offline.progress import Progress
 from baton.offline.report import Tally
+from baton.params import GenerationParams
 from baton.timing import Stages
 from baton.wire.messages import ClusterInfo
 
-OUR_FAULT_NOT = frozenset({"invalid_request", "context_length_exceeded"})
-NAMED = 3  # failed requests whose reason is told in full; of the others the number
+INPUT_ERRORS = frozenset({"invalid_request", "context_length_exceeded"})
+EXPLAINED = 3  # failed requests that are listed with their reason; of the others only the number
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a job came to."""
+    """The result of a job: measurements, and the prompts that failed."""
 
     tally: Tally = field(default_factory=Tally)
     failures: list[Failure] = field(default_factory=list)
 
 
 def run_job(
-    follower: Follower,
+    batch: BatchClient,
     prompts: Sequence[str],
-    ask: Ask,
+    options: GenerationParams,
     *,
     journal: Journal,
     progress: Progress,
@@ -52,54 +48,42 @@ def run_job(
     progress.begin(total=len(prompts), done=len(journal.answers))
     awaiting_first = True
     try:
-        for happening in follower.run(todo, ask):
-            if awaiting_first and isinstance(happening, Streamed):
+        for event in batch.run(todo, options):
+            if awaiting_first and isinstance(event, Streamed):
                 startup.lap("first token")
                 awaiting_first = False
-            _take(happening, outcome, journal, progress)
+            _take(event, outcome, journal, progress)
     finally:
         progress.end()
     return outcome
 
 
-def _take(happening: Happening, outcome: Outcome, journal: Journal, progress: Progress) -> None:
-    match happening:
+def _take(event: Event, outcome: Outcome, journal: Journal, progress: Progress) -> None:
+    match event:
         case Completion():
-            journal.add(answer_of(happening))
-            outcome.tally.add(happening)
-            progress.answer(retries=happening.timings.retries)
+            journal.add(event)
+            outcome.tally.add(event)
+            progress.answer(retries=event.timings.retries)
         case Failure():
-            outcome.failures.append(happening)
-            progress.say(f"prompt {happening.task.index + 1} failed: {happening.message}")
+            outcome.failures.append(event)
+            progress.say(f"prompt {event.index + 1} failed: {event.message}")
         case Streamed():
-            progress.tokens(happening.tokens)
-        case Note(text):
+            progress.tokens(event.tokens)
+        case Notice(text):
             progress.say(text)
         case ClusterInfo():
-            progress.workers(worker_states(happening))
-
-
-def answer_of(done: Completion) -> Answer:
-    """What of a completion is kept."""
-    timings = {"prompt_tokens": done.prompt_tokens, "tokenize_s": done.tokenize_s}
-    return Answer(
-        index=done.task.index,
-        text=done.text,
-        token_ids=done.token_ids,
-        finish_reason=done.finish_reason,
-        timings=timings | asdict(done.timings),
-    )
+            progress.workers(worker_states(event))
 
 
 def failed(failures: Sequence[Failure], *, total: int, saved: str) -> BatonError:
-    """The one line for a job with failed requests: which, why, what is safe, how to go on."""
-    ranked = sorted(failures, key=lambda failure: failure.task.index)
-    told = [f"prompt {f.task.index + 1} ({f.code}: {f.message})" for f in ranked[:NAMED]]
-    rest = [str(f.task.index + 1) for f in ranked[NAMED:]]
+    """The error of a job with failed requests: which, why, what is saved, how to continue."""
+    ranked = sorted(failures, key=lambda failure: failure.index)
+    explained = [f"prompt {f.index + 1} ({f.code}: {f.message})" for f in ranked[:EXPLAINED]]
+    rest = [str(f.index + 1) for f in ranked[EXPLAINED:]]
     also = f"; also {', '.join(rest)}"[:200] if rest else ""
     text = (
         f"{len(failures):,} of {total:,} requests failed, so no output was written: "
-        f"{'; '.join(told)}{also}. {saved}; run the same command again to try the rest"
+        f"{'; '.join(explained)}{also}. {saved}; run the same command again to try the rest"
     )
-    theirs = all(failure.code in OUR_FAULT_NOT for failure in failures)
-    return InputError(text) if theirs else BatonError(text)
+    only_input = all(failure.code in INPUT_ERRORS for failure in failures)
+    return InputError(text) if only_input else BatonError(text)

@@ -1,13 +1,13 @@
-"""Journal: OUTPUT.part, the answers of an unfinished job, each safe as soon as it is made.
+"""Journal: OUTPUT.part, the answers of an unfinished job, each on disk as soon as it is complete.
 
     {"journal": 1, "fingerprint": "9f...", "prompts": 8}<TAB>crc32
     {"index": 3, "text": ..., "token_ids": [...], ...}<TAB>crc32
-    ...                                               one line an answer, flushed and fsync'ed
+    ...                                               one line per answer, fsync'ed
 
 The fingerprint covers all that the answers depend on (model, prompts, sampling, length, stop
-strings, dtype) and nothing else: not the format, the batch size or the topology. A line whose
-checksum is wrong never happened; a torn last line is cut off. One job at a time holds the file
-(flock), and a job that ends without an answer leaves none behind.
+strings, dtype) and nothing else: not the format, the batch size or the topology. A line with a wrong
+checksum is ignored; an incomplete last line is cut off. One job at a time holds the file (flock), and a
+job that ends without an answer leaves no file.
 """
 
 import fcntl
@@ -18,33 +18,35 @@ import stat
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 
+from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
 from baton.offline.interrupts import held_back
-from baton.offline.outputs import Answer, cannot_write, reason, sync_folder
+from baton.offline.outputs import cannot_write, reason, sync_folder, timings_of
+from baton.wire.records import Timings
 
 VERSION = 1
 
 
 def fingerprint(facts: Mapping[str, object]) -> str:
-    """One short name for everything the answers depend on."""
+    """A hash of everything the answers depend on."""
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Journal:
-    """The answers so far. `note` says in words what was found at the start, empty if nothing."""
+    """The answers so far. `notice`: what the file held at the start, for the user; empty if nothing."""
 
     def __init__(self, path: Path, *, fingerprint: str, prompts: int) -> None:
-        """Take hold of the file, and of what it holds if that is the same job.
+        """Lock the file, and read it if it is of the same job.
 
         Raises InputError if it cannot be written or another job holds it.
         """
         self.path = path
-        self.answers: dict[int, Answer] = {}
-        self.note = ""
+        self.answers: dict[int, Completion] = {}
+        self.notice = ""
         self._prompts = prompts
         self._file = _locked(path)
         try:
@@ -53,31 +55,38 @@ class Journal:
             self.close()
             raise InputError(f"cannot write {path}: {reason(error)}") from error
 
-    def add(self, answer: Answer) -> None:
-        """Once this returns, the answer outlives a crash of anything. OutputError if it cannot."""
-        with held_back():  # an interrupt between file and memory would disown what is safe
+    def add(self, answer: Completion) -> None:
+        """Once this returns, the answer survives any crash. OutputError if it cannot be written."""
+        entry = {
+            "index": answer.index,
+            "text": answer.text,
+            "token_ids": answer.token_ids,
+            "finish_reason": answer.finish_reason,
+            "timings": timings_of(answer),
+        }
+        with held_back():  # an interrupt between file and memory would leave the two different
             try:
-                self._append(asdict(answer))
+                self._append(entry)
             except OSError as error:
                 raise OutputError(cannot_write(self.path, error, self.saved)) from error
             self.answers[answer.index] = answer
 
     @property
     def saved(self) -> str:
-        """What is safe, in words: a part of every message about a job that broke off."""
+        """What is on disk, for the messages about an interrupted job."""
         if not self.answers:
             return "nothing was finished yet"
         return f"{len(self.answers):,} of {self._prompts:,} answers are safe in {self.path}"
 
     def close(self) -> None:
-        """Let go of it. Without a single answer there is nothing to keep."""
+        """Unlock the file, and remove it if it holds no answer."""
         if not self.answers:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
         self._leave()
 
     def remove(self) -> None:
-        """The output is in place: nothing of this is needed any more."""
+        """Remove the file: the output is in place."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
         self._leave()
@@ -96,19 +105,19 @@ class Journal:
         found = [answer for line in lines if (answer := _answer(line, self._prompts))]
         if known:
             self.answers = {answer.index: answer for answer in found}
-            self.note = self._what_was_found(len(lines) - len(found), torn=len(whole) < len(data))
+            self.notice = self._what_was_found(len(lines) - len(found), torn=len(whole) < len(data))
             os.ftruncate(self._file, len(whole))
             os.lseek(self._file, 0, os.SEEK_END)
             return
         if found:
             kept = self.path.with_name(f"{self.path.name.removesuffix('.part')}.old.part")
             shutil.copyfile(self.path, kept)
-            self.note = (
+            self.notice = (
                 f"{self.path} holds {len(found):,} answers of another job (other model, prompts or "
                 f"settings): starting afresh; they are kept in {kept}"
             )
         elif data:
-            self.note = f"{self.path} held nothing of use: starting afresh"
+            self.notice = f"{self.path} held nothing of use: starting afresh"
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
         self._append({"journal": VERSION, "fingerprint": fingerprint, "prompts": self._prompts})
@@ -131,7 +140,7 @@ class Journal:
 
 
 def _locked(path: Path) -> int:
-    """The file, open and ours alone. Whoever had it may remove it as we wait: then look again."""
+    """The file, open and locked. The job that held it may have removed it meanwhile: then retry."""
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
@@ -171,7 +180,7 @@ def _verified(line: bytes) -> dict[str, object] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _answer(entry: Mapping[str, object] | None, prompts: int) -> Answer | None:
+def _answer(entry: Mapping[str, object] | None, prompts: int) -> Completion | None:
     match entry:
         case {
             "index": int(index),
@@ -180,5 +189,11 @@ def _answer(entry: Mapping[str, object] | None, prompts: int) -> Answer | None:
             "finish_reason": str(finish_reason),
             "timings": dict(timings),
         } if 0 <= index < prompts:
-            return Answer(index, text, tuple(ids), finish_reason, timings)
+            known = {each.name for each in fields(Timings)}
+            return Completion(
+                *(index, text, tuple(ids), finish_reason),
+                prompt_tokens=timings.get("prompt_tokens", 0),
+                tokenize_s=timings.get("tokenize_s", 0.0),
+                timings=Timings(**{name: timings[name] for name in known & timings.keys()}),
+            )
     return None

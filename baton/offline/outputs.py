@@ -18,29 +18,29 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
+from baton.wire.records import Timings
 
-FORMATS = ("txt", "jsonl")
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one prompt became. Its place is `index`; the prompt itself stands in the list."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    timings: Mapping[str, float]
+def timings_of(answer: Completion) -> dict[str, float]:
+    """The timings of the journal and the jsonl; empty if nothing was measured."""
+    if answer.timings == Timings():
+        return {}
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "tokenize_s": answer.tokenize_s,
+        **asdict(answer.timings),
+    }
 
 
 def rendered(
-    prompts: Sequence[str], answers: Mapping[int, Answer], kind: str, *, timings: bool
+    prompts: Sequence[str], answers: Mapping[int, Completion], kind: str, *, timings: bool
 ) -> Iterator[str]:
-    """The file's text, one prompt after the other. Every prompt must have its answer."""
+    """The file's text, prompt by prompt. Every prompt needs its answer."""
     for index, prompt in enumerate(prompts):
         answer = answers[index]
         if kind == "txt":
@@ -54,13 +54,13 @@ def rendered(
             "finish_reason": answer.finish_reason,
         }
         if timings:
-            line["timings"] = dict(answer.timings)
+            line["timings"] = timings_of(answer)
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def checked_target(path: Path) -> Path:
-    """Where the output will really lie (behind a symbolic link, its target). Raises InputError if
-    it cannot lie there, as far as that can be seen before the work."""
+    """The file that will be replaced: `path`, or the target of a symbolic link. Raises InputError if it
+    evidently cannot be written."""
     try:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         mode = target.stat().st_mode if target.exists() else None
@@ -80,7 +80,7 @@ def checked_target(path: Path) -> Path:
 
 
 def write_whole(target: Path, parts: Iterator[str], *, saved: str) -> None:
-    """Put the file in place at once. `saved` says what is safe if that fails: OutputError."""
+    """Replace the file atomically. OutputError if that fails, with `saved`: which answers are safe."""
     beside = target.with_name(f"{target.name}.new.part")
     try:
         beside.unlink(missing_ok=True)
@@ -100,27 +100,27 @@ def write_whole(target: Path, parts: Iterator[str], *, saved: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new or renamed entry of the folder outlive a power failure."""
+    """Flush the folder itself, so that a new or renamed file survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some file systems
             raise
     finally:
         os.close(descriptor)
 
 
 def cannot_write(path: Path, error: OSError, saved: str) -> str:
-    """The one line for a write that failed during the work."""
+    """The message for a write that failed."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    way_out = "free some space" if full else "mend that"
+    way_out = "free some space" if full else "fix that"
     return (
         f"cannot write {path}: {reason(error)}. {saved}; {way_out} and run the same command again."
     )
 
 
 def reason(error: OSError) -> str:
-    """The system's words, without the capital: no space left on device."""
+    """The system's message in lower case: no space left on device."""
     words = error.strerror or str(error)
     return words[:1].lower() + words[1:]

@@ -1,4 +1,4 @@
-"""Progress: what the user sees on stderr while the job runs. Never a reason for the job to stop."""
+"""Progress: what the job prints to stderr while it runs. A broken stderr does not stop the job."""
 
 import sys
 from contextlib import suppress
@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from baton.clock import Clock, monotonic
 
-TELL_S = 0.5
+REFRESH_S = 0.5
 
 
 class Progress:
-    """Lines for people, and under them a bar where there is a terminal to draw it on."""
+    """Lines of text, and a progress bar below them if stderr is a terminal."""
 
     def __init__(self, *, quiet: bool, clock: Clock = monotonic) -> None:
         self._quiet = quiet
@@ -23,10 +23,10 @@ class Progress:
         self._tokens = 0
         self._retries = 0
         self._states = ""
-        self._told = 0.0
+        self._refreshed = 0.0
 
     def say(self, text: str) -> None:
-        """A line, above the bar if there is one."""
+        """Print a line above the bar."""
         if self._quiet:
             return
         with suppress(OSError, ValueError):  # stderr is closed or full: the job goes on
@@ -36,7 +36,7 @@ class Progress:
                 tqdm.write(text, file=sys.stderr)
 
     def begin(self, *, total: int, done: int) -> None:
-        """The work starts, with so much of it done before."""
+        """Start; `done` of the `total` answers exist already."""
         self._begun = self._clock()
         if self._quiet or not _is_terminal():
             return
@@ -44,35 +44,35 @@ class Progress:
             self._bar = tqdm(total=total, initial=done, unit="answer", file=sys.stderr, leave=False)
 
     def tokens(self, count: int) -> None:
-        """Some tokens came."""
+        """Count new tokens."""
         self._tokens += count
-        self._tell()
+        self._refresh()
 
     def answer(self, *, retries: int) -> None:
-        """A request ended."""
+        """Count a finished request and its retries."""
         self._retries += retries
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.update()
-        self._tell()
+        self._refresh()
 
     def workers(self, states: str) -> None:
-        """How the workers are."""
+        """Show the state of the workers."""
         self._states = states
-        self._tell()
+        self._refresh()
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.close()
             self._bar = None
 
-    def _tell(self) -> None:
+    def _refresh(self) -> None:
         now = self._clock()
-        if self._bar is None or now - self._told < TELL_S:
+        if self._bar is None or now - self._refreshed < REFRESH_S:
             return
-        self._told = now
+        self._refreshed = now
         speed = f"{self._tokens / max(now - self._begun, 1e-9):,.0f} tok/s"
         retried = f", {self._retries} retries" if self._retries else ""
         states = f", {self._states}" if self._states else ""

@@ -1,13 +1,12 @@
-"""Report: what a job's timings say, in a table and in one computed sentence.
+"""Report: a job's timings as tables, and a sentence that names the stage that bounds it.
 
-What the router measured (Timings) is taken as it is. Requests run side by side, so sums over
-requests exceed the clock; how long a stage kept the cluster busy is the length of the union of its
-intervals, laid end to end from each request's submission in the order queue, prefill, hand-over,
-decode.
+The timings of a request are those that the router measured. Requests overlap, so sums over requests
+exceed the wall time; a stage was busy for the length of the union of its intervals, which follow each
+other from a request's submission in the order queue, prefill, hand-over, decode.
 
-Inter-token latency is measured here, at the client: the gap between two messages with tokens of one
-request. A message with n tokens counts once with its gap and n-1 times with 0, because that is how
-the reader got them. The first token's wait is TTFT and is no gap. Percentiles are nearest-rank.
+Inter-token latency (ITL) is measured at the client: the gap between two messages with tokens of one
+request. A message with n tokens counts once with its gap and n-1 times with 0, as they arrive together.
+The time to the first token (TTFT) is not a gap. Percentiles are nearest-rank.
 """
 
 from array import array
@@ -20,12 +19,12 @@ from baton.table import amount, percentile, seconds, table
 from baton.timing import Stages
 
 STAGES = ("queue", "prefill", "hand-over", "decode")
-QUEUE_MATTERS = 0.3  # share of a request's life spent waiting that is worth a word
+QUEUE_MATTERS = 0.3  # share of a request's time in the queue from which the report mentions it
 
 
 @dataclass(slots=True)
 class Tally:
-    """The timings of the requests completed so far, without their texts."""
+    """The timings of the completed requests, without their texts."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -35,7 +34,7 @@ class Tally:
     kv_bytes: int = 0
     moved_bytes: int = 0
     cached_tokens: int = 0
-    first: float = float("inf")  # the first submission, on the follower's clock
+    first: float = float("inf")  # the first submission, on the client's clock
     last: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     ttft: list[float] = field(default_factory=list)
@@ -45,7 +44,7 @@ class Tally:
     intervals: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def add(self, done: Completion) -> None:
-        """One more request."""
+        """Add a request."""
         times = done.timings
         self.requests += 1
         self.prompt_tokens += done.prompt_tokens
@@ -81,12 +80,12 @@ class Tally:
         return max(self.last - self.first, 1e-9) if self.requests else 0.0
 
     def busy_s(self, stage: str) -> float:
-        """How long at least one request was in this stage."""
+        """How long at least one request was in this stage, in seconds."""
         return union(self.intervals.get(stage, []))
 
 
 def union(intervals: Sequence[tuple[float, float]]) -> float:
-    """The length of time covered by at least one of the intervals."""
+    """The total length of the union of the intervals."""
     covered, end = 0.0, float("-inf")
     for start, stop in sorted(intervals):
         covered += max(0.0, stop - max(start, end))
@@ -95,7 +94,7 @@ def union(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def report(tally: Tally, *, load_s: float) -> str:
-    """Everything about a job that did some work, for a person."""
+    """The whole report."""
     if not tally.requests:
         return "nothing was generated in this run, so there is nothing to measure"
     parts = [
@@ -118,7 +117,7 @@ def stage_table(tally: Tally, *, load_s: float) -> str:
 
 
 def request_table(tally: Tally) -> str:
-    """What one request lived through: waiting and execution add up to its total."""
+    """Per-request times; queue and execution add up to the total."""
     pairs = zip(tally.totals, tally.queues, strict=True)
     rows = [
         _spread("queue", tally.queues),
@@ -132,7 +131,7 @@ def request_table(tally: Tally) -> str:
 
 
 def throughput(tally: Tally) -> str:
-    """Tokens a second, and what the hand-over moved."""
+    """Tokens per second, KV bytes handed over, cache hits and preemptions."""
     wall = tally.wall_s
     lines = [
         f"{tally.requests:,} requests in {seconds(wall)}: {tally.prompt_tokens:,} prompt tokens "
@@ -143,8 +142,8 @@ def throughput(tally: Tally) -> str:
     if tally.cached_tokens:
         share = tally.cached_tokens / tally.prompt_tokens
         lines.append(
-            f"prefix cache: the KV of {tally.cached_tokens:,} prompt tokens ({share:.0%}) was there "
-            "already"
+            f"prefix cache: the KV of {tally.cached_tokens:,} prompt tokens ({share:.0%}) was "
+            "already cached"
         )
     if tally.preemptions:
         lines.append(
@@ -155,7 +154,7 @@ def throughput(tally: Tally) -> str:
 
 
 def handed_over(tally: Tally) -> str:
-    """The KV cache's way from prefill to decode, in bytes."""
+    """How many KV bytes went from prefill to decode, and how."""
     if not tally.intervals.get("prefill") or not tally.sums.get("prefill"):
         return "KV: nothing handed over, decode filled its own cache"
     if not tally.moved_bytes:
@@ -169,23 +168,23 @@ def handed_over(tally: Tally) -> str:
 
 
 def verdict(tally: Tally) -> str:
-    """Which stage bounds the job: the one that kept some request busy for most of the time."""
+    """The stage that bounds the job: the one that was busy for most of the wall time."""
     busy = {name: tally.busy_s(name) for name in ("prefill", "hand-over", "decode")}
     name = max(busy, key=lambda each: busy[each])
     second = sorted(busy, key=lambda each: busy[each])[-2]
-    said = (
-        f"{name} bounds this job: it was at work for {busy[name] / tally.wall_s:.0%} of the "
+    sentence = (
+        f"{name} bounds this job: it was busy for {busy[name] / tally.wall_s:.0%} of the "
         f"{seconds(tally.wall_s)}, {second} for {busy[second] / tally.wall_s:.0%}"
     )
     waited = sum(tally.queues) / max(sum(tally.totals), 1e-9)
     if waited < QUEUE_MATTERS:
-        return f"{said}."
+        return f"{sentence}."
     way_out = ""
-    if tally.preemptions:  # what they wait for is blocks, not a place in the batch
+    if tally.preemptions:  # requests wait for blocks, not for a slot of the batch
         way_out = ": the KV pool is too small for so many at once"
     elif name == "decode":
         way_out = ": a larger -b lets more of them share each step"
-    return f"{said}; requests waited {waited:.0%} of their time for a place{way_out}."
+    return f"{sentence}; requests waited {waited:.0%} of their time in the queue{way_out}."
 
 
 def startup_line(stages: Stages) -> str:

@@ -1,6 +1,6 @@
 """One run of `python main.py`: check everything, then start, then work, then write the file.
 
-Everything that can be known to be wrong is said before a process is started.
+What can be recognised as wrong is reported before a process is started.
 """
 
 from collections.abc import Iterator
@@ -8,46 +8,42 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from baton.client.batch import Ask, Note
+from baton.client.batch import Notice
 from baton.machine import this_machine
 from baton.model_files import resolve_model
 from baton.offline.describe import describe_cluster
-from baton.offline.fitness import check_length, check_prompts_fit, context_of
 from baton.offline.interrupts import Interrupted
 from baton.offline.job import Outcome, failed, run_job
 from baton.offline.journal import Journal, fingerprint
-from baton.offline.link import Link, Observe, link_to
+from baton.offline.length_checks import check_length, check_prompts_fit, context_of
+from baton.offline.link import Link, link_to
 from baton.offline.outputs import checked_target, rendered, write_whole
 from baton.offline.progress import Progress
 from baton.offline.report import report, startup_line
-from baton.offline.settings import Drawing, JobSettings, choose_sampling
+from baton.offline.settings import JobSettings, OwnCluster, ResolvedSampling, resolve_sampling
 from baton.offline.tracing import Tracing
-from baton.request import UNWATCHED_S
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.timing import Stages
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
 from sampler.params import SamplingParams
 
-AGAIN = "run the same command again to do the rest"
+RESUME = "run the same command again to do the rest"
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
-    """What looks on while the job is done."""
+class JobContext:
+    """The settings of the job, and what reports on it."""
 
+    settings: JobSettings
     progress: Progress
     startup: Stages
     tracing: Tracing | None
 
-    @property
-    def observe(self) -> Observe | None:
-        """For the link: who is told of every request."""
-        return self.tracing.observe if self.tracing is not None else None
-
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """The model as the job sees it: from its files, or from a running cluster's word."""
+class ServedModel:
+    """The model of the job: read from its files, or reported by the running cluster."""
 
     name: str
     fingerprint: str
@@ -57,151 +53,136 @@ class Served:
 
 
 def run_offline(settings: JobSettings, startup: Stages) -> None:
-    """Raises a BatonError, or Interrupted, with the one line to print."""
-    target = checked_target(settings.output)
+    """Raises a BatonError, or Interrupted, with the line to print."""
+    target_file = checked_target(settings.output)
     tracing = Tracing(settings.trace) if settings.trace is not None else None
     with Progress(quiet=settings.quiet) as progress:
-        around = Around(progress, startup, tracing)
-        if settings.place.router is not None:
-            with _link(settings, around) as link:
-                served = _asked(_ready(link, progress, startup, started=None))
-                _resume_and_work(settings, served, target, around, link)
+        context = JobContext(settings, progress, startup, tracing)
+        if isinstance(settings.target, OwnCluster):
+            model = _from_files(settings, settings.target)
+            _resume_and_work(context, model, target_file, None)
             return
-        served = _looked_up(settings)
-        _resume_and_work(settings, served, target, around, None)
+        with _link(context) as link:
+            model = _from_cluster(_ready(context, link, started=None))
+            _resume_and_work(context, model, target_file, link)
 
 
-def _link(settings: JobSettings, around: Around) -> AbstractContextManager[Link]:
-    size = settings.batch_size
-    return link_to(settings.place, batch_size=size, startup=around.startup, observe=around.observe)
+def _link(context: JobContext) -> AbstractContextManager[Link]:
+    return link_to(
+        context.settings.target,
+        batch_size=context.settings.batch_size,
+        startup=context.startup,
+        observe=context.tracing.observe if context.tracing is not None else None,
+    )
 
 
-def _looked_up(settings: JobSettings) -> Served:
-    """From the model's files: quick, and no process needed."""
-    place = settings.place
-    files = resolve_model(place.model, download=place.download)
-    context = context_of(files, place.max_model_len)
+def _from_files(settings: JobSettings, target: OwnCluster) -> ServedModel:
+    options = target.options
+    files = resolve_model(options.model, download=target.download)
+    context = context_of(files, options.max_model_len)
     length = settings.generation_length
     check_length(length, context=context, model=files.name)
     check_prompts_fit(settings.prompts, length, files=files, context=context)
     default = SamplingParams.from_generation_config(files.generation_config)
-    return Served(files.name, files.fingerprint, place.dtype, context, default)
+    return ServedModel(files.name, files.fingerprint, options.dtype, context, default)
 
 
-def _asked(info: ClusterInfo) -> Served:
-    default = SamplingParams.from_wire(info.sampling)
-    return Served(info.model, info.fingerprint, info.dtype, info.context, default)
+def _from_cluster(info: ClusterInfo) -> ServedModel:
+    return ServedModel(info.model, info.fingerprint, info.dtype, info.context, info.sampling)
 
 
 def _resume_and_work(
-    settings: JobSettings,
-    served: Served,
-    target: Path,
-    around: Around,
-    link: Link | None,
+    context: JobContext, model: ServedModel, target_file: Path, link: Link | None
 ) -> None:
-    check_length(settings.generation_length, context=served.context, model=served.name)
-    drawing = choose_sampling(settings.wish, served.sampling)
-    with _journal(settings, served, drawing, target) as journal:
-        for note in (*drawing.notes, journal.note):
-            if note:
-                around.progress.say(note)
-        around.startup.lap("checks")
+    """`link` is None if the cluster has yet to be started, if there is work for it."""
+    settings, progress = context.settings, context.progress
+    check_length(settings.generation_length, context=model.context, model=model.name)
+    sampling = resolve_sampling(settings.sampling, model.sampling)
+    with _journal(settings, model, sampling, target_file) as journal:
+        for notice in (*sampling.notices, journal.notice):
+            if notice:
+                progress.say(notice)
+        context.startup.lap("checks")
         outcome = Outcome()
         if len(journal.answers) < len(settings.prompts):
-            outcome = _linked(settings, served, drawing, journal, around, link)
+            if link is not None:
+                outcome = _work(context, model, sampling, journal, link)
+            else:
+                outcome = _start_and_work(context, model, sampling, journal)
         if outcome.failures:
             raise failed(outcome.failures, total=len(settings.prompts), saved=journal.saved)
         parts = rendered(
             settings.prompts, journal.answers, settings.format, timings=settings.timings
         )
-        write_whole(target, parts, saved=journal.saved)
+        write_whole(target_file, parts, saved=journal.saved)
         journal.remove()
-    around.progress.say(f"{len(settings.prompts):,} answers are in {settings.output}")
+    progress.say(f"{len(settings.prompts):,} answers are in {settings.output}")
 
 
-def _linked(
-    settings: JobSettings,
-    served: Served,
-    drawing: Drawing,
-    journal: Journal,
-    around: Around,
-    link: Link | None,
+def _start_and_work(
+    context: JobContext, model: ServedModel, sampling: ResolvedSampling, journal: Journal
 ) -> Outcome:
-    if link is not None:
-        return _traced(settings, served, drawing, journal, around, link)
-    around.progress.say(f"machine   {this_machine()}; starting {served.name}")
-    with _link(settings, around) as own:
-        _ready(own, around.progress, around.startup, started=settings.place.topology)
-        return _traced(settings, served, drawing, journal, around, own)
-
-
-def _traced(
-    settings: JobSettings,
-    served: Served,
-    drawing: Drawing,
-    journal: Journal,
-    around: Around,
-    link: Link,
-) -> Outcome:
-    outcome = _work(settings, drawing, journal, around, link)
-    if around.tracing is not None:
-        around.tracing.write(link.client, served.name)
-        where = f"{settings.trace}: open it at ui.perfetto.dev"
-        around.progress.say(f"every request's stages are in {where}")
-    return outcome
+    target = context.settings.target
+    assert isinstance(target, OwnCluster)
+    context.progress.say(f"machine   {this_machine()}; starting {model.name}")
+    with _link(context) as link:
+        _ready(context, link, started=target.options.topology)
+        return _work(context, model, sampling, journal, link)
 
 
 def _work(
-    settings: JobSettings,
-    drawing: Drawing,
+    context: JobContext,
+    model: ServedModel,
+    sampling: ResolvedSampling,
     journal: Journal,
-    around: Around,
     link: Link,
 ) -> Outcome:
-    ask = Ask(
+    settings, progress, startup = context.settings, context.progress, context.startup
+    options = GenerationParams(
         max_new_tokens=settings.generation_length,
-        sampling=drawing.params.to_wire(),
+        sampling=sampling.params,
         stop=settings.stop,
         ignore_eos=settings.ignore_eos,
-        tell_every_s=UNWATCHED_S,
+        stream_interval_s=NOT_STREAMED_S,
     )
-    progress, startup = around.progress, around.startup
     load_s = startup.total_s("router answered") + startup.total_s("workers ready")
     try:
         outcome = run_job(
-            link.follower,
+            link.batch,
             settings.prompts,
-            ask,
+            options,
             journal=journal,
             progress=progress,
             startup=startup,
         )
     except BaseException:
-        if not link.ours:
-            link.follower.abort_all()
+        if not link.owns_cluster:
+            link.batch.abort_all()
         raise
     progress.say("\n" + report(outcome.tally, load_s=load_s))
     if outcome.tally.requests:
         progress.say(startup_line(startup))
+    if context.tracing is not None:
+        context.tracing.write(link.client, model.name)
+        where = f"{settings.trace}: open it at ui.perfetto.dev"
+        progress.say(f"every request's stages are in {where}")
     return outcome
 
 
-def _ready(
-    link: Link, progress: Progress, startup: Stages, *, started: Topology | None
-) -> ClusterInfo:
+def _ready(context: JobContext, link: Link, *, started: Topology | None) -> ClusterInfo:
     """Wait until the cluster can work, and describe it."""
+    progress, startup = context.progress, context.startup
     info: ClusterInfo | None = None
-    for happening in link.follower.await_ready(ours=link.ours):
-        if isinstance(happening, Note):
-            progress.say(happening.text)
-        elif isinstance(happening, ClusterInfo):
+    for event in link.batch.await_ready():
+        if isinstance(event, Notice):
+            progress.say(event.text)
+        elif isinstance(event, ClusterInfo):
             if info is None:
                 startup.lap("router answered")
-            info = happening
+            info = event
     assert info is not None
     startup.lap("workers ready")
-    if not link.ours:
+    if not link.owns_cluster:
         progress.say(f"client    {this_machine()}")
     for line in describe_cluster(info, started):
         progress.say(line)
@@ -210,25 +191,25 @@ def _ready(
 
 @contextmanager
 def _journal(
-    settings: JobSettings, served: Served, drawing: Drawing, target: Path
+    settings: JobSettings, model: ServedModel, sampling: ResolvedSampling, target_file: Path
 ) -> Iterator[Journal]:
     facts = {
-        "model": served.fingerprint,
-        "dtype": served.dtype,
+        "model": model.fingerprint,
+        "dtype": model.dtype,
         "prompts": settings.prompts,
-        "sampling": asdict(drawing.params),
+        "sampling": asdict(sampling.params),
         "length": settings.generation_length,
         "stop": settings.stop,
         "ignore_eos": settings.ignore_eos,
     }
     journal = Journal(
-        target.with_name(f"{target.name}.part"),
+        target_file.with_name(f"{target_file.name}.part"),
         fingerprint=fingerprint(facts),
         prompts=len(settings.prompts),
     )
     try:
         yield journal
     except Interrupted as interrupt:
-        raise Interrupted(f"{journal.saved}; {AGAIN}") from interrupt
+        raise Interrupted(f"{journal.saved}; {RESUME}") from interrupt
     finally:
         journal.close()

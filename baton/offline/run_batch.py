@@ -1,11 +1,11 @@
-"""`python main.py run-batch IN OUT`: a file of requests in OpenAI's batch format, answered one by one.
+"""`python main.py run-batch IN OUT`: answer a file of requests in OpenAI's batch format.
 
     {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": ..., ...}}
     -> {"id": "...", "custom_id": "a", "error": null,
         "response": {"status_code": 200, "request_id": "...", "body": {...}}}
 
-The requests go through a server of our own, so an answer is what that server answers, refusals included.
-Journaled and resumed like the job without a command. Format: https://platform.openai.com/docs/guides/batch
+The requests go through an HTTP server started for them, and an answer is that server's response, errors
+included. Journaled and resumed like the offline job. Format: https://platform.openai.com/docs/guides/batch
 """
 
 import json
@@ -18,18 +18,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from baton.client.http import Site, told
-from baton.cluster.serving import fronted
-from baton.cluster.supervisor import ClusterOptions
+from baton.client.batch import Completion
+from baton.client.http import HttpClient, error_message
+from baton.cluster.options import ClusterOptions
+from baton.cluster.serving import serving_cluster
 from baton.errors import BatonError, InputError
 from baton.offline.interrupts import Interrupted
 from baton.offline.journal import Journal, fingerprint
-from baton.offline.outputs import Answer, checked_target, write_whole
+from baton.offline.outputs import checked_target, write_whole
 from baton.offline.progress import Progress
 
 URLS = ("/v1/completions", "/v1/chat/completions")
 TRIES = 5
-AGAIN_S = 1.0
+RETRY_S = 1.0  # before the second try; doubled for each further one
 LINE_BYTES = 4 << 20
 
 
@@ -43,18 +44,18 @@ class Item:
 
 
 def read_items(file: Path) -> list[Item]:
-    """Raises InputError naming the line that is wrong."""
+    """Raises InputError naming the invalid line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {file}: {error}") from error
     items = [_item(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not items:
-        raise InputError(f"{file} holds no requests: write one JSON object a line")
+        raise InputError(f"{file} holds no requests: write one JSON object per line")
     seen: set[str] = set()
     for item in items:
         if item.custom_id in seen:
-            raise InputError(f"{file}: custom_id {item.custom_id!r} stands there twice")
+            raise InputError(f"{file}: custom_id {item.custom_id!r} occurs twice")
         seen.add(item.custom_id)
     return items
 
@@ -64,7 +65,7 @@ def _item(file: Path, number: int, line: str) -> Item:
     try:
         found = json.loads(line) if len(line) <= LINE_BYTES else None
     except ValueError as error:
-        raise InputError(f"{where}: this is no JSON: {error}") from error
+        raise InputError(f"{where}: this is not JSON: {error}") from error
     match found:
         case {"custom_id": str(name), "method": "POST", "url": str(url), "body": dict(body)}:
             if url not in URLS:
@@ -88,8 +89,8 @@ def run_batch(options: ClusterOptions, source: Path, out: Path, progress: Progre
         target.with_name(f"{target.name}.part"), fingerprint=fingerprint(facts), prompts=len(items)
     )
     try:
-        if journal.note:
-            progress.say(journal.note)
+        if journal.notice:
+            progress.say(journal.notice)
         if len(journal.answers) < len(items):
             _work(options, items, journal, progress)
         lines = (journal.answers[index].text + "\n" for index in range(len(items)))
@@ -106,40 +107,42 @@ def run_batch(options: ClusterOptions, source: Path, out: Path, progress: Progre
 
 def _work(options: ClusterOptions, items: list[Item], journal: Journal, progress: Progress) -> None:
     todo = [index for index in range(len(items)) if index not in journal.answers]
-    with fronted(options, limit=options.batch_size, say=progress.say) as front:
+    with serving_cluster(options, limit=options.batch_size, say=progress.say) as serving:
         progress.begin(total=len(items), done=len(journal.answers))
         pool = ThreadPoolExecutor(options.batch_size)
         try:
             waiting: dict[Future[str], int] = {
-                pool.submit(_answer, front.site, items[index]): index for index in todo
+                pool.submit(_answer, serving.http, items[index]): index for index in todo
             }
             while waiting:
                 done, _ = wait(waiting, timeout=0.05, return_when=FIRST_COMPLETED)
                 for future in done:
                     index = waiting.pop(future)
-                    journal.add(Answer(index, future.result(), (), "stop", {}))
+                    journal.add(Completion(index, future.result(), (), "stop"))
                     progress.answer(retries=0)
-                front.tend()
+                serving.supervise()
         finally:
             progress.end()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(site: Site, item: Item) -> str:
-    """The output line. Tried again where the server says that it may help."""
+def _answer(client: HttpClient, item: Item) -> str:
+    """The output line. Retries while the server is overloaded or not ready."""
     for attempt in range(TRIES):
         last = attempt == TRIES - 1
         try:
-            reply = site.ask(item.url, item.body)
+            reply = client.ask(item.url, item.body)
         except (OSError, ValueError) as error:
             if last:
                 raise BatonError(f"the server does not answer {item.custom_id}: {error}") from error
         else:
             if reply.status not in (429, 503) or last:
                 break
-        time.sleep(AGAIN_S * 2**attempt)
+        time.sleep(RETRY_S * 2**attempt)
     if reply.status >= 500:
-        raise BatonError(f"{item.custom_id} failed with status {reply.status}: {told(reply.body)}")
+        raise BatonError(
+            f"{item.custom_id} failed with status {reply.status}: {error_message(reply.body)}"
+        )
     line = {
         "id": f"batch_req_{secrets.token_hex(8)}",
         "custom_id": item.custom_id,

@@ -1,6 +1,6 @@
-"""Settings of the offline job: what the command line said, checked as far as it can be at once.
+"""Settings of the offline job: the command line, checked as far as possible without the model.
 
-No model is looked at here and nothing is started: that is fitness.py and run.py.
+What needs the model's files is checked in length_checks.py and run.py.
 """
 
 import re
@@ -8,46 +8,50 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+from baton.cluster.options import DECLARED, ClusterOptions, flag
 from baton.errors import InputError
 from baton.package import COMMAND
-from baton.request import MAX_STOP_CHARACTERS, MAX_STOPS
+from baton.params import MAX_STOP_CHARACTERS, MAX_STOPS
 from baton.topology import Topology, count_gpus, plan_topology
 from sampler.params import SamplingParams
 
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-OF_OUR_CLUSTER = (
-    *("model", "dtype", "max_model_len", "prefill_device", "decode_device", "num_prefill"),
-    *("num_decode", "colocated", "kv_transport", "batch_window_ms", "download"),
-    *("speculative_model", "num_speculative_tokens", "prefix_caching", "kv_cache_memory_bytes"),
-)
-MOST_GUESSES = 32
 ONLY_WHEN_SAMPLING = ("top_k", "top_p", "min_p")
+OWN_CLUSTER_ONLY = (
+    *("model", "download", "prefill_device", "decode_device", "num_prefill", "num_decode"),
+    *("colocated", *(each.name for each in DECLARED)),
+)
+"""Options that make no sense with --router: the running cluster has its own."""
+
+IsExplicit = Callable[[str], bool]
+"""Whether the user wrote this option, as against its default."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the work is to be done: a cluster of our own, or a running one at `router`."""
+class RunningCluster:
+    """A running cluster that somebody else started."""
 
-    model: str
-    dtype: str
-    max_model_len: int | None
-    kv_cache_memory_bytes: int | None
-    topology: Topology | None  # None: the running cluster has its own
-    kv_transport: str
-    batch_window_ms: float
-    speculative_model: str | None
-    num_speculative_tokens: int
-    prefix_caching: bool
-    router: str | None
+    router: str
     keys: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCluster:
+    """A cluster to start for the job. `download`: fetch the model if it is not on disk."""
+
+    options: ClusterOptions
     download: bool
 
 
+Target = OwnCluster | RunningCluster
+
+
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How tokens are to be drawn, as far as the user said so; None leaves it to the model."""
+class SamplingOverrides:
+    """The sampling options of the command line; None leaves a parameter to the model."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -62,8 +66,8 @@ class Wish:
 class JobSettings:
     """One offline job."""
 
-    place: Place
-    wish: Wish
+    target: Target
+    sampling: SamplingOverrides
     batch_size: int
     generation_length: int
     stop: tuple[str, ...]
@@ -77,53 +81,38 @@ class JobSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """The sampling parameters of the job, and what the user should be told about them."""
+class ResolvedSampling:
+    """The sampling parameters of the job, and notices for the user about them."""
 
     params: SamplingParams
-    notes: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
-def place_from(given: Mapping[str, object], said: Callable[[str], bool]) -> Place:
-    """`given`: every option's value; `said`: did the user write this one? Raises InputError."""
-    _check_router(given, said)
+def target_from(given: Mapping[str, object], is_explicit: IsExplicit, *, batch_size: int) -> Target:
+    """`given` holds the value of every option. Raises InputError."""
+    if given["router"] is not None:
+        return _running_cluster(given, is_explicit)
+    if given["keys"]:
+        raise InputError("--keys is for a running cluster: add --router tcp://HOST:PORT")
     if given["colocated"]:
         for name in ("prefill_device", "num_prefill"):
-            if said(name):
+            if is_explicit(name):
                 raise InputError(
                     f"{flag(name)} and --colocated exclude each other: colocated decode workers "
                     "fill their own KV cache"
                 )
-    for name in ("num_prefill", "num_decode", "max_model_len", "kv_cache_memory_bytes"):
+    for name in ("num_prefill", "num_decode"):
         value = given[name]
         if isinstance(value, int) and value < 1:
             raise InputError(f"{flag(name)} must be at least 1, got {value}")
-    window = given["batch_window_ms"]
-    assert isinstance(window, float)
-    if not 0 <= window <= 60_000:
-        raise InputError(f"--batch-window-ms must be 0 (no waiting) to 60000, got {window:g}")
-    guesses = _int_or_none(given["num_speculative_tokens"]) or 0
-    if not 1 <= guesses <= MOST_GUESSES:
-        raise InputError(f"--num-speculative-tokens must be 1 to {MOST_GUESSES}, got {guesses}")
-    return Place(
-        model=str(given["model"]),
-        dtype=str(given["dtype"]),
-        max_model_len=_int_or_none(given["max_model_len"]),
-        kv_cache_memory_bytes=_int_or_none(given["kv_cache_memory_bytes"]),
-        topology=None if given["router"] else _topology(given, said),
-        kv_transport=str(given["kv_transport"]),
-        batch_window_ms=window,
-        speculative_model=_str_or_none(given["speculative_model"]),
-        num_speculative_tokens=guesses,
-        prefix_caching=bool(given["prefix_caching"]),
-        router=_str_or_none(given["router"]),
-        keys=Path(str(given["keys"])) if given["keys"] else None,
-        download=bool(given["download"]),
-    )
+    declared: dict[str, Any] = {each.name: given[each.name] for each in DECLARED}
+    topology = _topology(given, is_explicit)
+    options = ClusterOptions(str(given["model"]), topology, batch_size, **declared)
+    return OwnCluster(options, bool(given["download"]))
 
 
 def check_numbers(*, batch_size: int, generation_length: int, stop: tuple[str, ...]) -> None:
-    """Raise InputError naming the value, the limit and the way out."""
+    """Raises InputError."""
     if batch_size < 1:
         raise InputError(f"-b {batch_size}: at least 1 request must run at once; 4 is the default")
     if generation_length < 1:
@@ -139,29 +128,30 @@ def check_numbers(*, batch_size: int, generation_length: int, stop: tuple[str, .
             )
 
 
-def choose_sampling(wish: Wish, default: SamplingParams) -> Drawing:
-    """The user's word first, then the model's own. Raises InputError for values that cannot be."""
-    if wish.greedy and wish.temperature:
+def resolve_sampling(overrides: SamplingOverrides, default: SamplingParams) -> ResolvedSampling:
+    """The user's parameters over the model's own. Raises InputError for values out of range."""
+    if overrides.greedy and overrides.temperature:
         raise InputError(
-            f"--greedy and --temperature {wish.temperature:g} exclude each other: leave one out"
+            f"--greedy and --temperature {overrides.temperature:g} exclude each other: leave one out"
         )
-    said = {name: v for name in SAMPLING_FLAGS if (v := getattr(wish, name)) is not None}
-    if wish.greedy:
-        said["temperature"] = 0.0
+    given = {name: v for name in SAMPLING_FLAGS if (v := getattr(overrides, name)) is not None}
+    if overrides.greedy:
+        given["temperature"] = 0.0
     try:
-        params = replace(default, **said, seed=wish.seed)
+        params = replace(default, **given, seed=overrides.seed)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise InputError(f"{flag(name)} {rest}") from error
-    idle = [flag(name) for name in ONLY_WHEN_SAMPLING if name in said] if params.greedy else []
+    idle = [flag(name) for name in ONLY_WHEN_SAMPLING if name in given] if params.greedy else []
     if not idle:
-        return Drawing(params, ())
-    way_out = "" if "temperature" in said else "; --temperature turns sampling on"
-    return Drawing(params, (f"{', '.join(idle)} has no effect: decoding is greedy{way_out}",))
+        return ResolvedSampling(params, ())
+    way_out = "" if "temperature" in given else "; --temperature turns sampling on"
+    notice = f"{', '.join(idle)} has no effect: decoding is greedy{way_out}"
+    return ResolvedSampling(params, (notice,))
 
 
 def chosen_prompts(file: str | None) -> tuple[str, ...]:
-    """The prompts of `file`, or of prompts.py, which the user edits. Raises InputError."""
+    """The prompts of `file`, or else of prompts.py. Raises InputError."""
     try:
         from prompts import PROMPTS, check_prompts, read_prompts
     except SyntaxError as error:
@@ -172,16 +162,7 @@ def chosen_prompts(file: str | None) -> tuple[str, ...]:
     return tuple(read_prompts(Path(file)) if file is not None else check_prompts(PROMPTS))
 
 
-def flag(name: str) -> str:
-    """The option as the user writes it."""
-    return "--" + name.replace("_", "-")
-
-
-def _check_router(given: Mapping[str, object], said: Callable[[str], bool]) -> None:
-    if given["router"] is None:
-        if given["keys"]:
-            raise InputError("--keys is for a running cluster: add --router tcp://HOST:PORT")
-        return
+def _running_cluster(given: Mapping[str, object], is_explicit: IsExplicit) -> RunningCluster:
     address = str(given["router"])
     if not re.fullmatch(r"tcp://.+:\d+|ipc://.+", address):
         raise InputError(
@@ -189,21 +170,22 @@ def _check_router(given: Mapping[str, object], said: Callable[[str], bool]) -> N
         )
     if address.startswith("tcp://") and not given["keys"]:
         raise InputError(
-            f"--router {address} needs --keys DIR: tcp is spoken with CURVE keys only; "
+            f"--router {address} needs --keys DIR: tcp connections need CURVE keys; "
             f"`{COMMAND} keys DIR` makes them"
         )
-    for name in OF_OUR_CLUSTER:
-        if said(name):
+    for name in OWN_CLUSTER_ONLY:
+        if is_explicit(name):
             raise InputError(
                 f"{flag(name)} is for a cluster that main.py starts itself; the one at {address} "
                 "has its own: leave it out"
             )
+    return RunningCluster(address, Path(str(given["keys"])) if given["keys"] else None)
 
 
-def _topology(given: Mapping[str, object], said: Callable[[str], bool]) -> Topology:
+def _topology(given: Mapping[str, object], is_explicit: IsExplicit) -> Topology:
     return plan_topology(
-        () if given["colocated"] else _named(given, said, "prefill"),
-        _named(given, said, "decode"),
+        () if given["colocated"] else _named(given, is_explicit, "prefill"),
+        _named(given, is_explicit, "decode"),
         prefills=_count(given, "prefill"),
         decodes=_count(given, "decode"),
         colocated=bool(given["colocated"]),
@@ -211,13 +193,12 @@ def _topology(given: Mapping[str, object], said: Callable[[str], bool]) -> Topol
     )
 
 
-def _named(given: Mapping[str, object], said: Callable[[str], bool], role: str) -> tuple[str, ...]:
-    """One device for each worker; several workers share the devices named, in turn. Empty if none
-    is named, or auto."""
+def _named(given: Mapping[str, object], is_explicit: IsExplicit, role: str) -> tuple[str, ...]:
+    """One device per worker; workers take the given devices in turn. Empty for auto."""
     named = given[f"{role}_device"]
     assert isinstance(named, tuple)
     count = _count(given, role)
-    if len(named) > count and said(f"num_{role}"):
+    if len(named) > count and is_explicit(f"num_{role}"):
         raise InputError(
             f"--num-{role} {count} is less than the {len(named)} times --{role}-device was given"
         )
@@ -235,7 +216,7 @@ def _count(given: Mapping[str, object], role: str) -> int:
 
 
 def usable_gpus() -> int:
-    """GPUs that the installed torch can use, as far as one can tell without it."""
+    """How many GPUs the installed torch can use, judged without importing it."""
     return 0 if _torch_version().endswith("+cpu") else count_gpus()
 
 
@@ -247,7 +228,7 @@ def _torch_version() -> str:
 
 
 def check_device(device: str, option: str) -> None:
-    """Raise InputError for what cannot be a device here, as far as that shows without torch."""
+    """Raise InputError for a device that this machine or the installed torch does not have."""
     if not DEVICE.fullmatch(device):
         raise InputError(f"{option} must be auto, cpu, mps or cuda:0, cuda:1, ..., got {device!r}")
     if not device.startswith("cuda"):
@@ -261,11 +242,3 @@ def check_device(device: str, option: str) -> None:
     if int(device.partition(":")[2] or 0) >= there:
         known = ", ".join(f"cuda:{i}" for i in range(there)) or "none"
         raise InputError(f"{option} {device} is not here; GPUs: {known}; use one, cpu or auto")
-
-
-def _int_or_none(value: object) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _str_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""Tracing: the lives of a job's requests, as a file that Perfetto opens (--trace-file)."""
+"""Tracing: the stages of a job's requests, in a file for ui.perfetto.dev (--trace-file)."""
 
 import json
 import time
@@ -12,11 +12,11 @@ from baton.trace import chrome_trace
 from baton.wire.messages import Observed
 
 LAST_S = 0.5
-"""The router tells what happened every tenth of a second: so long is waited for the last of it."""
+"""How long to wait for the last events; the router sends them every 0.1 s."""
 
 
 class Tracing:
-    """Collects what happens. Use `observe` as the link's."""
+    """Collects the router's events; pass `observe` to the link."""
 
     def __init__(self, file: Path) -> None:
         """Raises InputError if the file cannot be written."""
@@ -28,13 +28,13 @@ class Tracing:
         self._open = 0
 
     def observe(self, observed: Observed) -> None:
-        """Something happened."""
+        """Add events."""
         self._timeline.add(observed.moments)
         started = sum(moment.state == "queued" and not moment.note for moment in observed.moments)
         self._open += started - len(observed.ended)
 
     def write(self, client: Client, model: str) -> None:
-        """Wait for the last moments, then put the file in place."""
+        """Wait for the last events, then write the file."""
         deadline = time.monotonic() + LAST_S
         while self._open > 0 and time.monotonic() < deadline:
             client.poll(0.05)

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from baton.request import MAX_LOGPROBS
+from baton.params import MAX_LOGPROBS, Limits
 from baton.server.faults import Fault
 from baton.server.fields import Bool, Int, Text, TokenId
-from baton.server.protocol import Asked, Generation, Limits, Loose
+from baton.server.protocol import Asked, Generation, Loose
 
 MAX_MESSAGES = 16_384
 

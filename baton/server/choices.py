@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.request import Logprob
-from baton.server.line import News
+from baton.client.tracker import News
 from baton.text import Tokenizer
-from baton.wire.messages import Emitted, Failed, Finished, PromptScored, Timings
+from baton.wire.messages import Emitted, Failed, Finished, PromptScored
+from baton.wire.records import Logprob, Timings
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LEAST = -9999.0

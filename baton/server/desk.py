@@ -8,16 +8,15 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+from baton.client.aio import RouterClient
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
-from baton.request import UNWATCHED_S, check_ids
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.server.choices import Tokens
 from baton.server.faults import Fault, from_request_error
 from baton.server.job import Job
-from baton.server.line import Line
 from baton.server.protocol import Generation
 from baton.server.settings import ServerSettings
 from baton.text import Tokenizer
@@ -33,7 +32,7 @@ OWN_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 class Desk:
     """Everything behind the routes."""
 
-    def __init__(self, settings: ServerSettings, files: ModelFiles, line: Line) -> None:
+    def __init__(self, settings: ServerSettings, files: ModelFiles, line: RouterClient) -> None:
         self.settings = settings
         self.files = files
         self.line = line
@@ -129,15 +128,12 @@ class Desk:
             except RequestError as error:
                 raise from_request_error(error, "response_format") from error
 
-    def sampling(self, generation: Generation, choice: int, seed: int) -> dict[str, Any]:
-        """In wire form: what was asked for over the model's own."""
+    def sampling(self, generation: Generation, choice: int, seed: int) -> SamplingParams:
+        """What was asked for over the model's own."""
         try:
-            params = replace(self._defaults, **generation.sampling, seed=seed, choice=choice)
+            return replace(self._defaults, **generation.sampling, seed=seed, choice=choice)
         except ValueError as error:
             raise Fault.bad_request(str(error)) from error
-        check_ids((each for each, _ in params.logit_bias), self.files.vocab_size, "logit_bias id")
-        check_ids(params.allowed_token_ids or (), self.files.vocab_size, "allowed token id")
-        return params.to_wire()
 
     # ---- answering
 
@@ -158,26 +154,24 @@ class Desk:
         for at, prompt in enumerate(prompts):
             length = self.length(generation.max_tokens, prompt)
             for choice in range(generation.n):
-                submits.append(
-                    Submit(
-                        request=f"{name}-{at * generation.n + choice}",
-                        prompt=None,
-                        token_ids=prompt,
-                        max_new_tokens=length,
-                        sampling=self.sampling(generation, choice, seed),
-                        stop=generation.stop,
-                        ignore_eos=generation.ignore_eos,
-                        cache_salt=generation.cache_salt,
-                        include_stop=generation.include_stop,
-                        stop_token_ids=generation.stop_token_ids,
-                        keep_special=not generation.skip_special_tokens,
-                        min_tokens=min(generation.min_tokens, length),
-                        logprobs=generation.logprobs,
-                        prompt_logprobs=generation.prompt_logprobs,
-                        grammar=generation.grammar,
-                        tell_every_s=self.settings.stream_interval_s if streams else UNWATCHED_S,
-                    )
+                params = GenerationParams(
+                    max_new_tokens=length,
+                    sampling=self.sampling(generation, choice, seed),
+                    stop=generation.stop,
+                    stop_token_ids=generation.stop_token_ids,
+                    ignore_eos=generation.ignore_eos,
+                    min_tokens=min(generation.min_tokens, length),
+                    include_stop=generation.include_stop,
+                    keep_special=not generation.skip_special_tokens,
+                    logprobs=generation.logprobs,
+                    prompt_logprobs=generation.prompt_logprobs,
+                    grammar=generation.grammar,
+                    cache_salt=generation.cache_salt,
+                    stream_interval_s=self.settings.stream_interval_s
+                    if streams
+                    else NOT_STREAMED_S,
                 )
+                submits.append(Submit(f"{name}-{at * generation.n + choice}", prompt, params))
         job = Job(
             self.line,
             prompts,

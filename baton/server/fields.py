@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
-from baton.request import MAX_STOP_CHARACTERS
+from baton.params import MAX_STOP_CHARACTERS
 from baton.server.faults import Fault
 
 DEEPEST_JSON = 32

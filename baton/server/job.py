@@ -1,4 +1,4 @@
-"""Job: one HTTP request under way: a flight for each of its answers, all in one box."""
+"""Job: one HTTP request under way: one router request for each of its answers."""
 
 import asyncio
 import contextlib
@@ -8,12 +8,14 @@ from typing import Any
 
 from starlette.types import Receive
 
+from baton.client.aio import Queue, RouterClient
+from baton.client.tracker import News, PendingRequest
 from baton.server.choices import Choice, Fresh, Shape, usage
 from baton.server.faults import Fault, body, from_failed
 from baton.server.frames import Frames
-from baton.server.line import Box, Flight, Line, News
 from baton.server.sse import DONE, event, gone
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
+from baton.wire.records import Timings
 
 SHARED_TOKENS = 64
 """Of several answers to a prompt of so many tokens the first goes ahead: when it speaks, the prompt's KV
@@ -25,7 +27,7 @@ class Job:
 
     def __init__(
         self,
-        line: Line,
+        line: RouterClient,
         prompts: Sequence[tuple[int, ...]],
         submits: Sequence[Submit],
         *,
@@ -34,48 +36,49 @@ class Job:
         self.prompts = prompts
         self._line = line
         self._silent = silent
-        self._box: Box = Box()
-        self._early: deque[tuple[Flight, News]] = deque()  # came before all were accepted
-        self._seats: dict[Flight, Choice] = {}
-        self._behind: dict[Flight, list[tuple[Submit, Choice]]] = {}
-        self.choices = [Choice(i, each.token_ids or ()) for i, each in enumerate(submits)]
+        self._queue: Queue = Queue()
+        self._early: deque[tuple[PendingRequest, News]] = deque()  # came before all were accepted
+        self._choice_of: dict[PendingRequest, Choice] = {}
+        self._behind: dict[PendingRequest, list[tuple[Submit, Choice]]] = {}
+        ids = [each.prompt if isinstance(each.prompt, tuple) else () for each in submits]
+        self.choices = [Choice(i, each) for i, each in enumerate(ids)]
         self._open = len(self.choices)
-        first: dict[tuple[int, ...], Flight] = {}
+        first: dict[tuple[int, ...], PendingRequest] = {}
         for submit, choice in zip(submits, self.choices, strict=True):
             ahead = first.get(choice.prompt_ids)
             if ahead is not None:
                 self._behind.setdefault(ahead, []).append((submit, choice))
                 continue
-            flight = line.open(submit, self._box)
-            self._seats[flight] = choice
+            request = line.submit(submit, self._queue)
+            self._choice_of[request] = choice
             if len(choice.prompt_ids) >= SHARED_TOKENS:
-                first[choice.prompt_ids] = flight
+                first[choice.prompt_ids] = request
 
     async def accepted(self) -> None:
         """Until the router has taken every one of them. Raises Fault if it refuses one."""
-        missing = set(self._seats)
+        missing = set(self._choice_of)
         while missing:
-            flight, news = await self._box.get()
+            request, news = await self._queue.get()
             if isinstance(news, Failed):
                 raise from_failed(news.code, news.message)
             if isinstance(news, Accepted):
-                missing.discard(flight)
+                missing.discard(request)
             else:
-                self._early.append((flight, news))
+                self._early.append((request, news))
 
     @property
     def speaks(self) -> bool:
         """Something comes without waiting: news, or the end."""
-        return bool(self._early) or not self._open or not self._box.empty()
+        return bool(self._early) or not self._open or not self._queue.empty()
 
     async def news(self) -> AsyncGenerator[Fresh | Choice, None]:
         """Pieces of text, and each choice once more when it has ended."""
         while self._open:
-            flight, news = self._early.popleft() if self._early else await self._box.get()
-            choice = self._seats[flight]
+            request, news = self._early.popleft() if self._early else await self._queue.get()
+            choice = self._choice_of[request]
             if isinstance(news, Emitted | Finished | Failed):
-                for submit, other in self._behind.pop(flight, ()):
-                    self._seats[self._line.open(submit, self._box)] = other
+                for submit, other in self._behind.pop(request, ()):
+                    self._choice_of[self._line.submit(submit, self._queue)] = other
             fresh = choice.update(news)
             if fresh is not None and not self._silent:
                 yield fresh
@@ -112,17 +115,17 @@ class Job:
     def cancel(self) -> None:
         """The client has had enough: what still runs ends with finish_reason abort."""
         for submit, choice in [pair for pairs in self._behind.values() for pair in pairs]:
-            self._seats[Flight(submit, self._box)] = choice  # it never left
+            self._choice_of[PendingRequest(submit)] = choice  # it never left
         self._behind.clear()
-        for flight in self._seats:
-            if not flight.ended:
-                self._line.abort(flight)
-                flight.put(Finished(flight.name, "abort", Timings()))
+        for request in self._choice_of:
+            if not request.ended:
+                self._line.abort(request)
+                self._queue.put_nowait((request, Finished(request.id, "abort", Timings())))
 
     def close(self) -> None:
         """Nobody waits any more: what still runs is taken back."""
-        for flight in self._seats:
-            self._line.abort(flight)
+        for request in self._choice_of:
+            self._line.abort(request)
 
 
 async def streamed(job: Job, shape: Shape, *, include_usage: bool) -> AsyncGenerator[bytes, None]:

@@ -15,7 +15,8 @@ from prometheus_client.core import (
 )
 
 from baton.metrics import ITL_BUCKETS_S
-from baton.wire.messages import ClusterInfo, Counts, Ended
+from baton.wire.messages import ClusterInfo
+from baton.wire.records import Counts, Ended
 
 PREFIX = "baton:"
 GOOD = ("stop", "length")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from baton import grammar
 from baton.errors import RequestError
-from baton.request import MAX_LOGPROBS, MAX_STOP_IDS, MAX_STOPS, check_ids
+from baton.params import MAX_LOGPROBS, MAX_STOP_IDS, MAX_STOPS, Limits, check_ids
 from baton.server.faults import Fault, from_request_error
 from baton.server.fields import Bool, Int, Number, Stop, Text, TokenId, id_of
 from sampler.params import MOST_ALLOWED, MOST_BIASES
@@ -22,14 +22,6 @@ MAX_N = 16
 MAX_PROMPTS = 256
 COMPLETION_TOKENS = 16
 """What a completion has that does not say how long it shall be (OpenAI's default)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The served model's."""
-
-    context: int
-    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True)

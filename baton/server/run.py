@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
+from baton.client.aio import RouterClient
 from baton.host import process_runs
 from baton.model_files import resolve_model
 from baton.package import own_version
@@ -23,7 +24,6 @@ from baton.server.app import make_app
 from baton.server.binding import adopt, bind
 from baton.server.desk import Desk
 from baton.server.h11 import PatientH11
-from baton.server.line import Line
 from baton.server.metrics import Metrics
 from baton.server.settings import ServerSettings
 from baton.server.spans import exporting_to
@@ -52,7 +52,7 @@ def serve(settings: ServerSettings) -> int:
 async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     files = resolve_model(settings.model)
     keys = load_keys(settings.keys) if settings.keys else None
-    line = Line(settings.router, keys=keys)
+    line = RouterClient(settings.router, keys=keys)
     desk = Desk(settings, files, line)
     metrics = Metrics(desk.names[0])
     otlp = settings.otlp_endpoint
@@ -62,7 +62,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        line.open_up(watch.observed)
+        line.connect(watch.observed)
         refreshing = asyncio.create_task(_refresh(watch, desk))
         try:
             yield

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from baton.client.batch import Follower, Happening, Note
+from baton.client.batch import BatchClient, Event, Notice
 from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster.supervisor import Beside, Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Beside, Cluster
 from baton.server.binding import bind
 from baton.server.settings import ServerSettings
 from baton.wire.messages import ClusterInfo
@@ -114,12 +115,12 @@ def _look_after(
     describe: Describe,
     signals: _Signals,
 ) -> None:
-    follower = Follower(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
+    batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
     ready = False
-    for happening in follower.watch():
+    for event in batch.watch():
         if signals.count:
             break
-        ready = _tell(happening, settings, port, describe, ready=ready)
+        ready = _tell(event, settings, port, describe, ready=ready)
     server = cluster.pids().get("server")
     if server is None:
         return
@@ -131,15 +132,15 @@ def _look_after(
 
 
 def _tell(
-    happening: Happening,
+    event: Event,
     settings: ServerSettings,
     port: int,
     describe: Describe,
     *,
     ready: bool,
 ) -> bool:
-    match happening:
-        case Note(text) if text:
+    match event:
+        case Notice(text) if text:
             _say(text)
         case ClusterInfo() as info if info.ready and not ready:
             for line in describe(info):

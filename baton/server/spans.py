@@ -21,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from baton.errors import InputError
 from baton.timeline import Life
-from baton.wire.messages import Ended
+from baton.wire.records import Ended
 
 NANO = 1_000_000_000
 REMEMBERED = 10_000

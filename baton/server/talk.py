@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from baton.request import check_ids
+from baton.params import Limits, check_ids
 from baton.server.chatting import ChatRequest, TokenizeRequest
 from baton.server.choices import ChatShape, CompletionShape, Shape
 from baton.server.desk import Desk
 from baton.server.faults import Fault
 from baton.server.fields import fault_of
-from baton.server.protocol import CompletionRequest, Generation, Limits
+from baton.server.protocol import CompletionRequest, Generation
 from baton.server.templates import Renderer
 
 NO_TEMPLATE = (

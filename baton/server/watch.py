@@ -6,15 +6,16 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
 
+from baton.client.aio import RouterClient
 from baton.metrics import ITL_BUCKETS_S
-from baton.server.line import Line
 from baton.server.metrics import GOOD, Metrics
 from baton.server.spans import Spans
 from baton.server.sse import event
 from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
 from baton.verdict import Facts, verdict
-from baton.wire.messages import ClusterInfo, Counts, Ended, Observed
+from baton.wire.messages import ClusterInfo, Observed
+from baton.wire.records import Counts, Ended
 
 RECENT_S = 60.0
 SPAN_S = 10.0
@@ -26,7 +27,7 @@ BEHIND = 256
 class Watch:
     """One for the server. `observed` is the line's; `feed` is a page's."""
 
-    def __init__(self, line: Line, metrics: Metrics, spans: Spans | None = None) -> None:
+    def __init__(self, line: RouterClient, metrics: Metrics, spans: Spans | None = None) -> None:
         self._line = line
         self._spans = spans
         self.metrics = metrics

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from baton.errors import ProtocolError
+from baton.errors import ProtocolError, RequestError
 from baton.wire.messages import LOCAL, Message
 
 MAX_MESSAGE_BYTES = 64 << 20
@@ -93,13 +93,18 @@ def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
     hints = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
     checks = [(_check(hints[name]), f"{kind.__name__}.{name}") for name in names]
+    by_name = any(field.kw_only for field in fields(kind))
 
     def build(values: tuple[Any, ...]) -> Any:
         if len(values) != len(checks):
             raise ProtocolError(f"{kind.__name__} has {len(checks)} fields, got {len(values)}")
-        return kind(
-            *[check(value, where) for value, (check, where) in zip(values, checks, strict=True)]
-        )
+        checked = [
+            check(value, where) for value, (check, where) in zip(values, checks, strict=True)
+        ]
+        try:
+            return kind(**dict(zip(names, checked, strict=True))) if by_name else kind(*checked)
+        except (ValueError, RequestError) as error:  # a rule of the class itself
+            raise ProtocolError(f"{kind.__name__}: {error}") from error
 
     return build
 
@@ -111,12 +116,15 @@ def _check(hint: Any) -> Check:
         return _check_nested(hint) if is_dataclass(hint) else _check_scalar(hint)
     origin = get_origin(hint)
     if origin is tuple:
-        return _check_tuple(get_args(hint)[0])
+        items = get_args(hint)
+        return _check_tuple(items[0]) if items[-1] is Ellipsis else _check_fixed(items)
     if origin is Mapping:
         return _checked_mapping
     if origin in (types.UnionType, Union):
-        (kind,) = (arm for arm in get_args(hint) if arm is not type(None))
-        inner = _check(kind)
+        arms = [arm for arm in get_args(hint) if arm is not type(None)]
+        if len(arms) > 1:
+            return _check_either(arms)
+        inner = _check(arms[0])
         return lambda value, where: None if value is None else inner(value, where)
     raise TypeError(f"the codec does not know {hint}")
 
@@ -152,6 +160,31 @@ def _check_tuple(item: Any) -> Check:
                 raise ProtocolError(f"{where} must hold integers only")
             return value
         return tuple([inner(each, where) for each in value])
+
+    return check
+
+
+def _check_fixed(items: tuple[Any, ...]) -> Check:
+    """For tuples of so many unlike items, such as pairs."""
+    inner = [_check(item) for item in items]
+
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, tuple) or len(value) != len(inner):
+            raise ProtocolError(f"{where} must hold lists of {len(inner)}")
+        return tuple([one(each, where) for one, each in zip(inner, value, strict=True)])
+
+    return check
+
+
+def _check_either(arms: list[Any]) -> Check:
+    """For a scalar or a list, which msgpack tells apart: the prompt as text or as token ids."""
+    inner = {get_origin(arm) or arm: _check(arm) for arm in arms}
+    names = " or ".join("list" if kind is tuple else str(kind.__name__) for kind in inner)
+
+    def check(value: Any, where: str) -> Any:
+        if (one := inner.get(type(value))) is None:
+            raise ProtocolError(f"{where} must be {names}, got {type(value).__name__}")
+        return one(value, where)
 
     return check
 

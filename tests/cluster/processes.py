@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from baton.client.blocking import Client
 from baton.errors import ProtocolError
+from baton.params import GenerationParams
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
 
@@ -210,7 +211,7 @@ class Talk:
         sampling: SamplingParams,
     ) -> None:
         self.tokens[request], self.texts[request] = [], ""
-        self.client.submit(msg.Submit(request, prompt, None, length, sampling.to_wire()))
+        self.client.submit(msg.Submit(request, prompt, GenerationParams(length, sampling)))
 
     def listen(self, enough: Callable[[], bool]) -> None:
         """Until enough has come."""

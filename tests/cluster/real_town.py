@@ -18,7 +18,7 @@ import zmq
 
 from baton.grammar import Grammars
 from baton.kv.region import Receipt, Region
-from baton.request import Limits
+from baton.params import Limits
 from baton.transfer.slabs import allocate_slabs
 from baton.wire import messages as msg
 from baton.wire.messages import Message
@@ -27,7 +27,7 @@ from decode_worker.decoding import Decoding
 from decode_worker.worker import DecodeWorker
 from prefill_worker.filling import Filling
 from prefill_worker.worker import PrefillWorker
-from router.intake import Served
+from router.admission import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
 from sampler.params import SamplingParams
@@ -103,7 +103,7 @@ class RealTown(Town):
         self._boots += 1
         files = self.model.files
         limits = Limits(files.max_positions, files.vocab_size)
-        default = SamplingParams.from_generation_config(files.generation_config).to_wire()
+        default = SamplingParams.from_generation_config(files.generation_config)
         served = Served(files.name, files.fingerprint, limits, self.eos, default)
         identity = Identity(f"router/{self._boots}", "here", 1)
         self.router = Router(identity, served, self.model.tokenizer, self.rules, lambda: self.now)
@@ -223,7 +223,7 @@ class RealTown(Town):
         names = [f"q{i}" for i in range(len(prompts))]
         chosen = sampling or [SamplingParams(temperature=0)] * len(prompts)
         for name, prompt, params in zip(names, prompts, chosen, strict=True):
-            self.submit(name, prompt, length, sampling=params.to_wire(), **options)
+            self.submit(name, prompt, length, sampling=params, **options)
         self.run_all(names)
         self.check_clean(nothing_dropped=clean)
         for name in names:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.client.http import Site
+from baton.client.http import HttpClient
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
 from tests.cluster.processes import short_folder, terminals, until
@@ -36,7 +36,7 @@ def url() -> Iterator[str]:
 def test_a_server_and_the_engine_give_the_same_numbers(url: str) -> None:
     tokenizer = Tokenizer(FILES.tokenizer_file)
     here = EngineSubject(FILES, device="cpu", dtype="auto", threads=None)
-    there = ServerSubject(Site(url), FILES, served=None)
+    there = ServerSubject(HttpClient(url), FILES, served=None)
     assert (there.about.model, there.about.context) == (here.about.model, here.about.context)
 
     ids = tokenizer.encode(TEXT)

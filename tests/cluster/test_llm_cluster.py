@@ -11,7 +11,8 @@ import pytest
 
 import baton.backend
 from baton import LLM, SamplingParams
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.errors import InputError, ProtocolError, RequestError
 from baton.topology import plan_topology
 from tests.cluster.processes import ROOT, shared_memory, short_folder
@@ -57,7 +58,7 @@ def test_a_running_cluster_says_the_same_and_outlives_the_llm(wanted: list[str])
                 assert llm.generate(PROMPTS[0], GREEDY, max_new_tokens=24).text == wanted[0]
                 with pytest.raises(RequestError, match=r"prompts\[1\]: the prompt is empty"):
                     llm.generate(["a", ""])
-        with pytest.raises(InputError, match="serves demo, not random:"):
+        with pytest.raises(InputError, match="the cluster serves demo, not random:"):
             LLM("random:gpt2", router=cluster.address)
         assert {"router", "decode-0"} <= cluster.running()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from baton.offline.outputs import Answer, rendered
+from baton.client.batch import Completion
+from baton.offline.outputs import rendered
 from sampler.params import SamplingParams
 from tests.cluster import calm
 from tests.cluster.processes import (
@@ -34,7 +35,7 @@ def calm_file(kind: str = "txt") -> bytes:
     """What an undisturbed greedy run writes."""
     greedy = SamplingParams(temperature=0)
     answers = {
-        i: Answer(i, each.text, each.tokens, each.reason, {})
+        i: Completion(i, each.text, each.tokens, each.reason)
         for i, each in enumerate(calm.answers(LENGTH, greedy))
     }
     return "".join(rendered(calm.PROMPTS, answers, kind, timings=False)).encode()

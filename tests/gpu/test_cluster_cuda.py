@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from baton.client.blocking import Client
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
+from baton.params import GenerationParams
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit
 from prompts import PROMPTS
 from sampler.params import SamplingParams
 
-GREEDY = SamplingParams(temperature=0.0).to_wire()
+GREEDY = SamplingParams(temperature=0.0)
 DEADLINE_S = 100.0
 
 needs_one = pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs a CUDA GPU")
@@ -50,7 +52,7 @@ def answers(topology: Topology, transport: str = "auto", memory: int | None = No
             cluster.check(info)
             info = next((n for n in client.poll(0.1) if isinstance(n, ClusterInfo)), info)
         for index, prompt in enumerate(PROMPTS):
-            client.submit(Submit(str(index), prompt, None, 60, GREEDY))
+            client.submit(Submit(str(index), prompt, GenerationParams(60, GREEDY)))
         while len(ended) < len(PROMPTS):
             assert time.monotonic() < deadline, "not all requests ended"
             for news in client.poll(0.1):

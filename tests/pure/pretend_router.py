@@ -4,24 +4,28 @@ Text is a function of the prompt alone, as it is with a real one and a fixed see
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.client.batch import Follower, FromRouter
-from baton.errors import ProtocolError
+from baton.client.batch import BatchClient
+from baton.client.blocking import Client
 from baton.offline.link import Link
 from baton.wire.messages import (
+    Abort,
     Accepted,
     ClusterInfo,
     Emitted,
     Failed,
     Finished,
+    Inquire,
+    Message,
     Submit,
-    Timings,
-    WorkerInfo,
+    Unreachable,
 )
+from baton.wire.node import ROUTER
+from baton.wire.records import Timings, WorkerInfo
 from sampler.params import SamplingParams
 
 TIMINGS = Timings(
@@ -41,74 +45,92 @@ def words_of(prompt: str, count: int) -> list[str]:
 
 
 @dataclass
-class PretendLine:
-    """Passes for a Client. Each poll hands out one message; `now` moves on a tenth of a second."""
+class PretendRouter:
+    """Passes for the channel of a Client. One message arrives in each turn; the clock moves on a tenth
+    of a second with each wait. What is sent while it does not answer is lost."""
 
     fail: dict[str, Failed | None] = field(default_factory=dict)  # by prompt
-    before_poll: Callable[["PretendLine"], None] = lambda line: None
+    before_turn: Callable[["PretendRouter"], None] = lambda router: None
     answers: bool = True
     now: float = 0.0
     submitted: list[Submit] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
-    running: int = 0
+    running: set[str] = field(default_factory=set)
     most_running: int = 0
-    queue: deque[FromRouter] = field(default_factory=deque)
+    queue: deque[Message] = field(default_factory=deque)
 
     def clock(self) -> float:
         return self.now
 
-    def submit(self, *requests: Submit) -> None:
-        for request in requests:
-            self._submit(request)
+    def client(self) -> Client:
+        return Client("ipc://pretend", channel=self, clock=self.clock)  # type: ignore[arg-type]
+
+    def die(self) -> None:
+        """Lose everything, and be another router at once."""
+        self.queue.clear()
+        self.running.clear()
+        self.queue.append(Unreachable(ROUTER))
+
+    # ---- a channel
+
+    @property
+    def socket(self) -> "PretendRouter":
+        return self
+
+    def poll(self, timeout_ms: int, flags: int) -> bool:
+        self.now += 0.1
+        return bool(self.queue)
+
+    def send(self, peer: str, *messages: Message) -> bool:
+        for message in messages if self.answers else ():
+            match message:
+                case Submit():
+                    self._submit(message)
+                case Abort(request):
+                    self.aborted.append(request)
+                case Inquire():
+                    self.queue.appendleft(info())
+        return self.answers
+
+    def receive(self) -> Iterator[tuple[str, list[Message]]]:
+        self.before_turn(self)
+        if self.queue:
+            message = self.queue.popleft()
+            if isinstance(message, Finished | Failed):
+                self.running.discard(message.request)
+            yield ROUTER, [message]
+
+    def close(self, *, linger_s: float) -> None:
+        pass
 
     def _submit(self, request: Submit) -> None:
         self.submitted.append(request)
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        assert request.prompt is not None
+        self.running.add(request.request)
+        self.most_running = max(self.most_running, len(self.running))
+        assert isinstance(request.prompt, str)
         failure = self.fail.get(request.prompt)
         self.queue.append(Accepted(request.request, 5, 0.001))
         if failure is not None:
             self.queue.append(Failed(request.request, failure.code, failure.message))
             return
-        for token, word in enumerate(words_of(request.prompt, request.max_new_tokens)):
+        for token, word in enumerate(words_of(request.prompt, request.params.max_new_tokens)):
             self.queue.append(Emitted(request.request, (token,), word))
         self.queue.append(Finished(request.request, "length", TIMINGS))
-
-    def abort(self, request: str) -> None:
-        self.aborted.append(request)
-
-    def poll(self, timeout_s: float) -> Sequence[FromRouter]:
-        self.before_poll(self)
-        self.now += 0.1
-        if not self.queue:
-            return []
-        message = self.queue.popleft()
-        if isinstance(message, Finished | Failed):
-            self.running -= 1
-        return [message]
-
-    def info(self, *, timeout_s: float) -> ClusterInfo:
-        self.now += timeout_s
-        if not self.answers:
-            raise ProtocolError("no router answers at ipc://pretend")
-        return info()
 
 
 @dataclass
 class PretendSupervisor:
-    """Passes for a Cluster that has had some restarts."""
+    """Passes for a Cluster."""
 
-    router_restarts: int = 0
-    mends: bool = True
-    notes: list[str] = field(default_factory=list)
-    told: list[ClusterInfo] = field(default_factory=list)
+    restarts_router: bool = True
+    notices: list[str] = field(default_factory=list)
+    checked: list[ClusterInfo] = field(default_factory=list)
 
     def check(self, info: ClusterInfo | None = None) -> list[str]:
         if info is not None:
-            self.told.append(info)
-        notes, self.notes = self.notes, []
-        return notes
+            self.checked.append(info)
+        notices, self.notices = self.notices, []
+        return notices
 
 
 def info(*, ready: bool = True, transports: tuple[str, ...] = ("shm",)) -> ClusterInfo:
@@ -120,7 +142,7 @@ def info(*, ready: bool = True, transports: tuple[str, ...] = ("shm",)) -> Clust
         context=64,
         vocabulary=100,
         dtype="float32",
-        sampling=SamplingParams(temperature=0.0).to_wire(),
+        sampling=SamplingParams(temperature=0.0),
         workers=(
             WorkerInfo("prefill-0.a1", "prefill", "cpu", "alive", transports, 1.0),
             WorkerInfo("decode-0.b2", "decode", "cpu", "alive", (), 2.0),
@@ -129,14 +151,15 @@ def info(*, ready: bool = True, transports: tuple[str, ...] = ("shm",)) -> Clust
     )
 
 
-def link_through(line: PretendLine, supervisor: PretendSupervisor | None = None) -> Any:
+def link_through(router: PretendRouter, supervisor: PretendSupervisor | None = None) -> Any:
     """Passes for offline.link.link_to."""
 
     @contextmanager
-    def link_to(place: object, *, batch_size: int, startup: object, observe: object = None) -> Any:
-        follower = Follower(
-            line, supervisor or PretendSupervisor(), job="j", limit=batch_size, clock=line.clock
+    def link_to(target: object, *, batch_size: int, startup: object, observe: object = None) -> Any:
+        client = router.client()
+        batch = BatchClient(
+            client, supervisor or PretendSupervisor(), job="j", limit=batch_size, clock=router.clock
         )
-        yield Link(follower, True, line)
+        yield Link(batch, True, client)
 
     return link_to

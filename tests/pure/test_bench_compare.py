@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 from tools.benchmarks.compare import Arm, judge, ratio, same_start
 from tools.benchmarks.disagg_report import compared, figures, idle_lines, verdicts
 from tools.measure.slo import Slo, Summary, Trace, percentile, summarise

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from baton.errors import RequestError
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.grant import Grant
+from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.node import ROUTER, To
 from decode_worker.worker import LEASE_S as DECODE_LEASE_S
@@ -204,7 +205,7 @@ def test_a_decode_worker_takes_back_what_has_expired_and_says_so() -> None:
     assert To(ROUTER, msg.Expired("a#0")) in worker.step(DECODE_LEASE_S)
     assert list(worker.table._held) == ["b#0"]
     assert To(ROUTER, msg.FillRefused("a#0", "its lease on KV blocks ran out")) in worker.handle(
-        ROUTER, msg.Start("a#0", (1, 2), 2, 1, GREEDY, ()), DECODE_LEASE_S
+        ROUTER, msg.Start("a#0", (1, 2), 2, GenerationParams(1, GREEDY)), DECODE_LEASE_S
     )
 
 

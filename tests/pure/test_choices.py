@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from baton.request import Logprob
+from baton.client.aio import Queue
+from baton.client.tracker import News, PendingRequest
+from baton.params import GenerationParams
 from baton.server.choices import ChatShape, Choice, CompletionShape, Fresh, Shape, Tokens
 from baton.server.frames import Frames
 from baton.server.job import Job, streamed
-from baton.server.line import Box, Flight, News
 from baton.server.sse import event
-from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit, Timings
+from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
+from baton.wire.records import Logprob, Timings
 
 
 class Words:
@@ -23,19 +25,26 @@ class Words:
         return "".join(f" w{i}" for i in ids)
 
 
-class PretendLine:
-    """Keeps the flights it was given, and notes which were taken back."""
+class PretendClient:
+    """Records the requests that were submitted and those that were aborted."""
 
     def __init__(self) -> None:
-        self.flights: list[Flight] = []
-        self.aborted: list[Flight] = []
+        self.requests: list[PendingRequest] = []
+        self.aborted: list[PendingRequest] = []
 
-    def open(self, submit: Submit, box: Box) -> Flight:
-        self.flights.append(Flight(submit, box))
-        return self.flights[-1]
+    def submit(self, submit: Submit, queue: Queue) -> PendingRequest:
+        self.requests.append(PendingRequest(submit, queue))
+        return self.requests[-1]
 
-    def abort(self, flight: Flight) -> None:
-        self.aborted.append(flight)
+    def abort(self, request: PendingRequest) -> None:
+        request.ended = True
+        self.aborted.append(request)
+
+
+def put(request: PendingRequest, news: News) -> None:
+    """As the client does when something arrives."""
+    request.ended = request.ended or isinstance(news, Finished | Failed)
+    request.context.put_nowait((request, news))
 
 
 HEAD = {"id": "x", "created": 1, "model": "m"}
@@ -56,19 +65,19 @@ def together(*tokens: int) -> Emitted:
 
 
 def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[list[Any], Job]:
-    """The events of a job with one flight for each list of news."""
+    """The events of a job with one request for each list of news."""
 
     async def work() -> tuple[str, Job]:
-        line = PretendLine()
-        submits = [Submit(f"r{i}", None, (8, 9), 5) for i in range(len(news))]
-        job = Job(line, [(8, 9)], submits, **options)  # type: ignore[arg-type]
-        for flight, each in zip(line.flights, news, strict=True):
-            flight.put(Accepted("r", 2, 0.0))
+        client = PretendClient()
+        submits = [Submit(f"r{i}", (8, 9), GenerationParams(5)) for i in range(len(news))]
+        job = Job(client, [(8, 9)], submits, **options)  # type: ignore[arg-type]
+        for request, each in zip(client.requests, news, strict=True):
+            put(request, Accepted("r", 2, 0.0))
             for one in each:
-                flight.put(one)
+                put(request, one)
         await job.accepted()
         stream = b"".join([sent async for sent in streamed(job, shape, include_usage=True)])
-        assert line.aborted == line.flights  # does nothing to those that have ended
+        assert client.aborted == client.requests  # does nothing to those that have ended
         return stream.decode(), job
 
     stream, job = asyncio.run(work())
@@ -143,30 +152,30 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
     """The others are asked for when it speaks: then the prompt's KV is there."""
 
     async def work(cancel: bool) -> tuple[list[str], int]:
-        line = PretendLine()
+        client = PretendClient()
         long, short = tuple(range(64)), (1, 2)
         asked = [long, long, long, short, short]
-        submits = [Submit(f"r{i}", None, prompt, 5) for i, prompt in enumerate(asked)]
-        job = Job(line, [long, short], submits)  # type: ignore[arg-type]
-        assert [flight.name for flight in line.flights] == ["r0", "r3", "r4"]
-        for flight in line.flights:
-            flight.put(Accepted(flight.name, 2, 0.0))
+        submits = [Submit(f"r{i}", prompt, GenerationParams(5)) for i, prompt in enumerate(asked)]
+        job = Job(client, [long, short], submits)  # type: ignore[arg-type]
+        assert [request.id for request in client.requests] == ["r0", "r3", "r4"]
+        for request in client.requests:
+            put(request, Accepted(request.id, 2, 0.0))
         await job.accepted()
         if cancel:
             job.cancel()
         else:
-            line.flights[0].put(said(1)[0])
+            put(client.requests[0], said(1)[0])
         ends = []
         async for each in job.news():
             if each is job.choices[0] or isinstance(each, Fresh):
-                assert cancel or len(line.flights) == 5
-            for flight in line.flights:
-                if not flight.ended:
-                    flight.put(END)
+                assert cancel or len(client.requests) == 5
+            for request in client.requests:
+                if not request.ended:
+                    put(request, END)
             if not isinstance(each, Fresh):
                 ends.append(f"{each.index} {each.finish_reason}")
         job.close()
-        return sorted(ends), len(line.flights)
+        return sorted(ends), len(client.requests)
 
     assert asyncio.run(work(False)) == ([f"{i} length" for i in range(5)], 5)
     assert asyncio.run(work(True)) == ([f"{i} abort" for i in range(5)], 3)
@@ -189,17 +198,17 @@ def test_a_frame_is_the_event_of_its_piece(text: str, logprobs: int) -> None:
 
 def test_what_is_there_at_the_same_time_goes_together() -> None:
     async def work() -> list[bytes]:
-        line = PretendLine()
-        job = Job(line, [(8, 9)], [Submit("r0", None, (8, 9), 5)])  # type: ignore[arg-type]
-        (flight,) = line.flights
-        flight.put(said(1)[0])
+        client = PretendClient()
+        job = Job(client, [(8, 9)], [Submit("r0", (8, 9), GenerationParams(5))])  # type: ignore[arg-type]
+        (request,) = client.requests
+        put(request, said(1)[0])
         shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
         sent = []
         async for each in streamed(job, shape, include_usage=True):
             sent.append(each)
-            if not flight.ended:
+            if not request.ended:
                 for news in (*said(2, 3), END):
-                    flight.put(news)
+                    put(request, news)
         return sent
 
     first, rest = asyncio.run(work())

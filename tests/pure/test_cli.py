@@ -13,7 +13,7 @@ import baton.offline.run
 from baton.cli import main
 from baton.offline.interrupts import Interrupted
 from baton.wire.messages import Failed
-from tests.pure.pretend_router import PretendLine, PretendSupervisor, link_through, words_of
+from tests.pure.pretend_router import PretendRouter, PretendSupervisor, link_through, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = "Once upon\nThe end\n"
@@ -47,11 +47,11 @@ def refused(capsys, *arguments):
     return code, err.removeprefix("error: ").rstrip()
 
 
-def pretend(monkeypatch, line=None, supervisor=None):
-    line = line or PretendLine()
+def pretend(monkeypatch, router=None, supervisor=None):
+    router = router or PretendRouter()
     for module in (baton.offline.run, baton.cli.infer):
-        monkeypatch.setattr(module, "link_to", link_through(line, supervisor))
-    return line
+        monkeypatch.setattr(module, "link_to", link_through(router, supervisor))
+    return router
 
 
 # ---- what is refused
@@ -66,7 +66,7 @@ BAD = {
     "-l 2304": "-l 2,304 does not fit: the context of demo is 2,304 tokens, prompt included; use",
     "-l 2300": "prompt 1 of 8: the prompt has",
     "-l 50 --max-model-len 50": "-l 50 does not fit: the context of demo is 50 tokens",
-    "--max-model-len 0": "--max-model-len must be at least 1, got 0",
+    "--max-model-len 0": "Invalid value for '--max-model-len': 0 is not in the range x>=2.",
     "--max-model-len 9999": "--max-model-len 9,999 is more than demo has: its context is 2,304",
     "-o .": "-o . is a folder: name a file in it, such as test.txt",
     "-o no/test.txt": "-o no/test.txt: there is no folder no; make it, or choose another",
@@ -91,8 +91,8 @@ BAD = {
     "--num-prefill 0": "--num-prefill must be at least 1, got 0",
     "--num-decode 1 --decode-device cpu --decode-device cpu": "--num-decode 1 is less than the 2",
     "--colocated --num-prefill 2": "--num-prefill and --colocated exclude each other",
-    "--batch-window-ms -1": "--batch-window-ms must be 0 (no waiting) to 60000, got -1",
-    "--batch-window-ms nan": "--batch-window-ms must be 0 (no waiting) to 60000, got nan",
+    "--batch-window-ms -1": "Invalid value for '--batch-window-ms': -1.0 is not in the range",
+    "--batch-window-ms nan": "Invalid value for '--batch-window-ms': nan is not in the range",
     "--keys keys": "--keys is for a running cluster: add --router tcp://HOST:PORT",
     "--router localhost": "--router must be tcp://HOST:PORT or ipc://PATH",
     "--router tcp://1.2.3.4:7000": "--router tcp://1.2.3.4:7000 needs --keys DIR",
@@ -171,7 +171,7 @@ JOB = ("--prompts", "two.txt", "-l", "3", "-o", "out.txt")
 
 
 def test_the_job_writes_the_file_and_says_where_the_time_went(folder, capsys, monkeypatch):
-    line = pretend(monkeypatch)
+    router = pretend(monkeypatch)
     code, out, err = run(capsys, *JOB, "--seed", "7", "--stop", "X", "--ignore-eos")
     assert (code, out) == (0, "")
     assert (folder / "out.txt").read_text() == CALM
@@ -180,10 +180,11 @@ def test_the_job_writes_the_file_and_says_where_the_time_went(folder, capsys, mo
                  "hand-over", "ITL", "tokens", "bounds this job", "first token after",
                  "2 answers are in out.txt"):  # fmt: skip
         assert word in err
-    first = line.submitted[0]
-    assert (first.max_new_tokens, first.stop, first.ignore_eos) == (3, ("X",), True)
-    assert first.sampling is not None
-    assert first.sampling["seed"] == 7
+    first = router.submitted[0]
+    params = first.params
+    assert (params.max_new_tokens, params.stop, params.ignore_eos) == (3, ("X",), True)
+    assert first.params.sampling is not None
+    assert first.params.sampling.seed == 7
 
 
 def test_quiet_is_quiet(folder, capsys, monkeypatch):
@@ -208,18 +209,18 @@ def test_jsonl_compares_and_has_timings_only_when_asked_for(folder, capsys, monk
     assert {"queue_s", "prefill_s", "decode_s", "total_s", "prompt_tokens"} <= timed.keys()
 
 
-def interrupted_after(polls):
-    count = iter(range(polls))
+def interrupted_after(turns):
+    count = iter(range(turns))
 
-    def before_poll(line):
+    def before_turn(router):
         if next(count, None) is None:
             raise Interrupted("SIGINT")
 
-    return before_poll
+    return before_turn
 
 
 def test_an_interrupted_job_goes_on_where_it_stopped(folder, capsys, monkeypatch):
-    pretend(monkeypatch, PretendLine(before_poll=interrupted_after(6)))
+    pretend(monkeypatch, PretendRouter(before_turn=interrupted_after(8)))
     code, _, err = run(capsys, *JOB, "-b", "1")
     assert code == 130
     assert err.splitlines()[-1] == (
@@ -227,17 +228,17 @@ def test_an_interrupted_job_goes_on_where_it_stopped(folder, capsys, monkeypatch
         "the rest"
     )
     assert not (folder / "out.txt").exists()
-    line = pretend(monkeypatch)
+    router = pretend(monkeypatch)
     code, _, err = run(capsys, *JOB, "--format", "txt", "-b", "3")
     assert code == 0
     assert "resuming: 1 of 2 done" in err
-    assert [each.prompt for each in line.submitted] == ["The end"]
+    assert [each.prompt for each in router.submitted] == ["The end"]
     assert (folder / "out.txt").read_text() == CALM
     assert sorted(os.listdir(folder)) == ["out.txt", "two.txt"]
 
 
 def test_another_length_is_another_job(folder, capsys, monkeypatch):
-    pretend(monkeypatch, PretendLine(before_poll=interrupted_after(6)))
+    pretend(monkeypatch, PretendRouter(before_turn=interrupted_after(8)))
     run(capsys, *JOB, "-b", "1")
     pretend(monkeypatch)
     code, _, err = run(capsys, *JOB, "-l", "2")
@@ -246,7 +247,7 @@ def test_another_length_is_another_job(folder, capsys, monkeypatch):
 
 
 def test_an_interrupt_before_the_first_answer_leaves_nothing(folder, capsys, monkeypatch):
-    pretend(monkeypatch, PretendLine(before_poll=interrupted_after(1)))
+    pretend(monkeypatch, PretendRouter(before_turn=interrupted_after(1)))
     code, _, err = run(capsys, *JOB)
     assert code == 130
     assert "nothing was finished yet" in err.splitlines()[-1]
@@ -255,7 +256,7 @@ def test_an_interrupt_before_the_first_answer_leaves_nothing(folder, capsys, mon
 
 def test_a_failed_request_is_named_and_the_others_are_safe(folder, capsys, monkeypatch):
     lost = Failed("", "worker_lost", "3 workers died while this request was on them")
-    pretend(monkeypatch, PretendLine(fail={"The end": lost}))
+    pretend(monkeypatch, PretendRouter(fail={"The end": lost}))
     code, _, err = run(capsys, *JOB)
     assert code == 1
     assert err.splitlines()[-1] == (
@@ -269,12 +270,12 @@ def test_a_failed_request_is_named_and_the_others_are_safe(folder, capsys, monke
 
 def test_requests_that_were_wrong_from_the_start_are_exit_code_2(folder, capsys, monkeypatch):
     wrong = Failed("", "context_length_exceeded", "too long")
-    pretend(monkeypatch, PretendLine(fail={"The end": wrong}))
+    pretend(monkeypatch, PretendRouter(fail={"The end": wrong}))
     assert run(capsys, *JOB)[0] == 2
 
 
 def test_what_the_supervisor_says_is_shown(folder, capsys, monkeypatch):
-    supervisor = PretendSupervisor(notes=["decode-0 died (signal 9) and is started again"])
+    supervisor = PretendSupervisor(notices=["decode-0 died (signal 9) and is started again"])
     pretend(monkeypatch, supervisor=supervisor)
     assert "decode-0 died (signal 9)" in run(capsys, *JOB)[2]
 
@@ -296,10 +297,10 @@ def raise_interrupted(*args, **kwargs):
 
 
 def test_a_router_is_sent_no_more_requests_than_b(folder, capsys, monkeypatch):
-    line = pretend(monkeypatch)
+    router = pretend(monkeypatch)
     (folder / "keys").mkdir()
     assert run(capsys, *JOB, "-b", "1", "--router", "tcp://h:1", "--keys", "keys")[0] == 0
-    assert line.most_running == 1
+    assert router.most_running == 1
 
 
 def test_a_length_beyond_a_running_clusters_context_is_refused(folder, capsys, monkeypatch):
@@ -310,14 +311,14 @@ def test_a_length_beyond_a_running_clusters_context_is_refused(folder, capsys, m
 
 
 def test_infer_prints_the_text_and_what_is_slower(capsys, monkeypatch):
-    line = pretend(monkeypatch)
+    router = pretend(monkeypatch)
     code, out, err = run(capsys, "infer", "-l", "3")
     assert (code, err) == (0, "")
     for word in ("machine ", "Explain why batching improves GPU utilization. Exp0 Exp1 Exp2",
                  "prefill", "is slower for a token", "tokens/s", "first token after"):  # fmt: skip
         assert word in out
-    assert line.submitted[0].sampling is not None
-    assert line.submitted[0].sampling["temperature"] == 0
+    assert router.submitted[0].params.sampling is not None
+    assert router.submitted[0].params.sampling.temperature == 0
 
 
 # ---- around it
@@ -336,7 +337,7 @@ def test_help_shows_every_section_and_default(capsys):
 
 
 def test_the_version_is_the_projects(capsys):
-    assert run(capsys, "--version") == (0, "baton 0.1.0\n", "")
+    assert run(capsys, "--version") == (0, "baton 0.2.0\n", "")
 
 
 def test_keys_makes_them_and_says_what_each_is_for(folder, capsys):
@@ -356,7 +357,7 @@ def test_the_doctor_says_what_a_bug_report_needs(capsys, monkeypatch):
     monkeypatch.setattr("baton.cli.doctor.ASK_TORCH", "print('cpu', 'a processor')")
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    for word in ("baton", "0.1.0", "python", "torch 2", "machine", "a processor", "/dev/shm",
+    for word in ("baton", "0.2.0", "python", "torch 2", "machine", "a processor", "/dev/shm",
                  "open files", "compiler", "memfd works", "port", "demo: GPT2LMHeadModel"):  # fmt: skip
         assert word in out
 

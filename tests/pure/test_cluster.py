@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from baton.cluster import supervisor as cluster_module
-from baton.cluster.supervisor import BACK_OFF_S, CRASH_LOOP, PREFIX, Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import BACK_OFF_S, CRASH_LOOP, PREFIX, Cluster
 from baton.errors import (
     BatonError,
     InputError,
@@ -21,7 +22,8 @@ from baton.errors import (
 )
 from baton.host import core_numbers
 from baton.topology import Topology
-from baton.wire.messages import ClusterInfo, WorkerInfo
+from baton.wire.messages import ClusterInfo
+from baton.wire.records import WorkerInfo
 
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 
@@ -117,14 +119,6 @@ def test_what_dies_is_started_again_at_once_the_first_time(start: Start) -> None
     after = cluster.pids()
     assert after["decode-0"] != before["decode-0"]
     assert after["router"] == before["router"]
-    assert cluster.router_restarts == 0
-
-
-def test_a_router_started_again_is_counted(start: Start) -> None:
-    cluster = start(router="lasting")
-    ended(cluster, "router", kill=True)
-    cluster.check()
-    assert cluster.router_restarts == 1
 
 
 def test_restarts_wait_longer_each_time_and_then_it_is_enough(start: Start) -> None:

@@ -3,12 +3,12 @@
 Each request ends once, with the tokens of a calm run, and the pool is full again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from baton.wire import messages as msg
-from baton.wire.node import ROUTER
+from baton.wire.node import ROUTER, To
 from router.scheduling import Rules
 from tests.pure.town import Town, calm_answer
 
@@ -21,10 +21,10 @@ PROMPTS = {
 }
 
 
-def town_with_requests(*, tell_every_s: float = 0.0, **options: object) -> Town:
+def town_with_requests(*, stream_interval_s: float = 0.0, **options: object) -> Town:
     town = Town(prefills=2, decodes=2, **options)
     for name, (prompt, length) in PROMPTS.items():
-        town.submit(name, prompt, length, tell_every_s=tell_every_s)
+        town.submit(name, prompt, length, stream_interval_s=stream_interval_s)
     return town
 
 
@@ -287,10 +287,14 @@ def fills(window_s: float, *, between_s: float = 0.0) -> list[int]:
         if isinstance(message, msg.Reserved):
             town.now += 0.004
             town.send(ROUTER, town.nodes[ROUTER].step(town.now))
-        if isinstance(message, msg.Fill):
-            seen.append(len(message.jobs))
 
-    town.before = before
+    def send(sender: str, effects: Iterable[object]) -> None:
+        sent = list(effects)
+        filled = sum(isinstance(e, To) and isinstance(e.message, msg.Fill) for e in sent)
+        seen.extend([filled] if filled else [])
+        deliver(sender, sent)
+
+    deliver, town.send, town.before = town.send, send, before  # type: ignore[method-assign]
     for i in range(6):
         town.submit(f"r{i}", range(10 * i + 1, 10 * i + 9), 2)
         if between_s:

@@ -57,7 +57,7 @@ def assert_states_agree(router: Router) -> None:
     assert len(entries) == len(ledger)
     for entry in entries:
         assert (entry.decode is None) == (entry.state.value == "queued"), entry
-        assert entry.remaining >= 1, f"{entry.request.id} has all its tokens and goes on"
+        assert entry.remaining >= 1, f"{entry.id} has all its tokens and goes on"
 
 
 def town_of(dice: random.Random) -> WildTown:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from baton.errors import ProtocolError
 from baton.kv.grant import Grant
+from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.codec import MAX_MESSAGE_BYTES, decode, encode
+from sampler.params import SamplingParams
 
 KINDS = sorted({*get_args(msg.Message)} - {*msg.LOCAL}, key=lambda kind: kind.__name__)
 WHOLE = st.integers(-(2**63), 2**63 - 1)
@@ -31,6 +33,27 @@ GRANTS = st.builds(
     Grant, TEXT, TEXT, TEXT, st.integers(1, 2**63 - 1),
     st.lists(st.integers(0, 2**31), unique=True, max_size=4).map(tuple),
 )  # fmt: skip
+SAMPLINGS = st.builds(
+    SamplingParams,
+    temperature=st.floats(0, 2),
+    logit_bias=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=3).map(
+        lambda chosen: tuple(chosen.items())
+    ),
+    allowed_token_ids=st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=3).map(tuple),
+    seed=WHOLE,
+)
+GENERATIONS = st.builds(
+    GenerationParams, st.integers(1, 2**40), SAMPLINGS,
+    stop=st.lists(st.text(min_size=1, max_size=4), max_size=3).map(tuple),
+    stop_token_ids=st.lists(WHOLE, max_size=3).map(tuple),
+    logprobs=st.integers(-1, 20), keep_special=st.booleans(), cache_salt=TEXT,
+)  # fmt: skip
+RULED = {Grant: GRANTS, SamplingParams: SAMPLINGS, GenerationParams: GENERATIONS}
+SIMPLEST = {
+    Grant: Grant("w", "w/0", "r#0", 1, (0,)),
+    SamplingParams: SamplingParams(),
+    GenerationParams: GenerationParams(1, SamplingParams()),
+}
 SCALARS = {int: WHOLE, float: REAL, str: TEXT, bytes: st.binary(max_size=12), bool: st.booleans()}
 UNLIKE = {
     int: [True, 1.0, "1", b"1", [], {}],
@@ -46,8 +69,8 @@ UNLIKE = {
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Every value a field of this type can hold."""
-    if hint is Grant:
-        return GRANTS
+    if hint in RULED:
+        return RULED[hint]
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
         return st.builds(hint, *[values(hints[field.name]) for field in fields(hint)])
@@ -64,8 +87,10 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 def unlike(hint: Any) -> list[Any]:
     """Values a field of this type cannot hold, as they would come off the wire."""
     if get_origin(hint) in (types.UnionType, Union):
-        (kind,) = (arm for arm in get_args(hint) if arm is not type(None))
-        return unlike(kind)
+        arms = [arm for arm in get_args(hint) if arm is not type(None)]
+        if len(arms) > 1:  # a scalar or a list
+            return [1, 0.5, True, {}, b"x", [None], ["x"], None]
+        return unlike(arms[0])
     if get_origin(hint) is tuple:
         inside = [[each] for each in unlike(get_args(hint)[0])]
         return [*UNLIKE[tuple], *inside, None]
@@ -80,8 +105,8 @@ def sample(kind: type) -> Any:
 
 
 def minimal(hint: Any) -> Any:
-    if hint is Grant:
-        return Grant("w", "w/0", "r#0", 1, (0,))
+    if hint in SIMPLEST:
+        return SIMPLEST[hint]
     if isinstance(hint, type) and is_dataclass(hint):
         return hint(*[minimal(each) for each in get_type_hints(hint).values()])
     if isinstance(hint, type):
@@ -260,7 +285,7 @@ def test_the_refusal_is_short_whatever_was_sent() -> None:
 def test_more_bytes_than_the_limit_are_refused_both_ways() -> None:
     refused(bytes(MAX_MESSAGE_BYTES + 1))
     with pytest.raises(ProtocolError, match="larger than the limit"):
-        encode(msg.Submit("r", "x" * MAX_MESSAGE_BYTES, None, 1))
+        encode(msg.Submit("r", "x" * MAX_MESSAGE_BYTES, GenerationParams(1)))
 
 
 def test_a_map_that_names_a_key_twice_is_refused() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from baton.metrics import ITL_BUCKETS_S
 from baton.server.metrics import Metrics
-from baton.wire.messages import ClusterInfo, Counts, Ended, PoolInfo, Timings, WorkerInfo
+from baton.wire.messages import ClusterInfo
+from baton.wire.records import Counts, Ended, PoolInfo, Timings, WorkerInfo
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from baton.cli import main
-from baton.client.http import Site
+from baton.client.http import HttpClient
 from baton.errors import InputError, ProtocolError
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
@@ -114,30 +114,30 @@ def probe() -> Answer:
 
 def test_a_busy_server_is_asked_again_after_what_it_says(serve: Serve) -> None:
     pauses: list[float] = []
-    site = Site(serve([(503, {}), (503, {}), (200, {"fine": 1})]))
+    site = HttpClient(serve([(503, {}), (503, {}), (200, {"fine": 1})]))
     assert Patient(site, pauses.append).ask("/x") == {"fine": 1}
     assert pauses == [7.0, 7.0]
 
 
 def test_a_server_that_stays_busy_is_given_up(serve: Serve) -> None:
-    site = Site(serve([(503, {"error": {"message": "too\nmany"}})]))
+    site = HttpClient(serve([(503, {"error": {"message": "too\nmany"}})]))
     with pytest.raises(InputError, match="says 503: too many"):
         Patient(site, pause=lambda s: None).ask("/x")
 
 
 def test_a_refusal_is_told_in_the_servers_words(serve: Serve) -> None:
     with pytest.raises(InputError, match="says 401: who are you"):
-        Patient(Site(serve([(401, {"error": {"message": "who are you"}})]))).ask("/v1/models")
+        Patient(HttpClient(serve([(401, {"error": {"message": "who are you"}})]))).ask("/v1/models")
 
 
 def test_what_is_no_json_is_no_answer(serve: Serve) -> None:
     with pytest.raises(ProtocolError, match="answers no JSON"):
-        Patient(Site(serve([(200, b"<html>")]))).ask("/v1/models")
+        Patient(HttpClient(serve([(200, b"<html>")]))).ask("/v1/models")
 
 
 def test_scores_are_those_of_the_echoed_prompt(serve: Serve) -> None:
     url = serve([models("demo"), probe(), echoed([5, 6, 7])])
-    subject = ServerSubject(Site(url), DEMO, served=None)
+    subject = ServerSubject(HttpClient(url), DEMO, served=None)
     assert (subject.about.context, subject.about.longest) == (100, 99)
     (found,) = subject.score([Span((5, 6, 7), 1)])
     assert found.logprobs == (-1.0, -1.0)
@@ -148,23 +148,23 @@ def test_a_server_without_the_likeliest_tokens_is_refused(serve: Serve) -> None:
     status, answer = probe()
     answer["choices"][0]["logprobs"]["top_logprobs"] = None
     with pytest.raises(ProtocolError, match="it cannot be asked to score"):
-        ServerSubject(Site(serve([models("demo"), (status, answer)])), DEMO, served=None)
+        ServerSubject(HttpClient(serve([models("demo"), (status, answer)])), DEMO, served=None)
 
 
 @pytest.mark.parametrize("served", [None, "c"])
 def test_which_of_several_models_must_be_said(serve: Serve, served: str | None) -> None:
     with pytest.raises(InputError, match=r"serves a, b, and .*: use --served-model"):
-        ServerSubject(Site(serve([models("a", "b")])), DEMO, served=served)
+        ServerSubject(HttpClient(serve([models("a", "b")])), DEMO, served=served)
 
 
 def test_a_server_with_another_tokenizer_is_refused(serve: Serve) -> None:
     ids = Tokenizer(DEMO.tokenizer_file).encode(PROBE)
     other = echoed(ids, words=["other"] * len(ids))
     with pytest.raises(InputError, match="has another tokenizer"):
-        ServerSubject(Site(serve([models("demo"), other])), DEMO, served=None)
+        ServerSubject(HttpClient(serve([models("demo"), other])), DEMO, served=None)
 
 
 def test_a_server_that_cannot_score_is_refused(serve: Serve) -> None:
     mute = 200, {"choices": [{"index": 0, "text": "", "logprobs": None}]}
     with pytest.raises(ProtocolError, match="it cannot be asked to score"):
-        ServerSubject(Site(serve([models("demo"), mute])), DEMO, served=None)
+        ServerSubject(HttpClient(serve([models("demo"), mute])), DEMO, served=None)

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
 from baton.offline.journal import Journal, fingerprint
-from baton.offline.outputs import Answer
+from baton.wire.records import Timings
 
 SAME = fingerprint({"model": "m", "prompts": ["a", "b", "c"]})
 
 
 def answer(index, text="text\n龍"):
-    return Answer(index, text, (1, 2, 3), "length", {"total_s": 0.5, "retries": 0})
+    return Completion(index, text, (1, 2, 3), "length", timings=Timings(total_s=0.5, retries=1))
 
 
 def opened(tmp_path, mark=SAME):
@@ -36,7 +37,7 @@ def test_what_was_added_is_there_again(tmp_path):
     filled(tmp_path, 0, 2)
     journal = opened(tmp_path)
     assert journal.answers == {0: answer(0), 2: answer(2)}
-    assert journal.note == "resuming: 2 of 3 done"
+    assert journal.notice == "resuming: 2 of 3 done"
     journal.close()
 
 
@@ -55,7 +56,7 @@ def test_a_journal_without_an_answer_leaves_nothing_behind(tmp_path):
 
 def test_a_new_journal_says_nothing(tmp_path):
     journal = opened(tmp_path)
-    assert journal.note == ""
+    assert journal.notice == ""
     journal.close()
 
 
@@ -103,7 +104,7 @@ def test_a_damaged_line_is_told(tmp_path):
     path = filled(tmp_path, 0, 1)
     path.write_bytes(path.read_bytes().replace(b'"index": 1', b'"index": 2'))
     journal = opened(tmp_path)
-    assert journal.note == f"resuming: 1 of 3 done; 1 damaged line of {path} dropped"
+    assert journal.notice == f"resuming: 1 of 3 done; 1 damaged line of {path} dropped"
     journal.close()
 
 
@@ -111,8 +112,8 @@ def test_another_job_starts_afresh_and_keeps_what_the_old_one_had(tmp_path):
     old = filled(tmp_path, 0, 1).read_bytes()
     journal = opened(tmp_path, fingerprint({"model": "other"}))
     assert journal.answers == {}
-    assert "2 answers of another job" in journal.note
-    assert "starting afresh" in journal.note
+    assert "2 answers of another job" in journal.notice
+    assert "starting afresh" in journal.notice
     assert (tmp_path / "out.txt.old.part").read_bytes() == old
     journal.close()
 
@@ -121,7 +122,7 @@ def test_rubbish_starts_afresh(tmp_path):
     (tmp_path / "out.txt.part").write_bytes(b"rubbish\n\x00\xff")
     journal = opened(tmp_path)
     assert journal.answers == {}
-    assert "nothing of use" in journal.note
+    assert "nothing of use" in journal.notice
     journal.close()
 
 

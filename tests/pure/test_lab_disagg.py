@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import BatonError, InputError
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 from tools.lab.disagg_cells import (
     EVEN_CELL,
     LESS,

@@ -4,7 +4,7 @@ import pytest
 
 from baton.kv.grant import Grant
 from baton.lifecycle import LIVE, Event, IllegalTransition, State
-from baton.request import Request
+from baton.params import GenerationParams
 from baton.text import TextStream
 from router.ledger import Entry, Ledger, timings
 from tests.pure.town import GREEDY, PretendTokenizer
@@ -12,13 +12,13 @@ from tests.pure.town import GREEDY, PretendTokenizer
 PATH = (Event.RESERVE, Event.GRANTED, Event.FILL, Event.START)
 
 
-def request_named(name: str, client: str = "client", length: int = 5) -> Request:
-    return Request(name, client, (1, 2, 3), length, GREEDY, (), ())
-
-
-def add(ledger: Ledger, name: str, now: float = 0.0, client: str = "client") -> Entry:
-    request = request_named(name, client)
-    return ledger.add(request, TextStream(PretendTokenizer(), request.prompt_ids, ()), now)
+def add(
+    ledger: Ledger, name: str, now: float = 0.0, client: str = "client", length: int = 5
+) -> Entry:
+    text = TextStream(PretendTokenizer(), (1, 2, 3), ())
+    entry = Entry(name, client, (1, 2, 3), GenerationParams(length, GREEDY), text)
+    ledger.add(entry, now)
+    return entry
 
 
 def walk(ledger: Ledger, entry: Entry, events: tuple[Event, ...], now: float = 0.0) -> None:
@@ -27,7 +27,7 @@ def walk(ledger: Ledger, entry: Entry, events: tuple[Event, ...], now: float = 0
 
 
 def names(entries: list[Entry]) -> list[str]:
-    return [entry.request.id for entry in entries]
+    return [entry.id for entry in entries]
 
 
 def test_a_new_request_is_queued_and_found() -> None:

@@ -225,7 +225,7 @@ def test_what_is_ordered_in_one_step_goes_to_each_peer_at_once_and_in_order() ->
     channel = PretendChannel()
     starts = [msg.Drop(f"r#{i}") for i in range(3)]
     orders: list[Effect] = [To("p", msg.Cores((0,)))]
-    orders += [To("d", starts[0]), To("d", starts[1]), To("p", msg.Fill(())), To("d", starts[2])]
+    orders += [To("d", starts[0]), To("d", starts[1]), To("p", msg.Renew(())), To("d", starts[2])]
     Loop(Recorder(steps=[orders, [Stop(0, "")]]), channel).run()
     assert channel.calls == [("p", 2), ("d", 3)]
     assert [message for peer, message in channel.sent if peer == "d"] == starts
@@ -369,11 +369,11 @@ def test_a_system_without_pidfd_does_not_make_the_living_dead(
 def test_what_was_ordered_first_is_sent_first_though_a_peer_is_gone() -> None:
     channel = PretendChannel(unreachable={"client"})
     node = Recorder(
-        steps=[[To("client", msg.Failed("x", "c", "m")), To("p1", msg.Fill(()))], [Stop(0, "")]]
+        steps=[[To("client", msg.Failed("x", "c", "m")), To("p1", msg.Renew(()))], [Stop(0, "")]]
     )
     node.answers = lambda message: [To("p1", msg.Drop("a#0"))]
     Loop(node, channel).run()
-    assert [type(message) for _, message in channel.sent] == [msg.Fill, msg.Drop]
+    assert [type(message) for _, message in channel.sent] == [msg.Renew, msg.Drop]
 
 
 def test_a_storm_of_messages_does_not_keep_the_node_from_its_steps() -> None:

@@ -56,7 +56,7 @@ def test_a_prompt_of_one_chunk_costs_no_message_more() -> None:
 def test_a_run_that_decode_fills_by_itself_is_in_prefill_until_it_speaks() -> None:
     rules = Rules(batch_size=4, window_s=0.0, token_budget=64, colocated=True)
     town = Town(prefills=0, rules=rules)
-    life = life_of(watched(town, range(1, 60), 4, tell_every_s=1.0))
+    life = life_of(watched(town, range(1, 60), 4, stream_interval_s=1.0))
     names = [stage.name for stage in life.stages]
     assert names[-2:] == ["prefill", "decode"]
     assert {stage.worker.partition(".")[0] for stage in life.stages[-2:]} == {"decode-0"}

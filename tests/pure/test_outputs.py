@@ -7,13 +7,15 @@ import sys
 
 import pytest
 
+from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
-from baton.offline.outputs import Answer, checked_target, rendered, write_whole
+from baton.offline.outputs import checked_target, rendered, write_whole
+from baton.wire.records import Timings
 
 PROMPTS = ["One day", "Zwei »龍«"]
 ANSWERS = {
-    1: Answer(1, " kam\nsie.", (7, 8), "stop", {"total_s": 0.5}),
-    0: Answer(0, " it rained", (1, 2, 3), "length", {"total_s": 0.25}),
+    1: Completion(1, " kam\nsie.", (7, 8), "stop", timings=Timings(total_s=0.5)),
+    0: Completion(0, " it rained", (1, 2, 3), "length", timings=Timings(total_s=0.25)),
 }
 
 
@@ -37,9 +39,9 @@ def test_jsonl_has_one_object_a_line_and_no_timings():
 
 
 def test_timings_come_when_asked_for():
-    assert json.loads(written("jsonl", timings=True).splitlines()[0])["timings"] == {
-        "total_s": 0.25
-    }
+    timings = json.loads(written("jsonl", timings=True).splitlines()[0])["timings"]
+    assert list(timings)[:2] == ["prompt_tokens", "tokenize_s"]
+    assert timings["total_s"] == 0.25
 
 
 def test_writing_puts_the_whole_file_in_place_and_leaves_nothing_else(tmp_path):
@@ -74,6 +76,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from baton.offline.outputs import write_whole
+from baton.wire.records import Timings
+from baton.wire.records import Timings
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
     write_whole(Path(sys.argv[1]), ("x" * 1000 for _ in range(1000)), saved="s")

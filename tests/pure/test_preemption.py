@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.kv.blocks import BlockTable
+from baton.params import GenerationParams
 from baton.wire import messages as msg
+from baton.wire.records import Timings
 from decode_worker.runs import Run, make_room
 from decode_worker.worker import DecodeWorker
 from router.scheduling import Rules
@@ -52,7 +54,7 @@ def test_more_requests_run_at_once_than_their_longest_answers_would_fit() -> Non
 def test_a_preemption_is_no_loss_and_no_failed_fill() -> None:
     town = crowded(12)
     prompts = {f"r{i}": (list(range(i * 50 + 1, i * 50 + 6)), 40) for i in range(8)}
-    told: list[msg.Timings] = []
+    told: list[Timings] = []
 
     def look(sender: str, receiver: str, message: msg.Message) -> None:
         if isinstance(message, msg.Finished):
@@ -154,7 +156,9 @@ def test_the_oldest_get_room_and_the_youngest_give_it(
             continue
         table.start(grant.run)
         known = [1] * (held * BLOCK + more)
-        runs[grant.run] = Run(grant, known, len(known) - 1, 1, 99, SamplingParams(), ())
+        runs[grant.run] = Run(
+            grant, known, len(known) - 1, 1, GenerationParams(98, SamplingParams())
+        )
     if reserved and reserved <= table.free_blocks:
         table.reserve("to come", reserved, 0.0)
     before, gone = list(runs), []

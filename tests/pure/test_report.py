@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.cli.infer import slower
-from baton.client.batch import Completion, Task
+from baton.client.batch import Completion
 from baton.offline.describe import describe_cluster, worker_states
 from baton.offline.report import Tally, handed_over, report, startup_line, union, verdict
 from baton.table import amount, percentile, seconds, table
 from baton.timing import Stages
 from baton.topology import Topology
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 from tests.pure.pretend_router import info
 
 
@@ -25,7 +25,7 @@ def completion(*, start=0.0, arrivals=(0.5, 0.6, 0.6, 0.9), **timings):
         "total_s": 0.9,
     }
     return Completion(
-        task=Task(0, "p"),
+        index=0,
         text="t",
         token_ids=(1, 2, 3, 4),
         finish_reason="length",
@@ -54,7 +54,7 @@ def test_time_in_which_two_requests_overlap_counts_once():
 
 def test_the_verdict_names_the_stage_that_was_longest_at_work():
     assert verdict(tally(completion())).startswith(
-        "decode bounds this job: it was at work for 56% of the 900 ms, prefill for 22%"
+        "decode bounds this job: it was busy for 56% of the 900 ms, prefill for 22%"
     )
     slow = tally(completion(prefill_s=0.6, decode_s=0.1))
     assert verdict(slow).startswith("prefill bounds this job")
@@ -66,12 +66,12 @@ def test_a_long_queue_is_worth_a_word():
     assert "larger -b" not in verdict(tally(completion()))
     waiting = verdict(tally(completion(queue_s=0.36)))
     assert waiting.endswith(
-        "; requests waited 40% of their time for a place: a larger -b lets more of them share each "
+        "; requests waited 40% of their time in the queue: a larger -b lets more of them share each "
         "step."
     )
     assert "larger -b" not in verdict(tally(completion(queue_s=0.36, prefill_s=0.8, decode_s=0.1)))
     full = tally(completion(queue_s=0.36, preemptions=3))
-    assert verdict(full).endswith("place: the KV pool is too small for so many at once.")
+    assert verdict(full).endswith("queue: the KV pool is too small for so many at once.")
 
 
 def test_tokens_that_came_together_count_with_gaps_of_nothing():

@@ -7,17 +7,19 @@ import pytest
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
 from baton.lifecycle import State
-from baton.request import Limits
+from baton.params import GenerationParams, Limits
 from baton.wire import messages as msg
 from baton.wire.node import Effect, Stop, To
+from baton.wire.records import Timings
 from prefill_worker.worker import PrefillWorker
-from router.intake import Served
+from router.admission import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
 from tests.pure.test_members import hello
 from tests.pure.town import EOS, GREEDY, VOCABULARY, PretendPrefill, PretendTokenizer, Town
 
 RECEIPT = Receipt(0, b"", 0.0, "shm")
+A_FILL = msg.Fill(Grant("d1", "d1/0", "a#0", 1, (0,)), (1, 2))
 RULES = Rules(batch_size=4, window_s=0.0, token_budget=64)
 
 
@@ -50,7 +52,7 @@ class Desk:
     def submit(
         self, name: str, prompt: tuple[int, ...] = (1, 2, 3), length: int = 4
     ) -> list[Effect]:
-        return self.hear("client", msg.Submit(name, None, prompt, length))
+        return self.hear("client", msg.Submit(name, prompt, GenerationParams(length)))
 
     def grant(self, run: str, worker: str = "d1") -> Grant:
         return Grant(worker, f"{worker}/0", run, 1, (0,))
@@ -119,8 +121,8 @@ def test_a_report_on_a_finished_run_changes_nothing(report: msg.Message) -> None
 
 @pytest.mark.parametrize(
     "order",
-    [msg.Reserve("a#0", 3), msg.Drop("a#0"), msg.Fill(()), msg.Renew(()), msg.Welcome("e", "h", 1),
-     msg.Accepted("a", 1, 0.0), msg.Finished("a", "stop", msg.Timings())],
+    [msg.Reserve("a#0", 3), msg.Drop("a#0"), A_FILL, msg.Renew(()), msg.Welcome("e", "h", 1),
+     msg.Accepted("a", 1, 0.0), msg.Finished("a", "stop", Timings())],
     ids=lambda order: type(order).__name__,
 )  # fmt: skip
 def test_orders_and_answers_are_nothing_the_router_obeys(order: msg.Message) -> None:
@@ -271,13 +273,13 @@ def prefill_with_a_fill_in_hand(town: Town) -> PrefillWorker:
     worker = PrefillWorker(hello("p1"), PretendPrefill(town), token_budget=16)
     worker.handle("router", msg.Welcome("router/1", "here", 1), 0.0)
     worker.handle("router", msg.Attach(decode, "e", ()), 0.0)
-    worker.handle("router", msg.Fill((a_fill(town),)), 0.0)
+    worker.handle("router", a_fill(town), 0.0)
     return worker
 
 
-def a_fill(town: Town) -> msg.FillJob:
+def a_fill(town: Town) -> msg.Fill:
     (decode,) = town.workers("decode")
-    return msg.FillJob(Grant(decode, "e", "a#0", 1, (0,)), (1, 2))
+    return msg.Fill(Grant(decode, "e", "a#0", 1, (0,)), (1, 2))
 
 
 def written(town: Town) -> bool:
@@ -379,7 +381,7 @@ def test_the_requests_of_a_dead_worker_go_back_in_the_order_they_came() -> None:
     desk.submit("second")
     desk.step()
     desk.hear("d1", msg.Exited("d1"))
-    assert [e.request.id for e in desk.router.ledger.queue()] == ["first", "second"]
+    assert [e.id for e in desk.router.ledger.queue()] == ["first", "second"]
 
 
 def test_a_decode_worker_nobody_can_fill_gets_nothing_to_be_filled() -> None:
@@ -410,7 +412,7 @@ def test_a_prefill_worker_that_started_anew_fills_nothing_for_its_old_life() -> 
     worker = prefill_with_a_fill_in_hand(town)
     worker.handle("router", msg.Drop("a#0"), 1.0)
     worker.step(6.0)  # the router was silent too long: it says Hello under a new epoch
-    worker.handle("router", msg.Fill((a_fill(town),)), 6.0)
+    worker.handle("router", a_fill(town), 6.0)
     worker.step(6.1)
     assert not written(town)
 

@@ -10,7 +10,8 @@ from baton.errors import InputError
 from baton.offline.run_batch import Item, read_items
 from baton.offline.tracing import Tracing
 from baton.timeline import Moment
-from baton.wire.messages import Ended, Observed, Timings
+from baton.wire.messages import Observed
+from baton.wire.records import Ended, Timings
 
 GOOD: dict[str, Any] = {
     "custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"},
@@ -35,14 +36,14 @@ def test_every_line_is_a_request_and_empty_ones_are_none(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2: this is no JSON"),
+        ("{", "line 2: this is not JSON"),
         ("[]", "line 2: a request is"),
         (GOOD | {"method": "GET"}, "line 2: a request is"),
         (GOOD | {"custom_id": 1}, "line 2: a request is"),
         (GOOD | {"body": []}, "line 2: a request is"),
         (GOOD | {"url": "/v1/embeddings"}, "line 2: url must be"),
         (GOOD | {"body": {"stream": True}}, "line 2: a batch cannot stream"),
-        (GOOD, "custom_id 'a' stands there twice"),
+        (GOOD, "custom_id 'a' occurs twice"),
     ],
 )
 def test_the_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str) -> None:

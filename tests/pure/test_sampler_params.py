@@ -1,15 +1,16 @@
 """SamplingParams: what it takes, what it refuses, and how it travels."""
 
-import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.wire.client_messages import Submit
+from baton.params import GenerationParams
 from baton.wire.codec import decode, encode
+from baton.wire.messages import Submit
 from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
 
 NAN, INF = float("nan"), float("inf")
@@ -33,31 +34,23 @@ valid_params = st.builds(
 
 @given(valid_params)
 def test_params_survive_the_wire(params: SamplingParams) -> None:
-    assert SamplingParams.from_wire(json.loads(json.dumps(params.to_wire()))) == params
-    message = decode(encode(Submit("r", "p", None, 1, params.to_wire())))
-    assert isinstance(message, Submit)
-    assert message.sampling is not None
-    assert SamplingParams.from_wire(message.sampling) == params
+    message = Submit("r", "p", GenerationParams(1, params))
+    assert decode(encode(message)) == message
 
 
-def test_biases_travel_as_one_readable_string() -> None:
-    params = SamplingParams(logit_bias=((50256, -100), (13, 0.1)))
-    assert params.to_wire()["logit_bias"] == "50256:-100.0,13:0.1"
-    assert SamplingParams.from_wire({"logit_bias": [[50256, -100], [13, 0.1]]}) == params
-    assert SamplingParams.from_wire({"logit_bias": ""}).logit_bias == ()
-    most = tuple((token, 2.0**-1074) for token in range(2**31 - MOST_BIASES, 2**31))
-    params = SamplingParams(logit_bias=most)
-    assert SamplingParams.from_wire(params.to_wire()).logit_bias == most
-
-
-def test_allowed_ids_are_a_set_and_travel_as_one_readable_string() -> None:
+def test_biases_and_allowed_ids_are_taken_as_lists_too() -> None:
+    params = SamplingParams(logit_bias=[[50256, -100], [13, 0.1]])  # type: ignore[arg-type]
+    assert params == SamplingParams(logit_bias=((50256, -100.0), (13, 0.1)))
     params = SamplingParams(allowed_token_ids=[7, 2, 7])  # type: ignore[arg-type]
     assert params == SamplingParams(allowed_token_ids=(2, 7))
-    assert params.to_wire()["allowed_token_ids"] == "2,7"
-    assert SamplingParams().to_wire()["allowed_token_ids"] == ""
-    assert SamplingParams.from_wire({"allowed_token_ids": ""}).allowed_token_ids is None
-    most = SamplingParams(allowed_token_ids=tuple(range(2**31 - MOST_ALLOWED, 2**31)))
-    assert SamplingParams.from_wire(most.to_wire()) == most
+
+
+def test_as_many_as_are_allowed_survive_the_wire() -> None:
+    most = tuple((token, 2.0**-1074) for token in range(2**31 - MOST_BIASES, 2**31))
+    ids = tuple(range(2**31 - MOST_ALLOWED, 2**31))
+    params = SamplingParams(logit_bias=most, allowed_token_ids=ids)
+    message = Submit("r", "p", GenerationParams(1, params))
+    assert decode(encode(message)) == message
 
 
 TOO_MANY = [(token, 0.0) for token in range(MOST_BIASES + 1)]
@@ -74,13 +67,11 @@ REFUSED: dict[str, list[object]] = {
         [(-1, 1.0)], [(2**31, 1.0)], [(10**400, 1.0)], [(True, 1.0)], [(5.0, 1.0)], [("5", 1.0)],
         [(5, -100.1)], [(5, 100.1)], [(5, NAN)], [(5, INF)], [(5, "1")], [(5, True)], [(5, None)],
         [(5, 1.0), (6, 1.0), (5, 1.0)],
-        "5", "5:", ":1", "5:1,", "5:1:2", "5:nan", "5:inf", "5:1e999", "-1:1", "5.0:1", "5:1,5:2",
-        "9" * 5000 + ":1", "x", ",", "0:0," * MOST_BIASES + "0:0", "," * 10**6,
+        "5:1", "," * 10**6,
     ],
     "allowed_token_ids": [
         5, b"5", {5}, [], (), list(range(MOST_ALLOWED + 1)), [-1], [2**31], [10**400], [True], [5.0],
-        ["5"], [None], [[5]], ",", "5,", "5,x", "-1", "5.0", "x", "9" * 5000, "0," * 10**6,
-        "0," * MOST_ALLOWED + "0",
+        ["5"], [None], [[5]], "5", "0," * 10**6,
     ],
     "seed": [2**63, -(2**63) - 1, 1.0, True, "7" * 999, None],
     "choice": [-1, 2**31, 0.0, False, "0", None],
@@ -94,7 +85,7 @@ REFUSED: dict[str, list[object]] = {
 )
 def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be .*, got ") as caught:
-        SamplingParams.from_wire({name: value})
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
     assert len(str(caught.value)) < 200
 
 
@@ -112,14 +103,10 @@ def test_a_message_says_the_rule_and_the_value() -> None:
     ):
         with pytest.raises(ValueError, match=f"^logit_bias must be {message}$"):
             SamplingParams(logit_bias=pairs)  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match=r"^logit_bias must be at most 1,024 pairs, got 1,000,001$"
-    ):
-        SamplingParams.from_wire({"logit_bias": "," * 10**6})
 
 
 def test_every_field_has_a_rule() -> None:
-    assert set(SamplingParams().to_wire()) == set(REFUSED)
+    assert {field.name for field in fields(SamplingParams)} == set(REFUSED)
     assert set(REFUSED) == {*RULES, "logit_bias", "allowed_token_ids"}
 
 
@@ -129,23 +116,15 @@ def test_what_is_not_asked_for_changes_no_logit() -> None:
     assert params.allowed_token_ids is None
 
 
-def test_an_unknown_field_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"logit_bias, .*; got \['top_q'\]"):
-        SamplingParams.from_wire({"top_q": 0.9})
-    with pytest.raises(ValueError, match="must be a mapping"):
-        SamplingParams.from_wire([("top_p", 0.9)])  # type: ignore[arg-type]
-
-
 def test_missing_fields_have_openai_defaults() -> None:
-    params = SamplingParams.from_wire({})
-    assert params == SamplingParams()
+    params = SamplingParams()
     assert (params.temperature, params.top_p, params.top_k, params.greedy) == (1.0, 1.0, 0, False)
 
 
 def test_whole_numbers_are_numbers_and_travel_as_floats() -> None:
     params = SamplingParams(temperature=1, top_p=1)
     assert params == SamplingParams()
-    assert type(params.to_wire()["temperature"]) is float
+    assert type(params.temperature) is float
     biased = SamplingParams(logit_bias=[[5, 1]])  # type: ignore[arg-type]
     assert biased == SamplingParams(logit_bias=((5, 1.0),))
     assert hash(biased) == hash(SamplingParams(logit_bias=((5, 1.0),)))

@@ -11,7 +11,7 @@ from baton.errors import InputError
 from baton.server import spans
 from baton.server.spans import Spans, exporting_to
 from baton.timeline import Moment, Timeline
-from baton.wire.messages import Ended, Timings
+from baton.wire.records import Ended, Timings
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

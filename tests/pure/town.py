@@ -15,15 +15,16 @@ from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Logits, Row
-from baton.request import Limits, Logprob
+from baton.params import GenerationParams, Limits
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from baton.wire.node import ROUTER, Node, Stop, To, Watch
+from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
 from decode_worker.speculation import Proposer, Speculation
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import Chunk, PrefillWorker, Way
-from router.intake import Served
+from router.admission import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
 from sampler.params import SamplingParams
@@ -32,7 +33,7 @@ BLOCK = 4
 VOCABULARY = 997
 EOS = 0
 CORES = (0, 1, 2, 3)  # of the one machine
-GREEDY = SamplingParams(temperature=0.0).to_wire()
+GREEDY = SamplingParams(temperature=0.0)
 
 
 def next_token(context: Sequence[int]) -> int:
@@ -293,7 +294,7 @@ class Town:
         self.mail[name, ROUTER].append(encode(message))
 
     def submit(self, request: str, prompt: Sequence[int], length: int, **options: object) -> None:
-        self.client(msg.Submit(request, None, tuple(prompt), length, **options))
+        self.client(msg.Submit(request, tuple(prompt), GenerationParams(length, **options)))
 
     def deliver_one(self) -> bool:
         """The next message, the channels taking turns. False: nobody has any."""

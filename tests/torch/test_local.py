@@ -1,19 +1,29 @@
 """LocalCluster: the real nodes and the real model in one process, one message or one forward a step."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from baton.local import Delivered, LocalCluster, LocalOptions, Worked
+from baton.params import GenerationParams
 from baton.wire.messages import Emitted, Failed, Finished, Message, Submit
 from baton.wire.node import Effect, Node
 from decode_worker.worker import DecodeWorker
 from sampler.params import SamplingParams
 from tests.cluster import reference
 
-GREEDY = SamplingParams(temperature=0).to_wire()
+ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "In the future, artificial intelligence will"
 LONG = " ".join([PROMPT] * 12)
+
+
+def greedy(length: int, **options: Any) -> GenerationParams:
+    return GenerationParams(length, SamplingParams(temperature=0), **options)
 
 
 class HandClock:
@@ -70,7 +80,7 @@ def idle(cluster: LocalCluster) -> bool:
 
 
 def asked(cluster: LocalCluster, *prompts: str, length: int = 12) -> list[list[int]]:
-    cluster.submit(*(Submit(f"q{i}", each, None, length, GREEDY) for i, each in enumerate(prompts)))
+    cluster.submit(*(Submit(f"q{i}", each, greedy(length)) for i, each in enumerate(prompts)))
     received = drained(cluster)
     assert idle(cluster)
     return [tokens(received, f"q{i}") for i in range(len(prompts))]
@@ -80,10 +90,7 @@ def test_tokens_are_those_of_transformers(cluster: LocalCluster) -> None:
     model = reference.load("demo", block_size=16)
     prompts = model.clear_prompts([2, 17, 100], 16)  # in chunks of 64 tokens, too
     cluster.submit(
-        *(
-            Submit(f"q{i}", None, tuple(ids), 16, GREEDY, ignore_eos=True)
-            for i, ids in enumerate(prompts)
-        )
+        *(Submit(f"q{i}", tuple(ids), greedy(16, ignore_eos=True)) for i, ids in enumerate(prompts))
     )
     received = drained(cluster)
     for i, ids in enumerate(prompts):
@@ -91,7 +98,7 @@ def test_tokens_are_those_of_transformers(cluster: LocalCluster) -> None:
 
 
 def test_prefill_writes_into_the_pool_of_decode(cluster: LocalCluster) -> None:
-    cluster.submit(Submit("q", LONG, None, 2, GREEDY, cache_salt="in place"))
+    cluster.submit(Submit("q", LONG, greedy(2, cache_salt="in place")))
     timings = ended(drained(cluster))["q"].timings
     assert timings.prefill_s > 0
     assert timings.kv_bytes > 0
@@ -99,25 +106,26 @@ def test_prefill_writes_into_the_pool_of_decode(cluster: LocalCluster) -> None:
 
 
 def test_a_step_moves_one_message_or_lets_one_node_work(cluster: LocalCluster) -> None:
-    cluster.submit(Submit("q", PROMPT, None, 1, GREEDY, cache_salt="step"))
+    cluster.submit(Submit("q", PROMPT, greedy(1, cache_salt="step")))
     seen = []
     while (done := cluster.step()) is not None:
         assert isinstance(done, Delivered | Worked)
         seen.append(str(done))
     cluster.poll(0.0)
-    order = [
+    messages = [
         "client -> router: Submit",
         "router -> decode-0: Reserve",
         "decode-0 -> router: Reserved",
         "router -> prefill-0: Fill",
-        "prefill-0 works",
         "prefill-0 -> router: Filled",
         "router -> decode-0: Start",
         "decode-0 -> router: Decoded",
         "router -> client: Emitted",
         "router -> client: Finished",
     ]
-    assert [each for each in seen if each in order] == order
+    assert [each for each in seen if each in messages] == messages
+    forward = seen.index("prefill-0 works", seen.index("router -> prefill-0: Fill"))
+    assert forward < seen.index("prefill-0 -> router: Filled")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,7 @@ def test_pauses_between_steps_change_nothing(cluster: LocalCluster) -> None:
     clock = HandClock()
     paused = LocalCluster(LocalOptions("demo", max_num_seqs=2), clock=clock)
     try:
-        paused.submit(Submit("q", PROMPT, None, 6, GREEDY))
+        paused.submit(Submit("q", PROMPT, greedy(6)))
         while paused.step() is not None:
             clock.now += 100_000.0
         received = paused.poll(0.0)
@@ -156,7 +164,7 @@ def test_a_pause_within_a_step_changes_nothing(cluster: LocalCluster, role: str)
     paused = LocalCluster(LocalOptions("demo", max_num_seqs=2), clock=clock)
     paused.nodes[role] = Sluggish(paused.nodes[role], clock)
     try:
-        paused.submit(Submit("q", PROMPT, None, 6, GREEDY))
+        paused.submit(Submit("q", PROMPT, greedy(6)))
         received: list[Message] = []
         while "q" not in ended(received):
             if paused.step() is None:
@@ -170,7 +178,7 @@ def test_a_pause_within_a_step_changes_nothing(cluster: LocalCluster, role: str)
 
 def test_an_aborted_request_gives_its_blocks_back(cluster: LocalCluster) -> None:
     for steps in range(0, 40, 3):
-        cluster.submit(Submit("q", LONG, None, 500, GREEDY, ignore_eos=True))
+        cluster.submit(Submit("q", LONG, greedy(500, ignore_eos=True)))
         for _ in range(steps):
             cluster.step()
         cluster.abort("q")
@@ -187,8 +195,22 @@ def test_what_a_node_raises_is_raised_at_the_caller(monkeypatch: pytest.MonkeyPa
             raise ZeroDivisionError("in the forward")
 
         monkeypatch.setattr(model, "fill", fail)
-        broken.submit(Submit("q", PROMPT, None, 4, GREEDY))
+        broken.submit(Submit("q", PROMPT, greedy(4)))
         with pytest.raises(ZeroDivisionError, match="in the forward"):
             drained(broken)
     finally:
         broken.close()
+
+
+def test_the_example_of_the_reading_room_runs() -> None:
+    document = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    example = document.partition("```python\n")[2].partition("```")[0]
+    named = re.findall(r"`([\w-]+ (?:-> [\w-]+: \w+|works))`", document.partition("It prints")[2])
+    ran = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=ROOT, capture_output=True, text=True, timeout=110, check=True,
+    )  # fmt: skip
+    lines = iter(ran.stdout.splitlines())
+    assert len(named) > 5
+    assert all(each in lines for each in named)  # in this order
+    assert "Finished(request='r1', reason='length'" in ran.stdout

@@ -35,7 +35,7 @@ def demo() -> Model:
 
 
 def answer(town: RealTown, name: str, prompt: list[int], sampling: SamplingParams) -> list[int]:
-    town.submit(name, prompt, LENGTH, sampling=sampling.to_wire())
+    town.submit(name, prompt, LENGTH, sampling=sampling)
     town.run_all([name])
     return town.outcomes[name].tokens
 

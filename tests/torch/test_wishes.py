@@ -76,8 +76,8 @@ def test_the_prompts_own_logprobs_whatever_is_cached(
     (prompt,) = demo.clear_prompts([53], 6)
     with RealTown(demo, prefills=prefills, chunk=chunk) as town:
         plain = town.ask([prompt], 6)
-        town.submit("s", prompt, 6, sampling=GREEDY.to_wire(), prompt_logprobs=2, logprobs=0)
-        town.submit("beside", prompt, 6, sampling=GREEDY.to_wire())
+        town.submit("s", prompt, 6, sampling=GREEDY, prompt_logprobs=2, logprobs=0)
+        town.submit("beside", prompt, 6, sampling=GREEDY)
         town.run_all(["s", "beside"])
         seen, beside = town.outcomes["s"], town.outcomes["beside"]
     assert [seen.tokens, beside.tokens] == [*plain, *plain]
@@ -94,7 +94,7 @@ def test_a_prompt_is_scored_once_though_its_worker_dies(demo: Model) -> None:
     with RealTown(demo, chunk=9) as town:
         calm = town.ask([prompt], 12)[0]
         killed = killing(town, "s", 5)
-        town.submit("s", prompt, 12, sampling=GREEDY.to_wire(), prompt_logprobs=0, logprobs=0)
+        town.submit("s", prompt, 12, sampling=GREEDY, prompt_logprobs=0, logprobs=0)
         town.run_all(["s"])
         seen = town.outcomes["s"]
     assert killed
@@ -119,7 +119,7 @@ def test_an_answer_fits_its_grammar_though_its_worker_dies(
 
     def answers(town: RealTown) -> dict[str, tuple[str, list[int], list[str]]]:
         for name, grammar in asked.items():
-            town.submit(name, prompt, 90, sampling=sampling.to_wire(), grammar=grammar)
+            town.submit(name, prompt, 90, sampling=sampling, grammar=grammar)
         town.run_all(asked)
         return {n: (o.text, o.tokens, o.ends) for n in asked for o in [town.outcomes[n]]}
 
@@ -141,10 +141,8 @@ def test_a_grammar_that_cannot_be_is_the_requests_fault_alone(demo: Model) -> No
     (prompt,) = demo.clear_prompts([9], 6)
     with RealTown(demo) as town:
         plain = town.ask([prompt], 6)
-        town.submit(
-            "bad", prompt, 6, sampling=GREEDY.to_wire(), grammar='{"kind":"regex","pattern":"("}'
-        )
-        town.submit("good", prompt, 6, sampling=GREEDY.to_wire())
+        town.submit("bad", prompt, 6, sampling=GREEDY, grammar='{"kind":"regex","pattern":"("}')
+        town.submit("good", prompt, 6, sampling=GREEDY)
         town.run_all(["bad", "good"])
         assert town.outcomes["bad"].ends == ["invalid_grammar"]
         assert [town.outcomes["good"].tokens] == plain
@@ -156,7 +154,7 @@ def test_stop_ids_end_an_answer_but_not_before_the_least_number_of_tokens(demo: 
         (plain,) = town.ask([prompt], 20)
         stop = plain[6]
         first = plain.index(stop)
-        options = {"sampling": GREEDY.to_wire(), "stop_token_ids": (stop,)}
+        options = {"sampling": GREEDY, "stop_token_ids": (stop,)}
         town.submit("stops", prompt, 20, **options)
         town.submit("with it", prompt, 20, include_stop=True, **options)
         town.submit("later", prompt, 20, min_tokens=first + 2, **options)
@@ -176,11 +174,11 @@ def test_penalties_count_what_was_generated_on_whatever_worker(demo: Model) -> N
     sampling = SamplingParams(temperature=0.0, frequency_penalty=2.0, presence_penalty=2.0)
     with RealTown(demo) as town:
         for name, params in (("plain", GREEDY), ("calm", sampling)):
-            town.submit(name, prompt, 30, sampling=params.to_wire())
+            town.submit(name, prompt, 30, sampling=params)
         town.run_all(["plain", "calm"])
         plain, calm = (town.outcomes[name].tokens for name in ("plain", "calm"))
         killed = killing(town, "p", 9)
-        town.submit("p", prompt, 30, sampling=sampling.to_wire())
+        town.submit("p", prompt, 30, sampling=sampling)
         town.run_all(["p"])
         assert killed
         assert town.outcomes["p"].tokens == calm

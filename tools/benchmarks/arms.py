@@ -64,10 +64,11 @@ class PrefillDecode:
     """The product: router, prefill process and decode process, and the client of the offline job."""
 
     def load(self, folder: str, dtype: str, threads: int) -> None:
-        from baton.client.batch import Follower
+        from baton.client.batch import BatchClient
         from baton.client.blocking import Client
         from baton.clock import monotonic
-        from baton.cluster.supervisor import Cluster, ClusterOptions
+        from baton.cluster.options import ClusterOptions
+        from baton.cluster.supervisor import Cluster
         from baton.topology import plan_topology
 
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
@@ -85,27 +86,27 @@ class PrefillDecode:
         atexit.register(self.cluster.stop)
         self.cluster.start()
         client = Client(self.cluster.address)
-        self.follower = Follower(client, self.cluster, job="bench", limit=64, clock=monotonic)
-        list(self.follower.await_ready(ours=True))
+        self.batch = BatchClient(client, self.cluster, job="bench", limit=64, clock=monotonic)
+        list(self.batch.await_ready())
         self.asked = 0
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        from baton.client.batch import Ask, Completion, Task
-        from baton.request import UNWATCHED_S
+        from baton.client.batch import Completion, Task
+        from baton.params import NOT_STREAMED_S, GenerationParams
         from sampler.params import SamplingParams
 
-        ask = Ask(
+        options = GenerationParams(
             new,
-            SamplingParams(temperature=0.0).to_wire(),
+            SamplingParams(temperature=0.0),
             ignore_eos=True,
-            tell_every_s=UNWATCHED_S,  # as the offline job asks
+            stream_interval_s=NOT_STREAMED_S,  # as the offline job asks
         )
         tasks = [Task(self.asked + i, tuple(ids)) for i, ids in enumerate(prompts)]
         self.asked += len(prompts)
         found = {
-            happening.task.index: list(happening.token_ids)
-            for happening in self.follower.run(tasks, ask)
-            if isinstance(happening, Completion)
+            event.index: list(event.token_ids)
+            for event in self.batch.run(tasks, options)
+            if isinstance(event, Completion)
         }
         return [found[task.index] for task in tasks]
 

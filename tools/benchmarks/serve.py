@@ -21,10 +21,11 @@ from pathlib import Path
 
 import click
 
-from baton.client.batch import Ask, Completion, Failure, Follower, Task
-from baton.cluster.serving import fronted
-from baton.cluster.supervisor import Cluster, ClusterOptions
-from baton.request import UNWATCHED_S
+from baton.client.batch import BatchClient, Completion, Failure, Task
+from baton.cluster.options import ClusterOptions
+from baton.cluster.serving import serving_cluster
+from baton.cluster.supervisor import Cluster
+from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.table import percentile, table
 from baton.topology import plan_topology
 from decode_worker.outbox import patience
@@ -59,10 +60,10 @@ class Turn:
 class Site:
     """A server in front of a cluster."""
 
-    def __init__(self, port: int, cluster: Cluster, follower: Follower) -> None:
+    def __init__(self, port: int, cluster: Cluster, batch: BatchClient) -> None:
         self.port = port
         self.cluster = cluster
-        self.follower = follower
+        self.batch = batch
         self.asked = 0
 
     def leased(self) -> float:
@@ -107,17 +108,17 @@ class Site:
 
     async def offline(self, questions: Sequence[Question]) -> list[Answer]:
         """All of them, as the offline job asks."""
-        ask = Ask(1, GREEDY, ignore_eos=True, tell_every_s=UNWATCHED_S)
+        options = GenerationParams(1, GREEDY, ignore_eos=True, stream_interval_s=NOT_STREAMED_S)
         tasks = [Task(self.asked + i, each.prompt, each.new) for i, each in enumerate(questions)]
         self.asked += len(questions)
         found = []
-        for happening in self.follower.run(tasks, ask):
-            match happening:
+        for event in self.batch.run(tasks, options):
+            match event:
                 case Completion():
-                    first = happening.arrivals[0] - happening.submitted
-                    found.append(Answer(len(happening.token_ids), first))
+                    first = event.arrivals[0] - event.submitted
+                    found.append(Answer(len(event.token_ids), first))
                 case Failure():
-                    found.append(Answer(0, 0.0, happening.message))
+                    found.append(Answer(0, 0.0, event.message))
         return found
 
 
@@ -128,8 +129,9 @@ def site(model: str, dtype: str, streams: int, interval_ms: float) -> Iterator[S
         model, plan_topology((), (), gpus=0), batch_size=streams, dtype=dtype, prefix_caching=False
     )
     more = ("--stream-interval-ms", f"{interval_ms:g}")
-    with fronted(options, limit=streams, say=partial(click.echo, err=True), server=more) as front:
-        yield Site(front.port, front.cluster, front.follower)
+    say = partial(click.echo, err=True)
+    with serving_cluster(options, limit=streams, say=say, server=more) as serving:
+        yield Site(serving.port, serving.cluster, serving.batch)
 
 
 def questions_of(requests: int, prompt_tokens: int, new: int, spread: float) -> list[Question]:
@@ -218,7 +220,7 @@ def main(
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
         f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told within "
-        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * UNWATCHED_S:g} ms offline"
+        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * NOT_STREAMED_S:g} ms offline"
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

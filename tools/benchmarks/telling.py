@@ -1,7 +1,7 @@
 """`python main.py bench telling`: what it costs to tell every token at once.
 
 One cluster, the same job again and again, its tokens told at every step, or when the first of them has
-waited 20 or 100 ms (Submit.tell_every_s), in turns: tokens/s, and the CPU time of each process a token.
+waited 20 or 100 ms, in turns: tokens/s, and the CPU time of each process a token.
 """
 
 import os
@@ -12,10 +12,12 @@ import time
 
 import click
 
-from baton.client.batch import Ask, Completion, Follower, Task
+from baton.client.batch import BatchClient, Completion, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
+from baton.params import GenerationParams
 from baton.table import table
 from baton.topology import plan_topology
 from tools.measure.split import GREEDY
@@ -23,11 +25,13 @@ from tools.measure.usage import Sampler, Usage
 from tools.measure.workload import HIGHEST, LOWEST
 
 
-def job(follower: Follower, prompts: list[tuple[int, ...]], first: int, ask: Ask) -> int:
+def job(
+    batch: BatchClient, prompts: list[tuple[int, ...]], first: int, options: GenerationParams
+) -> int:
     """Tokens that it made."""
     tasks = [Task(first + i, prompt) for i, prompt in enumerate(prompts)]
-    happenings = follower.run(tasks, ask)
-    return sum(len(each.token_ids) for each in happenings if isinstance(each, Completion))
+    events = batch.run(tasks, options)
+    return sum(len(each.token_ids) for each in events if isinstance(each, Completion))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,15 +53,17 @@ def main(
     found: dict[float, list[tuple[float, Usage]]] = {each: [] for each in intervals}
     with Cluster(options) as cluster:
         client = Client(cluster.address)
-        follower = Follower(client, cluster, job=secrets.token_hex(4), limit=batch, clock=monotonic)
-        list(follower.await_ready(ours=True))
+        jobs = BatchClient(client, cluster, job=secrets.token_hex(4), limit=batch, clock=monotonic)
+        list(jobs.await_ready())
         asked = 0
         for number in range(rounds + 1):  # the first warms up
             for interval in intervals:
-                ask = Ask(new_tokens, GREEDY, ignore_eos=True, tell_every_s=interval / 1e3)
+                asking = GenerationParams(
+                    new_tokens, GREEDY, ignore_eos=True, stream_interval_s=interval / 1e3
+                )
                 with Sampler(cluster.pids() | {"client": os.getpid()}) as sampler:
                     begun = time.monotonic()
-                    tokens = job(follower, prompts, asked, ask)
+                    tokens = job(jobs, prompts, asked, asking)
                     rate = tokens / (time.monotonic() - begun)
                 asked += batch
                 assert sampler.usage is not None

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from baton.client.http import Site
+from baton.client.http import HttpClient
 from baton.dtypes import DTYPES
 from baton.errors import InputError
 from baton.model_files import ModelFiles, resolve_model
@@ -203,7 +203,7 @@ def _subject(files: ModelFiles, who: Mapping[str, Any]) -> Subject:
         url = who["url"].rstrip("/").removesuffix("/v1")
         if not url.startswith(("http://", "https://")):
             raise InputError(f"--url must begin with http:// or https://, got {who['url']!r}")
-        return ServerSubject(Site(url, who["api_key"]), files, served=who["served_model"])
+        return ServerSubject(HttpClient(url, who["api_key"]), files, served=who["served_model"])
     from tools.evaluation.engine import EngineSubject  # torch
 
     return EngineSubject(files, device=who["device"], dtype=who["dtype"], threads=who["threads"])

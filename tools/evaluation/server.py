@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.client.http import Site, nobody, told
+from baton.client.http import HttpClient, error_message, unreachable
 from baton.errors import InputError, ProtocolError
 from baton.model_files import ModelFiles
 from baton.text import Tokenizer
@@ -30,7 +30,7 @@ PROBE = "If both sides cut this sentence into the same tokens, they have the sam
 class Patient:
     """Asks a site, and asks again while it is busy."""
 
-    site: Site
+    site: HttpClient
     pause: Callable[[float], None] = field(default=time.sleep)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -40,13 +40,13 @@ class Patient:
             try:
                 reply = self.site.ask(path, body)
             except OSError as error:
-                raise nobody(self.site, error) from error
+                raise unreachable(self.site, error) from error
             except ValueError as error:
                 raise ProtocolError(f"{where} answers no JSON: {error}") from error
             if reply.status < 400:
                 return reply.body
             if reply.status not in BUSY or not left:
-                raise InputError(f"{where} says {reply.status}: {told(reply.body)}")
+                raise InputError(f"{where} says {reply.status}: {error_message(reply.body)}")
             self.pause(_seconds(reply.retry_after))
         raise AssertionError("the last try returns or raises")
 
@@ -55,7 +55,7 @@ class ServerSubject:
     """See Subject. `files` is the local folder of the served model; `served` its name there, None if
     the server has one model only."""
 
-    def __init__(self, site: Site, files: ModelFiles, *, served: str | None) -> None:
+    def __init__(self, site: HttpClient, files: ModelFiles, *, served: str | None) -> None:
         self.meter = Meter()
         self._patient = Patient(site)
         self._served, context = _model(self._patient, served)

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from statistics import median
 
-from baton.client.batch import Ask, Completion, Failure, Follower, Task
+from baton.client.batch import BatchClient, Completion, Failure, Task
 from baton.client.blocking import Client
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError
 from baton.model_files import RANDOM, resolve_model
+from baton.params import GenerationParams
 from baton.topology import count_gpus, plan_topology
 from sampler.params import SamplingParams
 from tools.lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
@@ -83,7 +85,7 @@ def _limits(notebook: Notebook) -> Limits | None:
 
 
 @contextmanager
-def _cluster(model: str, dtype: str) -> Iterator[tuple[Follower, float]]:
+def _cluster(model: str, dtype: str) -> Iterator[tuple[BatchClient, float]]:
     """Prefill and decode apart, one request at a time; and the seconds until it was ready."""
     begun = time.monotonic()
     options = ClusterOptions(
@@ -98,10 +100,10 @@ def _cluster(model: str, dtype: str) -> Iterator[tuple[Follower, float]]:
     with Cluster(options) as cluster:
         client = Client(cluster.address)
         try:
-            follower = Follower(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
-            for _ in follower.await_ready(ours=True):
+            batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
+            for _ in batch.await_ready():
                 pass
-            yield follower, time.monotonic() - begun
+            yield batch, time.monotonic() - begun
         finally:
             client.close()
 
@@ -110,19 +112,19 @@ def _completions(
     model: str, dtype: str, repeats: int, notebook: Notebook
 ) -> tuple[float, list[Completion]]:
     notebook.say(f"{model}: {repeats} times {NEW_TOKENS} tokens")
-    with _cluster(model, dtype) as (follower, load_s):
+    with _cluster(model, dtype) as (batch, load_s):
         notebook.record("load", seconds=load_s)
-        done = [_ask(follower, number) for number in range(WARM_UP + repeats)]
+        done = [_ask(batch, number) for number in range(WARM_UP + repeats)]
     return load_s, done[WARM_UP:]
 
 
-def _ask(follower: Follower, number: int) -> Completion:
-    ask = Ask(NEW_TOKENS, SamplingParams(temperature=0.0).to_wire(), ignore_eos=True)
-    for happening in follower.run([Task(number, PROMPT)], ask):
-        if isinstance(happening, Completion):
-            return happening
-        if isinstance(happening, Failure):
-            raise BatonError(f"the request failed ({happening.code}): {happening.message}")
+def _ask(batch: BatchClient, number: int) -> Completion:
+    options = GenerationParams(NEW_TOKENS, SamplingParams(temperature=0.0), ignore_eos=True)
+    for event in batch.run([Task(number, PROMPT)], options):
+        if isinstance(event, Completion):
+            return event
+        if isinstance(event, Failure):
+            raise BatonError(f"the request failed ({event.code}): {event.message}")
     raise AssertionError("a task ends with a Completion or a Failure")
 
 

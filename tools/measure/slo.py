@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
-from baton.wire.messages import Timings
+from baton.wire.records import Timings
 
 
 @dataclass(frozen=True, slots=True)

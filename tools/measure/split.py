@@ -7,21 +7,24 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
-from baton.client.batch import Follower
-from baton.client.blocking import Client, News
+from baton.client.batch import BatchClient
+from baton.client.blocking import Client, Received
 from baton.clock import monotonic
-from baton.cluster.supervisor import Cluster, ClusterOptions
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, ProtocolError, WorkerLost
 from baton.host import core_numbers
+from baton.params import GenerationParams
 from baton.topology import plan_topology
-from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit, Timings
+from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit
+from baton.wire.records import Timings
 from sampler.params import SamplingParams
 from tools.measure.slo import Trace
 from tools.measure.workload import Load, Planned
 
 SILENT_S = 120.0  # no forward takes so long: whoever says nothing for longer will not answer
 Enough = Callable[[float, Sequence[Planned]], bool]  # seconds since the beginning, what still runs
-GREEDY = SamplingParams(temperature=0.0).to_wire()
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,11 @@ class RunningArm:
                 name = f"{run}-{len(waiting)}"
                 running[name] = _Running(planned)
                 self._client.submit(
-                    Submit(name, None, planned.prompt, planned.new_tokens, GREEDY, (), True)
+                    Submit(
+                        name,
+                        planned.prompt,
+                        GenerationParams(planned.new_tokens, GREEDY, ignore_eos=True),
+                    )
                 )
             pause = waiting[-1].at - now if waiting else 0.2
             for news in self._client.poll(min(0.2, max(0.0005, pause))):
@@ -134,7 +141,7 @@ class RunningArm:
         return traces
 
     def _take(
-        self, news: News, at: float, running: dict[str, _Running], traces: list[Trace]
+        self, news: Received, at: float, running: dict[str, _Running], traces: list[Trace]
     ) -> None:
         if isinstance(news, Emitted | Finished | Failed) and news.request not in running:
             return  # of a run that was broken off
@@ -183,8 +190,8 @@ def running(split: Split, options: ClusterOptions) -> Iterator[RunningArm]:
 
 
 def _ready(cluster: Cluster, client: Client) -> ClusterInfo:
-    follower = Follower(client, cluster, job="ready", limit=1, clock=monotonic)
-    *_, info = (each for each in follower.await_ready(ours=True) if isinstance(each, ClusterInfo))
+    batch = BatchClient(client, cluster, job="ready", limit=1, clock=monotonic)
+    *_, info = (each for each in batch.await_ready() if isinstance(each, ClusterInfo))
     return info
 
 

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from baton.client.batch import Happening, Note
+from baton.client.batch import Event, Notice
 from baton.clock import monotonic
-from baton.cluster.serving import READY_S, Front, _await_server
+from baton.cluster.serving import READY_S, ServingCluster, _await_server
 from baton.errors import BatonError
 
 
@@ -35,31 +35,31 @@ def listener() -> Iterator[socket.socket]:
         yield made
 
 
-def front(listener: socket.socket, happenings: Iterator[Happening], said: list[str]) -> Front:
-    return Front(listener.getsockname()[1], None, None, said.append, happenings)  # type: ignore[arg-type]
+def serving(listener: socket.socket, events: Iterator[Event], said: list[str]) -> ServingCluster:
+    return ServingCluster(listener.getsockname()[1], None, None, said.append, events)  # type: ignore[arg-type]
 
 
 def test_a_server_that_died_at_its_start_is_replaced_and_waited_for(
     listener: socket.socket,
 ) -> None:
-    """Nobody answers at the socket until tend() has started somebody."""
+    """Nobody answers at the socket until supervise() has started somebody."""
     Ready.statuses = iter([503, 503, 200])
     server = HTTPServer(listener.getsockname(), Ready, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
-    serving = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever)
 
-    def happenings() -> Iterator[Happening]:
+    def events() -> Iterator[Event]:
         for turn in itertools.count():
             if turn == 2:
-                serving.start()
-                yield Note("server died and is started again")
-            yield Note("")
+                thread.start()
+                yield Notice("server died and is started again")
+            yield Notice("")
 
     said: list[str] = []
-    _await_server(front(listener, happenings(), said), monotonic)
+    _await_server(serving(listener, events(), said), monotonic)
     server.shutdown()
-    serving.join()
+    thread.join()
     assert said == ["server died and is started again"]
     assert list(Ready.statuses) == []
 
@@ -67,4 +67,4 @@ def test_a_server_that_died_at_its_start_is_replaced_and_waited_for(
 def test_a_server_that_never_comes_is_given_up(listener: socket.socket) -> None:
     times = itertools.count(0.0, READY_S / 4)
     with pytest.raises(BatonError, match="not ready within 120 s"):
-        _await_server(front(listener, itertools.repeat(Note("")), []), lambda: next(times))
+        _await_server(serving(listener, itertools.repeat(Notice("")), []), lambda: next(times))

@@ -1,16 +1,15 @@
-"""Fitness: do these prompts and lengths fit this model? Asked before anything is started."""
+"""Length checks: do the prompts and the new tokens fit into the model's context? Before any start."""
 
 from collections.abc import Sequence
 
 from baton.errors import InputError, RequestError
-from baton.kv.region import Plain
 from baton.model_files import ModelFiles
-from baton.request import Limits, Request, check_request
+from baton.params import GenerationParams, Limits, check_request
 from baton.text import Tokenizer
 
 
 def context_of(files: ModelFiles, max_model_len: int | None) -> int:
-    """Tokens of prompt and generation together. InputError if the model has no room for the wish."""
+    """Tokens of prompt and answer together. InputError if the model has fewer than `max_model_len`."""
     if max_model_len is None:
         return files.max_positions
     if max_model_len > files.max_positions:
@@ -22,7 +21,7 @@ def context_of(files: ModelFiles, max_model_len: int | None) -> int:
 
 
 def check_length(generation_length: int, *, context: int, model: str) -> None:
-    """Even a prompt of one token must leave room for the generation."""
+    """InputError if not even a prompt of one token leaves enough context."""
     if generation_length >= context:
         raise InputError(
             f"-l {generation_length:,} does not fit: the context of {model} is {context:,} tokens, "
@@ -33,13 +32,13 @@ def check_length(generation_length: int, *, context: int, model: str) -> None:
 def check_prompts_fit(
     prompts: Sequence[str], generation_length: int, *, files: ModelFiles, context: int
 ) -> None:
-    """Every prompt is tokenized once for this. InputError names the first that does not fit."""
+    """Tokenizes every prompt. InputError names the first that does not fit."""
     tokenizer = Tokenizer(files.tokenizer_file)
     limits = Limits(context, files.vocab_size)
-    nothing: Plain = {}
+    params = GenerationParams(generation_length)
     for number, prompt in enumerate(prompts, 1):
         ids = tuple(tokenizer.encode(prompt))
         try:
-            check_request(Request("", "", ids, generation_length, nothing, (), ()), limits)
+            check_request(ids, params, limits)
         except RequestError as error:
             raise InputError(f"prompt {number} of {len(prompts)}: {error}") from error

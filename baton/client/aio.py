@@ -1,0 +1,144 @@
+"""RouterClient: the HTTP server's connection to its router, for many requests of one event loop.
+
+    request = client.submit(submit, queue)
+    request, news = await queue.get()       Accepted, PromptScored, Emitted ..., then Finished or Failed
+    client.abort(request)                   no further news
+
+What happens when the router is lost: baton/client/tracker.py.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from baton.client.tracker import Event, News, PendingRequest, RequestTracker, RouterLost, Update
+from baton.clock import monotonic
+from baton.wire.channel import Dialer
+from baton.wire.keys import ClusterKeys
+from baton.wire.messages import ClusterInfo, Observed, Submit
+from baton.wire.node import ROUTER
+
+TICK_S = 0.25
+GIVE_UP_S = 30.0  # requests wait so long for a lost router, then they fail
+
+Queue = asyncio.Queue[tuple[PendingRequest, News]]
+
+logger = logging.getLogger(__name__)
+
+
+class RouterClient:
+    """Connect it inside a running event loop; close it there."""
+
+    def __init__(self, address: str, *, keys: ClusterKeys | None = None) -> None:
+        self.address = address
+        self._keys = keys
+        self._tracker = RequestTracker(0.0)
+        self._channel: Dialer | None = None
+        self._observe: Callable[[Observed], None] | None = None
+        self._answered = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connect(self, observe: Callable[[Observed], None] | None = None) -> None:
+        """`observe` is called with the events of all requests of the router."""
+        self._observe = observe
+        self._tracker = RequestTracker(
+            monotonic(), give_up_s=GIVE_UP_S, observe=observe is not None
+        )
+        self._channel = Dialer(f"server.{secrets.token_hex(4)}", self.address, self._keys)
+        asyncio.get_running_loop().add_reader(self._channel.socket.fileno(), self._receive)
+        self._tick()
+
+    def close(self) -> None:
+        """Disconnect: the router withdraws what is still running."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel.socket.fileno())
+            self._channel.close(linger_s=0.2)
+            self._channel = None
+
+    @property
+    def info(self) -> ClusterInfo | None:
+        """What the router serves; None while no router answers."""
+        return self._tracker.info
+
+    @property
+    def restarts(self) -> int:
+        """How many routers were lost."""
+        return self._tracker.losses
+
+    async def answered(self, timeout_s: float) -> ClusterInfo | None:
+        """What the router serves, as soon as one answers; None after `timeout_s`."""
+        if self.info is None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), timeout_s)
+        return self.info
+
+    # ---- requests
+
+    def submit(self, submit: Submit, queue: Queue) -> PendingRequest:
+        """Send a request, at once or when there is a router. Its news arrive in `queue`."""
+        request = self._tracker.submit(submit, queue)
+        self._send()
+        return request
+
+    def abort(self, request: PendingRequest) -> None:
+        """End a request, with no further news. Does nothing if it has ended."""
+        self._tracker.forget(request)
+        self._send()
+
+    def fail_all(self, code: str, message: str) -> None:
+        """Fail every request now."""
+        self._pass_on(self._tracker.fail_all(code, message))
+        self._send()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no token yet."""
+        return self._tracker.waiting
+
+    def __len__(self) -> int:
+        return len(self._tracker)
+
+    # ---- the socket
+
+    def _send(self) -> None:
+        messages = self._tracker.messages_to_send()
+        if self._channel is None or not messages:
+            return
+        if not self._channel.send(ROUTER, *messages):
+            why = "it takes no messages"
+            self._pass_on(self._tracker.connection_lost(monotonic(), why, messages))
+        # ZeroMQ does not signal again for what arrived while this was sent.
+        asyncio.get_running_loop().call_soon(self._receive)
+
+    def _receive(self) -> None:
+        if self._channel is None:
+            return
+        for _, messages in self._channel.receive():
+            for message in messages:
+                if isinstance(message, Observed) and self._observe is not None:
+                    self._observe(message)
+                self._pass_on(self._tracker.received(message, monotonic()))
+        self._send()
+
+    def _tick(self) -> None:
+        self._receive()
+        self._pass_on(self._tracker.tick(monotonic()))
+        self._send()
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _pass_on(self, events: Sequence[Event]) -> None:
+        for event in events:
+            match event:
+                case Update(request, news):
+                    request.context.put_nowait((request, news))
+                case ClusterInfo():
+                    self._answered.set()
+                case RouterLost(reason):
+                    self._answered.clear()
+                    logger.warning(
+                        "the router is lost: %s; %d requests wait", reason, len(self._tracker)
+                    )

@@ -1,0 +1,155 @@
+"""ClusterOptions: what a cluster is started with. Each option is declared here once.
+
+From a declaration follow the field of ClusterOptions, the option of `python main.py`, the same option
+of the process that uses it (`python -m decode_worker --help`), and the child's command line. A new
+option takes a declaration here and its use in the process.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import click
+
+from baton.dtypes import DTYPES
+from baton.topology import Topology
+
+TRANSPORTS = ("auto", "shm", "cuda_ipc", "pinned", "frames")
+
+MODEL = "The model"
+PROCESSES = "Processes and devices"  # headings in the help of main.py
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class FiniteRange(click.FloatRange):
+    """A range that does not let nan through."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One option: its command line and the processes (router, prefill, decode) that take it."""
+
+    name: str
+    default: Any
+    processes: tuple[str, ...]
+    section: str
+    help: str
+    type: Any = None
+    metavar: str | None = None
+    show_default: str | bool = True
+    switch: str | None = None  # of a boolean: its two flags, click's way
+
+    def click_option(self, make: Callable[..., Decorator] = click.option) -> Decorator:
+        """As an option of a command; `make` takes the arguments of click.option."""
+        names = [self.switch or flag(self.name), self.name]
+        return make(*names, default=self.default, type=self.type, metavar=self.metavar,
+                    show_default=self.show_default, help=self.help)  # fmt: skip
+
+    def arguments(self, value: Any) -> list[str]:
+        """On the command line of a process; empty for the default."""
+        if value == self.default:
+            return []
+        if self.switch is not None:
+            return [self.switch.split("/")[0 if value else 1]]
+        return [flag(self.name), f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _declared(default: Any, *processes: str, **declaration: Any) -> Any:
+    return field(
+        default=default, metadata={"default": default, "processes": processes, **declaration}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """What a cluster is started with. The first three have commands of their own in each process."""
+
+    model: str
+    topology: Topology
+    batch_size: int
+    dtype: str = _declared(
+        "auto", "prefill", "decode", section=MODEL, type=click.Choice(DTYPES),
+        help="auto: bfloat16 on a GPU, float32 on a CPU.",
+    )  # fmt: skip
+    max_model_len: int | None = _declared(
+        None, "router", "prefill", "decode", section=MODEL, type=click.IntRange(min=2),
+        metavar="TOKENS", show_default="the model's context",
+        help="Prompt and answer together; less needs less memory.",
+    )  # fmt: skip
+    kv_cache_memory_bytes: int | None = _declared(
+        None, "decode", section=MODEL, type=click.IntRange(min=1), metavar="BYTES",
+        show_default="enough for a full batch of the longest sequences, if it fits",
+        help="KV pool of a decode worker. If it fills up, the youngest requests are preempted.",
+    )  # fmt: skip
+    block_size: int = _declared(
+        16, "prefill", "decode", section=MODEL, type=click.IntRange(min=1), metavar="TOKENS",
+        help="Tokens in one KV block; the same for all workers of a cluster.",
+    )  # fmt: skip
+    prefix_caching: bool = _declared(
+        True, "decode", section=MODEL, show_default="on",
+        switch="--enable-prefix-caching/--no-enable-prefix-caching",
+        help="Keep the KV of finished sequences for prompts with the same prefix.",
+    )  # fmt: skip
+    speculative_model: str | None = _declared(
+        None, "decode", section=MODEL, metavar="NAME", show_default="none",
+        help="Draft tokens, with the same answers: ngram, or a small model of the same vocabulary.",
+    )  # fmt: skip
+    num_speculative_tokens: int = _declared(
+        4, "decode", section=MODEL, type=click.IntRange(1, 32), metavar="TOKENS",
+        help="The most draft tokens of a sequence in one step.",
+    )  # fmt: skip
+    kv_transport: str = _declared(
+        "auto", "prefill", "decode", section=PROCESSES, type=click.Choice(TRANSPORTS),
+        help="How KV blocks get from prefill to decode; auto takes the fastest that works.",
+    )  # fmt: skip
+    batch_window_ms: float = _declared(
+        10.0, "router", section=PROCESSES, type=FiniteRange(0, 60_000), metavar="MS",
+        help="The longest a prompt waits for others to be prefilled with. A lone prompt never waits; "
+        "0 disables the delay.",
+    )  # fmt: skip
+    max_num_batched_tokens: int = _declared(
+        2048, "prefill", "decode", section=PROCESSES, type=click.IntRange(min=1), metavar="TOKENS",
+        help="Tokens in one forward; longer prompts are prefilled in chunks.",
+    )  # fmt: skip
+
+    def arguments(self, process: str) -> list[str]:
+        """The command-line options of a router, prefill or decode worker."""
+        model = Path(self.model)
+        found = ["--model", str(model.resolve()) if model.is_dir() else self.model]
+        for each in DECLARED:
+            if process in each.processes:
+                found += each.arguments(getattr(self, each.name))
+        return found
+
+
+DECLARED = tuple(
+    Declaration(each.name, **each.metadata) for each in fields(ClusterOptions) if each.metadata
+)
+
+
+def process_options(process: str) -> Decorator:
+    """The declared options of one kind of process, for its click command."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for each in reversed(DECLARED):
+            if process in each.processes:
+                command = each.click_option()(command)
+        return command
+
+    return decorate
+
+
+def flag(name: str) -> str:
+    """An option as the user writes it."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,126 @@
+"""GenerationParams: how one prompt is to be continued. Built once, checked once, carried unchanged.
+
+    HTTP schema or command line -> GenerationParams -> Submit -> ledger entry -> Start -> decode run
+
+What holds for every model is checked when a GenerationParams is built, also when one arrives in a
+message. What depends on the model is check_request(). A new field stands here, in the HTTP schema, and
+where it acts.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from baton.errors import RequestError
+from sampler.params import SamplingParams
+
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
+MAX_STOP_IDS = 64
+MAX_LOGPROBS = 20
+MAX_STREAM_INTERVAL_S = 1.0
+NOT_STREAMED_S = 0.5
+"""The stream_interval_s of answers that are read as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the served model allows."""
+
+    context: int  # tokens, prompt and generation together
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """Raises RequestError with the field, the rule and the value."""
+
+    max_new_tokens: int
+    sampling: SamplingParams | None = None  # None: the model's own defaults
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0  # before these no stop string, stop token or EOS ends it
+    include_stop: bool = False  # the stop string or token that ends it belongs to the text
+    keep_special: bool = False  # special tokens have text too
+    logprobs: int = -1  # of each token, with as many alternatives; -1: none
+    prompt_logprobs: int = -1  # the same of the prompt's tokens
+    grammar: str = ""  # a spec of baton/grammar.py; empty: anything goes
+    cache_salt: str = ""  # requests share cached KV with those of the same salt only
+    stream_interval_s: float = 0.0  # longest delay before tokens are sent to the client
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if len(self.stop_token_ids) > MAX_STOP_IDS:
+            raise RequestError(
+                f"at most {MAX_STOP_IDS} stop token ids, got {len(self.stop_token_ids)}"
+            )
+        if not 0 <= self.min_tokens <= self.max_new_tokens:
+            raise RequestError(
+                f"min_tokens must be 0 to max_new_tokens ({self.max_new_tokens}), got "
+                f"{self.min_tokens}"
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            if not -1 <= (value := getattr(self, name)) <= MAX_LOGPROBS:
+                raise RequestError(f"{name} must be -1 (none) to {MAX_LOGPROBS}, got {value}")
+        if not 0 <= self.stream_interval_s <= MAX_STREAM_INTERVAL_S:
+            raise RequestError(
+                f"stream_interval_s must be 0 (at once) to {MAX_STREAM_INTERVAL_S:g}, got "
+                f"{self.stream_interval_s}"
+            )
+        if self.grammar and self.sampling is not None and self.sampling.allowed_token_ids:
+            raise RequestError(
+                "allowed_token_ids and a grammar may exclude each other: give one of them"
+            )
+        if len(self.stop) > MAX_STOPS:
+            raise RequestError(f"at most {MAX_STOPS} stop strings, got {len(self.stop)}")
+        if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in self.stop):
+            raise RequestError(f"a stop string must have 1 to {MAX_STOP_CHARACTERS} characters")
+
+    def resolved(
+        self, default: SamplingParams, eos_token_ids: tuple[int, ...]
+    ) -> "GenerationParams":
+        """With what the model decides filled in: its sampling where none is given, and in
+        `stop_token_ids` all ids that end the answer. Tokens that may complete a stop string are not
+        delayed: the router alone finds it, and each step until then is wasted."""
+        eos = () if self.ignore_eos else eos_token_ids
+        return replace(
+            self,
+            sampling=self.sampling or default,
+            stop_token_ids=tuple(dict.fromkeys((*eos, *self.stop_token_ids))),
+            stream_interval_s=0.0 if self.stop else self.stream_interval_s,
+        )
+
+
+def check_request(prompt_ids: tuple[int, ...], params: GenerationParams, limits: Limits) -> None:
+    """Raise RequestError if the model cannot answer this; says the value, the limit, the way out.
+    `params` should be resolved(): the model's EOS counts among the stop tokens."""
+    prompt, wanted = len(prompt_ids), params.max_new_tokens
+    if not prompt:
+        raise RequestError("the prompt is empty: it must have at least one token")
+    if prompt + wanted > limits.context:
+        raise RequestError(
+            f"the prompt has {prompt:,} tokens and {wanted:,} new ones are asked for, but the "
+            f"context is {limits.context:,}; shorten one of them by {prompt + wanted - limits.context:,}",
+            code="context_length_exceeded",
+        )
+    check_ids(prompt_ids, limits.vocabulary)
+    check_ids(params.stop_token_ids, limits.vocabulary, "stop token id")
+    allowed = params.sampling.allowed_token_ids if params.sampling is not None else None
+    if allowed is None:
+        return
+    check_ids(allowed, limits.vocabulary, "allowed token id")
+    if params.min_tokens and set(allowed) <= set(params.stop_token_ids):
+        raise RequestError(
+            f"min_tokens is {params.min_tokens}, but every allowed token id ends the answer: allow "
+            "another one, or leave min_tokens out"
+        )
+
+
+def check_ids(ids: Iterable[int], vocabulary: int, what: str = "token id") -> None:
+    """RequestError naming the first id outside the vocabulary."""
+    if isinstance(ids, tuple) and ids and min(ids) >= 0 and max(ids) < vocabulary:
+        return  # prompts are long: without a step of Python for each
+    bad = next((each for each in ids if not 0 <= each < vocabulary), None)
+    if bad is not None:
+        raise RequestError(f"{what} {bad} is outside the vocabulary of {vocabulary:,}")

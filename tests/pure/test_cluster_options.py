@@ -1,0 +1,64 @@
+"""A cluster option is declared once: main.py, the processes and their command lines follow from it."""
+
+from dataclasses import replace
+
+import click
+import pytest
+
+import decode_worker.__main__
+import prefill_worker.__main__
+import router.__main__
+from baton.cli.main import cli
+from baton.cluster.options import DECLARED, ClusterOptions, Declaration
+from baton.topology import Topology
+
+COMMANDS = {
+    "router": router.__main__.main,
+    "prefill": prefill_worker.__main__.main,
+    "decode": decode_worker.__main__.main,
+}
+CHANGED = {
+    "dtype": "bfloat16",
+    "max_model_len": 100,
+    "kv_cache_memory_bytes": 1_000_000,
+    "block_size": 8,
+    "prefix_caching": False,
+    "speculative_model": "ngram",
+    "num_speculative_tokens": 2,
+    "kv_transport": "frames",
+    "batch_window_ms": 2.5,
+    "max_num_batched_tokens": 64,
+}
+OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
+
+
+def test_every_declared_option_is_tried_here() -> None:
+    assert CHANGED.keys() == {each.name for each in DECLARED}
+
+
+def parsed(command: click.Command, arguments: list[str]) -> dict[str, object]:
+    return command.make_context("x", arguments).params
+
+
+@pytest.mark.parametrize("declared", DECLARED, ids=lambda each: each.name)
+def test_main_and_the_processes_take_it_with_the_same_default(declared: Declaration) -> None:
+    assert parsed(cli, [])[declared.name] == declared.default
+    for process, command in COMMANDS.items():
+        required = ["--address" if process == "router" else "--router", "ipc://r"]
+        found = parsed(command, required)
+        assert (declared.name in found) == (process in declared.processes)
+        assert found.get(declared.name, declared.default) == declared.default
+
+
+@pytest.mark.parametrize("declared", DECLARED, ids=lambda each: each.name)
+def test_a_value_reaches_the_processes_that_take_it_and_no_other(declared: Declaration) -> None:
+    value = CHANGED[declared.name]
+    options = replace(OPTIONS, **{declared.name: value})
+    for process, command in COMMANDS.items():
+        arguments = options.arguments(process)
+        required = ["--address" if process == "router" else "--router", "ipc://r"]
+        found = parsed(command, [*required, *arguments])
+        if process in declared.processes:
+            assert found[declared.name] == value
+        else:
+            assert arguments == OPTIONS.arguments(process)
