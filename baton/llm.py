@@ -33,7 +33,7 @@ from baton.completion import Completion, Job
 from baton.errors import InputError, ModelError, RequestError
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
-from baton.server.templates import ChatTemplate, read_template
+from baton.server.templates import CompiledTemplate, Conversation, read_template
 from baton.text import Tokenizer
 from baton.topology import count_gpus, plan_topology
 from baton.wire.messages import ClusterInfo, Emitted, Submit
@@ -143,7 +143,8 @@ class LLM:
         self._files = self._checked_files(files)
         self._tokenizer = Tokenizer(self._files.tokenizer_file) if self._files else None
         override = Path(chat_template) if chat_template is not None else None
-        self._template = read_template(self._files.folder if self._files else None, override)
+        template = read_template(self._files.folder if self._files else None, override)
+        self._template = CompiledTemplate(template) if template is not None else None
 
     # ---- calls
 
@@ -228,11 +229,16 @@ class LLM:
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins: a prompt."""
-        if self._template is None or self._tokenizer is None:
+        if self._tokenizer is None:
+            raise InputError(
+                f"the files of {self.model.name} are not on this machine, and chat() needs its "
+                "tokenizer: give the LLM its model"
+            )
+        if self._template is None:
             raise InputError(
                 f"{self.model.name} has no chat template: use generate(), or give the LLM a chat_template"
             )
-        return self._tokenizer.encode(_rendered(self._template, messages), special=False)
+        return self._tokenizer.encode(self._template.render(Conversation(messages)), special=False)
 
     def close(self) -> None:
         """End the worker processes, free the memory. Calls that are under way raise BatonError. May be
@@ -370,16 +376,6 @@ def _encodable(prompt: str) -> str:
             f"it holds half a surrogate pair at character {error.start}: it is not Unicode text"
         ) from error
     return prompt
-
-
-def _rendered(template: ChatTemplate, messages: Sequence[Message]) -> str:
-    from baton.server.render import rendered  # imports transformers
-
-    asked = {"messages": list(messages), "add_generation_prompt": True, "tools": None}
-    answer = rendered(template.source, dict(template.tokens), asked)
-    if "ok" not in answer:
-        raise RequestError(f"the chat template refuses these messages: {answer['error']}")
-    return answer["ok"]
 
 
 # ---- backends. Functions without the LLM in their hands, so that it can be garbage collected.

@@ -1,4 +1,4 @@
-"""`python -m server`: the command and nothing else."""
+"""`python -m server`: the command line of the HTTP server."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Choices: from the router's news to the JSON that OpenAI's clients read, whole or in chunks.
+"""Choices: from the router's messages to the JSON that OpenAI's clients read, whole or in chunks.
 
 Shapes: https://platform.openai.com/docs/api-reference (completions and chat), as vLLM serves them.
 """
@@ -14,12 +14,12 @@ from baton.wire.records import Logprob, Timings
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LEAST = -9999.0
-"""JSON has no minus infinity; this is what OpenAI says of a token that cannot come."""
+"""OpenAI's logprob of a token that cannot be drawn. JSON has no minus infinity."""
 
 
 @dataclass(slots=True)
 class Choice:
-    """One answer in the making. `update` takes the news in and leaves what is new of it in `fresh`."""
+    """One answer, as far as it has been generated."""
 
     index: int
     prompt_ids: tuple[int, ...]
@@ -32,8 +32,8 @@ class Choice:
     failed: Failed | None = None
     timings: Timings | None = None
 
-    def update(self, news: News) -> "Fresh | None":
-        """What there is to tell of it, if anything."""
+    def update(self, news: News) -> "Delta | None":
+        """Takes one message in. Returns the text and tokens in it, if any."""
         match news:
             case PromptScored(_, scores):
                 self.scores = scores
@@ -41,7 +41,7 @@ class Choice:
                 self.text += text
                 self.token_ids += token_ids
                 self.logprobs += logprobs
-                return Fresh(self, text, token_ids, logprobs)
+                return Delta(self, text, token_ids, logprobs)
             case Finished(_, reason, timings):
                 self.finish_reason, self.timings = reason, timings
             case Failed():
@@ -50,8 +50,8 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Fresh:
-    """A piece of an answer."""
+class Delta:
+    """New text and tokens of a choice."""
 
     choice: Choice
     text: str
@@ -60,26 +60,26 @@ class Fresh:
 
 
 def usage(choices: Sequence[Choice], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Each prompt counts once, however many answers it has."""
-    asked = sum(len(prompt) for prompt in prompts)
-    said = sum(len(choice.token_ids) for choice in choices)
+    """Counts of tokens. Each prompt counts once, however many choices it has."""
+    prompt_tokens = sum(len(prompt) for prompt in prompts)
+    completion_tokens = sum(len(choice.token_ids) for choice in choices)
     cached = sum(choice.timings.cached_tokens for choice in choices if choice.timings)
     return {
-        "prompt_tokens": asked,
-        "completion_tokens": said,
-        "total_tokens": asked + said,
-        "prompt_tokens_details": {"cached_tokens": min(cached, asked)},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": min(cached, prompt_tokens)},
     }
 
 
 class Tokens:
-    """Words for single tokens."""
+    """The text of single tokens, and logprobs in OpenAI's two forms."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def text(self, token_id: int) -> str:
-        """As it looks alone: half a character is U+FFFD."""
+        """The token by itself: half a character is U+FFFD."""
         return self._tokenizer.decode([token_id], special=True)
 
     def legacy(
@@ -110,7 +110,7 @@ class Tokens:
             return None
         pairs = zip(logprob.top_ids, logprob.top_values, strict=True)
         best: dict[str, float] = {}
-        for token_id, value in pairs:  # two ids may look alike: the likelier one stands
+        for token_id, value in pairs:  # ids with equal text: the likeliest is kept
             best.setdefault(self.text(token_id), max(value, LEAST))
         return best
 
@@ -144,7 +144,7 @@ class CompletionShape:
         self._head = head | {"object": "text_completion"}
         self._tokens = tokens
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
-        self.plain = logprobs < 0  # its pieces differ by their text alone
+        self.plain = logprobs < 0  # the chunks of a choice differ in their text only
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The first chunk: the echoed prompt."""
@@ -152,28 +152,28 @@ class CompletionShape:
             return None
         return self._chunk(choice, choice.echo, self._prompt_part(choice))
 
-    def piece(self, fresh: Fresh) -> dict[str, Any]:
+    def piece(self, delta: Delta) -> dict[str, Any]:
         """A chunk of text."""
-        choice = fresh.choice
+        choice = delta.choice
         logprobs = None
         if self._logprobs >= 0:
-            before = choice.token_ids[: len(choice.token_ids) - len(fresh.token_ids)]
+            before = choice.token_ids[: len(choice.token_ids) - len(delta.token_ids)]
             offset = len(choice.echo) + sum(len(self._tokens.text(each)) for each in before)
             logprobs = self._tokens.legacy(
-                fresh.token_ids, fresh.logprobs, offset=offset, top=self._logprobs
+                delta.token_ids, delta.logprobs, offset=offset, top=self._logprobs
             )
-        return self._chunk(choice, fresh.text, logprobs)
+        return self._chunk(choice, delta.text, logprobs)
 
     def closing(self, choice: Choice) -> dict[str, Any]:
-        """The chunk that says why it ended."""
+        """The chunk with the finish_reason."""
         return self._chunk(choice, "", None, choice.finish_reason)
 
     def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
-        """The chunk with the numbers."""
+        """The chunk with the usage."""
         return self._head | {"choices": [], "usage": usage_}
 
     def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> dict[str, Any]:
-        """Everything at once."""
+        """The response as one object."""
         return self._head | {"choices": [self._choice(each) for each in choices], "usage": usage_}
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
@@ -225,27 +225,27 @@ class ChatShape:
         self.plain = logprobs < 0
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
-        """The first chunk: who speaks."""
+        """The first chunk: the role."""
         return self._chunk(choice, {"role": "assistant", "content": ""}, None)
 
-    def piece(self, fresh: Fresh) -> dict[str, Any]:
+    def piece(self, delta: Delta) -> dict[str, Any]:
         """A chunk of text."""
         logprobs = None
         if self._logprobs >= 0:
-            logprobs = self._tokens.chat(fresh.token_ids, fresh.logprobs)
-        return self._chunk(fresh.choice, {"content": fresh.text}, logprobs)
+            logprobs = self._tokens.chat(delta.token_ids, delta.logprobs)
+        return self._chunk(delta.choice, {"content": delta.text}, logprobs)
 
     def closing(self, choice: Choice) -> dict[str, Any]:
-        """The chunk that says why it ended."""
+        """The chunk with the finish_reason."""
         return self._chunk(choice, {}, None, choice.finish_reason)
 
     def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
-        """The chunk with the numbers."""
+        """The chunk with the usage."""
         chunk = {"object": "chat.completion.chunk", "choices": [], "usage": usage_}
         return self._head | chunk
 
     def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> dict[str, Any]:
-        """Everything at once."""
+        """The response as one object."""
         listed = [
             {
                 "index": each.index,
@@ -262,13 +262,13 @@ class ChatShape:
     def _chunk(
         self,
         choice: Choice,
-        delta: dict[str, Any],
+        message: dict[str, Any],
         logprobs: dict[str, Any] | None,
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
         one = {
             "index": choice.index,
-            "delta": delta,
+            "delta": message,
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
@@ -279,7 +279,7 @@ Shape = CompletionShape | ChatShape
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The prompt's logprobs and the answer's, one after the other."""
+    """The prompt's logprobs followed by the answer's."""
     if not parts:
         return None
     joined: dict[str, Any] = {}

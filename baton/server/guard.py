@@ -1,7 +1,7 @@
-"""Guard: what every request passes before the application sees it, and what it may cost.
+"""Guard: the outermost layer. Access, limits of size and time, request ids, the access log.
 
-Pure ASGI, outermost: who may ask (key, host, origin), how much may be sent and how slowly, an id for
-each request, and a log line for each answer. https://asgi.readthedocs.io/en/latest/specs/www.html
+Pure ASGI (https://asgi.readthedocs.io/en/latest/specs/www.html), but for the time limit on a request's
+head, which is part of the HTTP protocol under it.
 """
 
 import asyncio
@@ -17,36 +17,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from baton.log import REQUEST
-from baton.server.faults import Fault, body, headers
-from baton.server.fields import DEEPEST_JSON, depth_ok
+from baton.server.api_error import ApiError, body, headers
 
 MAX_BODY_BYTES = 4 << 20
 BODY_S = 10.0
-"""A body must have come within so long."""
+"""Time limit for a body."""
+HEAD_S = 10.0
+DEEPEST_JSON = 32
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping"})
-"""Need no key: they say nothing of anybody's requests."""
+"""Need no key: they show nothing of any request."""
 PAGE_PATHS = ("/", "/page/", "/favicon.ico")
-"""The page itself holds no secret; it asks for the key."""
+"""The page itself holds no secret; it prompts for the key."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)  # the last may have no end
+ONE_KIND = bytes.maketrans(b"{}", b"[]")
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+PAIR = b"[]"
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 logger = logging.getLogger("server.access")
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """Who may ask."""
+class AccessPolicy:
+    """Which requests are let in: by key, host name and origin."""
 
-    keys: tuple[bytes, ...] = ()  # sha256 of each; none: everybody
-    hosts: tuple[str, ...] = LOOPBACK  # names this server answers to; "*": any
-    origins: tuple[str, ...] = ()  # pages of other sites that may ask; "*": any
+    keys: tuple[bytes, ...] = ()  # sha256 of each; empty: no key needed
+    hosts: tuple[str, ...] = LOOPBACK  # host names of this server; "*": any
+    origins: tuple[str, ...] = ()  # origins of other web pages; "*": any
 
-    def lets_in(self, scope_headers: Headers) -> bool:
-        """Has it one of the keys? Takes the same time for every wrong one."""
+    def authorized(self, scope_headers: Headers) -> bool:
+        """Does it carry one of the keys? Takes the same time for every wrong one."""
         if not self.keys:
             return True
         scheme, _, token = scope_headers.get("authorization", "").partition(" ")
@@ -54,9 +61,9 @@ class Rules:
         found = [hmac.compare_digest(given, key) for key in self.keys]
         return scheme.lower() == "bearer" and any(found)
 
-    def knows_host(self, host: str) -> bool:
-        """A browser that was led here under another name (DNS rebinding) is not served. An address
-        is no name: nobody can make it lead elsewhere."""
+    def host_allowed(self, host: str) -> bool:
+        """Unknown names are refused, so that a web page cannot reach this server by DNS rebinding.
+        Addresses are allowed: they cannot be rebound."""
         if "*" in self.hosts:
             return True
         try:
@@ -65,8 +72,8 @@ class Rules:
             return False
         return name in self.hosts or _is_address(name)
 
-    def welcomes(self, origin: str | None, host: str) -> bool:
-        """Pages of this server and of those named; what is no browser has no origin."""
+    def origin_allowed(self, origin: str | None, host: str) -> bool:
+        """Pages of this server and of `origins`; clients other than browsers send no origin."""
         if origin is None or "*" in self.origins or origin in self.origins:
             return True
         return urlsplit(origin).netloc == host
@@ -81,70 +88,70 @@ def _is_address(name: str) -> bool:
 
 
 def hashed(keys: Sequence[str]) -> tuple[bytes, ...]:
-    """Keys as they are kept."""
+    """Keys in the form of AccessPolicy.keys."""
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
 
 class Guard:
-    """Around the application."""
+    """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
         self._app = app
-        self._rules = rules
+        self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope)
-        request_id = asked.get("x-request-id", "")
+        sent = Headers(scope=scope)
+        request_id = sent.get("x-request-id", "")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         REQUEST.set(request_id)
-        fault = self._refused(scope, asked)
+        error = self._refused(scope, sent)
         if scope["type"] == "websocket":
-            await self._websocket(fault, scope, receive, send)
+            await self._websocket(error, scope, receive, send)
             return
-        answer = _Answer(scope, send, request_id)
+        response = _Response(scope, send, request_id)
         try:
-            if fault is not None:
-                raise fault
-            body_ = await _whole_body(asked, receive)
+            if error is not None:
+                raise error
+            body_ = await _whole_body(sent, receive)
             if not depth_ok(body_):
-                raise Fault.bad_request(f"the JSON is nested more than {DEEPEST_JSON} deep")
-            await self._app(scope, replay(body_, receive), answer.send)
-        except Fault as refused:
-            await answer.fault(refused)
+                raise ApiError.bad_request(f"the JSON is nested more than {DEEPEST_JSON} deep")
+            await self._app(scope, replay(body_, receive), response.send)
+        except ApiError as refused:
+            await response.error(refused)
         finally:
-            answer.log()
+            response.log()
 
-    def _refused(self, scope: Scope, asked: Headers) -> Fault | None:
-        host, path = asked.get("host", ""), scope["path"]
-        if not self._rules.knows_host(host):
-            return Fault.bad_request(
-                f"this server does not go by the name {host[:80]!r}: ask it by an address it was "
-                "started with, or start it with --allowed-host"
+    def _refused(self, scope: Scope, sent: Headers) -> ApiError | None:
+        host, path = sent.get("host", ""), scope["path"]
+        if not self._policy.host_allowed(host):
+            return ApiError.bad_request(
+                f"host not allowed: {host[:80]!r}; use an address of this server, or start it with "
+                "--allowed-host"
             )
-        if not self._rules.welcomes(asked.get("origin"), host):
-            return Fault.forbidden(
-                f"pages of {asked['origin'][:80]!r} may not ask this server; start it with "
-                "--allowed-origin if they shall"
+        if not self._policy.origin_allowed(sent.get("origin"), host):
+            return ApiError.forbidden(
+                f"origin not allowed: {sent['origin'][:80]!r}; to allow it, start the server with "
+                "--allowed-origin"
             )
         free = path in OPEN_PATHS or path in PAGE_PATHS or path.startswith("/page/")
-        return None if free or self._rules.lets_in(asked) else Fault.wrong_key()
+        return None if free or self._policy.authorized(sent) else ApiError.wrong_key()
 
     async def _websocket(
-        self, fault: Fault | None, scope: Scope, receive: Receive, send: Send
+        self, error: ApiError | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if fault is None:
+        if error is None:
             await self._app(scope, receive, send)
             return
         await receive()  # websocket.connect
-        await send({"type": "websocket.close", "code": 1008, "reason": fault.message[:100]})
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:100]})
 
 
-class _Answer:
+class _Response:
     """The response of one request, as it goes out."""
 
     def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
@@ -153,29 +160,29 @@ class _Answer:
         self._began = time.monotonic()
 
     async def send(self, message: Message) -> None:
-        """Passes on, with the request's id in the head."""
+        """Passes on, with the request's id in the headers."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            sent = MutableHeaders(raw=message.setdefault("headers", []))
-            sent.setdefault("X-Request-Id", self._request_id)
-            sent.setdefault("X-Content-Type-Options", "nosniff")
+            head = MutableHeaders(raw=message.setdefault("headers", []))
+            head.setdefault("X-Request-Id", self._request_id)
+            head.setdefault("X-Content-Type-Options", "nosniff")
         await self._send(message)
 
-    async def fault(self, fault: Fault) -> None:
-        """Instead of the application's answer, if there is none yet."""
+    async def error(self, error: ApiError) -> None:
+        """Instead of the application's response, if that has not begun."""
         if self._status:
-            raise fault
-        content = json.dumps(body(fault)).encode()
+            raise error
+        content = json.dumps(body(error)).encode()
         raw = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        raw += [(k.lower().encode(), v.encode()) for k, v in headers(fault).items()]
-        if fault.status == 413:
-            raw.append((b"connection", b"close"))  # what else of the body is on its way is not read
-        head = {"type": "http.response.start", "status": fault.status, "headers": raw}
+        raw += [(k.lower().encode(), v.encode()) for k, v in headers(error).items()]
+        if error.status == 413:
+            raw.append((b"connection", b"close"))  # the rest of the body is not read
+        head = {"type": "http.response.start", "status": error.status, "headers": raw}
         await self.send(head)
         await self._send({"type": "http.response.body", "body": content})
 
     def log(self) -> None:
-        """One line for each request; of what was asked, the path alone."""
+        """One line for each request, without its content."""
         logger.info(
             "%s %s %s %.3f s",
             self._scope["method"],
@@ -185,13 +192,13 @@ class _Answer:
         )
 
 
-async def _whole_body(asked: Headers, receive: Receive) -> bytes:
-    """The request's body, within its limits of size and time. Raises Fault."""
-    if asked.get("content-encoding", "identity").lower() != "identity":
-        raise Fault.bad_request("compressed bodies are not taken: send it as it is")
-    length = asked.get("content-length", "0")
+async def _whole_body(sent: Headers, receive: Receive) -> bytes:
+    """The request's body, within its limits of size and time. Raises ApiError."""
+    if sent.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError.bad_request("compressed bodies are not supported: send it uncompressed")
+    length = sent.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
-        raise Fault.too_large(MAX_BODY_BYTES)
+        raise ApiError.too_large(MAX_BODY_BYTES)
     parts: list[bytes] = []
     size = 0
     try:
@@ -199,19 +206,19 @@ async def _whole_body(asked: Headers, receive: Receive) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Fault.bad_request("the client left before its request was whole")
+                    raise ApiError.bad_request("the client left before its request was complete")
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > MAX_BODY_BYTES:
-                    raise Fault.too_large(MAX_BODY_BYTES)
+                    raise ApiError.too_large(MAX_BODY_BYTES)
                 if not message.get("more_body"):
                     return b"".join(parts)
     except TimeoutError:
-        raise Fault.slow(BODY_S) from None
+        raise ApiError.slow(BODY_S) from None
 
 
 def replay(body_: bytes, receive: Receive) -> Receive:
-    """The body in one piece, then whatever else comes: a client that leaves."""
+    """A receive() that gives the body in one piece, then what comes after it: a disconnect."""
     given = False
 
     async def next_message() -> Message:
@@ -222,3 +229,52 @@ def replay(body_: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body_, "more_body": False}
 
     return next_message
+
+
+def depth_ok(data: bytes) -> bool:
+    """Is this JSON nested at most DEEPEST_JSON deep? Counts brackets outside of strings, and removes
+    the innermost pairs, a level at a time. Invalid JSON is rejected later by the parser."""
+    if data.count(b"[") + data.count(b"{") <= DEEPEST_JSON:
+        return True
+    left = STRING.sub(b"", data).translate(ONE_KIND, NO_BRACKETS)
+    for _ in range(DEEPEST_JSON):
+        if PAIR not in left:
+            break
+        left = left.replace(PAIR, b"")
+    return PAIR not in left and left.count(b"[") <= DEEPEST_JSON
+
+
+class TimeoutH11(H11Protocol):
+    """Closes connections that do not send the head of a request within HEAD_S. uvicorn's own timer runs
+    between requests only, and does not end half a head ("slowloris")."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waits = self.conn.their_state is h11.IDLE
+        if waits and self._head_timer is None:  # the next request on this connection has begun
+            self._start_timer()
+        elif not waits:
+            self._stop_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self._too_late)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_late(self) -> None:
+        self._head_timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()

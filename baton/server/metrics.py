@@ -1,7 +1,7 @@
 """Metrics: what Prometheus reads at /metrics. vLLM's names under our prefix, plus the hand-over's own.
 
-What one request took is observed when it ends, whoever had sent it; what the router counts is passed on
-as it was last told. https://prometheus.io/docs/instrumenting/exposition_formats/
+What one request took is observed when it ends, whichever client sent it. The router's counts are exported
+as last received. https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,8 +53,10 @@ class Metrics:
             "request_time_per_output_token_seconds", "Decode time by tokens.", LATENCIES_S
         )
         self._handover = self._histogram("kv_transfer_seconds", "Hand-over.", HANDOVERS_S)
-        self._asked = self._histogram("request_prompt_tokens", "Prompt tokens.", TOKENS)
-        self._said = self._histogram("request_generation_tokens", "Generated tokens.", TOKENS)
+        self._prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens.", TOKENS)
+        self._answer_lengths = self._histogram(
+            "request_generation_tokens", "Generated tokens.", TOKENS
+        )
         self._prompt = self._counter("prompt_tokens", "Prompt tokens.")
         self._cached = self._counter("prefix_cache_hits", "Prompt tokens whose KV was there.")
         self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
@@ -62,7 +64,7 @@ class Metrics:
         self._failed = self._counter("request_failure", "Ended with an error.", "reason")
         self._bytes = self._counter("kv_transfer_bytes", "KV bytes copied.", "transport")
         self._retries = self._counter("request_retries", "Runs begun again after a loss.")
-        self.registry.register(_Told(self))
+        self.registry.register(_RouterCounts(self))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         names = ("model_name", *labels)
@@ -79,11 +81,11 @@ class Metrics:
         return histogram
 
     def rejected(self, reason: str) -> None:
-        """A request was turned away for now."""
+        """A request was rejected for now."""
         self._rejections.labels(self._model, reason).inc()
 
     def ended(self, ended: Ended) -> None:
-        """A request is over."""
+        """A request has ended."""
         model, timings = self._model, ended.timings
         good = ended.reason in GOOD
         (self._success if good else self._failed).labels(model, ended.reason).inc()
@@ -98,8 +100,8 @@ class Metrics:
             return
         for name, (_, field) in TIMES.items():
             self._times[name].labels(model).observe(getattr(timings, field))
-        self._asked.labels(model).observe(ended.prompt_tokens)
-        self._said.labels(model).observe(ended.tokens)
+        self._prompt_lengths.labels(model).observe(ended.prompt_tokens)
+        self._answer_lengths.labels(model).observe(ended.tokens)
         if ended.tokens > 1:
             spent = (timings.total_s - timings.ttft_s) / (ended.tokens - 1)
             self._per_token.labels(model).observe(max(0.0, spent))
@@ -109,14 +111,14 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Told:
-    """What the router counts, as it was last told."""
+class _RouterCounts:
+    """The router's counts, as last received."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def describe(self) -> list[Metric]:
-        """Nothing: the names are known when the counts are."""
+        """Empty: the names are known with the first counts."""
         return []
 
     def collect(self) -> Iterator[Metric]:

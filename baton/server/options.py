@@ -1,15 +1,42 @@
-"""The options of an HTTP server, for `python -m server` and `python main.py serve`."""
+"""The options and settings of an HTTP server, for `python -m server` and `python main.py serve`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from baton.errors import InputError
-from baton.server.settings import ServerSettings
 
 LONGEST_KEY = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """One HTTP server."""
+
+    router: str
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_names: tuple[str, ...] = ()  # empty: the model's own
+    api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    chat_template: Path | None = None
+    keys: Path | None = None
+    max_queued: int = 256  # requests without a first token
+    stream_interval_s: float = 0.02  # longest delay of a stream's tokens, to be sent together
+    shutdown_s: float = 30.0
+    certificate: Path | None = None
+    private_key: Path | None = None
+    otlp_endpoint: str = ""
+    log_level: str = "info"
+    log_format: str = "text"
+    fd: int | None = None  # an inherited listening socket
+    parent: int | None = None
+
 
 _OPTIONS = [
     click.option("--host", default="127.0.0.1", show_default=True,
@@ -48,14 +75,14 @@ _OPTIONS = [
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """On a click command."""
+    """Decorates a click command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def settings_from(given: Mapping[str, Any]) -> ServerSettings:
-    """Checked. Raises InputError."""
+    """From the values of the options. Raises InputError."""
     keys = (*given["api_key"], *_keys_in(given["api_key_file"]))
     for key in keys:
         if not 0 < len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable():

@@ -1,8 +1,7 @@
-"""Run: the server's process, from the bound port to the last answer.
+"""Run: the server's process, from the bound port to the last response.
 
-The port is bound before anything is loaded, so one that is taken is known at once. SIGTERM and SIGINT
-drain: nothing new is taken, what runs may end within --shutdown-timeout, the rest is told that it will
-not; a second signal ends it now.
+SIGTERM and SIGINT drain: new requests are rejected, running ones may end within --shutdown-timeout, the
+rest end with an error. A second signal ends them now.
 """
 
 import asyncio
@@ -18,30 +17,30 @@ import uvicorn
 
 from baton.client.aio import RouterClient
 from baton.host import process_runs
-from baton.model_files import resolve_model
+from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
 from baton.server.app import make_app
-from baton.server.binding import adopt, bind
-from baton.server.desk import Desk
-from baton.server.h11 import PatientH11
+from baton.server.guard import TimeoutH11
+from baton.server.listen import adopt, bind
 from baton.server.metrics import Metrics
-from baton.server.settings import ServerSettings
-from baton.server.spans import exporting_to
-from baton.server.talk import Talk
-from baton.server.templates import Renderer, read_template
-from baton.server.watch import Watch
+from baton.server.monitor import Monitor
+from baton.server.options import ServerSettings
+from baton.server.otel import exporting_to
+from baton.server.rendering import ProcessRenderer, Renderer, ThreadRenderer
+from baton.server.service import GenerationService
+from baton.server.templates import read_template
 from baton.wire.keys import load_keys
 
 REFRESH_S = 0.5
 CONNECTIONS = 2048
 GRACE_S = 2
-"""For the last words of requests that were cut off, and for pages that watch."""
+"""For the last events of interrupted requests and of open pages."""
 
 logger = logging.getLogger(__name__)
 
 
 def serve(settings: ServerSettings) -> int:
-    """Until a signal. Returns the exit code; raises a BatonError for what cannot work."""
+    """Serve until a signal. Returns the exit code. Raises BatonError."""
     listener = bind(settings.host, settings.port) if settings.fd is None else adopt(settings.fd)
     try:
         return asyncio.run(_serve(settings, listener))
@@ -52,30 +51,29 @@ def serve(settings: ServerSettings) -> int:
 async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     files = resolve_model(settings.model)
     keys = load_keys(settings.keys) if settings.keys else None
-    line = RouterClient(settings.router, keys=keys)
-    desk = Desk(settings, files, line)
-    metrics = Metrics(desk.names[0])
+    router = RouterClient(settings.router, keys=keys)
+    renderer = _renderer(settings, files)
+    service = GenerationService(settings, files, router, renderer)
+    metrics = Metrics(service.names[0])
     otlp = settings.otlp_endpoint
-    watch = Watch(line, metrics, exporting_to(otlp, desk.names[0]) if otlp else None)
-    template = read_template(files.folder, settings.chat_template)
-    renderer = Renderer(template) if template else None
+    monitor = Monitor(router, metrics, exporting_to(otlp, service.names[0]) if otlp else None)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        line.connect(watch.observed)
-        refreshing = asyncio.create_task(_refresh(watch, desk))
+        router.connect(monitor.observed)
+        refreshing = asyncio.create_task(_refresh(monitor, service))
         try:
             yield
         finally:
             refreshing.cancel()
-            line.close()
+            router.close()
             if renderer is not None:
                 await renderer.close()
 
-    app = make_app(desk, watch, Talk(desk, renderer), lifespan, own_version())
+    app = make_app(service, monitor, lifespan, own_version())
     config = uvicorn.Config(
         app,
-        http=PatientH11,
+        http=TimeoutH11,
         ws="websockets-sansio",
         loop="asyncio",
         lifespan="on",
@@ -92,10 +90,10 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server = _Server(config)
     loop = asyncio.get_running_loop()
-    drain = _Drain(server, desk)
+    drain = _Drain(server, service)
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, drain.begin)
-    watching = loop.create_task(_mind_parent(settings.parent, drain))
+    watching = loop.create_task(_watch_parent(settings.parent, drain))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -103,8 +101,15 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     return 0
 
 
+def _renderer(settings: ServerSettings, files: ModelFiles) -> Renderer | None:
+    template = read_template(files.folder, settings.chat_template)
+    if template is None:
+        return None
+    return ProcessRenderer(template) if settings.chat_template else ThreadRenderer(template)
+
+
 class _Server(uvicorn.Server):
-    """Signals are ours."""
+    """Leaves signals to _Drain."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,44 +117,47 @@ class _Server(uvicorn.Server):
 
 
 class _Drain:
-    """The way out."""
+    """The end of the server."""
 
-    def __init__(self, server: uvicorn.Server, desk: Desk) -> None:
-        self._server, self._desk = server, desk
+    def __init__(self, server: uvicorn.Server, service: GenerationService) -> None:
+        self._server, self._service = server, service
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """The first time in order, the second time at once."""
+        """The first call waits for running requests; the second ends them."""
         if self._task is not None:
             self._server.should_exit = True
-            self._desk.line.fail_all("shutting_down", "the server was stopped")
+            self._service.router.fail_all("shutting_down", "the server was stopped")
             return
         self._task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
-        desk, patience = self._desk, self._desk.settings.shutdown_s
-        desk.draining = True
-        logger.info("shutting down: %d requests are under way", len(desk.line))
+        service, router = self._service, self._service.router
+        patience = service.settings.shutdown_s
+        service.draining = True
+        logger.info("shutting down: %d requests are under way", len(router))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while len(desk.line):
+                while len(router):
                     await asyncio.sleep(0.05)
-        cut = len(desk.line)
+        cut = len(router)
         if cut:
             logger.warning("%d requests did not end within %g s and are cut off", cut, patience)
-            desk.line.fail_all("shutting_down", "the server is shutting down")
-        self._server.should_exit = True  # after GRACE_S for pages that watch, and who does not read
+            router.fail_all("shutting_down", "the server is shutting down")
+        self._server.should_exit = (
+            True  # uvicorn waits GRACE_S for open pages and clients that do not read
+        )
 
 
-async def _refresh(watch: Watch, desk: Desk) -> None:
+async def _refresh(monitor: Monitor, service: GenerationService) -> None:
     while True:
-        watch.refresh()
-        desk.look()
+        monitor.refresh()
+        service.look()
         await asyncio.sleep(REFRESH_S)
 
 
-async def _mind_parent(parent: int | None, drain: _Drain) -> None:
-    """A server whose supervisor is gone ends too."""
+async def _watch_parent(parent: int | None, drain: _Drain) -> None:
+    """End when the supervisor has ended."""
     if parent is None:
         return
     while process_runs(parent):

@@ -1,10 +1,10 @@
-"""Serve: the cluster and the HTTP server in front of it, started, looked after and ended together.
+"""Serve: a cluster and the HTTP server in front of it, started, supervised and stopped together.
 
-    bind the port                        known at once if it is taken
+    bind the port                        a port in use is known at once
     router, workers, server              children of this process, restarted when they die
     SIGTERM, SIGINT                      the server drains, then everything ends; a second one: now
 
-The listening socket is this process's own, so what arrives while the server is restarted waits.
+This process owns the listening socket, so connections wait while the server is restarted.
 """
 
 import os
@@ -21,20 +21,20 @@ from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Beside, Cluster
-from baton.server.binding import bind
-from baton.server.settings import ServerSettings
+from baton.server.listen import bind
+from baton.server.options import ServerSettings
 from baton.wire.messages import ClusterInfo
 
 INTERRUPTED = 130
 GRACE_S = 5.0
-"""Beside --shutdown-timeout: for the server's last words."""
-LOOK_S = 0.05
+"""Added to --shutdown-timeout, for the server's last events."""
+POLL_S = 0.05
 
 Describe = Callable[[ClusterInfo], Sequence[str]]
 
 
 class _Signals:
-    """How often this process was asked to end."""
+    """Counts the signals that ask this process to end."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,7 +48,7 @@ class _Signals:
 
 
 def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Describe) -> int:
-    """Until it is told to end. Returns the exit code; raises a BatonError."""
+    """Serve until a signal. Returns the exit code. Raises BatonError."""
     listener = bind(settings.host, settings.port)
     signals = _Signals()
     listener.set_inheritable(True)
@@ -62,7 +62,7 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
             cluster.add(Beside("server", command, (listener.fileno(),)))
             client = Client(cluster.address)
             try:
-                _look_after(cluster, client, settings, port, describe, signals)
+                _supervise(cluster, client, settings, port, describe, signals)
             finally:
                 client.close()
     finally:
@@ -107,7 +107,7 @@ def url(settings: ServerSettings, port: int) -> str:
     return f"{scheme}://{host}:{port}"
 
 
-def _look_after(
+def _supervise(
     cluster: Cluster,
     client: Client,
     settings: ServerSettings,
@@ -120,7 +120,7 @@ def _look_after(
     for event in batch.watch():
         if signals.count:
             break
-        ready = _tell(event, settings, port, describe, ready=ready)
+        ready = _report(event, settings, port, describe, ready=ready)
     server = cluster.pids().get("server")
     if server is None:
         return
@@ -128,10 +128,10 @@ def _look_after(
     os.kill(server, signal.SIGTERM)
     deadline = time.monotonic() + settings.shutdown_s + GRACE_S
     while "server" in cluster.running() and signals.count < 2 and time.monotonic() < deadline:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
 
 
-def _tell(
+def _report(
     event: Event,
     settings: ServerSettings,
     port: int,

@@ -1,7 +1,7 @@
-"""Server-sent events: a response that streams, keeps the line alive, and notices who has left.
+"""Server-sent events: a streaming response with keep-alive comments that notices disconnects.
 
     data: {...}\\n\\n        one event
-    : keep-alive\\n\\n       a comment, when there was nothing to say for a while
+    : keep-alive\\n\\n       a comment, after a while without events
     data: [DONE]\\n\\n       the end
 
 Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE_S = 15.0
 WRITE_S = 30.0
-"""Who has not read anything for so long is cut off."""
+"""A client that has not read anything for so long is disconnected."""
 LOOK_S = 1.0
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -31,14 +31,14 @@ json_of = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:
-    """One event as it goes over the wire."""
+    """One encoded event."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json_of(data)}\n\n".encode()
 
 
 class EventStream(Response):
-    """Streams what a generator yields. The generator is closed whatever ends it: its own end, a client
-    that left, or one that does not read."""
+    """Streams what a generator yields. The generator is closed at its end, and when the client leaves or
+    does not read."""
 
     def __init__(
         self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
@@ -49,14 +49,14 @@ class EventStream(Response):
         )
         del self.headers["content-length"]
         self._events = events
-        self._heard, self._sending = 0.0, False
+        self._last_sent, self._sending = 0.0, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._heard, self._sending = time.monotonic(), False
+        self._last_sent, self._sending = time.monotonic(), False
         pump = asyncio.create_task(self._pump(send))
         others = [
             asyncio.create_task(gone(receive)),
-            asyncio.create_task(self._mind(send)),
+            asyncio.create_task(self._keep_alive(send)),
         ]
         try:
             await asyncio.wait({pump, *others}, return_when=asyncio.FIRST_COMPLETED)
@@ -77,15 +77,15 @@ class EventStream(Response):
     async def _send(self, send: Send, chunk: bytes) -> None:
         self._sending = True
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        self._sending, self._heard = False, time.monotonic()
+        self._sending, self._last_sent = False, time.monotonic()
 
-    async def _mind(self, send: Send) -> None:
-        """Keeps the line alive; ends, and so the response, when the client does not read."""
+    async def _keep_alive(self, send: Send) -> None:
+        """Sends keep-alive comments. Returns, which ends the response, if the client does not read."""
         while True:
             await asyncio.sleep(LOOK_S)
-            silent = time.monotonic() - self._heard
+            silent = time.monotonic() - self._last_sent
             if self._sending and silent >= WRITE_S:
-                logger.warning("a client has read nothing for %.0f s and is cut off", WRITE_S)
+                logger.warning("a client has read nothing for %.0f s and is disconnected", WRITE_S)
                 return
             if not self._sending and silent >= KEEP_ALIVE_S:
                 await self._send(send, KEEP_ALIVE)

@@ -1,27 +1,37 @@
 """Chat templates: from messages to the text the model was trained on.
 
-The template comes with the model, or from whoever starts the server, never from a request. It is rendered
-in a child process (render.py) that is killed if it takes too long.
+A template is a Jinja program that comes with the model or with --chat-template, never from a request.
+It is compiled once and runs in Jinja's sandbox with a time limit. Where it runs: rendering.py.
 """
 
-import asyncio
 import json
-import os
-import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from time import sleep
+from typing import Any, NoReturn
 
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from baton.clock import monotonic
 from baton.errors import ModelError, RequestError
-from baton.package import ROOT
 
 PATIENCE_S = 5.0
-LONGEST_TEXT = 4 << 20
-LONGEST_LINE = 64 << 20
-FIRST_S = 30.0
-"""The child's first answer may take this much longer: it has to start."""
+LONGEST_TEXT = 4 << 20  # characters
+LONGEST_REASON = 500
+LARGEST_NUMBER = 4096  # bits
+WORK_S, REST_S = 0.002, 0.001
+"""A long rendering pauses this often and this long. Ordinary ones take a tenth of a millisecond."""
 DEFAULT = "default"
+REFUSES = "the chat template refuses these messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,18 @@ class ChatTemplate:
 
     source: str
     tokens: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a template is rendered with."""
+
+    messages: Sequence[Mapping[str, Any]]
+    add_generation_prompt: bool = True
+    tools: Sequence[Any] | None = None
+
+
+# ---- reading
 
 
 def read_template(folder: Path | None, override: Path | None = None) -> ChatTemplate | None:
@@ -53,92 +75,6 @@ def read_template(folder: Path | None, override: Path | None = None) -> ChatTemp
     return ChatTemplate(source, {name: text for name, text in tokens.items() if text is not None})
 
 
-class Renderer:
-    """Renders, one conversation at a time. Use it within one event loop."""
-
-    def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
-        self._template = template
-        self._patience_s = patience_s
-        self._lock = asyncio.Lock()
-        self._child: asyncio.subprocess.Process | None = None
-
-    async def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Any] | None = None,
-    ) -> str:
-        """The text. Raises RequestError with the template's own words if it refuses."""
-        asked = {
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "tools": tools,
-        }
-        async with self._lock:
-            answer = await self._ask(json.dumps(asked))
-        if "ok" not in answer:
-            raise RequestError(f"the chat template refuses these messages: {answer['error']}")
-        if len(answer["ok"]) > LONGEST_TEXT:
-            raise RequestError(
-                f"the chat template makes {len(answer['ok']):,} characters of these messages, and "
-                f"{LONGEST_TEXT:,} are the limit; send less"
-            )
-        return str(answer["ok"])
-
-    async def close(self) -> None:
-        """The child ends."""
-        child, self._child = self._child, None
-        if child is not None:
-            if child.returncode is None:
-                child.kill()
-            await child.wait()
-
-    async def _ask(self, line: str) -> dict[str, str]:
-        fresh = self._child is None or self._child.returncode is not None
-        child = await self._start() if fresh else self._child
-        assert child is not None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        patience = self._patience_s + (FIRST_S if fresh else 0.0)
-        try:
-            async with asyncio.timeout(patience):
-                child.stdin.write(line.encode() + b"\n")
-                await child.stdin.drain()
-                answer = await child.stdout.readline()
-        except TimeoutError:
-            await self.close()
-            raise RequestError(
-                f"the chat template took longer than {self._patience_s:g} s for these messages"
-            ) from None
-        except ConnectionError:
-            answer = b""
-        except asyncio.CancelledError:
-            await self.close()  # its answer would be taken for that of the next
-            raise
-        if not answer.endswith(b"\n"):
-            await self.close()
-            raise RequestError("the chat template broke down over these messages; send others")
-        found: dict[str, str] = json.loads(answer)
-        return found
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        self._child = child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "baton.server.render",
-            str(os.getpid()),
-            cwd=ROOT,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=LONGEST_LINE,
-        )
-        assert child.stdin is not None
-        first = {"template": self._template.source, "tokens": dict(self._template.tokens)}
-        child.stdin.write(json.dumps(first).encode() + b"\n")
-        return child
-
-
 def _token(value: Any) -> str | None:
     """Special tokens stand as text, or as an object that holds it."""
     content = value.get("content") if isinstance(value, dict) else value
@@ -158,5 +94,200 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(_text(file))
     except ValueError as error:
-        raise ModelError(f"{file} is no JSON: {error}") from error
+        raise ModelError(f"{file} is not valid JSON: {error}") from error
     return found if isinstance(found, dict) else {}
+
+
+# ---- rendering
+
+
+class CompiledTemplate:
+    """A template, compiled once. Several threads may render at the same time. The texts are those of
+    transformers' apply_chat_template."""
+
+    def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
+        self._tokens = dict(template.tokens)
+        self._sandbox = _Sandbox(patience_s)
+        self._template: jinja2.Template | None = None
+        self._broken = ""
+        try:
+            self._template = self._sandbox.from_string(template.source)
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
+            self._broken = str(error)[:LONGEST_REASON]
+
+    def render(self, conversation: Conversation) -> str:
+        """Raises RequestError if the template refuses, and if time or text exceed their limits."""
+        if self._template is None:
+            raise RequestError(f"{REFUSES}: {self._broken}")
+        variables = {
+            "messages": conversation.messages,
+            "add_generation_prompt": conversation.add_generation_prompt,
+            "tools": conversation.tools or None,
+            "documents": None,
+        }
+        self._sandbox.begin()
+        pieces, length = [], 0
+        try:
+            for piece in self._template.generate(variables | self._tokens):
+                pieces.append(piece)
+                length += len(piece)
+                if length > LONGEST_TEXT:
+                    raise RequestError(
+                        f"the chat template makes more than {LONGEST_TEXT:,} characters of these "
+                        "messages; send less"
+                    )
+        except jinja2.TemplateError as error:
+            raise RequestError(f"{REFUSES}: {error}"[:LONGEST_REASON]) from error
+        except (OverflowError, RecursionError, MemoryError) as error:
+            why = f"it is too large ({type(error).__name__})"
+            raise RequestError(f"{REFUSES}: {why}") from error
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise RequestError(f"{REFUSES}: {why}"[:LONGEST_REASON]) from error
+        return "".join(pieces)
+
+    def stop(self) -> None:
+        """Renderings that are under way fail at their next loop or call."""
+        self._sandbox.patience_s = 0.0
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """transformers' environment for chat templates, with a time limit. Every iteration, call, and filter
+    or test of an item checks it, so between two checks lies one operation on data of limited size."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, patience_s: float) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+        )
+        self.patience_s = patience_s
+        self._thread = threading.local()
+        self.filters["tojson"] = _to_json
+        self.globals |= {
+            "raise_exception": _raise,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+            "dict": _Dict(),
+            "namespace": _Namespace,
+        }
+        del self.globals["lipsum"]  # text without end
+
+    def begin(self) -> None:
+        """A rendering begins in this thread."""
+        self._thread.began = self._thread.rested = monotonic()
+
+    def check_time(self) -> bool:
+        """True. Raises RequestError if the rendering in this thread takes too long."""
+        now, thread = monotonic(), self._thread
+        if now - thread.began > self.patience_s:
+            raise RequestError(
+                f"the chat template took longer than {self.patience_s:g} s for these messages"
+            )
+        if now - thread.rested > WORK_S:  # the interpreter's lock: the server's loop needs it too
+            sleep(REST_S)
+            thread.rested = monotonic()
+        return True
+
+    in_time = property(check_time)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        check = nodes.EnvironmentAttribute("in_time", environment=self)
+        for loop in tree.find_all(nodes.For):
+            if loop.test is not None:
+                loop.test = nodes.And(check, loop.test, environment=self)
+            loop.body.insert(0, nodes.ExprStmt(check, environment=self))
+        return tree
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        __self.check_time()
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def call_filter(self, *args: Any, **kwargs: Any) -> Any:
+        self.check_time()
+        return super().call_filter(*args, **kwargs)
+
+    def call_test(self, *args: Any, **kwargs: Any) -> Any:
+        self.check_time()
+        return super().call_test(*args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Powers and repetitions can take hours in one operation that no check interrupts."""
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * right if operator == "**" else left.bit_length()
+            if bits > LARGEST_NUMBER:
+                raise OverflowError
+        elif operator == "*":
+            times, items = (left, right) if isinstance(left, int) else (right, left)
+            length = len(items) if isinstance(items, str | list | tuple) else 0
+            if isinstance(times, int) and times * length > LONGEST_TEXT:
+                raise OverflowError
+        return super().call_binop(context, operator, left, right)
+
+
+class _Generation(Extension):
+    """{% generation %} marks what the assistant says, for training. Here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=lineno)
+
+
+class _Dict:
+    """dict() without the attributes of the type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """namespace() without names that begin with an underscore: they reach Python's internals."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name of the template's
+        attrs = dict(*args[1:], **kwargs)
+        for name in attrs:
+            _check_name(name)
+        Namespace.__init__(args[0], attrs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}: rename it")
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own escapes HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

@@ -68,7 +68,9 @@ def children_of(pid: int) -> dict[str, int]:
             words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
             if "-m" in words:
                 module = words[words.index("-m") + 1]
-                name = words[words.index("--name") + 1] if "--name" in words else module
+                name = module.rpartition(".")[2]
+                if "--name" in words:
+                    name = words[words.index("--name") + 1]
                 found[name] = int(entry)
     return found
 

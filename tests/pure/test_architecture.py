@@ -41,15 +41,14 @@ TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow", "sampler.counters",
     "sampler.logprobs", "sampler.race", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
-    "decode_worker.draft", "decode_worker.process", "baton.local", "baton.server.render",
-    "baton.models", "tools",
+    "decode_worker.draft", "decode_worker.process", "baton.local", "baton.models", "tools",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or it is needed
     "prefill_worker.__main__": ("prefill_worker.process",),
     "decode_worker.__main__": ("decode_worker.process",),
     "baton.cli.main": ("baton.models.convert",),
-    "baton.llm": ("baton.local", "baton.server.render"),
+    "baton.llm": ("baton.local",),
 }
 
 LONGEST_FILE = 500

@@ -1,4 +1,4 @@
-"""What a job's news become: chunks and whole answers in OpenAI's shapes, whatever is joined."""
+"""From the router's messages to chunks and whole responses in OpenAI's form."""
 
 import asyncio
 import json
@@ -10,10 +10,9 @@ import pytest
 from baton.client.aio import Queue
 from baton.client.tracker import News, PendingRequest
 from baton.params import GenerationParams
-from baton.server.choices import ChatShape, Choice, CompletionShape, Fresh, Shape, Tokens
-from baton.server.frames import Frames
-from baton.server.job import Job, streamed
+from baton.server.choices import ChatShape, Choice, CompletionShape, Delta, Shape, Tokens
 from baton.server.sse import event
+from baton.server.stream import ChunkEncoder, GenerationStream, PreparedRequest
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
 from baton.wire.records import Logprob, Timings
 
@@ -64,25 +63,40 @@ def together(*tokens: int) -> Emitted:
     return Emitted("r", tuple(tokens), "".join(one.text for one in each), chances)
 
 
-def run(shape: Shape, news: Sequence[Sequence[News]], **options: Any) -> tuple[list[Any], Job]:
-    """The events of a job with one request for each list of news."""
+def prepared(
+    prompts: Sequence[tuple[int, ...]], *, each: int = 1, shape: Shape | None = None, **options: Any
+) -> PreparedRequest:
+    """A request with `each` choices of each prompt."""
+    submits = [
+        Submit(f"r{i * each + k}", prompt, GenerationParams(5))
+        for i, prompt in enumerate(prompts)
+        for k in range(each)
+    ]
+    shape = shape or CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
+    return PreparedRequest("r", tuple(prompts), tuple(submits), shape, **options)
 
-    async def work() -> tuple[str, Job]:
+
+def run(
+    shape: Shape, news: Sequence[Sequence[News]], **options: Any
+) -> tuple[list[Any], GenerationStream]:
+    """The events of a stream with one request for each list of news."""
+
+    async def work() -> tuple[str, GenerationStream]:
         client = PretendClient()
-        submits = [Submit(f"r{i}", (8, 9), GenerationParams(5)) for i in range(len(news))]
-        job = Job(client, [(8, 9)], submits, **options)  # type: ignore[arg-type]
+        asked = prepared([(8, 9)], each=len(news), shape=shape, include_usage=True, **options)
+        stream = GenerationStream(client, asked)  # type: ignore[arg-type]
         for request, each in zip(client.requests, news, strict=True):
             put(request, Accepted("r", 2, 0.0))
             for one in each:
                 put(request, one)
-        await job.accepted()
-        stream = b"".join([sent async for sent in streamed(job, shape, include_usage=True)])
+        await stream.accepted()
+        sent = b"".join([sent async for sent in stream.events()])
         assert client.aborted == client.requests  # does nothing to those that have ended
-        return stream.decode(), job
+        return sent.decode(), stream
 
-    stream, job = asyncio.run(work())
-    assert stream.endswith("\n\n")
-    return [event.removeprefix("data: ") for event in stream[:-2].split("\n\n")], job
+    sent, stream = asyncio.run(work())
+    assert sent.endswith("\n\n")
+    return [event.removeprefix("data: ") for event in sent[:-2].split("\n\n")], stream
 
 
 def chunks(texts: Sequence[str]) -> list[Any]:
@@ -97,7 +111,7 @@ def test_tokens_that_come_together_are_one_piece(groups: list[int]) -> None:
     for count in groups:
         first = sum(groups[: len(spoken)]) + 1
         spoken.append(together(*range(first, first + count)))
-    texts, job = run(shape, [[*spoken, END]])
+    texts, stream = run(shape, [[*spoken, END]])
     found = chunks(texts)
     pieces = [chunk["choices"][0] for chunk in found[:-1]]
     assert [p["finish_reason"] for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
@@ -108,7 +122,7 @@ def test_tokens_that_come_together_are_one_piece(groups: list[int]) -> None:
     assert offsets == [0, 3, 6, 9, 12]
     assert len(pieces) - 1 == len(groups)
     assert found[-1]["usage"]["completion_tokens"] == 5
-    assert shape.whole(job.choices, job.usage())["choices"][0]["text"] == " w1 w2 w3 w4 w5"
+    assert shape.whole(stream.choices, stream.usage())["choices"][0]["text"] == " w1 w2 w3 w4 w5"
 
 
 def test_a_conversation_says_who_speaks_once_for_each_answer() -> None:
@@ -138,9 +152,9 @@ def test_an_echo_comes_first_and_its_first_token_has_no_logprob() -> None:
     shape = CompletionShape(HEAD, TOKENS, logprobs=0, prompt_logprobs=0)
     scored = PromptScored("r", (Logprob(-0.25),))
     news: list[News] = [scored, Emitted("r", (1,), " w1", (Logprob(-0.5),)), END]
-    _, job = run(shape, [news])
-    job.choices[0].echo = " w8 w9"
-    told = shape.whole(job.choices, job.usage())["choices"][0]
+    _, stream = run(shape, [news])
+    stream.choices[0].echo = " w8 w9"
+    told = shape.whole(stream.choices, stream.usage())["choices"][0]
     assert told["text"] == " w8 w9 w1"
     assert told["logprobs"] == {
         "tokens": [" w8", " w9", " w1"], "token_logprobs": [None, -0.25, -0.5],
@@ -154,31 +168,30 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
     async def work(cancel: bool) -> tuple[list[str], int]:
         client = PretendClient()
         long, short = tuple(range(64)), (1, 2)
-        asked = [long, long, long, short, short]
-        submits = [Submit(f"r{i}", prompt, GenerationParams(5)) for i, prompt in enumerate(asked)]
-        job = Job(client, [long, short], submits)  # type: ignore[arg-type]
-        assert [request.id for request in client.requests] == ["r0", "r3", "r4"]
+        stream = GenerationStream(client, prepared([long, short], each=3))  # type: ignore[arg-type]
+        assert [request.id for request in client.requests] == ["r0", "r3", "r4", "r5"]
         for request in client.requests:
             put(request, Accepted(request.id, 2, 0.0))
-        await job.accepted()
+        await stream.accepted()
         if cancel:
-            job.cancel()
+            stream.cancel()
+            stream.cancel()
         else:
             put(client.requests[0], said(1)[0])
         ends = []
-        async for each in job.news():
-            if each is job.choices[0] or isinstance(each, Fresh):
-                assert cancel or len(client.requests) == 5
+        async for each in stream.deltas():
+            if each is stream.choices[0] or isinstance(each, Delta):
+                assert cancel or len(client.requests) == 6
             for request in client.requests:
                 if not request.ended:
                     put(request, END)
-            if not isinstance(each, Fresh):
+            if not isinstance(each, Delta):
                 ends.append(f"{each.index} {each.finish_reason}")
-        job.close()
+        stream.close()
         return sorted(ends), len(client.requests)
 
-    assert asyncio.run(work(False)) == ([f"{i} length" for i in range(5)], 5)
-    assert asyncio.run(work(True)) == ([f"{i} abort" for i in range(5)], 3)
+    assert asyncio.run(work(False)) == ([f"{i} length" for i in range(6)], 6)
+    assert asyncio.run(work(True)) == ([f"{i} abort" for i in range(6)], 4)
 
 
 @pytest.mark.parametrize("logprobs", [-1, 1])
@@ -189,22 +202,22 @@ def test_a_frame_is_the_event_of_its_piece(text: str, logprobs: int) -> None:
         CompletionShape(head, TOKENS, logprobs=logprobs, prompt_logprobs=-1),
         ChatShape(head, TOKENS, logprobs=logprobs),
     ):
-        frames = Frames(shape)
+        frames = ChunkEncoder(shape)
         for index in (0, 1, 0):
             choice = Choice(index, (8, 9), token_ids=[3, 4])
-            fresh = Fresh(choice, text, (4,), (Logprob(-0.5, (1,), (-0.5,)),))
+            fresh = Delta(choice, text, (4,), (Logprob(-0.5, (1,), (-0.5,)),))
             assert frames.event(fresh) == event(shape.piece(fresh))
 
 
 def test_what_is_there_at_the_same_time_goes_together() -> None:
     async def work() -> list[bytes]:
         client = PretendClient()
-        job = Job(client, [(8, 9)], [Submit("r0", (8, 9), GenerationParams(5))])  # type: ignore[arg-type]
+        asked = prepared([(8, 9)], include_usage=True)
+        stream = GenerationStream(client, asked)  # type: ignore[arg-type]
         (request,) = client.requests
         put(request, said(1)[0])
-        shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
         sent = []
-        async for each in streamed(job, shape, include_usage=True):
+        async for each in stream.events():
             sent.append(each)
             if not request.ended:
                 for news in (*said(2, 3), END):
@@ -226,8 +239,8 @@ def test_what_cannot_come_has_a_number_that_json_knows() -> None:
 
 def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
     shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
-    _, job = run(shape, [[*said(1), END], [*said(2, 3), END]])
-    assert job.usage() == {
+    _, stream = run(shape, [[*said(1), END], [*said(2, 3), END]])
+    assert stream.usage() == {
         "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
         "prompt_tokens_details": {"cached_tokens": 2},
     }  # fmt: skip

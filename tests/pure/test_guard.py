@@ -1,4 +1,4 @@
-"""Who may ask the server, how much and how slowly; what it says when it says no."""
+"""Access, limits of size and time, and the errors for what exceeds them."""
 
 import asyncio
 import json
@@ -11,9 +11,15 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.server.fields import DEEPEST_JSON, depth_ok
-from baton.server.guard import MAX_BODY_BYTES, Guard, Rules, hashed
-from baton.server.h11 import PatientH11
+from baton.server.guard import (
+    DEEPEST_JSON,
+    MAX_BODY_BYTES,
+    AccessPolicy,
+    Guard,
+    TimeoutH11,
+    depth_ok,
+    hashed,
+)
 
 Scope = dict[str, Any]
 
@@ -26,7 +32,7 @@ async def echo(scope: Scope, receive: Any, send: Any) -> None:
 
 
 def ask(
-    rules: Rules,
+    policy: AccessPolicy,
     path: str = "/v1/models",
     *,
     body: Sequence[bytes] = (b"",),
@@ -53,14 +59,14 @@ def ask(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(echo, rules)(scope, receive, send))
+    asyncio.run(Guard(echo, policy)(scope, receive, send))
     found = {k.decode().lower(): v.decode() for k, v in sent[0]["headers"]}
     content = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], found, json.loads(content) if content[:1] == b"{" else content
 
 
-OPEN = Rules()
-LOCKED = Rules(keys=hashed(["secret", "other"]))
+OPEN = AccessPolicy()
+LOCKED = AccessPolicy(keys=hashed(["secret", "other"]))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_only_what_tells_nothing_of_anybody_is_open(path: str, status: int) -> N
 )  # fmt: skip
 def test_a_name_that_is_not_ours_is_not_served(host: str, status: int) -> None:
     assert ask(OPEN, host=host)[0] == status
-    assert ask(Rules(hosts=("*",)), host=host)[0] == 200
+    assert ask(AccessPolicy(hosts=("*",)), host=host)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_a_name_that_is_not_ours_is_not_served(host: str, status: int) -> None:
      ("http://localhost:9999", 403), ("http://mine.example", 200)],
 )  # fmt: skip
 def test_pages_of_other_sites_may_not_ask(origin: str, status: int) -> None:
-    assert ask(Rules(origins=("http://mine.example",)), origin=origin)[0] == status
+    assert ask(AccessPolicy(origins=("http://mine.example",)), origin=origin)[0] == status
 
 
 def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
@@ -164,12 +170,12 @@ def test_depth_is_that_of_brackets_outside_of_strings(value: Any) -> None:
     "sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nA: b\r\n"]
 )
 def test_half_a_head_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.server.h11.HEAD_S", 0.1)
+    monkeypatch.setattr("baton.server.guard.HEAD_S", 0.1)
 
     async def work() -> bytes:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-            config = uvicorn.Config(echo, http=PatientH11, log_config=None, lifespan="off")
+            config = uvicorn.Config(echo, http=TimeoutH11, log_config=None, lifespan="off")
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

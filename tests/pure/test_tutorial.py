@@ -15,7 +15,7 @@ import pytest
 import tools.evaluation.__main__
 import tools.lab.__main__
 from baton.cli import main
-from baton.server.protocol import CompletionRequest
+from baton.server.schema import CompletionRequest
 from tests.pure.tutorial import PAGE, ROOT, Box, boxes, session, stands
 
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from baton.cli import main
-from baton.errors import InputError, ModelError
+from baton.errors import InputError, ModelError, RequestError
 from baton.model_files import resolve_model
 from baton.models.convert import convert_folder
 from baton.models.formats.nanochat import CHAT_TEMPLATE
-from baton.server.render import rendered
+from baton.server.templates import ChatTemplate, CompiledTemplate, Conversation
 from baton.text import Tokenizer
 from tests.torch.foreign import (
     CHAT,
@@ -111,9 +111,9 @@ def test_a_text_begins_with_bos_and_an_answer_ends(tmp_path: Path) -> None:
     assert theirs.bos_token_id == BOS
 
 
-def chat(*messages: dict[str, str], more: bool = True) -> dict[str, str]:
-    asked = {"messages": messages, "add_generation_prompt": more, "tools": None}
-    return rendered(CHAT_TEMPLATE, {"bos_token": "<|bos|>"}, asked)
+def chat(*messages: dict[str, str], more: bool = True) -> str:
+    template = CompiledTemplate(ChatTemplate(CHAT_TEMPLATE, {"bos_token": "<|bos|>"}))
+    return template.render(Conversation(messages, more))
 
 
 def test_a_chat_is_spelled_as_nanochat_spells_it() -> None:
@@ -123,11 +123,12 @@ def test_a_chat_is_spelled_as_nanochat_spells_it() -> None:
     )  # fmt: skip
     first = "<|bos|><|user_start|>Hi<|user_end|>"
     turn = "<|assistant_start|>Yes?<|assistant_end|><|user_start|>Bye<|user_end|>"
-    assert chat(user, more=False) == {"ok": first}
-    assert chat(user, answer, again) == {"ok": first + turn + "<|assistant_start|>"}
-    assert chat(system, user, more=False) == {"ok": first.replace("Hi", "Be kind.\n\nHi")}
+    assert chat(user, more=False) == first
+    assert chat(user, answer, again) == first + turn + "<|assistant_start|>"
+    assert chat(system, user, more=False) == first.replace("Hi", "Be kind.\n\nHi")
     for wrong in ([answer], [user, user], [user, system], [system], [system, answer]):
-        assert "error" in chat(*wrong)
+        with pytest.raises(RequestError, match="the chat template refuses"):
+            chat(*wrong)
 
 
 def test_without_chat_tokens_there_is_no_template(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ export function startChat(described, tellRequest) {
   document.getElementById("mode").textContent = model.chat ? ""
     : "This model has no chat template: it continues your text.";
   text.placeholder = model.chat ? "Message (Enter sends, Shift+Enter: new line)"
-    : "A beginning (Enter sends, Shift+Enter: new line)";
+    : "Prompt (Enter sends, Shift+Enter: new line)";
   const ideas = document.getElementById("ideas");
   ideas.replaceChildren(...IDEAS[model.chat ? "chat" : "text"].map((idea) => {
     const button = document.createElement("button");

@@ -36,7 +36,7 @@ for (const button of document.querySelectorAll("[data-span]")) {
 byId("pause").addEventListener("click", (event) => {
   const paused = event.target.ariaPressed !== "true";
   event.target.ariaPressed = String(paused);
-  event.target.textContent = paused ? "Go on" : "Pause";
+  event.target.textContent = paused ? "Resume" : "Pause";
   picture.pause(paused);
 });
 for (const [id, live] of [["show-chat", false], ["show-live", true]]) {

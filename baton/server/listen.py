@@ -1,4 +1,4 @@
-"""Binding: the port, before anything else."""
+"""The listening socket. It is bound before anything is loaded, so that a port in use is known at once."""
 
 import errno
 import socket
@@ -10,12 +10,12 @@ BACKLOG = 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises InputError if there is none to be had."""
+    """A listening socket. Raises InputError if the address cannot be bound."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise InputError(
-            f"--host {host} is no address of this machine: {error.strerror}"
+            f"--host {host} is not an address of this machine: {error.strerror}"
         ) from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
@@ -37,9 +37,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """The listening socket that the parent has handed over."""
+    """The listening socket inherited from the parent. Raises InputError."""
     with suppress(OSError):
         listener = socket.socket(fileno=descriptor)
         listener.setblocking(False)
         return listener
-    raise InputError(f"--fd {descriptor} is no socket")
+    raise InputError(f"--fd {descriptor} is not a socket")

@@ -1,13 +1,15 @@
 """What may be asked over HTTP: each field at its limits, ids, what real clients send, and anything at
-all. A request goes the way of baton/server/app.py: json.loads, the model, its generation."""
+all. A request goes the way of baton/server/app.py: json.loads, the model, its params."""
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+from baton.params import GenerationParams, Limits
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,53 +17,66 @@ from pydantic import BaseModel, ValidationError
 
 from baton import grammar
 from baton.errors import RequestError
-from baton.server.chatting import ChatRequest, DetokenizeRequest, TokenizeRequest
-from baton.server.faults import Fault, body, from_request_error
-from baton.server.fields import STRING, depth_ok, fault_of
-from baton.server.protocol import CompletionRequest, Generation, Limits, in_vocabulary
+from baton.server.api_error import ApiError, body, from_request_error, from_validation_error
+from baton.server.guard import STRING, depth_ok
+from baton.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    Defaults,
+    DetokenizeRequest,
+    TokenizeRequest,
+    in_vocabulary,
+)
+from sampler.params import SamplingParams
 
 LIMITS = Limits(context=2048, vocabulary=1000)
 WIDE = Limits(context=2**31, vocabulary=2**31)
+DEFAULTS = SamplingParams(min_p=0.25)
 COMPLETION = {"prompt": "x"}
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
 
 
 def answer(kind: type[BaseModel], raw: str | bytes, limits: Limits = LIMITS) -> Any:
-    """What is to be generated (for /tokenize and /detokenize: the model), or the Fault."""
+    """The GenerationParams (for /tokenize and /detokenize: the model), or the ApiError."""
     try:
         asked = kind.model_validate(json.loads(raw))
         if isinstance(asked, DetokenizeRequest):
             in_vocabulary(asked.tokens, limits.vocabulary, "tokens")
-        return asked.generation(limits) if hasattr(asked, "generation") else asked
+        return asked.params(limits, Defaults(DEFAULTS)) if hasattr(asked, "params") else asked
     except ValidationError as error:
-        fault = fault_of(error)
+        found = from_validation_error(error)
     except RequestError as error:
-        fault = from_request_error(error)
-    except Fault as error:
-        fault = error
-    told = body(fault)["error"]
-    assert fault.status == 400
-    assert 0 < len(told["message"]) <= 300
-    assert "\n" not in told["message"]
-    json.dumps(told, ensure_ascii=False).encode()
-    return fault
+        found = from_request_error(error)
+    except ApiError as error:
+        found = error
+    sent = body(found)["error"]
+    assert found.status == 400
+    assert 0 < len(sent["message"]) <= 300
+    assert "\n" not in sent["message"]
+    json.dumps(sent, ensure_ascii=False).encode()
+    return found
 
 
 def complete(**fields: Any) -> Any:
     return answer(CompletionRequest, json.dumps(COMPLETION | fields))
 
 
+def sampling(**given: Any) -> SamplingParams:
+    """What is given over the defaults."""
+    return replace(DEFAULTS, **given)
+
+
 def chat(**fields: Any) -> Any:
     return answer(ChatRequest, json.dumps(CHAT | fields))
 
 
-def good(found: Any) -> Generation:
-    assert isinstance(found, Generation), found
+def good(found: Any) -> GenerationParams:
+    assert isinstance(found, GenerationParams), found
     return found
 
 
 def refused(found: Any, param: str | None, code: str | None = None) -> str:
-    assert isinstance(found, Fault), f"{param} was let in"
+    assert isinstance(found, ApiError), f"{param} was let in"
     assert (found.param, found.code) == (param, code), found.message
     return found.message
 
@@ -176,16 +191,16 @@ def test_an_id_is_a_token_of_the_model(field: str, token: str) -> None:
 def test_the_first_and_the_last_id_are_good() -> None:
     for field in IDS:
         for token in ("0", "999"):
-            assert not isinstance(IDS[field](token), Fault)
+            assert not isinstance(IDS[field](token), ApiError)
 
 
 def test_allowed_ids_are_at_least_one_and_few() -> None:
     found = good(complete(allowed_token_ids=[7, 2, 7]))
-    assert found.sampling == {"allowed_token_ids": (7, 2, 7)}
+    assert found.sampling == sampling(allowed_token_ids=(7, 2, 7))
     refused(complete(allowed_token_ids=[]), "allowed_token_ids")
     for count in (1024, 1025):
         raw = json.dumps(COMPLETION | {"allowed_token_ids": [0] * count})
-        assert isinstance(answer(CompletionRequest, raw, WIDE), Fault) == (count > 1024)
+        assert isinstance(answer(CompletionRequest, raw, WIDE), ApiError) == (count > 1024)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +212,10 @@ def test_a_bias_is_for_a_decimal_id(key: str) -> None:
 
 def test_biases_are_clamped_and_few() -> None:
     found = good(complete(logit_bias={"1": 10**30, "2": -101, "03": 0.5}))
-    assert found.sampling == {"logit_bias": ((1, 100.0), (2, -100.0), (3, 0.5))}
+    assert found.sampling == sampling(logit_bias=((1, 100.0), (2, -100.0), (3, 0.5)))
     for count in (1024, 1025):
         raw = json.dumps(COMPLETION | {"logit_bias": {str(i): 0 for i in range(count)}})
-        assert isinstance(answer(CompletionRequest, raw, WIDE), Fault) == (count > 1024)
+        assert isinstance(answer(CompletionRequest, raw, WIDE), ApiError) == (count > 1024)
     refused(complete(logit_bias={"1": 1, "01": 2}), "logit_bias")
     wrong: tuple[Any, ...] = (float("nan"), float("inf"), True, "1", None, [])
     for value in wrong:
@@ -264,7 +279,7 @@ def test_what_is_wrong_between_fields_does_not_show_the_request() -> None:
     wrong: dict[str, Any] = {"best_of": 2, "stream_options": {}, "allowed_token_ids": [-1]}
     for name, value in wrong.items():
         found = complete(prompt="a secret", **{name: value})
-        assert isinstance(found, Fault)
+        assert isinstance(found, ApiError)
         assert "secret" not in found.message
 
 
@@ -338,10 +353,9 @@ def test_the_openai_client() -> None:
             extra_body={"top_k": 5, "ignore_eos": True},
         )  # fmt: skip
     first, second = seen
-    assert (first.prompts, first.n, first.stop, first.max_tokens) == (("a", "b"), 1, ("\n",), 16)
-    assert second.sampling == {"temperature": 0.0, "top_k": 5}
-    assert (second.logprobs, second.max_tokens, second.ignore_eos) == (0, None, True)
-    assert second.tools is not None
+    assert (first.stop, first.max_new_tokens) == (("\n",), 16)
+    assert second.sampling == sampling(temperature=0.0, top_k=5)
+    assert (second.logprobs, second.max_new_tokens, second.ignore_eos) == (0, 2048, True)
 
 
 def test_lm_eval_asks_for_the_prompt_s_own_logprobs() -> None:
@@ -349,8 +363,8 @@ def test_lm_eval_asks_for_the_prompt_s_own_logprobs() -> None:
         model="demo", prompt=[[1, 2, 3], [4]], temperature=0, max_tokens=1, logprobs=1, echo=True,
         seed=1234,
     ))  # fmt: skip
-    assert (found.prompts, found.logprobs, found.prompt_logprobs) == (((1, 2, 3), (4,)), 1, 1)
-    assert (found.echo, found.max_tokens, found.seed) == (True, 1, 1234)
+    assert (found.logprobs, found.prompt_logprobs, found.max_new_tokens) == (1, 1, 1)
+    assert found.sampling == sampling(temperature=0, seed=1234)
 
 
 def test_guidellm_writes_contents_as_lists() -> None:
@@ -358,25 +372,48 @@ def test_guidellm_writes_contents_as_lists() -> None:
         messages=[{"role": "user", "content": [{"type": "text", "text": "x"}]}], stream=True,
         stream_options={"include_usage": True}, ignore_eos=True, max_completion_tokens=64, stop=None,
     ))  # fmt: skip
-    assert (found.max_tokens, found.include_usage, found.ignore_eos) == (64, True, True)
+    assert (found.max_new_tokens, found.ignore_eos) == (64, True)
 
 
 def test_langchain_and_bench_serve() -> None:
     found = good(chat(model="demo", temperature=0.7, n=1, stream=False, max_completion_tokens=None))
-    assert (found.sampling, found.stream) == ({"temperature": 0.7}, False)
+    assert found.sampling == sampling(temperature=0.7)
     bench = good(complete(
         model="demo", repetition_penalty=1.0, max_tokens=128, logprobs=None, stream=True,
         stream_options={"include_usage": True}, request_id="bench-0", priority=0, unknown={"a": 1},
     ))  # fmt: skip
-    assert (bench.request_id, bench.logprobs, bench.include_usage) == ("bench-0", -1, True)
+    assert (bench.max_new_tokens, bench.logprobs) == (128, -1)
 
 
-def test_only_what_is_given_is_in_sampling() -> None:
-    assert good(complete()).sampling == {}
+def test_sampling_that_is_not_given_is_the_default() -> None:
+    assert good(complete()).sampling == DEFAULTS
     for name in ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"):
-        assert good(complete(**{name: 1})).sampling == {name: 1}
-    assert good(complete(seed=-5)).seed == -5
-    assert good(complete(n=16, temperature=0)).n == 16
+        assert good(complete(**{name: 1})).sampling == sampling(**{name: 1})
+    assert good(complete(seed=-5)).sampling == sampling(seed=-5)
+
+
+def test_prompts_are_texts_or_ids() -> None:
+    for prompt, found in (
+        ("a", ("a",)), (["a", "b"], ("a", "b")), ([1, 2], ((1, 2),)), ([[1], [2, 3]], ((1,), (2, 3))),
+    ):  # fmt: skip
+        assert CompletionRequest.model_validate({"prompt": prompt}).prompts == found
+
+
+def test_tokens_that_are_wanted_are_known_or_all_that_fit() -> None:
+    wanted = [
+        CompletionRequest.model_validate(COMPLETION | fields).wanted_tokens
+        for fields in ({}, {"max_tokens": None}, {"max_tokens": 5})
+    ]
+    assert wanted == [16, 16, 5]
+    for fields, tokens in (({}, None), ({"max_completion_tokens": 7}, 7), ({"max_tokens": 5}, 5)):
+        assert ChatRequest.model_validate(CHAT | fields).wanted_tokens == tokens
+    assert good(complete(max_tokens=0, echo=True)).max_new_tokens == 1
+
+
+def test_tools_are_offered_unless_none_may_be_called() -> None:
+    for choice, offered in ((None, [{}]), ("auto", [{}]), ("none", None)):
+        asked = ChatRequest.model_validate(CHAT | {"tools": [{}], "tool_choice": choice})
+        assert asked.offered_tools == offered
 
 
 def test_tokenize_takes_a_text_or_messages() -> None:

@@ -8,8 +8,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from baton.errors import InputError
-from baton.server import spans
-from baton.server.spans import Spans, exporting_to
+from baton.server import otel
+from baton.server.otel import Spans, exporting_to
 from baton.timeline import Moment, Timeline
 from baton.wire.records import Ended, Timings
 
@@ -55,6 +55,6 @@ def test_without_the_packages_it_is_said_what_to_install(monkeypatch: pytest.Mon
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(spans, "import_module", missing)
+    monkeypatch.setattr(otel, "import_module", missing)
     with pytest.raises(InputError, match="pip install opentelemetry-sdk"):
         exporting_to("http://localhost:4318", "demo")

@@ -1,9 +1,7 @@
-"""Answering: a short way to the two routes that generate.
+"""Fast path: valid requests to the two routes that generate do not pass through the web framework.
 
-A framework's way to a route (routing, reading the body, dependencies, middleware around each) takes as
-much CPU as all the rest of a request here. So a sound request to one of these two is answered before it;
-everything else, above all what is wrong, goes on to the same routes in app.py, and is told what is wrong
-there.
+Its routing, body parsing, dependencies and middleware take as much CPU as all the rest of a request.
+Everything else, invalid requests above all, takes the same routes in app.py, which report errors.
 """
 
 import json
@@ -15,12 +13,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from baton.errors import RequestError
-from baton.server.chatting import ChatRequest
-from baton.server.faults import Fault, from_request_error
+from baton.server.api_error import ApiError, from_request_error
 from baton.server.guard import replay
-from baton.server.protocol import CompletionRequest
-
-Asked = CompletionRequest | ChatRequest
+from baton.server.schema import AnyRequest, ChatRequest, CompletionRequest
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -31,14 +26,14 @@ KINDS: Mapping[str, type[CompletionRequest] | type[ChatRequest]] = {
 JSON = "application/json"
 
 
-class Answering:
-    """Pure ASGI, within the guard and around the framework's routes."""
+class FastPath:
+    """Pure ASGI, between the guard and the framework."""
 
     def __init__(
         self,
         app: ASGIApp,
-        answer: Callable[[Request, Asked], Awaitable[Response]],
-        refuse: Callable[[str, Fault], Response],
+        answer: Callable[[Request, AnyRequest], Awaitable[Response]],
+        refuse: Callable[[str, ApiError], Response],
     ) -> None:
         self._app = app
         self._answer = answer
@@ -48,25 +43,25 @@ class Answering:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in KINDS:
             await self._app(scope, receive, send)
             return
-        body = (await receive()).get("body", b"")  # whole: the guard has seen to that
+        body = (await receive()).get("body", b"")  # complete: see guard.py
         request = Request(scope, receive)
-        asked = sound(KINDS[scope["path"]], request.headers.get("content-type", ""), body)
-        if asked is None:
+        payload = valid(KINDS[scope["path"]], request.headers.get("content-type", ""), body)
+        if payload is None:
             await self._app(scope, replay(body, receive), send)
             return
         try:
-            response = await self._answer(request, asked)
-        except Fault as fault:
-            response = self._refuse("POST", fault)
+            response = await self._answer(request, payload)
+        except ApiError as error:
+            response = self._refuse("POST", error)
         except RequestError as error:
             response = self._refuse("POST", from_request_error(error))
         await response(scope, receive, send)
 
 
-def sound(
+def valid(
     kind: type[CompletionRequest] | type[ChatRequest], content_type: str, body: bytes
-) -> Asked | None:
-    """What is asked; None if it is not said as it must be."""
+) -> AnyRequest | None:
+    """The request; None if the body is not a valid one."""
     if content_type.partition(";")[0].strip().lower() != JSON:
         return None
     try:

@@ -5,9 +5,9 @@
       prefill, handover          the prefill worker, as the router knew it
       decode, stall              the decode worker
 
-Made from the timeline when a request ends: the stages carry their times already, so nothing has to travel
-with the messages. Names: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (in development). Optional:
-needs opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http.
+Made from the timeline when a request ends: its stages have their times, so messages carry nothing for
+it. Names: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (in development). Optional: needs
+opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http.
 """
 
 import time
@@ -29,7 +29,7 @@ NEEDED = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
 
 
 class Spans:
-    """Exports a request's trace when it has ended."""
+    """Exports a trace for each request when it has ended."""
 
     def __init__(self, provider: trace.TracerProvider, model: str) -> None:
         self._tracer = provider.get_tracer("baton")
@@ -37,7 +37,7 @@ class Spans:
         self._parents: OrderedDict[str, Context] = OrderedDict()
 
     def begin(self, name: str, traceparent: str | None) -> None:
-        """A client's request of this name came under its own trace."""
+        """The client's traceparent is the parent of this request's trace."""
         if traceparent:
             carrier = {"traceparent": traceparent}
             self._parents[name] = TraceContextTextMapPropagator().extract(carrier)
@@ -45,7 +45,7 @@ class Spans:
                 self._parents.popitem(last=False)
 
     def ended(self, ended: Ended, life: Life, now: float) -> None:
-        """`now`: the router's clock at this moment, which is not the world's."""
+        """`now`: the router's monotonic clock at this moment."""
         if not life.stages:
             return
         shift = time.time() - now
@@ -87,8 +87,8 @@ class Spans:
 
 
 def exporting_to(endpoint: str, model: str) -> Spans:
-    """Spans that go to this OTLP endpoint (http://HOST:4318/v1/traces), in batches of their own
-    thread. Raises InputError where the packages are missing."""
+    """Spans exported to this OTLP endpoint (http://HOST:4318/v1/traces) in batches, by a thread. Raises
+    InputError if the packages are missing."""
     try:
         sdk: Any = import_module("opentelemetry.sdk.trace")
         batches: Any = import_module("opentelemetry.sdk.trace.export")
@@ -96,7 +96,7 @@ def exporting_to(endpoint: str, model: str) -> Spans:
         otlp: Any = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     except ImportError as error:
         raise InputError(
-            f"--otlp-endpoint needs packages that are not here ({error.name}): pip install {NEEDED}"
+            f"--otlp-endpoint needs packages that are not installed ({error.name}): pip install {NEEDED}"
         ) from error
     provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": "baton"}))
     exporter = otlp.OTLPSpanExporter(endpoint=endpoint)

@@ -1,4 +1,4 @@
-"""The short way to the routes that generate takes what is sound, and only that."""
+"""The fast path to the routes that generate takes valid requests only."""
 
 import asyncio
 import json
@@ -9,35 +9,36 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from baton.errors import RequestError
-from baton.server.answering import CHAT, COMPLETIONS, Answering, Asked
-from baton.server.faults import Fault
+from baton.server.api_error import ApiError
+from baton.server.fast_path import CHAT, COMPLETIONS, FastPath
+from baton.server.schema import AnyRequest
 
-SOUND = json.dumps({"prompt": "a"}).encode()
+VALID = json.dumps({"prompt": "a"}).encode()
 
 
 def ask(
-    body: bytes = SOUND,
+    body: bytes = VALID,
     path: str = COMPLETIONS,
     method: str = "POST",
     kind: str = "application/json",
 ) -> tuple[str, bytes]:
-    """Which way it went, and the body that was seen there."""
+    """Which path it took, and the body that arrived there."""
     seen: list[tuple[str, bytes]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(("long", (await receive())["body"]))
 
-    async def answer(request: Request, asked: Asked) -> Response:
-        seen.append(("short", asked.model_dump_json(exclude_unset=True).encode()))
-        if asked.model == "fault":
-            raise Fault.not_ready("not yet", 1)
-        if asked.model == "error":
+    async def answer(request: Request, payload: AnyRequest) -> Response:
+        seen.append(("short", payload.model_dump_json(exclude_unset=True).encode()))
+        if payload.model == "fault":
+            raise ApiError.not_ready("not yet", 1)
+        if payload.model == "error":
             raise RequestError("no")
         return Response()
 
-    def refuse(method: str, fault: Fault) -> Response:
-        seen.append((f"refused {method} {fault.status}", fault.message.encode()))
-        return JSONResponse({}, fault.status)
+    def refuse(method: str, error: ApiError) -> Response:
+        seen.append((f"refused {method} {error.status}", error.message.encode()))
+        return JSONResponse({}, error.status)
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -48,11 +49,11 @@ def ask(
     scope = {
         "type": "http", "method": method, "path": path, "headers": [(b"content-type", kind.encode())],
     }  # fmt: skip
-    asyncio.run(Answering(app, answer, refuse)(scope, receive, send))
+    asyncio.run(FastPath(app, answer, refuse)(scope, receive, send))
     return seen[-1]
 
 
-def test_what_is_sound_goes_the_short_way() -> None:
+def test_a_valid_request_takes_the_fast_path() -> None:
     assert ask() == ("short", b'{"prompt":"a"}')
     assert ask(kind="Application/JSON; charset=utf-8")[0] == "short"
     chat = json.dumps({"messages": [{"role": "user", "content": "a"}]}).encode()
@@ -62,17 +63,17 @@ def test_what_is_sound_goes_the_short_way() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"{}", b'{"prompt": "a", "n": "1"}', b'"\xff"', b"\xff"]
 )
-def test_what_is_wrong_goes_the_long_way_as_it_came(body: bytes) -> None:
+def test_an_invalid_request_takes_the_route_unchanged(body: bytes) -> None:
     assert ask(body) == ("long", body)
 
 
-def test_so_does_everything_else() -> None:
-    assert ask(path="/tokenize") == ("long", SOUND)
-    assert ask(method="PUT") == ("long", SOUND)
-    assert ask(kind="text/plain") == ("long", SOUND)
+def test_other_requests_take_their_routes() -> None:
+    assert ask(path="/tokenize") == ("long", VALID)
+    assert ask(method="PUT") == ("long", VALID)
+    assert ask(kind="text/plain") == ("long", VALID)
 
 
-def test_what_cannot_be_answered_is_refused_in_words() -> None:
+def test_errors_of_the_fast_path_are_responses() -> None:
     assert ask(json.dumps({"prompt": "a", "model": "fault"}).encode()) == (
         "refused POST 503", b"not yet; try again in 1 s",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Watch: what the router tells of every request, for the page, the metrics and the trace."""
+"""Monitor: the router's events of every request, for the page, the metrics and the trace."""
 
 import asyncio
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any
 from baton.client.aio import RouterClient
 from baton.metrics import ITL_BUCKETS_S
 from baton.server.metrics import GOOD, Metrics
-from baton.server.spans import Spans
+from baton.server.otel import Spans
 from baton.server.sse import event
 from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
@@ -21,14 +21,14 @@ RECENT_S = 60.0
 SPAN_S = 10.0
 BACKLOG_S = 120.0
 BEHIND = 256
-"""Events a page may be behind before it is cut off."""
+"""Events a page may be behind before it is disconnected."""
 
 
-class Watch:
-    """One for the server. `observed` is the line's; `feed` is a page's."""
+class Monitor:
+    """One for the server. `observed` takes the router's events, `feed` serves a page."""
 
-    def __init__(self, line: RouterClient, metrics: Metrics, spans: Spans | None = None) -> None:
-        self._line = line
+    def __init__(self, router: RouterClient, metrics: Metrics, spans: Spans | None = None) -> None:
+        self._router = router
         self._spans = spans
         self.metrics = metrics
         self._pages: set[asyncio.Queue[bytes]] = set()
@@ -39,7 +39,7 @@ class Watch:
         self.timeline = Timeline()
 
     def observed(self, message: Observed) -> None:
-        """Something has happened, or a second has passed."""
+        """Events of requests; once a second also the counts."""
         now = message.now
         self.timeline.add(message.moments)
         self._backlog.extend(message.moments)
@@ -54,47 +54,47 @@ class Watch:
         while self._ended and self._ended[0][0] < now - RECENT_S:
             self._ended.popleft()
         if message.moments and self._pages:
-            self._tell(event(_moments(now, message.moments), "moments"))
+            self._send(event(_moments(now, message.moments), "moments"))
         if message.counts is not None:
             self._count(now, message.counts)
 
     def begin(self, name: str, traceparent: str | None) -> None:
-        """A client's request is on its way."""
+        """A client's request is sent to the router."""
         if self._spans is not None:
             self._spans.begin(name, traceparent)
 
     def refresh(self) -> None:
-        """Called now and then: has the cluster changed?"""
-        if self._line.info != self._info:
-            self._info = self.metrics.info = self._line.info
-            self.metrics.router_restarts = self._line.restarts
-            if self._info is None:  # the next router's clock is another one
+        """Called periodically: has the cluster changed?"""
+        if self._router.info != self._info:
+            self._info = self.metrics.info = self._router.info
+            self.metrics.router_restarts = self._router.restarts
+            if self._info is None:  # the next router has another clock
                 self._counted.clear()
                 self._ended.clear()
                 self._backlog.clear()
-            self._tell(event(_cluster(self._info), "cluster"))
+            self._send(event(_cluster(self._info), "cluster"))
 
     async def feed(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events for one page."""
-        box: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
-        self._pages.add(box)
+        queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
+        self._pages.add(queue)
         try:
             yield event(_cluster(self._info), "cluster")
             if self._counted:
                 now = self._counted[-1][0]
                 yield event(_moments(now, self._backlog), "moments")
                 yield event(self.numbers(), "numbers")
-            while box in self._pages:
-                yield await box.get()
+            while queue in self._pages:
+                yield await queue.get()
         finally:
-            self._pages.discard(box)
+            self._pages.discard(queue)
 
     def trace(self) -> dict[str, Any]:
-        """Everything that is remembered, for Perfetto."""
+        """The recorded history, for Perfetto."""
         return chrome_trace(self.timeline, model=self._info.model if self._info else "")
 
     def numbers(self) -> dict[str, Any]:
-        """How it goes now."""
+        """Load and latencies of the last seconds."""
         before, counts = self._counted[0][1], self._counted[-1][1]
         seconds = self._counted[-1][0] - self._counted[0][0]
         gaps = [b - a for a, b in zip(before.itl, counts.itl, strict=True)]
@@ -122,18 +122,18 @@ class Watch:
         while self._counted[0][0] < now - SPAN_S:
             self._counted.popleft()
         if self._pages:
-            self._tell(event(self.numbers(), "numbers"))
+            self._send(event(self.numbers(), "numbers"))
 
-    def _tell(self, data: bytes) -> None:
-        for box in list(self._pages):
-            if box.full():
-                self._pages.discard(box)  # its feed ends; the page connects again
+    def _send(self, data: bytes) -> None:
+        for queue in list(self._pages):
+            if queue.full():
+                self._pages.discard(queue)  # its feed ends; the page connects again
             else:
-                box.put_nowait(data)
+                queue.put_nowait(data)
 
 
 def facts(ended: Ended, stalled_s: float) -> Facts:
-    """What the verdict is made of. Who left is no failure of ours."""
+    """What the verdict is computed from. A client that left is not a failure."""
     times = ended.timings
     return Facts(
         good=ended.reason in (*GOOD, "abort"),
@@ -151,7 +151,7 @@ def facts(ended: Ended, stalled_s: float) -> Facts:
 
 
 def quantile(counts: list[int], q: float) -> float:
-    """Of gaps counted in ITL_BUCKETS_S: the upper end of the bucket it falls in."""
+    """Upper end of the bucket of ITL_BUCKETS_S that holds the quantile, in seconds."""
     left = q * sum(counts)
     for count, end in zip(counts, (*ITL_BUCKETS_S, ITL_BUCKETS_S[-1]), strict=True):
         left -= count

@@ -1,0 +1,171 @@
+"""API errors: everything that can be wrong with a request, in the form that OpenAI's clients read.
+
+    {"error": {"message": "...", "type": "...", "param": null | "...", "code": null | "..."}}
+
+4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself. https://platform.openai.com/docs/guides/error-codes
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from baton.errors import RequestError
+
+SHOWN = 80  # characters of what a client sent
+LONGEST_TEXT = 300
+LONGEST_MESSAGE = 2048  # bytes
+INVALID = "invalid_request_error"
+OURS = "server_error"
+
+STATUS: dict[str, int] = {
+    "invalid_request": 400,
+    "invalid_grammar": 400,
+    "context_length_exceeded": 400,
+    "overloaded": 503,
+    "not_ready": 503,
+    "timeout": 504,
+}
+"""By the codes of router and server; any other code is an internal error: 500."""
+
+
+class ApiError(Exception):
+    """An error response."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = INVALID,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @classmethod
+    def bad_request(
+        cls, message: str, param: str | None = None, code: str | None = None
+    ) -> "ApiError":
+        return cls(400, message, param=param, code=code)
+
+    @classmethod
+    def too_long(cls, message: str) -> "ApiError":
+        return cls(400, message, param="max_tokens", code="context_length_exceeded")
+
+    @classmethod
+    def wrong_key(cls) -> "ApiError":
+        """The same for a wrong key and for none."""
+        text = "a valid API key is needed: send it as `Authorization: Bearer KEY`"
+        return cls(401, text, "authentication_error", code="invalid_api_key")
+
+    @classmethod
+    def forbidden(cls, message: str) -> "ApiError":
+        return cls(403, message, "permission_error", code="forbidden")
+
+    @classmethod
+    def unknown_path(cls, path: str) -> "ApiError":
+        text = f"not found: {path[:200]}; /docs lists all paths"
+        return cls(404, text, "not_found_error", code="not_found")
+
+    @classmethod
+    def unknown_model(cls, model: str, names: Sequence[str]) -> "ApiError":
+        text = f"model not found: {model[:200]!r}; this server serves {', '.join(names)}"
+        return cls(404, text, "not_found_error", param="model", code="model_not_found")
+
+    @classmethod
+    def wrong_method(cls, method: str, path: str) -> "ApiError":
+        text = f"method not allowed: {method[:20]} for {path[:200]}"
+        return cls(405, text, code="method_not_allowed")
+
+    @classmethod
+    def slow(cls, seconds: float) -> "ApiError":
+        text = f"the request was not complete within {seconds:.0f} s"
+        return cls(408, text, code="request_timeout")
+
+    @classmethod
+    def too_large(cls, limit: int) -> "ApiError":
+        text = f"the body is larger than the limit of {limit:,} bytes: shorten it"
+        return cls(413, text, code="body_too_large")
+
+    @classmethod
+    def client_left(cls) -> "ApiError":
+        """For the log only (nginx's status for it)."""
+        return cls(499, "the client has left", code="client_left")
+
+    @classmethod
+    def overloaded(cls, waiting: int, limit: int, retry_after: int) -> "ApiError":
+        text = (
+            f"the server is busy: {waiting} requests are waiting (limit {limit}); try again in "
+            f"{retry_after} s"
+        )
+        return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
+
+    @classmethod
+    def not_ready(cls, why: str, retry_after: int) -> "ApiError":
+        text = f"{why}; try again in {retry_after} s"
+        return cls(503, text, OURS, code="not_ready", retry_after=retry_after)
+
+
+def from_failed(code: str, message: str) -> ApiError:
+    """The router reports a failed request."""
+    status = STATUS.get(code, 500)
+    kind = INVALID if status < 500 else OURS
+    param = "max_tokens" if code == "context_length_exceeded" else None
+    known = None if code == "invalid_request" else code
+    retry_after = 2 if status == 503 else None
+    return ApiError(status, message, kind, param=param, code=known, retry_after=retry_after)
+
+
+def from_request_error(error: RequestError, param: str | None = None) -> ApiError:
+    """A request did not pass a check of the server."""
+    code = None if error.code == "invalid_request" else error.code
+    return ApiError.bad_request(str(error), param, code)
+
+
+def from_validation_error(error: RequestValidationError | ValidationError) -> ApiError:
+    """The first thing that is wrong, in one line, with the field's name."""
+    first = error.errors()[0]
+    where = [str(each) for each in first["loc"] if each != "body"]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not where and ": " in message:  # of several fields: the message names one itself
+        name, _, message = message.partition(": ")
+        where = [name]
+    param = where[0] if where else None
+    if first["type"] == "json_invalid":
+        return ApiError.bad_request(f"the body is not valid JSON: {message}"[:LONGEST_TEXT])
+    given = repr(first.get("input"))[:SHOWN]
+    path = ".".join(where)[:SHOWN]
+    text = f"{path}: {message}, got {given}" if path else f"{message}, got {given}"
+    return ApiError.bad_request(text[:LONGEST_TEXT], param)
+
+
+def body(error: ApiError) -> dict[str, Any]:
+    """As JSON. The message is cut to LONGEST_MESSAGE and has no halves of surrogate pairs."""
+    message = error.message[:LONGEST_MESSAGE].encode(errors="replace")[:LONGEST_MESSAGE]
+    return {
+        "error": {
+            "message": message.decode(errors="ignore"),
+            "type": error.kind,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def headers(error: ApiError) -> dict[str, str]:
+    """Headers of the response."""
+    found: dict[str, str] = {}
+    if error.status == 401:
+        found["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        found["Retry-After"] = str(error.retry_after)
+    return found

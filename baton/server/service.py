@@ -1,0 +1,275 @@
+"""Service: what the routes share. It checks and tokenizes requests, and sends them to the router.
+
+CompletionRequest | ChatRequest  -> prepare -> PreparedRequest -> begin -> GenerationStream
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from baton.client.aio import RouterClient
+from baton.errors import RequestError
+from baton.grammar import Grammars
+from baton.model_files import ModelFiles
+from baton.params import NOT_STREAMED_S, GenerationParams, Limits
+from baton.server.api_error import ApiError, from_request_error, from_validation_error
+from baton.server.choices import ChatShape, CompletionShape, Shape, Tokens
+from baton.server.options import ServerSettings
+from baton.server.rendering import Renderer
+from baton.server.schema import (
+    AnyRequest,
+    ChatRequest,
+    CompletionRequest,
+    Defaults,
+    TokenizeRequest,
+)
+from baton.server.stream import GenerationStream, PreparedRequest
+from baton.server.templates import Conversation
+from baton.text import Tokenizer
+from baton.wire.messages import Submit
+from sampler.params import SamplingParams
+
+LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
+RETRY_S = 2
+ROUTER_S = 3.0
+OWN_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+NO_TEMPLATE = (
+    "this model has no chat template, so it cannot chat: use /v1/completions, or start the server "
+    "with --chat-template FILE"
+)
+
+
+class GenerationService:
+    """One model behind HTTP. `renderer`: None for a model without a chat template."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        files: ModelFiles,
+        router: RouterClient,
+        renderer: Renderer | None,
+    ) -> None:
+        self.settings = settings
+        self.files = files
+        self.router = router
+        self.names = settings.served_names or (files.name,)
+        self.tokenizer = Tokenizer(files.tokenizer_file)
+        self.started = int(time.time())
+        self.draining = False
+        self._renderer = renderer
+        self._tokens = Tokens(self.tokenizer)
+        self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
+        self._was_ready = False  # later requests may wait for workers that restart
+        given = files.generation_config
+        self._sampling = SamplingParams(
+            **{k: given[k] for k in OWN_DEFAULTS if given.get(k) is not None}
+        )
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        info = self.router.info
+        return info.context if info else self.files.max_positions
+
+    @property
+    def chats(self) -> bool:
+        """Does the model have a chat template?"""
+        return self._renderer is not None
+
+    # ---- readiness
+
+    def why_not_ready(self) -> str:
+        """Why no request can be answered now; empty if it can."""
+        info = self.router.info
+        if self.draining:
+            return "the server is shutting down"
+        if info is None:
+            return "no router answers"
+        if info.fingerprint != self.files.fingerprint:
+            return f"the cluster serves another model: {info.model}, not {self.files.name}"
+        return "" if info.ready else f"the cluster is not ready: {info.waiting_for}"
+
+    def look(self) -> None:
+        """Called periodically: was the cluster ever ready?"""
+        info = self.router.info
+        self._was_ready = self._was_ready or (info is not None and info.ready)
+
+    async def _admit(self, model: str | None, requests: int) -> None:
+        """Raises ApiError if this server does not serve the model or has no room. Waits up to ROUTER_S
+        for a router that restarts."""
+        if model is not None and model not in self.names:
+            raise ApiError.unknown_model(model, self.names)
+        if self.draining:
+            raise ApiError.not_ready("the server is shutting down", RETRY_S)
+        info = await self.router.answered(ROUTER_S)
+        self.look()
+        if info is None or info.fingerprint != self.files.fingerprint or not self._was_ready:
+            raise ApiError.not_ready(self.why_not_ready(), RETRY_S)
+        limit, waiting = self.settings.max_queued, self.router.waiting
+        if waiting + requests > max(limit, requests if not waiting else 0):
+            raise ApiError.overloaded(waiting, limit, RETRY_S)
+
+    # ---- requests
+
+    async def prepare(
+        self, request: AnyRequest, *, request_id: str = "", stream: bool
+    ) -> PreparedRequest:
+        """`stream`: the client reads tokens as they come. Raises ApiError or RequestError for what
+        cannot be answered, or not now."""
+        interval = self.settings.stream_interval_s if stream else NOT_STREAMED_S
+        defaults = Defaults(self._sampling, secrets.randbits(63), interval)
+        params = request.params(Limits(self.context, self.files.vocab_size), defaults)
+        n, echoes = request.n or 1, [""]
+        if isinstance(request, ChatRequest):
+            await self._admit(request.model, n)
+            prompts = [await self._chat_prompt(request)]
+        else:
+            texts = request.prompts
+            await self._admit(request.model, len(texts) * n)
+            prompts = [await self._prompt(request, text) for text in texts]
+            echoes = [self._text(text) if request.echo else "" for text in texts]
+        await self._check_grammar(params.grammar)
+        name = _name(request, request_id)
+        submits: list[Submit] = []
+        for prompt in prompts:
+            length = self._length(request.wanted_tokens, prompt)
+            for choice in range(n):
+                own = _fitted(params, length, choice)
+                submits.append(Submit(f"{name}-{len(submits)}", prompt, own))
+        return PreparedRequest(
+            name=name,
+            prompts=tuple(prompts),
+            submits=tuple(submits),
+            shape=self._shape(request, name, params),
+            echoes=tuple(echo for echo in echoes for _ in range(n)),
+            include_usage=request.stream_options is not None
+            and request.stream_options.include_usage,
+            prompt_only=request.wanted_tokens == 0,
+        )
+
+    async def prepare_json(self, payload: Mapping[str, Any]) -> PreparedRequest:
+        """The same for the streamed request in a JSON object: a chat if it has messages."""
+        kind = ChatRequest if "messages" in payload else CompletionRequest
+        try:
+            return await self.prepare(kind.model_validate(payload), stream=True)
+        except ValidationError as error:
+            raise from_validation_error(error) from error
+
+    async def begin(self, request: PreparedRequest) -> GenerationStream:
+        """Send it, and wait until the router has accepted it. Raises ApiError."""
+        stream = GenerationStream(self.router, request)
+        try:
+            await stream.accepted()
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _length(self, wanted: int | None, prompt: Sequence[int]) -> int:
+        """New tokens: as wanted, or all that fit. Raises ApiError."""
+        left = self.context - len(prompt)
+        if wanted is None and left >= 1:
+            return left
+        if (wanted or 1) > left:
+            raise ApiError.too_long(
+                f"the prompt has {len(prompt):,} tokens and max_tokens is {wanted or 1:,}, but this "
+                f"model's context is {self.context:,}"
+            )
+        return wanted or 1
+
+    async def _check_grammar(self, grammar: str) -> None:
+        """Raises ApiError if it cannot be compiled."""
+        if grammar:
+            try:
+                await asyncio.to_thread(self._grammars.check, grammar)
+            except RequestError as error:
+                raise from_request_error(error, "response_format") from error
+
+    def _shape(self, request: AnyRequest, name: str, params: GenerationParams) -> Shape:
+        model = request.model or self.names[0]
+        head = {"id": name, "created": int(time.time()), "model": model}
+        if isinstance(request, ChatRequest):
+            return ChatShape(head, self._tokens, logprobs=params.logprobs)
+        return CompletionShape(
+            head,
+            self._tokens,
+            logprobs=params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+        )
+
+    # ---- text
+
+    async def tokenized(self, request: TokenizeRequest) -> tuple[int, ...]:
+        """Token ids of a text or of a conversation."""
+        if request.messages is None:
+            return await self._encode(request.prompt or "", special=request.add_special_tokens)
+        prompting = request.add_generation_prompt
+        text = await self._rendered(Conversation(request.conversation(), prompting))
+        return await self._encode(text, special=False)
+
+    async def _prompt(
+        self, request: CompletionRequest, text: str | tuple[int, ...]
+    ) -> tuple[int, ...]:
+        if isinstance(text, str):
+            text = await self._encode(text, special=request.add_special_tokens)
+        if not text:
+            raise ApiError.bad_request("the prompt is empty: it must have a token", "prompt")
+        return text
+
+    async def _chat_prompt(self, request: ChatRequest) -> tuple[int, ...]:
+        text = await self._rendered(
+            Conversation(request.conversation(), tools=request.offered_tools)
+        )
+        ids = await self._encode(text, special=False)  # the template writes special tokens itself
+        if not ids:
+            raise ApiError.bad_request("the conversation is empty", "messages")
+        return ids
+
+    async def _rendered(self, conversation: Conversation) -> str:
+        if self._renderer is None:
+            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
+        return await self._renderer.render(conversation)
+
+    async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids. Raises ApiError for what cannot be a prompt of this model."""
+        fewest = len(text) // self.tokenizer.longest_token
+        if fewest > self.context:
+            raise ApiError.too_long(
+                f"the prompt has {len(text):,} characters, at least {fewest:,} tokens, but this "
+                f"model's context is {self.context:,}"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ApiError.bad_request(
+                f"the prompt holds half a surrogate pair at character {error.start}", "prompt"
+            ) from error
+        if len(text) < LONG_TEXT:
+            return tuple(self.tokenizer.encode(text, special=special))
+        ids = await asyncio.to_thread(self.tokenizer.encode, text, special=special)
+        return tuple(ids)
+
+    def _text(self, prompt: str | tuple[int, ...]) -> str:
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, special=True)
+
+
+def _fitted(params: GenerationParams, length: int, choice: int) -> GenerationParams:
+    """For one choice of one prompt."""
+    if length != params.max_new_tokens:
+        params = replace(params, max_new_tokens=length, min_tokens=min(params.min_tokens, length))
+    if choice:
+        assert params.sampling is not None
+        params = replace(params, sampling=replace(params.sampling, choice=choice))
+    return params
+
+
+def _name(request: AnyRequest, request_id: str) -> str:
+    """A unique id that begins with the client's own, if it gave one."""
+    kind = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
+    given = request.request_id or request_id
+    return f"{kind}-{given}-{secrets.token_hex(4)}" if given else f"{kind}-{secrets.token_hex(12)}"
