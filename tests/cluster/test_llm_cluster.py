@@ -40,7 +40,7 @@ def test_worker_processes_say_the_same_and_end_with_the_llm(
             assert texts == wanted
             assert "".join(llm.stream(PROMPTS[0], GREEDY, max_new_tokens=24)) == wanted[0]
             with pytest.raises(
-                RequestError, match=r"prompts\[1\]: the prompt has .* context is 2,304"
+                RequestError, match=r"prompts\[0\]: the prompt has .* context is 2,304"
             ):
                 llm.generate(["a", "b"], max_new_tokens=9_999)
         assert list(Path(folder).iterdir()) == []
