@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from baton.client.blocking import Received
+from baton.client.blocking import Client, Received
 from baton.client.tracker import Resubmitted
 from baton.clock import Clock
 from baton.errors import ProtocolError
@@ -31,18 +31,6 @@ from baton.wire.records import Timings
 POLL_S = 0.1
 ANSWER_S = 5.0  # a router that nothing restarts must answer within this time
 READY_S = 900.0  # loading the largest models from a slow disk; a dead worker is noticed at once
-
-
-class RouterConnection(Protocol):
-    """What BatchClient needs of baton.client.blocking.Client."""
-
-    @property
-    def lost_since(self) -> float | None: ...
-    def submit(self, *requests: Submit) -> None: ...
-    def forget(self, request: str) -> None: ...
-    def inquire(self) -> None: ...
-    def poll(self, timeout_s: float) -> Sequence[Received]: ...
-    def no_answer(self, timeout_s: float) -> ProtocolError: ...
 
 
 class Supervisor(Protocol):
@@ -126,7 +114,7 @@ class BatchClient:
 
     def __init__(
         self,
-        client: RouterConnection,
+        client: Client,
         supervisor: Supervisor,
         *,
         job: str,

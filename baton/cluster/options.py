@@ -48,7 +48,7 @@ class Declaration:
     type: Any = None
     metavar: str | None = None
     show_default: str | bool = True
-    switch: str | None = None  # of a boolean: its two flags, click's way
+    switch: str | None = None  # of a boolean: its two flags, --on/--off
 
     def click_option(self, make: Callable[..., Decorator] = click.option) -> Decorator:
         """As an option of a command; `make` takes the arguments of click.option."""
@@ -62,7 +62,7 @@ class Declaration:
             return []
         if self.switch is not None:
             return [self.switch.split("/")[0 if value else 1]]
-        return [flag(self.name), f"{value:g}" if isinstance(value, float) else str(value)]
+        return [flag(self.name), str(value)]
 
 
 def _declared(default: Any, *processes: str, **declaration: Any) -> Any:
