@@ -1,6 +1,6 @@
 """Decoding: the decode worker's tensors. Its pool, the pool's exports, the forward and the sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,9 +33,12 @@ class Decoding:
         run_dir: Path | None,
         bind_host: str | None,
         keys: CurveKeys | None,
+        export: Callable[[str], Export] | None = None,
     ) -> None:
+        """`export` makes the pool's only export, for an epoch, and replaces the registry's."""
         self._engine = engine
-        self._slabs = slabs
+        self._export = export
+        self.slabs = slabs
         spare = spare_blocks(engine.device) > 0
         self._pool = Pool.over(engine.layout, slabs.blocks, slabs.tensors, spare=spare)
         self._kinds = kinds
@@ -46,14 +49,17 @@ class Decoding:
     def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
         for export in self._exports:
             export.close()
-        self._exports = make_exports(
-            self._kinds,
-            self._slabs,
-            epoch=epoch,
-            run_dir=self._run_dir,
-            bind_host=self._bind_host,
-            keys=self._keys,
-        )
+        if self._export is not None:
+            self._exports = [self._export(epoch)]
+        else:
+            self._exports = make_exports(
+                self._kinds,
+                self.slabs,
+                epoch=epoch,
+                run_dir=self._run_dir,
+                bind_host=self._bind_host,
+                keys=self._keys,
+            )
         return tuple(export.region for export in self._exports)
 
     def expect(self, grant: Grant) -> None:
@@ -85,7 +91,7 @@ class Decoding:
         """Give back sockets and shared memory."""
         for export in self._exports:
             export.close()
-        self._slabs.close()
+        self.slabs.close()
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self._cores.use(cores)

@@ -2,7 +2,7 @@
 shared, else into a scratch pool of its own, pushed layer by layer while the next layer computes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from baton.engine.boot import Engine
@@ -15,6 +15,9 @@ from baton.kv.row import Row
 from baton.transfer.base import Link
 from baton.transfer.registry import CurveKeys, open_link
 from prefill_worker.worker import Chunk, Way
+
+OpenLink = Callable[[str, str, Sequence[Region]], Link]
+"""Decode worker, its epoch, its pool's regions -> the way there. TransferError if there is none."""
 
 
 @dataclass(slots=True)
@@ -53,8 +56,11 @@ class Filling:
         transport: str,
         scratch_tokens: int,
         keys: CurveKeys | None,
+        open_link: OpenLink | None = None,
     ) -> None:
+        """`open_link` replaces the registry's choice among the transports."""
         self._engine = engine
+        self._open_link = open_link
         self._writer = writer
         self._wanted = transport
         self._scratch_tokens = scratch_tokens
@@ -69,14 +75,17 @@ class Filling:
     def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
         self.detach(worker)
         engine = self._engine
-        link = open_link(
-            regions,
-            engine.layout,
-            device=engine.device,
-            writer=self._writer,
-            wanted=self._wanted,
-            keys=self._keys,
-        )
+        if self._open_link is not None:
+            link = self._open_link(worker, epoch, regions)
+        else:
+            link = open_link(
+                regions,
+                engine.layout,
+                device=engine.device,
+                writer=self._writer,
+                wanted=self._wanted,
+                keys=self._keys,
+            )
         self._links[worker] = link
         if link.slabs is not None:
             blocks = next(r.blocks for r in regions if r.transport == link.transport)

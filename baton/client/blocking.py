@@ -5,6 +5,7 @@ Blocking, one thread. What happens when the router is lost: baton/client/tracker
 
 import secrets
 from collections.abc import Callable
+from math import inf
 
 import zmq
 
@@ -40,14 +41,15 @@ class Client:
         observe: Callable[[Observed], None] | None = None,
         channel: Dialer | None = None,
         clock: Clock = monotonic,
+        give_up_s: float = inf,
     ) -> None:
         """`observe` is called with the events of all requests of the router. `channel` replaces the
-        connection to `address`."""
+        connection to `address`. `give_up_s`: see RequestTracker."""
         self.address = address
         self._observe = observe
         self._channel = channel or Dialer(f"client.{secrets.token_hex(4)}", address, keys)
         self._clock = clock
-        self._tracker = RequestTracker(clock(), observe=observe is not None)
+        self._tracker = RequestTracker(clock(), give_up_s=give_up_s, observe=observe is not None)
         self._requests: dict[str, PendingRequest] = {}
         self._kept: list[Received] = []
 

@@ -1,0 +1,418 @@
+"""LLM: a model to be asked from Python. `from baton import LLM, SamplingParams`.
+
+    llm = LLM("demo")                                  in this process: no sockets, no other process
+    llm = LLM("demo", num_prefill=1, num_decode=2)     worker processes, ended with the LLM
+    llm = LLM(router="ipc:///run/baton/router.sock")   a running cluster
+
+    llm.generate(["In the future", "Once upon a time"], SamplingParams(temperature=0))
+    llm.chat([{"role": "user", "content": "Hello"}])
+    for piece in llm.stream("In the future"): ...
+    await llm.agenerate(...); async for piece in llm.astream(...): ...
+
+All prompts are checked before the first is started. Those of one call, and of calls in several
+threads or tasks, are batched. Ctrl-C and a cancelled task abort the requests of their call alone.
+Importing this module does not import torch.
+"""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, TypedDict, Unpack, overload
+
+from baton import grammar
+from baton.backend import Backend, Deliver, News, RequestThread, RouterBackend
+from baton.cluster.options import ClusterOptions
+from baton.completion import Completion, Job
+from baton.errors import InputError, ModelError, RequestError
+from baton.model_files import ModelFiles, resolve_model
+from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
+from baton.server.templates import CompiledTemplate, Conversation, read_template
+from baton.text import Tokenizer
+from baton.topology import count_gpus, plan_topology
+from baton.wire.messages import ClusterInfo, Emitted, Submit
+from sampler.params import SamplingParams
+
+NEW_TOKENS = 128
+QUEUED = 4
+"""Requests of one call with the router for each that runs at once: no place there is ever idle."""
+
+Prompt = str | list[int]
+Prompts = list[str] | list[list[int]] | list[Prompt]
+Start = Callable[[], Backend]
+Message = Mapping[str, Any]
+
+
+class Options(TypedDict, total=False):
+    """How prompts are continued, beside SamplingParams. At most one of the last three."""
+
+    max_new_tokens: int  # 128 unless given
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    min_tokens: int  # before these no stop string, stop token or EOS ends it
+    include_stop: bool  # the stop string or token that ends it belongs to the text
+    keep_special: bool  # special tokens have text too
+    logprobs: int  # of each token, with so many alternatives (0 to 20)
+    cache_salt: str  # cached KV is shared with requests of the same salt only
+    json_schema: Mapping[str, Any]  # the text is JSON that fits this schema
+    json_object: bool  # the text is a JSON object
+    regex: str  # the text matches this pattern as a whole
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that answers."""
+
+    name: str
+    context: int  # tokens, prompt and generation together
+    vocabulary: int
+    dtype: str
+    sampling: SamplingParams  # where a call gives none
+    workers: tuple[str, ...]
+
+
+class LLM:
+    """Close it, or use it as a context manager; one that is garbage collected is closed too.
+
+    The calls may come from several threads. Prompts are texts or lists of token ids; one in, one out;
+    a list in, a list out, in its order. `sampling` None is the model's own default, with seed 0."""
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        num_prefill: int | None = None,
+        num_decode: int | None = None,
+        colocated: bool = False,
+        router: str | None = None,
+        keys: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_num_seqs: int = 64,
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 2048,
+        kv_cache_memory_bytes: int | None = None,
+        prefix_caching: bool = True,
+        chat_template: str | Path | None = None,
+        download: bool = False,
+    ) -> None:
+        """`model` is a name of configs/model_paths.yaml, a folder, or a Hugging Face id; by default the
+        bundled demo. With `num_prefill` or `num_decode` worker processes compute, with neither this
+        process does. `colocated`: decode fills its own KV, there are no prefill workers. At most
+        `max_num_seqs` requests run at once.
+
+        `router` is the address of a running cluster, which has its own settings: of the others only
+        `model`, `keys` and `chat_template` count then. Texts are tokenized here if the files of its
+        model are on this machine, else by the router.
+
+        Raises InputError for the arguments, ModelError, OutOfMemory, and ProtocolError where no router
+        answers. The first LLM of a model on this CPU compiles it: see baton/local.py."""
+        if router is not None and (num_prefill is not None or num_decode is not None):
+            raise InputError("router names a running cluster: leave num_prefill and num_decode out")
+        name = model or "demo"
+        files = None
+        if router is None or model is not None:
+            files = resolve_model(name, download=download)
+        given = {
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "kv_cache_memory_bytes": kv_cache_memory_bytes,
+            "prefix_caching": prefix_caching,
+        }
+        prefills = 0 if colocated else 1 if num_prefill is None else num_prefill
+        decodes = 1 if num_decode is None else num_decode
+        if router is not None:
+            start = _connect(router, keys)
+        elif num_prefill is None and num_decode is None:
+            start = _in_process(name, device, prefills, max_num_seqs, given)
+        else:
+            start = _processes(name, device, prefills, decodes, max_num_seqs, given)
+        self._thread = RequestThread(start)
+        self._close = weakref.finalize(self, self._thread.close)
+        self._window = QUEUED * max_num_seqs
+        self._names = map(f"llm-{token_hex(6)}-{{}}".format, count())
+        self.model = _described(self._thread.info)
+        self._files = self._checked_files(files)
+        self._tokenizer = Tokenizer(self._files.tokenizer_file) if self._files else None
+        override = Path(chat_template) if chat_template is not None else None
+        template = read_template(self._files.folder if self._files else None, override)
+        self._template = CompiledTemplate(template) if template is not None else None
+
+    # ---- calls
+
+    @overload
+    def generate(
+        self, prompts: str, sampling: SamplingParams | None = None, **options: Unpack[Options]
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[Options],
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompts: str | Prompts,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[Options],
+    ) -> Completion | list[Completion]:
+        """Continue the prompts. Raises RequestError, before anything is started, for the first that
+        the model cannot answer, naming its index; BatonError if a request fails on the way."""
+        job = self._job(prompts, sampling, options, interval_s=NOT_STREAMED_S)
+        for _ in self._followed(job):
+            pass
+        return job.completions()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        **options: Unpack[Options],
+    ) -> Completion:
+        """The assistant's answer to {"role": ..., "content": ...} messages. InputError if the model
+        has no chat template; RequestError if the template refuses them."""
+        return self.generate([self.chat_ids(messages)], sampling, **options)[0]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[str]:
+        """Pieces of text as they are generated. Leaving the loop aborts the request."""
+        job = self._job([prompt], sampling, options, interval_s=0.0)
+        return (news.text for news in self._followed(job) if news.text)
+
+    @overload
+    async def agenerate(
+        self, prompts: str, sampling: SamplingParams | None = None, **options: Unpack[Options]
+    ) -> Completion: ...
+    @overload
+    async def agenerate(
+        self,
+        prompts: Prompts,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[Options],
+    ) -> list[Completion]: ...
+    async def agenerate(
+        self,
+        prompts: str | Prompts,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[Options],
+    ) -> Completion | list[Completion]:
+        """generate() for an event loop, which goes on meanwhile."""
+        job = await asyncio.to_thread(self._job, prompts, sampling, options, NOT_STREAMED_S)
+        async for _ in self._afollowed(job):
+            pass
+        return job.completions()
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[str]:
+        """stream() for an event loop."""
+        job = await asyncio.to_thread(self._job, [prompt], sampling, options, 0.0)
+        async for news in self._afollowed(job):
+            if news.text:
+                yield news.text
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the conversation up to where the assistant's answer begins: a prompt."""
+        if self._tokenizer is None:
+            raise InputError(
+                f"the files of {self.model.name} are not on this machine, and chat() needs its "
+                "tokenizer: give the LLM its model"
+            )
+        if self._template is None:
+            raise InputError(
+                f"{self.model.name} has no chat template: use generate(), or give the LLM a chat_template"
+            )
+        return self._tokenizer.encode(self._template.render(Conversation(messages)), special=False)
+
+    def close(self) -> None:
+        """End the worker processes, free the memory. Calls that are under way raise BatonError. May be
+        called again."""
+        self._close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- inside
+
+    def _checked_files(self, given: ModelFiles | None) -> ModelFiles | None:
+        """The files of the model that is served; None if they are not on this machine."""
+        info = self._thread.info
+        if given is not None and given.fingerprint != info.fingerprint:
+            self.close()
+            raise InputError(f"the cluster serves {info.model}, not {given.name}")
+        files = given
+        if files is None:
+            with suppress(ModelError):
+                files = resolve_model(info.model)
+        return files if files and files.fingerprint == info.fingerprint else None
+
+    def _job(
+        self,
+        prompts: str | Prompts,
+        sampling: SamplingParams | None,
+        options: Options,
+        interval_s: float,
+    ) -> "Job":
+        """Everything checked, nothing started."""
+        if not isinstance(prompts, str | list):
+            raise InputError(f"prompts must be a string or a list, got {type(prompts).__name__}")
+        listed = [prompts] if isinstance(prompts, str) else prompts
+        params = _params(sampling or self.model.sampling, options, interval_s)
+        submits = []
+        for index, prompt in enumerate(listed):
+            try:
+                submits.append(self._submit(prompt, params))
+            except RequestError as error:
+                where = "the prompt" if isinstance(prompts, str) else f"prompts[{index}]"
+                raise RequestError(f"{where}: {error}", code=error.code) from error
+        return Job(submits, single=isinstance(prompts, str), window=self._window)
+
+    def _submit(self, prompt: Prompt, params: GenerationParams) -> Submit:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                return Submit(next(self._names), prompt, params)
+            ids = tuple(self._tokenizer.encode(_encodable(prompt)))
+        elif isinstance(prompt, list) and all(type(each) is int for each in prompt):
+            ids = tuple(prompt)
+        else:
+            raise RequestError(
+                f"a prompt is a string or a list of token ids, got {type(prompt).__name__}; one prompt "
+                "of ids goes into a list of its own"
+            )
+        eos = self._files.eos_token_ids if self._files is not None else ()
+        limits = Limits(self.model.context, self.model.vocabulary)
+        check_request(ids, params.resolved(self.model.sampling, eos), limits)
+        return Submit(next(self._names), ids, params)
+
+    def _followed(self, job: "Job") -> Iterator[Emitted]:
+        inbox: SimpleQueue[News | Exception] = SimpleQueue()
+        try:
+            while not job.done:
+                self._send(job, inbox.put)
+                yield from job.take(inbox.get())
+        finally:
+            self._thread.abandon(job.running)
+
+    async def _afollowed(self, job: "Job") -> AsyncIterator[Emitted]:
+        inbox: asyncio.Queue[News | Exception] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def deliver(news: News | Exception) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and with it the call
+                loop.call_soon_threadsafe(inbox.put_nowait, news)
+
+        try:
+            while not job.done:
+                self._send(job, deliver)
+                for news in job.take(await inbox.get()):
+                    yield news
+        finally:
+            self._thread.abandon(job.running)
+
+    def _send(self, job: "Job", deliver: Deliver) -> None:
+        if requests := job.next_requests():
+            self._thread.submit(requests, deliver)
+
+
+def _described(info: ClusterInfo) -> ModelInfo:
+    workers = tuple(f"{each.role} on {each.device}: {each.how}" for each in info.workers)
+    return ModelInfo(info.model, info.context, info.vocabulary, info.dtype, info.sampling, workers)
+
+
+def _params(sampling: SamplingParams, options: Options, interval_s: float) -> GenerationParams:
+    if unknown := options.keys() - Options.__annotations__.keys():
+        known = ", ".join(Options.__annotations__)
+        raise InputError(f"there is no option {min(unknown)!r}; the options are {known}")
+    given: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, **options}
+    grammars = []
+    if (schema := given.pop("json_schema", None)) is not None:
+        grammars.append(grammar.json_schema(schema))
+    if given.pop("json_object", False):
+        grammars.append(grammar.json_object())
+    if (pattern := given.pop("regex", None)) is not None:
+        grammars.append(grammar.regex(pattern))
+    if len(grammars) > 1:
+        raise InputError("give at most one of json_schema, json_object and regex")
+    stop = given.pop("stop", ())
+    return GenerationParams(
+        sampling=sampling,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(given.pop("stop_token_ids", ())),
+        grammar="".join(grammars),
+        stream_interval_s=interval_s,
+        **given,
+    )
+
+
+def _encodable(prompt: str) -> str:
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"it holds half a surrogate pair at character {error.start}: it is not Unicode text"
+        ) from error
+    return prompt
+
+
+# ---- backends. Functions without the LLM in their hands, so that it can be garbage collected.
+
+
+def _in_process(
+    model: str, device: str, prefills: int, max_num_seqs: int, given: Mapping[str, Any]
+) -> Start:
+    def start() -> Backend:
+        from baton.local import LocalCluster, LocalOptions  # imports torch
+
+        options = LocalOptions(model, device, prefills=prefills, max_num_seqs=max_num_seqs, **given)
+        return LocalCluster(options)
+
+    return start
+
+
+def _processes(
+    model: str,
+    device: str,
+    prefills: int,
+    decodes: int,
+    max_num_seqs: int,
+    given: Mapping[str, Any],
+) -> Start:
+    named = device != "auto"
+    topology = plan_topology(
+        (device,) * prefills if named else (),
+        (device,) * decodes if named else (),
+        prefills=prefills,
+        decodes=decodes,
+        colocated=prefills == 0,
+        gpus=count_gpus(),
+    )
+    options = ClusterOptions(model=model, topology=topology, batch_size=max_num_seqs, **given)
+    return lambda: RouterBackend(options=options)
+
+
+def _connect(address: str, keys: str | Path | None) -> Start:
+    return lambda: RouterBackend(address, keys=Path(keys) if keys is not None else None)
