@@ -43,22 +43,22 @@ from sampler.params import SamplingParams
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Requests running at once, and so the size of a Fill batch.",
+    help="Most requests running at once, and in one Fill batch.",
 )
 @click.option(
     "--batch-window-ms",
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
-    help="The longest a prompt waits for others that are on their way, to be filled with them. One "
-    "that comes alone does not wait; 0: none does.",
+    help="Longest time a prompt waits for others to be filled in the same batch. A lone prompt never "
+    "waits. 0 disables the batching delay.",
 )
 @click.option(
     "--max-fill-tokens",
     type=click.IntRange(min=1),
     default=8192,
     show_default=True,
-    help="Tokens in one Fill batch.",
+    help="Most tokens in one Fill batch.",
 )
 @click.option(
     "--max-model-len",
@@ -69,14 +69,14 @@ from sampler.params import SamplingParams
 @click.option(
     "--colocated",
     is_flag=True,
-    help="No prefill workers: decode workers fill their own blocks, in chunks.",
+    help="Run without prefill workers: decode workers compute prompts themselves, in chunks.",
 )
 @click.option(
     "--local-prefill-tokens",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Prompts with at most so many tokens to fill are filled by decode itself.",
+    help="Prompts with at most this many uncached tokens are computed by the decode worker itself.",
 )
 @click.option(
     "--keys",

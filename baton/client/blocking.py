@@ -17,7 +17,7 @@ from baton.wire.messages import (
     Emitted,
     Failed,
     Finished,
-    Inquire,
+    GetClusterInfo,
     Observe,
     Observed,
     Submit,
@@ -56,7 +56,7 @@ class Client:
         deadline = time.monotonic() + timeout_s
         asked = 0.0
         while (now := time.monotonic()) < deadline:
-            if now >= asked + 1.0 and self._channel.send(ROUTER, Inquire()):
+            if now >= asked + 1.0 and self._channel.send(ROUTER, GetClusterInfo()):
                 asked = now
                 if self._observe is not None:
                     self._channel.send(ROUTER, Observe())

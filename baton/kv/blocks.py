@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from baton.errors import RequestError
 from baton.kv.grant import Grant
-from baton.kv.shelf import Shelf
+from baton.kv.prefix_cache import PrefixCache
 
 ANY_WRITER = "*"
 """Quarantined for a writer we cannot name: every writer that is known must be clear first."""
@@ -58,7 +58,7 @@ class BlockTable:
     lease_s: float
     writers: set[str] = field(default_factory=set)
     _free: list[int] = field(init=False)
-    _shelf: Shelf = field(init=False, default_factory=Shelf)
+    _cache: PrefixCache = field(init=False, default_factory=PrefixCache)
     _holders: Counter[int] = field(init=False, default_factory=Counter)  # runs and quarantines
     _held: dict[str, _Held] = field(init=False, default_factory=dict)
     _quarantine: list[_Quarantined] = field(init=False, default_factory=list)
@@ -70,9 +70,9 @@ class BlockTable:
     # ---- taking and giving back
 
     def reserve(
-        self, run: str, count: int, now: float, names: Sequence[bytes] = ()
+        self, run: str, count: int, now: float, block_hashes: Sequence[bytes] = ()
     ) -> Grant | None:
-        """So many blocks for the run, or None if they are not to be had now. `names`: of its first
+        """So many blocks for the run, or None if they are not to be had now. `block_hashes`: of its first
         blocks; those that are there already become the grant's prefix, for reading only.
 
         Raises RequestError if the pool could never hold them, AssertionError if the run holds some.
@@ -84,9 +84,9 @@ class BlockTable:
                 "prompt or the generation, or give the pool more memory",
                 code="context_length_exceeded",
             )
-        prefix = self._shelf.longest(names[:count])
-        lying = sum(not self._holders[block] for block in prefix)  # cached, and now held
-        if count - len(prefix) > self.free_blocks - lying:
+        prefix = self._cache.match(block_hashes[:count])
+        cached = sum(not self._holders[block] for block in prefix)  # cached, and now held
+        if count - len(prefix) > self.free_blocks - cached:
             return None
         self._hold(prefix)
         taken = [self._take() for _ in range(count - len(prefix))]
@@ -122,10 +122,10 @@ class BlockTable:
         held.grown += (block,)
         return block
 
-    def publish(self, run: str, names: Sequence[bytes]) -> None:
-        """The run's first blocks are full, hold what `names` say, and are written no more."""
-        for block, name in zip(self._held[run].table, names, strict=False):
-            self._shelf.put(block, name)
+    def publish(self, run: str, block_hashes: Sequence[bytes]) -> None:
+        """The run's first blocks are full, hold what `block_hashes` say, and are written no more."""
+        for block, name in zip(self._held[run].table, block_hashes, strict=False):
+            self._cache.put(block, name)
 
     def release(self, run: str, writer: str | None) -> Grant | None:
         """The one way back. `writer`: who may still write into the granted blocks by itself."""
@@ -146,12 +146,12 @@ class BlockTable:
         return [run for run, h in held if h.lease_until is not None and now >= h.lease_until]
 
     def _take(self) -> int:
-        return self._free.pop() if self._free else self._shelf.take_oldest()
+        return self._free.pop() if self._free else self._cache.evict_lru()
 
     def _hold(self, blocks: Iterable[int]) -> None:
         for block in blocks:
             self._holders[block] += 1
-            self._shelf.in_use(block)
+            self._cache.in_use(block)
 
     def _let_go(self, blocks: Sequence[int]) -> None:
         """The last first: of a cached sequence the end is given up before the beginning."""
@@ -159,7 +159,7 @@ class BlockTable:
             self._holders[block] -= 1
             if not self._holders[block]:
                 del self._holders[block]
-                if not self._shelf.keep(block):
+                if not self._cache.release(block):
                     self._free.append(block)
 
     # ---- what is known of the writers
@@ -192,7 +192,7 @@ class BlockTable:
     def renew_epoch(self, epoch: str) -> list[Grant]:
         """The router gave this worker up, or died: every run is over, whoever may be writing, and
         nothing stays cached. Returns the grants that ended."""
-        self._free += self._shelf.clear()
+        self._free += self._cache.clear()
         ended = [grant for run in list(self._held) if (grant := self.release(run, ANY_WRITER))]
         self.epoch = epoch
         return ended
@@ -202,12 +202,12 @@ class BlockTable:
     @property
     def free_blocks(self) -> int:
         """Blocks that can be granted now, cached ones among them."""
-        return len(self._free) + len(self._shelf)
+        return len(self._free) + len(self._cache)
 
     @property
     def cached_blocks(self) -> int:
         """Of the free ones, those whose content may be used again."""
-        return len(self._shelf)
+        return len(self._cache)
 
     @property
     def quarantined_blocks(self) -> int:
@@ -228,6 +228,6 @@ class BlockTable:
         for quarantined in self._quarantine:
             found.update(quarantined.blocks)
         assert found == self._holders, "a block is held by others than we count"
-        hands = [*self._free, *self._shelf.lying, *found]
+        hands = [*self._free, *self._cache.evictable, *found]
         assert sorted(hands) == list(range(self.blocks)), "a block is in two hands, or in none"
-        self._shelf.check()
+        self._cache.check()

@@ -27,7 +27,7 @@ from baton.wire.messages import (
     Emitted,
     Failed,
     Finished,
-    Inquire,
+    GetClusterInfo,
     Message,
     Observe,
     Observed,
@@ -252,7 +252,7 @@ class Line:
 
     def _ask(self, now: float) -> None:
         """Not by _send(): nothing is lost if it does not go out."""
-        if self._channel is not None and self._channel.send(ROUTER, Inquire()):
+        if self._channel is not None and self._channel.send(ROUTER, GetClusterInfo()):
             self._asked = now
             if self._observe is not None:
                 self._channel.send(ROUTER, Observe())

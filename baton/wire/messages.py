@@ -33,7 +33,7 @@ PROTOCOL = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Inquire:
+class GetClusterInfo:
     """What are you serving? Answered with ClusterInfo at once and again whenever it changes."""
 
 
@@ -206,12 +206,12 @@ class WriterClear:
 @dataclass(frozen=True, slots=True)
 class Reserve:
     """Set blocks aside for so many tokens: those that are known, and a few of those to come; the run
-    grows later. `chain` names what will be in the first of them (baton/kv/prefix.py), the root
+    grows later. `block_hashes` names what will be in the first of them (baton/kv/prefix.py), the root
     before them."""
 
     run: str
     tokens: int
-    chain: tuple[bytes, ...] = ()
+    block_hashes: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +303,7 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Heartbeat:
     """I am alive: sent from the step loop, both ways, so a wedged process falls silent."""
 
     epoch: str
@@ -403,7 +403,7 @@ class FillRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RunTokens:
     """Sampled tokens of one run, the first of them for this position of its sequence: a gap is noticed.
     `finish` is set with a run's last: stop (an EOS id) or length. `logprobs`: one for each, if they are
     wanted. `ages`: how many seconds ago each was sampled; empty: just now."""
@@ -420,11 +420,11 @@ class Said:
 class Decoded:
     """What one decode step produced, or several whose tokens could wait (see Start)."""
 
-    runs: tuple[Said, ...]
+    runs: tuple[RunTokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class PromptLogprobs:
     """How likely the run's prompt was: of each of its tokens but the first."""
 
     run: str
@@ -432,7 +432,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PoolStats:
     """A decode worker's blocks, told when it changes, a few times a second at most."""
 
     free: int  # cached ones too
@@ -441,7 +441,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Broke:
+class RunFailed:
     """One run cannot go on (numerical_error, ...); its neighbours are not touched."""
 
     run: str
@@ -471,9 +471,10 @@ LOCAL = (Exited, Unreachable)
 """What only a loop may say to its own node: the codec takes none of it from a socket."""
 
 Message = (
-    Abort | Accepted | Attach | AttachFailed | Attached | Beat | Broke | Cancel | ChunkFilled
-    | ClusterInfo | Cores | Decoded | Deferred | Detach | Drop | Emissions | Emitted | Exited
-    | Expired | Failed | Fill | FillFailed | FillRefused | Filled | Finished | Hello | Inquire
-    | Observe | Observed | Pool | Preempted | PromptScored | Refused | Released | Renew | Reserve
-    | Reserved | Reset | Scored | Start | Submit | Unreachable | Welcome | WriterClear | WriterJoined
+    Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
+    | Decoded | Deferred | Detach | Drop | Emissions | Emitted | Exited | Expired | Failed | Fill
+    | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello | Observe
+    | Observed | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused | Released | Renew
+    | Reserve | Reserved | Reset | RunFailed | Start | Submit | Unreachable | Welcome | WriterClear
+    | WriterJoined
 )  # fmt: skip

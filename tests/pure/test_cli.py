@@ -181,7 +181,11 @@ def test_the_job_writes_the_file_and_says_where_the_time_went(folder, capsys, mo
                  "2 answers are in out.txt"):  # fmt: skip
         assert word in err
     first = line.submitted[0]
-    assert (first.max_new_tokens, first.stop, first.ignore_eos) == (3, ("X",), True)
+    assert (first.params.max_new_tokens, first.params.stop, first.params.ignore_eos) == (
+        3,
+        ("X",),
+        True,
+    )
     assert first.params.sampling is not None
     assert first.params.sampling.seed == 7
 

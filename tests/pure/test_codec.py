@@ -254,7 +254,7 @@ def test_a_map_is_no_message() -> None:
 
 
 def test_a_timestamp_is_an_extension_and_refused_where_a_number_belongs() -> None:
-    beat = parts_of(msg.Beat("e", 1))
+    beat = parts_of(msg.Heartbeat("e", 1))
     refused(packed(*beat[:-1], msgpack.Timestamp(1)))
 
 

@@ -27,7 +27,7 @@ from baton.cluster.supervisor import Cluster, ClusterOptions
 from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.table import percentile, table
 from baton.topology import plan_topology
-from decode_worker.outbox import patience
+from decode_worker.token_buffer import flush_interval
 from tools.benchmarks.streams import Answer, Connection
 from tools.measure.split import GREEDY
 from tools.measure.usage import Sampler, Usage
@@ -217,8 +217,9 @@ def main(
     ratios = [http.tokens_per_s / offline.tokens_per_s for http, offline in pairs]
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
-        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are told within "
-        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * NOT_STREAMED_S:g} ms offline"
+        f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are sent within "
+        f"{1e3 * flush_interval(interval / 1e3, streams):g} ms over HTTP, "
+        f"{1e3 * NOT_STREAMED_S:g} ms offline"
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
