@@ -134,11 +134,11 @@ class Grammars:
 
     def check(self, spec: str) -> None:
         """Raises RequestError with the reason if no answer can be guided by this grammar."""
-        matcher = self.open(spec)
+        guide = self.open(spec)
         try:
             for _ in range(_TRIAL):
-                if mask := int.from_bytes(matcher.mask(), "little"):
-                    matcher.accept((mask & -mask).bit_length() - 1)  # the lowest id that may come
+                if mask := int.from_bytes(guide.mask(), "little"):
+                    guide.accept((mask & -mask).bit_length() - 1)  # the lowest id that may come
         except RequestError as error:
             raise _invalid(str(error)) from error
 
@@ -148,14 +148,14 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
-        matcher = Matcher(matcher, self._ids)
+        guide = Matcher(matcher, self._ids)
         for index, token_id in enumerate(generated):
-            if not matcher.accept(token_id):
+            if not guide.accept(token_id):
                 raise RequestError(
                     f"id {token_id}, number {index} of the answer so far, does not fit its grammar",
                     code=FAILED,
                 )
-        return matcher
+        return guide
 
     @cached_property
     def _ids(self) -> _Ids:
@@ -174,7 +174,7 @@ class Grammars:
             ends = [each for each in sorted(self._ends) if each < known.vocab_size]
             return LLTokenizer(text, eos_token=ends) if ends else known
         except ValueError as error:
-            raise _invalid(f"no grammar can matcher the tokenizer {file}: {error}") from error
+            raise _invalid(f"no grammar can guide the tokenizer {file}: {error}") from error
 
 
 class Matcher:

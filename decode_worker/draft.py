@@ -25,7 +25,7 @@ class _Sequence:
 
 
 class DraftModel:
-    """A Proposer (see speculation.py). Runs for whom there is no room get no guesses."""
+    """A Proposer (see speculation.py). Runs that find no room in its pool get no draft."""
 
     def __init__(self, engine: Engine, blocks: int, *, context: int, chunk: int) -> None:
         self._engine = engine
@@ -94,7 +94,7 @@ class DraftModel:
 
 
 def check_draft(draft: ModelFiles, target: ModelFiles) -> None:
-    """InputError if they do not speak of the same tokens."""
+    """InputError if their vocabularies differ."""
     if draft.vocab_size != target.vocab_size:
         raise InputError(
             f"{draft.name} cannot draft for {target.name}: {draft.vocab_size} tokens against "

@@ -23,7 +23,7 @@ MAX_PATIENCE_S = 86_400.0
 
 @dataclass(slots=True)
 class Member:
-    """A worker in good standing."""
+    """A worker that has joined."""
 
     hello: Hello
     pulse: Pulse

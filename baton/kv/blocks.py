@@ -1,14 +1,14 @@
 """BlockTable: who owns every block of one decode worker's pool. The ownership protocol, whole.
 
-      free --- reserve ---> held --- release(writer=None) ---> free, or cached if it has a name
+      free --- reserve ---> held --- release(writer=None) ---> free, or cached if it has a hash
                              |
                              +--- release(writer=W) ---> quarantine --- W is done ---> free
 
 * Blocks are *granted* to one run under a generation and a lease; only their run's writer writes them.
-* A run that decodes may *grow*, block by block; what it grew by nobody else ever writes.
-* A full block whose run has begun to decode may be *published* under the name of what is in it
+* A run that decodes may *grow*, block by block; only the run itself writes those blocks.
+* A full block whose run has begun to decode may be *published* under the hash of its tokens
   (baton/kv/prefix.py). From then on it is never written again, other runs may hold it too, and when
-  nobody does it stays *cached*, until a reservation needs its place (least recently used first).
+  none does it stays *cached*, until a reservation needs its place (least recently used first).
 * `release` is the only way back, whatever ended the run. While a writer that can write by itself
   (shared memory, CUDA IPC) may still be at it, the blocks it was granted go to *quarantine* first,
   so a late write can never land in another request's block.
@@ -72,8 +72,8 @@ class BlockTable:
     def reserve(
         self, run: str, count: int, now: float, block_hashes: Sequence[bytes] = ()
     ) -> Grant | None:
-        """So many blocks for the run, or None if they are not to be had now. `block_hashes`: of its first
-        blocks; those that are there already become the grant's prefix, for reading only.
+        """So many blocks for the run, or None if there are too few now. `block_hashes` are those of its
+        first blocks; cached ones become the grant's prefix, for reading only.
 
         Raises RequestError if the pool could never hold them, AssertionError if the run holds some.
         """
@@ -97,7 +97,7 @@ class BlockTable:
         return grant
 
     def renew(self, run: str, now: float) -> None:
-        """The router still wants this grant."""
+        """Extend the lease of a grant that is not started."""
         held = self._held.get(run)
         if held is not None and held.lease_until is not None:
             held.lease_until = now + self.lease_s
@@ -123,12 +123,12 @@ class BlockTable:
         return block
 
     def publish(self, run: str, block_hashes: Sequence[bytes]) -> None:
-        """The run's first blocks are full, hold what `block_hashes` say, and are written no more."""
-        for block, name in zip(self._held[run].table, block_hashes, strict=False):
-            self._cache.put(block, name)
+        """The run's first blocks are full, have these hashes, and are not written any more."""
+        for block, block_hash in zip(self._held[run].table, block_hashes, strict=False):
+            self._cache.put(block, block_hash)
 
     def release(self, run: str, writer: str | None) -> Grant | None:
-        """The one way back. `writer`: who may still write into the granted blocks by itself."""
+        """The one way back. `writer` may still write into the granted blocks by itself."""
         held = self._held.pop(run, None)
         if held is None:
             return None
@@ -162,7 +162,7 @@ class BlockTable:
                 if not self._cache.release(block):
                     self._free.append(block)
 
-    # ---- what is known of the writers
+    # ---- writers
 
     def writer_joined(self, writer: str) -> None:
         """This writer can reach the pool from now on."""
@@ -197,7 +197,7 @@ class BlockTable:
         self.epoch = epoch
         return ended
 
-    # ---- looking
+    # ---- state
 
     @property
     def free_blocks(self) -> int:
@@ -206,7 +206,7 @@ class BlockTable:
 
     @property
     def cached_blocks(self) -> int:
-        """Of the free ones, those whose content may be used again."""
+        """Of the free ones, those in the prefix cache."""
         return len(self._cache)
 
     @property
@@ -220,7 +220,7 @@ class BlockTable:
         return self.free_blocks == self.blocks
 
     def check(self) -> None:
-        """Every block is free, cached, or held as often as we count. What this catches is a bug of
+        """Assert that every block is free, cached, or held as often as counted; a failure is a bug of
         ours."""
         found: Counter[int] = Counter()
         for held in self._held.values():

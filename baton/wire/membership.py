@@ -1,4 +1,4 @@
-"""Membership: the part every worker node shares: joining a router, beating, starting anew.
+"""Membership: the part every worker node shares: joining a router, heartbeats, starting anew.
 
 new -- Hello --> waiting -- Welcome --> joined -- Reset, or the router is gone --> new (next epoch)
 """
@@ -30,7 +30,7 @@ ROUTER_PATIENCE_S = 5.0
 
 
 ORDERS = (Attach, Fill, Reserve, Start)
-"""What is ordered before Welcome was meant for an older life of the worker."""
+"""Orders that arrive before Welcome were meant for an older life of the worker."""
 
 
 class Membership:
@@ -69,7 +69,7 @@ class Membership:
         return [] if isinstance(message, ORDERS) and not self.joined else None
 
     def step(self, now: float) -> list[Effect]:
-        """Heartbeat, or knock again; notice a silent router."""
+        """Send a heartbeat, or Hello again; notice a silent router."""
         self._steps += 1
         if self.joined and now - self._router_heard >= ROUTER_PATIENCE_S:
             return self._renew(now)
@@ -80,7 +80,7 @@ class Membership:
         return [To(ROUTER, knock)]
 
     def due(self, now: float) -> float:
-        """Seconds to the next beat."""
+        """Seconds to the next heartbeat."""
         return max(0.0, self._next_beat - now)
 
     def _renew(self, now: float) -> list[Effect]:

@@ -34,12 +34,12 @@ PROTOCOL = 6
 
 @dataclass(frozen=True, slots=True)
 class GetClusterInfo:
-    """What are you serving? Answered with ClusterInfo at once and again whenever it changes."""
+    """Answered with ClusterInfo at once, and again whenever it changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Tell me what happens to every request from now on: answered with Observed, again and again."""
+    """Follow all requests from now on: answered with Observed, again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """What is served, and by whom. `ready`: a request would be worked on now."""
+    """The served model and the workers. `ready`: requests can be served now."""
 
     ready: bool
     model: str
@@ -107,8 +107,7 @@ class Emissions:
 
 @dataclass(frozen=True, slots=True)
 class PromptScored:
-    """How likely the prompt's tokens were, the first apart, which nothing stands before. Comes once,
-    before the first Emitted."""
+    """Logprobs of the prompt's tokens but the first. Comes once, before the first Emitted."""
 
     request: str
     logprobs: tuple[Logprob, ...]
@@ -147,7 +146,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The worker is in. `pid` lets a worker on the same host see the router's death at once."""
+    """The worker has joined. `pid` lets a worker on the same host see the router's death at once."""
 
     epoch: str
     host: str
@@ -205,9 +204,8 @@ class WriterClear:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Set blocks aside for so many tokens: those that are known, and a few of those to come; the run
-    grows later. `block_hashes` names what will be in the first of them (baton/kv/prefix.py), the root
-    before them."""
+    """Reserve blocks for so many tokens: the known ones and a few more; the run grows later.
+    `block_hashes` (baton/kv/prefix.py) are of the first blocks, the root before them."""
 
     run: str
     tokens: int
@@ -304,7 +302,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """I am alive: sent from the step loop, both ways, so a wedged process falls silent."""
+    """Sent from the step loop, both ways, so a wedged process falls silent."""
 
     epoch: str
     steps: int
@@ -361,8 +359,8 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class ChunkFilled:
-    """A chunk of the run's prompt is computed, up to this many tokens; more is to come. For those who
-    watch: nothing hangs on it."""
+    """A chunk of the run's prompt is computed, up to this many tokens; more is to come. For observers:
+    nothing depends on it."""
 
     run: str
     tokens: int
@@ -418,14 +416,14 @@ class RunTokens:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one decode step produced, or several whose tokens could wait (see Start)."""
+    """Tokens of one decode step, or of several (see GenerationParams.stream_interval_s)."""
 
     runs: tuple[RunTokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """How likely the run's prompt was: of each of its tokens but the first."""
+    """Logprobs of the run's prompt tokens but the first."""
 
     run: str
     logprobs: tuple[Logprob, ...]
@@ -433,7 +431,7 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A decode worker's blocks, told when it changes, a few times a second at most."""
+    """A decode worker's KV pool, in blocks; sent when it changes, a few times a second at most."""
 
     free: int  # cached ones too
     cached: int

@@ -86,23 +86,23 @@ class Model:
             key=lambda i: (i not in ends, way.get(self.text.decode([i]), len(way))),
         )
 
-    def allowed(self, matcher: Matcher) -> list[int]:
-        mask = matcher.mask()
+    def allowed(self, guide: Matcher) -> list[int]:
+        mask = guide.mask()
         assert len(mask) == 4 * -(-self.vocabulary // 32)
         bits = int.from_bytes(mask, "little")
         assert bits < 1 << self.vocabulary
         return [i for i in range(self.vocabulary) if bits >> i & 1]
 
-    def walk(self, matcher: Matcher, choices: list[int], longest: int = 200) -> list[int]:
-        """Ids that the matcher allows: as the choices say, and then straight to an end."""
+    def walk(self, guide: Matcher, choices: list[int], longest: int = 200) -> list[int]:
+        """Ids that the guide allows: as the choices say, and then straight to an end."""
         ids: list[int] = []
-        while not matcher.finished and len(ids) < longest:
-            may = self.allowed(matcher)
+        while not guide.finished and len(ids) < longest:
+            may = self.allowed(guide)
             if len(ids) < len(choices):
                 ids.append(may[choices[len(ids)] % len(may)])
             else:
                 ids.append(next(each for each in self.last if each in set(may)))
-            assert matcher.accept(ids[-1])
+            assert guide.accept(ids[-1])
         return ids
 
 
@@ -135,20 +135,20 @@ def check_walk(model: Model, case: Case, choices: list[int]) -> None:
     """Ends stand exactly where the text is whole; and anyone could have gone on from anywhere."""
     spec, fits = case
     ids = model.walk(model.grammars.open(spec), choices)
-    matcher = model.grammars.open(spec)
+    guide = model.grammars.open(spec)
     for index, each in enumerate(ids):
-        may = model.allowed(matcher)
+        may = model.allowed(guide)
         ends = {*may} & {*model.ends}
         text = model.text.decode(ids[:index])
         assert ends == ({*model.ends} if fits(text) else set()), text
         if index % 7 == 0:
             other = model.grammars.open(spec, ids[:index])
             assert model.allowed(other) == may
-            assert other.finished == matcher.finished
+            assert other.finished == guide.finished
         assert each in may
-        assert matcher.accept(each)
-    assert matcher.finished, "the walk leads to an end"
-    assert set(model.allowed(matcher)) == {*model.ends}
+        assert guide.accept(each)
+    assert guide.finished, "the walk leads to an end"
+    assert set(model.allowed(guide)) == {*model.ends}
     assert fits(model.text.decode([each for each in ids if each not in model.ends]))
 
 
@@ -169,16 +169,16 @@ def test_a_tokenizer_of_the_other_kind_does_the_same(
 @pytest.mark.parametrize("spec", [spec for spec, _ in CASES])
 def test_what_is_not_allowed_is_refused_and_changes_nothing(spec: str) -> None:
     model = demo()
-    matcher = model.grammars.open(spec)
+    guide = model.grammars.open(spec)
     for _ in range(6):
-        may = model.allowed(matcher)
+        may = model.allowed(guide)
         outside = [-1, -(10**12), VOCABULARY, VOCABULARY + 1, 2**32, 2**64, 10**30]
-        assert not any(matcher.accept(each) for each in outside)
+        assert not any(guide.accept(each) for each in outside)
         for each in {*range(0, VOCABULARY, 37)} - {*may}:
             other = model.grammars.open(spec) if each == END else None
             assert other is None or not other.accept(each)
-        assert model.allowed(matcher) == may
-        matcher.accept(may[len(may) // 2])
+        assert model.allowed(guide) == may
+        guide.accept(may[len(may) // 2])
 
 
 def test_every_allowed_id_is_accepted_and_no_other_text() -> None:
@@ -193,16 +193,16 @@ def test_every_allowed_id_is_accepted_and_no_other_text() -> None:
 
 
 def test_after_an_end_only_ends_come() -> None:
-    matcher = demo().grammars.open(regex("[0-9]+"))
-    assert not matcher.accept(END)
+    guide = demo().grammars.open(regex("[0-9]+"))
+    assert not guide.accept(END)
     five = demo().text.encode("5")[0]
-    assert matcher.accept(five)
-    assert not matcher.finished
-    assert matcher.accept(END)
-    assert matcher.finished
-    assert demo().allowed(matcher) == [END]
-    assert not matcher.accept(five)
-    assert matcher.accept(END)
+    assert guide.accept(five)
+    assert not guide.finished
+    assert guide.accept(END)
+    assert guide.finished
+    assert demo().allowed(guide) == [END]
+    assert not guide.accept(five)
+    assert guide.accept(END)
     assert demo().grammars.open(regex("[0-9]+"), [five, END]).finished
 
 
@@ -215,40 +215,40 @@ def test_ids_that_do_not_fit_are_no_beginning_of_an_answer() -> None:
 @pytest.mark.parametrize("ends", [(), (VOCABULARY + 900,), (5000,), (7, VOCABULARY + 900)])
 def test_ends_that_the_tokenizer_does_not_know(ends: tuple[int, ...]) -> None:
     model = Model(FILE, VOCABULARY + 1000, ends)
-    matcher = model.grammars.open(regex("a|ab"))
+    guide = model.grammars.open(regex("a|ab"))
     known = [each for each in ends if each < VOCABULARY + 1000]
-    assert not {*model.allowed(matcher)} & {*ends}
-    assert not any(matcher.accept(each) for each in (VOCABULARY, VOCABULARY + 1, VOCABULARY + 900))
-    assert matcher.accept(model.text.encode("a")[0])
-    assert {*known} <= {*model.allowed(matcher)} <= {*known, model.text.encode("b")[0]}
-    assert matcher.accept(model.text.encode("b")[0])
-    assert matcher.finished
-    assert model.allowed(matcher) == known
+    assert not {*model.allowed(guide)} & {*ends}
+    assert not any(guide.accept(each) for each in (VOCABULARY, VOCABULARY + 1, VOCABULARY + 900))
+    assert guide.accept(model.text.encode("a")[0])
+    assert {*known} <= {*model.allowed(guide)} <= {*known, model.text.encode("b")[0]}
+    assert guide.accept(model.text.encode("b")[0])
+    assert guide.finished
+    assert model.allowed(guide) == known
 
 
 def test_a_model_with_fewer_logits_than_its_tokenizer_has_ids() -> None:
     model = Model(FILE, 1001, (END,))
-    matcher = model.grammars.open(regex("(?s:.)*"))
-    assert max(model.allowed(matcher)) == 1000
-    assert not matcher.accept(1001)
+    guide = model.grammars.open(regex("(?s:.)*"))
+    assert max(model.allowed(guide)) == 1000
+    assert not guide.accept(1001)
 
 
 def test_special_tokens_are_no_text(fallback: Model) -> None:
     for model, special in ((demo(), END), (fallback, 256)):
         grammars = Grammars(model.grammars._tokenizer_file, model.vocabulary, (300,))
-        matcher = grammars.open(regex("(?s:.)*"))
-        assert special not in model.allowed(matcher)
-        assert not matcher.accept(special)
+        guide = grammars.open(regex("(?s:.)*"))
+        assert special not in model.allowed(guide)
+        assert not guide.accept(special)
 
 
 def test_white_space_between_the_parts_comes_to_an_end() -> None:
     model = demo()
-    matcher = model.grammars.open(json_schema({"type": "array", "items": {"type": "integer"}}))
-    assert matcher.accept(model.text.encode("[")[0])
+    guide = model.grammars.open(json_schema({"type": "array", "items": {"type": "integer"}}))
+    assert guide.accept(model.text.encode("[")[0])
     blanks = {i for i in range(VOCABULARY) if i != END and not model.text.decode([i]).strip()}
     steps = 0
-    while may := {*model.allowed(matcher)} & blanks:
-        assert matcher.accept(min(may))
+    while may := {*model.allowed(guide)} & blanks:
+        assert guide.accept(min(may))
         steps += 1
     assert 0 < steps <= grammar.INDENT + 1
 
@@ -256,20 +256,20 @@ def test_white_space_between_the_parts_comes_to_an_end() -> None:
 @pytest.mark.parametrize("gap", ["", " ", "\n  ", "\n\t\t", "\n" + " " * grammar.INDENT])
 def test_usual_layouts_of_json_are_allowed(gap: str) -> None:
     text = f'{{{gap}"a":{gap}[{gap}1,{gap}2{gap}],{gap}"b":{gap}"x  y"{gap}}}'
-    matcher = demo().grammars.open(json_object())
-    assert all(matcher.accept(each) for each in demo().text.encode(text)), text
-    assert matcher.finished
+    guide = demo().grammars.open(json_object())
+    assert all(guide.accept(each) for each in demo().text.encode(text)), text
+    assert guide.finished
 
 
 def test_a_grammar_that_turns_out_too_complex_ends_its_own_answer_only() -> None:
     model = demo()
-    matcher = model.grammars.open(regex("a?" * 2000))
+    guide = model.grammars.open(regex("a?" * 2000))
     for _ in range(2):
         with pytest.raises(RequestError, match="cannot go on by its grammar") as caught:
-            model.walk(matcher, [3] * 30)
+            model.walk(guide, [3] * 30)
         assert caught.value.code == "grammar_failed"
-        assert not matcher.finished
-        assert not matcher.accept(END)
+        assert not guide.finished
+        assert not guide.accept(END)
     assert model.walk(model.grammars.open(regex("ab")), [])
 
 
@@ -404,6 +404,6 @@ def test_a_tokenizer_that_is_missing_or_of_no_use(tmp_path: Path) -> None:
         Grammars(tmp_path / "none.json", 10, (0,)).check(json_object())
     file = tmp_path / "tokenizer.json"
     FastTokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(file))
-    with pytest.raises(RequestError, match="no grammar can matcher") as caught:
+    with pytest.raises(RequestError, match="no grammar can guide") as caught:
         Grammars(file, 10, (0,)).check(json_object())
     assert caught.value.code == "invalid_grammar"

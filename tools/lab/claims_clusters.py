@@ -8,7 +8,7 @@ from statistics import median
 from baton.errors import BatonError
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
-from decode_worker.speculation import PromptLookup, Speculation, Wanted, standing
+from decode_worker.speculation import PromptLookup, Speculation, Wanted, accepted_prefix
 from prompts import PROMPTS
 from tools.lab.claims_verdict import Result, by_rounds
 from tools.lab.study import Notebook
@@ -44,8 +44,8 @@ def accepted(prompt: Sequence[int], answer: Sequence[int]) -> Accepted:
     while at < len(answer):
         room = len(answer) - at - 1
         guesses = speculation.guess([Wanted("r", tuple(known), room)], room).get("r", [])
-        right = standing(guesses, list(answer[at : at + len(guesses)]))
-        speculation.heard("r", guessed=len(guesses), stood=right)
+        right = accepted_prefix(guesses, list(answer[at : at + len(guesses)]))
+        speculation.update("r", drafted=len(guesses), accepted=right)
         known += answer[at : at + right + 1]
         at, steps = at + right + 1, steps + 1
         guessed, stood = guessed + len(guesses), stood + right
