@@ -1,9 +1,9 @@
 """Grammars: which token may come next if the answer is to be JSON, fit a schema, or match a regex.
 
-    json_schema({...})  ->  one string on the wire  ->  Grammars.open  ->  Guide
-    Guide.mask()  ->  one bit for each id  ->  the sampler draws  ->  Guide.accept(id)
+    json_schema({...})  ->  one string on the wire  ->  Grammars.open  ->  Matcher
+    Matcher.mask()  ->  one bit for each id  ->  the sampler draws  ->  Matcher.accept(id)
 
-The state of a Guide is a function of the string and the ids accepted so far, so a request goes on
+The state of a Matcher is a function of the string and the ids accepted so far, so a request goes on
 at another worker from these two alone. The work is done by llguidance; what this module adds is a
 language that is the same everywhere, limits, and the end of the text. Those three, in turn:
 
@@ -142,13 +142,13 @@ class Grammars:
         except RequestError as error:
             raise _invalid(str(error)) from error
 
-    def open(self, spec: str, generated: Sequence[int] = ()) -> "Guide":
+    def open(self, spec: str, generated: Sequence[int] = ()) -> "Matcher":
         """The state after the ids that the answer has so far. Compiles: some ms, rarely 1 s."""
         form = GrammarSpec.parse(spec).compiled_form()
         matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
-        guide = Guide(matcher, self._ids)
+        guide = Matcher(matcher, self._ids)
         for index, token_id in enumerate(generated):
             if not guide.accept(token_id):
                 raise RequestError(
@@ -170,14 +170,14 @@ class Grammars:
             raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
         try:
             known = LLTokenizer(text)
-            # One end that the tokenizer knows is needed; any will do, since Guide sets their bits.
+            # One end that the tokenizer knows is needed; any will do, since Matcher sets their bits.
             ends = [each for each in sorted(self._ends) if each < known.vocab_size]
             return LLTokenizer(text, eos_token=ends) if ends else known
         except ValueError as error:
             raise _invalid(f"no grammar can guide the tokenizer {file}: {error}") from error
 
 
-class Guide:
+class Matcher:
     """One answer in the making: `mask` before each id, `accept` after it."""
 
     def __init__(self, matcher: LLMatcher, ids: _Ids) -> None:

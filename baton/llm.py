@@ -27,7 +27,8 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack, overload
 
 from baton import grammar
-from baton.backend import Backend, Deliver, News, RequestThread, RouterBackend
+from baton.backend import Backend, Deliver, RequestThread, RouterBackend
+from baton.client.tracker import News
 from baton.cluster.options import ClusterOptions
 from baton.completion import Completion, Job
 from baton.errors import InputError, ModelError, RequestError

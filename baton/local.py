@@ -336,5 +336,5 @@ def _hello(
         regions=regions,
         patience_s=PATIENCE_S,
         load_s=0.0,
-        how=engine.runner.how,
+        how=engine.runner.backend,
     )

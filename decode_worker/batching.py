@@ -1,4 +1,4 @@
-"""plan_step(): who runs in the next decode step, and with how many tokens. Pure."""
+"""plan_step(): which runs take part in the next decode step, with how many tokens. Pure."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Share(NamedTuple):
 
 def plan_step(runs: Sequence[Progress], *, token_budget: int) -> list[Share]:
     """Continuous batching. Every run with one token left to compute (a decode step) goes, always:
-    nobody who is being served waits for a prompt. What the budget leaves goes to prompts that
+    no answer waits for a prompt. What the budget leaves goes to prompts that
     decode fills by itself, first come, first served, in chunks; at least one token of the first,
     so that it is never starved."""
     decoding = [run for run in runs if run.known - run.computed == 1]

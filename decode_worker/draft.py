@@ -25,7 +25,7 @@ class _Sequence:
 
 
 class DraftModel:
-    """A Proposer (see speculation.py). Runs for whom there is no room get no guesses."""
+    """A Proposer (see speculation.py). Runs that find no room in its pool get no draft."""
 
     def __init__(self, engine: Engine, blocks: int, *, context: int, chunk: int) -> None:
         self._engine = engine
@@ -56,7 +56,7 @@ class DraftModel:
 
     def _room(self, wanted: Wanted) -> bool:
         """Blocks for all that is known and guessed; what of the past is no longer so is dropped."""
-        tokens = len(wanted.known) + wanted.most
+        tokens = len(wanted.token_ids) + wanted.most
         if tokens > self._context:
             return False
         sequence = self._runs.setdefault(wanted.run, _Sequence())
@@ -65,7 +65,7 @@ class DraftModel:
                 return False
             sequence.blocks.append(self._free.pop())
         same = 0
-        for mine, theirs in zip(sequence.computed, wanted.known[:-1], strict=False):
+        for mine, theirs in zip(sequence.computed, wanted.token_ids[:-1], strict=False):
             if mine != theirs:
                 break
             same += 1
@@ -76,23 +76,25 @@ class DraftModel:
         """All known tokens but the last, in chunks."""
         for each in wanted:
             sequence = self._runs[each.run]
-            while len(sequence.computed) < len(each.known) - 1:
+            while len(sequence.computed) < len(each.token_ids) - 1:
                 start = len(sequence.computed)
-                tokens = list(each.known[start : min(start + self._chunk, len(each.known) - 1)])
+                tokens = list(
+                    each.token_ids[start : min(start + self._chunk, len(each.token_ids) - 1)]
+                )
                 self._engine.runner.fill(self._pool, [Row(tokens, start, sequence.blocks)])
                 sequence.computed += tokens
 
     def _row(self, wanted: Wanted, guesses: Sequence[int]) -> Row:
         """The last token known or guessed, which is thereby computed."""
         sequence = self._runs[wanted.run]
-        token = guesses[-1] if guesses else wanted.known[-1]
+        token = guesses[-1] if guesses else wanted.token_ids[-1]
         row = Row([token], len(sequence.computed), sequence.blocks, Logits.LAST)
         sequence.computed.append(token)
         return row
 
 
 def check_draft(draft: ModelFiles, target: ModelFiles) -> None:
-    """InputError if they do not speak of the same tokens."""
+    """InputError if their vocabularies differ."""
     if draft.vocab_size != target.vocab_size:
         raise InputError(
             f"{draft.name} cannot draft for {target.name}: {draft.vocab_size} tokens against "

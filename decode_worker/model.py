@@ -1,7 +1,8 @@
-"""What the decode worker's node asks of tensors, behind a protocol: so the node is tested without.
+"""DecodeModel: what the decode worker's node needs of tensors, as a protocol, so that the node is tested
+without any.
 
-What is made for each run at each step is a NamedTuple, here and beside: on two cores Python's part of
-a step is time that nobody computes in, and a frozen dataclass takes four times as long to make.
+Objects made for each run at each step are NamedTuples, here and beside: on two cores the time of Python
+adds to every step, and a frozen dataclass takes four times as long to make.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Draw(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What came of a Draw."""
+    """The result of a Draw."""
 
     token_id: int
     logprob: Logprob | None = None

@@ -1,15 +1,15 @@
-"""Runs: the sequences a decode worker is at work on, and who gives way when the pool is full.
+"""Runs: the sequences a decode worker generates, and which of them is preempted when the pool is full.
 
-A run begins with blocks for what is known of it and a few tokens more, and grows block by block. When
-there is none left, the youngest run gives back all of its blocks and begins again later (preemption
-by recompute); so the oldest goes on in any case, and everything that fits the pool alone gets done.
+A run begins with blocks for its known tokens and a few more, and grows block by block. When no block is
+left, the youngest run gives back all of its blocks and begins again later (preemption by recompute). So
+the oldest always makes progress, and every request that fits the pool alone is finished.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from baton.grammar import Guide
+from baton.grammar import Matcher
 from baton.kv.blocks import BlockTable
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
@@ -29,32 +29,32 @@ class Run:
     """A started run: all its token ids, of which the KV of the first `computed` is in the pool."""
 
     grant: Grant
-    known: list[int]
+    token_ids: list[int]
     computed: int
-    prompt_tokens: int  # of the known ones; the others were generated
+    prompt_tokens: int  # of token_ids; the others were generated
     params: GenerationParams
-    guide: Guide | None = None
-    told: bool = False  # its first token is out
+    matcher: Matcher | None = None
+    sent: bool = False  # its first token
     scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
     published: bool = False  # its prompt's blocks
     table: list[int] = field(init=False)  # its blocks, those it grew by at the end
     sampling: SamplingParams = field(init=False)
-    until: int = field(init=False)  # tokens at which it ends by length
+    max_length: int = field(init=False)  # prompt and generation together, in tokens
 
     def __post_init__(self) -> None:
         assert self.params.sampling is not None, "params of a run are resolved"
         self.sampling = self.params.sampling
         self.table = list(self.grant.table)
-        self.until = self.prompt_tokens + self.params.max_new_tokens
+        self.max_length = self.prompt_tokens + self.params.max_new_tokens
 
     @property
     def scoring(self) -> bool:
-        """Its prompt's logprobs are wanted and not there yet."""
+        """The logprobs of its prompt are still to be computed."""
         return self.params.prompt_logprobs >= 0 and len(self.scores) < self.prompt_tokens - 1
 
-    def draw(self, guessed: Sequence[int]) -> Draw:
-        """How to sample what follows the known and these guessed tokens."""
-        seen = self.known + list(guessed) if guessed else self.known
+    def draw(self, draft: Sequence[int]) -> Draw:
+        """How to sample the token after these draft tokens."""
+        seen = self.token_ids + list(draft) if draft else self.token_ids
         sampling = self.sampling
         counted = sampling.presence_penalty or sampling.frequency_penalty
         generated = seen[self.prompt_tokens :] if counted else ()
@@ -65,50 +65,51 @@ class Run:
             seen,
             generated,
             forbidden=self.params.stop_token_ids if early else (),
-            mask=self.guide.mask() if self.guide is not None else None,
+            mask=self.matcher.mask() if self.matcher is not None else None,
             logprobs=self.params.logprobs,
         )
 
     def progress(self, name: str) -> Progress:
         """For plan_step()."""
-        return Progress(name, len(self.known), self.computed, SCORED_ROWS if self.scoring else None)
+        return Progress(
+            name, len(self.token_ids), self.computed, SCORED_ROWS if self.scoring else None
+        )
 
-    def guessable(self, block_size: int) -> int:
-        """How many tokens may be guessed: within its blocks and its length."""
-        room = len(self.table) * block_size - len(self.known)
-        return min(room, self.until - len(self.known) - 1)
+    def draftable(self, block_size: int) -> int:
+        """How many draft tokens fit its blocks and its length."""
+        room = len(self.table) * block_size - len(self.token_ids)
+        return min(room, self.max_length - len(self.token_ids) - 1)
 
-    def ask(self, share: Share, guessed: list[int]) -> "Asked":
-        """Its row of the next forward, and what is to be drawn from it. Raises RequestError if its
-        grammar leads nowhere."""
+    def next_step(self, share: Share, draft: list[int]) -> "RunStep":
+        """Its part of the next forward. Raises RequestError if its grammar allows no token."""
         start = self.computed
-        tokens = self.known[start : start + share.tokens] + guessed
+        tokens = self.token_ids[start : start + share.tokens] + draft
         draws: list[Draw] = []
         if self.scoring:  # after each token of the prompt, how likely was the next?
             ends = range(start + 1, start + share.tokens + 1)
             draws += [self.score(index) for index in ends if index < self.prompt_tokens]
         scores = len(draws)
         if share.samples:
-            draws += [self.draw(guessed[:i]) for i in range(len(guessed) + 1)]
-        logits = Logits.ALL if scores or guessed else Logits.LAST if draws else Logits.NONE
+            draws += [self.draw(draft[:i]) for i in range(len(draft) + 1)]
+        logits = Logits.ALL if scores or draft else Logits.LAST if draws else Logits.NONE
         self.computed += share.tokens
-        return Asked(share.run, Row(tokens, start, self.table, logits), draws, scores, guessed)
+        return RunStep(share.run, Row(tokens, start, self.table, logits), draws, scores, draft)
 
     def score(self, index: int) -> Draw:
-        """The known token at this index: how likely was it?"""
+        """The logprob of the prompt token at this index."""
         draw = Draw(self.sampling, index, ())
-        return draw._replace(logprobs=self.params.prompt_logprobs, given=self.known[index])
+        return draw._replace(logprobs=self.params.prompt_logprobs, given=self.token_ids[index])
 
     def append(self, token_id: int) -> str | None:
         """One more token; why the run ends with it, if it does."""
-        self.known.append(token_id)
+        self.token_ids.append(token_id)
         if token_id in self.params.stop_token_ids:
             return "stop"
-        if self.guide is not None:
-            self.guide.accept(token_id)
-            if self.guide.finished:
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+            if self.matcher.finished:
                 return "stop"
-        return "length" if len(self.known) >= self.until else None
+        return "length" if len(self.token_ids) >= self.max_length else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +121,15 @@ class Arriving:
     deadline: float
 
 
-class Asked(NamedTuple):
-    """What a run has to do with the next forward: its row, and what is drawn from it, first the
-    prompt's scores."""
+class RunStep(NamedTuple):
+    """A run's part of one forward: its row, and its draws: first `scores` prompt tokens, then one after
+    each draft token and one more."""
 
     run: str
     row: Row
     draws: list[Draw]
     scores: int
-    guessed: list[int]
+    draft: list[int]
 
 
 def make_room(
@@ -138,18 +139,18 @@ def make_room(
     preempt: Callable[[str], None],
     ahead: int = 0,
 ) -> list[str]:
-    """Blocks for the next step of every run, oldest first; a run that cannot grow takes those of the
-    youngest, by `preempt`, which must take it out of `runs`; or gives up its own if it is that itself.
-    While there are blocks to spare, each grows for `ahead` tokens more.
+    """Blocks for the next step of every run, oldest first. A run that cannot grow preempts the youngest,
+    which may be itself; `preempt` must take it out of `runs`. While there are blocks to spare, each run
+    grows for `ahead` tokens more.
 
-    Returns the runs that must wait: the oldest alone, while all else is held by runs to come.
+    Returns the runs that must wait: the oldest alone, while grants that are not started hold the rest.
     """
     waiting = []
     for name in list(runs):
         run = runs.get(name)
         if run is None:  # preempted for an older one
             continue
-        while len(run.table) * block_size < len(run.known):
+        while len(run.table) * block_size < len(run.token_ids):
             block = table.grow(name)
             if block is not None:
                 run.table.append(block)
@@ -162,7 +163,7 @@ def make_room(
             if youngest == name:
                 break
         else:
-            soon = min(len(run.known) + ahead, run.until - 1)
+            soon = min(len(run.token_ids) + ahead, run.max_length - 1)
             while len(run.table) * block_size < soon and table.free_blocks > len(runs):
                 block = table.grow(name)
                 assert block is not None

@@ -1,12 +1,12 @@
-"""Speculative decoding: cheap guesses of the next tokens, checked in one forward of the real model.
+"""Speculative decoding: cheap draft tokens, checked in one forward of the real model.
 
 A decode step reads all weights for one token of a sequence; for a few tokens more it takes hardly
-longer, as long as the batch is small. So a proposer guesses what comes next, the guesses run as if
-they were known, and those that are what the sampler draws at their positions stand. Because a draw
-is a function of (logits, seed, position) alone (sampler/sample.py), the tokens are exactly those of
-plain decoding, greedy or sampled; there is no acceptance rule that has to keep a distribution.
+longer, as long as the batch is small. So a proposer drafts the next tokens, they run as if they were
+known, and those that equal what the sampler draws at their positions are accepted. Because a draw is a
+function of (logits, seed, position) alone (sampler/sample.py), the tokens are exactly those of plain
+decoding, greedy or sampled; no acceptance rule has to keep a distribution.
 
-    known  ... a b          guesses  c d e
+    tokens ... a b          draft    c d e
     forward over b c d e -> draws    c d x ?      three tokens in one step: c, d and x
 """
 
@@ -20,18 +20,18 @@ LONGEST, SHORTEST = 4, 2
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Up to `most` guesses of what follows `known` in this run."""
+    """A request for up to `most` draft tokens after `token_ids`."""
 
     run: str
-    known: Sequence[int]
+    token_ids: Sequence[int]
     most: int
 
 
 class Proposer(Protocol):
-    """Who guesses. Guesses may be wrong, few or none: that costs time, never correctness."""
+    """Source of draft tokens. They may be wrong, few or none: that costs time, never correctness."""
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        """For each, its guesses in order."""
+        """The draft tokens of each."""
 
     def forget(self, run: str) -> None:
         """The run is over (or was never known)."""
@@ -61,7 +61,7 @@ class PromptLookup:
         self._seen.pop(run, None)
 
     def _look_up(self, wanted: Wanted) -> list[int]:
-        known = wanted.known
+        known = wanted.token_ids
         seen = self._seen.setdefault(wanted.run, _Seen())
         for end in range(max(seen.indexed, SHORTEST), len(known)):  # known[end] follows them
             for length in range(SHORTEST, min(LONGEST, end) + 1):
@@ -75,7 +75,7 @@ class PromptLookup:
 
 
 class Speculation:
-    """Who guesses, and how much is worth asking for. Without a proposer nothing is guessed."""
+    """A proposer, and how many draft tokens of each run are worth it; none without a proposer."""
 
     def __init__(self, proposer: Proposer | None = None, most: int = 0) -> None:
         self._proposer = proposer
@@ -90,17 +90,17 @@ class Speculation:
         for each in wanted:
             most = min(each.most, self._hopes.get(each.run, self.most), budget)
             if most > 0:
-                asked.append(Wanted(each.run, each.known, most))
+                asked.append(Wanted(each.run, each.token_ids, most))
                 budget -= most
         found = self._proposer.propose(asked)
         return {each.run: guesses for each, guesses in zip(asked, found, strict=True) if guesses}
 
-    def heard(self, run: str, *, guessed: int, stood: int) -> None:
-        """How many of a run's guesses stood: it is asked for more while all do, else for one more
-        than did. So a sequence that is hard to guess wastes one row a step."""
-        if guessed:
+    def update(self, run: str, *, drafted: int, accepted: int) -> None:
+        """How many of a run's draft tokens were accepted: while all are, the next draft is longer, else
+        one longer than what was accepted. A sequence that is hard to guess wastes one row a step."""
+        if drafted:
             hope = self._hopes.get(run, self.most)
-            self._hopes[run] = min(self.most, 2 * hope if stood == guessed else stood + 1)
+            self._hopes[run] = min(self.most, 2 * hope if accepted == drafted else accepted + 1)
 
     def forget(self, run: str) -> None:
         """The run is over (or was never known)."""
@@ -109,7 +109,7 @@ class Speculation:
             self._proposer.forget(run)
 
 
-def standing(guessed: Sequence[int], drawn: Sequence[int | None]) -> int:
-    """How many guesses are what was drawn in their place, before the first that is not."""
-    pairs = enumerate(zip(guessed, drawn, strict=False))
-    return next((i for i, (guess, token) in pairs if guess != token), len(guessed))
+def accepted_prefix(draft: Sequence[int], drawn: Sequence[int | None]) -> int:
+    """How many draft tokens equal the drawn ones, up to the first that does not."""
+    pairs = enumerate(zip(draft, drawn, strict=False))
+    return next((i for i, (guess, token) in pairs if guess != token), len(draft))

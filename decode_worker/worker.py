@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.errors import RequestError
-from baton.grammar import Grammars, Guide
+from baton.grammar import Grammars, Matcher
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
@@ -23,10 +23,10 @@ from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
 from decode_worker.batching import Share, plan_step
 from decode_worker.model import DecodeModel, Draw, Drawn
-from decode_worker.outbox import Outbox
-from decode_worker.runs import Arriving, Asked, Run, make_room
-from decode_worker.speculation import Speculation, Wanted, standing
-from decode_worker.telling import Teller
+from decode_worker.pool_reporter import PoolReporter
+from decode_worker.runs import Arriving, Run, RunStep, make_room
+from decode_worker.speculation import Speculation, Wanted, accepted_prefix
+from decode_worker.token_buffer import TokenBuffer
 
 LEASE_S = 60.0
 ARRIVAL_S = 10.0  # how long announced KV may be on its way before it is filled again
@@ -44,13 +44,12 @@ class DecodeWorker:
     prefix_caching: bool = True
     grammars: Grammars | None = None
     table: BlockTable = field(init=False)
-    # names of blocks
-    chains: dict[str, tuple[bytes, ...]] = field(init=False, default_factory=dict)
+    block_hashes: dict[str, tuple[bytes, ...]] = field(init=False, default_factory=dict)  # by run
     runs: dict[str, Run] = field(init=False, default_factory=dict)
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
-    _teller: Teller = field(init=False)
-    _outbox: Outbox = field(init=False, default_factory=Outbox)
+    _reporter: PoolReporter = field(init=False)
+    _buffer: TokenBuffer = field(init=False, default_factory=TokenBuffer)
     _stepped: float = field(init=False, default=0.0)  # when the last step began
     _more_kv: bool = field(init=False, default=False)
     _waits: bool = field(init=False, default=False)  # its runs wait for blocks
@@ -59,7 +58,7 @@ class DecodeWorker:
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
         self._membership = Membership(hello, self._start_anew)
-        self._teller = Teller(self.table)
+        self._reporter = PoolReporter(self.table)
 
     # ---- the Node
 
@@ -77,7 +76,7 @@ class DecodeWorker:
                 return self._start(message, now)
             case msg.Cancel(run, writer):
                 self._let_go(run, writer)
-                self._outbox.drop(run)
+                self._buffer.drop(run)
             case msg.Cores(cores):
                 self.model.use_cores(cores)
             case msg.Released(run, writer):
@@ -98,41 +97,40 @@ class DecodeWorker:
         for run in list(self.arriving):
             effects += self._look_for(run, now)
         effects += self._decode(now)
-        effects += self._outbox.ripe(now, now + took)  # the rest waits for the end of the next
-        busy = bool(self.runs) and not self._waits and not effects
-        if self._membership.joined and (pool := self._teller.news(now, busy=busy)) is not None:
-            effects.append(To(ROUTER, pool))
+        effects += self._buffer.take_due(now, now + took)  # the rest waits for the end of the next
+        alone = bool(self.runs) and not self._waits and not effects
+        if self._membership.joined and (stats := self._reporter.report(now, alone=alone)):
+            effects.append(To(ROUTER, stats))
         return effects
 
     def due(self, now: float) -> float:
         if self._more_kv or (self.runs and not self._waits):
             return 0.0
-        # bytes arrive on sockets of their own
-        waiting = 0.001 if self.arriving or self.runs else float("inf")
-        waiting = min(waiting, self._outbox.due(now))
+        waiting = 0.001 if self.arriving or self.runs else float("inf")  # KV comes by other ways
+        waiting = min(waiting, self._buffer.due(now))
         if self._membership.joined:
-            waiting = min(waiting, self._teller.due(now))
+            waiting = min(waiting, self._reporter.due(now))
         return min(waiting, self._membership.due(now))
 
     # ---- blocks
 
     def _reserve(self, order: msg.Reserve, now: float) -> list[Effect]:
         run, blocks = order.run, -(-order.tokens // self.hello.block_size)
-        names = order.chain[1:] if self.prefix_caching else ()
+        hashes = order.block_hashes[1:] if self.prefix_caching else ()
         try:
-            grant = self.table.reserve(run, blocks, now, names)
+            grant = self.table.reserve(run, blocks, now, hashes)
         except RequestError as error:
-            return [To(ROUTER, msg.Broke(run, error.code, str(error)))]
+            return [To(ROUTER, msg.RunFailed(run, error.code, str(error)))]
         if grant is None:
             return [To(ROUTER, msg.Deferred(run))]
-        self.chains[run] = order.chain
+        self.block_hashes[run] = order.block_hashes
         self.model.expect(grant)
         return [To(ROUTER, msg.Reserved(grant))]
 
     def _let_go(self, run: str, writer: str | None) -> None:
-        """The end of a run on this worker, whatever the reason."""
+        """End a run on this worker, whatever the reason."""
         self.runs.pop(run, None)
-        self.chains.pop(run, None)
+        self.block_hashes.pop(run, None)
         self.arriving.pop(run, None)
         self.speculation.forget(run)
         if (grant := self.table.release(run, writer)) is not None:
@@ -146,12 +144,12 @@ class DecodeWorker:
         return [Watch(writer, pid)] if host == self.hello.host else []
 
     def _start_anew(self, epoch: str) -> tuple[Region, ...]:
-        """Given up, or the router is gone: every run is over, whoever may still be writing."""
+        """Given up, or the router is gone: every run is over, even if writers are still at work."""
         self.runs.clear()
-        self.chains.clear()
+        self.block_hashes.clear()
         self.arriving.clear()
-        self._teller.forget()
-        self._outbox.clear()
+        self._reporter.forget()
+        self._buffer.clear()
         for grant in self.table.renew_epoch(epoch):
             self.model.retire(grant)
         return self.model.renew_epoch(epoch)
@@ -163,20 +161,20 @@ class DecodeWorker:
         if grant is None:
             return [To(ROUTER, msg.FillRefused(order.run, "its lease on KV blocks ran out"))]
         try:
-            guide = self._guide(order)
+            matcher = self._matcher(order)
         except RequestError as error:
             self._let_go(order.run, None)
-            return [To(ROUTER, msg.Broke(order.run, error.code, str(error)))]
-        known = list(order.token_ids)
-        run = Run(grant, known, len(known) - 1, order.prompt_tokens, order.params, guide)
-        if order.receipt is None:  # what is not there yet is filled here
+            return [To(ROUTER, msg.RunFailed(order.run, error.code, str(error)))]
+        ids = list(order.token_ids)
+        run = Run(grant, ids, len(ids) - 1, order.prompt_tokens, order.params, matcher)
+        if order.receipt is None:  # what is not cached is computed here
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
             return []
         self.arriving[order.run] = Arriving(run, order.receipt, now + ARRIVAL_S)
         return self._look_for(order.run, now)
 
-    def _guide(self, order: msg.Start) -> Guide | None:
+    def _matcher(self, order: msg.Start) -> Matcher | None:
         grammar = order.params.grammar
         if not grammar:
             return None
@@ -185,7 +183,7 @@ class DecodeWorker:
         return self.grammars.open(grammar, order.token_ids[order.prompt_tokens :])
 
     def _look_for(self, name: str, now: float) -> list[Effect]:
-        """Start the run if its KV is there; have it filled again if it is damaged or late."""
+        """Start the run if its KV has arrived; have it filled again if it is damaged or late."""
         waiting = self.arriving[name]
         run = waiting.run
         arrival = self.model.arrival(run.grant, waiting.receipt, run.computed)
@@ -208,47 +206,47 @@ class DecodeWorker:
         self._waits = not shares
         if not shares:
             return effects
-        guesses = self._guess(shares) if self.speculation.most else {}
+        drafts = self._draft(shares) if self.speculation.most else {}
         rows: list[Row] = []
         draws: list[Draw] = []
-        asked: list[Asked] = []
+        steps: list[RunStep] = []
         for share in shares:
             try:
-                new = self.runs[share.run].ask(share, guesses.get(share.run, []))
-            except RequestError as error:  # its grammar leads nowhere
+                new = self.runs[share.run].next_step(share, drafts.get(share.run, []))
+            except RequestError as error:  # its grammar allows no token
                 effects += self._broken(share.run, error.code, str(error), now)
                 continue
             rows.append(new.row)
             draws += new.draws
-            asked.append(new)
-        return effects + (self._heard(asked, self.model.step(rows, draws), now) if rows else [])
+            steps.append(new)
+        return effects + (self._take(steps, self.model.step(rows, draws), now) if rows else [])
 
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def preempt(name: str) -> None:
-            self._publish(name, self.runs[name])  # what nobody needs the place of is found again
+            self._publish(name, self.runs[name])  # until they are evicted they can be used again
             self._let_go(name, None)
-            effects.extend([*self._outbox.empty(now), To(ROUTER, msg.Preempted(name))])
+            effects.extend([*self._buffer.flush(now), To(ROUTER, msg.Preempted(name))])
 
         ahead = self.speculation.most
         return make_room(self.runs, self.table, self.hello.block_size, preempt, ahead)
 
-    def _guess(self, shares: Sequence[Share]) -> dict[str, list[int]]:
-        """Guesses for the runs that decode, within the budget, their blocks and their length."""
+    def _draft(self, shares: Sequence[Share]) -> dict[str, list[int]]:
+        """Draft tokens for the runs that decode, within the budget, their blocks and their length."""
         wanted = [
-            Wanted(share.run, run.known, run.guessable(self.hello.block_size))
+            Wanted(share.run, run.token_ids, run.draftable(self.hello.block_size))
             for share in shares
-            if share.samples and share.tokens == 1 and (run := self.runs[share.run]).guide is None
+            if share.samples and share.tokens == 1 and (run := self.runs[share.run]).matcher is None
         ]
         taken = sum(share.tokens for share in shares)
         return self.speculation.guess(wanted, self.token_budget - taken)
 
-    def _heard(
-        self, asked: Sequence[Asked], drawn: Sequence[Drawn | None], now: float
+    def _take(
+        self, steps: Sequence[RunStep], drawn: Sequence[Drawn | None], now: float
     ) -> list[Effect]:
-        """`drawn`: for each run its prompt's scores, one token, and one more for each guess."""
+        """`drawn`: the draws of all steps, in order."""
         effects: list[Effect] = []
         at = 0
-        for each in asked:
+        for each in steps:
             mine = drawn[at : at + len(each.draws)]
             at += len(each.draws)
             if each.scores:
@@ -256,12 +254,13 @@ class DecodeWorker:
                 mine = mine[each.scores :]
             if not mine or each.run not in self.runs:
                 continue
-            if each.guessed:
-                stood = standing(each.guessed, [None if d is None else d.token_id for d in mine])
-                self.runs[each.run].computed += stood
-                self.speculation.heard(each.run, guessed=len(each.guessed), stood=stood)
-                mine = mine[: stood + 1]
-            effects += self._say(each.run, mine, now)
+            if each.draft:
+                tokens = [None if d is None else d.token_id for d in mine]
+                accepted = accepted_prefix(each.draft, tokens)
+                self.runs[each.run].computed += accepted
+                self.speculation.update(each.run, drafted=len(each.draft), accepted=accepted)
+                mine = mine[: accepted + 1]
+            effects += self._append(each.run, mine, now)
         return effects
 
     def _score(self, name: str, drawn: Sequence[Drawn | None], now: float) -> list[Effect]:
@@ -270,9 +269,9 @@ class DecodeWorker:
         if len(scores) < len(drawn):
             return self._broken(name, *UNSOUND, now)
         run.scores += scores
-        return [] if run.scoring else [To(ROUTER, msg.Scored(name, tuple(run.scores)))]
+        return [] if run.scoring else [To(ROUTER, msg.PromptLogprobs(name, tuple(run.scores)))]
 
-    def _say(self, name: str, drawn: Sequence[Drawn | None], now: float) -> list[Effect]:
+    def _append(self, name: str, drawn: Sequence[Drawn | None], now: float) -> list[Effect]:
         """A run's tokens of this step, up to its end."""
         run = self.runs[name]
         for each in drawn:
@@ -281,7 +280,7 @@ class DecodeWorker:
             if not run.published:
                 self._publish(name, run)
             finish = run.append(each.token_id)
-            self._outbox.put(name, run, each, finish, now, runs=len(self.runs))
+            self._buffer.put(name, run, each, finish, now, runs=len(self.runs))
             if finish is not None:
                 self._publish(name, run)
                 self._let_go(name, None)
@@ -289,14 +288,16 @@ class DecodeWorker:
         return []
 
     def _broken(self, name: str, code: str, why: str, now: float) -> list[Effect]:
-        """The end of one run alone, after what it has said before."""
+        """End one run with an error, after its buffered tokens; the others go on."""
         self._let_go(name, None)
-        return [*self._outbox.empty(now), To(ROUTER, msg.Broke(name, code, why))]
+        return [*self._buffer.flush(now), To(ROUTER, msg.RunFailed(name, code, why))]
 
     def _publish(self, name: str, run: Run) -> None:
-        """Blocks that are full are there for others from now on: the prompt's as soon as it has
-        given a sound token, the answer's at its end."""
-        if self.prefix_caching and self.chains[name]:
+        """Other runs may use its full blocks from now on: the prompt's once a sound token was sampled
+        after them, the answer's at its end."""
+        if self.prefix_caching and self.block_hashes[name]:
             run.published = True
-            chain = extended(self.chains[name], run.known[: run.computed], self.hello.block_size)
-            self.table.publish(name, chain[1:])
+            block_hashes = extended(
+                self.block_hashes[name], run.token_ids[: run.computed], self.hello.block_size
+            )
+            self.table.publish(name, block_hashes[1:])

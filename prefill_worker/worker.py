@@ -1,7 +1,7 @@
 """PrefillWorker, a Node: Fill in, Filled out. One step is one forward over one decode pool.
 
 A step takes as many tokens as the budget allows, of as many jobs as fit, so short prompts share a
-forward and long ones are cut into chunks; who gets how many is plan_chunks().
+forward and long ones are cut into chunks, see plan_chunks().
 """
 
 from collections.abc import Sequence
@@ -171,7 +171,7 @@ class PrefillWorker:
     # ---- jobs
 
     def _admit(self) -> list[Effect]:
-        """First come, first served here too: who finds no room stops the line."""
+        """First come, first served here too: a job that finds no room stops the queue."""
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
             if job.admitted:

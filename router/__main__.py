@@ -44,7 +44,7 @@ from sampler.params import SamplingParams
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Requests running at once, and so the size of a Fill batch.",
+    help="Most requests running at once, and in one Fill batch.",
 )
 @process_options("router")
 @click.option(
@@ -52,19 +52,19 @@ from sampler.params import SamplingParams
     type=click.IntRange(min=1),
     default=8192,
     show_default=True,
-    help="Tokens in one Fill batch.",
+    help="Most tokens in one Fill batch.",
 )
 @click.option(
     "--colocated",
     is_flag=True,
-    help="No prefill workers: decode workers fill their own blocks, in chunks.",
+    help="Run without prefill workers: decode workers compute prompts themselves, in chunks.",
 )
 @click.option(
     "--local-prefill-tokens",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Prompts with at most so many tokens to fill are filled by decode itself.",
+    help="Prompts with at most this many uncached tokens are computed by the decode worker itself.",
 )
 @click.option(
     "--keys",

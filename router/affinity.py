@@ -1,15 +1,15 @@
-"""Affinity: which decode worker probably holds the beginning of a prompt already. Pure.
+"""Affinity: which decode worker probably has the beginning of a prompt in its prefix cache. Pure.
 
-The router does not know what is cached where, but it knows where it has sent what: the last worker that
-was given a block's name (baton/kv/prefix.py) is the best place to look for it. A wrong guess costs a
-prefill, never a wrong answer: the worker itself says what it has.
+The router does not know what is cached where, but it knows where it has sent what: the worker that was
+last given a block hash (baton/kv/prefix.py) is the best guess. A wrong guess costs a prefill, never a
+wrong answer: the worker itself reports what it has cached.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 REMEMBERED = 100_000
-"""Names of blocks; about 10 MB."""
+"""Block hashes; about 10 MB."""
 
 
 class Affinity:
@@ -19,19 +19,19 @@ class Affinity:
         self._remembered = remembered
         self._places: OrderedDict[bytes, str] = OrderedDict()
 
-    def sent(self, names: Sequence[bytes], worker: str) -> None:
-        """A sequence whose first blocks have these names is at this worker from now on."""
-        for name in names:
-            self._places[name] = worker
-            self._places.move_to_end(name)
+    def sent(self, block_hashes: Sequence[bytes], worker: str) -> None:
+        """A sequence that begins with these blocks was placed on this worker."""
+        for block_hash in block_hashes:
+            self._places[block_hash] = worker
+            self._places.move_to_end(block_hash)
         while len(self._places) > self._remembered:
             self._places.popitem(last=False)
 
-    def there(self, names: Sequence[bytes], worker: str) -> int:
-        """How many of the first blocks are probably there."""
+    def there(self, block_hashes: Sequence[bytes], worker: str) -> int:
+        """How many of the first blocks this worker probably has."""
         count = 0
-        for name in names:
-            if self._places.get(name) != worker:
+        for block_hash in block_hashes:
+            if self._places.get(block_hash) != worker:
                 break
             count += 1
         return count

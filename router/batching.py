@@ -1,4 +1,4 @@
-"""plan_fill(): who is filled next. Pure."""
+"""plan_fill(): which prompts are filled next. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class FillRule:
-    """When a batch is full: by requests, by tokens, or by the oldest one's patience."""
+    """When a batch goes: full by requests or tokens, or the oldest prompt's window is over."""
 
-    window_s: float  # how long the router waits for company that is on its way; 0: not at all
+    window_s: float  # longest wait for prompts whose blocks are on their way; 0: none
     batch_size: int
     token_budget: int
 
@@ -27,11 +27,10 @@ def plan_fill(
 ) -> list[Waiting]:
     """The next batch, or an empty list if it is better to wait.
 
-    `waiting` stands in the order in which they came, here and in fill_due(): the first is the oldest.
-    First come, first served: a batch is a prefix of the line, so a long prompt is never starved by
-    short ones behind it. The first one always goes, even if it alone exceeds the token budget (the
-    prefill worker cuts it into chunks). The line goes at once when nobody is on the way who could
-    join it (`more_may_come` is False), so one that is alone never waits.
+    `waiting` is in order of arrival, oldest first, here and in fill_due(). A batch is a prefix of it, so
+    short prompts never starve a long one ahead of them. The first one always goes, even if it alone
+    exceeds the token budget (the prefill worker cuts it into chunks). Without `more_may_come` the batch
+    goes at once, so a lone prompt never waits.
     """
     if not waiting:
         return []
@@ -43,12 +42,12 @@ def plan_fill(
         batch.append(each)
         tokens += each.tokens
     full = len(batch) == rule.batch_size or len(batch) < len(waiting)
-    patience_over = now - waiting[0].since >= rule.window_s
-    return batch if full or patience_over or not more_may_come else []
+    window_over = now - waiting[0].since >= rule.window_s
+    return batch if full or window_over or not more_may_come else []
 
 
 def fill_due(waiting: Sequence[Waiting], rule: FillRule, now: float) -> float | None:
-    """Seconds until the window of the oldest one closes; None if nobody waits."""
+    """Seconds until the window of the oldest one closes; None if there is none."""
     if not waiting:
         return None
     return max(0.0, waiting[0].since + rule.window_s - now)

@@ -1,12 +1,11 @@
-"""Who computes on which cores of this host. Two workers on one core cost each other far more than
-half (docs/performance.md), and a core whose owner has nothing to do is wasted on it.
+"""Shares the cores of this host among its workers. Two workers on one core cost each other far more than
+half (docs/performance.md), and an idle worker's cores would be wasted.
 
     both at work          prefill  0        decode  1
     only decode at work   prefill (0)       decode  0 1
 
-Every worker has a part of its own, always there for it; whoever is at work also gets the parts of
-those who are not. A worker that gets work finds its own part lent out for one more step of the
-borrower at most, and need not ask for it.
+Every worker owns a part of the cores; busy workers also get the parts of idle ones. A worker that gets
+work has its own part back after one more step of the borrower at most.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from baton.lifecycle import State
 from baton.wire.messages import Cores
 from baton.wire.node import Effect, To
 from router.ledger import Ledger
-from router.members import Members
+from router.workers import WorkerRegistry
 
 
 class CoreKeeper:
@@ -24,13 +23,13 @@ class CoreKeeper:
     def __init__(self, host: str, cores: Sequence[int]) -> None:
         self._host = host
         self._cores = tuple(cores)
-        self._told: dict[str, tuple[str, tuple[int, ...]]] = {}  # worker -> epoch, its cores
+        self._sent: dict[str, tuple[str, tuple[int, ...]]] = {}  # worker -> epoch, its cores
 
-    def hand_out(self, members: Members, ledger: Ledger) -> list[Effect]:
-        """Orders to those whose cores have changed."""
+    def hand_out(self, members: WorkerRegistry, ledger: Ledger) -> list[Effect]:
+        """Orders to the workers whose cores have changed."""
         here = (m.hello for m in members if m.hello.takes_cores and m.hello.host == self._host)
         sharers = {hello.worker: hello for hello in here}
-        self._told = {worker: told for worker, told in self._told.items() if worker in sharers}
+        self._sent = {worker: sent for worker, sent in self._sent.items() if worker in sharers}
         if not sharers or not self._cores:
             return []
         busy = {each.prefill for each in ledger.in_state(State.FILLING)}
@@ -40,9 +39,9 @@ class CoreKeeper:
         for worker, cores in shares(
             self._cores, names, [name for name in names if name in busy]
         ).items():
-            told = (sharers[worker].epoch, cores)
-            if self._told.get(worker) != told:
-                self._told[worker] = told
+            order = (sharers[worker].epoch, cores)
+            if self._sent.get(worker) != order:
+                self._sent[worker] = order
                 effects.append(To(worker, Cores(cores)))
         return effects
 
@@ -50,8 +49,8 @@ class CoreKeeper:
 def shares(
     cores: Sequence[int], workers: Sequence[str], busy: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Cores of each worker. Those at work have no core in common, unless there are more of them than
-    cores; and none is left over while anybody is at work."""
+    """Cores of each worker. Busy workers share no core, unless there are more workers than cores; no core
+    is left over while any worker is busy."""
     own = _split(cores, workers)
     at_work = [worker for worker in workers if worker in set(busy)]
     if not at_work:
@@ -66,7 +65,7 @@ def shares(
 
 
 def _split(cores: Sequence[int], workers: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Evenly, side by side, the first getting what does not divide; one each where they are few."""
+    """Evenly, in adjacent ranges; one core each where there are more workers than cores."""
     count, total = len(workers), len(cores)
     if count > total:
         return {worker: (cores[i % total],) for i, worker in enumerate(workers)}

@@ -1,8 +1,8 @@
-"""Health: from beats to alive, suspect, dead. Pure: time is an argument.
+"""Health: from heartbeats to alive, suspect, dead. Pure: time is an argument.
 
-A worker beats from its step loop, so a wedged process falls silent though its sockets still answer.
-It may be silent for as long as its longest step takes (`patience_s`, its own word in Hello); queueing
-is never counted. A dead process on the router's own host is known at once by other means (Exited);
+A worker sends heartbeats from its step loop, so a wedged process falls silent though its sockets still
+answer. It may be silent for as long as its longest step takes (`patience_s` of its Hello); queueing is
+never counted. The death of a process on the router's own host is noticed at once by other means (Exited);
 this judges what cannot be watched: other hosts, stalled and wedged processes.
 """
 
@@ -14,11 +14,11 @@ MISSED_BEATS = 3
 
 
 class Health(StrEnum):
-    """What the beats say."""
+    """Verdict on a worker."""
 
     ALIVE = "alive"
-    SUSPECT = "suspect"  # silent for longer than it should be: gets nothing new
-    DEAD = "dead"  # silent for longer than any step of its takes: its work is moved
+    SUSPECT = "suspect"  # silent for too long: gets no new requests
+    DEAD = "dead"  # silent for longer than its longest step: its requests are moved
 
 
 @dataclass(slots=True)

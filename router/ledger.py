@@ -40,17 +40,17 @@ class Entry:
     scored: bool = False  # its client has the prompt's logprobs
     transport: str = ""  # which way its KV came last
     preemptions: int = 0
-    chain: tuple[bytes, ...] = ()  # names of its full blocks, the root before them,
-    chain_of: tuple[int, int] = (0, 0)  # for so many tokens, in blocks of so many
+    block_hashes: tuple[bytes, ...] = ()  # of its full blocks, the root first,
+    hashed: tuple[int, int] = (0, 0)  # for so many tokens, in blocks of so many
     reserved: int = 0  # tokens that blocks were asked for when it was last placed
     spent: dict[State, float] = field(default_factory=dict)
     first_token: float | None = None
     handover_s: float = 0.0
     moved_bytes: int = 0
     detokenize_s: float = 0.0
-    cached_tokens: int = 0  # of known_ids, whose KV the current grant has already
-    reused_tokens: int = 0  # of the prompt, whose KV was there when it was first placed
-    waited_out: float = 0.0  # do not try to place it before this time
+    cached_tokens: int = 0  # of token_ids, whose KV was cached in the current grant
+    reused_tokens: int = 0  # of the prompt, whose KV was cached when it was first placed
+    retry_at: float = 0.0  # do not try to place it before this time
 
     @property
     def run(self) -> str:
@@ -58,13 +58,13 @@ class Entry:
         return f"{self.id}#{self.run_number}"
 
     @property
-    def known_ids(self) -> tuple[int, ...]:
+    def token_ids(self) -> tuple[int, ...]:
         """Prompt and everything emitted: what a new run starts from."""
         return self.prompt_ids + tuple(self.emitted)
 
     @property
-    def known(self) -> int:
-        """How many they are."""
+    def length(self) -> int:
+        """len(token_ids), without building it."""
         return len(self.prompt_ids) + len(self.emitted)
 
     @property
@@ -80,12 +80,12 @@ class Entry:
     @property
     def unfilled(self) -> int:
         """Tokens whose KV is to be computed before the last known one can be run."""
-        return self.known - 1 - self.cached_tokens
+        return self.length - 1 - self.cached_tokens
 
     @property
     def holds(self) -> int:
         """Tokens the current run has blocks for."""
-        return max(self.reserved, self.known)
+        return max(self.reserved, self.length)
 
     @property
     def reach(self) -> int:
@@ -94,17 +94,17 @@ class Entry:
 
 
 class Listener(Protocol):
-    """Who is told of every event."""
+    """Observes every event."""
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
-        """The entry is in its new state, and has not forgotten the workers of the old one. None: it
-        has come."""
+        """The entry is in its new state and still names the workers of the old one. `event` is None
+        when it was added."""
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
-        """So many tokens of it are computed; it is still being filled."""
+        """The KV of so many tokens is computed; the fill goes on."""
 
     def talked(self, entry: Entry, times: Sequence[float]) -> None:
-        """It has new tokens, sampled at these times."""
+        """The entry has new tokens, sampled at these times."""
 
 
 class Ledger:
@@ -130,7 +130,7 @@ class Ledger:
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
         """Move the entry on. A new run begins at RESERVE; a finished entry leaves the ledger. `note`
-        is for those who watch: why."""
+        is the reason, for observers."""
         state = advance(entry.state, event)
         if state is not entry.state:
             self._move(entry, state, now)
@@ -153,7 +153,7 @@ class Ledger:
             self._listener.talked(entry, times)
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
-        """A chunk of it is filled: told to the listener, nothing else hangs on it."""
+        """A chunk of it is filled: passed on to the listener, nothing else depends on it."""
         if self._listener is not None:
             self._listener.filled_to(entry, tokens, now)
 

@@ -1,7 +1,7 @@
-"""Observers: clients that watch every request live: what happened to whom, and the counts of it all.
+"""Observers: clients that follow every request live, for the dashboard, traces and metrics.
 
-They are told every tenth of a second, if anything happened, and the counts once a second. Nothing is
-kept for them while there are none but the counts. What they are told holds no prompt and no text.
+They get events every tenth of a second, if there are any, and counts once a second. Without observers
+only the counts are kept. No message to them holds a prompt or a text.
 """
 
 from bisect import bisect_left
@@ -15,9 +15,9 @@ from baton.wire.messages import Observed
 from baton.wire.node import Effect, To
 from baton.wire.records import Counts, Ended, PoolInfo
 from router.ledger import Entry, Ledger, timings
-from router.members import DECODE, PREFILL, Member, Members
+from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
-TELL_S = 0.1
+EVENTS_S = 0.1
 COUNT_S = 1.0
 ON_WORKER = {
     State.RESERVING: DECODE,
@@ -32,7 +32,7 @@ class Observers:
 
     def __init__(self) -> None:
         self._clients: dict[str, None] = {}
-        self._news: list[Moment] = []
+        self._moments: list[Moment] = []
         self._ended: list[Ended] = []
         self._talking: dict[str, Entry] = {}
         self._last_token: dict[str, float] = {}
@@ -40,10 +40,10 @@ class Observers:
         self._itl_s = 0.0
         self._generated = self._preempted = self._refilled = 0
         self._lost = {PREFILL: 0, DECODE: 0}
-        self._next_tell = self._next_count = 0.0
+        self._next_events = self._next_count = 0.0
 
     def add(self, client: str) -> None:
-        """It wants to know from now on."""
+        """It observes from now on."""
         self._clients[client] = None
         self._next_count = 0.0
 
@@ -51,7 +51,7 @@ class Observers:
         """It has left."""
         self._clients.pop(client, None)
 
-    # ---- what the ledger says
+    # ---- from the ledger
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
         """Called after the entry came into its new state, before it forgets its workers."""
@@ -63,14 +63,14 @@ class Observers:
         self._refilled += event is Event.RETRY
         if not self._clients:
             return
-        self._news.append(_moment(entry, now, note))
+        self._moments.append(_moment(entry, now, note))
         if event is Event.FINISH:
             self._ended.append(_ended(entry, now, note))
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
         """Called when a chunk of its prompt is computed."""
         if self._clients:
-            self._news.append(replace(_moment(entry, now, ""), tokens=tokens))
+            self._moments.append(replace(_moment(entry, now, ""), tokens=tokens))
 
     def worker_lost(self, member: Member | None) -> None:
         """A worker is dead, or given up."""
@@ -83,7 +83,7 @@ class Observers:
         self._generated += len(times)
         last = self._last_token.get(name)
         if last is None and self._clients:  # the first of a run ends its prefill
-            self._news.append(_moment(entry, times[0], "", talks=True))
+            self._moments.append(_moment(entry, times[0], "", talks=True))
         for at in times:
             if last is not None:
                 self._itl[bisect_left(ITL_BUCKETS_S, at - last)] += 1
@@ -93,24 +93,24 @@ class Observers:
         if self._clients:
             self._talking[name] = entry
 
-    # ---- telling
+    # ---- sending
 
     def due(self, now: float) -> float:
-        """Seconds until there is something to tell."""
+        """Seconds until there is something to send."""
         if not self._clients:
             return float("inf")
-        news = self._news or self._talking
-        return min(self._next_count, self._next_tell if news else self._next_count) - now
+        waiting = self._moments or self._talking
+        return min(self._next_count, self._next_events if waiting else self._next_count) - now
 
-    def tell(self, ledger: Ledger, members: Members, now: float) -> list[Effect]:
-        """The news, to everybody who watches."""
+    def updates(self, ledger: Ledger, members: WorkerRegistry, now: float) -> list[Effect]:
+        """Observed to every observer, if anything is due."""
         if not self._clients:
-            self._news, self._ended, self._talking = [], [], {}
+            self._moments, self._ended, self._talking = [], [], {}
             return []
         counting = now >= self._next_count
-        if not counting and (now < self._next_tell or not (self._news or self._talking)):
+        if not counting and (now < self._next_events or not (self._moments or self._talking)):
             return []
-        self._next_tell = now + TELL_S
+        self._next_events = now + EVENTS_S
         if counting:
             self._next_count = now + COUNT_S
         talk = [
@@ -119,14 +119,14 @@ class Observers:
         ]
         observed = Observed(
             now,
-            tuple(self._news + talk),
+            tuple(self._moments + talk),
             tuple(self._ended),
             self.counts(ledger, members) if counting else None,
         )
-        self._news, self._ended, self._talking = [], [], {}
+        self._moments, self._ended, self._talking = [], [], {}
         return [To(client, observed) for client in self._clients]
 
-    def counts(self, ledger: Ledger, members: Members) -> Counts:
+    def counts(self, ledger: Ledger, members: WorkerRegistry) -> Counts:
         """Everything that is counted, since the router's start."""
         return Counts(
             waiting=ledger.count(*LIVE) - ledger.count(State.DECODING),

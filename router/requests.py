@@ -1,6 +1,5 @@
-"""Requests: what becomes of every request, from Submit to its one end. A part of the router.
-
-It writes the ledger and says what is to be sent; whom to give work to is the scheduler's.
+"""Requests: every request's way from Submit to its one end. A part of the router: it writes the ledger
+and returns what to send. Placement is the scheduler's.
 """
 
 from baton.clock import Clock
@@ -31,10 +30,12 @@ class Requests:
         self._scheduler = scheduler
         self._served = served
         self._tokenizer = tokenizer
-        self._clock = clock  # for the cost of tokenizing alone; everything else is told the time
-        self._dropping: dict[str, tuple[str, str]] = {}  # run -> who writes, who waits for Released
+        self._clock = clock  # for the cost of tokenizing alone; elsewhere time is an argument
+        self._dropping: dict[
+            str, tuple[str, str]
+        ] = {}  # run -> prefill, decode: Released is to come
 
-    # ---- what clients say
+    # ---- from clients
 
     def submit(self, client: str, submit: msg.Submit, now: float) -> list[Effect]:
         """A new request, or a refusal in words."""
@@ -51,24 +52,24 @@ class Requests:
         return [To(client, msg.Accepted(submit.request, len(entry.prompt_ids), took))]
 
     def abort(self, client: str, request: str, now: float) -> list[Effect]:
-        """The client takes it back; nobody else can."""
+        """Abort a request of this client."""
         entry = self._ledger.get(request)
         if entry is None or entry.client != client:
             return []
         return self._end(entry, "abort", now)
 
     def client_gone(self, client: str, now: float) -> list[Effect]:
-        """Nobody waits for its answers any more."""
+        """The client has disconnected: withdraw its requests."""
         effects: list[Effect] = []
         for entry in self._ledger.of_client(client):
             effects += self._withdraw(entry)
             self._ledger.apply(entry, Event.FINISH, now, note="abort")
         return effects
 
-    # ---- what workers say
+    # ---- from workers
 
     def report(self, sender: str, message: msg.Message, now: float) -> list[Effect]:
-        """A worker's word on a run."""
+        """A worker's report on a run."""
         follow = self._ledger.follow
         match message:
             case msg.Reserved(grant):
@@ -85,7 +86,7 @@ class Requests:
                     self._ledger.apply(entry, Event.PREEMPTED, now, note="preempted")
             case msg.Expired(run):
                 if entry := follow(run, *PLACED, by=sender):
-                    return self._again(entry, "its lease on KV blocks ran out", now)
+                    return self._refill(entry, "its lease on KV blocks ran out", now)
             case msg.ChunkFilled(run, tokens):
                 if entry := follow(run, State.FILLING, by=sender):
                     self._ledger.filled_to(entry, tokens, now)
@@ -93,24 +94,24 @@ class Requests:
                 return self._filled(sender, message, now)
             case msg.FillFailed(run, why) | msg.FillRefused(run, why):
                 entry = follow(run, State.FILLING, State.DECODING, by=sender)
-                return self._again(entry, why, now) if entry else self._settled(run, sender)
+                return self._refill(entry, why, now) if entry else self._settled(run, sender)
             case msg.Released(run):
                 return self._settled(run, sender)
-            case msg.Scored(run, logprobs):
+            case msg.PromptLogprobs(run, logprobs):
                 entry = follow(run, State.DECODING, by=sender)
                 if entry is not None and not entry.scored:
                     entry.scored = True
                     return [To(entry.client, msg.PromptScored(entry.id, logprobs))]
             case msg.Decoded(runs):
                 return self._decoded(sender, runs, now)
-            case msg.Broke(run, code, why):
+            case msg.RunFailed(run, code, why):
                 entry = follow(run, *PLACED, by=sender)
                 return self._fail(entry, code, why, now) if entry else []
         return []
 
     def worker_gone(self, worker: str, removed: list[Effect], now: float) -> list[Effect]:
-        """Move its requests. Each keeps what it has emitted and goes on elsewhere. `removed`: what
-        the others are to be told of its end."""
+        """Move its requests: each keeps its emitted tokens and goes on elsewhere. `removed`: what to send
+        to the other workers about this one."""
         lost = self._ledger.on_worker(worker)[::-1]  # each goes to the head of the line
         effects = removed
         self._dropping = {r: pair for r, pair in self._dropping.items() if worker not in pair}
@@ -126,56 +127,58 @@ class Requests:
     def refuse_unplaceable(self, now: float) -> list[Effect]:
         """What no pool here could ever hold."""
         effects: list[Effect] = []
-        while misfit := self._scheduler.never_fits():
-            effects += self._fail(misfit[0], "context_length_exceeded", misfit[1], now)
+        while rejection := self._scheduler.never_fits():
+            effects += self._fail(rejection[0], "context_length_exceeded", rejection[1], now)
         return effects
 
-    # ---- on its way
+    # ---- fills and tokens
 
     def _filled(self, sender: str, message: msg.Filled, now: float) -> list[Effect]:
         entry = self._ledger.follow(message.run, State.FILLING, by=sender)
-        if entry is None:  # cancelled while it was filled, or filled by one given up for dead
+        if entry is None:  # cancelled during the fill, or filled by a worker given up for dead
             return self._settled(message.run, sender)
         entry.receipt = message.receipt
         entry.handover_s += message.receipt.seconds
         entry.moved_bytes += message.receipt.moved_bytes
         return self._scheduler.start(entry, now)
 
-    def _decoded(self, sender: str, runs: tuple[msg.Said, ...], now: float) -> list[Effect]:
+    def _decoded(self, sender: str, runs: tuple[msg.RunTokens, ...], now: float) -> list[Effect]:
         emitted: dict[str, list[msg.Emitted]] = {}
         others: list[Effect] = []
-        for said in runs:
-            entry = self._ledger.follow(said.run, State.DECODING, by=sender)
+        for tokens in runs:
+            entry = self._ledger.follow(tokens.run, State.DECODING, by=sender)
             if entry is None:
                 continue
-            if said.position != entry.known or not said.token_ids:
-                others += self._again(entry, "tokens were lost on their way to the router", now)
+            if tokens.position != entry.length or not tokens.token_ids:
+                others += self._refill(entry, "tokens were lost on their way to the router", now)
                 continue
-            told, end = self._said(entry, said, now)
-            emitted.setdefault(entry.client, []).append(told)
+            emission, end = self._emit(entry, tokens, now)
+            emitted.setdefault(entry.client, []).append(emission)
             others += end
         return [*(To(client, _together(each)) for client, each in emitted.items()), *others]
 
-    def _said(self, entry: Entry, said: msg.Said, now: float) -> tuple[msg.Emitted, list[Effect]]:
-        """What its client is told of the new tokens; and of its end, if they are the last."""
+    def _emit(
+        self, entry: Entry, new: msg.RunTokens, now: float
+    ) -> tuple[msg.Emitted, list[Effect]]:
+        """What to send to the client: the new tokens, and the end if they are the last."""
         params, started = entry.params, self._clock()
-        silent = said.finish == "stop" and not params.include_stop
-        silent = silent and said.token_ids[-1] in params.stop_token_ids
-        heard = entry.text.take(said.token_ids[:-1] if silent else said.token_ids)
-        whole = heard.tokens == len(said.token_ids) - silent
-        count = len(said.token_ids) if whole else heard.tokens  # up to where a stop string ends
-        reason = "stop" if entry.text.stopped else said.finish
-        text = heard.text + (entry.text.finish() if reason is not None else "")
+        silent = new.finish == "stop" and not params.include_stop
+        silent = silent and new.token_ids[-1] in params.stop_token_ids
+        found = entry.text.take(new.token_ids[:-1] if silent else new.token_ids)
+        whole = found.tokens == len(new.token_ids) - silent
+        count = len(new.token_ids) if whole else found.tokens  # up to where a stop string ends
+        reason = "stop" if entry.text.stopped else new.finish
+        text = found.text + (entry.text.finish() if reason is not None else "")
         entry.detokenize_s += self._clock() - started
-        ids, ages = said.token_ids[:count], said.ages[:count]
+        ids, ages = new.token_ids[:count], new.ages[:count]
         self._ledger.tokens(entry, ids, [now - age for age in ages] or [now] * count)
-        told = msg.Emitted(entry.id, ids, text, said.logprobs[:count], ages)
+        emission = msg.Emitted(entry.id, ids, text, new.logprobs[:count], ages)
         if reason is None:
-            return told, []
-        return told, self._end(entry, reason, now, told=said.finish is None)
+            return emission, []
+        return emission, self._end(entry, reason, now, running=new.finish is None)
 
     def _withdraw(self, entry: Entry, gone: str | None = None) -> list[Effect]:
-        """Tell the workers that still live that the entry's run is over."""
+        """Cancel the entry's run on its workers, but for `gone`."""
         effects: list[Effect] = []
         filling = entry.state is State.FILLING
         if filling and entry.prefill is not None and entry.prefill != gone:
@@ -189,7 +192,7 @@ class Requests:
         return effects
 
     def _settled(self, run: str, writer: str) -> list[Effect]:
-        """The writer is done with a run that is over: its blocks may leave quarantine."""
+        """The writer has stopped writing under a run that is over: its blocks may leave quarantine."""
         if self._dropping.get(run, ("", ""))[0] != writer:
             return []
         _, decode = self._dropping.pop(run)
@@ -197,9 +200,9 @@ class Requests:
 
     # ---- ends
 
-    def _end(self, entry: Entry, reason: str, now: float, *, told: bool = True) -> list[Effect]:
-        """The good end. `told`: the decode worker does not know yet that it is over."""
-        effects = self._withdraw(entry) if told else []
+    def _end(self, entry: Entry, reason: str, now: float, *, running: bool = True) -> list[Effect]:
+        """End a request well. `running`: the decode worker still holds the run."""
+        effects = self._withdraw(entry) if running else []
         client, request = entry.client, entry.id
         kv_bytes = self._scheduler.kv_bytes_per_token(entry)
         self._ledger.apply(entry, Event.FINISH, now, note=reason)
@@ -208,13 +211,13 @@ class Requests:
     def _fail(
         self, entry: Entry, code: str, why: str, now: float, *, placed: bool = True
     ) -> list[Effect]:
-        """The other end. The client is told what happened and how much it got."""
+        """End a request with an error."""
         effects = self._withdraw(entry) if placed else []
         self._ledger.apply(entry, Event.FINISH, now, note=code)
         return [*effects, To(entry.client, msg.Failed(entry.id, code, why))]
 
-    def _again(self, entry: Entry, why: str, now: float) -> list[Effect]:
-        """The run's KV is not usable and its workers have let go of it: fill it again."""
+    def _refill(self, entry: Entry, why: str, now: float) -> list[Effect]:
+        """The run's KV is not usable and its workers have released it: fill it again."""
         entry.refills += 1
         if entry.refills >= MAX_TRIES:
             text = f"the KV cache could not be filled in {MAX_TRIES} tries; the last: {why}"

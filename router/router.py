@@ -1,8 +1,8 @@
 """Router, a Node: every request's way from Submit to its end. Message in, messages out.
 
-What may happen to a request is baton/lifecycle.py, what becomes of it is requests.py; who is filled
-next is batching.py; who gets it is placement.py; who is alive is health.py and members.py. This file
-joins them.
+The states of a request are baton/lifecycle.py, its way through them is requests.py. batching.py decides
+what is filled next, placement.py where, health.py and workers.py which workers are alive. This file joins
+them.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from router.admission import Served
 from router.cores import CoreKeeper
 from router.health import BEAT_S
 from router.ledger import Ledger
-from router.members import Members
 from router.observers import Observers
 from router.requests import Requests
 from router.scheduling import Rules, Scheduler
 from router.watchers import Watchers, cluster_info
+from router.workers import WorkerRegistry
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Router:
     ) -> None:
         self._observers = Observers()
         self.ledger = Ledger(self._observers)
-        self.members = Members(model=served.fingerprint, host=identity.host)
-        self._scheduler = Scheduler(self.ledger, self.members, rules)
+        self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
+        self._scheduler = Scheduler(self.ledger, self.workers, rules)
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
         self._identity = identity
         self._served = served
@@ -60,9 +60,9 @@ class Router:
                 return self._requests.submit(sender, message, now)
             case msg.Abort(request):
                 return self._requests.abort(sender, request, now)
-            case msg.Inquire():
+            case msg.GetClusterInfo():
                 self._watchers.add(sender)
-                return []  # step() tells whoever has not been told
+                return []  # step() answers
             case msg.Observe():
                 self._observers.add(sender)
                 return []
@@ -72,8 +72,8 @@ class Router:
                 return self._peer_gone(peer, now, proven_dead=False)
             case msg.Hello():
                 return self._hello(sender, message, now)
-        self.members.heard(sender, now)
-        if self.members.get(sender) is None:
+        self.workers.heard(sender, now)
+        if self.workers.get(sender) is None:
             return [
                 To(sender, msg.Reset("the router does not know you: you were given up, say Hello"))
             ]
@@ -82,18 +82,18 @@ class Router:
     def step(self, now: float) -> list[Effect]:
         self._steps += 1
         effects: list[Effect] = []
-        for worker in self.members.dead(now):
+        for worker in self.workers.dead(now):
             effects += self._worker_gone(worker, now, proven_dead=False)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_S
-            beat = msg.Beat(self._identity.epoch, self._steps)
-            effects += [To(member.worker, beat) for member in self.members]
+            beat = msg.Heartbeat(self._identity.epoch, self._steps)
+            effects += [To(member.worker, beat) for member in self.workers]
             effects += self._scheduler.renew_leases()
         effects += self._requests.refuse_unplaceable(now)
         orders = self._scheduler.place(now)
-        effects += self._cores.hand_out(self.members, self.ledger) + orders  # cores before work
-        effects += self._watchers.tell(lambda: self.info(now))
-        return effects + self._observers.tell(self.ledger, self.members, now)
+        effects += self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
+        effects += self._watchers.updates(lambda: self.info(now))
+        return effects + self._observers.updates(self.ledger, self.workers, now)
 
     def due(self, now: float) -> float:
         waits = (self._next_beat - now, self._scheduler.due(now), self._observers.due(now))
@@ -102,53 +102,53 @@ class Router:
     # ---- workers
 
     def _hello(self, sender: str, hello: msg.Hello, now: float) -> list[Effect]:
-        misfit = self.members.misfit(sender, hello)
-        if misfit is not None:
-            return [To(sender, msg.Refused(misfit))]
+        rejection = self.workers.rejection(sender, hello)
+        if rejection is not None:
+            return [To(sender, msg.Refused(rejection))]
         identity = self._identity
         welcome = To(sender, msg.Welcome(identity.epoch, identity.host, identity.pid))
-        known = self.members.get(sender)
+        known = self.workers.get(sender)
         if known is not None and known.hello.epoch == hello.epoch:
             return [welcome]  # it knocked again before it had our answer
         # One that we know under another epoch has started anew before it was missed.
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
-        return [*effects, welcome, *self.members.join(hello, now)]
+        return [*effects, welcome, *self.workers.join(hello, now)]
 
     def _report(self, sender: str, message: Message, now: float) -> list[Effect]:
-        """What a member says of itself, of its ways to others, or of its work."""
-        member = self.members.get(sender)
+        """A member's report on itself, on its ways to decode pools, or on a run."""
+        member = self.workers.get(sender)
         assert member is not None
         match message:
             case msg.Attached():
-                return self.members.attached(member, message)
+                return self.workers.attached(member, message)
             case msg.AttachFailed(worker, epoch, why):
-                decode = self.members.get(worker)
+                decode = self.workers.get(worker)
                 if decode is not None and decode.hello.epoch == epoch:
                     member.failed[worker] = why
-            case msg.Pool():
+            case msg.PoolStats():
                 member.pool = message
             case msg.Filled():
                 orders = self._requests.report(sender, message, now)
-                return self._cores.hand_out(self.members, self.ledger) + orders  # cores before work
+                return self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
             case _:
                 return self._requests.report(sender, message, now)
         return []
 
     def _peer_gone(self, peer: str, now: float, *, proven_dead: bool) -> list[Effect]:
-        """The process behind this peer is dead, or cannot be reached: a worker that lives will be
-        told to start anew, a client has left."""
-        if self.members.get(peer) is not None:
+        """The process behind this peer is dead, or cannot be reached. A client has left; a worker that is
+        alive after all gets Reset when it reports."""
+        if self.workers.get(peer) is not None:
             return self._worker_gone(peer, now, proven_dead=proven_dead)
-        effects = self.members.remove(peer, proven_dead=proven_dead)
+        effects = self.workers.remove(peer, proven_dead=proven_dead)
         self._watchers.remove(peer)
         self._observers.remove(peer)
         return effects + self._requests.client_gone(peer, now)
 
     def _worker_gone(self, worker: str, now: float, *, proven_dead: bool) -> list[Effect]:
-        self._observers.worker_lost(self.members.get(worker))
-        removed = self.members.remove(worker, proven_dead=proven_dead)
+        self._observers.worker_lost(self.workers.get(worker))
+        removed = self.workers.remove(worker, proven_dead=proven_dead)
         return self._requests.worker_gone(worker, removed, now)
 
     def info(self, now: float) -> msg.ClusterInfo:
-        """What is served, and by whom."""
-        return cluster_info(self._served, self.members, now, colocated=self._rules.colocated)
+        """The served model and the workers."""
+        return cluster_info(self._served, self.workers, now, colocated=self._rules.colocated)

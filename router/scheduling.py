@@ -1,4 +1,4 @@
-"""Scheduler: gives queued requests to workers. It asks the pure rules and writes the orders."""
+"""Scheduler: gives queued requests to workers: asks the pure policies, writes the orders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +11,17 @@ from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import FillRule, Waiting, fill_due, plan_fill
 from router.ledger import Entry, Ledger
-from router.members import DECODE, PREFILL, Member, Members
 from router.placement import (
+    PLACE_DECODE,
+    PLACE_PREFILL,
     DecodeChoice,
     PrefillChoice,
-    choose_decode,
-    choose_prefill,
     fills_remotely,
 )
+from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
 DEFERRED_S = 0.02
-"""A decode worker that said "no room" is asked again after this: blocks may be in quarantine."""
+"""A decode worker that deferred a run is asked again after this: blocks may leave quarantine."""
 
 AFTER_PREEMPTION = 4
 """A preempted request asks for so many times more blocks ahead of it than the time before."""
@@ -35,13 +35,13 @@ class Rules:
     window_s: float  # the longest a prompt waits for others whose blocks are on their way
     token_budget: int
     colocated: bool = False
-    local_tokens: int = 0  # prompts with at most so many tokens to fill skip the prefill worker
+    local_tokens: int = 0  # prompts with at most so many uncached tokens skip prefill
 
 
 class Scheduler:
     """Places, fills and starts. The ledger's states are its only memory."""
 
-    def __init__(self, ledger: Ledger, members: Members, rules: Rules) -> None:
+    def __init__(self, ledger: Ledger, members: WorkerRegistry, rules: Rules) -> None:
         self._ledger = ledger
         self._members = members
         self._rules = rules
@@ -55,7 +55,7 @@ class Scheduler:
     def due(self, now: float) -> float:
         """Seconds until something may be ordered that cannot be now, though no message comes."""
         first = next(self._ledger.queue(), None)
-        waits = [first.waited_out - now] if first and first.waited_out > now else []
+        waits = [first.retry_at - now] if first and first.retry_at > now else []
         window = fill_due(self._waiting(), self._fill_rule, now)
         if window is not None and window > 0:
             waits.append(window)
@@ -64,35 +64,35 @@ class Scheduler:
     # ---- blocks
 
     def _reserve(self, now: float) -> list[Effect]:
-        """First come, first served: who cannot be placed stops the line."""
+        """First come, first served: a request that cannot be placed stops the queue."""
         effects: list[Effect] = []
         while self._ledger.count(*PLACED) < self._rules.batch_size:
             entry = next(self._ledger.queue(), None)
-            if entry is None or entry.waited_out > now:
+            if entry is None or entry.retry_at > now:
                 break
             members = self._able(entry, now)
             if not members:
                 break
             size = members[0].hello.block_size
-            chain, wanted = _chain(entry, size), self._wanted(entry, size)
-            choices = [self._decode_choice(member, chain[1:]) for member in members]
-            worker = choose_decode(choices, _blocks(wanted, size))
+            block_hashes, wanted = _block_hashes(entry, size), self._wanted(entry, size)
+            choices = [self._decode_choice(member, block_hashes[1:]) for member in members]
+            worker = PLACE_DECODE(choices, _blocks(wanted, size))
             if worker is None:
                 break
             entry.decode, entry.reserved = worker, wanted
-            self._affinity.sent(chain[1:], worker)
+            self._affinity.sent(block_hashes[1:], worker)
             self._ledger.apply(entry, Event.RESERVE, now)
-            effects.append(To(worker, Reserve(entry.run, wanted, chain)))
+            effects.append(To(worker, Reserve(entry.run, wanted, block_hashes)))
         return effects
 
     def _wanted(self, entry: Entry, block_size: int) -> int:
-        """Tokens to set blocks aside for: the known ones and a block more. One that was preempted
-        asks for more each time, so that it is not placed only to be preempted again."""
+        """Tokens to reserve blocks for: the known ones and a block more. A preempted request asks for
+        more each time, so that it is not placed only to be preempted again."""
         ahead: int = block_size * AFTER_PREEMPTION**entry.preemptions
-        return min(entry.reach, len(entry.known_ids) + ahead)
+        return min(entry.reach, len(entry.token_ids) + ahead)
 
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
-        """The decode worker has room, and perhaps the beginning of it already."""
+        """The decode worker has reserved blocks, and may have a prefix cached."""
         member = self._members.get(grant.worker)
         assert member is not None
         entry.grant = grant
@@ -109,24 +109,24 @@ class Scheduler:
             members = [member for member in members if member.worker in reached]
         return members
 
-    def _decode_choice(self, member: Member, names: Sequence[bytes]) -> DecodeChoice:
-        """What is free there, but for a block that each request there will soon grow by; and how
-        much of the prompt is there."""
+    def _decode_choice(self, member: Member, block_hashes: Sequence[bytes]) -> DecodeChoice:
+        """Free blocks, less one that each request there will soon grow by; and how much of the prompt is
+        probably cached."""
         here = [e for e in self._ledger.in_state(*PLACED) if e.decode == member.worker]
         held = sum(_blocks(entry.holds, member.hello.block_size) + 1 for entry in here)
-        cached = self._affinity.there(names, member.worker) / max(1, len(names))
+        cached = self._affinity.there(block_hashes, member.worker) / max(1, len(block_hashes))
         return DecodeChoice(member.worker, member.hello.blocks - held, len(here), cached)
 
     def deferred(self, entry: Entry, now: float) -> None:
-        """The pool had no room after all (quarantine is not ours to see): back to the queue."""
+        """The pool had no room after all (the router does not see its quarantine): back to the queue."""
         member = self._members.get(entry.decode) if entry.decode else None
         if member is not None:
             member.full_until = now + DEFERRED_S
-        entry.waited_out = now + DEFERRED_S
+        entry.retry_at = now + DEFERRED_S
         self._ledger.apply(entry, Event.DEFERRED, now)
 
     def renew_leases(self) -> list[Effect]:
-        """Tell the decode workers which grants not yet started are still wanted."""
+        """Renew the leases of the grants that are not started yet."""
         waiting: dict[str, list[str]] = {}
         for entry in self._ledger.in_state(State.RESERVED, State.FILLING):
             assert entry.decode is not None
@@ -155,7 +155,9 @@ class Scheduler:
             return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None
-        if entry.cached_tokens and member is not None:  # the rest of a block is not worth the way
+        if (
+            entry.cached_tokens and member is not None
+        ):  # the rest of a block is not worth a hand-over
             local = max(local, member.hello.block_size)
         return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
 
@@ -171,8 +173,8 @@ class Scheduler:
         ]
 
     def _fill(self, now: float) -> list[Effect]:
-        """A batch waits for nobody but those whose blocks are on their way: one that comes later is
-        computed together with others that do, as soon as the prefill worker is done with this one."""
+        """A batch waits only for prompts whose blocks are being reserved. A later one goes with the next
+        batch, as soon as the prefill worker is done with this one."""
         more = self._ledger.count(State.RESERVING) > 0
         batch = plan_fill(self._waiting(), self._fill_rule, more_may_come=more, now=now)
         fills: list[Effect] = []
@@ -182,18 +184,18 @@ class Scheduler:
             assert entry is not None
             assert entry.grant is not None
             assert entry.decode is not None
-            worker = choose_prefill(self._prefill_choices(now), entry.decode)
+            worker = PLACE_PREFILL(self._prefill_choices(now), entry.decode)
             if worker is None:
                 moved += self._move_if_out_of_reach(entry, now)
                 continue
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
-            fills.append(To(worker, Fill(entry.grant, entry.known_ids[:-1])))
+            fills.append(To(worker, Fill(entry.grant, entry.token_ids[:-1])))
         return moved + fills
 
     def _move_if_out_of_reach(self, entry: Entry, now: float) -> list[Effect]:
-        """Nobody can write to its decode worker now. If nobody ever will, as all have said that they
-        found no way, the request is placed anew; else it keeps its blocks and waits."""
+        """No prefill worker can write to its decode worker now. If all have failed to attach, the
+        request is placed anew; else it keeps its blocks and waits."""
         decode = entry.decode
         assert decode is not None
         prefills = self._members.alive(PREFILL, now)
@@ -217,13 +219,13 @@ class Scheduler:
     # ---- decode
 
     def start(self, entry: Entry, now: float) -> list[Effect]:
-        """Hand the request to its decode worker: filled, or to be filled there."""
+        """Start the request on its decode worker, which fills it itself where there is no receipt."""
         assert entry.decode is not None
         params = entry.params
         if entry.scored:  # by an earlier run
             params = replace(params, prompt_logprobs=-1)
         order = Start(
-            entry.run, entry.known_ids, len(entry.prompt_ids), params, receipt=entry.receipt
+            entry.run, entry.token_ids, len(entry.prompt_ids), params, receipt=entry.receipt
         )
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport
@@ -236,16 +238,16 @@ class Scheduler:
         return member.hello.block_bytes // member.hello.block_size if member else 0
 
 
-def _chain(entry: Entry, block_size: int) -> tuple[bytes, ...]:
-    """Names of the blocks that are full before the last known token, which decode will run. None
-    where the prompt is to be scored: nothing of it may be there already."""
+def _block_hashes(entry: Entry, block_size: int) -> tuple[bytes, ...]:
+    """Hashes of the blocks that are full before the last known token, which decode will run. None where
+    prompt logprobs are wanted: then the whole prompt must be computed."""
     if entry.to_be_scored:
         return ()
-    ids = entry.known_ids[:-1]
-    if entry.chain_of != (len(ids), block_size):  # else it waits for room, and is asked again
-        entry.chain = extended([root(entry.params.cache_salt)], ids, block_size)
-        entry.chain_of = (len(ids), block_size)
-    return entry.chain
+    ids = entry.token_ids[:-1]
+    if entry.hashed != (len(ids), block_size):  # kept, as it may have to wait for room
+        entry.block_hashes = extended([root(entry.params.cache_salt)], ids, block_size)
+        entry.hashed = (len(ids), block_size)
+    return entry.block_hashes
 
 
 def _blocks(tokens: int, block_size: int) -> int:

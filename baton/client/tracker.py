@@ -2,7 +2,7 @@
 
     tracker.submit(Submit)          -> messages_to_send(): Submit
     tracker.received(Emitted, now)  -> Update(request, Emitted)
-    tracker.connection_lost(now)    -> RouterLost; then Inquire until a router answers
+    tracker.connection_lost(now)    -> RouterLost; then GetClusterInfo until a router answers
     tracker.received(ClusterInfo)   -> Submit again under a new id, Resubmitted
 
 Every request ends with exactly one Finished or Failed, unless the caller forgets it. A router that
@@ -27,7 +27,7 @@ from baton.wire.messages import (
     Emitted,
     Failed,
     Finished,
-    Inquire,
+    GetClusterInfo,
     Message,
     Observe,
     PromptScored,
@@ -38,8 +38,8 @@ from baton.wire.records import Timings
 
 News = Accepted | PromptScored | Emitted | Finished | Failed
 
-INQUIRE_S = 1.0  # between two Inquire messages while the router is lost
-SILENCE_S = 10.0  # a router that sends nothing for so long is sent an Inquire ...
+INQUIRE_S = 1.0  # between two GetClusterInfo messages while the router is lost
+SILENCE_S = 10.0  # a router that sends nothing for so long is sent an GetClusterInfo ...
 ANSWER_S = 30.0  # ... and counts as lost if it does not answer within this time
 
 
@@ -148,7 +148,9 @@ class RequestTracker:
         self.lost_since: float | None = now
         self.losses = 0
         self._give_up_s = give_up_s
-        self._greeting: list[Message] = [Inquire(), Observe()] if observe else [Inquire()]
+        self._greeting: list[Message] = (
+            [GetClusterInfo(), Observe()] if observe else [GetClusterInfo()]
+        )
         self._requests: dict[str, PendingRequest] = {}  # by the id of the current attempt
         self._outgoing: list[Message] = []
         self._orphans: list[str] = []  # attempts to abort as soon as a router answers

@@ -1,14 +1,14 @@
 """BlockTable: who owns every block of one decode worker's pool. The ownership protocol, whole.
 
-      free --- reserve ---> held --- release(writer=None) ---> free, or cached if it has a name
+      free --- reserve ---> held --- release(writer=None) ---> free, or cached if it has a hash
                              |
                              +--- release(writer=W) ---> quarantine --- W is done ---> free
 
 * Blocks are *granted* to one run under a generation and a lease; only their run's writer writes them.
-* A run that decodes may *grow*, block by block; what it grew by nobody else ever writes.
-* A full block whose run has begun to decode may be *published* under the name of what is in it
+* A run that decodes may *grow*, block by block; only the run itself writes those blocks.
+* A full block whose run has begun to decode may be *published* under the hash of its tokens
   (baton/kv/prefix.py). From then on it is never written again, other runs may hold it too, and when
-  nobody does it stays *cached*, until a reservation needs its place (least recently used first).
+  none does it stays *cached*, until a reservation needs its place (least recently used first).
 * `release` is the only way back, whatever ended the run. While a writer that can write by itself
   (shared memory, CUDA IPC) may still be at it, the blocks it was granted go to *quarantine* first,
   so a late write can never land in another request's block.
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from baton.errors import RequestError
 from baton.kv.grant import Grant
-from baton.kv.shelf import Shelf
+from baton.kv.prefix_cache import PrefixCache
 
 ANY_WRITER = "*"
 """Quarantined for a writer we cannot name: every writer that is known must be clear first."""
@@ -58,7 +58,7 @@ class BlockTable:
     lease_s: float
     writers: set[str] = field(default_factory=set)
     _free: list[int] = field(init=False)
-    _shelf: Shelf = field(init=False, default_factory=Shelf)
+    _cache: PrefixCache = field(init=False, default_factory=PrefixCache)
     _holders: Counter[int] = field(init=False, default_factory=Counter)  # runs and quarantines
     _held: dict[str, _Held] = field(init=False, default_factory=dict)
     _quarantine: list[_Quarantined] = field(init=False, default_factory=list)
@@ -70,10 +70,10 @@ class BlockTable:
     # ---- taking and giving back
 
     def reserve(
-        self, run: str, count: int, now: float, names: Sequence[bytes] = ()
+        self, run: str, count: int, now: float, block_hashes: Sequence[bytes] = ()
     ) -> Grant | None:
-        """So many blocks for the run, or None if they are not to be had now. `names`: of its first
-        blocks; those that are there already become the grant's prefix, for reading only.
+        """So many blocks for the run, or None if there are too few now. `block_hashes` are those of its
+        first blocks; cached ones become the grant's prefix, for reading only.
 
         Raises RequestError if the pool could never hold them, AssertionError if the run holds some.
         """
@@ -84,9 +84,9 @@ class BlockTable:
                 "prompt or the generation, or give the pool more memory",
                 code="context_length_exceeded",
             )
-        prefix = self._shelf.longest(names[:count])
-        lying = sum(not self._holders[block] for block in prefix)  # cached, and now held
-        if count - len(prefix) > self.free_blocks - lying:
+        prefix = self._cache.match(block_hashes[:count])
+        cached = sum(not self._holders[block] for block in prefix)  # cached, and now held
+        if count - len(prefix) > self.free_blocks - cached:
             return None
         self._hold(prefix)
         taken = [self._take() for _ in range(count - len(prefix))]
@@ -97,7 +97,7 @@ class BlockTable:
         return grant
 
     def renew(self, run: str, now: float) -> None:
-        """The router still wants this grant."""
+        """Extend the lease of a grant that is not started."""
         held = self._held.get(run)
         if held is not None and held.lease_until is not None:
             held.lease_until = now + self.lease_s
@@ -122,13 +122,13 @@ class BlockTable:
         held.grown += (block,)
         return block
 
-    def publish(self, run: str, names: Sequence[bytes]) -> None:
-        """The run's first blocks are full, hold what `names` say, and are written no more."""
-        for block, name in zip(self._held[run].table, names, strict=False):
-            self._shelf.put(block, name)
+    def publish(self, run: str, block_hashes: Sequence[bytes]) -> None:
+        """The run's first blocks are full, have these hashes, and are not written any more."""
+        for block, block_hash in zip(self._held[run].table, block_hashes, strict=False):
+            self._cache.put(block, block_hash)
 
     def release(self, run: str, writer: str | None) -> Grant | None:
-        """The one way back. `writer`: who may still write into the granted blocks by itself."""
+        """The one way back. `writer` may still write into the granted blocks by itself."""
         held = self._held.pop(run, None)
         if held is None:
             return None
@@ -146,12 +146,12 @@ class BlockTable:
         return [run for run, h in held if h.lease_until is not None and now >= h.lease_until]
 
     def _take(self) -> int:
-        return self._free.pop() if self._free else self._shelf.take_oldest()
+        return self._free.pop() if self._free else self._cache.evict_lru()
 
     def _hold(self, blocks: Iterable[int]) -> None:
         for block in blocks:
             self._holders[block] += 1
-            self._shelf.in_use(block)
+            self._cache.in_use(block)
 
     def _let_go(self, blocks: Sequence[int]) -> None:
         """The last first: of a cached sequence the end is given up before the beginning."""
@@ -159,10 +159,10 @@ class BlockTable:
             self._holders[block] -= 1
             if not self._holders[block]:
                 del self._holders[block]
-                if not self._shelf.keep(block):
+                if not self._cache.release(block):
                     self._free.append(block)
 
-    # ---- what is known of the writers
+    # ---- writers
 
     def writer_joined(self, writer: str) -> None:
         """This writer can reach the pool from now on."""
@@ -192,22 +192,22 @@ class BlockTable:
     def renew_epoch(self, epoch: str) -> list[Grant]:
         """The router gave this worker up, or died: every run is over, whoever may be writing, and
         nothing stays cached. Returns the grants that ended."""
-        self._free += self._shelf.clear()
+        self._free += self._cache.clear()
         ended = [grant for run in list(self._held) if (grant := self.release(run, ANY_WRITER))]
         self.epoch = epoch
         return ended
 
-    # ---- looking
+    # ---- state
 
     @property
     def free_blocks(self) -> int:
         """Blocks that can be granted now, cached ones among them."""
-        return len(self._free) + len(self._shelf)
+        return len(self._free) + len(self._cache)
 
     @property
     def cached_blocks(self) -> int:
-        """Of the free ones, those whose content may be used again."""
-        return len(self._shelf)
+        """Of the free ones, those in the prefix cache."""
+        return len(self._cache)
 
     @property
     def quarantined_blocks(self) -> int:
@@ -220,7 +220,7 @@ class BlockTable:
         return self.free_blocks == self.blocks
 
     def check(self) -> None:
-        """Every block is free, cached, or held as often as we count. What this catches is a bug of
+        """Assert that every block is free, cached, or held as often as counted; a failure is a bug of
         ours."""
         found: Counter[int] = Counter()
         for held in self._held.values():
@@ -228,6 +228,6 @@ class BlockTable:
         for quarantined in self._quarantine:
             found.update(quarantined.blocks)
         assert found == self._holders, "a block is held by others than we count"
-        hands = [*self._free, *self._shelf.lying, *found]
+        hands = [*self._free, *self._cache.evictable, *found]
         assert sorted(hands) == list(range(self.blocks)), "a block is in two hands, or in none"
-        self._shelf.check()
+        self._cache.check()

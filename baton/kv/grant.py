@@ -9,7 +9,7 @@ class Grant:
 
     `generation` is unique within the worker's `epoch` (one boot of its process, one life of its
     pool) and never 0: it is what the blocks are stamped with once filled, so a late write under an
-    old grant can be told from a write under this one.
+    old grant can be distinguished from a write under this one.
     """
 
     worker: str

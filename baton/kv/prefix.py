@@ -1,33 +1,34 @@
-"""Names of KV blocks by what is in them: equal names, equal tokens before and inside, equal KV.
+"""Block hashes: equal hash, equal tokens before and inside the block, hence equal KV.
 
-    root   = sha256(salt)                      who may share with whom: one salt, one circle
-    name 1 = sha256(root,   tokens of block 1)
-    name 2 = sha256(name 1, tokens of block 2)
+    root   = sha256(salt)                      requests share KV only with those of the same salt
+    hash 1 = sha256(root,   tokens of block 1)
+    hash 2 = sha256(hash 1, tokens of block 2)
 
-A name stands for the whole sequence up to its block's end, so one lookup per block finds the longest
-stretch that is there already. Only full blocks have names. The first 16 bytes of a digest are enough:
-nobody finds two sequences of one name on purpose or by chance.
+A hash stands for the whole sequence up to its block's end, so one lookup per block finds the longest
+cached prefix. Only full blocks have one. The first 16 bytes of a digest are enough: a collision is out of
+reach, by chance and on purpose.
 """
 
 import hashlib
 from array import array
 from collections.abc import Sequence
 
-NAME_BYTES = 16
+HASH_BYTES = 16
 
 
 def root(salt: str = "") -> bytes:
-    """The name before the first block."""
-    return hashlib.sha256(b"baton" + salt.encode()).digest()[:NAME_BYTES]
+    """The hash before the first block."""
+    return hashlib.sha256(b"baton" + salt.encode()).digest()[:HASH_BYTES]
 
 
 def extended(
-    chain: Sequence[bytes], token_ids: Sequence[int], block_size: int
+    block_hashes: Sequence[bytes], token_ids: Sequence[int], block_size: int
 ) -> tuple[bytes, ...]:
-    """The chain (its root first) with a name for every full block of the tokens. What it holds
-    already is taken as it is."""
-    names = list(chain)
-    for start in range((len(names) - 1) * block_size, len(token_ids) - block_size + 1, block_size):
+    """The hashes (their root first), completed for every full block of the tokens. Those that are given
+    are taken as they are."""
+    hashes = list(block_hashes)
+    first = (len(hashes) - 1) * block_size
+    for start in range(first, len(token_ids) - block_size + 1, block_size):
         block = array("q", token_ids[start : start + block_size]).tobytes()
-        names.append(hashlib.sha256(names[-1] + block).digest()[:NAME_BYTES])
-    return tuple(names)
+        hashes.append(hashlib.sha256(hashes[-1] + block).digest()[:HASH_BYTES])
+    return tuple(hashes)

@@ -1,9 +1,9 @@
 """Channels: the sockets under the loop. The router listens, everybody else dials.
 
-What is sent in one call arrives as one: nobody finds a part of it, sets to work, and finds the rest
-a step later. On the wire that is one ZeroMQ message of as many frames.
+Messages of one send() arrive together: no peer starts work on a part of them and finds the rest a step
+later. On the wire that is one ZeroMQ message of as many frames.
 
-ZeroMQ is told to report, not to hide: a peer that is gone is an error at send (ROUTER_MANDATORY),
+ZeroMQ is set to report, not to hide: a peer that is gone is an error at send (ROUTER_MANDATORY),
 and nothing is queued for a router that is not connected (IMMEDIATE), so a new router never gets
 messages meant for the old one.
 """
@@ -43,11 +43,11 @@ class Channel(Protocol):
         """False: the peer is not there, and has none of them."""
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
-        """Everything that has arrived: a sender and what it sent together. Where one of that is no
-        message, that is logged, and all of it left out."""
+        """Everything that has arrived: a sender and what it sent together. If one of those is malformed,
+        that is logged and all of them are dropped."""
 
     def close(self) -> None:
-        """Nothing more comes or goes."""
+        """Close the socket."""
 
 
 def check_address(address: str, keys: ClusterKeys | None) -> None:
@@ -89,7 +89,7 @@ class Listener:
             raise InputError("the router needs router.secret in its key folder; it is not there")
         self._guard = ThreadAuthenticator(self._context)
         self._guard.start()
-        self._guard.configure_curve_callback(credentials_provider=_Members(keys.member_public))
+        self._guard.configure_curve_callback(credentials_provider=_MemberKeys(keys.member_public))
         self.socket.curve_server = True
         self.socket.curve_secretkey = keys.router_secret
         self.socket.curve_publickey = keys.router_public
@@ -178,8 +178,8 @@ class Dialer:
         self._context.term()
 
 
-class _Members:
-    """Who may connect: holders of the member key (zmq.auth asks)."""
+class _MemberKeys:
+    """zmq.auth's credentials provider: holders of the member key may connect."""
 
     def __init__(self, member_public: bytes) -> None:
         self._member_public = member_public
@@ -202,12 +202,11 @@ def _readable(socket: zmq.Socket[bytes]) -> bool:
 
 
 def _read(frames: Sequence[bytes], sender: str) -> list[Message]:
-    """The messages in these frames, one in each; none at all, and a line in the log, if one of them
-    holds none."""
+    """The messages in these frames, one in each; none, and a line in the log, if one is malformed."""
     try:
         return [decode(frame) for frame in frames]
     except ProtocolError as error:
-        logger.warning("%r sent what is not a message, dropped: %s", sender[:80], error)
+        logger.warning("dropped a malformed message from %r: %s", sender[:80], error)
         return []
 
 
@@ -228,7 +227,7 @@ def _check_bind(address: str) -> None:
                 f"{folder} is open to other users (mode {mode:04o}), and so would be the router's "
                 f"socket in it: use a folder of mode 0700, e.g. `mkdir -m 700 {folder}/baton`"
             )
-        if _somebody_listens(rest):
+        if _is_listening(rest):
             raise InputError(f"cannot listen on {address}: Address already in use")
         if len(rest.encode()) > 100:
             raise InputError(
@@ -246,7 +245,7 @@ def _is_everywhere(host: str) -> bool:
     return any(ipaddress.ip_address(address[4][0]).is_unspecified for address in found)
 
 
-def _somebody_listens(path: str) -> bool:
+def _is_listening(path: str) -> bool:
     """A second bind on an ipc path would silently take the socket away from the first."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:

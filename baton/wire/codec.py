@@ -1,7 +1,7 @@
 """Messages to bytes and back: msgpack of [name, field, field, ...], every field checked on arrival.
 
-Nothing that comes in is executed or guessed at. A peer's bytes either become a message whose every
-field has the type its dataclass declares, or a ProtocolError; there is no third way.
+Nothing that comes in is executed or guessed at. A peer's bytes become a message whose every field has
+the type that its dataclass declares and passes the rules of that class, or a ProtocolError.
 """
 
 import types
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if is_dataclass(value):
         return _plain_fields(value)
-    return value  # nothing msgpack knows: it will say so
+    return value  # msgpack refuses what it does not know
 
 
 Check = Callable[[Any, str], Any]
@@ -190,7 +190,7 @@ def _check_either(arms: list[Any]) -> Check:
 
 
 def _checked_mapping(value: Any, where: str) -> dict[str, Any]:
-    """A flat mapping of names to scalars or lists of scalars: what transports and samplers need."""
+    """A flat mapping of names to scalars or lists of scalars: what transports need."""
     if not isinstance(value, dict):
         raise ProtocolError(f"{where} must be a map, got {type(value).__name__}")
     for key, each in value.items():

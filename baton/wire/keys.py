@@ -1,4 +1,4 @@
-"""CURVE keys: who may speak to a router over tcp. One folder, two key pairs.
+"""CURVE keys: authentication of peers over tcp. One folder, two key pairs.
 
     router.secret   the router's half, stays on the router's machine
     router.public   tells everybody else which router is the right one

@@ -2,7 +2,7 @@
 socket, a clock and a node in one hand.
 
 It also sees deaths: a watched process of this host is noticed the moment it is gone (pidfd), even
-as a zombie that nobody has waited for.
+as a zombie that its parent has not waited for.
 """
 
 import errno
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Processes whose end somebody wants to know."""
+    """Watches processes for their end."""
 
     def __init__(self, poller: zmq.Poller) -> None:
         self._poller = poller
@@ -82,7 +82,7 @@ class Loop:
         clock: Clock = monotonic,
         wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
     ) -> None:
-        """`wakeups`: other sockets at which something may arrive that the node's step takes in."""
+        """`wakeups`: other sockets whose data the node's step takes in."""
         self._node = node
         self._channel = channel
         self._clock = clock
@@ -149,7 +149,7 @@ class Loop:
                 break
 
     def _register_wakeups(self) -> None:
-        """They change when a worker offers its pool anew."""
+        """They change when a worker exports its pool again."""
         sockets = list(self._wakeups())
         if sockets != self._waking:
             for old in self._waking:
@@ -159,18 +159,18 @@ class Loop:
             self._waking = sockets
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
-        """To each peer in order, and all at once. What the node answers to a failed send comes after
-        all it had ordered before."""
+        """Send to each peer in order, in one message. The node's answer to a failed send comes after all
+        earlier effects."""
         while effects:
-            said: dict[str, list[Message]] = {}
+            outgoing: dict[str, list[Message]] = {}
             for effect in effects:
                 if isinstance(effect, To):
-                    said.setdefault(effect.peer, []).append(effect.message)
+                    outgoing.setdefault(effect.peer, []).append(effect.message)
             gone: list[Exited | Unreachable] = []
-            for peer, messages in said.items():
+            for peer, messages in outgoing.items():
                 if not self._channel.send(peer, *messages):
                     names = ", ".join(type(message).__name__ for message in messages)
-                    logger.info("%s is not there to be sent %s", peer, names)
+                    logger.info("cannot reach %s to send %s", peer, names)
                     gone.append(Unreachable(peer))
             for effect in effects:
                 if isinstance(effect, Watch) and not self._watcher.watch(effect.peer, effect.pid):

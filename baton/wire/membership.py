@@ -1,4 +1,4 @@
-"""Membership: the part every worker node shares: joining a router, beating, starting anew.
+"""Membership: the part every worker node shares: joining a router, heartbeats, starting anew.
 
 new -- Hello --> waiting -- Welcome --> joined -- Reset, or the router is gone --> new (next epoch)
 """
@@ -9,9 +9,9 @@ from dataclasses import replace
 from baton.kv.region import Region
 from baton.wire.messages import (
     Attach,
-    Beat,
     Exited,
     Fill,
+    Heartbeat,
     Hello,
     Message,
     Refused,
@@ -30,7 +30,7 @@ ROUTER_PATIENCE_S = 5.0
 
 
 ORDERS = (Attach, Fill, Reserve, Start)
-"""What is ordered before Welcome was meant for an older life of the worker."""
+"""Orders that arrive before Welcome were meant for an older life of the worker."""
 
 
 class Membership:
@@ -64,23 +64,23 @@ class Membership:
                 return [Stop(4, f"the router refused this worker: {why}")]
             case Reset():  # more than one may come: each old report was answered with one
                 return self._renew(now) if self.joined else []
-            case Beat(epoch):
+            case Heartbeat(epoch):
                 return self._renew(now) if self.joined and epoch != self._router_epoch else []
         return [] if isinstance(message, ORDERS) and not self.joined else None
 
     def step(self, now: float) -> list[Effect]:
-        """Beat, or knock again; notice a silent router."""
+        """Send a heartbeat, or Hello again; notice a silent router."""
         self._steps += 1
         if self.joined and now - self._router_heard >= ROUTER_PATIENCE_S:
             return self._renew(now)
         if now < self._next_beat:
             return []
         self._next_beat = now + (BEAT_S if self.joined else KNOCK_S)
-        knock = Beat(self.hello.epoch, self._steps) if self.joined else self.hello
+        knock = Heartbeat(self.hello.epoch, self._steps) if self.joined else self.hello
         return [To(ROUTER, knock)]
 
     def due(self, now: float) -> float:
-        """Seconds to the next beat."""
+        """Seconds to the next heartbeat."""
         return max(0.0, self._next_beat - now)
 
     def _renew(self, now: float) -> list[Effect]:

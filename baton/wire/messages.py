@@ -33,13 +33,13 @@ PROTOCOL = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Inquire:
-    """What are you serving? Answered with ClusterInfo at once and again whenever it changes."""
+class GetClusterInfo:
+    """Answered with ClusterInfo at once, and again whenever it changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Tell me what happens to every request from now on: answered with Observed, again and again."""
+    """Follow all requests from now on: answered with Observed, again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """What is served, and by whom. `ready`: a request would be worked on now."""
+    """The served model and the workers. `ready`: requests can be served now."""
 
     ready: bool
     model: str
@@ -107,8 +107,7 @@ class Emissions:
 
 @dataclass(frozen=True, slots=True)
 class PromptScored:
-    """How likely the prompt's tokens were, the first apart, which nothing stands before. Comes once,
-    before the first Emitted."""
+    """Logprobs of the prompt's tokens but the first. Comes once, before the first Emitted."""
 
     request: str
     logprobs: tuple[Logprob, ...]
@@ -147,7 +146,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The worker is in. `pid` lets a worker on the same host see the router's death at once."""
+    """The worker has joined. `pid` lets a worker on the same host see the router's death at once."""
 
     epoch: str
     host: str
@@ -205,13 +204,12 @@ class WriterClear:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Set blocks aside for so many tokens: those that are known, and a few of those to come; the run
-    grows later. `chain` names what will be in the first of them (baton/kv/prefix.py), the root
-    before them."""
+    """Reserve blocks for so many tokens: the known ones and a few more; the run grows later.
+    `block_hashes` (baton/kv/prefix.py) are of the first blocks, the root before them."""
 
     run: str
     tokens: int
-    chain: tuple[bytes, ...] = ()
+    block_hashes: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +301,8 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """I am alive: sent from the step loop, both ways, so a wedged process falls silent."""
+class Heartbeat:
+    """Sent from the step loop, both ways, so a wedged process falls silent."""
 
     epoch: str
     steps: int
@@ -361,8 +359,8 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class ChunkFilled:
-    """A chunk of the run's prompt is computed, up to this many tokens; more is to come. For those who
-    watch: nothing hangs on it."""
+    """A chunk of the run's prompt is computed, up to this many tokens; more is to come. For observers:
+    nothing depends on it."""
 
     run: str
     tokens: int
@@ -403,7 +401,7 @@ class FillRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RunTokens:
     """Sampled tokens of one run, the first of them for this position of its sequence: a gap is noticed.
     `finish` is set with a run's last: stop (an EOS id) or length. `logprobs`: one for each, if they are
     wanted. `ages`: how many seconds ago each was sampled; empty: just now."""
@@ -418,22 +416,22 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one decode step produced, or several whose tokens could wait (see Start)."""
+    """Tokens of one decode step, or of several (see GenerationParams.stream_interval_s)."""
 
-    runs: tuple[Said, ...]
+    runs: tuple[RunTokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """How likely the run's prompt was: of each of its tokens but the first."""
+class PromptLogprobs:
+    """Logprobs of the run's prompt tokens but the first."""
 
     run: str
     logprobs: tuple[Logprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """A decode worker's blocks, told when it changes, a few times a second at most."""
+class PoolStats:
+    """A decode worker's KV pool, in blocks; sent when it changes, a few times a second at most."""
 
     free: int  # cached ones too
     cached: int
@@ -441,7 +439,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Broke:
+class RunFailed:
     """One run cannot go on (numerical_error, ...); its neighbours are not touched."""
 
     run: str
@@ -471,9 +469,10 @@ LOCAL = (Exited, Unreachable)
 """What only a loop may say to its own node: the codec takes none of it from a socket."""
 
 Message = (
-    Abort | Accepted | Attach | AttachFailed | Attached | Beat | Broke | Cancel | ChunkFilled
-    | ClusterInfo | Cores | Decoded | Deferred | Detach | Drop | Emissions | Emitted | Exited
-    | Expired | Failed | Fill | FillFailed | FillRefused | Filled | Finished | Hello | Inquire
-    | Observe | Observed | Pool | Preempted | PromptScored | Refused | Released | Renew | Reserve
-    | Reserved | Reset | Scored | Start | Submit | Unreachable | Welcome | WriterClear | WriterJoined
+    Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
+    | Decoded | Deferred | Detach | Drop | Emissions | Emitted | Exited | Expired | Failed | Fill
+    | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello | Observe
+    | Observed | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused | Released | Renew
+    | Reserve | Reserved | Reset | RunFailed | Start | Submit | Unreachable | Welcome | WriterClear
+    | WriterJoined
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Node: what every process is on the inside. Messages in, effects out, time as an argument.
+"""Node: the inside of every process. Messages in, effects out, time as an argument.
 
 A node owns no socket, no clock and no thread, so a test can run a whole cluster of them in one
 function, kill one before any message, and replay the same second twice.
@@ -20,7 +20,7 @@ class To:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Tell me with Exited(peer) as soon as this process of my own host is gone."""
+    """Deliver Exited(peer) as soon as this process of the same host has ended."""
 
     peer: str
     pid: int
@@ -48,7 +48,7 @@ class Node(Protocol):
 
     def step(self, now: float) -> list[Effect]:
         """Do one unit of the node's own work (one forward, one round of planning), and keep time:
-        beats, deadlines. Called once a turn, after all messages that had arrived."""
+        heartbeats, deadlines. Called once a turn, after all messages that had arrived."""
 
     def due(self, now: float) -> float:
         """Seconds until `step` must be called again though no message comes; 0: there is work."""

@@ -19,7 +19,7 @@ from baton.wire.messages import (
     Emitted,
     Failed,
     Finished,
-    Inquire,
+    GetClusterInfo,
     Message,
     Submit,
     Unreachable,
@@ -88,7 +88,7 @@ class PretendRouter:
                     self._submit(message)
                 case Abort(request):
                     self.aborted.append(request)
-                case Inquire():
+                case GetClusterInfo():
                     self.queue.appendleft(info())
         return self.answers
 

@@ -200,8 +200,8 @@ def test_a_decode_worker_takes_back_what_has_expired_and_says_so() -> None:
     worker.handle(ROUTER, msg.Reserve("a#0", 12), 0.0)
     worker.handle(ROUTER, msg.Reserve("b#0", 12), 0.0)
     worker.handle(ROUTER, msg.Renew(("b#0",)), 1.0)
-    worker.handle(ROUTER, msg.Beat("router/1", 1), DECODE_LEASE_S)
-    worker.handle(ROUTER, msg.Beat("router/1", 1), DECODE_LEASE_S)
+    worker.handle(ROUTER, msg.Heartbeat("router/1", 1), DECODE_LEASE_S)
+    worker.handle(ROUTER, msg.Heartbeat("router/1", 1), DECODE_LEASE_S)
     assert To(ROUTER, msg.Expired("a#0")) in worker.step(DECODE_LEASE_S)
     assert list(worker.table._held) == ["b#0"]
     assert To(ROUTER, msg.FillRefused("a#0", "its lease on KV blocks ran out")) in worker.handle(

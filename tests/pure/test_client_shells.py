@@ -14,7 +14,7 @@ from baton.client.blocking import Client
 from baton.client.tracker import News
 from baton.params import GenerationParams
 from baton.wire.channel import Listener
-from baton.wire.messages import Abort, Accepted, Emitted, Finished, Inquire, Message, Submit
+from baton.wire.messages import Abort, Accepted, Emitted, Finished, GetClusterInfo, Message, Submit
 from baton.wire.records import Timings
 from tests.pure.pretend_router import info
 
@@ -67,7 +67,7 @@ class Aio:
 
 
 class Router:
-    """Answers Inquire, and records the ids of Submit and Abort."""
+    """Answers GetClusterInfo, and records the ids of Submit and Abort."""
 
     def __init__(self, address: str) -> None:
         self._listener = Listener(address)
@@ -80,7 +80,7 @@ class Router:
             self._peer = peer
             for message in messages:
                 match message:
-                    case Inquire():
+                    case GetClusterInfo():
                         self.send(info())
                     case Submit(request=name):
                         self.submitted.append(name)

@@ -118,7 +118,7 @@ def test_a_stalled_worker_wakes_up_and_harms_nobody(victim: str, at: int) -> Non
     town.run(lambda: all(town.outcomes[name].ends for name in PROMPTS))
     town.settle()  # which wakes it
     assert_calm(town)
-    town.run(lambda: len(town.router.members.infos(town.now)) == 4)  # it has joined again
+    town.run(lambda: len(town.router.workers.infos(town.now)) == 4)  # it has joined again
     town.settle()
 
 

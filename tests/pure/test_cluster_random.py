@@ -198,7 +198,7 @@ def test_requests_that_come_and_go_all_the_time_leave_nothing_behind(seed: int) 
     assert_ended(town, prompts)
     router = town.router
     assert not router.ledger._runs
-    assert len(list(router.members)) == len(town.workers())
+    assert len(list(router.workers)) == len(town.workers())
     for node in town.nodes.values():
         if isinstance(node, PrefillWorker):
             assert not node._jobs
@@ -250,7 +250,7 @@ def guard(town: Town) -> None:
 def late_writer(victim_stalls_for: float = 20.0) -> tuple[Town, str]:
     """A prefill worker that was stalled with a Fill in hand, and given up; others took its work."""
     town = Town(prefills=2, decodes=1, blocks=8, prefill_budget=2)
-    town.run(lambda: len(town.router.members.infos(town.now)) == 3)
+    town.run(lambda: len(town.router.workers.infos(town.now)) == 3)
     town.turn()
     for index in range(4):
         town.submit(f"r{index}", range(index * 20 + 1, index * 20 + 13), 4)

@@ -235,9 +235,10 @@ def test_a_flipped_byte_gives_another_message_or_none(kind: type, data: st.DataO
     "data",
     [
         b"", b"\xc0", b"\x90", packed(), packed("NoSuchMessage"), packed(1), packed(None),
-        packed(["Inquire"]), packed({"Inquire": 1}), packed(b"Inquire"), packed("Inquire", 1),
+        packed(["GetClusterInfo"]), packed({"GetClusterInfo": 1}), packed(b"GetClusterInfo"),
+        packed("GetClusterInfo", 1),
         packed("Message"), packed("SamplingParams"), packed("Grant", "w", "e", "r", 1, []),
-        packed("__class__"), msgpack.packb("Inquire"),
+        packed("__class__"), msgpack.packb("GetClusterInfo"),
         b"\xdd\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff",
         packed("Drop", msgpack.ExtType(1, b"x")), packed("Drop", msgpack.ExtType(127, b"\0" * 4)),
         b"\x92\xa4Drop\xa2\xff\xfe", b"\x91" * 10_000, b"\x92\xa4Drop" + b"\x91" * 900 + b"\x01",
@@ -250,11 +251,11 @@ def test_hostile_bytes_are_refused(data: bytes) -> None:
 
 
 def test_a_map_is_no_message() -> None:
-    refused(msgpack.packb({"Inquire": []}))
+    refused(msgpack.packb({"GetClusterInfo": []}))
 
 
 def test_a_timestamp_is_an_extension_and_refused_where_a_number_belongs() -> None:
-    beat = parts_of(msg.Beat("e", 1))
+    beat = parts_of(msg.Heartbeat("e", 1))
     refused(packed(*beat[:-1], msgpack.Timestamp(1)))
 
 

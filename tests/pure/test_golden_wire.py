@@ -69,7 +69,7 @@ def full(hint: Any, number: Iterator[int]) -> Any:
     if get_origin(hint) is Mapping:
         return {"text": "a", "int": 1, "real": 0.5, "bytes": b"\xff", "flag": True, "ints": [1, 2]}
     assert get_origin(hint) in (types.UnionType, Union), hint
-    (kind,) = (arm for arm in get_args(hint) if arm is not type(None))
+    kind = next(arm for arm in get_args(hint) if arm is not type(None))
     return full(kind, number)
 
 

@@ -16,7 +16,7 @@ from tokenizers import decoders, models
 
 from baton import grammar
 from baton.errors import ModelError, RequestError
-from baton.grammar import Grammars, GrammarSpec, Guide, json_object, json_schema, regex
+from baton.grammar import Grammars, GrammarSpec, Matcher, json_object, json_schema, regex
 from baton.text import Tokenizer
 
 FILE = Path(__file__).resolve().parents[2] / "baton" / "models" / "demo" / "tokenizer.json"
@@ -86,14 +86,14 @@ class Model:
             key=lambda i: (i not in ends, way.get(self.text.decode([i]), len(way))),
         )
 
-    def allowed(self, guide: Guide) -> list[int]:
+    def allowed(self, guide: Matcher) -> list[int]:
         mask = guide.mask()
         assert len(mask) == 4 * -(-self.vocabulary // 32)
         bits = int.from_bytes(mask, "little")
         assert bits < 1 << self.vocabulary
         return [i for i in range(self.vocabulary) if bits >> i & 1]
 
-    def walk(self, guide: Guide, choices: list[int], longest: int = 200) -> list[int]:
+    def walk(self, guide: Matcher, choices: list[int], longest: int = 200) -> list[int]:
         """Ids that the guide allows: as the choices say, and then straight to an end."""
         ids: list[int] = []
         while not guide.finished and len(ids) < longest:

@@ -136,7 +136,7 @@ def test_what_is_known_and_what_remains_follow_the_tokens() -> None:
     entry = add(Ledger(), "a")
     reach = entry.reach
     entry.emitted += [7, 8]
-    assert entry.known_ids == (1, 2, 3, 7, 8)
+    assert entry.token_ids == (1, 2, 3, 7, 8)
     assert entry.remaining == 3
     assert entry.reach == reach == 8
 

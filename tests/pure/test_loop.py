@@ -20,7 +20,7 @@ from baton.wire import messages as msg
 from baton.wire.channel import Dialer, Listener
 from baton.wire.loop import Loop, Watcher
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
-from tests.pure.test_members import hello
+from tests.pure.test_workers import hello
 
 MANY_TURNS = 2000
 

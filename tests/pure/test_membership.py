@@ -65,10 +65,10 @@ def test_once_in_it_beats_with_a_counter_that_grows() -> None:
     for now in range(1, 5):
         for effect in membership.step(now * BEAT_S):
             assert isinstance(effect, To)
-            assert isinstance(effect.message, msg.Beat)
+            assert isinstance(effect.message, msg.Heartbeat)
             assert effect.message.epoch == "d/0"
             steps.append(effect.message.steps)
-        membership.handle(msg.Beat("router/1", 1), now * BEAT_S)
+        membership.handle(msg.Heartbeat("router/1", 1), now * BEAT_S)
     assert len(steps) == 4
     assert steps == sorted(set(steps))
 
@@ -86,7 +86,7 @@ def test_a_refusal_ends_the_process_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [msg.Reset("given up"), msg.Exited(ROUTER), msg.Beat("router/2", 1)]
+    "message", [msg.Reset("given up"), msg.Exited(ROUTER), msg.Heartbeat("router/2", 1)]
 )
 def test_a_router_that_is_gone_or_gave_it_up_means_a_new_life(message: msg.Message) -> None:
     worker = Worker().joined()
@@ -98,13 +98,13 @@ def test_a_router_that_is_gone_or_gave_it_up_means_a_new_life(message: msg.Messa
 
 def test_a_beat_of_the_router_it_knows_changes_nothing() -> None:
     worker = Worker().joined()
-    assert worker.membership.handle(msg.Beat("router/1", 7), 1.0) == []
+    assert worker.membership.handle(msg.Heartbeat("router/1", 7), 1.0) == []
     assert worker.epochs == []
 
 
 def test_a_beat_before_the_welcome_changes_nothing() -> None:
     worker = Worker()
-    assert worker.membership.handle(msg.Beat("router/9", 7), 1.0) == []
+    assert worker.membership.handle(msg.Heartbeat("router/9", 7), 1.0) == []
     assert worker.epochs == []
 
 

@@ -175,7 +175,7 @@ def test_the_oldest_get_room_and_the_youngest_give_it(
     assert waiting in ([], before[:1])
     for name, run in runs.items():
         assert run.table == list(table._held[name].table)
-        assert (len(run.table) * BLOCK >= len(run.known)) != (name in waiting)
+        assert (len(run.table) * BLOCK >= len(run.token_ids)) != (name in waiting)
     if waiting:
         assert list(runs) == waiting
         assert table.free_blocks == 0

@@ -202,7 +202,7 @@ def test_a_small_pool_gives_up_what_was_used_longest_ago() -> None:
 
 def test_the_next_turn_of_a_conversation_goes_where_the_last_one_was() -> None:
     town = Town(decodes=3)
-    town.run(lambda: len(town.router.members.infos(town.now)) == 4)
+    town.run(lambda: len(town.router.workers.infos(town.now)) == 4)
     talks = {
         name: list(range(start, start + 20)) for name, start in (("a", 1), ("b", 101), ("c", 201))
     }

@@ -15,7 +15,7 @@ from prefill_worker.worker import PrefillWorker
 from router.admission import Served
 from router.router import Identity, Router
 from router.scheduling import Rules
-from tests.pure.test_members import hello
+from tests.pure.test_workers import hello
 from tests.pure.town import EOS, GREEDY, VOCABULARY, PretendPrefill, PretendTokenizer, Town
 
 RECEIPT = Receipt(0, b"", 0.0, "shm")
@@ -81,10 +81,10 @@ def sent(effects: list[Effect], kind: type) -> list[tuple[str, object]]:
 
 
 REPORTS = [
-    msg.Beat("x/0", 1), msg.Reserved(Grant("x", "x/0", "a#0", 1, (0,))), msg.Deferred("a#0"),
+    msg.Heartbeat("x/0", 1), msg.Reserved(Grant("x", "x/0", "a#0", 1, (0,))), msg.Deferred("a#0"),
     msg.Expired("a#0"), msg.Filled("a#0", RECEIPT, 0.0), msg.FillFailed("a#0", "why"),
-    msg.Released("a#0"), msg.FillRefused("a#0", "why"), msg.Broke("a#0", "c", "m"),
-    msg.Decoded((msg.Said("a#0", 3, (5,)),)), msg.Attached("d1", "d1/0", "shm", 0.0, ""),
+    msg.Released("a#0"), msg.FillRefused("a#0", "why"), msg.RunFailed("a#0", "c", "m"),
+    msg.Decoded((msg.RunTokens("a#0", 3, (5,)),)), msg.Attached("d1", "d1/0", "shm", 0.0, ""),
     msg.AttachFailed("d1", "d1/0", "why"),
 ]  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_a_report_on_no_run_of_ours_changes_nothing(sender: str, report: msg.Mes
 def test_a_report_on_a_finished_run_changes_nothing(report: msg.Message) -> None:
     desk = Desk()
     desk.to_decoding()
-    desk.hear("d1", msg.Decoded((msg.Said("a#0", 3, (5,), "length"),)))
+    desk.hear("d1", msg.Decoded((msg.RunTokens("a#0", 3, (5,), "length"),)))
     assert desk.state("a") is None
     effects = desk.hear("d1", report)
     assert not [e for e in effects if isinstance(e, To) and e.peer == "client"]
@@ -145,7 +145,7 @@ def test_a_request_id_in_use_is_refused_and_the_first_goes_on() -> None:
 def test_an_id_can_be_used_again_once_its_request_has_ended() -> None:
     desk = Desk()
     desk.to_decoding()
-    desk.hear("d1", msg.Decoded((msg.Said("a#0", 3, (5,), "length"),)))
+    desk.hear("d1", msg.Decoded((msg.RunTokens("a#0", 3, (5,), "length"),)))
     assert sent(desk.submit("a"), msg.Accepted)
 
 
@@ -179,7 +179,7 @@ def test_filled_twice_starts_once() -> None:
 def test_tokens_after_the_last_are_not_passed_on() -> None:
     desk = Desk()
     desk.to_decoding()
-    tokens = (msg.Said("a#0", 3, (5,), "length"), msg.Said("a#0", 4, (6,)))
+    tokens = (msg.RunTokens("a#0", 3, (5,), "length"), msg.RunTokens("a#0", 4, (6,)))
     effects = desk.hear("d1", msg.Decoded(tokens))
     assert [message.token_ids for _, message in sent(effects, msg.Emitted)] == [(5,)]
 
@@ -209,7 +209,7 @@ def test_hello_with_a_new_epoch_starts_the_requests_on_it_over() -> None:
     assert sent(effects, msg.Welcome)
     assert sent(effects, msg.Detach)
     assert desk.state("a") is State.QUEUED
-    assert len(list(desk.router.members)) == 2
+    assert len(list(desk.router.workers)) == 2
 
 
 def test_a_worker_that_does_not_fit_is_refused_and_nobody_else_is_told() -> None:
@@ -239,7 +239,7 @@ def test_a_client_that_leaves_while_its_request_is_filled_leaves_no_writer_behin
 
 def test_who_inquires_is_told_at_the_next_step_and_again_only_when_it_changes() -> None:
     desk = Desk()
-    desk.hear("client", msg.Inquire())
+    desk.hear("client", msg.GetClusterInfo())
     assert len(sent(desk.step(), msg.ClusterInfo)) == 1
     assert sent(desk.step(), msg.ClusterInfo) == []
     desk.hear("d1", msg.Exited("d1"))
@@ -294,7 +294,7 @@ def test_a_prefill_worker_fills_what_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "end", [msg.Reset("given up"), msg.Exited("router"), msg.Beat("router/2", 1), msg.Drop("a#0")],
+    "end", [msg.Reset("given up"), msg.Exited("router"), msg.Heartbeat("router/2", 1), msg.Drop("a#0")],
     ids=lambda end: type(end).__name__,
 )  # fmt: skip
 def test_a_prefill_worker_writes_no_more_once_its_fill_is_over(end: msg.Message) -> None:
@@ -370,7 +370,7 @@ def test_nothing_is_remembered_of_fills_whose_writer_died() -> None:
 def test_nothing_is_remembered_of_ways_to_pools_that_are_gone() -> None:
     desk = Desk("p1")
     desk.hear("p1", msg.AttachFailed("d9", "d9/0", "it is gone"))
-    prefill = desk.router.members.get("p1")
+    prefill = desk.router.workers.get("p1")
     assert prefill is not None
     assert not prefill.failed
 
@@ -420,13 +420,13 @@ def test_a_prefill_worker_that_started_anew_fills_nothing_for_its_old_life() -> 
 def test_a_gap_in_the_tokens_is_noticed_and_the_request_goes_on_from_what_was_sent() -> None:
     desk = Desk()
     desk.to_decoding()
-    desk.hear("d1", msg.Decoded((msg.Said("a#0", 3, (5,)),)))
-    effects = desk.hear("d1", msg.Decoded((msg.Said("a#0", 5, (6,)),)))
+    desk.hear("d1", msg.Decoded((msg.RunTokens("a#0", 3, (5,)),)))
+    effects = desk.hear("d1", msg.Decoded((msg.RunTokens("a#0", 5, (6,)),)))
     assert not sent(effects, msg.Emitted)
     assert desk.state("a") is State.QUEUED
     entry = desk.router.ledger.get("a")
     assert entry is not None
-    assert entry.known_ids == (1, 2, 3, 5)
+    assert entry.token_ids == (1, 2, 3, 5)
 
 
 def test_a_request_whose_decode_worker_is_out_of_everybodys_reach_is_placed_anew() -> None:
@@ -438,7 +438,7 @@ def test_a_request_whose_decode_worker_is_out_of_everybodys_reach_is_placed_anew
     desk.join("p2")
     desk.hear("p2", msg.AttachFailed("d1", "d1/0", "no way"))
     desk.now += 1
-    desk.hear("d1", msg.Beat("d1/0", 2))
-    desk.hear("p2", msg.Beat("p2/0", 2))
+    desk.hear("d1", msg.Heartbeat("d1/0", 2))
+    desk.hear("p2", msg.Heartbeat("p2/0", 2))
     assert sent(desk.step(), msg.Cancel) == [("d1", msg.Cancel("a#0"))]
     assert desk.state("a") is State.QUEUED

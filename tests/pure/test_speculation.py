@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode_worker.speculation import PromptLookup, Speculation, Wanted, standing
+from decode_worker.speculation import PromptLookup, Speculation, Wanted, accepted_prefix
 from tests.pure.test_cluster_nodes import (
     CALM_MESSAGES,
     PROMPTS,
@@ -33,12 +33,12 @@ class Guesser:
         pass
 
     def _guess(self, wanted: Wanted) -> list[int]:
-        known = list(wanted.known)
+        known = list(wanted.token_ids)
         self.asked += wanted.most
         for _ in range(self.dice.randint(0, wanted.most)):
             lie = self.dice.random() < self.lies
             known.append(self.dice.randrange(VOCABULARY) if lie else next_token(known))
-        return known[len(wanted.known) :]
+        return known[len(wanted.token_ids) :]
 
 
 @pytest.mark.parametrize("options", [{}, {"blocks": 16}, {"prefill_budget": 3}])
@@ -101,7 +101,7 @@ def test_guesses_stand_up_to_the_first_that_was_not_drawn(
     guessed: list[int], more: list[int]
 ) -> None:
     drawn = [*more, *[9] * (len(guessed) + 1 - len(more))][: len(guessed) + 1]
-    stood = standing(guessed, drawn)
+    stood = accepted_prefix(guessed, drawn)
     assert drawn[:stood] == guessed[:stood]
     assert stood == len(guessed) or drawn[stood] != guessed[stood]
 
@@ -119,12 +119,12 @@ def test_what_is_asked_for_follows_what_stood() -> None:
 
     it = Speculation(Says(), most=8)
     assert asked() == 8
-    it.heard("r", guessed=8, stood=0)
+    it.update("r", drafted=8, accepted=0)
     assert asked() == 1
     for expected in (2, 4, 8, 8):
-        it.heard("r", guessed=asked(), stood=asked())
+        it.update("r", drafted=asked(), accepted=asked())
         assert asked() == expected
-    it.heard("r", guessed=8, stood=2)
+    it.update("r", drafted=8, accepted=2)
     assert asked() == 3
     assert it.guess([Wanted("r", [1], 100)], 2) == {"r": [1, 1]}
     it.forget("r")

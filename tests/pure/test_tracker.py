@@ -27,7 +27,7 @@ from baton.wire.messages import (
     Emitted,
     Failed,
     Finished,
-    Inquire,
+    GetClusterInfo,
     Message,
     PromptScored,
     Submit,
@@ -85,7 +85,7 @@ class World:
             return
         for message in messages:
             match message:
-                case Inquire():
+                case GetClusterInfo():
                     self.inquired = True
                 case Abort(name):
                     if self.attempts.pop(name, None) is not None:
@@ -252,7 +252,7 @@ def check(world: World, request: PendingRequest, heard: Sequence[News], *, abort
 def connected(**options: float) -> RequestTracker:
     tracker = RequestTracker(0.0, **options)  # type: ignore[arg-type]
     tracker.tick(0.0)
-    assert tracker.messages_to_send() == [Inquire()]
+    assert tracker.messages_to_send() == [GetClusterInfo()]
     assert tracker.received(info(), 0.0) == [info()]
     return tracker
 
@@ -288,7 +288,7 @@ def test_a_silent_router_is_asked_once_and_then_counts_as_lost() -> None:
     assert tracker.tick(SILENCE_S - 1) == []
     assert tracker.messages_to_send() == []
     tracker.tick(SILENCE_S)
-    assert tracker.messages_to_send() == [Inquire()]
+    assert tracker.messages_to_send() == [GetClusterInfo()]
     assert tracker.tick(SILENCE_S + ANSWER_S - 1) == []
     assert tracker.messages_to_send() == []
     (lost,) = tracker.tick(SILENCE_S + ANSWER_S)

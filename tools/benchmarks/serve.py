@@ -28,7 +28,7 @@ from baton.cluster.supervisor import Cluster
 from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.table import percentile, table
 from baton.topology import plan_topology
-from decode_worker.outbox import patience
+from decode_worker.token_buffer import flush_interval
 from tools.benchmarks.streams import Answer, Connection
 from tools.measure.split import GREEDY
 from tools.measure.usage import Sampler, Usage
@@ -220,7 +220,8 @@ def main(
     click.echo(
         f"HTTP : offline = {statistics.median(ratios):.2f} (median of {len(ratios)} rounds: "
         f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}); tokens are sent within "
-        f"{1e3 * patience(interval / 1e3, streams):g} ms over HTTP, {1e3 * NOT_STREAMED_S:g} ms offline"
+        f"{1e3 * flush_interval(interval / 1e3, streams):g} ms over HTTP, "
+        f"{1e3 * NOT_STREAMED_S:g} ms offline"
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

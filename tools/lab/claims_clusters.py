@@ -16,7 +16,7 @@ from baton.engine.runner import Runner
 from baton.errors import BatonError
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
-from decode_worker.speculation import PromptLookup, Speculation, Wanted, standing
+from decode_worker.speculation import PromptLookup, Speculation, Wanted, accepted_prefix
 from prompts import PROMPTS
 from tools.lab.claims_engine import booted
 from tools.lab.claims_findings import Held, Result, by_rounds
@@ -54,8 +54,8 @@ def accepted(prompt: Sequence[int], answer: Sequence[int]) -> Accepted:
     while at < len(answer):
         room = len(answer) - at - 1
         guesses = speculation.guess([Wanted("r", tuple(known), room)], room).get("r", [])
-        right = standing(guesses, list(answer[at : at + len(guesses)]))
-        speculation.heard("r", guessed=len(guesses), stood=right)
+        right = accepted_prefix(guesses, list(answer[at : at + len(guesses)]))
+        speculation.update("r", drafted=len(guesses), accepted=right)
         known += answer[at : at + right + 1]
         at, steps = at + right + 1, steps + 1
         guessed, stood = guessed + len(guesses), stood + right

@@ -7,7 +7,7 @@ import pytest
 from baton.wire import messages as msg
 from baton.wire.node import Effect, To, Watch
 from router.health import BEAT_S, MISSED_BEATS
-from router.members import DECODE, PREFILL, Members
+from router.workers import DECODE, PREFILL, WorkerRegistry
 
 SILENT = MISSED_BEATS * BEAT_S
 
@@ -21,14 +21,14 @@ def hello(worker: str, **changes: object) -> msg.Hello:
     return dataclasses.replace(plain, **changes)
 
 
-def members(*workers: str) -> Members:
-    made = Members(model="m" * 16, host="here")
+def members(*workers: str) -> WorkerRegistry:
+    made = WorkerRegistry(model="m" * 16, host="here")
     for worker in workers:
         made.join(hello(worker), 0.0)
     return made
 
 
-def attach(made: Members, prefill: str, decode: str) -> list[Effect]:
+def attach(made: WorkerRegistry, prefill: str, decode: str) -> list[Effect]:
     member = made.get(prefill)
     assert member is not None
     return made.attached(member, msg.Attached(decode, f"{decode}/0", "shm", 0.0, ""))
@@ -53,21 +53,21 @@ def told(effects: list[Effect], worker: str) -> list[msg.Message]:
 )
 def test_a_misfit_is_told_both_values(changes: dict[str, object], both: tuple[str, ...]) -> None:
     made = members("p1")
-    why = made.misfit("d1", hello("d1", **changes))
+    why = made.rejection("d1", hello("d1", **changes))
     assert why is not None
     assert all(value in why for value in both), why
-    assert made.misfit("d1", hello("d1")) is None
+    assert made.rejection("d1", hello("d1")) is None
 
 
 def test_a_worker_speaks_for_itself_alone() -> None:
-    why = members().misfit("d1", hello("d9"))
+    why = members().rejection("d1", hello("d9"))
     assert why is not None
     assert "'d1'" in why
     assert "'d9'" in why
 
 
 def test_a_worker_is_compared_with_others_not_with_its_own_past() -> None:
-    assert members("d1").misfit("d1", hello("d1", layout="other")) is None
+    assert members("d1").rejection("d1", hello("d1", layout="other")) is None
 
 
 def test_prefill_workers_are_told_of_every_decode_pool_whoever_came_first() -> None:

@@ -10,8 +10,8 @@ from baton.wire import messages as msg
 from baton.wire.node import ROUTER
 from baton.wire.records import Logprob
 from decode_worker.model import Drawn
-from decode_worker.outbox import Outbox, patience
 from decode_worker.runs import Run
+from decode_worker.token_buffer import TokenBuffer, flush_interval
 from sampler.params import SamplingParams
 from tests.pure.test_cluster_nodes import (
     PROMPTS,
@@ -31,55 +31,57 @@ def run(patience_s: float) -> Run:
     return Run(grant, [7], 0, 1, params)
 
 
-def said(outbox: Outbox, now: float) -> list[msg.Said]:
-    return [each for to in outbox.empty(now) for each in to.message.runs]
+def said(buffer: TokenBuffer, now: float) -> list[msg.RunTokens]:
+    return [each for to in buffer.flush(now) for each in to.message.runs]
 
 
-def speak(outbox: Outbox, name: str, it: Run, token: int, now: float, end: bool = False) -> None:
+def speak(
+    buffer: TokenBuffer, name: str, it: Run, token: int, now: float, end: bool = False
+) -> None:
     finish = "length" if end else None
     it.append(token)
-    outbox.put(name, it, Drawn(token), finish, now)
+    buffer.put(name, it, Drawn(token), finish, now)
 
 
 def test_the_first_token_goes_at_once_and_the_next_ones_wait() -> None:
-    outbox, it = Outbox(), run(1.0)
-    speak(outbox, "r", it, 5, now=10.0)
-    assert outbox.due(10.0) == 0.0
-    assert said(outbox, 10.0) == [msg.Said("r", 1, (5,))]
-    speak(outbox, "r", it, 6, now=11.0)
-    speak(outbox, "r", it, 7, now=11.5)
-    assert outbox.due(11.5) == 0.5
-    assert said(outbox, 12.0) == [msg.Said("r", 2, (6, 7), ages=(1.0, 0.5))]
+    buffer, it = TokenBuffer(), run(1.0)
+    speak(buffer, "r", it, 5, now=10.0)
+    assert buffer.due(10.0) == 0.0
+    assert said(buffer, 10.0) == [msg.RunTokens("r", 1, (5,))]
+    speak(buffer, "r", it, 6, now=11.0)
+    speak(buffer, "r", it, 7, now=11.5)
+    assert buffer.due(11.5) == 0.5
+    assert said(buffer, 12.0) == [msg.RunTokens("r", 2, (6, 7), ages=(1.0, 0.5))]
 
 
 def test_a_last_token_takes_along_what_the_others_have_to_say() -> None:
-    outbox, a, b = Outbox(), run(1.0), run(1.0)
+    buffer, a, b = TokenBuffer(), run(1.0), run(1.0)
     for name, it in (("a", a), ("b", b)):
-        speak(outbox, name, it, 5, now=0.0)
-    outbox.empty(0.0)
-    speak(outbox, "a", a, 6, now=1.0)
-    speak(outbox, "b", b, 7, now=1.0, end=True)
-    assert outbox.due(1.0) == 0.0
-    assert said(outbox, 1.0) == [msg.Said("a", 2, (6,)), msg.Said("b", 2, (7,), "length")]
-    assert said(outbox, 1.0) == []
+        speak(buffer, name, it, 5, now=0.0)
+    buffer.flush(0.0)
+    speak(buffer, "a", a, 6, now=1.0)
+    speak(buffer, "b", b, 7, now=1.0, end=True)
+    assert buffer.due(1.0) == 0.0
+    assert said(buffer, 1.0) == [msg.RunTokens("a", 2, (6,)), msg.RunTokens("b", 2, (7,), "length")]
+    assert said(buffer, 1.0) == []
 
 
 def test_who_has_waited_less_than_half_its_time_does_not_go_along() -> None:
     """Else every first and last token of one stream would be a piece of text for all the others."""
-    outbox, a, b, c = Outbox(), run(1.0), run(1.0), run(1.0)
+    buffer, a, b, c = TokenBuffer(), run(1.0), run(1.0), run(1.0)
     for name, it in (("a", a), ("b", b), ("c", c)):
-        speak(outbox, name, it, 5, now=0.0)
-    outbox.empty(0.0)
-    speak(outbox, "a", a, 6, now=1.0)
-    speak(outbox, "b", b, 7, now=1.25)
-    speak(outbox, "c", c, 8, now=1.5, end=True)
-    (told,) = outbox.ripe(1.5, 1.5)
+        speak(buffer, name, it, 5, now=0.0)
+    buffer.flush(0.0)
+    speak(buffer, "a", a, 6, now=1.0)
+    speak(buffer, "b", b, 7, now=1.25)
+    speak(buffer, "c", c, 8, now=1.5, end=True)
+    (told,) = buffer.take_due(1.5, 1.5)
     assert [each.run for each in told.message.runs] == ["a", "c"]
-    assert outbox.due(1.5) == 0.75
-    assert outbox.ripe(2.0, 2.0) == []
-    (told,) = outbox.ripe(2.25, 2.25)
-    assert told.message.runs == (msg.Said("b", 2, (7,), ages=(1.0,)),)
-    assert outbox.due(2.25) == float("inf")
+    assert buffer.due(1.5) == 0.75
+    assert buffer.take_due(2.0, 2.0) == []
+    (told,) = buffer.take_due(2.25, 2.25)
+    assert told.message.runs == (msg.RunTokens("b", 2, (7,), ages=(1.0,)),)
+    assert buffer.due(2.25) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -88,59 +90,59 @@ def test_who_has_waited_less_than_half_its_time_does_not_go_along() -> None:
      (0.0, 1000, 0.0), (0.1, 64, 0.1), (1.0, 64, 1.0)],
 )  # fmt: skip
 def test_of_many_each_waits_longer_but_never_long(asked: float, runs: int, waits: float) -> None:
-    assert patience(asked, runs) == pytest.approx(waits)
+    assert flush_interval(asked, runs) == pytest.approx(waits)
 
 
 def test_the_least_patient_run_decides() -> None:
-    outbox, slow, quick = Outbox(), run(1.0), run(0.0)
+    buffer, slow, quick = TokenBuffer(), run(1.0), run(0.0)
     for name, it in (("slow", slow), ("quick", quick)):
-        speak(outbox, name, it, 5, now=0.0)
-    outbox.empty(0.0)
-    speak(outbox, "slow", slow, 6, now=0.5)
-    assert outbox.due(0.5) == 1.0
-    speak(outbox, "quick", quick, 6, now=0.5)
-    assert outbox.due(0.5) == 0.0
+        speak(buffer, name, it, 5, now=0.0)
+    buffer.flush(0.0)
+    speak(buffer, "slow", slow, 6, now=0.5)
+    assert buffer.due(0.5) == 1.0
+    speak(buffer, "quick", quick, 6, now=0.5)
+    assert buffer.due(0.5) == 0.0
 
 
 def test_what_nobody_wants_is_dropped_and_nothing_is_left_to_be_told() -> None:
-    outbox, a, b = Outbox(), run(1.0), run(1.0)
-    speak(outbox, "a", a, 5, now=0.0)
-    speak(outbox, "b", b, 5, now=0.0)
-    outbox.drop("a")
-    assert [each.run for each in said(outbox, 0.0)] == ["b"]
-    speak(outbox, "b", b, 6, now=1.0)
-    outbox.drop("b")
-    assert outbox.due(100.0) == float("inf")
+    buffer, a, b = TokenBuffer(), run(1.0), run(1.0)
+    speak(buffer, "a", a, 5, now=0.0)
+    speak(buffer, "b", b, 5, now=0.0)
+    buffer.drop("a")
+    assert [each.run for each in said(buffer, 0.0)] == ["b"]
+    speak(buffer, "b", b, 6, now=1.0)
+    buffer.drop("b")
+    assert buffer.due(100.0) == float("inf")
 
 
 def test_logprobs_travel_with_their_tokens() -> None:
-    outbox, it = Outbox(), run(1.0)
+    buffer, it = TokenBuffer(), run(1.0)
     for token in (5, 6):
         it.append(token)
-        outbox.put("r", it, Drawn(token, Logprob(-float(token))), None, 0.0)
-    assert said(outbox, 0.0)[0].logprobs == (Logprob(-5.0), Logprob(-6.0))
+        buffer.put("r", it, Drawn(token, Logprob(-float(token))), None, 0.0)
+    assert said(buffer, 0.0)[0].logprobs == (Logprob(-5.0), Logprob(-6.0))
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 2)), max_size=40))
 def test_every_token_is_told_once_in_order_and_none_waits_too_long(
     steps: list[tuple[str, bool, float]],
 ) -> None:
-    outbox, now = Outbox(), 0.0
+    buffer, now = TokenBuffer(), 0.0
     runs = {name: run(1.0) for name in "abc"}
     put: dict[str, list[int]] = {name: [] for name in runs}
     told: dict[str, list[int]] = {name: [] for name in runs}
     for count, (name, look, pause) in enumerate(steps):
         now += pause
-        speak(outbox, name, runs[name], count, now)
+        speak(buffer, name, runs[name], count, now)
         put[name].append(count)
-        if look and outbox.due(now) <= 0:
-            for each in said(outbox, now):
+        if look and buffer.due(now) <= 0:
+            for each in said(buffer, now):
                 assert each.position == 1 + len(told[each.run])
                 assert list(each.ages) == sorted(each.ages, reverse=True)
                 told[each.run] += each.token_ids
         waiting = any(len(put[each]) > len(told[each]) for each in put)
-        assert (outbox.due(now) < float("inf")) == waiting
-    for each in said(outbox, now):
+        assert (buffer.due(now) < float("inf")) == waiting
+    for each in said(buffer, now):
         told[each.run] += each.token_ids
     assert told == put
 
@@ -195,7 +197,7 @@ def test_a_worker_whose_last_run_was_cancelled_has_nothing_to_do() -> None:
     town.client(msg.Abort("a"))
     town.run_all(["a"])
     (name,) = town.workers("decode")
-    assert town.nodes[name]._outbox.due(town.now + 10.0) == float("inf")
+    assert town.nodes[name]._buffer.due(town.now + 10.0) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_no_token_waits_longer_than_its_patience(patience: float, group: int) ->
     town.submit("a", range(1, 12), 200, stream_interval_s=patience)
     town.run(lambda: len(town.outcomes["a"].tokens) >= 1)
     (name,) = town.workers("decode")
-    told: list[msg.Said] = []
+    told: list[msg.RunTokens] = []
     for _ in range(60):
         town.now += 0.010
         for effect in town.nodes[name].step(town.now):

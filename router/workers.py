@@ -1,4 +1,4 @@
-"""Members: the workers that said Hello, who fits, who can write to whom, who is still alive."""
+"""WorkerRegistry: the workers that have joined, which prefill can write to which decode, and liveness."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from baton.wire.messages import (
     Attached,
     Detach,
     Hello,
-    Pool,
+    PoolStats,
     WriterClear,
     WriterJoined,
 )
@@ -23,14 +23,14 @@ MAX_PATIENCE_S = 86_400.0
 
 @dataclass(slots=True)
 class Member:
-    """A worker in good standing."""
+    """A worker that has joined."""
 
     hello: Hello
     pulse: Pulse
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
     failed: dict[str, str] = field(default_factory=dict)  # prefill: decode workers out of reach
-    pool: Pool | None = None  # decode: as it was last told
-    full_until: float = 0.0  # decode: it said Deferred, ask again after this
+    pool: PoolStats | None = None  # decode: its last report
+    full_until: float = 0.0  # decode: it deferred a run, ask again after this
 
     @property
     def worker(self) -> str:
@@ -38,7 +38,7 @@ class Member:
         return self.hello.worker
 
 
-class Members:
+class WorkerRegistry:
     """The workers of one cluster. All of one model, dtype and KV layout."""
 
     def __init__(self, *, model: str, host: str) -> None:
@@ -52,13 +52,13 @@ class Members:
         return self._members.get(worker)
 
     def of(self, role: str) -> Iterator[Member]:
-        """Members of a role, by name, so that equal clusters are walked equally."""
+        """WorkerRegistry of a role, by name, so that equal clusters are walked equally."""
         return (m for _, m in sorted(self._members.items()) if m.hello.role == role)
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
 
-    def misfit(self, sender: str, hello: Hello) -> str | None:
+    def rejection(self, sender: str, hello: Hello) -> str | None:
         """Why this worker cannot join, with both values named; None if it fits."""
         if hello.worker != sender:
             return f"the worker's socket is called {sender!r}, its Hello says {hello.worker!r}"
@@ -85,7 +85,7 @@ class Members:
         return None
 
     def join(self, hello: Hello, now: float) -> list[Effect]:
-        """Take the worker in and introduce it: every prefill worker is told of every decode pool."""
+        """Add the worker and introduce it: every prefill worker attaches to every decode pool."""
         self._silent.discard(hello.worker)
         self._members[hello.worker] = Member(hello, Pulse(now, hello.patience_s))
         effects: list[Effect] = []
@@ -98,7 +98,7 @@ class Members:
         return effects + [To(hello.worker, _attach(m.hello)) for m in self.of(DECODE)]
 
     def attached(self, prefill: Member, report: Attached) -> list[Effect]:
-        """A prefill worker can write to this decode worker: tell the decode worker who it is."""
+        """A prefill worker can write to this decode worker: introduce it there."""
         decode = self._members.get(report.worker)
         if decode is None or decode.hello.epoch != report.epoch:
             return []
@@ -109,8 +109,8 @@ class Members:
         return [To(report.worker, joined)]
 
     def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
-        """Take a worker out and tell those it worked with. A prefill worker that is merely silent
-        may still be writing: its blocks stay in quarantine until it is heard of again."""
+        """Remove a worker and inform its peers. A prefill worker that is merely silent may still be
+        writing: its blocks stay in quarantine until it says Hello or is proven dead."""
         member = self._members.pop(worker, None)
         if member is None:
             if not proven_dead or worker not in self._silent:
@@ -128,28 +128,28 @@ class Members:
         return [To(m.worker, WriterClear(worker)) for m in self.of(DECODE)]
 
     def heard(self, worker: str, now: float) -> None:
-        """Any message is a sign of life."""
+        """Any message proves that the worker is alive."""
         member = self._members.get(worker)
         if member is not None:
             member.pulse.last_heard = now
 
     def alive(self, role: str, now: float) -> list[Member]:
-        """Members of a role that may be given work."""
+        """WorkerRegistry of a role that may be given work."""
         return [m for m in self.of(role) if m.pulse.judge(now) is Health.ALIVE]
 
     def dead(self, now: float) -> list[str]:
-        """Members that were silent for too long."""
+        """WorkerRegistry that were silent for too long."""
         return [m.worker for m in self if m.pulse.judge(now) is Health.DEAD]
 
     def missing(self, *, colocated: bool, now: float) -> str:
-        """What stands between a request and its first token, in words; empty if nothing."""
+        """Why requests cannot be served now; empty if they can."""
         if not self.alive(DECODE, now):
-            return self._nobody(DECODE, now)
+            return self._unavailable(DECODE, now)
         if colocated:
             return ""
         prefills = self.alive(PREFILL, now)
         if not prefills:
-            return self._nobody(PREFILL, now)
+            return self._unavailable(PREFILL, now)
         if any(p.attached for p in prefills):
             return ""
         whys = [
@@ -157,9 +157,9 @@ class Members:
         ]
         return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
 
-    def _nobody(self, role: str, now: float) -> str:
-        """Why none of this role may be given work: there is none, or all are silent, for how long
-        in whole seconds, so that it is news once a second only."""
+    def _unavailable(self, role: str, now: float) -> str:
+        """Why no worker of this role takes requests. Silence is given in whole seconds, so that the text
+        changes once a second at most."""
         silent = [f"{_name(m)} is silent for {m.pulse.silent_s(now)} s" for m in self.of(role)]
         if not silent:
             return f"no {role} worker has joined"
@@ -182,7 +182,7 @@ class Members:
 
 
 def _name(member: Member) -> str:
-    """For people: without what tells one life of it from the next."""
+    """For people: without the suffix of this life of the process."""
     return member.worker.partition(".")[0]
 
 
@@ -195,4 +195,4 @@ def _way(attached: Attached) -> str:
     return f"{attached.transport}{speed}"
 
 
-__all__ = ["DECODE", "PREFILL", "Member", "Members"]
+__all__ = ["DECODE", "PREFILL", "Member", "WorkerRegistry"]

@@ -1,0 +1,39 @@
+"""PoolReporter: reports the KV pool's statistics to the router when they change, a few times a second at
+most. They ride on other messages where there are any: on a CPU an extra message slows the decode step."""
+
+from baton.kv.blocks import BlockTable
+from baton.wire.messages import PoolStats
+
+INTERVAL_S, ALONE_INTERVAL_S = 0.25, 1.0
+
+
+class PoolReporter:
+    """What was reported last, and when the next report is due."""
+
+    def __init__(self, table: BlockTable) -> None:
+        self._table = table
+        self._sent: PoolStats | None = None
+        self._sent_at = -ALONE_INTERVAL_S
+
+    def forget(self) -> None:
+        """There is a new router: report everything again."""
+        self._sent = None
+
+    def due(self, now: float) -> float:
+        """Seconds until an idle worker has something to report."""
+        if self._stats() == self._sent:
+            return float("inf")
+        return max(0.0, self._sent_at + INTERVAL_S - now)
+
+    def report(self, now: float, *, alone: bool) -> PoolStats | None:
+        """What to send now, if anything. `alone`: a message of its own, while runs decode."""
+        if now < self._sent_at + (ALONE_INTERVAL_S if alone else INTERVAL_S):
+            return None
+        if (stats := self._stats()) == self._sent:
+            return None
+        self._sent, self._sent_at = stats, now
+        return stats
+
+    def _stats(self) -> PoolStats:
+        table = self._table
+        return PoolStats(table.free_blocks, table.cached_blocks, table.quarantined_blocks)

@@ -1,0 +1,118 @@
+"""TokenBuffer: batches tokens of requests that nothing streams, on their way to the router.
+
+Router and client spend about as much on a message with one token as on one with ten, and on a CPU they
+compete with decode for cores. So each request has a stream_interval_s, the longest delay of its tokens. A
+run's first and last token are sent at once, together with all tokens that have waited half of their time.
+With many runs the delay grows, see flush_interval().
+
+Times are those at which steps begin. What a step samples is there at its end, so what is not sent then
+waits for one step more.
+"""
+
+from dataclasses import dataclass, field
+
+from baton.wire.messages import Decoded, RunTokens
+from baton.wire.node import ROUTER, To
+from baton.wire.records import Logprob
+from decode_worker.model import Drawn
+from decode_worker.runs import Run
+
+FEW_RUNS = 10
+"""Up to so many runs get the interval that they ask for."""
+
+NOTICEABLE_S = 0.1
+"""From this delay on a reader notices that tokens arrive in groups."""
+
+
+def flush_interval(stream_interval_s: float, runs: int) -> float:
+    """The longest delay of a run's tokens, in seconds. Above FEW_RUNS it grows with their number, up to
+    NOTICEABLE_S, so that the messages a second do not. 0 stays 0."""
+    return max(stream_interval_s, min(stream_interval_s * runs / FEW_RUNS, NOTICEABLE_S))
+
+
+@dataclass(slots=True)
+class _Buffered:
+    """One run's tokens since its last message."""
+
+    run: Run
+    position: int
+    deadline: float
+    due: float  # from then on they go along with other messages
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    finish: str | None = None
+
+
+class TokenBuffer:
+    """First in, first out."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, _Buffered] = {}
+        self._deadline = float("inf")
+
+    def put(
+        self, name: str, run: Run, drawn: Drawn, finish: str | None, now: float, *, runs: int = 1
+    ) -> None:
+        """A run's new token, and why the run ends with it, if it does. `runs`: how many decode."""
+        held = self._held.get(name)
+        if held is None:
+            wait = flush_interval(run.params.stream_interval_s, runs) if run.sent else 0.0
+            held = _Buffered(run, len(run.token_ids) - 1, now + wait, now + wait / 2)
+            self._held[name] = held
+        held.token_ids.append(drawn.token_id)
+        held.times.append(now)
+        if drawn.logprob is not None:
+            held.logprobs.append(drawn.logprob)
+        if finish is not None:
+            held.finish = finish
+            held.deadline = held.due = now
+        self._deadline = min(self._deadline, held.deadline)
+
+    def due(self, now: float) -> float:
+        """Seconds to the next deadline."""
+        return max(0.0, self._deadline - now)
+
+    def take_due(self, now: float, soon: float) -> list[To]:
+        """One message with what must be sent by `soon` and what may go along with it."""
+        if self._deadline > soon:
+            return []
+        due = [name for name, held in self._held.items() if held.due <= soon]
+        sent = self._send({name: self._held.pop(name) for name in due}, now)
+        self._deadline = min((held.deadline for held in self._held.values()), default=float("inf"))
+        return sent
+
+    def flush(self, now: float) -> list[To]:
+        """One message with everything; none if there is nothing."""
+        sent = self._send(self._held, now)
+        self.clear()
+        return sent
+
+    def _send(self, held: dict[str, _Buffered], now: float) -> list[To]:
+        for each in held.values():
+            each.run.sent = True
+        runs = tuple([_run_tokens(name, each, now) for name, each in held.items()])
+        return [To(ROUTER, Decoded(runs))] if runs else []
+
+    def drop(self, name: str) -> None:
+        """The run was cancelled: its tokens are not sent."""
+        self._held.pop(name, None)
+        if not self._held:
+            self.clear()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._held.clear()
+        self._deadline = float("inf")
+
+
+def _run_tokens(name: str, held: _Buffered, now: float) -> RunTokens:
+    waited = held.times[0] < now
+    return RunTokens(
+        name,
+        held.position,
+        tuple(held.token_ids),
+        held.finish,
+        tuple(held.logprobs),
+        tuple([now - at for at in held.times]) if waited else (),
+    )
