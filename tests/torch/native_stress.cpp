@@ -138,7 +138,7 @@ void program() {
     spec->file_bytes = size, spec->token_floats = 2 * width + 16, spec->info = 64;
     auto add = [&, end = int64_t(1024)](auto items, int64_t& offset, int64_t& count) mutable {
         offset = end, count = items.size();
-        std::memcpy(file + end, items.data(), items.size() * sizeof items[0]);
+        std::copy(items.begin(), items.end(), reinterpret_cast<decltype(items.data())>(file + end));
         end += (items.size() * sizeof items[0] + 63) / 64 * 64;
     };
     std::vector<BufferSpec> buffers{{BufferKind::ids, 0, 1, 2 * width},
