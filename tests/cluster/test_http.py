@@ -279,7 +279,7 @@ def test_a_stream_goes_on_though_the_router_dies(server: Server) -> None:
 
 def test_the_server_itself_dies_and_its_port_waits(server: Server) -> None:
     """The listening socket is the supervisor's: who asks meanwhile is answered by the next one."""
-    server.kill("baton.server")
+    server.kill("server")
     assert ask(server, calm.PROMPTS[0]).choices[0].text == calm.answers(LENGTH, GREEDY)[0].text
 
 
