@@ -6,8 +6,10 @@ tests is kept beside pytest's own cache."""
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -31,3 +33,14 @@ def pytest_collection_finish() -> None:
     and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """A test that runs a command installs its signal handlers. The next test finds the usual ones."""
+    handlers = {
+        each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    yield
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
