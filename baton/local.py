@@ -307,7 +307,8 @@ class LocalCluster:
         )
 
     def _link_to(self, worker: str, epoch: str, regions: Sequence[Region]) -> Link:
-        return InPlaceLink(self._decodings[worker].slabs, epoch=epoch)
+        slabs = self._decodings[worker].slabs
+        return InPlaceLink(slabs.layout, slabs.tensors, epoch=epoch)
 
 
 def _hello(

@@ -1,4 +1,3 @@
-"""Sampler: logits in, token ids out. `params` (no torch), `sample` and `logprobs` (pure, tensors).
-
-Nothing is re-exported: importing this package, or `sampler.params`, must not load torch.
+"""Sampler: from logits to token ids. `params` needs no torch; `sample` and `logprobs` are pure functions
+of tensors. Nothing is re-exported, because importing `sampler.params` must not load torch.
 """

@@ -1,5 +1,5 @@
-"""Log-probabilities of the model itself: taken from the raw logits, before penalties, temperature
-and filters (what vLLM calls `raw_logprobs`), in float32."""
+"""Log-probabilities of the raw logits, before penalties, temperature and filters (`raw_logprobs` in
+vLLM), in float32."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from sampler.narrow import largest
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """How likely the model held a drawn token, and what it held likeliest in its place."""
+    """The logprob of a drawn token, and of the most likely tokens at its position."""
 
     logprob: float
-    top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
 
 
 def report(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Chosen | None]:
-    """What each row asks for: the logprob of its token and the `counts[i]` likeliest, or with -1
-    nothing, and rows that ask for nothing cost nothing. Of equals the lowest ids come first, as
-    greedy rows choose, so a row's answer is the same in any batch.
+    """For each row the logprob of its token and of the `counts[i]` most likely tokens; None for a
+    count of -1, which costs nothing. Among equals the lowest ids come first, as in greedy rows, so a
+    row's result does not depend on the batch.
 
     logits [rows, vocab], any float type; token_ids int64 [rows], both on one device. A count beyond
-    the vocabulary asks for all of it.
+    the vocabulary returns all of it. ValueError for other lengths than [rows], or counts below -1.
     """
     if not len(logits) == len(token_ids) == len(counts):
         raise ValueError(
@@ -33,17 +33,17 @@ def report(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Cho
         )
     if bad := [count for count in counts if count < -1]:
         raise ValueError(f"counts must be at least -1, got {bad[0]}")
-    asking = [row for row, count in enumerate(counts) if count >= 0]
+    wanted = [row for row, count in enumerate(counts) if count >= 0]
     answers: list[Chosen | None] = [None] * len(counts)
-    if not asking:
+    if not wanted:
         return answers
-    if len(asking) < len(counts):
-        rows = torch.tensor(asking, device=logits.device)
+    if len(wanted) < len(counts):
+        rows = torch.tensor(wanted, device=logits.device)
         logits, token_ids = logits[rows], token_ids[rows]
     logprobs = logits.float().log_softmax(dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])[:, 0].tolist()
-    tops = _tops(logprobs, [counts[row] for row in asking])
-    for row, logprob, top in zip(asking, chosen, tops, strict=True):
+    tops = _tops(logprobs, [counts[row] for row in wanted])
+    for row, logprob, top in zip(wanted, chosen, tops, strict=True):
         answers[row] = Chosen(logprob, top)
     return answers
 
@@ -52,7 +52,7 @@ def _tops(logprobs: Tensor, counts: list[int]) -> list[tuple[tuple[int, float], 
     most = max(counts)
     if not most:
         return [()] * len(counts)
-    # One more than asked for, to see whether the last has equals that were left out.
+    # One more than requested, to detect equals of the last one that were left out.
     values, ids = largest(logprobs, min(most + 1, logprobs.shape[-1]))
     tops = []
     for row, (count, its_ids, its_values) in enumerate(
@@ -68,7 +68,7 @@ def _tops(logprobs: Tensor, counts: list[int]) -> list[tuple[tuple[int, float], 
 
 
 def logprobs_of(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """float32 [rows]: how likely each row's token was.
+    """float32 [rows]: the logprob of each row's token.
 
     logits [rows, vocab], any float type; token_ids int64 [rows].
     """
@@ -76,7 +76,8 @@ def logprobs_of(logits: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def top_logprobs(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` likeliest tokens of each row, likeliest first.
+    """The `count` most likely tokens of each row, most likely first. ValueError for a count outside
+    [0, vocab].
 
     Returns values float32 [rows, count] and ids int64 [rows, count]; a token's value has the same
     bits as `logprobs_of` gives for it.

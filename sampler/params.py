@@ -1,4 +1,4 @@
-"""SamplingParams: how one choice of one request wants its tokens drawn. No torch here."""
+"""SamplingParams: how the tokens of one choice of a request are drawn. This module needs no torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ GREEDY_BELOW = 1e-5
 MOST_BIASES = 1024
 MOST_ALLOWED = 1024
 
-# name: (type, the rule in words, the rule). NaN fails every comparison, so no rule lets it in.
+# name: (type, the rule in words, the rule). NaN fails every comparison, so every rule rejects it.
 # A penalty outside 1e-30 .. 1e30 would turn ordinary logits into infinities in float32.
 RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] = {
     "temperature": (float, "in [0, 2]", lambda x: 0 <= x <= 2),
@@ -27,20 +27,20 @@ RULES: dict[str, tuple[type[int] | type[float], str, Callable[[float], bool]]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """A new number is one line here and one in RULES; a new filter is declared in filters.py as well.
-    Raises ValueError with the rule and the value."""
+    """A new number is one line here and one in RULES; a new filter also needs an entry in filters.py.
+    ValueError states the rule and the value."""
 
     temperature: float = 1.0  # below 1e-5: greedy
     top_k: int = 0  # 0: off; -1 is accepted and stored as 0
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
     repetition_penalty: float = 1.0  # 1: off; counts prompt and generated tokens, as transformers
-    presence_penalty: float = 0.0  # off what was generated, once for each token, as OpenAI
-    frequency_penalty: float = 0.0  # off what was generated, for each time it was
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
-    allowed_token_ids: tuple[int, ...] | None = None  # the only ones that may be drawn; None: all
+    presence_penalty: float = 0.0  # subtracted once for each generated token id, as OpenAI
+    frequency_penalty: float = 0.0  # subtracted for each occurrence of a generated token id
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, amount added to its logit)
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all
     seed: int = 0
-    choice: int = 0  # which of the request's n answers: each draws its own numbers
+    choice: int = 0  # index among the request's n answers; each draws its own numbers
 
     def __post_init__(self) -> None:
         for name, (kind, rule, holds) in RULES.items():
@@ -63,20 +63,20 @@ class SamplingParams:
 
     @property
     def plain(self) -> bool:
-        """The likeliest token by the model's own logits, whatever was said before."""
+        """Whether the token is the argmax of the raw logits, whatever the earlier tokens."""
         shaped = self.presence_penalty or self.frequency_penalty or self.logit_bias
         free = self.allowed_token_ids is None
         return self.greedy and self.repetition_penalty == 1.0 and free and not shaped
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> "SamplingParams":
-        """What `transformers.generate` would do with this generation_config.json.
+        """The parameters of `transformers.generate` with this generation_config.json.
 
         Absent and null fields take transformers' own defaults
         (`GenerationConfig._get_default_generation_params`, 5.23): do_sample false, which is greedy
         whatever the other fields say, and **top_k 50** when sampling, unlike ours (off). The
-        repetition penalty holds for greedy too. Steps we lack (typical_p, no_repeat_ngram_size,
-        num_beams, ...) are not read: warning about them is up to whoever reads the file.
+        repetition penalty applies to greedy rows too. Unsupported steps (typical_p,
+        no_repeat_ngram_size, num_beams, ...) are ignored here; the caller that reads the file warns.
         """
         given = {name: value for name, value in config.items() if value is not None}
         if type(do_sample := given.get("do_sample", False)) is not bool:
@@ -90,7 +90,7 @@ class SamplingParams:
 
 
 def _checked_bias(pairs: object) -> tuple[tuple[int, float], ...]:
-    """The pairs as tuples. Ids past the vocabulary, which is not known here, have no effect."""
+    """The pairs as tuples. Ids past the vocabulary, which is unknown here, have no effect."""
     rule = "logit_bias must be"
     kinds = (list, tuple)
     if not isinstance(pairs, kinds):
@@ -115,7 +115,7 @@ def _checked_bias(pairs: object) -> tuple[tuple[int, float], ...]:
 
 
 def _checked_allowed(ids: object) -> tuple[int, ...]:
-    """In the order of the ids, each once: they are a set. Ids past the vocabulary have no effect."""
+    """The ids sorted, without repeats. Ids past the vocabulary have no effect."""
     rule = "allowed_token_ids must be"
     if not isinstance(ids, (list, tuple)) or not 1 <= len(ids) <= MOST_ALLOWED:
         raise ValueError(f"{rule} 1 to {MOST_ALLOWED:,} token ids, got {_shown(ids)}")
@@ -129,6 +129,6 @@ _NOUNS = {int: "an integer", float: "a number"}
 
 
 def _shown(value: object) -> str:
-    """A value short enough for an error message, whatever a client sent."""
+    """The value, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

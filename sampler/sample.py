@@ -5,10 +5,10 @@
            -> temperature -> filters: top_k -> top_p -> min_p (filters.py) -> draw
 
 The order is vLLM's up to the temperature (shape.py) and transformers' after it. Each step that
-transformers has gives what its processor gives on the same logits (CPU: the same bits), filtered
-tokens being -inf. No step mutates its input or looks across rows: a row's token depends on its
-logits, its parameters, what it may draw now and (seed, choice, position), never on its neighbours,
-on the batch size, or on what was drawn before.
+transformers has equals its processor on the same logits (on a CPU with the same bits); filtered tokens
+are -inf. No step mutates its input, and rows are independent: a row's token depends on its logits, its
+parameters, its allowed tokens and (seed, choice, position), but not on other rows, the batch size or
+earlier draws.
 
 Shapes: logits float [rows, vocab]; every per-row parameter [rows]. All arithmetic is float32 (or
 wider), whatever type the logits have.
@@ -39,9 +39,9 @@ PER_ROW = ("greedy", "temperature", "seed", "choice", "position")
 
 @dataclass(frozen=True, slots=True)
 class SamplingBatch:
-    """The parameters of a step's rows, on the device. Greedy rows hold neutral values.
+    """The parameters of a step's rows, on the device. Greedy rows have neutral values.
 
-    The plain fields say, without asking the device, which work no row needs.
+    The fields that are not tensors tell without a device synchronisation which work can be skipped.
     """
 
     greedy: Tensor  # bool [rows]
@@ -50,10 +50,10 @@ class SamplingBatch:
     seed: Tensor  # int64 [rows], like the next two
     choice: Tensor
     position: Tensor
-    shape: Shape | None  # None: every row takes its logits as they are
+    shape: Shape | None  # None: no row changes its logits
     all_greedy: bool
-    active: tuple[Filter, ...]  # the filters that any row uses, in their order
-    largest: dict[str, float]  # of those: the largest value of a row
+    active: tuple[Filter, ...]  # the filters that some row uses, in their order
+    largest: dict[str, float]  # by active filter: the largest value of all rows
 
     @classmethod
     def build(
@@ -67,14 +67,15 @@ class SamplingBatch:
         forbidden: Sequence[Collection[int]] | None = None,
         masks: Sequence[bytes | None] | None = None,
     ) -> "SamplingBatch":
-        """One entry per row. `positions[i]`: how many tokens (prompt and generated) stand before
-        the one to draw, so a resumed run draws the same numbers. `seen[i]`: those tokens, repeats
-        or not; read only where the repetition penalty is not 1, elsewhere it may be empty.
+        """All arguments have one entry per row; ValueError otherwise. `positions[i]`: the number of
+        tokens (prompt and generated) before the one to draw, so a resumed run draws the same
+        numbers. `seen[i]`: those tokens, with or without repeats; may be empty if the repetition
+        penalty is 1.
 
-        `generated[i]`: the tokens generated so far, with repeats; read only where the frequency or
+        `generated[i]`: the tokens generated so far, with repeats; required if the frequency or
         presence penalty is not 0. `forbidden[i]`: ids that must not be drawn now. `masks[i]`: the
-        ids that may, or None for all of them: bit i of the little-endian 32-bit words allows id i,
-        as llguidance's `LLMatcher.compute_bitmask()` has it; ids past its end are not allowed."""
+        allowed ids, None for all: bit i of the little-endian 32-bit words allows id i, as in
+        llguidance's `LLMatcher.compute_bitmask()`; ids past its end are not allowed."""
         _check_rows(params, positions, seen, generated, forbidden, masks)
         neutral = SamplingParams()
         drawn = [neutral if p.greedy else p for p in params]
@@ -100,7 +101,7 @@ class SamplingBatch:
         )
 
     def of(self, rows: Tensor) -> "SamplingBatch":
-        """The same for some of the rows, whose logits are shaped already."""
+        """The parameters of some of the rows, whose logits are shaped already."""
         return replace(
             self,
             shape=None,
@@ -129,15 +130,15 @@ def _check_rows(
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """The next token of each row: int64 [rows]. Greedy rows take the largest shaped logit (the
-    lowest id among equals); a batch of such rows costs one argmax."""
+    """The next token of each row, int64 [rows], from logits [rows, vocab]. Greedy rows take the largest
+    shaped logit (the lowest id among equals); a batch of only such rows costs one argmax."""
     return _sample(shaped(logits, batch.shape), batch)[0]
 
 
 def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """The next token of each row, and whether the row could be sampled at all: False where its
-    logits are not sound (see finite_rows) or nothing that they allow is left to be drawn. Where
-    no logit was touched, the look at the largest tells both."""
+    """The next token of each row, and whether it is valid, bool [rows]: False if the row's logits are
+    not finite (finite_rows) or all allowed tokens are -inf. If no logit was changed, the largest one
+    decides both."""
     scores = shaped(logits, batch.shape)
     tokens, highest = _sample(scores, batch)
     if batch.shape is None:
@@ -146,12 +147,12 @@ def sample_finite(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]
 
 
 def _sample(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """Each row's token and its largest score."""
+    """Each row's token and largest score."""
     highest, best = likeliest(scores)
     if batch.all_greedy:
         return best, highest
     tokens, left = best.clone(), ~batch.greedy
-    may = left  # take a narrow way
+    may = left  # rows that may take the narrow path
     for each in batch.active:
         if each.narrow is Narrow.NEVER:
             may = may & (batch.values[each.name] == each.off)
@@ -175,18 +176,18 @@ def _sample(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
 
 
 def _same(batch: SamplingBatch) -> list[Filter]:
-    """The filters that work over what the built-in ones kept as over all tokens."""
+    """The active filters that the narrow path applies by their own function."""
     return [each for each in batch.active if each.narrow is Narrow.SAME]
 
 
 def _some(scores: Tensor, rows: Tensor) -> Tensor:
-    """Without a copy if it is all of them."""
+    """These rows, without a copy if they are all."""
     return scores if len(rows) == len(scores) else scores[rows]
 
 
 def _draw_few(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """Tokens of rows that top_k leaves few, and whether each is sure: not if more tokens than top_k
-    stay because they are equal to the last, which the full way alone can tell."""
+    """Tokens of rows with a small top_k, and whether each is certain. Not if tokens beyond top_k stay
+    because they equal the last one: that needs the full path."""
     given = batch.values
     count = min(int(given["top_k"].max()), scores.shape[-1])
     top_k = given["top_k"].clamp(max=count)
@@ -198,15 +199,15 @@ def _draw_few(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
 
 
 def _draw_nucleus(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """Tokens of rows that top_p or min_p may leave few, and whether each is sure: not if it leaves
-    more, or if a token is so close to the edge that the full way alone can tell its side."""
+    """Tokens of rows in which top_p or min_p may leave few tokens, and whether each is certain. Not if
+    more are left, or a token is so close to the edge that only the full path can decide."""
     values, ids = largest(scores, FEW)
     values = apply_temperature(values, batch.temperature)
     total = total_weight(apply_temperature(scores, batch.temperature), values[:, 0])
     kept, sure = nucleus_few(values, total, batch.values["top_p"], batch.values["min_p"])
     tokens, rows = ids[:, 0].clone(), sure.nonzero()[:, 0]
     if len(rows):
-        width = int((kept[rows] > NO).sum(dim=-1).amax())  # what is left to race
+        width = int((kept[rows] > NO).sum(dim=-1).amax())  # tokens that are left
         left = kept[rows, :width]
         if same := _same(batch):
             left = keep(left, batch.of(rows), same)
@@ -216,12 +217,12 @@ def _draw_nucleus(scores: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]
 
 
 def filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """What rows that are not greedy draw from: scores float32 [rows, vocab], -inf where filtered."""
+    """The scores from which non-greedy rows draw: float32 [rows, vocab], -inf where filtered."""
     return keep(apply_temperature(logits, batch.temperature), batch, batch.active)
 
 
 def keep(scores: Tensor, batch: SamplingBatch, filters: Iterable[Filter]) -> Tensor:
-    """Applies the filters, in their order."""
+    """Scores [rows, n] after these filters, in their order."""
     for each in filters:
         scores = each.keep(scores, batch.values[each.name], batch.largest[each.name])
     return scores
@@ -232,5 +233,5 @@ def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
 
 
 def finite_rows(logits: Tensor) -> Tensor:
-    """bool [rows]: False where a row cannot be sampled: a NaN, a +inf, or nothing but -inf."""
+    """bool [rows]: False for rows with a NaN or a +inf, or with only -inf."""
     return logits.amax(dim=-1).isfinite()

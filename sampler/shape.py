@@ -1,10 +1,10 @@
-"""Shape: what becomes of logits before any temperature. Greedy rows choose from the result too.
+"""Shaping: the changes to logits before temperature. Greedy rows choose from the result too.
 
     allowed mask, allowed ids and forbidden ids -> logit_bias
         -> repetition penalty -> frequency and presence penalty
 
-vLLM's order. No step mutates its input or looks across rows; ids past the vocabulary (an embedding
-may be wider than the head) are passed over, as transformers does.
+The order is vLLM's. No step mutates its input, and rows are independent. Ids past the vocabulary are
+ignored, as in transformers: an embedding may be wider than the head.
 """
 
 from collections import Counter
@@ -18,13 +18,13 @@ from torch.nn.functional import pad
 from sampler.params import SamplingParams
 
 NO = float("-inf")
-# What eight tokens may be at most, by the byte that allows them: bit i is token i.
+# [256, 8]: upper limits of eight logits, by the byte of the mask; bit i allows token i.
 LIMITS = torch.where(((torch.arange(256)[:, None] >> torch.arange(8)) & 1).bool(), -NO, NO)
 
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """The rows that may draw from a part of the vocabulary only."""
+    """Rows restricted by a bit mask over the vocabulary."""
 
     rows: Tensor  # int64 [n], ascending
     bits: Tensor  # uint8 [n, bytes]: bit i of byte j allows token 8 * j + i
@@ -32,31 +32,31 @@ class Masks:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The rows that may draw from single ids only."""
+    """Rows restricted to listed ids."""
 
     rows: Tensor  # int64 [n], ascending
-    at: Tensor  # int64 [2, m]: (place in `rows`, token id)
+    at: Tensor  # int64 [2, m]: (index in `rows`, token id)
 
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """What is added to single logits."""
+    """Amounts that are added to single logits."""
 
-    at: Tensor  # int64 [2, n]: (row, token id), no pair twice
+    at: Tensor  # int64 [2, n]: (row, token id), without repeats
     amounts: Tensor  # float32 [n]
 
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """What the repetition penalty bears on."""
+    """The input of the repetition penalty."""
 
-    seen: Tensor  # int64 [2, n]: (row, token id), repeats or not
+    seen: Tensor  # int64 [2, n]: (row, token id), with or without repeats
     penalty: Tensor  # float64 [rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is asked of a step's rows, on the device. None: nobody asks for it."""
+    """The changes to a step's logits, on the device. None: no row needs the change."""
 
     masks: Masks | None
     allowed: Allowed | None
@@ -73,7 +73,8 @@ def build_shape(
     masks: Sequence[bytes | None] | None,
     device: torch.device | str,
 ) -> Shape | None:
-    """The arguments of SamplingBatch.build; None if no row asks for anything."""
+    """Takes the arguments of SamplingBatch.build. None if no row changes its logits. ValueError if
+    `generated` is missing for a row with a frequency or presence penalty."""
     shape = Shape(
         masks=None if masks is None else _masks(masks, device),
         allowed=_allowed(params, device),
@@ -89,7 +90,7 @@ def _masks(masks: Sequence[bytes | None], device: torch.device | str) -> Masks |
     given = {row: mask for row, mask in enumerate(masks) if mask is not None}
     if not given:
         return None
-    width = max(1, *map(len, given.values()))  # torch makes no tensor of no bytes
+    width = max(1, *map(len, given.values()))  # frombuffer() rejects an empty buffer
     together = bytearray(b"".join(mask.ljust(width, b"\0") for mask in given.values()))
     bits = torch.frombuffer(together, dtype=torch.uint8).view(len(given), width)
     return Masks(torch.tensor(list(given), device=device), bits.to(device))
@@ -165,7 +166,7 @@ def _repetition(
 
 
 def shaped(logits: Tensor, shape: Shape | None) -> Tensor:
-    """All of it: float32 [rows, vocab], -inf where a token must not be drawn."""
+    """All changes in order: float32 [rows, vocab], -inf for tokens that must not be drawn."""
     scores = logits.float()
     if shape is None:
         return scores
@@ -183,22 +184,22 @@ def shaped(logits: Tensor, shape: Shape | None) -> Tensor:
 
 
 def keep_allowed(logits: Tensor, masks: Masks) -> Tensor:
-    """Keeps what a row's mask allows; ids past the end of the mask are not allowed.
+    """Keeps the ids that a row's mask allows; ids past the end of the mask are not allowed.
 
-    Limits looked up by the byte, and one minimum: cheaper than a boolean mask on a CPU.
+    A lookup per byte and one minimum are cheaper than a boolean mask on a CPU.
     """
     vocab = logits.shape[-1]
-    bits = pad(masks.bits, (0, -(-vocab // 8) - masks.bits.shape[-1]))  # cuts too
+    bits = pad(masks.bits, (0, -(-vocab // 8) - masks.bits.shape[-1]))  # a negative width truncates
     kept = LIMITS.to(logits.device).index_select(0, bits.flatten().int())
     kept = kept.view(len(bits), -1)[:, :vocab]
     everywhere = len(bits) == len(logits)
-    # Written over the limits: for large tensors new memory costs more than the arithmetic.
+    # In place: for large tensors new memory costs more than the arithmetic.
     torch.minimum(logits if everywhere else logits[masks.rows], kept, out=kept)
     return kept if everywhere else logits.index_copy(0, masks.rows, kept)
 
 
 def keep_only(logits: Tensor, allowed: Allowed) -> Tensor:
-    """Keeps a row's allowed ids; those past the vocabulary are none."""
+    """Keeps a row's allowed ids."""
     rows = logits[allowed.rows]
     places, tokens = allowed.at[:, allowed.at[1] < logits.shape[-1]]
     kept = torch.full_like(rows, NO)
@@ -213,8 +214,8 @@ def add(logits: Tensor, additions: Additions) -> Tensor:
 
 
 def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Makes each (row, token id) pair of `seen` [2, n] less likely, once however often it is named:
-    a negative logit is multiplied by the row's penalty, another divided."""
+    """Makes each (row, token id) pair of `seen` [2, n] less likely, once even if it is repeated: a
+    negative logit is multiplied by the row's penalty, any other is divided by it."""
     rows, tokens = seen[:, seen[1] < logits.shape[-1]]
     old, factor = logits[rows, tokens], penalty.float()[rows]
     return logits.index_put((rows, tokens), torch.where(old < 0, old * factor, old / factor))

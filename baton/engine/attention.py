@@ -1,8 +1,8 @@
-"""The attention every model runs through: keys and values go into the pool, queries attend to it.
+"""Paged attention for every model: writes keys and values into the pool and attends to it.
 
 transformers calls `paged_attention` in place of its own (see loading.py, which registers it). The
-forward's own state is the model's keyword argument `baton`, an AttentionContext: there is no global
-state, and a probe can take the place of the pool.
+state of a forward is the model's keyword argument `baton`, an AttentionContext. There is no global
+state, and a probe can replace the pool.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,23 @@ NAME = "baton_paged"
 
 AfterLayer = Callable[[int], None]
 
-# What transformers hands to attention functions that changes nothing for ours: positions are in the
-# rotated queries already. Arguments called output_... ask for outputs we do not return or use.
+# Arguments from transformers without effect here: rotated queries already contain the positions.
+# Arguments called output_... ask for outputs that are not used.
 HARMLESS = {"position_ids", "cache_position", "use_cache"}
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionParams:
-    """How a layer's attention differs from the plain kind."""
+    """The parameters of a layer's attention."""
 
     scaling: float
-    window: int | None = None  # a query sees itself and the window - 1 tokens before it
+    window: int | None = None  # a query attends to itself and the window - 1 tokens before it
     softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
-    sinks: torch.Tensor | None = None  # [heads]: one more score per head, with no value behind it
+    sinks: torch.Tensor | None = None  # [heads]: an additional score per head, without a value
 
 
 class AttentionContext(Protocol):
-    """Answers one forward's attention calls, one per layer, in the model's order."""
+    """Computes the attention of one forward: one call per layer, in the model's order."""
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
@@ -59,8 +59,8 @@ def paged_attention(
     s_aux: torch.Tensor | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """The function transformers calls. An argument it does not know would change the result if it
-    were ignored, so it is refused."""
+    """The function transformers calls. ModelError for unknown arguments, because ignoring them could
+    change the result."""
     baton = baton or getattr(module, "baton", None)  # see DROPS_ARGUMENTS in loading.py
     refused = [
         name
@@ -94,7 +94,7 @@ class Kernel(Protocol):
 
 
 class PagedForward:
-    """One forward over the pool. Layers are numbered by the order in which they call."""
+    """The AttentionContext of one forward over a pool. Layers are numbered in the order of calls."""
 
     def __init__(
         self,
@@ -116,6 +116,6 @@ class PagedForward:
         self.layers_done += 1
         self.pool.write(layer, self.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         if self.after_layer is not None:
-            self.after_layer(layer)  # the layer's KV may leave while its attention is computed
+            self.after_layer(layer)  # KV may be sent while the attention is computed
         packed = query[0].transpose(0, 1).to(self.pool.keys[layer].dtype)
         return self.kernel(packed, self.pool, layer, params)[None]

@@ -21,9 +21,9 @@ Numbers = TypeVar("Numbers", list[int], torch.Tensor)
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[Numbers]):
-    """What one forward needs to know about its T tokens of B rows: as flat lists on the host
-    (`pack_lists`), or as tensors on the device (`pack`). `starts` and `lengths` stay on the host,
-    where the attention loop reads them without waiting for the device."""
+    """The input of one forward, T tokens of B rows: flat lists on the host (`pack_lists`), or tensors on
+    the device (`pack`). `starts` and `lengths` stay on the host, so the attention loop can read them
+    without waiting for the device."""
 
     input_ids: Numbers  # i64 [1, T]
     position_ids: Numbers  # i64 [1, T]
@@ -38,9 +38,8 @@ class Batch(Generic[Numbers]):
 
 
 def pack_lists(rows: Sequence[Row], block_size: int, width: int | None = None) -> Batch[list[int]]:
-    """The rows side by side, in their order. `width`: of the block table, cut to it; None: as wide
-    as the longest row needs. Rows of one token have a path of their own, a third faster for a
-    decode step."""
+    """Pack the rows in their order. `width`: of the block table, which is cut to it; None: what the
+    longest row needs. Rows of one token take a separate path, a third faster for a decode step."""
     assert rows, "a forward needs at least one row"
     ids: list[int] = []
     positions: list[int] = []
@@ -80,7 +79,7 @@ def pack_lists(rows: Sequence[Row], block_size: int, width: int | None = None) -
 
 
 def pack(rows: Sequence[Row], block_size: int, device: torch.device) -> Batch[torch.Tensor]:
-    """The rows side by side, on the device."""
+    """The packed rows as tensors on the device."""
     batch = pack_lists(rows, block_size)
 
     def moved(numbers: list[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Boot: from a model's files to an engine that has proved itself and knows its own speed."""
+"""Boot: from a model's files to an engine that has passed its self-test and measured its speed."""
 
 import time
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from baton.model_files import ModelFiles
 
 WARM_UP_TOKENS = 32
 WEIGHTS = {INT8: torch.int8, INT8_WEIGHT_ONLY: torch.qint8, FP8: torch.float8_e4m3fn}
-"""Dtypes of the weights alone. qint8 is no tensor's: it tells the second kind of bytes from the first."""
+"""Dtypes of the weights only. qint8 is never a tensor's dtype; it stands for int8 weights, bf16 rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +31,17 @@ class Engine:
     layout: KVLayout
     device: torch.device
     dtype: str
-    token_s: float  # measured seconds of a token in a small prefill: a pessimistic figure
+    token_s: float  # seconds per token of a small prefill: a pessimistic estimate
 
     def wait(self) -> None:
-        """Until what was ordered is computed, so that its time is not counted as somebody else's."""
+        """Wait for queued GPU work, so that its time is not attributed to the next step."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
 
 def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
-    """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. The dtypes of
-    WEIGHTS are those of the weights, with a KV cache in bf16; the rest is then computed in fp32 on a
-    CPU, in bf16 on a GPU."""
+    """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. With a dtype of
+    WEIGHTS the KV cache is bf16 and the other computation fp32 on a CPU, bf16 on a GPU."""
     torch_device = pick_device(device)
     cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
     weights = WEIGHTS.get(dtype, cache_dtype)
@@ -59,8 +58,8 @@ def _forward(
     cache_dtype: torch.dtype,
     block_size: int,
 ) -> tuple[Forward, KVLayout]:
-    """The fastest way this model can run on this device. transformers is imported by `load`, only
-    if that is called: it takes seconds."""
+    """The fastest forward for this model on this device. Only `load` imports transformers, which takes
+    seconds, and a stored program does not need it."""
 
     @cache
     def load() -> Any:
@@ -76,7 +75,7 @@ def _forward(
 
         return on_cpu(files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size)
     if weights in (WEIGHTS[INT8], WEIGHTS[INT8_WEIGHT_ONLY]) and device.type != "cpu":
-        raise InputError(f"int8 weights are for the CPU, not for {device}: use another dtype")
+        raise InputError(f"int8 weights need a CPU, got {device}: use another dtype")
     if device.type == "cuda" and fast:
         from baton.engine.cuda.select import on_cuda
 
@@ -85,13 +84,13 @@ def _forward(
         raise InputError(
             "int8 and fp8 weights need baton/engine/cpu and baton/engine/cuda, which are not there"
         )
-    from baton.engine.plain import in_torch
+    from baton.engine.selftest import in_torch
 
     return in_torch(load(), cache_dtype, block_size)
 
 
 def _measure(runner: Forward, layout: KVLayout) -> float:
-    """Seconds per token, from one small forward. It tells how long a step may be silent."""
+    """Seconds per token of one small forward. Bounds how long a step may take without a heartbeat."""
     tokens = min(WARM_UP_TOKENS, layout.block_size)
     pool = Pool.private(layout, 1, runner.device)
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where tensors live: choosing a device and a dtype, and saying what they are."""
+"""Devices and dtypes: selection, description, and free memory."""
 
 import os
 import platform
@@ -14,19 +14,23 @@ FP8_CAPABILITY = (8, 9)
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the best there is: a GPU (ROCm's are called cuda too), then mps, then the CPU."""
+    """The device called `name`; InputError if it does not exist. "auto" prefers a GPU (cuda, also for
+    ROCm), then mps, then the CPU."""
     gpus = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda:0" if gpus else "mps" if _has_mps() else "cpu")
-    there = ["cpu", *(["mps"] if _has_mps() else []), *(f"cuda:{i}" for i in range(gpus))]
+    available = ["cpu", *(["mps"] if _has_mps() else []), *(f"cuda:{i}" for i in range(gpus))]
     found = "cuda:0" if name == "cuda" else name
-    if found not in there:
-        raise InputError(f"there is no device {name!r} here: use auto or one of {', '.join(there)}")
+    if found not in available:
+        raise InputError(
+            f"there is no device {name!r} here: use auto or one of {', '.join(available)}"
+        )
     return torch.device(found)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 on a GPU (fp16 where it has no bf16) and fp32 on the CPU and on mps."""
+    """The dtype called `name`; InputError if it is unknown. "auto" is bf16 on a GPU (fp16 if it does
+    not support bf16) and fp32 on the CPU and on mps."""
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -39,7 +43,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def refuse_without_fp8(device: torch.device) -> None:
-    """InputError where no FP8 products are to be had, naming what is there."""
+    """InputError if the device does not support FP8 matrix products."""
     found = "has none"
     if device.type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability(device)
@@ -53,12 +57,12 @@ def refuse_without_fp8(device: torch.device) -> None:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As KVLayout and the messages spell it: torch.float32 is "float32"."""
+    """The name in KVLayout and in messages: torch.float32 is "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def describe_device(device: torch.device) -> str:
-    """For people: name and memory."""
+    """Name and memory, for people."""
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return f"{card.name}, {card.total_memory / 2**30:.1f} GiB"
@@ -69,20 +73,20 @@ def describe_device(device: torch.device) -> str:
 
 
 def device_uuid(device: torch.device) -> str:
-    """Tells GPUs apart across processes, where cuda:0 of one may be cuda:1 of another."""
+    """Identifies a GPU across processes: cuda:0 in one may be cuda:1 in another."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_properties(device).uuid)
     return device.type
 
 
 class CoreTaker:
-    """Moves this process to the cores it is given, of those it could use when it was started."""
+    """Moves this process to given cores, among those it was allowed to use when it started."""
 
     def __init__(self) -> None:
         self._allowed = core_numbers()
 
     def use(self, cores: tuple[int, ...]) -> None:
-        """From the next forward on."""
+        """Use these cores from the next forward on. Ignored if none of them is allowed."""
         mine = tuple(core for core in cores if core in self._allowed)
         if mine:
             run_on(mine)
@@ -90,7 +94,7 @@ class CoreTaker:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated now."""
+    """Bytes that can be allocated now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -100,7 +104,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def total_memory() -> int:
-    """Bytes of main memory, 0 where the system does not say."""
+    """Bytes of main memory, 0 if the system does not report it."""
     total = _meminfo("MemTotal")
     if total is not None:
         return total
@@ -129,7 +133,7 @@ def _meminfo(field: str) -> int | None:
 
 
 def _cgroup_room() -> int | None:
-    """What a container may still take (cgroup v2); None where there is no limit."""
+    """Bytes left in the container's memory limit (cgroup v2); None without a limit."""
     limit = _lines(Path("/sys/fs/cgroup/memory.max"))
     used = _lines(Path("/sys/fs/cgroup/memory.current"))
     if not limit or not used or limit[0] == "max":

@@ -1,8 +1,8 @@
-"""Why a model, or one step, does not run in a faster way. Each says why; the slower way is taken."""
+"""Reasons why a faster way to run a model is not available. The engine then takes a slower one."""
 
 
 class CompileError(Exception):
-    """This model's forward cannot be compiled for the CPU; it runs in torch."""
+    """The model's forward cannot be compiled for the CPU; it runs in torch."""
 
 
 class NotRecorded(Exception):

@@ -1,8 +1,8 @@
-"""Attention in plain torch: gather what a sequence holds in the pool, then attend to it.
+"""Attention in torch: gather a sequence's keys and values from the pool, then attend to them.
 
-The slow reference of every kernel in engine/cpu and engine/cuda, used where none of them applies.
-Rows of many tokens go one by one (cheaper than padding, for mixed lengths); rows of one token go
-together, in groups of like length.
+The reference for the kernels in engine/cpu and engine/cuda, and the fallback if none of them applies.
+Rows of several tokens are computed one by one, which is cheaper than padding for mixed lengths. Rows
+of one token are computed together, in groups of similar length.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,27 +15,26 @@ from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch
 from baton.engine.pool import Pool
 
-CPU_KEYS, GPU_KEYS = 1024, 2**16  # of one group: a CPU should find them in its cache again
+CPU_KEYS, GPU_KEYS = 1024, 2**16  # per group: on a CPU they should stay in its cache
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one query length, attended to in one call over keys padded to one length."""
+    """Rows with one query length, computed in one call over keys that are padded to one length."""
 
     rows: int
     tokens: torch.Tensor  # i64 [rows * queries]: which of the T packed tokens are its queries
     slots: torch.Tensor  # i64 [rows * keys]: where its keys are, padded with the row's first
-    mask: torch.Tensor | None  # bool [rows, 1, queries, keys]: who sees whom; None: all, or causal
-    causal: bool  # key i is seen from query i on
+    mask: torch.Tensor | None  # bool [rows, 1, queries, keys]; None: all keys, or causal
+    causal: bool  # query i attends to keys 0..i
 
 
-PlanGroups = Callable[
-    [Batch[torch.Tensor], int, int | None], list[Group]
-]  # of a batch, block size and window
+PlanGroups = Callable[[Batch[torch.Tensor], int, int | None], list[Group]]
+"""Batch, block size and window to groups."""
 
 
 class GatherAttention:
-    """The kernel of one forward: groups are planned once for all layers with the same window."""
+    """The kernel of one forward. Groups are planned once for all layers with the same window."""
 
     def __init__(
         self, batch: Batch[torch.Tensor], block_size: int, plan: PlanGroups | None = None
@@ -62,8 +61,8 @@ class GatherAttention:
 
 
 def plan_groups(batch: Batch[torch.Tensor], block_size: int, window: int | None) -> list[Group]:
-    """Rows of several tokens stand alone. Rows of one token share a group with rows of like length,
-    so that padding at most doubles the work, as long as the keys they gather are few."""
+    """Each row of several tokens is a group of its own. Rows of one token share a group up to a budget of
+    keys, with lengths so similar that padding at most doubles the work."""
     lengths = list(enumerate(batch.lengths))
     groups = [[row] for row, length in lengths if length > 1]
     budget = CPU_KEYS if batch.slots.device.type == "cpu" else GPU_KEYS
@@ -115,7 +114,7 @@ def sdpa(
 ) -> torch.Tensor:
     """q [R, H, Q, Dk], k [R, KVH, N, Dk], v [R, KVH, N, Dv] -> [R, H, Q, Dv]."""
     kv_heads, queries = k.shape[1], q.shape[2]
-    if queries == 1:  # heads that share keys become queries of one head: no key is repeated
+    if queries == 1:  # heads that share keys become queries of one head, so no key is repeated
         q = q.unflatten(1, (kv_heads, -1)).squeeze(3)
     grouped = q.shape[1] != kv_heads
     mixed = F.scaled_dot_product_attention(
@@ -127,7 +126,7 @@ def sdpa(
 def spelled_out(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: Group, params: AttentionParams
 ) -> torch.Tensor:
-    """As sdpa, with what torch's does not have: capped scores and sinks. Softmax in fp32."""
+    """As sdpa, with capped scores and sinks, which torch's function lacks. Softmax in fp32."""
     rows, _, queries, _ = q.shape
     q = q.unflatten(1, (k.shape[1], -1))  # [R, KVH, G, Q, Dk]
     scores = (q @ k[:, :, None].transpose(-1, -2)) * params.scaling  # [R, KVH, G, Q, N]

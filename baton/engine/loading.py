@@ -1,6 +1,6 @@
-"""Loading: a model folder, or a random shape, to a transformers model whose attention is ours.
+"""Loads a model folder, or a random shape, as a transformers model with paged attention.
 
-The model body and nothing else: generation, cache and device placement are the engine's.
+Only the model itself comes from transformers; generation, cache and placement belong to the engine.
 """
 
 import re
@@ -20,18 +20,22 @@ from baton.engine.device import DTYPES, free_memory
 from baton.errors import ModelError, OutOfMemory
 from baton.model_files import ModelFiles
 
-AttentionInterface.register(NAME, paged_attention)  # no mask function beside it: no mask is built
+AttentionInterface.register(NAME, paged_attention)  # without a mask function, so no mask is built
 
-DROPS_ARGUMENTS = {"nemotron", "stablelm"}  # their layers keep keyword arguments from the attention
+DROPS_ARGUMENTS = {
+    "nemotron",
+    "stablelm",
+}  # their layers do not pass keyword arguments to attention
 LOAD_ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
     *(SafetensorError, StrictDataclassError),
 )
-NOISE = 4_194_301  # a prime: rows of a weight matrix never fall on the same stretch of noise
+NOISE = 4_194_301  # a prime, so that rows of a matrix do not repeat the same noise
 
 
 def load_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Weights in `dtype` on `device`, ready to run: every one of them from the checkpoint."""
+    """The model in `dtype` on `device`, ready to run. Raises ModelError if the checkpoint is damaged or
+    incomplete, OutOfMemory if it does not fit."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -43,15 +47,15 @@ def load_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> P
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Inference only, and our keyword argument `baton` within reach of every attention layer."""
+    """Set the model to inference, and pass the keyword argument `baton` to every attention layer."""
     model.eval().requires_grad_(False)
     if model.config.model_type in DROPS_ARGUMENTS:
         for layer in [each for each in model.modules() if hasattr(each, "self_attn")]:
-            layer.register_forward_pre_hook(_hand_in, with_kwargs=True)
+            layer.register_forward_pre_hook(_pass_context, with_kwargs=True)
     return model
 
 
-def _hand_in(layer: Any, args: object, given: dict[str, object]) -> None:
+def _pass_context(layer: Any, args: object, given: dict[str, object]) -> None:
     layer.self_attn.baton = given.get("baton")
 
 
@@ -83,8 +87,8 @@ def _checkpoint(
 def _refuse_gaps(
     name: str, model: PreTrainedModel, missing: Iterable[str], unexpected: Iterable[str]
 ) -> None:
-    """transformers fills missing weights with random numbers and drops surplus layers with a
-    warning: both are a model that talks nonsense."""
+    """ModelError for missing weights, which transformers fills with random numbers, and for surplus
+    layers, which it drops with a warning."""
     if gaps := sorted(missing):
         raise ModelError(
             f"{name} is incomplete: its checkpoint lacks {_some(gaps)}; fetch or convert it again"
@@ -98,10 +102,10 @@ def _refuse_gaps(
 
 
 def _random_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A true shape with made-up weights, the same in every process and on every device."""
+    """The model's shape with random weights, equal in every process and on every device."""
     settings = {key: value for key, value in files.config.items() if key != "model_type"}
     config = AutoConfig.for_model(files.config["model_type"], **settings)
-    for place in (torch.device("meta"), device):  # first without memory, to see how much it takes
+    for place in (torch.device("meta"), device):  # first without memory, to compute the size
         with place, init.no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=NAME
@@ -116,7 +120,7 @@ def _random_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -
 
 @torch.no_grad()
 def _fill_with_noise(model: PreTrainedModel, *, std: float, seed: int) -> None:
-    """Biases 0, norms 1, matrices normal: drawn once on the CPU and repeated, for speed."""
+    """Biases 0, norms 1, matrices normal. The noise is drawn once on the CPU and repeated, for speed."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(NOISE, generator=generator).mul_(std)
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype

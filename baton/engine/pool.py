@@ -1,8 +1,8 @@
-"""Pool: a KV pool's raw memory, seen as tensors. One storage per layer, one block per row.
+"""Pool: typed views of a KV pool's memory. One storage per layer, one block per row.
 
-The bytes are laid out by `KVLayout`; whose memory they are in (this process's, decode's by shared
-memory or CUDA IPC) makes no difference here. Nothing in the pool is ever read before it was
-written, so slabs need no clearing; only stamps do.
+`KVLayout` defines the bytes. The memory may belong to this process or, by shared memory or CUDA IPC,
+to a decode worker. Keys and values are never read before they are written, so only the stamps are
+cleared.
 """
 
 from array import array
@@ -15,25 +15,20 @@ from baton.engine.device import free_memory
 from baton.errors import OutOfMemory
 from baton.kv.layout import KVLayout
 
-CPU_SHARE, DEVICE_SHARE = (
-    0.25,
-    0.85,
-)  # of free memory, where no size is asked for: the CPU is shared
+CPU_SHARE, DEVICE_SHARE = 0.25, 0.85  # of free memory by default; main memory has other users
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Typed views over the slabs. Write through `write`; attention reads `keys` and `values`."""
+    """Typed views of the slabs. Write through `write`; attention reads `keys` and `values`."""
 
     layout: KVLayout
     slabs: tuple[torch.Tensor, ...]  # uint8 [bytes], one per layer, then the stamps
     keys: tuple[torch.Tensor, ...]  # per layer [blocks, block_size, kv_heads, key_dim]
     values: tuple[torch.Tensor, ...]  # per layer [blocks, block_size, kv_heads, value_dim]
-    stamps: (
-        torch.Tensor
-    )  # int64 [blocks]: generation under which the block was filled, 0: not filled
-    spare: int | None = None  # a block that no sequence ever has: see spare_blocks()
-    addresses: tuple[array, array] = field(init=False)  # where each layer's keys and values begin
+    stamps: torch.Tensor  # int64 [blocks]: the generation that filled the block, 0: not filled
+    spare: int | None = None  # a block that is never granted, see spare_blocks()
+    addresses: tuple[array, array] = field(init=False)  # of each layer's keys and values
 
     def __post_init__(self) -> None:
         places = (array("Q", [each.data_ptr() for each in of]) for of in (self.keys, self.values))
@@ -51,8 +46,8 @@ class Pool:
     def over(
         cls, layout: KVLayout, blocks: int, slabs: Sequence[torch.Tensor], *, spare: bool = False
     ) -> "Pool":
-        """A pool in memory that somebody else holds: its bytes are left as they are. `spare`: its
-        last block is granted to nobody."""
+        """A pool over existing slabs, uint8 [slab bytes], whose bytes are left unchanged. `spare`: the
+        last block is never granted."""
         wanted = layout.slab_bytes(blocks)
         found = [len(slab) for slab in slabs]
         assert found == wanted, f"slabs of {found} bytes, the layout needs {wanted}"
@@ -65,12 +60,15 @@ class Pool:
     def private(
         cls, layout: KVLayout, blocks: int, device: torch.device, *, spare: bool = False
     ) -> "Pool":
-        """A pool of this process's own, stamps cleared. `spare`: with one more block, for nobody."""
+        """A pool in this process's own memory, with cleared stamps. `spare`: add a block that is never
+        granted. Raises OutOfMemory."""
         blocks += spare
         sizes = layout.slab_bytes(blocks)
         try:
             slabs = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's is a plain one
+        except (
+            RuntimeError
+        ) as error:  # torch.OutOfMemoryError on a GPU, a plain RuntimeError on a CPU
             raise OutOfMemory(_too_small(sum(sizes), free_memory(device), device)) from error
         slabs[-1].zero_()
         return cls.over(layout, blocks, slabs, spare=spare)
@@ -78,15 +76,15 @@ class Pool:
     def write(
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
-        """Put tokens' keys [T, kv_heads, key_dim] and values where `slots` [T] say
-        (slot = block * block_size + position within the block)."""
+        """Write the keys [T, kv_heads, key_dim] and values [T, kv_heads, value_dim] of T tokens to
+        `slots` i64 [T] (slot = block * block_size + position within the block)."""
         for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
             pool.flatten(0, 1).index_copy_(0, slots, new.to(pool.dtype))
 
 
 def spare_blocks(device: torch.device) -> int:
-    """How many blocks of a decode worker's pool are granted to nobody: on a GPU one, at its end. A
-    captured step has a fixed number of rows; those that nobody needs write there."""
+    """How many blocks at the end of a decode worker's pool are never granted: one on a GPU. A recorded
+    step has a fixed number of rows, and its padding rows write there."""
     return 1 if device.type == "cuda" else 0
 
 
@@ -98,8 +96,9 @@ def pool_blocks(
     *,
     tokens_needed: int = 1,
 ) -> int:
-    """How many blocks to give a pool: enough for `max_tokens_wanted`, no more than fit into
-    `memory_bytes` (None: a share of what is free now). Fewer than `tokens_needed` is no use."""
+    """The number of blocks of a pool: enough for `max_tokens_wanted`, but no more than fit into
+    `memory_bytes` (None: a share of the free memory). OutOfMemory if they hold fewer than
+    `tokens_needed` tokens."""
     free = free_memory(device)
     share = CPU_SHARE if device.type == "cpu" else DEVICE_SHARE
     budget = int(free * share) if memory_bytes is None else memory_bytes
@@ -125,6 +124,6 @@ def _layer_views(
 
 def _too_small(needed: int, free: int, device: torch.device) -> str:
     return (
-        f"the KV pool needs {needed / 2**20:.0f} MiB on {device}, {free / 2**20:.0f} are to be "
-        "had: give it more memory, or ask for a shorter context or fewer sequences"
+        f"the KV pool needs {needed / 2**20:.0f} MiB on {device}, but {free / 2**20:.0f} MiB are "
+        "available: give it more memory, or ask for a shorter context or fewer sequences"
     )

@@ -1,7 +1,8 @@
-"""Asking a loaded model, by one tiny forward, what its attention layers are like.
+"""Discovers the KV layout of a loaded model of any architecture, by one tiny forward.
 
-This finds the KV layout of any architecture, and refuses those whose attention does not come our
-way, or does not say all it does: transformers puts some of it into masks, and we take none.
+Raises ModelError for models that do not use transformers' attention interface in every layer, or
+whose attention depends on a mask: transformers expresses sliding windows and more by masks, and the
+paged attention takes none.
 """
 
 import inspect
@@ -19,7 +20,7 @@ from baton.kv.layout import KVLayout, LayerShape
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class AttentionCall:
     """One attention call of the probing forward."""
 
     shape: LayerShape
@@ -27,16 +28,16 @@ class Seen:
 
 
 class Probe:
-    """A AttentionContext without a pool: it attends to the two tokens at hand and notes who asked."""
+    """An AttentionContext without a pool: attends to the tokens of the forward and records the calls."""
 
     def __init__(self) -> None:
-        self.calls: list[Seen] = []
+        self.calls: list[AttentionCall] = []
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
         shape = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        self.calls.append(Seen(shape, params.window))
+        self.calls.append(AttentionCall(shape, params.window))
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
@@ -44,25 +45,23 @@ class Probe:
 
 @torch.inference_mode()
 def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype) -> KVLayout:
-    """The layout of this model's KV pool, or a ModelError that says why it cannot have one."""
+    """The layout of this model's KV pool. ModelError if it cannot be served, with the reason."""
     name = type(model).__name__
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        raise ModelError(
-            f"{name} cannot be served: it has no way to compute the logits of some rows"
-        )
+        raise ModelError(f"{name} cannot be served: its forward does not take logits_to_keep")
     probe = Probe()
     ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
     try:
         model.base_model(
             input_ids=ids, position_ids=torch.tensor([[0, 1]]).to(ids), use_cache=False, baton=probe
         )
-    except TypeError as error:  # its forward does not take position_ids, or passes nothing on
+    except TypeError as error:  # forward takes no position_ids, or drops keyword arguments
         raise ModelError(f"{name} cannot be served: {error}") from error
     config: Any = model.config.get_text_config(decoder=True)
     if len(probe.calls) != config.num_hidden_layers:
         raise ModelError(
             f"{name} cannot be served: {len(probe.calls)} of its {config.num_hidden_layers} layers "
-            "call transformers' attention interface, all of them must"
+            "call transformers' attention interface, but all of them must"
         )
     for layer, (seen, window) in enumerate(zip(probe.calls, _windows(name, config), strict=True)):
         if seen.window != window and min(w for w in (seen.window, window) if w) < _context(config):
@@ -74,7 +73,7 @@ def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype)
 
 
 def _windows(name: str, config: Any) -> list[int | None]:
-    """The sliding window that transformers' masks would give each layer."""
+    """Each layer's sliding window according to config.json; None for full attention."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

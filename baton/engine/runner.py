@@ -12,41 +12,40 @@ from baton.engine.pool import Pool
 from baton.kv.row import Row
 from sampler.narrow import greedy
 
-PlanKernel = Callable[
-    [Batch[torch.Tensor], int], Kernel
-]  # batch, block size -> this forward's attention
+PlanKernel = Callable[[Batch[torch.Tensor], int], Kernel]
+"""Batch and block size to the attention kernel of one forward."""
 
 
 class Forward(Protocol):
-    """A model pointed at our pools, however it is computed. Holds no sequence's state."""
+    """A model that runs over KV pools, however it is computed. It holds no state of sequences."""
 
     @property
     def device(self) -> torch.device:
-        """Where its pools are."""
+        """The device of its pools."""
 
     @property
     def backend(self) -> str:
-        """In a few words for people: what computes it, and why nothing faster does."""
+        """A short description for people: what computes the forward, and why nothing faster does."""
 
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
-        """Run the rows, KV into the pool; fp32 logits [n, vocabulary] of the positions they ask
-        for, in the rows' order: one line for Logits.LAST, one per token for Logits.ALL. They are
-        good until the next run.
+        """Run the rows and write their KV into the pool. Returns fp32 logits [n, vocabulary] in the
+        rows' order: one line for Logits.LAST, one per token for Logits.ALL. They are valid until
+        the next run.
         `after_layer(l)` is called when layer l's KV is in the pool, before the next is computed."""
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
-        """Run the rows for their KV alone: what prefill does. No logits."""
+        """Run the rows for their KV only, as prefill does. Computes no logits."""
 
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
-        """Run the rows; of each line of logits the likeliest token (the lowest id of equal ones),
-        None if the line is not sound: a NaN or an infinity is its largest."""
+        """Run the rows and return the most likely token for each line of logits, the lowest id among
+        equals; None if the largest logit is NaN or infinite."""
 
 
 class Runner:
-    """The Forward of any model that torch runs: transformers' code with our attention. `model` is a
-    PreTrainedModel; the name is not imported, for that takes seconds."""
+    """The Forward of any model in torch: transformers' code with paged attention. `model` is a
+    PreTrainedModel, which is not imported here because that takes seconds."""
 
     def __init__(self, model: Any, plan_kernel: PlanKernel = GatherAttention) -> None:
         self.model = model
@@ -60,12 +59,10 @@ class Runner:
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
         """See Forward."""
-        batch = pack(rows, pool.layout.block_size, self.device)
-        kernel = self.plan_kernel(batch, pool.layout.block_size)
-        return self.logits(PagedForward(pool, batch, kernel, after_layer))
+        return self.logits(self._planned(pool, rows, after_layer))
 
     def logits(self, forward: PagedForward) -> torch.Tensor:
-        """One forward, planned already: fp32 logits of the batch's `logit_rows`."""
+        """One planned forward: fp32 logits of the batch's `logit_rows`."""
         batch = forward.batch
         output = self.model(
             input_ids=batch.input_ids,
@@ -79,13 +76,11 @@ class Runner:
 
     @torch.inference_mode()
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
-        """See Forward. The lm_head is not run."""
-        batch = pack(rows, pool.layout.block_size, self.device)
-        kernel = self.plan_kernel(batch, pool.layout.block_size)
-        forward = PagedForward(pool, batch, kernel, after_layer)
+        """See Forward. Skips the lm_head."""
+        forward = self._planned(pool, rows, after_layer)
         self.body(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
+            input_ids=forward.batch.input_ids,
+            position_ids=forward.batch.position_ids,
             use_cache=False,
             baton=forward,
         )
@@ -94,3 +89,10 @@ class Runner:
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """See Forward."""
         return greedy(self.run(pool, rows))
+
+    def _planned(
+        self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None
+    ) -> PagedForward:
+        batch = pack(rows, pool.layout.block_size, self.device)
+        kernel = self.plan_kernel(batch, pool.layout.block_size)
+        return PagedForward(pool, batch, kernel, after_layer)

@@ -1,8 +1,8 @@
-"""Self-test at load: the model through our pool and attention, against its own eager attention.
+"""Self-test at load: the model with the paged pool and attention against its own eager attention.
 
-Some architectures go through transformers' attention interface and still come out wrong, and no
-flag of transformers' tells. So each model proves itself on two short sequences of unlike length, in
-the three ways tokens are ever run:
+Some architectures use transformers' attention interface and still give wrong results, and no flag of
+transformers indicates it. So every model is tested on two short sequences of different lengths, in
+the three kinds of forward that occur:
 
     forward 1   prefill   A 0..9          B 0..2
     forward 2   mixed     A 10..end (the next chunk, over a block's edge)    B 3 (decode)
@@ -15,14 +15,16 @@ import torch
 from transformers import PreTrainedModel
 
 from baton.engine.attention import NAME
+from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
-from baton.engine.runner import Forward
+from baton.engine.probe import discover_layout
+from baton.engine.runner import Forward, PlanKernel, Runner
 from baton.errors import ModelError
 from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 
 FORWARDS = {"prefill": Logits.ALL, "a mixed batch": Logits.LAST, "decode": Logits.ALL}
-# Largest difference allowed, as a share of the largest logit of its position.
+# The largest allowed difference, relative to the largest logit of the position.
 TOLERANCE = {
     **{torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2},
     **{torch.int8: 0.25, torch.qint8: 0.2, torch.float8_e4m3fn: 0.25},
@@ -31,7 +33,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A test sequence, where it is cut into three forwards, and its blocks."""
+    """A test sequence, the positions that cut it into three forwards, and its blocks."""
 
     token_ids: list[int]
     cuts: tuple[int, int, int, int]
@@ -45,8 +47,8 @@ def self_test(
     *,
     weights: torch.dtype | None = None,
 ) -> None:
-    """Raises ModelError if what the runner computes is not what the model computes by itself.
-    `weights`: what the runner rounds them to, if not to the model's own dtype."""
+    """ModelError if the runner's logits differ from the model's own beyond TOLERANCE. `weights`: the
+    dtype of the runner's weights, if it is not the model's."""
     size, vocabulary = layout.block_size, model.config.get_text_config(decoder=True).vocab_size
     ids = [(7 * i + 3) % vocabulary for i in range(size + 4)]
     backwards = list(reversed(range(layout.blocks_for(size + 4))))
@@ -68,7 +70,7 @@ def self_test(
 
 @torch.inference_mode()
 def _eager_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Each sequence run alone by transformers' own attention: fp32 logits [tokens, vocabulary]."""
+    """Each sequence run alone with transformers' attention: fp32 logits [tokens, vocabulary]."""
     model.set_attn_implementation("eager")
     try:
         batches = [torch.tensor([ids], device=model.device) for ids in sequences]
@@ -78,15 +80,15 @@ def _eager_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[to
 
 
 def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """By position, the largest difference of two logits as a share of the largest logit."""
+    """[positions]: the largest difference of two logits, relative to the largest logit."""
     return (ours - theirs).abs().amax(dim=-1) / theirs.abs().amax(dim=-1).clamp_min(1e-6)
 
 
 def compare(
     name: str, what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
 ) -> None:
-    """In fp32 every position must agree. In half precision half of them: rounding alone may send a
-    token to another expert of a mixture, and then its logits are someone else's."""
+    """ModelError if the logits differ too much. In fp32 every position must agree. In half precision
+    half of them must: rounding alone may route a token to another expert of a mixture."""
     off = distances(ours, theirs)
     error = float(off.max() if dtype == torch.float32 else off.nanmedian())
     if not error <= TOLERANCE[dtype] or not off.isfinite().all():
@@ -94,3 +96,17 @@ def compare(
             f"{name} cannot be served: it fails the self-test, in {what} our logits differ from "
             f"its own by {error:.1%} of the largest, {TOLERANCE[dtype]:.1%} are allowed"
         )
+
+
+def in_torch(
+    model: PreTrainedModel,
+    cache_dtype: torch.dtype,
+    block_size: int,
+    plan_kernel: PlanKernel = GatherAttention,
+) -> tuple[Runner, KVLayout]:
+    """Run any model on any device in torch: a runner that has passed the self-test, and the layout of
+    its KV pool. Raises ModelError."""
+    layout = discover_layout(model, block_size, cache_dtype)
+    runner = Runner(model, plan_kernel)
+    self_test(runner, model, layout)
+    return runner, layout

@@ -39,7 +39,6 @@ TRANSPORTS = (
         needs="bind_host",
         choice="frames",
     ),
-    Transport("fake", "nothing, for tests", (), False, "fake"),
 )
 """Best first: a writer takes the first of those offered that works for it."""
 

@@ -1,1 +1,1 @@
-"""Moving KV blocks from the prefill worker's memory into the decode worker's pool."""
+"""Moves KV blocks from a prefill worker's memory into a decode worker's pool."""

@@ -1,5 +1,5 @@
-"""The one protocol every KV transport speaks. Decode owns the memory and exports it; prefill links
-to it and fills the blocks it was granted.
+"""The protocol of every KV transport. Decode owns the memory and exports it; prefill opens a link to
+it and fills the blocks it was granted.
 
     decode worker (owner)                            prefill worker (writer)
     ---------------------                            -----------------------
@@ -11,22 +11,34 @@ to it and fills the blocks it was granted.
     export.retire(grant)
 
 Where memory is shared (shm; CUDA IPC on one GPU) `link.slabs` is the decode pool itself: prefill
-computes into it, `push` has nothing to move and `receipt.moved_bytes` is 0. Elsewhere prefill
-computes into a pool of its own and pushes block by block, layer by layer.
+computes into it, `push` copies nothing and `receipt.moved_bytes` is 0. Otherwise prefill computes
+into a pool of its own and pushes block by block, layer by layer.
 
-A block counts as filled when its stamp is the grant's generation: the writer stamps in place, or
-the receiver does after it has checked the digest. Rules for every transport, kept by one contract
-suite (tests/torch/test_transfer_contract.py):
+A block is filled when its stamp equals the grant's generation. The writer stamps in place, or the
+receiver stamps after it has checked the digest. Every transport keeps these rules, and one contract
+suite tests them (tests/torch/test_transfer_contract.py):
 
 1. What `arrival` calls READY is byte for byte what was pushed under that very grant.
-2. After `retire(grant)`, nothing that still arrives under it touches the pool, where bytes pass
-   through the owner (frames, pinned). Where the writer writes by itself, the block table
-   (baton/kv/blocks.py) keeps the blocks in quarantine until the writer is known to have stopped.
-3. Nothing blocks without a deadline, and nothing fails silently: a TransferError says what and why,
-   and what an owner had to drop is counted in `dropped` by reason.
+2. After `retire(grant)`, nothing that still arrives under it touches the pool, if bytes pass through
+   the owner (frames, pinned). If the writer writes by itself, the block table (baton/kv/blocks.py)
+   keeps the blocks in quarantine until the writer is known to have stopped.
+3. Every wait has a deadline and every failure is reported: a TransferError names the cause, and
+   what an owner drops is counted in `dropped` by reason.
 
-An export belongs to one epoch. When the worker starts a new one, close the exports and make them
-anew over the same slabs.
+An export belongs to one epoch. When the worker starts a new epoch, close the exports and make new
+ones over the same slabs.
+
+To add a transport:
+
+1. Write one module in this folder, with the two classes below and the functions
+   `export(slabs: Slabs, owner: Owner) -> Export` and
+   `link(region: Region, layout: KVLayout, writer: Writer) -> Link`. Both raise TransferError if the
+   transport does not work here; under "auto" the next one is tried. in_place.py is the shortest
+   example. If the writer stamps the blocks itself, reuse its InPlaceExport, as shm.py does.
+   checks.py, pieces.py and stamps.py hold the parts that transports share.
+2. Add one Transport to TRANSPORTS in baton/kv/transports.py, at its rank. The option --kv-transport,
+   the ranking and quarantine follow from it.
+3. Add its name to TRANSPORTS in tests/torch/test_transfer_contract.py and run that suite.
 """
 
 from collections import Counter
@@ -47,7 +59,7 @@ __all__ = ["Arrival", "Export", "Link", "Owner", "Receipt", "Region", "Writer"]
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """What an export may need from the process that owns the pool."""
+    """What an export may use of the process that owns the pool."""
 
     epoch: str
     run_dir: Path | None = None  # a folder of mode 0700
@@ -57,49 +69,50 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """What a link may need from the process that writes."""
+    """What a link may use of the process that writes."""
 
     device: torch.device
     keys: CurveKeys | None = None
-    deadline_s: float = 10.0  # without progress
+    deadline_s: float = 10.0  # longest wait without progress
 
 
 class Export(Protocol):
-    """The owner's side."""
+    """The owner's side. All methods return at once; close() may wait for a running copy."""
 
     region: Region
-    dropped: Counter[str]  # reason -> how often: what was refused or thrown away
+    dropped: Counter[str]  # how often something was rejected, by reason
 
     def expect(self, grant: Grant) -> None:
-        """The blocks of this grant will be written: their stamps are cleared."""
+        """Announce a grant: its blocks count as not filled from now on. TransferError if the grant is
+        of another epoch, or contradicts the pool or another grant."""
 
     def poll(self) -> bool:
-        """Take in what has arrived: 8 MiB at most in one call, and never waits. True: there is more
-        to do, call again before you wait for anything."""
+        """Process what has arrived, at most about 8 MiB, without waiting. True if there is more to do:
+        call again before waiting for anything."""
 
     def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
-        """Sockets to wait on beside one's own: when one is readable, poll() has something to do."""
+        """Sockets for the caller's event loop: when one is readable, call poll()."""
 
     def arrival(
         self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
     ) -> Arrival:
-        """Is everything the receipt speaks of in the pool, as it was sent? `needed` are the blocks
-        that must be filled (all of the grant's if None: a grant may hold room for generation too,
-        which no fill touches). PENDING turns into BAD by itself when nothing has moved for long."""
+        """Whether the pool holds what the receipt says, as it was sent. `needed`: the blocks that
+        must be filled; None means all of the grant. A grant may also contain blocks for generation,
+        which prefill does not fill. PENDING turns into BAD after a deadline without progress."""
 
     def retire(self, grant: Grant) -> None:
-        """The grant is over: forget it, drop what still arrives under it."""
+        """End the grant: drop what still arrives under it."""
 
     def close(self) -> None:
-        """Give the transport's resources back. The pool stays the owner's."""
+        """Release the transport's resources. The pool is not touched."""
 
 
 class Link(Protocol):
-    """The writer's side."""
+    """The writer's side. Methods raise TransferError on a closed link, or a grant of another epoch."""
 
     transport: str
-    why: str  # what was preferred to this transport and could not be used; empty if nothing
-    slabs: Sequence[torch.Tensor] | None  # the decode pool itself where memory is shared, else None
+    why: str  # why better transports were not used; empty if there is none
+    slabs: Sequence[torch.Tensor] | None  # the decode pool if memory is shared, otherwise None
 
     def push(
         self,
@@ -109,18 +122,18 @@ class Link(Protocol):
         source: Sequence[int],
         target: Sequence[int],
     ) -> None:
-        """Move blocks `source` of this layer's `slab` (uint8 [slab bytes], the writer's own pool)
-        into blocks `target` of the decode pool. A block may be pushed again: the last push wins."""
+        """Copy blocks `source` of this layer's `slab` (uint8 [slab bytes], the writer's pool) into
+        blocks `target` of the decode pool. A block may be pushed again; the last push wins."""
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
-        """Everything pushed or written in place under this grant is complete; `blocks` are the
-        target blocks it filled. All that the owner needs is on its way when this returns."""
+        """Complete the fill; `blocks` are the target blocks it has filled. When this returns, all
+        bytes are written or queued for sending."""
 
     def abandon(self, grant: Grant) -> None:
-        """Nothing more will be written under this grant."""
+        """Give the fill up. When this returns, nothing more is written under this grant."""
 
     def probe(self) -> float:
-        """GB/s of a few MiB moved just now; 0 where nothing has to be moved."""
+        """Bandwidth in GB/s, measured with a few MiB; 0 if push copies nothing."""
 
     def close(self) -> None:
-        """Unmap, disconnect. The owner's memory is not touched."""
+        """Unmap or disconnect. The owner's memory is not touched."""

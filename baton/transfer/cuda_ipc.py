@@ -1,117 +1,58 @@
-"""CUDA IPC: the writer maps the owner's pool on the GPU. On the same GPU it computes into it; from
-another GPU that can reach it, it copies each layer over as soon as it is computed.
+"""CUDA IPC: the writer maps the owner's pool on the GPU. On the same GPU it computes into the pool;
+from another GPU with peer access it copies each layer as soon as it is computed.
 
-The pool is exported once in its life, never per request, and the GPU is named by its UUID: two
-processes may number the same GPU differently. What PyTorch does underneath
-(torch/csrc/StorageSharing.cpp, CudaIPCTypes.cpp; 2.11 and 2.13 agree), and what follows for us:
+The pool is exported once in its lifetime, never per request. The GPU is named by its UUID, because
+two processes may number the same GPU differently. What PyTorch does underneath
+(torch/csrc/StorageSharing.cpp, CudaIPCTypes.cpp; the same in 2.11 and 2.13), and the consequences:
 
-* `_share_cuda_()` puts the storage behind a counter of 1, in a file /dev/shm/torch_<pid>_... .
-  Every opener takes 1 off when it closes; a freed storage whose counter is above 0 stays in limbo.
-  So a pool that nobody opened would never be freed: Slabs.close() takes the first 1 off itself.
-  Below 0 is harmless and no counter is used twice; so any number of writers may open one export.
-* That file is PyTorch's, 80 KB, and stays behind if the owner is killed. Whoever cleans up after a
-  dead decode worker may unlink /dev/shm/torch_<its pid>_*.
+* `_share_cuda_()` gives the storage a reference counter of 1, in a file /dev/shm/torch_<pid>_... .
+  Each process that opens it subtracts 1 on close, and a freed storage whose counter is above 0 is
+  kept. A pool that no process opened would therefore never be freed, so Slabs.close() subtracts
+  the first 1 itself. A counter below 0 is harmless and counters are not reused, so any number of
+  writers may open one export.
+* That file (80 KB) stays behind if the owner is killed. After the death of a decode worker,
+  /dev/shm/torch_<its pid>_* may be deleted.
 * `_new_shared_cuda()` can wait for an event of the exporter. We export when the GPU is idle instead
-  and say that there is none, so that a link can be closed and opened again at will.
-* The opener must be another process: CUDA refuses to open a handle where it was made.
-* The exporter takes its importers with it: when it dies, what they mapped is lost, and they must be
-  started anew. When it ends in order, close links first, then the pool.
+  and pass no event, so a link can be closed and opened again at any time.
+* Another process has to open the handle: CUDA refuses to open it in the process that made it.
+* If the exporter dies, its importers lose what they mapped and must be restarted. For an orderly
+  shutdown close the links first, then the pool.
 
-The stamps are on the GPU too. The writer stamps when its stream is done with all that was computed
-or copied, and waits for that, before it speaks of it; what peer copies moved is not hashed.
+The stamps are on the GPU too. The writer stamps when its stream has finished all computation and
+copies, and waits for that before it sends the receipt. Bytes moved by peer copies are not hashed.
 """
 
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
-import zmq
 
 from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
-from baton.kv.region import Arrival, Plain, Receipt, Region
-from baton.transfer.address import Address
+from baton.kv.region import Plain, Receipt, Region
 from baton.transfer.base import Owner, Writer
-from baton.transfer.device import CopyStream
-from baton.transfer.frame_codec import block_bytes
-from baton.transfer.pieces import (
+from baton.transfer.checks import (
+    Address,
+    check_grant,
     check_in_place,
     check_push,
     check_source,
-    digest_of_blocks,
     in_order,
-    rows,
-    stretches,
 )
+from baton.transfer.device import PROBE_BYTES, CopyStream
+from baton.transfer.in_place import InPlaceExport
+from baton.transfer.pieces import block_bytes, rows, stretches
 from baton.transfer.slabs import CudaHandle, Slabs
-from baton.transfer.stamps import Expected, Stamps, judge
+from baton.transfer.stamps import Stamps, digest_of_blocks
 
-PROBE_BYTES = 8 << 20
 CUDA_IPC_HANDLE_BYTES = 64
 
 
-class CudaIpcExport:
-    """The pool's own GPU memory, for writers on this host."""
-
-    def __init__(self, slabs: Slabs, *, epoch: str) -> None:
-        if slabs.device.type != "cuda":
-            raise TransferError(f"CUDA IPC shares memory of a GPU; this pool is on {slabs.device}")
-        handles = _share(slabs)
-        self.dropped: Counter[str] = Counter()
-        self._stamps = Stamps(slabs.tensors[-1])
-        self._expected = Expected(epoch, slabs.blocks)
-        address: Plain = {
-            "host": host_id(),
-            "pid": os.getpid(),
-            "epoch": epoch,
-            "gpu": gpu_id(slabs.tensors[0].device.index),
-            "handles": [each.handle for each in handles],
-            "sizes": [each.size for each in handles],
-            "offsets": [each.offset for each in handles],
-            "counters": [each.counter for each in handles],
-            "counter_offsets": [each.counter_offset for each in handles],
-        }
-        self.region = Region("cuda_ipc", slabs.layout.fingerprint, slabs.blocks, address)
-
-    def expect(self, grant: Grant) -> None:
-        """See base.py."""
-        self._expected.add(grant)
-        self._stamps.write(grant.blocks, 0)
-
-    def poll(self) -> bool:
-        """The writer's work is done and visible before it speaks of it."""
-        return False
-
-    def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
-        """None."""
-        return ()
-
-    def arrival(
-        self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
-    ) -> Arrival:
-        """READY or BAD, never PENDING."""
-        wrong: str | None = "unknown"
-        if grant in self._expected:
-            wrong = judge(self._stamps, grant, receipt, transport="cuda_ipc", needed=needed)
-        if wrong is None:
-            return Arrival.READY
-        self.dropped[wrong] += 1
-        return Arrival.BAD
-
-    def retire(self, grant: Grant) -> None:
-        """See base.py."""
-        self._expected.drop(grant)
-
-    def close(self) -> None:
-        """The handles stay valid for as long as the pool lives: they are the pool's."""
-
-
 class CudaIpcLink:
-    """The owner's pool, mapped on its GPU. `slabs` is None if we compute on another one."""
+    """The owner's pool, mapped on its GPU. `slabs` is None if the writer computes on another GPU."""
 
     transport = "cuda_ipc"
 
@@ -122,11 +63,11 @@ class CudaIpcLink:
         if device.type != "cuda":
             raise TransferError(f"the pool is on a GPU, the writer on {device}")
         self._device = torch.device("cuda", _index(device))
-        self._layout, self._deadline_s = layout, deadline_s
+        self._layout = layout
         address = Address(region)
         address.check_layout(layout)
         address.check_host()
-        self._epoch = address.text("epoch")
+        self._epoch = address.field("epoch", str)
         self._pool = _map(address, layout.slab_bytes(region.blocks), self._device)
         self._in_place = self._pool[0].device == self._device
         self.slabs: Sequence[torch.Tensor] | None = self._pool if self._in_place else None
@@ -143,16 +84,16 @@ class CudaIpcLink:
         source: Sequence[int],
         target: Sequence[int],
     ) -> None:
-        """On one GPU nothing. Else the copy is under way when this returns: the blocks must keep
-        what they hold until finish (or until they are pushed again)."""
+        """Copies nothing on one GPU. Otherwise the copy is still running when this returns: do not
+        change the source blocks until finish(), or until they are pushed again."""
         started = time.perf_counter()
         check_push(grant, self._layout, layer, source, target)
-        self._check(grant)
+        check_grant(grant, self._epoch, closed=not self._pool)
         if self._in_place:
             check_in_place(self._pool[layer], slab, source, target)
             return
         view, pool = (rows(self._layout, layer, each) for each in (slab, self._pool[layer]))
-        check_source(view, source)
+        check_source(source, len(view.keys))
         self._copies.after_computing()
         for stretch in stretches(source, target, len(source)):
             self._copies.copy(pool, stretch, view)
@@ -162,9 +103,9 @@ class CudaIpcLink:
         self._seconds[generation] = self._seconds.get(generation, 0.0) + spent
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
-        """Wait until the current stream and our copies are done, then stamp."""
+        """Wait for the current stream and the copies, then stamp."""
         started = time.perf_counter()
-        self._check(grant)
+        check_grant(grant, self._epoch, closed=not self._pool)
         ordered = in_order(grant, blocks)
         self._copies.after_computing()
         self._copies.wait()
@@ -175,7 +116,7 @@ class CudaIpcLink:
         return Receipt(moved, digest, spent, self.transport)
 
     def abandon(self, grant: Grant) -> None:
-        """Once this returns, nothing queued so far is still writing."""
+        """Wait until nothing queued so far is still writing."""
         if not self._pool:
             return
         self._copies.after_computing()
@@ -184,7 +125,7 @@ class CudaIpcLink:
         self._seconds.pop(grant.generation, None)
 
     def probe(self) -> float:
-        """8 MiB to the owner's GPU, into memory of our own there."""
+        """GB/s of 8 MiB to the owner's GPU, into this process's own memory there; 0 on one GPU."""
         if self._in_place:
             return 0.0
         source, target = (
@@ -195,17 +136,11 @@ class CudaIpcLink:
         return self._copies.speed(source, target)
 
     def close(self) -> None:
-        """Unmapped when the last tensor over it dies, which is now unless the engine holds some."""
+        """The mapping ends with the last tensor over it, which the engine may still hold."""
         if self._pool:
             self._copies.wait()
         self.slabs, self._pool = None, ()
         self.__dict__.pop("_stamps", None)
-
-    def _check(self, grant: Grant) -> None:
-        if not self._pool:
-            raise TransferError("this link is closed")
-        if grant.epoch != self._epoch:
-            raise TransferError(f"{grant.run}: granted in another life of {grant.worker}")
 
 
 def gpu_id(index: int) -> str:
@@ -221,7 +156,7 @@ def _share(slabs: Slabs) -> list[CudaHandle]:
     if not slabs.exported:
         try:
             shares = [each.untyped_storage()._share_cuda_() for each in slabs.tensors]
-            torch.cuda.synchronize(slabs.device)  # the stamps are zeroed; see above
+            torch.cuda.synchronize(slabs.device)  # the stamps are zeroed before the first open
         except RuntimeError as error:
             raise TransferError(f"CUDA cannot export the pool: {first_line(error)}") from error
         slabs.exported = [CudaHandle(*share) for share in shares]
@@ -229,22 +164,22 @@ def _share(slabs: Slabs) -> list[CudaHandle]:
 
 
 def _map(address: Address, sizes: list[int], device: torch.device) -> tuple[torch.Tensor, ...]:
-    if address.number("pid") == os.getpid():
-        raise TransferError("CUDA IPC is between processes, and the pool is this process's own")
+    if address.field("pid", int) == os.getpid():
+        raise TransferError("CUDA IPC works between processes; this pool belongs to this process")
     known = [gpu_id(i) for i in range(torch.cuda.device_count())]
-    if address.text("gpu") not in known:
+    if address.field("gpu", str) not in known:
         raise TransferError("the pool's GPU is not visible to this process")
-    owner = known.index(address.text("gpu"))
+    owner = known.index(address.field("gpu", str))
     if owner != device.index and not torch.cuda.can_device_access_peer(device.index, owner):
         raise TransferError(f"{device} cannot reach the memory of the pool's GPU (cuda:{owner})")
-    if address.numbers("sizes") != sizes:
-        raise TransferError("the exported pool has another size than its layout says")
+    if address.list_of("sizes", int) != sizes:
+        raise TransferError("the exported pool does not have the size of its layout")
     fields = zip(
-        address.datas("handles"),
+        address.list_of("handles", bytes),
         sizes,
-        address.numbers("offsets"),
-        address.datas("counters"),
-        address.numbers("counter_offsets"),
+        address.list_of("offsets", int),
+        address.list_of("counters", bytes),
+        address.list_of("counter_offsets", int),
         strict=True,
     )
     no_event = (bytes(CUDA_IPC_HANDLE_BYTES), False)
@@ -259,13 +194,28 @@ def _map(address: Address, sizes: list[int], device: torch.device) -> tuple[torc
 
 
 def first_line(error: Exception) -> str:
-    """CUDA's errors go on for many lines."""
+    """The first line of a CUDA error, which may have many."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def export(slabs: Slabs, owner: Owner) -> CudaIpcExport:
+def export(slabs: Slabs, owner: Owner) -> InPlaceExport:
     """See baton/kv/transports.py."""
-    return CudaIpcExport(slabs, epoch=owner.epoch)
+    if slabs.device.type != "cuda":
+        raise TransferError(f"CUDA IPC shares memory of a GPU; this pool is on {slabs.device}")
+    handles = _share(slabs)
+    address: Plain = {
+        "host": host_id(),
+        "pid": os.getpid(),
+        "epoch": owner.epoch,
+        "gpu": gpu_id(slabs.tensors[0].device.index),
+        "handles": [each.handle for each in handles],
+        "sizes": [each.size for each in handles],
+        "offsets": [each.offset for each in handles],
+        "counters": [each.counter for each in handles],
+        "counter_offsets": [each.counter_offset for each in handles],
+    }
+    region = Region("cuda_ipc", slabs.layout.fingerprint, slabs.blocks, address)
+    return InPlaceExport(slabs, epoch=owner.epoch, region=region)
 
 
 def link(region: Region, layout: KVLayout, writer: Writer) -> CudaIpcLink:

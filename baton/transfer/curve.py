@@ -1,7 +1,8 @@
-"""CURVE for the KV sockets that leave the machine: keys, and who may connect.
+"""CURVE for KV sockets that leave the machine: keys, and authentication of clients.
 
-Without a gatekeeper ZeroMQ lets in every client that knows the server's public key; so each
-exporting context has one, which lets in the listed peers only: a thread that ends with its context.
+By default ZeroMQ accepts every client that knows the server's public key. Each exporting context
+therefore runs a ZAP handler that accepts the trusted keys only, in a thread that ends with the
+context.
 """
 
 import threading
@@ -13,8 +14,8 @@ from zmq.utils import z85
 
 @dataclass(frozen=True, slots=True)
 class CurveKeys:
-    """This process's key pair and the public keys it trusts, in Z85 (40 bytes each). No `peers`
-    means: all processes of the cluster share this one pair."""
+    """This process's key pair and the public keys it trusts, in Z85 (40 bytes each). Without `peers`
+    all processes of the cluster share this one pair. ValueError for a key of another length."""
 
     public: bytes
     secret: bytes = field(repr=False)
@@ -27,12 +28,12 @@ class CurveKeys:
 
     @property
     def trusted(self) -> frozenset[bytes]:
-        """Public keys of those we talk to."""
+        """The public keys of other processes that may connect or be connected to."""
         return self.peers or frozenset((self.public,))
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
-    """Before bind: only holders of a trusted key get through."""
+    """Accept only clients with a trusted key. Call this before bind."""
     socket.curve_server = True
     socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
     socket.zap_domain = b"baton-kv"
@@ -44,20 +45,20 @@ def secure_server(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
 
 
 def secure_client(socket: zmq.Socket[bytes], keys: CurveKeys, server: bytes) -> None:
-    """Before connect."""
+    """Authenticate as these keys to the server. Call this before connect."""
     socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
     socket.curve_serverkey = server
 
 
 def _guard(gate: zmq.Socket[bytes], trusted: frozenset[bytes]) -> None:
-    """Answer ZeroMQ's questions (RFC 27) until the context ends."""
+    """Answer ZeroMQ's authentication requests (RFC 27) until the context ends."""
     try:
         while True:
-            question = gate.recv_multipart()
-            key = z85.encode(question[6]) if len(question) == 7 and question[5] == b"CURVE" else b""
+            request = gate.recv_multipart()
+            key = z85.encode(request[6]) if len(request) == 7 and request[5] == b"CURVE" else b""
             verdict = [b"200", b"OK"] if key in trusted else [b"400", b"not a trusted key"]
             gate.send_multipart(
-                [b"1.0", question[1] if len(question) > 1 else b"", *verdict, b"", b""]
+                [b"1.0", request[1] if len(request) > 1 else b"", *verdict, b"", b""]
             )
     except zmq.ContextTerminated:
         gate.close()

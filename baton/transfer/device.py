@@ -1,5 +1,5 @@
-"""The few CUDA calls the transports need. On the CPU each is a plain copy or nothing at all, so the
-code around them is the same everywhere and is tested without a GPU."""
+"""The CUDA calls that transports need. On the CPU each is a plain copy or does nothing, so the code
+around them is the same everywhere and is tested without a GPU."""
 
 import logging
 import os
@@ -11,25 +11,26 @@ import torch
 from baton.errors import TransferError
 from baton.transfer.pieces import Rows, Stretch
 
-HOST_REGISTER_PORTABLE = 1
+HOST_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable
+PROBE_BYTES = 8 << 20
 
 logger = logging.getLogger(__name__)
 
 
 class CopyStream:
-    """Copies of block rows on a stream of their own, so that the model computes meanwhile."""
+    """Copies block rows on a separate stream, so that they overlap with the model's computation."""
 
     def __init__(self, device: torch.device, deadline_s: float) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._deadline_s = deadline_s
 
     def after_computing(self) -> None:
-        """What is copied from now on sees what the current stream has queued so far."""
+        """Order the copies that follow behind all work queued on the current stream."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
 
     def copy(self, target: Rows, stretch: Stretch, source: Rows) -> None:
-        """Queue one stretch."""
+        """Queue the copy of one stretch."""
         if self._stream is None:
             target.copy(stretch, source)
             return
@@ -37,7 +38,7 @@ class CopyStream:
             target.copy(stretch, source, non_blocking=True)
 
     def pending(self) -> Iterator[int]:
-        """Yields 0 for as long as queued copies are not done; TransferError after the deadline."""
+        """Yields 0 while queued copies are running. TransferError after the deadline."""
         if self._stream is None:
             return
         event = torch.cuda.Event()
@@ -51,7 +52,7 @@ class CopyStream:
             yield 0
 
     def speed(self, source: torch.Tensor, target: torch.Tensor) -> float:
-        """GB/s of this copy (uint8 [bytes] both), done just now."""
+        """GB/s, measured on one copy. Both tensors are uint8 [bytes], of an even length."""
         theirs, ours = (Rows(t.view(2, -1)[:1], t.view(2, -1)[1:]) for t in (source, target))
         self.after_computing()
         self.wait()
@@ -61,16 +62,16 @@ class CopyStream:
         return source.numel() / (time.perf_counter() - started) / 1e9
 
     def wait(self) -> None:
-        """Until all queued copies are done."""
+        """Block until all queued copies are done. TransferError after the deadline."""
         for _ in self.pending():
             time.sleep(20e-6)
 
 
 class RegisteredPages:
-    """Host memory that CUDA may copy from and to by itself, where the device is a GPU.
+    """Host memory registered with CUDA for asynchronous copies. Does nothing for a CPU device.
 
-    Registered when first needed: it takes all the pages from the system and seconds for many GiB.
-    Release it before the memory is let go.
+    Registration is lazy: it allocates all pages and takes seconds for many GiB. Call release()
+    before the memory is freed.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
@@ -79,7 +80,7 @@ class RegisteredPages:
         self._registered: list[int] = []
 
     def register(self) -> None:
-        """Once; more calls do nothing."""
+        """Register the pages once. TransferError if CUDA refuses."""
         if self._registered:
             return
         for tensor in self._tensors:
@@ -94,21 +95,21 @@ class RegisteredPages:
             self._registered.append(tensor.data_ptr())
 
     def register_or_warn(self) -> None:
-        """For copies that are right without it, only slower."""
+        """Register, or log that copies will be slower: they are correct without registration."""
         try:
             self.register()
         except TransferError as error:
-            logger.warning("shared pages stay pageable, copies are slower: %s", error)
+            logger.warning("host pages are not pinned, so copies are slower: %s", error)
 
     def release(self) -> None:
-        """Take it back from CUDA."""
+        """Unregister the pages."""
         for address in self._registered:
             torch.cuda.cudart().cudaHostUnregister(address)
         self._registered = []
 
 
 def available_memory() -> int:
-    """Bytes of host memory that could still be used."""
+    """Bytes of available host memory."""
     try:
         with open("/proc/meminfo") as lines:
             fields = dict(line.split(":", 1) for line in lines)

@@ -1,25 +1,26 @@
-"""What travels on a frames socket: a msgpack header, and for KV bytes a payload.
+"""Messages on a frames socket: a msgpack header, followed by a payload for KV bytes and probes.
 
-    Piece   keys then values of some blocks of one layer; sequence counts 0, 1, 2, ... in one grant
+    Piece   keys, then values, of some blocks of one layer; sequence counts 0, 1, 2, ... in a grant
     End     everything was sent: total bytes, the digest over all of it, the blocks that are filled
-    Probe   bytes that mean nothing, to see how fast they go; the last one is answered
+    Probe   meaningless bytes that measure the bandwidth; the owner answers the last one
 
-A header is a flat array of scalars; decode() makes None of anything else, and never raises.
+A header is a flat array of scalars. decode() returns None for anything else and never raises.
 """
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgpack
 
 from baton.kv.layout import KVLayout
+from baton.transfer.pieces import block_bytes
+from baton.transfer.stamps import pack_blocks
 
 VERSION = 1
 FRAME_BYTES = 1 << 20
 FRAME_BLOCKS = 4096
-CURVE_BYTES = 64
-HEADER_BYTES = FRAME_BYTES  # room for an End that names 262,000 blocks
+CURVE_BYTES = 64  # added to each frame by CURVE (RFC 26: a command name, a nonce and a box)
+HEADER_BYTES = FRAME_BYTES  # enough for an End with 262,000 blocks
 PROBED = b"probed"
 
 
@@ -34,10 +35,9 @@ class Piece:
     blocks: tuple[int, ...]
 
     def encode(self) -> bytes:
-        """To the wire."""
-        packed = pack_blocks(self.blocks)
-        fields = [VERSION, "kv", self.epoch, self.generation, self.sequence, self.layer, packed]
-        return msgpack.packb(fields)
+        """The header in msgpack."""
+        fields = [self.epoch, self.generation, self.sequence, self.layer]
+        return msgpack.packb([VERSION, "kv", *fields, pack_blocks(self.blocks)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +52,24 @@ class End:
     blocks: tuple[int, ...]
 
     def encode(self) -> bytes:
-        """To the wire."""
-        packed = pack_blocks(self.blocks)
-        head = [VERSION, "end", self.epoch, self.generation, self.sequence]
-        return msgpack.packb([*head, self.total, self.digest, packed])
+        """The header in msgpack."""
+        fields = [self.epoch, self.generation, self.sequence, self.total, self.digest]
+        return msgpack.packb([VERSION, "end", *fields, pack_blocks(self.blocks)])
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A measurement."""
+    """The header of a bandwidth measurement."""
 
     last: bool
 
     def encode(self) -> bytes:
-        """To the wire."""
+        """The header in msgpack."""
         return msgpack.packb([VERSION, "probe", self.last])
 
 
 def decode(header: bytes) -> Piece | End | Probe | None:
-    """From the wire; None for what is not exactly one of ours."""
+    """The message behind a header; None unless it is well-formed and of this version."""
     if len(header) > HEADER_BYTES:
         return None
     limits = {"max_array_len": 8, "max_map_len": 0, "max_ext_len": 0, "max_str_len": 256}
@@ -93,29 +92,19 @@ def decode(header: bytes) -> Piece | End | Probe | None:
 
 
 def blocks_per_frame(layout: KVLayout, layer: int) -> int:
-    """As many as fit into a frame; one block that does not is a frame of its own."""
+    """How many blocks fit into a frame; at least one, even if it is larger than a frame."""
     return max(1, min(FRAME_BLOCKS, FRAME_BYTES // block_bytes(layout, layer)))
 
 
 def largest_frame(layout: KVLayout) -> int:
-    """What a socket must let through: the limit is compared with the bytes on the wire, and CURVE
-    adds a command name, a nonce and a box to each frame (RFC 26: 33 bytes and flags)."""
-    largest = max(FRAME_BYTES, *(block_bytes(layout, i) for i in range(len(layout.layers))))
-    return largest + CURVE_BYTES
-
-
-def block_bytes(layout: KVLayout, layer: int) -> int:
-    """One block of one layer, keys and values."""
-    return layout.key_block_bytes(layer) + layout.value_block_bytes(layer)
+    """The socket's message limit in bytes. ZeroMQ compares it with the bytes on the wire, so it
+    includes what CURVE adds."""
+    blocks = (block_bytes(layout, layer) for layer in range(len(layout.layers)))
+    return max(FRAME_BYTES, *blocks) + CURVE_BYTES
 
 
 def _naturals(*values: object) -> bool:
     return all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
-
-
-def pack_blocks(blocks: Sequence[int]) -> bytes:
-    """Four bytes each."""
-    return struct.pack(f"<{len(blocks)}I", *blocks)
 
 
 def _unpack_blocks(packed: bytes) -> tuple[int, ...] | None:

@@ -1,17 +1,17 @@
-"""Frames: KV bytes as ZeroMQ messages. Works everywhere; over tcp, with CURVE, it is the transport
-that authenticates and encrypts.
+"""Frames: KV bytes as ZeroMQ messages. Works everywhere; over tcp it uses CURVE, which authenticates
+and encrypts.
 
-The owner writes a piece into the pool as it comes in: the blocks are granted and not stamped, so
-nobody reads them. When the End agrees with everything that was counted and hashed on the way, the
-blocks are stamped. Pieces must come in order. What does not fit is dropped and counted:
+The owner writes each piece into the pool as it arrives. The blocks are granted but not stamped, so
+no other run reads them. When the End agrees with what was counted and hashed, the blocks are
+stamped. Pieces must arrive in order. Anything else is dropped and counted by reason:
 
-    junk       no message of ours                    epoch      of another life of this pool
+    junk       not a valid message                   epoch      from another epoch of this pool
     unknown    no such grant (retired, never made)   repeated   a sequence number seen before
-    gap        a piece before it is missing          late       after the End
+    gap        an earlier piece is missing           late       after the End
     layer, blocks, size   outside the grant or the layout
-    digest, total, unfilled   the End does not agree with what came
+    digest, total, unfilled   the End contradicts what arrived
 
-Everything but junk, epoch, unknown, repeated and late also makes the grant BAD.
+Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD.
 """
 
 import logging
@@ -31,22 +31,11 @@ from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Plain, Receipt, Region
 from baton.transfer.base import Owner, Writer
 from baton.transfer.curve import CurveKeys, secure_server
-from baton.transfer.frame_codec import (
-    PROBED,
-    End,
-    Piece,
-    Probe,
-    block_bytes,
-    decode,
-    largest_frame,
-    pack_blocks,
-)
+from baton.transfer.frame_codec import PROBED, End, Piece, Probe, decode, largest_frame
 from baton.transfer.frames_link import WAITING_FRAMES, FramesLink
-from baton.transfer.pieces import Digest, rows, scatter
+from baton.transfer.pieces import all_rows, block_bytes, scatter
 from baton.transfer.slabs import Slabs, private_folder
-from baton.transfer.stamps import Expected, Stamps, lacking
-
-__all__ = ["FramesExport", "FramesLink"]
+from baton.transfer.stamps import Digest, Expected, Stamps, lacking, pack_blocks
 
 POLL_BYTES = 8 << 20
 POLL_MESSAGES = 256
@@ -59,8 +48,8 @@ logger = logging.getLogger(__name__)
 class _Incoming:
     grant: Grant
     digest: Digest
-    pushed: list[set[int]]  # per layer: blocks that came
-    last_news: float
+    pushed: list[set[int]]  # per layer: the blocks that arrived
+    last_progress: float
     expected: int = 0  # the next sequence number
     moved: int = 0
     filled: frozenset[int] = field(default_factory=frozenset)
@@ -69,7 +58,7 @@ class _Incoming:
 
 
 class FramesExport:
-    """The owner's socket."""
+    """The owner's socket. See base.Export."""
 
     def __init__(
         self,
@@ -82,11 +71,12 @@ class FramesExport:
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`bind_host`: tcp on this address of the machine, with `keys`; else ipc in `run_dir`."""
+        """`bind_host`: listen on tcp at this local address, with `keys`. None: ipc in `run_dir`. A fill
+        without progress for `patience_s` counts as lost."""
         self.dropped: Counter[str] = Counter()
         self._transport = "frames" if bind_host is None else "frames_tcp"
         self._slabs = slabs
-        self._rows = [rows(slabs.layout, i, s) for i, s in enumerate(slabs.tensors[:-1])]
+        self._rows = all_rows(slabs.layout, slabs.tensors)
         self._stamps = Stamps(slabs.tensors[-1])
         self._expected = Expected(epoch, slabs.blocks)
         self._incoming: dict[int, _Incoming] = {}
@@ -98,7 +88,7 @@ class FramesExport:
             endpoint = self._bind(run_dir, bind_host, keys)
         except (zmq.ZMQError, TransferError, OSError) as error:
             self.close()
-            raise TransferError(f"no socket for KV frames: {error}") from error
+            raise TransferError(f"cannot open a socket for KV frames: {error}") from error
         server_key = keys.public if keys is not None and self._transport == "frames_tcp" else b""
         address: Plain = {
             "host": host_id(),
@@ -128,7 +118,7 @@ class FramesExport:
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def expect(self, grant: Grant) -> None:
-        """See base.py."""
+        """See base.Export."""
         self._expected.add(grant)
         self._stamps.write(grant.blocks, 0)
         pushed: list[set[int]] = [set() for _ in self._rows]
@@ -136,7 +126,7 @@ class FramesExport:
         self._incoming[grant.generation] = _Incoming(grant, digest, pushed, self._clock())
 
     def poll(self) -> bool:
-        """See base.py."""
+        """See base.Export."""
         taken = 0
         for _ in range(POLL_MESSAGES):
             try:
@@ -148,33 +138,33 @@ class FramesExport:
         return True
 
     def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
-        """The socket on which everything arrives."""
+        """The one socket."""
         return (self._socket,)
 
     def arrival(
         self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
     ) -> Arrival:
-        """See base.py."""
+        """See base.Export."""
         if grant not in self._expected:
             return self._bad("unknown")
         incoming = self._incoming[grant.generation]
         if incoming.damage:
             return Arrival.BAD  # counted when it happened
         if not incoming.done:
-            silent = self._clock() - incoming.last_news > self._patience_s
-            return self._damaged(incoming, "lost") if silent else Arrival.PENDING
+            stalled = self._clock() - incoming.last_progress > self._patience_s
+            return self._damaged(incoming, "lost") if stalled else Arrival.PENDING
         if (incoming.digest.value, incoming.moved) != (receipt.digest, receipt.moved_bytes):
             return self._bad("receipt")
         return self._bad("unfilled") if lacking(grant, incoming.filled, needed) else Arrival.READY
 
     def retire(self, grant: Grant) -> None:
-        """See base.py."""
+        """See base.Export."""
         if grant in self._expected:
             self._expected.drop(grant)
             del self._incoming[grant.generation]
 
     def close(self) -> None:
-        """The socket and its file go."""
+        """Close the socket and remove its file."""
         if not self._context.closed:
             self._socket.close(0)
             self._context.term()
@@ -182,7 +172,7 @@ class FramesExport:
             self._file.unlink(missing_ok=True)
 
     def _receive(self) -> int:
-        """Take one message; zmq.Again if there is none. Returns its size."""
+        """Receive one message and return its size in bytes; zmq.Again if there is none."""
         parts = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         while parts[-1].more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
@@ -222,7 +212,7 @@ class FramesExport:
         incoming.moved += len(payload)
 
     def _admit(self, message: Piece | End) -> _Incoming | None:
-        """The grant this message is the next one of."""
+        """The fill that this message continues; None if it is dropped."""
         if message.epoch != self._expected.epoch:
             self.dropped["epoch"] += 1
             return None
@@ -237,11 +227,12 @@ class FramesExport:
             self._damaged(incoming, "gap")
         else:
             incoming.expected += 1
-            incoming.last_news = self._clock()
+            incoming.last_progress = self._clock()
             return incoming
         return None
 
     def _unfit(self, piece: Piece, size: int, grant: Grant) -> str:
+        """Why this piece contradicts its grant or the layout; empty if it does not."""
         if piece.layer >= len(self._rows):
             return "layer"
         blocks = set(piece.blocks)
@@ -268,7 +259,7 @@ class FramesExport:
 
     def _damaged(self, incoming: _Incoming, reason: str) -> Arrival:
         incoming.damage = reason
-        logger.warning("%s: its KV arrived damaged (%s)", incoming.grant.run, reason)
+        logger.warning("%s: KV arrived damaged (%s)", incoming.grant.run, reason)
         return self._bad(reason)
 
     def _bad(self, reason: str) -> Arrival:

@@ -1,7 +1,8 @@
-"""The writer's side of frames: blocks are gathered into messages of 1 MiB at most, sent in order.
+"""The writer's side of frames: blocks are gathered into messages of at most 1 MiB and sent in order.
 
-At most 32 frames wait here and 32 at the owner; then a push waits for room, and gives up after
-`deadline_s` without any. What was gathered is a copy: the caller's blocks are free again at once.
+Up to 32 frames queue here and 32 at the owner. Beyond that a push waits for space in the queue, and
+raises TransferError after `deadline_s` without any. Frames hold copies, so the caller may reuse its
+blocks as soon as push() returns.
 """
 
 import time
@@ -16,17 +17,11 @@ from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Receipt, Region
-from baton.transfer.address import Address
+from baton.transfer.checks import Address, check_grant, check_push, in_order
 from baton.transfer.curve import CurveKeys, secure_client
-from baton.transfer.frame_codec import (
-    FRAME_BYTES,
-    End,
-    Piece,
-    Probe,
-    blocks_per_frame,
-    pack_blocks,
-)
-from baton.transfer.pieces import Digest, check_push, gather, in_order, rows
+from baton.transfer.frame_codec import FRAME_BYTES, End, Piece, Probe, blocks_per_frame
+from baton.transfer.pieces import gather, rows
+from baton.transfer.stamps import Digest, pack_blocks
 
 WAITING_FRAMES = 32
 LINGER_MS = 500
@@ -45,7 +40,7 @@ class _Outgoing:
 
 
 class FramesLink:
-    """A connection to one owner. `send` takes the parts of one message; tests put a fault there."""
+    """A connection to one owner. `send` sends the parts of one message; tests inject faults there."""
 
     slabs: Sequence[torch.Tensor] | None = None
 
@@ -65,7 +60,7 @@ class FramesLink:
         self._outgoing: dict[int, _Outgoing] = {}
         address = Address(region)
         address.check_layout(layout)
-        self._epoch = address.text("epoch")
+        self._epoch = address.field("epoch", str)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self.send: Callable[[Parts], None] = self._send
@@ -73,20 +68,20 @@ class FramesLink:
             self._connect(address, keys, connect_s)
         except (zmq.ZMQError, TransferError) as error:
             self.close()
-            raise TransferError(f"frames to {address.text('endpoint')}: {error}") from error
+            raise TransferError(f"frames to {address.field('endpoint', str)}: {error}") from error
 
     def _connect(self, address: Address, keys: CurveKeys | None, connect_s: float) -> None:
-        endpoint, server = address.text("endpoint"), address.data("server_key")
+        endpoint, server = address.field("endpoint", str), address.field("server_key", bytes)
         self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
         self._socket.linger = LINGER_MS
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue for an owner that is not there
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing before the connection is up
         self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         if self.transport == "frames" and endpoint.startswith("ipc://"):
             address.check_host()
         elif not endpoint.startswith("tcp://"):
-            raise TransferError("this is no tcp address")
+            raise TransferError("the endpoint is not a tcp address")
         elif keys is None or server not in keys.trusted:
-            raise TransferError("tcp needs CURVE keys, and the owner's must be among the trusted")
+            raise TransferError("tcp needs CURVE keys, and the owner's must be trusted")
         else:
             secure_client(self._socket, keys, server)
         wait_for_handshake(self._socket, endpoint, connect_s)
@@ -99,7 +94,7 @@ class FramesLink:
         source: Sequence[int],
         target: Sequence[int],
     ) -> None:
-        """See base.py. Returns when the last frame has found room in the queue."""
+        """See base.Link. Returns when the last frame is in the queue."""
         started = time.perf_counter()
         check_push(grant, self._layout, layer, source, target)
         outgoing = self._of(grant)
@@ -112,7 +107,7 @@ class FramesLink:
         outgoing.seconds += time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
-        """See base.py."""
+        """See base.Link."""
         started = time.perf_counter()
         ordered = tuple(in_order(grant, blocks))
         outgoing = self._of(grant)
@@ -125,11 +120,11 @@ class FramesLink:
         return Receipt(moved, digest, seconds, self.transport)
 
     def abandon(self, grant: Grant) -> None:
-        """What is still on its way is dropped by the owner."""
+        """The owner drops the frames that are still on their way."""
         self._outgoing.pop(grant.generation, None)
 
     def probe(self) -> float:
-        """16 MiB that mean nothing, answered by the owner's next poll()."""
+        """GB/s of 16 MiB, acknowledged by the owner's next poll()."""
         payload = memoryview(bytes(FRAME_BYTES))
         started = time.perf_counter()
         for i in range(PROBE_FRAMES):
@@ -140,21 +135,18 @@ class FramesLink:
         return PROBE_FRAMES * FRAME_BYTES / (time.perf_counter() - started) / 1e9
 
     def close(self) -> None:
-        """What is sent already gets half a second to leave."""
+        """Queued frames get half a second to leave."""
         if not self._context.closed:
             self._socket.close()
             self._context.term()
 
     def _of(self, grant: Grant) -> _Outgoing:
-        if self._context.closed:
-            raise TransferError("this link is closed")
-        if grant.epoch != self._epoch:
-            raise TransferError(f"{grant.run}: granted in another life of {grant.worker}")
+        check_grant(grant, self._epoch, closed=self._context.closed)
         outgoing = self._outgoing.setdefault(
             grant.generation, _Outgoing(Digest(grant, self.transport))
         )
         if outgoing.broken:
-            raise TransferError(f"{grant.run}: a part of this fill could not be sent")
+            raise TransferError(f"{grant.run}: an earlier part of this fill was not sent")
         return outgoing
 
     def _send_next(self, outgoing: _Outgoing, header: bytes, payload: torch.Tensor) -> None:
@@ -175,12 +167,12 @@ class FramesLink:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._socket.poll(int(left * 1000) + 1, zmq.POLLOUT):
                     raise TransferError(
-                        f"the owner of the KV pool took nothing in for {self._deadline_s:g} s"
+                        f"the owner of the KV pool received nothing for {self._deadline_s:g} s"
                     ) from None
 
 
 def wait_for_handshake(socket: zmq.Socket[bytes], endpoint: str, connect_s: float) -> None:
-    """Connect, and return only when the other side's I/O thread has answered and let us in."""
+    """Connect, and return once the other side's I/O thread has accepted the handshake."""
     failed = zmq.EVENT_HANDSHAKE_FAILED_AUTH
     monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | failed)
     deadline = time.monotonic() + connect_s
@@ -189,9 +181,9 @@ def wait_for_handshake(socket: zmq.Socket[bytes], endpoint: str, connect_s: floa
         while monitor.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             event = parse_monitor_message(monitor.recv_multipart())
             if event["event"] == failed:
-                raise TransferError("our key was refused")
+                raise TransferError("the owner refused this process's key")
             return
-        raise TransferError(f"nobody answered within {connect_s:g} s")
+        raise TransferError(f"no answer within {connect_s:g} s")
     finally:
         socket.disable_monitor()
         monitor.close(0)

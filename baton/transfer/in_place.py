@@ -1,7 +1,11 @@
-"""In place: writer and owner are one process, so the writer computes into the owner's own tensors.
+"""In place: the writer computes directly into the owner's pool, so push() copies nothing.
 
-Nothing is copied and nothing is mapped, on a CPU and on a GPU alike. Who has the owner's Slabs makes
-the link; no other process can, so the registry does not offer this transport.
+    in_place   owner and writer are one process (baton/local.py) and use the same tensors
+    shm        the writer maps the owner's file: the same two classes over mapped tensors (shm.py)
+    cuda_ipc   the same export; its link also copies between GPUs (cuda_ipc.py)
+
+Within one process the link is made from the owner's Slabs. No other process has those, so
+baton/kv/transports.py does not list `in_place`.
 """
 
 import time
@@ -11,69 +15,78 @@ from collections.abc import Sequence
 import torch
 import zmq
 
-from baton.errors import TransferError
 from baton.kv.grant import Grant
+from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Receipt, Region
-from baton.transfer.pieces import check_in_place, check_push, digest_of_blocks, in_order
+from baton.transfer.checks import check_grant, check_in_place, check_push, in_order
 from baton.transfer.slabs import Slabs
-from baton.transfer.stamps import Expected, Stamps, judge
+from baton.transfer.stamps import Expected, Stamps, digest_of_blocks, judge
 
 NAME = "in_place"
 
 
 class InPlaceExport:
-    """The owner's side. See base.py."""
+    """The owner's side of every transport whose writer stamps the blocks itself. See base.Export."""
 
-    def __init__(self, slabs: Slabs, *, epoch: str) -> None:
-        self.region = Region(NAME, slabs.layout.fingerprint, slabs.blocks, {"epoch": epoch})
+    def __init__(self, slabs: Slabs, *, epoch: str, region: Region | None = None) -> None:
+        """`region`: how another process reaches this pool; by default only this one can."""
+        self.region = region or Region(
+            NAME, slabs.layout.fingerprint, slabs.blocks, {"epoch": epoch}
+        )
         self.dropped: Counter[str] = Counter()
         self._stamps = Stamps(slabs.tensors[-1])
         self._expected = Expected(epoch, slabs.blocks)
 
     def expect(self, grant: Grant) -> None:
-        """The grant's blocks count as not filled from now on."""
+        """Clear the stamps of the grant's blocks."""
         self._expected.add(grant)
         self._stamps.write(grant.blocks, 0)
 
     def poll(self) -> bool:
-        """Stores of this process are visible at once: there is nothing to take in."""
+        """False: the writer's stores are complete and visible before it sends a receipt."""
         return False
 
     def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
-        """None."""
+        """None: nothing arrives on a socket."""
         return ()
 
     def arrival(
         self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
     ) -> Arrival:
-        """READY or BAD, never PENDING."""
+        """READY or BAD, never PENDING: the stamps were written before the receipt was sent."""
         wrong: str | None = "unknown"
         if grant in self._expected:
-            wrong = judge(self._stamps, grant, receipt, transport=NAME, needed=needed)
+            transport = self.region.transport
+            wrong = judge(self._stamps, grant, receipt, transport=transport, needed=needed)
         if wrong is None:
             return Arrival.READY
         self.dropped[wrong] += 1
         return Arrival.BAD
 
     def retire(self, grant: Grant) -> None:
-        """The grant is over."""
+        """See base.Export."""
         self._expected.drop(grant)
 
     def close(self) -> None:
-        """The memory is the pool's."""
+        """Releases nothing: the memory belongs to the pool."""
 
 
 class InPlaceLink:
-    """The writer's side. See base.py."""
+    """The writer's side, over the owner's tensors. See base.Link."""
 
-    transport = NAME
-    why = ""
-
-    def __init__(self, slabs: Slabs, *, epoch: str) -> None:
-        self.slabs: Sequence[torch.Tensor] | None = slabs.tensors
-        self._layout = slabs.layout
-        self._epoch = epoch
-        self._stamps = Stamps(slabs.tensors[-1])
+    def __init__(
+        self,
+        layout: KVLayout,
+        tensors: Sequence[torch.Tensor],
+        *,
+        epoch: str,
+        transport: str = NAME,
+    ) -> None:
+        """`tensors`: the pool's slabs, uint8 [slab bytes], one per layer, then the stamps."""
+        self.transport, self.why = transport, ""
+        self.slabs: Sequence[torch.Tensor] | None = tensors
+        self._layout, self._epoch = layout, epoch
+        self._stamps: Stamps | None = Stamps(tensors[-1])
 
     def push(
         self,
@@ -83,33 +96,29 @@ class InPlaceLink:
         source: Sequence[int],
         target: Sequence[int],
     ) -> None:
-        """Nothing to move; TransferError if the caller computed elsewhere than in `slabs`."""
+        """Copies nothing. TransferError if the caller computed elsewhere than into `slabs`."""
         check_push(grant, self._layout, layer, source, target)
-        check_in_place(self._open()[layer], slab, source, target)
+        check_grant(grant, self._epoch, closed=self.slabs is None)
+        assert self.slabs is not None
+        check_in_place(self.slabs[layer], slab, source, target)
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
-        """Stamp the blocks. The caller has waited for the device that computed them."""
+        """Stamp the blocks: the last store of this fill. The caller has waited for the device."""
         started = time.perf_counter()
-        self._open()
-        if grant.epoch != self._epoch:
-            raise TransferError(f"{grant.run}: granted in another life of {grant.worker}")
+        check_grant(grant, self._epoch, closed=self._stamps is None)
+        assert self._stamps is not None
         ordered = in_order(grant, blocks)
         self._stamps.write(ordered, grant.generation)
-        digest = digest_of_blocks(grant, NAME, ordered)
-        return Receipt(0, digest, time.perf_counter() - started, NAME)
+        digest = digest_of_blocks(grant, self.transport, ordered)
+        return Receipt(0, digest, time.perf_counter() - started, self.transport)
 
     def abandon(self, grant: Grant) -> None:
-        """Without stamps the blocks count as not filled."""
+        """Writes nothing: blocks without stamps count as not filled."""
 
     def probe(self) -> float:
-        """Nothing has to be moved."""
+        """0: no bytes have to be moved."""
         return 0.0
 
     def close(self) -> None:
-        """The memory is the owner's."""
-        self.slabs = None
-
-    def _open(self) -> Sequence[torch.Tensor]:
-        if self.slabs is None:
-            raise TransferError("this link is closed")
-        return self.slabs
+        """A mapping ends with the last tensor over it, which the engine may still hold."""
+        self.slabs = self._stamps = None

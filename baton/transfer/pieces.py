@@ -1,29 +1,18 @@
-"""Blocks as rows of a slab, the stretches in which they are copied, the digest over what moved.
+"""KV blocks as rows of a slab, and copies of them: runs of adjacent blocks, gather and scatter."""
 
-The digest is bound to the grant: sha256 over transport, worker, epoch, run, generation and blocks,
-then for each piece its label and the CRC-32 of its bytes. CRC-32 finds every flip of up to 32
-neighbouring bits and lets one damaged piece in four billion pass. It is there against mistakes (a
-late or lost write, a faulty link), at three times the speed of sha256; against malice there are
-CURVE and private folders.
-"""
-
-import hashlib
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgpack
 import torch
 
 from baton.errors import TransferError
-from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
+from baton.transfer.checks import check_source
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """`count` blocks that lie side by side in the source and in the target."""
+    """`count` blocks that are adjacent both in the source and in the target."""
 
     source: int
     target: int
@@ -31,7 +20,7 @@ class Stretch:
 
 
 def stretches(source: Sequence[int], target: Sequence[int], longest: int) -> list[Stretch]:
-    """The fewest copies that move source[i] to target[i], in order, of `longest` blocks at most."""
+    """The fewest copies that move source[i] to target[i], in order, of at most `longest` blocks."""
     found: list[Stretch] = []
     start = 0
     for i in range(1, len(source) + 1):
@@ -49,13 +38,13 @@ def stretches(source: Sequence[int], target: Sequence[int], longest: int) -> lis
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """One layer's slab seen as rows of blocks."""
+    """One layer's slab, viewed as rows of blocks."""
 
     keys: torch.Tensor  # uint8 [blocks, key_block_bytes]
     values: torch.Tensor  # uint8 [blocks, value_block_bytes]
 
     def copy(self, stretch: Stretch, source: "Rows", *, non_blocking: bool = False) -> None:
-        """Take this stretch over from `source`."""
+        """Copy this stretch from `source`."""
         ours = slice(stretch.target, stretch.target + stretch.count)
         theirs = slice(stretch.source, stretch.source + stretch.count)
         self.keys[ours].copy_(source.keys[theirs], non_blocking=non_blocking)
@@ -63,86 +52,28 @@ class Rows:
 
 
 def rows(layout: KVLayout, layer: int, slab: torch.Tensor) -> Rows:
-    """The rows of this layer's slab, views of it. It may have any number of blocks."""
+    """Views of this layer's slab, uint8 [slab bytes], which may hold any number of blocks."""
     key_bytes, value_bytes = layout.key_block_bytes(layer), layout.value_block_bytes(layer)
     blocks, rest = divmod(slab.numel(), key_bytes + value_bytes)
     if rest or slab.dtype != torch.uint8 or slab.dim() != 1:
-        raise TransferError(f"this is no slab of layer {layer}: {slab.dtype} {tuple(slab.shape)}")
+        raise TransferError(f"not a slab of layer {layer}: {slab.dtype} {tuple(slab.shape)}")
     keys, values = slab[: blocks * key_bytes], slab[blocks * key_bytes :]
     return Rows(keys.view(blocks, key_bytes), values.view(blocks, value_bytes))
 
 
-class Digest:
-    """Runs along with the pieces of one fill."""
-
-    def __init__(self, grant: Grant, transport: str) -> None:
-        names = [
-            transport,
-            grant.worker,
-            grant.epoch,
-            grant.run,
-            grant.generation,
-            list(grant.blocks),
-        ]
-        self._hash = hashlib.sha256(msgpack.packb(names))
-
-    def add(self, label: bytes, *parts: torch.Tensor | memoryview | bytes) -> None:
-        """One piece: what it is, and its bytes (in one part or more, contiguous, on the CPU)."""
-        crc = 0
-        for part in parts:
-            data = part.numpy().data if isinstance(part, torch.Tensor) else part
-            crc = zlib.crc32(data, crc)
-        self._hash.update(struct.pack("<II", len(label), crc) + label)
-
-    @property
-    def value(self) -> bytes:
-        """Of all pieces so far."""
-        return self._hash.digest()[:16]
+def all_rows(layout: KVLayout, slabs: Sequence[torch.Tensor]) -> list[Rows]:
+    """The rows of each layer. `slabs`: one per layer, then the stamps."""
+    return [rows(layout, layer, slab) for layer, slab in enumerate(slabs[:-1])]
 
 
-def digest_of_blocks(grant: Grant, transport: str, blocks: Sequence[int]) -> bytes:
-    """Where nothing moves: these blocks were filled under this grant."""
-    digest = Digest(grant, transport)
-    digest.add(struct.pack(f"<{len(blocks)}I", *blocks))
-    return digest.value
-
-
-def check_push(
-    grant: Grant, layout: KVLayout, layer: int, source: Sequence[int], target: Sequence[int]
-) -> None:
-    """The caller's mistakes, before a byte moves."""
-    if not 0 <= layer < len(layout.layers):
-        raise TransferError(f"layer {layer} of a KV pool with {len(layout.layers)} layers")
-    if len(source) != len(target):
-        raise TransferError(f"{len(source)} source blocks for {len(target)} target blocks")
-    check_blocks(grant, target)
-
-
-def check_in_place(
-    pool: torch.Tensor, slab: torch.Tensor, source: Sequence[int], target: Sequence[int]
-) -> None:
-    """Where the pool is shared, to push anything but what lies in it already is a mistake."""
-    if slab.data_ptr() != pool.data_ptr() or list(source) != list(target):
-        raise TransferError("the pool is shared: compute into link.slabs, there is no push")
-
-
-def in_order(grant: Grant, blocks: Sequence[int]) -> list[int]:
-    """These blocks in the order of their grant, each once. Refuses others."""
-    check_blocks(grant, blocks)
-    chosen = set(blocks)
-    return [block for block in grant.blocks if block in chosen]
-
-
-def check_blocks(grant: Grant, blocks: Sequence[int]) -> None:
-    """Nobody writes outside the grant."""
-    outside = set(blocks).difference(grant.blocks)
-    if outside:
-        raise TransferError(f"{grant.run}: blocks {sorted(outside)[:4]} are not in its grant")
+def block_bytes(layout: KVLayout, layer: int) -> int:
+    """Bytes of one block of one layer, keys and values."""
+    return layout.key_block_bytes(layer) + layout.value_block_bytes(layer)
 
 
 def gather(view: Rows, blocks: Sequence[int]) -> torch.Tensor:
-    """A copy of these blocks on the CPU: their keys, then their values, uint8 [bytes]."""
-    check_source(view, blocks)
+    """A copy of these blocks on the CPU, uint8 [bytes]: all keys, then all values."""
+    check_source(blocks, len(view.keys))
     index = torch.tensor(blocks, dtype=torch.int64, device=view.keys.device)
     if view.keys.is_cuda:
         parts = [view.keys.index_select(0, index), view.values.index_select(0, index)]
@@ -155,15 +86,9 @@ def gather(view: Rows, blocks: Sequence[int]) -> torch.Tensor:
 
 
 def scatter(payload: memoryview, view: Rows, blocks: Sequence[int]) -> None:
-    """Put what gather() made into these blocks."""
+    """Write what gather() returned into these blocks."""
     data = torch.frombuffer(payload, dtype=torch.uint8).to(view.keys.device)
     keys = view.keys[0].numel() * len(blocks)
     source = Rows(data[:keys].view(len(blocks), -1), data[keys:].view(len(blocks), -1))
     for stretch in stretches(range(len(blocks)), blocks, len(blocks)):
         view.copy(stretch, source)
-
-
-def check_source(view: Rows, blocks: Sequence[int]) -> None:
-    """Nothing is read from outside the slab."""
-    if blocks and not 0 <= min(blocks) <= max(blocks) < len(view.keys):
-        raise TransferError(f"source blocks {list(blocks)[:4]} of a pool of {len(view.keys)}")

@@ -1,18 +1,19 @@
-"""Pinned: on one host, between GPUs that cannot reach each other. The owner keeps a mirror of its
-pool in shared pages of the host; both sides register them with CUDA, so that copies run at the
-speed of the bus and beside the computing.
+"""Pinned: for GPUs of one host that cannot access each other. The owner keeps a mirror of its pool in
+shared host pages. Both sides register the pages with CUDA, so copies run at bus speed and overlap
+with computation.
 
     writer's GPU --copy stream--> mirror block b          (b: the granted target block)
-                                  stamp of b in the mirror, when all is there
+                                  stamp of b in the mirror, once everything is there
     owner: mirror block b --copy stream--> pool block b, and only then the digest over the mirror;
-           if it is the receipt's, the pool's stamp of b
+           if it equals the receipt's, the stamp of b in the pool
 
-The digest is taken after the copy on purpose: a stray write that came before the copy is still
-there when the mirror is hashed; one that comes later spoils a good fill, but passes no bad one.
-On the CPU the very same code runs without registration, streams and events.
+Hashing after the copy is deliberate. A stray write before the copy is still in the mirror when it
+is hashed; a later one can spoil a good fill, but cannot make a bad one pass. On the CPU the same
+code runs without registration, streams and events.
 
-The mirror is as large as the pool, and its pages are taken when first written; registration takes
-them all. So on CUDA an export refuses to take more than a quarter of the memory that is available.
+The mirror is as large as the pool. Its pages are allocated when first written, and registration
+touches all of them. On CUDA an export therefore refuses to take more than a quarter of the
+available memory.
 """
 
 import logging
@@ -30,43 +31,33 @@ from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Receipt, Region
-from baton.transfer.address import Address
 from baton.transfer.base import Owner, Writer
-from baton.transfer.device import CopyStream, RegisteredPages, available_memory
-from baton.transfer.pieces import (
-    Digest,
-    Rows,
-    Stretch,
-    check_push,
-    check_source,
-    in_order,
-    rows,
-    stretches,
-)
+from baton.transfer.checks import Address, check_grant, check_push, check_source, in_order
+from baton.transfer.device import PROBE_BYTES, CopyStream, RegisteredPages, available_memory
+from baton.transfer.pieces import Rows, Stretch, all_rows, block_bytes, rows, stretches
 from baton.transfer.shm import open_shared, shared_region
 from baton.transfer.slabs import Slabs, allocate_slabs
-from baton.transfer.stamps import Expected, Stamps, lacking
+from baton.transfer.stamps import Digest, Expected, Stamps, lacking
 
 logger = logging.getLogger(__name__)
 
 POLL_BYTES = 8 << 20
 STRETCH_BYTES = 1 << 20
-PROBE_BYTES = 8 << 20
 
 
 @dataclass(slots=True)
 class _Job:
-    """A fill on its way from the mirror into the pool."""
+    """A fill that is being copied from the mirror into the pool."""
 
     grant: Grant
     receipt: Receipt
     blocks: list[int]
-    work: Iterator[int]
+    work: Iterator[int]  # yields the bytes of each step, 0 while a copy is pending
     verdict: Arrival = Arrival.PENDING
 
 
 class PinnedExport:
-    """The mirror of a pool."""
+    """The owner's side: a mirror of its pool. See base.Export."""
 
     def __init__(
         self, slabs: Slabs, *, epoch: str, folder: Path | None = None, deadline_s: float = 10.0
@@ -91,30 +82,30 @@ class PinnedExport:
         self._jobs: dict[int, _Job] = {}
 
     def expect(self, grant: Grant) -> None:
-        """See base.py."""
+        """Clear the stamps of the grant's blocks, in the pool and in the mirror."""
         self._expected.add(grant)
         self._stamps.write(grant.blocks, 0)
         self._mirror_stamps.write(grant.blocks, 0)
 
     def poll(self) -> bool:
-        """Copy and hash a part of what arrival() was asked about."""
+        """Copy and hash up to 8 MiB of the fills that arrival() was called for."""
         left = POLL_BYTES
         for job in self._jobs.values():
             while job.verdict is Arrival.PENDING and left > 0:
                 took = self._advance(job)
                 left -= took
-                if not took:  # the bus is at it
+                if not took:  # a copy is still running
                     break
         return any(job.verdict is Arrival.PENDING for job in self._jobs.values())
 
     def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
-        """None: work begins when arrival() is asked, and poll() says whether some is left."""
+        """None: arrival() starts the work, and poll() says whether some is left."""
         return ()
 
     def arrival(
         self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
     ) -> Arrival:
-        """The first call begins the copy into the pool; PENDING until poll() has ended it."""
+        """The first call starts the copy into the pool; PENDING until poll() has finished it."""
         if grant not in self._expected:
             return self._bad("unknown")
         job = self._jobs.get(grant.generation)
@@ -130,13 +121,13 @@ class PinnedExport:
         return job.verdict
 
     def retire(self, grant: Grant) -> None:
-        """See base.py."""
+        """See base.Export."""
         if grant in self._expected:
             self._expected.drop(grant)
             self._jobs.pop(grant.generation, None)
 
     def close(self) -> None:
-        """The mirror goes; the pool stays."""
+        """Free the mirror; the pool stays."""
         self._copies.wait()
         self._jobs.clear()
         self._pages.release()
@@ -145,24 +136,25 @@ class PinnedExport:
         self._mirror.close()
 
     def _advance(self, job: _Job) -> int:
-        """One step; how many bytes it took, 0 if there is nothing to do but wait."""
+        """Do one step and return its bytes; 0 while a copy is pending, and at the end."""
         try:
             return next(job.work, 0)
         except TransferError as error:
-            logger.warning("%s: its KV did not reach the pool: %s", job.grant.run, error)
+            logger.warning("%s: KV did not reach the pool: %s", job.grant.run, error)
             job.verdict = self._bad("lost")
             return 0
 
     def _take_in(self, grant: Grant, receipt: Receipt, blocks: list[int]) -> Iterator[int]:
+        """Copy, hash and stamp, in steps that yield their bytes."""
         parts = mirror_parts(self._layout, blocks)
         for layer, part in parts:
             self._copies.copy(self._pool_rows[layer], part, self._mirror_rows[layer])
-            yield part.count * _block_bytes(self._layout, layer) // 2
+            yield part.count * block_bytes(self._layout, layer) // 2
         yield from self._copies.pending()
         digest = Digest(grant, "pinned")
         for layer, part in parts:
             add_part(digest, layer, part, self._mirror_rows[layer])
-            yield part.count * _block_bytes(self._layout, layer) // 2
+            yield part.count * block_bytes(self._layout, layer) // 2
         job = self._jobs[grant.generation]
         if digest.value == receipt.digest:
             self._stamps.write(blocks, grant.generation)
@@ -183,7 +175,7 @@ class _Outgoing:
 
 
 class PinnedLink:
-    """The mirror, as the writer sees it."""
+    """The writer's side: the owner's mirror, mapped. See base.Link."""
 
     transport = "pinned"
     slabs: Sequence[torch.Tensor] | None = None
@@ -193,7 +185,7 @@ class PinnedLink:
     ) -> None:
         self.why = ""
         self._layout, self._device, self._deadline_s = layout, device, deadline_s
-        self._epoch = Address(region).text("epoch")
+        self._epoch = Address(region).field("epoch", str)
         self.mirror = tuple(open_shared(region, layout))
         self._pages = RegisteredPages(self.mirror, device)
         self._pages.register()
@@ -210,44 +202,46 @@ class PinnedLink:
         source: Sequence[int],
         target: Sequence[int],
     ) -> None:
-        """See base.py. On CUDA it is under way when this returns: the blocks must keep what they
-        hold until finish (or until they are pushed again)."""
+        """See base.Link. On CUDA the copy is still running when this returns: do not change the
+        source blocks until finish(), or until they are pushed again."""
         started = time.perf_counter()
         check_push(grant, self._layout, layer, source, target)
         outgoing, view = self._of(grant), rows(self._layout, layer, slab)
-        check_source(view, source)
+        check_source(source, len(view.keys))
         self._copies.after_computing()
         for stretch in stretches(source, target, len(source)):
             self._copies.copy(self.rows[layer], stretch, view)
         outgoing.pushed[layer].update(target)
-        outgoing.moved += len(target) * _block_bytes(self._layout, layer)
+        outgoing.moved += len(target) * block_bytes(self._layout, layer)
         outgoing.seconds += time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
-        """Wait for the copies, hash what is in the mirror now, stamp it there."""
+        """Wait for the copies, hash the mirror's blocks and stamp them."""
         started = time.perf_counter()
         ordered = in_order(grant, blocks)
         outgoing = self._of(grant)
         missing = [b for b in ordered if not all(b in pushed for pushed in outgoing.pushed)]
         if missing:
-            raise TransferError(f"{grant.run}: blocks {missing[:4]} were not pushed for each layer")
+            raise TransferError(
+                f"{grant.run}: blocks {missing[:4]} were not pushed for every layer"
+            )
         self._copies.wait()
         digest = Digest(grant, "pinned")
         for layer, part in mirror_parts(self._layout, ordered):
             add_part(digest, layer, part, self.rows[layer])
-        assert self._stamps is not None  # _of() has looked
+        assert self._stamps is not None  # checked by _of()
         self._stamps.write(ordered, grant.generation)
         del self._outgoing[grant.generation]
         seconds = outgoing.seconds + time.perf_counter() - started
         return Receipt(outgoing.moved, digest.value, seconds, self.transport)
 
     def abandon(self, grant: Grant) -> None:
-        """Once this returns nothing of ours is still being copied."""
+        """Wait until no copy of this fill is running."""
         if self._outgoing.pop(grant.generation, None) is not None:
             self._copies.wait()
 
     def probe(self) -> float:
-        """8 MiB from this device into pages registered like the mirror's."""
+        """GB/s of 8 MiB from this device into pages registered like the mirror's."""
         target = torch.zeros(PROBE_BYTES, dtype=torch.uint8)
         pages = RegisteredPages((target,), self._device)
         pages.register()
@@ -258,45 +252,32 @@ class PinnedLink:
             pages.release()
 
     def close(self) -> None:
-        """Unregister and let go of the mirror."""
+        """Unregister and unmap the mirror."""
         self._copies.wait()
         self._pages.release()
         self.mirror, self.rows, self._stamps = (), [], None
 
     def _of(self, grant: Grant) -> _Outgoing:
-        if self._stamps is None:
-            raise TransferError("this link is closed")
-        if grant.epoch != self._epoch:
-            raise TransferError(f"{grant.run}: granted in another life of {grant.worker}")
+        check_grant(grant, self._epoch, closed=self._stamps is None)
         fresh = _Outgoing([set() for _ in self._layout.layers])
         return self._outgoing.setdefault(grant.generation, fresh)
 
 
-def all_rows(layout: KVLayout, slabs: Sequence[torch.Tensor]) -> list[Rows]:
-    """The rows of each layer."""
-    return [rows(layout, layer, slab) for layer, slab in enumerate(slabs[:-1])]
-
-
 def mirror_parts(layout: KVLayout, blocks: Sequence[int]) -> list[tuple[int, Stretch]]:
-    """(layer, stretch): all of these blocks in all layers, in the order both sides hash them."""
+    """(layer, stretch) of these blocks in all layers, in the order in which both sides hash them."""
+    longest = [max(1, STRETCH_BYTES // block_bytes(layout, i)) for i in range(len(layout.layers))]
     return [
         (layer, stretch)
-        for layer in range(len(layout.layers))
-        for stretch in stretches(
-            blocks, blocks, max(1, STRETCH_BYTES // _block_bytes(layout, layer))
-        )
+        for layer, count in enumerate(longest)
+        for stretch in stretches(blocks, blocks, count)
     ]
 
 
 def add_part(digest: Digest, layer: int, part: Stretch, mirror: Rows) -> None:
-    """One stretch of one layer."""
+    """Hash one stretch of one layer."""
     where = slice(part.target, part.target + part.count)
     label = struct.pack("<III", layer, part.target, part.count)
     digest.add(label, mirror.keys[where].view(-1), mirror.values[where].view(-1))
-
-
-def _block_bytes(layout: KVLayout, layer: int) -> int:
-    return layout.key_block_bytes(layer) + layout.value_block_bytes(layer)
 
 
 def export(slabs: Slabs, owner: Owner) -> PinnedExport:

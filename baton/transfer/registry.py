@@ -1,7 +1,7 @@
 """Opens the transports that baton/kv/transports.py declares.
 
-The owner exports its pool in every way it can; the writer takes the first of them that works for it,
-in the order of the declarations, and keeps what it passed over and why in `link.why`.
+The owner exports its pool by every transport it can. The writer tries them in the order of the
+declarations, takes the first that works, and records in `link.why` why the others did not.
 """
 
 import logging
@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 from baton.errors import TransferError
-from baton.host import host_id
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
 from baton.kv.transports import RANK, TRANSPORTS, Transport, selects, transport
@@ -21,7 +20,7 @@ from baton.transfer.base import Export, Link, Owner, Writer
 from baton.transfer.curve import CurveKeys
 from baton.transfer.slabs import Slabs
 
-__all__ = ["CurveKeys", "host_id", "make_exports", "open_link", "probe"]
+__all__ = ["CurveKeys", "make_exports", "open_link"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,8 @@ def make_exports(
     keys: CurveKeys | None = None,
 ) -> list[Export]:
     """The pool's exports, best first. `run_dir`: a folder of mode 0700, for ipc; `bind_host`: an
-    address of this machine, for tcp, which needs `keys`. With "auto", what cannot be offered is
-    logged and left out; a kind that is named must work."""
+    address of this machine, for tcp, which needs `keys`. "auto" logs a transport that fails and
+    leaves it out. TransferError if a named transport fails, or none is left."""
     owner = Owner(epoch, run_dir, bind_host, keys)
     possible = [
         each.name
@@ -54,9 +53,9 @@ def make_exports(
                 for export in exports:
                     export.close()
                 raise
-            logger.warning("the KV pool is not offered by %s: %s", kind, error)
+            logger.warning("the KV pool is not exported by %s: %s", kind, error)
     if not exports:
-        raise TransferError("the KV pool cannot be offered by any transport; see the log for why")
+        raise TransferError("the KV pool cannot be exported by any transport, see the log")
     return exports
 
 
@@ -79,8 +78,10 @@ def open_link(
     keys: CurveKeys | None = None,
     deadline_s: float = 10.0,
 ) -> Link:
-    """The best way from `writer` on `device` to the pool behind these regions. Waits 2 s at most
-    for each socket to answer. Later, a push gives up after `deadline_s` without any progress."""
+    """The best link from `writer` on `device` to the pool behind these regions. Waits at most 2 s for
+    each socket. Later, a push raises TransferError after `deadline_s` without progress. TransferError
+    if no transport works, with the reason for each. `wanted`: "auto", a value of --kv-transport or a
+    transport's name."""
     device = torch.device(device)
     offered = sorted(regions, key=lambda region: RANK.get(region.transport, len(RANK)))
     passed_over = []
@@ -94,11 +95,11 @@ def open_link(
             continue
         link.why = "; ".join(passed_over)
         if passed_over:
-            logger.warning("%s moves KV by %s, because: %s", writer, link.transport, link.why)
+            logger.warning("%s moves KV by %s; not used: %s", writer, link.transport, link.why)
         return link
     names = ", ".join(region.transport for region in offered) or "nothing"
     raise TransferError(
-        f"{writer} on {device} finds no way to the KV pool: wanted {wanted}, offered {names}"
+        f"{writer} on {device} cannot reach the KV pool: wanted {wanted}, offered {names}"
         + "".join(f"; {reason}" for reason in passed_over)
     )
 
@@ -106,16 +107,11 @@ def open_link(
 def _open(region: Region, layout: KVLayout, writer: Writer) -> Link:
     known = transport(region.transport)
     if known is None:
-        raise TransferError("this version does not know this transport")
+        raise TransferError("this version has no such transport")
     link: Link = _module(known).link(region, layout, writer)
     return link
 
 
 def _module(known: Transport) -> Any:
-    """Imported when it is first used: CUDA's and ZeroMQ's modules are heavy."""
+    """Imported at first use, so that a worker loads only the transports it needs."""
     return import_module(f"baton.transfer.{known.module}")
-
-
-def probe(link: Link) -> float:
-    """Measured GB/s, for the launch line; 0 where nothing has to be moved."""
-    return link.probe()

@@ -1,15 +1,15 @@
-"""Slabs: the memory of one KV pool, one tensor for each layer and one for the stamps.
+"""Slabs: the memory of one KV pool, one tensor per layer and one for the stamps.
 
-Shared CPU memory is one anonymous file (memfd: it has no name anywhere and is gone with the last
-process that maps it, however that process ends), laid out like this, every part on its own page:
+Shared CPU memory is one anonymous file (a memfd: it has no name in the file system and disappears
+with the last process that maps it, however that ends). Every part starts on a page of its own:
 
     | header: magic, token, layout, blocks | slab of layer 0 | slab of layer 1 | ... | stamps |
 
-The token is random; an opener compares it, so it cannot map something else by mistake. Where there
-is no memfd (macOS) the file lies in a private folder and is unlinked at close.
+The token is random. A process that opens the file compares it, so it cannot map another file by
+mistake. Without memfd (macOS) the file lies in a private folder and is unlinked at close.
 
-Pages are taken from the system when they are first written. A mapping ends when the last tensor
-over it dies, never before: nothing here unmaps under a living tensor.
+Pages are allocated when they are first written. A mapping lives until the last tensor over it is
+freed.
 """
 
 import contextlib
@@ -39,12 +39,10 @@ class SharedFile:
     path: str
     size: int
     token: bytes = field(repr=False)
-    named: bool = (
-        False  # the path is a real file, to be unlinked; else it is a /proc entry of this process
-    )
+    named: bool = False  # a file to unlink at close; otherwise a /proc entry of this process
 
     def close(self) -> None:
-        """Nobody can open it from now on; mappings live on."""
+        """No process can open it from now on; existing mappings stay valid."""
         os.close(self.fd)
         if self.named:
             Path(self.path).unlink(missing_ok=True)
@@ -52,7 +50,7 @@ class SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class CudaHandle:
-    """What another process needs to map one slab on a GPU: what _share_cuda_() gives, in order."""
+    """What another process needs to map one slab on a GPU: the results of _share_cuda_(), in order."""
 
     device: int
     handle: bytes
@@ -66,8 +64,8 @@ class CudaHandle:
 
 @dataclass(slots=True)
 class Slabs:
-    """A pool's memory: `tensors` are uint8 [slab bytes], each with a storage of its own; the last
-    one holds the stamps. `exported` is kept by cuda_ipc.py: a pool is exported once in its life."""
+    """A pool's memory: `tensors` are uint8 [slab bytes], each with its own storage; the last one
+    holds the stamps. `exported` belongs to cuda_ipc.py: a pool is exported once in its lifetime."""
 
     layout: KVLayout
     blocks: int
@@ -77,8 +75,8 @@ class Slabs:
     exported: list[CudaHandle] = field(default_factory=list)
 
     def close(self) -> None:
-        """Let go of the memory. It is freed when the last tensor over it is."""
-        for each in self.exported:  # see cuda_ipc.py: else the memory is never freed
+        """Release the memory. It is freed with the last tensor over it."""
+        for each in self.exported:  # or the memory is never freed, see cuda_ipc.py
             torch.UntypedStorage._release_ipc_counter_cuda(each.counter, each.counter_offset)
         self.exported = []
         self.tensors = ()
@@ -95,15 +93,16 @@ def allocate_slabs(
     shared: bool,
     folder: Path | None = None,
 ) -> Slabs:
-    """Memory for so many blocks, stamps zeroed. `shared`: so that a writer on this machine can map
-    it; `folder`, a private one, is needed for that where the system has no memfd."""
+    """Memory for `blocks` blocks, with the stamps zeroed. `shared`: writers on this machine can map
+    it; on a system without memfd that needs `folder`, a private one. Raises OutOfMemory,
+    TransferError for other devices than cpu and cuda, ValueError for less than one block."""
     device = torch.device(device)
     if blocks < 1:
         raise ValueError(f"a KV pool needs at least one block, got {blocks}")
     if device.type == "cpu" and shared:
         return _allocate_file(layout, blocks, folder)
     if device.type not in ("cpu", "cuda"):
-        raise TransferError(f"KV pools live on cpu or cuda, not on {device}")
+        raise TransferError(f"a KV pool must be on cpu or cuda, got {device}")
     sizes = layout.slab_bytes(blocks)
     try:
         tensors = tuple(torch.empty(size, dtype=torch.uint8, device=device) for size in sizes)
@@ -122,25 +121,25 @@ def allocate_slabs(
 def map_shared(
     path: str, size: int, token: bytes, layout: KVLayout, blocks: int
 ) -> list[torch.Tensor]:
-    """The slabs of another process's pool, mapped here. TransferError unless it is the very file
-    that was announced, of this user, and holds this layout."""
+    """Map another process's pool: uint8 [slab bytes], one per layer, then the stamps. TransferError
+    unless it is the announced file, belongs to this user and holds this layout."""
     try:
-        found = os.stat(path)  # before open: a stale /proc path may lead to anything by now
+        found = os.stat(path)  # before open: a stale /proc path may lead anywhere
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise TransferError("the exported pool is gone: its path leads to something else")
+            raise TransferError("the exported pool is gone: its path leads to another file")
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise TransferError(f"the exported pool cannot be opened: {error.strerror}") from error
     try:
         if os.fstat(fd).st_size != size or size != _file_bytes(layout, blocks):
-            raise TransferError("the exported pool has another size than announced")
+            raise TransferError("the exported pool does not have the announced size")
         memory = mmap.mmap(fd, size)
     except OSError as error:
         raise TransferError(f"the exported pool cannot be mapped: {error.strerror}") from error
     finally:
         os.close(fd)
     if memory[: len(_header(layout, blocks, token))] != _header(layout, blocks, token):
-        raise TransferError("the exported pool is not the one announced, or has another layout")
+        raise TransferError("the exported pool is not the announced one, or has another layout")
     return _carve(memory, layout, blocks)
 
 
@@ -157,14 +156,14 @@ def _allocate_file(layout: KVLayout, blocks: int, folder: Path | None) -> Slabs:
     file = SharedFile(fd, path, size, token, named)
     try:
         os.ftruncate(fd, size)
-        if not named:  # nobody can shrink it under a reader, who would die of SIGBUS
+        if not named:  # shrinking the file would kill its readers with SIGBUS
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         memory = mmap.mmap(fd, size)
     except OSError as error:
         file.close()
         raise OutOfMemory(
-            f"no shared memory for a KV pool of {size >> 20} MiB ({error.strerror}); "
+            f"cannot allocate {size >> 20} MiB of shared memory for a KV pool ({error.strerror}); "
             "take fewer blocks"
         ) from error
     header = _header(layout, blocks, token)
@@ -174,9 +173,9 @@ def _allocate_file(layout: KVLayout, blocks: int, folder: Path | None) -> Slabs:
 
 
 def private_folder(folder: Path | None) -> Path:
-    """The folder, if only this user can look into it."""
+    """The folder. TransferError unless it belongs to this user and has mode 0700."""
     if folder is None:
-        raise TransferError("this transport needs a run folder, and none is given")
+        raise TransferError("this transport needs a run folder, got none")
     found = os.stat(folder)
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise TransferError("the run folder must belong to this user and have mode 0700")
@@ -196,9 +195,9 @@ def _header(layout: KVLayout, blocks: int, token: bytes) -> bytes:
 
 
 def _carve(memory: mmap.mmap, layout: KVLayout, blocks: int) -> list[torch.Tensor]:
-    """A tensor over each part. Each keeps the mapping alive by itself, and has its own storage."""
+    """A tensor over each part. Each has its own storage and keeps the mapping alive."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
-        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer faults, where the system is set up for it
+        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer page faults, where the system allows it
     tensors, offset = [], PAGE
     for size in layout.slab_bytes(blocks):
         tensors.append(torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset))
@@ -207,7 +206,7 @@ def _carve(memory: mmap.mmap, layout: KVLayout, blocks: int) -> list[torch.Tenso
 
 
 def _refuse_expandable(tensor: torch.Tensor) -> None:
-    """CUDA IPC hands out whole cudaMalloc allocations; expandable segments are not such."""
+    """CUDA IPC shares whole cudaMalloc allocations, which expandable segments are not."""
     address = tensor.data_ptr()
     for segment in torch.cuda.memory_snapshot():
         inside = segment["address"] <= address < segment["address"] + segment["total_size"]

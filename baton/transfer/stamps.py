@@ -1,23 +1,66 @@
-"""Stamps and grants: what an owner knows of its blocks, the same for every transport."""
+"""How an owner decides that a grant is filled: stamps on blocks, a digest over the bytes, and the
+set of grants it expects.
+
+The digest is bound to the grant: sha256 over transport, worker, epoch, run, generation and blocks,
+then for each piece its label and the CRC-32 of its bytes. CRC-32 detects every error burst of up to
+32 bits and misses one damaged piece in four billion, at three times the speed of sha256. It guards
+against mistakes (late or lost writes, faulty links). CURVE and private folders guard against malice.
+"""
 
 import contextlib
+import hashlib
+import struct
+import zlib
 from collections.abc import Collection, Sequence
 
+import msgpack
 import torch
 
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
-from baton.transfer.pieces import digest_of_blocks
+
+
+class Digest:
+    """A running digest over the pieces of one fill."""
+
+    def __init__(self, grant: Grant, transport: str) -> None:
+        about = [transport, grant.worker, grant.epoch, grant.run, grant.generation]
+        self._hash = hashlib.sha256(msgpack.packb([*about, list(grant.blocks)]))
+
+    def add(self, label: bytes, *parts: torch.Tensor | memoryview | bytes) -> None:
+        """One piece: its label, and its bytes in any number of parts, contiguous and on the CPU."""
+        crc = 0
+        for part in parts:
+            data = part.numpy().data if isinstance(part, torch.Tensor) else part
+            crc = zlib.crc32(data, crc)
+        self._hash.update(struct.pack("<II", len(label), crc) + label)
+
+    @property
+    def value(self) -> bytes:
+        """16 bytes, over all pieces so far."""
+        return self._hash.digest()[:16]
+
+
+def pack_blocks(blocks: Sequence[int]) -> bytes:
+    """Block numbers as little-endian uint32."""
+    return struct.pack(f"<{len(blocks)}I", *blocks)
+
+
+def digest_of_blocks(grant: Grant, transport: str, blocks: Sequence[int]) -> bytes:
+    """The digest of a fill whose bytes are not hashed: it covers the block numbers alone."""
+    digest = Digest(grant, transport)
+    digest.add(pack_blocks(blocks))
+    return digest.value
 
 
 class Stamps:
-    """The last slab of a pool: under which generation each block was completely filled.
+    """The last slab of a pool: the generation under which each block was filled completely.
 
-    On CUDA everything here happens on a stream of its own and is done when the call returns, so
-    that a look at the stamps does not wait for the model's own queue of work. On a CPU it goes by
-    numpy: between two forwards an operation of torch takes 0.1 ms and more, for its code has been
-    driven from the caches, and a first token waits for both ends of a hand-over.
+    On CUDA all work runs on a stream of its own and is complete when the call returns, so reading
+    stamps does not wait for the model's queue. On the CPU it uses numpy: right after a forward a
+    torch operation takes 0.1 ms and more, because its code has been evicted from the caches, and
+    the time to first token includes both ends of a transfer.
     """
 
     def __init__(self, slab: torch.Tensor) -> None:
@@ -26,7 +69,7 @@ class Stamps:
         self._near = None if slab.is_cuda else self._stamps.numpy()  # the same memory
 
     def write(self, blocks: Sequence[int], generation: int) -> None:
-        """These blocks are filled; 0: they are not."""
+        """Mark these blocks as filled under `generation`; 0 marks them as not filled."""
         if self._near is not None:
             self._near[list(blocks)] = generation
             return
@@ -37,7 +80,7 @@ class Stamps:
             self._stream.synchronize()
 
     def filled(self, grant: Grant) -> list[int]:
-        """The grant's blocks that are stamped with its generation, in its order."""
+        """The grant's blocks that carry its generation, in the grant's order."""
         if self._near is not None:
             found = self._near[list(grant.blocks)].tolist()
         else:
@@ -53,7 +96,7 @@ class Stamps:
 
 
 def lacking(grant: Grant, filled: Collection[int], needed: Sequence[int] | None) -> bool:
-    """Is a block that must be filled (all of the grant's if None) not filled?"""
+    """Whether a required block is not filled. `needed` None: all blocks of the grant are required."""
     return not set(grant.blocks if needed is None else needed) <= set(filled)
 
 
@@ -65,7 +108,7 @@ def judge(
     transport: str,
     needed: Sequence[int] | None,
 ) -> str | None:
-    """What is wrong with a fill whose writer stamps by itself, or None."""
+    """The reason to reject a fill that its writer stamped, or None if it is good."""
     filled = stamps.filled(grant)
     if lacking(grant, filled, needed):
         return "unfilled"
@@ -73,7 +116,7 @@ def judge(
 
 
 class Expected:
-    """The grants of one epoch under which writes are welcome."""
+    """The grants of one epoch that may be written now."""
 
     def __init__(self, epoch: str, blocks: int) -> None:
         self.epoch = epoch
@@ -81,7 +124,7 @@ class Expected:
         self._grants: dict[int, Grant] = {}
 
     def add(self, grant: Grant) -> None:
-        """Refuses what the block table cannot have granted."""
+        """TransferError for a grant that this pool's block table cannot have issued."""
         if grant.epoch != self.epoch:
             raise TransferError(
                 f"{grant.run}: granted in epoch {grant.epoch}, the pool is exported in {self.epoch}"
@@ -95,6 +138,6 @@ class Expected:
         return self._grants.get(grant.generation) == grant
 
     def drop(self, grant: Grant) -> None:
-        """It is over."""
+        """Forget this grant; an unknown one is ignored."""
         if grant in self:
             del self._grants[grant.generation]

@@ -13,15 +13,13 @@ from baton.engine.attention import NAME, Kernel
 from baton.engine.batch import Batch
 from baton.engine.boot import boot
 from baton.engine.cuda.fp8 import dequantized, in_fp8, quantize
-from baton.engine.cuda.graphs import CudaGraphs, GraphRunner
+from baton.engine.cuda.graphs import CudaGraphs, GraphRunner, StaticAttention
 from baton.engine.cuda.select import fastest, on_cuda, trial, with_flashinfer, with_fp8
-from baton.engine.cuda.static import StaticAttention
 from baton.engine.device import FP8_CAPABILITY
 from baton.engine.loading import prepare
-from baton.engine.plain import in_torch
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner
-from baton.engine.selftest import compare
+from baton.engine.selftest import compare, in_torch
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from tests.torch.families import make_model

@@ -38,7 +38,7 @@ ROWS = (
 )  # fmt: skip
 
 TORCH_ZONE = (
-    "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow", "sampler.counters",
+    "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow",
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft", "decode_worker.process", "baton.local", "baton.models", "tools",

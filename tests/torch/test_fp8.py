@@ -18,8 +18,8 @@ from baton.engine.cuda.fp8 import (
 )
 from baton.engine.cuda.select import with_fp8
 from baton.engine.device import refuse_without_fp8
-from baton.engine.plain import in_torch
 from baton.engine.runner import Runner
+from baton.engine.selftest import in_torch
 from baton.errors import InputError, ModelError
 from baton.model_files import resolve_model
 from tests.torch.families import make_model

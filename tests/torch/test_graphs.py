@@ -19,9 +19,16 @@ from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch, pack
 from baton.engine.cuda import graphs
 from baton.engine.cuda.fp8 import in_fp8, quantize_linears
-from baton.engine.cuda.graphs import Again, Buffers, GraphRunner, Replay
+from baton.engine.cuda.graphs import (
+    CHEAP,
+    Again,
+    Buffers,
+    GraphRunner,
+    Replay,
+    StaticAttention,
+    static_groups,
+)
 from baton.engine.cuda.select import fastest, trial
-from baton.engine.cuda.static import CHEAP, StaticAttention, static_groups
 from baton.engine.errors import NotRecorded, Unsupported
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
@@ -127,7 +134,7 @@ def test_every_family_says_the_same_recorded(family: str) -> None:
 def test_how_many_keys_are_gathered_at_a_time_makes_no_difference(
     family: str, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.engine.cuda.static.GPU_KEYS", keys)
+    monkeypatch.setattr("baton.engine.cuda.graphs.GPU_KEYS", keys)
     one = Play(*plain(family), LENGTHS)
     two = Play(recorded(family), plain(family)[1], LENGTHS)
     for present in STEPS:
@@ -368,7 +375,7 @@ def test_every_query_sees_its_own_past_and_reads_nothing_else(
     buffers = Buffers(len(rows), 12, CPU)
     buffers.load(rows, size)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("baton.engine.cuda.static.GPU_KEYS", keys)
+        patch.setattr("baton.engine.cuda.graphs.GPU_KEYS", keys)
         groups = static_groups(buffers.batch, size, window)
     seen, read = {}, {}
     for group in groups:

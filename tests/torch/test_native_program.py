@@ -185,7 +185,7 @@ def test_what_cannot_be_compiled_says_so(family: str) -> None:
 
 def test_float16_runs_in_torch_and_says_why() -> None:
     boot_ = boot(resolve_model("demo"), device="cpu", dtype="float16", block_size=BLOCK)
-    assert boot_.runner.backend == "in torch, not compiled: there are no products in float16"
+    assert boot_.runner.backend == "in torch, not compiled: float16 has no native matrix product"
     pool = Pool.private(boot_.layout, 2, boot_.device)
     assert boot_.runner.run(pool, [Row([5, 6, 7], 0, [0], Logits.LAST)]).isfinite().all()
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baton.engine.cuda.graphs import Again, GraphRunner
-from baton.engine.cuda.static import StaticAttention
+from baton.engine.cuda.graphs import Again, GraphRunner, StaticAttention
 from baton.engine.loading import load_model
-from baton.engine.plain import in_torch
+from baton.engine.selftest import in_torch
 from baton.kv.region import Region
 from decode_worker.draft import DraftModel
 from decode_worker.speculation import Speculation

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampler.counters import uniforms
 from sampler.narrow import greedy, tied
 from sampler.params import SamplingParams
+from sampler.race import uniforms
 from sampler.sample import (
     SamplingBatch,
     draw,

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sampler.counters import splitmix64, uniforms
 from sampler.narrow import likeliest
 from sampler.params import SamplingParams
+from sampler.race import splitmix64, uniforms
 from sampler.sample import (
     SamplingBatch,
     draw,

@@ -124,7 +124,7 @@ def test_rows_that_ask_for_nothing_cost_nothing(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Tensor, "log_softmax", counted)
     monkeypatch.setattr(
-        logprobs, "largest", lambda *_: pytest.fail("nobody asks for the likeliest")
+        logprobs, "largest", lambda *_: pytest.fail("no row asks for the most likely tokens")
     )
     logits, ids = torch.randn(4, 30), torch.tensor([1, 2, 3, 4])
     assert report(logits, ids, [-1] * 4) == [None] * 4

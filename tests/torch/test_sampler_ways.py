@@ -50,7 +50,7 @@ def test_every_number_of_the_parameters_is_a_filter_or_known_to_be_none() -> Non
 def test_a_filter_says_what_it_does_in_the_narrow_way() -> None:
     with pytest.raises(TypeError, match="narrow"):
         Filter("min_p", off=0, keep=lambda scores, values, largest: scores)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="typical is no number of SamplingParams"):
+    with pytest.raises(ValueError, match="SamplingParams has no number typical"):
         Filter("typical", off=0, keep=lambda scores, *_: scores, narrow=Narrow.SAME)
 
 

@@ -92,7 +92,7 @@ def test_without_a_place_it_is_kept_in_memory_and_said(
     size = 1 << 60 if why == "no room" else 3
     with caplog.at_level(logging.WARNING):
         assert read(store.opened("k", maker(b"abc", []), size)) == b"abc"
-    assert "not kept" in caplog.text
+    assert "not stored" in caplog.text
     assert not home.is_dir() or not list(home.glob("*.program"))
 
 

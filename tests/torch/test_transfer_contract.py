@@ -22,14 +22,17 @@ from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Export, Link
-from baton.transfer.faulty import Fault, FaultyLink
+from baton.transfer.in_place import NAME as IN_PLACE
+from baton.transfer.in_place import InPlaceExport, InPlaceLink
 from baton.transfer.pieces import rows
 from baton.transfer.registry import CurveKeys, make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs
+from tests.torch.faulty import Fault, FaultyLink
 
 LAYOUT = KVLayout((LayerShape(2, 8, 8), LayerShape(1, 12, 4), LayerShape(2, 8, 8)), 4, "float32")
 BLOCKS = 24
-TRANSPORTS = ("shm", "frames", "frames_tcp", "pinned")
+TRANSPORTS = (IN_PLACE, "shm", "frames", "frames_tcp", "pinned")
+BETWEEN_PROCESSES = TRANSPORTS[1:]
 COPYING = ("frames", "frames_tcp", "pinned")
 PUBLIC, SECRET = zmq.curve_keypair()
 KEYS = CurveKeys(PUBLIC, SECRET)
@@ -52,6 +55,8 @@ class Owner:
         return grant
 
     def link(self) -> Link:
+        if self.export.region.transport == IN_PLACE:  # another process has no such link
+            return InPlaceLink(LAYOUT, self.slabs.tensors, epoch=self.epoch)
         return open_link([self.export.region], LAYOUT, device="cpu", writer="p0", keys=KEYS)
 
     def settle(
@@ -81,11 +86,12 @@ class Owner:
 
 def make_owner(transport: str, folder: Path) -> Owner:
     slabs = allocate_slabs(LAYOUT, BLOCKS, "cpu", shared=True)
+    if transport == IN_PLACE:
+        return Owner(slabs, InPlaceExport(slabs, epoch="epoch-1"))
     (export,) = make_exports(
         [transport], slabs, epoch="epoch-1", run_dir=folder, bind_host="127.0.0.2", keys=KEYS
     )
-    owner = Owner(slabs, export)
-    return owner
+    return Owner(slabs, export)
 
 
 @pytest.fixture
@@ -280,7 +286,7 @@ def test_grants_of_another_life_are_refused(owner: Owner) -> None:
     link, grant = owner.link(), replace(owner.grant(1, 2), epoch="epoch-0")
     with pytest.raises(TransferError, match="epoch"):
         owner.export.expect(grant)
-    with pytest.raises(TransferError, match="another life"):
+    with pytest.raises(TransferError, match="opened in epoch"):
         fill(link, grant, reference(1), blocks=[])
     link.close()
 
@@ -359,7 +365,7 @@ def accepted(owner: Owner, link: FaultyLink, grant: Grant) -> bool:
 
 
 def test_another_pool_is_not_opened_by_mistake(folder: Path) -> None:
-    for transport in TRANSPORTS:
+    for transport in BETWEEN_PROCESSES:
         owner = make_owner(transport, folder)
         region = owner.export.region
         owner.close()
@@ -422,7 +428,7 @@ sys.stdin.read()
 
 def test_a_writer_killed_half_way_leaves_the_owner_well(folder: Path) -> None:
     shm = sorted(os.listdir("/dev/shm"))
-    owners = [make_owner(transport, folder) for transport in TRANSPORTS]
+    owners = [make_owner(transport, folder) for transport in BETWEEN_PROCESSES]
     grants = [owner.grant(1, 2, 3) for owner in owners]
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER],

@@ -19,9 +19,9 @@ from baton.engine.boot import boot
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.device import DTYPES
 from baton.engine.loading import load_model
-from baton.engine.plain import in_torch
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward
+from baton.engine.selftest import in_torch
 from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles, resolve_model

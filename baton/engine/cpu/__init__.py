@@ -1,1 +1,1 @@
-"""Accelerations, each beside a slow sibling that it is tested against."""
+"""Faster forwards on a CPU, each tested against a slower reference."""

@@ -1,5 +1,5 @@
-"""Assembling a laid-out forward into a program's file: stages, operations, constants, and weights in
-the order in which the kernels read them. The file is mapped as it is; nothing in it is executed."""
+"""Assembles a planned forward into a program's file: stages, operations, constants, and weights in the
+order in which the kernels read them. The file is mapped as data; nothing in it is executed."""
 
 import ctypes
 import json
@@ -12,8 +12,7 @@ from baton.engine.attention import AttentionParams
 from baton.engine.cpu import structures as native
 from baton.engine.cpu.layout import MemoryPlan, Merged, RowWork, Step
 from baton.engine.cpu.program import checksum
-from baton.engine.cpu.values import Base, Space, Value
-from baton.engine.cpu.work import At, Attend, Micro
+from baton.engine.cpu.values import At, Attend, Base, Micro, Space, Value
 from baton.engine.errors import CompileError
 from baton.kv.layout import KVLayout
 
@@ -31,7 +30,8 @@ def assemble(
     threads: int,
     info: dict[str, object],
 ) -> None:
-    """Write the program to `file`. CompileError if the KV cache is of a kind the kernels do not know."""
+    """Write the program to `file`. CompileError if the kernels do not support the KV cache's dtype.
+    `threads`: how many pack the weights; `info`: JSON that the program carries along."""
     assembler = _Assembler(file, library, plan, weights, threads)
     stages = [stage for step in plan.steps for stage in assembler.stages(step)]
     layers = [assembler.layer(i, each, layout) for i, each in enumerate(layer_params)]
@@ -69,9 +69,7 @@ class _Assembler:
         self.ops: list[native.Op] = []
         self.buffers: list[native.BufferSpec] = []
         self.weights: list[native.Weight] = []
-        self.tables: list[
-            native.Table
-        ] = []  # every constant of row work: fp32, embeddings as they are
+        self.tables: list[native.Table] = []  # constants of row work: fp32, bf16 embeddings as is
         self._file = file
         self._library = library
         self._plan = plan
@@ -82,15 +80,16 @@ class _Assembler:
         self._end = ctypes.sizeof(native.Spec)
 
     def append(self, data: bytes | torch.Tensor | None) -> int:
-        """Where it begins: at a page's border if it is large, else at a vector's."""
+        """Write and return the offset, aligned to a page if the data is large, else to 64 bytes."""
         if data is None:
             return 0
-        if isinstance(data, torch.Tensor):
-            raw: memoryview | bytes = data.contiguous().flatten().view(torch.uint8).numpy().data
-        else:
-            raw = data
-        border = PAGE if len(raw) >= PAGE else 64
-        start = -(-self._end // border) * border
+        raw: memoryview | bytes = (
+            data.contiguous().flatten().view(torch.uint8).numpy().data
+            if isinstance(data, torch.Tensor)
+            else data
+        )
+        alignment = PAGE if len(raw) >= PAGE else 64
+        start = -(-self._end // alignment) * alignment
         self._file.seek(start)
         self._file.write(raw)
         self._end = start + len(raw)
@@ -152,7 +151,7 @@ class _Assembler:
             width, start = root.width, 0
             if root.kind == "arena":
                 width, start = -(-width // 16) * 16, self._plan.starts[root]
-            elif kind != "logits":  # an input: behind the others
+            elif kind != "logits":  # an input: after the computed values
                 start = self._plan.floats[root.space]
                 self._plan.floats[root.space] += 1
             self._numbers[root] = len(self.buffers)
@@ -211,6 +210,6 @@ class _Assembler:
 
 
 def _aligned(size: int) -> torch.Tensor:
-    """Bytes that begin at a multiple of 64."""
+    """uint8 [size], aligned to 64 bytes."""
     memory = torch.empty(size + 64, dtype=torch.uint8)
     return memory[-memory.data_ptr() % 64 :][:size]

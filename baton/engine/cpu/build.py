@@ -1,11 +1,11 @@
-"""Native code, compiled for this CPU when it is first needed and kept for the next time.
+"""Compiles native code for this CPU at first use and caches the library.
 
     $XDG_CACHE_HOME or ~/.cache / baton / native / <name>-<hash>.so
 
-The hash covers sources, headers, flags, the compiler and the CPU, so nothing stale is ever loaded.
-CXX may name a compiler with flags; one that names a target, as in CXX="g++ -march=x86-64-v3", replaces
-this CPU's own. No header needs more than the target has: what it has is asked when it is compiled.
-Processes that start together build once: one compiles, the others wait for it.
+The hash covers sources, headers, flags, the compiler and the CPU, so a stale library is never loaded.
+CXX may contain flags; a target among them, as in CXX="g++ -march=x86-64-v3", replaces this CPU's. The
+headers detect the target's features at compile time. If several processes start together, one
+compiles and the others wait.
 """
 
 import ctypes
@@ -24,19 +24,19 @@ from baton.errors import BatonError
 NATIVE = Path(__file__).parent / "native"
 COMPILERS = ("c++", "g++", "clang++")
 CONTRACT = "-ffp-contract=fast"
-"""a * b + c is one fused operation where the CPU has it. g++ does so by default, but clang++ only within
-an expression: results to the bit are promised, so no compiler's default decides."""
+"""a * b + c becomes one fused operation if the CPU has it. By default g++ does so everywhere, but clang++
+only within an expression. The flag is explicit because results must have the same bits."""
 QUIET = "-Wno-psabi"
-"""g++ warns of vectors wider than the target's registers. None crosses a library's border here, and the
-warnings would take the lines in which an error is shown."""
+"""g++ warns about vectors wider than the target's registers. None crosses a library boundary here, and
+the warnings would push the error out of SHOWN_LINES."""
 FLAGS = ("-std=c++20", "-O3", CONTRACT, QUIET, "-shared", "-fPIC", "-pthread")
 TARGET_FLAGS = ("-march=", "-mcpu=")
 BUILD_TIMEOUT_S = 600  # a loaded machine may take minutes
-SHOWN_LINES = 5  # of a compiler's complaint
+SHOWN_LINES = 5  # of the compiler's output in an error message
 
 
 class NoNative(BatonError):
-    """There is no native code to be had; whoever asked takes its slow sibling and says so once."""
+    """Native code is not available; the caller falls back to torch and logs it once."""
 
 
 class NoCompiler(NoNative):
@@ -44,13 +44,13 @@ class NoCompiler(NoNative):
 
 
 class BuildFailed(NoNative):
-    """The compiler does not run or does not take our sources, or what it made cannot be loaded."""
+    """The compiler does not run or fails, or its library cannot be loaded."""
 
 
 def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
-    """The library made of these files of native/. Raises NoCompiler or BuildFailed."""
+    """The library built from these files of native/. Raises NoCompiler or BuildFailed."""
     if os.environ.get("BATON_NATIVE") == "0":
-        raise NoCompiler("native code is switched off: unset BATON_NATIVE to have it")
+        raise NoCompiler("native code is switched off: unset BATON_NATIVE to use it")
     compiler = find_compiler()
     command = [*compiler, *FLAGS, *_target(compiler), *(str(NATIVE / each) for each in sources)]
     key = _key(sources, [*command, _run([*compiler, "--version"]), _cpu()])
@@ -66,13 +66,13 @@ def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise BuildFailed(
-            f"native code cannot be kept or loaded: {error}; set XDG_CACHE_HOME to a folder of "
-            "your own where programs may run"
+            f"native code cannot be stored or loaded: {error}; set XDG_CACHE_HOME to a folder of "
+            "your own that allows execution"
         ) from error
 
 
 def find_compiler() -> list[str]:
-    """The command CXX names, else the first of COMPILERS on the PATH."""
+    """The command in CXX, otherwise the first of COMPILERS on the PATH. Raises NoCompiler."""
     wanted = shlex.split(os.environ.get("CXX", ""))
     for name in [wanted[0]] if wanted else COMPILERS:
         if path := shutil.which(name):
@@ -89,43 +89,46 @@ def _key(sources: Sequence[str], facts: Sequence[str]) -> str:
 
 
 def cache_folder(name: str) -> Path:
-    """Only its owner can write there: what lies in it is run, or mapped and believed."""
+    """A cache folder that only its owner can write to, because its files are executed or mapped.
+    PermissionError if others can write to it."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache) / "baton" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder} can be written by others")
+        raise PermissionError(f"{folder} is writable by other users")
     return folder
 
 
 def _run(command: Sequence[str]) -> str:
-    """What the command prints; BuildFailed with the beginning of its complaint."""
+    """The command's output. BuildFailed with the first lines of its errors."""
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildFailed(f"{command[0]} does not run: {error}; set CXX to another") from error
-    if ran.returncode:
-        complaint = "\n".join((ran.stderr or ran.stdout).strip().splitlines()[:SHOWN_LINES])
         raise BuildFailed(
-            f"{command[0]} failed ({ran.returncode}): {complaint or 'it says nothing'}; "
+            f"{command[0]} does not run: {error}; set CXX to another compiler"
+        ) from error
+    if ran.returncode:
+        output = "\n".join((ran.stderr or ran.stdout).strip().splitlines()[:SHOWN_LINES])
+        raise BuildFailed(
+            f"{command[0]} failed ({ran.returncode}): {output or 'no output'}; "
             "set CXX to another compiler (g++ from 12 or clang++ from 15)"
         )
     return ran.stdout
 
 
 def _target(compiler: Sequence[str]) -> list[str]:
-    """This CPU, unless CXX names a target."""
+    """The flag that targets this CPU, unless CXX names a target."""
     if any(word.startswith(TARGET_FLAGS) for word in compiler):
         return []
     return ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
 
 
 def _cpu() -> str:
-    """What -march=native depends on: a home folder may be shared by unlike machines."""
+    """What -march=native depends on. Machines with different CPUs may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    told = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+    fields = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(fields)}))

@@ -1,8 +1,8 @@
-"""Capture: a transformers model's forward, traced once into a flat graph of aten operations.
+"""Capture: traces a transformers model's forward once, into a flat graph of aten operations.
 
-The model's own code runs over tensors without data (fake tensors), with our attention in place of
-its own. Every size that stands for the number of tokens is a prime that no weight has, so that
-lower.py can tell it from the model's own dimensions.
+The model's code runs over fake tensors (without data), with baton's attention in place of its own.
+The sizes that stand for numbers of tokens are primes that no weight has, so lower.py can tell them
+from the model's dimensions.
 """
 
 import logging
@@ -19,7 +19,7 @@ from baton.engine.attention import AttentionParams
 from baton.engine.errors import CompileError
 
 TOKENS, LOGIT_ROWS = 10007, 10009
-"""Tokens of the traced forward, and how many of them need logits."""
+"""The number of tokens in the traced forward, and how many of them need logits."""
 
 _library = torch.library.Library("baton", "DEF")
 _library.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
@@ -36,15 +36,15 @@ _library.impl("attend", _attended, "Meta")
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """One forward: input_ids, position_ids, logit_rows -> logits, fp32 or not."""
+    """One forward: input_ids, position_ids, logit_rows -> logits, in any float dtype."""
 
     graph: Graph
     constants: dict[str, torch.Tensor]  # the graph's get_attr targets: weights, buffers
-    layer_params: tuple[AttentionParams, ...]  # of each attention layer, in order
+    layer_params: tuple[AttentionParams, ...]  # one per attention layer, in order
 
 
 class _Attention:
-    """A AttentionContext (see attention.py) that leaves one operation in the graph per layer."""
+    """An AttentionContext (see attention.py) that puts one operation per layer into the graph."""
 
     def __init__(self) -> None:
         self.layer_params: list[AttentionParams] = []
@@ -61,7 +61,8 @@ class _Attention:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch logs a stack trace for an operation it cannot fake; we say it in one line."""
+    """Silences the stack trace that torch logs for an operation it cannot trace: the CompileError says
+    it in one line."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     logger.disabled, before = True, logger.disabled
     try:
@@ -71,7 +72,8 @@ def _quiet() -> Iterator[None]:
 
 
 def capture(model: PreTrainedModel) -> Captured:
-    """Trace one forward of any batch. CompileError if its code depends on the values it computes."""
+    """Trace a forward that holds for any batch. CompileError if the model's control flow depends on
+    computed values."""
     attention = _Attention()
 
     def forward(

@@ -1,4 +1,4 @@
-"""Compiling a model: traced, lowered, packed, and proved against transformers before it is used."""
+"""The compiler pipeline: capture, lower, plan memory, assemble, and test against transformers."""
 
 import ctypes
 from typing import BinaryIO
@@ -6,7 +6,7 @@ from typing import BinaryIO
 import torch
 from transformers import PreTrainedModel
 
-from baton.engine.cpu import operations, views  # noqa: F401  how operations are lowered
+from baton.engine.cpu import operations, views  # noqa: F401  registers the handlers
 from baton.engine.cpu.assemble import assemble
 from baton.engine.cpu.capture import capture
 from baton.engine.cpu.forward import NativeRunner
@@ -26,7 +26,8 @@ def compile_model(
     layout: KVLayout,
     weights: torch.dtype,
 ) -> None:
-    """The model's program into `file`. CompileError if it cannot be one, or is not right."""
+    """Write the model's program to `file`. CompileError if the model cannot be compiled, or the
+    program fails the self-test. `weights`: the dtype of the packed weights, a key of WEIGHTS."""
     captured = capture(model)
     assemble(
         file,

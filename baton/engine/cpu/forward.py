@@ -1,4 +1,4 @@
-"""NativeRunner: a Runner (see engine/runner.py) whose forward is one call of native code."""
+"""The Forward (engine/runner.py) of a compiled program: one call of native code."""
 
 import time
 from array import array
@@ -15,8 +15,8 @@ from baton.kv.row import Row
 
 
 class NativeRunner:
-    """Holds packed weights, no sequence's state. Results are the same bits whatever else is in the
-    batch, and however many threads there are."""
+    """Holds packed weights and no state of sequences. A row's results have the same bits whatever the
+    rest of the batch and the number of threads."""
 
     device = torch.device("cpu")
     backend = "compiled for this CPU"
@@ -24,31 +24,30 @@ class NativeRunner:
     def __init__(self, program: native.Program) -> None:
         self._program = program
         self._arena, self._logits = torch.empty(0), torch.empty(0, program.vocabulary)
-        self._capacity, self._places = (0, 0), (0, 0)  # their lengths, and where they begin
+        self._capacity, self._places = (0, 0), (0, 0)  # their lengths and addresses
         self._last_layer = program.writes[-1]
 
     @property
     def weight_bytes(self) -> int:
-        """What the mapped program takes: all weights, and the little beside them."""
+        """The size of the mapped program, nearly all of it weights."""
         return self._program.bytes
 
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
-        """As Runner.run: fp32 logits [n, vocabulary], in memory that the next run uses again (new
-        pages every step would cost as much as sampling from them)."""
+        """See Forward: fp32 logits [n, vocabulary]. The next run reuses their memory, because new pages
+        for each step would cost as much as sampling."""
         args = self._args(pool, rows)
         self._go(args, self._program.stages, after_layer)
         return self._logits[: args.logit_count]
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
-        """As Runner.fill. It ends with the last layer's keys and values: what follows them would
-        only serve logits."""
+        """See Forward. Stops after the last layer's keys and values."""
         self._go(self._args(pool, rows), self._last_layer, after_layer)
 
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
-        """As Runner.greedy, in the same call: each thread looks through the logits that it has just
-        computed. torch's own threads would have to be woken for it."""
+        """See Forward. Each thread takes the argmax of the logits that it has just computed, which
+        saves waking torch's threads."""
         args = self._args(pool, rows)
         found = array("q", bytes(8 * args.logit_count))
         args.argmax = found.buffer_info()[0]
@@ -56,7 +55,7 @@ class NativeRunner:
         return [None if each < 0 else each for each in found]
 
     def timed(self, pool: Pool, rows: Sequence[Row]) -> list[tuple[native.StageInfo, float]]:
-        """As run, stage by stage: each and its seconds. For benchmarks."""
+        """Run stage by stage and return each with its seconds. For benchmarks."""
         args = self._args(pool, rows)
         found = []
         for number, stage in enumerate(self._program.steps):
@@ -77,8 +76,8 @@ class NativeRunner:
             self._program.run(args, done, end, threads)
 
     def _args(self, pool: Pool, rows: Sequence[Row]) -> ForwardArgs:
-        """A batch of pointers. No tensor is touched, if there is room: after a step's weights have
-        gone through the caches each operation of torch takes tens of microseconds."""
+        """The arguments of a forward, as pointers. Avoids tensors where it can: once a step's weights
+        have displaced the caches, each torch operation takes tens of microseconds."""
         batch = pack_lists(rows, pool.layout.block_size)
         tokens, logit_count = len(batch.input_ids), len(batch.logit_rows)
         self._reserve(
@@ -103,11 +102,11 @@ class NativeRunner:
             ),
             *(keys, values, *self._places, None),
         )
-        args.kept = (pool, longs, ints)  # what the pointers point to
+        args.kept = (pool, longs, ints)  # keeps the memory behind the pointers alive
         return args
 
     def _reserve(self, floats: int, logit_count: int) -> None:
-        """Memory for the values of a forward, and for its logits."""
+        """Grow the memory for the values of a forward, in floats, and for its logits."""
         if floats > self._capacity[0]:
             self._arena = torch.empty(floats)
         if logit_count > self._capacity[1]:

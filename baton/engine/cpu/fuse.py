@@ -1,9 +1,9 @@
-"""Fusing row work: several operations that models spell out become one pass over the numbers.
+"""Fusion of row work: patterns of operations that become one pass over the numbers.
 
     x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))   ->  gelu_tanh(x)
     silu(x) y,  gelu(x) y,  gelu_tanh(x) y          ->  silu_mul(x, y), ...
 
-The results differ from the spelled-out ones in rounding only; the self-test sees them.
+The results differ in rounding only. The self-test covers them.
 """
 
 from collections import Counter
@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import isclose, pi, sqrt
 
-from baton.engine.cpu.values import Base
-from baton.engine.cpu.work import At, Micro
+from baton.engine.cpu.values import At, Base, Micro
 
 GATED = {"silu": "silu_mul", "gelu": "gelu_mul", "gelu_tanh": "gelu_tanh_mul"}
 
@@ -34,14 +33,14 @@ class _Work:
         self.micros = list(micros)
 
     def replace(self, old: Micro, found: tuple[Micro, list[Micro]] | None) -> None:
-        """Put the fused operation where the last of those it stands for was."""
+        """Put the fused operation in the place of the last one it replaces."""
         if found is not None:
             fused, eaten = found
             self.micros[self.micros.index(old)] = fused
             self.micros = [each for each in self.micros if each not in eaten]
 
     def maker(self, at: At | None, like: Micro) -> Micro | None:
-        """Who makes exactly this operand, in the same loops, for nobody else."""
+        """The operation that computes exactly this operand in the same loops, if it has no other user."""
         if at is None or not isinstance(at.where, Base):
             return None
         base = at.where
@@ -69,7 +68,7 @@ class _Work:
         return None
 
     def gelu(self, product: Micro) -> tuple[Micro, list[Micro]] | None:
-        """Backwards from half * (tanh(...) + 1)."""
+        """The pattern, backwards from half * (tanh(...) + 1)."""
         for first, second in ((product.a, product.b), (product.b, product.a)):
             half = self.maker(first, product)
             chain = [self.maker(second, product)]
@@ -101,6 +100,6 @@ class _Work:
 
 
 def _walks(at: At, like: Micro) -> tuple[int, int, int]:
-    """How it is walked through: strides of loops that turn once do not matter."""
+    """Offset and strides of an operand; strides of loops with one iteration count as 0."""
     outer = at.outer_stride if like.outer > 1 else 0
     return at.offset, outer, at.inner_stride if like.inner > 1 else 0

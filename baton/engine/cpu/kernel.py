@@ -1,7 +1,7 @@
 """Attention in C++ (native/attention.h) for models whose other layers run in torch on a CPU.
 
-The fast sibling of gather.py. What a query gets does not depend, to the bit, on its neighbours in
-the batch, on how its sequence is cut into chunks, nor on the number of threads.
+A faster replacement for gather.py. A query's result has the same bits whatever the rest of the batch,
+the chunks of its prompt and the number of threads.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ CACHE_TYPES = {torch.float32: CACHES["float32"], torch.bfloat16: CACHES["bfloat1
 
 @cache
 def library() -> ctypes.CDLL:
-    """Built at the first call. Raises NoNative or CompileError."""
+    """The native library, built at the first call. Raises NoNative or CompileError."""
     found = check_abi(build(["kernel.cpp"], "kernel"), ATTENTION)
     row = (ctypes.c_void_p, ctypes.c_long)  # a matrix of floats and its stride
     found.baton_attend.argtypes = (ctypes.c_void_p, ctypes.c_void_p, *row, *row, ctypes.c_int)
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def cpu_attention() -> PlanKernel:
-    """NativeAttention where it can be built, else its slow sibling, and one line in the log."""
+    """NativeAttention if it can be built, otherwise GatherAttention and one line in the log."""
     try:
         library()
     except (NoNative, CompileError) as why:
@@ -63,7 +63,8 @@ def describe_batch(batch: Batch[torch.Tensor], block_size: int) -> AttentionBatc
 def describe_layer(
     pool: Pool, layer: int, heads: int, params: AttentionParams, sinks: torch.Tensor | None
 ) -> AttentionLayer:
-    """One layer for C++. `sinks` are those of `params`, fp32 and contiguous, and must outlive it."""
+    """One layer for C++. `sinks`: those of `params`, fp32 [heads] and contiguous; they must outlive the
+    result."""
     keys, values = pool.keys[layer], pool.values[layer]
     return AttentionLayer(
         type=CACHE_TYPES[keys.dtype],
@@ -81,7 +82,7 @@ def describe_layer(
 
 
 class NativeAttention:
-    """The kernel of one forward. Pools in half precision other than bf16 go to the slow sibling."""
+    """The kernel of one forward. Pools that are not fp32 or bf16 on a CPU use GatherAttention."""
 
     def __init__(
         self, batch: Batch[torch.Tensor], block_size: int, threads: int | None = None
@@ -108,5 +109,7 @@ class NativeAttention:
             self.threads,
         )
         if failed:
-            raise MemoryError(f"no memory for the attention scratch of {self.threads} threads")
+            raise MemoryError(
+                f"cannot allocate attention scratch memory for {self.threads} threads"
+            )
         return output.to(query.dtype)

@@ -1,8 +1,8 @@
-"""Plans the memory of a lowered forward: which values share space, which products are merged.
+"""Plans the memory of a lowered forward: which values share space, and which products are merged.
 
-Values live from the level that makes them to the last that uses them; those that never leave their
-level stay in a thread's scratch. Products of the same rows (query, key and value; gate and up)
-become one, with their weights side by side.
+A value lives from the level that computes it to the last level that reads it. Values that are used
+in one level only stay in a thread's scratch memory. Products of the same rows (query, key and value;
+gate and up) become one product with concatenated weights.
 """
 
 from collections.abc import Iterable
@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 import torch
 
 from baton.engine.cpu.fuse import fuse
-from baton.engine.cpu.values import Base, Space, Value
-from baton.engine.cpu.work import At, Attend, Level, Lowered, Micro
+from baton.engine.cpu.values import At, Attend, Base, Level, Lowered, Micro, Space, Value
 
-GRAIN = 16  # floats: rows begin at a vector's border
+GRAIN = 16  # floats: rows are aligned to vectors
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """One product: rows @ [the weights, side by side] + biases."""
+    """Products of the same rows as one: rows @ [concatenated weights] + biases."""
 
     rows: Value
     weights: tuple[torch.Tensor, ...]  # [K, N_i]
@@ -29,7 +28,7 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class RowWork:
-    """Row-local operations, and the floats of scratch they need."""
+    """Row-local operations over the rows of one space."""
 
     space: Space
     micros: tuple[Micro, ...]
@@ -50,7 +49,7 @@ class MemoryPlan:
 
 
 def lay_out(lowered: Lowered) -> MemoryPlan:
-    """Steps and places of everything."""
+    """The steps of the forward, and the offset of every value."""
     plan = MemoryPlan()
     lowered.logits.base.kind = "logits"
     lowered.logits.base.last_use = len(lowered.levels)
@@ -73,7 +72,8 @@ def lay_out(lowered: Lowered) -> MemoryPlan:
 
 
 def pack_spans(wanted: Iterable[tuple[Base, int, int]]) -> tuple[dict[Base, int], int]:
-    """First fit: values whose spans (first to last, both included) meet do not share space."""
+    """First-fit allocation of (base, first, last): bases whose inclusive spans overlap do not share
+    space. Returns offsets and the total, in floats."""
     places: dict[Base, int] = {}
     taken: list[tuple[int, int, int, int]] = []  # begin, end, first, last
     for base, first, last in sorted(wanted, key=lambda each: (each[1], -each[0].width)):
@@ -118,7 +118,7 @@ def _root(at: At) -> Base:
 
 
 def _place_scratch(work: RowWork, plan: MemoryPlan) -> None:
-    """Values that only this step knows, by the operations that make and use them."""
+    """Offsets in scratch memory of the values that only this step uses."""
     spans: dict[Base, tuple[int, int]] = {}
     for i, micro in enumerate(work.micros):
         for at in (micro.to, micro.a, micro.b, micro.c):

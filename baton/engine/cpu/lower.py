@@ -1,8 +1,8 @@
-"""Lowering: a captured graph to stages of row work, matrix products and attention.
+"""Lowering: from a captured graph to levels of row work, matrix products and attention.
 
-Each aten operation is one of: a view (free), row-local arithmetic (micro-operations of rows.h), a
-matrix product with a constant, attention. Anything else is refused, and the model runs in torch.
-Memory is planned later, in layout.py.
+Each aten operation is a view (free), row-local arithmetic (micro-operations of rows.h), a matrix
+product with a constant, or attention. Any other operation raises CompileError, and the model runs in
+torch. layout.py plans the memory afterwards.
 
 After the last attention only the rows that need logits are computed, wherever the model's own code
 selects them: rows are independent after this point.
@@ -15,17 +15,29 @@ import torch
 from torch.fx import Node
 
 from baton.engine.cpu.capture import LOGIT_ROWS, TOKENS, Captured
-from baton.engine.cpu.values import Base, Space, Value, dense, loops, split_rows
-from baton.engine.cpu.work import At, Constant, Level, Lowered, Micro
+from baton.engine.cpu.values import (
+    At,
+    Base,
+    Constant,
+    Level,
+    Lowered,
+    Micro,
+    Space,
+    Value,
+    dense,
+    loops,
+    new_value,
+    split_rows,
+)
 from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
 Operand = Value | Constant
-MOST_ROUNDS = 256  # of an unrolled loop: beyond that, row work is slower than torch
+MOST_ROUNDS = 256  # of an unrolled loop; with more, row work is slower than torch
 
 
 def lower(captured: Captured) -> Lowered:
-    """All stages of the forward. CompileError if there is no lowering for an operation."""
+    """All levels of the forward. CompileError if an operation has no lowering."""
     lowering = Lowering(captured)
     for node in captured.graph.nodes:
         lowering.take(node)
@@ -34,7 +46,7 @@ def lower(captured: Captured) -> Lowered:
 
 
 class Lowering:
-    """Follows the graph node by node."""
+    """Lowers the graph node by node."""
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
@@ -82,7 +94,7 @@ class Lowering:
         return given
 
     def _now(self, known: Any) -> Any:
-        """The value where this node needs it: after the last attention, of the logits rows alone."""
+        """The value in the rows that this node needs: after the last attention, the logits rows only."""
         if isinstance(known, list):
             return [self._now(each) for each in known]
         if not self.late or not isinstance(known, Value) or known.base.space == Space.LOGIT_ROWS:
@@ -99,7 +111,7 @@ class Lowering:
         return self.levels[number]
 
     def row_level(self, *inputs: Operand) -> int:
-        """The first even level at which all of these are computed."""
+        """The first even level at which all inputs are available."""
         found = [each.base.level for each in inputs if isinstance(each, Value)]
         return max(level + level % 2 for level in found)
 
@@ -112,11 +124,7 @@ class Lowering:
     def fresh(self, node: Node, level: int) -> Value:
         """A new value of the node's shape."""
         space, axis, shape = split_rows(shape_of(node))
-        space = Space.LOGIT_ROWS if self.late else space
-        size = 1
-        for each in shape:
-            size *= each
-        return Value(Base(space, size, level), 0, shape, dense(shape), axis)
+        return new_value(Space.LOGIT_ROWS if self.late else space, shape, axis, level)
 
     def emit(
         self,
@@ -127,8 +135,8 @@ class Lowering:
         x: float = 0.0,
         y: float = 0.0,
     ) -> None:
-        """One element-wise micro-operation into `to` (several, if it takes more than two loops).
-        Operands come with their strides over to's shape."""
+        """One element-wise micro-operation into `to`, or several if it takes more than two loops.
+        Each operand has its strides over the shape of `to`. CompileError beyond MOST_ROUNDS."""
         strides = [to.strides, *(each[1] for each in operands)]
         rounds, (outer, inner), steps = loops(to.shape, *strides)
         if len(rounds) > MOST_ROUNDS:
@@ -159,7 +167,7 @@ class Lowering:
         return to
 
     def _moved(self, value: Value) -> Value:
-        """The same numbers, contiguous from the beginning of a base of their own."""
+        """The same numbers, contiguous at the start of a base of their own."""
         if (
             value.contiguous
             and value.offset == 0
@@ -168,25 +176,18 @@ class Lowering:
         ):
             return value
         level = self.row_level(value)
-        to = Value(
-            Base(value.base.space, value.size, level),
-            0,
-            value.shape,
-            dense(value.shape),
-            value.axis,
-        )
+        to = new_value(value.base.space, value.shape, value.axis, level)
         self.emit(level, "copy", to, (value, value.strides))
         return to
 
     def gathered(self, value: Value) -> Value:
-        """The value's logits rows. They may be among another thread's rows, so a barrier comes first."""
+        """The value's logits rows. Another thread may compute them, so a barrier comes first."""
         value = self.together(value)
         level = value.base.level + 2 - value.base.level % 2
-        base = Base(Space.LOGIT_ROWS, value.size, level)
-        to = Value(base, 0, value.shape, dense(value.shape), value.axis)
+        to = new_value(Space.LOGIT_ROWS, value.shape, value.axis, level)
         source = At(value.base, value.offset, 0, 1, gathered=True)
         self.level(level).rows[Space.LOGIT_ROWS].append(
-            Micro("copy", 1, value.size, At(base, 0, 0, 1), source)
+            Micro("copy", 1, value.size, At(to.base, 0, 0, 1), source)
         )
         self.use(value, level)
         self.use(to, level)
@@ -205,7 +206,7 @@ def _constant(args: Sequence[Any]) -> bool:
 
 def _rowless(result: Any) -> Any:
     if isinstance(result, torch.Tensor) and {TOKENS, LOGIT_ROWS} & set(result.shape):
-        raise CompileError("it counts the tokens of a forward")
+        raise CompileError("it computes with the number of tokens")
     return result
 
 
@@ -218,13 +219,13 @@ def _start(value: Operand) -> int:
 
 
 def _broadcast(operand: Operand, to: Value, rank: int) -> tuple[int, ...]:
-    """The operand's strides over `to`'s dimensions, 0 where it is repeated. Dimensions are matched
-    from the last, the row dimension (at to.axis) among them."""
+    """The operand's strides over the dimensions of `to`, 0 where it is repeated. Dimensions, the row
+    dimension included, are aligned from the last."""
     if isinstance(operand, Value):
         shape, strides = operand.shape, operand.strides
         axis = operand.axis + rank - (len(shape) + 1)
         if axis != to.axis or operand.base.space != to.base.space:
-            raise CompileError("rows of one tensor meet other rows of another")
+            raise CompileError("it combines different rows of two tensors")
         full = [*shape[: operand.axis], 1, *shape[operand.axis :]]
         steps = [*strides[: operand.axis], 0, *strides[operand.axis :]]
     else:
@@ -235,7 +236,7 @@ def _broadcast(operand: Operand, to: Value, rank: int) -> tuple[int, ...]:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Of the node's traced result."""
+    """The shape of the node's traced result."""
     return tuple(int(size) for size in node.meta["val"].shape)
 
 
@@ -244,7 +245,7 @@ OPERATIONS: dict[Any, Handler] = {}
 
 
 def operation(*targets: Any) -> Callable[[Handler], Handler]:
-    """Registers how these aten operations are lowered (see operations.py)."""
+    """Registers the handler of these aten operations (see operations.py and views.py)."""
 
     def register(handler: Handler) -> Handler:
         for target in targets:

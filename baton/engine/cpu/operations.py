@@ -1,14 +1,22 @@
-"""How arithmetic is lowered: row work, matrix products, attention. Handlers take (lowering, node,
-*arguments) and give a Value."""
+"""Handlers that lower arithmetic: row work, matrix products, attention. Each takes (lowering, node,
+*arguments of the aten operation) and returns a Value."""
 
+from math import prod
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from baton.engine.cpu.lower import Lowering, Operand, operation
-from baton.engine.cpu.values import Base, Value, dense
-from baton.engine.cpu.work import At, Attend, Constant, Micro, Product
+from baton.engine.cpu.values import (
+    At,
+    Attend,
+    Constant,
+    Micro,
+    Product,
+    Value,
+    new_value,
+)
 from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
@@ -23,7 +31,7 @@ def cat(lowering: Lowering, node: Node, values: list[Operand], dim: int = 0) -> 
     rank = len(to.shape) + 1
     dim %= rank
     if dim == to.axis or not all(isinstance(each, Value) for each in values):
-        raise CompileError("it joins rows, or a row and a constant")
+        raise CompileError("it concatenates rows, or a row and a constant")
     index, start = dim - (dim > to.axis), 0
     for each in values:
         assert isinstance(each, Value)
@@ -109,15 +117,13 @@ def rsub(lowering: Lowering, node: Node, value: Value, number: float) -> Value:
 def reduce(
     lowering: Lowering, node: Node, value: Value, dims: list[int], keep: bool = False, **_: Any
 ) -> Value:
-    """Over the last dimensions."""
+    """A reduction over the last dimensions."""
     rank = len(value.shape) + 1
     wanted = sorted(dim % rank for dim in dims)
     if wanted != list(range(rank - len(wanted), rank)) or value.axis in wanted:
-        raise CompileError(f"it sums over dimensions {dims} of {rank}")
+        raise CompileError(f"it reduces dimensions {dims} of {rank}")
     value = lowering.together(value)
-    inner = 1
-    for size in value.shape[len(value.shape) - len(wanted) :]:
-        inner *= size
+    inner = prod(value.shape[len(value.shape) - len(wanted) :])
     level = lowering.row_level(value)
     to = lowering.fresh(node, level)
     names: dict[Any, str] = {
@@ -147,18 +153,15 @@ def layer_norm(
     eps: float,
 ) -> list[Value | None]:
     value = lowering.together(value)
-    inner = 1
-    for size in shape:
-        inner *= size
+    inner = prod(shape)
     level = lowering.row_level(value)
-    base = Base(value.base.space, value.size, level)
-    to = Value(base, 0, value.shape, dense(value.shape), value.axis)
+    to = new_value(value.base.space, value.shape, value.axis, level)
     b, c = (None if each is None else At(each, 0, 0, 1) for each in (weight, bias))
     micro = Micro(
         "layer_norm",
         value.size // inner,
         inner,
-        At(base, 0, inner, 1),
+        At(to.base, 0, inner, 1),
         At(value.base, value.offset, inner, 1),
         b,
         c,
@@ -181,11 +184,11 @@ def embedding(lowering: Lowering, node: Node, table: Constant, ids: Value, *_: A
 
 @operation(aten.index.Tensor)
 def pick(lowering: Lowering, node: Node, value: Value, indices: list[Any]) -> Value:
-    """The rows that need logits: late they are there already (lower.py)."""
+    """Selects the rows that need logits. After the last attention only those are computed."""
     if indices.index("logit_rows") != value.axis or any(
         each not in (None, "logit_rows") for each in indices
     ):
-        raise CompileError("it picks out rows by something else than logits_to_keep")
+        raise CompileError("it selects rows by something other than logits_to_keep")
     return value if lowering.late else lowering.gathered(value)
 
 
@@ -198,7 +201,7 @@ def product(
 ) -> Value:
     """rows [T, K] @ weight [K, N], where the weight is a constant."""
     if not isinstance(weight, torch.Tensor) or not isinstance(rows, Value):
-        raise CompileError("it multiplies what it computed with what it computed")
+        raise CompileError("it multiplies two computed matrices")
     rows = lowering.together(rows)
     level = lowering.row_level(rows) + 1
     to = lowering.fresh(node, level)
@@ -211,7 +214,7 @@ def product(
 @operation(aten.addmm.default)
 def product_and_bias(lowering: Lowering, node: Node, bias: Any, rows: Value, weight: Any) -> Value:
     if not isinstance(bias, torch.Tensor):
-        raise CompileError("it adds something else than a bias to a product")
+        raise CompileError("it adds something other than a bias to a product")
     return product(lowering, node, rows, weight, bias)
 
 
@@ -224,10 +227,10 @@ def linear(
 
 @operation(aten.bmm.default)
 def outer_product(lowering: Lowering, node: Node, a: Operand, b: Operand) -> Value:
-    """[1, m, 1] @ [1, 1, n], one of them of rows: how older code makes its rotary angles."""
+    """[1, m, 1] @ [1, 1, n], one of them with rows: rotary angles in older model code."""
     shapes = [tuple(each.meta["val"].shape) for each in node.args]  # type: ignore[union-attr]
     if shapes[0][2] != 1:
-        raise CompileError("it multiplies what it computed with what it computed")
+        raise CompileError("it multiplies two computed matrices")
     return lowering.element(node, "mul", a, b)
 
 
@@ -237,7 +240,7 @@ def attend(
 ) -> Value:
     query, key, value = (lowering.together(each) for each in (query, key, value))
     if any(part.axis != 2 or part.shape[0] != 1 for part in (query, key, value)):
-        raise CompileError("attention's rows are not where they should be")
+        raise CompileError("its attention has tensors of another shape than [1, heads, tokens, D]")
     level = lowering.row_level(query, key, value) + 1
     to = lowering.fresh(node, level)
     lowering.level(level).attends.append(Attend(layer, query, key, value, to.base))
@@ -254,7 +257,7 @@ def _append(lowering: Lowering, level: int, micro: Micro, to: Value, *used: Valu
 
 
 def _number(given: Any) -> float | None:
-    """A number, or a constant of one element."""
+    """The value of a number or of a constant with one element; None for anything else."""
     if isinstance(given, (int, float)):
         return float(given)
     if isinstance(given, torch.Tensor) and given.numel() == 1:

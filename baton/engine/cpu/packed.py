@@ -1,9 +1,9 @@
-"""Packed linears: a model's matrix products through oneDNN with weights laid out for it, where its
-forward runs in torch (what cannot be compiled, and machines without a compiler).
+"""Packed linears: oneDNN matrix products with prepacked weights, for forwards that run in torch
+(models that cannot be compiled, and machines without a compiler).
 
-torch's own linear is 2 to 8 times slower in fp32 at small batches (docs/performance.md). The two
-operations are torch's, but not public: a build of torch may lack them, and a CPU may lack a dtype
-(bfloat16 needs AVX-512 or AVX-NE-CONVERT on x86-64). There the linear stays as it is.
+torch's linear is 2 to 8 times slower in fp32 at small batches (docs/performance.md). The two
+operations are part of torch but not public. A build of torch may lack them, and a CPU may lack a
+dtype (bfloat16 needs AVX-512 or AVX-NE-CONVERT on x86-64). The linear is then left unchanged.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 TYPICAL_ROWS = 16
-"""What the layout is chosen for. Measured: good from 1 row to 512; one chosen for 1 row is not."""
+"""The batch size the layout is optimised for. Measured: good from 1 to 512 rows, unlike one for 1 row."""
 
 
 class PackedLinear(nn.Module):
@@ -30,7 +30,7 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch, on this CPU, multiplies by packed weights of this dtype."""
+    """Whether this build of torch supports packed weights of this dtype on this CPU."""
     try:
         PackedLinear(torch.zeros(1, 1, dtype=dtype), None)(torch.zeros(1, 1, dtype=dtype))
     except (RuntimeError, AttributeError):
@@ -39,9 +39,8 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Put packed ones in the place of a CPU model's linears, for each dtype that can be packed; how
-    many. A weight that something else uses too (an lm_head tied to the embedding) is held twice from
-    then on."""
+    """Replace a CPU model's linears by packed ones, if their dtype can be packed. Returns how many. A
+    weight with another user (an lm_head tied to the embedding) is in memory twice from then on."""
     packed = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -1,4 +1,4 @@
-"""Program: one model's forward in a mapped file, run by native code (see native/program.cpp)."""
+"""A model's forward as a memory-mapped file that native code runs (native/program.cpp)."""
 
 import ctypes
 import hashlib
@@ -16,8 +16,8 @@ from baton.engine.cpu import structures as native
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with its functions' types declared. CompileError if it was compiled with other
-    structures than Python's (see structures.py)."""
+    """The library with its functions' types declared. CompileError if its structures differ from
+    Python's (structures.py)."""
     native.check_abi(library, native.PROGRAM)
     library.baton_program_fault.argtypes = [c_void_p, c_int64]
     library.baton_program_fault.restype = c_char_p
@@ -45,7 +45,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
-    """What a stage does; a product's weight is [n, k], so many bytes."""
+    """A stage's kind; for a product also its weight, [n, k], and the packed size in bytes."""
 
     kind: str
     n: int
@@ -54,12 +54,12 @@ class StageInfo:
 
 
 class Program:
-    """A forward: `stages` of them, `vocabulary` logits a row. `writes[l]` stages are done when layer
-    l's KV is in the pool. The file's pages are shared by every process that maps it."""
+    """A forward in `stages` stages, with `vocabulary` logits per row. Layer l's KV is in the pool after
+    `writes[l]` stages. All processes that map the file share its pages."""
 
     def __init__(self, library: ctypes.CDLL, file: BinaryIO) -> None:
-        """ValueError where the file is damaged: every offset, index and extent in it is checked here,
-        once. Of weights and other constants only their places are, as reading them all takes long."""
+        """ValueError if the file is damaged: every offset, index and extent is checked once, here.
+        The contents of weights and constants are not, because reading all of them takes long."""
         self._library = library
         if not os.fstat(file.fileno()).st_size:
             raise ValueError("it is empty")
@@ -91,9 +91,9 @@ class Program:
             self._library.baton_program_free(self._handle)
 
     def run(self, args: native.ForwardArgs, first: int, last: int, threads: int) -> None:
-        """Stages first..last-1 of one forward. MemoryError if scratch cannot be had."""
+        """Run stages first..last-1 of a forward. MemoryError if there is no scratch memory."""
         if self._library.baton_program_run(self._handle, args, first, last, threads):
-            raise MemoryError("no memory for a forward's scratch")
+            raise MemoryError("cannot allocate the scratch memory of a forward")
 
     def _described(self, stage: native.Stage, weights: Sequence[native.Weight]) -> StageInfo:
         kind = native.STAGES[stage.kind]
@@ -108,7 +108,7 @@ class Program:
 
 
 def checksum(spec: native.Spec, parts: Sequence[bytes]) -> int:
-    """Of a program's head and its parts: info, then ARRAYS in their order."""
+    """The checksum of a program's head and its parts: info, then ARRAYS in their order."""
     digest = hashlib.blake2b(bytes(spec)[: native.Spec.checksum.offset], digest_size=8)
     for part in parts:
         digest.update(part)

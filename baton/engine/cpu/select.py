@@ -1,5 +1,5 @@
-"""How a model runs on a CPU: as a compiled program, found in the store, or compiled and tested now.
-Otherwise it runs in torch, with native attention and packed linears where those are available.
+"""Selects how a model runs on a CPU: as a compiled program from the store, or compiled and tested now.
+If that fails it runs in torch, with native attention and packed linears if they are available.
 """
 
 import ctypes
@@ -33,7 +33,8 @@ def on_cpu(
     cache_dtype: torch.dtype,
     block_size: int,
 ) -> tuple[Forward, KVLayout]:
-    """Its forward and the layout of its KV pool. `load` gives the model, if it is needed."""
+    """The model's forward and the layout of its KV pool. `load` is called only if the model is needed.
+    InputError if int8 weights are wanted and it cannot be compiled."""
     try:
         return compiled(
             files, load, weights=weights, cache_dtype=cache_dtype, block_size=block_size
@@ -44,12 +45,10 @@ def on_cpu(
                 f"{files.name} cannot have int8 weights: {error}; use another dtype"
             ) from error
         why = str(error).splitlines()[0]
-        logger.info(
-            "%s is not compiled and runs in torch: %s", files.name, error
-        )  # `backend` reports it
+        logger.info("%s is not compiled and runs in torch: %s", files.name, error)
     from baton.engine.cpu.kernel import cpu_attention
     from baton.engine.cpu.packed import pack_linears
-    from baton.engine.plain import in_torch
+    from baton.engine.selftest import in_torch
 
     model = load()
     runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
@@ -66,16 +65,18 @@ def compiled(
     cache_dtype: torch.dtype,
     block_size: int,
 ) -> tuple[NativeRunner, KVLayout]:
-    """As on_cpu. CompileError where there is no compiler, or the model cannot be compiled."""
+    """See on_cpu. CompileError if there is no compiler, or the model cannot be compiled."""
     if weights not in WEIGHTS:
-        raise CompileError(f"there are no products in {dtype_name(weights)}")
+        raise CompileError(f"{dtype_name(weights)} has no native matrix product")
     dtype = dtype_name(cache_dtype)
 
     def make(file: BinaryIO) -> None:
         with ThreadPoolExecutor(1) as beside:
-            library = beside.submit(_library)  # compiles while the model is loaded
+            library = beside.submit(_library)  # compiles while the model loads
             model = load()
-            from baton.engine.cpu.compile import compile_model  # transformers is there by now
+            from baton.engine.cpu.compile import (
+                compile_model,  # after load() has imported transformers
+            )
             from baton.engine.probe import discover_layout
 
             layout = discover_layout(model, block_size, cache_dtype)
@@ -87,9 +88,11 @@ def compiled(
         with store.opened(key, make, store.about_bytes(files)) as file:
             try:
                 program = Program(_library(), file)
-            except ValueError as error:  # damaged after it was written
+            except ValueError as error:  # the file was damaged after it was written
                 logger.warning(
-                    "the compiled %s is damaged and is compiled again: %s", files.name, error
+                    "the stored program of %s is damaged and is compiled again: %s",
+                    files.name,
+                    error,
                 )
                 store.forget(key)
     layers = tuple(LayerShape(*each) for each in program.info["layers"])

@@ -1,9 +1,9 @@
-"""Store: compiled models on disk, made once, mapped by every process that runs them.
+"""The cache of compiled models on disk. A program is compiled once and mapped by every process.
 
-A program's file holds all that a forward needs, weights included; so a worker that finds one starts
-without loading the checkpoint, and without importing transformers. Files are named by everything
-that went into them (the checkpoint, the dtype, this package, torch and transformers) and the least
-recently used go when they are too many.
+A program's file contains everything a forward needs, weights included. A worker that finds one starts
+without loading the checkpoint and without importing transformers. The file name is a hash of all
+inputs (checkpoint, dtype, this package, torch and transformers). The least recently used programs
+are deleted when all of them exceed MOST_BYTES.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from baton.engine.cpu.build import cache_folder
 from baton.model_files import ModelFiles
 
 DISK_SHARE = 0.25
-"""Of the free disk: a program that takes more is kept in memory, by each process for itself."""
+"""The share of the free disk a program may take. A larger one stays in the memory of each process."""
 
 MOST_BYTES = 32 << 30
 SUFFIX = ".program"
@@ -32,10 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 def about_bytes(files: ModelFiles) -> int:
-    """What a program of this model may take, at most about."""
-    if (
-        files.folder is not None
-    ):  # checkpoints are in 2 bytes a weight or more, programs in 4 or less
+    """An upper estimate of the size of this model's program, in bytes."""
+    if files.folder is not None:  # checkpoints have at least 2 bytes per weight, programs at most 4
         return 2 * sum(path.stat().st_size for path in files.folder.glob("*.safetensors"))
     config = files.config
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
@@ -44,7 +42,7 @@ def about_bytes(files: ModelFiles) -> int:
 
 
 def key_of(files: ModelFiles, dtype: str) -> str:
-    """Equal keys, equal programs."""
+    """The cache key: equal keys mean equal programs."""
     about: list[object] = [files.fingerprint, files.config, dtype, _package_digest()]
     about += [version(package) for package in ("torch", "transformers")]
     if files.folder is not None:
@@ -54,8 +52,8 @@ def key_of(files: ModelFiles, dtype: str) -> str:
 
 
 def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
-    """The file of this key. If there is none, `make` writes it, in one process while others wait;
-    what it raises leaves no file. `size`: about how many bytes it will take."""
+    """The file of this key. If there is none, one process calls `make` to write it while others wait.
+    If `make` raises, no file is left. `size`: its estimated bytes."""
     try:
         folder = cache_folder("programs")
         if size > shutil.disk_usage(folder).free * DISK_SHARE:
@@ -68,19 +66,19 @@ def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
             os.utime(path)
             return path.open("rb")
     except OSError as error:
-        logger.warning("the compiled model is not kept: %s", error)
+        logger.warning("the compiled model is not stored: %s", error)
         file = _nameless()
         make(file)
         return file
 
 
 def forget(key: str) -> None:
-    """Whatever is kept under this key is no good."""
+    """Delete the file of this key."""
     (cache_folder("programs") / f"{key}{SUFFIX}").unlink(missing_ok=True)
 
 
 def _write(path: Path, make: Callable[[BinaryIO], None]) -> None:
-    """Appears complete or not at all."""
+    """Write the file atomically."""
     number, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
     with os.fdopen(number, "w+b") as file:
         try:
@@ -92,7 +90,7 @@ def _write(path: Path, make: Callable[[BinaryIO], None]) -> None:
 
 
 def _forget_oldest(folder: Path, newest: Path) -> None:
-    """Files that are mapped somewhere stay usable there after they are gone from here."""
+    """Delete the least recently used programs beyond MOST_BYTES. Existing mappings stay valid."""
     found = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for path in found:
@@ -109,14 +107,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _nameless() -> BinaryIO:
-    """A file of this process alone: in memory, where the system has such."""
+    """An anonymous file of this process, in memory if the system supports it."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("baton"), "w+b")
     return tempfile.TemporaryFile()
 
 
 def _package_digest() -> str:
-    """Of the code that makes and runs programs."""
+    """A hash of the code that compiles and runs programs."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.parent.rglob("*")):
         if path.suffix in (".py", ".h", ".cpp"):

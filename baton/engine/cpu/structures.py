@@ -1,6 +1,6 @@
-"""What Python and native code hand to each other: the structures and codes of native/program_file.h,
-rows.h, gemm_pack.h and attention_plan.h. `check_abi` compares all of them with a compiled library's.
-Inside a program's file, every address is an offset from its beginning."""
+"""The interface between Python and native code: the structures and codes of native/program_file.h,
+rows.h, gemm_pack.h and attention_plan.h. `check_abi` compares them with those of a compiled library.
+Inside a program's file, every address is an offset from its start."""
 
 import ctypes
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
@@ -23,8 +23,8 @@ ROWS, PRODUCT, WRITE_KV, ATTEND = range(4)
 KINDS = ("tokens", "logit_rows", "ids", "positions", "logits")
 LOGITS = KINDS.index("logits")
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.qint8: 3}
-"""WeightType of gemm_word.h; qint8 stands for int8 weights that are multiplied by bf16 rows."""
-SCALED = (torch.int8, torch.qint8)  # bytes with a scale for each channel
+"""WeightType of gemm_word.h. qint8 stands for int8 weights that are multiplied by bf16 rows."""
+SCALED = (torch.int8, torch.qint8)  # 8-bit weights with a scale per channel
 CACHES = {"float32": 0, "bfloat16": 1}
 
 
@@ -116,7 +116,7 @@ class AttentionBatch(Structure):
 
 
 class ForwardArgs(Structure):
-    """The arguments of one forward: its tokens, and where its values go."""
+    """The arguments of one forward: its tokens, and memory for its values."""
 
     _fields_ = [
         ("tokens", c_int64),
@@ -129,7 +129,7 @@ class ForwardArgs(Structure):
 
 ARRAYS = {"op": Op, "stage": Stage, "buffer": BufferSpec, "weight": Weight, "layer": AttentionLayer,
           "table": Table}  # fmt: skip
-"""The arrays of a program's file: X_count structures at offset Xs of its Spec."""
+"""The arrays of a program's file. Spec has the offset (`ops`) and length (`op_count`) of each."""
 
 ATTENTION = (AttentionBatch, AttentionLayer)
 PROGRAM = (*ATTENTION, Operand, Op, BufferSpec, TensorRef, Stage, Weight, Table, Spec, ForwardArgs)
@@ -147,7 +147,7 @@ class _AbiEntry(Structure):
 
 
 def abi_of(structures: tuple[type[Structure], ...]) -> dict[str, int]:
-    """Sizes, offsets and codes as declared above, by the names of native/abi.h."""
+    """Sizes, offsets and codes as declared here, by the names of native/abi.h."""
     enums = {"CacheType": ("f32", "bf16")} | (ENUMS if structures is PROGRAM else {})
     found = {f"{enum}.{name}": i for enum, names in enums.items() for i, name in enumerate(names)}
     for each in structures:
@@ -158,8 +158,8 @@ def abi_of(structures: tuple[type[Structure], ...]) -> dict[str, int]:
 
 
 def check_abi(library: ctypes.CDLL, structures: tuple[type[Structure], ...]) -> ctypes.CDLL:
-    """The library, if it agrees with the declarations above about sizes, offsets and codes; else
-    CompileError with the first difference: a call would read or write the wrong memory."""
+    """The library, if its sizes, offsets and codes equal the declarations here. CompileError with the
+    first difference otherwise: a call would access the wrong memory."""
     library.baton_abi.restype = POINTER(_AbiEntry)
     entries, theirs, i = library.baton_abi(), {}, 0
     while (name := entries[i].name) is not None:

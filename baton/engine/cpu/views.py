@@ -1,4 +1,5 @@
-"""How views are lowered: they cost nothing, or a copy. Handlers take (lowering, node, *arguments)."""
+"""Handlers that lower views, which are free or cost a copy. Each takes (lowering, node, *arguments of
+the aten operation)."""
 
 import operator
 from typing import Any
@@ -18,7 +19,7 @@ aten = torch.ops.aten
     *(aten.lift_fresh_copy.default, aten._to_copy.default),
 )
 def same(lowering: Lowering, node: Node, value: Value, **_: Any) -> Value:
-    """All arithmetic is in fp32, so a change of dtype changes nothing, unless it cuts."""
+    """All arithmetic is in fp32, so a change of dtype has no effect unless it rounds to integers."""
     before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
     after = node.meta["val"].dtype
     if before.is_floating_point and not after.is_floating_point:
@@ -84,7 +85,7 @@ def slice_(
     if dim == axis:
         if shape == value.shape and not start:
             return value
-        raise CompileError("it picks out rows by number")
+        raise CompileError("it selects rows by index")
     index = dim - (dim > axis)
     size, stride = value.shape[index], value.strides[index]
     start = 0 if start is None else max(0, start + size) if start < 0 else min(start, size)
@@ -96,7 +97,7 @@ def slice_(
 def select(lowering: Lowering, node: Node, value: Value, dim: int, number: int) -> Value:
     dim %= len(value.shape) + 1
     if dim == value.axis:
-        raise CompileError("it picks out rows by number")
+        raise CompileError("it selects rows by index")
     index = dim - (dim > value.axis)
     start = value.offset + (number % value.shape[index]) * value.strides[index]
     shape = value.shape[:index] + value.shape[index + 1 :]

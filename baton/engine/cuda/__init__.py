@@ -1,1 +1,1 @@
-"""What makes the forward fast on a GPU, each way with a slower one to fall back to."""
+"""Faster forwards on a GPU, each with a slower fallback."""

@@ -1,13 +1,13 @@
-"""Attention by FlashInfer, imported only where that package is found (cuda.py).
+"""Attention by FlashInfer. Imported only if that package is installed (select.py).
 
-Written against its documentation and source, 0.2 to 0.7: paged KV as a pair of
-[blocks, block_size, kv_heads, head_dim] tensors, which is what a layer of our pool is ("NHD"); `plan`
-on the host once a forward for all layers of a kind, `run` for each. A planned wrapper copies from
-host memory that its next plan overwrites, so the stream is waited for before that; forwards end
-with the host reading tokens or waiting for KV anyway.
+Written against the documentation and source of 0.2 to 0.7. Paged KV is a pair of
+[blocks, block_size, kv_heads, head_dim] tensors ("NHD"), the same as a layer of our pool. `plan` runs
+on the host, once per forward for all layers of a kind; `run` is called for each layer. A planned
+wrapper copies from host memory that the next plan overwrites, so we wait for the stream first.
+Forwards end with a wait anyway, for tokens or for KV.
 
-Its own choice of kernels depends on the card; "fa2" is the one that every card since 8.0 has, with
-windows and softcaps, and whose plans fit into a graph.
+By default FlashInfer chooses its kernels by card. "fa2" works on every card since capability 8.0,
+supports windows and softcaps, and its plans can be recorded in a graph.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from baton.engine.errors import Unsupported
 from baton.engine.pool import Pool
 from baton.kv.row import Row
 
-WORKSPACE_BYTES = 256 << 20  # for parts of long sequences; all wrappers share it, they take turns
+WORKSPACE_BYTES = 256 << 20  # partial results of long sequences; all wrappers share it, in turn
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16)
-FEW_HEADS = 2  # query heads to a key head: from more on its tensor core kernels are faster
+FEW_HEADS = 2  # query heads per key head; with more, tensor core kernels are faster
 VERSION = str(flashinfer.__version__)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """All that a plan depends on but the sequences."""
+    """What a plan depends on besides the sequences."""
 
     heads: int
     kv_heads: int
@@ -43,7 +43,7 @@ class Kind:
     params: AttentionParams
 
     def options(self) -> dict[str, Any]:
-        """For `plan`. Its window does not count the query itself."""
+        """Arguments of `plan`, whose window excludes the query itself."""
         window, softcap = self.params.window, self.params.softcap
         return {
             "sm_scale": self.params.scaling,
@@ -56,26 +56,26 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Where sequences lie, as FlashInfer wants it (i32, on the host but for the blocks of a ragged
-    batch): `blocks` one after another, a sequence's from `offsets[i]` on, tokens in its last one."""
+    """The blocks of sequences in FlashInfer's format: i32, on the host except for the blocks of a
+    ragged batch. Sequence i has `blocks[offsets[i] : offsets[i + 1]]`."""
 
     offsets: torch.Tensor  # [sequences + 1]
-    blocks: torch.Tensor  # [all of them]
-    last: torch.Tensor  # [sequences]
+    blocks: torch.Tensor  # [blocks of all sequences]
+    last: torch.Tensor  # [sequences]: tokens in the last block
 
 
 class FlashInferAttention:
-    """One device's wrappers: a StepAttention (see graphs.py), and `ragged` for all other forwards."""
+    """The wrappers of one device: a StepAttention (graphs.py), and `ragged` for all other forwards."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._steps: dict[tuple[int, Kind], Any] = {}  # by rows
         self._ragged: dict[Kind, Any] = {}
-        self._pages: Pages | None = None  # of the step that has begun
+        self._pages: Pages | None = None  # of the current step
 
     def width(self, blocks: Sequence[int]) -> int | None:
-        """It reads no table: it has the pages."""
+        """0: it uses pages in place of the block table."""
         return 0
 
     def begin(self, rows: Sequence[Row], block_size: int) -> None:
@@ -89,8 +89,7 @@ class FlashInferAttention:
                 self._plan_step(wrapper, kind)
 
     def kernel(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
-        """See StepAttention. A kind of layer that is new is planned when it first runs, which is
-        while warming up."""
+        """See StepAttention. A new kind of layer is planned at its first run, during warm-up."""
         count = len(batch.slots)
 
         def attend(
@@ -106,7 +105,7 @@ class FlashInferAttention:
         return attend
 
     def ragged(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
-        """The kernel of one unrecorded forward: a PlanKernel (see runner.py)."""
+        """The kernel of one unrecorded forward: a PlanKernel (runner.py)."""
         planned: dict[Kind, Any] = {}
 
         def attend(
@@ -161,7 +160,7 @@ class FlashInferAttention:
 
 
 def pages(contexts: Sequence[int], blocks: torch.Tensor, block_size: int) -> Pages:
-    """Of sequences of so many tokens, whose blocks come one sequence after another."""
+    """The pages of sequences with `contexts` tokens; `blocks`: their blocks, concatenated."""
     lengths = torch.tensor(contexts, dtype=torch.int32)
     used = (lengths + block_size - 1) // block_size
     offsets = torch.cat([torch.zeros(1), used.cumsum(0)]).int()
@@ -169,7 +168,7 @@ def pages(contexts: Sequence[int], blocks: torch.Tensor, block_size: int) -> Pag
 
 
 def kind_of(query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams) -> Kind:
-    """Of this layer. Unsupported says why it cannot be."""
+    """The kind of this layer. Unsupported if FlashInfer cannot compute it."""
     kv_heads, head_dim = pool.keys[layer].shape[2:]
     why = unfit(query.dtype, head_dim, pool.values[layer].shape[3], params)
     if why:
@@ -179,7 +178,7 @@ def kind_of(query: torch.Tensor, pool: Pool, layer: int, params: AttentionParams
 
 
 def unfit(dtype: torch.dtype, key_dim: int, value_dim: int, params: AttentionParams) -> str:
-    """What FlashInfer's general kernels do not do; empty if they do."""
+    """What FlashInfer does not support in this layer; empty if it does."""
     if dtype not in DTYPES:
         return f"keys in {dtype}"
     if params.sinks is not None:
@@ -190,12 +189,12 @@ def unfit(dtype: torch.dtype, key_dim: int, value_dim: int, params: AttentionPar
 
 
 def wait(device: torch.device) -> None:
-    """Until all that was planned has been copied."""
+    """Wait until all earlier plans have been copied."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
 def run(wrapper: Any, query: torch.Tensor, pool: Pool, layer: int) -> torch.Tensor:
-    """[T, H, D] -> [T, H, D]."""
+    """Attention of queries [T, H, D] over one layer of the pool -> [T, H, D]."""
     found: torch.Tensor = wrapper.run(query.contiguous(), (pool.keys[layer], pool.values[layer]))
     return found

@@ -1,11 +1,11 @@
-"""FP8 weights: a model's linears in float8_e4m3, with a scale for each row of the weight and one for
-each token. Half of bf16's bytes, and twice its rate on cards from compute capability 8.9 on.
+"""FP8 weights: a model's linears in float8_e4m3, with a scale for each row of the weight and each
+token. Half the bytes of bf16 and twice its rate on cards of compute capability 8.9 or higher.
 
     y[t, n] = (x8[t] . w8[n]) * x_scale[t] * w_scale[n]
 
-A row's scale puts its largest number at the type's largest, 448; three bits of mantissa keep each
-number to 1/16 of itself. What stays as it is: embeddings and lm_head (their errors go straight into
-the logits), sizes that are no multiples of 16, experts that are no linears of their own.
+A row's scale maps its largest number to the dtype's largest, 448. With three bits of mantissa the
+relative error of a number is at most 1/16. Not quantized: embeddings and lm_head (their errors affect
+the logits directly), sizes that are not multiples of 16, experts that are not linear modules.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
-MULTIPLE = 16  # of both sides of a weight: what the product's kernels need
+MULTIPLE = 16  # both dimensions of a weight, required by the kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Rows of numbers: values * scales."""
+    """Rows quantized to FP8: values * scales."""
 
     values: torch.Tensor  # float8_e4m3 [R, K]
     scales: torch.Tensor  # f32 [R, 1]
@@ -33,15 +33,15 @@ Product = Callable[[Quantized, Quantized], torch.Tensor]  # rows [T, K], weight 
 
 
 def quantize(rows: torch.Tensor) -> Quantized:
-    """[R, K], each row by itself. A row of zeros stays one. In the order the product wants them,
-    whatever `rows` is a view of."""
+    """Quantize each row of [R, K]. The result is contiguous, as the product requires, even if `rows`
+    is a transposed view."""
     rows = rows.float().contiguous()
     scales = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp_min(1e-12)
     return Quantized((rows / scales).clamp(-LARGEST, LARGEST).to(FP8), scales)
 
 
 def in_fp8(rows: Quantized, weight: Quantized) -> torch.Tensor:
-    """On the card's FP8 units. bf16: the only result that row scales have there."""
+    """The product on the GPU's FP8 units. Row scales support bf16 results only."""
     return torch._scaled_mm(
         rows.values,
         weight.values.t(),
@@ -52,12 +52,12 @@ def in_fp8(rows: Quantized, weight: Quantized) -> torch.Tensor:
 
 
 def dequantized(rows: Quantized, weight: Quantized) -> torch.Tensor:
-    """The slow sibling: the same numbers, multiplied in fp32 on any device."""
+    """The reference: the same numbers, multiplied in fp32 on any device."""
     return (rows.values.float() * rows.scales) @ (weight.values.float() * weight.scales).t()
 
 
 class Fp8Linear(nn.Module):
-    """rows [..., K] @ weight.T + bias."""
+    """rows [..., K] @ weight.T + bias, weight [N, K] in FP8."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, product: Product) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Fp8Linear(nn.Module):
 
 
 def quantize_linears(model: PreTrainedModel, product: Product) -> int:
-    """Put FP8 ones in the place of a model's linears, one after another; how many."""
+    """Replace a model's linears by FP8 ones, except the lm_head. Returns how many."""
     done, head = 0, model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

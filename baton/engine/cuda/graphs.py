@@ -1,17 +1,18 @@
-"""Decode steps recorded once and replayed: one order to the GPU instead of hundreds of small ones.
+"""Records decode steps once and replays them: one launch on the GPU instead of hundreds of kernels.
 
-A step in which every sequence has one token does the same operations each time. So it is recorded
-over memory that stays in place (ids, positions, slots, contexts, block table, logits), once for each
-*bucket*: a number of rows and a width of the block table, powers of two. A batch is padded to it:
+A step in which every sequence has one token runs the same operations each time. It is recorded over
+fixed memory (ids, positions, slots, contexts, block table, logits), once for each *bucket*: a number
+of rows and a width of the block table, both powers of two. A batch is padded to its bucket:
 
     bucket of 4 rows, 4 blocks      a: 7 9 4 0     b: 3 0 0 0     c: 8 6 0 0     spare: 63 0 0 0
 
-A row that nobody needs is one token in the pool's spare block: it reads what it has just written
-there, nobody else does, and its logits are dropped. What is no such step (a row of several tokens,
-after_layer, more rows or blocks than the largest bucket) runs unrecorded, as without this file.
+A padding row is one token in the pool's spare block. It reads only what it has just written there,
+and its logits are dropped. Other steps (a row of several tokens, after_layer, more rows or blocks
+than the largest bucket) run unrecorded.
 
-Recordings are made when a bucket is first needed, and belong to one pool: when another one comes,
-all are made anew. How to record is behind `Recorder`: CUDA graphs, or on any device simply again.
+A bucket is recorded when it is first needed. Recordings belong to one pool and are discarded when
+another pool is used. `Recorder` abstracts the recording: CUDA graphs, or plain repetition on any
+device, for tests.
 """
 
 import logging
@@ -24,6 +25,7 @@ import torch
 from baton.engine.attention import AfterLayer, Kernel, PagedForward
 from baton.engine.batch import Batch, pack_lists
 from baton.engine.errors import NotRecorded
+from baton.engine.gather import GPU_KEYS, GatherAttention, Group
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner
 from baton.kv.row import Logits, Row
@@ -34,20 +36,23 @@ log = logging.getLogger(__name__)
 MOST_ROWS = 256
 MOST_BLOCKS = 2048  # of one sequence: 32,768 tokens in blocks of 16
 WARM_UPS = 2
+NARROWEST = 4  # blocks per table row
+CHEAP = 4096  # blocks that may be gathered even if few of them are needed
+WASTE = 4  # beyond CHEAP, how many blocks may be gathered per needed block
 
 Replay = Callable[[], None]
 
 
 class Recorder(Protocol):
-    """Makes replays, all for one pool."""
+    """Records forwards over one pool."""
 
     def record(self, forward: Replay) -> Replay:
-        """What does the same as `forward`, over the same memory. `forward` is called a few times
-        now, so it must be no matter how often it runs. Raises NotRecorded."""
+        """A function that repeats `forward` over the same memory. `forward` is called a few times
+        for it, so it must be idempotent. Raises NotRecorded."""
 
 
 class Again:
-    """The slow sibling: nothing is recorded, the function is called again."""
+    """Records nothing: the replay is the function itself. For tests on any device."""
 
     def record(self, forward: Replay) -> Replay:
         """See Recorder."""
@@ -56,15 +61,15 @@ class Again:
 
 
 class CudaGraphs:
-    """All graphs share one memory for what lies between input and logits: they run one at a time."""
+    """CUDA graphs. They run one at a time, so all share one memory pool for intermediate results."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, forward: Replay) -> Replay:
-        """See Recorder. Warmed up on the stream it is captured on, as libraries set themselves up
-        for each stream at first use, which no graph may hold."""
+        """See Recorder. The warm-up runs on the capture stream: libraries initialise themselves per
+        stream at first use, which must not be captured."""
         current = torch.cuda.current_stream(self._stream.device)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -77,28 +82,72 @@ class CudaGraphs:
                 graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"
             ):
                 forward()
-        except (RuntimeError, ValueError) as error:  # CUDA's errors and out of memory among them
+        except (RuntimeError, ValueError) as error:  # includes CUDA errors and out of memory
             raise NotRecorded(str(error)) from error
         return graph.replay
 
 
 class StepAttention(Protocol):
-    """Attention that can be recorded."""
+    """Attention for recorded steps: its shapes do not depend on the sequences."""
 
     def width(self, blocks: Sequence[int]) -> int | None:
-        """Columns of the block table it needs for sequences of so many blocks each; None if this
-        step had better not be recorded."""
+        """Columns of the block table for sequences of so many blocks each; None if recording this
+        step would be slower."""
 
     def begin(self, rows: Sequence[Row], block_size: int) -> None:
-        """Before every step, on the host and never recorded: this is what it is about."""
+        """Called on the host before every step, outside the recording, with its rows."""
 
     def kernel(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
-        """At the head of a forward, recorded with it. The batch says nothing to the host: its
-        `starts` and `lengths` are empty."""
+        """The kernel of one forward; creating it is recorded too. All data of the batch is on the
+        device: its `starts` and `lengths` are empty."""
+
+
+class StaticAttention:
+    """The StepAttention of any model and device: gather attention over fixed shapes. It reads the whole
+    width of the block table, not only what a sequence has."""
+
+    def width(self, blocks: Sequence[int]) -> int | None:
+        """None for one long sequence among many short ones, which gather.py groups better."""
+        width = max(NARROWEST, power_of_two(max(blocks)))
+        gathered = width * power_of_two(len(blocks))
+        return width if gathered <= max(CHEAP, WASTE * sum(blocks)) else None
+
+    def begin(self, rows: Sequence[Row], block_size: int) -> None:
+        """Does nothing: all it needs is in the batch's memory."""
+
+    def kernel(self, batch: Batch[torch.Tensor], block_size: int) -> Kernel:
+        """See StepAttention."""
+        return GatherAttention(batch, block_size, static_groups)
+
+
+def static_groups(batch: Batch[torch.Tensor], block_size: int, window: int | None) -> list[Group]:
+    """Groups of all rows, with at most GPU_KEYS keys each. Positions past a sequence's end, or in the
+    padding of its table, read its first key and are masked: unwritten memory may hold NaN."""
+    count, width = batch.block_table.shape
+    keys = width * block_size if window is None else min(width * block_size, window)
+    context = batch.context_lengths[:, None]  # [rows, 1]
+    first = (context - keys).clamp_min(0)
+    position = first + torch.arange(keys, device=context.device)  # [rows, keys]
+    seen = position < context
+    inside = torch.where(seen, position, first)
+    block = batch.block_table.gather(1, inside // block_size)
+    slots = block * block_size + inside % block_size
+    tokens = torch.arange(count, device=context.device)
+    step = max(1, GPU_KEYS // keys)
+    return [
+        Group(
+            rows=min(step, count - i),
+            tokens=tokens[i : i + step],
+            slots=slots[i : i + step].flatten(),
+            mask=seen[i : i + step, None, None],
+            causal=False,
+        )
+        for i in range(0, count, step)
+    ]
 
 
 class Buffers:
-    """The fixed memory of one bucket's input."""
+    """The fixed input memory of one bucket."""
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
         self.rows, self.width = rows, width
@@ -119,7 +168,7 @@ class Buffers:
         )
 
     def load(self, rows: Sequence[Row], block_size: int) -> None:
-        """All of it in one transfer, so nothing of an earlier step is left."""
+        """Overwrite all input in one transfer."""
         batch = pack_lists(rows, block_size, self.width)
         flat = [batch.input_ids, batch.position_ids, batch.slots, batch.context_lengths]
         parts = [*flat, batch.block_table]
@@ -128,7 +177,7 @@ class Buffers:
 
 
 class GraphRunner:
-    """The Forward (see engine/runner.py) that replays decode steps and leaves the rest to `plain`."""
+    """The Forward (engine/runner.py) that replays decode steps and runs all others by `plain`."""
 
     def __init__(
         self, plain: Runner, attention: StepAttention, make_recorder: Callable[[], Recorder]
@@ -136,14 +185,14 @@ class GraphRunner:
         self.plain = plain
         self.device = plain.device
         self.backend = plain.backend
-        self.failure = ""  # why nothing more is recorded; what has been goes on
-        self.replayed = 0  # steps that came from a recording
+        self.failure = ""  # why recording stopped; existing recordings stay in use
+        self.replayed = 0  # number of replayed steps
         self._attention = attention
         self._make_recorder = make_recorder
         self.forget()
 
     def forget(self) -> None:
-        """Let go of the pool and of all that was recorded over it."""
+        """Release the pool and all recordings over it."""
         self._pool: Pool | None = None
         self._recorder: Recorder | None = None
         self._steps: dict[tuple[int, int], tuple[Buffers, Replay]] = {}
@@ -177,7 +226,7 @@ class GraphRunner:
         return self._logits[bucket[0]][: len(rows)]
 
     def _ready(self, pool: Pool, rows: Sequence[Row], bucket: tuple[int, int]) -> Replay | None:
-        """The bucket's replay, its input in place; None if it cannot be recorded."""
+        """Load the input and return the bucket's replay; None if it cannot be recorded."""
         known = self._steps.get(bucket)
         if known is None and self.failure:
             return None
@@ -192,7 +241,7 @@ class GraphRunner:
         return replay
 
     def _bucket(self, pool: Pool, rows: Sequence[Row]) -> tuple[int, int] | None:
-        """Rows and width; None if this batch is not for a recording."""
+        """Rows and table width; None if this batch cannot use a recording."""
         if any(len(row.token_ids) != 1 or row.logits is Logits.NONE for row in rows):
             return None
         count = power_of_two(len(rows))
@@ -208,7 +257,9 @@ class GraphRunner:
         def forward() -> None:
             kernel = self._attention.kernel(buffers.batch, pool.layout.block_size)
             found = self.plain.logits(PagedForward(pool, buffers.batch, kernel))
-            if buffers.rows not in self._logits:  # not what is recorded: one for all widths
+            if (
+                buffers.rows not in self._logits
+            ):  # allocated before the capture, shared by all widths
                 self._logits[buffers.rows] = torch.empty_like(found)
             self._logits[buffers.rows].copy_(found)
 
@@ -216,13 +267,11 @@ class GraphRunner:
         try:
             return self._recorder.record(forward)
         except NotRecorded as error:
-            self.failure = (str(error) or "for no reason it gives").splitlines()[0]
-            log.warning(
-                "from now on decode steps run unrecorded, which is slower: %s", self.failure
-            )
+            self.failure = (str(error) or "no reason given").splitlines()[0]
+            log.warning("decode steps are no longer recorded, which is slower: %s", self.failure)
             return None
 
 
 def power_of_two(least: int) -> int:
-    """The next one."""
+    """The smallest power of two that is at least `least`."""
     return 1 << (least - 1).bit_length()

@@ -1,6 +1,6 @@
-"""How a model runs on a GPU: decode steps as CUDA graphs, attention by FlashInfer where it is
-installed and does this model's kind, FP8 weights if they are asked for. Each of these must give what
-the plain way gives, on this card, now; what does not is passed over, and `how` says so.
+"""Selects how a model runs on a GPU: decode steps as CUDA graphs, attention by FlashInfer if it is
+installed and supports the model, FP8 weights on request. At boot each must reproduce the results of
+the plain runner on this card; otherwise it is not used, and `backend` says why.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,23 +11,21 @@ from typing import Any
 import torch
 
 from baton.engine.cuda.fp8 import FP8, Product, in_fp8, quantize_linears
-from baton.engine.cuda.graphs import CudaGraphs, GraphRunner, Recorder
-from baton.engine.cuda.static import StaticAttention
+from baton.engine.cuda.graphs import CudaGraphs, GraphRunner, Recorder, StaticAttention
 from baton.engine.errors import Unsupported
-from baton.engine.plain import in_torch
 from baton.engine.pool import Pool
 from baton.engine.runner import Forward, Runner
-from baton.engine.selftest import TOLERANCE, compare, distances
+from baton.engine.selftest import TOLERANCE, compare, distances, in_torch
 from baton.errors import InputError, ModelError, OutOfMemory
 from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 
-TRIAL_STEPS = ((0, 1, 2), (1,), (0, 1, 2), (2, 0))  # who is in each step: padded or not, or back
+TRIAL_STEPS = ((0, 1, 2), (1,), (0, 1, 2), (2, 0))  # sequences per step, padded or not
 REASONS = (
     *(Unsupported, ModelError, OutOfMemory, RuntimeError, ValueError, TypeError, AttributeError),
     *(LookupError, ImportError, OSError, AssertionError),
 )
-"""How a library that does not fit this card, this torch or this model may say so."""
+"""What a library may raise if it does not support this card, torch version or model."""
 
 Way = tuple[str, Callable[[], GraphRunner]]
 
@@ -35,7 +33,8 @@ Way = tuple[str, Callable[[], GraphRunner]]
 def on_cuda(
     model: Any, *, weights: torch.dtype, cache_dtype: torch.dtype, block_size: int
 ) -> tuple[Forward, KVLayout]:
-    """Its forward and the layout of its KV pool."""
+    """The model's forward and the layout of its KV pool. Raises ModelError, and InputError for FP8
+    weights without a linear layer to apply them to."""
     device = next(model.parameters()).device
     torch.cuda.set_device(device)  # libraries launch on the current one
     plain, layout = in_torch(model, cache_dtype, block_size)
@@ -49,7 +48,7 @@ def on_cuda(
 
 
 def with_flashinfer(plain: Runner, make_recorder: Callable[[], Recorder]) -> GraphRunner:
-    """Both for recorded steps and for all other forwards."""
+    """FlashInfer for recorded steps and for all other forwards."""
     from baton.engine.cuda.flashinfer_attention import VERSION, FlashInferAttention
 
     attention = FlashInferAttention(plain.device)
@@ -59,25 +58,26 @@ def with_flashinfer(plain: Runner, make_recorder: Callable[[], Recorder]) -> Gra
 
 
 def with_fp8(plain: Runner, layout: KVLayout, product: Product) -> None:
-    """Quantize the model that this runs, and see that it still says the same, roughly."""
+    """Quantize the runner's model and compare its logits with those before. Raises ModelError if they
+    differ too much, InputError if no layer can be quantized."""
     before = trial(plain, layout)
     if not quantize_linears(plain.model, product):
         raise InputError(
-            f"{type(plain.model).__name__} has no linears that fp8 weights fit: use another dtype"
+            f"{type(plain.model).__name__} has no linears that support fp8 weights: use another dtype"
         )
     compare(type(plain.model).__name__, "fp8", trial(plain, layout), before, FP8)
     plain.backend = f"{plain.backend}, fp8 weights"
 
 
 def fastest(plain: Runner, layout: KVLayout, ways: Sequence[Way]) -> Forward:
-    """The first way that gives what `plain` gives; else that."""
+    """The first way whose logits agree with those of `plain`; otherwise `plain`."""
     expected = trial(plain, layout)
     passed_over = []
     for name, make in ways:
         try:
             runner = make()
             off = float(distances(trial(runner, layout), expected).max())
-            if not off <= TOLERANCE[plain.model.dtype]:  # nor if it is not a number
+            if not off <= TOLERANCE[plain.model.dtype]:  # also rejects NaN
                 raise ModelError(f"its logits differ by {off:.1%} of the largest")
             if runner.failure or not runner.replayed:
                 raise ModelError(runner.failure or "no step was recorded")
@@ -93,8 +93,8 @@ def fastest(plain: Runner, layout: KVLayout, ways: Sequence[Way]) -> Forward:
 
 
 def trial(runner: Forward, layout: KVLayout) -> torch.Tensor:
-    """Logits of a few decode steps [rows of all steps, vocabulary]: three sequences that come and go,
-    one over a block's edge."""
+    """Logits of a few decode steps, [rows of all steps, vocabulary]: three sequences that join and
+    leave, one of which crosses a block boundary."""
     lengths = (layout.block_size - 1, 1, 5)
     each = layout.blocks_for(max(lengths) + len(TRIAL_STEPS))
     pool = Pool.private(layout, each * len(lengths), runner.device, spare=True)
@@ -105,7 +105,7 @@ def trial(runner: Forward, layout: KVLayout) -> torch.Tensor:
     found = []
     for step, present in enumerate(TRIAL_STEPS):
         rows = [Row([7 + step], len(texts[i]), tables[i], Logits.LAST) for i in present]
-        found.append(runner.run(pool, rows).clone())  # good until the next run
+        found.append(runner.run(pool, rows).clone())  # the next run overwrites them
         for i in present:
             texts[i].append(7 + step)
     return torch.cat(found)

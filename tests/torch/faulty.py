@@ -1,11 +1,11 @@
-"""Faulty: a link that misbehaves on demand, for tests and for fault drills (README of debug/).
+"""A link that misbehaves on demand, for tests.
 
     flip        one bit of the fill is turned over          truncate   the end of it is missing
     duplicate   it is sent twice                            drop_end   finish() is not announced
     stall       from the next push on, nothing arrives any more
 
-On frames the fault is on the wire; on pinned and shm it is in the shared memory, after finish() (in
-shm only the stamps can be checked, so there the flip is in a stamp).
+On frames the fault is on the wire. On the others it is in the shared memory, after finish(); in place
+only the stamps can be checked, so there the flip is in a stamp.
 """
 
 import random
@@ -19,8 +19,8 @@ from baton.kv.grant import Grant
 from baton.kv.region import Receipt
 from baton.transfer.base import Link
 from baton.transfer.frames_link import FramesLink, Parts
+from baton.transfer.in_place import InPlaceLink
 from baton.transfer.pinned import PinnedLink
-from baton.transfer.shm import ShmLink
 
 
 class Fault(StrEnum):
@@ -42,7 +42,7 @@ class FaultyLink:
         self._flipped = False
         if isinstance(link, FramesLink):
             self._send, link.send = link.send, self._send_badly
-        elif not isinstance(link, PinnedLink | ShmLink):
+        elif not isinstance(link, PinnedLink | InPlaceLink):
             raise TransferError(f"no faults are known for {link.transport}")
 
     def push(
@@ -59,7 +59,7 @@ class FaultyLink:
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
         """As the link does it; then the memory is spoilt."""
         receipt = self._link.finish(grant, blocks)
-        if isinstance(self._link, ShmLink):
+        if isinstance(self._link, InPlaceLink):
             assert self.slabs is not None
             self._spoil_stamps(self.slabs[-1].view(torch.int64), blocks)
         elif isinstance(self._link, PinnedLink):
