@@ -157,7 +157,7 @@ def test_a_broken_file_is_named(tmp_path):
     [
         ([1, 2], "does not hold named tensors"),
         ({}, "does not hold named tensors"),
-        ({"a": torch.zeros(1), "lr": 0.1}, "something else beside tensors: lr"),
+        ({"a": torch.zeros(1), "lr": 0.1}, "values that are not tensors: lr"),
     ],
 )
 def test_what_is_not_a_state_dict_is_refused(tmp_path, content, message):
@@ -191,7 +191,7 @@ def test_folders_with_nothing_to_convert_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"several checkpoints .*: a\.pt, b\.pt; leave one"):
         convert_folder(folder, new)
     (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"is not a model folder: config\.json is missing"):
+    with pytest.raises(ModelError, match=r"lacks config\.json, so it is not a model folder"):
         convert_folder(folder, new)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from baton.errors import ModelError
 from baton.model_files import resolve_model
 from baton.models.convert import convert_folder
-from baton.models.formats.checkpoint import write_weights
+from baton.models.formats.checkpoint import by_size, write_weights
 from baton.text import Tokenizer
 from tests.torch.foreign import (
     RANKS,
@@ -174,7 +174,8 @@ def test_weights_that_fill_the_last_file_leave_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.models.formats.checkpoint.FILE_BYTES", 8)
-    assert write_weights([("a", torch.ones(2)), ("b", torch.ones(2))], tmp_path) == 2
+    weights = [("a", torch.ones(2)), ("b", torch.ones(2))]
+    assert write_weights(by_size(weights), tmp_path) == 2
     assert len(os.listdir(tmp_path)) == 3
 
 
@@ -272,8 +273,8 @@ def test_code_in_a_part_is_refused_and_never_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vocabulary", "message"),
     [
-        (b"", "is no SentencePiece model, or is broken"),
-        (b"\x00\xff" * 40, "is no SentencePiece model, or is broken"),
+        (b"", "is not a SentencePiece model, or is broken"),
+        (b"\x00\xff" * 40, "is not a SentencePiece model, or is broken"),
         (b"YQ== 0\nnonsense\n", "line 2: not a token in base64 and its rank"),
         (b"YQ== 0\nYQ 1\n", "line 2: not a token in base64 and its rank"),
         (b"YQ== 0\nYQ== 1\n", "line 2: the token is there already"),

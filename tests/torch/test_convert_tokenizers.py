@@ -222,7 +222,7 @@ def test_a_text_without_a_leading_space_can_be_asked_for(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (sentencepiece_model(trainer={3: 1}), "is no BPE model"),
+        (sentencepiece_model(trainer={3: 1}), "is not a BPE model"),
         (sentencepiece_model(trainer={35: 0}), "does not fall back to bytes"),
         (sentencepiece_model(pieces()[:200]), "does not fall back to bytes"),
         (sentencepiece_model(normalizer={2: b"table"}), "normalizes text by a table"),
@@ -232,9 +232,12 @@ def test_a_text_without_a_leading_space_can_be_asked_for(folder: Path) -> None:
         (sentencepiece_model([*pieces(), ("x", 0.0, 5)]), "has unused pieces"),
         (sentencepiece_model([*pieces(), ("", 0.0, 1)]), "has an empty piece"),
         (sentencepiece_model([*pieces(), ("x" * 5000, 0.0, 1)]), "has a very long piece"),
-        (sentencepiece_model([*pieces(), ("x", 0.0, 9)]), "no SentencePiece model, or is broken"),
-        (sentencepiece_model(trainer={41: (1 << 64) - 1}), "has no piece for unknown text"),
-        (sentencepiece_model()[:-1], "no SentencePiece model, or is broken"),
+        (
+            sentencepiece_model([*pieces(), ("x", 0.0, 9)]),
+            "not a SentencePiece model, or is broken",
+        ),
+        (sentencepiece_model(trainer={41: (1 << 64) - 1}), "lacks a piece for unknown text"),
+        (sentencepiece_model()[:-1], "not a SentencePiece model, or is broken"),
     ],
 )
 def test_other_kinds_of_model_are_refused_by_name(

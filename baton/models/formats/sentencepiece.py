@@ -1,8 +1,8 @@
 """SentencePiece: the tokenizer.model of LLaMA 1 and 2 becomes a tokenizer.json.
 
-The file is a protocol buffer. Of its many fields only those that decide how text is cut are read here;
-what would make another tokenizer than LLaMA's kind (BPE that falls back to bytes, no normalization)
-is refused by name.
+The file is a protocol buffer. Only the fields that decide how text is split are read. A model of
+another kind than LLaMA's (BPE that falls back to bytes, no normalization) is an error that names
+the difference.
 """
 
 import struct
@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from baton.errors import ModelError
-from baton.models.formats.bytelevel import added_token, tokenizer_json
+from baton.models.formats.bytelevel import added_token, cuts, tokenizer_json
 from baton.models.formats.checkpoint import Vocabulary
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
@@ -21,7 +21,7 @@ LONGEST_PIECE = 4096
 
 
 class Kind(IntEnum):
-    """What a piece is."""
+    """The type of a piece."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -33,7 +33,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One token. Of two merges that are possible, the one with the higher score is made."""
+    """One token. Of two possible merges, the one with the higher score wins."""
 
     text: str
     score: float
@@ -42,7 +42,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """A tokenizer.model, as far as it matters here; ids are places in `pieces`."""
+    """The content of a tokenizer.model. A token id is an index of `pieces`."""
 
     pieces: tuple[Piece, ...]
     unknown: int
@@ -56,17 +56,17 @@ class _Broken(Exception):
 
 
 def read_pieces(path: Path) -> Pieces:
-    """The file's content. ModelError for one that makes another kind of tokenizer."""
+    """The file's content. Raises ModelError for another kind of tokenizer."""
     try:
         return _pieces(path.read_bytes(), path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except (_Broken, UnicodeDecodeError, struct.error, ValueError) as error:
-        raise ModelError(f"{path} is no SentencePiece model, or is broken") from error
+        raise ModelError(f"{path} is not a SentencePiece model, or is broken") from error
 
 
 def sentencepiece(found: Pieces, source: Path) -> Vocabulary:
-    """The tokenizer of these pieces; the beginning-of-text piece is put before every text."""
+    """The tokenizer of these pieces. A text begins with the beginning-of-text piece."""
     vocab: dict[str, int] = {}
     for number, piece in enumerate(found.pieces):
         if vocab.setdefault(piece.text, number) != number:
@@ -108,13 +108,13 @@ def sentencepiece(found: Pieces, source: Path) -> Vocabulary:
 
 
 def _merges(pieces: tuple[Piece, ...]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, in the order in which they are preferred."""
+    """Every split of a piece into two others, in the order of preference."""
     place = {each.text: at for at, each in enumerate(pieces) if each.kind is Kind.NORMAL}
     merges: list[tuple[str, str]] = []
-    for text in sorted(place, key=lambda text: -pieces[place[text]].score):  # equal: as they stand
-        both = [(text[:at], text[at:]) for at in range(1, len(text))]
-        known = [(left, right) for left, right in both if left in place and right in place]
-        merges += sorted(known, key=lambda pair: (place[pair[0]], place[pair[1]]))
+    for text in sorted(
+        place, key=lambda text: -pieces[place[text]].score
+    ):  # a stable sort: equal scores keep their order
+        merges += cuts(text, place)
     return merges
 
 
@@ -134,7 +134,9 @@ def _pieces(data: bytes, path: Path) -> Pieces:
     _refuse_other_kinds(pieces, trainer, normalizer, path)
     unknown, bos, eos = (_signed(trainer.get(*each)) for each in ((40, 0), (41, 1), (42, 2)))
     if not all(0 <= each < len(pieces) for each in (unknown, bos, eos)):
-        raise ModelError(f"{path} has no piece for unknown text, the beginning or the end of one")
+        raise ModelError(
+            f"{path} lacks a piece for unknown text, for the beginning or for the end of a text"
+        )
     return Pieces(tuple(pieces), unknown, bos, eos, normalizer.get(3, 1) == 1)
 
 
@@ -145,7 +147,7 @@ def _refuse_other_kinds(
     path: Path,
 ) -> None:
     wrong = {
-        "is no BPE model": trainer.get(3, 1) != BPE,
+        "is not a BPE model": trainer.get(3, 1) != BPE,
         "does not fall back to bytes": trainer.get(35, 0) != 1
         or sum(piece.kind is Kind.BYTE for piece in pieces) != 256,
         "normalizes text by a table": bool(normalizer.get(2)),
