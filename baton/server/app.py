@@ -1,17 +1,19 @@
 """The application: routes and error responses, over service.py and monitor.py."""
 
 import html
+import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from baton.errors import RequestError
 from baton.log import REQUEST
@@ -22,8 +24,7 @@ from baton.server.api_error import (
     from_validation_error,
     headers,
 )
-from baton.server.fast_path import CHAT, COMPLETIONS, FastPath
-from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
+from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed, replay
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.schema import (
@@ -38,6 +39,13 @@ from baton.server.service import GenerationService
 from baton.server.sse import EventStream
 from baton.server.websocket import add_websocket
 
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+KINDS: Mapping[str, type[AnyRequest]] = {
+    COMPLETIONS: CompletionRequest,
+    CHAT: ChatRequest,
+}
+JSON = "application/json"
 PAGE = Path(__file__).parent / "page"
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -191,7 +199,7 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
 def add_openai(
     app: FastAPI, service: GenerationService, monitor: Monitor
 ) -> Callable[[Request, AnyRequest], Awaitable[Response]]:
-    """Completions, chat, and the tokenizer. Returns what answers the first two, for fast_path.py."""
+    """Completions, chat, and the tokenizer. Returns what answers the first two, for FastPath."""
 
     @app.post(COMPLETIONS, tags=["openai"])
     async def completions(request: Request, payload: CompletionRequest) -> Response:
@@ -275,3 +283,47 @@ def described(app: FastAPI) -> str:
         "<a href=/openapi.json>openapi.json</a>.</p>"
         f"<table>{''.join(rows)}</table></body></html>"
     )
+
+
+class FastPath:
+    """Valid requests to the two routes that generate do not pass through the web framework, whose
+    routing, body parsing and middleware take as much CPU as all the rest of a request. Everything else,
+    invalid requests above all, takes the same routes in the framework, which report errors."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        answer: Callable[[Request, AnyRequest], Awaitable[Response]],
+        refuse: Callable[[str, ApiError], Response],
+    ) -> None:
+        self._app = app
+        self._answer = answer
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in KINDS:
+            await self._app(scope, receive, send)
+            return
+        data = (await receive()).get("body", b"")  # complete: see guard.py
+        request = Request(scope, receive)
+        payload = valid(KINDS[scope["path"]], request.headers.get("content-type", ""), data)
+        if payload is None:
+            await self._app(scope, replay(data, receive), send)
+            return
+        try:
+            response = await self._answer(request, payload)
+        except ApiError as error:
+            response = self._refuse("POST", error)
+        except RequestError as error:
+            response = self._refuse("POST", from_request_error(error))
+        await response(scope, receive, send)
+
+
+def valid(kind: type[AnyRequest], content_type: str, data: bytes) -> AnyRequest | None:
+    """The request; None if the body is not a valid one."""
+    if content_type.partition(";")[0].strip().lower() != JSON:
+        return None
+    try:
+        return kind.model_validate(json.loads(data))
+    except (ValidationError, ValueError):
+        return None

@@ -21,10 +21,9 @@ from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
 from baton.server.app import make_app
 from baton.server.guard import TimeoutH11
-from baton.server.listen import adopt, bind
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
-from baton.server.options import ServerSettings
+from baton.server.options import ServerSettings, adopt, bind
 from baton.server.otel import exporting_to
 from baton.server.rendering import ProcessRenderer, Renderer, ThreadRenderer
 from baton.server.service import GenerationService

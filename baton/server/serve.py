@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 
 from baton.client.batch import BatchClient, Event, Notice
@@ -21,8 +20,7 @@ from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Beside, Cluster
-from baton.server.listen import bind
-from baton.server.options import ServerSettings
+from baton.server.options import ServerSettings, bind, write_keys
 from baton.wire.messages import ClusterInfo
 
 INTERRUPTED = 130
@@ -57,8 +55,11 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     try:
         with Cluster(options) as cluster:
             command = ["baton.server", "--fd", str(listener.fileno()), "--port", str(port)]
-            keys = cluster.run_dir / "api-keys"
-            command += arguments(settings, options.model, keys)
+            command += ["--model", options.model, *settings.arguments()]
+            if settings.api_keys:
+                keys = cluster.run_dir / "api-keys"
+                write_keys(settings.api_keys, keys)
+                command += ["--api-key-file", str(keys)]
             cluster.add(Beside("server", command, (listener.fileno(),)))
             client = Client(cluster.address)
             try:
@@ -68,36 +69,6 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
-
-
-def arguments(settings: ServerSettings, model: str, keys: Path) -> list[str]:
-    """The server's own command line. API keys go through a file of mode 0600, not through `ps`."""
-    found = ["--model", model, "--host", settings.host]
-    found += ["--max-num-queued-reqs", str(settings.max_queued)]
-    found += ["--stream-interval-ms", f"{settings.stream_interval_s * 1e3:g}"]
-    found += ["--shutdown-timeout", f"{settings.shutdown_s:g}"]
-    found += ["--log-level", settings.log_level, "--log-format", settings.log_format]
-    if settings.otlp_endpoint:
-        found += ["--otlp-endpoint", settings.otlp_endpoint]
-    for flag, values in (
-        ("--served-model-name", settings.served_names),
-        ("--allowed-host", settings.allowed_hosts),
-        ("--allowed-origin", settings.allowed_origins),
-    ):
-        for value in values:
-            found += [flag, value]
-    for flag, path in (
-        ("--chat-template", settings.chat_template),
-        ("--ssl-certfile", settings.certificate),
-        ("--ssl-keyfile", settings.private_key),
-    ):
-        if path is not None:
-            found += [flag, str(path.resolve())]
-    if settings.api_keys:
-        with open(os.open(keys, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.writelines(f"{key}\n" for key in settings.api_keys)
-        found += ["--api-key-file", str(keys)]
-    return found
 
 
 def url(settings: ServerSettings, port: int) -> str:

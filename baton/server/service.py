@@ -121,7 +121,7 @@ class GenerationService:
     ) -> PreparedRequest:
         """`stream`: the client reads tokens as they come. Raises ApiError or RequestError for what
         cannot be answered, or not now."""
-        interval = self.settings.stream_interval_s if stream else NOT_STREAMED_S
+        interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
         defaults = Defaults(self._sampling, secrets.randbits(63), interval)
         params = request.params(Limits(self.context, self.files.vocab_size), defaults)
         n, echoes = request.n or 1, [""]

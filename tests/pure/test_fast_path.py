@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import RequestError
 from baton.server.api_error import ApiError
-from baton.server.fast_path import CHAT, COMPLETIONS, FastPath
+from baton.server.app import CHAT, COMPLETIONS, FastPath
 from baton.server.schema import AnyRequest
 
 VALID = json.dumps({"prompt": "a"}).encode()

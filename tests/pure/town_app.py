@@ -220,7 +220,7 @@ async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterato
         address = f"ipc://{folder}/r"
         exchange = Exchange(town or WordyTown(), address)
         settings = ServerSettings(
-            address, "demo", chat_template=template, stream_interval_s=0.0, **options
+            address, "demo", chat_template=template, stream_interval_ms=0.0, **options
         )
         router = RouterClient(address)
         source = read_template(None, template)
