@@ -58,10 +58,6 @@ class ApiError(Exception):
         return cls(400, message, param=param, code=code)
 
     @classmethod
-    def too_long(cls, message: str) -> "ApiError":
-        return cls(400, message, param="max_tokens", code="context_length_exceeded")
-
-    @classmethod
     def wrong_key(cls) -> "ApiError":
         """The same for a wrong key and for none."""
         text = "a valid API key is needed: send it as `Authorization: Bearer KEY`"
@@ -115,20 +111,20 @@ class ApiError(Exception):
         return cls(503, text, OURS, code="not_ready", retry_after=retry_after)
 
 
-def from_failed(code: str, message: str) -> ApiError:
-    """The router reports a failed request."""
+def from_failed(code: str, message: str, param: str | None = None) -> ApiError:
+    """A request that the router, or a check of this server, refused or gave up."""
     status = STATUS.get(code, 500)
     kind = INVALID if status < 500 else OURS
-    param = "max_tokens" if code == "context_length_exceeded" else None
+    if code == "context_length_exceeded":
+        param = "max_tokens"
     known = None if code == "invalid_request" else code
     retry_after = 2 if status == 503 else None
     return ApiError(status, message, kind, param=param, code=known, retry_after=retry_after)
 
 
 def from_request_error(error: RequestError, param: str | None = None) -> ApiError:
-    """A request did not pass a check of the server."""
-    code = None if error.code == "invalid_request" else error.code
-    return ApiError.bad_request(str(error), param, code)
+    """`param`: the field, where it is not the error's own."""
+    return from_failed(error.code, str(error), param or error.param)
 
 
 def from_validation_error(error: RequestValidationError | ValidationError) -> ApiError:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from baton.errors import RequestError
 from baton.log import REQUEST
+from baton.params import check_ids
 from baton.server.api_error import (
     ApiError,
     body,
@@ -33,7 +34,6 @@ from baton.server.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    in_vocabulary,
 )
 from baton.server.service import GenerationService
 from baton.server.sse import EventStream
@@ -231,7 +231,7 @@ def add_openai(
     @app.post("/detokenize", tags=["text"])
     async def detokenize(payload: DetokenizeRequest) -> dict[str, str]:
         """Token ids to text."""
-        in_vocabulary(payload.tokens, service.files.vocab_size, "tokens")
+        check_ids(payload.tokens, service.files.vocab_size, param="tokens")
         return {"prompt": service.tokenizer.decode(payload.tokens, special=True)}
 
     return answered

@@ -4,7 +4,7 @@ OpenAI's fields with vLLM's extras. Known fields are checked strictly, unknown o
 clients send what other servers know. https://platform.openai.com/docs/api-reference
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -27,8 +27,6 @@ from baton.params import (
     MAX_STOP_IDS,
     MAX_STOPS,
     GenerationParams,
-    Limits,
-    check_ids,
 )
 from baton.server.api_error import SHOWN, ApiError, from_request_error
 from sampler.params import MOST_ALLOWED, MOST_BIASES, SamplingParams
@@ -50,19 +48,12 @@ Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets where it says nothing else."""
+    """The values of fields that a request does not give."""
 
     sampling: SamplingParams  # the model's own
+    context: int  # max_new_tokens of a chat
     seed: int = 0
     stream_interval_s: float = 0.0
-
-
-def in_vocabulary(ids: Iterable[int], vocabulary: int, param: str, what: str = "token id") -> None:
-    """Raises ApiError with the field and the first id outside the vocabulary."""
-    try:
-        check_ids(ids, vocabulary, what)
-    except RequestError as error:
-        raise from_request_error(error, param) from error
 
 
 def few_biases(value: Any) -> Any:
@@ -74,7 +65,7 @@ def few_biases(value: Any) -> Any:
 
 def id_of(key: str) -> int:
     """The token id in a key of logit_bias."""
-    if not key.isascii() or not key.isdigit() or len(key) > 10:
+    if not key.isascii() or not key.isdigit() or len(key) > 10 or int(key) >= 2**31:
         raise ApiError.bad_request(
             f"the keys of logit_bias must be token ids, got {key[:SHOWN]!r}", "logit_bias"
         )
@@ -156,24 +147,18 @@ class GenerationRequest(IgnoreExtra):
     request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     cache_salt: Text | None = Field(None, max_length=256)
 
-    def _params(
-        self, limits: Limits, defaults: Defaults, *, wanted: int, logprobs: int
-    ) -> GenerationParams:
+    def _params(self, defaults: Defaults, *, wanted: int, logprobs: int) -> GenerationParams:
         """Checks rules between fields. The errors of a validator would show the whole request."""
         if self.stream_options is not None and not self.stream:
             text = "stream_options needs stream: true"
             raise ApiError.bad_request(text, "stream_options")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ApiError.bad_request("best_of must equal n, or be left out", "best_of")
-        sampling = self._sampling(limits, defaults)
-        in_vocabulary(
-            self.stop_token_ids or (), limits.vocabulary, "stop_token_ids", "stop token id"
-        )
         if self.min_tokens > wanted:
             raise ApiError.bad_request("min_tokens must be at most max_tokens", "min_tokens")
         return GenerationParams(
             max_new_tokens=max(wanted, 1),
-            sampling=sampling,
+            sampling=self._sampling(defaults),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
@@ -186,7 +171,7 @@ class GenerationRequest(IgnoreExtra):
             stream_interval_s=defaults.stream_interval_s,
         )
 
-    def _sampling(self, limits: Limits, defaults: Defaults) -> SamplingParams:
+    def _sampling(self, defaults: Defaults) -> SamplingParams:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",
                  "presence_penalty", "frequency_penalty", "seed")  # fmt: skip
         given = {name: v for name in names if (v := getattr(self, name)) is not None}
@@ -194,10 +179,8 @@ class GenerationRequest(IgnoreExtra):
         biases = {id_of(key): bias for key, bias in (self.logit_bias or {}).items()}
         if len(biases) < len(self.logit_bias or {}):
             raise ApiError.bad_request("logit_bias has one token id twice", "logit_bias")
-        in_vocabulary(biases, limits.vocabulary, "logit_bias", "logit_bias id")
         given["logit_bias"] = tuple((i, max(-100.0, min(100.0, b))) for i, b in biases.items())
         if self.allowed_token_ids is not None:
-            in_vocabulary(self.allowed_token_ids, limits.vocabulary, "allowed_token_ids")
             given["allowed_token_ids"] = tuple(self.allowed_token_ids)
         try:
             return replace(defaults.sampling, **given)
@@ -285,19 +268,12 @@ class CompletionRequest(GenerationRequest):
             return (tuple(self.prompt),)
         return tuple(p if isinstance(p, str) else tuple(p) for p in self.prompt)
 
-    def params(self, limits: Limits, defaults: Defaults) -> GenerationParams:
-        """With `defaults` for what is not given. Raises ApiError or RequestError."""
+    def params(self, defaults: Defaults) -> GenerationParams:
+        """Raises ApiError or RequestError. Ids are checked with the prompt: params.check_request."""
         if self.wanted_tokens == 0 and not self.echo:
             raise ApiError.bad_request("max_tokens may be 0 only with echo", "max_tokens")
-        for ids in (each for each in self.prompts if isinstance(each, tuple)):
-            if len(ids) > limits.context:  # first, so that only few ids are checked
-                raise ApiError.too_long(
-                    f"the prompt has {len(ids):,} tokens, but this model's context is "
-                    f"{limits.context:,}: shorten it"
-                )
-            in_vocabulary(ids, limits.vocabulary, "prompt")
         logprobs = -1 if self.logprobs is None else self.logprobs
-        params = self._params(limits, defaults, wanted=self.wanted_tokens, logprobs=logprobs)
+        params = self._params(defaults, wanted=self.wanted_tokens, logprobs=logprobs)
         return replace(params, prompt_logprobs=logprobs) if self.echo else params
 
 
@@ -373,9 +349,8 @@ class ChatRequest(GenerationRequest):
         """What the template may show of them."""
         return self.tools if self.tool_choice != "none" else None
 
-    def params(self, limits: Limits, defaults: Defaults) -> GenerationParams:
-        """With `defaults` for what is not given; without max_tokens max_new_tokens is the context. Raises
-        ApiError or RequestError."""
+    def params(self, defaults: Defaults) -> GenerationParams:
+        """Raises ApiError or RequestError."""
         if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ApiError.bad_request(
                 "max_tokens and max_completion_tokens differ: give one", "max_tokens"
@@ -391,8 +366,8 @@ class ChatRequest(GenerationRequest):
                 "unsupported",
             )
         logprobs = (self.top_logprobs or 0) if self.logprobs else -1
-        wanted = limits.context if self.wanted_tokens is None else self.wanted_tokens
-        return self._params(limits, defaults, wanted=wanted, logprobs=logprobs)
+        wanted = defaults.context if self.wanted_tokens is None else self.wanted_tokens
+        return self._params(defaults, wanted=wanted, logprobs=logprobs)
 
 
 AnyRequest = CompletionRequest | ChatRequest

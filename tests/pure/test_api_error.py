@@ -23,7 +23,6 @@ BAD, OURS = "invalid_request_error", "server_error"
     ("error", "status", "kind", "param", "code", "sent"),
     [
         (ApiError.bad_request("no", "n"), 400, BAD, "n", None, {}),
-        (ApiError.too_long("no"), 400, BAD, "max_tokens", "context_length_exceeded", {}),
         (ApiError.wrong_key(), 401, "authentication_error", None, "invalid_api_key",
          {"WWW-Authenticate": "Bearer"}),
         (ApiError.forbidden("no"), 403, "permission_error", None, "forbidden", {}),
@@ -73,7 +72,9 @@ def test_a_check_that_failed_is_a_bad_request() -> None:
     plain = from_request_error(RequestError("no"), "prompt")
     assert (plain.status, plain.message, plain.param, plain.code) == (400, "no", "prompt", None)
     long = from_request_error(RequestError("long", code="context_length_exceeded"))
-    assert (long.param, long.code) == (None, "context_length_exceeded")
+    assert (long.param, long.code) == ("max_tokens", "context_length_exceeded")
+    own = from_request_error(RequestError("no", param="stop_token_ids"))
+    assert own.param == "stop_token_ids"
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40), st.integers(1, 200))
