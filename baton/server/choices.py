@@ -3,6 +3,7 @@
 Shapes: https://platform.openai.com/docs/api-reference (completions and chat), as vLLM serves them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,155 +136,140 @@ class Tokens:
         }
 
 
-class CompletionShape:
+class Shape(ABC):
+    """A kind of response: the JSON of its choices, and what surrounds them."""
+
+    whole_object = chunk_object = ""
+
+    def __init__(self, head: dict[str, Any], tokens: Tokens, *, logprobs: int) -> None:
+        """`head`: id, time and model. `logprobs` as in GenerationParams."""
+        self._head = head
+        self._tokens = tokens
+        self._logprobs = logprobs
+        self.plain = logprobs < 0  # the chunks of a choice differ in their text only
+
+    @abstractmethod
+    def opening(self, choice: Choice) -> dict[str, Any] | None:
+        """The first chunk, if it holds no generated text."""
+
+    @abstractmethod
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        """A chunk of text."""
+
+    @abstractmethod
+    def closing(self, choice: Choice) -> dict[str, Any]:
+        """The chunk with the finish_reason."""
+
+    @abstractmethod
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        """A choice of the whole response."""
+
+    def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
+        """The chunk with the usage."""
+        return self._response(self.chunk_object, [], usage=usage_)
+
+    def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> dict[str, Any]:
+        """The response as one object."""
+        return self._response(self.whole_object, [self._whole(c) for c in choices], usage=usage_)
+
+    def _chunk(self, *entry: Any) -> dict[str, Any]:
+        return self._response(self.chunk_object, [_entry(*entry)])
+
+    def _response(self, kind: str, choices: Sequence[Any], **more: Any) -> dict[str, Any]:
+        return self._head | {"object": kind, "choices": choices} | more
+
+
+def _entry(
+    choice: Choice,
+    name: str,
+    content: Any,
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "index": choice.index,
+        name: content,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+    }
+
+
+class CompletionShape(Shape):
     """/v1/completions."""
+
+    whole_object = chunk_object = "text_completion"
 
     def __init__(
         self, head: dict[str, Any], tokens: Tokens, *, logprobs: int, prompt_logprobs: int
     ) -> None:
-        self._head = head | {"object": "text_completion"}
-        self._tokens = tokens
-        self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
-        self.plain = logprobs < 0  # the chunks of a choice differ in their text only
+        super().__init__(head, tokens, logprobs=logprobs)
+        self._prompt_logprobs = prompt_logprobs
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
-        """The first chunk: the echoed prompt."""
+        """The echoed prompt."""
         if not choice.echo:
             return None
-        return self._chunk(choice, choice.echo, self._prompt_part(choice))
+        return self._chunk(choice, "text", choice.echo, self._of_prompt(choice))
 
     def piece(self, delta: Delta) -> dict[str, Any]:
-        """A chunk of text."""
-        choice = delta.choice
-        logprobs = None
-        if self._logprobs >= 0:
-            before = choice.token_ids[: len(choice.token_ids) - len(delta.token_ids)]
-            offset = len(choice.echo) + sum(len(self._tokens.text(each)) for each in before)
-            logprobs = self._tokens.legacy(
-                delta.token_ids, delta.logprobs, offset=offset, top=self._logprobs
-            )
-        return self._chunk(choice, delta.text, logprobs)
+        start = len(delta.choice.token_ids) - len(delta.token_ids)
+        logprobs = self._generated(delta.choice, start, delta)
+        return self._chunk(delta.choice, "text", delta.text, logprobs)
 
     def closing(self, choice: Choice) -> dict[str, Any]:
-        """The chunk with the finish_reason."""
-        return self._chunk(choice, "", None, choice.finish_reason)
+        return self._chunk(choice, "text", "", None, choice.finish_reason)
 
-    def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
-        """The chunk with the usage."""
-        return self._head | {"choices": [], "usage": usage_}
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        logprobs = _joined(self._of_prompt(choice), self._generated(choice, 0, choice))
+        return _entry(choice, "text", choice.echo + choice.text, logprobs, choice.finish_reason)
 
-    def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> dict[str, Any]:
-        """The response as one object."""
-        return self._head | {"choices": [self._choice(each) for each in choices], "usage": usage_}
-
-    def _choice(self, choice: Choice) -> dict[str, Any]:
-        parts = [self._prompt_part(choice)]
-        if self._logprobs >= 0:
-            offset = len(choice.echo)
-            parts.append(
-                self._tokens.legacy(
-                    choice.token_ids, choice.logprobs, offset=offset, top=self._logprobs
-                )
-            )
-        return {
-            "index": choice.index,
-            "text": choice.echo + choice.text,
-            "logprobs": _joined([part for part in parts if part is not None]),
-            "finish_reason": choice.finish_reason,
-        }
-
-    def _prompt_part(self, choice: Choice) -> dict[str, Any] | None:
+    def _of_prompt(self, choice: Choice) -> dict[str, Any] | None:
         if self._prompt_logprobs < 0:
             return None
+        scores = [None, *choice.scores]
+        return self._tokens.legacy(choice.prompt_ids, scores, top=self._prompt_logprobs)
+
+    def _generated(self, choice: Choice, start: int, new: Choice | Delta) -> dict[str, Any] | None:
+        """Logprobs of `new`, whose first token is the choice's token number `start`."""
+        if self._logprobs < 0:
+            return None
+        before = sum(len(self._tokens.text(each)) for each in choice.token_ids[:start])
         return self._tokens.legacy(
-            choice.prompt_ids, [None, *choice.scores], top=self._prompt_logprobs
+            new.token_ids, new.logprobs, offset=len(choice.echo) + before, top=self._logprobs
         )
 
-    def _chunk(
-        self,
-        choice: Choice,
-        text: str,
-        logprobs: dict[str, Any] | None,
-        finish_reason: str | None = None,
-    ) -> dict[str, Any]:
-        one = {
-            "index": choice.index,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-        }
-        return self._head | {"choices": [one]}
 
-
-class ChatShape:
+class ChatShape(Shape):
     """/v1/chat/completions."""
 
-    def __init__(self, head: dict[str, Any], tokens: Tokens, *, logprobs: int) -> None:
-        self._head = head
-        self._tokens = tokens
-        self._logprobs = logprobs
-        self.plain = logprobs < 0
+    whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
-        """The first chunk: the role."""
-        return self._chunk(choice, {"role": "assistant", "content": ""}, None)
+        """The role."""
+        return self._chunk(choice, "delta", {"role": "assistant", "content": ""})
 
     def piece(self, delta: Delta) -> dict[str, Any]:
-        """A chunk of text."""
-        logprobs = None
-        if self._logprobs >= 0:
-            logprobs = self._tokens.chat(delta.token_ids, delta.logprobs)
-        return self._chunk(delta.choice, {"content": delta.text}, logprobs)
+        content = {"content": delta.text}
+        return self._chunk(delta.choice, "delta", content, self._generated(delta))
 
     def closing(self, choice: Choice) -> dict[str, Any]:
-        """The chunk with the finish_reason."""
-        return self._chunk(choice, {}, None, choice.finish_reason)
+        return self._chunk(choice, "delta", {}, None, choice.finish_reason)
 
-    def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
-        """The chunk with the usage."""
-        chunk = {"object": "chat.completion.chunk", "choices": [], "usage": usage_}
-        return self._head | chunk
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        return _entry(choice, "message", message, self._generated(choice), choice.finish_reason)
 
-    def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> dict[str, Any]:
-        """The response as one object."""
-        listed = [
-            {
-                "index": each.index,
-                "message": {"role": "assistant", "content": each.text, "refusal": None},
-                "logprobs": self._tokens.chat(each.token_ids, each.logprobs)
-                if self._logprobs >= 0
-                else None,
-                "finish_reason": each.finish_reason,
-            }
-            for each in choices
-        ]
-        return self._head | {"object": "chat.completion", "choices": listed, "usage": usage_}
-
-    def _chunk(
-        self,
-        choice: Choice,
-        message: dict[str, Any],
-        logprobs: dict[str, Any] | None,
-        finish_reason: str | None = None,
-    ) -> dict[str, Any]:
-        one = {
-            "index": choice.index,
-            "delta": message,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-        }
-        return self._head | {"object": "chat.completion.chunk", "choices": [one]}
+    def _generated(self, new: Choice | Delta) -> dict[str, Any] | None:
+        return self._tokens.chat(new.token_ids, new.logprobs) if self._logprobs >= 0 else None
 
 
-Shape = CompletionShape | ChatShape
-
-
-def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _joined(*parts: dict[str, Any] | None) -> dict[str, Any] | None:
     """The prompt's logprobs followed by the answer's."""
-    if not parts:
+    given = [part for part in parts if part is not None]
+    if not given:
         return None
     joined: dict[str, Any] = {}
-    for name in parts[0]:
-        lists = [part[name] for part in parts]
+    for name in given[0]:
+        lists = [part[name] for part in given]
         joined[name] = None if None in lists else [each for one in lists for each in one]
     return joined
