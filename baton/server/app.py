@@ -3,8 +3,7 @@
 import html
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from baton.errors import RequestError
 from baton.log import REQUEST
@@ -53,18 +52,16 @@ SECURITY = {
     "Cache-Control": "no-cache",
 }
 
+Answer = Callable[[Request, AnyRequest], Awaitable[Response]]
+Refuse = Callable[[str, ApiError | RequestError], Response]  # takes the method
+
 logger = logging.getLogger(__name__)
 
 
 def make_app(
-    service: GenerationService, monitor: Monitor, lifespan: Callable[[], Any], version: str
+    service: GenerationService, monitor: Monitor, lifespan: Lifespan[FastAPI], version: str
 ) -> ASGIApp:
     """The whole application, with its guard."""
-
-    @asynccontextmanager
-    async def around(_: FastAPI) -> AsyncIterator[None]:
-        async with lifespan():
-            yield
 
     app = FastAPI(
         title="baton",
@@ -72,7 +69,7 @@ def make_app(
         description="Prefill/decode-disaggregated serving behind OpenAI's API.",
         docs_url=None,
         redoc_url=None,
-        lifespan=around,
+        lifespan=lifespan,
     )
     refuse = add_errors(app, monitor.metrics)
     add_state(app, service, monitor, version)
@@ -85,46 +82,42 @@ def make_app(
     return Guard(app, AccessPolicy(hashed(settings.api_keys), hosts, settings.allowed_origins))
 
 
-def add_errors(app: FastAPI, metrics: Metrics) -> Callable[[str, ApiError], Response]:
-    """Every error gets OpenAI's form. Returns what makes the response to an ApiError."""
+def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
+    """Every error gets OpenAI's form. Returns what makes the response to an error."""
 
-    def answer(error: ApiError) -> Response:
-        return JSONResponse(body(error), error.status, headers=headers(error))
-
-    def refuse(method: str, error: ApiError) -> Response:
+    def refuse(method: str, error: ApiError | RequestError) -> Response:
+        if isinstance(error, RequestError):
+            error = from_request_error(error)
         if error.status == 503 and method == "POST":
             metrics.rejected(error.code or "")
-        return answer(error)
+        return JSONResponse(body(error), error.status, headers=headers(error))
 
     @app.exception_handler(ApiError)
-    async def on_api_error(request: Request, error: ApiError) -> Response:
+    @app.exception_handler(RequestError)
+    async def on_refusal(request: Request, error: ApiError | RequestError) -> Response:
         return refuse(request.method, error)
 
-    @app.exception_handler(RequestError)
-    async def on_request_error(_: Request, error: RequestError) -> Response:
-        return answer(from_request_error(error))
-
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(_: Request, error: RequestValidationError) -> Response:
-        return answer(from_validation_error(error))
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return refuse(request.method, from_validation_error(error))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
-        path = request.url.path
+        method, path = request.method, request.url.path
         match error.status_code:
             case 404:
-                return answer(ApiError.unknown_path(path))
+                return refuse(method, ApiError.unknown_path(path))
             case 405:
-                response = answer(ApiError.wrong_method(request.method, path))
+                response = refuse(method, ApiError.wrong_method(method, path))
                 response.headers.update(error.headers or {})
                 return response
-        return answer(ApiError(error.status_code, str(error.detail)))
+        return refuse(method, ApiError(error.status_code, str(error.detail)))
 
     @app.exception_handler(500)
     async def on_bug(request: Request, error: Exception) -> Response:
         logger.error("internal error", exc_info=error)
         text = f"internal error; for details see request {REQUEST.get()} in the server's log"
-        return answer(ApiError(500, text, "server_error", code="internal_error"))
+        return refuse(request.method, ApiError(500, text, "server_error", code="internal_error"))
 
     return refuse
 
@@ -196,9 +189,7 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
         return described(name)
 
 
-def add_openai(
-    app: FastAPI, service: GenerationService, monitor: Monitor
-) -> Callable[[Request, AnyRequest], Awaitable[Response]]:
+def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Answer:
     """Completions, chat, and the tokenizer. Returns what answers the first two, for FastPath."""
 
     @app.post(COMPLETIONS, tags=["openai"])
@@ -293,8 +284,8 @@ class FastPath:
     def __init__(
         self,
         app: ASGIApp,
-        answer: Callable[[Request, AnyRequest], Awaitable[Response]],
-        refuse: Callable[[str, ApiError], Response],
+        answer: Answer,
+        refuse: Refuse,
     ) -> None:
         self._app = app
         self._answer = answer
@@ -312,10 +303,8 @@ class FastPath:
             return
         try:
             response = await self._answer(request, payload)
-        except ApiError as error:
+        except (ApiError, RequestError) as error:
             response = self._refuse("POST", error)
-        except RequestError as error:
-            response = self._refuse("POST", from_request_error(error))
         await response(scope, receive, send)
 
 

@@ -141,11 +141,13 @@ class Shape(ABC):
 
     whole_object = chunk_object = ""
 
-    def __init__(self, head: dict[str, Any], tokens: Tokens, *, logprobs: int) -> None:
-        """`head`: id, time and model. `logprobs` as in GenerationParams."""
+    def __init__(
+        self, head: dict[str, Any], tokens: Tokens, *, logprobs: int = -1, prompt_logprobs: int = -1
+    ) -> None:
+        """`head`: id, time and model. The rest is as in GenerationParams."""
         self._head = head
         self._tokens = tokens
-        self._logprobs = logprobs
+        self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
         self.plain = logprobs < 0  # the chunks of a choice differ in their text only
 
     @abstractmethod
@@ -198,12 +200,6 @@ class CompletionShape(Shape):
     """/v1/completions."""
 
     whole_object = chunk_object = "text_completion"
-
-    def __init__(
-        self, head: dict[str, Any], tokens: Tokens, *, logprobs: int, prompt_logprobs: int
-    ) -> None:
-        super().__init__(head, tokens, logprobs=logprobs)
-        self._prompt_logprobs = prompt_logprobs
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The echoed prompt."""

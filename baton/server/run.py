@@ -58,7 +58,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     monitor = Monitor(router, metrics, exporting_to(otlp, service.names[0]) if otlp else None)
 
     @asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         router.connect(monitor.observed)
         refreshing = asyncio.create_task(_refresh(monitor, service))
         try:

@@ -174,16 +174,10 @@ class GenerationService:
         return stream
 
     def _shape(self, request: AnyRequest, name: str, params: GenerationParams) -> Shape:
-        model = request.model or self.names[0]
-        head = {"id": name, "created": int(time.time()), "model": model}
-        if isinstance(request, ChatRequest):
-            return ChatShape(head, self._tokens, logprobs=params.logprobs)
-        return CompletionShape(
-            head,
-            self._tokens,
-            logprobs=params.logprobs,
-            prompt_logprobs=params.prompt_logprobs,
-        )
+        head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
+        kind = ChatShape if isinstance(request, ChatRequest) else CompletionShape
+        asked = {"logprobs": params.logprobs, "prompt_logprobs": params.prompt_logprobs}
+        return kind(head, self._tokens, **asked)
 
     # ---- text
 

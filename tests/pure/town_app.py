@@ -230,7 +230,7 @@ async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterato
         monitor = Monitor(router, Metrics(service.names[0]))
 
         @asynccontextmanager
-        async def lifespan() -> AsyncIterator[None]:
+        async def lifespan(_: object) -> AsyncIterator[None]:
             yield
 
         app = make_app(service, monitor, lifespan, "0.0.0")
