@@ -1,11 +1,13 @@
-"""API errors: everything that can be wrong with a request, in the form that OpenAI's clients read.
+"""API errors, in the form that OpenAI's clients read.
 
     {"error": {"message": "...", "type": "...", "param": null | "...", "code": null | "..."}}
 
-4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself. https://platform.openai.com/docs/guides/error-codes
+4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself.
+https://platform.openai.com/docs/guides/error-codes
 """
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -30,26 +32,20 @@ STATUS: dict[str, int] = {
 """By the codes of router and server; any other code is an internal error: 500."""
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error response."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str = INVALID,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.kind = kind
-        self.param = param
-        self.code = code
-        self.retry_after = retry_after
+    status: int
+    message: str
+    kind: str = INVALID
+    _: KW_ONLY
+    param: str | None = None
+    code: str | None = None
+    retry_after: int | None = None  # seconds
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
 
     @classmethod
     def bad_request(

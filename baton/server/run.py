@@ -25,9 +25,8 @@ from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings, adopt, bind
 from baton.server.otel import exporting_to
-from baton.server.rendering import ProcessRenderer, Renderer, ThreadRenderer
 from baton.server.service import GenerationService
-from baton.server.templates import read_template
+from baton.server.templates import ProcessRenderer, Renderer, ThreadRenderer, read_template
 from baton.wire.keys import load_keys
 
 REFRESH_S = 0.5

@@ -12,10 +12,11 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from types import FrameType
 
-from baton.client.batch import BatchClient, Event, Notice
+from baton.client.batch import BatchClient, Notice
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
@@ -53,7 +54,7 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     port = listener.getsockname()[1]
     _say(f"listening on {url(settings, port)}; starting {options.model}")
     try:
-        with Cluster(options) as cluster:
+        with Cluster(options) as cluster, closing(Client(cluster.address)) as client:
             command = ["baton.server", "--fd", str(listener.fileno()), "--port", str(port)]
             command += ["--model", options.model, *settings.arguments()]
             if settings.api_keys:
@@ -61,37 +62,36 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
                 write_keys(settings.api_keys, keys)
                 command += ["--api-key-file", str(keys)]
             cluster.add(Beside("server", command, (listener.fileno(),)))
-            client = Client(cluster.address)
-            try:
-                _supervise(cluster, client, settings, port, describe, signals)
-            finally:
-                client.close()
+            batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
+            ready = False
+            for event in batch.watch():
+                if signals.count:
+                    break
+                if isinstance(event, Notice) and event.text:
+                    _say(event.text)
+                elif isinstance(event, ClusterInfo) and event.ready and not ready:
+                    ready = True
+                    _say(*describe(event), *_welcome(event, settings, port))
+            _drain(cluster, settings, signals)
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
 
 
-def url(settings: ServerSettings, port: int) -> str:
-    """For a browser on this machine."""
-    scheme = "https" if settings.certificate else "http"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{host}:{port}"
+def _welcome(info: ClusterInfo, settings: ServerSettings, port: int) -> Iterator[str]:
+    address = url(settings, port)
+    name = (settings.served_names or (info.model,))[0]
+    yield f"ready     {address} is the page, {address}/v1 the API, {address}/docs its list"
+    yield (
+        f"try       curl {address}/v1/completions -H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{name}", "prompt": "In the future", "max_tokens": 20}}\''
+    )
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
+        yield "warning   others on the network can use this server: add --api-key-file"
 
 
-def _supervise(
-    cluster: Cluster,
-    client: Client,
-    settings: ServerSettings,
-    port: int,
-    describe: Describe,
-    signals: _Signals,
-) -> None:
-    batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
-    ready = False
-    for event in batch.watch():
-        if signals.count:
-            break
-        ready = _report(event, settings, port, describe, ready=ready)
+def _drain(cluster: Cluster, settings: ServerSettings, signals: _Signals) -> None:
+    """The server ends its requests. A second signal, or too long a wait, ends it."""
     server = cluster.pids().get("server")
     if server is None:
         return
@@ -102,32 +102,13 @@ def _supervise(
         time.sleep(POLL_S)
 
 
-def _report(
-    event: Event,
-    settings: ServerSettings,
-    port: int,
-    describe: Describe,
-    *,
-    ready: bool,
-) -> bool:
-    match event:
-        case Notice(text) if text:
-            _say(text)
-        case ClusterInfo() as info if info.ready and not ready:
-            for line in describe(info):
-                _say(line)
-            address = url(settings, port)
-            name = (settings.served_names or (info.model,))[0]
-            _say(f"ready     {address} is the page, {address}/v1 the API, {address}/docs its list")
-            _say(
-                f"try       curl {address}/v1/completions -H 'Content-Type: application/json' "
-                f'-d \'{{"model": "{name}", "prompt": "In the future", "max_tokens": 20}}\''
-            )
-            if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
-                _say("warning   others on the network can use this server: add --api-key-file")
-            return True
-    return ready
+def url(settings: ServerSettings, port: int) -> str:
+    """For a browser on this machine."""
+    scheme = "https" if settings.certificate else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{port}"
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)

@@ -19,9 +19,7 @@ from baton.grammar import Grammars
 from baton.model_files import ModelFiles
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
 from baton.server.api_error import ApiError, from_request_error, from_validation_error
-from baton.server.choices import ChatShape, CompletionShape, Shape, Tokens
 from baton.server.options import ServerSettings
-from baton.server.rendering import Renderer
 from baton.server.schema import (
     AnyRequest,
     ChatRequest,
@@ -29,8 +27,15 @@ from baton.server.schema import (
     Defaults,
     TokenizeRequest,
 )
-from baton.server.stream import GenerationStream, PreparedRequest
-from baton.server.templates import Conversation
+from baton.server.stream import (
+    ChatShape,
+    CompletionShape,
+    GenerationStream,
+    PreparedRequest,
+    Shape,
+    Tokens,
+)
+from baton.server.templates import Conversation, Renderer
 from baton.text import Tokenizer, encode_prompt
 from baton.wire.messages import Submit
 from sampler.params import SamplingParams

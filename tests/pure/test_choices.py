@@ -10,9 +10,18 @@ import pytest
 from baton.client.aio import Queue
 from baton.client.tracker import News, PendingRequest
 from baton.params import GenerationParams
-from baton.server.choices import ChatShape, Choice, CompletionShape, Delta, Shape, Tokens
 from baton.server.sse import event
-from baton.server.stream import ChunkEncoder, GenerationStream, PreparedRequest
+from baton.server.stream import (
+    ChatShape,
+    Choice,
+    ChunkEncoder,
+    CompletionShape,
+    Delta,
+    GenerationStream,
+    PreparedRequest,
+    Shape,
+    Tokens,
+)
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
 from baton.wire.records import Logprob, Timings
 

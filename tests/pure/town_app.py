@@ -27,9 +27,8 @@ from baton.server.app import make_app
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings
-from baton.server.rendering import ThreadRenderer
 from baton.server.service import GenerationService
-from baton.server.templates import read_template
+from baton.server.templates import ThreadRenderer, read_template
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.channel import Listener

@@ -13,7 +13,7 @@ from pathlib import Path
 from baton.errors import ModelError
 from baton.models.formats.bytelevel import byte_level
 from baton.models.formats.checkpoint import Vocabulary, given_vocabulary
-from baton.models.formats.sentencepiece import read_pieces, sentencepiece
+from baton.models.formats.sentencepiece import sentencepiece
 
 LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,9}\r?")
 LARGEST_FILE = 256 << 20
@@ -65,7 +65,7 @@ def read_vocabulary(
     elif tiktoken:
         vocabulary = _from_list(path, rows, NAMES_3_1 if new_names else NAMES_3)
     else:
-        vocabulary = sentencepiece(read_pieces(path), path)
+        vocabulary = sentencepiece(path)
     if vocabulary.size > rows:
         raise ModelError(
             f"{path} has {vocabulary.size:,} tokens and the model {rows:,}: it is another model's"

@@ -40,74 +40,61 @@ class Piece:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """The content of a tokenizer.model. A token id is an index of `pieces`."""
-
-    pieces: tuple[Piece, ...]
-    unknown: int
-    bos: int
-    eos: int
-    leading_space: bool
-
-
 class _Broken(Exception):
     """Not a protocol buffer, or not this one."""
 
 
-def read_pieces(path: Path) -> Pieces:
-    """The file's content. Raises ModelError for another kind of tokenizer."""
+def sentencepiece(path: Path) -> Vocabulary:
+    """The tokenizer in the file. A text begins with the beginning-of-text piece. Raises ModelError for
+    another kind of tokenizer."""
     try:
-        return _pieces(path.read_bytes(), path)
+        pieces, ids, leading_space = _pieces(path.read_bytes(), path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except (_Broken, UnicodeDecodeError, struct.error, ValueError) as error:
         raise ModelError(f"{path} is not a SentencePiece model, or is broken") from error
-
-
-def sentencepiece(found: Pieces, source: Path) -> Vocabulary:
-    """The tokenizer of these pieces. A text begins with the beginning-of-text piece."""
+    unknown, bos, _ = ids
     vocab: dict[str, int] = {}
-    for number, piece in enumerate(found.pieces):
+    for number, piece in enumerate(pieces):
         if vocab.setdefault(piece.text, number) != number:
-            raise ModelError(f"{source} has the piece {piece.text[:40]!r} twice")
+            raise ModelError(f"{path} has the piece {piece.text[:40]!r} twice")
     added = [
         added_token(piece.text, number, special=piece.kind is not Kind.USER_DEFINED)
-        for number, piece in enumerate(found.pieces)
+        for number, piece in enumerate(pieces)
         if piece.kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
     ]
     escape = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    if found.leading_space:
+    if leading_space:
         escape.insert(0, {"type": "Prepend", "prepend": SPACE})
     back = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if found.leading_space:
+    if leading_space:
         back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return Vocabulary(
         tokenizer_json(
             vocab=vocab,
-            merges=_merges(found.pieces),
+            merges=_merges(pieces),
             added=added,
-            first=(found.pieces[found.bos].text, found.bos),
+            first=(pieces[bos].text, bos),
             steps={
                 "normalizer": {"type": "Sequence", "normalizers": escape},
                 "pre_tokenizer": None,
                 "decoder": {"type": "Sequence", "decoders": back},
             },
             model={
-                "unk_token": found.pieces[found.unknown].text,
+                "unk_token": pieces[unknown].text,
                 "fuse_unk": True,
                 "byte_fallback": True,
             },
         ),
-        source,
+        path,
     )
 
 
-def _merges(pieces: tuple[Piece, ...]) -> list[tuple[str, str]]:
+def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     """Every split of a piece into two others, in the order of preference."""
     place = {each.text: at for at, each in enumerate(pieces) if each.kind is Kind.NORMAL}
     merges: list[tuple[str, str]] = []
@@ -118,7 +105,8 @@ def _merges(pieces: tuple[Piece, ...]) -> list[tuple[str, str]]:
     return merges
 
 
-def _pieces(data: bytes, path: Path) -> Pieces:
+def _pieces(data: bytes, path: Path) -> tuple[list[Piece], list[int], bool]:
+    """All pieces; the ids for unknown text, beginning and end; does a text get a space before it?"""
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
@@ -132,12 +120,12 @@ def _pieces(data: bytes, path: Path) -> Pieces:
     if not pieces:
         raise _Broken
     _refuse_other_kinds(pieces, trainer, normalizer, path)
-    unknown, bos, eos = (_signed(trainer.get(*each)) for each in ((40, 0), (41, 1), (42, 2)))
-    if not all(0 <= each < len(pieces) for each in (unknown, bos, eos)):
+    ids = [_signed(trainer.get(field, default)) for field, default in ((40, 0), (41, 1), (42, 2))]
+    if not all(0 <= each < len(pieces) for each in ids):
         raise ModelError(
             f"{path} lacks a piece for unknown text, for the beginning or for the end of a text"
         )
-    return Pieces(tuple(pieces), unknown, bos, eos, normalizer.get(3, 1) == 1)
+    return pieces, ids, normalizer.get(3, 1) == 1
 
 
 def _refuse_other_kinds(
