@@ -4,9 +4,8 @@ OpenAI's fields with vLLM's extras. Known fields are checked strictly, unknown o
 clients send what other servers know. https://platform.openai.com/docs/api-reference
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -114,6 +113,9 @@ class StructuredOutputs(IgnoreExtra):
     regex: Text | None = None
 
 
+NO_STRUCTURE = StructuredOutputs(json=None)
+
+
 class GenerationRequest(IgnoreExtra):
     """Fields that completions and chat share."""
 
@@ -188,33 +190,33 @@ class GenerationRequest(IgnoreExtra):
             raise ApiError.bad_request(str(error)) from error
 
     def _grammar(self) -> str:
-        """The grammar, given in at most one of the four ways."""
-        form, structured = self.response_format, self.structured_outputs
-        schemas, patterns = {"guided_json": self.guided_json}, {"guided_regex": self.guided_regex}
-        if structured is not None:
-            if structured.json_ is None and structured.regex is None:
-                raise ApiError.bad_request("json or regex is missing", "structured_outputs")
-            schemas["structured_outputs"] = structured.json_
-            patterns["structured_outputs"] = structured.regex
-        if form is not None and form.type == "json_schema":
-            if form.json_schema is None:
-                raise ApiError.bad_request("json_schema is missing", "response_format")
-            schemas["response_format"] = form.json_schema.schema_
-        wanted = [(p, partial(grammar.json_schema, s)) for p, s in schemas.items() if s is not None]
-        wanted += [(p, partial(grammar.regex, r)) for p, r in patterns.items() if r is not None]
-        if form is not None and form.type == "json_object":
-            wanted.append(("response_format", partial(grammar.json_object)))
-        if len(wanted) > 1:
-            raise ApiError.bad_request(
-                f"{wanted[0][0]} and {wanted[1][0]} exclude each other: give one grammar",
-                wanted[0][0],
-            )
-        for param, written in wanted:
-            try:
-                return written()
-            except RequestError as error:
-                raise from_request_error(error, param) from error
-        return ""
+        """The grammar, given in at most one of the four fields."""
+        form, structured = self.response_format, self.structured_outputs or NO_STRUCTURE
+        if self.structured_outputs and structured.json_ is None and structured.regex is None:
+            raise ApiError.bad_request("json or regex is missing", "structured_outputs")
+        kind = form.type if form is not None else "text"
+        schema = form.json_schema.schema_ if form is not None and form.json_schema else None
+        if kind == "json_schema" and schema is None:
+            raise ApiError.bad_request("json_schema is missing", "response_format")
+        forms: list[tuple[str, Any, Callable[[Any], str]]] = [
+            ("guided_json", self.guided_json, grammar.json_schema),
+            ("structured_outputs", structured.json_, grammar.json_schema),
+            ("response_format", schema if kind == "json_schema" else None, grammar.json_schema),
+            ("guided_regex", self.guided_regex, grammar.regex),
+            ("structured_outputs", structured.regex, grammar.regex),
+            ("response_format", kind == "json_object" or None, lambda _: grammar.json_object()),
+        ]
+        given = [each for each in forms if each[1] is not None]
+        if not given:
+            return ""
+        param, value, write = given[0]
+        if len(given) > 1:
+            text = f"{param} and {given[1][0]} exclude each other: give one grammar"
+            raise ApiError.bad_request(text, param)
+        try:
+            return write(value)
+        except RequestError as error:
+            raise from_request_error(error, param) from error
 
 
 def shape(value: Any) -> str | None:

@@ -33,7 +33,6 @@ from baton.server.stream import (
     GenerationStream,
     PreparedRequest,
     Shape,
-    Tokens,
 )
 from baton.server.templates import Conversation, Renderer
 from baton.text import Tokenizer, encode_prompt
@@ -68,7 +67,6 @@ class GenerationService:
         self.started = int(time.time())
         self.draining = False
         self._renderer = renderer
-        self._tokens = Tokens(self.tokenizer)
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self._was_ready = False  # later requests may wait for workers that restart
         given = files.generation_config
@@ -182,7 +180,7 @@ class GenerationService:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
         kind = ChatShape if isinstance(request, ChatRequest) else CompletionShape
         asked = {"logprobs": params.logprobs, "prompt_logprobs": params.prompt_logprobs}
-        return kind(head, self._tokens, **asked)
+        return kind(head, self.tokenizer, **asked)
 
     # ---- text
 

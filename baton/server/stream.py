@@ -90,80 +90,22 @@ def usage(choices: Sequence[Choice], prompts: Sequence[Sequence[int]]) -> dict[s
 # ---- JSON
 
 
-class Tokens:
-    """The text of single tokens, and logprobs in OpenAI's two forms."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def text(self, token_id: int) -> str:
-        """The token by itself: half a character is U+FFFD."""
-        return self._tokenizer.decode([token_id], special=True)
-
-    def legacy(
-        self,
-        token_ids: Sequence[int],
-        logprobs: Sequence[Logprob | None],
-        *,
-        offset: int = 0,
-        top: int = 0,
-    ) -> dict[str, Any]:
-        """Logprobs of a completion. The first token of a prompt has none."""
-        tokens = [self.text(each) for each in token_ids]
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [
-                None if each is None else max(each.value, LEAST) for each in logprobs
-            ],
-            "top_logprobs": [self._top(each) for each in logprobs] if top else None,
-            "text_offset": offsets,
-        }
-
-    def _top(self, logprob: Logprob | None) -> dict[str, float] | None:
-        if logprob is None:
-            return None
-        pairs = zip(logprob.top_ids, logprob.top_values, strict=True)
-        best: dict[str, float] = {}
-        for token_id, value in pairs:  # ids with equal text: the likeliest is kept
-            best.setdefault(self.text(token_id), max(value, LEAST))
-        return best
-
-    def chat(self, token_ids: Sequence[int], logprobs: Sequence[Logprob]) -> dict[str, Any]:
-        """Logprobs of a chat message."""
-        content = []
-        for token_id, logprob in zip(token_ids, logprobs, strict=True):
-            top = zip(logprob.top_ids, logprob.top_values, strict=True)
-            content.append(
-                self._entry(token_id, logprob.value)
-                | {"top_logprobs": [self._entry(each, value) for each, value in top]}
-            )
-        return {"content": content, "refusal": None}
-
-    def _entry(self, token_id: int, value: float) -> dict[str, Any]:
-        text = self.text(token_id)
-        whole = REPLACEMENT not in text
-        return {
-            "token": text,
-            "logprob": max(value, LEAST),
-            "bytes": list(text.encode()) if whole else None,
-        }
-
-
 class Shape(ABC):
     """A kind of response: the JSON of its choices, and what surrounds them."""
 
     whole_object = chunk_object = ""
 
     def __init__(
-        self, head: dict[str, Any], tokens: Tokens, *, logprobs: int = -1, prompt_logprobs: int = -1
+        self,
+        head: dict[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        logprobs: int = -1,
+        prompt_logprobs: int = -1,
     ) -> None:
         """`head`: id, time and model. The rest is as in GenerationParams."""
         self._head = head
-        self._tokens = tokens
+        self._tokenizer = tokenizer
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
         self.plain = logprobs < 0  # the chunks of a choice differ in their text only
 
@@ -190,6 +132,10 @@ class Shape(ABC):
     def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> dict[str, Any]:
         """The response as one object."""
         return self._response(self.whole_object, [self._whole(c) for c in choices], usage=usage_)
+
+    def _token(self, token_id: int) -> str:
+        """The text of one token by itself: half a character is U+FFFD."""
+        return self._tokenizer.decode([token_id], special=True)
 
     def _chunk(self, *entry: Any) -> dict[str, Any]:
         return self._response(self.chunk_object, [_entry(*entry)])
@@ -240,16 +186,48 @@ class CompletionShape(Shape):
         if self._prompt_logprobs < 0:
             return None
         scores = [None, *choice.scores]
-        return self._tokens.legacy(choice.prompt_ids, scores, top=self._prompt_logprobs)
+        return self.listed(choice.prompt_ids, scores, top=self._prompt_logprobs)
 
     def _generated(self, choice: Choice, start: int, new: Choice | Delta) -> dict[str, Any] | None:
         """Logprobs of `new`, whose first token is the choice's token number `start`."""
         if self._logprobs < 0:
             return None
-        before = sum(len(self._tokens.text(each)) for each in choice.token_ids[:start])
-        return self._tokens.legacy(
+        before = sum(len(self._token(each)) for each in choice.token_ids[:start])
+        return self.listed(
             new.token_ids, new.logprobs, offset=len(choice.echo) + before, top=self._logprobs
         )
+
+    def listed(
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[Logprob | None],
+        *,
+        offset: int = 0,
+        top: int = 0,
+    ) -> dict[str, Any]:
+        """Logprobs as lists. The first token of a prompt has none."""
+        tokens = [self._token(each) for each in token_ids]
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [
+                None if each is None else max(each.value, LEAST) for each in logprobs
+            ],
+            "top_logprobs": [self._top(each) for each in logprobs] if top else None,
+            "text_offset": offsets,
+        }
+
+    def _top(self, logprob: Logprob | None) -> dict[str, float] | None:
+        if logprob is None:
+            return None
+        pairs = zip(logprob.top_ids, logprob.top_values, strict=True)
+        best: dict[str, float] = {}
+        for token_id, value in pairs:  # ids with equal text: the likeliest is kept
+            best.setdefault(self._token(token_id), max(value, LEAST))
+        return best
 
 
 class ChatShape(Shape):
@@ -273,7 +251,27 @@ class ChatShape(Shape):
         return _entry(choice, "message", message, self._generated(choice), choice.finish_reason)
 
     def _generated(self, new: Choice | Delta) -> dict[str, Any] | None:
-        return self._tokens.chat(new.token_ids, new.logprobs) if self._logprobs >= 0 else None
+        return self.listed(new.token_ids, new.logprobs) if self._logprobs >= 0 else None
+
+    def listed(self, token_ids: Sequence[int], logprobs: Sequence[Logprob]) -> dict[str, Any]:
+        """Logprobs as one object a token."""
+        content = []
+        for token_id, logprob in zip(token_ids, logprobs, strict=True):
+            top = zip(logprob.top_ids, logprob.top_values, strict=True)
+            content.append(
+                self._scored(token_id, logprob.value)
+                | {"top_logprobs": [self._scored(each, value) for each, value in top]}
+            )
+        return {"content": content, "refusal": None}
+
+    def _scored(self, token_id: int, value: float) -> dict[str, Any]:
+        text = self._token(token_id)
+        whole = REPLACEMENT not in text
+        return {
+            "token": text,
+            "logprob": max(value, LEAST),
+            "bytes": list(text.encode()) if whole else None,
+        }
 
 
 def _joined(*parts: dict[str, Any] | None) -> dict[str, Any] | None:
