@@ -83,7 +83,7 @@ def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
         raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from error
     if tokenizer is not None:
         raise InputError(
-            "--tokenizer is for nanochat's and LLaMA's folders: put the tokenizer into "
+            "--tokenizer is for nanochat's and LLaMA's folders only: put the tokenizer into "
             f"{folder} itself"
         )
     return None
@@ -95,7 +95,7 @@ def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder: name a new one")
     if not out.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {out.absolute().parent} to make {out.name} in")
+        raise InputError(f"{out.absolute().parent}, the folder for {out.name}, does not exist")
     if tokenizer is not None and not tokenizer.is_file():
         raise InputError(f"--tokenizer {tokenizer} is not a file")
 
@@ -108,7 +108,9 @@ def _shards(folder: Path) -> list[str]:
             raise ModelError(f"{folder / INDEX} has no weight_map")
         names = sorted({str(name) for name in weight_map.values()})
         if odd := [name for name in names if Path(name).name != name]:
-            raise ModelError(f"{folder / INDEX} names {odd[0]!r}, which is not a file beside it")
+            raise ModelError(
+                f"{folder / INDEX} names {odd[0]!r}, which is not a file in the same folder"
+            )
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
         return names

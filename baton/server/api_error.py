@@ -55,7 +55,7 @@ class ApiError(Exception):
 
     @classmethod
     def wrong_key(cls) -> "ApiError":
-        """The same for a wrong key and for none."""
+        """For a wrong key and for none."""
         text = "a valid API key is needed: send it as `Authorization: Bearer KEY`"
         return cls(401, text, "authentication_error", code="invalid_api_key")
 
@@ -65,7 +65,7 @@ class ApiError(Exception):
 
     @classmethod
     def unknown_path(cls, path: str) -> "ApiError":
-        text = f"not found: {path[:200]}; /docs lists all paths"
+        text = f"not found: {path[:200]}; see /docs for all paths"
         return cls(404, text, "not_found_error", code="not_found")
 
     @classmethod
@@ -90,8 +90,8 @@ class ApiError(Exception):
 
     @classmethod
     def client_left(cls) -> "ApiError":
-        """For the log only (nginx's status for it)."""
-        return cls(499, "the client has left", code="client_left")
+        """For the log only; 499 is nginx's status."""
+        return cls(499, "the client has disconnected", code="client_left")
 
     @classmethod
     def overloaded(cls, waiting: int, limit: int, retry_after: int) -> "ApiError":

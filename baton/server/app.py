@@ -83,7 +83,7 @@ def make_app(
 
 
 def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
-    """Every error gets OpenAI's form. Returns what makes the response to an error."""
+    """Error responses in OpenAI's form. Returns the function that makes one."""
 
     def refuse(method: str, error: ApiError | RequestError) -> Response:
         if isinstance(error, RequestError):
@@ -127,20 +127,20 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
 
     @app.get("/livez", tags=["state"], response_class=Response)
     async def livez() -> Response:
-        """200 while this process lives."""
+        """200 while the process is alive."""
         return Response()
 
     @app.get("/health", tags=["state"], response_class=Response)
     @app.get("/ping", tags=["state"], response_class=Response, include_in_schema=False)
     async def health() -> Response:
-        """200 when requests can be answered, 503 while loading, draining, or without workers."""
+        """200 if requests can be answered; 503 while loading or draining, and without workers."""
         if why := service.why_not_ready():
             raise ApiError.not_ready(why, 2)
         return Response()
 
     @app.get("/readyz", tags=["state"])
     async def readyz() -> Response:
-        """The same, with the state of every worker."""
+        """Like /health, with the state of every worker."""
         why, info = service.why_not_ready(), service.router.info
         workers = [
             {"worker": w.worker.partition(".")[0], "role": w.role, "state": w.state}
@@ -156,7 +156,7 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
 
     @app.get("/load", tags=["state"])
     async def load() -> dict[str, int]:
-        """The number of requests under way."""
+        """The number of requests that are running or waiting."""
         return {"server_load": len(service.router)}
 
     @app.get("/metrics", tags=["state"])
@@ -190,16 +190,16 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
 
 
 def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Answer:
-    """Completions, chat, and the tokenizer. Returns what answers the first two, for FastPath."""
+    """Completions, chat, and the tokenizer. Returns the function behind the first two, for FastPath."""
 
     @app.post(COMPLETIONS, tags=["openai"])
     async def completions(request: Request, payload: CompletionRequest) -> Response:
-        """Continue one prompt or several."""
+        """Complete one or several prompts, given as text or token ids."""
         return await answered(request, payload)
 
     @app.post(CHAT, tags=["openai"])
     async def chat(request: Request, payload: ChatRequest) -> Response:
-        """Answer a conversation, by the model's own chat template."""
+        """Answer a conversation, formatted by the chat template."""
         return await answered(request, payload)
 
     async def answered(request: Request, payload: AnyRequest) -> Response:
@@ -215,13 +215,13 @@ def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> An
 
     @app.post("/tokenize", tags=["text"])
     async def tokenize(payload: TokenizeRequest) -> dict[str, Any]:
-        """Text or messages to token ids."""
+        """Convert text or messages to token ids."""
         ids = await service.tokenized(payload)
         return {"tokens": list(ids), "count": len(ids), "max_model_len": service.context}
 
     @app.post("/detokenize", tags=["text"])
     async def detokenize(payload: DetokenizeRequest) -> dict[str, str]:
-        """Token ids to text."""
+        """Convert token ids to text."""
         check_ids(payload.tokens, service.files.vocab_size, param="tokens")
         return {"prompt": service.tokenizer.decode(payload.tokens, special=True)}
 
@@ -229,7 +229,7 @@ def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> An
 
 
 def add_page(app: FastAPI, monitor: Monitor) -> None:
-    """The page, and the data it shows."""
+    """The page, its data, and /docs."""
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
@@ -244,12 +244,12 @@ def add_page(app: FastAPI, monitor: Monitor) -> None:
 
     @app.get("/timeline", tags=["page"])
     async def timeline() -> Response:
-        """The state changes of every request, live, as server-sent events."""
+        """Live state changes of all requests, as server-sent events."""
         return EventStream(monitor.feed())
 
     @app.get("/trace.json", tags=["page"])
     async def trace() -> Response:
-        """The history of every request in the Chrome trace format, for Perfetto."""
+        """The history of all requests in Chrome's trace format, for Perfetto."""
         named = {"Content-Disposition": 'attachment; filename="trace.json"'}
         return JSONResponse(monitor.trace(), headers=named)
 
@@ -259,7 +259,7 @@ def add_page(app: FastAPI, monitor: Monitor) -> None:
 
 
 def described(app: FastAPI) -> str:
-    """All routes on one page, without anything from the network."""
+    """The page /docs: all routes. It loads nothing from other servers."""
     rows = []
     for path, methods in app.openapi()["paths"].items():
         for method, route in methods.items():
@@ -270,8 +270,8 @@ def described(app: FastAPI) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>baton: the API</title>"
         "<link rel=stylesheet href=/page/page.css><body class=docs><h1>The API</h1>"
-        "<p>OpenAI's, with vLLM's extra fields. Every field: "
-        "<a href=/openapi.json>openapi.json</a>.</p>"
+        "<p>OpenAI's API with vLLM's extra fields. "
+        "<a href=/openapi.json>openapi.json</a> describes every field.</p>"
         f"<table>{''.join(rows)}</table></body></html>"
     )
 

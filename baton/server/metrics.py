@@ -1,7 +1,7 @@
-"""Metrics: what Prometheus reads at /metrics. vLLM's names under our prefix, plus the hand-over's own.
+"""Metrics for Prometheus at /metrics: vLLM's names under our prefix, plus those of the KV hand-over.
 
-What one request took is observed when it ends, whichever client sent it. The router's counts are exported
-as last received. https://prometheus.io/docs/instrumenting/exposition_formats/
+A request is observed when it ends, whichever client sent it. The router's counts are exported as last
+received. https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from collections.abc import Iterator, Sequence

@@ -91,7 +91,7 @@ class ServerSettings:
     log_level: str = "info"
     keys: Path | None = None  # folder of CURVE keys
     fd: int | None = None  # an inherited listening socket
-    parent: int | None = None  # the process without which this one ends
+    parent: int | None = None  # process id: this process ends when that one does
 
     def arguments(self) -> list[str]:
         """Its options on the command line of `python -m server`; API keys only as a file's name."""
@@ -117,7 +117,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def settings_from(given: Mapping[str, Any]) -> ServerSettings:
-    """From the values of the options. Raises InputError."""
+    """Settings from the values of the options. Raises InputError."""
     names = {each.name for each in fields(ServerSettings)}
     known = {name: given[name] for name in given if name in names}
     found = ServerSettings(**known | {"router": given["router"] or ""})

@@ -1,7 +1,7 @@
 """Run: the server's process, from the bound port to the last response.
 
-SIGTERM and SIGINT drain: new requests are rejected, running ones may end within --shutdown-timeout, the
-rest end with an error. A second signal ends them now.
+SIGTERM and SIGINT drain: new requests are rejected, running ones may finish within --shutdown-timeout,
+the rest end with an error. A second signal ends them now.
 """
 
 import asyncio
@@ -115,7 +115,7 @@ class _Server(uvicorn.Server):
 
 
 class _Drain:
-    """The end of the server."""
+    """Shuts the server down."""
 
     def __init__(self, server: uvicorn.Server, service: GenerationService) -> None:
         self._server, self._service = server, service

@@ -56,7 +56,7 @@ class Defaults:
 
 
 def few_biases(value: Any) -> Any:
-    """Counted first: otherwise each one of too many would be an error of its own."""
+    """Checks the number first: otherwise each of too many items would be an error of its own."""
     if isinstance(value, dict) and len(value) > MOST_BIASES:
         raise ValueError(f"must have at most {MOST_BIASES:,} ids, not {len(value):,}")
     return value
@@ -71,7 +71,7 @@ def id_of(key: str) -> int:
     return int(key)
 
 
-# The tag says what the value was taken for, so that an error is about that and not about the rest.
+# With a tag, an error is about the alternative that was meant, not about all of them.
 Stops = Annotated[
     Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("texts")],
     Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
@@ -100,14 +100,14 @@ class JsonSchema(IgnoreExtra):
 
 
 class ResponseFormat(IgnoreExtra):
-    """The form that the answer must have."""
+    """The format that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class StructuredOutputs(IgnoreExtra):
-    """vLLM's name for the same."""
+    """vLLM's field for grammars."""
 
     json_: dict[str, Any] | None = Field(None, alias="json")
     regex: Text | None = None
@@ -120,7 +120,7 @@ class GenerationRequest(IgnoreExtra):
     """Fields that completions and chat share."""
 
     model: Text | None = Field(None, max_length=256, description="One of /v1/models.")
-    n: Int | None = Field(1, ge=1, le=MAX_N, description="How many answers.")
+    n: Int | None = Field(1, ge=1, le=MAX_N, description="Answers for each prompt.")
     temperature: Number | None = Field(None, ge=0, le=2, description="0: greedy.")
     top_p: Number | None = Field(None, gt=0, le=1)
     top_k: Int | None = Field(None, ge=-1, lt=2**31, description="-1 or 0: off.")
@@ -143,7 +143,7 @@ class GenerationRequest(IgnoreExtra):
     guided_regex: Text | None = None
     structured_outputs: StructuredOutputs | None = None
     allowed_token_ids: list[TokenId] | None = Field(
-        None, min_length=1, max_length=MOST_ALLOWED, description="Only these may be drawn."
+        None, min_length=1, max_length=MOST_ALLOWED, description="Only these may be sampled."
     )
     best_of: Int | None = Field(None, description="Must equal n.")
     request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
@@ -155,7 +155,7 @@ class GenerationRequest(IgnoreExtra):
             text = "stream_options needs stream: true"
             raise ApiError.bad_request(text, "stream_options")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ApiError.bad_request("best_of must equal n, or be left out", "best_of")
+            raise ApiError.bad_request("best_of must equal n; leave it out", "best_of")
         if self.min_tokens > wanted:
             raise ApiError.bad_request("min_tokens must be at most max_tokens", "min_tokens")
         return GenerationParams(
@@ -220,7 +220,7 @@ class GenerationRequest(IgnoreExtra):
 
 
 def shape(value: Any) -> str | None:
-    """Which of the four ways to write prompts this is, by its first element."""
+    """The tag of a prompt in one of its four forms, from its first element."""
     if isinstance(value, str):
         return "text"
     if not isinstance(value, list):
@@ -229,7 +229,7 @@ def shape(value: Any) -> str | None:
     return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "ids"
 
 
-# A body of 4 MiB holds two million ids: no call into Python for each, and the first error is the last.
+# A body of 4 MiB can hold two million ids: no call into Python for each, and stop at the first error.
 PromptIds = Annotated[
     list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)
 ]
@@ -248,7 +248,7 @@ Prompt = Annotated[
 
 
 class CompletionRequest(GenerationRequest):
-    """Continue these prompts."""
+    """/v1/completions."""
 
     prompt: Prompt = Field(description="A text, texts, token ids, or lists of token ids.")
     max_tokens: Int | None = Field(COMPLETION_TOKENS, ge=0, lt=2**31)
@@ -303,9 +303,9 @@ class ChatMessage(IgnoreExtra):
     tool_call_id: Text | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> "ChatMessage":
+    def _has_content(self) -> "ChatMessage":
         if self.content is None and self.role != "assistant":
-            raise ValueError("content may be missing in messages of the assistant only")
+            raise ValueError("only messages of the assistant may have no content")
         return self
 
 
@@ -315,7 +315,7 @@ Messages = Annotated[
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """As templates take them: contents are texts."""
+    """Messages for a template: each content is one text."""
     found = []
     for message in messages:
         turn = message.model_dump(exclude_none=True)
@@ -326,7 +326,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 
 class ChatRequest(GenerationRequest):
-    """Answer this conversation."""
+    """/v1/chat/completions."""
 
     messages: Messages
     max_tokens: Int | None = Field(None, ge=1, lt=2**31)
@@ -348,14 +348,14 @@ class ChatRequest(GenerationRequest):
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:
-        """What the template may show of them."""
+        """The tools that the template may offer."""
         return self.tools if self.tool_choice != "none" else None
 
     def params(self, defaults: Defaults) -> GenerationParams:
         """Raises ApiError or RequestError."""
         if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ApiError.bad_request(
-                "max_tokens and max_completion_tokens differ: give one", "max_tokens"
+                "max_tokens and max_completion_tokens differ: give one of them", "max_tokens"
             )
         if self.echo:
             raise ApiError.bad_request("echo is for completions only", "echo")

@@ -1,4 +1,4 @@
-"""Service: what the routes share. It checks and tokenizes requests, and sends them to the router.
+"""Service: checks and tokenizes requests, and sends them to the router. All routes share it.
 
 CompletionRequest | ChatRequest  -> prepare -> PreparedRequest -> begin -> GenerationStream
 """
@@ -88,7 +88,7 @@ class GenerationService:
     # ---- readiness
 
     def why_not_ready(self) -> str:
-        """Why no request can be answered now; empty if it can."""
+        """Why requests cannot be answered now; empty if they can."""
         info = self.router.info
         if self.draining:
             return "the server is shutting down"
@@ -99,13 +99,13 @@ class GenerationService:
         return "" if info.ready else f"the cluster is not ready: {info.waiting_for}"
 
     def look(self) -> None:
-        """Called periodically: was the cluster ever ready?"""
+        """Called periodically, to notice when the cluster is ready for the first time."""
         info = self.router.info
         self._was_ready = self._was_ready or (info is not None and info.ready)
 
     async def _admit(self, model: str | None, requests: int) -> None:
-        """Raises ApiError if this server does not serve the model or has no room. Waits up to ROUTER_S
-        for a router that restarts."""
+        """Raises ApiError for an unknown model and for a full queue. Waits up to ROUTER_S for a router
+        that restarts."""
         if model is not None and model not in self.names:
             raise ApiError.unknown_model(model, self.names)
         if self.draining:
@@ -123,8 +123,8 @@ class GenerationService:
     async def prepare(
         self, request: AnyRequest, *, request_id: str = "", stream: bool
     ) -> PreparedRequest:
-        """`stream`: the client reads tokens as they come. Raises ApiError or RequestError for what
-        cannot be answered, or not now."""
+        """Check and tokenize. `stream`: the client reads tokens as they are generated. Raises ApiError
+        or RequestError if the request is invalid, or cannot be answered now."""
         interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
         defaults = Defaults(self._sampling, self.context, secrets.randbits(63), interval)
         params = request.params(defaults)
@@ -159,7 +159,7 @@ class GenerationService:
         )
 
     async def prepare_json(self, payload: Mapping[str, Any]) -> PreparedRequest:
-        """The same for the streamed request in a JSON object: a chat if it has messages."""
+        """prepare() for a streamed request as a JSON object: a chat if it has messages."""
         kind = ChatRequest if "messages" in payload else CompletionRequest
         try:
             return await self.prepare(kind.model_validate(payload), stream=True)
@@ -235,7 +235,7 @@ def _of_choice(params: GenerationParams, choice: int) -> GenerationParams:
 
 
 def _name(request: AnyRequest, request_id: str) -> str:
-    """A unique id that begins with the client's own, if it gave one."""
+    """A unique id. It contains the client's own id, if there is one."""
     kind = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
     given = request.request_id or request_id
     return f"{kind}-{given}-{secrets.token_hex(4)}" if given else f"{kind}-{secrets.token_hex(12)}"

@@ -34,11 +34,11 @@ LEAST = -9999.0
 
 @dataclass(slots=True)
 class Choice:
-    """One answer, as far as it has been generated."""
+    """One answer, generated so far."""
 
     index: int
     prompt_ids: tuple[int, ...]
-    echo: str = ""  # the prompt, where the answer begins with it
+    echo: str = ""  # the prompt's text, if the answer begins with it
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Choice:
     timings: Timings | None = None
 
     def update(self, news: News) -> "Delta | None":
-        """Takes one message in. Returns the text and tokens in it, if any."""
+        """Apply a message. Returns its text and tokens, if any."""
         match news:
             case PromptScored(_, scores):
                 self.scores = scores
@@ -91,7 +91,7 @@ def usage(choices: Sequence[Choice], prompts: Sequence[Sequence[int]]) -> dict[s
 
 
 class Shape(ABC):
-    """A kind of response: the JSON of its choices, and what surrounds them."""
+    """A kind of response: the JSON of its choices and of the response around them."""
 
     whole_object = chunk_object = ""
 
@@ -297,7 +297,7 @@ class PreparedRequest:
     prompts: tuple[tuple[int, ...], ...]
     submits: tuple[Submit, ...]  # one for each choice; as many for each prompt
     shape: Shape
-    echoes: tuple[str, ...] = ()  # what each choice's text begins with; empty: nothing
+    echoes: tuple[str, ...] = ()  # the prompt's text for each choice; empty: no echo
     include_usage: bool = False
     prompt_only: bool = False  # no generated token is returned
 
@@ -309,7 +309,9 @@ class GenerationStream:
         self._router = router
         self._request = request
         self._queue: Queue = Queue()
-        self._early: deque[tuple[PendingRequest, News]] = deque()  # came before all were accepted
+        self._early: deque[tuple[PendingRequest, News]] = (
+            deque()
+        )  # arrived before all were accepted
         self._pending: dict[PendingRequest, Choice] = {}
         self._behind: dict[PendingRequest, list[tuple[Submit, Choice]]] = {}
         echoes = request.echoes or ("",) * len(request.submits)
@@ -363,8 +365,8 @@ class GenerationStream:
                 yield choice
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events; those that are available at the same time are one piece. Ends with [DONE]
-        after every choice's finish_reason or an error."""
+        """Server-sent events. Those available at the same time are yielded as one. Ends with [DONE] after
+        every choice's finish_reason, or after an error."""
         encoder, ready = ChunkEncoder(self._request.shape), b""
         try:
             async for part in self._parts():
@@ -439,14 +441,14 @@ class GenerationStream:
                 self._queue.put_nowait((pending, aborted))
 
     def close(self) -> None:
-        """Withdraw what is still running: its result is no longer needed."""
+        """Abort choices that are still running: their results are no longer needed."""
         for pending in self._pending:
             self._router.abort(pending)
 
 
 class ChunkEncoder:
-    """Encodes deltas as events. The chunks of a choice differ in little but the text, so what surrounds
-    the text is encoded once, by the function that makes a chunk ."""
+    """Encodes deltas as events. The chunks of a choice differ in their text only, so the bytes around it
+    are encoded once."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
@@ -459,6 +461,8 @@ class ChunkEncoder:
         around = self._around.get(delta.choice.index)
         if around is None:
             marked = event(self._shape.piece(replace(delta, text=MARK))).decode()
-            before, _, after = marked.rpartition(json_of(MARK))  # the id stands before the text
+            before, _, after = marked.rpartition(
+                json_of(MARK)
+            )  # from the right: the id comes before the text
             around = self._around[delta.choice.index] = before, after
         return f"{around[0]}{json_of(delta.text)}{around[1]}".encode()

@@ -73,7 +73,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a template is rendered with."""
+    """The variables of a template."""
 
     messages: Sequence[Mapping[str, Any]]
     add_generation_prompt: bool = True
@@ -85,7 +85,7 @@ class Conversation:
 
 def read_template(folder: Path | None, override: Path | None = None) -> ChatTemplate | None:
     """The model's own template, or the one in the file `override`; None if there is neither. Raises
-    ModelError for what cannot be read."""
+    ModelError for a file that cannot be read."""
     config = _json(folder / "tokenizer_config.json") if folder else {}
     source: Any = config.get("chat_template")
     beside = folder / "chat_template.jinja" if folder else None
@@ -105,7 +105,7 @@ def read_template(folder: Path | None, override: Path | None = None) -> ChatTemp
 
 
 def _token(value: Any) -> str | None:
-    """Special tokens stand as text, or as an object that holds it."""
+    """A special token is a text, or an object with it."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
 
@@ -206,7 +206,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "dict": _Dict(),
             "namespace": _Namespace,
         }
-        del self.globals["lipsum"]  # text without end
+        del self.globals["lipsum"]  # makes text without end
 
     def begin(self) -> None:
         """A rendering begins in this thread."""
@@ -262,7 +262,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """{% generation %} marks what the assistant says, for training. Here it changes nothing."""
+    """{% generation %} marks the assistant's text, for training. It has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -352,7 +352,7 @@ class ThreadRenderer:
 
 
 class ProcessRenderer:
-    """For a template that the user names. Construct it inside the event loop: its children start then."""
+    """For a template of --chat-template. Construct it in the event loop: its children start then."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
         self._children = [_Child(template, patience_s) for _ in range(CHILDREN)]
@@ -390,7 +390,7 @@ class _Child:
         self._starting = asyncio.create_task(self._start())
 
     async def ask(self, line: bytes) -> dict[str, str]:
-        """Its answer. Raises RequestError if there is none in time."""
+        """The child's answer. Raises RequestError if none comes in time."""
         process = await asyncio.shield(self._starting)
         if process.returncode is not None:  # it was killed from outside
             self._starting = asyncio.create_task(self._start())
@@ -404,17 +404,19 @@ class _Child:
                 f"the chat template took longer than {self._patience_s:g} s for these messages"
             ) from None
         finally:
-            if not answer:  # also when cancelled: a late answer would be taken for that of the next
+            if (
+                not answer
+            ):  # also when cancelled: its late answer would be mistaken for the next one
                 process.kill()
                 self._starting = asyncio.create_task(self._start())
                 await process.wait()
         if not answer:
-            raise RequestError("the chat template broke down over these messages; send others")
+            raise RequestError("the chat template crashed on these messages; send others")
         found: dict[str, str] = json.loads(answer)
         return found
 
     async def close(self) -> None:
-        """It ends."""
+        """Kill it."""
         process = await asyncio.shield(self._starting)
         if process.returncode is None:
             process.kill()

@@ -46,7 +46,7 @@ class _Socket:
         self._streams: dict[str, GenerationStream] = {}
 
     async def run(self) -> None:
-        """Until the client leaves."""
+        """Serve until the client disconnects."""
         try:
             while True:
                 message = await self._socket.receive()
@@ -54,7 +54,7 @@ class _Socket:
                     return
                 text = message.get("text")
                 if text is None:
-                    await self._socket.close(1003, "send JSON as text")
+                    await self._socket.close(1003, "send JSON in text messages")
                     return
                 if len(text) > MAX_BODY_BYTES:
                     await self._socket.close(1009, f"at most {MAX_BODY_BYTES:,} bytes")

@@ -171,7 +171,7 @@ def test_folders_that_cannot_be_are_refused(tmp_path):
         convert_folder(tmp_path / "gone", tmp_path / "new")
     with pytest.raises(InputError, match="exists and is not an empty folder"):
         convert_folder(folder, folder)
-    with pytest.raises(InputError, match=r"there is no folder .*no to make new in"):
+    with pytest.raises(InputError, match=r"no, the folder for new, does not exist"):
         convert_folder(folder, tmp_path / "no" / "new")
     (tmp_path / "empty").mkdir()
     convert_folder(folder, tmp_path / "empty")
@@ -199,7 +199,7 @@ def test_folders_with_nothing_to_convert_are_refused(tmp_path):
     ("index", "message"),
     [
         ({}, "has no weight_map"),
-        ({"weight_map": {"w": "../../etc/passwd"}}, "which is not a file beside it"),
+        ({"weight_map": {"w": "../../etc/passwd"}}, "which is not a file in the same folder"),
         ({"weight_map": {"w": "gone.bin"}}, r"lacks gone\.bin, named in"),
     ],
 )

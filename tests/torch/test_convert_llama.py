@@ -75,7 +75,7 @@ def test_llama_2s_tensors_tokens_and_silences_are_understood(tmp_path: Path) -> 
     (folder / "tokenizer.model").rename(above)
     said = convert_folder(folder, tmp_path / "new")
     assert f"\nthe tokenizer was read from {above}" in said
-    assert "4,096 tokens were put down, as in LLaMA 2" in said
+    assert "4,096 tokens are assumed, as in LLaMA 2" in said
     assert "there is no chat template" in said
     files = resolve_model(str(tmp_path / "new"))
     assert (files.eos_token_ids, files.max_positions) == ((2,), 4096)
@@ -134,7 +134,7 @@ def test_the_context_is_the_versions_and_a_note_says_so(
         write_llama(tmp_path / "x", llama_tensors(rows), **params), tmp_path / "new"
     )
     assert json_of(tmp_path / "new")["max_position_embeddings"] == context
-    assert f"{context:,} tokens were put down" in said
+    assert f"{context:,} tokens are assumed" in said
 
 
 def test_special_tokens_have_metas_names_and_places(tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_a_tokenizer_from_elsewhere_is_taken(tmp_path: Path) -> None:
     [
         ({"quantization_args": {"group_size": 32}}, "has quantization_args, which is not known"),
         ({"moe": {}, "sliding_window": 4096}, "has moe, sliding_window, which is not known"),
-        ({"leave_out": ["dim"]}, "does not say dim"),
-        ({"leave_out": ["norm_eps"]}, "does not say norm_eps"),
-        ({"leave_out": ["rope_theta"]}, "does not say rope_theta"),
+        ({"leave_out": ["dim"]}, "lacks dim"),
+        ({"leave_out": ["norm_eps"]}, "lacks norm_eps"),
+        ({"leave_out": ["rope_theta"]}, "lacks rope_theta"),
         ({"dim": "32"}, "dim must be a number above 0, and is '32'"),
         ({"n_heads": True}, "n_heads must be a number above 0"),
         ({"norm_eps": float("nan")}, "norm_eps must be a number above 0"),

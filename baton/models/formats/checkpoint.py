@@ -196,7 +196,7 @@ def number(found: Json, name: str, path: Path) -> float:
     """A number above 0."""
     value = found.get(name)
     if value is None:
-        raise ModelError(f"{path} does not say {name}")
+        raise ModelError(f"{path} lacks {name}")
     sound = isinstance(value, int | float) and not isinstance(value, bool)
     if not sound or not math.isfinite(value) or value <= 0:
         raise ModelError(f"{path}: {name} must be a number above 0, and is {str(value)[:80]!r}")

@@ -214,13 +214,13 @@ def _renamed(parts: Parts, *, tied: bool) -> Iterator[tuple[str, torch.Tensor]]:
 def _config(
     params: Params, parts: Parts, vocabulary: LlamaVocabulary, *, tied: bool
 ) -> tuple[Json, list[str]]:
-    """config.json, and notes on what params.json does not say."""
+    """config.json, and notes on values that params.json lacks."""
     theta, version = _version(params, parts, vocabulary)
     notes = [
-        f"note: params.json does not say the longest context: {CONTEXTS[version]:,} tokens were put "
-        f"down, as in {version}; if that is wrong, change max_position_embeddings in config.json",
-        "note: nor does it say whether the model was trained to chat, so there is no chat template: "
-        "give one to serve with --chat-template FILE",
+        f"note: params.json lacks the context length: {CONTEXTS[version]:,} tokens are assumed, as in "
+        f"{version}; if that is wrong, change max_position_embeddings in config.json",
+        "note: there is no chat template, because params.json does not say whether the model was trained "
+        "to chat: give one to serve with --chat-template FILE",
     ]
     rope: Json = {"rope_type": "default", "rope_theta": theta}
     if params.scaled_rope:
@@ -249,7 +249,7 @@ def _version(params: Params, parts: Parts, vocabulary: LlamaVocabulary) -> tuple
     oldest = "LLaMA 1" if params.eps < 5e-6 else "LLaMA 2"
     if params.theta is None:  # LLaMA 1 and 2 had no such field, and 10,000 in their code
         if vocabulary.tiktoken or params.scaled_rope:
-            raise ModelError(f"{parts.paths[0].parent / 'params.json'} does not say rope_theta")
+            raise ModelError(f"{parts.paths[0].parent / 'params.json'} lacks rope_theta")
         return 10000.0, oldest
     if params.scaled_rope:
         return params.theta, "LLaMA 3.1"

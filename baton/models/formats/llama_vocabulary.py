@@ -83,7 +83,9 @@ def read_vocabulary(
 def _first_line(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise ModelError(f"{path} is larger than {LARGEST_FILE >> 20} MiB: it is no tokenizer")
+            raise ModelError(
+                f"{path} is larger than {LARGEST_FILE >> 20} MiB: it is not a tokenizer"
+            )
         with path.open("rb") as file:
             return file.readline(65536).removesuffix(b"\n")
     except OSError as error:

@@ -32,7 +32,7 @@ from baton.models.formats.checkpoint import (
 from baton.models.formats.encoding_file import read_encoding
 
 MODEL_FILE = re.compile(r"model_(\d{6,})\.pt")
-COMPILED = "_orig_mod."  # what torch.compile puts before each name
+COMPILED = "_orig_mod."  # torch.compile's prefix of each name
 KNOWN = {"sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern"}
 NEUTRAL = {"resid_lambdas": 1.0, "x0_lambdas": 0.0}
 OUTER = {"transformer.wte.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
@@ -99,7 +99,9 @@ def read_nanochat(folder: Path, load: Load, tokenizer: Path | None) -> Checkpoin
     special = vocabulary.special_ids()
     bos = next((text for text in BEGINNINGS if text in special), None)
     if bos is None:
-        raise ModelError(f"{vocabulary.source} has no token {BEGINNINGS[0]}, which begins a text")
+        raise ModelError(
+            f"{vocabulary.source} has no token {BEGINNINGS[0]}, which begins every text"
+        )
     chats = all(text in special for text in CHAT_TOKENS)
     notes = [f"step {step:,} was taken, the last of {len(steps)}"] if len(steps) > 1 else []
     if vocabulary.source.parent != folder:
@@ -107,7 +109,7 @@ def read_nanochat(folder: Path, load: Load, tokenizer: Path | None) -> Checkpoin
     if not chats:
         notes.append("note: the tokenizer lacks nanochat's chat tokens: there is no chat template")
     if left_out := [name for name in NEUTRAL if name in tensors]:
-        notes.append(f"{' and '.join(left_out)} change nothing here and were left out")
+        notes.append(f"{' and '.join(left_out)} have no effect here and were left out")
     return Checkpoint(
         about=f"nanochat, {path.name}",
         config=shape.config(rows)

@@ -15,7 +15,7 @@ from baton.errors import ModelError
 from baton.models.formats.bytelevel import added_token, cuts, tokenizer_json
 from baton.models.formats.checkpoint import Vocabulary
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's symbol for a space
 BPE = 2
 LONGEST_PIECE = 4096
 
@@ -207,7 +207,7 @@ def _bytes(value: int | bytes) -> bytes:
 
 
 def _signed(value: int | bytes | None) -> int:
-    """An id; -1, for none, stands in the file as 2**64 - 1."""
+    """An id. The file has 2**64 - 1 for -1 (none)."""
     if not isinstance(value, int):
         raise _Broken
     return value - (1 << 64) if value >= 1 << 63 else value
