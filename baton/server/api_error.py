@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from starlette.responses import JSONResponse
 
 from baton.errors import RequestError
 
@@ -153,11 +154,13 @@ def body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def headers(error: ApiError) -> dict[str, str]:
-    """Headers of the response."""
+def response(error: ApiError) -> JSONResponse:
+    """The HTTP response."""
     found: dict[str, str] = {}
     if error.status == 401:
         found["WWW-Authenticate"] = "Bearer"
+    if error.status == 413:
+        found["Connection"] = "close"  # the rest of the body is not read
     if error.retry_after is not None:
         found["Retry-After"] = str(error.retry_after)
-    return found
+    return JSONResponse(body(error), error.status, headers=found)

@@ -19,10 +19,9 @@ from baton.log import REQUEST
 from baton.params import check_ids
 from baton.server.api_error import (
     ApiError,
-    body,
     from_request_error,
     from_validation_error,
-    headers,
+    response,
 )
 from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed, replay
 from baton.server.metrics import Metrics
@@ -90,7 +89,7 @@ def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
             error = from_request_error(error)
         if error.status == 503 and method == "POST":
             metrics.rejected(error.code or "")
-        return JSONResponse(body(error), error.status, headers=headers(error))
+        return response(error)
 
     @app.exception_handler(ApiError)
     @app.exception_handler(RequestError)
@@ -108,9 +107,9 @@ def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
             case 404:
                 return refuse(method, ApiError.unknown_path(path))
             case 405:
-                response = refuse(method, ApiError.wrong_method(method, path))
-                response.headers.update(error.headers or {})
-                return response
+                answer = refuse(method, ApiError.wrong_method(method, path))
+                answer.headers.update(error.headers or {})
+                return answer
         return refuse(method, ApiError(error.status_code, str(error.detail)))
 
     @app.exception_handler(500)
@@ -302,10 +301,10 @@ class FastPath:
             await self._app(scope, replay(data, receive), send)
             return
         try:
-            response = await self._answer(request, payload)
+            answer = await self._answer(request, payload)
         except (ApiError, RequestError) as error:
-            response = self._refuse("POST", error)
-        await response(scope, receive, send)
+            answer = self._refuse("POST", error)
+        await answer(scope, receive, send)
 
 
 def valid(kind: type[AnyRequest], content_type: str, data: bytes) -> AnyRequest | None:

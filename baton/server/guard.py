@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-import json
 import logging
 import re
 import secrets
@@ -23,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from baton.log import REQUEST
-from baton.server.api_error import ApiError, body, headers
+from baton.server.api_error import ApiError, response
 
 MAX_BODY_BYTES = 4 << 20
 BODY_S = 10.0
@@ -115,18 +114,18 @@ class Guard:
         if scope["type"] == "websocket":
             await self._websocket(error, scope, receive, send)
             return
-        response = _Response(scope, send, request_id)
+        answer = _Response(scope, send, request_id)
         try:
             if error is not None:
                 raise error
             body_ = await _whole_body(sent, receive)
             if not depth_ok(body_):
                 raise ApiError.bad_request(f"the JSON is nested more than {DEEPEST_JSON} deep")
-            await self._app(scope, replay(body_, receive), response.send)
+            await self._app(scope, replay(body_, receive), answer.send)
         except ApiError as refused:
-            await response.error(refused)
+            await answer.error(refused, receive)
         finally:
-            response.log()
+            answer.log()
 
     def _refused(self, scope: Scope, sent: Headers) -> ApiError | None:
         host, path = sent.get("host", ""), scope["path"]
@@ -170,18 +169,11 @@ class _Response:
             head.setdefault("X-Content-Type-Options", "nosniff")
         await self._send(message)
 
-    async def error(self, error: ApiError) -> None:
+    async def error(self, error: ApiError, receive: Receive) -> None:
         """Send an error response, if the application has not begun its own."""
         if self._status:
             raise error
-        content = json.dumps(body(error)).encode()
-        raw = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        raw += [(k.lower().encode(), v.encode()) for k, v in headers(error).items()]
-        if error.status == 413:
-            raw.append((b"connection", b"close"))  # the rest of the body is not read
-        head = {"type": "http.response.start", "status": error.status, "headers": raw}
-        await self.send(head)
-        await self._send({"type": "http.response.body", "body": content})
+        await response(error)(self._scope, receive, self.send)
 
     def log(self) -> None:
         """One line for each request, without its content."""

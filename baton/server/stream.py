@@ -309,9 +309,8 @@ class GenerationStream:
         self._router = router
         self._request = request
         self._queue: Queue = Queue()
-        self._early: deque[tuple[PendingRequest, News]] = (
-            deque()
-        )  # arrived before all were accepted
+        # News that arrived before all submits were accepted.
+        self._early: deque[tuple[PendingRequest, News]] = deque()
         self._pending: dict[PendingRequest, Choice] = {}
         self._behind: dict[PendingRequest, list[tuple[Submit, Choice]]] = {}
         echoes = request.echoes or ("",) * len(request.submits)
