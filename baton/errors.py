@@ -27,11 +27,15 @@ class InputError(BatonError):
 
 
 class RequestError(InputError):
-    """One request is refused; `code` is the reason for machines, e.g. context_length_exceeded."""
+    """One request is refused; `code` is the reason for machines, e.g. context_length_exceeded, and
+    `param` the field of the request that is wrong, if it is one field."""
 
-    def __init__(self, message: str, *, code: str = "invalid_request") -> None:
+    def __init__(
+        self, message: str, *, code: str = "invalid_request", param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
+        self.param = param
 
 
 class ModelError(BatonError):

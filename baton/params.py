@@ -97,19 +97,24 @@ def check_request(prompt_ids: tuple[int, ...], params: GenerationParams, limits:
     `params` should be resolved(): the model's EOS counts among the stop tokens."""
     prompt, wanted = len(prompt_ids), params.max_new_tokens
     if not prompt:
-        raise RequestError("the prompt is empty: it must have at least one token")
+        raise RequestError("the prompt is empty: it must have at least one token", param="prompt")
     if prompt + wanted > limits.context:
         raise RequestError(
             f"the prompt has {prompt:,} tokens and {wanted:,} new ones are asked for, but the "
             f"context is {limits.context:,}; shorten one of them by {prompt + wanted - limits.context:,}",
             code="context_length_exceeded",
+            param="max_tokens",
         )
     check_ids(prompt_ids, limits.vocabulary)
-    check_ids(params.stop_token_ids, limits.vocabulary, "stop token id")
-    allowed = params.sampling.allowed_token_ids if params.sampling is not None else None
+    check_ids(params.stop_token_ids, limits.vocabulary, "stop token id", "stop_token_ids")
+    if params.sampling is None:
+        return
+    biased = (token_id for token_id, _ in params.sampling.logit_bias)
+    check_ids(biased, limits.vocabulary, "logit_bias id", "logit_bias")
+    allowed = params.sampling.allowed_token_ids
     if allowed is None:
         return
-    check_ids(allowed, limits.vocabulary, "allowed token id")
+    check_ids(allowed, limits.vocabulary, "allowed token id", "allowed_token_ids")
     if params.min_tokens and set(allowed) <= set(params.stop_token_ids):
         raise RequestError(
             f"min_tokens is {params.min_tokens}, but every allowed token id ends the answer: allow "
@@ -117,10 +122,13 @@ def check_request(prompt_ids: tuple[int, ...], params: GenerationParams, limits:
         )
 
 
-def check_ids(ids: Iterable[int], vocabulary: int, what: str = "token id") -> None:
-    """RequestError naming the first id outside the vocabulary."""
+def check_ids(
+    ids: Iterable[int], vocabulary: int, what: str = "token id", param: str = "prompt"
+) -> None:
+    """Raises RequestError with the first id outside the vocabulary."""
     if isinstance(ids, tuple) and ids and min(ids) >= 0 and max(ids) < vocabulary:
         return  # prompts are long: without a step of Python for each
     bad = next((each for each in ids if not 0 <= each < vocabulary), None)
     if bad is not None:
-        raise RequestError(f"{what} {bad} is outside the vocabulary of {vocabulary:,}")
+        text = f"{what} {bad} is outside the vocabulary of {vocabulary:,}"
+        raise RequestError(text, param=param)

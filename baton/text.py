@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from baton.errors import ModelError
+from baton.errors import ModelError, RequestError
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
@@ -50,6 +50,29 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids, special tokens skipped unless `special`."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+
+def encode_prompt(
+    tokenizer: Tokenizer, text: str, context: int, *, special: bool = True
+) -> tuple[int, ...]:
+    """Token ids of a prompt. Raises RequestError for text that has more than `context` tokens in any
+    case, before it is tokenized, and for text that is not Unicode."""
+    fewest = len(text) // tokenizer.longest_token
+    if fewest > context:
+        raise RequestError(
+            f"the prompt has {len(text):,} characters, at least {fewest:,} tokens, but the "
+            f"context is {context:,}; shorten it",
+            code="context_length_exceeded",
+            param="max_tokens",
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the prompt holds half a surrogate pair at character {error.start}: it is not Unicode text",
+            param="prompt",
+        ) from error
+    return tuple(tokenizer.encode(text, special=special))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from baton.errors import RequestError
 from baton.params import Limits, check_request
-from baton.text import TextStream, Tokenizer
+from baton.text import TextStream, Tokenizer, encode_prompt
 from baton.wire.messages import Submit
 from router.ledger import Entry
 from sampler.params import SamplingParams
@@ -25,7 +24,7 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
     """Tokenize and check. Raises RequestError; nothing is clamped, nothing is dropped."""
     prompt_ids = submit.prompt
     if isinstance(prompt_ids, str):
-        prompt_ids = _encoded(prompt_ids, served.limits, tokenizer)
+        prompt_ids = encode_prompt(tokenizer, prompt_ids, served.limits.context)
     params = submit.params.resolved(served.sampling, served.eos_token_ids)
     check_request(prompt_ids, params, served.limits)
     text = TextStream(
@@ -37,20 +36,3 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
         min_tokens=params.min_tokens,
     )
     return Entry(submit.request, client, prompt_ids, params, text)
-
-
-def _encoded(prompt: str, limits: Limits, tokenizer: Tokenizer) -> tuple[int, ...]:
-    fewest = len(prompt) // tokenizer.longest_token
-    if fewest > limits.context:
-        raise RequestError(
-            f"the prompt has {len(prompt):,} characters, at least {fewest:,} tokens, but the "
-            f"context is {limits.context:,}; shorten it",
-            code="context_length_exceeded",
-        )
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"the prompt holds half a surrogate pair at character {error.start}: it is not Unicode text"
-        ) from error
-    return tuple(tokenizer.encode(prompt))

@@ -1,19 +1,17 @@
-"""Converting: a .bin, .pt or .pth checkpoint becomes safetensors. The one place that reads such files.
+"""Convert: a .bin, .pt or .pth checkpoint becomes safetensors. Only this module reads such files.
 
-What nanochat and LLaMA wrote in formats of their own is told in transformers' terms (formats/).
-
-They are pickles, which can run code when read; `weights_only=True` refuses whatever is not tensors.
+They are pickles, which can run code when read; `weights_only=True` rejects everything but tensors.
+Checkpoints in nanochat's and LLaMA's own formats become models of transformers (formats/).
 OUT appears when it is complete, or not at all:
 
     model.safetensors                    or, for a checkpoint in shards, as many files and their index
-    config.json, tokenizer.json, ...     copied; a missing tokenizer.json is made from what is there
-    chat_template.jinja, ...             made, for nanochat and LLaMA
+    config.json, tokenizer.json, ...     copied; a missing tokenizer.json is made from the vocabulary
+                                         all are made for nanochat and LLaMA
 
-A tensor that is stored under several names (tied embeddings) is written under the name of the input
-embedding if config.json says that the two are tied, else under each of its names.
+Tied embeddings (one tensor under two names) are written under the name of the input embedding if
+config.json ties them, else under both names.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -21,10 +19,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from baton.errors import InputError, ModelError
-from baton.models.formats.checkpoint import Checkpoint, Tensors, write_checkpoint
+from baton.models.formats.checkpoint import (
+    Checkpoint,
+    Tensors,
+    read_json,
+    write_checkpoint,
+    write_weights,
+)
 from baton.models.formats.llama import is_llama, read_llama
 from baton.models.formats.nanochat import is_nanochat, read_nanochat
 
@@ -38,12 +41,13 @@ OUTPUT_NAMES = ("lm_head", "embed_out", "output")  # of a tied pair, the name th
 
 
 def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> str:
-    """Write `out` from `folder`; the text to print. InputError for paths, ModelError for contents."""
+    """Write `out` from `folder`. Returns the text to print. Raises InputError for paths, ModelError for
+    contents."""
     _check_paths(folder, out, tokenizer)
     foreign = _foreign(folder, tokenizer)
     tied, shards = False, list[str]()
     if foreign is None:
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json", "so it is not a model folder")
         tied = config.get("tie_word_embeddings") is True
         shards = _shards(folder)
     beside = out.with_name(f"{out.name}.{os.getpid()}.part")
@@ -52,15 +56,15 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
         if foreign is not None:
             count, notes = write_checkpoint(foreign, beside), foreign.notes
         else:
-            count = _write_weights(folder, shards, beside, tied=tied)
+            groups = (_apart(_load(folder / shard), tied=tied) for shard in shards)
+            count = write_weights(groups, beside)
             notes = tuple(_copy_the_rest(folder, beside))
         if out.exists():
             out.rmdir()
         beside.rename(out)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise InputError(f"cannot write {out}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {out}: {why}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     what = folder if foreign is None else f"{folder} ({foreign.about})"
@@ -69,7 +73,7 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
 
 
 def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
-    """The checkpoint in terms of transformers, if it is not in its format already."""
+    """A checkpoint in nanochat's or LLaMA's format; None for one of transformers."""
     try:
         if is_nanochat(folder):
             return read_nanochat(folder, _load, tokenizer)
@@ -79,7 +83,7 @@ def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
         raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from error
     if tokenizer is not None:
         raise InputError(
-            "--tokenizer is for nanochat's and LLaMA's folders: put the tokenizer into "
+            "--tokenizer is for nanochat's and LLaMA's folders only: put the tokenizer into "
             f"{folder} itself"
         )
     return None
@@ -91,7 +95,7 @@ def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder: name a new one")
     if not out.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {out.absolute().parent} to make {out.name} in")
+        raise InputError(f"{out.absolute().parent}, the folder for {out.name}, does not exist")
     if tokenizer is not None and not tokenizer.is_file():
         raise InputError(f"--tokenizer {tokenizer} is not a file")
 
@@ -99,12 +103,14 @@ def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
 def _shards(folder: Path) -> list[str]:
     """The checkpoint's files, in order."""
     if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX, "the index of its files").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{folder / INDEX} has no weight_map")
         names = sorted({str(name) for name in weight_map.values()})
         if odd := [name for name in names if Path(name).name != name]:
-            raise ModelError(f"{folder / INDEX} names {odd[0]!r}, which is not a file beside it")
+            raise ModelError(
+                f"{folder / INDEX} names {odd[0]!r}, which is not a file in the same folder"
+            )
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
         return names
@@ -126,24 +132,6 @@ def _shards(folder: Path) -> list[str]:
     return found
 
 
-def _write_weights(folder: Path, shards: list[str], out: Path, *, tied: bool) -> int:
-    """One file for each shard, one shard in memory at a time. Returns the number of tensors."""
-    weight_map: dict[str, str] = {}
-    size = 0
-    for number, shard in enumerate(shards, 1):
-        tensors = _apart(_load(folder / shard), tied=tied)
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        if len(shards) == 1:
-            name = "model.safetensors"
-        save_file(tensors, out / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        size += sum(each.numel() * each.element_size() for each in tensors.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    return len(weight_map)
-
-
 def _load(path: Path) -> Tensors:
     """The tensors of one file, mapped rather than read where the format allows it."""
     try:
@@ -161,7 +149,7 @@ def _load(path: Path) -> Tensors:
     if not isinstance(found, dict) or not found:
         raise ModelError(f"{path} does not hold named tensors")
     if odd := [str(name) for name, each in found.items() if not isinstance(each, torch.Tensor)]:
-        raise ModelError(f"{path} holds something else beside tensors: {', '.join(odd[:5])}")
+        raise ModelError(f"{path} holds values that are not tensors: {', '.join(odd[:5])}")
     return {str(name): each for name, each in found.items()}
 
 
@@ -171,7 +159,7 @@ def _mappable(path: Path) -> bool:
 
 
 def _apart(tensors: Tensors, *, tied: bool) -> Tensors:
-    """Every tensor contiguous and in memory of its own, as safetensors wants them."""
+    """Every tensor contiguous and in memory of its own, as safetensors requires."""
     by_place: dict[tuple[object, ...], list[str]] = {}
     for name, each in tensors.items():
         place = (each.data_ptr(), each.shape, each.stride(), each.dtype)
@@ -186,7 +174,7 @@ def _apart(tensors: Tensors, *, tied: bool) -> Tensors:
 
 
 def _copy_the_rest(folder: Path, out: Path) -> list[str]:
-    """Configuration and tokenizer; never Python files. What the user should know, in lines."""
+    """Configuration and tokenizer; never Python files. Returns notes for the user."""
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, out / path.name)
@@ -204,15 +192,3 @@ def _copy_the_rest(folder: Path, out: Path) -> list[str]:
     if (out / "tokenizer.json").is_file():
         return ["tokenizer.json was made from the tokenizer files there"]
     return [f"note: {folder} has no tokenizer.json, which serving needs, and none could be made"]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} is not a model folder: {path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return found

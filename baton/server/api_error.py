@@ -1,15 +1,18 @@
-"""API errors: everything that can be wrong with a request, in the form that OpenAI's clients read.
+"""API errors, in the form that OpenAI's clients read.
 
     {"error": {"message": "...", "type": "...", "param": null | "...", "code": null | "..."}}
 
-4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself. https://platform.openai.com/docs/guides/error-codes
+4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself.
+https://platform.openai.com/docs/guides/error-codes
 """
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from starlette.responses import JSONResponse
 
 from baton.errors import RequestError
 
@@ -30,26 +33,20 @@ STATUS: dict[str, int] = {
 """By the codes of router and server; any other code is an internal error: 500."""
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error response."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str = INVALID,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.kind = kind
-        self.param = param
-        self.code = code
-        self.retry_after = retry_after
+    status: int
+    message: str
+    kind: str = INVALID
+    _: KW_ONLY
+    param: str | None = None
+    code: str | None = None
+    retry_after: int | None = None  # seconds
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
 
     @classmethod
     def bad_request(
@@ -58,12 +55,8 @@ class ApiError(Exception):
         return cls(400, message, param=param, code=code)
 
     @classmethod
-    def too_long(cls, message: str) -> "ApiError":
-        return cls(400, message, param="max_tokens", code="context_length_exceeded")
-
-    @classmethod
     def wrong_key(cls) -> "ApiError":
-        """The same for a wrong key and for none."""
+        """For a wrong key and for none."""
         text = "a valid API key is needed: send it as `Authorization: Bearer KEY`"
         return cls(401, text, "authentication_error", code="invalid_api_key")
 
@@ -73,7 +66,7 @@ class ApiError(Exception):
 
     @classmethod
     def unknown_path(cls, path: str) -> "ApiError":
-        text = f"not found: {path[:200]}; /docs lists all paths"
+        text = f"not found: {path[:200]}; see /docs for all paths"
         return cls(404, text, "not_found_error", code="not_found")
 
     @classmethod
@@ -98,8 +91,8 @@ class ApiError(Exception):
 
     @classmethod
     def client_left(cls) -> "ApiError":
-        """For the log only (nginx's status for it)."""
-        return cls(499, "the client has left", code="client_left")
+        """For the log only; 499 is nginx's status."""
+        return cls(499, "the client has disconnected", code="client_left")
 
     @classmethod
     def overloaded(cls, waiting: int, limit: int, retry_after: int) -> "ApiError":
@@ -115,20 +108,20 @@ class ApiError(Exception):
         return cls(503, text, OURS, code="not_ready", retry_after=retry_after)
 
 
-def from_failed(code: str, message: str) -> ApiError:
-    """The router reports a failed request."""
+def from_failed(code: str, message: str, param: str | None = None) -> ApiError:
+    """A request that the router, or a check of this server, refused or gave up."""
     status = STATUS.get(code, 500)
     kind = INVALID if status < 500 else OURS
-    param = "max_tokens" if code == "context_length_exceeded" else None
+    if code == "context_length_exceeded":
+        param = "max_tokens"
     known = None if code == "invalid_request" else code
     retry_after = 2 if status == 503 else None
     return ApiError(status, message, kind, param=param, code=known, retry_after=retry_after)
 
 
 def from_request_error(error: RequestError, param: str | None = None) -> ApiError:
-    """A request did not pass a check of the server."""
-    code = None if error.code == "invalid_request" else error.code
-    return ApiError.bad_request(str(error), param, code)
+    """`param`: the field, where it is not the error's own."""
+    return from_failed(error.code, str(error), param or error.param)
 
 
 def from_validation_error(error: RequestValidationError | ValidationError) -> ApiError:
@@ -161,11 +154,13 @@ def body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def headers(error: ApiError) -> dict[str, str]:
-    """Headers of the response."""
+def response(error: ApiError) -> JSONResponse:
+    """The HTTP response."""
     found: dict[str, str] = {}
     if error.status == 401:
         found["WWW-Authenticate"] = "Bearer"
+    if error.status == 413:
+        found["Connection"] = "close"  # the rest of the body is not read
     if error.retry_after is not None:
         found["Retry-After"] = str(error.retry_after)
-    return found
+    return JSONResponse(body(error), error.status, headers=found)

@@ -1,29 +1,29 @@
 """The application: routes and error responses, over service.py and monitor.py."""
 
 import html
+import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from baton.errors import RequestError
 from baton.log import REQUEST
+from baton.params import check_ids
 from baton.server.api_error import (
     ApiError,
-    body,
     from_request_error,
     from_validation_error,
-    headers,
+    response,
 )
-from baton.server.fast_path import CHAT, COMPLETIONS, FastPath
-from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
+from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed, replay
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.schema import (
@@ -32,12 +32,18 @@ from baton.server.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    in_vocabulary,
 )
 from baton.server.service import GenerationService
 from baton.server.sse import EventStream
 from baton.server.websocket import add_websocket
 
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+KINDS: Mapping[str, type[AnyRequest]] = {
+    COMPLETIONS: CompletionRequest,
+    CHAT: ChatRequest,
+}
+JSON = "application/json"
 PAGE = Path(__file__).parent / "page"
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -45,18 +51,16 @@ SECURITY = {
     "Cache-Control": "no-cache",
 }
 
+Answer = Callable[[Request, AnyRequest], Awaitable[Response]]
+Refuse = Callable[[str, ApiError | RequestError], Response]  # takes the method
+
 logger = logging.getLogger(__name__)
 
 
 def make_app(
-    service: GenerationService, monitor: Monitor, lifespan: Callable[[], Any], version: str
+    service: GenerationService, monitor: Monitor, lifespan: Lifespan[FastAPI], version: str
 ) -> ASGIApp:
     """The whole application, with its guard."""
-
-    @asynccontextmanager
-    async def around(_: FastAPI) -> AsyncIterator[None]:
-        async with lifespan():
-            yield
 
     app = FastAPI(
         title="baton",
@@ -64,7 +68,7 @@ def make_app(
         description="Prefill/decode-disaggregated serving behind OpenAI's API.",
         docs_url=None,
         redoc_url=None,
-        lifespan=around,
+        lifespan=lifespan,
     )
     refuse = add_errors(app, monitor.metrics)
     add_state(app, service, monitor, version)
@@ -77,46 +81,42 @@ def make_app(
     return Guard(app, AccessPolicy(hashed(settings.api_keys), hosts, settings.allowed_origins))
 
 
-def add_errors(app: FastAPI, metrics: Metrics) -> Callable[[str, ApiError], Response]:
-    """Every error gets OpenAI's form. Returns what makes the response to an ApiError."""
+def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
+    """Error responses in OpenAI's form. Returns the function that makes one."""
 
-    def answer(error: ApiError) -> Response:
-        return JSONResponse(body(error), error.status, headers=headers(error))
-
-    def refuse(method: str, error: ApiError) -> Response:
+    def refuse(method: str, error: ApiError | RequestError) -> Response:
+        if isinstance(error, RequestError):
+            error = from_request_error(error)
         if error.status == 503 and method == "POST":
             metrics.rejected(error.code or "")
-        return answer(error)
+        return response(error)
 
     @app.exception_handler(ApiError)
-    async def on_api_error(request: Request, error: ApiError) -> Response:
+    @app.exception_handler(RequestError)
+    async def on_refusal(request: Request, error: ApiError | RequestError) -> Response:
         return refuse(request.method, error)
 
-    @app.exception_handler(RequestError)
-    async def on_request_error(_: Request, error: RequestError) -> Response:
-        return answer(from_request_error(error))
-
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(_: Request, error: RequestValidationError) -> Response:
-        return answer(from_validation_error(error))
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return refuse(request.method, from_validation_error(error))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
-        path = request.url.path
+        method, path = request.method, request.url.path
         match error.status_code:
             case 404:
-                return answer(ApiError.unknown_path(path))
+                return refuse(method, ApiError.unknown_path(path))
             case 405:
-                response = answer(ApiError.wrong_method(request.method, path))
-                response.headers.update(error.headers or {})
-                return response
-        return answer(ApiError(error.status_code, str(error.detail)))
+                answer = refuse(method, ApiError.wrong_method(method, path))
+                answer.headers.update(error.headers or {})
+                return answer
+        return refuse(method, ApiError(error.status_code, str(error.detail)))
 
     @app.exception_handler(500)
     async def on_bug(request: Request, error: Exception) -> Response:
         logger.error("internal error", exc_info=error)
         text = f"internal error; for details see request {REQUEST.get()} in the server's log"
-        return answer(ApiError(500, text, "server_error", code="internal_error"))
+        return refuse(request.method, ApiError(500, text, "server_error", code="internal_error"))
 
     return refuse
 
@@ -126,20 +126,20 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
 
     @app.get("/livez", tags=["state"], response_class=Response)
     async def livez() -> Response:
-        """200 while this process lives."""
+        """200 while the process is alive."""
         return Response()
 
     @app.get("/health", tags=["state"], response_class=Response)
     @app.get("/ping", tags=["state"], response_class=Response, include_in_schema=False)
     async def health() -> Response:
-        """200 when requests can be answered, 503 while loading, draining, or without workers."""
+        """200 if requests can be answered; 503 while loading or draining, and without workers."""
         if why := service.why_not_ready():
             raise ApiError.not_ready(why, 2)
         return Response()
 
     @app.get("/readyz", tags=["state"])
     async def readyz() -> Response:
-        """The same, with the state of every worker."""
+        """Like /health, with the state of every worker."""
         why, info = service.why_not_ready(), service.router.info
         workers = [
             {"worker": w.worker.partition(".")[0], "role": w.role, "state": w.state}
@@ -155,7 +155,7 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
 
     @app.get("/load", tags=["state"])
     async def load() -> dict[str, int]:
-        """The number of requests under way."""
+        """The number of requests that are running or waiting."""
         return {"server_load": len(service.router)}
 
     @app.get("/metrics", tags=["state"])
@@ -188,19 +188,17 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
         return described(name)
 
 
-def add_openai(
-    app: FastAPI, service: GenerationService, monitor: Monitor
-) -> Callable[[Request, AnyRequest], Awaitable[Response]]:
-    """Completions, chat, and the tokenizer. Returns what answers the first two, for fast_path.py."""
+def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Answer:
+    """Completions, chat, and the tokenizer. Returns the function behind the first two, for FastPath."""
 
     @app.post(COMPLETIONS, tags=["openai"])
     async def completions(request: Request, payload: CompletionRequest) -> Response:
-        """Continue one prompt or several."""
+        """Complete one or several prompts, given as text or token ids."""
         return await answered(request, payload)
 
     @app.post(CHAT, tags=["openai"])
     async def chat(request: Request, payload: ChatRequest) -> Response:
-        """Answer a conversation, by the model's own chat template."""
+        """Answer a conversation, formatted by the chat template."""
         return await answered(request, payload)
 
     async def answered(request: Request, payload: AnyRequest) -> Response:
@@ -216,21 +214,21 @@ def add_openai(
 
     @app.post("/tokenize", tags=["text"])
     async def tokenize(payload: TokenizeRequest) -> dict[str, Any]:
-        """Text or messages to token ids."""
+        """Convert text or messages to token ids."""
         ids = await service.tokenized(payload)
         return {"tokens": list(ids), "count": len(ids), "max_model_len": service.context}
 
     @app.post("/detokenize", tags=["text"])
     async def detokenize(payload: DetokenizeRequest) -> dict[str, str]:
-        """Token ids to text."""
-        in_vocabulary(payload.tokens, service.files.vocab_size, "tokens")
+        """Convert token ids to text."""
+        check_ids(payload.tokens, service.files.vocab_size, param="tokens")
         return {"prompt": service.tokenizer.decode(payload.tokens, special=True)}
 
     return answered
 
 
 def add_page(app: FastAPI, monitor: Monitor) -> None:
-    """The page, and the data it shows."""
+    """The page, its data, and /docs."""
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
@@ -245,12 +243,12 @@ def add_page(app: FastAPI, monitor: Monitor) -> None:
 
     @app.get("/timeline", tags=["page"])
     async def timeline() -> Response:
-        """The state changes of every request, live, as server-sent events."""
+        """Live state changes of all requests, as server-sent events."""
         return EventStream(monitor.feed())
 
     @app.get("/trace.json", tags=["page"])
     async def trace() -> Response:
-        """The history of every request in the Chrome trace format, for Perfetto."""
+        """The history of all requests in Chrome's trace format, for Perfetto."""
         named = {"Content-Disposition": 'attachment; filename="trace.json"'}
         return JSONResponse(monitor.trace(), headers=named)
 
@@ -260,7 +258,7 @@ def add_page(app: FastAPI, monitor: Monitor) -> None:
 
 
 def described(app: FastAPI) -> str:
-    """All routes on one page, without anything from the network."""
+    """The page /docs: all routes. It loads nothing from other servers."""
     rows = []
     for path, methods in app.openapi()["paths"].items():
         for method, route in methods.items():
@@ -271,7 +269,49 @@ def described(app: FastAPI) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>baton: the API</title>"
         "<link rel=stylesheet href=/page/page.css><body class=docs><h1>The API</h1>"
-        "<p>OpenAI's, with vLLM's extra fields. Every field: "
-        "<a href=/openapi.json>openapi.json</a>.</p>"
+        "<p>OpenAI's API with vLLM's extra fields. "
+        "<a href=/openapi.json>openapi.json</a> describes every field.</p>"
         f"<table>{''.join(rows)}</table></body></html>"
     )
+
+
+class FastPath:
+    """Valid requests to the two routes that generate do not pass through the web framework, whose
+    routing, body parsing and middleware take as much CPU as all the rest of a request. Everything else,
+    invalid requests above all, takes the same routes in the framework, which report errors."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        answer: Answer,
+        refuse: Refuse,
+    ) -> None:
+        self._app = app
+        self._answer = answer
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in KINDS:
+            await self._app(scope, receive, send)
+            return
+        data = (await receive()).get("body", b"")  # complete: see guard.py
+        request = Request(scope, receive)
+        payload = valid(KINDS[scope["path"]], request.headers.get("content-type", ""), data)
+        if payload is None:
+            await self._app(scope, replay(data, receive), send)
+            return
+        try:
+            answer = await self._answer(request, payload)
+        except (ApiError, RequestError) as error:
+            answer = self._refuse("POST", error)
+        await answer(scope, receive, send)
+
+
+def valid(kind: type[AnyRequest], content_type: str, data: bytes) -> AnyRequest | None:
+    """The request; None if the body is not a valid one."""
+    if content_type.partition(";")[0].strip().lower() != JSON:
+        return None
+    try:
+        return kind.model_validate(json.loads(data))
+    except (ValidationError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""Guard: the outermost layer. Access, limits of size and time, request ids, the access log.
+"""Guard: the outermost layer: access, limits on size and time, request ids, the access log.
 
 Pure ASGI (https://asgi.readthedocs.io/en/latest/specs/www.html), but for the time limit on a request's
 head, which is part of the HTTP protocol under it.
@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-import json
 import logging
 import re
 import secrets
@@ -23,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from baton.log import REQUEST
-from baton.server.api_error import ApiError, body, headers
+from baton.server.api_error import ApiError, response
 
 MAX_BODY_BYTES = 4 << 20
 BODY_S = 10.0
@@ -31,11 +30,13 @@ BODY_S = 10.0
 HEAD_S = 10.0
 DEEPEST_JSON = 32
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping"})
-"""Need no key: they show nothing of any request."""
+"""Health checks need no key: they reveal nothing about requests."""
 PAGE_PATHS = ("/", "/page/", "/favicon.ico")
-"""The page itself holds no secret; it prompts for the key."""
+"""Neither do the page's own files: the page prompts for the key."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)  # the last may have no end
+STRING = re.compile(
+    rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL
+)  # the last may be unterminated
 ONE_KIND = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 PAIR = b"[]"
@@ -46,14 +47,14 @@ logger = logging.getLogger("server.access")
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Which requests are let in: by key, host name and origin."""
+    """Which requests are accepted: by key, host name and origin."""
 
     keys: tuple[bytes, ...] = ()  # sha256 of each; empty: no key needed
     hosts: tuple[str, ...] = LOOPBACK  # host names of this server; "*": any
     origins: tuple[str, ...] = ()  # origins of other web pages; "*": any
 
     def authorized(self, scope_headers: Headers) -> bool:
-        """Does it carry one of the keys? Takes the same time for every wrong one."""
+        """Do the headers carry one of the keys? Compares in constant time."""
         if not self.keys:
             return True
         scheme, _, token = scope_headers.get("authorization", "").partition(" ")
@@ -113,18 +114,18 @@ class Guard:
         if scope["type"] == "websocket":
             await self._websocket(error, scope, receive, send)
             return
-        response = _Response(scope, send, request_id)
+        answer = _Response(scope, send, request_id)
         try:
             if error is not None:
                 raise error
             body_ = await _whole_body(sent, receive)
             if not depth_ok(body_):
                 raise ApiError.bad_request(f"the JSON is nested more than {DEEPEST_JSON} deep")
-            await self._app(scope, replay(body_, receive), response.send)
+            await self._app(scope, replay(body_, receive), answer.send)
         except ApiError as refused:
-            await response.error(refused)
+            await answer.error(refused, receive)
         finally:
-            response.log()
+            answer.log()
 
     def _refused(self, scope: Scope, sent: Headers) -> ApiError | None:
         host, path = sent.get("host", ""), scope["path"]
@@ -160,7 +161,7 @@ class _Response:
         self._began = time.monotonic()
 
     async def send(self, message: Message) -> None:
-        """Passes on, with the request's id in the headers."""
+        """Forward, with the request's id in the headers."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             head = MutableHeaders(raw=message.setdefault("headers", []))
@@ -168,18 +169,11 @@ class _Response:
             head.setdefault("X-Content-Type-Options", "nosniff")
         await self._send(message)
 
-    async def error(self, error: ApiError) -> None:
-        """Instead of the application's response, if that has not begun."""
+    async def error(self, error: ApiError, receive: Receive) -> None:
+        """Send an error response, if the application has not begun its own."""
         if self._status:
             raise error
-        content = json.dumps(body(error)).encode()
-        raw = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        raw += [(k.lower().encode(), v.encode()) for k, v in headers(error).items()]
-        if error.status == 413:
-            raw.append((b"connection", b"close"))  # the rest of the body is not read
-        head = {"type": "http.response.start", "status": error.status, "headers": raw}
-        await self.send(head)
-        await self._send({"type": "http.response.body", "body": content})
+        await response(error)(self._scope, receive, self.send)
 
     def log(self) -> None:
         """One line for each request, without its content."""
@@ -218,7 +212,7 @@ async def _whole_body(sent: Headers, receive: Receive) -> bytes:
 
 
 def replay(body_: bytes, receive: Receive) -> Receive:
-    """A receive() that gives the body in one piece, then what comes after it: a disconnect."""
+    """A receive() that returns the whole body, then later messages: a disconnect."""
     given = False
 
     async def next_message() -> Message:
@@ -232,8 +226,8 @@ def replay(body_: bytes, receive: Receive) -> Receive:
 
 
 def depth_ok(data: bytes) -> bool:
-    """Is this JSON nested at most DEEPEST_JSON deep? Counts brackets outside of strings, and removes
-    the innermost pairs, a level at a time. Invalid JSON is rejected later by the parser."""
+    """Is this JSON nested at most DEEPEST_JSON deep? Removes strings, then the innermost pairs of
+    brackets, a level at a time. Invalid JSON is rejected later by the parser."""
     if data.count(b"[") + data.count(b"{") <= DEEPEST_JSON:
         return True
     left = STRING.sub(b"", data).translate(ONE_KIND, NO_BRACKETS)

@@ -1,7 +1,7 @@
-"""Metrics: what Prometheus reads at /metrics. vLLM's names under our prefix, plus the hand-over's own.
+"""Metrics for Prometheus at /metrics: vLLM's names under our prefix, plus those of the KV hand-over.
 
-What one request took is observed when it ends, whichever client sent it. The router's counts are exported
-as last received. https://prometheus.io/docs/instrumenting/exposition_formats/
+A request is observed when it ends, whichever client sent it. The router's counts are exported as last
+received. https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ TIMES = {  # name: help, the field of Timings
 
 
 class Metrics:
-    """One model's metrics."""
+    """One model's metrics. As a collector of its own registry it exports the router's counts."""
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
@@ -45,7 +45,7 @@ class Metrics:
         self.counts: Counts | None = None
         self.info: ClusterInfo | None = None
         self.router_restarts = 0
-        self._rejections = self._counter("admission_rejections", "Turned away.", "reason")
+        self._rejections = self._counter("admission_rejections", "Rejected for now.", "reason")
         self._times = {
             name: self._histogram(name, text, LATENCIES_S) for name, (text, _) in TIMES.items()
         }
@@ -58,13 +58,13 @@ class Metrics:
             "request_generation_tokens", "Generated tokens.", TOKENS
         )
         self._prompt = self._counter("prompt_tokens", "Prompt tokens.")
-        self._cached = self._counter("prefix_cache_hits", "Prompt tokens whose KV was there.")
+        self._cached = self._counter("prefix_cache_hits", "Prompt tokens whose KV was cached.")
         self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
-        self._success = self._counter("request_success", "Ended well.", "finished_reason")
-        self._failed = self._counter("request_failure", "Ended with an error.", "reason")
+        self._success = self._counter("request_success", "Succeeded.", "finished_reason")
+        self._failed = self._counter("request_failure", "Failed.", "reason")
         self._bytes = self._counter("kv_transfer_bytes", "KV bytes copied.", "transport")
-        self._retries = self._counter("request_retries", "Runs begun again after a loss.")
-        self.registry.register(_RouterCounts(self))
+        self._retries = self._counter("request_retries", "Runs restarted after a loss.")
+        self.registry.register(self)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         names = ("model_name", *labels)
@@ -81,7 +81,7 @@ class Metrics:
         return histogram
 
     def rejected(self, reason: str) -> None:
-        """A request was rejected for now."""
+        """A request was answered with 503."""
         self._rejections.labels(self._model, reason).inc()
 
     def ended(self, ended: Ended) -> None:
@@ -110,12 +110,7 @@ class Metrics:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
 
-
-class _RouterCounts:
-    """The router's counts, as last received."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    # ---- the router's counts, as last received
 
     def describe(self) -> list[Metric]:
         """Empty: the names are known with the first counts."""
@@ -123,65 +118,55 @@ class _RouterCounts:
 
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
-        yield from self._workers()
-        counts = self._metrics.counts
+        labels = ("model_name", "role", "worker")
+        up = GaugeMetricFamily(PREFIX + "worker_up", "1: gets work.", labels=labels)
+        for each in self.info.workers if self.info else ():
+            name = each.worker.partition(".")[0]
+            up.add_metric([self._model, each.role, name], each.state == "alive")
+        yield up
+        yield self._gauge("router_up", "1: the router answers.", self.info is not None)
+        yield self._count("router_losses", "Routers lost.", self.router_restarts)
+        counts = self.counts
         if counts is None:
             return
+        pools = counts.pools
+        used = sum(pool.blocks - pool.free for pool in pools)
+        total = sum(pool.blocks for pool in pools)
+        cached = sum(pool.cached for pool in pools)
+        quarantined = sum(pool.quarantined for pool in pools)
         yield self._gauge("num_requests_running", "On a worker.", counts.running)
         yield self._gauge("num_requests_waiting", "Without a decode step yet.", counts.waiting)
-        used = sum(pool.blocks - pool.free for pool in counts.pools)
-        total = sum(pool.blocks for pool in counts.pools)
         yield self._gauge("kv_cache_usage_perc", "Blocks held, of all.", used / max(total, 1))
         yield self._gauge("kv_blocks_leased", "Blocks held by requests.", used)
         yield self._gauge("kv_blocks", "Blocks of all pools.", total)
-        cached = sum(pool.cached for pool in counts.pools)
         yield self._gauge("kv_blocks_cached", "Free blocks that may be used again.", cached)
-        quarantined = sum(pool.quarantined for pool in counts.pools)
         yield self._gauge("kv_blocks_quarantined", "Blocks a writer may still reach.", quarantined)
         yield self._count("generation_tokens", "Generated tokens.", counts.generated_tokens)
-        yield self._count("num_preemptions", "Gave way in a full pool.", counts.preemptions)
+        yield self._count("num_preemptions", "Preempted in a full pool.", counts.preemptions)
         yield self._count("late_reports", "Reports on runs that were over.", counts.late_reports)
-        failures = self._family("kv_transfer_failures", "KV that was filled again.", "reason")
-        failures.add_metric([self._metrics._model, "refilled"], counts.refills)
-        yield failures
-        lost = self._family("workers_lost", "Workers that died or were given up.", "role")
-        for role, number in (("prefill", counts.lost_prefill), ("decode", counts.lost_decode)):
-            lost.add_metric([self._metrics._model, role], number)
-        yield lost
-        yield self._itl(counts)
-
-    def _workers(self) -> Iterator[Metric]:
-        info = self._metrics.info
-        up = GaugeMetricFamily(
-            PREFIX + "worker_up", "1: gets work.", labels=("model_name", "role", "worker")
-        )
-        for worker in info.workers if info else ():
-            name = worker.worker.partition(".")[0]
-            up.add_metric([self._metrics._model, worker.role, name], worker.state == "alive")
-        yield up
-        yield self._gauge("router_up", "1: the router answers.", info is not None)
-        yield self._count("router_losses", "Routers lost.", self._metrics.router_restarts)
-
-    def _itl(self, counts: Counts) -> Metric:
-        family = HistogramMetricFamily(
-            PREFIX + "inter_token_latency_seconds", "Between tokens.", labels=("model_name",)
-        )
-        running, buckets = 0, []
+        refilled = {"refilled": counts.refills}
+        yield self._count("kv_transfer_failures", "KV that was filled again.", refilled, "reason")
+        lost = {"prefill": counts.lost_prefill, "decode": counts.lost_decode}
+        yield self._count("workers_lost", "Workers that died or were given up.", lost, "role")
+        name, running, buckets = PREFIX + "inter_token_latency_seconds", 0, []
         for end, number in zip((*map(str, ITL_BUCKETS_S), "+Inf"), counts.itl, strict=True):
             running += number
             buckets.append((end, running))
-        family.add_metric([self._metrics._model], buckets, counts.itl_s)
-        return family
+        itl = HistogramMetricFamily(name, "Between tokens.", labels=("model_name",))
+        itl.add_metric([self._model], buckets, counts.itl_s)
+        yield itl
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=("model_name",))
-        family.add_metric([self._metrics._model], value)
+        family.add_metric([self._model], value)
         return family
 
-    def _count(self, name: str, text: str, value: float) -> Metric:
-        family = self._family(name, text)
-        family.add_metric([self._metrics._model], value)
+    def _count(
+        self, name: str, text: str, value: float | dict[str, int], label: str = ""
+    ) -> Metric:
+        """`value`: a number, or one for each value of `label`."""
+        labels = ("model_name", label) if label else ("model_name",)
+        family = CounterMetricFamily(PREFIX + name, text, labels=labels)
+        for own, number in value.items() if isinstance(value, dict) else [("", value)]:
+            family.add_metric([self._model, *([own] if label else [])], number)
         return family
-
-    def _family(self, name: str, text: str, *labels: str) -> CounterMetricFamily:
-        return CounterMetricFamily(PREFIX + name, text, labels=("model_name", *labels))

@@ -1,7 +1,15 @@
-"""The options and settings of an HTTP server, for `python -m server` and `python main.py serve`."""
+"""The options of an HTTP server, each declared here once, and the listening socket they name.
 
+From a declaration follow the field of ServerSettings, the option of `python main.py serve` and of
+`python -m server`, and the argument that the first passes to the second.
+"""
+
+import errno
+import os
+import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +18,15 @@ import click
 from baton.errors import InputError
 
 LONGEST_KEY = 512
+BACKLOG = 1024
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _option(flag: str, default: Any, help: str, **more: Any) -> Any:
+    """A field that is an option. `more`: further arguments of click.option."""
+    if "multiple" not in more:
+        more |= {"default": default, "show_default": default not in (None, "")}
+    return field(default=default, metadata={"flag": flag, "click": more | {"help": help}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,99 +35,99 @@ class ServerSettings:
 
     router: str
     model: str
-    host: str = "127.0.0.1"
-    port: int = 8000
-    served_names: tuple[str, ...] = ()  # empty: the model's own
-    api_keys: tuple[str, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    chat_template: Path | None = None
-    keys: Path | None = None
-    max_queued: int = 256  # requests without a first token
-    stream_interval_s: float = 0.02  # longest delay of a stream's tokens, to be sent together
-    shutdown_s: float = 30.0
-    certificate: Path | None = None
-    private_key: Path | None = None
-    otlp_endpoint: str = ""
+    host: str = _option(
+        "--host", "127.0.0.1",
+        "Address to listen on; anything but this machine should have --api-key."
+    )  # fmt: skip
+    port: int = _option(
+        "--port", 8000, "Port to listen on; 0: any that is free.", type=click.IntRange(0, 65535)
+    )  # fmt: skip
+    served_names: tuple[str, ...] = _option(
+        "--served-model-name", (),
+        "What clients call the model; repeatable.  [default: the model's own name]",
+        multiple=True, metavar="NAME"
+    )  # fmt: skip
+    api_keys: tuple[str, ...] = _option(
+        "--api-key", (), "Ask for this key; repeatable. Others see it in `ps`: prefer the file.",
+        multiple=True, metavar="KEY"
+    )  # fmt: skip
+    api_key_file: Path | None = _option("--api-key-file", None, "Keys, one a line.", type=FILE)  # noqa: RUF009
+    allowed_hosts: tuple[str, ...] = _option(
+        "--allowed-host", (),
+        "A name this server answers to, beside localhost and --host; * for any.",
+        multiple=True, metavar="NAME"
+    )  # fmt: skip
+    allowed_origins: tuple[str, ...] = _option(
+        "--allowed-origin", (),
+        "A web page's origin that may ask, beside this server's own; * for any.",
+        multiple=True, metavar="URL"
+    )  # fmt: skip
+    chat_template: Path | None = _option(  # noqa: RUF009
+        "--chat-template", None, "A Jinja file instead of the model's own.", type=FILE
+    )  # fmt: skip
+    max_queued: int = _option(
+        "--max-num-queued-reqs", 256,
+        "Requests that may wait for their first token; then 503.", type=click.IntRange(min=1)
+    )  # fmt: skip
+    stream_interval_ms: float = _option(
+        "--stream-interval-ms", 20.0,
+        "Tokens made within so long may come in one chunk of a stream, longer among many "
+        "streams (at most 100 ms); 0: each by itself.", type=click.FloatRange(0, 1000)
+    )  # fmt: skip
+    shutdown_s: float = _option(
+        "--shutdown-timeout", 30.0,
+        "Seconds that running requests may take after SIGTERM.", type=click.FloatRange(min=0)
+    )  # fmt: skip
+    certificate: Path | None = _option("--ssl-certfile", None, "Certificate, for https.", type=FILE)  # noqa: RUF009
+    private_key: Path | None = _option("--ssl-keyfile", None, "Its private key.", type=FILE)  # noqa: RUF009
+    otlp_endpoint: str = _option(
+        "--otlp-endpoint", "",
+        "Send OpenTelemetry traces there (needs packages, see docs/serving.md).", metavar="URL"
+    )  # fmt: skip
+    log_format: str = _option(
+        "--log-format", "text",
+        "A line for people, or a JSON object a line.", type=click.Choice(("text", "json"))
+    )  # fmt: skip
     log_level: str = "info"
-    log_format: str = "text"
+    keys: Path | None = None  # folder of CURVE keys
     fd: int | None = None  # an inherited listening socket
-    parent: int | None = None
+    parent: int | None = None  # process id: this process ends when that one does
+
+    def arguments(self) -> list[str]:
+        """Its options on the command line of `python -m server`; API keys only as a file's name."""
+        found = ["--log-level", self.log_level]
+        for each in DECLARED:
+            value = getattr(self, each.name)
+            if each.name not in ("port", "api_keys") and value != each.default:
+                for one in value if isinstance(value, tuple) else (value,):
+                    path = isinstance(one, Path)
+                    found += [each.metadata["flag"], str(one.resolve() if path else one)]
+        return found
 
 
-_OPTIONS = [
-    click.option("--host", default="127.0.0.1", show_default=True,
-                 help="Address to listen on; anything but this machine should have --api-key."),
-    click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
-                 help="Port to listen on; 0: any that is free."),
-    click.option("--served-model-name", multiple=True, metavar="NAME",
-                 help="What clients call the model; repeatable.  [default: the model's own name]"),
-    click.option("--api-key", multiple=True, metavar="KEY",
-                 help="Ask for this key; repeatable. Others see it in `ps`: prefer the file."),
-    click.option("--api-key-file", type=click.Path(path_type=Path, dir_okay=False), default=None,
-                 help="Keys, one a line."),
-    click.option("--allowed-host", multiple=True, metavar="NAME",
-                 help="A name this server answers to, beside localhost and --host; * for any."),
-    click.option("--allowed-origin", multiple=True, metavar="URL",
-                 help="A web page's origin that may ask, beside this server's own; * for any."),
-    click.option("--chat-template", type=click.Path(path_type=Path, dir_okay=False), default=None,
-                 help="A Jinja file instead of the model's own."),
-    click.option("--max-num-queued-reqs", type=click.IntRange(min=1), default=256,
-                 show_default=True, help="Requests that may wait for their first token; then 503."),
-    click.option("--stream-interval-ms", type=click.FloatRange(0, 1000), default=20.0,
-                 show_default=True,
-                 help="Tokens made within so long may come in one chunk of a stream, longer among many "
-                 "streams (at most 100 ms); 0: each by itself."),
-    click.option("--shutdown-timeout", type=click.FloatRange(min=0), default=30.0,
-                 show_default=True, help="Seconds that running requests may take after SIGTERM."),
-    click.option("--ssl-certfile", type=click.Path(path_type=Path, dir_okay=False), default=None,
-                 help="Certificate, for https."),
-    click.option("--ssl-keyfile", type=click.Path(path_type=Path, dir_okay=False), default=None,
-                 help="Its private key."),
-    click.option("--otlp-endpoint", default="", metavar="URL",
-                 help="Send OpenTelemetry traces there (needs packages, see docs/serving.md)."),
-    click.option("--log-format", type=click.Choice(("text", "json")), default="text",
-                 show_default=True, help="A line for people, or a JSON object a line."),
-]  # fmt: skip
+DECLARED = tuple(each for each in fields(ServerSettings) if each.metadata)
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a click command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    for each in reversed(DECLARED):
+        declared = each.metadata
+        command = click.option(declared["flag"], each.name, **declared["click"])(command)
     return command
 
 
 def settings_from(given: Mapping[str, Any]) -> ServerSettings:
-    """From the values of the options. Raises InputError."""
-    keys = (*given["api_key"], *_keys_in(given["api_key_file"]))
+    """Settings from the values of the options. Raises InputError."""
+    names = {each.name for each in fields(ServerSettings)}
+    known = {name: given[name] for name in given if name in names}
+    found = ServerSettings(**known | {"router": given["router"] or ""})
+    keys = (*found.api_keys, *_keys_in(found.api_key_file))
     for key in keys:
         if not 0 < len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable():
             raise InputError(f"an API key must have 1 to {LONGEST_KEY} printable ASCII characters")
-    if (given["ssl_certfile"] is None) != (given["ssl_keyfile"] is None):
+    if (found.certificate is None) != (found.private_key is None):
         raise InputError("--ssl-certfile and --ssl-keyfile belong together: give both or neither")
-    return ServerSettings(
-        router=given["router"] or "",
-        model=given["model"],
-        host=given["host"],
-        port=given["port"],
-        served_names=given["served_model_name"],
-        api_keys=keys,
-        allowed_hosts=given["allowed_host"],
-        allowed_origins=given["allowed_origin"],
-        chat_template=given["chat_template"],
-        keys=given.get("keys"),
-        max_queued=given["max_num_queued_reqs"],
-        stream_interval_s=given["stream_interval_ms"] / 1e3,
-        shutdown_s=given["shutdown_timeout"],
-        certificate=given["ssl_certfile"],
-        private_key=given["ssl_keyfile"],
-        otlp_endpoint=given["otlp_endpoint"],
-        log_level=given.get("log_level", "info"),
-        log_format=given["log_format"],
-        fd=given.get("fd"),
-        parent=given.get("parent"),
-    )
+    return replace(found, api_keys=keys, api_key_file=None)
 
 
 def _keys_in(file: Path | None) -> list[str]:
@@ -124,3 +141,45 @@ def _keys_in(file: Path | None) -> list[str]:
     if not keys:
         raise InputError(f"--api-key-file {file} holds no key: write one a line")
     return keys
+
+
+def write_keys(keys: tuple[str, ...], file: Path) -> None:
+    """As --api-key-file reads them, in a new file of mode 0600."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.writelines(f"{key}\n" for key in keys)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InputError if the address cannot be bound."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise InputError(
+            f"--host {host} is not an address of this machine: {error.strerror}"
+        ) from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        number = getattr(error, "errno", None)
+        if number == errno.EADDRINUSE:
+            raise InputError(
+                f"port {port} of {host} is in use by another process: stop that one, or use --port"
+            ) from error
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot listen on {host}, port {port}: {why}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """The listening socket inherited from the parent. Raises InputError."""
+    with suppress(OSError):
+        listener = socket.socket(fileno=descriptor)
+        listener.setblocking(False)
+        return listener
+    raise InputError(f"--fd {descriptor} is not a socket")

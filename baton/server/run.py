@@ -1,7 +1,7 @@
 """Run: the server's process, from the bound port to the last response.
 
-SIGTERM and SIGINT drain: new requests are rejected, running ones may end within --shutdown-timeout, the
-rest end with an error. A second signal ends them now.
+SIGTERM and SIGINT drain: new requests are rejected, running ones may finish within --shutdown-timeout,
+the rest end with an error. A second signal ends them now.
 """
 
 import asyncio
@@ -21,14 +21,12 @@ from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
 from baton.server.app import make_app
 from baton.server.guard import TimeoutH11
-from baton.server.listen import adopt, bind
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
-from baton.server.options import ServerSettings
+from baton.server.options import ServerSettings, adopt, bind
 from baton.server.otel import exporting_to
-from baton.server.rendering import ProcessRenderer, Renderer, ThreadRenderer
 from baton.server.service import GenerationService
-from baton.server.templates import read_template
+from baton.server.templates import ProcessRenderer, Renderer, ThreadRenderer, read_template
 from baton.wire.keys import load_keys
 
 REFRESH_S = 0.5
@@ -59,7 +57,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     monitor = Monitor(router, metrics, exporting_to(otlp, service.names[0]) if otlp else None)
 
     @asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         router.connect(monitor.observed)
         refreshing = asyncio.create_task(_refresh(monitor, service))
         try:
@@ -88,15 +86,13 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
         ssl_keyfile=settings.private_key,
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = _Server(config)
+    server = _Server(config, service)
     loop = asyncio.get_running_loop()
-    drain = _Drain(server, service)
     for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, drain.begin)
-    watching = loop.create_task(_watch_parent(settings.parent, drain))
-    try:
-        await server.serve(sockets=[listener])
-    finally:
+        loop.add_signal_handler(each, server.drain)
+    watching = None if settings.parent is None else loop.create_task(_watch_parent(settings.parent))
+    await server.serve(sockets=[listener])
+    if watching is not None:
         watching.cancel()
     return 0
 
@@ -109,44 +105,41 @@ def _renderer(settings: ServerSettings, files: ModelFiles) -> Renderer | None:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to _Drain."""
+    """Drains at the first signal. A second one ends it now."""
+
+    def __init__(self, config: uvicorn.Config, service: GenerationService) -> None:
+        super().__init__(config)
+        self._service = service
+        self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to drain()."""
         yield
 
-
-class _Drain:
-    """The end of the server."""
-
-    def __init__(self, server: uvicorn.Server, service: GenerationService) -> None:
-        self._server, self._service = server, service
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self) -> None:
-        """The first call waits for running requests; the second ends them."""
-        if self._task is not None:
-            self._server.should_exit = True
+    def drain(self) -> None:
+        """Called at each signal."""
+        if self._draining is not None:
+            self.should_exit = True
             self._service.router.fail_all("shutting_down", "the server was stopped")
             return
-        self._task = asyncio.ensure_future(self._run())
+        self._draining = asyncio.ensure_future(self._drain())
 
-    async def _run(self) -> None:
+    async def _drain(self) -> None:
         service, router = self._service, self._service.router
         patience = service.settings.shutdown_s
         service.draining = True
-        logger.info("shutting down: %d requests are under way", len(router))
+        logger.info("shutting down: %d requests are running or waiting", len(router))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while len(router):
                     await asyncio.sleep(0.05)
-        cut = len(router)
-        if cut:
+        if len(router):
+            cut = len(router)
             logger.warning("%d requests did not end within %g s and are cut off", cut, patience)
             router.fail_all("shutting_down", "the server is shutting down")
-        self._server.should_exit = (
-            True  # uvicorn waits GRACE_S for open pages and clients that do not read
-        )
+        # uvicorn then waits GRACE_S for open pages and for clients that do not read.
+        self.should_exit = True
 
 
 async def _refresh(monitor: Monitor, service: GenerationService) -> None:
@@ -156,10 +149,8 @@ async def _refresh(monitor: Monitor, service: GenerationService) -> None:
         await asyncio.sleep(REFRESH_S)
 
 
-async def _watch_parent(parent: int | None, drain: _Drain) -> None:
+async def _watch_parent(parent: int) -> None:
     """End when the supervisor has ended."""
-    if parent is None:
-        return
     while process_runs(parent):
         await asyncio.sleep(1.0)
     os._exit(0)

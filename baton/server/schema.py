@@ -4,9 +4,8 @@ OpenAI's fields with vLLM's extras. Known fields are checked strictly, unknown o
 clients send what other servers know. https://platform.openai.com/docs/api-reference
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,8 +26,6 @@ from baton.params import (
     MAX_STOP_IDS,
     MAX_STOPS,
     GenerationParams,
-    Limits,
-    check_ids,
 )
 from baton.server.api_error import SHOWN, ApiError, from_request_error
 from sampler.params import MOST_ALLOWED, MOST_BIASES, SamplingParams
@@ -50,23 +47,16 @@ Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets where it says nothing else."""
+    """The values of fields that a request does not give."""
 
     sampling: SamplingParams  # the model's own
+    context: int  # max_new_tokens of a chat
     seed: int = 0
     stream_interval_s: float = 0.0
 
 
-def in_vocabulary(ids: Iterable[int], vocabulary: int, param: str, what: str = "token id") -> None:
-    """Raises ApiError with the field and the first id outside the vocabulary."""
-    try:
-        check_ids(ids, vocabulary, what)
-    except RequestError as error:
-        raise from_request_error(error, param) from error
-
-
 def few_biases(value: Any) -> Any:
-    """Counted first: otherwise each one of too many would be an error of its own."""
+    """Checks the number first: otherwise each of too many items would be an error of its own."""
     if isinstance(value, dict) and len(value) > MOST_BIASES:
         raise ValueError(f"must have at most {MOST_BIASES:,} ids, not {len(value):,}")
     return value
@@ -74,14 +64,14 @@ def few_biases(value: Any) -> Any:
 
 def id_of(key: str) -> int:
     """The token id in a key of logit_bias."""
-    if not key.isascii() or not key.isdigit() or len(key) > 10:
+    if not key.isascii() or not key.isdigit() or len(key) > 10 or int(key) >= 2**31:
         raise ApiError.bad_request(
             f"the keys of logit_bias must be token ids, got {key[:SHOWN]!r}", "logit_bias"
         )
     return int(key)
 
 
-# The tag says what the value was taken for, so that an error is about that and not about the rest.
+# With a tag, an error is about the alternative that was meant, not about all of them.
 Stops = Annotated[
     Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("texts")],
     Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
@@ -110,24 +100,27 @@ class JsonSchema(IgnoreExtra):
 
 
 class ResponseFormat(IgnoreExtra):
-    """The form that the answer must have."""
+    """The format that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class StructuredOutputs(IgnoreExtra):
-    """vLLM's name for the same."""
+    """vLLM's field for grammars."""
 
     json_: dict[str, Any] | None = Field(None, alias="json")
     regex: Text | None = None
+
+
+NO_STRUCTURE = StructuredOutputs(json=None)
 
 
 class GenerationRequest(IgnoreExtra):
     """Fields that completions and chat share."""
 
     model: Text | None = Field(None, max_length=256, description="One of /v1/models.")
-    n: Int | None = Field(1, ge=1, le=MAX_N, description="How many answers.")
+    n: Int | None = Field(1, ge=1, le=MAX_N, description="Answers for each prompt.")
     temperature: Number | None = Field(None, ge=0, le=2, description="0: greedy.")
     top_p: Number | None = Field(None, gt=0, le=1)
     top_k: Int | None = Field(None, ge=-1, lt=2**31, description="-1 or 0: off.")
@@ -150,30 +143,24 @@ class GenerationRequest(IgnoreExtra):
     guided_regex: Text | None = None
     structured_outputs: StructuredOutputs | None = None
     allowed_token_ids: list[TokenId] | None = Field(
-        None, min_length=1, max_length=MOST_ALLOWED, description="Only these may be drawn."
+        None, min_length=1, max_length=MOST_ALLOWED, description="Only these may be sampled."
     )
     best_of: Int | None = Field(None, description="Must equal n.")
     request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     cache_salt: Text | None = Field(None, max_length=256)
 
-    def _params(
-        self, limits: Limits, defaults: Defaults, *, wanted: int, logprobs: int
-    ) -> GenerationParams:
+    def _params(self, defaults: Defaults, *, wanted: int, logprobs: int) -> GenerationParams:
         """Checks rules between fields. The errors of a validator would show the whole request."""
         if self.stream_options is not None and not self.stream:
             text = "stream_options needs stream: true"
             raise ApiError.bad_request(text, "stream_options")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ApiError.bad_request("best_of must equal n, or be left out", "best_of")
-        sampling = self._sampling(limits, defaults)
-        in_vocabulary(
-            self.stop_token_ids or (), limits.vocabulary, "stop_token_ids", "stop token id"
-        )
+            raise ApiError.bad_request("best_of must equal n; leave it out", "best_of")
         if self.min_tokens > wanted:
             raise ApiError.bad_request("min_tokens must be at most max_tokens", "min_tokens")
         return GenerationParams(
             max_new_tokens=max(wanted, 1),
-            sampling=sampling,
+            sampling=self._sampling(defaults),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
@@ -186,7 +173,7 @@ class GenerationRequest(IgnoreExtra):
             stream_interval_s=defaults.stream_interval_s,
         )
 
-    def _sampling(self, limits: Limits, defaults: Defaults) -> SamplingParams:
+    def _sampling(self, defaults: Defaults) -> SamplingParams:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",
                  "presence_penalty", "frequency_penalty", "seed")  # fmt: skip
         given = {name: v for name in names if (v := getattr(self, name)) is not None}
@@ -194,10 +181,8 @@ class GenerationRequest(IgnoreExtra):
         biases = {id_of(key): bias for key, bias in (self.logit_bias or {}).items()}
         if len(biases) < len(self.logit_bias or {}):
             raise ApiError.bad_request("logit_bias has one token id twice", "logit_bias")
-        in_vocabulary(biases, limits.vocabulary, "logit_bias", "logit_bias id")
         given["logit_bias"] = tuple((i, max(-100.0, min(100.0, b))) for i, b in biases.items())
         if self.allowed_token_ids is not None:
-            in_vocabulary(self.allowed_token_ids, limits.vocabulary, "allowed_token_ids")
             given["allowed_token_ids"] = tuple(self.allowed_token_ids)
         try:
             return replace(defaults.sampling, **given)
@@ -205,37 +190,37 @@ class GenerationRequest(IgnoreExtra):
             raise ApiError.bad_request(str(error)) from error
 
     def _grammar(self) -> str:
-        """The grammar, given in at most one of the four ways."""
-        form, structured = self.response_format, self.structured_outputs
-        schemas, patterns = {"guided_json": self.guided_json}, {"guided_regex": self.guided_regex}
-        if structured is not None:
-            if structured.json_ is None and structured.regex is None:
-                raise ApiError.bad_request("json or regex is missing", "structured_outputs")
-            schemas["structured_outputs"] = structured.json_
-            patterns["structured_outputs"] = structured.regex
-        if form is not None and form.type == "json_schema":
-            if form.json_schema is None:
-                raise ApiError.bad_request("json_schema is missing", "response_format")
-            schemas["response_format"] = form.json_schema.schema_
-        wanted = [(p, partial(grammar.json_schema, s)) for p, s in schemas.items() if s is not None]
-        wanted += [(p, partial(grammar.regex, r)) for p, r in patterns.items() if r is not None]
-        if form is not None and form.type == "json_object":
-            wanted.append(("response_format", partial(grammar.json_object)))
-        if len(wanted) > 1:
-            raise ApiError.bad_request(
-                f"{wanted[0][0]} and {wanted[1][0]} exclude each other: give one grammar",
-                wanted[0][0],
-            )
-        for param, written in wanted:
-            try:
-                return written()
-            except RequestError as error:
-                raise from_request_error(error, param) from error
-        return ""
+        """The grammar, given in at most one of the four fields."""
+        form, structured = self.response_format, self.structured_outputs or NO_STRUCTURE
+        if self.structured_outputs and structured.json_ is None and structured.regex is None:
+            raise ApiError.bad_request("json or regex is missing", "structured_outputs")
+        kind = form.type if form is not None else "text"
+        schema = form.json_schema.schema_ if form is not None and form.json_schema else None
+        if kind == "json_schema" and schema is None:
+            raise ApiError.bad_request("json_schema is missing", "response_format")
+        forms: list[tuple[str, Any, Callable[[Any], str]]] = [
+            ("guided_json", self.guided_json, grammar.json_schema),
+            ("structured_outputs", structured.json_, grammar.json_schema),
+            ("response_format", schema if kind == "json_schema" else None, grammar.json_schema),
+            ("guided_regex", self.guided_regex, grammar.regex),
+            ("structured_outputs", structured.regex, grammar.regex),
+            ("response_format", kind == "json_object" or None, lambda _: grammar.json_object()),
+        ]
+        given = [each for each in forms if each[1] is not None]
+        if not given:
+            return ""
+        param, value, write = given[0]
+        if len(given) > 1:
+            text = f"{param} and {given[1][0]} exclude each other: give one grammar"
+            raise ApiError.bad_request(text, param)
+        try:
+            return write(value)
+        except RequestError as error:
+            raise from_request_error(error, param) from error
 
 
 def shape(value: Any) -> str | None:
-    """Which of the four ways to write prompts this is, by its first element."""
+    """The tag of a prompt in one of its four forms, from its first element."""
     if isinstance(value, str):
         return "text"
     if not isinstance(value, list):
@@ -244,7 +229,7 @@ def shape(value: Any) -> str | None:
     return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "ids"
 
 
-# A body of 4 MiB holds two million ids: no call into Python for each, and the first error is the last.
+# A body of 4 MiB can hold two million ids: no call into Python for each, and stop at the first error.
 PromptIds = Annotated[
     list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)
 ]
@@ -263,7 +248,7 @@ Prompt = Annotated[
 
 
 class CompletionRequest(GenerationRequest):
-    """Continue these prompts."""
+    """/v1/completions."""
 
     prompt: Prompt = Field(description="A text, texts, token ids, or lists of token ids.")
     max_tokens: Int | None = Field(COMPLETION_TOKENS, ge=0, lt=2**31)
@@ -285,19 +270,12 @@ class CompletionRequest(GenerationRequest):
             return (tuple(self.prompt),)
         return tuple(p if isinstance(p, str) else tuple(p) for p in self.prompt)
 
-    def params(self, limits: Limits, defaults: Defaults) -> GenerationParams:
-        """With `defaults` for what is not given. Raises ApiError or RequestError."""
+    def params(self, defaults: Defaults) -> GenerationParams:
+        """Raises ApiError or RequestError. Ids are checked with the prompt: params.check_request."""
         if self.wanted_tokens == 0 and not self.echo:
             raise ApiError.bad_request("max_tokens may be 0 only with echo", "max_tokens")
-        for ids in (each for each in self.prompts if isinstance(each, tuple)):
-            if len(ids) > limits.context:  # first, so that only few ids are checked
-                raise ApiError.too_long(
-                    f"the prompt has {len(ids):,} tokens, but this model's context is "
-                    f"{limits.context:,}: shorten it"
-                )
-            in_vocabulary(ids, limits.vocabulary, "prompt")
         logprobs = -1 if self.logprobs is None else self.logprobs
-        params = self._params(limits, defaults, wanted=self.wanted_tokens, logprobs=logprobs)
+        params = self._params(defaults, wanted=self.wanted_tokens, logprobs=logprobs)
         return replace(params, prompt_logprobs=logprobs) if self.echo else params
 
 
@@ -325,9 +303,9 @@ class ChatMessage(IgnoreExtra):
     tool_call_id: Text | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> "ChatMessage":
+    def _has_content(self) -> "ChatMessage":
         if self.content is None and self.role != "assistant":
-            raise ValueError("content may be missing in messages of the assistant only")
+            raise ValueError("only messages of the assistant may have no content")
         return self
 
 
@@ -337,7 +315,7 @@ Messages = Annotated[
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """As templates take them: contents are texts."""
+    """Messages for a template: each content is one text."""
     found = []
     for message in messages:
         turn = message.model_dump(exclude_none=True)
@@ -348,7 +326,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 
 class ChatRequest(GenerationRequest):
-    """Answer this conversation."""
+    """/v1/chat/completions."""
 
     messages: Messages
     max_tokens: Int | None = Field(None, ge=1, lt=2**31)
@@ -370,15 +348,14 @@ class ChatRequest(GenerationRequest):
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:
-        """What the template may show of them."""
+        """The tools that the template may offer."""
         return self.tools if self.tool_choice != "none" else None
 
-    def params(self, limits: Limits, defaults: Defaults) -> GenerationParams:
-        """With `defaults` for what is not given; without max_tokens max_new_tokens is the context. Raises
-        ApiError or RequestError."""
+    def params(self, defaults: Defaults) -> GenerationParams:
+        """Raises ApiError or RequestError."""
         if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ApiError.bad_request(
-                "max_tokens and max_completion_tokens differ: give one", "max_tokens"
+                "max_tokens and max_completion_tokens differ: give one of them", "max_tokens"
             )
         if self.echo:
             raise ApiError.bad_request("echo is for completions only", "echo")
@@ -391,8 +368,8 @@ class ChatRequest(GenerationRequest):
                 "unsupported",
             )
         logprobs = (self.top_logprobs or 0) if self.logprobs else -1
-        wanted = limits.context if self.wanted_tokens is None else self.wanted_tokens
-        return self._params(limits, defaults, wanted=wanted, logprobs=logprobs)
+        wanted = defaults.context if self.wanted_tokens is None else self.wanted_tokens
+        return self._params(defaults, wanted=wanted, logprobs=logprobs)
 
 
 AnyRequest = CompletionRequest | ChatRequest

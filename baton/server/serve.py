@@ -12,17 +12,16 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from types import FrameType
 
-from baton.client.batch import BatchClient, Event, Notice
+from baton.client.batch import BatchClient, Notice
 from baton.client.blocking import Client
 from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Beside, Cluster
-from baton.server.listen import bind
-from baton.server.options import ServerSettings
+from baton.server.options import ServerSettings, bind, write_keys
 from baton.wire.messages import ClusterInfo
 
 INTERRUPTED = 130
@@ -55,72 +54,44 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     port = listener.getsockname()[1]
     _say(f"listening on {url(settings, port)}; starting {options.model}")
     try:
-        with Cluster(options) as cluster:
+        with Cluster(options) as cluster, closing(Client(cluster.address)) as client:
             command = ["baton.server", "--fd", str(listener.fileno()), "--port", str(port)]
-            keys = cluster.run_dir / "api-keys"
-            command += arguments(settings, options.model, keys)
+            command += ["--model", options.model, *settings.arguments()]
+            if settings.api_keys:
+                keys = cluster.run_dir / "api-keys"
+                write_keys(settings.api_keys, keys)
+                command += ["--api-key-file", str(keys)]
             cluster.add(Beside("server", command, (listener.fileno(),)))
-            client = Client(cluster.address)
-            try:
-                _supervise(cluster, client, settings, port, describe, signals)
-            finally:
-                client.close()
+            batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
+            ready = False
+            for event in batch.watch():
+                if signals.count:
+                    break
+                if isinstance(event, Notice) and event.text:
+                    _say(event.text)
+                elif isinstance(event, ClusterInfo) and event.ready and not ready:
+                    ready = True
+                    _say(*describe(event), *_welcome(event, settings, port))
+            _drain(cluster, settings, signals)
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
 
 
-def arguments(settings: ServerSettings, model: str, keys: Path) -> list[str]:
-    """The server's own command line. API keys go through a file of mode 0600, not through `ps`."""
-    found = ["--model", model, "--host", settings.host]
-    found += ["--max-num-queued-reqs", str(settings.max_queued)]
-    found += ["--stream-interval-ms", f"{settings.stream_interval_s * 1e3:g}"]
-    found += ["--shutdown-timeout", f"{settings.shutdown_s:g}"]
-    found += ["--log-level", settings.log_level, "--log-format", settings.log_format]
-    if settings.otlp_endpoint:
-        found += ["--otlp-endpoint", settings.otlp_endpoint]
-    for flag, values in (
-        ("--served-model-name", settings.served_names),
-        ("--allowed-host", settings.allowed_hosts),
-        ("--allowed-origin", settings.allowed_origins),
-    ):
-        for value in values:
-            found += [flag, value]
-    for flag, path in (
-        ("--chat-template", settings.chat_template),
-        ("--ssl-certfile", settings.certificate),
-        ("--ssl-keyfile", settings.private_key),
-    ):
-        if path is not None:
-            found += [flag, str(path.resolve())]
-    if settings.api_keys:
-        with open(os.open(keys, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.writelines(f"{key}\n" for key in settings.api_keys)
-        found += ["--api-key-file", str(keys)]
-    return found
+def _welcome(info: ClusterInfo, settings: ServerSettings, port: int) -> Iterator[str]:
+    address = url(settings, port)
+    name = (settings.served_names or (info.model,))[0]
+    yield f"ready     {address} is the page, {address}/v1 the API, {address}/docs its list"
+    yield (
+        f"try       curl {address}/v1/completions -H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{name}", "prompt": "In the future", "max_tokens": 20}}\''
+    )
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
+        yield "warning   others on the network can use this server: add --api-key-file"
 
 
-def url(settings: ServerSettings, port: int) -> str:
-    """For a browser on this machine."""
-    scheme = "https" if settings.certificate else "http"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{host}:{port}"
-
-
-def _supervise(
-    cluster: Cluster,
-    client: Client,
-    settings: ServerSettings,
-    port: int,
-    describe: Describe,
-    signals: _Signals,
-) -> None:
-    batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
-    ready = False
-    for event in batch.watch():
-        if signals.count:
-            break
-        ready = _report(event, settings, port, describe, ready=ready)
+def _drain(cluster: Cluster, settings: ServerSettings, signals: _Signals) -> None:
+    """The server ends its requests. A second signal, or too long a wait, ends it."""
     server = cluster.pids().get("server")
     if server is None:
         return
@@ -131,32 +102,13 @@ def _supervise(
         time.sleep(POLL_S)
 
 
-def _report(
-    event: Event,
-    settings: ServerSettings,
-    port: int,
-    describe: Describe,
-    *,
-    ready: bool,
-) -> bool:
-    match event:
-        case Notice(text) if text:
-            _say(text)
-        case ClusterInfo() as info if info.ready and not ready:
-            for line in describe(info):
-                _say(line)
-            address = url(settings, port)
-            name = (settings.served_names or (info.model,))[0]
-            _say(f"ready     {address} is the page, {address}/v1 the API, {address}/docs its list")
-            _say(
-                f"try       curl {address}/v1/completions -H 'Content-Type: application/json' "
-                f'-d \'{{"model": "{name}", "prompt": "In the future", "max_tokens": 20}}\''
-            )
-            if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
-                _say("warning   others on the network can use this server: add --api-key-file")
-            return True
-    return ready
+def url(settings: ServerSettings, port: int) -> str:
+    """For a browser on this machine."""
+    scheme = "https" if settings.certificate else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{port}"
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)

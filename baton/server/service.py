@@ -1,4 +1,4 @@
-"""Service: what the routes share. It checks and tokenizes requests, and sends them to the router.
+"""Service: checks and tokenizes requests, and sends them to the router. All routes share it.
 
 CompletionRequest | ChatRequest  -> prepare -> PreparedRequest -> begin -> GenerationStream
 """
@@ -6,8 +6,9 @@ CompletionRequest | ChatRequest  -> prepare -> PreparedRequest -> begin -> Gener
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,11 +17,9 @@ from baton.client.aio import RouterClient
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
-from baton.params import NOT_STREAMED_S, GenerationParams, Limits
+from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
 from baton.server.api_error import ApiError, from_request_error, from_validation_error
-from baton.server.choices import ChatShape, CompletionShape, Shape, Tokens
 from baton.server.options import ServerSettings
-from baton.server.rendering import Renderer
 from baton.server.schema import (
     AnyRequest,
     ChatRequest,
@@ -28,9 +27,15 @@ from baton.server.schema import (
     Defaults,
     TokenizeRequest,
 )
-from baton.server.stream import GenerationStream, PreparedRequest
-from baton.server.templates import Conversation
-from baton.text import Tokenizer
+from baton.server.stream import (
+    ChatShape,
+    CompletionShape,
+    GenerationStream,
+    PreparedRequest,
+    Shape,
+)
+from baton.server.templates import Conversation, Renderer
+from baton.text import Tokenizer, encode_prompt
 from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 
@@ -62,7 +67,6 @@ class GenerationService:
         self.started = int(time.time())
         self.draining = False
         self._renderer = renderer
-        self._tokens = Tokens(self.tokenizer)
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self._was_ready = False  # later requests may wait for workers that restart
         given = files.generation_config
@@ -84,7 +88,7 @@ class GenerationService:
     # ---- readiness
 
     def why_not_ready(self) -> str:
-        """Why no request can be answered now; empty if it can."""
+        """Why requests cannot be answered now; empty if they can."""
         info = self.router.info
         if self.draining:
             return "the server is shutting down"
@@ -95,13 +99,13 @@ class GenerationService:
         return "" if info.ready else f"the cluster is not ready: {info.waiting_for}"
 
     def look(self) -> None:
-        """Called periodically: was the cluster ever ready?"""
+        """Called periodically, to notice when the cluster is ready for the first time."""
         info = self.router.info
         self._was_ready = self._was_ready or (info is not None and info.ready)
 
     async def _admit(self, model: str | None, requests: int) -> None:
-        """Raises ApiError if this server does not serve the model or has no room. Waits up to ROUTER_S
-        for a router that restarts."""
+        """Raises ApiError for an unknown model and for a full queue. Waits up to ROUTER_S for a router
+        that restarts."""
         if model is not None and model not in self.names:
             raise ApiError.unknown_model(model, self.names)
         if self.draining:
@@ -119,41 +123,43 @@ class GenerationService:
     async def prepare(
         self, request: AnyRequest, *, request_id: str = "", stream: bool
     ) -> PreparedRequest:
-        """`stream`: the client reads tokens as they come. Raises ApiError or RequestError for what
-        cannot be answered, or not now."""
-        interval = self.settings.stream_interval_s if stream else NOT_STREAMED_S
-        defaults = Defaults(self._sampling, secrets.randbits(63), interval)
-        params = request.params(Limits(self.context, self.files.vocab_size), defaults)
-        n, echoes = request.n or 1, [""]
-        if isinstance(request, ChatRequest):
-            await self._admit(request.model, n)
-            prompts = [await self._chat_prompt(request)]
-        else:
-            texts = request.prompts
-            await self._admit(request.model, len(texts) * n)
-            prompts = [await self._prompt(request, text) for text in texts]
-            echoes = [self._text(text) if request.echo else "" for text in texts]
-        await self._check_grammar(params.grammar)
+        """Check and tokenize. `stream`: the client reads tokens as they are generated. Raises ApiError
+        or RequestError if the request is invalid, or cannot be answered now."""
+        interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
+        defaults = Defaults(self._sampling, self.context, secrets.randbits(63), interval)
+        params = request.params(defaults)
+        n = request.n or 1
+        texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
+        await self._admit(request.model, texts * n)
+        prompts = await self._prompts(request)
+        if params.grammar:
+            try:
+                await asyncio.to_thread(self._grammars.check, params.grammar)
+            except RequestError as error:
+                raise from_request_error(error, "response_format") from error
         name = _name(request, request_id)
         submits: list[Submit] = []
         for prompt in prompts:
-            length = self._length(request.wanted_tokens, prompt)
+            own = params
+            if request.wanted_tokens is None:  # all that fit
+                left = max(self.context - len(prompt), 1)
+                own = replace(own, max_new_tokens=left, min_tokens=min(own.min_tokens, left))
+            check_request(prompt, own, Limits(self.context, self.files.vocab_size))
             for choice in range(n):
-                own = _fitted(params, length, choice)
-                submits.append(Submit(f"{name}-{len(submits)}", prompt, own))
+                submits.append(Submit(f"{name}-{len(submits)}", prompt, _of_choice(own, choice)))
         return PreparedRequest(
             name=name,
             prompts=tuple(prompts),
             submits=tuple(submits),
             shape=self._shape(request, name, params),
-            echoes=tuple(echo for echo in echoes for _ in range(n)),
+            echoes=self._echoes(request, n),
             include_usage=request.stream_options is not None
             and request.stream_options.include_usage,
             prompt_only=request.wanted_tokens == 0,
         )
 
     async def prepare_json(self, payload: Mapping[str, Any]) -> PreparedRequest:
-        """The same for the streamed request in a JSON object: a chat if it has messages."""
+        """prepare() for a streamed request as a JSON object: a chat if it has messages."""
         kind = ChatRequest if "messages" in payload else CompletionRequest
         try:
             return await self.prepare(kind.model_validate(payload), stream=True)
@@ -170,37 +176,11 @@ class GenerationService:
             raise
         return stream
 
-    def _length(self, wanted: int | None, prompt: Sequence[int]) -> int:
-        """New tokens: as wanted, or all that fit. Raises ApiError."""
-        left = self.context - len(prompt)
-        if wanted is None and left >= 1:
-            return left
-        if (wanted or 1) > left:
-            raise ApiError.too_long(
-                f"the prompt has {len(prompt):,} tokens and max_tokens is {wanted or 1:,}, but this "
-                f"model's context is {self.context:,}"
-            )
-        return wanted or 1
-
-    async def _check_grammar(self, grammar: str) -> None:
-        """Raises ApiError if it cannot be compiled."""
-        if grammar:
-            try:
-                await asyncio.to_thread(self._grammars.check, grammar)
-            except RequestError as error:
-                raise from_request_error(error, "response_format") from error
-
     def _shape(self, request: AnyRequest, name: str, params: GenerationParams) -> Shape:
-        model = request.model or self.names[0]
-        head = {"id": name, "created": int(time.time()), "model": model}
-        if isinstance(request, ChatRequest):
-            return ChatShape(head, self._tokens, logprobs=params.logprobs)
-        return CompletionShape(
-            head,
-            self._tokens,
-            logprobs=params.logprobs,
-            prompt_logprobs=params.prompt_logprobs,
-        )
+        head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
+        kind = ChatShape if isinstance(request, ChatRequest) else CompletionShape
+        asked = {"logprobs": params.logprobs, "prompt_logprobs": params.prompt_logprobs}
+        return kind(head, self.tokenizer, **asked)
 
     # ---- text
 
@@ -212,23 +192,30 @@ class GenerationService:
         text = await self._rendered(Conversation(request.conversation(), prompting))
         return await self._encode(text, special=False)
 
-    async def _prompt(
-        self, request: CompletionRequest, text: str | tuple[int, ...]
-    ) -> tuple[int, ...]:
-        if isinstance(text, str):
-            text = await self._encode(text, special=request.add_special_tokens)
-        if not text:
-            raise ApiError.bad_request("the prompt is empty: it must have a token", "prompt")
-        return text
-
-    async def _chat_prompt(self, request: ChatRequest) -> tuple[int, ...]:
-        text = await self._rendered(
-            Conversation(request.conversation(), tools=request.offered_tools)
-        )
+    async def _prompts(self, request: AnyRequest) -> list[tuple[int, ...]]:
+        if isinstance(request, CompletionRequest):
+            special = request.add_special_tokens
+            return [
+                await self._encode(each, special=special) if isinstance(each, str) else each
+                for each in request.prompts
+            ]
+        conversation = Conversation(request.conversation(), tools=request.offered_tools)
+        text = await self._rendered(conversation)
         ids = await self._encode(text, special=False)  # the template writes special tokens itself
         if not ids:
             raise ApiError.bad_request("the conversation is empty", "messages")
-        return ids
+        return [ids]
+
+    def _echoes(self, request: AnyRequest, n: int) -> tuple[str, ...]:
+        """The prompt's text for each choice that begins with it."""
+        if not isinstance(request, CompletionRequest) or not request.echo:
+            return ()
+        decode = self.tokenizer.decode
+        texts = [
+            each if isinstance(each, str) else decode(each, special=True)
+            for each in request.prompts
+        ]
+        return tuple(text for text in texts for _ in range(n))
 
     async def _rendered(self, conversation: Conversation) -> str:
         if self._renderer is None:
@@ -236,40 +223,19 @@ class GenerationService:
         return await self._renderer.render(conversation)
 
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
-        """Token ids. Raises ApiError for what cannot be a prompt of this model."""
-        fewest = len(text) // self.tokenizer.longest_token
-        if fewest > self.context:
-            raise ApiError.too_long(
-                f"the prompt has {len(text):,} characters, at least {fewest:,} tokens, but this "
-                f"model's context is {self.context:,}"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ApiError.bad_request(
-                f"the prompt holds half a surrogate pair at character {error.start}", "prompt"
-            ) from error
-        if len(text) < LONG_TEXT:
-            return tuple(self.tokenizer.encode(text, special=special))
-        ids = await asyncio.to_thread(self.tokenizer.encode, text, special=special)
-        return tuple(ids)
-
-    def _text(self, prompt: str | tuple[int, ...]) -> str:
-        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, special=True)
+        encode = partial(encode_prompt, self.tokenizer, text, self.context, special=special)
+        return encode() if len(text) < LONG_TEXT else await asyncio.to_thread(encode)
 
 
-def _fitted(params: GenerationParams, length: int, choice: int) -> GenerationParams:
-    """For one choice of one prompt."""
-    if length != params.max_new_tokens:
-        params = replace(params, max_new_tokens=length, min_tokens=min(params.min_tokens, length))
-    if choice:
-        assert params.sampling is not None
-        params = replace(params, sampling=replace(params.sampling, choice=choice))
-    return params
+def _of_choice(params: GenerationParams, choice: int) -> GenerationParams:
+    """Each choice draws its own random numbers."""
+    if not choice or params.sampling is None:
+        return params
+    return replace(params, sampling=replace(params.sampling, choice=choice))
 
 
 def _name(request: AnyRequest, request_id: str) -> str:
-    """A unique id that begins with the client's own, if it gave one."""
+    """A unique id. It contains the client's own id, if there is one."""
     kind = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
     given = request.request_id or request_id
     return f"{kind}-{given}-{secrets.token_hex(4)}" if given else f"{kind}-{secrets.token_hex(12)}"

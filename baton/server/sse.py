@@ -37,8 +37,8 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
 
 
 class EventStream(Response):
-    """Streams what a generator yields. The generator is closed at its end, and when the client leaves or
-    does not read."""
+    """Streams the bytes of a generator. Closes the generator at its end, and when the client disconnects
+    or stops reading."""
 
     def __init__(
         self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None

@@ -22,7 +22,7 @@ from baton.server.api_error import ApiError, body, from_request_error
 from baton.server.guard import MAX_BODY_BYTES, depth_ok
 from baton.server.service import GenerationService
 from baton.server.sse import WRITE_S
-from baton.server.stream import GenerationStream, PreparedRequest
+from baton.server.stream import GenerationStream
 
 AT_ONCE = 64
 """Requests under way on one socket."""
@@ -46,7 +46,7 @@ class _Socket:
         self._streams: dict[str, GenerationStream] = {}
 
     async def run(self) -> None:
-        """Until the client leaves."""
+        """Serve until the client disconnects."""
         try:
             while True:
                 message = await self._socket.receive()
@@ -54,7 +54,7 @@ class _Socket:
                     return
                 text = message.get("text")
                 if text is None:
-                    await self._socket.close(1003, "send JSON as text")
+                    await self._socket.close(1003, "send JSON in text messages")
                     return
                 if len(text) > MAX_BODY_BYTES:
                     await self._socket.close(1009, f"at most {MAX_BODY_BYTES:,} bytes")
@@ -93,25 +93,19 @@ class _Socket:
         try:
             prepared = await self._service.prepare_json(payload)
             name = prepared.name
-            await self._stream(prepared)
-        except ApiError as error:
-            await self._send(body(error) | {"id": name})
-        except RequestError as error:
-            await self._send(body(from_request_error(error)) | {"id": name})
-
-    async def _stream(self, prepared: PreparedRequest) -> None:
-        stream = await self._service.begin(prepared)
-        self._streams[prepared.name] = stream
-        try:
+            stream = self._streams[name] = await self._service.begin(prepared)
             async with contextlib.aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
-                    await self._send(chunk if "id" in chunk else chunk | {"id": prepared.name})
+                    await self._send(chunk if "id" in chunk else chunk | {"id": name})
                     if "error" in chunk:
                         return
-            await self._send({"type": "done", "id": prepared.name})
+            await self._send({"type": "done", "id": name})
+        except (ApiError, RequestError) as error:
+            known = error if isinstance(error, ApiError) else from_request_error(error)
+            await self._send(body(known) | {"id": name})
         finally:
-            del self._streams[prepared.name]
-            stream.close()
+            if name is not None and (begun := self._streams.pop(name, None)) is not None:
+                begun.close()
 
     async def _send(self, data: dict[str, Any]) -> None:
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))

@@ -10,9 +10,17 @@ import pytest
 from baton.client.aio import Queue
 from baton.client.tracker import News, PendingRequest
 from baton.params import GenerationParams
-from baton.server.choices import ChatShape, Choice, CompletionShape, Delta, Shape, Tokens
 from baton.server.sse import event
-from baton.server.stream import ChunkEncoder, GenerationStream, PreparedRequest
+from baton.server.stream import (
+    ChatShape,
+    Choice,
+    ChunkEncoder,
+    CompletionShape,
+    Delta,
+    GenerationStream,
+    PreparedRequest,
+    Shape,
+)
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
 from baton.wire.records import Logprob, Timings
 
@@ -47,7 +55,7 @@ def put(request: PendingRequest, news: News) -> None:
 
 
 HEAD = {"id": "x", "created": 1, "model": "m"}
-TOKENS = Tokens(Words())  # type: ignore[arg-type]
+TOKENS: Any = Words()
 END = Finished("r", "length", Timings(cached_tokens=2))
 
 
@@ -72,7 +80,7 @@ def prepared(
         for i, prompt in enumerate(prompts)
         for k in range(each)
     ]
-    shape = shape or CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
+    shape = shape or CompletionShape(HEAD, TOKENS, logprobs=-1)
     return PreparedRequest("r", tuple(prompts), tuple(submits), shape, **options)
 
 
@@ -140,7 +148,7 @@ def test_a_conversation_says_who_speaks_once_for_each_answer() -> None:
 
 
 def test_an_answer_that_fails_ends_the_stream_with_its_error() -> None:
-    shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
+    shape = CompletionShape(HEAD, TOKENS, logprobs=-1)
     failed = Failed("r", "worker_lost", "3 workers died")
     found = chunks(run(shape, [[*said(1), failed]])[0])
     assert found[-1]["error"]["code"] == "worker_lost"
@@ -231,14 +239,14 @@ def test_what_is_there_at_the_same_time_goes_together() -> None:
 
 def test_what_cannot_come_has_a_number_that_json_knows() -> None:
     never = Logprob(float("-inf"), (1,), (float("-inf"),))
-    legacy = TOKENS.legacy([1], [never], top=1)
+    legacy = CompletionShape(HEAD, TOKENS).listed([1], [never], top=1)
     assert (legacy["token_logprobs"], legacy["top_logprobs"]) == ([-9999.0], [{" w1": -9999.0}])
-    chat = TOKENS.chat([1], [never])["content"][0]
+    chat = ChatShape(HEAD, TOKENS).listed([1], [never])["content"][0]
     assert (chat["logprob"], chat["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)
 
 
 def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
-    shape = CompletionShape(HEAD, TOKENS, logprobs=-1, prompt_logprobs=-1)
+    shape = CompletionShape(HEAD, TOKENS, logprobs=-1)
     _, stream = run(shape, [[*said(1), END], [*said(2, 3), END]])
     assert stream.usage() == {
         "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import RequestError
 from baton.server.api_error import ApiError
-from baton.server.fast_path import CHAT, COMPLETIONS, FastPath
+from baton.server.app import CHAT, COMPLETIONS, FastPath
 from baton.server.schema import AnyRequest
 
 VALID = json.dumps({"prompt": "a"}).encode()
@@ -36,9 +36,9 @@ def ask(
             raise RequestError("no")
         return Response()
 
-    def refuse(method: str, error: ApiError) -> Response:
-        seen.append((f"refused {method} {error.status}", error.message.encode()))
-        return JSONResponse({}, error.status)
+    def refuse(method: str, error: ApiError | RequestError) -> Response:
+        seen.append((f"refused {method} {type(error).__name__}", str(error).encode()))
+        return JSONResponse({}, 400)
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -75,8 +75,8 @@ def test_other_requests_take_their_routes() -> None:
 
 def test_errors_of_the_fast_path_are_responses() -> None:
     assert ask(json.dumps({"prompt": "a", "model": "fault"}).encode()) == (
-        "refused POST 503", b"not yet; try again in 1 s",
+        "refused POST ApiError", b"not yet; try again in 1 s",
     )  # fmt: skip
     assert ask(json.dumps({"prompt": "a", "model": "error"}).encode()) == (
-        "refused POST 400", b"no",
+        "refused POST RequestError", b"no",
     )  # fmt: skip

@@ -42,6 +42,7 @@ def test_allowed_ids_must_leave_something_to_draw() -> None:
     sampling = SamplingParams(allowed_token_ids=(4, 7))
     words: dict[str, dict[str, Any]] = {
         "allowed token id 50 ": {"sampling": SamplingParams(allowed_token_ids=(4, 50))},
+        "logit_bias id 50 ": {"sampling": SamplingParams(logit_bias=((4, 1.0), (50, 1.0)))},
         "a grammar may exclude": {"sampling": sampling, "grammar": '{"kind":"json"}'},
         "every allowed token id ends": {
             "sampling": sampling, "stop_token_ids": (7, 4), "min_tokens": 1,

@@ -1,5 +1,5 @@
 """What may be asked over HTTP: each field at its limits, ids, what real clients send, and anything at
-all. A request goes the way of baton/server/app.py: json.loads, the model, its params."""
+all. A request goes the way of the server: json.loads, the model, its params, check_request."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from baton import grammar
 from baton.errors import RequestError
-from baton.params import GenerationParams, Limits
+from baton.params import GenerationParams, Limits, check_ids, check_request
 from baton.server.api_error import ApiError, body, from_request_error, from_validation_error
 from baton.server.guard import STRING, depth_ok
 from baton.server.schema import (
@@ -25,7 +25,6 @@ from baton.server.schema import (
     Defaults,
     DetokenizeRequest,
     TokenizeRequest,
-    in_vocabulary,
 )
 from sampler.params import SamplingParams
 
@@ -41,8 +40,14 @@ def answer(kind: type[BaseModel], raw: str | bytes, limits: Limits = LIMITS) -> 
     try:
         asked = kind.model_validate(json.loads(raw))
         if isinstance(asked, DetokenizeRequest):
-            in_vocabulary(asked.tokens, limits.vocabulary, "tokens")
-        return asked.params(limits, Defaults(DEFAULTS)) if hasattr(asked, "params") else asked
+            check_ids(asked.tokens, limits.vocabulary, param="tokens")
+        if not isinstance(asked, CompletionRequest | ChatRequest):
+            return asked
+        params = asked.params(Defaults(DEFAULTS, limits.context))
+        for prompt in asked.prompts if isinstance(asked, CompletionRequest) else ("x",):
+            ids = (1,) if isinstance(prompt, str) else prompt
+            check_request(ids, replace(params, max_new_tokens=1, min_tokens=0), limits)
+        return params
     except ValidationError as error:
         found = from_validation_error(error)
     except RequestError as error:
@@ -269,9 +274,9 @@ def test_a_conversation_is_refused(fields: dict[str, Any], param: str, code: str
 
 
 def test_a_prompt_longer_than_the_context_is_told_so() -> None:
-    good(complete(prompt=[1] * 2048))
-    text = refused(complete(prompt=[1] * 2049), "max_tokens", "context_length_exceeded")
-    assert "2,049 tokens" in text
+    good(complete(prompt=[1] * 2047))
+    text = refused(complete(prompt=[1] * 2048), "max_tokens", "context_length_exceeded")
+    assert "2,048 tokens" in text
     assert "2,048" in text
 
 

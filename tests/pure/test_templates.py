@@ -14,8 +14,15 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from baton.errors import ModelError, RequestError
-from baton.server.rendering import ProcessRenderer, Renderer, ThreadRenderer
-from baton.server.templates import ChatTemplate, CompiledTemplate, Conversation, read_template
+from baton.server.templates import (
+    ChatTemplate,
+    CompiledTemplate,
+    Conversation,
+    ProcessRenderer,
+    Renderer,
+    ThreadRenderer,
+    read_template,
+)
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
@@ -292,7 +299,7 @@ def test_a_child_without_memory_refuses() -> None:
 
 def test_a_child_ends_with_its_input() -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "baton.server.rendering", str(os.getpid())],
+        [sys.executable, "-m", "baton.server.templates", str(os.getpid())],
         cwd=Path(__file__).resolve().parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     line = json.dumps({"source": CHATML, "tokens": {}, "patience_s": 1.0}).encode() + b"\n"

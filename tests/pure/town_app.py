@@ -27,9 +27,8 @@ from baton.server.app import make_app
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings
-from baton.server.rendering import ThreadRenderer
 from baton.server.service import GenerationService
-from baton.server.templates import read_template
+from baton.server.templates import ThreadRenderer, read_template
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.channel import Listener
@@ -220,7 +219,7 @@ async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterato
         address = f"ipc://{folder}/r"
         exchange = Exchange(town or WordyTown(), address)
         settings = ServerSettings(
-            address, "demo", chat_template=template, stream_interval_s=0.0, **options
+            address, "demo", chat_template=template, stream_interval_ms=0.0, **options
         )
         router = RouterClient(address)
         source = read_template(None, template)
@@ -230,7 +229,7 @@ async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterato
         monitor = Monitor(router, Metrics(service.names[0]))
 
         @asynccontextmanager
-        async def lifespan() -> AsyncIterator[None]:
+        async def lifespan(_: object) -> AsyncIterator[None]:
             yield
 
         app = make_app(service, monitor, lifespan, "0.0.0")

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from baton.errors import ModelError
 from baton.model_files import resolve_model
 from baton.models.convert import convert_folder
-from baton.models.formats.checkpoint import write_weights
+from baton.models.formats.checkpoint import by_size, write_weights
 from baton.text import Tokenizer
 from tests.torch.foreign import (
     RANKS,
@@ -75,7 +75,7 @@ def test_llama_2s_tensors_tokens_and_silences_are_understood(tmp_path: Path) -> 
     (folder / "tokenizer.model").rename(above)
     said = convert_folder(folder, tmp_path / "new")
     assert f"\nthe tokenizer was read from {above}" in said
-    assert "4,096 tokens were put down, as in LLaMA 2" in said
+    assert "4,096 tokens are assumed, as in LLaMA 2" in said
     assert "there is no chat template" in said
     files = resolve_model(str(tmp_path / "new"))
     assert (files.eos_token_ids, files.max_positions) == ((2,), 4096)
@@ -134,7 +134,7 @@ def test_the_context_is_the_versions_and_a_note_says_so(
         write_llama(tmp_path / "x", llama_tensors(rows), **params), tmp_path / "new"
     )
     assert json_of(tmp_path / "new")["max_position_embeddings"] == context
-    assert f"{context:,} tokens were put down" in said
+    assert f"{context:,} tokens are assumed" in said
 
 
 def test_special_tokens_have_metas_names_and_places(tmp_path: Path) -> None:
@@ -174,7 +174,8 @@ def test_weights_that_fill_the_last_file_leave_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.models.formats.checkpoint.FILE_BYTES", 8)
-    assert write_weights([("a", torch.ones(2)), ("b", torch.ones(2))], tmp_path) == 2
+    weights = [("a", torch.ones(2)), ("b", torch.ones(2))]
+    assert write_weights(by_size(weights), tmp_path) == 2
     assert len(os.listdir(tmp_path)) == 3
 
 
@@ -193,9 +194,9 @@ def test_a_tokenizer_from_elsewhere_is_taken(tmp_path: Path) -> None:
     [
         ({"quantization_args": {"group_size": 32}}, "has quantization_args, which is not known"),
         ({"moe": {}, "sliding_window": 4096}, "has moe, sliding_window, which is not known"),
-        ({"leave_out": ["dim"]}, "does not say dim"),
-        ({"leave_out": ["norm_eps"]}, "does not say norm_eps"),
-        ({"leave_out": ["rope_theta"]}, "does not say rope_theta"),
+        ({"leave_out": ["dim"]}, "lacks dim"),
+        ({"leave_out": ["norm_eps"]}, "lacks norm_eps"),
+        ({"leave_out": ["rope_theta"]}, "lacks rope_theta"),
         ({"dim": "32"}, "dim must be a number above 0, and is '32'"),
         ({"n_heads": True}, "n_heads must be a number above 0"),
         ({"norm_eps": float("nan")}, "norm_eps must be a number above 0"),
@@ -272,8 +273,8 @@ def test_code_in_a_part_is_refused_and_never_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vocabulary", "message"),
     [
-        (b"", "is no SentencePiece model, or is broken"),
-        (b"\x00\xff" * 40, "is no SentencePiece model, or is broken"),
+        (b"", "is not a SentencePiece model, or is broken"),
+        (b"\x00\xff" * 40, "is not a SentencePiece model, or is broken"),
         (b"YQ== 0\nnonsense\n", "line 2: not a token in base64 and its rank"),
         (b"YQ== 0\nYQ 1\n", "line 2: not a token in base64 and its rank"),
         (b"YQ== 0\nYQ== 1\n", "line 2: the token is there already"),

@@ -142,7 +142,7 @@ def test_without_chat_tokens_there_is_no_template(tmp_path: Path) -> None:
 def test_parts_that_change_nothing_are_left_out(tmp_path: Path) -> None:
     tensors = nanochat_tensors() | {"resid_lambdas": ONES, "x0_lambdas": ZEROS}
     folder = write_nanochat(tmp_path / "d3", tensors, window_pattern="L")
-    assert "resid_lambdas and x0_lambdas change nothing" in convert_folder(folder, tmp_path / "new")
+    assert "resid_lambdas and x0_lambdas have no effect" in convert_folder(folder, tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_what_newer_nanochats_have_is_refused_by_name(
         ({"n_layer": 2}, r"has transformer\.h\.2\..* beyond the 2 layers"),
         ({"n_head": 3}, "do not divide into each other"),
         ({"n_kv_head": 1}, r"attn\.c_k\.weight is \[16, 32\], where .* asks for \[8, 32\]"),
-        ({"n_embd": None}, "does not say n_embd"),
+        ({"n_embd": None}, "lacks n_embd"),
         ({"vocab_size": 100}, r"transformer\.wte\.weight is \[275, 32\]"),
     ],
 )

@@ -15,7 +15,7 @@ from baton.models.formats.bytelevel import byte_letters, byte_level
 from baton.models.formats.checkpoint import Vocabulary
 from baton.models.formats.encoding_file import read_encoding
 from baton.models.formats.llama_vocabulary import PATTERN
-from baton.models.formats.sentencepiece import read_pieces, sentencepiece
+from baton.models.formats.sentencepiece import sentencepiece
 from baton.text import Tokenizer
 from tests.torch.foreign import (
     CHAT,
@@ -182,7 +182,7 @@ def test_damage_is_a_model_error_or_does_no_harm(
 @pytest.fixture(scope="module")
 def pieces_tokenizer(folder: Path) -> Tokenizer:
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    return tokenizer(sentencepiece(read_pieces(folder / "tokenizer.model"), folder), folder)
+    return tokenizer(sentencepiece(folder / "tokenizer.model"), folder)
 
 
 def spelled(text: str) -> list[int]:
@@ -214,7 +214,7 @@ def test_pieces_are_merged_by_score(pieces_tokenizer: Tokenizer, text: str) -> N
 def test_a_text_without_a_leading_space_can_be_asked_for(folder: Path) -> None:
     path = folder / "plain.model"
     path.write_bytes(sentencepiece_model(normalizer={3: 0}))
-    plain = tokenizer(sentencepiece(read_pieces(path), path), folder)
+    plain = tokenizer(sentencepiece(path), folder)
     assert plain.decode(plain.encode("the")) == "the"
     assert len(plain.encode("the")) == 3  # <s>, t, he
 
@@ -222,7 +222,7 @@ def test_a_text_without_a_leading_space_can_be_asked_for(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (sentencepiece_model(trainer={3: 1}), "is no BPE model"),
+        (sentencepiece_model(trainer={3: 1}), "is not a BPE model"),
         (sentencepiece_model(trainer={35: 0}), "does not fall back to bytes"),
         (sentencepiece_model(pieces()[:200]), "does not fall back to bytes"),
         (sentencepiece_model(normalizer={2: b"table"}), "normalizes text by a table"),
@@ -232,9 +232,12 @@ def test_a_text_without_a_leading_space_can_be_asked_for(folder: Path) -> None:
         (sentencepiece_model([*pieces(), ("x", 0.0, 5)]), "has unused pieces"),
         (sentencepiece_model([*pieces(), ("", 0.0, 1)]), "has an empty piece"),
         (sentencepiece_model([*pieces(), ("x" * 5000, 0.0, 1)]), "has a very long piece"),
-        (sentencepiece_model([*pieces(), ("x", 0.0, 9)]), "no SentencePiece model, or is broken"),
-        (sentencepiece_model(trainer={41: (1 << 64) - 1}), "has no piece for unknown text"),
-        (sentencepiece_model()[:-1], "no SentencePiece model, or is broken"),
+        (
+            sentencepiece_model([*pieces(), ("x", 0.0, 9)]),
+            "not a SentencePiece model, or is broken",
+        ),
+        (sentencepiece_model(trainer={41: (1 << 64) - 1}), "lacks a piece for unknown text"),
+        (sentencepiece_model()[:-1], "not a SentencePiece model, or is broken"),
     ],
 )
 def test_other_kinds_of_model_are_refused_by_name(
@@ -243,14 +246,14 @@ def test_other_kinds_of_model_are_refused_by_name(
     path = tmp_path / "tokenizer.model"
     path.write_bytes(model)
     with pytest.raises(ModelError, match=message):
-        read_pieces(path)
+        sentencepiece(path)
 
 
 def test_a_piece_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentencepiece_model([*pieces(), ("he", -99.0, 1)]))
     with pytest.raises(ModelError, match="has the piece 'he' twice"):
-        sentencepiece(read_pieces(path), path)
+        sentencepiece(path)
 
 
 @settings(max_examples=60)
@@ -260,7 +263,7 @@ def test_damage_to_a_model_is_a_model_error(folder: Path, data: bytes, cut: int)
     whole = sentencepiece_model()
     path.write_bytes(whole[:cut] + data + whole[cut + len(data) :])
     try:
-        found = read_pieces(path)
+        found = sentencepiece(path)
     except ModelError:
         return
-    assert found.pieces
+    assert found.size

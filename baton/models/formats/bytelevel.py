@@ -1,11 +1,12 @@
-"""Byte-level BPE: token bytes and their ranks, as tiktoken keeps them, become a tokenizer.json.
+"""Byte-level BPE: token bytes and their ranks, as tiktoken stores them, become a tokenizer.json.
 
-tiktoken merges the neighbours whose joint bytes have the lowest rank. tokenizer.json lists the pairs
-themselves, so every way to cut a token into two others is listed, in the order of the tokens' ranks.
+tiktoken merges the neighbours whose joint bytes have the lowest rank. tokenizer.json lists pairs to
+merge, so every split of a token into two others is listed, in the order of the tokens' ranks.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import AnyStr
 
 from baton.errors import ModelError
 from baton.models.formats.checkpoint import Json, Vocabulary
@@ -20,9 +21,9 @@ def byte_level(
     bos: str,
     source: Path,
 ) -> Vocabulary:
-    """The tokenizer of these tokens. `pattern` cuts text into words; `bos` is put before a text."""
-    everyone = sorted([*ranks.values(), *special.values()])
-    if everyone != list(range(len(everyone))):
+    """The tokenizer of these tokens. `pattern` splits text into words; a text begins with `bos`."""
+    used = sorted([*ranks.values(), *special.values()])
+    if used != list(range(len(used))):
         raise ModelError(f"{source}: token ids must run from 0 without a gap, each used once")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ModelError(f"{source} has no token for the byte {missing[0]:#04x}")
@@ -61,8 +62,8 @@ def byte_level(
     )
 
 
-def cuts(token: bytes, ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every way to make this token of two others, those of the lowest ranks first."""
+def cuts(token: AnyStr, ranks: Mapping[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
+    """Every split of the token into two others, those of the lowest ranks first."""
     both = [(token[:at], token[at:]) for at in range(1, len(token))]
     known = [(left, right) for left, right in both if left in ranks and right in ranks]
     return sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
@@ -78,7 +79,7 @@ def byte_letters() -> dict[int, str]:
 
 
 def added_token(text: str, number: int, *, special: bool = True) -> Json:
-    """A token that is found in a text before anything else is done with it."""
+    """A token that is matched in the text before it is split into words."""
     asis = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": number, "content": text, **asis, "special": special}
 
@@ -92,7 +93,7 @@ def tokenizer_json(
     steps: Json,
     model: Json,
 ) -> Json:
-    """The file's frame, the same for each kind of BPE. `first` is put before every text."""
+    """The whole file, for any kind of BPE. `first`: token and id that begin every text."""
     text, number = first
     begin = {"SpecialToken": {"id": text, "type_id": 0}}
     first_text, second_text = ({"Sequence": {"id": each, "type_id": 0}} for each in "AB")

@@ -1,4 +1,4 @@
-"""Checkpoint: a model from another format, told in transformers' terms, and how it is written down.
+"""Checkpoint: a model that was read from another format, ready to be written in transformers' format.
 
 model.safetensors      or several files of about 4 GiB and their index; one file in memory at a time
 config.json, generation_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja
@@ -6,7 +6,7 @@ config.json, generation_config.json, tokenizer.json, tokenizer_config.json, chat
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ Load = Callable[[Path], Tensors]
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What tokenizer.json will hold, and the file it was made from."""
+    """The content of tokenizer.json, and the file it was made from."""
 
     json: Json
     source: Path
@@ -43,29 +43,86 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """`tensors` is gone through once, while it is written. `about` says what was read, `notes`
-    what the user should know."""
+class Shape:
+    """The sizes of a decoder whose layers are attention and a feed-forward part."""
 
-    about: str
-    config: Json
-    generation_config: Json
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inside: int  # width of the feed-forward part
+
+    def check(self, path: Path) -> None:
+        """Raises ModelError if the sizes, read from `path`, do not fit together."""
+        if self.width % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ModelError(
+                f"{path}: width {self.width}, {self.heads} heads and {self.kv_heads} heads for keys "
+                "do not divide into each other"
+            )
+
+    def of(self, name: str, rows: int) -> tuple[int, ...]:
+        """The shape of the tensor with this name of transformers; `rows` is the vocabulary's size."""
+        width, keys = self.width, self.width // self.heads * self.kv_heads
+        match name.split(".")[-2]:
+            case "embed_tokens" | "lm_head":
+                return (rows, width)
+            case "k_proj" | "v_proj":
+                return (keys, width)
+            case "gate_proj" | "up_proj" | "fc1":
+                return (self.inside, width)
+            case "down_proj" | "fc2":
+                return (width, self.inside)
+            case "q_proj" | "o_proj":
+                return (width, width)
+        return (width,)  # a norm
+
+    def config(self, rows: int) -> Json:
+        """Its part of config.json."""
+        return {
+            "vocab_size": rows,
+            "hidden_size": self.width,
+            "intermediate_size": self.inside,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "attention_bias": False,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`tensors` is iterated once, while it is written."""
+
+    about: str  # the format and the files that were read
+    config: Json  # without token ids
     tensors: Iterable[tuple[str, torch.Tensor]]
     vocabulary: Vocabulary
-    tokenizer_config: Json
+    bos: str  # begins a text
+    eos: str
+    ends: tuple[str, ...]  # tokens that end an answer, eos among them
     chat_template: str | None
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what the user should know
 
 
 def write_checkpoint(checkpoint: Checkpoint, out: Path) -> int:
-    """Everything of the checkpoint into the folder `out`. Returns the number of tensors."""
-    described = {
-        "config.json": checkpoint.config,
-        "generation_config.json": checkpoint.generation_config,
-        "tokenizer_config.json": checkpoint.tokenizer_config,
-        "tokenizer.json": checkpoint.vocabulary.json,
+    """Write everything into the folder `out`. Returns the number of tensors."""
+    vocabulary = checkpoint.vocabulary
+    special = vocabulary.special_ids()
+    ends = [special[text] for text in checkpoint.ends]
+    ids = {"bos_token_id": special[checkpoint.bos], "eos_token_id": ends}
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": checkpoint.bos,
+        "eos_token": checkpoint.eos,
+        "model_max_length": checkpoint.config["max_position_embeddings"],
+        "clean_up_tokenization_spaces": False,
     }
-    for name, content in described.items():
+    for name, content in (
+        ("config.json", checkpoint.config | ids | {"pad_token_id": None}),
+        ("generation_config.json", ids),
+        ("tokenizer_config.json", tokenizer_config),
+        ("tokenizer.json", vocabulary.json),
+    ):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (out / name).write_text(text, encoding="utf-8")
     if checkpoint.chat_template is not None:
@@ -74,36 +131,41 @@ def write_checkpoint(checkpoint: Checkpoint, out: Path) -> int:
         Tokenizer(out / "tokenizer.json")
     except ModelError as error:
         why = str(error).partition("tokenizer.json: ")[2]
-        raise ModelError(
-            f"no tokenizer can be made from {checkpoint.vocabulary.source}: {why}"
-        ) from error
-    return write_weights(checkpoint.tensors, out)
+        raise ModelError(f"no tokenizer can be made from {vocabulary.source}: {why}") from error
+    return write_weights(by_size(checkpoint.tensors), out)
 
 
-def write_weights(tensors: Iterable[tuple[str, torch.Tensor]], out: Path) -> int:
-    """The tensors into as many files as they need, with an index if these are several."""
-    weight_map: dict[str, int] = {}
-    total, size, held = 0, 0, Tensors()
-    files = 0
+def by_size(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Tensors]:
+    """Copies of the tensors, in groups of about FILE_BYTES."""
+    group, size = Tensors(), 0
     for name, tensor in tensors:
-        held[name] = tensor.clone(memory_format=torch.contiguous_format)
-        size += tensor.numel() * tensor.element_size()
-        weight_map[name] = files
+        group[name] = tensor.clone(memory_format=torch.contiguous_format)
+        size += tensor.nbytes
         if size >= FILE_BYTES:
-            save_file(held, out / f"{files}.part", metadata={"format": "pt"})
-            total, size, held = total + size, 0, Tensors()
-            files += 1
-    if held:
-        save_file(held, out / f"{files}.part", metadata={"format": "pt"})
-        total, files = total + size, files + 1
-    names = [f"model-{each + 1:05d}-of-{files:05d}.safetensors" for each in range(files)]
-    if files == 1:
-        names = ["model.safetensors"]
-    for each, name in enumerate(names):
-        (out / f"{each}.part").rename(out / name)
-    if files > 1:
-        where = {name: names[each] for name, each in weight_map.items()}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+            yield group
+            group, size = Tensors(), 0
+    if group:
+        yield group
+
+
+def write_weights(groups: Iterable[Tensors], out: Path) -> int:
+    """A file for each group, and an index if there are several. Returns the number of tensors."""
+    parts: list[list[str]] = []
+    size = 0
+    for group in groups:
+        save_file(group, out / f"{len(parts)}.part", metadata={"format": "pt"})
+        parts.append(list(group))
+        size += sum(tensor.nbytes for tensor in group.values())
+        del group  # before the next one is made
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(parts):
+        file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        if len(parts) == 1:
+            file = "model.safetensors"
+        (out / f"{number}.part").rename(out / file)
+        weight_map |= dict.fromkeys(names, file)
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         text = json.dumps(index, indent=2)
         (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     return len(weight_map)
@@ -134,24 +196,40 @@ def number(found: Json, name: str, path: Path) -> float:
     """A number above 0."""
     value = found.get(name)
     if value is None:
-        raise ModelError(f"{path} does not say {name}")
+        raise ModelError(f"{path} lacks {name}")
     sound = isinstance(value, int | float) and not isinstance(value, bool)
     if not sound or not math.isfinite(value) or value <= 0:
         raise ModelError(f"{path}: {name} must be a number above 0, and is {str(value)[:80]!r}")
     return float(value) if isinstance(value, float) else value
 
 
-def check_names(tensors: Iterable[str], expected: Iterable[str], path: Path) -> None:
-    """Nothing is missing. What is there beside that is each format's own business."""
-    missing = sorted(set(expected) - set(tensors))
+def transformers_names(
+    tensors: Tensors,
+    path: Path,
+    *,
+    once: Mapping[str, str],
+    layer: str,
+    in_layer: Mapping[str, str],
+    layers: int,
+) -> dict[str, str]:
+    """transformers' name by the name that each tensor has in `path`: those of `once`, and those of
+    `in_layer` for each layer, where they follow `layer`. Raises ModelError if one is missing."""
+    if layers > len(tensors):  # first: a number from a file must not fill memory
+        raise ModelError(f"{path} does not hold the {layers:,} layers of its configuration")
+    names = dict(once) | {
+        f"{layer}.{n}.{own}.weight": f"model.layers.{n}.{theirs}.weight"
+        for n in range(layers)
+        for own, theirs in in_layer.items()
+    }
+    missing = sorted(set(names) - set(tensors))
     if missing:
         rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(f"{path} lacks {', '.join(missing[:3])}{rest}")
+    return names
 
 
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], path: Path) -> None:
-    """A tensor that does not have the shape its configuration asks for is refused, and so is one
-    that does not hold plain floating-point numbers."""
+    """Raises ModelError for another shape, and for anything but floating-point numbers."""
     if tuple(tensor.shape) != shape:
         raise ModelError(
             f"{path}: {name} is {list(tensor.shape)}, where its configuration asks for {list(shape)}"
@@ -164,19 +242,21 @@ def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], path: P
 
 
 def widest(tensors: Iterable[torch.Tensor]) -> str:
-    """The dtype in which no weight is rounded, as config.json calls it."""
+    """The dtype that rounds no weight, as config.json calls it."""
     kinds = {tensor.dtype for tensor in tensors}
     only = kinds.pop() if len(kinds) == 1 else torch.float32
     return str(only).removeprefix("torch.")
 
 
 def given_vocabulary(path: Path) -> Vocabulary:
-    """A tokenizer.json as it is. Whether it can be read as one is seen when it is written."""
+    """A tokenizer.json, unchanged. Whether the tokenizers library reads it is checked on writing."""
     found = read_json(path, "the tokenizer")
     model, added = found.get("model"), found.get("added_tokens")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not all(isinstance(each, int) for each in vocab.values()):
-        raise ModelError(f"{path} is no tokenizer.json with a vocabulary of tokens and their ids")
+        raise ModelError(
+            f"{path} is not a tokenizer.json with a vocabulary of tokens and their ids"
+        )
     sound = isinstance(added, list) and all(
         isinstance(each, dict)
         and isinstance(each.get("id"), int)
@@ -184,5 +264,5 @@ def given_vocabulary(path: Path) -> Vocabulary:
         for each in added
     )
     if not sound:
-        raise ModelError(f"{path} is no tokenizer.json with added_tokens")
+        raise ModelError(f"{path} is not a tokenizer.json with added_tokens")
     return Vocabulary(found, path)

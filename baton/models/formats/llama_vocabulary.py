@@ -1,23 +1,23 @@
 """LLaMA's tokenizer.model, of either kind: SentencePiece up to LLaMA 2, tiktoken's list from LLaMA 3.
 
-tiktoken's list has a line for each token, its bytes in base64 and its rank. The special tokens are in
-no file: their number is what is left of the model's rows, their names are those Meta published.
+tiktoken's list has a line for each token: its bytes in base64, and its rank. No file lists the special
+tokens: they take the rest of the model's token ids, under the names that Meta published.
 """
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from baton.errors import ModelError
 from baton.models.formats.bytelevel import byte_level
 from baton.models.formats.checkpoint import Vocabulary, given_vocabulary
-from baton.models.formats.sentencepiece import read_pieces, sentencepiece
+from baton.models.formats.sentencepiece import sentencepiece
 
 LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,9}\r?")
 LARGEST_FILE = 256 << 20
-PATTERN = (  # how LLaMA 3 cuts text into words, in the alternatives' order
+PATTERN = (  # how LLaMA 3 splits text into words; the order of alternatives matters
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"
     r"|\p{N}{1,3}"
@@ -36,30 +36,20 @@ ENDS = (EOS, EOM, EOT, "</s>")
 
 @dataclass(frozen=True, slots=True)
 class LlamaVocabulary:
-    """The tokenizer, and the special tokens that generating needs."""
+    """The tokenizer, and the special tokens that generation needs."""
 
     vocabulary: Vocabulary
     tiktoken: bool
-    bos_text: str
-    end_texts: tuple[str, ...]
+    bos: str  # begins a text
+    ends: tuple[str, ...]  # end an answer
     notes: tuple[str, ...]
-
-    @property
-    def bos(self) -> int:
-        """The id of the token before each text."""
-        return self.vocabulary.special_ids()[self.bos_text]
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """The ids that end an answer."""
-        return tuple(self.vocabulary.special_ids()[text] for text in self.end_texts)
 
 
 def read_vocabulary(
     folder: Path, given: Path | None, rows: int, *, new_names: bool
 ) -> LlamaVocabulary:
-    """From `given`, or the folder's tokenizer.model, or the one above it. `rows` are the model's
-    token ids; `new_names` are LLaMA 3.1's."""
+    """From `given`, the folder's tokenizer.model, or the one above it. `rows`: how many token ids the
+    model has. `new_names`: special tokens have the names of LLaMA 3.1."""
     places = [folder / "tokenizer.model", folder.absolute().parent / "tokenizer.model"]
     path = given or next((each for each in places if each.is_file()), None)
     if path is None:
@@ -75,7 +65,7 @@ def read_vocabulary(
     elif tiktoken:
         vocabulary = _from_list(path, rows, NAMES_3_1 if new_names else NAMES_3)
     else:
-        vocabulary = sentencepiece(read_pieces(path), path)
+        vocabulary = sentencepiece(path)
     if vocabulary.size > rows:
         raise ModelError(
             f"{path} has {vocabulary.size:,} tokens and the model {rows:,}: it is another model's"
@@ -93,7 +83,9 @@ def read_vocabulary(
 def _first_line(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise ModelError(f"{path} is larger than {LARGEST_FILE >> 20} MiB: it is no tokenizer")
+            raise ModelError(
+                f"{path} is larger than {LARGEST_FILE >> 20} MiB: it is not a tokenizer"
+            )
         with path.open("rb") as file:
             return file.readline(65536).removesuffix(b"\n")
     except OSError as error:
@@ -105,33 +97,24 @@ def _from_list(path: Path, rows: int, names: dict[int, str]) -> Vocabulary:
     for at, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line:
             continue
-        if LINE.fullmatch(line) is None:
-            raise ModelError(f"{path}, line {at}: not a token in base64 and its rank")
         token, _, rank = line.partition(b" ")
         try:
+            if LINE.fullmatch(line) is None:
+                raise ValueError
             spelled = base64.b64decode(token, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise ModelError(f"{path}, line {at}: not a token in base64 and its rank") from None
         if spelled in ranks:
             raise ModelError(f"{path}, line {at}: the token is there already")
         ranks[spelled] = int(rank)
-    special = _special(rows - len(ranks), names)
-    if special is None:
+    room = rows - len(ranks)
+    if room <= max(names):
         raise ModelError(
             f"{path} has {len(ranks):,} tokens and the model {rows:,}: no room for the special "
             "ones, it is another model's"
         )
-    numbered = {text: len(ranks) + at for at, text in enumerate(special)}
-    return byte_level(ranks, numbered, PATTERN, BOS, path)
-
-
-def _special(room: int, names: dict[int, str]) -> list[str] | None:
-    """The names of the last `room` ids, reserved ones numbered; None if not all names fit."""
-    if room <= max(names):
-        return None
-    texts: list[str] = []
-    reserved = 0
-    for at in range(room):
-        texts.append(names.get(at) or RESERVED.format(reserved))
-        reserved += at not in names
-    return texts
+    reserved = count()
+    special = {
+        names.get(at) or RESERVED.format(next(reserved)): len(ranks) + at for at in range(room)
+    }
+    return byte_level(ranks, special, PATTERN, BOS, path)

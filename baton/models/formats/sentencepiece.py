@@ -1,8 +1,8 @@
 """SentencePiece: the tokenizer.model of LLaMA 1 and 2 becomes a tokenizer.json.
 
-The file is a protocol buffer. Of its many fields only those that decide how text is cut are read here;
-what would make another tokenizer than LLaMA's kind (BPE that falls back to bytes, no normalization)
-is refused by name.
+The file is a protocol buffer. Only the fields that decide how text is split are read. A model of
+another kind than LLaMA's (BPE that falls back to bytes, no normalization) is an error that names
+the difference.
 """
 
 import struct
@@ -12,16 +12,16 @@ from enum import IntEnum
 from pathlib import Path
 
 from baton.errors import ModelError
-from baton.models.formats.bytelevel import added_token, tokenizer_json
+from baton.models.formats.bytelevel import added_token, cuts, tokenizer_json
 from baton.models.formats.checkpoint import Vocabulary
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's symbol for a space
 BPE = 2
 LONGEST_PIECE = 4096
 
 
 class Kind(IntEnum):
-    """What a piece is."""
+    """The type of a piece."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -33,92 +33,80 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One token. Of two merges that are possible, the one with the higher score is made."""
+    """One token. Of two possible merges, the one with the higher score wins."""
 
     text: str
     score: float
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """A tokenizer.model, as far as it matters here; ids are places in `pieces`."""
-
-    pieces: tuple[Piece, ...]
-    unknown: int
-    bos: int
-    eos: int
-    leading_space: bool
-
-
 class _Broken(Exception):
     """Not a protocol buffer, or not this one."""
 
 
-def read_pieces(path: Path) -> Pieces:
-    """The file's content. ModelError for one that makes another kind of tokenizer."""
+def sentencepiece(path: Path) -> Vocabulary:
+    """The tokenizer in the file. A text begins with the beginning-of-text piece. Raises ModelError for
+    another kind of tokenizer."""
     try:
-        return _pieces(path.read_bytes(), path)
+        pieces, ids, leading_space = _pieces(path.read_bytes(), path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except (_Broken, UnicodeDecodeError, struct.error, ValueError) as error:
-        raise ModelError(f"{path} is no SentencePiece model, or is broken") from error
-
-
-def sentencepiece(found: Pieces, source: Path) -> Vocabulary:
-    """The tokenizer of these pieces; the beginning-of-text piece is put before every text."""
+        raise ModelError(f"{path} is not a SentencePiece model, or is broken") from error
+    unknown, bos, _ = ids
     vocab: dict[str, int] = {}
-    for number, piece in enumerate(found.pieces):
+    for number, piece in enumerate(pieces):
         if vocab.setdefault(piece.text, number) != number:
-            raise ModelError(f"{source} has the piece {piece.text[:40]!r} twice")
+            raise ModelError(f"{path} has the piece {piece.text[:40]!r} twice")
     added = [
         added_token(piece.text, number, special=piece.kind is not Kind.USER_DEFINED)
-        for number, piece in enumerate(found.pieces)
+        for number, piece in enumerate(pieces)
         if piece.kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
     ]
     escape = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    if found.leading_space:
+    if leading_space:
         escape.insert(0, {"type": "Prepend", "prepend": SPACE})
     back = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if found.leading_space:
+    if leading_space:
         back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return Vocabulary(
         tokenizer_json(
             vocab=vocab,
-            merges=_merges(found.pieces),
+            merges=_merges(pieces),
             added=added,
-            first=(found.pieces[found.bos].text, found.bos),
+            first=(pieces[bos].text, bos),
             steps={
                 "normalizer": {"type": "Sequence", "normalizers": escape},
                 "pre_tokenizer": None,
                 "decoder": {"type": "Sequence", "decoders": back},
             },
             model={
-                "unk_token": found.pieces[found.unknown].text,
+                "unk_token": pieces[unknown].text,
                 "fuse_unk": True,
                 "byte_fallback": True,
             },
         ),
-        source,
+        path,
     )
 
 
-def _merges(pieces: tuple[Piece, ...]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, in the order in which they are preferred."""
+def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
+    """Every split of a piece into two others, in the order of preference."""
     place = {each.text: at for at, each in enumerate(pieces) if each.kind is Kind.NORMAL}
     merges: list[tuple[str, str]] = []
-    for text in sorted(place, key=lambda text: -pieces[place[text]].score):  # equal: as they stand
-        both = [(text[:at], text[at:]) for at in range(1, len(text))]
-        known = [(left, right) for left, right in both if left in place and right in place]
-        merges += sorted(known, key=lambda pair: (place[pair[0]], place[pair[1]]))
+    for text in sorted(
+        place, key=lambda text: -pieces[place[text]].score
+    ):  # a stable sort: equal scores keep their order
+        merges += cuts(text, place)
     return merges
 
 
-def _pieces(data: bytes, path: Path) -> Pieces:
+def _pieces(data: bytes, path: Path) -> tuple[list[Piece], list[int], bool]:
+    """All pieces; the ids for unknown text, beginning and end; does a text get a space before it?"""
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
@@ -132,10 +120,12 @@ def _pieces(data: bytes, path: Path) -> Pieces:
     if not pieces:
         raise _Broken
     _refuse_other_kinds(pieces, trainer, normalizer, path)
-    unknown, bos, eos = (_signed(trainer.get(*each)) for each in ((40, 0), (41, 1), (42, 2)))
-    if not all(0 <= each < len(pieces) for each in (unknown, bos, eos)):
-        raise ModelError(f"{path} has no piece for unknown text, the beginning or the end of one")
-    return Pieces(tuple(pieces), unknown, bos, eos, normalizer.get(3, 1) == 1)
+    ids = [_signed(trainer.get(field, default)) for field, default in ((40, 0), (41, 1), (42, 2))]
+    if not all(0 <= each < len(pieces) for each in ids):
+        raise ModelError(
+            f"{path} lacks a piece for unknown text, for the beginning or for the end of a text"
+        )
+    return pieces, ids, normalizer.get(3, 1) == 1
 
 
 def _refuse_other_kinds(
@@ -145,7 +135,7 @@ def _refuse_other_kinds(
     path: Path,
 ) -> None:
     wrong = {
-        "is no BPE model": trainer.get(3, 1) != BPE,
+        "is not a BPE model": trainer.get(3, 1) != BPE,
         "does not fall back to bytes": trainer.get(35, 0) != 1
         or sum(piece.kind is Kind.BYTE for piece in pieces) != 256,
         "normalizes text by a table": bool(normalizer.get(2)),
@@ -217,7 +207,7 @@ def _bytes(value: int | bytes) -> bytes:
 
 
 def _signed(value: int | bytes | None) -> int:
-    """An id; -1, for none, stands in the file as 2**64 - 1."""
+    """An id. The file has 2**64 - 1 for -1 (none)."""
     if not isinstance(value, int):
         raise _Broken
     return value - (1 << 64) if value >= 1 << 63 else value

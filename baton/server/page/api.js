@@ -6,7 +6,7 @@ export function headers(more = {}) {
   return key ? { Authorization: `Bearer ${key}`, ...more } : more;
 }
 
-/** fetch, asking for the key once if the server wants one. */
+/** fetch, with a prompt for the key if the server requires one. */
 export async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: headers(options.headers) });
   if (answer.status !== 401 || !(await askForKey())) return answer;
@@ -15,7 +15,7 @@ export async function ask(path, options = {}) {
 
 let asking = null;
 
-/** One dialog, however many ask. True: there is a key to try. */
+/** One dialog for all requests that need a key. True: there is a key to try. */
 function askForKey() {
   if (asking) return asking;
   const dialog = document.getElementById("key-dialog");
@@ -58,7 +58,7 @@ export async function* events(answer) {
   }
 }
 
-/** What went wrong, in the server's own words. */
+/** The server's error message. */
 export async function fault(answer) {
   try {
     return (await answer.json()).error.message;

@@ -1,4 +1,4 @@
-// The conversation: sends it, streams the answer, says how long it took.
+// The conversation: sends it, streams the answer, shows how long it took.
 
 import { ask, events, fault } from "./api.js";
 

@@ -1,4 +1,4 @@
-// The lives of requests, put together from the router's moments. The same rules as baton/timeline.py.
+// The lives of requests, assembled from the router's state changes. The same rules as baton/timeline.py.
 
 export const STAGES = [
   ["queue", "queue"], ["reserve", "reserve blocks"], ["wait", "wait for a fill batch"], ["prefill", "prefill"],

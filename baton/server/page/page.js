@@ -24,7 +24,7 @@ byId("theme").addEventListener("click", () => {
 dark.addEventListener("change", () => setTheme());
 setTheme();
 
-// ---- what is shown
+// ---- the two views
 
 drawLegend();
 for (const button of document.querySelectorAll("[data-span]")) {
