@@ -14,7 +14,8 @@ from baton.kv.region import Receipt, Region
 from baton.kv.row import Row
 from baton.transfer.base import Link
 from baton.transfer.registry import CurveKeys, open_link
-from prefill_worker.worker import Chunk, Way
+from baton.wire.messages import Attached
+from prefill_worker.worker import Chunk
 
 OpenLink = Callable[[str, str, Sequence[Region]], Link]
 """Decode worker, its epoch, its pool's regions -> the way there. TransferError if there is none."""
@@ -25,13 +26,11 @@ class Scratch:
     """This worker's own pool, for decode workers whose memory it does not share."""
 
     pool: Pool
-    free: list[int]  # taken from its end, so in rising order: neighbours are copied as one
+    free: list[int] = field(init=False)  # taken from its end, in rising order: copied as one range
     held: dict[str, list[int]] = field(default_factory=dict)  # run -> blocks
 
-    @classmethod
-    def over(cls, pool: Pool) -> "Scratch":
-        """All of its blocks free."""
-        return cls(pool, list(reversed(range(pool.blocks))))
+    def __post_init__(self) -> None:
+        self.free = list(reversed(range(self.pool.blocks)))
 
     def take(self, run: str, count: int) -> bool:
         """Blocks for the run; False if there are not enough now."""
@@ -72,7 +71,7 @@ class Filling:
 
     # ---- ways to the pools
 
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Attached:
         self.detach(worker)
         engine = self._engine
         if self._open_link is not None:
@@ -92,8 +91,8 @@ class Filling:
             self._pools[worker] = Pool.over(engine.layout, blocks, link.slabs)
         elif self._scratch is None:
             blocks = engine.layout.blocks_for(self._scratch_tokens)
-            self._scratch = Scratch.over(Pool.private(engine.layout, blocks, engine.device))
-        return Way(link.transport, link.probe(), link.why)
+            self._scratch = Scratch(Pool.private(engine.layout, blocks, engine.device))
+        return Attached(worker, epoch, link.transport, link.probe(), link.why)
 
     def detach(self, worker: str) -> None:
         self._pools.pop(worker, None)

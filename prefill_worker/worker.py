@@ -11,22 +11,9 @@ from typing import Protocol
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
+from baton.wire import messages as msg
 from baton.wire.membership import Membership
-from baton.wire.messages import (
-    Attach,
-    Attached,
-    AttachFailed,
-    ChunkFilled,
-    Cores,
-    Detach,
-    Drop,
-    Fill,
-    Filled,
-    FillFailed,
-    Hello,
-    Message,
-    Released,
-)
+from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 
 
@@ -39,20 +26,11 @@ class Chunk:
     start: int
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How a decode worker's pool is reached."""
-
-    transport: str
-    gb_per_s: float
-    why: str
-
-
 class PrefillModel(Protocol):
     """What the node asks of the engine and the links. prefill_worker/filling.py is the real one."""
 
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
-        """Open a way to this pool, closing an older one. TransferError if there is none."""
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
+        """Open a link to this pool, closing an older one. TransferError if no transport works."""
 
     def detach(self, worker: str) -> None:
         """Close the way; what was being written there is dropped."""
@@ -129,20 +107,24 @@ class PrefillWorker:
         if effects is not None:
             return effects
         match message:
-            case Attach(worker, epoch, regions):
-                return self._attach(worker, epoch, regions)
-            case Detach(worker):
+            case msg.Attach(worker, epoch, regions):
+                self._drop_all(worker)  # earlier writes were under an older epoch
+                try:
+                    return [To(ROUTER, self._model.attach(worker, epoch, regions))]
+                except TransferError as error:
+                    return [To(ROUTER, msg.AttachFailed(worker, epoch, str(error)))]
+            case msg.Detach(worker):
                 self._drop_all(worker)
                 self._model.detach(worker)
-            case Cores(cores):
+            case msg.Cores(cores):
                 self._model.use_cores(cores)
-            case Fill(grant, token_ids):
+            case msg.Fill(grant, token_ids):
                 self._jobs[grant.run] = Job(grant, token_ids)
-            case Drop(run):
+            case msg.Drop(run):
                 job = self._jobs.pop(run, None)
                 if job is not None:
                     self._model.abandon(job.grant)
-                return [To(ROUTER, Released(run))]
+                return [To(ROUTER, msg.Released(run))]
         return []
 
     def step(self, now: float) -> list[Effect]:
@@ -162,7 +144,10 @@ class PrefillWorker:
         for job, count in plan:
             job.done += count
             job.compute_s += took * count / total
-            effects += self._finish(job) if not job.left else [_part(job)]
+            if job.left:
+                effects.append(To(ROUTER, msg.ChunkFilled(job.grant.run, job.done)))
+            else:
+                effects += self._finish(job)
         return effects
 
     def due(self, now: float) -> float:
@@ -192,22 +177,12 @@ class PrefillWorker:
         except TransferError as error:
             return self._failed(job, error)
         del self._jobs[job.grant.run]
-        return [To(ROUTER, Filled(job.grant.run, receipt, job.compute_s))]
+        return [To(ROUTER, msg.Filled(job.grant.run, receipt, job.compute_s))]
 
     def _failed(self, job: Job, error: TransferError) -> list[Effect]:
         self._jobs.pop(job.grant.run, None)
         self._model.abandon(job.grant)
-        return [To(ROUTER, FillFailed(job.grant.run, str(error)))]
-
-    # ---- ways to the pools
-
-    def _attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> list[Effect]:
-        self._drop_all(worker)  # whatever was written there was under an older epoch
-        try:
-            way = self._model.attach(worker, epoch, regions)
-        except TransferError as error:
-            return [To(ROUTER, AttachFailed(worker, epoch, str(error)))]
-        return [To(ROUTER, Attached(worker, epoch, way.transport, way.gb_per_s, way.why))]
+        return [To(ROUTER, msg.FillFailed(job.grant.run, str(error)))]
 
     def _drop_all(self, worker: str | None = None) -> None:
         for run, job in list(self._jobs.items()):
@@ -219,7 +194,3 @@ class PrefillWorker:
         """Given up, or the router is gone: nothing of the old life is written any more."""
         self._drop_all()
         return ()
-
-
-def _part(job: Job) -> To:
-    return To(ROUTER, ChunkFilled(job.grant.run, job.done))

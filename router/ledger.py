@@ -68,11 +68,6 @@ class Entry:
         return len(self.prompt_ids) + len(self.emitted)
 
     @property
-    def remaining(self) -> int:
-        """Tokens that may still be generated."""
-        return self.params.max_new_tokens - len(self.emitted)
-
-    @property
     def to_be_scored(self) -> bool:
         """Its client waits for the logprobs of its prompt."""
         return self.params.prompt_logprobs >= 0 and not self.scored

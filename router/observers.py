@@ -5,15 +5,14 @@ only the counts are kept. No message to them holds a prompt or a text.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from baton.lifecycle import LIVE, PLACED, Event, State
-from baton.metrics import ITL_BUCKETS_S
 from baton.timeline import Moment
-from baton.wire.messages import Observed
+from baton.wire.messages import ClusterInfo, Observed
 from baton.wire.node import Effect, To
-from baton.wire.records import Counts, Ended, PoolInfo
+from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo
 from router.ledger import Entry, Ledger, timings
 from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
@@ -141,6 +140,30 @@ class Observers:
             itl_s=self._itl_s,
             pools=tuple(_pool(member) for member in members.of(DECODE)),
         )
+
+
+class Watchers:
+    """Clients that have asked, and what was last sent to each."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, ClusterInfo | None] = {}
+
+    def add(self, client: str) -> None:
+        """It asks, perhaps again: it gets an answer in any case."""
+        self._sent[client] = None
+
+    def remove(self, client: str) -> None:
+        """It has left."""
+        self._sent.pop(client, None)
+
+    def updates(self, look: Callable[[], ClusterInfo]) -> list[Effect]:
+        """The ClusterInfo for every watcher that has an older one. `look` is called if there are any."""
+        if not self._sent:
+            return []
+        info = look()
+        behind = [client for client, sent in self._sent.items() if sent != info]
+        self._sent.update(dict.fromkeys(behind, info))
+        return [To(client, info) for client in behind]
 
 
 def _moment(entry: Entry, at: float, note: str, *, talks: bool = False) -> Moment:

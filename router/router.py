@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from baton.clock import Clock
 from baton.text import Tokenizer
 from baton.wire import messages as msg
+from baton.wire.membership import BEAT_S
 from baton.wire.messages import Message
 from baton.wire.node import Effect, To
 from router.admission import Served
+from router.batching import Rules
 from router.cores import CoreKeeper
-from router.health import BEAT_S
 from router.ledger import Ledger
-from router.observers import Observers
+from router.observers import Observers, Watchers
 from router.requests import Requests
-from router.scheduling import Rules, Scheduler
-from router.watchers import Watchers, cluster_info
-from router.workers import WorkerRegistry
+from router.scheduling import Scheduler
+from router.workers import WorkerRegistry, other_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,10 @@ class Router:
                 return self._peer_gone(peer, now, proven_dead=False)
             case msg.Hello():
                 return self._hello(sender, message, now)
+            case msg.Malformed("Submit", request, why):
+                return [To(sender, msg.Failed(request, "invalid_request", why))]
+            case msg.Malformed(_, protocol, why):
+                return [To(sender, msg.Refused(other_protocol(protocol, why)))]
         self.workers.heard(sender, now)
         if self.workers.get(sender) is None:
             return [
@@ -150,5 +154,17 @@ class Router:
         return self._requests.worker_gone(worker, removed, now)
 
     def info(self, now: float) -> msg.ClusterInfo:
-        """The served model and the workers."""
-        return cluster_info(self._served, self.workers, now, colocated=self._rules.colocated)
+        """The served model, the workers, and what is missing before requests can be served."""
+        served, members = self._served, self.workers
+        missing = members.missing(colocated=self._rules.colocated, now=now)
+        return msg.ClusterInfo(
+            ready=not missing,
+            model=served.name,
+            fingerprint=served.fingerprint,
+            context=served.limits.context,
+            vocabulary=served.limits.vocabulary,
+            dtype=next((member.hello.dtype for member in members), ""),
+            sampling=served.sampling,
+            workers=members.infos(now),
+            waiting_for=missing,
+        )

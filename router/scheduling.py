@@ -1,7 +1,7 @@
 """Scheduler: gives queued requests to workers: asks the pure policies, writes the orders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from baton.kv.grant import Grant
 from baton.kv.prefix import extended, root
@@ -9,7 +9,7 @@ from baton.lifecycle import PLACED, Event, State
 from baton.wire.messages import Cancel, Fill, Renew, Reserve, Start
 from baton.wire.node import Effect, To
 from router.affinity import Affinity
-from router.batching import FillRule, Waiting, fill_due, plan_fill
+from router.batching import Rules, Waiting, fill_due, plan_fill
 from router.ledger import Entry, Ledger
 from router.placement import (
     PLACE_DECODE,
@@ -27,17 +27,6 @@ AFTER_PREEMPTION = 4
 """A preempted request asks for so many times more blocks ahead of it than the time before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How this router schedules."""
-
-    batch_size: int  # requests running at once, hence the size of a Fill batch
-    window_s: float  # the longest a prompt waits for others whose blocks are on their way
-    token_budget: int
-    colocated: bool = False
-    local_tokens: int = 0  # prompts with at most so many uncached tokens skip prefill
-
-
 class Scheduler:
     """Places, fills and starts. The ledger's states are its only memory."""
 
@@ -46,7 +35,6 @@ class Scheduler:
         self._members = members
         self._rules = rules
         self._affinity = Affinity()
-        self._fill_rule = FillRule(rules.window_s, rules.batch_size, rules.token_budget)
 
     def place(self, now: float) -> list[Effect]:
         """Everything that can be ordered now."""
@@ -56,7 +44,7 @@ class Scheduler:
         """Seconds until something may be ordered that cannot be now, though no message comes."""
         first = next(self._ledger.queue(), None)
         waits = [first.retry_at - now] if first and first.retry_at > now else []
-        window = fill_due(self._waiting(), self._fill_rule, now)
+        window = fill_due(self._waiting(), self._rules, now)
         if window is not None and window > 0:
             waits.append(window)
         return min(waits, default=float("inf"))
@@ -176,7 +164,7 @@ class Scheduler:
         """A batch waits only for prompts whose blocks are being reserved. A later one goes with the next
         batch, as soon as the prefill worker is done with this one."""
         more = self._ledger.count(State.RESERVING) > 0
-        batch = plan_fill(self._waiting(), self._fill_rule, more_may_come=more, now=now)
+        batch = plan_fill(self._waiting(), self._rules, more_may_come=more, now=now)
         fills: list[Effect] = []
         moved: list[Effect] = []
         for waiting in batch:

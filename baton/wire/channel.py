@@ -23,7 +23,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from baton.errors import InputError, ProtocolError
 from baton.package import COMMAND
-from baton.wire.codec import MAX_MESSAGE_BYTES, decode, encode
+from baton.wire.codec import MAX_MESSAGE_BYTES, decode, decode_malformed, encode
 from baton.wire.keys import ClusterKeys
 from baton.wire.messages import Message, Unreachable
 from baton.wire.node import ROUTER
@@ -43,8 +43,8 @@ class Channel(Protocol):
         """False: the peer is not there, and has none of them."""
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
-        """Everything that has arrived: a sender and what it sent together. If one of those is malformed,
-        that is logged and all of them are dropped."""
+        """Everything that has arrived: a sender and what it sent together. A malformed message is logged.
+        It becomes Malformed where its sender can be answered, else all of them are dropped."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -202,12 +202,18 @@ def _readable(socket: zmq.Socket[bytes]) -> bool:
 
 
 def _read(frames: Sequence[bytes], sender: str) -> list[Message]:
-    """The messages in these frames, one in each; none, and a line in the log, if one is malformed."""
-    try:
-        return [decode(frame) for frame in frames]
-    except ProtocolError as error:
-        logger.warning("dropped a malformed message from %r: %s", sender[:80], error)
-        return []
+    """The messages in these frames, one in each. See Channel.receive for malformed ones."""
+    messages: list[Message] = []
+    for frame in frames:
+        try:
+            messages.append(decode(frame))
+        except ProtocolError as error:
+            logger.warning("dropped a malformed message from %r: %s", sender[:80], error)
+            malformed = decode_malformed(frame, error)
+            if malformed is None:
+                return []
+            messages.append(malformed)
+    return messages
 
 
 def _check_bind(address: str) -> None:

@@ -13,10 +13,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgpack
 
 from baton.errors import ProtocolError, RequestError
-from baton.wire.messages import LOCAL, Message
+from baton.wire.messages import LOCAL, Malformed, Message
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Larger messages are refused on both sides: the KV cache does not travel this way."""
+
+_ANSWERED = {"Submit": "request", "Hello": "protocol"}
+"""Malformed messages that still get an answer, and the field that the answer needs."""
+MAX_ABOUT_CHARACTERS, MAX_WHY_CHARACTERS = 256, 300
 
 _SCALARS = frozenset((str, int, float, bytes, bool, type(None)))
 _NAMES: dict[type, tuple[str, ...]] = {}
@@ -38,22 +42,48 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """The message these bytes are, or ProtocolError."""
+    try:
+        name, *values = _unpacked(data)
+        kind = _BY_NAME[name]
+        message: Message = _builder(kind)(tuple(values))
+        return message
+    except ProtocolError:
+        raise
+    except Exception as error:
+        raise ProtocolError(f"not a message: {type(error).__name__}: {error}"[:200]) from error
+
+
+def decode_malformed(data: bytes, error: ProtocolError) -> Malformed | None:
+    """What the receiver needs to answer a message that decode() refused with `error`: its sender waits
+    for an answer. None if the message is too damaged, or of a kind that is not answered."""
+    try:
+        name, *values = _unpacked(data)
+    except ProtocolError:
+        return None
+    if not isinstance(name, str) or name not in _ANSWERED:
+        return None
+    place = _names(_BY_NAME[name]).index(_ANSWERED[name])
+    about = values[place] if place < len(values) else None
+    if type(about) not in (str, int) or len(str(about)) > MAX_ABOUT_CHARACTERS:
+        return None
+    why = error.__cause__ if isinstance(error.__cause__, RequestError) else error
+    return Malformed(name, str(about), str(why)[:MAX_WHY_CHARACTERS])
+
+
+def _unpacked(data: bytes) -> tuple[Any, ...]:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"message of {len(data):,} bytes, limit {MAX_MESSAGE_BYTES:,}")
     try:
         parts = msgpack.unpackb(
             data, use_list=False, ext_hook=_refuse_ext, object_pairs_hook=_unique_keys
         )
-        if not isinstance(parts, tuple):
-            raise ProtocolError(f"a message is a list, got {type(parts).__name__}")
-        name, *values = parts
-        kind = _BY_NAME[name]
-        message: Message = _builder(kind)(tuple(values))
-        return message
     except ProtocolError:
         raise
     except Exception as error:  # msgpack raises half a dozen unrelated types on hostile bytes
         raise ProtocolError(f"not a message: {type(error).__name__}: {error}"[:200]) from error
+    if not isinstance(parts, tuple) or not parts:
+        raise ProtocolError(f"a message is a list with a name, got {type(parts).__name__}")
+    return parts
 
 
 def _names(kind: Any) -> tuple[str, ...]:

@@ -7,20 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from baton.kv.region import Region
-from baton.wire.messages import (
-    Attach,
-    Exited,
-    Fill,
-    Heartbeat,
-    Hello,
-    Message,
-    Refused,
-    Reserve,
-    Reset,
-    Start,
-    Unreachable,
-    Welcome,
-)
+from baton.wire import messages as msg
+from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
 
 BEAT_S = 1.0
@@ -29,7 +17,7 @@ ROUTER_PATIENCE_S = 5.0
 """A router silent for so long is gone: it has no long steps. Same-host deaths are seen at once."""
 
 
-ORDERS = (Attach, Fill, Reserve, Start)
+ORDERS = (msg.Attach, msg.Fill, msg.Reserve, msg.Start)
 """Orders that arrive before Welcome were meant for an older life of the worker."""
 
 
@@ -51,20 +39,20 @@ class Membership:
         """Effects if the message was about membership, or is not for this life of the worker; None
         if it is for the worker's own work."""
         match message:
-            case Exited(peer) | Unreachable(peer):
+            case msg.Exited(peer) | msg.Unreachable(peer):
                 if peer != ROUTER:
                     return None
                 return self._renew(now) if self.joined else []
         self._router_heard = now
         match message:
-            case Welcome(epoch, host, pid):
+            case msg.Welcome(epoch, host, pid):
                 self.joined, self._router_epoch = True, epoch
                 return [Watch(ROUTER, pid)] if host == self.hello.host else []
-            case Refused(why):
+            case msg.Refused(why):
                 return [Stop(4, f"the router refused this worker: {why}")]
-            case Reset():  # more than one may come: each old report was answered with one
+            case msg.Reset():  # more than one may come: each old report was answered with one
                 return self._renew(now) if self.joined else []
-            case Heartbeat(epoch):
+            case msg.Heartbeat(epoch):
                 return self._renew(now) if self.joined and epoch != self._router_epoch else []
         return [] if isinstance(message, ORDERS) and not self.joined else None
 
@@ -76,7 +64,7 @@ class Membership:
         if now < self._next_beat:
             return []
         self._next_beat = now + (BEAT_S if self.joined else KNOCK_S)
-        knock = Heartbeat(self.hello.epoch, self._steps) if self.joined else self.hello
+        knock = msg.Heartbeat(self.hello.epoch, self._steps) if self.joined else self.hello
         return [To(ROUTER, knock)]
 
     def due(self, now: float) -> float:

@@ -465,14 +465,24 @@ class Unreachable:
     peer: str
 
 
-LOCAL = (Exited, Unreachable)
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """From the loop itself, never sent: a Submit or Hello arrived that cannot be read. `about` is its
+    request id or its protocol, `why` the rule it breaks."""
+
+    kind: str
+    about: str
+    why: str
+
+
+LOCAL = (Exited, Unreachable, Malformed)
 """What only a loop may say to its own node: the codec takes none of it from a socket."""
 
 Message = (
     Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
     | Decoded | Deferred | Detach | Drop | Emissions | Emitted | Exited | Expired | Failed | Fill
-    | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello | Observe
-    | Observed | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused | Released | Renew
-    | Reserve | Reserved | Reset | RunFailed | Start | Submit | Unreachable | Welcome | WriterClear
-    | WriterJoined
+    | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello | Malformed
+    | Observe | Observed | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused | Released
+    | Renew | Reserve | Reserved | Reset | RunFailed | Start | Submit | Unreachable | Welcome
+    | WriterClear | WriterJoined
 )  # fmt: skip

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+ITL_BUCKETS_S = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1),
+    *(0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0),
+)
+"""Upper ends of the buckets of Counts.itl, in seconds; one more bucket holds longer gaps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
@@ -81,6 +87,6 @@ class Counts:
     lost_prefill: int  # workers
     lost_decode: int
     late_reports: int
-    itl: tuple[int, ...]  # gaps between tokens, counted in baton.metrics.ITL_BUCKETS_S
+    itl: tuple[int, ...]  # gaps between tokens, counted in ITL_BUCKETS_S
     itl_s: float  # their sum
     pools: tuple[PoolInfo, ...]

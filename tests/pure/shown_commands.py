@@ -29,7 +29,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, Any]:
     else:
         module, *rest = words
         monkeypatch.setattr(sys, "argv", [module, *rest, "--help"])
-        monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)  # runpy warns about it
+        monkeypatch.delitem(
+            sys.modules, f"{module}.__main__", raising=False
+        )  # runpy warns about it
         with pytest.raises(SystemExit) as left:
             runpy.run_module(module, run_name="__main__", alter_sys=False)
         assert not left.value.code

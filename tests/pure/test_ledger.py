@@ -137,7 +137,7 @@ def test_what_is_known_and_what_remains_follow_the_tokens() -> None:
     reach = entry.reach
     entry.emitted += [7, 8]
     assert entry.token_ids == (1, 2, 3, 7, 8)
-    assert entry.remaining == 3
+    assert entry.params.max_new_tokens - len(entry.emitted) == 3
     assert entry.reach == reach == 8
 
 
