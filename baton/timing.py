@@ -12,13 +12,13 @@ class Stages:
         self.times: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        """All the time since the last lap, or since the beginning, was this stage."""
+        """Add the time since the last lap, or since the start, to this stage."""
         now = self._clock()
         self.add(name, now - self._last_lap)
         self._last_lap = now
 
     def add(self, name: str, seconds: float) -> None:
-        """This stage took so much more."""
+        """Add seconds to this stage."""
         self.times[name] = self.total_s(name) + seconds
 
     def total_s(self, name: str) -> float:

@@ -1,7 +1,7 @@
 """PrefillWorker, a Node: Fill in, Filled out. One step is one forward over one decode pool.
 
-A step takes as many tokens as the budget allows, of as many jobs as fit, so short prompts share a
-forward and long ones are cut into chunks, see plan_chunks().
+A step takes as many tokens as the budget allows, so short prompts share a forward and long ones are cut
+into chunks: see plan_chunks().
 """
 
 from collections.abc import Sequence
@@ -33,28 +33,29 @@ class PrefillModel(Protocol):
         """Open a link to this pool, closing an older one. TransferError if no transport works."""
 
     def detach(self, worker: str) -> None:
-        """Close the way; what was being written there is dropped."""
+        """Close the link; unfinished writes are dropped."""
 
     def admit(self, grant: Grant, tokens: int) -> bool:
-        """Room to compute this sequence? False: not now. TransferError: never, or no way there."""
+        """Reserve room to compute this sequence. False: no room now. TransferError: it can never fit, or
+        the pool is not attached."""
 
     def known(self, grant: Grant) -> int:
-        """Tokens at the beginning that need not be computed: their KV is within reach."""
+        """Tokens at the beginning whose cached KV can be read in place, so it is not computed again."""
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
-        """One forward: compute the chunks' KV and bring it to the granted blocks."""
+        """One forward: compute the chunks' KV and write it into the granted blocks."""
 
     def finish(self, grant: Grant, tokens: int) -> Receipt:
-        """All `tokens` are computed: make them visible to the owner."""
+        """All `tokens` are computed: make their KV visible to the owner."""
 
     def abandon(self, grant: Grant) -> None:
-        """Write no more under this grant."""
+        """Stop writing under this grant."""
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
-        """Compute on these from the next forward on."""
+        """Compute on these cores from the next forward on."""
 
     def clock(self) -> float:
-        """Monotonic seconds, for the cost of a forward."""
+        """Monotonic seconds, to time a forward."""
 
 
 @dataclass(slots=True)
@@ -74,10 +75,9 @@ class Job:
 
 
 def plan_chunks(jobs: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
-    """Jobs of the next forward and how many tokens of each; all for the decode worker of the oldest,
-    since one forward writes into one pool. Half of the budget is the oldest job's, so that it goes on
-    whatever comes; the rest goes to those with the least left, so that a short prompt does not wait
-    for the end of a long one."""
+    """Jobs of the next forward and how many tokens of each. All are for the decode worker of the oldest
+    job, because one forward writes into one pool. Half of the budget is the oldest job's, so it always
+    advances. The rest goes to the jobs with the least left: short prompts do not wait for long ones."""
     if not jobs:
         return []
     oldest = jobs[0]
@@ -156,7 +156,7 @@ class PrefillWorker:
     # ---- jobs
 
     def _admit(self) -> list[Effect]:
-        """First come, first served here too: a job that finds no room stops the queue."""
+        """First come, first served: a job without room blocks those behind it."""
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
             if job.admitted:
@@ -191,6 +191,6 @@ class PrefillWorker:
                 del self._jobs[run]
 
     def _start_anew(self, epoch: str) -> tuple[Region, ...]:
-        """Given up, or the router is gone: nothing of the old life is written any more."""
+        """The router has reset this worker, or is gone: stop all writes of the old epoch."""
         self._drop_all()
         return ()

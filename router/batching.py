@@ -1,4 +1,4 @@
-"""plan_fill(): which prompts are filled next. Pure."""
+"""plan_fill(): which prompts the next Fill batch holds. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ def plan_fill(
     """The next batch, or an empty list if it is better to wait.
 
     `waiting` is in order of arrival, oldest first, here and in fill_due(). A batch is a prefix of it, so
-    short prompts never starve a long one ahead of them. The first one always goes, even if it alone
-    exceeds the token budget (the prefill worker cuts it into chunks). Without `more_may_come` the batch
-    goes at once, so a lone prompt never waits.
+    short prompts never starve a long one ahead of them. The first prompt is always taken, even if it
+    exceeds the token budget by itself (the prefill worker cuts it into chunks). Without `more_may_come`
+    the batch is sent at once, so a lone prompt never waits.
     """
     if not waiting:
         return []
@@ -49,7 +49,7 @@ def plan_fill(
 
 
 def fill_due(waiting: Sequence[Waiting], rules: Rules, now: float) -> float | None:
-    """Seconds until the window of the oldest one closes; None if there is none."""
+    """Seconds until the window of the oldest closes; None if `waiting` is empty."""
     if not waiting:
         return None
     return max(0.0, waiting[0].since + rules.window_s - now)

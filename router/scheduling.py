@@ -1,4 +1,4 @@
-"""Scheduler: gives queued requests to workers: asks the pure policies, writes the orders."""
+"""Scheduler: asks the pure policies what to reserve, fill and start next, and writes the orders."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,14 +21,14 @@ from router.placement import (
 from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
 DEFERRED_S = 0.02
-"""A decode worker that deferred a run is asked again after this: blocks may leave quarantine."""
+"""Delay before a decode worker that deferred a run is asked again: blocks may leave quarantine."""
 
 AFTER_PREEMPTION = 4
-"""A preempted request asks for so many times more blocks ahead of it than the time before."""
+"""A preempted request reserves so many times more blocks ahead than the time before."""
 
 
 class Scheduler:
-    """Places, fills and starts. The ledger's states are its only memory."""
+    """Reserves, fills and starts. The ledger's states are its only memory."""
 
     def __init__(self, ledger: Ledger, members: WorkerRegistry, rules: Rules) -> None:
         self._ledger = ledger
@@ -37,11 +37,11 @@ class Scheduler:
         self._affinity = Affinity()
 
     def place(self, now: float) -> list[Effect]:
-        """Everything that can be ordered now."""
+        """All orders that are possible now."""
         return [*self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
-        """Seconds until something may be ordered that cannot be now, though no message comes."""
+        """Seconds until an order becomes possible without a message."""
         first = next(self._ledger.queue(), None)
         waits = [first.retry_at - now] if first and first.retry_at > now else []
         window = fill_due(self._waiting(), self._rules, now)
@@ -80,7 +80,7 @@ class Scheduler:
         return min(entry.reach, len(entry.token_ids) + ahead)
 
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
-        """The decode worker has reserved blocks, and may have a prefix cached."""
+        """The decode worker has reserved blocks; the grant names the cached prefix."""
         member = self._members.get(grant.worker)
         assert member is not None
         entry.grant = grant
@@ -90,7 +90,7 @@ class Scheduler:
         self._ledger.apply(entry, Event.GRANTED, now)
 
     def _able(self, entry: Entry, now: float) -> list[Member]:
-        """Decode workers that take requests and, if need be, a prefill worker can write to."""
+        """Decode workers that accept requests and, if needed, can be written to by a prefill worker."""
         members = [m for m in self._members.alive(DECODE, now) if m.full_until <= now]
         if self._remote(entry):
             reached = {d for p in self._members.alive(PREFILL, now) for d in p.attached}
@@ -98,15 +98,14 @@ class Scheduler:
         return members
 
     def _decode_choice(self, member: Member, block_hashes: Sequence[bytes]) -> DecodeChoice:
-        """Free blocks, less one that each request there will soon grow by; and how much of the prompt is
-        probably cached."""
+        """Free blocks are counted less one for each request there: it will grow soon."""
         here = [e for e in self._ledger.in_state(*PLACED) if e.decode == member.worker]
         held = sum(_blocks(entry.holds, member.hello.block_size) + 1 for entry in here)
         cached = self._affinity.there(block_hashes, member.worker) / max(1, len(block_hashes))
         return DecodeChoice(member.worker, member.hello.blocks - held, len(here), cached)
 
     def deferred(self, entry: Entry, now: float) -> None:
-        """The pool had no room after all (the router does not see its quarantine): back to the queue."""
+        """The pool had no room (the router does not see its quarantine): back to the queue."""
         member = self._members.get(entry.decode) if entry.decode else None
         if member is not None:
             member.full_until = now + DEFERRED_S
@@ -114,7 +113,7 @@ class Scheduler:
         self._ledger.apply(entry, Event.DEFERRED, now)
 
     def renew_leases(self) -> list[Effect]:
-        """Renew the leases of the grants that are not started yet."""
+        """For the grants that are not started yet."""
         waiting: dict[str, list[str]] = {}
         for entry in self._ledger.in_state(State.RESERVED, State.FILLING):
             assert entry.decode is not None
@@ -122,7 +121,7 @@ class Scheduler:
         return [To(decode, Renew(tuple(runs))) for decode, runs in waiting.items()]
 
     def never_fits(self) -> tuple[Entry, str] | None:
-        """The first in the queue, if no pool here could ever hold it, and why."""
+        """The first queued request and the reason, if no pool here could ever hold it."""
         entry = next(self._ledger.queue(), None)
         members = list(self._members.of(DECODE))
         if entry is None or not members:
@@ -139,14 +138,12 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry) -> bool:
-        if entry.to_be_scored:  # decode alone has logits
+        if entry.to_be_scored:  # only decode computes logits
             return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None
-        if (
-            entry.cached_tokens and member is not None
-        ):  # the rest of a block is not worth a hand-over
-            local = max(local, member.hello.block_size)
+        if entry.cached_tokens and member is not None:
+            local = max(local, member.hello.block_size)  # too little for a hand-over
         return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
 
     def _start_local(self, now: float) -> list[Effect]:
@@ -161,8 +158,7 @@ class Scheduler:
         ]
 
     def _fill(self, now: float) -> list[Effect]:
-        """A batch waits only for prompts whose blocks are being reserved. A later one goes with the next
-        batch, as soon as the prefill worker is done with this one."""
+        """A batch waits only for prompts whose blocks are being reserved; later ones form the next."""
         more = self._ledger.count(State.RESERVING) > 0
         batch = plan_fill(self._waiting(), self._rules, more_may_come=more, now=now)
         fills: list[Effect] = []
@@ -182,8 +178,8 @@ class Scheduler:
         return moved + fills
 
     def _move_if_out_of_reach(self, entry: Entry, now: float) -> list[Effect]:
-        """No prefill worker can write to its decode worker now. If all have failed to attach, the
-        request is placed anew; else it keeps its blocks and waits."""
+        """No prefill worker can write to its decode worker now. If all failed to attach, the request is
+        queued again; otherwise it keeps its blocks and waits."""
         decode = entry.decode
         assert decode is not None
         prefills = self._members.alive(PREFILL, now)
@@ -207,7 +203,7 @@ class Scheduler:
     # ---- decode
 
     def start(self, entry: Entry, now: float) -> list[Effect]:
-        """Start the request on its decode worker, which fills it itself where there is no receipt."""
+        """Without a receipt the decode worker computes the prompt itself."""
         assert entry.decode is not None
         params = entry.params
         if entry.scored:  # by an earlier run
@@ -227,12 +223,12 @@ class Scheduler:
 
 
 def _block_hashes(entry: Entry, block_size: int) -> tuple[bytes, ...]:
-    """Hashes of the blocks that are full before the last known token, which decode will run. None where
+    """Hashes of the blocks that are full before the last known token, which decode will run. Empty if
     prompt logprobs are wanted: then the whole prompt must be computed."""
     if entry.to_be_scored:
         return ()
     ids = entry.token_ids[:-1]
-    if entry.hashed != (len(ids), block_size):  # kept, as it may have to wait for room
+    if entry.hashed != (len(ids), block_size):  # else cached
         entry.block_hashes = extended([root(entry.params.cache_salt)], ids, block_size)
         entry.hashed = (len(ids), block_size)
     return entry.block_hashes

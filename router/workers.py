@@ -34,9 +34,11 @@ class Member:
     hello: Hello
     last_heard: float
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
-    failed: dict[str, str] = field(default_factory=dict)  # prefill: decode workers out of reach
+    failed: dict[str, str] = field(
+        default_factory=dict
+    )  # prefill: decode workers it cannot write to, and why
     pool: msg.PoolStats | None = None  # decode: its last report
-    full_until: float = 0.0  # decode: it deferred a run, ask again after this
+    full_until: float = 0.0  # decode: it deferred a run, ask again at this time
 
     @property
     def worker(self) -> str:
@@ -62,18 +64,17 @@ class WorkerRegistry:
         self._silent: set[str] = set()  # prefill workers given up that may still be writing
 
     def get(self, worker: str) -> Member | None:
-        """The member of this name."""
         return self._members.get(worker)
 
     def of(self, role: str) -> Iterator[Member]:
-        """WorkerRegistry of a role, by name, so that equal clusters are walked equally."""
+        """Members of a role, sorted by name, so that placement is deterministic."""
         return (m for _, m in sorted(self._members.items()) if m.hello.role == role)
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
 
     def rejection(self, sender: str, hello: Hello) -> str | None:
-        """Why this worker cannot join, with both values named; None if it fits."""
+        """Why this worker cannot join, naming both values; None if it can."""
         if hello.worker != sender:
             return f"the worker's socket is called {sender!r}, its Hello says {hello.worker!r}"
         if hello.protocol != PROTOCOL:
@@ -107,7 +108,7 @@ class WorkerRegistry:
             effects.append(Watch(hello.worker, hello.pid))
         if hello.role == DECODE:
             return effects + [To(m.worker, _attach(hello)) for m in self.of(PREFILL)]
-        # A writer that says Hello has dropped all it was writing: whatever waits for it may go.
+        # A writer that says Hello has stopped all earlier writes: blocks that wait for it are free.
         effects += [To(m.worker, msg.WriterClear(hello.worker)) for m in self.of(DECODE)]
         return effects + [To(hello.worker, _attach(m.hello)) for m in self.of(DECODE)]
 
@@ -123,13 +124,13 @@ class WorkerRegistry:
         return [To(report.worker, joined)]
 
     def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
-        """Remove a worker and inform its peers. A prefill worker that is merely silent may still be
-        writing: its blocks stay in quarantine until it says Hello or is proven dead."""
+        """Remove a worker and inform its peers. A prefill worker that is only silent may still write: its
+        blocks stay in quarantine until it says Hello or is proven dead."""
         member = self._members.pop(worker, None)
         if member is None:
             if not proven_dead or worker not in self._silent:
                 return []
-            self._silent.discard(worker)  # given up before, and now it is known to be dead
+            self._silent.discard(worker)  # given up earlier, now proven dead
             return [To(m.worker, msg.WriterClear(worker)) for m in self.of(DECODE)]
         if member.hello.role == DECODE:
             for prefill in self.of(PREFILL):
@@ -143,16 +144,15 @@ class WorkerRegistry:
 
     def heard(self, worker: str, now: float) -> None:
         """Any message proves that the worker is alive."""
-        member = self._members.get(worker)
-        if member is not None:
+        if member := self._members.get(worker):
             member.last_heard = now
 
     def alive(self, role: str, now: float) -> list[Member]:
-        """WorkerRegistry of a role that may be given work."""
+        """Members of a role that accept work."""
         return [m for m in self.of(role) if m.health(now) is Health.ALIVE]
 
     def dead(self, now: float) -> list[str]:
-        """WorkerRegistry that were silent for too long."""
+        """Workers that were silent for too long."""
         return [m.worker for m in self if m.health(now) is Health.DEAD]
 
     def missing(self, *, colocated: bool, now: float) -> str:
@@ -172,22 +172,25 @@ class WorkerRegistry:
         return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
 
     def _unavailable(self, role: str, now: float) -> str:
-        """Why no worker of this role takes requests. Silence is given in whole seconds, so that the text
-        changes once a second at most."""
-        silent = [f"{_name(m)} is silent for {int(now - m.last_heard)} s" for m in self.of(role)]
+        """Why no worker of this role accepts requests. In whole seconds, so that ClusterInfo changes at
+        most once a second."""
+        silent = [
+            f"{m.worker.partition('.')[0]} is silent for {int(now - m.last_heard)} s"
+            for m in self.of(role)
+        ]
         if not silent:
             return f"no {role} worker has joined"
         return f"no {role} worker answers: {', '.join(silent)} (at a long step, or stalled)"
 
     def infos(self, now: float) -> tuple[WorkerInfo, ...]:
-        """Every member, as clients see it."""
+        """Every member, for ClusterInfo."""
         return tuple(
             WorkerInfo(
                 m.worker,
                 m.hello.role,
                 m.hello.device,
                 m.health(now).value,
-                tuple(_way(a) for a in m.attached.values()),
+                tuple(map(_transport, m.attached.values())),
                 m.hello.load_s,
                 m.hello.how,
             )
@@ -202,15 +205,10 @@ def other_protocol(protocol: str, why: str = "") -> str:
     return f"the worker speaks protocol {protocol}, the router {PROTOCOL}"
 
 
-def _name(member: Member) -> str:
-    """For people: without the suffix of this life of the process."""
-    return member.worker.partition(".")[0]
-
-
 def _attach(hello: Hello) -> msg.Attach:
     return msg.Attach(hello.worker, hello.epoch, hello.regions)
 
 
-def _way(attached: Attached) -> str:
+def _transport(attached: Attached) -> str:
     speed = f" {attached.gb_per_s:.1f} GB/s" if attached.gb_per_s else ""
     return f"{attached.transport}{speed}"

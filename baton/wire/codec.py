@@ -1,7 +1,7 @@
 """Messages to bytes and back: msgpack of [name, field, field, ...], every field checked on arrival.
 
-Nothing that comes in is executed or guessed at. A peer's bytes become a message whose every field has
-the type that its dataclass declares and passes the rules of that class, or a ProtocolError.
+Received data is never executed. A peer's bytes become a message whose fields have the types that its
+dataclass declares and pass its rules, or they raise ProtocolError.
 """
 
 import types
@@ -16,14 +16,13 @@ from baton.errors import ProtocolError, RequestError
 from baton.wire.messages import LOCAL, Malformed, Message
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Larger messages are refused on both sides: the KV cache does not travel this way."""
+"""Larger messages are refused on both sides. KV blocks have transports of their own."""
 
 _ANSWERED = {"Submit": "request", "Hello": "protocol"}
 """Malformed messages that still get an answer, and the field that the answer needs."""
 MAX_ABOUT_CHARACTERS, MAX_WHY_CHARACTERS = 256, 300
 
 _SCALARS = frozenset((str, int, float, bytes, bool, type(None)))
-_NAMES: dict[type, tuple[str, ...]] = {}
 _BY_NAME: dict[str, type] = {kind.__name__: kind for kind in get_args(Message) if kind not in LOCAL}
 
 
@@ -86,11 +85,9 @@ def _unpacked(data: bytes) -> tuple[Any, ...]:
     return parts
 
 
+@cache
 def _names(kind: Any) -> tuple[str, ...]:
-    names = _NAMES.get(kind)
-    if names is None:
-        names = _NAMES[kind] = tuple(field.name for field in fields(kind))
-    return names
+    return tuple(field.name for field in fields(kind))
 
 
 def _plain_fields(value: Any) -> list[Any]:
@@ -113,15 +110,14 @@ def _plain(value: Any) -> Any:
 
 
 Check = Callable[[Any, str], Any]
-"""Takes a value and where it stands; gives it as its type, or raises ProtocolError."""
+"""Converts a value of the named field to its type, or raises ProtocolError."""
 
 
 @cache
 def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
-    """Makes such a message from its fields' values. Put together once for each class: messages come
-    by the thousand a second."""
+    """Makes such a message from its fields' values. Cached: thousands of messages arrive a second."""
     hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
+    names = _names(kind)
     checks = [(_check(hints[name]), f"{kind.__name__}.{name}") for name in names]
     by_name = any(field.kw_only for field in fields(kind))
 
@@ -141,7 +137,7 @@ def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
 
 @cache
 def _check(hint: Any) -> Check:
-    """For values of the type `hint`; they are converted only where msgpack lost the type."""
+    """For values of the type `hint`. They are converted only where msgpack does not keep the type."""
     if isinstance(hint, type):
         return _check_nested(hint) if is_dataclass(hint) else _check_scalar(hint)
     origin = get_origin(hint)
@@ -195,7 +191,7 @@ def _check_tuple(item: Any) -> Check:
 
 
 def _check_fixed(items: tuple[Any, ...]) -> Check:
-    """For tuples of so many unlike items, such as pairs."""
+    """For tuples of fixed length, such as pairs."""
     inner = [_check(item) for item in items]
 
     def check(value: Any, where: str) -> Any:
@@ -207,7 +203,7 @@ def _check_fixed(items: tuple[Any, ...]) -> Check:
 
 
 def _check_either(arms: list[Any]) -> Check:
-    """For a scalar or a list, which msgpack tells apart: the prompt as text or as token ids."""
+    """For a scalar or a list: the prompt as text or as token ids."""
     inner = {get_origin(arm) or arm: _check(arm) for arm in arms}
     names = " or ".join("list" if kind is tuple else str(kind.__name__) for kind in inner)
 
@@ -220,7 +216,7 @@ def _check_either(arms: list[Any]) -> Check:
 
 
 def _checked_mapping(value: Any, where: str) -> dict[str, Any]:
-    """A flat mapping of names to scalars or lists of scalars: what transports need."""
+    """A flat mapping of names to scalars or lists of scalars, for Region.address."""
     if not isinstance(value, dict):
         raise ProtocolError(f"{where} must be a map, got {type(value).__name__}")
     for key, each in value.items():
@@ -240,4 +236,4 @@ def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _refuse_ext(code: int, data: bytes) -> Any:
-    raise ProtocolError(f"msgpack extension type {code} is not spoken here")
+    raise ProtocolError(f"msgpack extension type {code} is not allowed")
