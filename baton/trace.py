@@ -32,7 +32,8 @@ def chrome_trace(
             where = ROUTER if stage.name in IN_QUEUE else stage.worker.partition(".")[0] or "?"
             placed.setdefault(where, []).append((stage.start - begin, end - begin, stage, life))
     events: list[dict[str, Any]] = []
-    names = [ROUTER, *sorted((n for n in placed if n != ROUTER), key=_order)]
+    workers = placed.keys() - {ROUTER}
+    names = [ROUTER, *sorted(workers, key=lambda name: (not name.startswith("prefill"), name))]
     for pid, name in enumerate(names):
         title = "queue (router)" if name == ROUTER else name
         events.append(_meta("process_name", pid, 0, name=title))
@@ -41,10 +42,6 @@ def chrome_trace(
     events += _running(len(names), every, begin, latest)
     events.sort(key=lambda event: event.get("ts", -1.0))
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"model": model}}
-
-
-def _order(name: str) -> tuple[bool, str]:
-    return (not name.startswith("prefill"), name)
 
 
 def _meta(kind: str, pid: int, tid: int, **args: Any) -> dict[str, Any]:

@@ -70,7 +70,6 @@ class Job:
 
     @property
     def left(self) -> int:
-        """Tokens still to compute."""
         return len(self.token_ids) - self.done
 
 

@@ -114,7 +114,7 @@ class Ledger:
         self.late_reports = 0  # about runs already over: normal after a cancel, so counted
 
     def add(self, entry: Entry, now: float) -> None:
-        """A new request, QUEUED. Its id must not be in use."""
+        """Its id must not be in use."""
         assert entry.id not in self._entries
         self._serial += 1
         entry.submitted = entry.since = now
@@ -198,7 +198,6 @@ class Ledger:
         ]
 
     def of_client(self, client: str) -> list[Entry]:
-        """Live entries of one client."""
         return [entry for entry in self._entries.values() if entry.client == client]
 
     def __len__(self) -> int:

@@ -68,7 +68,6 @@ class Observers:
             self._moments.append(replace(_moment(entry, now, ""), tokens=tokens))
 
     def worker_lost(self, member: Member | None) -> None:
-        """A worker has died or was given up."""
         if member is not None:
             self._lost[member.hello.role] += 1
 

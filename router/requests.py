@@ -117,7 +117,11 @@ class Requests:
             effects += self._withdraw(entry, gone=worker)
             entry.losses += 1
             if entry.losses >= MAX_TRIES:
-                effects += self._fail(entry, "worker_lost", _lost_text(entry), now, placed=False)
+                why = (
+                    f"{entry.losses} workers died while this request was on them, so it is not tried "
+                    f"again; {len(entry.emitted)} tokens were sent"
+                )
+                effects += self._fail(entry, "worker_lost", why, now, placed=False)
             else:
                 self._ledger.apply(entry, Event.LOST, now, note="worker lost")
         return effects
@@ -138,7 +142,7 @@ class Requests:
         entry.receipt = message.receipt
         entry.handover_s += message.receipt.seconds
         entry.moved_bytes += message.receipt.moved_bytes
-        return self._scheduler.start(entry, now)
+        return [self._scheduler.start(entry, now)]
 
     def _decoded(self, sender: str, runs: tuple[msg.RunTokens, ...], now: float) -> list[Effect]:
         emitted: dict[str, list[msg.Emitted]] = {}
@@ -155,7 +159,8 @@ class Requests:
             emission, end = self._emit(entry, tokens, now)
             emitted.setdefault(entry.client, []).append(emission)
             others += end
-        return [*(To(client, _together(each)) for client, each in emitted.items()), *others]
+        messages = {c: e[0] if len(e) == 1 else msg.Emissions(tuple(e)) for c, e in emitted.items()}
+        return [*(To(client, message) for client, message in messages.items()), *others]
 
     def _emit(
         self, entry: Entry, new: msg.RunTokens, now: float
@@ -225,14 +230,3 @@ class Requests:
         effects = self._withdraw(entry)
         self._ledger.apply(entry, Event.RETRY, now, note=why)
         return effects
-
-
-def _together(emitted: list[msg.Emitted]) -> msg.Emitted | msg.Emissions:
-    return emitted[0] if len(emitted) == 1 else msg.Emissions(tuple(emitted))
-
-
-def _lost_text(entry: Entry) -> str:
-    return (
-        f"{entry.losses} workers died while this request was on them, so it is not tried again; "
-        f"{len(entry.emitted)} tokens were sent"
-    )

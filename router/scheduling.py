@@ -148,8 +148,7 @@ class Scheduler:
 
     def _start_local(self, now: float) -> list[Effect]:
         reserved = self._ledger.in_state(State.RESERVED)
-        starts = [self.start(entry, now) for entry in reserved if not self._remote(entry)]
-        return [effect for effects in starts for effect in effects]
+        return [self.start(entry, now) for entry in reserved if not self._remote(entry)]
 
     def _waiting(self) -> list[Waiting]:
         return [
@@ -167,21 +166,18 @@ class Scheduler:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
             assert entry.grant is not None
-            assert entry.decode is not None
-            worker = PLACE_PREFILL(self._prefill_choices(now), entry.decode)
+            worker = PLACE_PREFILL(self._prefill_choices(now), entry.grant.worker)
             if worker is None:
-                moved += self._move_if_out_of_reach(entry, now)
+                moved += self._move_if_out_of_reach(entry, entry.grant.worker, now)
                 continue
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
             fills.append(To(worker, Fill(entry.grant, entry.token_ids[:-1])))
         return moved + fills
 
-    def _move_if_out_of_reach(self, entry: Entry, now: float) -> list[Effect]:
+    def _move_if_out_of_reach(self, entry: Entry, decode: str, now: float) -> list[Effect]:
         """No prefill worker can write to its decode worker now. If all failed to attach, the request is
         queued again; otherwise it keeps its blocks and waits."""
-        decode = entry.decode
-        assert decode is not None
         prefills = self._members.alive(PREFILL, now)
         if not prefills or not all(decode in prefill.failed for prefill in prefills):
             return []
@@ -202,7 +198,7 @@ class Scheduler:
 
     # ---- decode
 
-    def start(self, entry: Entry, now: float) -> list[Effect]:
+    def start(self, entry: Entry, now: float) -> To:
         """Without a receipt the decode worker computes the prompt itself."""
         assert entry.decode is not None
         params = entry.params
@@ -214,7 +210,7 @@ class Scheduler:
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport
         self._ledger.apply(entry, Event.START, now)
-        return [To(entry.decode, order)]
+        return To(entry.decode, order)
 
     def kv_bytes_per_token(self, entry: Entry) -> int:
         """KV bytes one token of this request takes in its pool; 0 if it was never placed."""

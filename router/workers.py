@@ -42,7 +42,6 @@ class Member:
 
     @property
     def worker(self) -> str:
-        """Its name as a peer."""
         return self.hello.worker
 
     def health(self, now: float) -> Health:

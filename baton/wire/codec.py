@@ -91,7 +91,7 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 
 def _plain_fields(value: Any) -> list[Any]:
-    return [_plain(getattr(value, name)) for name in _names(type(value))]
+    return [_plain(getattr(value, name)) for name in _names(value.__class__)]
 
 
 def _plain(value: Any) -> Any:

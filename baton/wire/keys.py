@@ -53,12 +53,7 @@ def load_keys(folder: Path, *, router: bool = False) -> ClusterKeys:
     """The keys in this folder. InputError if one is missing, or readable by other users."""
     wanted = NAMES if router else NAMES[1:]
     found = {name: _read(folder / name) for name in wanted}
-    return ClusterKeys(
-        router_public=found["router.public"],
-        member_public=found["member.public"],
-        member_secret=found["member.secret"],
-        router_secret=found.get("router.secret"),
-    )
+    return ClusterKeys(**{name.replace(".", "_"): key for name, key in found.items()})
 
 
 def _write(path: Path, key: bytes, mode: int) -> None:
