@@ -1,4 +1,4 @@
-"""The sample prompts, for you to edit, and the reading of prompt files.
+"""The sample prompts, for you to edit, and the reader of prompt files.
 
 `python main.py` continues the prompts of PROMPTS; `--prompts FILE` takes a file instead: text, one
 prompt a line, or .jsonl, one {"prompt": "..."} or bare "..." a line.

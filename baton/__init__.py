@@ -1,4 +1,4 @@
-"""P/D-disaggregated LLM serving: prefill runs the first leg, decode the second; the KV cache is passed.
+"""LLM serving with disaggregated prefill and decode.
 
 from baton import LLM, SamplingParams
 """
@@ -16,7 +16,7 @@ __all__ = ["LLM", "Completion", "SamplingParams", "generate"]
 
 
 def __getattr__(name: str) -> Any:
-    """What `__all__` names is imported when it is asked for: `import baton` loads nothing."""
+    """Import the names of `__all__` on first use: `import baton` loads nothing."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'baton' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Clock: where time comes from. Nodes never read one; the loop reads it once a turn and passes `now`."""
+"""Clock: the source of time. Nodes never read it; the loop does, and passes `now`."""
 
 import time
 from collections.abc import Callable

@@ -1,27 +1,27 @@
-"""Every error the project raises on purpose. The class says whose fault it is: that decides the answer.
+"""All errors of the project. The class names the cause, and so decides exit code and HTTP status.
 
     BatonError
     ├── InputError         2   the caller's input: a flag, a prompt file, a prompt
-    │   └── RequestError   2   one request is unfit, its neighbours are not
-    ├── ModelError         3   the model is missing, unfit or unsafe to load
-    ├── ProtocolError      4   two processes do not fit together, or a message is malformed
+    │   └── RequestError   2   one request is invalid; others are not affected
+    ├── ModelError         3   the model is missing, unsupported or unsafe to load
+    ├── ProtocolError      4   two processes are incompatible, or a message is malformed
     │   └── TransferError  4   KV bytes cannot be moved, or did not arrive as sent
     ├── OutputError        5   results cannot be written; what was saved stays saved
     ├── OutOfMemory        6   the weights or the KV pool do not fit
-    └── WorkerLost         1   processes died more often than a retry can mend
+    └── WorkerLost         1   processes died too often to retry
 
-The number is the process's exit code. A message is one line: what is wrong, the limit, the way out.
+The number is the process's exit code. A message is one line: what is wrong, the limit, what to do.
 """
 
 
 class BatonError(Exception):
-    """The root. Catch it to print one line and leave with `exit_code`."""
+    """The root. Catch it to print one line and exit with `exit_code`."""
 
     exit_code = 1
 
 
 class InputError(BatonError):
-    """What the caller passed is unusable: raised before any work starts."""
+    """The caller's input is unusable. Raised before any work starts."""
 
     exit_code = 2
 
@@ -39,29 +39,29 @@ class RequestError(InputError):
 
 
 class ModelError(BatonError):
-    """The model is not there, is not safe to load, or cannot run here."""
+    """The model is missing, not safe to load, or cannot run here."""
 
     exit_code = 3
 
 
 class ProtocolError(BatonError):
-    """A peer speaks another version, serves another model, or sent nonsense."""
+    """A peer has another version or model, or sent a malformed message."""
 
     exit_code = 4
 
 
 class TransferError(ProtocolError):
-    """KV blocks could not be handed over, or arrived different from what was sent."""
+    """KV blocks could not be transferred, or arrived different from what was sent."""
 
 
 class OutputError(BatonError):
-    """The output could not be written during the work; the journal holds what was done."""
+    """Results could not be written; the journal holds what was done."""
 
     exit_code = 5
 
 
 class OutOfMemory(BatonError):
-    """Weights or KV pool do not fit the device; the message says needed and free."""
+    """Weights or KV pool do not fit the device; the message names needed and free bytes."""
 
     exit_code = 6
 

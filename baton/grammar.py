@@ -1,17 +1,16 @@
-"""Grammars: which token may come next if the answer is to be JSON, fit a schema, or match a regex.
+"""Grammars: which tokens are allowed next, so that the answer is JSON, fits a schema or matches a regex.
 
     json_schema({...})  ->  one string on the wire  ->  Grammars.open  ->  Matcher
     Matcher.mask()  ->  one bit for each id  ->  the sampler draws  ->  Matcher.accept(id)
 
-The state of a Matcher is a function of the string and the ids accepted so far, so a request goes on
-at another worker from these two alone. The work is done by llguidance; what this module adds is a
-language that is the same everywhere, limits, and the end of the text. Those three, in turn:
+The state of a Matcher is a function of the string and the ids accepted so far, so another worker can
+continue a request from these two. llguidance does the matching; this module adds three things:
 
-* llguidance allows white space without end between the parts of a JSON text, and a model may well
-  print it for ever. Here a gap is one space, or a line feed with at most INDENT spaces or tabs.
+* llguidance allows unlimited white space between the parts of a JSON text, and a model may print it
+  for ever. Here a gap is one space, or a line feed with at most INDENT spaces or tabs.
 * Compiling cannot be interrupted, and llguidance's own limits do not bound all of it: some schemas
-  of a few KiB take minutes or gigabytes. Those kinds are refused by their shape before it sees them.
-* Which ids end a text is the model's knowledge, not its tokenizer's: their bits are set here.
+  of a few KiB take minutes or gigabytes. Such schemas are refused by their shape.
+* The ids that end a text come from the model, not from its tokenizer: their bits are set here.
 """
 
 import json
@@ -74,14 +73,14 @@ def _written(fields: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """What a string on the wire asks for: a JSON schema or a regex, within the limits above."""
+    """The grammar in a string: a JSON schema or a regex, within the limits above."""
 
     schema: Mapping[str, Any] | None
     pattern: str | None
 
     @classmethod
     def parse(cls, text: str) -> "GrammarSpec":
-        """The grammar in this string. Raises RequestError; whether it compiles is another matter."""
+        """Raises RequestError if the string is not a grammar. It may still fail to compile."""
         fields = _read(text)
         _check_sizes(fields)
         match fields:
@@ -112,8 +111,7 @@ class GrammarSpec:
 
 
 class _Ids:
-    """Which ids are text and which end it. What llguidance takes for an end without being told, where
-    its tokenizer knows none of ours, never comes."""
+    """Which ids are text and which end it. End ids that only llguidance assumes are masked out."""
 
     def __init__(self, vocabulary: int, ends: frozenset[int], tokenizer: LLTokenizer) -> None:
         self.ends = ends
@@ -133,17 +131,17 @@ class Grammars:
         self._ends = frozenset(each for each in eos_token_ids if 0 <= each < vocabulary)
 
     def check(self, spec: str) -> None:
-        """Raises RequestError with the reason if no answer can be guided by this grammar."""
+        """RequestError with the reason if this grammar cannot be used."""
         guide = self.open(spec)
         try:
             for _ in range(_TRIAL):
                 if mask := int.from_bytes(guide.mask(), "little"):
-                    guide.accept((mask & -mask).bit_length() - 1)  # the lowest id that may come
+                    guide.accept((mask & -mask).bit_length() - 1)  # the lowest allowed id
         except RequestError as error:
             raise _invalid(str(error)) from error
 
     def open(self, spec: str, generated: Sequence[int] = ()) -> "Matcher":
-        """The state after the ids that the answer has so far. Compiles: some ms, rarely 1 s."""
+        """A Matcher after the ids generated so far. Compiles: some ms, rarely 1 s."""
         form = GrammarSpec.parse(spec).compiled_form()
         matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
         if matcher.is_error():
@@ -178,7 +176,7 @@ class Grammars:
 
 
 class Matcher:
-    """One answer in the making: `mask` before each id, `accept` after it."""
+    """The state of one answer: call `mask` before each id, `accept` after it."""
 
     def __init__(self, matcher: LLMatcher, ids: _Ids) -> None:
         self._matcher = matcher
@@ -187,16 +185,14 @@ class Matcher:
 
     @property
     def finished(self) -> bool:
-        """Nothing but the end may come. A model without ids that end a text stops here by itself:
-        its mask has no bit set then."""
+        """Only the end is allowed. Without end ids the mask is empty, and the answer ends here."""
         return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
 
     def mask(self) -> bytes:
-        """One bit for each id, set if it may come next: 32-bit words, the lowest bit and byte first.
+        """One bit for each id, set if it is allowed next: 32-bit words, the lowest bit and byte first.
 
-        All ids that end a text are set where the text may end, and none elsewhere. Where the text
-        has only one way on, only its usual division into tokens is. Raises RequestError if no id
-        may come or the grammar turns out too complex; the answer cannot go on then.
+        End ids are set exactly where the text may end. Where only one text can follow, only its usual
+        tokens are set. RequestError if no id is allowed or the grammar is too complex.
         """
         bits = 0
         if not self.finished:
@@ -210,10 +206,10 @@ class Matcher:
         return bits.to_bytes(self._ids.mask_bytes, "little")
 
     def accept(self, token_id: int) -> bool:
-        """The id comes next. False: it does not fit, and the state is as before.
+        """Add an id. False: it is not allowed, and the state is unchanged.
 
-        Takes every id that `mask` allows, and other divisions of the same text into tokens too.
-        After an end nothing but ends fit. Raises RequestError as `mask` does.
+        Accepts every id that `mask` allows, and other tokens of the same text. After an end id only end
+        ids are allowed. Raises RequestError as `mask` does.
         """
         if token_id in self._ids.ends:
             self._ended = self.finished or self._matcher.is_accepting()
@@ -240,7 +236,7 @@ def _read(text: str) -> Any:
 
 
 def _values(root: Any) -> Iterator[tuple[Any, int]]:
-    """Every value in a JSON value, keys among them, with its depth."""
+    """Every value in a JSON value, keys included, with its depth."""
     waiting = [(root, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -281,7 +277,7 @@ def _check_patterns(schema: Mapping[str, Any]) -> None:
 
 
 def _first_line(text: str) -> str:
-    """What a library's message of many lines comes down to."""
+    """The one line of a library's message that says what is wrong."""
     if text.startswith("panic"):
         return "it is too complex"
     if text.startswith("NoExtension"):

@@ -1,20 +1,19 @@
-"""The life of a request: its states, what may happen to it, and where that leads.
+"""Lifecycle: the states of a request and all transitions between them, as one table.
 
-Two rules. Everything that decides a transition is in this table; nothing here knows a clock, a
-socket or a worker. Only the router's ledger applies it.
+Only the router's ledger applies the table. Nothing here depends on a clock, a socket or a worker.
 
-A request comes back to QUEUED when a worker it was on is lost, when its KV arrived damaged, when the
-pool had no room after all, or when it had to give its room to an older one; it keeps the tokens
-already sent, so it goes on where it stopped.
+A request returns to QUEUED when one of its workers is lost, when its KV arrived damaged, when the pool
+had no room, or when its blocks went to an older request. It keeps the tokens already sent, and continues
+where it stopped.
 """
 
 from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a request is."""
+    """State of a request."""
 
-    QUEUED = "queued"  # in the ledger; no worker knows it
+    QUEUED = "queued"  # in the ledger, on no worker
     RESERVING = "reserving"  # a decode worker was asked for blocks
     RESERVED = "reserved"  # blocks are granted; waiting for a Fill batch
     FILLING = "filling"  # a prefill worker computes its KV
@@ -23,7 +22,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What happens to a request."""
+    """Cause of a transition."""
 
     RESERVE = "reserve"  # Reserve was sent
     GRANTED = "granted"  # Reserved came
@@ -34,7 +33,7 @@ class Event(StrEnum):
     PREEMPTED = "preempted"  # its blocks went to an older request
     RETRY = "retry"  # the KV is not usable: fill again
     LOST = "lost"  # a worker it was on is gone
-    FINISH = "finish"  # the end, whatever the reason
+    FINISH = "finish"  # ended, for any reason
 
 
 LIVE = (State.QUEUED, State.RESERVING, State.RESERVED, State.FILLING, State.DECODING)
@@ -57,7 +56,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 
 class IllegalTransition(AssertionError):
-    """A bug of ours: the event cannot happen in this state."""
+    """A bug: the event cannot happen in this state."""
 
 
 def advance(state: State, event: Event) -> State:

@@ -47,8 +47,8 @@ from decode_worker.worker import DecodeWorker
 from prefill_worker.filling import Filling
 from prefill_worker.worker import PrefillWorker
 from router.admission import Served
+from router.batching import Rules
 from router.router import Identity, Router
-from router.scheduling import Rules
 from sampler.params import SamplingParams
 
 CLIENT = "client"

@@ -1,6 +1,6 @@
-"""Logging for every process: one line an event on stderr, as text for people or as JSON for programs.
+"""Logging for every process: one line per event on stderr, as text for people or JSON for programs.
 
-A line about a request names it: by REQUEST where one request is worked on at a time (the HTTP server),
+A line about a request names it: by REQUEST in code that handles one request at a time (the HTTP server),
 else in its first word: `log.info("%s: filled in %.3f s", run, seconds)`. Prompts are never logged.
 """
 
@@ -11,20 +11,20 @@ from datetime import UTC, datetime
 
 LEVELS = ("debug", "info", "warning", "error")
 REQUEST: ContextVar[str] = ContextVar("request", default="")
-"""The id of the request that is being worked on."""
+"""The id of the current request."""
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, process: str) -> None:
         super().__init__()
-        self._who = who
+        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "process": self._who,
+            "process": self._process,
             "level": record.levelname.lower(),
             "logger": record.name,
             "request": REQUEST.get(),
@@ -42,15 +42,13 @@ class _Text(logging.Formatter):
         return text.replace(": ", f": {request}: ", 1) if request else text
 
 
-def set_up_logging(who: str, level: str = "warning", *, json_lines: bool = False) -> None:
-    """Log lines of this process go to stderr under the name `who`, e.g. decode-0.
-
-    Called once, by a command. A stderr that is closed or full never stops the work.
-    """
+def set_up_logging(process: str, level: str = "warning", *, json_lines: bool = False) -> None:
+    """Log to stderr under the process name `process`, e.g. decode-0. A command calls this once. A stderr
+    that is closed or full raises no error."""
     if level not in LEVELS:
         raise ValueError(f"log level must be one of {', '.join(LEVELS)}, got {level!r}")
     logging.raiseExceptions = False
     handler = logging.StreamHandler()
-    text = f"%(asctime)s {who} %(levelname)s %(name)s: %(message)s"
-    handler.setFormatter(JsonLines(who) if json_lines else _Text(text))
+    text = f"%(asctime)s {process} %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(JsonLines(process) if json_lines else _Text(text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

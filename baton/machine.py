@@ -1,4 +1,4 @@
-"""This machine, as far as it can be told without torch: name, cores, memory."""
+"""This machine: CPU name, cores and memory, read without torch."""
 
 import os
 import platform
@@ -23,28 +23,20 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Read off the system, without torch."""
-    return Machine(cpu_name(), usable_cores(), memory_bytes())
+    """Read from the system, without torch."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory = 0
+    return Machine(_cpu_name(), usable_cores(), memory)
 
 
-def cpu_name() -> str:
-    """The CPU's name as it calls itself."""
-    for line in _lines(Path("/proc/cpuinfo")):
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
         if line.startswith(("model name", "Hardware", "cpu model")):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def memory_bytes() -> int:
-    """Main memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

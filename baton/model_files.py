@@ -1,13 +1,13 @@
-"""ModelFiles: what a model name stands for on this machine, checked before any weight is read.
+"""ModelFiles: the files of a model name on this machine, checked before any weight is read.
 
     name in configs/model_paths.yaml  ->  its folder (installed: ~/.config/baton/model_paths.yaml)
     demo                              ->  the bundled model
     random:SHAPE                      ->  baton/configs/shapes/SHAPE.json, weights made up
     a folder                          ->  itself
-    a Hugging Face id                 ->  its snapshot in the local cache (fetched only if asked to)
+    a Hugging Face id                 ->  its snapshot in the local cache (downloaded only on request)
 
-No torch and no transformers: the router reads a model's limits and fingerprint here too. Whatever
-is wrong with a folder is said in one line, in milliseconds, before a worker is started.
+No torch and no transformers: the router reads a model's limits and fingerprint here too. An error in a
+folder is reported in one line, in milliseconds, before a worker is started.
 """
 
 import difflib
@@ -26,7 +26,7 @@ from baton.package import COMMAND, IN_CHECKOUT, PACKAGE, ROOT, config_folder
 
 PATHS_FILE = config_folder() / "model_paths.yaml"
 FOLDERS_FROM = ROOT if IN_CHECKOUT else PATHS_FILE.parent
-"""What a relative folder in that file is relative to."""
+"""Relative folders in that file start here."""
 BUNDLED = {"demo": PACKAGE / "models" / "demo"}
 SHAPES = PACKAGE / "configs" / "shapes"
 RANDOM = "random:"
@@ -34,8 +34,8 @@ RANDOM_SEED = 0
 
 Json = dict[str, Any]
 
-# Families that transformers loads and that we would serve wrongly or not at all. What is not in
-# here still has to pass the self-test when it is loaded (baton/engine/selftest.py).
+# Families that transformers loads but that would be served wrongly or not at all. All others must pass
+# the self-test when they are loaded (baton/engine/selftest.py).
 TWO_WAY = "it is not a decoder-only language model"
 FAMILIES_BY_REASON = {
     "its attention cannot be pointed at a paged KV pool": """
@@ -60,7 +60,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model that is all there. `folder` is None and `shape` set for one with made-up weights."""
+    """A complete model. With random weights `folder` is None and `shape` is set."""
 
     name: str
     folder: Path | None
@@ -79,7 +79,7 @@ class ModelFiles:
 def resolve_model(
     name: str, *, paths_file: Path = PATHS_FILE, download: bool = False
 ) -> ModelFiles:
-    """The model called `name`. With `download`, a Hugging Face id that is not here is fetched."""
+    """The model `name`. With `download`, a missing Hugging Face id is fetched."""
     if name.startswith(RANDOM):
         return _shape(name)
     listed = _read_paths(paths_file)
@@ -112,10 +112,10 @@ def _read_paths(paths_file: Path) -> dict[str, str]:
 
 
 def _hub_snapshot(name: str, download: bool) -> Path | None:
-    """The folder of a Hugging Face id in the local cache, fetched first if we may."""
+    """The folder of a Hugging Face id in the local cache, fetched if `download`."""
     if not HUB_ID.fullmatch(name):
         return None
-    from huggingface_hub import snapshot_download  # 0.3 s, for this one way only
+    from huggingface_hub import snapshot_download  # takes 0.3 s
 
     try:
         if download:
@@ -161,7 +161,7 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
 
 
 def _shape(name: str) -> ModelFiles:
-    """A published architecture at its true size; ids beyond the demo tokenizer's have no text."""
+    """A published architecture with random weights; ids beyond the demo tokenizer's have no text."""
     known = [RANDOM + path.stem for path in sorted(SHAPES.glob("*.json"))]
     if name not in known:
         raise ModelError(f"there is no shape {name!r}: use {', '.join(known)}")
@@ -194,7 +194,7 @@ def _described(
 
 
 def _check_architecture(name: str, config: Json) -> None:
-    """A ModelError if this is not the kind of model that this project serves."""
+    """ModelError if this kind of model is not supported."""
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else "no architecture"
     model_type = str(config.get("model_type", ""))
@@ -218,7 +218,7 @@ def _check_architecture(name: str, config: Json) -> None:
 
 
 def _native(model_type: str) -> bool:
-    """Does transformers itself hold this family? Looked up on disk: importing it takes seconds."""
+    """Whether transformers has this family. Looked up on disk, because an import takes seconds."""
     spec = find_spec("transformers")
     family = model_type.replace("-", "_").removesuffix("_text")
     places = (spec.submodule_search_locations if spec else None) or []
@@ -249,7 +249,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _safetensors_header(path: Path) -> bytes:
-    """The file's table of contents, once its tensors are known to lie inside the file."""
+    """The file's header, after a check that its tensors lie inside the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -266,7 +266,7 @@ def _safetensors_header(path: Path) -> bytes:
 
 
 def _sample(path: Path, bytes_each: int = 2**20) -> bytes:
-    """The file's beginning and end: enough to tell two trainings of one architecture apart."""
+    """The file's beginning and end: they distinguish two trainings of one architecture."""
     with path.open("rb") as file:
         first = file.read(bytes_each)
         file.seek(max(len(first), path.stat().st_size - bytes_each))
@@ -286,7 +286,7 @@ def _read_json(path: Path, what: str) -> Json:
 
 
 def _eos(name: str, generation: Json, config: Json) -> tuple[int, ...]:
-    """Ids that end a text: one, several or none."""
+    """Token ids that end a text."""
     found = generation.get("eos_token_id", config.get("eos_token_id"))
     ids = [] if found is None else found if isinstance(found, list) else [found]
     if not all(isinstance(each, int) for each in ids):

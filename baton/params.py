@@ -1,10 +1,10 @@
-"""GenerationParams: how one prompt is to be continued. Built once, checked once, carried unchanged.
+"""GenerationParams: how to continue one prompt. Built once, checked once, carried unchanged.
 
     HTTP schema or command line -> GenerationParams -> Submit -> ledger entry -> Start -> decode run
 
-What holds for every model is checked when a GenerationParams is built, also when one arrives in a
-message. What depends on the model is check_request(). A new field stands here, in the HTTP schema, and
-where it acts.
+Rules for every model are checked when a GenerationParams is built, also when one arrives in a message.
+check_request() checks rules of the served model. A new field needs changes here, in the HTTP schema, and
+where it takes effect.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ MAX_STOP_IDS = 64
 MAX_LOGPROBS = 20
 MAX_STREAM_INTERVAL_S = 1.0
 NOT_STREAMED_S = 0.5
-"""The stream_interval_s of answers that are read as a whole."""
+"""The stream_interval_s of answers that are not streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    min_tokens: int = 0  # before these no stop string, stop token or EOS ends it
-    include_stop: bool = False  # the stop string or token that ends it belongs to the text
-    keep_special: bool = False  # special tokens have text too
+    min_tokens: int = 0  # no stop string, stop token or EOS ends the answer before
+    include_stop: bool = False  # the text includes the stop string or token
+    keep_special: bool = False  # the text includes special tokens
     logprobs: int = -1  # of each token, with as many alternatives; -1: none
     prompt_logprobs: int = -1  # the same of the prompt's tokens
-    grammar: str = ""  # a spec of baton/grammar.py; empty: anything goes
-    cache_salt: str = ""  # requests share cached KV with those of the same salt only
+    grammar: str = ""  # a spec of baton/grammar.py; empty: none
+    cache_salt: str = ""  # only requests of equal salt share cached KV
     stream_interval_s: float = 0.0  # longest delay before tokens are sent to the client
 
     def __post_init__(self) -> None:
@@ -80,9 +80,9 @@ class GenerationParams:
     def resolved(
         self, default: SamplingParams, eos_token_ids: tuple[int, ...]
     ) -> "GenerationParams":
-        """With what the model decides filled in: its sampling where none is given, and in
-        `stop_token_ids` all ids that end the answer. Tokens that may complete a stop string are not
-        delayed: the router alone finds it, and each step until then is wasted."""
+        """Complete with the model's defaults: its sampling if none is given, and its EOS ids among
+        `stop_token_ids`. With stop strings tokens are not delayed: only the router finds the string, and
+        each step until then is wasted."""
         eos = () if self.ignore_eos else eos_token_ids
         return replace(
             self,
@@ -93,8 +93,8 @@ class GenerationParams:
 
 
 def check_request(prompt_ids: tuple[int, ...], params: GenerationParams, limits: Limits) -> None:
-    """Raise RequestError if the model cannot answer this; says the value, the limit, the way out.
-    `params` should be resolved(): the model's EOS counts among the stop tokens."""
+    """RequestError if the model cannot answer this, with the value, the limit and what to change.
+    `params` should be resolved(), so that EOS ids are among the stop tokens."""
     prompt, wanted = len(prompt_ids), params.max_new_tokens
     if not prompt:
         raise RequestError("the prompt is empty: it must have at least one token", param="prompt")

@@ -1,11 +1,11 @@
-"""Plain tables for a terminal, a log or a bug report; and numbers as people read them."""
+"""Plain text tables, and numbers formatted for people."""
 
 from collections.abc import Sequence
 from math import ceil
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
+    """Aligned columns: the first to the left, the others to the right."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     first = widths[0]
@@ -21,7 +21,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: a value that did occur. `values` are sorted and not empty."""
+    """The nearest-rank percentile of sorted `values`, which must not be empty."""
     return values[max(0, ceil(percent / 100 * len(values)) - 1)]
 
 

@@ -1,7 +1,7 @@
-"""Text to token ids and back: the tokenizer's contract, and a stream that never splits a character.
+"""Tokenizer: text to token ids and back. TextStream: the text of one request, never half a character.
 
-All text lives in the router, so that the text state of a request survives the death of any worker.
-Uses the `tokenizers` library alone (15 MB, 0.02 s); transformers would bring torch with it.
+Only the router handles text, so a request's text survives the death of any worker. Needs the `tokenizers`
+library only (15 MB, 0.02 s); transformers would load torch.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,11 @@ from baton.errors import ModelError, RequestError
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
-"""Bytes of the longest UTF-8 character, hence tokens a byte-level tokenizer may need for one."""
+"""Bytes of the longest UTF-8 character, so most tokens that one character takes."""
 
 
 class Tokenizer:
-    """`encode` gives a plain list of ids (the engine makes the tensor); `decode` skips special
-    tokens unless they are to be kept. Ids outside the vocabulary have no text."""
+    """A model's tokenizer.json. Ids outside the vocabulary have no text."""
 
     def __init__(self, file: Path) -> None:
         try:
@@ -33,18 +32,18 @@ class Tokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token: no text has fewer tokens than length / this."""
+        """Characters of the longest token: a text has at least length / this tokens."""
         return max((len(token) for token in self._tokenizer.get_vocab()), default=1)
 
     def partial(self, token_id: int) -> bool:
-        """Is it, alone, no whole text: a byte of a longer character, say?"""
+        """Whether the token alone is not valid text, e.g. one byte of a longer character."""
         known = self._partial.get(token_id)
         if known is None:
             known = self._partial[token_id] = REPLACEMENT in self.decode([token_id], special=True)
         return known
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of the text, with the special tokens the model's tokenizer adds by itself."""
+        """Token ids of the text, with the special tokens that the tokenizer adds, if `special`."""
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -77,18 +76,18 @@ def encode_prompt(
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What came of some ids."""
+    """Text that some ids completed, and how many of the ids were taken."""
 
     text: str
     tokens: int
 
 
 class TextStream:
-    """The growing text of one request: ids in, finished text out, stop strings watched.
+    """The growing text of one request: ids in, finished text out, up to a stop string.
 
-    A few ids are decoded again at each push, from `_anchor`, because what an id looks like depends
-    on the ids before it (spaces, characters of several bytes). Text that may be the beginning of a
-    stop string, or of a character, is held back until it is decided.
+    Each push decodes a few ids again, from `_anchor`, because the text of an id depends on the ids before
+    it (spaces, characters of several bytes). The possible beginning of a stop string or of a character is
+    held back.
     """
 
     def __init__(
@@ -107,17 +106,17 @@ class TextStream:
         self._unstoppable = min_tokens  # tokens still to come before a stop string counts
         self._ids = list(prompt_ids[-LONGEST_CHARACTER:])
         self._anchor = 0
-        self._read = len(self._ids)  # ids whose text has been taken
+        self._read = len(self._ids)  # ids whose text was decoded
         self._stop = tuple(stop)
-        self._held = ""  # taken, but not handed out: the beginning of a stop string, perhaps
+        self._held = ""  # held back: it may begin a stop string
         self.stopped = False
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that these ids complete. Once `stopped`, nothing more comes."""
+        """The text that these ids complete; empty once `stopped`."""
         return self.take(ids).text
 
     def take(self, ids: Sequence[int]) -> Heard:
-        """The same, and how many of the ids it took: no more than up to the end of a stop string."""
+        """The same, and how many ids were taken: none after the end of a stop string."""
         if not self._stop:
             return Heard(self._push(ids), len(ids))
         text = ""
@@ -138,8 +137,8 @@ class TextStream:
         return self._release(taken, final=False)
 
     def _take_whole(self, ids: Sequence[int]) -> str | None:
-        """All of them at once, for half the work; None if not every character is whole, as what a
-        decoder makes of half ones hangs on where they are cut."""
+        """Decode all ids at once, for half the work. None if a character is incomplete: its decoding
+        depends on where the ids are split."""
         if any(self._tokenizer.partial(each) for each in ids):
             return None
         known = len(self._ids)
@@ -151,7 +150,7 @@ class TextStream:
         return self._advance(now, len(self._ids))
 
     def finish(self) -> str:
-        """The rest: what was held back. A character that never got whole comes as U+FFFD."""
+        """The text that was held back. An incomplete character becomes U+FFFD."""
         return self._release(self._take(final=True), final=True)
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -160,18 +159,18 @@ class TextStream:
     def _take(self, *, final: bool) -> str:
         now = self._decode(self._ids[self._anchor :])
         end = len(self._ids)
-        if now.endswith(REPLACEMENT) and not final:  # the last character may still become whole
+        if now.endswith(REPLACEMENT) and not final:  # the last character may be incomplete
             if end - self._read < LONGEST_CHARACTER:
                 return ""
-            end = self._read + 1  # never: its first byte is no character's, the others may be
+            end = self._read + 1  # its first byte begins no character; later ones may
             now = self._decode(self._ids[self._anchor : end])
         return self._advance(now, end)
 
     def _advance(self, now: str, end: int) -> str:
-        """`now` is the text from the anchor to `end`: what of it is new."""
+        """The new part of `now`, the text from the anchor to `end`."""
         before = self._decode(self._ids[self._anchor : self._read])
         taken = now[len(before) :]
-        if taken:  # ids without text stay context: the next word's space hangs on the word before
+        if taken:  # ids without text remain context: they decide about the next word's space
             self._anchor = self._read
         self._read = end
         return taken
@@ -186,7 +185,7 @@ class TextStream:
             self._held = ""
             at, stop = min(ends)
             return text[: at + len(stop) if self._include_stop else at]
-        if self._unstoppable > 0:  # what has been said by then stops nothing later
+        if self._unstoppable > 0:  # stop strings do not begin before min_tokens
             self._held = ""
             return text
         keep = 0 if final else self._undecided(text)
@@ -194,7 +193,7 @@ class TextStream:
         return text[: len(text) - keep]
 
     def _undecided(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Length of the longest suffix of the text that begins a stop string."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

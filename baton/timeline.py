@@ -1,11 +1,11 @@
-"""Timeline: the lives of requests, put together from the moments that the router tells.
+"""Timeline: the stages of requests, built from the moments that the router sends to observers.
 
     moments   queued 0.00   reserving 0.01   filling 0.02   decoding 0.30 (20 ms handed over) ... finished
     stages    queue         reserve          prefill, then handover      decode, stall, decode
 
-    A prompt filled in chunks is told as filling again at the end of each: every chunk is a stage.
+    A prompt filled in chunks sends filling again at the end of each: every chunk is a stage.
 
-Time comes with the moments alone. Watching may begin in the middle of a life.
+Time comes from the moments. Observation may begin in the middle of a request.
 """
 
 from collections import OrderedDict
@@ -22,25 +22,25 @@ STAGES = {
     "filling": "prefill",
     "decoding": "decode",
 }
-"""Names of stages by the state that a request is in. `wait`: for a batch to be filled with."""
+"""Stage names by state. `wait`: for a Fill batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A request came into a state; or has more tokens now: filled, or generated."""
+    """A request entered a state, or has more tokens, filled or generated."""
 
     request: str
     at: float  # seconds of the router's clock
     state: str  # a value of baton.lifecycle.State
     worker: str = ""
-    tokens: int = 0  # known when it was queued; filled so far; generated so far, and at its end
-    handover_s: float = 0.0  # with the first of decoding: what of the time before went into that
-    note: str = ""  # why it ended, or why it is queued again
+    tokens: int = 0  # queued: of the prompt; filling: filled so far; then: generated so far
+    handover_s: float = 0.0  # with the first decoding: how much of the time before was hand-over
+    note: str = ""  # reason of an end or a retry
 
 
 @dataclass(slots=True)
 class Stage:
-    """A stretch of a life. `end` is None while it lasts."""
+    """One interval of a request. `end` is None while it lasts."""
 
     name: str
     start: float
@@ -56,11 +56,11 @@ class Life:
     stages: list[Stage] = field(default_factory=list)
     prompt_tokens: int = 0
     tokens: int = 0
-    ended: str = ""  # why; empty while it lives
+    ended: str = ""  # the reason; empty while it is live
     last_token: float | None = None
 
     def add(self, moment: Moment) -> None:
-        """What comes late is taken for as late as what came before it."""
+        """A moment with an older time counts at the time of the one before it."""
         open_ = self.stages[-1] if self.stages else None
         at = max(moment.at, open_.start) if open_ else moment.at
         if moment.state == "queued" and not self.stages:
@@ -68,7 +68,7 @@ class Life:
         if moment.state in ("decoding", "finished"):
             self.tokens = max(self.tokens, moment.tokens)
         if open_ is not None and open_.name == "decode":
-            self._mind_stall(at)
+            self._note_stall(at)
         if moment.state == "decoding" and self._decoding:
             self.last_token = at
             return
@@ -83,7 +83,7 @@ class Life:
     def _decoding(self) -> bool:
         return bool(self.stages) and self.stages[-1].name == "decode"
 
-    def _mind_stall(self, at: float) -> None:
+    def _note_stall(self, at: float) -> None:
         stage = self.stages[-1]
         last = max(stage.start, self.last_token or stage.start)
         if at - last <= STALL_S:
@@ -101,7 +101,7 @@ class Life:
             return
         begin = at - handover_s
         while stage.start > begin and len(self.stages) > 1 and self.stages[-2].name == "prefill":
-            self.stages.pop()  # a chunk that went by while earlier ones were handed over
+            self.stages.pop()  # a chunk that lies within the hand-over
             stage = self.stages[-1]
         stage.end = max(stage.start, begin)
         self.stages.append(Stage("handover", stage.end, at, stage.worker))
@@ -116,10 +116,10 @@ class Timeline:
         self._ended: OrderedDict[str, Life] = OrderedDict()
 
     def add(self, moments: Iterable[Moment]) -> None:
-        """In the order they were told."""
+        """Add moments in the order in which they were sent."""
         for moment in moments:
             if moment.request in self._ended and moment.state != "queued":
-                continue  # told twice
+                continue  # sent twice
             life = self._live.setdefault(moment.request, Life(moment.request))
             life.add(moment)
             if life.ended:
@@ -129,7 +129,6 @@ class Timeline:
                     self._ended.popitem(last=False)
 
     def get(self, request: str) -> Life | None:
-        """The life of this request."""
         return self._live.get(request) or self._ended.get(request)
 
     def __iter__(self) -> Iterator[Life]:

@@ -1,5 +1,4 @@
-"""Topology: which devices there are, which worker goes where. No torch: GPUs are counted by asking
-the driver's own library."""
+"""Topology: which worker runs on which device. No torch: the driver's library counts the GPUs."""
 
 import ctypes
 import os
@@ -11,7 +10,7 @@ from baton.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """One entry per worker process. Colocated: no prefill workers, decode fills its own blocks."""
+    """The device of each worker process. Colocated: no prefill workers, decode fills its own blocks."""
 
     prefill_devices: tuple[str, ...]
     decode_devices: tuple[str, ...]
@@ -39,8 +38,8 @@ def plan_topology(
     colocated: bool = False,
     gpus: int = 0,
 ) -> Topology:
-    """Named devices as they are; the others by what is there: with two GPUs or more prefill gets the
-    first and decode the next, one GPU is shared, without one all run on the CPU."""
+    """Named devices are kept; the other workers are spread. With several GPUs prefill gets the first and
+    decode the next ones, a single GPU is shared, without GPUs all run on the CPU."""
     prefills = 0 if colocated else prefills
     if decodes < 1 and not decode_devices:
         raise InputError("there must be at least one decode worker")
@@ -54,7 +53,7 @@ def plan_topology(
 
 
 def count_gpus() -> int:
-    """GPUs this process may use: NVIDIA's, else AMD's, else 0. Honours their visibility settings."""
+    """Visible NVIDIA GPUs, else AMD GPUs, else 0."""
     for library, prefix, start in (("libcuda.so.1", "cuDeviceGetCount", "cuInit"),
                                    ("libamdhip64.so", "hipGetDeviceCount", None)):  # fmt: skip
         try:
@@ -70,7 +69,7 @@ def count_gpus() -> int:
 
 
 def threads_per_worker(topology: Topology) -> int:
-    """CPU workers share the cores evenly: two on the same core cost each other far more than half."""
+    """CPU workers share the cores evenly: two on one core slow each other by far more than half."""
     devices = (*topology.prefill_devices, *topology.decode_devices)
     on_cpu = sum(1 for device in devices if device == "cpu")
     return max(1, usable_cores() // max(1, on_cpu))

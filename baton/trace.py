@@ -1,6 +1,6 @@
-"""Trace: requests' lives as a Chrome trace, which Perfetto (https://ui.perfetto.dev) and
-chrome://tracing open. A process for the router's queue and one for each worker; a row for every request
-that is there at the same time; an arrow from a request's prefill to its decode.
+"""Trace: the stages of requests as a Chrome trace, for Perfetto (https://ui.perfetto.dev) or
+chrome://tracing. The router's queue and each worker are processes; concurrent requests have rows of their
+own; an arrow leads from a request's prefill to its decode.
 
 Format: "Trace Event Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 """
@@ -19,7 +19,7 @@ MICRO = 1e6
 def chrome_trace(
     lives: Iterable[Life], *, model: str = "", now: float | None = None
 ) -> dict[str, Any]:
-    """The trace as a JSON object. What still lasts ends at `now`, or where the last stage begins."""
+    """The trace as a JSON object. Open stages end at `now`, by default where the last stage begins."""
     every = list(lives)
     starts = [stage.start for life in every for stage in life.stages]
     ends = [s.end if s.end is not None else s.start for life in every for s in life.stages]
@@ -32,40 +32,29 @@ def chrome_trace(
             where = ROUTER if stage.name in IN_QUEUE else stage.worker.partition(".")[0] or "?"
             placed.setdefault(where, []).append((stage.start - begin, end - begin, stage, life))
     events: list[dict[str, Any]] = []
-    names = [ROUTER, *sorted((n for n in placed if n != ROUTER), key=_order)]
+    workers = placed.keys() - {ROUTER}
+    names = [ROUTER, *sorted(workers, key=lambda name: (not name.startswith("prefill"), name))]
     for pid, name in enumerate(names):
         title = "queue (router)" if name == ROUTER else name
-        events.append(_meta("process_name", pid, 0, title))
-        events.append(
-            {
-                "ph": "M",
-                "name": "process_sort_index",
-                "pid": pid,
-                "tid": 0,
-                "args": {"sort_index": pid},
-            }
-        )
+        events.append(_meta("process_name", pid, 0, name=title))
+        events.append(_meta("process_sort_index", pid, 0, sort_index=pid))
         events += _slices(pid, placed[name])
     events += _running(len(names), every, begin, latest)
     events.sort(key=lambda event: event.get("ts", -1.0))
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"model": model}}
 
 
-def _order(name: str) -> tuple[bool, str]:
-    return (not name.startswith("prefill"), name)
-
-
-def _meta(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+def _meta(kind: str, pid: int, tid: int, **args: Any) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": args}
 
 
 def _slices(pid: int, placed: list[tuple[float, float, Stage, Life]]) -> list[dict[str, Any]]:
-    """Each request in a row of its own while it is here; a row that is free is used again."""
+    """Each request has its own row while it is here; free rows are used again."""
     visits: list[list[tuple[float, float, Stage, Life]]] = []
     last: dict[str, list[tuple[float, float, Stage, Life]]] = {}
     for each in sorted(placed, key=lambda p: (p[0], p[1])):
         visit = last.get(each[3].request)
-        if visit is not None and visit[-1][1] >= each[0]:  # it has been here all the time
+        if visit is not None and visit[-1][1] >= each[0]:  # it stayed here
             visit.append(each)
         else:
             last[each[3].request] = [each]
@@ -82,7 +71,7 @@ def _slices(pid: int, placed: list[tuple[float, float, Stage, Life]]) -> list[di
         else:
             rows += 1
             row = rows
-            events.append(_meta("thread_name", pid, row, f"row {row}"))
+            events.append(_meta("thread_name", pid, row, name=f"row {row}"))
         heapq.heappush(busy, (visit[-1][1], row))
         for start, end, stage, life in visit:
             events += _slice(pid, row, start, end, stage, life)
@@ -112,20 +101,20 @@ def _slice(
 
 
 def _next(life: Life, stage: Stage) -> str:
-    """The name of the stage behind this one."""
+    """The name of the next stage."""
     after = next(i for i, each in enumerate(life.stages, start=1) if each is stage)
     return life.stages[after].name if after < len(life.stages) else ""
 
 
 def _running(pid: int, lives: list[Life], begin: float, latest: float) -> list[dict[str, Any]]:
-    """A curve: requests that decode."""
+    """A counter of the requests that decode."""
     steps: list[tuple[float, int]] = []
     for life in lives:
         for stage in life.stages:
             if stage.name in ("decode", "stall"):
                 end = stage.end if stage.end is not None else max(latest, stage.start)
                 steps += [(stage.start - begin, 1), (end - begin, -1)]
-    events = [_meta("process_name", pid, 0, "requests that decode")] if steps else []
+    events = [_meta("process_name", pid, 0, name="requests that decode")] if steps else []
     count = 0
     for at, change in sorted(steps):
         count += change

@@ -1,18 +1,17 @@
-"""Verdict: one line that says what bounds this traffic, computed from the requests that ended lately.
+"""Verdict: one line that says what bounds this traffic, computed from recently ended requests.
 
-In this order: requests that failed; tokens that stall; what the time to the first token is made of; and
-whether splitting prefill from decode does anything for prompts like these. Every sentence says the number
-it rests on.
+Checks in order: failures, stalls, a full KV pool, the parts of TTFT, and whether disaggregation helps for
+prompts of this length. Every sentence includes its number.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FAILED_SHARE = 0.01  # one in a hundred is worth a word
-SLOW_TTFT = 2.0  # times what prefill and one decode step would take alone
-BOUND_SHARE = 0.4  # of the time to the first token: less than that bounds nothing
+FAILED_SHARE = 0.01  # of the requests: worth reporting
+SLOW_TTFT = 2.0  # times the cost of prefill and one decode step
+BOUND_SHARE = 0.4  # of TTFT: a smaller part is not its bound
 SHORT_PROMPT = 64  # tokens: prefill of fewer costs about as much as a decode step
-LONG_PROMPT = 512  # tokens: prefill of more holds up who decodes on the same device
+LONG_PROMPT = 512  # tokens: prefill of more delays decode steps on the same device
 STALL_SHARE = 0.05  # of decode time
 
 

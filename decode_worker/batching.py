@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """A started run: `known` tokens, of which the KV of `computed` is in the pool. At most `most` of
-    the others in one forward, where that is limited."""
+    """A started run: `known` tokens, of which the KV of `computed` is in the pool. `most`: limit of its
+    tokens in one forward."""
 
     run: str
     known: int
@@ -15,7 +15,7 @@ class Progress(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A run's part of the next forward: so many tokens; `samples` if that reaches its last one."""
+    """A run's part of the next forward. `samples`: it reaches the last known token."""
 
     run: str
     tokens: int
@@ -23,10 +23,9 @@ class Share(NamedTuple):
 
 
 def plan_step(runs: Sequence[Progress], *, token_budget: int) -> list[Share]:
-    """Continuous batching. Every run with one token left to compute (a decode step) goes, always:
-    no answer waits for a prompt. What the budget leaves goes to prompts that
-    decode fills by itself, first come, first served, in chunks; at least one token of the first,
-    so that it is never starved."""
+    """Continuous batching. Every run with one token left to compute (a decode step) always takes part, so
+    no answer waits for a prompt. The rest of the budget goes to prompts that decode fills by itself, in
+    chunks, first come, first served; the first gets at least one token, so it is never starved."""
     decoding = [run for run in runs if run.known - run.computed == 1]
     filling = [run for run in runs if run.known - run.computed > 1]
     shares = [Share(run.run, 1, samples=True) for run in decoding]

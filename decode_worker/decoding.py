@@ -1,4 +1,4 @@
-"""Decoding: the decode worker's tensors. Its pool, the pool's exports, the forward and the sampler."""
+"""Decoding: the decode worker's tensors: its pool, the pool's exports, the forward and the sampler."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ class Decoding:
         return [socket for export in self._exports for socket in export.wakeups()]
 
     def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
-        """Two exports may share a transport (frames over ipc and over tcp): the bytes came by one."""
+        """Two exports may share a transport (frames over ipc and tcp); the KV arrived by one of them."""
         needed = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
         used = [e for e in self._exports if e.region.transport == receipt.transport]
         answers = {export.arrival(grant, receipt, needed) for export in used}
@@ -88,7 +88,7 @@ class Decoding:
             export.retire(grant)
 
     def close(self) -> None:
-        """Give back sockets and shared memory."""
+        """Free sockets and shared memory."""
         for export in self._exports:
             export.close()
         self.slabs.close()
@@ -116,7 +116,7 @@ class Decoding:
     def _drawn(
         self, logits: torch.Tensor, draws: Sequence[Draw]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's token, and whether the row was sound: int64 and bool [rows]."""
+        """Each row's token and whether its logits are finite: int64 and bool [rows]."""
         batch = SamplingBatch.build(
             [draw.sampling for draw in draws],
             [draw.position for draw in draws],

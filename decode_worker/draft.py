@@ -1,8 +1,8 @@
-"""DraftModel: a small model of the same vocabulary guesses for a large one (Leviathan et al., "Fast
-inference from transformers via speculative decoding", 2023; the check is ours, see speculation.py).
+"""DraftModel: a small model drafts tokens for a large one with the same vocabulary (Leviathan et al.,
+"Fast inference from transformers via speculative decoding", 2023; speculation.py verifies them).
 
-It has a KV pool of its own in this process, and catches up with a run when it is first asked about
-it. Its guesses are greedy.
+It has its own KV pool in this process, and computes a run's known tokens when it first drafts for it. It
+drafts greedily.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from decode_worker.speculation import Wanted
 
 @dataclass(slots=True)
 class _Sequence:
-    """Tokens whose keys and values are in the draft's pool."""
+    """A run in the draft model's pool: `computed` tokens have their KV there."""
 
     computed: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
 
 
 class DraftModel:
-    """A Proposer (see speculation.py). Runs that find no room in its pool get no draft."""
+    """A Proposer (see speculation.py). Runs without room in its pool get no draft."""
 
     def __init__(self, engine: Engine, blocks: int, *, context: int, chunk: int) -> None:
         self._engine = engine
@@ -36,7 +36,6 @@ class DraftModel:
         self._runs: dict[str, _Sequence] = {}
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        """See Proposer."""
         guesses: list[list[int]] = [[] for _ in wanted]
         open_ = [i for i, each in enumerate(wanted) if each.most and self._room(each)]
         self._catch_up([wanted[i] for i in open_])
@@ -44,18 +43,17 @@ class DraftModel:
             rows = [self._row(wanted[i], guesses[i]) for i in open_]
             tokens = self._engine.runner.greedy(self._pool, rows)
             for i, token in zip(open_, tokens, strict=True):
-                guesses[i].append(token or 0)  # 0, which any guess may be, for unsound logits
+                guesses[i].append(token or 0)  # logits that are not finite: any draft will do
             open_ = [i for i in open_ if len(guesses[i]) < wanted[i].most]
         return guesses
 
     def forget(self, run: str) -> None:
-        """See Proposer."""
         sequence = self._runs.pop(run, None)
         if sequence is not None:
             self._free += sequence.blocks
 
     def _room(self, wanted: Wanted) -> bool:
-        """Blocks for all that is known and guessed; what of the past is no longer so is dropped."""
+        """Take blocks for known and draft tokens; forget computed tokens that were not accepted."""
         tokens = len(wanted.token_ids) + wanted.most
         if tokens > self._context:
             return False
@@ -73,19 +71,18 @@ class DraftModel:
         return True
 
     def _catch_up(self, wanted: Sequence[Wanted]) -> None:
-        """All known tokens but the last, in chunks."""
+        """Compute all known tokens but the last, in chunks."""
         for each in wanted:
             sequence = self._runs[each.run]
             while len(sequence.computed) < len(each.token_ids) - 1:
                 start = len(sequence.computed)
-                tokens = list(
-                    each.token_ids[start : min(start + self._chunk, len(each.token_ids) - 1)]
-                )
+                end = min(start + self._chunk, len(each.token_ids) - 1)
+                tokens = list(each.token_ids[start:end])
                 self._engine.runner.fill(self._pool, [Row(tokens, start, sequence.blocks)])
                 sequence.computed += tokens
 
     def _row(self, wanted: Wanted, guesses: Sequence[int]) -> Row:
-        """The last token known or guessed, which is thereby computed."""
+        """The last known or drafted token, for the next forward."""
         sequence = self._runs[wanted.run]
         token = guesses[-1] if guesses else wanted.token_ids[-1]
         row = Row([token], len(sequence.computed), sequence.blocks, Logits.LAST)

@@ -1,7 +1,6 @@
-"""DecodeModel: what the decode worker's node needs of tensors, as a protocol, so that the node is tested
-without any.
+"""DecodeModel: the protocol between the decode worker's node and its tensors. Tests need no torch.
 
-Objects made for each run at each step are NamedTuples, here and beside: on two cores the time of Python
+Objects made for each run in each step are NamedTuples, here and in runs.py and batching.py: Python's time
 adds to every step, and a frozen dataclass takes four times as long to make.
 """
 
@@ -16,53 +15,52 @@ from sampler.params import SamplingParams
 
 
 class Draw(NamedTuple):
-    """How to sample a row: at `position`, by a function of (seed, choice, position) alone. `seen`
-    are all token ids so far, for the repetition penalty, `generated` those without the prompt."""
+    """How to sample a row at `position`. `seen` are all token ids so far, for the repetition penalty;
+    `generated` are those after the prompt."""
 
     sampling: SamplingParams
     position: int
     seen: Sequence[int]
     generated: Sequence[int] = ()
-    forbidden: Sequence[int] = ()  # ids that may not come now
-    mask: bytes | None = None  # of the ids that may (baton/grammar.py)
-    logprobs: int = -1  # of the token, and so many of the likeliest
-    given: int | None = None  # nothing is drawn: this token stands, and is asked about
+    forbidden: Sequence[int] = ()  # ids that are not allowed now
+    mask: bytes | None = None  # of the ids that are (baton/grammar.py)
+    logprobs: int = -1  # number of alternatives to report; -1: no logprobs
+    given: int | None = None  # nothing is drawn: report the logprob of this token
 
     @property
     def plain(self) -> bool:
-        """It is the likeliest token, and no logit is touched before."""
+        """Greedy, and no logit is changed before."""
         free = not self.forbidden and self.mask is None and self.given is None
         return free and self.sampling.plain
 
 
 class Drawn(NamedTuple):
-    """The result of a Draw."""
+    """Result of a Draw."""
 
     token_id: int
     logprob: Logprob | None = None
 
 
 class DecodeModel(Protocol):
-    """What the node asks of the engine, sampler and exports. decode_worker/decoding.py is real."""
+    """What the node asks of engine, sampler and exports. decode_worker/decoding.py implements it."""
 
     def expect(self, grant: Grant) -> None:
-        """Someone may write into these blocks from now on."""
+        """A writer may write into these blocks from now on."""
 
     def poll(self) -> bool:
-        """Take in some of the KV that has arrived; True if there is more. Never waits."""
+        """Receive some of the KV that has arrived, without waiting. True if there is more."""
 
     def arrival(self, grant: Grant, receipt: Receipt, tokens: int) -> Arrival:
-        """Is the KV of so many tokens, which this receipt speaks of, in the pool?"""
+        """Whether the KV of so many tokens, described by this receipt, is in the pool."""
 
     def retire(self, grant: Grant) -> None:
-        """The grant is over: what still arrives under it is dropped."""
+        """The grant is over: drop what still arrives under it."""
 
     def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
-        """Offer the pool anew: writers of the old epoch cannot reach it through the new regions."""
+        """Export the pool again: the new regions are closed to writers of the old epoch."""
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
-        """Compute on these from the next step on."""
+        """Compute on these cores from the next step on."""
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
-        """One forward; one token for each position that asks for logits, in order, None where they
-        are not finite."""
+        """One forward, then one result for each draw, in order; None where logits are not finite."""

@@ -1,5 +1,5 @@
-"""PoolReporter: reports the KV pool's statistics to the router when they change, a few times a second at
-most. They ride on other messages where there are any: on a CPU an extra message slows the decode step."""
+"""PoolReporter: reports the KV pool's statistics to the router when they change, at most a few times a
+second. They ride on other messages, because on a CPU an extra message slows the decode step."""
 
 from baton.kv.blocks import BlockTable
 from baton.wire.messages import PoolStats
@@ -8,15 +8,13 @@ INTERVAL_S, ALONE_INTERVAL_S = 0.25, 1.0
 
 
 class PoolReporter:
-    """What was reported last, and when the next report is due."""
-
     def __init__(self, table: BlockTable) -> None:
         self._table = table
         self._sent: PoolStats | None = None
         self._sent_at = -ALONE_INTERVAL_S
 
     def forget(self) -> None:
-        """There is a new router: report everything again."""
+        """A new router needs a report even if nothing changed."""
         self._sent = None
 
     def due(self, now: float) -> float:
@@ -26,7 +24,7 @@ class PoolReporter:
         return max(0.0, self._sent_at + INTERVAL_S - now)
 
     def report(self, now: float, *, alone: bool) -> PoolStats | None:
-        """What to send now, if anything. `alone`: a message of its own, while runs decode."""
+        """The report to send now, if one is due. `alone`: no other message goes out, and runs decode."""
         if now < self._sent_at + (ALONE_INTERVAL_S if alone else INTERVAL_S):
             return None
         if (stats := self._stats()) == self._sent:

@@ -88,7 +88,7 @@ def run(
 def _proposer(
     name: str | None, options: WorkerOptions, target: ModelFiles, tokens: int
 ) -> Proposer | None:
-    """Who guesses, with a KV pool of its own for so many tokens if it is a model."""
+    """A draft model gets its own KV pool for so many `tokens`."""
     if name is None:
         return None
     if name == "ngram":
@@ -103,8 +103,7 @@ def _proposer(
 
 
 def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str | list[str]:
-    """The transports to offer. Frames come in from this host through a folder of ours and, where an
-    address is named for it, from other hosts."""
+    """The transports to offer. Frames need a folder for writers on this host, an address for others."""
     if kv_transport == "auto":
         return "auto"
     given = {"": True, "run_dir": folder, "bind_host": kv_host}
@@ -112,11 +111,11 @@ def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str |
     kinds = [each.name for each in chosen if given[each.needs] is not None]
     if not kinds:
         raise InputError(
-            f"KV {kv_transport} need a place to come in: give --kv-host ADDRESS or --run-dir DIR"
+            f"KV {kv_transport} need a socket to arrive at: give --kv-host ADDRESS or --run-dir DIR"
         )
     return kinds
 
 
 def _folder_of(router: str) -> Path | None:
-    """An ipc router's folder is private and on this host: good for our sockets, too."""
+    """The folder of an ipc router is private and on this host, so our sockets can use it too."""
     return Path(router.removeprefix("ipc://")).parent if router.startswith("ipc://") else None

@@ -1,8 +1,8 @@
 """Runs: the sequences a decode worker generates, and which of them is preempted when the pool is full.
 
 A run begins with blocks for its known tokens and a few more, and grows block by block. When no block is
-left, the youngest run gives back all of its blocks and begins again later (preemption by recompute). So
-the oldest always makes progress, and every request that fits the pool alone is finished.
+left, the youngest run returns all of its blocks and begins again later (preemption by recompute). So the
+oldest always makes progress, and every request that fits the pool alone finishes.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from decode_worker.model import Draw
 from sampler.params import SamplingParams
 
 SCORED_ROWS = 256
-"""Rows of a prompt whose logits are looked at in one forward: each is as wide as the vocabulary."""
+"""Most rows of a scored prompt in one forward: each needs logits as wide as the vocabulary."""
 
 
 @dataclass(slots=True)
@@ -34,10 +34,10 @@ class Run:
     prompt_tokens: int  # of token_ids; the others were generated
     params: GenerationParams
     matcher: Matcher | None = None
-    sent: bool = False  # its first token
+    sent: bool = False  # its first token was sent
     scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
-    published: bool = False  # its prompt's blocks
-    table: list[int] = field(init=False)  # its blocks, those it grew by at the end
+    published: bool = False  # the prompt's blocks are in the prefix cache
+    table: list[int] = field(init=False)  # block table
     sampling: SamplingParams = field(init=False)
     max_length: int = field(init=False)  # prompt and generation together, in tokens
 
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def scoring(self) -> bool:
-        """The logprobs of its prompt are still to be computed."""
+        """Prompt logprobs are not complete yet."""
         return self.params.prompt_logprobs >= 0 and len(self.scores) < self.prompt_tokens - 1
 
     def draw(self, draft: Sequence[int]) -> Draw:
@@ -70,13 +70,12 @@ class Run:
         )
 
     def progress(self, name: str) -> Progress:
-        """For plan_step()."""
         return Progress(
             name, len(self.token_ids), self.computed, SCORED_ROWS if self.scoring else None
         )
 
     def draftable(self, block_size: int) -> int:
-        """How many draft tokens fit its blocks and its length."""
+        """How many draft tokens fit its blocks and its maximum length."""
         room = len(self.table) * block_size - len(self.token_ids)
         return min(room, self.max_length - len(self.token_ids) - 1)
 
@@ -85,9 +84,14 @@ class Run:
         start = self.computed
         tokens = self.token_ids[start : start + share.tokens] + draft
         draws: list[Draw] = []
-        if self.scoring:  # after each token of the prompt, how likely was the next?
+        if self.scoring:  # each prompt token scores the next one
             ends = range(start + 1, start + share.tokens + 1)
-            draws += [self.score(index) for index in ends if index < self.prompt_tokens]
+            score = Draw(self.sampling, 0, (), logprobs=self.params.prompt_logprobs)
+            draws += [
+                score._replace(position=index, given=self.token_ids[index])
+                for index in ends
+                if index < self.prompt_tokens
+            ]
         scores = len(draws)
         if share.samples:
             draws += [self.draw(draft[:i]) for i in range(len(draft) + 1)]
@@ -95,13 +99,8 @@ class Run:
         self.computed += share.tokens
         return RunStep(share.run, Row(tokens, start, self.table, logits), draws, scores, draft)
 
-    def score(self, index: int) -> Draw:
-        """The logprob of the prompt token at this index."""
-        draw = Draw(self.sampling, index, ())
-        return draw._replace(logprobs=self.params.prompt_logprobs, given=self.token_ids[index])
-
     def append(self, token_id: int) -> str | None:
-        """One more token; why the run ends with it, if it does."""
+        """Add a token. Returns the finish reason if the run ends with it."""
         self.token_ids.append(token_id)
         if token_id in self.params.stop_token_ids:
             return "stop"
@@ -122,8 +121,8 @@ class Arriving:
 
 
 class RunStep(NamedTuple):
-    """A run's part of one forward: its row, and its draws: first `scores` prompt tokens, then one after
-    each draft token and one more."""
+    """A run's part of one forward. The first `scores` draws score prompt tokens; the others sample, one
+    before each draft token and one after the last."""
 
     run: str
     row: Row
@@ -139,16 +138,16 @@ def make_room(
     preempt: Callable[[str], None],
     ahead: int = 0,
 ) -> list[str]:
-    """Blocks for the next step of every run, oldest first. A run that cannot grow preempts the youngest,
-    which may be itself; `preempt` must take it out of `runs`. While there are blocks to spare, each run
-    grows for `ahead` tokens more.
+    """Take blocks for the next step of every run, oldest first. A run that cannot grow preempts the
+    youngest, possibly itself; `preempt` must remove it from `runs`. With blocks to spare each run grows
+    for `ahead` more tokens.
 
-    Returns the runs that must wait: the oldest alone, while grants that are not started hold the rest.
+    Returns the runs that must wait: at most the only run, if grants that are not started hold the rest.
     """
     waiting = []
     for name in list(runs):
         run = runs.get(name)
-        if run is None:  # preempted for an older one
+        if run is None:  # preempted by an older one
             continue
         while len(run.table) * block_size < len(run.token_ids):
             block = table.grow(name)

@@ -1,10 +1,9 @@
 """Speculative decoding: cheap draft tokens, checked in one forward of the real model.
 
-A decode step reads all weights for one token of a sequence; for a few tokens more it takes hardly
-longer, as long as the batch is small. So a proposer drafts the next tokens, they run as if they were
-known, and those that equal what the sampler draws at their positions are accepted. Because a draw is a
-function of (logits, seed, position) alone (sampler/sample.py), the tokens are exactly those of plain
-decoding, greedy or sampled; no acceptance rule has to keep a distribution.
+A decode step reads all weights for one token of a sequence; a few more tokens take hardly longer while
+the batch is small. So a proposer drafts the next tokens, they run as if they were known, and those that
+equal what the sampler draws at their positions are accepted. Since a draw is a function of (logits, seed,
+position) alone (sampler/sample.py), the result is exactly that of plain decoding, greedy or sampled.
 
     tokens ... a b          draft    c d e
     forward over b c d e -> draws    c d x ?      three tokens in one step: c, d and x
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 LONGEST, SHORTEST = 4, 2
-"""Tokens of the n-grams that prompt lookup looks for. One token alone is seldom a good guess."""
+"""Lengths of the n-grams that prompt lookup matches. A single token seldom predicts well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +27,10 @@ class Wanted:
 
 
 class Proposer(Protocol):
-    """Source of draft tokens. They may be wrong, few or none: that costs time, never correctness."""
+    """Source of draft tokens. Wrong, few or no drafts cost time, never correctness."""
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        """The draft tokens of each."""
+        """The draft tokens of each request, at most `most`."""
 
     def forget(self, run: str) -> None:
         """The run is over (or was never known)."""
@@ -39,25 +38,23 @@ class Proposer(Protocol):
 
 @dataclass(slots=True)
 class _Seen:
-    """Where each n-gram of a sequence was last followed by something."""
+    """The index of the token that last followed each n-gram of a sequence."""
 
     after: dict[tuple[int, ...], int] = field(default_factory=dict)
     indexed: int = 0
 
 
 class PromptLookup:
-    """What followed the last few tokens when they stood together before (Saxena, "Prompt lookup
+    """Drafts what followed the last few tokens at their previous occurrence (Saxena, "Prompt lookup
     decoding", 2023). Good where answers repeat their prompt or themselves: summaries, code edits."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        """See Proposer."""
         return [self._look_up(each) for each in wanted]
 
     def forget(self, run: str) -> None:
-        """See Proposer."""
         self._seen.pop(run, None)
 
     def _look_up(self, wanted: Wanted) -> list[int]:
@@ -75,20 +72,20 @@ class PromptLookup:
 
 
 class Speculation:
-    """A proposer, and how many draft tokens of each run are worth it; none without a proposer."""
+    """A proposer, and how many tokens it drafts for each run; none without a proposer."""
 
     def __init__(self, proposer: Proposer | None = None, most: int = 0) -> None:
         self._proposer = proposer
         self.most = most if proposer is not None else 0
-        self._hopes: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
 
     def guess(self, wanted: Sequence[Wanted], budget: int) -> dict[str, list[int]]:
-        """Guesses for these runs, at most `budget` in all and `most` of each."""
+        """Draft tokens by run, at most `budget` in all."""
         if self._proposer is None:
             return {}
         asked = []
         for each in wanted:
-            most = min(each.most, self._hopes.get(each.run, self.most), budget)
+            most = min(each.most, self._lengths.get(each.run, self.most), budget)
             if most > 0:
                 asked.append(Wanted(each.run, each.token_ids, most))
                 budget -= most
@@ -96,15 +93,14 @@ class Speculation:
         return {each.run: guesses for each, guesses in zip(asked, found, strict=True) if guesses}
 
     def update(self, run: str, *, drafted: int, accepted: int) -> None:
-        """How many of a run's draft tokens were accepted: while all are, the next draft is longer, else
-        one longer than what was accepted. A sequence that is hard to guess wastes one row a step."""
+        """Adapt the length of the run's next draft: twice as long if all tokens were accepted, else one
+        longer than what was accepted. A sequence that is hard to predict wastes one row a step."""
         if drafted:
-            hope = self._hopes.get(run, self.most)
-            self._hopes[run] = min(self.most, 2 * hope if accepted == drafted else accepted + 1)
+            length = self._lengths.get(run, self.most)
+            self._lengths[run] = min(self.most, 2 * length if accepted == drafted else accepted + 1)
 
     def forget(self, run: str) -> None:
-        """The run is over (or was never known)."""
-        self._hopes.pop(run, None)
+        self._lengths.pop(run, None)
         if self._proposer is not None:
             self._proposer.forget(run)
 

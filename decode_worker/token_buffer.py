@@ -1,12 +1,11 @@
-"""TokenBuffer: batches tokens of requests that nothing streams, on their way to the router.
+"""TokenBuffer: batches tokens before they are sent to the router.
 
 Router and client spend about as much on a message with one token as on one with ten, and on a CPU they
 compete with decode for cores. So each request has a stream_interval_s, the longest delay of its tokens. A
 run's first and last token are sent at once, together with all tokens that have waited half of their time.
-With many runs the delay grows, see flush_interval().
+With many runs the delay grows: see flush_interval().
 
-Times are those at which steps begin. What a step samples is there at its end, so what is not sent then
-waits for one step more.
+Times are those at which steps begin; a step's tokens exist at its end.
 """
 
 from dataclasses import dataclass, field
@@ -18,15 +17,15 @@ from decode_worker.model import Drawn
 from decode_worker.runs import Run
 
 FEW_RUNS = 10
-"""Up to so many runs get the interval that they ask for."""
+"""Up to so many runs get exactly their interval."""
 
 NOTICEABLE_S = 0.1
-"""From this delay on a reader notices that tokens arrive in groups."""
+"""From this delay on a reader sees tokens arrive in groups."""
 
 
 def flush_interval(stream_interval_s: float, runs: int) -> float:
-    """The longest delay of a run's tokens, in seconds. Above FEW_RUNS it grows with their number, up to
-    NOTICEABLE_S, so that the messages a second do not. 0 stays 0."""
+    """The longest delay of a run's tokens, in seconds. Above FEW_RUNS it grows with the number of runs,
+    up to NOTICEABLE_S, so that the number of messages does not. 0 stays 0."""
     return max(stream_interval_s, min(stream_interval_s * runs / FEW_RUNS, NOTICEABLE_S))
 
 
@@ -37,7 +36,7 @@ class _Buffered:
     run: Run
     position: int
     deadline: float
-    due: float  # from then on they go along with other messages
+    due: float  # from this time on they join any message that is sent
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -45,7 +44,7 @@ class _Buffered:
 
 
 class TokenBuffer:
-    """First in, first out."""
+    """Tokens by run, first in, first out."""
 
     def __init__(self) -> None:
         self._held: dict[str, _Buffered] = {}
@@ -54,7 +53,7 @@ class TokenBuffer:
     def put(
         self, name: str, run: Run, drawn: Drawn, finish: str | None, now: float, *, runs: int = 1
     ) -> None:
-        """A run's new token, and why the run ends with it, if it does. `runs`: how many decode."""
+        """Add a run's new token; `finish` is set with its last. `runs`: how many decode."""
         held = self._held.get(name)
         if held is None:
             wait = flush_interval(run.params.stream_interval_s, runs) if run.sent else 0.0
@@ -74,7 +73,7 @@ class TokenBuffer:
         return max(0.0, self._deadline - now)
 
     def take_due(self, now: float, soon: float) -> list[To]:
-        """One message with what must be sent by `soon` and what may go along with it."""
+        """One message with the tokens due by `soon`; none before a deadline."""
         if self._deadline > soon:
             return []
         due = [name for name, held in self._held.items() if held.due <= soon]
@@ -83,7 +82,7 @@ class TokenBuffer:
         return sent
 
     def flush(self, now: float) -> list[To]:
-        """One message with everything; none if there is nothing."""
+        """One message with all tokens, if there are any."""
         sent = self._send(self._held, now)
         self.clear()
         return sent
@@ -95,13 +94,12 @@ class TokenBuffer:
         return [To(ROUTER, Decoded(runs))] if runs else []
 
     def drop(self, name: str) -> None:
-        """The run was cancelled: its tokens are not sent."""
+        """Discard the tokens of a cancelled run."""
         self._held.pop(name, None)
         if not self._held:
             self.clear()
 
     def clear(self) -> None:
-        """Drop everything."""
         self._held.clear()
         self._deadline = float("inf")
 

@@ -1,10 +1,10 @@
 """DecodeWorker, a Node: owns the pool's blocks, starts filled runs, samples one token a step each.
 
-Reserve -> grant            blocks are set aside, under a lease
-Start   -> arriving         the receipt is checked against what is in the pool
-        -> running          the last known token is the next to compute; every step samples
-        -> preempted        the pool is full and it is the youngest: it gives its blocks back
-last token, Cancel, Reset   released, by the one way back (baton/kv/blocks.py)
+Reserve -> grant            blocks are reserved, under a lease
+Start   -> arriving         until the KV in the pool matches the receipt
+        -> running          every step computes the last known token and samples the next
+        -> preempted        the pool is full and this run is the youngest: it returns its blocks
+last token, Cancel, Reset   its blocks are released (baton/kv/blocks.py)
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ from decode_worker.speculation import Speculation, Wanted, accepted_prefix
 from decode_worker.token_buffer import TokenBuffer
 
 LEASE_S = 60.0
-ARRIVAL_S = 10.0  # how long announced KV may be on its way before it is filled again
+ARRIVAL_S = 10.0  # longest wait for KV after its receipt; then it is filled again
 UNSOUND = "numerical_error", "the model's logits for this request are not finite numbers"
 
 
 @dataclass(slots=True)
 class DecodeWorker:
-    """Knows blocks and token ids; everything about tensors is behind `model`."""
+    """Handles blocks and token ids; everything about tensors is behind `model`."""
 
     hello: msg.Hello
     model: DecodeModel
@@ -50,9 +50,9 @@ class DecodeWorker:
     _membership: Membership = field(init=False)
     _reporter: PoolReporter = field(init=False)
     _buffer: TokenBuffer = field(init=False, default_factory=TokenBuffer)
-    _stepped: float = field(init=False, default=0.0)  # when the last step began
-    _more_kv: bool = field(init=False, default=False)
-    _waits: bool = field(init=False, default=False)  # its runs wait for blocks
+    _step_began: float = field(init=False, default=0.0)  # the last step
+    _more_kv: bool = field(init=False, default=False)  # KV has arrived that is not received yet
+    _blocked: bool = field(init=False, default=False)  # all runs wait for blocks
 
     def __post_init__(self) -> None:
         hello = self.hello
@@ -75,7 +75,7 @@ class DecodeWorker:
             case msg.Start():
                 return self._start(message, now)
             case msg.Cancel(run, writer):
-                self._let_go(run, writer)
+                self._release(run, writer)
                 self._buffer.drop(run)
             case msg.Cores(cores):
                 self.model.use_cores(cores)
@@ -89,24 +89,26 @@ class DecodeWorker:
 
     def step(self, now: float) -> list[Effect]:
         effects = self._membership.step(now)
-        took, self._stepped = now - self._stepped, now
+        took, self._step_began = now - self._step_began, now
         for run in self.table.expired(now):
-            self._let_go(run, ANY_WRITER)
+            self._release(run, ANY_WRITER)
             effects.append(To(ROUTER, msg.Expired(run)))
         self._more_kv = self.model.poll()
         for run in list(self.arriving):
-            effects += self._look_for(run, now)
+            effects += self._check_arrival(run, now)
         effects += self._decode(now)
-        effects += self._buffer.take_due(now, now + took)  # the rest waits for the end of the next
-        alone = bool(self.runs) and not self._waits and not effects
+        effects += self._buffer.take_due(now, now + took)  # by the end of the next step
+        alone = bool(self.runs) and not self._blocked and not effects
         if self._membership.joined and (stats := self._reporter.report(now, alone=alone)):
             effects.append(To(ROUTER, stats))
         return effects
 
     def due(self, now: float) -> float:
-        if self._more_kv or (self.runs and not self._waits):
+        if self._more_kv or (self.runs and not self._blocked):
             return 0.0
-        waiting = 0.001 if self.arriving or self.runs else float("inf")  # KV comes by other ways
+        waiting = (
+            0.001 if self.arriving or self.runs else float("inf")
+        )  # shared memory wakes no poll
         waiting = min(waiting, self._buffer.due(now))
         if self._membership.joined:
             waiting = min(waiting, self._reporter.due(now))
@@ -127,8 +129,8 @@ class DecodeWorker:
         self.model.expect(grant)
         return [To(ROUTER, msg.Reserved(grant))]
 
-    def _let_go(self, run: str, writer: str | None) -> None:
-        """End a run on this worker, whatever the reason."""
+    def _release(self, run: str, writer: str | None) -> None:
+        """End a run on this worker for any reason. `writer` may still write into its blocks."""
         self.runs.pop(run, None)
         self.block_hashes.pop(run, None)
         self.arriving.pop(run, None)
@@ -138,13 +140,13 @@ class DecodeWorker:
 
     def _writer_joined(self, writer: str, host: str, pid: int, transport: str) -> list[Effect]:
         self.table.writer_clear(writer)
-        if not writes_by_itself(transport):  # its late bytes are dropped: no quarantine
+        if not writes_by_itself(transport):  # late bytes are dropped: no quarantine
             return []
         self.table.writer_joined(writer)
         return [Watch(writer, pid)] if host == self.hello.host else []
 
     def _start_anew(self, epoch: str) -> tuple[Region, ...]:
-        """Given up, or the router is gone: every run is over, even if writers are still at work."""
+        """The router has reset this worker, or is gone: end every run, even if writers still write."""
         self.runs.clear()
         self.block_hashes.clear()
         self.arriving.clear()
@@ -163,16 +165,16 @@ class DecodeWorker:
         try:
             matcher = self._matcher(order)
         except RequestError as error:
-            self._let_go(order.run, None)
+            self._release(order.run, None)
             return [To(ROUTER, msg.RunFailed(order.run, error.code, str(error)))]
         ids = list(order.token_ids)
         run = Run(grant, ids, len(ids) - 1, order.prompt_tokens, order.params, matcher)
-        if order.receipt is None:  # what is not cached is computed here
+        if order.receipt is None:  # this worker computes what is not cached
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
             return []
         self.arriving[order.run] = Arriving(run, order.receipt, now + ARRIVAL_S)
-        return self._look_for(order.run, now)
+        return self._check_arrival(order.run, now)
 
     def _matcher(self, order: msg.Start) -> Matcher | None:
         grammar = order.params.grammar
@@ -182,8 +184,8 @@ class DecodeWorker:
             raise RequestError("this decode worker has no tokenizer, and so no grammars")
         return self.grammars.open(grammar, order.token_ids[order.prompt_tokens :])
 
-    def _look_for(self, name: str, now: float) -> list[Effect]:
-        """Start the run if its KV has arrived; have it filled again if it is damaged or late."""
+    def _check_arrival(self, name: str, now: float) -> list[Effect]:
+        """Start the run if its KV has arrived; refuse the fill if it is damaged or late."""
         waiting = self.arriving[name]
         run = waiting.run
         arrival = self.model.arrival(run.grant, waiting.receipt, run.computed)
@@ -193,7 +195,7 @@ class DecodeWorker:
         late = now >= waiting.deadline
         if arrival is Arrival.PENDING and not late:
             return []
-        self._let_go(name, None)  # Filled was its writer's last word
+        self._release(name, None)  # its writer stopped writing before Filled
         why = f"did not arrive within {ARRIVAL_S:g} s" if late else "arrived damaged"
         return [To(ROUTER, msg.FillRefused(name, f"the KV cache {why}"))]
 
@@ -203,7 +205,7 @@ class DecodeWorker:
         waiting = self._make_room(effects, now)
         progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
         shares = plan_step(progress, token_budget=self.token_budget)
-        self._waits = not shares
+        self._blocked = not shares
         if not shares:
             return effects
         drafts = self._draft(shares) if self.speculation.most else {}
@@ -214,24 +216,24 @@ class DecodeWorker:
             try:
                 new = self.runs[share.run].next_step(share, drafts.get(share.run, []))
             except RequestError as error:  # its grammar allows no token
-                effects += self._broken(share.run, error.code, str(error), now)
+                effects += self._fail(share.run, error.code, str(error), now)
                 continue
             rows.append(new.row)
             draws += new.draws
             steps.append(new)
-        return effects + (self._take(steps, self.model.step(rows, draws), now) if rows else [])
+        return effects + (self._accept(steps, self.model.step(rows, draws), now) if rows else [])
 
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def preempt(name: str) -> None:
-            self._publish(name, self.runs[name])  # until they are evicted they can be used again
-            self._let_go(name, None)
+            self._publish(name, self.runs[name])  # reusable until evicted
+            self._release(name, None)
             effects.extend([*self._buffer.flush(now), To(ROUTER, msg.Preempted(name))])
 
         ahead = self.speculation.most
         return make_room(self.runs, self.table, self.hello.block_size, preempt, ahead)
 
     def _draft(self, shares: Sequence[Share]) -> dict[str, list[int]]:
-        """Draft tokens for the runs that decode, within the budget, their blocks and their length."""
+        """Draft tokens by run, within the budget, the blocks and the maximum length of each."""
         wanted = [
             Wanted(share.run, run.token_ids, run.draftable(self.hello.block_size))
             for share in shares
@@ -240,10 +242,10 @@ class DecodeWorker:
         taken = sum(share.tokens for share in shares)
         return self.speculation.guess(wanted, self.token_budget - taken)
 
-    def _take(
+    def _accept(
         self, steps: Sequence[RunStep], drawn: Sequence[Drawn | None], now: float
     ) -> list[Effect]:
-        """`drawn`: the draws of all steps, in order."""
+        """Add what was drawn to the runs. `drawn`: the results of all steps, in order."""
         effects: list[Effect] = []
         at = 0
         for each in steps:
@@ -267,34 +269,34 @@ class DecodeWorker:
         run = self.runs[name]
         scores = [each.logprob for each in drawn if each is not None and each.logprob is not None]
         if len(scores) < len(drawn):
-            return self._broken(name, *UNSOUND, now)
+            return self._fail(name, *UNSOUND, now)
         run.scores += scores
         return [] if run.scoring else [To(ROUTER, msg.PromptLogprobs(name, tuple(run.scores)))]
 
     def _append(self, name: str, drawn: Sequence[Drawn | None], now: float) -> list[Effect]:
-        """A run's tokens of this step, up to its end."""
+        """Add a run's tokens of this step, up to its end."""
         run = self.runs[name]
         for each in drawn:
             if each is None:
-                return self._broken(name, *UNSOUND, now)
+                return self._fail(name, *UNSOUND, now)
             if not run.published:
                 self._publish(name, run)
             finish = run.append(each.token_id)
             self._buffer.put(name, run, each, finish, now, runs=len(self.runs))
             if finish is not None:
                 self._publish(name, run)
-                self._let_go(name, None)
+                self._release(name, None)
                 break
         return []
 
-    def _broken(self, name: str, code: str, why: str, now: float) -> list[Effect]:
-        """End one run with an error, after its buffered tokens; the others go on."""
-        self._let_go(name, None)
+    def _fail(self, name: str, code: str, why: str, now: float) -> list[Effect]:
+        """End one run with an error, after its buffered tokens; the others continue."""
+        self._release(name, None)
         return [*self._buffer.flush(now), To(ROUTER, msg.RunFailed(name, code, why))]
 
     def _publish(self, name: str, run: Run) -> None:
-        """Other runs may use its full blocks from now on: the prompt's once a sound token was sampled
-        after them, the answer's at its end."""
+        """Offer its full blocks to other runs: the prompt's once a token was sampled from finite logits,
+        the answer's at its end."""
         if self.prefix_caching and self.block_hashes[name]:
             run.published = True
             block_hashes = extended(

@@ -1,1 +1,1 @@
-"""The prefill worker: grants in, filled KV blocks out. It never samples and owns no KV that matters."""
+"""The prefill worker: grants in, filled KV blocks out. It never samples."""

@@ -1,5 +1,5 @@
-"""Filling: the prefill worker's tensors. Computes KV into the decode pool itself where memory is
-shared, else into a scratch pool of its own, pushed layer by layer while the next layer computes."""
+"""Filling: the prefill worker's tensors. Where memory is shared it computes KV straight into the decode
+pool; elsewhere into its own scratch pool, pushed layer by layer while the next layer computes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,24 +14,23 @@ from baton.kv.region import Receipt, Region
 from baton.kv.row import Row
 from baton.transfer.base import Link
 from baton.transfer.registry import CurveKeys, open_link
-from prefill_worker.worker import Chunk, Way
+from baton.wire.messages import Attached
+from prefill_worker.worker import Chunk
 
 OpenLink = Callable[[str, str, Sequence[Region]], Link]
-"""Decode worker, its epoch, its pool's regions -> the way there. TransferError if there is none."""
+"""Decode worker, its epoch, its pool's regions -> a link. TransferError if no transport works."""
 
 
 @dataclass(slots=True)
 class Scratch:
-    """This worker's own pool, for decode workers whose memory it does not share."""
+    """This worker's own pool, for decode workers whose memory is not shared."""
 
     pool: Pool
-    free: list[int]  # taken from its end, so in rising order: neighbours are copied as one
+    free: list[int] = field(init=False)  # taken from its end, in rising order: copied as one range
     held: dict[str, list[int]] = field(default_factory=dict)  # run -> blocks
 
-    @classmethod
-    def over(cls, pool: Pool) -> "Scratch":
-        """All of its blocks free."""
-        return cls(pool, list(reversed(range(pool.blocks))))
+    def __post_init__(self) -> None:
+        self.free = list(reversed(range(self.pool.blocks)))
 
     def take(self, run: str, count: int) -> bool:
         """Blocks for the run; False if there are not enough now."""
@@ -41,7 +40,6 @@ class Scratch:
         return True
 
     def give_back(self, run: str) -> None:
-        """The run's blocks are free again."""
         self.free += reversed(self.held.pop(run, []))
 
 
@@ -58,7 +56,7 @@ class Filling:
         keys: CurveKeys | None,
         open_link: OpenLink | None = None,
     ) -> None:
-        """`open_link` replaces the registry's choice among the transports."""
+        """`open_link` replaces the registry's choice of a transport."""
         self._engine = engine
         self._open_link = open_link
         self._writer = writer
@@ -66,13 +64,13 @@ class Filling:
         self._scratch_tokens = scratch_tokens
         self._keys = keys
         self._links: dict[str, Link] = {}
-        self._pools: dict[str, Pool] = {}  # decode pools that are shared with us
+        self._pools: dict[str, Pool] = {}  # decode pools in shared memory
         self._scratch: Scratch | None = None
         self._cores = CoreTaker()
 
-    # ---- ways to the pools
+    # ---- links to the pools
 
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Attached:
         self.detach(worker)
         engine = self._engine
         if self._open_link is not None:
@@ -92,8 +90,8 @@ class Filling:
             self._pools[worker] = Pool.over(engine.layout, blocks, link.slabs)
         elif self._scratch is None:
             blocks = engine.layout.blocks_for(self._scratch_tokens)
-            self._scratch = Scratch.over(Pool.private(engine.layout, blocks, engine.device))
-        return Way(link.transport, link.probe(), link.why)
+            self._scratch = Scratch(Pool.private(engine.layout, blocks, engine.device))
+        return Attached(worker, epoch, link.transport, link.probe(), link.why)
 
     def detach(self, worker: str) -> None:
         self._pools.pop(worker, None)
@@ -117,8 +115,8 @@ class Filling:
         return self._scratch.take(grant.run, blocks)
 
     def known(self, grant: Grant) -> int:
-        """Where its memory is shared the prefix can be read in place. Else it is computed again:
-        reading it back takes about as long, and a way of its own."""
+        """Only a prefix in shared memory can be read in place. Elsewhere it is computed again: fetching
+        it takes about as long, and would need a protocol of its own."""
         shared = grant.worker in self._pools
         return len(grant.prefix) * self._engine.layout.block_size if shared else 0
 
@@ -169,12 +167,12 @@ class Filling:
         link = self._links.get(grant.worker)
         if link is None:
             raise TransferError(
-                f"there is no way to {grant.worker}: it is gone, or was never attached"
+                f"there is no link to {grant.worker}: it is gone, or was never attached"
             )
         return link
 
     def _touched(self, row: Row, prefix: int) -> slice:
-        """Indices of the blocks this row writes to, beyond the prefix, which decode has already. The
-        last may be pushed again by the next."""
+        """Indices of the blocks that this row writes, after the cached prefix. The last may be partly
+        full; then the next row pushes it again."""
         first = row.start // self._engine.layout.block_size
         return slice(max(first, prefix), self._engine.layout.blocks_for(row.end))

@@ -1,7 +1,7 @@
 """PrefillWorker, a Node: Fill in, Filled out. One step is one forward over one decode pool.
 
-A step takes as many tokens as the budget allows, of as many jobs as fit, so short prompts share a
-forward and long ones are cut into chunks, see plan_chunks().
+A step takes as many tokens as the budget allows, so short prompts share a forward and long ones are cut
+into chunks: see plan_chunks().
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,9 @@ from typing import Protocol
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
+from baton.wire import messages as msg
 from baton.wire.membership import Membership
-from baton.wire.messages import (
-    Attach,
-    Attached,
-    AttachFailed,
-    ChunkFilled,
-    Cores,
-    Detach,
-    Drop,
-    Fill,
-    Filled,
-    FillFailed,
-    Hello,
-    Message,
-    Released,
-)
+from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 
 
@@ -39,44 +26,36 @@ class Chunk:
     start: int
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How a decode worker's pool is reached."""
-
-    transport: str
-    gb_per_s: float
-    why: str
-
-
 class PrefillModel(Protocol):
     """What the node asks of the engine and the links. prefill_worker/filling.py is the real one."""
 
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
-        """Open a way to this pool, closing an older one. TransferError if there is none."""
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
+        """Open a link to this pool, closing an older one. TransferError if no transport works."""
 
     def detach(self, worker: str) -> None:
-        """Close the way; what was being written there is dropped."""
+        """Close the link; unfinished writes are dropped."""
 
     def admit(self, grant: Grant, tokens: int) -> bool:
-        """Room to compute this sequence? False: not now. TransferError: never, or no way there."""
+        """Reserve room to compute this sequence. False: no room now. TransferError: it can never fit, or
+        the pool is not attached."""
 
     def known(self, grant: Grant) -> int:
-        """Tokens at the beginning that need not be computed: their KV is within reach."""
+        """Tokens at the beginning whose cached KV can be read in place, so it is not computed again."""
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
-        """One forward: compute the chunks' KV and bring it to the granted blocks."""
+        """One forward: compute the chunks' KV and write it into the granted blocks."""
 
     def finish(self, grant: Grant, tokens: int) -> Receipt:
-        """All `tokens` are computed: make them visible to the owner."""
+        """All `tokens` are computed: make their KV visible to the owner."""
 
     def abandon(self, grant: Grant) -> None:
-        """Write no more under this grant."""
+        """Stop writing under this grant."""
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
-        """Compute on these from the next forward on."""
+        """Compute on these cores from the next forward on."""
 
     def clock(self) -> float:
-        """Monotonic seconds, for the cost of a forward."""
+        """Monotonic seconds, to time a forward."""
 
 
 @dataclass(slots=True)
@@ -91,15 +70,13 @@ class Job:
 
     @property
     def left(self) -> int:
-        """Tokens still to compute."""
         return len(self.token_ids) - self.done
 
 
 def plan_chunks(jobs: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
-    """Jobs of the next forward and how many tokens of each; all for the decode worker of the oldest,
-    since one forward writes into one pool. Half of the budget is the oldest job's, so that it goes on
-    whatever comes; the rest goes to those with the least left, so that a short prompt does not wait
-    for the end of a long one."""
+    """Jobs of the next forward and how many tokens of each. All are for the decode worker of the oldest
+    job, because one forward writes into one pool. Half of the budget is the oldest job's, so it always
+    advances. The rest goes to the jobs with the least left: short prompts do not wait for long ones."""
     if not jobs:
         return []
     oldest = jobs[0]
@@ -129,20 +106,24 @@ class PrefillWorker:
         if effects is not None:
             return effects
         match message:
-            case Attach(worker, epoch, regions):
-                return self._attach(worker, epoch, regions)
-            case Detach(worker):
+            case msg.Attach(worker, epoch, regions):
+                self._drop_all(worker)  # earlier writes were under an older epoch
+                try:
+                    return [To(ROUTER, self._model.attach(worker, epoch, regions))]
+                except TransferError as error:
+                    return [To(ROUTER, msg.AttachFailed(worker, epoch, str(error)))]
+            case msg.Detach(worker):
                 self._drop_all(worker)
                 self._model.detach(worker)
-            case Cores(cores):
+            case msg.Cores(cores):
                 self._model.use_cores(cores)
-            case Fill(grant, token_ids):
+            case msg.Fill(grant, token_ids):
                 self._jobs[grant.run] = Job(grant, token_ids)
-            case Drop(run):
+            case msg.Drop(run):
                 job = self._jobs.pop(run, None)
                 if job is not None:
                     self._model.abandon(job.grant)
-                return [To(ROUTER, Released(run))]
+                return [To(ROUTER, msg.Released(run))]
         return []
 
     def step(self, now: float) -> list[Effect]:
@@ -162,7 +143,10 @@ class PrefillWorker:
         for job, count in plan:
             job.done += count
             job.compute_s += took * count / total
-            effects += self._finish(job) if not job.left else [_part(job)]
+            if job.left:
+                effects.append(To(ROUTER, msg.ChunkFilled(job.grant.run, job.done)))
+            else:
+                effects += self._finish(job)
         return effects
 
     def due(self, now: float) -> float:
@@ -171,7 +155,7 @@ class PrefillWorker:
     # ---- jobs
 
     def _admit(self) -> list[Effect]:
-        """First come, first served here too: a job that finds no room stops the queue."""
+        """First come, first served: a job without room blocks those behind it."""
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
             if job.admitted:
@@ -192,22 +176,12 @@ class PrefillWorker:
         except TransferError as error:
             return self._failed(job, error)
         del self._jobs[job.grant.run]
-        return [To(ROUTER, Filled(job.grant.run, receipt, job.compute_s))]
+        return [To(ROUTER, msg.Filled(job.grant.run, receipt, job.compute_s))]
 
     def _failed(self, job: Job, error: TransferError) -> list[Effect]:
         self._jobs.pop(job.grant.run, None)
         self._model.abandon(job.grant)
-        return [To(ROUTER, FillFailed(job.grant.run, str(error)))]
-
-    # ---- ways to the pools
-
-    def _attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> list[Effect]:
-        self._drop_all(worker)  # whatever was written there was under an older epoch
-        try:
-            way = self._model.attach(worker, epoch, regions)
-        except TransferError as error:
-            return [To(ROUTER, AttachFailed(worker, epoch, str(error)))]
-        return [To(ROUTER, Attached(worker, epoch, way.transport, way.gb_per_s, way.why))]
+        return [To(ROUTER, msg.FillFailed(job.grant.run, str(error)))]
 
     def _drop_all(self, worker: str | None = None) -> None:
         for run, job in list(self._jobs.items()):
@@ -216,10 +190,6 @@ class PrefillWorker:
                 del self._jobs[run]
 
     def _start_anew(self, epoch: str) -> tuple[Region, ...]:
-        """Given up, or the router is gone: nothing of the old life is written any more."""
+        """The router has reset this worker, or is gone: stop all writes of the old epoch."""
         self._drop_all()
         return ()
-
-
-def _part(job: Job) -> To:
-    return To(ROUTER, ChunkFilled(job.grant.run, job.done))

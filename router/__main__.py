@@ -20,8 +20,8 @@ from baton.wire.channel import Listener
 from baton.wire.keys import load_keys
 from baton.wire.loop import Loop
 from router.admission import Served
+from router.batching import Rules
 from router.router import Identity, Router
-from router.scheduling import Rules
 from sampler.params import SamplingParams
 
 

@@ -1,4 +1,4 @@
-"""Admission: from a Submit to a ledger entry that the model can answer, or a refusal in words."""
+"""Admission: a Submit becomes a ledger entry that the model can answer, or is refused with a reason."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,17 @@ from sampler.params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The model this router serves, as far as text and numbers go."""
+    """What the router knows of the served model."""
 
     name: str
     fingerprint: str
     limits: Limits
     eos_token_ids: tuple[int, ...]
-    sampling: SamplingParams  # its own defaults
+    sampling: SamplingParams  # defaults
 
 
 def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> Entry:
-    """Tokenize and check. Raises RequestError; nothing is clamped, nothing is dropped."""
+    """Tokenize and check. Raises RequestError; no value is changed silently."""
     prompt_ids = submit.prompt
     if isinstance(prompt_ids, str):
         prompt_ids = encode_prompt(tokenizer, prompt_ids, served.limits.context)

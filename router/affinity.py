@@ -1,8 +1,8 @@
 """Affinity: which decode worker probably has the beginning of a prompt in its prefix cache. Pure.
 
-The router does not know what is cached where, but it knows where it has sent what: the worker that was
-last given a block hash (baton/kv/prefix.py) is the best guess. A wrong guess costs a prefill, never a
-wrong answer: the worker itself reports what it has cached.
+The router cannot see the prefix caches. The worker to which a block hash (baton/kv/prefix.py) was sent
+last is its best guess. A wrong guess costs a prefill, never a wrong answer: the worker's grant says what
+is cached.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ REMEMBERED = 100_000
 
 
 class Affinity:
-    """Where blocks were sent last."""
+    """The worker to which each block hash was sent last."""
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered
@@ -28,7 +28,7 @@ class Affinity:
             self._places.popitem(last=False)
 
     def there(self, block_hashes: Sequence[bytes], worker: str) -> int:
-        """How many of the first blocks this worker probably has."""
+        """How many of the first blocks are probably cached on this worker."""
         count = 0
         for block_hash in block_hashes:
             if self._places.get(block_hash) != worker:

@@ -1,4 +1,4 @@
-"""plan_fill(): which prompts are filled next. Pure."""
+"""plan_fill(): which prompts the next Fill batch holds. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,40 +14,42 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class FillRule:
-    """When a batch goes: full by requests or tokens, or the oldest prompt's window is over."""
+class Rules:
+    """How this router schedules."""
 
-    window_s: float  # longest wait for prompts whose blocks are on their way; 0: none
-    batch_size: int
-    token_budget: int
+    batch_size: int  # requests running at once, hence the size of a Fill batch
+    window_s: float  # longest wait of a prompt for others whose blocks are being reserved; 0: none
+    token_budget: int  # of a Fill batch
+    colocated: bool = False
+    local_tokens: int = 0  # prompts with at most so many uncached tokens skip prefill
 
 
 def plan_fill(
-    waiting: Sequence[Waiting], rule: FillRule, *, more_may_come: bool, now: float
+    waiting: Sequence[Waiting], rules: Rules, *, more_may_come: bool, now: float
 ) -> list[Waiting]:
     """The next batch, or an empty list if it is better to wait.
 
     `waiting` is in order of arrival, oldest first, here and in fill_due(). A batch is a prefix of it, so
-    short prompts never starve a long one ahead of them. The first one always goes, even if it alone
-    exceeds the token budget (the prefill worker cuts it into chunks). Without `more_may_come` the batch
-    goes at once, so a lone prompt never waits.
+    short prompts never starve a long one ahead of them. The first prompt is always taken, even if it
+    exceeds the token budget by itself (the prefill worker cuts it into chunks). Without `more_may_come`
+    the batch is sent at once, so a lone prompt never waits.
     """
     if not waiting:
         return []
     batch = [waiting[0]]
     tokens = waiting[0].tokens
-    for each in waiting[1 : rule.batch_size]:
-        if tokens + each.tokens > rule.token_budget:
+    for each in waiting[1 : rules.batch_size]:
+        if tokens + each.tokens > rules.token_budget:
             break
         batch.append(each)
         tokens += each.tokens
-    full = len(batch) == rule.batch_size or len(batch) < len(waiting)
-    window_over = now - waiting[0].since >= rule.window_s
+    full = len(batch) == rules.batch_size or len(batch) < len(waiting)
+    window_over = now - waiting[0].since >= rules.window_s
     return batch if full or window_over or not more_may_come else []
 
 
-def fill_due(waiting: Sequence[Waiting], rule: FillRule, now: float) -> float | None:
-    """Seconds until the window of the oldest one closes; None if there is none."""
+def fill_due(waiting: Sequence[Waiting], rules: Rules, now: float) -> float | None:
+    """Seconds until the window of the oldest closes; None if `waiting` is empty."""
     if not waiting:
         return None
-    return max(0.0, waiting[0].since + rule.window_s - now)
+    return max(0.0, waiting[0].since + rules.window_s - now)

@@ -1,14 +1,14 @@
-"""Shares the cores of this host among its workers. Two workers on one core cost each other far more than
-half (docs/performance.md), and an idle worker's cores would be wasted.
+"""CoreKeeper: shares the cores of this host among its workers. Two workers on one core slow each other by
+far more than half (docs/performance.md), and the cores of an idle worker would be wasted.
 
-    both at work          prefill  0        decode  1
-    only decode at work   prefill (0)       decode  0 1
+    both busy             prefill  0        decode  1
+    only decode busy      prefill (0)       decode  0 1
 
-Every worker owns a part of the cores; busy workers also get the parts of idle ones. A worker that gets
-work has its own part back after one more step of the borrower at most.
+Every worker owns a share of the cores; busy workers also get the shares of idle ones. A worker that gets
+work has its own share back after at most one more step of the borrower.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from baton.lifecycle import State
 from baton.wire.messages import Cores
@@ -18,7 +18,7 @@ from router.workers import WorkerRegistry
 
 
 class CoreKeeper:
-    """Hands out `cores` of `host` to the workers there that take them."""
+    """Assigns the `cores` of `host` to the workers there that accept them."""
 
     def __init__(self, host: str, cores: Sequence[int]) -> None:
         self._host = host
@@ -36,9 +36,7 @@ class CoreKeeper:
         busy |= {each.decode for each in ledger.in_state(State.DECODING)}
         effects: list[Effect] = []
         names = sorted(sharers, key=lambda name: (sharers[name].role, name))
-        for worker, cores in shares(
-            self._cores, names, [name for name in names if name in busy]
-        ).items():
+        for worker, cores in shares(self._cores, names, busy).items():
             order = (sharers[worker].epoch, cores)
             if self._sent.get(worker) != order:
                 self._sent[worker] = order
@@ -47,12 +45,12 @@ class CoreKeeper:
 
 
 def shares(
-    cores: Sequence[int], workers: Sequence[str], busy: Iterable[str]
+    cores: Sequence[int], workers: Sequence[str], busy: Collection[str | None]
 ) -> dict[str, tuple[int, ...]]:
-    """Cores of each worker. Busy workers share no core, unless there are more workers than cores; no core
-    is left over while any worker is busy."""
+    """Cores of each worker. Busy workers share no core, unless there are more workers than cores. While
+    any worker is busy, no core is idle."""
     own = _split(cores, workers)
-    at_work = [worker for worker in workers if worker in set(busy)]
+    at_work = [worker for worker in workers if worker in busy]
     if not at_work:
         return own
     if len(workers) > len(cores):

@@ -1,7 +1,7 @@
-"""Ledger: every live request, its state, and when it got there. The only writer of State.
+"""Ledger: every live request, its state, and since when. The only writer of State.
 
-The time spent in each state is kept as states change, so queueing, prefill, hand-over and decode
-times are read off, never measured a second time.
+The time spent in each state is recorded as states change. Queueing, prefill, hand-over and decode times
+are read off these records, never measured a second time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from baton.wire.records import Timings
 
 @dataclass(slots=True)
 class Entry:
-    """One live request. `worker` names are those of the current run; None while it has none."""
+    """One live request. `decode` and `prefill` are the workers of its current run, None without one."""
 
     id: str
     client: str
@@ -26,9 +26,9 @@ class Entry:
     params: GenerationParams  # resolved: with the model's defaults and stop ids
     text: TextStream
     submitted: float = 0.0
-    serial: int = 0  # its place in the line
+    serial: int = 0  # order of submission
     state: State = State.QUEUED
-    since: float = 0.0  # when it came into its state
+    since: float = 0.0  # when it entered its state
     run_number: int = -1
     emitted: list[int] = field(default_factory=list)
     decode: str | None = None
@@ -37,20 +37,20 @@ class Entry:
     receipt: Receipt | None = None
     losses: int = 0  # workers that died with this request on them
     refills: int = 0  # fills that failed or arrived damaged
-    scored: bool = False  # its client has the prompt's logprobs
-    transport: str = ""  # which way its KV came last
+    scored: bool = False  # the prompt's logprobs were sent to the client
+    transport: str = ""  # of its last KV hand-over
     preemptions: int = 0
-    block_hashes: tuple[bytes, ...] = ()  # of its full blocks, the root first,
-    hashed: tuple[int, int] = (0, 0)  # for so many tokens, in blocks of so many
-    reserved: int = 0  # tokens that blocks were asked for when it was last placed
+    block_hashes: tuple[bytes, ...] = ()  # of its full blocks, the root first
+    hashed: tuple[int, int] = (0, 0)  # tokens and block size for which they were computed
+    reserved: int = 0  # tokens of its last Reserve
     spent: dict[State, float] = field(default_factory=dict)
     first_token: float | None = None
     handover_s: float = 0.0
     moved_bytes: int = 0
     detokenize_s: float = 0.0
-    cached_tokens: int = 0  # of token_ids, whose KV was cached in the current grant
-    reused_tokens: int = 0  # of the prompt, whose KV was cached when it was first placed
-    retry_at: float = 0.0  # do not try to place it before this time
+    cached_tokens: int = 0  # first tokens whose KV the current grant found in the prefix cache
+    reused_tokens: int = 0  # the same of the first grant
+    retry_at: float = 0.0  # earliest time of the next placement
 
     @property
     def run(self) -> str:
@@ -68,18 +68,13 @@ class Entry:
         return len(self.prompt_ids) + len(self.emitted)
 
     @property
-    def remaining(self) -> int:
-        """Tokens that may still be generated."""
-        return self.params.max_new_tokens - len(self.emitted)
-
-    @property
     def to_be_scored(self) -> bool:
-        """Its client waits for the logprobs of its prompt."""
+        """The client waits for the prompt's logprobs."""
         return self.params.prompt_logprobs >= 0 and not self.scored
 
     @property
     def unfilled(self) -> int:
-        """Tokens whose KV is to be computed before the last known one can be run."""
+        """Tokens whose KV must be computed before the last known token can run."""
         return self.length - 1 - self.cached_tokens
 
     @property
@@ -89,28 +84,28 @@ class Entry:
 
     @property
     def reach(self) -> int:
-        """Tokens the run can come to hold; the same for every attempt."""
+        """Most tokens the sequence can have; the same for every attempt."""
         return len(self.prompt_ids) + self.params.max_new_tokens
 
 
 class Listener(Protocol):
-    """Observes every event."""
+    """Observes all changes of the ledger."""
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
         """The entry is in its new state and still names the workers of the old one. `event` is None
-        when it was added."""
+        if it was added."""
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
-        """The KV of so many tokens is computed; the fill goes on."""
+        """The KV of so many tokens is computed, and the fill continues."""
 
-    def talked(self, entry: Entry, times: Sequence[float]) -> None:
+    def sampled(self, entry: Entry, times: Sequence[float]) -> None:
         """The entry has new tokens, sampled at these times."""
 
 
 class Ledger:
     """Live requests by id, by state, and by the run that workers report on."""
 
-    def __init__(self, listener: Listener | None = None) -> None:
+    def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._entries: dict[str, Entry] = {}
         self._by_state: dict[State, dict[str, Entry]] = {state: {} for state in LIVE}
@@ -119,43 +114,39 @@ class Ledger:
         self.late_reports = 0  # about runs already over: normal after a cancel, so counted
 
     def add(self, entry: Entry, now: float) -> None:
-        """A new request, QUEUED. Its id must not be in use."""
+        """Its id must not be in use."""
         assert entry.id not in self._entries
         self._serial += 1
         entry.submitted = entry.since = now
         entry.serial = self._serial
         self._entries[entry.id] = self._by_state[State.QUEUED][entry.id] = entry
-        if self._listener is not None:
-            self._listener.happened(entry, None, now, "")
+        self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
-        """Move the entry on. A new run begins at RESERVE; a finished entry leaves the ledger. `note`
-        is the reason, for observers."""
+        """Change the entry's state. RESERVE begins a new run; FINISH removes the entry. `note` is the
+        reason, for observers."""
         state = advance(entry.state, event)
         if state is not entry.state:
             self._move(entry, state, now)
         if event is Event.RESERVE:
             entry.run_number += 1
             self._runs[entry.run] = entry
-        if self._listener is not None:
-            self._listener.happened(entry, event, now, note)
+        self._listener.happened(entry, event, now, note)
         if state in (State.QUEUED, State.FINISHED):
             self._runs.pop(entry.run, None)
             entry.decode = entry.prefill = entry.grant = entry.receipt = None
             entry.cached_tokens = 0
 
     def tokens(self, entry: Entry, token_ids: Sequence[int], times: Sequence[float]) -> None:
-        """More tokens of this entry, sampled at these times."""
+        """Append tokens that were sampled at these times."""
         entry.state = advance(entry.state, Event.TOKEN)
         entry.emitted += token_ids
         entry.first_token = times[0] if entry.first_token is None else entry.first_token
-        if self._listener is not None:
-            self._listener.talked(entry, times)
+        self._listener.sampled(entry, times)
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
-        """A chunk of it is filled: passed on to the listener, nothing else depends on it."""
-        if self._listener is not None:
-            self._listener.filled_to(entry, tokens, now)
+        """A chunk of its prompt is filled. Only the listener needs to know."""
+        self._listener.filled_to(entry, tokens, now)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
         name = entry.id
@@ -164,22 +155,21 @@ class Ledger:
         entry.state, entry.since = state, now
         if state is State.FINISHED:
             del self._entries[name]
-        elif state is State.QUEUED:  # back to its place in the line
-            line = {name: entry, **self._by_state[state]}
+        elif state is State.QUEUED:  # back to its place in the queue
+            queue = {name: entry, **self._by_state[state]}
             second = next((other.serial for other in self._by_state[state].values()), entry.serial)
             if second < entry.serial:
-                line = dict(sorted(line.items(), key=lambda item: item[1].serial))
-            self._by_state[state] = line
+                queue = dict(sorted(queue.items(), key=lambda item: item[1].serial))
+            self._by_state[state] = queue
         else:
             self._by_state[state][name] = entry
 
     def get(self, request: str) -> Entry | None:
-        """The live entry of this request."""
         return self._entries.get(request)
 
     def follow(self, run: str, *states: State, by: str | None = None) -> Entry | None:
-        """The entry whose current run this is, if it is in one of the states, and with the worker
-        `by` whose report it is; any other report is late, or not that worker's to make."""
+        """The entry whose current run this is, if it is in one of the states and on worker `by`, the
+        sender of the report. Other reports are late, and counted."""
         entry = self._runs.get(run)
         if entry is not None and entry.state in states:
             at_work = entry.prefill if entry.state is State.FILLING else entry.decode
@@ -189,15 +179,14 @@ class Ledger:
         return None
 
     def in_state(self, *states: State) -> list[Entry]:
-        """Entries in these states; within one, in the order they came into it."""
+        """Entries in these states, each state's in the order they entered it."""
         return [entry for state in states for entry in self._by_state[state].values()]
 
     def count(self, *states: State) -> int:
-        """How many entries are in these states."""
         return sum(len(self._by_state[state]) for state in states)
 
     def queue(self) -> Iterator[Entry]:
-        """The waiting line, without copying it: it may be long. Do not apply events meanwhile."""
+        """The queued entries, not copied: the queue may be long. Apply no events while iterating."""
         return iter(self._by_state[State.QUEUED].values())
 
     def on_worker(self, worker: str) -> list[Entry]:
@@ -209,7 +198,6 @@ class Ledger:
         ]
 
     def of_client(self, client: str) -> list[Entry]:
-        """Live entries of one client."""
         return [entry for entry in self._entries.values() if entry.client == client]
 
     def __len__(self) -> int:
@@ -217,7 +205,7 @@ class Ledger:
 
 
 def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
-    """Where the request's time went, all its runs together."""
+    """Where the request's time went, over all its runs."""
     spent = {state: entry.spent.get(state, 0.0) for state in State}
     filled_tokens = len(entry.prompt_ids) - 1 - entry.reused_tokens
     first = entry.first_token if entry.first_token is not None else now

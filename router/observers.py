@@ -1,19 +1,18 @@
-"""Observers: clients that follow every request live, for the dashboard, traces and metrics.
+"""Observers follow every request live, for the dashboard, traces and metrics; Watchers the cluster.
 
-They get events every tenth of a second, if there are any, and counts once a second. Without observers
+Observers get events every tenth of a second, if there are any, and counts once a second. Without them
 only the counts are kept. No message to them holds a prompt or a text.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from baton.lifecycle import LIVE, PLACED, Event, State
-from baton.metrics import ITL_BUCKETS_S
 from baton.timeline import Moment
-from baton.wire.messages import Observed
+from baton.wire.messages import ClusterInfo, Observed
 from baton.wire.node import Effect, To
-from baton.wire.records import Counts, Ended, PoolInfo
+from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo
 from router.ledger import Entry, Ledger, timings
 from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
@@ -28,13 +27,13 @@ ON_WORKER = {
 
 
 class Observers:
-    """Listens to the ledger."""
+    """The ledger's Listener, and what it sends to the clients that observe."""
 
     def __init__(self) -> None:
         self._clients: dict[str, None] = {}
         self._moments: list[Moment] = []
         self._ended: list[Ended] = []
-        self._talking: dict[str, Entry] = {}
+        self._with_tokens: dict[str, Entry] = {}
         self._last_token: dict[str, float] = {}
         self._itl = [0] * (len(ITL_BUCKETS_S) + 1)
         self._itl_s = 0.0
@@ -43,22 +42,19 @@ class Observers:
         self._next_events = self._next_count = 0.0
 
     def add(self, client: str) -> None:
-        """It observes from now on."""
         self._clients[client] = None
         self._next_count = 0.0
 
     def remove(self, client: str) -> None:
-        """It has left."""
         self._clients.pop(client, None)
 
     # ---- from the ledger
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
-        """Called after the entry came into its new state, before it forgets its workers."""
         name = entry.id
         if entry.state in (State.QUEUED, State.FINISHED):
             self._last_token.pop(name, None)
-            self._talking.pop(name, None)
+            self._with_tokens.pop(name, None)
         self._preempted += event is Event.PREEMPTED
         self._refilled += event is Event.RETRY
         if not self._clients:
@@ -68,22 +64,19 @@ class Observers:
             self._ended.append(_ended(entry, now, note))
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
-        """Called when a chunk of its prompt is computed."""
         if self._clients:
             self._moments.append(replace(_moment(entry, now, ""), tokens=tokens))
 
     def worker_lost(self, member: Member | None) -> None:
-        """A worker is dead, or given up."""
         if member is not None:
             self._lost[member.hello.role] += 1
 
-    def talked(self, entry: Entry, times: Sequence[float]) -> None:
-        """Called with the times of an entry's new tokens."""
+    def sampled(self, entry: Entry, times: Sequence[float]) -> None:
         name = entry.id
         self._generated += len(times)
         last = self._last_token.get(name)
-        if last is None and self._clients:  # the first of a run ends its prefill
-            self._moments.append(_moment(entry, times[0], "", talks=True))
+        if last is None and self._clients:  # a run's first token ends its prefill
+            self._moments.append(_moment(entry, times[0], "", sampled=True))
         for at in times:
             if last is not None:
                 self._itl[bisect_left(ITL_BUCKETS_S, at - last)] += 1
@@ -91,7 +84,7 @@ class Observers:
             last = at
         self._last_token[name] = times[-1]
         if self._clients:
-            self._talking[name] = entry
+            self._with_tokens[name] = entry
 
     # ---- sending
 
@@ -99,35 +92,35 @@ class Observers:
         """Seconds until there is something to send."""
         if not self._clients:
             return float("inf")
-        waiting = self._moments or self._talking
+        waiting = self._moments or self._with_tokens
         return min(self._next_count, self._next_events if waiting else self._next_count) - now
 
     def updates(self, ledger: Ledger, members: WorkerRegistry, now: float) -> list[Effect]:
-        """Observed to every observer, if anything is due."""
+        """Observed for every observer, if anything is due."""
         if not self._clients:
-            self._moments, self._ended, self._talking = [], [], {}
+            self._moments, self._ended, self._with_tokens = [], [], {}
             return []
         counting = now >= self._next_count
-        if not counting and (now < self._next_events or not (self._moments or self._talking)):
+        if not counting and (now < self._next_events or not (self._moments or self._with_tokens)):
             return []
         self._next_events = now + EVENTS_S
         if counting:
             self._next_count = now + COUNT_S
-        talk = [
-            _moment(each, self._last_token[name], "", talks=True)
-            for name, each in self._talking.items()
+        decoding_now = [
+            _moment(each, self._last_token[name], "", sampled=True)
+            for name, each in self._with_tokens.items()
         ]
         observed = Observed(
             now,
-            tuple(self._moments + talk),
+            tuple(self._moments + decoding_now),
             tuple(self._ended),
             self.counts(ledger, members) if counting else None,
         )
-        self._moments, self._ended, self._talking = [], [], {}
+        self._moments, self._ended, self._with_tokens = [], [], {}
         return [To(client, observed) for client in self._clients]
 
     def counts(self, ledger: Ledger, members: WorkerRegistry) -> Counts:
-        """Everything that is counted, since the router's start."""
+        """The router's counts: current ones, and totals since its start."""
         return Counts(
             waiting=ledger.count(*LIVE) - ledger.count(State.DECODING),
             running=ledger.count(*PLACED),
@@ -143,12 +136,36 @@ class Observers:
         )
 
 
-def _moment(entry: Entry, at: float, note: str, *, talks: bool = False) -> Moment:
-    """`talks`: it has tokens. Before those a run that decode fills by itself is being filled."""
+class Watchers:
+    """Clients that asked for ClusterInfo, and what was last sent to each."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, ClusterInfo | None] = {}
+
+    def add(self, client: str) -> None:
+        """The client asks, perhaps again, and gets an answer in any case."""
+        self._sent[client] = None
+
+    def remove(self, client: str) -> None:
+        self._sent.pop(client, None)
+
+    def updates(self, look: Callable[[], ClusterInfo]) -> list[Effect]:
+        """ClusterInfo for each watcher that has an older one. `look` is called if there are watchers."""
+        if not self._sent:
+            return []
+        info = look()
+        behind = [client for client, sent in self._sent.items() if sent != info]
+        self._sent.update(dict.fromkeys(behind, info))
+        return [To(client, info) for client in behind]
+
+
+def _moment(entry: Entry, at: float, note: str, *, sampled: bool = False) -> Moment:
+    """`sampled`: the current run has tokens. Before that, a run without a receipt counts as filling: the
+    decode worker computes its prompt."""
     role = ON_WORKER.get(entry.state)
     worker = entry.prefill if role == PREFILL else entry.decode if role == DECODE else None
     decoding = entry.state is State.DECODING
-    filling = decoding and not talks and entry.receipt is None and entry.unfilled > 0
+    filling = decoding and not sampled and entry.receipt is None and entry.unfilled > 0
     generated = (decoding and not filling) or entry.state is State.FINISHED
     return Moment(
         request=entry.id,

@@ -1,7 +1,7 @@
 """Placement: which decode worker holds a request's KV, which prefill worker fills it. Pure.
 
-A policy is a function of these choices alone; the scheduler calls PLACE_DECODE and PLACE_PREFILL. A new
-one is written here, with a test, and put in their place.
+A policy is a function of the choices below. The scheduler calls PLACE_DECODE and PLACE_PREFILL. To add a
+policy, write it here, with a test, and assign it to one of them at the end of this file.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -15,26 +15,26 @@ class DecodeChoice:
     worker: str
     free_blocks: int
     running: int
-    cached: float = 0.0  # the share of the prompt that is probably in its prefix cache
+    cached: float = 0.0  # share of the prompt that is probably in its prefix cache, 0 to 1
 
 
 CACHE_HIT_WEIGHT = 4
-"""A prompt that is cached whole is worth so many running requests."""
+"""A fully cached prompt outweighs so many running requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillChoice:
-    """A prefill worker that could fill a request, with the tokens it has still to do."""
+    """A prefill worker that could fill a request."""
 
     worker: str
-    waiting_tokens: int
+    waiting_tokens: int  # still to be computed there
     reaches: Collection[str]  # decode workers it can write to
 
 
 def choose_decode(choices: Sequence[DecodeChoice], blocks: int) -> str | None:
-    """The one with the fewest running requests among those with room; a cached prompt counts for up to
-    CACHE_HIT_WEIGHT of them. Ties go to the most free blocks, then to the name, so that equal clusters
-    place equally. None if no worker has room."""
+    """The worker with the fewest running requests among those with `blocks` free; a cached prompt offsets
+    up to CACHE_HIT_WEIGHT of them. Ties go to the most free blocks, then to the first name, so placement
+    is deterministic. None if no worker has room."""
     fitting = [each for each in choices if each.free_blocks >= blocks]
     if not fitting:
         return None
@@ -44,7 +44,7 @@ def choose_decode(choices: Sequence[DecodeChoice], blocks: int) -> str | None:
 
 
 def choose_prefill(choices: Sequence[PrefillChoice], decode: str) -> str | None:
-    """The one with the fewest tokens to compute among those that can write to this decode worker."""
+    """The worker with the fewest tokens to compute among those that can write to this decode worker."""
     able = [each for each in choices if decode in each.reaches]
     if not able:
         return None
@@ -52,8 +52,8 @@ def choose_prefill(choices: Sequence[PrefillChoice], decode: str) -> str | None:
 
 
 def fills_remotely(tokens: int, *, colocated: bool, local_tokens: int) -> bool:
-    """Should a prefill worker fill these tokens, or the decode worker itself, in chunks? A prompt of one
-    token has nothing to fill; one of up to `local_tokens` is not worth a hand-over."""
+    """True: a prefill worker fills these tokens. False: the decode worker does, in chunks. A prompt of
+    one token has nothing to fill; up to `local_tokens` are not worth a hand-over."""
     return not colocated and tokens > max(0, local_tokens)
 
 

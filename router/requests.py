@@ -1,5 +1,5 @@
-"""Requests: every request's way from Submit to its one end. A part of the router: it writes the ledger
-and returns what to send. Placement is the scheduler's.
+"""Requests: every request from Submit to its one Finished or Failed. Part of the router: it writes the
+ledger and returns what to send. The scheduler decides placement.
 """
 
 from baton.clock import Clock
@@ -16,7 +16,7 @@ MAX_TRIES = 3
 
 
 class Requests:
-    """Follows every request. Methods return what is to be sent."""
+    """Methods return the effects to carry out."""
 
     def __init__(
         self,
@@ -30,15 +30,13 @@ class Requests:
         self._scheduler = scheduler
         self._served = served
         self._tokenizer = tokenizer
-        self._clock = clock  # for the cost of tokenizing alone; elsewhere time is an argument
-        self._dropping: dict[
-            str, tuple[str, str]
-        ] = {}  # run -> prefill, decode: Released is to come
+        self._clock = clock  # measures tokenizing only; elsewhere time is an argument
+        self._dropping: dict[str, tuple[str, str]] = {}  # run -> prefill, decode; Released expected
 
     # ---- from clients
 
     def submit(self, client: str, submit: msg.Submit, now: float) -> list[Effect]:
-        """A new request, or a refusal in words."""
+        """Add a new request, or refuse it with a reason."""
         if self._ledger.get(submit.request) is not None:
             why = f"request id {submit.request!r} is in use"
             return [To(client, msg.Failed(submit.request, "invalid_request", why))]
@@ -52,14 +50,14 @@ class Requests:
         return [To(client, msg.Accepted(submit.request, len(entry.prompt_ids), took))]
 
     def abort(self, client: str, request: str, now: float) -> list[Effect]:
-        """Abort a request of this client."""
+        """Ignored unless the request is this client's."""
         entry = self._ledger.get(request)
         if entry is None or entry.client != client:
             return []
         return self._end(entry, "abort", now)
 
     def client_gone(self, client: str, now: float) -> list[Effect]:
-        """The client has disconnected: withdraw its requests."""
+        """The client has disconnected: cancel its requests."""
         effects: list[Effect] = []
         for entry in self._ledger.of_client(client):
             effects += self._withdraw(entry)
@@ -110,22 +108,26 @@ class Requests:
         return []
 
     def worker_gone(self, worker: str, removed: list[Effect], now: float) -> list[Effect]:
-        """Move its requests: each keeps its emitted tokens and goes on elsewhere. `removed`: what to send
-        to the other workers about this one."""
-        lost = self._ledger.on_worker(worker)[::-1]  # each goes to the head of the line
+        """Queue its requests again; each keeps its emitted tokens. `removed`: what to send to the other
+        workers about this one."""
+        lost = self._ledger.on_worker(worker)[::-1]  # each goes to the head of the queue
         effects = removed
         self._dropping = {r: pair for r, pair in self._dropping.items() if worker not in pair}
         for entry in lost:
             effects += self._withdraw(entry, gone=worker)
             entry.losses += 1
             if entry.losses >= MAX_TRIES:
-                effects += self._fail(entry, "worker_lost", _lost_text(entry), now, placed=False)
+                why = (
+                    f"{entry.losses} workers died while this request was on them, so it is not tried "
+                    f"again; {len(entry.emitted)} tokens were sent"
+                )
+                effects += self._fail(entry, "worker_lost", why, now, placed=False)
             else:
                 self._ledger.apply(entry, Event.LOST, now, note="worker lost")
         return effects
 
     def refuse_unplaceable(self, now: float) -> list[Effect]:
-        """What no pool here could ever hold."""
+        """Fail requests that no pool here could ever hold."""
         effects: list[Effect] = []
         while rejection := self._scheduler.never_fits():
             effects += self._fail(rejection[0], "context_length_exceeded", rejection[1], now)
@@ -140,7 +142,7 @@ class Requests:
         entry.receipt = message.receipt
         entry.handover_s += message.receipt.seconds
         entry.moved_bytes += message.receipt.moved_bytes
-        return self._scheduler.start(entry, now)
+        return [self._scheduler.start(entry, now)]
 
     def _decoded(self, sender: str, runs: tuple[msg.RunTokens, ...], now: float) -> list[Effect]:
         emitted: dict[str, list[msg.Emitted]] = {}
@@ -150,17 +152,20 @@ class Requests:
             if entry is None:
                 continue
             if tokens.position != entry.length or not tokens.token_ids:
-                others += self._refill(entry, "tokens were lost on their way to the router", now)
+                others += self._refill(
+                    entry, "tokens were lost between the decode worker and the router", now
+                )
                 continue
             emission, end = self._emit(entry, tokens, now)
             emitted.setdefault(entry.client, []).append(emission)
             others += end
-        return [*(To(client, _together(each)) for client, each in emitted.items()), *others]
+        messages = {c: e[0] if len(e) == 1 else msg.Emissions(tuple(e)) for c, e in emitted.items()}
+        return [*(To(client, message) for client, message in messages.items()), *others]
 
     def _emit(
         self, entry: Entry, new: msg.RunTokens, now: float
     ) -> tuple[msg.Emitted, list[Effect]]:
-        """What to send to the client: the new tokens, and the end if they are the last."""
+        """The new tokens for the client, and the effects of its end if they are the last."""
         params, started = entry.params, self._clock()
         silent = new.finish == "stop" and not params.include_stop
         silent = silent and new.token_ids[-1] in params.stop_token_ids
@@ -178,7 +183,7 @@ class Requests:
         return emission, self._end(entry, reason, now, running=new.finish is None)
 
     def _withdraw(self, entry: Entry, gone: str | None = None) -> list[Effect]:
-        """Cancel the entry's run on its workers, but for `gone`."""
+        """Cancel the entry's run on its workers, except on `gone`."""
         effects: list[Effect] = []
         filling = entry.state is State.FILLING
         if filling and entry.prefill is not None and entry.prefill != gone:
@@ -192,7 +197,7 @@ class Requests:
         return effects
 
     def _settled(self, run: str, writer: str) -> list[Effect]:
-        """The writer has stopped writing under a run that is over: its blocks may leave quarantine."""
+        """The writer has stopped writing for a cancelled run: its blocks may leave quarantine."""
         if self._dropping.get(run, ("", ""))[0] != writer:
             return []
         _, decode = self._dropping.pop(run)
@@ -201,7 +206,7 @@ class Requests:
     # ---- ends
 
     def _end(self, entry: Entry, reason: str, now: float, *, running: bool = True) -> list[Effect]:
-        """End a request well. `running`: the decode worker still holds the run."""
+        """Finish a request. `running`: the decode worker still holds the run."""
         effects = self._withdraw(entry) if running else []
         client, request = entry.client, entry.id
         kv_bytes = self._scheduler.kv_bytes_per_token(entry)
@@ -211,13 +216,13 @@ class Requests:
     def _fail(
         self, entry: Entry, code: str, why: str, now: float, *, placed: bool = True
     ) -> list[Effect]:
-        """End a request with an error."""
+        """`placed`: its run must still be cancelled on its workers."""
         effects = self._withdraw(entry) if placed else []
         self._ledger.apply(entry, Event.FINISH, now, note=code)
         return [*effects, To(entry.client, msg.Failed(entry.id, code, why))]
 
     def _refill(self, entry: Entry, why: str, now: float) -> list[Effect]:
-        """The run's KV is not usable and its workers have released it: fill it again."""
+        """The run's KV is unusable and its workers have released it: queue it again."""
         entry.refills += 1
         if entry.refills >= MAX_TRIES:
             text = f"the KV cache could not be filled in {MAX_TRIES} tries; the last: {why}"
@@ -225,15 +230,3 @@ class Requests:
         effects = self._withdraw(entry)
         self._ledger.apply(entry, Event.RETRY, now, note=why)
         return effects
-
-
-def _together(emitted: list[msg.Emitted]) -> msg.Emitted | msg.Emissions:
-    """One message for one client."""
-    return emitted[0] if len(emitted) == 1 else msg.Emissions(tuple(emitted))
-
-
-def _lost_text(entry: Entry) -> str:
-    return (
-        f"{entry.losses} workers died while this request was on them, so it is not tried again; "
-        f"{len(entry.emitted)} tokens were sent"
-    )

@@ -1,8 +1,9 @@
-"""Router, a Node: every request's way from Submit to its end. Message in, messages out.
+"""Router, a Node: dispatches each message to the part of the router that handles it.
 
-The states of a request are baton/lifecycle.py, its way through them is requests.py. batching.py decides
-what is filled next, placement.py where, health.py and workers.py which workers are alive. This file joins
-them.
+requests.py     what happens to a request; its states are baton/lifecycle.py
+scheduling.py   orders to workers; batching.py decides what is filled next, placement.py where
+workers.py      which workers have joined and are alive
+observers.py    what clients follow
 """
 
 from dataclasses import dataclass
@@ -10,17 +11,17 @@ from dataclasses import dataclass
 from baton.clock import Clock
 from baton.text import Tokenizer
 from baton.wire import messages as msg
+from baton.wire.membership import BEAT_S
 from baton.wire.messages import Message
 from baton.wire.node import Effect, To
 from router.admission import Served
+from router.batching import Rules
 from router.cores import CoreKeeper
-from router.health import BEAT_S
 from router.ledger import Ledger
-from router.observers import Observers
+from router.observers import Observers, Watchers
 from router.requests import Requests
-from router.scheduling import Rules, Scheduler
-from router.watchers import Watchers, cluster_info
-from router.workers import WorkerRegistry
+from router.scheduling import Scheduler
+from router.workers import WorkerRegistry, other_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Identity:
     epoch: str
     host: str
     pid: int
-    cores: tuple[int, ...] = ()  # of the host, to be handed out to its workers
+    cores: tuple[int, ...] = ()  # of the host, shared among its workers
 
 
 class Router:
@@ -72,10 +73,17 @@ class Router:
                 return self._peer_gone(peer, now, proven_dead=False)
             case msg.Hello():
                 return self._hello(sender, message, now)
+            case msg.Malformed("Submit", request, why):
+                return [To(sender, msg.Failed(request, "invalid_request", why))]
+            case msg.Malformed(_, protocol, why):
+                return [To(sender, msg.Refused(other_protocol(protocol, why)))]
         self.workers.heard(sender, now)
         if self.workers.get(sender) is None:
             return [
-                To(sender, msg.Reset("the router does not know you: you were given up, say Hello"))
+                To(
+                    sender,
+                    msg.Reset("the router does not know this worker or gave it up: say Hello"),
+                )
             ]
         return self._report(sender, message, now)
 
@@ -109,13 +117,13 @@ class Router:
         welcome = To(sender, msg.Welcome(identity.epoch, identity.host, identity.pid))
         known = self.workers.get(sender)
         if known is not None and known.hello.epoch == hello.epoch:
-            return [welcome]  # it knocked again before it had our answer
-        # One that we know under another epoch has started anew before it was missed.
+            return [welcome]  # Hello was sent again before our Welcome arrived
+        # A known worker with a new epoch restarted before its death was noticed.
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
         return [*effects, welcome, *self.workers.join(hello, now)]
 
     def _report(self, sender: str, message: Message, now: float) -> list[Effect]:
-        """A member's report on itself, on its ways to decode pools, or on a run."""
+        """A member's report on itself, on its links to decode pools, or on a run."""
         member = self.workers.get(sender)
         assert member is not None
         match message:
@@ -135,8 +143,8 @@ class Router:
         return []
 
     def _peer_gone(self, peer: str, now: float, *, proven_dead: bool) -> list[Effect]:
-        """The process behind this peer is dead, or cannot be reached. A client has left; a worker that is
-        alive after all gets Reset when it reports."""
+        """The peer's process is dead or cannot be reached. A worker that is alive after all gets Reset
+        when it reports."""
         if self.workers.get(peer) is not None:
             return self._worker_gone(peer, now, proven_dead=proven_dead)
         effects = self.workers.remove(peer, proven_dead=proven_dead)
@@ -150,5 +158,17 @@ class Router:
         return self._requests.worker_gone(worker, removed, now)
 
     def info(self, now: float) -> msg.ClusterInfo:
-        """The served model and the workers."""
-        return cluster_info(self._served, self.workers, now, colocated=self._rules.colocated)
+        """The served model, the workers, and what is missing before requests can be served."""
+        served, members = self._served, self.workers
+        missing = members.missing(colocated=self._rules.colocated, now=now)
+        return msg.ClusterInfo(
+            ready=not missing,
+            model=served.name,
+            fingerprint=served.fingerprint,
+            context=served.limits.context,
+            vocabulary=served.limits.vocabulary,
+            dtype=next((member.hello.dtype for member in members), ""),
+            sampling=served.sampling,
+            workers=members.infos(now),
+            waiting_for=missing,
+        )

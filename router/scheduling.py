@@ -1,7 +1,7 @@
-"""Scheduler: gives queued requests to workers: asks the pure policies, writes the orders."""
+"""Scheduler: asks the pure policies what to reserve, fill and start next, and writes the orders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from baton.kv.grant import Grant
 from baton.kv.prefix import extended, root
@@ -9,7 +9,7 @@ from baton.lifecycle import PLACED, Event, State
 from baton.wire.messages import Cancel, Fill, Renew, Reserve, Start
 from baton.wire.node import Effect, To
 from router.affinity import Affinity
-from router.batching import FillRule, Waiting, fill_due, plan_fill
+from router.batching import Rules, Waiting, fill_due, plan_fill
 from router.ledger import Entry, Ledger
 from router.placement import (
     PLACE_DECODE,
@@ -21,42 +21,30 @@ from router.placement import (
 from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
 DEFERRED_S = 0.02
-"""A decode worker that deferred a run is asked again after this: blocks may leave quarantine."""
+"""Delay before a decode worker that deferred a run is asked again: blocks may leave quarantine."""
 
 AFTER_PREEMPTION = 4
-"""A preempted request asks for so many times more blocks ahead of it than the time before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How this router schedules."""
-
-    batch_size: int  # requests running at once, hence the size of a Fill batch
-    window_s: float  # the longest a prompt waits for others whose blocks are on their way
-    token_budget: int
-    colocated: bool = False
-    local_tokens: int = 0  # prompts with at most so many uncached tokens skip prefill
+"""A preempted request reserves so many times more blocks ahead than the time before."""
 
 
 class Scheduler:
-    """Places, fills and starts. The ledger's states are its only memory."""
+    """Reserves, fills and starts. The ledger's states are its only memory."""
 
     def __init__(self, ledger: Ledger, members: WorkerRegistry, rules: Rules) -> None:
         self._ledger = ledger
         self._members = members
         self._rules = rules
         self._affinity = Affinity()
-        self._fill_rule = FillRule(rules.window_s, rules.batch_size, rules.token_budget)
 
     def place(self, now: float) -> list[Effect]:
-        """Everything that can be ordered now."""
+        """All orders that are possible now."""
         return [*self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
-        """Seconds until something may be ordered that cannot be now, though no message comes."""
+        """Seconds until an order becomes possible without a message."""
         first = next(self._ledger.queue(), None)
         waits = [first.retry_at - now] if first and first.retry_at > now else []
-        window = fill_due(self._waiting(), self._fill_rule, now)
+        window = fill_due(self._waiting(), self._rules, now)
         if window is not None and window > 0:
             waits.append(window)
         return min(waits, default=float("inf"))
@@ -92,7 +80,7 @@ class Scheduler:
         return min(entry.reach, len(entry.token_ids) + ahead)
 
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
-        """The decode worker has reserved blocks, and may have a prefix cached."""
+        """The decode worker has reserved blocks; the grant names the cached prefix."""
         member = self._members.get(grant.worker)
         assert member is not None
         entry.grant = grant
@@ -102,7 +90,7 @@ class Scheduler:
         self._ledger.apply(entry, Event.GRANTED, now)
 
     def _able(self, entry: Entry, now: float) -> list[Member]:
-        """Decode workers that take requests and, if need be, a prefill worker can write to."""
+        """Decode workers that accept requests and, if needed, can be written to by a prefill worker."""
         members = [m for m in self._members.alive(DECODE, now) if m.full_until <= now]
         if self._remote(entry):
             reached = {d for p in self._members.alive(PREFILL, now) for d in p.attached}
@@ -110,15 +98,14 @@ class Scheduler:
         return members
 
     def _decode_choice(self, member: Member, block_hashes: Sequence[bytes]) -> DecodeChoice:
-        """Free blocks, less one that each request there will soon grow by; and how much of the prompt is
-        probably cached."""
+        """Free blocks are counted less one for each request there: it will grow soon."""
         here = [e for e in self._ledger.in_state(*PLACED) if e.decode == member.worker]
         held = sum(_blocks(entry.holds, member.hello.block_size) + 1 for entry in here)
         cached = self._affinity.there(block_hashes, member.worker) / max(1, len(block_hashes))
         return DecodeChoice(member.worker, member.hello.blocks - held, len(here), cached)
 
     def deferred(self, entry: Entry, now: float) -> None:
-        """The pool had no room after all (the router does not see its quarantine): back to the queue."""
+        """The pool had no room (the router does not see its quarantine): back to the queue."""
         member = self._members.get(entry.decode) if entry.decode else None
         if member is not None:
             member.full_until = now + DEFERRED_S
@@ -126,7 +113,7 @@ class Scheduler:
         self._ledger.apply(entry, Event.DEFERRED, now)
 
     def renew_leases(self) -> list[Effect]:
-        """Renew the leases of the grants that are not started yet."""
+        """For the grants that are not started yet."""
         waiting: dict[str, list[str]] = {}
         for entry in self._ledger.in_state(State.RESERVED, State.FILLING):
             assert entry.decode is not None
@@ -134,7 +121,7 @@ class Scheduler:
         return [To(decode, Renew(tuple(runs))) for decode, runs in waiting.items()]
 
     def never_fits(self) -> tuple[Entry, str] | None:
-        """The first in the queue, if no pool here could ever hold it, and why."""
+        """The first queued request and the reason, if no pool here could ever hold it."""
         entry = next(self._ledger.queue(), None)
         members = list(self._members.of(DECODE))
         if entry is None or not members:
@@ -151,20 +138,17 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry) -> bool:
-        if entry.to_be_scored:  # decode alone has logits
+        if entry.to_be_scored:  # only decode computes logits
             return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None
-        if (
-            entry.cached_tokens and member is not None
-        ):  # the rest of a block is not worth a hand-over
-            local = max(local, member.hello.block_size)
+        if entry.cached_tokens and member is not None:
+            local = max(local, member.hello.block_size)  # too little for a hand-over
         return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
 
     def _start_local(self, now: float) -> list[Effect]:
         reserved = self._ledger.in_state(State.RESERVED)
-        starts = [self.start(entry, now) for entry in reserved if not self._remote(entry)]
-        return [effect for effects in starts for effect in effects]
+        return [self.start(entry, now) for entry in reserved if not self._remote(entry)]
 
     def _waiting(self) -> list[Waiting]:
         return [
@@ -173,31 +157,27 @@ class Scheduler:
         ]
 
     def _fill(self, now: float) -> list[Effect]:
-        """A batch waits only for prompts whose blocks are being reserved. A later one goes with the next
-        batch, as soon as the prefill worker is done with this one."""
+        """A batch waits only for prompts whose blocks are being reserved; later ones form the next."""
         more = self._ledger.count(State.RESERVING) > 0
-        batch = plan_fill(self._waiting(), self._fill_rule, more_may_come=more, now=now)
+        batch = plan_fill(self._waiting(), self._rules, more_may_come=more, now=now)
         fills: list[Effect] = []
         moved: list[Effect] = []
         for waiting in batch:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
             assert entry.grant is not None
-            assert entry.decode is not None
-            worker = PLACE_PREFILL(self._prefill_choices(now), entry.decode)
+            worker = PLACE_PREFILL(self._prefill_choices(now), entry.grant.worker)
             if worker is None:
-                moved += self._move_if_out_of_reach(entry, now)
+                moved += self._move_if_out_of_reach(entry, entry.grant.worker, now)
                 continue
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
             fills.append(To(worker, Fill(entry.grant, entry.token_ids[:-1])))
         return moved + fills
 
-    def _move_if_out_of_reach(self, entry: Entry, now: float) -> list[Effect]:
-        """No prefill worker can write to its decode worker now. If all have failed to attach, the
-        request is placed anew; else it keeps its blocks and waits."""
-        decode = entry.decode
-        assert decode is not None
+    def _move_if_out_of_reach(self, entry: Entry, decode: str, now: float) -> list[Effect]:
+        """No prefill worker can write to its decode worker now. If all failed to attach, the request is
+        queued again; otherwise it keeps its blocks and waits."""
         prefills = self._members.alive(PREFILL, now)
         if not prefills or not all(decode in prefill.failed for prefill in prefills):
             return []
@@ -218,8 +198,8 @@ class Scheduler:
 
     # ---- decode
 
-    def start(self, entry: Entry, now: float) -> list[Effect]:
-        """Start the request on its decode worker, which fills it itself where there is no receipt."""
+    def start(self, entry: Entry, now: float) -> To:
+        """Without a receipt the decode worker computes the prompt itself."""
         assert entry.decode is not None
         params = entry.params
         if entry.scored:  # by an earlier run
@@ -230,7 +210,7 @@ class Scheduler:
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport
         self._ledger.apply(entry, Event.START, now)
-        return [To(entry.decode, order)]
+        return To(entry.decode, order)
 
     def kv_bytes_per_token(self, entry: Entry) -> int:
         """KV bytes one token of this request takes in its pool; 0 if it was never placed."""
@@ -239,12 +219,12 @@ class Scheduler:
 
 
 def _block_hashes(entry: Entry, block_size: int) -> tuple[bytes, ...]:
-    """Hashes of the blocks that are full before the last known token, which decode will run. None where
+    """Hashes of the blocks that are full before the last known token, which decode will run. Empty if
     prompt logprobs are wanted: then the whole prompt must be computed."""
     if entry.to_be_scored:
         return ()
     ids = entry.token_ids[:-1]
-    if entry.hashed != (len(ids), block_size):  # kept, as it may have to wait for room
+    if entry.hashed != (len(ids), block_size):  # else cached
         entry.block_hashes = extended([root(entry.params.cache_salt)], ids, block_size)
         entry.hashed = (len(ids), block_size)
     return entry.block_hashes

@@ -1,24 +1,30 @@
-"""WorkerRegistry: the workers that have joined, which prefill can write to which decode, and liveness."""
+"""WorkerRegistry: the workers that have joined, which prefill can write to which decode, and liveness.
+
+The loop notices at once when a process on the router's own host dies (Exited). Heartbeats find what
+cannot be watched: workers on other hosts, stalled and wedged processes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from baton.wire.messages import (
-    PROTOCOL,
-    Attach,
-    Attached,
-    Detach,
-    Hello,
-    PoolStats,
-    WriterClear,
-    WriterJoined,
-)
+from baton.wire import messages as msg
+from baton.wire.membership import BEAT_S
+from baton.wire.messages import PROTOCOL, Attached, Hello
 from baton.wire.node import Effect, To, Watch
 from baton.wire.records import WorkerInfo
-from router.health import Health, Pulse
 
 PREFILL, DECODE = "prefill", "decode"
 MAX_PATIENCE_S = 86_400.0
+MISSED_BEATS = 3
+
+
+class Health(StrEnum):
+    """Verdict on a worker by the age of its last message."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"  # silent for too long: gets no new requests
+    DEAD = "dead"  # silent for longer than its longest step: its requests are moved
 
 
 @dataclass(slots=True)
@@ -26,16 +32,25 @@ class Member:
     """A worker that has joined."""
 
     hello: Hello
-    pulse: Pulse
+    last_heard: float
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
-    failed: dict[str, str] = field(default_factory=dict)  # prefill: decode workers out of reach
-    pool: PoolStats | None = None  # decode: its last report
-    full_until: float = 0.0  # decode: it deferred a run, ask again after this
+    failed: dict[str, str] = field(
+        default_factory=dict
+    )  # prefill: decode workers it cannot write to, and why
+    pool: msg.PoolStats | None = None  # decode: its last report
+    full_until: float = 0.0  # decode: it deferred a run, ask again at this time
 
     @property
     def worker(self) -> str:
-        """Its name as a peer."""
         return self.hello.worker
+
+    def health(self, now: float) -> Health:
+        """A worker sends heartbeats from its step loop, so a wedged process falls silent though its
+        sockets still answer. It may be silent for as long as its longest step takes."""
+        silent = now - self.last_heard
+        if silent >= MISSED_BEATS * BEAT_S + self.hello.patience_s:
+            return Health.DEAD
+        return Health.SUSPECT if silent >= MISSED_BEATS * BEAT_S else Health.ALIVE
 
 
 class WorkerRegistry:
@@ -48,22 +63,21 @@ class WorkerRegistry:
         self._silent: set[str] = set()  # prefill workers given up that may still be writing
 
     def get(self, worker: str) -> Member | None:
-        """The member of this name."""
         return self._members.get(worker)
 
     def of(self, role: str) -> Iterator[Member]:
-        """WorkerRegistry of a role, by name, so that equal clusters are walked equally."""
+        """Members of a role, sorted by name, so that placement is deterministic."""
         return (m for _, m in sorted(self._members.items()) if m.hello.role == role)
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
 
     def rejection(self, sender: str, hello: Hello) -> str | None:
-        """Why this worker cannot join, with both values named; None if it fits."""
+        """Why this worker cannot join, naming both values; None if it can."""
         if hello.worker != sender:
             return f"the worker's socket is called {sender!r}, its Hello says {hello.worker!r}"
         if hello.protocol != PROTOCOL:
-            return f"the worker speaks protocol {hello.protocol}, the router {PROTOCOL}"
+            return other_protocol(str(hello.protocol))
         if hello.role not in (PREFILL, DECODE):
             return f"the role must be {PREFILL} or {DECODE}, got {hello.role!r}"
         sizes = (hello.block_size, hello.block_bytes, *((hello.blocks,) * (hello.role == DECODE)))
@@ -87,14 +101,14 @@ class WorkerRegistry:
     def join(self, hello: Hello, now: float) -> list[Effect]:
         """Add the worker and introduce it: every prefill worker attaches to every decode pool."""
         self._silent.discard(hello.worker)
-        self._members[hello.worker] = Member(hello, Pulse(now, hello.patience_s))
+        self._members[hello.worker] = Member(hello, now)
         effects: list[Effect] = []
         if hello.host == self._host:
             effects.append(Watch(hello.worker, hello.pid))
         if hello.role == DECODE:
             return effects + [To(m.worker, _attach(hello)) for m in self.of(PREFILL)]
-        # A writer that says Hello has dropped all it was writing: whatever waits for it may go.
-        effects += [To(m.worker, WriterClear(hello.worker)) for m in self.of(DECODE)]
+        # A writer that says Hello has stopped all earlier writes: blocks that wait for it are free.
+        effects += [To(m.worker, msg.WriterClear(hello.worker)) for m in self.of(DECODE)]
         return effects + [To(hello.worker, _attach(m.hello)) for m in self.of(DECODE)]
 
     def attached(self, prefill: Member, report: Attached) -> list[Effect]:
@@ -105,41 +119,40 @@ class WorkerRegistry:
         prefill.attached[report.worker] = report
         prefill.failed.pop(report.worker, None)
         hello = prefill.hello
-        joined = WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
+        joined = msg.WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
         return [To(report.worker, joined)]
 
     def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
-        """Remove a worker and inform its peers. A prefill worker that is merely silent may still be
-        writing: its blocks stay in quarantine until it says Hello or is proven dead."""
+        """Remove a worker and inform its peers. A prefill worker that is only silent may still write: its
+        blocks stay in quarantine until it says Hello or is proven dead."""
         member = self._members.pop(worker, None)
         if member is None:
             if not proven_dead or worker not in self._silent:
                 return []
-            self._silent.discard(worker)  # given up before, and now it is known to be dead
-            return [To(m.worker, WriterClear(worker)) for m in self.of(DECODE)]
+            self._silent.discard(worker)  # given up earlier, now proven dead
+            return [To(m.worker, msg.WriterClear(worker)) for m in self.of(DECODE)]
         if member.hello.role == DECODE:
             for prefill in self.of(PREFILL):
                 prefill.attached.pop(worker, None)
                 prefill.failed.pop(worker, None)
-            return [To(m.worker, Detach(worker, member.hello.epoch)) for m in self.of(PREFILL)]
+            return [To(m.worker, msg.Detach(worker, member.hello.epoch)) for m in self.of(PREFILL)]
         if not proven_dead:
             self._silent.add(worker)
             return []
-        return [To(m.worker, WriterClear(worker)) for m in self.of(DECODE)]
+        return [To(m.worker, msg.WriterClear(worker)) for m in self.of(DECODE)]
 
     def heard(self, worker: str, now: float) -> None:
         """Any message proves that the worker is alive."""
-        member = self._members.get(worker)
-        if member is not None:
-            member.pulse.last_heard = now
+        if member := self._members.get(worker):
+            member.last_heard = now
 
     def alive(self, role: str, now: float) -> list[Member]:
-        """WorkerRegistry of a role that may be given work."""
-        return [m for m in self.of(role) if m.pulse.judge(now) is Health.ALIVE]
+        """Members of a role that accept work."""
+        return [m for m in self.of(role) if m.health(now) is Health.ALIVE]
 
     def dead(self, now: float) -> list[str]:
-        """WorkerRegistry that were silent for too long."""
-        return [m.worker for m in self if m.pulse.judge(now) is Health.DEAD]
+        """Workers that were silent for too long."""
+        return [m.worker for m in self if m.health(now) is Health.DEAD]
 
     def missing(self, *, colocated: bool, now: float) -> str:
         """Why requests cannot be served now; empty if they can."""
@@ -158,22 +171,25 @@ class WorkerRegistry:
         return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
 
     def _unavailable(self, role: str, now: float) -> str:
-        """Why no worker of this role takes requests. Silence is given in whole seconds, so that the text
-        changes once a second at most."""
-        silent = [f"{_name(m)} is silent for {m.pulse.silent_s(now)} s" for m in self.of(role)]
+        """Why no worker of this role accepts requests. In whole seconds, so that ClusterInfo changes at
+        most once a second."""
+        silent = [
+            f"{m.worker.partition('.')[0]} is silent for {int(now - m.last_heard)} s"
+            for m in self.of(role)
+        ]
         if not silent:
             return f"no {role} worker has joined"
         return f"no {role} worker answers: {', '.join(silent)} (at a long step, or stalled)"
 
     def infos(self, now: float) -> tuple[WorkerInfo, ...]:
-        """Every member, as clients see it."""
+        """Every member, for ClusterInfo."""
         return tuple(
             WorkerInfo(
                 m.worker,
                 m.hello.role,
                 m.hello.device,
-                m.pulse.judge(now).value,
-                tuple(_way(a) for a in m.attached.values()),
+                m.health(now).value,
+                tuple(map(_transport, m.attached.values())),
                 m.hello.load_s,
                 m.hello.how,
             )
@@ -181,18 +197,17 @@ class WorkerRegistry:
         )
 
 
-def _name(member: Member) -> str:
-    """For people: without the suffix of this life of the process."""
-    return member.worker.partition(".")[0]
+def other_protocol(protocol: str, why: str = "") -> str:
+    """Why a worker of another version cannot join. `why`: what its Hello lacks, if it cannot be read."""
+    if protocol == str(PROTOCOL):
+        return f"the worker's Hello is malformed: {why}"
+    return f"the worker speaks protocol {protocol}, the router {PROTOCOL}"
 
 
-def _attach(hello: Hello) -> Attach:
-    return Attach(hello.worker, hello.epoch, hello.regions)
+def _attach(hello: Hello) -> msg.Attach:
+    return msg.Attach(hello.worker, hello.epoch, hello.regions)
 
 
-def _way(attached: Attached) -> str:
+def _transport(attached: Attached) -> str:
     speed = f" {attached.gb_per_s:.1f} GB/s" if attached.gb_per_s else ""
     return f"{attached.transport}{speed}"
-
-
-__all__ = ["DECODE", "PREFILL", "Member", "WorkerRegistry"]

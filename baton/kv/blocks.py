@@ -1,19 +1,19 @@
-"""BlockTable: who owns every block of one decode worker's pool. The ownership protocol, whole.
+"""BlockTable: the owner of every block of one decode worker's pool. The whole ownership protocol.
 
       free --- reserve ---> held --- release(writer=None) ---> free, or cached if it has a hash
                              |
-                             +--- release(writer=W) ---> quarantine --- W is done ---> free
+                             +--- release(writer=W) ---> quarantine --- W has stopped ---> free
 
-* Blocks are *granted* to one run under a generation and a lease; only their run's writer writes them.
+* Blocks are *granted* to one run under a generation and a lease; only the run's writer writes them.
 * A run that decodes may *grow*, block by block; only the run itself writes those blocks.
 * A full block whose run has begun to decode may be *published* under the hash of its tokens
-  (baton/kv/prefix.py). From then on it is never written again, other runs may hold it too, and when
-  none does it stays *cached*, until a reservation needs its place (least recently used first).
-* `release` is the only way back, whatever ended the run. While a writer that can write by itself
-  (shared memory, CUDA IPC) may still be at it, the blocks it was granted go to *quarantine* first,
-  so a late write can never land in another request's block.
-* They leave quarantine when the writer says so (`writer_released`), when it is proven dead or has
-  started anew (`writer_clear`). Time alone frees nothing.
+  (baton/kv/prefix.py). It is never written again, other runs may hold it too, and when none does it
+  stays *cached* until a reservation evicts it (least recently used first).
+* `release` is the only operation that frees blocks, however the run ended. While a writer that writes
+  to the pool directly (shared memory, CUDA IPC) may still be writing, its blocks go to *quarantine*
+  first, so a late write can never land in another request's block.
+* They leave quarantine when the writer confirms that it has stopped (`writer_released`), is proven dead
+  or has restarted (`writer_clear`). No timeout frees a block.
 
 Plain integers, no torch, no clock: tests explore every interleaving.
 """
@@ -27,13 +27,13 @@ from baton.kv.grant import Grant
 from baton.kv.prefix_cache import PrefixCache
 
 ANY_WRITER = "*"
-"""Quarantined for a writer we cannot name: every writer that is known must be clear first."""
+"""The writer is unknown: quarantine ends when all writers that can reach the pool have stopped."""
 
 
 @dataclass(slots=True)
 class _Held:
     grant: Grant
-    lease_until: float | None  # None: decoding has begun, the run holds its blocks until released
+    lease_until: float | None  # None: started, it holds its blocks until released
     grown: tuple[int, ...] = ()
 
     @property
@@ -50,7 +50,7 @@ class _Quarantined:
 
 @dataclass(slots=True)
 class BlockTable:
-    """The blocks of one pool. `epoch` changes when everything is started anew."""
+    """The blocks of one pool. `epoch` names one life of the worker."""
 
     worker: str
     epoch: str
@@ -72,11 +72,9 @@ class BlockTable:
     def reserve(
         self, run: str, count: int, now: float, block_hashes: Sequence[bytes] = ()
     ) -> Grant | None:
-        """So many blocks for the run, or None if there are too few now. `block_hashes` are those of its
-        first blocks; cached ones become the grant's prefix, for reading only.
-
-        Raises RequestError if the pool could never hold them, AssertionError if the run holds some.
-        """
+        """`count` blocks for the run, or None if too few are free. `block_hashes` are those of its first
+        blocks; cached ones become the grant's prefix, for reading only. RequestError if the pool could
+        never hold them."""
         assert run not in self._held, f"{run} holds blocks already"
         if count > self.blocks:
             raise RequestError(
@@ -85,7 +83,7 @@ class BlockTable:
                 code="context_length_exceeded",
             )
         prefix = self._cache.match(block_hashes[:count])
-        cached = sum(not self._holders[block] for block in prefix)  # cached, and now held
+        cached = sum(not self._holders[block] for block in prefix)  # they stop being free
         if count - len(prefix) > self.free_blocks - cached:
             return None
         self._hold(prefix)
@@ -103,8 +101,7 @@ class BlockTable:
             held.lease_until = now + self.lease_s
 
     def start(self, run: str) -> Grant | None:
-        """Decoding begins: the lease ends, the run holds its blocks until released.
-        None if the run holds nothing (its lease ran out)."""
+        """End the lease: the run holds its blocks until released. None if it holds none."""
         held = self._held.get(run)
         if held is None:
             return None
@@ -112,7 +109,7 @@ class BlockTable:
         return held.grant
 
     def grow(self, run: str) -> int | None:
-        """One more block at the end of a started run's table; None if there is none."""
+        """Add a block to a started run's table; None if none is free."""
         held = self._held[run]
         assert held.lease_until is None, f"{run} grows before it was started"
         if not self.free_blocks:
@@ -123,12 +120,12 @@ class BlockTable:
         return block
 
     def publish(self, run: str, block_hashes: Sequence[bytes]) -> None:
-        """The run's first blocks are full, have these hashes, and are not written any more."""
+        """Cache the run's first blocks under these hashes: they are full and final."""
         for block, block_hash in zip(self._held[run].table, block_hashes, strict=False):
             self._cache.put(block, block_hash)
 
     def release(self, run: str, writer: str | None) -> Grant | None:
-        """The one way back. `writer` may still write into the granted blocks by itself."""
+        """Free the run's blocks. `writer` may still be writing into the granted ones."""
         held = self._held.pop(run, None)
         if held is None:
             return None
@@ -154,7 +151,7 @@ class BlockTable:
             self._cache.in_use(block)
 
     def _let_go(self, blocks: Sequence[int]) -> None:
-        """The last first: of a cached sequence the end is given up before the beginning."""
+        """In reverse order: the end of a cached sequence is evicted before its beginning."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             if not self._holders[block]:
@@ -165,15 +162,15 @@ class BlockTable:
     # ---- writers
 
     def writer_joined(self, writer: str) -> None:
-        """This writer can reach the pool from now on."""
+        """This writer can write to the pool from now on."""
         self.writers.add(writer)
 
     def writer_released(self, writer: str, run: str) -> None:
-        """The writer has said it does not write under this run any more."""
+        """The writer has stopped writing for this run."""
         self._settle(lambda held: {writer} if held.run == run else set())
 
     def writer_clear(self, writer: str) -> None:
-        """The writer is proven dead or started anew: it writes under no old grant."""
+        """The writer is dead or has restarted: it writes under no old grant."""
         self.writers.discard(writer)
         self._settle(lambda held: {writer})
 
@@ -187,11 +184,10 @@ class BlockTable:
                 self._let_go(held.blocks)
         self._quarantine = still
 
-    # ---- starting anew
+    # ---- a new epoch
 
     def renew_epoch(self, epoch: str) -> list[Grant]:
-        """The router gave this worker up, or died: every run is over, whoever may be writing, and
-        nothing stays cached. Returns the grants that ended."""
+        """End every run and empty the cache. Returns the grants that ended."""
         self._free += self._cache.clear()
         ended = [grant for run in list(self._held) if (grant := self.release(run, ANY_WRITER))]
         self.epoch = epoch
@@ -201,33 +197,32 @@ class BlockTable:
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that can be granted now, cached ones among them."""
+        """Blocks that can be granted now, cached ones included."""
         return len(self._free) + len(self._cache)
 
     @property
     def cached_blocks(self) -> int:
-        """Of the free ones, those in the prefix cache."""
+        """Free blocks that are in the prefix cache."""
         return len(self._cache)
 
     @property
     def quarantined_blocks(self) -> int:
-        """Blocks waiting for a writer to be done."""
+        """Blocks that wait until a writer has stopped."""
         return sum(len(held.blocks) for held in self._quarantine)
 
     @property
     def idle(self) -> bool:
-        """Every block is free: true after the last request of a test, or blocks have leaked."""
+        """Every block is free. False after the last request means a leak."""
         return self.free_blocks == self.blocks
 
     def check(self) -> None:
-        """Assert that every block is free, cached, or held as often as counted; a failure is a bug of
-        ours."""
+        """Assert that every block is free, cached, or held as often as counted."""
         found: Counter[int] = Counter()
         for held in self._held.values():
             found.update(held.table)
         for quarantined in self._quarantine:
             found.update(quarantined.blocks)
-        assert found == self._holders, "a block is held by others than we count"
-        hands = [*self._free, *self._cache.evictable, *found]
-        assert sorted(hands) == list(range(self.blocks)), "a block is in two hands, or in none"
+        assert found == self._holders, "the count of holders is wrong"
+        blocks = [*self._free, *self._cache.evictable, *found]
+        assert sorted(blocks) == list(range(self.blocks)), "a block has two owners, or none"
         self._cache.check()

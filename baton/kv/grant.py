@@ -1,23 +1,19 @@
-"""Grant: leave to write into named blocks of one decode worker's pool, once."""
+"""Grant: permission to write, once, into named blocks of one decode worker's pool."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Blocks lent to whoever fills the run's KV cache.
-
-    `generation` is unique within the worker's `epoch` (one boot of its process, one life of its
-    pool) and never 0: it is what the blocks are stamped with once filled, so a late write under an
-    old grant can be distinguished from a write under this one.
-    """
+    """`generation` is unique within the worker's `epoch` and never 0. Filled blocks are stamped with it,
+    so a late write under an old grant can be distinguished from a write under this one."""
 
     worker: str
     epoch: str
     run: str
     generation: int
     blocks: tuple[int, ...]  # to be written
-    prefix: tuple[int, ...] = ()  # full blocks before them that are there already: for reading only
+    prefix: tuple[int, ...] = ()  # cached blocks before them, read-only
 
     @property
     def table(self) -> tuple[int, ...]:

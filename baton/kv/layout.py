@@ -1,5 +1,4 @@
-"""KVLayout: what one block of the KV pool looks like in bytes. Two pools with equal fingerprints
-can exchange blocks.
+"""KVLayout: the bytes of one block of a KV pool. Pools with equal fingerprints can exchange blocks.
 
 One layer's memory is one *slab*: all key blocks, then all value blocks.
 
@@ -20,7 +19,7 @@ STAMP_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Heads and sizes of one attention layer's keys and values (they differ for MLA models)."""
+    """Heads and sizes of one attention layer's keys and values (unequal for MLA models)."""
 
     kv_heads: int
     key_dim: int
@@ -29,7 +28,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """The shape of a KV pool, but for the number of its blocks."""
+    """The shape of a KV pool without its number of blocks."""
 
     layers: tuple[LayerShape, ...]
     block_size: int
@@ -44,17 +43,15 @@ class KVLayout:
             raise ValueError(f"KV dtype must be one of {sorted(ITEM_BYTES)}, got {self.dtype!r}")
 
     def key_block_bytes(self, layer: int) -> int:
-        """Bytes of one key block of this layer."""
         shape = self.layers[layer]
         return self.block_size * shape.kv_heads * shape.key_dim * ITEM_BYTES[self.dtype]
 
     def value_block_bytes(self, layer: int) -> int:
-        """Bytes of one value block of this layer."""
         shape = self.layers[layer]
         return self.block_size * shape.kv_heads * shape.value_dim * ITEM_BYTES[self.dtype]
 
     def slab_bytes(self, blocks: int) -> list[int]:
-        """Sizes of all slabs of a pool with so many blocks: one per layer, then the stamps."""
+        """Bytes of each slab of a pool with so many blocks: one per layer, then the stamps."""
         layers = range(len(self.layers))
         per_block = [self.key_block_bytes(i) + self.value_block_bytes(i) for i in layers]
         return [blocks * each for each in per_block] + [blocks * STAMP_BYTES]
@@ -65,12 +62,11 @@ class KVLayout:
         return sum(self.slab_bytes(1)) - STAMP_BYTES
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold so many tokens."""
         return -(-tokens // self.block_size)
 
     @property
     def fingerprint(self) -> str:
-        """Equal fingerprints, interchangeable blocks."""
+        """Equal for pools that can exchange blocks."""
         parts = [f"{s.kv_heads}x{s.key_dim}+{s.value_dim}" for s in self.layers]
         text = f"{self.dtype}/{self.block_size}/" + ",".join(parts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

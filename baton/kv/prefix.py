@@ -5,8 +5,7 @@
     hash 2 = sha256(hash 1, tokens of block 2)
 
 A hash stands for the whole sequence up to its block's end, so one lookup per block finds the longest
-cached prefix. Only full blocks have one. The first 16 bytes of a digest are enough: a collision is out of
-reach, by chance and on purpose.
+cached prefix. Only full blocks have one. Hashes are 16 bytes, enough to make collisions infeasible.
 """
 
 import hashlib
@@ -24,8 +23,7 @@ def root(salt: str = "") -> bytes:
 def extended(
     block_hashes: Sequence[bytes], token_ids: Sequence[int], block_size: int
 ) -> tuple[bytes, ...]:
-    """The hashes (their root first), completed for every full block of the tokens. Those that are given
-    are taken as they are."""
+    """`block_hashes` (the root first), extended to every full block of the tokens."""
     hashes = list(block_hashes)
     first = (len(hashes) - 1) * block_size
     for start in range(first, len(token_ids) - block_size + 1, block_size):

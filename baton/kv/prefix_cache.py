@@ -1,5 +1,5 @@
-"""PrefixCache: which block holds the KV of which token sequence, so that an equal prefix is not computed
-twice. Blocks that no run holds are evictable, the least recently used first."""
+"""PrefixCache: finds the blocks that already hold the KV of a prefix, so that it is not computed twice.
+Blocks that no run holds are evictable, the least recently used first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,24 +24,24 @@ class PrefixCache:
         return tuple(found)
 
     def put(self, block: int, block_hash: bytes) -> None:
-        """Cache a block that a run holds. Does nothing if block or hash are cached already."""
+        """Cache a block that a run holds. No effect if block or hash are cached already."""
         if block_hash not in self._blocks and block not in self._hashes:
             self._blocks[block_hash] = block
             self._hashes[block] = block_hash
 
     def in_use(self, block: int) -> None:
-        """A run holds the block: it keeps its hash and cannot be evicted."""
+        """A run holds the block: it cannot be evicted."""
         self.evictable.pop(block, None)
 
     def release(self, block: int) -> bool:
-        """No run holds the block any more. True: it is cached and evictable; False: it has no hash."""
+        """No run holds the block any more. True: it is evictable; False: it is not cached."""
         if block in self._hashes:
             self.evictable[block] = None
             return True
         return False
 
     def evict_lru(self) -> int:
-        """The least recently used block, to be written anew."""
+        """Remove and return the least recently used block."""
         block = next(iter(self.evictable))
         del self.evictable[block]
         del self._blocks[self._hashes.pop(block)]
@@ -59,6 +59,6 @@ class PrefixCache:
         return len(self.evictable)
 
     def check(self) -> None:
-        """Assert the invariants; a failure is a bug of ours."""
+        """Assert the invariants."""
         assert {block_hash: block for block, block_hash in self._hashes.items()} == self._blocks
         assert self.evictable.keys() <= self._hashes.keys()

@@ -1,4 +1,4 @@
-"""Where a KV pool can be reached, and what became of a fill: plain data for messages."""
+"""Regions, receipts and arrivals: the address of a KV pool and the result of a fill, for messages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ Plain = Mapping[str, str | int | float | bytes | bool | list[int] | list[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Where a decode worker's pool can be reached by one transport."""
+    """The address of a decode worker's pool for one transport."""
 
     transport: str
     layout: str  # KVLayout.fingerprint
     blocks: int
-    address: Plain  # what this transport's open() needs: a path, a handle, a socket address
+    address: Plain  # what the transport's link() needs: a path, a handle, a socket address
 
 
 class Arrival(StrEnum):
-    """What the owner can say of a grant's KV."""
+    """The state of a grant's KV at its owner."""
 
     READY = "ready"
-    PENDING = "pending"  # bytes are still on their way; ask again after poll()
-    BAD = "bad"  # not what was sent: fill it again
+    PENDING = "pending"  # not complete yet; check again after poll()
+    BAD = "bad"  # differs from what was sent: fill it again
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The writer's word on one finished fill; `digest` is bound to the grant and the bytes moved."""
+    """The writer's report on a finished fill. `digest` covers the grant and the bytes moved."""
 
     moved_bytes: int
     digest: bytes
     seconds: float  # spent in push and finish, as the writer saw it
-    transport: str = ""  # which way the bytes took
+    transport: str = ""

@@ -1,4 +1,4 @@
-"""Row: a stretch of one sequence to run in the next forward. The engine's input, in integers."""
+"""Row: consecutive tokens of one sequence for the next forward. The engine's input, in integers."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -17,8 +17,8 @@ class Row(NamedTuple):
     """Run `token_ids` as positions start, start + 1, ... of a sequence whose first `start` tokens
     have their KV in `blocks` already.
 
-    `blocks` is the sequence's block table: position p lives in blocks[p // block_size]. It covers
-    start + len(token_ids) positions at least; what it holds beyond them is not read.
+    `blocks` is the sequence's block table: position p is in blocks[p // block_size]. It covers at least
+    start + len(token_ids) positions; further blocks are not read.
     Decode is a row of one token, prefill a row of many, chunked prefill a row with start > 0.
     """
 

@@ -1,7 +1,7 @@
 """KV transports, each declared once. A new one is a module of baton/transfer/ and an entry here.
 
 The module has two functions: export(slabs, owner) -> Export and link(region, layout, writer) -> Link
-(baton/transfer/base.py). Options, ranking, quarantine and names for people follow from the entry. No
+(baton/transfer/base.py). Options, ranking, quarantine and displayed names follow from the entry. No
 torch: the router and the commands read this too.
 """
 
@@ -12,15 +12,15 @@ CPU, CUDA = "cpu", "cuda"
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """One way for KV blocks from a prefill worker into a decode worker's pool."""
+    """A transport of KV blocks from a prefill worker into a decode worker's pool."""
 
     name: str
-    title: str  # for people
+    title: str  # displayed name
     devices: tuple[str, ...]  # pools on these offer it under "auto"
-    writes_by_itself: bool  # its writer writes into the pool: blocks of a lost one need quarantine
+    writes_by_itself: bool  # the writer writes to the pool directly: its blocks need quarantine
     module: str  # of baton.transfer
-    export: str = "export"  # the module's function for the owner
-    needs: str = ""  # the field of Owner without which it cannot be offered
+    export: str = "export"  # the function of the module that exports a pool
+    needs: str = ""  # field of Owner that must be set
     choice: str | None = None  # the value of --kv-transport that selects it; None: no option does
 
 
@@ -40,7 +40,7 @@ TRANSPORTS = (
         choice="frames",
     ),
 )
-"""Best first: a writer takes the first of those offered that works for it."""
+"""Best first: a writer uses the first exported transport that works."""
 
 RANK = {each.name: rank for rank, each in enumerate(TRANSPORTS)}
 CHOICES = ("auto", *dict.fromkeys(each.choice for each in TRANSPORTS if each.choice))
@@ -58,6 +58,6 @@ def selects(choice: str, name: str) -> bool:
 
 
 def writes_by_itself(name: str) -> bool:
-    """Of an unknown transport too: then its blocks are quarantined, which is always safe."""
+    """True for an unknown transport: quarantine is always safe."""
     known = transport(name)
     return known is None or known.writes_by_itself

@@ -189,9 +189,8 @@ def verdict(tally: Tally) -> str:
 
 def startup_line(stages: Stages) -> str:
     """From the start of `python main.py` to the first token, and where it went."""
-    rows = stages.rows()
-    parts = ", ".join(f"{row.name} {seconds(row.total_s)}" for row in rows)
-    return f"first token after {seconds(sum(row.total_s for row in rows))}: {parts}"
+    parts = ", ".join(f"{name} {seconds(value)}" for name, value in stages.times.items())
+    return f"first token after {seconds(sum(stages.times.values()))}: {parts}"
 
 
 def _spread(name: str, values: list[float]) -> list[str]:

@@ -14,9 +14,8 @@ from prometheus_client.core import (
     Metric,
 )
 
-from baton.metrics import ITL_BUCKETS_S
 from baton.wire.messages import ClusterInfo
-from baton.wire.records import Counts, Ended
+from baton.wire.records import ITL_BUCKETS_S, Counts, Ended
 
 PREFIX = "baton:"
 GOOD = ("stop", "length")

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from baton.client.aio import RouterClient
-from baton.metrics import ITL_BUCKETS_S
 from baton.server.metrics import GOOD, Metrics
 from baton.server.otel import Spans
 from baton.server.sse import event
@@ -15,7 +14,7 @@ from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
 from baton.verdict import Facts, verdict
 from baton.wire.messages import ClusterInfo, Observed
-from baton.wire.records import Counts, Ended
+from baton.wire.records import ITL_BUCKETS_S, Counts, Ended
 
 RECENT_S = 60.0
 SPAN_S = 10.0

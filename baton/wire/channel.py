@@ -1,11 +1,10 @@
-"""Channels: the sockets under the loop. The router listens, everybody else dials.
+"""Channels: the sockets under the loop. The router listens; workers and clients dial.
 
-Messages of one send() arrive together: no peer starts work on a part of them and finds the rest a step
-later. On the wire that is one ZeroMQ message of as many frames.
+Messages of one send() arrive together, as the frames of one ZeroMQ message: no peer handles some of them
+one step before the others.
 
-ZeroMQ is set to report, not to hide: a peer that is gone is an error at send (ROUTER_MANDATORY),
-and nothing is queued for a router that is not connected (IMMEDIATE), so a new router never gets
-messages meant for the old one.
+Sending to a peer that is gone is an error (ROUTER_MANDATORY). Nothing is queued for a router that is not
+connected (IMMEDIATE), so a new router never gets messages meant for the old one.
 """
 
 import ipaddress
@@ -23,13 +22,13 @@ from zmq.utils.monitor import recv_monitor_message
 
 from baton.errors import InputError, ProtocolError
 from baton.package import COMMAND
-from baton.wire.codec import MAX_MESSAGE_BYTES, decode, encode
+from baton.wire.codec import MAX_MESSAGE_BYTES, decode, decode_malformed, encode
 from baton.wire.keys import ClusterKeys
 from baton.wire.messages import Message, Unreachable
 from baton.wire.node import ROUTER
 
 WAITING_MESSAGES = 100_000
-"""Messages ZeroMQ may hold for one peer; a peer that lets more pile up counts as gone."""
+"""Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +39,17 @@ class Channel(Protocol):
     socket: zmq.Socket[bytes]
 
     def send(self, peer: str, *messages: Message) -> bool:
-        """False: the peer is not there, and has none of them."""
+        """False: the peer is not there, and none of them was sent."""
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
-        """Everything that has arrived: a sender and what it sent together. If one of those is malformed,
-        that is logged and all of them are dropped."""
+        """Everything that has arrived: a sender and what it sent together. A malformed message is logged.
+        It becomes Malformed where its sender can be answered, else all of them are dropped."""
 
-    def close(self) -> None:
-        """Close the socket."""
+    def close(self) -> None: ...
 
 
 def check_address(address: str, keys: ClusterKeys | None) -> None:
-    """ipc in a folder of our own needs no keys, tcp always does; nothing else is spoken."""
+    """InputError unless it is ipc, or tcp with keys."""
     scheme, _, rest = address.partition("://")
     if scheme == "ipc" and rest:
         return
@@ -59,13 +57,13 @@ def check_address(address: str, keys: ClusterKeys | None) -> None:
         raise InputError(f"the address must be ipc://PATH or tcp://HOST:PORT, got {address!r}")
     if keys is None:
         raise InputError(
-            f"{address} goes over tcp, which needs keys: make them with `{COMMAND} keys DIR` "
+            f"{address} uses tcp, which needs keys: make them with `{COMMAND} keys DIR` "
             "and pass --keys DIR to every process"
         )
 
 
 class Listener:
-    """The router's end: many peers, each with a name."""
+    """The router's end: many peers, by name."""
 
     def __init__(self, address: str, keys: ClusterKeys | None = None) -> None:
         check_address(address, keys)
@@ -75,7 +73,7 @@ class Listener:
         self.socket = self._context.socket(zmq.ROUTER)
         _common_options(self.socket)
         self.socket.router_mandatory = True
-        self.socket.router_handover = True  # a peer that comes back takes its name over at once
+        self.socket.router_handover = True  # a peer that reconnects replaces its old connection
         if keys is not None and address.startswith("tcp://"):
             self._secure(keys)
         try:
@@ -96,7 +94,7 @@ class Listener:
 
     @property
     def address(self) -> str:
-        """Where it listens, a wildcard port resolved."""
+        """Where it listens, with a wildcard port resolved."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def send(self, peer: str, *messages: Message) -> bool:
@@ -162,8 +160,8 @@ class Dialer:
                 yield ROUTER, messages
 
     def _was_cut(self) -> bool:
-        """Has the connection been lost since the last look? What was on its way is gone then, even
-        if ZeroMQ has connected again by itself."""
+        """Was the connection lost since the last call? Then messages in flight are lost, even if ZeroMQ
+        has reconnected."""
         cut = False
         while _readable(self._monitor):
             recv_monitor_message(self._monitor)
@@ -171,7 +169,7 @@ class Dialer:
         return cut
 
     def close(self, *, linger_s: float = 0.0) -> None:
-        """`linger_s`: how long last words may still be on their way."""
+        """`linger_s`: time limit for sending queued messages."""
         self.socket.disable_monitor()
         self._monitor.close(linger=0)
         self.socket.close(linger=int(linger_s * 1000))
@@ -185,33 +183,38 @@ class _MemberKeys:
         self._member_public = member_public
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Is this public key (in Z85) a member's?"""
         return key == self._member_public
 
 
 def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
-    socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # counted on the wire, where CURVE adds some
+    socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # on the wire, with what CURVE adds
     socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 10_000  # half-open connections
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
-    """Whether a whole message waits. Asked at every turn: a poll takes ten times as long."""
+    """Whether a whole message waits. A poll would take ten times as long."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _read(frames: Sequence[bytes], sender: str) -> list[Message]:
-    """The messages in these frames, one in each; none, and a line in the log, if one is malformed."""
-    try:
-        return [decode(frame) for frame in frames]
-    except ProtocolError as error:
-        logger.warning("dropped a malformed message from %r: %s", sender[:80], error)
-        return []
+    """The messages in these frames, one in each. See Channel.receive for malformed ones."""
+    messages: list[Message] = []
+    for frame in frames:
+        try:
+            messages.append(decode(frame))
+        except ProtocolError as error:
+            logger.warning("dropped a malformed message from %r: %s", sender[:80], error)
+            malformed = decode_malformed(frame, error)
+            if malformed is None:
+                return []
+            messages.append(malformed)
+    return messages
 
 
 def _check_bind(address: str) -> None:
-    """Never listen to the whole world by accident; never share an ipc folder with other users."""
+    """InputError for tcp on every interface, and for ipc in a folder that other users can enter."""
     scheme, _, rest = address.partition("://")
     if scheme == "tcp" and _is_everywhere(rest.rsplit(":", 1)[0]):
         raise InputError(f"{address} listens on every interface: name the address to listen on")
@@ -241,12 +244,12 @@ def _is_everywhere(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host.strip("[]"), None)
     except OSError:
-        return False  # bind will say what is wrong with it
+        return False  # bind will report the error
     return any(ipaddress.ip_address(address[4][0]).is_unspecified for address in found)
 
 
 def _is_listening(path: str) -> bool:
-    """A second bind on an ipc path would silently take the socket away from the first."""
+    """A second bind on an ipc path would silently take over the socket of the first."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)

@@ -1,7 +1,7 @@
 """Messages to bytes and back: msgpack of [name, field, field, ...], every field checked on arrival.
 
-Nothing that comes in is executed or guessed at. A peer's bytes become a message whose every field has
-the type that its dataclass declares and passes the rules of that class, or a ProtocolError.
+Received data is never executed. A peer's bytes become a message whose fields have the types that its
+dataclass declares and pass its rules, or they raise ProtocolError.
 """
 
 import types
@@ -13,13 +13,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgpack
 
 from baton.errors import ProtocolError, RequestError
-from baton.wire.messages import LOCAL, Message
+from baton.wire.messages import LOCAL, Malformed, Message
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Larger messages are refused on both sides: the KV cache does not travel this way."""
+"""Larger messages are refused on both sides. KV blocks have transports of their own."""
+
+_ANSWERED = {"Submit": "request", "Hello": "protocol"}
+"""Malformed messages that still get an answer, and the field that the answer needs."""
+MAX_ABOUT_CHARACTERS, MAX_WHY_CHARACTERS = 256, 300
 
 _SCALARS = frozenset((str, int, float, bytes, bool, type(None)))
-_NAMES: dict[type, tuple[str, ...]] = {}
 _BY_NAME: dict[str, type] = {kind.__name__: kind for kind in get_args(Message) if kind not in LOCAL}
 
 
@@ -38,33 +41,57 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """The message these bytes are, or ProtocolError."""
+    try:
+        name, *values = _unpacked(data)
+        kind = _BY_NAME[name]
+        message: Message = _builder(kind)(tuple(values))
+        return message
+    except ProtocolError:
+        raise
+    except Exception as error:
+        raise ProtocolError(f"not a message: {type(error).__name__}: {error}"[:200]) from error
+
+
+def decode_malformed(data: bytes, error: ProtocolError) -> Malformed | None:
+    """What the receiver needs to answer a message that decode() refused with `error`: its sender waits
+    for an answer. None if the message is too damaged, or of a kind that is not answered."""
+    try:
+        name, *values = _unpacked(data)
+    except ProtocolError:
+        return None
+    if not isinstance(name, str) or name not in _ANSWERED:
+        return None
+    place = _names(_BY_NAME[name]).index(_ANSWERED[name])
+    about = values[place] if place < len(values) else None
+    if type(about) not in (str, int) or len(str(about)) > MAX_ABOUT_CHARACTERS:
+        return None
+    why = error.__cause__ if isinstance(error.__cause__, RequestError) else error
+    return Malformed(name, str(about), str(why)[:MAX_WHY_CHARACTERS])
+
+
+def _unpacked(data: bytes) -> tuple[Any, ...]:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"message of {len(data):,} bytes, limit {MAX_MESSAGE_BYTES:,}")
     try:
         parts = msgpack.unpackb(
             data, use_list=False, ext_hook=_refuse_ext, object_pairs_hook=_unique_keys
         )
-        if not isinstance(parts, tuple):
-            raise ProtocolError(f"a message is a list, got {type(parts).__name__}")
-        name, *values = parts
-        kind = _BY_NAME[name]
-        message: Message = _builder(kind)(tuple(values))
-        return message
     except ProtocolError:
         raise
     except Exception as error:  # msgpack raises half a dozen unrelated types on hostile bytes
         raise ProtocolError(f"not a message: {type(error).__name__}: {error}"[:200]) from error
+    if not isinstance(parts, tuple) or not parts:
+        raise ProtocolError(f"a message is a list with a name, got {type(parts).__name__}")
+    return parts
 
 
+@cache
 def _names(kind: Any) -> tuple[str, ...]:
-    names = _NAMES.get(kind)
-    if names is None:
-        names = _NAMES[kind] = tuple(field.name for field in fields(kind))
-    return names
+    return tuple(field.name for field in fields(kind))
 
 
 def _plain_fields(value: Any) -> list[Any]:
-    return [_plain(getattr(value, name)) for name in _names(type(value))]
+    return [_plain(getattr(value, name)) for name in _names(value.__class__)]
 
 
 def _plain(value: Any) -> Any:
@@ -83,15 +110,14 @@ def _plain(value: Any) -> Any:
 
 
 Check = Callable[[Any, str], Any]
-"""Takes a value and where it stands; gives it as its type, or raises ProtocolError."""
+"""Converts a value of the named field to its type, or raises ProtocolError."""
 
 
 @cache
 def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
-    """Makes such a message from its fields' values. Put together once for each class: messages come
-    by the thousand a second."""
+    """Makes such a message from its fields' values. Cached: thousands of messages arrive a second."""
     hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
+    names = _names(kind)
     checks = [(_check(hints[name]), f"{kind.__name__}.{name}") for name in names]
     by_name = any(field.kw_only for field in fields(kind))
 
@@ -111,7 +137,7 @@ def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
 
 @cache
 def _check(hint: Any) -> Check:
-    """For values of the type `hint`; they are converted only where msgpack lost the type."""
+    """For values of the type `hint`. They are converted only where msgpack does not keep the type."""
     if isinstance(hint, type):
         return _check_nested(hint) if is_dataclass(hint) else _check_scalar(hint)
     origin = get_origin(hint)
@@ -165,7 +191,7 @@ def _check_tuple(item: Any) -> Check:
 
 
 def _check_fixed(items: tuple[Any, ...]) -> Check:
-    """For tuples of so many unlike items, such as pairs."""
+    """For tuples of fixed length, such as pairs."""
     inner = [_check(item) for item in items]
 
     def check(value: Any, where: str) -> Any:
@@ -177,7 +203,7 @@ def _check_fixed(items: tuple[Any, ...]) -> Check:
 
 
 def _check_either(arms: list[Any]) -> Check:
-    """For a scalar or a list, which msgpack tells apart: the prompt as text or as token ids."""
+    """For a scalar or a list: the prompt as text or as token ids."""
     inner = {get_origin(arm) or arm: _check(arm) for arm in arms}
     names = " or ".join("list" if kind is tuple else str(kind.__name__) for kind in inner)
 
@@ -190,7 +216,7 @@ def _check_either(arms: list[Any]) -> Check:
 
 
 def _checked_mapping(value: Any, where: str) -> dict[str, Any]:
-    """A flat mapping of names to scalars or lists of scalars: what transports need."""
+    """A flat mapping of names to scalars or lists of scalars, for Region.address."""
     if not isinstance(value, dict):
         raise ProtocolError(f"{where} must be a map, got {type(value).__name__}")
     for key, each in value.items():
@@ -210,4 +236,4 @@ def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _refuse_ext(code: int, data: bytes) -> Any:
-    raise ProtocolError(f"msgpack extension type {code} is not spoken here")
+    raise ProtocolError(f"msgpack extension type {code} is not allowed")

@@ -1,9 +1,9 @@
 """CURVE keys: authentication of peers over tcp. One folder, two key pairs.
 
-    router.secret   the router's half, stays on the router's machine
-    router.public   tells everybody else which router is the right one
-    member.secret   makes its holder a member: clients and workers; copy it with care
-    member.public   the router lets in whoever holds the secret to this
+    router.secret   identifies the router; stays on its machine
+    router.public   workers and clients check the router by it
+    member.secret   identifies members (workers and clients); copy it with care
+    member.public   the router admits peers that hold the matching secret
 
 The files hold 40 characters of Z85 each (ZeroMQ RFC 32); secrets are readable by their owner only.
 """
@@ -24,7 +24,7 @@ NAMES = ("router.secret", "router.public", "member.secret", "member.public")
 
 @dataclass(frozen=True, slots=True)
 class ClusterKeys:
-    """What one process knows. Only a router has `router_secret`."""
+    """The keys of one process. Only a router has `router_secret`."""
 
     router_public: bytes
     member_public: bytes
@@ -33,7 +33,7 @@ class ClusterKeys:
 
 
 def make_keys(folder: Path) -> None:
-    """New keys in a new (or empty) folder of mode 0700. InputError if there is something in it."""
+    """Write new keys to a new or empty folder of mode 0700. InputError if it is not empty."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -50,15 +50,10 @@ def make_keys(folder: Path) -> None:
 
 
 def load_keys(folder: Path, *, router: bool = False) -> ClusterKeys:
-    """The keys in this folder. InputError names what is missing, or too widely readable."""
+    """The keys in this folder. InputError if one is missing, or readable by other users."""
     wanted = NAMES if router else NAMES[1:]
     found = {name: _read(folder / name) for name in wanted}
-    return ClusterKeys(
-        router_public=found["router.public"],
-        member_public=found["member.public"],
-        member_secret=found["member.secret"],
-        router_secret=found.get("router.secret"),
-    )
+    return ClusterKeys(**{name.replace(".", "_"): key for name, key in found.items()})
 
 
 def _write(path: Path, key: bytes, mode: int) -> None:

@@ -1,8 +1,6 @@
-"""The loop: polls, handles, steps, sends. The only loop of the nodes, and the only place with a
-socket, a clock and a node in one hand.
+"""Loop: runs a node in a process: poll, handle, step, send. Only here do socket, clock and node meet.
 
-It also sees deaths: a watched process of this host is noticed the moment it is gone (pidfd), even
-as a zombie that its parent has not waited for.
+It also watches processes of this host and notices their end at once (pidfd), even of zombies.
 """
 
 import errno
@@ -27,7 +25,7 @@ from baton.wire.messages import Exited, Message, Unreachable
 from baton.wire.node import Effect, Node, Stop, To, Watch
 
 LONGEST_WAIT_S = 1.0
-MESSAGES_A_TURN, HANDLING_S = 1000, 0.1  # then the node gets its step, however many are waiting
+MESSAGES_A_TURN, HANDLING_S = 1000, 0.1  # then the node steps, even if more wait
 PARENT = "parent"
 
 logger = logging.getLogger(__name__)
@@ -39,10 +37,10 @@ class Watcher:
     def __init__(self, poller: zmq.Poller) -> None:
         self._poller = poller
         self._peers: dict[int, tuple[str, int]] = {}  # pidfd -> peer, pid
-        self._without: dict[str, int] = {}  # no pidfd on this system: looked at once a turn
+        self._without: dict[str, int] = {}  # without pidfd: checked once a turn
 
     def watch(self, peer: str, pid: int) -> bool:
-        """False: it is gone already."""
+        """False: the process has ended already."""
         if (peer, pid) in self._peers.values():
             return True
         try:
@@ -57,7 +55,7 @@ class Watcher:
         return True
 
     def gone(self, ready: Iterable[object]) -> list[str]:
-        """Peers that have ended since the last look, each once."""
+        """Peers that have ended since the last call."""
         peers = []
         for descriptor in ready:
             if isinstance(descriptor, int) and descriptor in self._peers:
@@ -82,7 +80,7 @@ class Loop:
         clock: Clock = monotonic,
         wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
     ) -> None:
-        """`wakeups`: other sockets whose data the node's step takes in."""
+        """`wakeups`: other sockets that wake the loop; the node's step reads them."""
         self._node = node
         self._channel = channel
         self._clock = clock
@@ -91,7 +89,7 @@ class Loop:
         self._watcher = Watcher(self._poller)
         self._wakeups = wakeups
         self._waking: list[zmq.Socket[bytes]] = []
-        self._rest: list[tuple[str, list[Message]]] = []  # arrived, but its turn was over
+        self._rest: list[tuple[str, list[Message]]] = []  # arrived, not handled yet
         self._stop: Stop | None = None
         if parent is not None and not self._watcher.watch(PARENT, parent):
             self._stop = Stop(0, "")
@@ -99,7 +97,7 @@ class Loop:
     def run(self) -> int:
         """Exit code of the process. SIGTERM ends it with 0."""
         signal.signal(signal.SIGTERM, self._terminate)
-        waker, woken = socket.socketpair()  # else a poll would go on to its end after a signal
+        waker, woken = socket.socketpair()  # lets a signal end a poll
         waker.setblocking(False)
         self._poller.register(woken, zmq.POLLIN)
         wakeup_before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
@@ -111,7 +109,7 @@ class Loop:
         except KeyboardInterrupt:
             self._stop = Stop(130, "interrupted")
         except Exception:
-            logger.exception("this process cannot go on")
+            logger.exception("unexpected error, the process ends")
             self._stop = Stop(1, "a bug: see the lines above")
         finally:
             signal.set_wakeup_fd(wakeup_before)
@@ -134,7 +132,7 @@ class Loop:
         self._carry_out(self._node.step(self._clock()))
 
     def _handle_what_came(self) -> None:
-        """The answers to what was sent together are sent together, too."""
+        """Messages that arrived together are answered together."""
         began = self._clock()
         rest, self._rest = self._rest, []
         for sender, messages in islice(chain(rest, self._channel.receive()), MESSAGES_A_TURN):
@@ -149,7 +147,7 @@ class Loop:
                 break
 
     def _register_wakeups(self) -> None:
-        """They change when a worker exports its pool again."""
+        """Again every turn: they change when a worker exports its pool again."""
         sockets = list(self._wakeups())
         if sockets != self._waking:
             for old in self._waking:
@@ -159,8 +157,7 @@ class Loop:
             self._waking = sockets
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
-        """Send to each peer in order, in one message. The node's answer to a failed send comes after all
-        earlier effects."""
+        """Send to each peer in order, as one message. Effects of failed sends come after all others."""
         while effects:
             outgoing: dict[str, list[Message]] = {}
             for effect in effects:

@@ -1,4 +1,4 @@
-"""Membership: the part every worker node shares: joining a router, heartbeats, starting anew.
+"""Membership: the part that all worker nodes share: joining a router, heartbeats, new epochs.
 
 new -- Hello --> waiting -- Welcome --> joined -- Reset, or the router is gone --> new (next epoch)
 """
@@ -7,80 +7,66 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from baton.kv.region import Region
-from baton.wire.messages import (
-    Attach,
-    Exited,
-    Fill,
-    Heartbeat,
-    Hello,
-    Message,
-    Refused,
-    Reserve,
-    Reset,
-    Start,
-    Unreachable,
-    Welcome,
-)
+from baton.wire import messages as msg
+from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
 
 BEAT_S = 1.0
 KNOCK_S = 0.25
 ROUTER_PATIENCE_S = 5.0
-"""A router silent for so long is gone: it has no long steps. Same-host deaths are seen at once."""
+"""A router that is silent for so long is gone: it has no long steps. On the same host its end is noticed
+at once."""
 
-
-ORDERS = (Attach, Fill, Reserve, Start)
-"""Orders that arrive before Welcome were meant for an older life of the worker."""
+ORDERS = (msg.Attach, msg.Fill, msg.Reserve, msg.Start)
+"""Orders that arrive before Welcome were meant for an older epoch of the worker."""
 
 
 class Membership:
-    """Keeps one worker in a cluster. `start_anew(epoch)` must drop everything of the old epoch and
-    gives the regions its pool can be reached by in the new one."""
+    """Keeps one worker in a cluster. `start_anew(epoch)` drops everything of the old epoch and returns
+    the regions of the worker's pool in the new one."""
 
     def __init__(self, hello: Hello, start_anew: Callable[[str], tuple[Region, ...]]) -> None:
         self.hello = hello
         self._start_anew = start_anew
         self._life = 0
-        self.joined = False  # the router has welcomed this life of the worker
+        self.joined = False  # the router has welcomed this epoch of the worker
         self._router_epoch = ""
         self._router_heard = 0.0
         self._next_beat = 0.0
         self._steps = 0
 
     def handle(self, message: Message, now: float) -> list[Effect] | None:
-        """Effects if the message was about membership, or is not for this life of the worker; None
-        if it is for the worker's own work."""
+        """Effects of a message about membership or from an older epoch; None for all others."""
         match message:
-            case Exited(peer) | Unreachable(peer):
+            case msg.Exited(peer) | msg.Unreachable(peer):
                 if peer != ROUTER:
                     return None
                 return self._renew(now) if self.joined else []
         self._router_heard = now
         match message:
-            case Welcome(epoch, host, pid):
+            case msg.Welcome(epoch, host, pid):
                 self.joined, self._router_epoch = True, epoch
                 return [Watch(ROUTER, pid)] if host == self.hello.host else []
-            case Refused(why):
+            case msg.Refused(why):
                 return [Stop(4, f"the router refused this worker: {why}")]
-            case Reset():  # more than one may come: each old report was answered with one
+            case msg.Reset():  # may come more than once: the router answers each old report
                 return self._renew(now) if self.joined else []
-            case Heartbeat(epoch):
+            case msg.Heartbeat(epoch):
                 return self._renew(now) if self.joined and epoch != self._router_epoch else []
         return [] if isinstance(message, ORDERS) and not self.joined else None
 
     def step(self, now: float) -> list[Effect]:
-        """Send a heartbeat, or Hello again; notice a silent router."""
+        """Send a heartbeat, or Hello again. Detect a silent router."""
         self._steps += 1
         if self.joined and now - self._router_heard >= ROUTER_PATIENCE_S:
             return self._renew(now)
         if now < self._next_beat:
             return []
         self._next_beat = now + (BEAT_S if self.joined else KNOCK_S)
-        knock = Heartbeat(self.hello.epoch, self._steps) if self.joined else self.hello
+        knock = msg.Heartbeat(self.hello.epoch, self._steps) if self.joined else self.hello
         return [To(ROUTER, knock)]
 
     def due(self, now: float) -> float:
-        """Seconds to the next heartbeat."""
         return max(0.0, self._next_beat - now)
 
     def _renew(self, now: float) -> list[Effect]:

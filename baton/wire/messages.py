@@ -1,4 +1,4 @@
-"""Every message there is. Orders are imperatives (Reserve), reports past participles (Reserved).
+"""All messages. Orders are imperatives (Reserve), reports past participles (Reserved).
 
     client           router                    decode worker              prefill worker
       |                |<------- Hello ------------|<-- (Attach, Attached) -- |
@@ -34,12 +34,12 @@ PROTOCOL = 6
 
 @dataclass(frozen=True, slots=True)
 class GetClusterInfo:
-    """Answered with ClusterInfo at once, and again whenever it changes."""
+    """Answered with ClusterInfo, and again after every change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Follow all requests from now on: answered with Observed, again and again."""
+    """Follow all requests from now on: answered with a stream of Observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class ClusterInfo:
     dtype: str
     sampling: SamplingParams  # the model's own defaults
     workers: tuple[WorkerInfo, ...]
-    waiting_for: str  # what is missing while not ready, in words
+    waiting_for: str  # what is missing while not ready, for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """New tokens, and the text they complete: never half a character, never part of a stop
-    string. `logprobs`: one for each token, if they were asked for. `ages`: how many seconds ago each
-    was sampled, where some have waited (stream_interval_s)."""
+    """New tokens, and the text they complete: never half a character, never part of a stop string.
+    `logprobs`: one for each token, if requested. `ages`: seconds since each was sampled, if some were
+    delayed (stream_interval_s)."""
 
     request: str
     token_ids: tuple[int, ...]
@@ -100,14 +100,14 @@ class Emitted:
 
 @dataclass(frozen=True, slots=True)
 class Emissions:
-    """What one report of a decode worker has brought for a client's requests, in one message."""
+    """New tokens of several requests of one client, from one report of a decode worker."""
 
     emitted: tuple[Emitted, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptScored:
-    """Logprobs of the prompt's tokens but the first. Comes once, before the first Emitted."""
+    """Logprobs of the prompt's tokens but the first. Sent once, before the first Emitted."""
 
     request: str
     logprobs: tuple[Logprob, ...]
@@ -115,7 +115,7 @@ class PromptScored:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a request that went well. `reason` is length, stop or abort."""
+    """A request has ended without error. `reason` is length, stop or abort."""
 
     request: str
     reason: str
@@ -124,7 +124,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The end of a request that did not. `code` is machine-readable (worker_lost, ...)."""
+    """A request has ended with an error. `code` is machine-readable (worker_lost, ...)."""
 
     request: str
     code: str
@@ -133,7 +133,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What has happened since the last one. `now` is the router's clock, like every `at`."""
+    """Events since the last Observed. `now` is the router's clock, like every `at`."""
 
     now: float
     moments: tuple[Moment, ...]
@@ -146,7 +146,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The worker has joined. `pid` lets a worker on the same host see the router's death at once."""
+    """The worker has joined. A worker on the same host watches the router's `pid`."""
 
     epoch: str
     host: str
@@ -155,21 +155,21 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The worker does not fit; it prints `why` and leaves with exit code 4."""
+    """The worker cannot join. It prints `why` and exits with code 4."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The router gave this worker up for dead: drop everything and say Hello with a new epoch."""
+    """The router gave this worker up: drop everything and say Hello with a new epoch."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Open a way to this decode worker's pool."""
+    """To prefill: open a link to this decode worker's pool."""
 
     worker: str
     epoch: str
@@ -178,7 +178,7 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """This decode worker is gone: close the way to it, drop what was meant for it."""
+    """To prefill: this decode worker is gone; close the link and drop its fills."""
 
     worker: str
     epoch: str
@@ -186,8 +186,8 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class WriterJoined:
-    """To decode: this prefill worker can write into your pool, by this transport, and nothing it
-    wrote before can still arrive; `pid` and `host` let you see its death."""
+    """To decode: this prefill worker can write to your pool by this transport. No earlier write of it
+    can still arrive. On the same `host` its `pid` can be watched."""
 
     writer: str
     host: str
@@ -197,15 +197,15 @@ class WriterJoined:
 
 @dataclass(frozen=True, slots=True)
 class WriterClear:
-    """To decode: this writer is dead, or has started anew: nothing of it can still arrive."""
+    """To decode: this writer is dead or has restarted; no earlier write of it can still arrive."""
 
     writer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Reserve blocks for so many tokens: the known ones and a few more; the run grows later.
-    `block_hashes` (baton/kv/prefix.py) are of the first blocks, the root before them."""
+    """Reserve blocks for so many tokens: the known ones and a few more. `block_hashes`
+    (baton/kv/prefix.py) are the root and those of the first blocks."""
 
     run: str
     tokens: int
@@ -214,14 +214,14 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """The leases of these runs are still wanted."""
+    """Extend the leases of these runs."""
 
     runs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Compute KV for these tokens (a prompt without its last) into the granted blocks. The prompts of one
+    """Compute KV for these tokens (a prompt without its last) into the granted blocks. The Fills of a
     batch are sent together."""
 
     grant: Grant
@@ -230,7 +230,7 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Stop writing under this run; answered with Released, always."""
+    """Stop writing for this run. Always answered with Released."""
 
     run: str
 
@@ -238,9 +238,9 @@ class Drop:
 @dataclass(frozen=True, slots=True)
 class Start:
     """Decode from here. The first `prompt_tokens` of `token_ids` are the prompt; the others come from an
-    earlier run and count against `max_new_tokens`. The last one is decode's first step. `receipt` is
-    None where the blocks are not filled: decode computes the KV of all tokens itself. `params` are
-    resolved(); prompt_logprobs are set only where nothing is filled or cached."""
+    earlier run and count against `max_new_tokens`. The last token is decode's first step. Without a
+    `receipt` the blocks are not filled, and decode computes the KV itself. `params` are resolved();
+    prompt_logprobs are set only if nothing is filled or cached."""
 
     run: str
     token_ids: tuple[int, ...]
@@ -255,15 +255,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Compute on these cores of your host from the next step on."""
+    """Compute on these cores of the host from the next step on."""
 
     cores: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The run is over, give its blocks back. `writer` is the prefill worker that may still be
-    writing into them: they wait in quarantine until it is known to have stopped."""
+    """The run is over: free its blocks. If the prefill worker `writer` may still be writing into them,
+    they go to quarantine until it has stopped."""
 
     run: str
     writer: str | None = None
@@ -274,11 +274,8 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A worker asks to join. What does not fit is refused with both values named.
-
-    `epoch` names one life of the worker: a new one after every restart and every Reset.
-    `patience_s` is how long the worker may be silent inside one step before it must be given up.
-    """
+    """A worker asks to join. If it does not fit, it is Refused, with both values named. `epoch` changes
+    with every restart and every Reset. `patience_s`: longest silence, that is, longest step."""
 
     role: str
     worker: str
@@ -296,13 +293,13 @@ class Hello:
     regions: tuple[Region, ...]
     patience_s: float
     load_s: float
-    how: str = ""  # what computes its forwards, for people
-    takes_cores: bool = False  # it computes on a CPU, on whatever cores the router gives it
+    how: str = ""  # engine backend, for people
+    takes_cores: bool = False  # it computes on the cores that the router assigns
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent from the step loop, both ways, so a wedged process falls silent."""
+    """Sent from the step loop, in both directions, so a wedged process falls silent."""
 
     epoch: str
     steps: int
@@ -310,18 +307,18 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A prefill worker can write into this decode worker's pool."""
+    """A prefill worker can write to this decode worker's pool."""
 
     worker: str
     epoch: str
     transport: str
-    gb_per_s: float  # measured at attach; 0 where nothing has to be moved
-    why: str  # what was preferred and could not be used, empty if nothing
+    gb_per_s: float  # measured at attach; 0 if nothing has to be moved
+    why: str  # which better transports do not work, and why
 
 
 @dataclass(frozen=True, slots=True)
 class AttachFailed:
-    """A prefill worker has no way to this decode worker's pool."""
+    """A prefill worker cannot write to this decode worker's pool."""
 
     worker: str
     epoch: str
@@ -330,37 +327,35 @@ class AttachFailed:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Blocks are set aside for the run, under a lease."""
+    """Blocks are reserved for the run, under a lease."""
 
     grant: Grant
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """There is no room for the run now; ask again when something has ended."""
+    """No room for the run now."""
 
     run: str
 
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The pool is full: the run's blocks went to an older one. It can begin again when there is
-    room, from the tokens it has given."""
+    """The pool is full: the run's blocks went to an older run."""
 
     run: str
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The run's lease ran out before it was started; its blocks are gone."""
+    """The run's lease ended before it was started; its blocks are released."""
 
     run: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkFilled:
-    """A chunk of the run's prompt is computed, up to this many tokens; more is to come. For observers:
-    nothing depends on it."""
+    """The first `tokens` of the run's prompt are computed, but not all. For observers only."""
 
     run: str
     tokens: int
@@ -368,7 +363,7 @@ class ChunkFilled:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """The run's blocks hold the KV of all prompt tokens but the last; the writer is done with them."""
+    """The run's blocks hold the KV of all prompt tokens but the last. The writer has stopped writing."""
 
     run: str
     receipt: Receipt
@@ -377,7 +372,7 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class FillFailed:
-    """The run could not be filled. The writer is done with its blocks."""
+    """The run could not be filled. The writer has stopped writing."""
 
     run: str
     why: str
@@ -385,8 +380,8 @@ class FillFailed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The writer will not write under this run any more: the answer to Drop, passed on to decode.
-    `writer` is filled in by the router."""
+    """The writer has stopped writing for this run: the answer to Drop. The router sets `writer` and
+    passes it on to decode."""
 
     run: str
     writer: str = ""
@@ -394,7 +389,7 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class FillRefused:
-    """Decode found the filled blocks incomplete or damaged; it has taken them back."""
+    """Decode found the filled blocks incomplete or damaged, and has released them."""
 
     run: str
     why: str
@@ -402,9 +397,9 @@ class FillRefused:
 
 @dataclass(frozen=True, slots=True)
 class RunTokens:
-    """Sampled tokens of one run, the first of them for this position of its sequence: a gap is noticed.
-    `finish` is set with a run's last: stop (an EOS id) or length. `logprobs`: one for each, if they are
-    wanted. `ages`: how many seconds ago each was sampled; empty: just now."""
+    """Sampled tokens of one run. `position` is that of the first, so a gap is noticed. `finish` is set
+    with a run's last: stop or length. `logprobs`: one for each, if requested. `ages`: seconds since each
+    was sampled; empty: just now."""
 
     run: str
     position: int
@@ -431,16 +426,16 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A decode worker's KV pool, in blocks; sent when it changes, a few times a second at most."""
+    """A decode worker's KV pool, in blocks. Sent after changes, at most a few times a second."""
 
-    free: int  # cached ones too
+    free: int  # cached ones included
     cached: int
     quarantined: int
 
 
 @dataclass(frozen=True, slots=True)
 class RunFailed:
-    """One run cannot go on (numerical_error, ...); its neighbours are not touched."""
+    """One run cannot continue (numerical_error, ...). Other runs are not affected."""
 
     run: str
     code: str
@@ -452,27 +447,36 @@ class RunFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """From the loop itself, never sent: the process behind this peer is proven dead."""
+    """From the loop itself, never sent: the peer's process has ended."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """From the loop itself, never sent: a message to this peer could not be delivered. Its process
-    may be alive, and busy."""
+    """From the loop itself, never sent: a message could not be delivered. The peer may be alive."""
 
     peer: str
 
 
-LOCAL = (Exited, Unreachable)
-"""What only a loop may say to its own node: the codec takes none of it from a socket."""
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """From the channel, never sent: a Submit or Hello arrived that cannot be read. `about` is its request
+    id or its protocol, `why` the rule it breaks."""
+
+    kind: str
+    about: str
+    why: str
+
+
+LOCAL = (Exited, Unreachable, Malformed)
+"""Messages of a process to its own node: the codec refuses them from a socket."""
 
 Message = (
     Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
     | Decoded | Deferred | Detach | Drop | Emissions | Emitted | Exited | Expired | Failed | Fill
-    | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello | Observe
-    | Observed | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused | Released | Renew
-    | Reserve | Reserved | Reset | RunFailed | Start | Submit | Unreachable | Welcome | WriterClear
-    | WriterJoined
+    | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello | Malformed
+    | Observe | Observed | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused | Released
+    | Renew | Reserve | Reserved | Reset | RunFailed | Start | Submit | Unreachable | Welcome
+    | WriterClear | WriterJoined
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Node: the inside of every process. Messages in, effects out, time as an argument.
+"""Node: the logic of a process. Messages in, effects out, time as an argument.
 
-A node owns no socket, no clock and no thread, so a test can run a whole cluster of them in one
-function, kill one before any message, and replay the same second twice.
+A node owns no socket, clock or thread. So a test can run a whole cluster in one function, kill a worker
+before any message, and repeat a run exactly.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class To:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Deliver Exited(peer) as soon as this process of the same host has ended."""
+    """Deliver Exited(peer) as soon as this process on the same host has ended."""
 
     peer: str
     pid: int
@@ -28,7 +28,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave the loop; the process exits with this code and, if not 0, prints why."""
+    """End the process with this exit code; print `why` if it is not empty."""
 
     exit_code: int
     why: str
@@ -41,14 +41,14 @@ ROUTER = "router"
 
 
 class Node(Protocol):
-    """The inside of a process."""
+    """The logic of a process."""
 
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
-        """Take one message in."""
+        """Handle one message."""
 
     def step(self, now: float) -> list[Effect]:
-        """Do one unit of the node's own work (one forward, one round of planning), and keep time:
-        heartbeats, deadlines. Called once a turn, after all messages that had arrived."""
+        """Do one unit of work (one forward, one round of planning) and what time requires: heartbeats,
+        deadlines. Called once a turn, after all messages that had arrived."""
 
     def due(self, now: float) -> float:
-        """Seconds until `step` must be called again though no message comes; 0: there is work."""
+        """Seconds until `step` must be called even if no message arrives; 0: there is work."""

@@ -31,7 +31,7 @@ ROWS = (
     ("baton.params", "baton.machine", "baton.timeline", "baton.verdict"),
     (
         "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
-        "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes", "baton.metrics",
+        "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "prompts",
     ),
     ("baton.errors", "baton.clock", "baton.package", "sampler"),

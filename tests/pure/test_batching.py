@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from baton.kv.grant import Grant
 from decode_worker.batching import Progress, Share, plan_step
 from prefill_worker.worker import Job, plan_chunks
-from router.batching import FillRule, Waiting, fill_due, plan_fill
+from router.batching import Rules, Waiting, fill_due, plan_fill
 
 
 def line(*tokens: int, since: float = 0.0) -> list[Waiting]:
@@ -18,29 +18,27 @@ def runs(batch: list[Waiting]) -> list[str]:
 
 
 LINES = st.lists(st.integers(1, 50), max_size=12).map(lambda tokens: line(*tokens))
-RULES = st.builds(
-    FillRule, st.sampled_from([0.0, 0.01, 1.0]), st.integers(1, 8), st.integers(1, 80)
-)
+RULES = st.builds(Rules, st.integers(1, 8), st.sampled_from([0.0, 0.01, 1.0]), st.integers(1, 80))
 
 
 # ---- plan_fill
 
 
 def test_nobody_waits_nobody_goes() -> None:
-    assert plan_fill([], FillRule(0.0, 4, 100), more_may_come=False, now=9.0) == []
+    assert plan_fill([], Rules(4, 0.0, 100), more_may_come=False, now=9.0) == []
 
 
 def test_a_batch_that_can_grow_waits_until_the_window_of_the_oldest_closes() -> None:
-    rule = FillRule(1.0, 4, 100)
+    rule = Rules(4, 1.0, 100)
     waiting = [Waiting("a#0", 5, 10.0), Waiting("b#0", 5, 10.9)]
     assert plan_fill(waiting, rule, more_may_come=True, now=10.999) == []
     assert runs(plan_fill(waiting, rule, more_may_come=True, now=11.0)) == ["a#0", "b#0"]
 
 
 def test_a_full_batch_goes_at_once() -> None:
-    rule = FillRule(1.0, 2, 100)
+    rule = Rules(2, 1.0, 100)
     assert runs(plan_fill(line(5, 5, 5), rule, more_may_come=True, now=0.0)) == ["r0#0", "r1#0"]
-    by_tokens = FillRule(1.0, 9, 10)
+    by_tokens = Rules(9, 1.0, 10)
     assert runs(plan_fill(line(5, 5, 5), by_tokens, more_may_come=True, now=0.0)) == [
         "r0#0",
         "r1#0",
@@ -48,23 +46,23 @@ def test_a_full_batch_goes_at_once() -> None:
 
 
 def test_a_batch_that_cannot_grow_goes_at_once() -> None:
-    rule = FillRule(1.0, 4, 100)
+    rule = Rules(4, 1.0, 100)
     assert runs(plan_fill(line(5), rule, more_may_come=False, now=0.0)) == ["r0#0"]
 
 
 def test_a_prompt_beyond_the_budget_goes_alone() -> None:
-    rule = FillRule(1.0, 4, 10)
+    rule = Rules(4, 1.0, 10)
     assert runs(plan_fill(line(99, 1), rule, more_may_come=True, now=0.0)) == ["r0#0"]
 
 
 def test_a_long_prompt_is_not_overtaken() -> None:
-    rule = FillRule(0.0, 4, 10)
+    rule = Rules(4, 0.0, 10)
     assert runs(plan_fill(line(5, 8, 1), rule, more_may_come=True, now=0.0)) == ["r0#0"]
 
 
 @given(LINES, RULES, st.booleans(), st.sampled_from([0.0, 0.005, 0.01, 2.0]))
 def test_a_batch_is_a_prefix_of_the_line_within_every_limit(
-    waiting: list[Waiting], rule: FillRule, more: bool, now: float
+    waiting: list[Waiting], rule: Rules, more: bool, now: float
 ) -> None:
     batch = plan_fill(waiting, rule, more_may_come=more, now=now)
     assert batch == waiting[: len(batch)]
@@ -76,7 +74,7 @@ def test_a_batch_is_a_prefix_of_the_line_within_every_limit(
 
 @given(LINES, RULES, st.sampled_from([0.0, 0.005, 0.01, 2.0]))
 def test_what_does_not_go_now_goes_when_fill_due_says(
-    waiting: list[Waiting], rule: FillRule, now: float
+    waiting: list[Waiting], rule: Rules, now: float
 ) -> None:
     due = fill_due(waiting, rule, now)
     if not waiting:
@@ -88,7 +86,7 @@ def test_what_does_not_go_now_goes_when_fill_due_says(
 
 
 @given(LINES, RULES)
-def test_the_whole_line_is_filled_in_order_and_once(waiting: list[Waiting], rule: FillRule) -> None:
+def test_the_whole_line_is_filled_in_order_and_once(waiting: list[Waiting], rule: Rules) -> None:
     went: list[Waiting] = []
     while batch := plan_fill(waiting[len(went) :], rule, more_may_come=False, now=0.0):
         went += batch

@@ -184,11 +184,11 @@ def test_check_sees_a_block_in_two_hands_and_one_in_none() -> None:
     table = table_of(4)
     table.reserve("a", 1, 0.0)
     table._free.append(table._free[0])
-    with pytest.raises(AssertionError, match="two hands, or in none"):
+    with pytest.raises(AssertionError, match="two owners, or none"):
         table.check()
     table = table_of(4)
     table._free.pop()
-    with pytest.raises(AssertionError, match="two hands, or in none"):
+    with pytest.raises(AssertionError, match="two owners, or none"):
         table.check()
 
 

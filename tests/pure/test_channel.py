@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 import zmq
 
 from baton.errors import InputError
+from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.channel import Dialer, Listener, check_address
 from baton.wire.codec import encode
@@ -182,6 +184,21 @@ def test_what_is_no_message_is_dropped_and_logged(
             assert flat(router) == []
     assert len(caplog.records) == len(hostile)
     assert all("dropped a malformed message" in record.getMessage() for record in caplog.records)
+
+
+def test_a_malformed_submit_reaches_the_router_as_such_beside_sound_ones(folder: Path) -> None:
+    sound = msg.Submit("r2", "once", GenerationParams(1))
+    broken = msgpack.packb(["Submit", "r1", "once"])
+    router = Listener(f"ipc://{folder}/r.sock")
+    stop = junk(router.address, [broken, encode(sound)], b"client")
+    try:
+        with closing(router):
+            found = received(router, 2)
+    finally:
+        stop()
+    assert [sender for sender, _ in found] == ["client", "client"]
+    why = "Submit has 3 fields, got 2"
+    assert [message for _, message in found] == [msg.Malformed("Submit", "r1", why), sound]
 
 
 def test_a_peer_that_is_not_there_is_reported_at_once(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from baton.wire import messages as msg
 from baton.wire.node import ROUTER, To
-from router.scheduling import Rules
+from router.batching import Rules
 from tests.pure.town import Town, calm_answer
 
 PROMPTS = {

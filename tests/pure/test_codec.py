@@ -14,7 +14,7 @@ from baton.errors import ProtocolError
 from baton.kv.grant import Grant
 from baton.params import GenerationParams
 from baton.wire import messages as msg
-from baton.wire.codec import MAX_MESSAGE_BYTES, decode, encode
+from baton.wire.codec import MAX_MESSAGE_BYTES, MAX_WHY_CHARACTERS, decode, decode_malformed, encode
 from sampler.params import SamplingParams
 
 KINDS = sorted({*get_args(msg.Message)} - {*msg.LOCAL}, key=lambda kind: kind.__name__)
@@ -301,3 +301,57 @@ def test_messages_cannot_be_changed_once_made() -> None:
         for field in fields(kind):
             with pytest.raises(AttributeError):
                 setattr(message, field.name, None)
+
+
+# ---- malformed messages that are answered
+
+
+def malformed(data: bytes) -> msg.Malformed | None:
+    with pytest.raises(ProtocolError) as caught:
+        decode(data)
+    return decode_malformed(data, caught.value)
+
+
+def test_a_submit_that_breaks_a_rule_names_its_request_and_the_rule() -> None:
+    params = parts_of(msg.Submit("r1", "once", GenerationParams(1)))[3]
+    params[0] = 0  # max_new_tokens
+    assert malformed(packed("Submit", "r1", "once", params)) == msg.Malformed(
+        "Submit", "r1", "max_new_tokens must be at least 1, got 0"
+    )
+
+
+def test_a_submit_of_another_version_names_its_request_and_the_difference() -> None:
+    assert malformed(packed("Submit", "r1", "once", [1], "more")) == msg.Malformed(
+        "Submit", "r1", "Submit has 3 fields, got 4"
+    )
+
+
+def test_a_hello_of_another_version_names_its_protocol() -> None:
+    found = malformed(packed("Hello", "decode", "d1", "d1/0", 5, "host"))
+    assert found == msg.Malformed("Hello", "5", "Hello has 18 fields, got 5")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        packed("Submit"), packed("Submit", 0.5, "once", []), packed("Submit", None, "once", []),
+        packed("Submit", True, "once", []), packed("Submit", ["r1"], "once", []),
+        packed("Submit", "r" * 1000, "once", []), packed("Drop", "r1", 2), packed(["Submit"], "r1"),
+        packed("Hello", "decode", "d1"), packed(), packed(1), b"", b"\x91" * 10_000,
+        encode(msg.Submit("r1", "once", GenerationParams(1)))[:-1],
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_whatever_else_is_malformed_is_not_answered(data: bytes) -> None:
+    assert malformed(data) is None
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(["Submit", "Hello"]), st.lists(JSONISH, max_size=18))
+def test_the_answer_is_short_whatever_was_sent(name: str, rest: list[Any]) -> None:
+    data = packed(name, *rest)
+    try:
+        decode(data)
+    except ProtocolError as error:
+        found = decode_malformed(data, error)
+        assert found is None or len(found.why) <= MAX_WHY_CHARACTERS

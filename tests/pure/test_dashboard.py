@@ -4,10 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from baton.metrics import ITL_BUCKETS_S
 from baton.server.metrics import Metrics
 from baton.wire.messages import ClusterInfo
-from baton.wire.records import Counts, Ended, PoolInfo, Timings, WorkerInfo
+from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo, Timings, WorkerInfo
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana.json"
 

@@ -7,6 +7,7 @@ from baton.lifecycle import LIVE, Event, IllegalTransition, State
 from baton.params import GenerationParams
 from baton.text import TextStream
 from router.ledger import Entry, Ledger, timings
+from router.observers import Observers
 from tests.pure.town import GREEDY, PretendTokenizer
 
 PATH = (Event.RESERVE, Event.GRANTED, Event.FILL, Event.START)
@@ -31,7 +32,7 @@ def names(entries: list[Entry]) -> list[str]:
 
 
 def test_a_new_request_is_queued_and_found() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a")
     assert entry.state is State.QUEUED
     assert ledger.get("a") is entry
@@ -40,7 +41,7 @@ def test_a_new_request_is_queued_and_found() -> None:
 
 
 def test_an_id_is_used_once_at_a_time() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a")
     with pytest.raises(AssertionError):
         add(ledger, "a")
@@ -49,7 +50,7 @@ def test_an_id_is_used_once_at_a_time() -> None:
 
 
 def test_what_the_table_does_not_allow_does_not_happen() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a")
     with pytest.raises(IllegalTransition):
         ledger.apply(entry, Event.START, 0.0)
@@ -57,7 +58,7 @@ def test_what_the_table_does_not_allow_does_not_happen() -> None:
 
 
 def test_every_attempt_is_a_run_of_its_own_and_reports_on_old_ones_are_void() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a")
     walk(ledger, entry, PATH)
     assert entry.run == "a#0"
@@ -70,7 +71,7 @@ def test_every_attempt_is_a_run_of_its_own_and_reports_on_old_ones_are_void() ->
 
 
 def test_a_report_about_another_state_is_void_and_counted() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a")
     walk(ledger, entry, PATH)
     assert ledger.follow("a#0", State.FILLING) is None
@@ -79,7 +80,7 @@ def test_a_report_about_another_state_is_void_and_counted() -> None:
 
 
 def test_a_queued_request_has_no_run_and_no_worker() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a")
     walk(ledger, entry, PATH[:3])
     entry.decode, entry.prefill = "d", "p"
@@ -90,7 +91,7 @@ def test_a_queued_request_has_no_run_and_no_worker() -> None:
 
 
 def test_the_line_is_first_come_first_served_and_who_comes_back_has_his_place() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entries = [add(ledger, name) for name in "abc"]
     assert names(list(ledger.queue())) == ["a", "b", "c"]
     ledger.apply(entries[0], Event.RESERVE, 0.0)
@@ -101,7 +102,7 @@ def test_the_line_is_first_come_first_served_and_who_comes_back_has_his_place() 
 
 
 def test_a_finished_request_is_nowhere() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     for at in range(5):
         entry = add(ledger, "a")
         walk(ledger, entry, (*PATH[:at], Event.FINISH))
@@ -113,7 +114,7 @@ def test_a_finished_request_is_nowhere() -> None:
 
 
 def test_who_needs_a_worker_is_who_is_decoded_there_or_filled_there_now() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     placed = {}
     for name, events in {"r": 1, "g": 2, "f": 3, "d": 4}.items():
         placed[name] = add(ledger, name)
@@ -126,23 +127,23 @@ def test_who_needs_a_worker_is_who_is_decoded_there_or_filled_there_now() -> Non
 
 
 def test_requests_are_found_by_their_client() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     add(ledger, "a", client="x")
     add(ledger, "b", client="y")
     assert names(ledger.of_client("x")) == ["a"]
 
 
 def test_what_is_known_and_what_remains_follow_the_tokens() -> None:
-    entry = add(Ledger(), "a")
+    entry = add(Ledger(Observers()), "a")
     reach = entry.reach
     entry.emitted += [7, 8]
     assert entry.token_ids == (1, 2, 3, 7, 8)
-    assert entry.remaining == 3
+    assert entry.params.max_new_tokens - len(entry.emitted) == 3
     assert entry.reach == reach == 8
 
 
 def test_times_are_read_off_the_states_and_add_up() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a", 10.0)
     for event, now in zip(PATH, (11.0, 13.0, 16.0, 20.0), strict=True):
         ledger.apply(entry, event, now)
@@ -160,7 +161,7 @@ def test_times_are_read_off_the_states_and_add_up() -> None:
 
 
 def test_the_times_of_all_attempts_are_added() -> None:
-    ledger = Ledger()
+    ledger = Ledger(Observers())
     entry = add(ledger, "a", 0.0)
     now = 0.0
     for event in (*PATH, Event.LOST, *PATH, Event.FINISH):

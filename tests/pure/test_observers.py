@@ -2,7 +2,7 @@
 
 from baton.timeline import Life, Moment, Timeline
 from baton.wire import messages as msg
-from router.scheduling import Rules
+from router.batching import Rules
 from tests.pure.town import Town
 
 BUDGET = 8

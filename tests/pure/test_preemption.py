@@ -12,7 +12,7 @@ from baton.wire import messages as msg
 from baton.wire.records import Timings
 from decode_worker.runs import Run, make_room
 from decode_worker.worker import DecodeWorker
-from router.scheduling import Rules
+from router.batching import Rules
 from sampler.params import SamplingParams
 from tests.pure.test_cluster_random import WildTown, assert_ended, fire
 from tests.pure.town import BLOCK, Town, calm_answer

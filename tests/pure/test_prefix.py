@@ -11,7 +11,7 @@ from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.grant import Grant
 from baton.kv.prefix import extended, root
 from baton.wire import messages as msg
-from router.scheduling import Rules
+from router.batching import Rules
 from tests.pure.town import BLOCK, Town, calm_answer
 
 IDS = st.lists(st.integers(0, 5), max_size=40)

@@ -9,12 +9,13 @@ from baton.kv.region import Receipt
 from baton.lifecycle import State
 from baton.params import GenerationParams, Limits
 from baton.wire import messages as msg
+from baton.wire.membership import Membership
 from baton.wire.node import Effect, Stop, To
 from baton.wire.records import Timings
 from prefill_worker.worker import PrefillWorker
 from router.admission import Served
+from router.batching import Rules
 from router.router import Identity, Router
-from router.scheduling import Rules
 from tests.pure.test_workers import hello
 from tests.pure.town import EOS, GREEDY, VOCABULARY, PretendPrefill, PretendTokenizer, Town
 
@@ -140,6 +141,33 @@ def test_a_request_id_in_use_is_refused_and_the_first_goes_on() -> None:
     assert isinstance(effect.message, msg.Failed)
     assert effect.message.code == "invalid_request"
     assert desk.state("a") is State.DECODING
+
+
+def test_a_malformed_submit_is_answered_with_the_rule_it_breaks() -> None:
+    desk = Desk()
+    answer = desk.hear("client", msg.Malformed("Submit", "a", "max_new_tokens must be at least 1"))
+    rule = "max_new_tokens must be at least 1"
+    assert answer == [To("client", msg.Failed("a", "invalid_request", rule))]
+    assert desk.state("a") is None
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_worker_of_another_protocol_is_refused_with_both_numbers(readable: bool) -> None:
+    desk = Desk()
+    old: msg.Message = msg.Malformed("Hello", "5", "Hello has 18 fields, got 5")
+    if readable:
+        old = dataclasses.replace(hello("d2"), protocol=5)
+    why = f"the worker speaks protocol 5, the router {msg.PROTOCOL}"
+    assert desk.hear("d2", old) == [To("d2", msg.Refused(why))]
+    worker = Membership(hello("d2"), lambda epoch: ())
+    [stop] = worker.handle(msg.Refused(why), 0.0) or []
+    assert stop == Stop(4, f"the router refused this worker: {why}")
+
+
+def test_a_malformed_hello_of_our_own_protocol_is_refused_with_the_reason() -> None:
+    broken = msg.Malformed("Hello", str(msg.PROTOCOL), "Hello.pid must be int, got str")
+    [effect] = Desk().hear("d2", broken)
+    assert effect == To("d2", msg.Refused(f"the worker's Hello is malformed: {broken.why}"))
 
 
 def test_an_id_can_be_used_again_once_its_request_has_ended() -> None:

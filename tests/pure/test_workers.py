@@ -6,8 +6,7 @@ import pytest
 
 from baton.wire import messages as msg
 from baton.wire.node import Effect, To, Watch
-from router.health import BEAT_S, MISSED_BEATS
-from router.workers import DECODE, PREFILL, WorkerRegistry
+from router.workers import BEAT_S, DECODE, MISSED_BEATS, PREFILL, WorkerRegistry
 
 SILENT = MISSED_BEATS * BEAT_S
 

@@ -23,10 +23,10 @@ from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
 from decode_worker.speculation import Proposer, Speculation
 from decode_worker.worker import DecodeWorker
-from prefill_worker.worker import Chunk, PrefillWorker, Way
+from prefill_worker.worker import Chunk, PrefillWorker
 from router.admission import Served
+from router.batching import Rules
 from router.router import Identity, Router
-from router.scheduling import Rules
 from sampler.params import SamplingParams
 
 BLOCK = 4
@@ -88,11 +88,11 @@ class PretendPrefill:
         self.town = town
         self.pools: dict[str, Memory] = {}
 
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Way:
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
         if worker not in self.town.memories:
             raise TransferError(f"no memory of {worker}")
         self.pools[worker] = self.town.memories[worker]
-        return Way(self.town.transport, 0.0, "")
+        return msg.Attached(worker, epoch, self.town.transport, 0.0, "")
 
     def detach(self, worker: str) -> None:
         self.pools.pop(worker, None)

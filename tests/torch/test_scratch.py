@@ -12,7 +12,7 @@ LAYOUT = KVLayout((LayerShape(1, 4, 4),), 4, "float32")
 
 def test_a_run_gets_neighbours_in_rising_order_again_and_again() -> None:
     pool = Pool.private(LAYOUT, 8, torch.device("cpu"))
-    scratch = Scratch.over(pool)
+    scratch = Scratch(pool)
     for turn in range(3):
         assert scratch.take(f"a{turn}", 3)
         assert scratch.take(f"b{turn}", 4)
