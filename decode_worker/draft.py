@@ -36,16 +36,16 @@ class DraftModel:
         self._runs: dict[str, _Sequence] = {}
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        guesses: list[list[int]] = [[] for _ in wanted]
+        drafts: list[list[int]] = [[] for _ in wanted]
         open_ = [i for i, each in enumerate(wanted) if each.most and self._room(each)]
         self._catch_up([wanted[i] for i in open_])
         while open_:
-            rows = [self._row(wanted[i], guesses[i]) for i in open_]
+            rows = [self._row(wanted[i], drafts[i]) for i in open_]
             tokens = self._engine.runner.greedy(self._pool, rows)
             for i, token in zip(open_, tokens, strict=True):
-                guesses[i].append(token or 0)  # logits that are not finite: any draft will do
-            open_ = [i for i in open_ if len(guesses[i]) < wanted[i].most]
-        return guesses
+                drafts[i].append(token or 0)  # logits that are not finite: any draft will do
+            open_ = [i for i in open_ if len(drafts[i]) < wanted[i].most]
+        return drafts
 
     def forget(self, run: str) -> None:
         sequence = self._runs.pop(run, None)
@@ -81,10 +81,10 @@ class DraftModel:
                 self._engine.runner.fill(self._pool, [Row(tokens, start, sequence.blocks)])
                 sequence.computed += tokens
 
-    def _row(self, wanted: Wanted, guesses: Sequence[int]) -> Row:
+    def _row(self, wanted: Wanted, drafts: Sequence[int]) -> Row:
         """The last known or drafted token, for the next forward."""
         sequence = self._runs[wanted.run]
-        token = guesses[-1] if guesses else wanted.token_ids[-1]
+        token = drafts[-1] if drafts else wanted.token_ids[-1]
         row = Row([token], len(sequence.computed), sequence.blocks, Logits.LAST)
         sequence.computed.append(token)
         return row

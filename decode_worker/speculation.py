@@ -79,7 +79,7 @@ class Speculation:
         self.most = most if proposer is not None else 0
         self._lengths: dict[str, int] = {}
 
-    def guess(self, wanted: Sequence[Wanted], budget: int) -> dict[str, list[int]]:
+    def draft(self, wanted: Sequence[Wanted], budget: int) -> dict[str, list[int]]:
         """Draft tokens by run, at most `budget` in all."""
         if self._proposer is None:
             return {}
@@ -90,7 +90,7 @@ class Speculation:
                 asked.append(Wanted(each.run, each.token_ids, most))
                 budget -= most
         found = self._proposer.propose(asked)
-        return {each.run: guesses for each, guesses in zip(asked, found, strict=True) if guesses}
+        return {each.run: draft for each, draft in zip(asked, found, strict=True) if draft}
 
     def update(self, run: str, *, drafted: int, accepted: int) -> None:
         """Adapt the length of the run's next draft: twice as long if all tokens were accepted, else one

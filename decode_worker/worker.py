@@ -9,6 +9,7 @@ last token, Cancel, Reset   its blocks are released (baton/kv/blocks.py)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from baton.errors import RequestError
 from baton.grammar import Grammars, Matcher
@@ -106,10 +107,8 @@ class DecodeWorker:
     def due(self, now: float) -> float:
         if self._more_kv or (self.runs and not self._blocked):
             return 0.0
-        waiting = (
-            0.001 if self.arriving or self.runs else float("inf")
-        )  # shared memory wakes no poll
-        waiting = min(waiting, self._buffer.due(now))
+        polling = bool(self.arriving or self.runs)  # writes to shared memory wake no loop
+        waiting = min(0.001 if polling else float("inf"), self._buffer.due(now))
         if self._membership.joined:
             waiting = min(waiting, self._reporter.due(now))
         return min(waiting, self._membership.due(now))
@@ -240,17 +239,16 @@ class DecodeWorker:
             if share.samples and share.tokens == 1 and (run := self.runs[share.run]).matcher is None
         ]
         taken = sum(share.tokens for share in shares)
-        return self.speculation.guess(wanted, self.token_budget - taken)
+        return self.speculation.draft(wanted, self.token_budget - taken)
 
     def _accept(
         self, steps: Sequence[RunStep], drawn: Sequence[Drawn | None], now: float
     ) -> list[Effect]:
         """Add what was drawn to the runs. `drawn`: the results of all steps, in order."""
         effects: list[Effect] = []
-        at = 0
+        results = iter(drawn)
         for each in steps:
-            mine = drawn[at : at + len(each.draws)]
-            at += len(each.draws)
+            mine = list(islice(results, len(each.draws)))
             if each.scores:
                 effects += self._score(each.run, mine[: each.scores], now)
                 mine = mine[each.scores :]

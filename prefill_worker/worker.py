@@ -93,7 +93,7 @@ def plan_chunks(jobs: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
 
 
 class PrefillWorker:
-    """Knows grants and tokens; everything about tensors is behind `model`."""
+    """Handles grants and token ids; everything about tensors is behind `model`."""
 
     def __init__(self, hello: Hello, model: PrefillModel, *, token_budget: int) -> None:
         self._membership = Membership(hello, self._start_anew)
@@ -137,7 +137,7 @@ class PrefillWorker:
         try:
             self._model.fill(chunks[0].grant.worker, chunks)
         except TransferError as error:
-            return effects + [e for job, _ in plan for e in self._failed(job, error)]
+            return effects + [e for job, _ in plan for e in self._fail(job, error)]
         took = self._model.clock() - began
         total = sum(count for _, count in plan)
         for job, count in plan:
@@ -164,7 +164,7 @@ class PrefillWorker:
                 job.admitted = self._model.admit(job.grant, len(job.token_ids))
                 job.done = self._model.known(job.grant) if job.admitted else 0
             except TransferError as error:
-                effects += self._failed(job, error)
+                effects += self._fail(job, error)
                 continue
             if not job.admitted:
                 break
@@ -174,11 +174,11 @@ class PrefillWorker:
         try:
             receipt = self._model.finish(job.grant, len(job.token_ids))
         except TransferError as error:
-            return self._failed(job, error)
+            return self._fail(job, error)
         del self._jobs[job.grant.run]
         return [To(ROUTER, msg.Filled(job.grant.run, receipt, job.compute_s))]
 
-    def _failed(self, job: Job, error: TransferError) -> list[Effect]:
+    def _fail(self, job: Job, error: TransferError) -> list[Effect]:
         self._jobs.pop(job.grant.run, None)
         self._model.abandon(job.grant)
         return [To(ROUTER, msg.FillFailed(job.grant.run, str(error)))]

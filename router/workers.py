@@ -34,9 +34,7 @@ class Member:
     hello: Hello
     last_heard: float
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
-    failed: dict[str, str] = field(
-        default_factory=dict
-    )  # prefill: decode workers it cannot write to, and why
+    failed: dict[str, str] = field(default_factory=dict)  # prefill: why, by decode worker
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, ask again at this time
 

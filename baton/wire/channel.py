@@ -205,8 +205,9 @@ def _read(frames: Sequence[bytes], sender: str) -> list[Message]:
         try:
             messages.append(decode(frame))
         except ProtocolError as error:
-            logger.warning("dropped a malformed message from %r: %s", sender[:80], error)
             malformed = decode_malformed(frame, error)
+            did = "dropped" if malformed is None else "refused"
+            logger.warning("%s a malformed message from %r: %s", did, sender[:80], error)
             if malformed is None:
                 return []
             messages.append(malformed)

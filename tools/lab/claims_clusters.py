@@ -53,7 +53,7 @@ def accepted(prompt: Sequence[int], answer: Sequence[int]) -> Accepted:
     known, at, steps, guessed, stood = list(prompt), 0, 0, 0, 0
     while at < len(answer):
         room = len(answer) - at - 1
-        guesses = speculation.guess([Wanted("r", tuple(known), room)], room).get("r", [])
+        guesses = speculation.draft([Wanted("r", tuple(known), room)], room).get("r", [])
         right = accepted_prefix(guesses, list(answer[at : at + len(guesses)]))
         speculation.update("r", drafted=len(guesses), accepted=right)
         known += answer[at : at + right + 1]
