@@ -73,16 +73,3 @@ def logprobs_of(logits: Tensor, token_ids: Tensor) -> Tensor:
     logits [rows, vocab], any float type; token_ids int64 [rows].
     """
     return logits.float().log_softmax(dim=-1).gather(1, token_ids[:, None])[:, 0]
-
-
-def top_logprobs(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` most likely tokens of each row, most likely first. ValueError for a count outside
-    [0, vocab].
-
-    Returns values float32 [rows, count] and ids int64 [rows, count]; a token's value has the same
-    bits as `logprobs_of` gives for it.
-    """
-    if not 0 <= count <= logits.shape[-1]:
-        raise ValueError(f"count must be in [0, vocab = {logits.shape[-1]}], got {count}")
-    values, ids = torch.topk(logits.float().log_softmax(dim=-1), count, dim=-1)
-    return values, ids

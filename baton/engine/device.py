@@ -72,13 +72,6 @@ def describe_device(device: torch.device) -> str:
     return name + threads + memory
 
 
-def device_uuid(device: torch.device) -> str:
-    """Identifies a GPU across processes: cuda:0 in one may be cuda:1 in another."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_properties(device).uuid)
-    return device.type
-
-
 class CoreTaker:
     """Moves this process to given cores, among those it was allowed to use when it started."""
 

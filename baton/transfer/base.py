@@ -30,9 +30,10 @@ ones over the same slabs.
 
 To add a transport:
 
-1. Write one module in this folder, with the two classes below and the functions
+1. Write one module in this folder, with the two classes below and, by these names,
    `export(slabs: Slabs, owner: Owner) -> Export` and
-   `link(region: Region, layout: KVLayout, writer: Writer) -> Link`. Both raise TransferError if the
+   `link(region: Region, layout: KVLayout, writer: Writer) -> Link`: functions, or the classes
+   themselves as in pinned.py. Both raise TransferError if the
    transport does not work here; under "auto" the next one is tried. in_place.py is the shortest
    example. If the writer stamps the blocks itself, reuse its InPlaceExport, as shm.py does.
    checks.py, pieces.py and stamps.py hold the parts that transports share.

@@ -56,13 +56,12 @@ class CudaIpcLink:
 
     transport = "cuda_ipc"
 
-    def __init__(
-        self, region: Region, layout: KVLayout, *, device: torch.device, deadline_s: float = 10.0
-    ) -> None:
+    def __init__(self, region: Region, layout: KVLayout, writer: Writer) -> None:
         self.why = ""
-        if device.type != "cuda":
-            raise TransferError(f"the pool is on a GPU, the writer on {device}")
-        self._device = torch.device("cuda", _index(device))
+        if writer.device.type != "cuda":
+            raise TransferError(f"the pool is on a GPU, the writer on {writer.device}")
+        index = writer.device.index
+        self._device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
         self._layout = layout
         address = Address(region)
         address.check_layout(layout)
@@ -72,9 +71,8 @@ class CudaIpcLink:
         self._in_place = self._pool[0].device == self._device
         self.slabs: Sequence[torch.Tensor] | None = self._pool if self._in_place else None
         self._stamps = Stamps(self._pool[-1])
-        self._copies = CopyStream(self._device, deadline_s)
-        self._moved: dict[int, int] = {}
-        self._seconds: dict[int, float] = {}
+        self._copies = CopyStream(self._device, writer.deadline_s)
+        self._pushed: dict[int, tuple[int, float]] = {}  # by generation: bytes and seconds
 
     def push(
         self,
@@ -97,10 +95,9 @@ class CudaIpcLink:
         self._copies.after_computing()
         for stretch in stretches(source, target, len(source)):
             self._copies.copy(pool, stretch, view)
-        generation, moved = grant.generation, len(source) * block_bytes(self._layout, layer)
-        self._moved[generation] = self._moved.get(generation, 0) + moved
-        spent = time.perf_counter() - started
-        self._seconds[generation] = self._seconds.get(generation, 0.0) + spent
+        moved, seconds = self._pushed.get(grant.generation, (0, 0.0))
+        moved += len(source) * block_bytes(self._layout, layer)
+        self._pushed[grant.generation] = moved, seconds + time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
         """Wait for the current stream and the copies, then stamp."""
@@ -111,9 +108,8 @@ class CudaIpcLink:
         self._copies.wait()
         self._stamps.write(ordered, grant.generation)
         digest = digest_of_blocks(grant, "cuda_ipc", ordered)
-        moved = self._moved.pop(grant.generation, 0)
-        spent = self._seconds.pop(grant.generation, 0.0) + time.perf_counter() - started
-        return Receipt(moved, digest, spent, self.transport)
+        moved, seconds = self._pushed.pop(grant.generation, (0, 0.0))
+        return Receipt(moved, digest, seconds + time.perf_counter() - started, self.transport)
 
     def abandon(self, grant: Grant) -> None:
         """Wait until nothing queued so far is still writing."""
@@ -121,8 +117,7 @@ class CudaIpcLink:
             return
         self._copies.after_computing()
         self._copies.wait()
-        self._moved.pop(grant.generation, None)
-        self._seconds.pop(grant.generation, None)
+        self._pushed.pop(grant.generation, None)
 
     def probe(self) -> float:
         """GB/s of 8 MiB to the owner's GPU, into this process's own memory there; 0 on one GPU."""
@@ -146,10 +141,6 @@ class CudaIpcLink:
 def gpu_id(index: int) -> str:
     """The GPU's UUID."""
     return str(torch.cuda.get_device_properties(index).uuid)
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _share(slabs: Slabs) -> list[CudaHandle]:
@@ -218,6 +209,4 @@ def export(slabs: Slabs, owner: Owner) -> InPlaceExport:
     return InPlaceExport(slabs, epoch=owner.epoch, region=region)
 
 
-def link(region: Region, layout: KVLayout, writer: Writer) -> CudaIpcLink:
-    """See baton/kv/transports.py."""
-    return CudaIpcLink(region, layout, device=writer.device, deadline_s=writer.deadline_s)
+link = CudaIpcLink

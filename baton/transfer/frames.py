@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -27,10 +28,9 @@ import zmq
 from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.grant import Grant
-from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Plain, Receipt, Region
-from baton.transfer.base import Owner, Writer
-from baton.transfer.curve import CurveKeys, secure_server
+from baton.transfer.base import Owner
+from baton.transfer.curve import secure_server
 from baton.transfer.frame_codec import PROBED, End, Piece, Probe, decode, largest_frame
 from baton.transfer.frames_link import WAITING_FRAMES, FramesLink
 from baton.transfer.pieces import all_rows, block_bytes, scatter
@@ -63,56 +63,57 @@ class FramesExport:
     def __init__(
         self,
         slabs: Slabs,
+        owner: Owner,
         *,
-        epoch: str,
-        run_dir: Path | None = None,
-        bind_host: str | None = None,
-        keys: CurveKeys | None = None,
+        tcp: bool = False,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`bind_host`: listen on tcp at this local address, with `keys`. None: ipc in `run_dir`. A fill
+        """Listens on ipc in the owner's `run_dir`, or on tcp at its `bind_host` with its `keys`. A fill
         without progress for `patience_s` counts as lost."""
         self.dropped: Counter[str] = Counter()
-        self._transport = "frames" if bind_host is None else "frames_tcp"
+        self._transport = "frames_tcp" if tcp else "frames"
         self._slabs = slabs
         self._rows = all_rows(slabs.layout, slabs.tensors)
         self._stamps = Stamps(slabs.tensors[-1])
-        self._expected = Expected(epoch, slabs.blocks)
+        self._expected = Expected(owner.epoch, slabs.blocks)
         self._incoming: dict[int, _Incoming] = {}
         self._patience_s, self._clock = patience_s, clock
         self._file: Path | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
+        self._socket.linger = 0
+        self._socket.maxmsgsize = largest_frame(slabs.layout)
         try:
-            endpoint = self._bind(run_dir, bind_host, keys)
+            endpoint = self._bind_tcp(owner) if tcp else self._bind_ipc(owner)
         except (zmq.ZMQError, TransferError, OSError) as error:
             self.close()
             raise TransferError(f"cannot open a socket for KV frames: {error}") from error
-        server_key = keys.public if keys is not None and self._transport == "frames_tcp" else b""
         address: Plain = {
             "host": host_id(),
-            "epoch": epoch,
+            "epoch": owner.epoch,
             "endpoint": endpoint,
-            "server_key": server_key,
+            "server_key": owner.keys.public if tcp and owner.keys else b"",
         }
         self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)
 
-    def _bind(self, run_dir: Path | None, bind_host: str | None, keys: CurveKeys | None) -> str:
-        self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
-        self._socket.linger = 0
-        self._socket.maxmsgsize = largest_frame(self._slabs.layout)
-        if bind_host is None:
-            name = private_folder(run_dir) / f"kv-{secrets.token_hex(6)}.sock"
-            self._socket.bind(f"ipc://{name}")
-            self._file = name
-            return f"ipc://{name}"
-        if keys is None:
+    def _bind_ipc(self, owner: Owner) -> str:
+        name = private_folder(owner.run_dir) / f"kv-{secrets.token_hex(6)}.sock"
+        self._socket.bind(f"ipc://{name}")
+        self._file = name
+        return f"ipc://{name}"
+
+    def _bind_tcp(self, owner: Owner) -> str:
+        host = owner.bind_host
+        if host is None:
+            raise TransferError("frames_tcp needs an address of this machine to bind")
+        if owner.keys is None:
             raise TransferError("tcp needs CURVE keys")
-        if bind_host in ("*", "0.0.0.0", "::", "[::]"):
-            raise TransferError(f"bind to one address of this machine, not to {bind_host}")
-        secure_server(self._socket, keys)
-        host = f"[{bind_host}]" if ":" in bind_host and "[" not in bind_host else bind_host
+        if host in ("*", "0.0.0.0", "::", "[::]"):
+            raise TransferError(f"bind to one address of this machine, not to {host}")
+        secure_server(self._socket, owner.keys)
+        host = f"[{host}]" if ":" in host and "[" not in host else host
         self._socket.setsockopt(zmq.IPV6, int("[" in host))
         self._socket.bind(f"tcp://{host}:*")
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -267,19 +268,5 @@ class FramesExport:
         return Arrival.BAD
 
 
-def export(slabs: Slabs, owner: Owner) -> FramesExport:
-    """See baton/kv/transports.py."""
-    return FramesExport(slabs, epoch=owner.epoch, run_dir=owner.run_dir)
-
-
-def export_tcp(slabs: Slabs, owner: Owner) -> FramesExport:
-    """See baton/kv/transports.py."""
-    if owner.bind_host is None:
-        raise TransferError("frames_tcp needs an address of this machine to bind")
-    return FramesExport(slabs, epoch=owner.epoch, bind_host=owner.bind_host, keys=owner.keys)
-
-
-def link(region: Region, layout: KVLayout, writer: Writer) -> FramesLink:
-    """See baton/kv/transports.py."""
-    limits = {"deadline_s": writer.deadline_s, "connect_s": min(2.0, writer.deadline_s)}
-    return FramesLink(region, layout, keys=writer.keys, **limits)
+export, link = FramesExport, FramesLink  # see baton/kv/transports.py
+export_tcp = partial(FramesExport, tcp=True)

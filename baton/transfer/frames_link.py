@@ -17,14 +17,16 @@ from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Receipt, Region
+from baton.transfer.base import Writer
 from baton.transfer.checks import Address, check_grant, check_push, in_order
-from baton.transfer.curve import CurveKeys, secure_client
+from baton.transfer.curve import secure_client
 from baton.transfer.frame_codec import FRAME_BYTES, End, Piece, Probe, blocks_per_frame
 from baton.transfer.pieces import gather, rows
 from baton.transfer.stamps import Digest, pack_blocks
 
 WAITING_FRAMES = 32
 LINGER_MS = 500
+CONNECT_S = 2.0
 PROBE_FRAMES = 16
 
 Parts = list[bytes | memoryview]
@@ -44,19 +46,12 @@ class FramesLink:
 
     slabs: Sequence[torch.Tensor] | None = None
 
-    def __init__(
-        self,
-        region: Region,
-        layout: KVLayout,
-        *,
-        keys: CurveKeys | None = None,
-        deadline_s: float = 10.0,
-        connect_s: float = 2.0,
-    ) -> None:
+    def __init__(self, region: Region, layout: KVLayout, writer: Writer) -> None:
+        """Waits at most CONNECT_S for the owner. TransferError if it does not accept this process."""
         self.transport = region.transport
         self.why = ""
         self._layout = layout
-        self._deadline_s = deadline_s
+        self._deadline_s = writer.deadline_s
         self._outgoing: dict[int, _Outgoing] = {}
         address = Address(region)
         address.check_layout(layout)
@@ -65,12 +60,13 @@ class FramesLink:
         self._socket = self._context.socket(zmq.DEALER)
         self.send: Callable[[Parts], None] = self._send
         try:
-            self._connect(address, keys, connect_s)
+            self._connect(address, writer)
         except (zmq.ZMQError, TransferError) as error:
             self.close()
             raise TransferError(f"frames to {address.field('endpoint', str)}: {error}") from error
 
-    def _connect(self, address: Address, keys: CurveKeys | None, connect_s: float) -> None:
+    def _connect(self, address: Address, writer: Writer) -> None:
+        keys = writer.keys
         endpoint, server = address.field("endpoint", str), address.field("server_key", bytes)
         self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
         self._socket.linger = LINGER_MS
@@ -84,7 +80,7 @@ class FramesLink:
             raise TransferError("tcp needs CURVE keys, and the owner's must be trusted")
         else:
             secure_client(self._socket, keys, server)
-        wait_for_handshake(self._socket, endpoint, connect_s)
+        wait_for_handshake(self._socket, endpoint, min(CONNECT_S, writer.deadline_s))
 
     def push(
         self,

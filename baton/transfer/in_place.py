@@ -20,7 +20,7 @@ from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.checks import check_grant, check_in_place, check_push, in_order
 from baton.transfer.slabs import Slabs
-from baton.transfer.stamps import Expected, Stamps, digest_of_blocks, judge
+from baton.transfer.stamps import Expected, Stamps, digest_of_blocks, lacking
 
 NAME = "in_place"
 
@@ -54,14 +54,14 @@ class InPlaceExport:
         self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
     ) -> Arrival:
         """READY or BAD, never PENDING: the stamps were written before the receipt was sent."""
-        wrong: str | None = "unknown"
-        if grant in self._expected:
-            transport = self.region.transport
-            wrong = judge(self._stamps, grant, receipt, transport=transport, needed=needed)
-        if wrong is None:
-            return Arrival.READY
-        self.dropped[wrong] += 1
-        return Arrival.BAD
+        if grant not in self._expected:
+            return self._bad("unknown")
+        filled = self._stamps.filled(grant)
+        if lacking(grant, filled, needed):
+            return self._bad("unfilled")
+        if receipt.digest != digest_of_blocks(grant, self.region.transport, filled):
+            return self._bad("digest")
+        return Arrival.READY
 
     def retire(self, grant: Grant) -> None:
         """See base.Export."""
@@ -69,6 +69,10 @@ class InPlaceExport:
 
     def close(self) -> None:
         """Releases nothing: the memory belongs to the pool."""
+
+    def _bad(self, reason: str) -> Arrival:
+        self.dropped[reason] += 1
+        return Arrival.BAD
 
 
 class InPlaceLink:

@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import zmq
@@ -59,9 +58,7 @@ class _Job:
 class PinnedExport:
     """The owner's side: a mirror of its pool. See base.Export."""
 
-    def __init__(
-        self, slabs: Slabs, *, epoch: str, folder: Path | None = None, deadline_s: float = 10.0
-    ) -> None:
+    def __init__(self, slabs: Slabs, owner: Owner, *, deadline_s: float = 10.0) -> None:
         size = sum(slabs.layout.slab_bytes(slabs.blocks))
         if slabs.device.type == "cuda" and size > available_memory() // 4:
             raise TransferError(
@@ -70,15 +67,17 @@ class PinnedExport:
             )
         self.dropped: Counter[str] = Counter()
         self._layout = slabs.layout
-        self._mirror = allocate_slabs(slabs.layout, slabs.blocks, "cpu", shared=True, folder=folder)
-        self.region = shared_region("pinned", self._mirror, epoch)
+        self._mirror = allocate_slabs(
+            slabs.layout, slabs.blocks, "cpu", shared=True, folder=owner.run_dir
+        )
+        self.region = shared_region("pinned", self._mirror, owner.epoch)
         self._pages = RegisteredPages(self._mirror.tensors, slabs.device)
         self._copies = CopyStream(slabs.device, deadline_s)
         self._pool, self._pool_rows = slabs.tensors, all_rows(slabs.layout, slabs.tensors)
         self._mirror_rows = all_rows(slabs.layout, self._mirror.tensors)
         self._stamps = Stamps(slabs.tensors[-1])
         self._mirror_stamps = Stamps(self._mirror.tensors[-1])
-        self._expected = Expected(epoch, slabs.blocks)
+        self._expected = Expected(owner.epoch, slabs.blocks)
         self._jobs: dict[int, _Job] = {}
 
     def expect(self, grant: Grant) -> None:
@@ -180,18 +179,16 @@ class PinnedLink:
     transport = "pinned"
     slabs: Sequence[torch.Tensor] | None = None
 
-    def __init__(
-        self, region: Region, layout: KVLayout, *, device: torch.device, deadline_s: float = 10.0
-    ) -> None:
+    def __init__(self, region: Region, layout: KVLayout, writer: Writer) -> None:
         self.why = ""
-        self._layout, self._device, self._deadline_s = layout, device, deadline_s
+        self._layout, self._device = layout, writer.device
         self._epoch = Address(region).field("epoch", str)
         self.mirror = tuple(open_shared(region, layout))
-        self._pages = RegisteredPages(self.mirror, device)
+        self._pages = RegisteredPages(self.mirror, writer.device)
         self._pages.register()
         self.rows = all_rows(layout, self.mirror)
         self._stamps: Stamps | None = Stamps(self.mirror[-1])
-        self._copies = CopyStream(device, deadline_s)
+        self._copies = CopyStream(writer.device, writer.deadline_s)
         self._outgoing: dict[int, _Outgoing] = {}
 
     def push(
@@ -280,11 +277,4 @@ def add_part(digest: Digest, layer: int, part: Stretch, mirror: Rows) -> None:
     digest.add(label, mirror.keys[where].view(-1), mirror.values[where].view(-1))
 
 
-def export(slabs: Slabs, owner: Owner) -> PinnedExport:
-    """See baton/kv/transports.py."""
-    return PinnedExport(slabs, epoch=owner.epoch, folder=owner.run_dir)
-
-
-def link(region: Region, layout: KVLayout, writer: Writer) -> PinnedLink:
-    """See baton/kv/transports.py."""
-    return PinnedLink(region, layout, device=writer.device, deadline_s=writer.deadline_s)
+export, link = PinnedExport, PinnedLink  # see baton/kv/transports.py

@@ -18,7 +18,6 @@ import torch
 
 from baton.errors import TransferError
 from baton.kv.grant import Grant
-from baton.kv.region import Receipt
 
 
 class Digest:
@@ -98,21 +97,6 @@ class Stamps:
 def lacking(grant: Grant, filled: Collection[int], needed: Sequence[int] | None) -> bool:
     """Whether a required block is not filled. `needed` None: all blocks of the grant are required."""
     return not set(grant.blocks if needed is None else needed) <= set(filled)
-
-
-def judge(
-    stamps: Stamps,
-    grant: Grant,
-    receipt: Receipt,
-    *,
-    transport: str,
-    needed: Sequence[int] | None,
-) -> str | None:
-    """The reason to reject a fill that its writer stamped, or None if it is good."""
-    filled = stamps.filled(grant)
-    if lacking(grant, filled, needed):
-        return "unfilled"
-    return None if receipt.digest == digest_of_blocks(grant, transport, filled) else "digest"
 
 
 class Expected:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from baton.engine.batch import pack
 from baton.engine.device import (
     describe_device,
-    device_uuid,
     dtype_name,
     free_memory,
     pick_device,
@@ -132,7 +131,7 @@ def test_a_pool_is_as_large_as_wanted_or_as_memory_allows() -> None:
 
 
 def test_a_pool_too_small_to_be_of_use_says_needed_and_free() -> None:
-    with pytest.raises(OutOfMemory, match=r"needs \d+ MiB on cpu, \d+ are to be had"):
+    with pytest.raises(OutOfMemory, match=r"needs \d+ MiB on cpu, but \d+ MiB are available"):
         pool_blocks(LAYOUT, CPU, 2**20, 2**40, tokens_needed=2**30)
 
 
@@ -163,5 +162,4 @@ def test_dtypes_are_picked_by_name() -> None:
 
 def test_the_cpu_can_be_described() -> None:
     assert "threads" in describe_device(CPU)
-    assert device_uuid(CPU) == "cpu"
     assert free_memory(CPU) > 0

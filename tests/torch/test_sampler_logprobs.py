@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sampler import logprobs
-from sampler.logprobs import Chosen, logprobs_of, report, top_logprobs
+from sampler.logprobs import Chosen, logprobs_of, report
 
 
 @pytest.fixture(autouse=True)
@@ -26,35 +26,19 @@ def test_a_logprob_is_the_log_of_softmax() -> None:
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_likeliest_come_first_with_the_same_bits() -> None:
-    logits = torch.randn(6, 300).bfloat16()
-    values, ids = top_logprobs(logits, 5)
-    assert values.shape == ids.shape == (6, 5)
-    assert torch.equal(values, values.sort(-1, descending=True).values)
-    assert torch.equal(logits.gather(1, ids), logits.topk(5).values)
-    for place in range(5):
-        assert torch.equal(logprobs_of(logits, ids[:, place]), values[:, place])
-
-
 def test_a_row_has_the_same_logprobs_alone_and_in_a_batch() -> None:
     logits = torch.randn(32, 1001)
-    together = top_logprobs(logits, 3)
+    ids = logits.argmax(dim=-1)
+    together = report(logits, ids, [3] * 32)
     for row in range(32):
-        alone = top_logprobs(logits[row : row + 1], 3)
-        assert torch.equal(alone[0][0], together[0][row])
-        assert torch.equal(alone[1][0], together[1][row])
+        alone = report(logits[row : row + 1], ids[row : row + 1], [3])
+        assert alone == [together[row]]
 
 
-def test_none_at_all_and_every_token_can_be_asked_for() -> None:
-    logits = torch.randn(2, 7)
-    assert top_logprobs(logits, 0)[0].shape == (2, 0)
-    assert top_logprobs(logits, 7)[0].exp().sum(-1).tolist() == pytest.approx([1, 1])
-
-
-@pytest.mark.parametrize("count", [-1, 8])
-def test_a_count_outside_the_vocabulary_is_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=f"count must be in .*, got {count}"):
-        top_logprobs(torch.zeros(2, 7), count)
+def test_every_token_can_be_asked_for() -> None:
+    (answer,) = report(torch.randn(1, 7), torch.tensor([0]), [7])
+    assert answer is not None
+    assert sum(math.exp(value) for _, value in answer.top) == pytest.approx(1)
 
 
 def by_hand(row: list[float], token: int, count: int) -> Chosen | None:
@@ -100,8 +84,10 @@ def test_a_report_has_the_bits_of_the_other_ways_and_plain_values() -> None:
     ids = torch.tensor([5, 6, 7, 8])
     answers = [answer for answer in report(logits, ids, [3] * 4) if answer]
     assert [answer.logprob for answer in answers] == logprobs_of(logits, ids).tolist()
-    values = [[value for _, value in answer.top] for answer in answers]
-    assert values == top_logprobs(logits, 3)[0].tolist()
+    for answer in answers:
+        alike = torch.tensor([id_ for id_, _ in answer.top])
+        row = logits[answers.index(answer)].expand(len(alike), -1)
+        assert [value for _, value in answer.top] == logprobs_of(row, alike).tolist()
     assert {type(each) for answer in answers for each in answer.top[0]} == {int, float}
     assert type(answers[0].logprob) is float
 

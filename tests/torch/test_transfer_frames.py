@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+import torch
 import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival
-from baton.transfer import frames
+from baton.transfer import base, frames
+from baton.transfer.base import Writer
 from baton.transfer.frame_codec import End, Piece, Probe, decode
 from baton.transfer.frames import FramesExport
 from baton.transfer.frames_link import FramesLink, Parts
@@ -37,6 +39,8 @@ from tests.torch.test_transfer_contract import (
 
 __all__ = ["folder"]  # a fixture
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def owner(folder: Path) -> Iterator[Owner]:
@@ -46,7 +50,7 @@ def owner(folder: Path) -> Iterator[Owner]:
 
 
 def frames_link(owner: Owner) -> FramesLink:
-    return FramesLink(owner.export.region, LAYOUT)
+    return FramesLink(owner.export.region, LAYOUT, Writer(CPU))
 
 
 def record(link: FramesLink) -> list[Parts]:
@@ -149,7 +153,7 @@ def test_frames_larger_than_any_of_ours_never_reach_the_owner(owner: Owner) -> N
 def test_a_fill_that_stops_coming_turns_bad(folder: Path) -> None:
     now = 0.0
     slabs = allocate_slabs(LAYOUT, 24, "cpu", shared=False)
-    export = FramesExport(slabs, epoch="epoch-1", run_dir=folder, patience_s=5.0, clock=lambda: now)
+    export = FramesExport(slabs, base.Owner("epoch-1", folder), patience_s=5.0, clock=lambda: now)
     owner = Owner(slabs, export)
     good, bad = frames_link(owner), FaultyLink(frames_link(owner), Fault.DROP_END)
     grant = owner.grant(1, 2)
@@ -170,8 +174,9 @@ def test_a_fill_that_stops_coming_turns_bad(folder: Path) -> None:
 def test_a_push_to_an_owner_that_does_not_read_gives_up(folder: Path) -> None:
     layout = KVLayout((LayerShape(8, 64, 64),), 16, "float32")  # 64 KiB a block
     slabs = allocate_slabs(layout, 2, "cpu", shared=False)
-    export = FramesExport(slabs, epoch="epoch-1", run_dir=folder)
-    link = FramesLink(export.region, layout, deadline_s=0.1)
+    export = FramesExport(slabs, base.Owner("epoch-1", folder))
+    link = FramesLink(export.region, layout, Writer(CPU))
+    link._deadline_s = 0.1  # from now on: connecting may take longer
     grant = Grant("d0", "epoch-1", "r1#0", 1, (0,))
     export.expect(grant)
     started = time.monotonic()
@@ -221,11 +226,11 @@ def test_strangers_do_not_get_in(folder: Path) -> None:
     public, secret = zmq.curve_keypair()
     stranger = CurveKeys(public, secret, frozenset([KEYS.public]))
     with pytest.raises(TransferError, match="frames to tcp"):
-        FramesLink(owner.export.region, LAYOUT, keys=stranger, connect_s=0.5)
+        FramesLink(owner.export.region, LAYOUT, Writer(CPU, stranger, deadline_s=0.5))
     with pytest.raises(TransferError, match="must be trusted"):
-        FramesLink(owner.export.region, LAYOUT, keys=CurveKeys(public, secret))
+        FramesLink(owner.export.region, LAYOUT, Writer(CPU, CurveKeys(public, secret)))
     with pytest.raises(TransferError, match="needs CURVE keys"):
-        FramesLink(owner.export.region, LAYOUT)
+        FramesLink(owner.export.region, LAYOUT, Writer(CPU))
     assert "secret" not in repr(stranger)
     owner.close()
 
@@ -297,8 +302,8 @@ def test_a_whole_fill_with_a_frame_for_each_block(folder: Path) -> None:
     layout = KVLayout((LayerShape(16, 512, 512),), 32, "float32")  # 2 MiB a block
     slabs = allocate_slabs(layout, 3, "cpu", shared=False)
     source = allocate_slabs(layout, 3, "cpu", shared=False).tensors[0].random_(0, 256)
-    export = FramesExport(slabs, epoch="epoch-1", run_dir=folder)
-    link = FramesLink(export.region, layout)
+    export = FramesExport(slabs, base.Owner("epoch-1", folder))
+    link = FramesLink(export.region, layout, Writer(CPU))
     owner, grant = Owner(slabs, export), Grant("d0", "epoch-1", "r1#0", 1, (0, 1, 2))
     export.expect(grant)
     write(link, grant, 0, source, grant.blocks)

@@ -49,6 +49,9 @@ ONE: dict[Any, str] = {
     **{aten.sigmoid.default: "sigmoid", aten.silu.default: "silu", aten.relu.default: "relu"},
     **{aten.cos.default: "cos", aten.sin.default: "sin", aten.square.default: "square"},
 }
+REDUCTIONS: dict[Any, str] = {
+    **{aten.mean.dim: "mean", aten.sum.dim_IntList: "sum", aten.amax.default: "largest"},
+}
 TWO: dict[Any, str] = {
     **{aten.mul.Tensor: "mul", aten.div.Tensor: "div"},
     **{aten.maximum.default: "max", aten.minimum.default: "min"},
@@ -88,9 +91,7 @@ def clamp(
 @operation(*TWO)
 def two(lowering: Lowering, node: Node, a: Any, b: Any) -> Value:
     code = TWO[node.target]
-    if code in ("mul", "div") and isinstance(a, Value) and _number(b) is not None:
-        number = _number(b)
-        assert number is not None
+    if code in ("mul", "div") and isinstance(a, Value) and (number := _number(b)) is not None:
         return lowering.element(node, "times", a, x=number if code == "mul" else 1.0 / number)
     if code == "mul" and isinstance(b, Value) and _number(a) is not None:
         return two(lowering, node, b, a)
@@ -113,7 +114,7 @@ def rsub(lowering: Lowering, node: Node, value: Value, number: float) -> Value:
     return lowering.element(node, "add_to", negated, x=float(number))
 
 
-@operation(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default)
+@operation(*REDUCTIONS)
 def reduce(
     lowering: Lowering, node: Node, value: Value, dims: list[int], keep: bool = False, **_: Any
 ) -> Value:
@@ -126,13 +127,8 @@ def reduce(
     inner = prod(value.shape[len(value.shape) - len(wanted) :])
     level = lowering.row_level(value)
     to = lowering.fresh(node, level)
-    names: dict[Any, str] = {
-        aten.mean.dim: "mean",
-        aten.sum.dim_IntList: "sum",
-        aten.amax.default: "largest",
-    }
     micro = Micro(
-        names[node.target],
+        REDUCTIONS[node.target],
         value.size // inner,
         inner,
         At(to.base, 0, 1, 0),

@@ -95,24 +95,18 @@ def slice_(
 
 @operation(aten.select.int)
 def select(lowering: Lowering, node: Node, value: Value, dim: int, number: int) -> Value:
-    dim %= len(value.shape) + 1
-    if dim == value.axis:
-        raise CompileError("it selects rows by index")
-    index = dim - (dim > value.axis)
+    index = _index(value, dim)
     start = value.offset + (number % value.shape[index]) * value.strides[index]
     shape = value.shape[:index] + value.shape[index + 1 :]
     strides = value.strides[:index] + value.strides[index + 1 :]
-    return Value(value.base, start, shape, strides, value.axis - (dim < value.axis))
+    return Value(value.base, start, shape, strides, value.axis - (index < value.axis))
 
 
 @operation(aten.split.Tensor, aten.split_with_sizes.default)
 def split(
     lowering: Lowering, node: Node, value: Value, sizes: int | list[int], dim: int = 0
 ) -> list[Value]:
-    dim %= len(value.shape) + 1
-    if dim == value.axis:
-        raise CompileError("it splits the rows")
-    index = dim - (dim > value.axis)
+    index = _index(value, dim)
     total = value.shape[index]
     if isinstance(sizes, int):
         sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
@@ -131,3 +125,11 @@ def getitem(lowering: Lowering, node: Node, values: list[Value | None], number: 
     if found is None:
         raise CompileError(f"it uses result {number} of {node.args[0]}")
     return found
+
+
+def _index(value: Value, dim: int) -> int:
+    """Where this dimension of the traced tensor is in the value's shape."""
+    dim %= len(value.shape) + 1
+    if dim == value.axis:
+        raise CompileError("it selects rows by index")
+    return dim - (dim > value.axis)
