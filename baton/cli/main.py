@@ -22,7 +22,7 @@ from baton.cli.options import (
 )
 from baton.errors import BatonError, InputError
 from baton.host import process_age_s
-from baton.offline.interrupts import EXIT_CODE, Interrupted, turn_into_exceptions
+from baton.offline.interrupts import EXIT_CODE, Interrupted, turned_into_exceptions
 from baton.package import COMMAND, IN_CHECKOUT, spelled
 from baton.server.options import server_options, settings_from
 from baton.timing import Stages
@@ -67,36 +67,9 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         _refuse_options_before(ctx)
         return
     from baton.offline.run import run_offline
-    from baton.offline.settings import (
-        JobSettings,
-        SamplingOverrides,
-        check_numbers,
-        chosen_prompts,
-        target_from,
-    )
+    from baton.offline.settings import settings_from as job_settings_from
 
-    check_numbers(
-        batch_size=given["batch_size"],
-        generation_length=given["generation_length"],
-        stop=given["stop"],
-    )
-    if given["timings"] and given["format"] == "txt":
-        raise InputError("--timings go into jsonl lines: add --format jsonl")
-    overrides = {name: given[name] for name in SamplingOverrides.__dataclass_fields__}
-    settings = JobSettings(
-        target=target_from(given, partial(_is_explicit, ctx), batch_size=given["batch_size"]),
-        sampling=SamplingOverrides(**overrides),
-        batch_size=given["batch_size"],
-        generation_length=given["generation_length"],
-        stop=given["stop"],
-        ignore_eos=given["ignore_eos"],
-        prompts=chosen_prompts(given["prompts"]),
-        output=Path(given["output_file"]),
-        format=given["format"],
-        timings=given["timings"],
-        quiet=given["quiet"],
-        trace=Path(given["trace_file"]) if given["trace_file"] else None,
-    )
+    settings = job_settings_from(given, partial(_is_explicit, ctx))
     run_offline(settings, ctx.ensure_object(Stages))
 
 
@@ -295,9 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; an error is printed as one line. Returns the exit code."""
     startup = Stages()
     startup.add("python", process_age_s())
-    turn_into_exceptions()
     try:
-        cli.main(arguments, prog_name=COMMAND, standalone_mode=False, obj=startup)
+        with turned_into_exceptions():
+            cli.main(arguments, prog_name=COMMAND, standalone_mode=False, obj=startup)
     except click.ClickException as error:
         return _print_error(f"{error.format_message()} See {COMMAND} --help.", error.exit_code)
     except BatonError as error:

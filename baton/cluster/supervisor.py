@@ -71,8 +71,6 @@ class Child:
 class Cluster:
     """A context manager: at the end of the block all its processes have ended."""
 
-    restarts_router = True  # for baton/client/batch.py
-
     def __init__(self, options: ClusterOptions, *, clock: Clock = monotonic) -> None:
         self.options = options
         self._clock = clock

@@ -8,17 +8,15 @@ This process owns the listening socket, so connections wait while the server is 
 """
 
 import os
-import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
-from baton.client.batch import BatchClient, Event, Notice
-from baton.client.blocking import Client
-from baton.clock import monotonic
+from baton.client.blocking import Client, Notice, Received
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Beside, Cluster
 from baton.server.listen import bind
@@ -29,6 +27,7 @@ INTERRUPTED = 130
 GRACE_S = 5.0
 """Added to --shutdown-timeout, for the server's last events."""
 POLL_S = 0.05
+WATCH_S = 0.1  # between two looks at the processes
 
 Describe = Callable[[ClusterInfo], Sequence[str]]
 
@@ -60,11 +59,8 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
             keys = cluster.run_dir / "api-keys"
             command += arguments(settings, options.model, keys)
             cluster.add(Beside("server", command, (listener.fileno(),)))
-            client = Client(cluster.address)
-            try:
+            with closing(Client(cluster.address, supervise=cluster.check)) as client:
                 _supervise(cluster, client, settings, port, describe, signals)
-            finally:
-                client.close()
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
@@ -115,12 +111,10 @@ def _supervise(
     describe: Describe,
     signals: _Signals,
 ) -> None:
-    batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
     ready = False
-    for event in batch.watch():
-        if signals.count:
-            break
-        ready = _report(event, settings, port, describe, ready=ready)
+    while not signals.count:
+        for event in client.poll(WATCH_S):
+            ready = _report(event, settings, port, describe, ready=ready)
     server = cluster.pids().get("server")
     if server is None:
         return
@@ -132,7 +126,7 @@ def _supervise(
 
 
 def _report(
-    event: Event,
+    event: Received,
     settings: ServerSettings,
     port: int,
     describe: Describe,
@@ -140,7 +134,7 @@ def _report(
     ready: bool,
 ) -> bool:
     match event:
-        case Notice(text) if text:
+        case Notice(text):
             _say(text)
         case ClusterInfo() as info if info.ready and not ready:
             for line in describe(info):

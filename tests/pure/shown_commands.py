@@ -4,6 +4,7 @@ lives: --help is run, and click is asked which command it was about to describe.
 import runpy
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -22,14 +23,16 @@ def shown(monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, Any]:
         return ""
 
     monkeypatch.setattr(click.Command, "get_help", note)
-    monkeypatch.setattr(program, "turn_into_exceptions", lambda: None)  # no signal handlers here
+    monkeypatch.setattr(program, "turned_into_exceptions", nullcontext)  # no signal handlers here
     _, kind, *words = command.split()
     if kind == "main.py":
         assert program.main([*words, "--help"]) == 0
     else:
         module, *rest = words
         monkeypatch.setattr(sys, "argv", [module, *rest, "--help"])
-        monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)  # runpy warns about it
+        monkeypatch.delitem(
+            sys.modules, f"{module}.__main__", raising=False
+        )  # runpy warns about it
         with pytest.raises(SystemExit) as left:
             runpy.run_module(module, run_name="__main__", alter_sys=False)
         assert not left.value.code
