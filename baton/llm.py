@@ -23,7 +23,6 @@ from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from secrets import token_hex
-from types import TracebackType
 from typing import Any, TypedDict, Unpack, overload
 
 from baton import grammar
@@ -114,7 +113,8 @@ class LLM:
         """`model` is a name of configs/model_paths.yaml, a folder, or a Hugging Face id; by default the
         bundled demo. With `num_prefill` or `num_decode` worker processes compute, with neither this
         process does. `colocated`: decode fills its own KV, there are no prefill workers. At most
-        `max_num_seqs` requests run at once.
+        `max_num_seqs` requests run at once. It is ready as soon as the router and the first worker of
+        each role are; further workers join when they have loaded, and take requests from then on.
 
         `router` is the address of a running cluster, which has its own settings: of the others only
         `model`, `keys` and `chat_template` count then. Texts are tokenized here if the files of its
@@ -162,10 +162,7 @@ class LLM:
     ) -> Completion: ...
     @overload
     def generate(
-        self,
-        prompts: Prompts,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompts: Prompts, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> list[Completion]: ...
     def generate(
         self,
@@ -192,10 +189,7 @@ class LLM:
         return self.generate([self.chat_ids(messages)], sampling, **options)[0]
 
     def stream(
-        self,
-        prompt: Prompt,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> Iterator[str]:
         """Pieces of text as they are generated. Leaving the loop aborts the request."""
         return self._texts(self._call([prompt], sampling, options, 0.0))
@@ -206,10 +200,7 @@ class LLM:
     ) -> Completion: ...
     @overload
     async def agenerate(
-        self,
-        prompts: Prompts,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompts: Prompts, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> list[Completion]: ...
     async def agenerate(
         self,
@@ -225,10 +216,7 @@ class LLM:
         return call.result()
 
     async def astream(
-        self,
-        prompt: Prompt,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[str]:
         """stream() for an event loop."""
         call = await asyncio.to_thread(self._call, [prompt], sampling, options, 0.0)
@@ -257,12 +245,7 @@ class LLM:
     def __enter__(self) -> "LLM":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ---- inside

@@ -43,11 +43,7 @@ class ServingCluster:
 
 @contextmanager
 def serving_cluster(
-    options: ClusterOptions,
-    *,
-    limit: int,
-    say: Callable[[str], None],
-    server: Sequence[str] = (),
+    options: ClusterOptions, *, limit: int, say: Callable[[str], None], server: Sequence[str] = ()
 ) -> Iterator[ServingCluster]:
     """Start it and wait until it is ready; stop it in any case. `server`: more server options."""
     with (
