@@ -1,7 +1,7 @@
-"""Backends: what runs an LLM's requests, and the one thread that talks to it.
+"""RequestThread: the one thread that runs an LLM's requests.
 
-    baton/llm.py  ->  RequestThread  ->  LocalCluster      router, workers and model in this process
-                                     ->  RouterBackend     worker processes, or a running cluster
+    baton/llm.py  ->  RequestThread  ->  LocalCluster     router, workers and model in this process
+                                     ->  Client           worker processes, or a running cluster
 
 Only the thread touches the backend: nodes, sockets and CUDA's current device belong to one thread, and
 Ctrl-C, which Python raises in the main thread, can never leave a node half way through a message.
@@ -11,27 +11,17 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import inf
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from baton.client.blocking import Client, Received
+from baton.client.blocking import Notice, Received
 from baton.client.tracker import News
-from baton.clock import monotonic
-from baton.cluster.options import ClusterOptions
-from baton.cluster.supervisor import Cluster
-from baton.errors import BatonError, ProtocolError
-from baton.wire.keys import load_keys
+from baton.errors import BatonError
 from baton.wire.messages import ClusterInfo, Failed, Finished, Message, Submit
 
 POLL_S = 0.005  # while requests run: the longest that a new one of another thread waits
-IDLE_S = 0.25  # else: between two looks at the worker processes
-ANSWER_S = 5.0
-READY_S = 900.0
-GIVE_UP_S = 30.0  # so long requests wait for a lost router that nothing here restarts
 
 Deliver = Callable[[News | Exception], object]
 """Called in the RequestThread. An Exception is the end of all requests."""
@@ -40,103 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """The calls of baton.client.blocking.Client, which LocalCluster has too. `idle_s`: how often to
-    poll while there are no requests; None: not at all."""
+    """What Client and LocalCluster have in common. `idle_s`: how often to poll while there are no
+    requests; None: not at all."""
 
     idle_s: float | None
 
-    def info(self, *, timeout_s: float) -> ClusterInfo: ...
     def submit(self, *requests: Submit) -> None: ...
     def abort(self, request: str) -> None: ...
     def poll(self, timeout_s: float) -> Sequence[Received | Message]: ...
-    def close(self) -> None: ...
 
 
-class RouterBackend:
-    """A router in another process. With `options` it and its workers are started here, looked after
-    and ended with close()."""
-
-    idle_s: float | None = IDLE_S
-
-    def __init__(
-        self,
-        address: str = "",
-        *,
-        keys: Path | None = None,
-        options: ClusterOptions | None = None,
-    ) -> None:
-        """Waits until the cluster can work. Raises ProtocolError if nothing answers at `address`, and
-        what a worker process ended with."""
-        self._cluster = Cluster(options) if options is not None else None
-        self._client: Client | None = None
-        try:
-            if self._cluster is not None:
-                self._cluster.start()
-                address = self._cluster.address
-            give_up_s = GIVE_UP_S if self._cluster is None else inf
-            self._client = Client(
-                address, keys=load_keys(keys) if keys else None, give_up_s=give_up_s
-            )
-            self._ready = self._await_ready(self._client)
-        except BaseException:
-            self.close()
-            raise
-
-    def info(self, *, timeout_s: float) -> ClusterInfo:
-        """What is served."""
-        return self._ready
-
-    def submit(self, *requests: Submit) -> None:
-        """See Client."""
-        self._open().submit(*requests)
-
-    def abort(self, request: str) -> None:
-        """See Client."""
-        self._open().abort(request)
-
-    def poll(self, timeout_s: float) -> Sequence[Received]:
-        """See Client. Restarts worker processes that have died; raises WorkerLost and others for what
-        cannot be mended."""
-        received = self._open().poll(timeout_s)
-        infos = [each for each in received if isinstance(each, ClusterInfo)]
-        self._look_after(infos[-1] if infos else None)
-        return received
-
-    def close(self) -> None:
-        """Disconnect; end the processes that were started."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-        if self._cluster is not None:
-            self._cluster.stop()
-
-    def _open(self) -> Client:
-        assert self._client is not None
-        return self._client
-
-    def _look_after(self, info: ClusterInfo | None) -> None:
-        if self._cluster is not None:
-            for note in self._cluster.check(info):
-                logger.warning("%s", note)
-
-    def _await_ready(self, client: Client) -> ClusterInfo:
-        deadline = monotonic() + READY_S
-        info: ClusterInfo | None = None
-        while info is None or not info.ready:
-            try:
-                info = client.info(timeout_s=IDLE_S if self._cluster is not None else ANSWER_S)
-            except ProtocolError:
-                if self._cluster is None or monotonic() >= deadline:
-                    raise
-            self._look_after(info)
-            if info is not None and not info.ready:
-                if monotonic() >= deadline:
-                    raise ProtocolError(
-                        f"the cluster was not ready after {READY_S:.0f} s; it waits for "
-                        f"{info.waiting_for}"
-                    )
-                client.poll(IDLE_S)
-        return info
+Start = Callable[[], AbstractContextManager[tuple[Backend, ClusterInfo]]]
+"""Starts a backend, with what it serves; ends it at the end of the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +61,7 @@ class RequestThread:
     When the backend raises, every request under way is delivered the exception, and submit() raises
     from then on."""
 
-    def __init__(self, start: Callable[[], Backend]) -> None:
+    def __init__(self, start: Start) -> None:
         """Returns when the backend is ready; raises what `start` raises."""
         self._commands: SimpleQueue[_Submission | _Abandon | None] = SimpleQueue()
         self._running: dict[str, Deliver] = {}
@@ -190,11 +95,11 @@ class RequestThread:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _run(self, start: Callable[[], Backend], ready: "Future[ClusterInfo]") -> None:
+    def _run(self, start: Start, ready: Future[ClusterInfo]) -> None:
         over: Exception = BatonError("close() was called")
         try:
-            with closing(start()) as backend:
-                ready.set_result(backend.info(timeout_s=ANSWER_S))
+            with start() as (backend, info):
+                ready.set_result(info)
                 self._work(backend)
         except Exception as error:
             over = error
@@ -228,6 +133,8 @@ class RequestThread:
         return False
 
     def _pass_on(self, message: Received | Message) -> None:
+        if isinstance(message, Notice):
+            logger.warning("%s", message.text)
         if not isinstance(message, News):
             return
         ended = isinstance(message, Finished | Failed)

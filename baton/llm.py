@@ -16,37 +16,43 @@ Importing this module does not import torch.
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from secrets import token_hex
-from types import TracebackType
 from typing import Any, TypedDict, Unpack, overload
 
 from baton import grammar
-from baton.backend import Backend, Deliver, RequestThread, RouterBackend
+from baton.backend import Backend, Deliver, RequestThread, Start
+from baton.client.batch import Batch, Completion, Failure, Streamed
+from baton.client.blocking import Client
 from baton.client.tracker import News
+from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
-from baton.completion import Completion, Job
-from baton.errors import InputError, ModelError, RequestError
+from baton.cluster.supervisor import Cluster
+from baton.errors import BatonError, InputError, ModelError, RequestError, WorkerLost
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
 from baton.server.templates import CompiledTemplate, Conversation, read_template
 from baton.text import Tokenizer
 from baton.topology import count_gpus, plan_topology
-from baton.wire.messages import ClusterInfo, Emitted, Submit
+from baton.wire.keys import load_keys
+from baton.wire.messages import ClusterInfo, Submit
 from sampler.params import SamplingParams
 
 NEW_TOKENS = 128
 QUEUED = 4
 """Requests of one call with the router for each that runs at once: no place there is ever idle."""
+GIVE_UP_S = 30.0  # so long requests wait for a lost router that nothing here restarts
+REFUSALS = frozenset(
+    ("invalid_request", "context_length_exceeded", grammar.INVALID, grammar.FAILED)
+)
 
 Prompt = str | list[int]
 Prompts = list[str] | list[list[int]] | list[Prompt]
-Start = Callable[[], Backend]
 Message = Mapping[str, Any]
 
 
@@ -107,7 +113,8 @@ class LLM:
         """`model` is a name of configs/model_paths.yaml, a folder, or a Hugging Face id; by default the
         bundled demo. With `num_prefill` or `num_decode` worker processes compute, with neither this
         process does. `colocated`: decode fills its own KV, there are no prefill workers. At most
-        `max_num_seqs` requests run at once.
+        `max_num_seqs` requests run at once. It is ready as soon as the router and the first worker of
+        each role are; further workers join when they have loaded, and take requests from then on.
 
         `router` is the address of a running cluster, which has its own settings: of the others only
         `model`, `keys` and `chat_template` count then. Texts are tokenized here if the files of its
@@ -138,7 +145,7 @@ class LLM:
             start = _processes(name, device, prefills, decodes, max_num_seqs, given)
         self._thread = RequestThread(start)
         self._close = weakref.finalize(self, self._thread.close)
-        self._window = QUEUED * max_num_seqs
+        self._limit = QUEUED * max_num_seqs
         self._names = map(f"llm-{token_hex(6)}-{{}}".format, count())
         self.model = _described(self._thread.info)
         self._files = self._checked_files(files)
@@ -155,10 +162,7 @@ class LLM:
     ) -> Completion: ...
     @overload
     def generate(
-        self,
-        prompts: Prompts,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompts: Prompts, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> list[Completion]: ...
     def generate(
         self,
@@ -168,10 +172,11 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Continue the prompts. Raises RequestError, before anything is started, for the first that
         the model cannot answer, naming its index; BatonError if a request fails on the way."""
-        job = self._job(prompts, sampling, options, interval_s=NOT_STREAMED_S)
-        for _ in self._followed(job):
-            pass
-        return job.completions()
+        call = self._call(prompts, sampling, options, NOT_STREAMED_S)
+        with closing(self._texts(call)) as texts:
+            for _ in texts:
+                pass
+        return call.result()
 
     def chat(
         self,
@@ -184,14 +189,10 @@ class LLM:
         return self.generate([self.chat_ids(messages)], sampling, **options)[0]
 
     def stream(
-        self,
-        prompt: Prompt,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> Iterator[str]:
         """Pieces of text as they are generated. Leaving the loop aborts the request."""
-        job = self._job([prompt], sampling, options, interval_s=0.0)
-        return (news.text for news in self._followed(job) if news.text)
+        return self._texts(self._call([prompt], sampling, options, 0.0))
 
     @overload
     async def agenerate(
@@ -199,10 +200,7 @@ class LLM:
     ) -> Completion: ...
     @overload
     async def agenerate(
-        self,
-        prompts: Prompts,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompts: Prompts, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> list[Completion]: ...
     async def agenerate(
         self,
@@ -211,22 +209,20 @@ class LLM:
         **options: Unpack[Options],
     ) -> Completion | list[Completion]:
         """generate() for an event loop, which goes on meanwhile."""
-        job = await asyncio.to_thread(self._job, prompts, sampling, options, NOT_STREAMED_S)
-        async for _ in self._afollowed(job):
-            pass
-        return job.completions()
+        call = await asyncio.to_thread(self._call, prompts, sampling, options, NOT_STREAMED_S)
+        async with aclosing(self._atexts(call)) as texts:
+            async for _ in texts:
+                pass
+        return call.result()
 
     async def astream(
-        self,
-        prompt: Prompt,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[Options],
+        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[str]:
         """stream() for an event loop."""
-        job = await asyncio.to_thread(self._job, [prompt], sampling, options, 0.0)
-        async for news in self._afollowed(job):
-            if news.text:
-                yield news.text
+        call = await asyncio.to_thread(self._call, [prompt], sampling, options, 0.0)
+        async with aclosing(self._atexts(call)) as texts:
+            async for text in texts:
+                yield text
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins: a prompt."""
@@ -249,12 +245,7 @@ class LLM:
     def __enter__(self) -> "LLM":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ---- inside
@@ -271,26 +262,26 @@ class LLM:
                 files = resolve_model(info.model)
         return files if files and files.fingerprint == info.fingerprint else None
 
-    def _job(
+    def _call(
         self,
         prompts: str | Prompts,
         sampling: SamplingParams | None,
         options: Options,
         interval_s: float,
-    ) -> "Job":
+    ) -> "_Call":
         """Everything checked, nothing started."""
         if not isinstance(prompts, str | list):
             raise InputError(f"prompts must be a string or a list, got {type(prompts).__name__}")
         listed = [prompts] if isinstance(prompts, str) else prompts
         params = _params(sampling or self.model.sampling, options, interval_s)
-        submits = []
+        submits = {}
         for index, prompt in enumerate(listed):
             try:
-                submits.append(self._submit(prompt, params))
+                submits[index] = self._submit(prompt, params)
             except RequestError as error:
                 where = "the prompt" if isinstance(prompts, str) else f"prompts[{index}]"
                 raise RequestError(f"{where}: {error}", code=error.code) from error
-        return Job(submits, single=isinstance(prompts, str), window=self._window)
+        return _Call(Batch(submits, limit=self._limit), isinstance(prompts, str))
 
     def _submit(self, prompt: Prompt, params: GenerationParams) -> Submit:
         if isinstance(prompt, str):
@@ -309,16 +300,18 @@ class LLM:
         check_request(ids, params.resolved(self.model.sampling, eos), limits)
         return Submit(next(self._names), ids, params)
 
-    def _followed(self, job: "Job") -> Iterator[Emitted]:
+    def _texts(self, call: "_Call") -> Generator[str, None, None]:
+        """Run the call; yields the new text of every message. Aborts what is left when it is closed."""
         inbox: SimpleQueue[News | Exception] = SimpleQueue()
         try:
-            while not job.done:
-                self._send(job, inbox.put)
-                yield from job.take(inbox.get())
+            while not call.batch.done:
+                self._send(call, inbox.put)
+                if text := call.take(inbox.get()):
+                    yield text
         finally:
-            self._thread.abandon(job.running)
+            self._thread.abandon(call.batch.running)
 
-    async def _afollowed(self, job: "Job") -> AsyncIterator[Emitted]:
+    async def _atexts(self, call: "_Call") -> AsyncGenerator[str, None]:
         inbox: asyncio.Queue[News | Exception] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -327,16 +320,50 @@ class LLM:
                 loop.call_soon_threadsafe(inbox.put_nowait, news)
 
         try:
-            while not job.done:
-                self._send(job, deliver)
-                for news in job.take(await inbox.get()):
-                    yield news
+            while not call.batch.done:
+                self._send(call, deliver)
+                if text := call.take(await inbox.get()):
+                    yield text
         finally:
-            self._thread.abandon(job.running)
+            self._thread.abandon(call.batch.running)
 
-    def _send(self, job: "Job", deliver: Deliver) -> None:
-        if requests := job.next_requests():
+    def _send(self, call: "_Call", deliver: Deliver) -> None:
+        if requests := call.batch.next_requests(monotonic()):
             self._thread.submit(requests, deliver)
+
+
+@dataclass(slots=True)
+class _Call:
+    """The requests of one call, and what has come of them."""
+
+    batch: Batch
+    single: bool  # one prompt, not in a list
+    completions: dict[int, Completion] = field(default_factory=dict)
+
+    def take(self, news: News | Exception) -> str:
+        """The new text. Raises what ends the call."""
+        if isinstance(news, Exception):
+            raise news
+        match self.batch.take(news, monotonic()):
+            case Streamed(text=text):
+                return text
+            case Completion() as done:
+                self.completions[done.index] = done
+            case Failure() as failure:
+                raise self._error(failure)
+        return ""
+
+    def result(self) -> Completion | list[Completion]:
+        """In the order of the prompts."""
+        found = [self.completions[index] for index in range(len(self.completions))]
+        return found[0] if self.single else found
+
+    def _error(self, failure: Failure) -> BatonError:
+        where = "the prompt" if self.single else f"prompts[{failure.index}]"
+        if failure.code in REFUSALS:
+            return RequestError(f"{where}: {failure.message}", code=failure.code)
+        kind = WorkerLost if failure.code == "worker_lost" else BatonError
+        return kind(f"{where}: the request failed ({failure.code}): {failure.message}")
 
 
 def _described(info: ClusterInfo) -> ModelInfo:
@@ -385,11 +412,13 @@ def _encodable(prompt: str) -> str:
 def _in_process(
     model: str, device: str, prefills: int, max_num_seqs: int, given: Mapping[str, Any]
 ) -> Start:
-    def start() -> Backend:
+    @contextmanager
+    def start() -> Iterator[tuple[Backend, ClusterInfo]]:
         from baton.local import LocalCluster, LocalOptions  # imports torch
 
         options = LocalOptions(model, device, prefills=prefills, max_num_seqs=max_num_seqs, **given)
-        return LocalCluster(options)
+        with closing(LocalCluster(options)) as cluster:
+            yield cluster, cluster.info()
 
     return start
 
@@ -412,8 +441,23 @@ def _processes(
         gpus=count_gpus(),
     )
     options = ClusterOptions(model=model, topology=topology, batch_size=max_num_seqs, **given)
-    return lambda: RouterBackend(options=options)
+
+    @contextmanager
+    def start() -> Iterator[tuple[Backend, ClusterInfo]]:
+        with (
+            Cluster(options) as cluster,
+            closing(Client(cluster.address, supervise=cluster.check)) as client,
+        ):
+            yield client, client.await_ready()
+
+    return start
 
 
 def _connect(address: str, keys: str | Path | None) -> Start:
-    return lambda: RouterBackend(address, keys=Path(keys) if keys is not None else None)
+    @contextmanager
+    def start() -> Iterator[tuple[Backend, ClusterInfo]]:
+        loaded = load_keys(Path(keys)) if keys is not None else None
+        with closing(Client(address, keys=loaded, give_up_s=GIVE_UP_S)) as client:
+            yield client, client.await_ready()
+
+    return start

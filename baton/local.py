@@ -152,8 +152,8 @@ class LocalCluster:
 
     # ---- for clients: the calls of baton.client.blocking.Client
 
-    def info(self, *, timeout_s: float = 0.0) -> msg.ClusterInfo:
-        """What is served. `timeout_s` is not needed: the answer is there."""
+    def info(self) -> msg.ClusterInfo:
+        """What is served."""
         return self.router.info(self._now)
 
     def submit(self, *requests: msg.Submit) -> None:

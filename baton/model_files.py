@@ -99,6 +99,15 @@ def resolve_model(
     return _read_folder(name, snapshot)
 
 
+def absolute_name(name: str, *, paths_file: Path = PATHS_FILE) -> str:
+    """The name by which a process in any working folder finds the same model: that of a folder becomes
+    an absolute path. Raises ModelError if `paths_file` cannot be read."""
+    if name.startswith(RANDOM) or name in BUNDLED or name in _read_paths(paths_file):
+        return name
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
 def _read_paths(paths_file: Path) -> dict[str, str]:
     if not paths_file.is_file():
         return {}

@@ -1,30 +1,24 @@
 """`python main.py infer`: one prompt with greedy decoding, and the time of each stage."""
 
+import secrets
 from collections.abc import Iterator
+from contextlib import closing
 
 import click
 
-from baton.client.batch import (
-    Completion,
-    Event,
-    Failure,
-    Notice,
-    Streamed,
-    Task,
-)
+from baton.client.batch import Completion, Event, Failure, Streamed, complete
+from baton.client.blocking import Notice
 from baton.errors import BatonError, InputError
 from baton.machine import this_machine
-from baton.model_files import resolve_model
 from baton.offline.describe import describe_cluster
-from baton.offline.length_checks import check_length, check_prompts_fit, context_of
-from baton.offline.link import link_to
+from baton.offline.length_checks import checked_model
+from baton.offline.link import await_cluster, link_to, load_s
 from baton.offline.report import Tally, handed_over, stage_table, startup_line
 from baton.offline.settings import OwnCluster, Target
 from baton.params import GenerationParams
 from baton.table import seconds
 from baton.timing import Stages
-from baton.topology import Topology
-from baton.wire.messages import ClusterInfo
+from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -37,22 +31,21 @@ def run_infer(target: Target, prompt: str, generation_length: int, startup: Stag
     topology = None
     if isinstance(target, OwnCluster):
         topology = target.options.topology
-        files = resolve_model(target.options.model, download=target.download)
-        context = context_of(files, target.options.max_model_len)
-        check_length(generation_length, context=context, model=files.name)
-        check_prompts_fit([prompt], generation_length, files=files, context=context)
+        checked_model(target, [prompt], generation_length)
     startup.lap("checks")
     click.echo(f"machine   {this_machine()}")
-    with link_to(target, batch_size=1, startup=startup) as link:
-        _show_cluster(link.batch.await_ready(), topology, startup)
-        startup.lap("workers ready")
-        options = GenerationParams(max_new_tokens=generation_length, sampling=GREEDY)
+    with link_to(target, startup=startup) as client:
+        info = await_cluster(client, startup, lambda text: click.echo(text, err=True))
+        for line in describe_cluster(info, topology):
+            click.echo(line)
         click.echo(f"\n{prompt}", nl=False)
-        done = _streamed(link.batch.run([Task(0, prompt)], options), startup)
+        params = GenerationParams(max_new_tokens=generation_length, sampling=GREEDY)
+        submit = Submit(f"infer-{secrets.token_hex(6)}", prompt, params)
+        with closing(complete(client, {0: submit}, limit=1)) as events:
+            done = _streamed(events, startup)
     tally = Tally()
     tally.add(done)
-    load_s = startup.total_s("router answered") + startup.total_s("workers ready")
-    click.echo("\n\n" + stage_table(tally, load_s=load_s))
+    click.echo("\n\n" + stage_table(tally, load_s=load_s(startup)))
     click.echo(f"\n{slower(done)}\n{handed_over(tally)}\n{startup_line(startup)}")
 
 
@@ -77,28 +70,13 @@ def slower(done: Completion) -> str:
     )
 
 
-def _show_cluster(events: Iterator[Event], topology: Topology | None, startup: Stages) -> None:
-    info: ClusterInfo | None = None
-    for event in events:
-        if isinstance(event, Notice):
-            click.echo(event.text, err=True)
-        elif isinstance(event, ClusterInfo):
-            if info is None:
-                startup.lap("router answered")
-            info = event
-    for line in describe_cluster(info, topology) if info else ():
-        click.echo(line)
-
-
 def _streamed(events: Iterator[Event], startup: Stages) -> Completion:
     """Print the text while it is generated; returns the completion."""
-    first = True
     for event in events:
         match event:
             case Streamed(_, _, text):
-                if first:
+                if not startup.total_s("first token"):
                     startup.lap("first token")
-                    first = False
                 click.echo(text, nl=False)
             case Notice(text):
                 click.echo(text, err=True)
@@ -106,4 +84,4 @@ def _streamed(events: Iterator[Event], startup: Stages) -> Completion:
                 raise BatonError(f"the request failed ({code}): {message}")
             case Completion():
                 return event
-    raise AssertionError("a task ends with a Completion or a Failure")
+    raise AssertionError("a request ends with a Completion or a Failure")

@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from baton.cli.options import (
+    SectionCommand,
     SectionGroup,
     job_options,
     sampling_options,
@@ -22,7 +23,7 @@ from baton.cli.options import (
 )
 from baton.errors import BatonError, InputError
 from baton.host import process_age_s
-from baton.offline.interrupts import EXIT_CODE, Interrupted, turn_into_exceptions
+from baton.offline.interrupts import EXIT_CODE, Interrupted, turned_into_exceptions
 from baton.package import COMMAND, IN_CHECKOUT, spelled
 from baton.server.options import server_options, settings_from
 from baton.timing import Stages
@@ -67,36 +68,9 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         _refuse_options_before(ctx)
         return
     from baton.offline.run import run_offline
-    from baton.offline.settings import (
-        JobSettings,
-        SamplingOverrides,
-        check_numbers,
-        chosen_prompts,
-        target_from,
-    )
+    from baton.offline.settings import settings_from as job_settings_from
 
-    check_numbers(
-        batch_size=given["batch_size"],
-        generation_length=given["generation_length"],
-        stop=given["stop"],
-    )
-    if given["timings"] and given["format"] == "txt":
-        raise InputError("--timings go into jsonl lines: add --format jsonl")
-    overrides = {name: given[name] for name in SamplingOverrides.__dataclass_fields__}
-    settings = JobSettings(
-        target=target_from(given, partial(_is_explicit, ctx), batch_size=given["batch_size"]),
-        sampling=SamplingOverrides(**overrides),
-        batch_size=given["batch_size"],
-        generation_length=given["generation_length"],
-        stop=given["stop"],
-        ignore_eos=given["ignore_eos"],
-        prompts=chosen_prompts(given["prompts"]),
-        output=Path(given["output_file"]),
-        format=given["format"],
-        timings=given["timings"],
-        quiet=given["quiet"],
-        trace=Path(given["trace_file"]) if given["trace_file"] else None,
-    )
+    settings = job_settings_from(given, partial(_is_explicit, ctx))
     run_offline(settings, ctx.ensure_object(Stages))
 
 
@@ -221,50 +195,35 @@ def bench(name: str, options: tuple[str, ...]) -> None:
     _tool(f"tools.benchmarks.{name}", f"bench {name}", options)
 
 
-@cli.command(context_settings=PASSED_ON, hidden=not IN_CHECKOUT)
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def lab(options: tuple[str, ...]) -> None:
-    """Studies of batching, KV cache and disaggregation on this machine, in one report."""
-    _tool("tools.lab.__main__", "lab", options)
+def _passed_on(name: str, module: str, help: str, *, tool: bool = False) -> None:
+    """A command whose options are read by the click command `main` of `module`."""
+
+    def run(options: tuple[str, ...]) -> None:
+        (_tool if tool else _pass_on)(module, name, options)
+
+    unread = click.Argument(["options"], nargs=-1, type=click.UNPROCESSED)
+    hidden = tool and not IN_CHECKOUT
+    cli.add_command(SectionCommand(name, PASSED_ON, run, [unread], help, hidden=hidden))
 
 
-@cli.command("eval", context_settings=PASSED_ON, hidden=not IN_CHECKOUT)
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def evaluate(options: tuple[str, ...]) -> None:
-    """Evaluate a model: perplexity, BLEU, ROUGE, CORE-style tasks."""
-    _tool("tools.evaluation.__main__", "eval", options)
-
-
-@cli.command(context_settings=PASSED_ON, help=_alone("a router", "router"))
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def router(options: tuple[str, ...]) -> None:
-    """Its options are read by the process itself."""
-    _pass_on("router.__main__", "router", options)
-
-
-@cli.command(
-    "prefill-worker", context_settings=PASSED_ON, help=_alone("a prefill worker", "prefill_worker")
+_passed_on(
+    "lab",
+    "tools.lab.__main__",
+    "Studies of batching, KV cache and disaggregation on this machine, in one report.",
+    tool=True,
 )
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def prefill_worker(options: tuple[str, ...]) -> None:
-    """Its options are read by the process itself."""
-    _pass_on("prefill_worker.__main__", "prefill-worker", options)
-
-
-@cli.command(
-    "decode-worker", context_settings=PASSED_ON, help=_alone("a decode worker", "decode_worker")
+_passed_on(
+    "eval",
+    "tools.evaluation.__main__",
+    "Evaluate a model: perplexity, BLEU, ROUGE, CORE-style tasks.",
+    tool=True,
 )
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def decode_worker(options: tuple[str, ...]) -> None:
-    """Its options are read by the process itself."""
-    _pass_on("decode_worker.__main__", "decode-worker", options)
-
-
-@cli.command("http", context_settings=PASSED_ON)
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def http(options: tuple[str, ...]) -> None:
-    """Start the HTTP server for a running cluster."""
-    _pass_on("baton.server.__main__", "http", options)
+_passed_on("router", "router.__main__", _alone("a router", "router"))
+_passed_on(
+    "prefill-worker", "prefill_worker.__main__", _alone("a prefill worker", "prefill_worker")
+)
+_passed_on("decode-worker", "decode_worker.__main__", _alone("a decode worker", "decode_worker"))
+_passed_on("http", "baton.server.__main__", "Start the HTTP server for a running cluster.")
 
 
 @cli.command()
@@ -295,9 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; an error is printed as one line. Returns the exit code."""
     startup = Stages()
     startup.add("python", process_age_s())
-    turn_into_exceptions()
     try:
-        cli.main(arguments, prog_name=COMMAND, standalone_mode=False, obj=startup)
+        with turned_into_exceptions():
+            cli.main(arguments, prog_name=COMMAND, standalone_mode=False, obj=startup)
     except click.ClickException as error:
         return _print_error(f"{error.format_message()} See {COMMAND} --help.", error.exit_code)
     except BatonError as error:

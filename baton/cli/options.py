@@ -66,146 +66,65 @@ def apply(*decorators: Decorator) -> Decorator:
 
 def job_options() -> Decorator:
     """Input, output and size of the job."""
-    here = "The job"
+    job = partial(option, "The job")
     return apply(
-        option(here, "-b", "--batch-size", default=4, help="Requests that run at the same time."),
-        option(here, "-l", "--generation-length", default=100, help="New tokens for each prompt."),
-        option(here, "-o", "--output-file", default="test.txt", help="Where the answers go."),
-        option(
-            here,
-            "--prompts",
-            metavar="FILE",
-            show_default="the list in prompts.py",
-            help='One prompt per line; or .jsonl with {"prompt": "..."} or "..." per line.',
-        ),
-        option(
-            here,
-            "--format",
-            type=click.Choice(FORMATS),
-            default="txt",
-            help="txt for people, jsonl for programs.",
-        ),
-        option(here, "--timings", is_flag=True, help="Add each request's timings to the jsonl."),
-        option(
-            here,
-            "--trace-file",
-            metavar="FILE",
-            show_default="none",
-            help="Write the stages of every request for ui.perfetto.dev.",
-        ),
-        option(here, "--quiet", is_flag=True, help="Print errors only."),
-    )
+        job("-b", "--batch-size", default=4, help="Requests that run at the same time."),
+        job("-l", "--generation-length", default=100, help="New tokens for each prompt."),
+        job("-o", "--output-file", default="test.txt", help="Where the answers go."),
+        job("--prompts", metavar="FILE", show_default="the list in prompts.py",
+            help='One prompt per line; or .jsonl with {"prompt": "..."} or "..." per line.'),
+        job("--format", type=click.Choice(FORMATS), default="txt",
+            help="txt for people, jsonl for programs."),
+        job("--timings", is_flag=True, help="Add each request's timings to the jsonl."),
+        job("--trace-file", metavar="FILE", show_default="none",
+            help="Write the stages of every request for ui.perfetto.dev."),
+        job("--quiet", is_flag=True, help="Print errors only."),
+    )  # fmt: skip
 
 
 def sampling_options() -> Decorator:
     """Sampling parameters; the defaults come from the model's generation_config."""
-    here, own = "Sampling", "the model's own"
-    number: dict[str, Any] = {"type": float, "show_default": own}
+    sampling = partial(option, "Sampling")
+    own = partial(sampling, show_default="the model's own")
     return apply(
-        option(here, "--temperature", **number, help="0 is greedy; at most 2."),
-        option(
-            here,
-            "--top-k",
-            type=int,
-            show_default=own,
-            help="Keep the k likeliest tokens; 0 = off.",
-        ),
-        option(
-            here,
-            "--top-p",
-            **number,
-            help="Keep the likeliest tokens that sum to p; 1 = off.",
-        ),
-        option(
-            here,
-            "--min-p",
-            **number,
-            help="Drop what is less likely than p times the top; 0 = off.",
-        ),
-        option(
-            here, "--repetition-penalty", **number, help="Above 1 discourages repetition; 1 = off."
-        ),
-        option(here, "--seed", default=0, help="Equal seeds give equal files."),
-        option(here, "--greedy", is_flag=True, help="Always take the likeliest token."),
-        option(
-            here,
-            "--stop",
-            multiple=True,
-            metavar="TEXT",
-            show_default="none",
-            help="End an answer before this text; repeatable.",
-        ),
-        option(
-            here, "--ignore-eos", is_flag=True, help="Generate -l tokens even after end-of-text."
-        ),
-    )
+        own("--temperature", type=float, help="0 is greedy; at most 2."),
+        own("--top-k", type=int, help="Keep the k likeliest tokens; 0 = off."),
+        own("--top-p", type=float, help="Keep the likeliest tokens that sum to p; 1 = off."),
+        own("--min-p", type=float, help="Drop what is less likely than p times the top; 0 = off."),
+        own("--repetition-penalty", type=float, help="Above 1 discourages repetition; 1 = off."),
+        sampling("--seed", default=0, help="Equal seeds give equal files."),
+        sampling("--greedy", is_flag=True, help="Always take the likeliest token."),
+        sampling("--stop", multiple=True, metavar="TEXT", show_default="none",
+                 help="End an answer before this text; repeatable."),
+        sampling("--ignore-eos", is_flag=True, help="Generate -l tokens even after end-of-text."),
+    )  # fmt: skip
 
 
 def target_options() -> Decorator:
     """Where the work is done: model, devices and processes of an own cluster, or a running one."""
-    running = "A running cluster instead"
-    return apply(
-        option(
-            MODEL,
-            "--model",
-            metavar="NAME",
-            default="demo",
-            help="A name in configs/model_paths.yaml, a folder, or a Hugging Face id.",
-        ),
-        *_declared(MODEL),
-        option(
-            MODEL,
-            "--download",
-            is_flag=True,
-            help="Download a Hugging Face id that is not on disk.",
-        ),
-        *_devices(PROCESSES),
-        option(
-            PROCESSES,
-            "--colocated",
-            is_flag=True,
-            help="No prefill workers: decode workers prefill their own KV cache.",
-        ),
-        *_declared(PROCESSES),
-        option(
-            running,
-            "--router",
-            metavar="ADDRESS",
-            show_default="start one",
-            help="Send the job to the router at tcp://HOST:PORT or ipc://PATH.",
-        ),
-        option(
-            running,
-            "--keys",
-            metavar="DIR",
-            show_default="none",
-            help=f"CURVE keys, needed for tcp://; made by `{COMMAND} keys DIR`.",
-        ),
-    )
-
-
-def _declared(section: str) -> list[Decorator]:
-    make = partial(option, section)
-    return [each.click_option(make) for each in DECLARED if each.section == section]
-
-
-def _devices(section: str) -> list[Decorator]:
-    found = []
+    model, processes = partial(option, MODEL), partial(option, PROCESSES)
+    running = partial(option, "A running cluster instead")
+    devices = []
     for role in ("prefill", "decode"):
-        found.append(
-            option(
-                section,
-                f"--{role}-device",
-                multiple=True,
-                metavar="DEVICE",
-                show_default="auto",
-                help=f"auto, cpu, mps, cuda:0, ... of the {role} workers; repeatable.",
-            )
-        )
-        found.append(
-            option(section, f"--num-{role}", default=1, help=f"How many {role} workers to start.")
-        )
-    return found
+        devices += [
+            processes(f"--{role}-device", multiple=True, metavar="DEVICE", show_default="auto",
+                      help=f"auto, cpu, mps, cuda:0, ... of the {role} workers; repeatable."),
+            processes(f"--num-{role}", default=1, help=f"How many {role} workers to start."),
+        ]  # fmt: skip
+    return apply(
+        model("--model", metavar="NAME", default="demo",
+              help="A name in configs/model_paths.yaml, a folder, or a Hugging Face id."),
+        *(each.click_option(model) for each in DECLARED if each.section == MODEL),
+        model("--download", is_flag=True, help="Download a Hugging Face id that is not on disk."),
+        *devices,
+        processes("--colocated", is_flag=True,
+                  help="No prefill workers: decode workers prefill their own KV cache."),
+        *(each.click_option(processes) for each in DECLARED if each.section == PROCESSES),
+        running("--router", metavar="ADDRESS", show_default="start one",
+                help="Send the job to the router at tcp://HOST:PORT or ipc://PATH."),
+        running("--keys", metavar="DIR", show_default="none",
+                help=f"CURVE keys, needed for tcp://; made by `{COMMAND} keys DIR`."),
+    )  # fmt: skip
 
 
 def print_version(ctx: click.Context, option: click.Parameter, given: bool) -> None:

@@ -1,10 +1,12 @@
 """Client: one router, for programs without an event loop: the offline job, the library, tools, tests.
 
-Blocking, one thread. What happens when the router is lost: baton/client/tracker.py.
+Blocking, one thread. What happens when the router is lost: baton/client/tracker.py. The processes of
+the cluster, if this program has started them, are supervised in poll().
 """
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 
 import zmq
@@ -20,18 +22,36 @@ from baton.client.tracker import (
 )
 from baton.clock import Clock, monotonic
 from baton.errors import ProtocolError
+from baton.package import spelled
 from baton.wire.channel import Dialer
 from baton.wire.keys import ClusterKeys
 from baton.wire.messages import ClusterInfo, Observed, Submit
 from baton.wire.node import ROUTER
 
-Received = News | ClusterInfo | Resubmitted
-
 CONNECT_S = 0.05  # while there is no router, the longest wait before trying again to reach one
+POLL_S = 0.1
+ANSWER_S = 5.0  # a router that nothing restarts must answer within this time
+READY_S = 900.0  # loading the largest models from a slow disk; a dead worker is noticed at once
+
+Supervise = Callable[[ClusterInfo | None], list[str]]
+"""Restarts processes that died, the router included; takes the latest ClusterInfo if there is a new
+one, returns notices for the user, raises what a restart cannot mend: Cluster.check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A line for the user."""
+
+    text: str
+
+
+Received = News | ClusterInfo | Notice
 
 
 class Client:
     """Submit requests and poll for their news."""
+
+    idle_s: float | None = 0.25  # how often to poll without requests, for the sake of the processes
 
     def __init__(
         self,
@@ -42,47 +62,72 @@ class Client:
         channel: Dialer | None = None,
         clock: Clock = monotonic,
         give_up_s: float = inf,
+        supervise: Supervise | None = None,
     ) -> None:
         """`observe` is called with the events of all requests of the router. `channel` replaces the
-        connection to `address`. `give_up_s`: see RequestTracker."""
+        connection to `address`. `give_up_s`: see RequestTracker. `supervise` is called by poll()."""
         self.address = address
+        self.clock = clock
         self._observe = observe
         self._channel = channel or Dialer(f"client.{secrets.token_hex(4)}", address, keys)
-        self._clock = clock
+        self._supervise = supervise
+        self._unchecked: ClusterInfo | None = None  # not yet passed on to the supervisor
         self._tracker = RequestTracker(clock(), give_up_s=give_up_s, observe=observe is not None)
         self._requests: dict[str, PendingRequest] = {}
         self._kept: list[Received] = []
 
-    @property
-    def lost_since(self) -> float | None:
-        """Since when no router has answered, on the client's clock; None while one does."""
-        return self._tracker.lost_since
-
     def info(self, *, timeout_s: float) -> ClusterInfo:
         """Ask the router what it serves; later changes arrive through poll(). Raises ProtocolError if
         no router answers in time."""
-        deadline = self._clock() + timeout_s
-        self.inquire()
-        while (now := self._clock()) < deadline:
+        deadline = self.clock() + timeout_s
+        self._inquire()
+        while (now := self.clock()) < deadline:
             received = self._exchange(deadline - now)
             self._kept += received
             for each in received:
                 if isinstance(each, ClusterInfo):
                     self._kept.remove(each)
                     return each
-        raise self.no_answer(timeout_s)
+        raise self._no_answer(timeout_s)
 
-    def no_answer(self, timeout_s: float) -> ProtocolError:
-        """The error for a router that has not answered for so long."""
+    def await_ready(
+        self, see: Callable[[ClusterInfo | Notice], object] = lambda event: None
+    ) -> ClusterInfo:
+        """Wait until the cluster can work; `see` is called with what is reported meanwhile. Raises
+        ProtocolError after READY_S, or as check_answering() does, and what `supervise` raises."""
+        deadline = self.clock() + READY_S
+        info: ClusterInfo | None = None
+        self._inquire()
+        while info is None or not info.ready:
+            for event in self.poll(POLL_S):
+                if isinstance(event, ClusterInfo | Notice):
+                    see(event)
+                    info = event if isinstance(event, ClusterInfo) else info
+            self.check_answering()
+            if self.clock() >= deadline:
+                waiting_for = info.waiting_for if info else "the router's answer"
+                raise ProtocolError(
+                    f"the cluster was not ready after {READY_S:.0f} s; it waits for {waiting_for}"
+                )
+        return info
+
+    def check_answering(self) -> None:
+        """Raise ProtocolError if the router has not answered for ANSWER_S and nothing restarts it."""
+        lost_since = self._tracker.lost_since
+        if self._supervise is not None or lost_since is None:
+            return
+        if self.clock() >= lost_since + ANSWER_S:
+            raise self._no_answer(ANSWER_S)
+
+    def _no_answer(self, timeout_s: float) -> ProtocolError:
         return ProtocolError(
             f"no router answers at {self.address} within {timeout_s:g} s; start one with "
-            f"`python -m router --address {self.address}` or check --router and --keys"
+            + spelled(f"`python -m router --address {self.address}` or check --router and --keys")
         )
 
-    def inquire(self) -> None:
-        """Ask the router for its ClusterInfo, which arrives through poll()."""
+    def _inquire(self) -> None:
         if self._tracker.lost_since is None:
-            self._tracker.inquire(self._clock())
+            self._tracker.inquire(self.clock())
             self._send()
 
     def submit(self, *requests: Submit) -> None:
@@ -105,11 +150,18 @@ class Client:
             self._send()
 
     def poll(self, timeout_s: float) -> list[Received]:
-        """What has arrived; waits up to `timeout_s` for the first. Empty if nothing came."""
-        if self._kept:
-            kept, self._kept = self._kept, []
-            return kept
-        return self._exchange(timeout_s)
+        """What has arrived; waits up to `timeout_s` for the first. Empty if nothing came. Supervises
+        the processes first, and raises what a restart cannot mend (WorkerLost and others)."""
+        notices: list[Received] = []
+        if self._supervise is not None:
+            info, self._unchecked = self._unchecked, None
+            notices += map(Notice, self._supervise(info))
+        received, self._kept = self._kept, []
+        received = received or self._exchange(timeout_s)
+        for each in received:
+            if isinstance(each, ClusterInfo):
+                self._unchecked = each
+        return notices + received
 
     def close(self) -> None:
         """Disconnect. The router withdraws what this client still has running when it next sends to it:
@@ -118,7 +170,7 @@ class Client:
 
     def _exchange(self, timeout_s: float) -> list[Received]:
         received = self._receive()
-        self._take(self._tracker.tick(self._clock()), received)
+        self._take(self._tracker.tick(self.clock()), received)
         self._send()
         if received:
             return received
@@ -131,7 +183,7 @@ class Client:
             for message in messages:
                 if isinstance(message, Observed) and self._observe is not None:
                     self._observe(message)
-                self._take(self._tracker.received(message, self._clock()), received)
+                self._take(self._tracker.received(message, self.clock()), received)
         self._send()
         return received
 
@@ -139,7 +191,7 @@ class Client:
         messages = self._tracker.messages_to_send()
         if messages and not self._channel.send(ROUTER, *messages):
             why = "it takes no messages"
-            self._take(self._tracker.connection_lost(self._clock(), why, messages), self._kept)
+            self._take(self._tracker.connection_lost(self.clock(), why, messages), self._kept)
 
     def _take(self, events: list[Event], received: list[Received]) -> None:
         for event in events:
@@ -148,7 +200,10 @@ class Client:
                     if request.ended:
                         self._requests.pop(request.id, None)
                     received.append(news)
-                case ClusterInfo() | Resubmitted():
+                case ClusterInfo():
                     received.append(event)
+                case Resubmitted(requests):
+                    text = f"the router was lost and found again: {requests} requests begin again"
+                    received.append(Notice(text))
                 case RouterLost():
                     pass

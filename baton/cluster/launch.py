@@ -136,9 +136,7 @@ def first_epoch(options: WorkerOptions) -> str:
 
 
 def run_worker(
-    options: WorkerOptions,
-    node: Node,
-    wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
+    options: WorkerOptions, node: Node, wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple
 ) -> int:
     """Connect to the router and run the node. Returns the exit code."""
     channel = Dialer(options.name, options.router, options.keys)

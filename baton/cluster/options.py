@@ -8,13 +8,13 @@ option takes a declaration here and its use in the process.
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import click
 
 from baton.dtypes import DTYPES
 from baton.kv.transports import CHOICES
+from baton.model_files import absolute_name
 from baton.topology import Topology
 
 MODEL = "The model"
@@ -122,10 +122,15 @@ class ClusterOptions:
         help="Tokens in one forward; longer prompts are prefilled in chunks.",
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        """The processes run in another working folder, so paths become absolute here."""
+        object.__setattr__(self, "model", absolute_name(self.model))
+        if self.speculative_model not in (None, "ngram"):
+            object.__setattr__(self, "speculative_model", absolute_name(self.speculative_model))
+
     def arguments(self, process: str) -> list[str]:
         """The command-line options of a router, prefill or decode worker."""
-        model = Path(self.model)
-        found = ["--model", str(model.resolve()) if model.is_dir() else self.model]
+        found = ["--model", self.model]
         for each in DECLARED:
             if process in each.processes:
                 found += each.arguments(getattr(self, each.name))

@@ -1,14 +1,12 @@
 """ServingCluster: a cluster and an HTTP server for it, started for one job that asks over HTTP."""
 
-import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
-from baton.client.batch import BatchClient, Event, Notice
-from baton.client.blocking import Client
+from baton.client.blocking import POLL_S, Client, Notice
 from baton.client.http import HttpClient
 from baton.clock import Clock, monotonic
 from baton.cluster.options import ClusterOptions
@@ -24,13 +22,12 @@ READY_S = 120.0  # from the cluster's readiness to the server's
 
 @dataclass(frozen=True, slots=True)
 class ServingCluster:
-    """Call supervise() regularly while using `http`. `batch` asks the router directly."""
+    """Call supervise() regularly while using `http`. `client` reaches the router directly."""
 
     port: int
     cluster: Cluster
-    batch: BatchClient
+    client: Client
     say: Callable[[str], None]
-    events: Iterator[Event] = field(repr=False)
 
     @property
     def http(self) -> HttpClient:
@@ -39,22 +36,14 @@ class ServingCluster:
 
     def supervise(self) -> None:
         """Restart processes that died, and report it."""
-        for event in self.events:
-            match event:
-                case Notice(""):
-                    return
-                case Notice(text):
-                    self.say(text)
+        for event in self.client.poll(POLL_S):
+            if isinstance(event, Notice):
+                self.say(event.text)
 
 
 @contextmanager
 def serving_cluster(
-    options: ClusterOptions,
-    *,
-    limit: int,
-    say: Callable[[str], None],
-    server: Sequence[str] = (),
-    clock: Clock = monotonic,
+    options: ClusterOptions, *, limit: int, say: Callable[[str], None], server: Sequence[str] = ()
 ) -> Iterator[ServingCluster]:
     """Start it and wait until it is ready; stop it in any case. `server`: more server options."""
     with (
@@ -67,18 +56,11 @@ def serving_cluster(
         command += ["--model", options.model, "--log-level", "error"]
         command += ["--max-num-queued-reqs", str(QUEUE_FACTOR * limit), *server]
         cluster.add(Beside("server", command, (number,)))
-        client = Client(cluster.address)
-        try:
-            job = secrets.token_hex(4)
-            batch = BatchClient(client, cluster, job=job, limit=limit, clock=clock)
-            for event in batch.await_ready():
-                if isinstance(event, Notice):
-                    say(event.text)
-            serving = ServingCluster(port, cluster, batch, say, batch.watch())
-            _await_server(serving, clock)
+        with closing(Client(cluster.address, supervise=cluster.check)) as client:
+            serving = ServingCluster(port, cluster, client, say)
+            client.await_ready(lambda event: say(event.text) if isinstance(event, Notice) else None)
+            _await_server(serving, monotonic)
             yield serving
-        finally:
-            client.close()
 
 
 def _await_server(serving: ServingCluster, clock: Clock) -> None:

@@ -17,18 +17,10 @@ import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from baton.clock import Clock, monotonic
 from baton.cluster.options import ClusterOptions
-from baton.errors import (
-    BatonError,
-    InputError,
-    ModelError,
-    OutOfMemory,
-    ProtocolError,
-    WorkerLost,
-)
+from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError, WorkerLost
 from baton.host import core_numbers, process_runs
 from baton.package import ROOT
 from baton.topology import threads_per_worker
@@ -70,8 +62,6 @@ class Child:
 
 class Cluster:
     """A context manager: at the end of the block all its processes have ended."""
-
-    restarts_router = True  # for baton/client/batch.py
 
     def __init__(self, options: ClusterOptions, *, clock: Clock = monotonic) -> None:
         self.options = options
@@ -232,12 +222,7 @@ class Cluster:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 

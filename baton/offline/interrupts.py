@@ -13,14 +13,23 @@ class Interrupted(BaseException):
     """The user ended the program. Not an Exception: only main.py and `finally` blocks handle it."""
 
 
-def turn_into_exceptions() -> None:
-    """Make the first of these signals raise Interrupted in the main thread.
+@contextmanager
+def turned_into_exceptions() -> Iterator[None]:
+    """Within the block the first of these signals raises Interrupted in the main thread. The handlers
+    are put back at its end, unless a signal came: then the program ends, and ignores further ones.
 
     A signal that is ignored already (nohup) stays ignored.
     """
-    for each in SIGNALS:
-        if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, _raise)
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    before = {each: handler for each, handler in before.items() if handler is not signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, _raise)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            if signal.getsignal(each) is _raise:
+                signal.signal(each, handler)
 
 
 class _Held:

@@ -79,22 +79,21 @@ class Journal:
         return f"{len(self.answers):,} of {self._prompts:,} answers are safe in {self.path}"
 
     def close(self) -> None:
-        """Unlock the file, and remove it if it holds no answer."""
+        """Unlock the file, and remove it if it holds no answer. May be called after remove()."""
         if not self.answers:
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)
-        self._leave()
-
-    def remove(self) -> None:
-        """Remove the file: the output is in place."""
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._file >= 0:
+            self.remove()
+        elif self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def remove(self) -> None:
+        """Remove the file, as when the output is in place. May be called again."""
+        if self._file < 0:
+            return
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = -1
 
     def _resume(self, fingerprint: str) -> None:
         data = _read_all(self._file)

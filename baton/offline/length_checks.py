@@ -3,21 +3,34 @@
 from collections.abc import Sequence
 
 from baton.errors import InputError, RequestError
-from baton.model_files import ModelFiles
+from baton.model_files import ModelFiles, resolve_model
+from baton.offline.settings import OwnCluster
 from baton.params import GenerationParams, Limits, check_request
 from baton.text import Tokenizer
 
 
-def context_of(files: ModelFiles, max_model_len: int | None) -> int:
-    """Tokens of prompt and answer together. InputError if the model has fewer than `max_model_len`."""
-    if max_model_len is None:
-        return files.max_positions
-    if max_model_len > files.max_positions:
+def checked_model(
+    target: OwnCluster, prompts: Sequence[str], generation_length: int
+) -> tuple[ModelFiles, int]:
+    """The model's files, and its context: tokens of prompt and answer together. InputError names the
+    first prompt that does not fit; raises ModelError."""
+    files = resolve_model(target.options.model, download=target.download)
+    context = target.options.max_model_len or files.max_positions
+    if context > files.max_positions:
         raise InputError(
-            f"--max-model-len {max_model_len:,} is more than {files.name} has: its context is "
+            f"--max-model-len {context:,} is more than {files.name} has: its context is "
             f"{files.max_positions:,} tokens"
         )
-    return max_model_len
+    check_length(generation_length, context=context, model=files.name)
+    tokenizer = Tokenizer(files.tokenizer_file)
+    limits = Limits(context, files.vocab_size)
+    params = GenerationParams(generation_length)
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            check_request(tuple(tokenizer.encode(prompt)), params, limits)
+        except RequestError as error:
+            raise InputError(f"prompt {number} of {len(prompts)}: {error}") from error
+    return files, context
 
 
 def check_length(generation_length: int, *, context: int, model: str) -> None:
@@ -27,18 +40,3 @@ def check_length(generation_length: int, *, context: int, model: str) -> None:
             f"-l {generation_length:,} does not fit: the context of {model} is {context:,} tokens, "
             f"prompt included; use at most -l {context - 1:,}"
         )
-
-
-def check_prompts_fit(
-    prompts: Sequence[str], generation_length: int, *, files: ModelFiles, context: int
-) -> None:
-    """Tokenizes every prompt. InputError names the first that does not fit."""
-    tokenizer = Tokenizer(files.tokenizer_file)
-    limits = Limits(context, files.vocab_size)
-    params = GenerationParams(generation_length)
-    for number, prompt in enumerate(prompts, 1):
-        ids = tuple(tokenizer.encode(prompt))
-        try:
-            check_request(ids, params, limits)
-        except RequestError as error:
-            raise InputError(f"prompt {number} of {len(prompts)}: {error}") from error

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -82,12 +81,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()
 
 

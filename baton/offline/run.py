@@ -1,44 +1,36 @@
 """One run of `python main.py`: check everything, then start, then work, then write the file.
 
-What can be recognised as wrong is reported before a process is started.
+What can be recognised as wrong is reported before a process is started. Prompts without an answer in
+the journal go to the router, their answers to the journal.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import secrets
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from baton.client.batch import Notice
+from baton.client.batch import Completion, Event, Failure, Streamed, complete
+from baton.client.blocking import Client, Notice
+from baton.errors import BatonError, InputError
 from baton.machine import this_machine
-from baton.model_files import resolve_model
-from baton.offline.describe import describe_cluster
+from baton.offline.describe import describe_cluster, worker_states
 from baton.offline.interrupts import Interrupted
-from baton.offline.job import Outcome, failed, run_job
 from baton.offline.journal import Journal, fingerprint
-from baton.offline.length_checks import check_length, check_prompts_fit, context_of
-from baton.offline.link import Link, link_to
+from baton.offline.length_checks import check_length, checked_model
+from baton.offline.link import QUEUE_FACTOR, await_cluster, link_to, load_s
 from baton.offline.outputs import checked_target, rendered, write_whole
 from baton.offline.progress import Progress
-from baton.offline.report import report, startup_line
-from baton.offline.settings import JobSettings, OwnCluster, ResolvedSampling, resolve_sampling
+from baton.offline.report import Tally, report, startup_line
+from baton.offline.settings import JobSettings, OwnCluster, resolve_sampling
 from baton.offline.tracing import Tracing
 from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.timing import Stages
-from baton.topology import Topology
-from baton.wire.messages import ClusterInfo
+from baton.wire.messages import ClusterInfo, Submit
 from sampler.params import SamplingParams
 
+INPUT_ERRORS = frozenset({"invalid_request", "context_length_exceeded"})
+EXPLAINED = 3  # failed requests that are listed with their reason; of the others only the number
 RESUME = "run the same command again to do the rest"
-
-
-@dataclass(frozen=True, slots=True)
-class JobContext:
-    """The settings of the job, and what reports on it."""
-
-    settings: JobSettings
-    progress: Progress
-    startup: Stages
-    tracing: Tracing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,162 +46,164 @@ class ServedModel:
 
 def run_offline(settings: JobSettings, startup: Stages) -> None:
     """Raises a BatonError, or Interrupted, with the line to print."""
-    target_file = checked_target(settings.output)
-    tracing = Tracing(settings.trace) if settings.trace is not None else None
     with Progress(quiet=settings.quiet) as progress:
-        context = JobContext(settings, progress, startup, tracing)
-        if isinstance(settings.target, OwnCluster):
-            model = _from_files(settings, settings.target)
-            _resume_and_work(context, model, target_file, None)
+        OfflineJob(settings, progress, startup).run()
+
+
+class OfflineJob:
+    """The settings of the job, and what reports on it."""
+
+    def __init__(self, settings: JobSettings, progress: Progress, startup: Stages) -> None:
+        """Raises InputError if the output or the trace file cannot be written."""
+        self._settings = settings
+        self._progress = progress
+        self._startup = startup
+        self._target_file = checked_target(settings.output)
+        self._tracing = Tracing(settings.trace) if settings.trace is not None else None
+
+    def run(self) -> None:
+        """Raises a BatonError, or Interrupted, with the line to print."""
+        settings, target = self._settings, self._settings.target
+        if isinstance(target, OwnCluster):
+            length = settings.generation_length
+            files, context = checked_model(target, settings.prompts, length)
+            default = SamplingParams.from_generation_config(files.generation_config)
+            dtype = target.options.dtype
+            self._run(ServedModel(files.name, files.fingerprint, dtype, context, default), None)
             return
-        with _link(context) as link:
-            model = _from_cluster(_ready(context, link, started=None))
-            _resume_and_work(context, model, target_file, link)
+        with self._connected() as (client, info):
+            model = ServedModel(
+                info.model, info.fingerprint, info.dtype, info.context, info.sampling
+            )
+            check_length(settings.generation_length, context=model.context, model=model.name)
+            self._run(model, client)
 
+    @contextmanager
+    def _connected(self) -> Iterator[tuple[Client, ClusterInfo]]:
+        """A client of the cluster, which is ready and has been described to the user."""
+        target = self._settings.target
+        observe = self._tracing.observe if self._tracing is not None else None
+        with link_to(target, startup=self._startup, observe=observe) as client:
+            info = await_cluster(client, self._startup, self._progress.say)
+            started = target.options.topology if isinstance(target, OwnCluster) else None
+            if started is None:
+                self._progress.say(f"client    {this_machine()}")
+            for line in describe_cluster(info, started):
+                self._progress.say(line)
+            yield client, info
 
-def _link(context: JobContext) -> AbstractContextManager[Link]:
-    return link_to(
-        context.settings.target,
-        batch_size=context.settings.batch_size,
-        startup=context.startup,
-        observe=context.tracing.observe if context.tracing is not None else None,
-    )
-
-
-def _from_files(settings: JobSettings, target: OwnCluster) -> ServedModel:
-    options = target.options
-    files = resolve_model(options.model, download=target.download)
-    context = context_of(files, options.max_model_len)
-    length = settings.generation_length
-    check_length(length, context=context, model=files.name)
-    check_prompts_fit(settings.prompts, length, files=files, context=context)
-    default = SamplingParams.from_generation_config(files.generation_config)
-    return ServedModel(files.name, files.fingerprint, options.dtype, context, default)
-
-
-def _from_cluster(info: ClusterInfo) -> ServedModel:
-    return ServedModel(info.model, info.fingerprint, info.dtype, info.context, info.sampling)
-
-
-def _resume_and_work(
-    context: JobContext, model: ServedModel, target_file: Path, link: Link | None
-) -> None:
-    """`link` is None if the cluster has yet to be started, if there is work for it."""
-    settings, progress = context.settings, context.progress
-    check_length(settings.generation_length, context=model.context, model=model.name)
-    sampling = resolve_sampling(settings.sampling, model.sampling)
-    with _journal(settings, model, sampling, target_file) as journal:
-        for notice in (*sampling.notices, journal.notice):
-            if notice:
-                progress.say(notice)
-        context.startup.lap("checks")
-        outcome = Outcome()
-        if len(journal.answers) < len(settings.prompts):
-            if link is not None:
-                outcome = _work(context, model, sampling, journal, link)
-            else:
-                outcome = _start_and_work(context, model, sampling, journal)
-        if outcome.failures:
-            raise failed(outcome.failures, total=len(settings.prompts), saved=journal.saved)
-        parts = rendered(
-            settings.prompts, journal.answers, settings.format, timings=settings.timings
+    def _run(self, model: ServedModel, client: Client | None) -> None:
+        """`client` is None if the cluster has yet to be started, if there is work for it."""
+        settings, progress = self._settings, self._progress
+        sampling, notice = resolve_sampling(settings.sampling, model.sampling)
+        params = GenerationParams(
+            max_new_tokens=settings.generation_length,
+            sampling=sampling,
+            stop=settings.stop,
+            ignore_eos=settings.ignore_eos,
+            stream_interval_s=NOT_STREAMED_S,
         )
-        write_whole(target_file, parts, saved=journal.saved)
-        journal.remove()
-    progress.say(f"{len(settings.prompts):,} answers are in {settings.output}")
+        with self._journal(model, sampling) as journal:
+            for each in filter(None, (notice, journal.notice)):
+                progress.say(each)
+            self._startup.lap("checks")
+            if len(journal.answers) < len(settings.prompts):
+                if client is None:
+                    progress.say(f"machine   {this_machine()}; starting {model.name}")
+                connected = self._connected() if client is None else nullcontext((client, None))
+                with connected as (link, _):
+                    self._work(model, params, journal, link)
+            parts = rendered(
+                settings.prompts, journal.answers, settings.format, timings=settings.timings
+            )
+            write_whole(self._target_file, parts, saved=journal.saved)
+            journal.remove()
+        progress.say(f"{len(settings.prompts):,} answers are in {settings.output}")
 
+    def _work(
+        self, model: ServedModel, params: GenerationParams, journal: Journal, client: Client
+    ) -> None:
+        """Complete what the journal lacks, and report. Raises if a prompt has failed."""
+        progress, startup = self._progress, self._startup
+        tally, failures = Tally(), list[Failure]()
+        progress.begin(total=len(self._settings.prompts), done=len(journal.answers))
+        try:
+            with closing(self._events(params, journal, client)) as events:
+                for event in events:
+                    match event:
+                        case Completion():
+                            journal.add(event)
+                            tally.add(event)
+                            progress.answer(retries=event.timings.retries)
+                        case Failure():
+                            failures.append(event)
+                            progress.say(f"prompt {event.index + 1} failed: {event.message}")
+                        case Streamed():
+                            if not startup.total_s("first token"):
+                                startup.lap("first token")
+                            progress.tokens(event.tokens)
+                        case Notice(text):
+                            progress.say(text)
+                        case ClusterInfo():
+                            progress.workers(worker_states(event))
+        finally:
+            progress.end()
+        progress.say("\n" + report(tally, load_s=load_s(startup)))
+        if tally.requests:
+            progress.say(startup_line(startup))
+        if self._tracing is not None:
+            self._tracing.write(client, model.name)
+            where = f"{self._settings.trace}: open it at ui.perfetto.dev"
+            progress.say(f"every request's stages are in {where}")
+        if failures:
+            raise failed(failures, total=len(self._settings.prompts), saved=journal.saved)
 
-def _start_and_work(
-    context: JobContext, model: ServedModel, sampling: ResolvedSampling, journal: Journal
-) -> Outcome:
-    target = context.settings.target
-    assert isinstance(target, OwnCluster)
-    context.progress.say(f"machine   {this_machine()}; starting {model.name}")
-    with _link(context) as link:
-        _ready(context, link, started=target.options.topology)
-        return _work(context, model, sampling, journal, link)
+    def _events(
+        self, params: GenerationParams, journal: Journal, client: Client
+    ) -> Generator[Event, None, None]:
+        settings, job = self._settings, secrets.token_hex(6)
+        submits = {
+            index: Submit(f"{job}-{index}", prompt, params)
+            for index, prompt in enumerate(settings.prompts)
+            if index not in journal.answers
+        }
+        factor = QUEUE_FACTOR if isinstance(settings.target, OwnCluster) else 1
+        return complete(client, submits, limit=settings.batch_size * factor)
 
-
-def _work(
-    context: JobContext,
-    model: ServedModel,
-    sampling: ResolvedSampling,
-    journal: Journal,
-    link: Link,
-) -> Outcome:
-    settings, progress, startup = context.settings, context.progress, context.startup
-    options = GenerationParams(
-        max_new_tokens=settings.generation_length,
-        sampling=sampling.params,
-        stop=settings.stop,
-        ignore_eos=settings.ignore_eos,
-        stream_interval_s=NOT_STREAMED_S,
-    )
-    load_s = startup.total_s("router answered") + startup.total_s("workers ready")
-    try:
-        outcome = run_job(
-            link.batch,
-            settings.prompts,
-            options,
-            journal=journal,
-            progress=progress,
-            startup=startup,
+    @contextmanager
+    def _journal(self, model: ServedModel, sampling: SamplingParams) -> Iterator[Journal]:
+        settings, target = self._settings, self._target_file
+        facts = {
+            "model": model.fingerprint,
+            "dtype": model.dtype,
+            "prompts": settings.prompts,
+            "sampling": asdict(sampling),
+            "length": settings.generation_length,
+            "stop": settings.stop,
+            "ignore_eos": settings.ignore_eos,
+        }
+        journal = Journal(
+            target.with_name(f"{target.name}.part"),
+            fingerprint=fingerprint(facts),
+            prompts=len(settings.prompts),
         )
-    except BaseException:
-        if not link.owns_cluster:
-            link.batch.abort_all()
-        raise
-    progress.say("\n" + report(outcome.tally, load_s=load_s))
-    if outcome.tally.requests:
-        progress.say(startup_line(startup))
-    if context.tracing is not None:
-        context.tracing.write(link.client, model.name)
-        where = f"{settings.trace}: open it at ui.perfetto.dev"
-        progress.say(f"every request's stages are in {where}")
-    return outcome
+        try:
+            yield journal
+        except Interrupted as interrupt:
+            raise Interrupted(f"{journal.saved}; {RESUME}") from interrupt
+        finally:
+            journal.close()
 
 
-def _ready(context: JobContext, link: Link, *, started: Topology | None) -> ClusterInfo:
-    """Wait until the cluster can work, and describe it."""
-    progress, startup = context.progress, context.startup
-    info: ClusterInfo | None = None
-    for event in link.batch.await_ready():
-        if isinstance(event, Notice):
-            progress.say(event.text)
-        elif isinstance(event, ClusterInfo):
-            if info is None:
-                startup.lap("router answered")
-            info = event
-    assert info is not None
-    startup.lap("workers ready")
-    if not link.owns_cluster:
-        progress.say(f"client    {this_machine()}")
-    for line in describe_cluster(info, started):
-        progress.say(line)
-    return info
-
-
-@contextmanager
-def _journal(
-    settings: JobSettings, model: ServedModel, sampling: ResolvedSampling, target_file: Path
-) -> Iterator[Journal]:
-    facts = {
-        "model": model.fingerprint,
-        "dtype": model.dtype,
-        "prompts": settings.prompts,
-        "sampling": asdict(sampling.params),
-        "length": settings.generation_length,
-        "stop": settings.stop,
-        "ignore_eos": settings.ignore_eos,
-    }
-    journal = Journal(
-        target_file.with_name(f"{target_file.name}.part"),
-        fingerprint=fingerprint(facts),
-        prompts=len(settings.prompts),
+def failed(failures: Sequence[Failure], *, total: int, saved: str) -> BatonError:
+    """The error of a job with failed requests: which, why, what is saved, how to continue."""
+    ranked = sorted(failures, key=lambda failure: failure.index)
+    explained = [f"prompt {f.index + 1} ({f.code}: {f.message})" for f in ranked[:EXPLAINED]]
+    rest = [str(f.index + 1) for f in ranked[EXPLAINED:]]
+    also = f"; also {', '.join(rest)}"[:200] if rest else ""
+    text = (
+        f"{len(failures):,} of {total:,} requests failed, so no output was written: "
+        f"{'; '.join(explained)}{also}. {saved}; run the same command again to try the rest"
     )
-    try:
-        yield journal
-    except Interrupted as interrupt:
-        raise Interrupted(f"{journal.saved}; {RESUME}") from interrupt
-    finally:
-        journal.close()
+    only_input = all(failure.code in INPUT_ERRORS for failure in failures)
+    return InputError(text) if only_input else BatonError(text)

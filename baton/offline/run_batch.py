@@ -55,7 +55,7 @@ def read_items(file: Path) -> list[Item]:
     seen: set[str] = set()
     for item in items:
         if item.custom_id in seen:
-            raise InputError(f"{file}: custom_id {item.custom_id!r} occurs twice")
+            raise InputError(f"{file}: custom_id {item.custom_id!r} occurs twice: make each unique")
         seen.add(item.custom_id)
     return items
 

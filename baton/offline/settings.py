@@ -50,24 +50,12 @@ Target = OwnCluster | RunningCluster
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingOverrides:
-    """The sampling options of the command line; None leaves a parameter to the model."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int = 0
-    greedy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class JobSettings:
-    """One offline job."""
+    """One offline job. `sampling` holds the sampling options of the command line by name; None leaves
+    a parameter to the model."""
 
     target: Target
-    sampling: SamplingOverrides
+    sampling: Mapping[str, Any]
     batch_size: int
     generation_length: int
     stop: tuple[str, ...]
@@ -80,15 +68,23 @@ class JobSettings:
     trace: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedSampling:
-    """The sampling parameters of the job, and notices for the user about them."""
+def settings_from(given: Mapping[str, Any], is_explicit: IsExplicit) -> JobSettings:
+    """`given` holds the value of every option. Raises InputError."""
+    check_numbers(**{name: given[name] for name in ("batch_size", "generation_length", "stop")})
+    if given["timings"] and given["format"] == "txt":
+        raise InputError("--timings go into jsonl lines: add --format jsonl")
+    copied = ("batch_size", "generation_length", "stop", "ignore_eos", "format", "timings", "quiet")
+    return JobSettings(
+        target=target_from(given, is_explicit, batch_size=given["batch_size"]),
+        sampling={name: given[name] for name in (*SAMPLING_FLAGS, "seed", "greedy")},
+        prompts=chosen_prompts(given["prompts"]),
+        output=Path(given["output_file"]),
+        trace=Path(given["trace_file"]) if given["trace_file"] else None,
+        **{name: given[name] for name in copied},
+    )
 
-    params: SamplingParams
-    notices: tuple[str, ...]
 
-
-def target_from(given: Mapping[str, object], is_explicit: IsExplicit, *, batch_size: int) -> Target:
+def target_from(given: Mapping[str, Any], is_explicit: IsExplicit, *, batch_size: int) -> Target:
     """`given` holds the value of every option. Raises InputError."""
     if given["router"] is not None:
         return _running_cluster(given, is_explicit)
@@ -102,13 +98,12 @@ def target_from(given: Mapping[str, object], is_explicit: IsExplicit, *, batch_s
                     "fill their own KV cache"
                 )
     for name in ("num_prefill", "num_decode"):
-        value = given[name]
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"{flag(name)} must be at least 1, got {value}")
-    declared: dict[str, Any] = {each.name: given[each.name] for each in DECLARED}
+        if given[name] < 1:
+            raise InputError(f"{flag(name)} must be at least 1, got {given[name]}")
+    declared = {each.name: given[each.name] for each in DECLARED}
     topology = _topology(given, is_explicit)
-    options = ClusterOptions(str(given["model"]), topology, batch_size, **declared)
-    return OwnCluster(options, bool(given["download"]))
+    options = ClusterOptions(given["model"], topology, batch_size, **declared)
+    return OwnCluster(options, given["download"])
 
 
 def check_numbers(*, batch_size: int, generation_length: int, stop: tuple[str, ...]) -> None:
@@ -128,26 +123,29 @@ def check_numbers(*, batch_size: int, generation_length: int, stop: tuple[str, .
             )
 
 
-def resolve_sampling(overrides: SamplingOverrides, default: SamplingParams) -> ResolvedSampling:
-    """The user's parameters over the model's own. Raises InputError for values out of range."""
-    if overrides.greedy and overrides.temperature:
+def resolve_sampling(
+    options: Mapping[str, Any], default: SamplingParams
+) -> tuple[SamplingParams, str]:
+    """The user's parameters over the model's own, and a notice about those that have no effect, or "".
+    Raises InputError for values out of range."""
+    if options["greedy"] and options["temperature"]:
         raise InputError(
-            f"--greedy and --temperature {overrides.temperature:g} exclude each other: leave one out"
+            f"--greedy and --temperature {options['temperature']:g} exclude each other: "
+            "leave one out"
         )
-    given = {name: v for name in SAMPLING_FLAGS if (v := getattr(overrides, name)) is not None}
-    if overrides.greedy:
+    given = {name: options[name] for name in SAMPLING_FLAGS if options[name] is not None}
+    if options["greedy"]:
         given["temperature"] = 0.0
     try:
-        params = replace(default, **given, seed=overrides.seed)
+        params = replace(default, **given, seed=options["seed"])
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise InputError(f"{flag(name)} {rest}") from error
     idle = [flag(name) for name in ONLY_WHEN_SAMPLING if name in given] if params.greedy else []
     if not idle:
-        return ResolvedSampling(params, ())
+        return params, ""
     way_out = "" if "temperature" in given else "; --temperature turns sampling on"
-    notice = f"{', '.join(idle)} has no effect: decoding is greedy{way_out}"
-    return ResolvedSampling(params, (notice,))
+    return params, f"{', '.join(idle)} has no effect: decoding is greedy{way_out}"
 
 
 def chosen_prompts(file: str | None) -> tuple[str, ...]:
@@ -162,8 +160,8 @@ def chosen_prompts(file: str | None) -> tuple[str, ...]:
     return tuple(read_prompts(Path(file)) if file is not None else check_prompts(PROMPTS))
 
 
-def _running_cluster(given: Mapping[str, object], is_explicit: IsExplicit) -> RunningCluster:
-    address = str(given["router"])
+def _running_cluster(given: Mapping[str, Any], is_explicit: IsExplicit) -> RunningCluster:
+    address = given["router"]
     if not re.fullmatch(r"tcp://.+:\d+|ipc://.+", address):
         raise InputError(
             f"--router must be tcp://HOST:PORT or ipc://PATH, as the router printed it, got {address!r}"
@@ -179,25 +177,23 @@ def _running_cluster(given: Mapping[str, object], is_explicit: IsExplicit) -> Ru
                 f"{flag(name)} is for a cluster that main.py starts itself; the one at {address} "
                 "has its own: leave it out"
             )
-    return RunningCluster(address, Path(str(given["keys"])) if given["keys"] else None)
+    return RunningCluster(address, Path(given["keys"]) if given["keys"] else None)
 
 
-def _topology(given: Mapping[str, object], is_explicit: IsExplicit) -> Topology:
+def _topology(given: Mapping[str, Any], is_explicit: IsExplicit) -> Topology:
     return plan_topology(
         () if given["colocated"] else _named(given, is_explicit, "prefill"),
         _named(given, is_explicit, "decode"),
-        prefills=_count(given, "prefill"),
-        decodes=_count(given, "decode"),
-        colocated=bool(given["colocated"]),
+        prefills=given["num_prefill"],
+        decodes=given["num_decode"],
+        colocated=given["colocated"],
         gpus=usable_gpus(),
     )
 
 
-def _named(given: Mapping[str, object], is_explicit: IsExplicit, role: str) -> tuple[str, ...]:
+def _named(given: Mapping[str, Any], is_explicit: IsExplicit, role: str) -> tuple[str, ...]:
     """One device per worker; workers take the given devices in turn. Empty for auto."""
-    named = given[f"{role}_device"]
-    assert isinstance(named, tuple)
-    count = _count(given, role)
+    named, count = given[f"{role}_device"], given[f"num_{role}"]
     if len(named) > count and is_explicit(f"num_{role}"):
         raise InputError(
             f"--num-{role} {count} is less than the {len(named)} times --{role}-device was given"
@@ -207,12 +203,6 @@ def _named(given: Mapping[str, object], is_explicit: IsExplicit, role: str) -> t
     if not named or set(named) == {"auto"}:
         return ()
     return tuple(named[i % len(named)] for i in range(max(count, len(named))))
-
-
-def _count(given: Mapping[str, object], role: str) -> int:
-    count = given[f"num_{role}"]
-    assert isinstance(count, int)
-    return count
 
 
 def usable_gpus() -> int:

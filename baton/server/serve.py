@@ -8,7 +8,6 @@ This process owns the listening socket, so connections wait while the server is 
 """
 
 import os
-import secrets
 import signal
 import sys
 import time
@@ -16,9 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from types import FrameType
 
-from baton.client.batch import BatchClient, Notice
-from baton.client.blocking import Client
-from baton.clock import monotonic
+from baton.client.blocking import Client, Notice
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Beside, Cluster
 from baton.server.options import ServerSettings, bind, write_keys
@@ -28,6 +25,7 @@ INTERRUPTED = 130
 GRACE_S = 5.0
 """Added to --shutdown-timeout, for the server's last events."""
 POLL_S = 0.05
+WATCH_S = 0.1  # between two looks at the processes
 
 Describe = Callable[[ClusterInfo], Sequence[str]]
 
@@ -54,7 +52,10 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     port = listener.getsockname()[1]
     _say(f"listening on {url(settings, port)}; starting {options.model}")
     try:
-        with Cluster(options) as cluster, closing(Client(cluster.address)) as client:
+        with (
+            Cluster(options) as cluster,
+            closing(Client(cluster.address, supervise=cluster.check)) as client,
+        ):
             command = ["baton.server", "--fd", str(listener.fileno()), "--port", str(port)]
             command += ["--model", options.model, *settings.arguments()]
             if settings.api_keys:
@@ -62,16 +63,14 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
                 write_keys(settings.api_keys, keys)
                 command += ["--api-key-file", str(keys)]
             cluster.add(Beside("server", command, (listener.fileno(),)))
-            batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
             ready = False
-            for event in batch.watch():
-                if signals.count:
-                    break
-                if isinstance(event, Notice) and event.text:
-                    _say(event.text)
-                elif isinstance(event, ClusterInfo) and event.ready and not ready:
-                    ready = True
-                    _say(*describe(event), *_welcome(event, settings, port))
+            while not signals.count:
+                for event in client.poll(WATCH_S):
+                    if isinstance(event, Notice):
+                        _say(event.text)
+                    elif isinstance(event, ClusterInfo) and event.ready and not ready:
+                        ready = True
+                        _say(*describe(event), *_welcome(event, settings, port))
             _drain(cluster, settings, signals)
     finally:
         listener.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import baton.backend
+import baton.client.blocking
 from baton import LLM, SamplingParams
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
@@ -64,7 +64,7 @@ def test_a_running_cluster_says_the_same_and_outlives_the_llm(wanted: list[str])
 
 
 def test_where_no_router_answers_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baton.backend, "ANSWER_S", 0.3)
+    monkeypatch.setattr(baton.client.blocking, "ANSWER_S", 0.3)
     with (
         short_folder() as folder,
         pytest.raises(ProtocolError, match="no router answers at ipc://"),

@@ -9,28 +9,20 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from baton.client.batch import (
-    BatchClient,
-    Completion,
-    Event,
-    Notice,
-    Streamed,
-    Task,
-)
-from baton.client.blocking import Client
-from baton.clock import monotonic
+from baton.client.batch import Completion, Event, Streamed, complete
+from baton.client.blocking import Client, Notice
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.params import GenerationParams
 from baton.topology import Topology
 from baton.wire import messages as msg
+from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 from tests.cluster import calm
 from tests.cluster.processes import ROOT, Ends, await_workers, shared_memory, short_folder, until
 
 LENGTH = 40
 SAMPLING = SamplingParams(temperature=0.9, top_k=60, top_p=0.95, repetition_penalty=1.1, seed=5)
-TASKS = [Task(i, prompt) for i, prompt in enumerate(calm.PROMPTS)]
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 OPTIONS = ClusterOptions(
     "demo", Topology(("cpu", "cpu"), ("cpu", "cpu")), batch_size=8, max_num_batched_tokens=16
@@ -69,14 +61,13 @@ class Desk:
         """Every task's completion. `at` sees each event, with the tokens that have come."""
         self.jobs += 1
         self.notes = []
-        batch = BatchClient(
-            self.client, self.cluster, job=f"job{self.jobs}", limit=len(TASKS), clock=monotonic
-        )
-        for _ in batch.await_ready():
-            pass
+        self.client.await_ready()
+        submits = {
+            i: Submit(f"job{self.jobs}-{i}", prompt, ask) for i, prompt in enumerate(calm.PROMPTS)
+        }
         done: dict[int, Completion] = {}
         tokens = 0
-        for event in batch.run(TASKS, ask):
+        for event in complete(self.client, submits, limit=len(submits)):
             if isinstance(event, Streamed):
                 tokens += event.tokens
             if isinstance(event, Notice):
@@ -84,7 +75,7 @@ class Desk:
             if isinstance(event, Completion):
                 done[event.index] = event
             at(tokens, event)
-        return [done[i] for i in range(len(TASKS))]
+        return [done[i] for i in submits]
 
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.cluster.pids()[name], number)
@@ -94,7 +85,7 @@ class Desk:
 def desk() -> Iterator[Desk]:
     shared = shared_memory()
     with ImpatientCluster(OPTIONS) as cluster:
-        client = Client(cluster.address)
+        client = Client(cluster.address, supervise=cluster.check)
         try:
             yield Desk(cluster, client, shared)
         finally:
@@ -200,8 +191,8 @@ def test_stopping_in_the_middle_leaves_nothing(desk: Desk) -> None:
     desk.await_all()
     folder, ends = desk.cluster.run_dir, Ends(desk.cluster.pids())
     assert (folder / "router.sock").exists()
-    for task in TASKS:
-        desk.client.submit(msg.Submit(f"last-{task.index}", task.prompt, GenerationParams(LENGTH)))
+    for index, prompt in enumerate(calm.PROMPTS):
+        desk.client.submit(Submit(f"last-{index}", prompt, GenerationParams(LENGTH)))
     until(lambda: [e for e in desk.client.poll(0.1) if isinstance(e, msg.Emitted)], "tokens")
     desk.signal("decode-0", signal.SIGSTOP)
     desk.cluster.stop()

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.client.batch import BatchClient
 from baton.client.blocking import Client
-from baton.offline.link import Link
 from baton.wire.messages import (
     Abort,
     Accepted,
@@ -62,8 +60,13 @@ class PretendRouter:
     def clock(self) -> float:
         return self.now
 
-    def client(self) -> Client:
-        return Client("ipc://pretend", channel=self, clock=self.clock)  # type: ignore[arg-type]
+    def client(self, supervisor: "PretendSupervisor | None" = None) -> Client:
+        return Client(
+            "ipc://pretend",
+            channel=self,  # type: ignore[arg-type]
+            clock=self.clock,
+            supervise=supervisor.check if supervisor is not None else None,
+        )
 
     def die(self) -> None:
         """Lose everything, and be another router at once."""
@@ -122,7 +125,6 @@ class PretendRouter:
 class PretendSupervisor:
     """Passes for a Cluster."""
 
-    restarts_router: bool = True
     notices: list[str] = field(default_factory=list)
     checked: list[ClusterInfo] = field(default_factory=list)
 
@@ -155,11 +157,7 @@ def link_through(router: PretendRouter, supervisor: PretendSupervisor | None = N
     """Passes for offline.link.link_to."""
 
     @contextmanager
-    def link_to(target: object, *, batch_size: int, startup: object, observe: object = None) -> Any:
-        client = router.client()
-        batch = BatchClient(
-            client, supervisor or PretendSupervisor(), job="j", limit=batch_size, clock=router.clock
-        )
-        yield Link(batch, True, client)
+    def link_to(target: object, *, startup: object, observe: object = None) -> Any:
+        yield router.client(supervisor or PretendSupervisor())
 
     return link_to

@@ -4,6 +4,7 @@ lives: --help is run, and click is asked which command it was about to describe.
 import runpy
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -22,7 +23,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, Any]:
         return ""
 
     monkeypatch.setattr(click.Command, "get_help", note)
-    monkeypatch.setattr(program, "turn_into_exceptions", lambda: None)  # no signal handlers here
+    monkeypatch.setattr(program, "turned_into_exceptions", nullcontext)  # no signal handlers here
     _, kind, *words = command.split()
     if kind == "main.py":
         assert program.main([*words, "--help"]) == 0

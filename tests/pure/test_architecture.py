@@ -24,7 +24,7 @@ ROWS = (
     ("baton.llm",),
     ("baton.local", "baton.offline", "baton.server", "baton.models"),
     ("router", "prefill_worker", "decode_worker", "baton.backend"),
-    ("baton.cluster", "baton.completion"),
+    ("baton.cluster",),
     ("baton.client", "baton.engine", "baton.transfer"),
     ("baton.wire",),
     ("baton.trace",),

@@ -1,32 +1,30 @@
-"""BatchClient: every prompt ends once, whatever dies on the way."""
+"""complete(): every prompt ends once, whatever dies on the way."""
 
 import pytest
 
-from baton.client.batch import BatchClient, Completion, Failure, Notice, Task
+from baton.client.batch import Completion, Failure, Streamed, complete
+from baton.client.blocking import Notice
 from baton.errors import ProtocolError
-from baton.offline.link import ExternalCluster
 from baton.params import GenerationParams
-from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished
+from baton.wire.messages import Accepted, ClusterInfo, Emitted, Failed, Finished, Submit
 from baton.wire.records import Timings
 from tests.pure.pretend_router import PretendRouter, PretendSupervisor, info, words_of
 
 PROMPTS = ["one", "two", "three", "four", "five"]
-TASKS = [Task(i, text) for i, text in enumerate(PROMPTS)]
-OPTIONS = GenerationParams(max_new_tokens=3)
+PARAMS = GenerationParams(max_new_tokens=3)
+SUBMITS = {i: Submit(f"j-{i}", text, PARAMS) for i, text in enumerate(PROMPTS)}
+ONE = {0: SUBMITS[0]}
 CALM = {i: "".join(words_of(text, 3)) for i, text in enumerate(PROMPTS)}
 
 
-def batch_client(router, supervisor=None, *, limit=2):
-    made = BatchClient(
-        router.client(),
-        supervisor or PretendSupervisor(),
-        job="j",
-        limit=limit,
-        clock=router.clock,
-    )
-    for _ in made.await_ready():
-        pass
-    return made
+def ready(router, supervisor=None):
+    client = router.client(supervisor or PretendSupervisor())
+    client.await_ready()
+    return client
+
+
+def run(client, submits=SUBMITS, *, limit=2):
+    return complete(client, submits, limit=limit)
 
 
 def texts(events):
@@ -34,20 +32,20 @@ def texts(events):
 
 
 def test_every_task_ends_with_its_completion():
-    events = list(batch_client(PretendRouter()).run(TASKS, OPTIONS))
+    events = list(run(ready(PretendRouter())))
     assert texts(events) == CALM
-    assert sum(isinstance(e, Completion) for e in events) == len(TASKS)
+    assert sum(isinstance(e, Completion) for e in events) == len(SUBMITS)
 
 
 def test_no_more_requests_are_out_than_the_limit():
     router = PretendRouter()
-    list(batch_client(router, limit=2).run(TASKS, OPTIONS))
+    list(run(ready(router), limit=2))
     assert router.most_running == 2
 
 
 def test_a_failure_ends_its_task_and_no_other():
     router = PretendRouter(fail={"two": Failed("", "worker_lost", "3 workers died")})
-    events = list(batch_client(router).run(TASKS, OPTIONS))
+    events = list(run(ready(router)))
     assert [e for e in events if isinstance(e, Failure)] == [
         Failure(1, "worker_lost", "3 workers died")
     ]
@@ -56,7 +54,7 @@ def test_a_failure_ends_its_task_and_no_other():
 
 def test_an_abort_from_the_other_side_is_a_failure():
     router = PretendRouter()
-    made = batch_client(router)
+    made = ready(router)
 
     def end(router):
         if router.submitted:
@@ -64,7 +62,7 @@ def test_an_abort_from_the_other_side_is_a_failure():
             router.queue.append(Finished(router.submitted[-1].request, "abort", Timings()))
 
     router.before_turn = end
-    (failure,) = [e for e in made.run(TASKS[:1], OPTIONS) if isinstance(e, Failure)]
+    (failure,) = [e for e in run(made, ONE) if isinstance(e, Failure)]
     assert failure.code == "aborted"
 
 
@@ -76,16 +74,16 @@ def test_a_router_that_dies_before_any_message_costs_nothing_but_time(dies_at):
         if next(turns) == dies_at:
             router.die()
 
-    made = batch_client(router)
+    made = ready(router)
     router.before_turn = die
-    events = list(made.run(TASKS, OPTIONS))
+    events = list(run(made))
     done = [e for e in events if isinstance(e, Completion)]
     assert texts(events) == CALM
-    assert len(done) == len(TASKS)
+    assert len(done) == len(SUBMITS)
     assert all(e.token_ids == (0, 1, 2) and len(e.arrivals) == 3 for e in done)
-    streamed = {i: "" for i in range(len(TASKS))}
+    streamed = {i: "" for i in range(len(SUBMITS))}
     for each in events:
-        if type(each).__name__ == "Streamed":
+        if isinstance(each, Streamed):
             streamed[each.index] += each.text
     assert streamed == CALM
     resubmitted = [s.request for s in router.submitted if s.request.endswith(".1")]
@@ -99,37 +97,37 @@ def test_a_router_that_dies_before_any_message_costs_nothing_but_time(dies_at):
 
 def test_submissions_wait_until_a_new_router_answers():
     router, supervisor = PretendRouter(), PretendSupervisor()
-    run = batch_client(router, supervisor).run(TASKS[:1], OPTIONS)
-    next(run)
+    events = run(ready(router, supervisor), ONE)
+    next(events)
     router.die()
     supervisor.notices = ["router died"]
     router.answers = False
-    assert next(run) == Notice("router died")
+    assert next(events) == Notice("router died")
     asked = router.now
     supervisor.notices = ["still waiting"]
-    assert next(run) == Notice("still waiting")
+    assert next(events) == Notice("still waiting")
     assert router.now > asked
     assert len(router.submitted) == 1
     router.answers = True
-    assert texts(run) == {0: CALM[0]}
+    assert texts(events) == {0: CALM[0]}
     assert [s.request for s in router.submitted] == ["j-0", "j-0.1"]
 
 
 def test_a_late_report_on_an_old_attempt_is_void_and_the_attempt_aborted():
     router = PretendRouter()
-    made = batch_client(router)
+    made = ready(router)
     router.queue.extend(
         [Accepted("j-0.7", 5, 0.0), Emitted("j-0.7", (9,), "ghost"), Failed("j-0.7", "x", "y")]
     )
-    assert texts(made.run(TASKS, OPTIONS)) == CALM
+    assert texts(run(made)) == CALM
     assert router.aborted == ["j-0.7"]
 
 
 def test_news_of_the_cluster_reach_the_supervisor_once_each():
     router, supervisor = PretendRouter(), PretendSupervisor()
-    made = batch_client(router, supervisor)
+    made = ready(router, supervisor)
     router.queue.append(info(ready=False))
-    events = list(made.run(TASKS, OPTIONS))
+    events = list(run(made))
     assert [e.ready for e in events if isinstance(e, ClusterInfo)] == [False]
     assert [each.ready for each in supervisor.checked] == [True, False]
 
@@ -137,23 +135,25 @@ def test_news_of_the_cluster_reach_the_supervisor_once_each():
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_router_that_nothing_restarts_is_asked_and_missed(cut):
     router = PretendRouter()
-    made = batch_client(router, ExternalCluster())
-    run = made.run(TASKS, OPTIONS)
-    next(run)
+    made = router.client()
+    made.await_ready()
+    events = run(made)
+    next(events)
     router.answers = False
     if cut:
         router.die()
     router.before_turn = lambda router: None if cut else router.queue.clear()
     with pytest.raises(ProtocolError, match="no router answers"):
-        list(run)
+        list(events)
     assert router.now < 60
 
 
 def test_aborting_leaves_no_request_with_the_router():
     router = PretendRouter()
-    made = batch_client(router)
-    next(made.run(TASKS, OPTIONS))
-    made.abort_all()
+    made = ready(router)
+    events = run(made)
+    next(events)
+    events.close()
     assert router.aborted == ["j-0", "j-1"]
 
 
@@ -166,6 +166,6 @@ def test_waiting_for_readiness_has_an_end_and_says_what_was_missing():
         router.queue.append(info(ready=False))
 
     router.before_turn = slow
-    made = BatchClient(router.client(), PretendSupervisor(), job="j", limit=1, clock=router.clock)
+    client = router.client(PretendSupervisor())
     with pytest.raises(ProtocolError, match="no decode worker has joined"):
-        list(made.await_ready())
+        client.await_ready()

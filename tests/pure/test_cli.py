@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import baton.cli.infer
 import baton.offline.run
 from baton.cli import main
+from baton.offline import interrupts
 from baton.offline.interrupts import Interrupted
 from baton.wire.messages import Failed
 from tests.pure.pretend_router import PretendRouter, PretendSupervisor, link_through, words_of
@@ -21,7 +24,7 @@ TWO = "Once upon\nThe end\n"
 
 @pytest.fixture(autouse=True)
 def _no_signal_handlers(monkeypatch):
-    monkeypatch.setattr(main, "turn_into_exceptions", lambda: None)
+    monkeypatch.setattr(main, "turned_into_exceptions", nullcontext)
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_a_model_that_is_not_there_is_exit_code_3(folder, capsys):
 
 
 def test_a_router_that_does_not_answer_is_exit_code_4(folder, capsys, monkeypatch):
-    monkeypatch.setattr("baton.client.batch.ANSWER_S", 0.1)
+    monkeypatch.setattr("baton.client.blocking.ANSWER_S", 0.1)
     (folder / "sockets").mkdir(mode=0o700)
     code, said = refused(capsys, "--router", f"ipc://{folder}/sockets/r.sock")
     assert code == 4
@@ -422,9 +425,9 @@ def test_a_closed_stderr_stops_nothing(folder, tmp_path):
 SECOND = """
 import os, signal
 from baton.offline import interrupts
-interrupts.turn_into_exceptions()
 try:
-    os.kill(os.getpid(), signal.{first})
+    with interrupts.turned_into_exceptions():
+        os.kill(os.getpid(), signal.{first})
 except interrupts.Interrupted as interrupt:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -447,16 +450,24 @@ def test_a_second_signal_changes_nothing(first):
 HELD = """
 import os, signal
 from baton.offline import interrupts
-interrupts.turn_into_exceptions()
 try:
-    with interrupts.held_back():
+    with interrupts.turned_into_exceptions():
         with interrupts.held_back():
-            os.kill(os.getpid(), signal.SIGTERM)
-        print("block")
-    print("never")
+            with interrupts.held_back():
+                os.kill(os.getpid(), signal.SIGTERM)
+            print("block")
+        print("never")
 except interrupts.Interrupted as interrupt:
     print(interrupt)
 """
+
+
+def test_the_command_puts_back_the_callers_signal_handlers(capsys, monkeypatch):
+    monkeypatch.undo()
+    before = [signal.getsignal(each) for each in interrupts.SIGNALS]
+    for arguments in (["--version"], ["-b", "0"]):
+        main.main(arguments)
+        assert [signal.getsignal(each) for each in interrupts.SIGNALS] == before
 
 
 def test_a_signal_held_back_comes_after_the_block():

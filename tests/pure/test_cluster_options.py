@@ -1,6 +1,7 @@
 """A cluster option is declared once: main.py, the processes and their command lines follow from it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import pytest
@@ -62,3 +63,34 @@ def test_a_value_reaches_the_processes_that_take_it_and_no_other(declared: Decla
             assert found[declared.name] == value
         else:
             assert arguments == OPTIONS.arguments(process)
+
+
+def test_a_relative_folder_reaches_processes_as_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run in another working folder. Every option that takes any text is tried, new ones too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    free = [each for each in DECLARED if each.type is None and each.switch is None]
+    assert [each.name for each in free] == ["speculative_model"]
+    options = replace(OPTIONS, model="given", **{each.name: "given" for each in free})
+    absolute = str(tmp_path / "given")
+    assert options.arguments("router") == ["--model", absolute]
+    for each in free:
+        for process in each.processes:
+            assert (
+                parsed(COMMANDS[process], ["--router", "ipc://r", *options.arguments(process)])[
+                    each.name
+                ]
+                == absolute
+            )
+
+
+def test_a_name_is_not_taken_for_a_folder_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "ngram"):
+        (tmp_path / name).mkdir()
+    options = replace(OPTIONS, speculative_model="ngram")
+    assert (options.model, options.speculative_model) == ("demo", "ngram")

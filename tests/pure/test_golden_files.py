@@ -8,7 +8,7 @@ so the files are the same on every machine.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ TIMED = r'("\w+_s"|"\w+_bytes"): [0-9.e-]+'
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with prompts; no signal handlers."""
-    monkeypatch.setattr(program, "turn_into_exceptions", lambda: None)
+    monkeypatch.setattr(program, "turned_into_exceptions", nullcontext)
     monkeypatch.chdir(tmp_path)
     lines = (json.dumps({"prompt": prompt}) for prompt in PROMPTS)
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))

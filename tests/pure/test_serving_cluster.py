@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from baton.client.batch import Event, Notice
+from baton.client.blocking import Notice
 from baton.clock import monotonic
 from baton.cluster.serving import READY_S, ServingCluster, _await_server
 from baton.errors import BatonError
@@ -35,8 +35,20 @@ def listener() -> Iterator[socket.socket]:
         yield made
 
 
-def serving(listener: socket.socket, events: Iterator[Event], said: list[str]) -> ServingCluster:
-    return ServingCluster(listener.getsockname()[1], None, None, said.append, events)  # type: ignore[arg-type]
+class PretendClient:
+    """Whose polls return these notices."""
+
+    def __init__(self, polls: Iterator[list[Notice]]) -> None:
+        self._polls = polls
+
+    def poll(self, timeout_s: float) -> list[Notice]:
+        return next(self._polls)
+
+
+def serving(
+    listener: socket.socket, polls: Iterator[list[Notice]], said: list[str]
+) -> ServingCluster:
+    return ServingCluster(listener.getsockname()[1], None, PretendClient(polls), said.append)  # type: ignore[arg-type]
 
 
 def test_a_server_that_died_at_its_start_is_replaced_and_waited_for(
@@ -49,15 +61,15 @@ def test_a_server_that_died_at_its_start_is_replaced_and_waited_for(
     server.socket = listener
     thread = threading.Thread(target=server.serve_forever)
 
-    def events() -> Iterator[Event]:
+    def polls() -> Iterator[list[Notice]]:
         for turn in itertools.count():
             if turn == 2:
                 thread.start()
-                yield Notice("server died and is started again")
-            yield Notice("")
+                yield [Notice("server died and is started again")]
+            yield []
 
     said: list[str] = []
-    _await_server(serving(listener, events(), said), monotonic)
+    _await_server(serving(listener, polls(), said), monotonic)
     server.shutdown()
     thread.join()
     assert said == ["server died and is started again"]
@@ -67,4 +79,4 @@ def test_a_server_that_died_at_its_start_is_replaced_and_waited_for(
 def test_a_server_that_never_comes_is_given_up(listener: socket.socket) -> None:
     times = itertools.count(0.0, READY_S / 4)
     with pytest.raises(BatonError, match="not ready within 120 s"):
-        _await_server(serving(listener, itertools.repeat(Notice("")), []), lambda: next(times))
+        _await_server(serving(listener, itertools.repeat(list[Notice]()), []), lambda: next(times))

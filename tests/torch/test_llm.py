@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -162,11 +163,43 @@ def test_threads_share_the_model(llm: LLM) -> None:
 
 
 def test_ctrl_c_aborts_the_call_and_leaves_the_llm_usable(llm: LLM, polls: Polls) -> None:
-    polls.at, polls.then = 3, lambda: signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    main = threading.main_thread().ident
+    assert main is not None
+    polls.at, polls.then = 3, lambda: signal.pthread_kill(main, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as kept:
         llm.generate(PROMPTS, GREEDY, max_new_tokens=2_000, ignore_eos=True)
     assert [each.text for each in llm.generate(PROMPTS, GREEDY, max_new_tokens=9)] == alone(llm)
     assert polls.idle()
+    del (
+        kept
+    )  # until here: an exception that is kept holds the frames of the call, and their generators
+
+
+CALL = {"generate", "_texts", "_send", "next_requests", "take"}
+
+
+def test_ctrl_c_at_any_line_of_a_call_aborts_its_requests(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Python raises it is chance: here at each line in turn, until some tokens have come."""
+    monkeypatch.setattr("baton.llm.NOT_STREAMED_S", 0.0)
+    for at in range(100):
+        lines = iter(range(at))
+
+        def trace(frame: FrameType, event: str, _: object, lines: Iterator[int] = lines) -> object:
+            if frame.f_code.co_name not in CALL or "baton" not in frame.f_code.co_filename:
+                return None
+            if event == "line" and next(lines, None) is None:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            llm.generate(PROMPTS[0], GREEDY, max_new_tokens=2_000, ignore_eos=True)
+        sys.settrace(before)
+        assert len(llm.generate(PROMPTS[0], GREEDY, max_new_tokens=1).token_ids) == 1
+        assert llm._thread._running == {}, f"interrupted at line {at} of the call: {kept.traceback}"
 
 
 def test_chat_uses_the_template(llm: LLM, tmp_path: Path) -> None:

@@ -63,9 +63,7 @@ class PrefillDecode:
     """The whole product: router, prefill and decode processes, and the client of the offline job."""
 
     def load(self, folder: str, dtype: str, threads: int) -> None:
-        from baton.client.batch import BatchClient
         from baton.client.blocking import Client
-        from baton.clock import monotonic
         from baton.cluster.options import ClusterOptions
         from baton.cluster.supervisor import Cluster
         from baton.topology import plan_topology
@@ -84,14 +82,14 @@ class PrefillDecode:
         self.cluster = Cluster(options)
         atexit.register(self.cluster.stop)
         self.cluster.start()
-        client = Client(self.cluster.address)
-        self.batch = BatchClient(client, self.cluster, job="bench", limit=64, clock=monotonic)
-        list(self.batch.await_ready())
+        self.client = Client(self.cluster.address, supervise=self.cluster.check)
+        self.client.await_ready()
         self.asked = 0
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        from baton.client.batch import Completion, Task
+        from baton.client.batch import Completion, complete
         from baton.params import NOT_STREAMED_S, GenerationParams
+        from baton.wire.messages import Submit
         from sampler.params import SamplingParams
 
         options = GenerationParams(
@@ -100,14 +98,17 @@ class PrefillDecode:
             ignore_eos=True,
             stream_interval_s=NOT_STREAMED_S,  # as the offline job asks
         )
-        tasks = [Task(self.asked + i, tuple(ids)) for i, ids in enumerate(prompts)]
+        submits = {
+            i: Submit(f"bench-{self.asked + i}", tuple(ids), options)
+            for i, ids in enumerate(prompts)
+        }
         self.asked += len(prompts)
         found = {
             event.index: list(event.token_ids)
-            for event in self.batch.run(tasks, options)
+            for event in complete(self.client, submits, limit=64)
             if isinstance(event, Completion)
         }
-        return [found[task.index] for task in tasks]
+        return [found[i] for i in submits]
 
     def prefill(self, prompt: Ids) -> None:
         self.generate([prompt], 1)

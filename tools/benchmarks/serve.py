@@ -21,13 +21,15 @@ from pathlib import Path
 
 import click
 
-from baton.client.batch import BatchClient, Completion, Failure, Task
+from baton.client.batch import Completion, Failure, complete
+from baton.client.blocking import Client
 from baton.cluster.options import ClusterOptions
 from baton.cluster.serving import serving_cluster
 from baton.cluster.supervisor import Cluster
 from baton.params import NOT_STREAMED_S, GenerationParams
 from baton.table import percentile, table
 from baton.topology import plan_topology
+from baton.wire.messages import Submit
 from decode_worker.token_buffer import flush_interval
 from tools.benchmarks.streams import Answer, Connection
 from tools.measure.split import GREEDY
@@ -60,10 +62,11 @@ class Turn:
 class Testbed:
     """A cluster with a server in front of it, asked through HTTP or, offline, through its router."""
 
-    def __init__(self, port: int, cluster: Cluster, batch: BatchClient) -> None:
+    def __init__(self, port: int, cluster: Cluster, client: Client, streams: int) -> None:
         self.port = port
         self.cluster = cluster
-        self.batch = batch
+        self.client = client
+        self.streams = streams
         self.asked = 0
 
     def leased(self) -> float:
@@ -108,11 +111,15 @@ class Testbed:
 
     async def offline(self, questions: Sequence[Question]) -> list[Answer]:
         """Ask all questions as the offline job does."""
-        options = GenerationParams(1, GREEDY, ignore_eos=True, stream_interval_s=NOT_STREAMED_S)
-        tasks = [Task(self.asked + i, each.prompt, each.new) for i, each in enumerate(questions)]
+        submits = {}
+        for index, each in enumerate(questions):
+            options = GenerationParams(
+                each.new, GREEDY, ignore_eos=True, stream_interval_s=NOT_STREAMED_S
+            )
+            submits[index] = Submit(f"bench-{self.asked + index}", each.prompt, options)
         self.asked += len(questions)
         found = []
-        for event in self.batch.run(tasks, options):
+        for event in complete(self.client, submits, limit=self.streams):
             match event:
                 case Completion():
                     first = event.arrivals[0] - event.submitted
@@ -131,7 +138,7 @@ def testbed(model: str, dtype: str, streams: int, interval_ms: float) -> Iterato
     more = ("--stream-interval-ms", f"{interval_ms:g}")
     say = partial(click.echo, err=True)
     with serving_cluster(options, limit=streams, say=say, server=more) as serving:
-        yield Testbed(serving.port, serving.cluster, serving.batch)
+        yield Testbed(serving.port, serving.cluster, serving.client, streams)
 
 
 def questions_of(requests: int, prompt_tokens: int, new: int, spread: float) -> list[Question]:

@@ -13,25 +13,24 @@ import time
 
 import click
 
-from baton.client.batch import BatchClient, Completion, Task
+from baton.client.batch import Completion, complete
 from baton.client.blocking import Client
-from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.params import GenerationParams
 from baton.table import table
 from baton.topology import plan_topology
+from baton.wire.messages import Submit
 from tools.measure.split import GREEDY
 from tools.measure.usage import Sampler, Usage
 from tools.measure.workload import HIGHEST, LOWEST
 
 
-def job(
-    batch: BatchClient, prompts: list[tuple[int, ...]], first: int, options: GenerationParams
-) -> int:
+def job(client: Client, prompts: list[tuple[int, ...]], options: GenerationParams) -> int:
     """Run the job. Returns the number of generated tokens."""
-    tasks = [Task(first + i, prompt) for i, prompt in enumerate(prompts)]
-    events = batch.run(tasks, options)
+    name = secrets.token_hex(6)
+    submits = {i: Submit(f"{name}-{i}", prompt, options) for i, prompt in enumerate(prompts)}
+    events = complete(client, submits, limit=len(prompts))
     return sum(len(each.token_ids) for each in events if isinstance(each, Completion))
 
 
@@ -53,10 +52,8 @@ def main(
     )
     found: dict[float, list[tuple[float, Usage]]] = {each: [] for each in intervals}
     with Cluster(options) as cluster:
-        client = Client(cluster.address)
-        jobs = BatchClient(client, cluster, job=secrets.token_hex(4), limit=batch, clock=monotonic)
-        list(jobs.await_ready())
-        asked = 0
+        client = Client(cluster.address, supervise=cluster.check)
+        client.await_ready()
         for number in range(rounds + 1):  # the first warms up
             for interval in intervals:
                 asking = GenerationParams(
@@ -64,9 +61,8 @@ def main(
                 )
                 with Sampler(cluster.pids() | {"client": os.getpid()}) as sampler:
                     begun = time.monotonic()
-                    tokens = job(jobs, prompts, asked, asking)
+                    tokens = job(client, prompts, asking)
                     rate = tokens / (time.monotonic() - begun)
-                asked += batch
                 assert sampler.usage is not None
                 if number:
                     found[interval].append((rate, sampler.usage))

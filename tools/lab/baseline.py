@@ -5,19 +5,19 @@ its time go, and how near does it come to the machine's limits?
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from statistics import median
 
-from baton.client.batch import BatchClient, Completion, Failure, Task
+from baton.client.batch import Completion, Failure, complete
 from baton.client.blocking import Client
-from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError
 from baton.model_files import RANDOM, resolve_model
 from baton.params import GenerationParams
 from baton.topology import count_gpus, plan_topology
+from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 from tools.lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
 from tools.lab.environment import chosen_dtype
@@ -84,7 +84,7 @@ def _limits(notebook: Notebook) -> Limits | None:
 
 
 @contextmanager
-def _cluster(model: str, dtype: str) -> Iterator[tuple[BatchClient, float]]:
+def _cluster(model: str, dtype: str) -> Iterator[tuple[Client, float]]:
     """Separate prefill and decode, one request at a time; and the seconds until it was ready."""
     begun = time.monotonic()
     options = ClusterOptions(
@@ -96,35 +96,33 @@ def _cluster(model: str, dtype: str) -> Iterator[tuple[BatchClient, float]]:
         max_model_len=1024 if resolve_model(model).max_positions >= 1024 else None,
         prefix_caching=False,  # a repeated request must cost the same
     )
-    with Cluster(options) as cluster:
-        client = Client(cluster.address)
-        try:
-            batch = BatchClient(client, cluster, job=secrets.token_hex(6), limit=1, clock=monotonic)
-            for _ in batch.await_ready():
-                pass
-            yield batch, time.monotonic() - begun
-        finally:
-            client.close()
+    with (
+        Cluster(options) as cluster,
+        closing(Client(cluster.address, supervise=cluster.check)) as client,
+    ):
+        client.await_ready()
+        yield client, time.monotonic() - begun
 
 
 def _completions(
     model: str, dtype: str, repeats: int, notebook: Notebook
 ) -> tuple[float, list[Completion]]:
     notebook.say(f"{model}: {repeats} times {NEW_TOKENS} tokens")
-    with _cluster(model, dtype) as (batch, load_s):
+    with _cluster(model, dtype) as (client, load_s):
         notebook.record("load", seconds=load_s)
-        done = [_ask(batch, number) for number in range(WARM_UP + repeats)]
+        done = [_ask(client) for _ in range(WARM_UP + repeats)]
     return load_s, done[WARM_UP:]
 
 
-def _ask(batch: BatchClient, number: int) -> Completion:
+def _ask(client: Client) -> Completion:
     options = GenerationParams(NEW_TOKENS, SamplingParams(temperature=0.0), ignore_eos=True)
-    for event in batch.run([Task(number, PROMPT)], options):
+    submit = Submit(f"lab-{secrets.token_hex(6)}", PROMPT, options)
+    for event in complete(client, {0: submit}, limit=1):
         if isinstance(event, Completion):
             return event
         if isinstance(event, Failure):
             raise BatonError(f"the request failed ({event.code}): {event.message}")
-    raise AssertionError("a task ends with a Completion or a Failure")
+    raise AssertionError("a request ends with a Completion or a Failure")
 
 
 def _run_of(done: Completion) -> Run:

@@ -4,12 +4,10 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
-from baton.client.batch import BatchClient
-from baton.client.blocking import Client, Received
-from baton.clock import monotonic
+from baton.client.blocking import Client, Notice, Received
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, ProtocolError, WorkerLost
@@ -106,7 +104,7 @@ class RunningArm:
 
     def await_ready(self) -> None:
         """Wait until the cluster is ready again, after the death of a process spoiled a run."""
-        self._info = _ready(self._cluster, self._client)
+        self._info = self._client.await_ready()
 
     def pids(self) -> dict[str, int]:
         """Process ids by name."""
@@ -151,8 +149,6 @@ class RunningArm:
             for news in self._client.poll(min(0.2, max(0.0005, pause))):
                 heard = time.monotonic()
                 self._take(news, heard - begun, running, traces)
-            if notes := self._cluster.check():
-                raise WorkerLost(f"{self.split.name}: {'; '.join(notes)}")
             if running and time.monotonic() - heard > SILENT_S:
                 raise WorkerLost(f"{self.split.name}: no message for {SILENT_S:g} s")
         return traces
@@ -170,6 +166,8 @@ class RunningArm:
                 traces.append(_trace(running.pop(name), timings))
             case Failed(name, code, why):
                 raise BatonError(f"{self.split.name}: a request failed ({code}): {why}")
+            case Notice(text):
+                raise WorkerLost(f"{self.split.name}: {text}")
 
     def _abort(self, names: Collection[str]) -> None:
         for name in names:
@@ -198,18 +196,11 @@ def started(
 @contextmanager
 def running(split: Split, options: ClusterOptions) -> Iterator[RunningArm]:
     """A cluster with these options, ready; stopped when the block ends."""
-    with Cluster(options) as cluster:
-        client = Client(cluster.address)
-        try:
-            yield RunningArm(split, cluster, client, _ready(cluster, client))
-        finally:
-            client.close()
-
-
-def _ready(cluster: Cluster, client: Client) -> ClusterInfo:
-    batch = BatchClient(client, cluster, job="ready", limit=1, clock=monotonic)
-    *_, info = (each for each in batch.await_ready() if isinstance(each, ClusterInfo))
-    return info
+    with (
+        Cluster(options) as cluster,
+        closing(Client(cluster.address, supervise=cluster.check)) as client,
+    ):
+        yield RunningArm(split, cluster, client, client.await_ready())
 
 
 def _trace(running: _Running, timings: Timings) -> Trace:
