@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import Terminal, children_of, short_folder, terminals, until
+from tests.cluster.processes import Ends, Terminal, children_of, short_folder, terminals, until
 
 LENGTH = 30
 GREEDY = SamplingParams(temperature=0.0)
@@ -57,14 +57,20 @@ class Server:
             return str(answer.read().decode())
 
     def metric(self, name: str) -> float:
-        """The sum over its labels."""
-        lines = self.get("/metrics").splitlines()
-        found = [line for line in lines if re.match(rf"baton:{name}(\{{|\s)", line)]
-        assert found, f"there is no {name}"
+        """The sum over its labels. A new server has the router's counts after a second."""
+
+        def series() -> list[str]:
+            lines = self.get("/metrics").splitlines()
+            return [line for line in lines if re.match(rf"baton:{name}(\{{|\s)", line)]
+
+        found = until(series, name)
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
     def kill(self, name: str) -> None:
-        os.kill(children_of(self.terminal.process.pid)[name], signal.SIGKILL)
+        pid = children_of(self.terminal.process.pid)[name]
+        ended = Ends({name: pid})
+        os.kill(pid, signal.SIGKILL)
+        ended.wait()  # until then it may still accept a connection
 
 
 @pytest.fixture(scope="module")
