@@ -65,16 +65,3 @@ def advance(state: State, event: Event) -> State:
         return TRANSITIONS[state, event]
     except KeyError:
         raise IllegalTransition(f"{event.value} cannot happen to a {state.value} request") from None
-
-
-def as_mermaid() -> str:
-    """The table as a Mermaid state diagram: docs/architecture.md holds exactly this text."""
-    lines = ["stateDiagram-v2", "    [*] --> queued: submit"]
-    arrows: dict[tuple[State, State], list[str]] = {}
-    for (source, event), target in TRANSITIONS.items():
-        arrows.setdefault((source, target), []).append(event.value)
-    lines += [
-        f"    {source.value} --> {target.value}: {', '.join(events)}"
-        for (source, target), events in arrows.items()
-    ]
-    return "\n".join([*lines, "    finished --> [*]"])

@@ -13,7 +13,6 @@ from baton.lifecycle import (
     IllegalTransition,
     State,
     advance,
-    as_mermaid,
 )
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
@@ -67,6 +66,19 @@ def test_what_is_not_in_the_table_is_a_bug_of_ours() -> None:
 
 def test_every_event_is_of_some_use() -> None:
     assert {event for _, event in TRANSITIONS} == set(Event)
+
+
+def as_mermaid() -> str:
+    """The table as a Mermaid state diagram: docs/architecture.md holds exactly this text."""
+    lines = ["stateDiagram-v2", "    [*] --> queued: submit"]
+    arrows: dict[tuple[State, State], list[str]] = {}
+    for (source, event), target in TRANSITIONS.items():
+        arrows.setdefault((source, target), []).append(event.value)
+    lines += [
+        f"    {source.value} --> {target.value}: {', '.join(events)}"
+        for (source, target), events in arrows.items()
+    ]
+    return "\n".join([*lines, "    finished --> [*]"])
 
 
 def test_the_drawing_shows_every_transition() -> None:
