@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 
 from baton.errors import ModelError, RequestError
+from baton.params import GenerationParams
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
@@ -94,20 +95,14 @@ class TextStream:
         self,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
-        stop: Sequence[str],
-        *,
-        include_stop: bool = False,
-        keep_special: bool = False,
-        min_tokens: int = 0,
+        params: GenerationParams,
     ) -> None:
         self._tokenizer = tokenizer
-        self._include_stop = include_stop
-        self._keep_special = keep_special
-        self._unstoppable = min_tokens  # tokens still to come before a stop string counts
+        self._params = params
+        self._unstoppable = params.min_tokens  # tokens still to come before a stop string counts
         self._ids = list(prompt_ids[-LONGEST_CHARACTER:])
         self._anchor = 0
         self._read = len(self._ids)  # ids whose text was decoded
-        self._stop = tuple(stop)
         self._held = ""  # held back: it may begin a stop string
         self.stopped = False
 
@@ -117,7 +112,7 @@ class TextStream:
 
     def take(self, ids: Sequence[int]) -> Heard:
         """The same, and how many ids were taken: none after the end of a stop string."""
-        if not self._stop:
+        if not self._params.stop:
             return Heard(self._push(ids), len(ids))
         text = ""
         for count, each in enumerate(ids, start=1):
@@ -154,7 +149,7 @@ class TextStream:
         return self._release(self._take(final=True), final=True)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, special=self._keep_special)
+        return self._tokenizer.decode(ids, special=self._params.keep_special)
 
     def _take(self, *, final: bool) -> str:
         now = self._decode(self._ids[self._anchor :])
@@ -179,12 +174,12 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + taken
-        ends = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        ends = [(at, stop) for stop in self._params.stop if (at := text.find(stop)) >= 0]
         if ends and self._unstoppable <= 0:
             self.stopped = True
             self._held = ""
             at, stop = min(ends)
-            return text[: at + len(stop) if self._include_stop else at]
+            return text[: at + len(stop) if self._params.include_stop else at]
         if self._unstoppable > 0:  # stop strings do not begin before min_tokens
             self._held = ""
             return text
@@ -194,8 +189,8 @@ class TextStream:
 
     def _undecided(self, text: str) -> int:
         """Length of the longest suffix of the text that begins a stop string."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        longest = max((len(stop) for stop in self._params.stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
+            if any(stop.startswith(text[-length:]) for stop in self._params.stop):
                 return length
         return 0

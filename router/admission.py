@@ -27,12 +27,5 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
         prompt_ids = encode_prompt(tokenizer, prompt_ids, served.limits.context)
     params = submit.params.resolved(served.sampling, served.eos_token_ids)
     check_request(prompt_ids, params, served.limits)
-    text = TextStream(
-        tokenizer,
-        prompt_ids,
-        params.stop,
-        include_stop=params.include_stop,
-        keep_special=params.keep_special,
-        min_tokens=params.min_tokens,
-    )
+    text = TextStream(tokenizer, prompt_ids, params)
     return Entry(submit.request, client, prompt_ids, params, text)

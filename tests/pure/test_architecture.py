@@ -27,10 +27,10 @@ ROWS = (
     ("baton.cluster",),
     ("baton.client", "baton.engine", "baton.transfer"),
     ("baton.wire",),
-    ("baton.trace",),
+    ("baton.trace", "baton.text"),
     ("baton.params", "baton.machine", "baton.timeline", "baton.verdict"),
     (
-        "baton.kv", "baton.text", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
+        "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "prompts",
     ),

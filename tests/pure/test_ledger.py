@@ -16,8 +16,9 @@ PATH = (Event.RESERVE, Event.GRANTED, Event.FILL, Event.START)
 def add(
     ledger: Ledger, name: str, now: float = 0.0, client: str = "client", length: int = 5
 ) -> Entry:
-    text = TextStream(PretendTokenizer(), (1, 2, 3), ())
-    entry = Entry(name, client, (1, 2, 3), GenerationParams(length, GREEDY), text)
+    params = GenerationParams(length, GREEDY)
+    text = TextStream(PretendTokenizer(), (1, 2, 3), params)
+    entry = Entry(name, client, (1, 2, 3), params, text)
     ledger.add(entry, now)
     return entry
 

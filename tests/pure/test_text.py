@@ -10,10 +10,12 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from baton.errors import ModelError
+from baton.params import GenerationParams
 from baton.text import REPLACEMENT, TextStream, Tokenizer
 
 FILE = Path(__file__).resolve().parents[2] / "baton" / "models" / "demo" / "tokenizer.json"
 PROMPT = "The cat"
+ANY = GenerationParams(9)
 
 
 @cache
@@ -28,7 +30,7 @@ def cut(ids: list[int], data: st.DataObject) -> list[list[int]]:
 
 
 def streamed(ids: list[int], pieces: list[list[int]], stop: tuple[str, ...] = ()) -> list[str]:
-    stream = TextStream(demo(), demo().encode(PROMPT), stop)
+    stream = TextStream(demo(), demo().encode(PROMPT), GenerationParams(9, stop=stop))
     out = [stream.push(piece) for piece in pieces]
     return [*out, stream.finish()]
 
@@ -96,7 +98,7 @@ def test_a_stop_string_across_tokens_is_seen_and_none_of_it_shown() -> None:
 
 
 def test_nothing_comes_after_the_stop() -> None:
-    stream = TextStream(demo(), demo().encode(PROMPT), ("b",))
+    stream = TextStream(demo(), demo().encode(PROMPT), GenerationParams(9, stop=("b",)))
     assert stream.push(demo().encode("abc")) == "a"
     assert stream.stopped
     assert stream.push(demo().encode("xyz")) == ""
@@ -104,13 +106,13 @@ def test_nothing_comes_after_the_stop() -> None:
 
 
 def test_the_very_first_character_may_be_the_stop() -> None:
-    stream = TextStream(demo(), demo().encode(PROMPT), ("a",))
+    stream = TextStream(demo(), demo().encode(PROMPT), GenerationParams(9, stop=("a",)))
     assert stream.push(demo().encode("abc")) == ""
     assert stream.stopped
 
 
 def test_what_may_become_a_stop_string_waits_until_it_is_decided() -> None:
-    stream = TextStream(demo(), demo().encode(PROMPT), ("END.",))
+    stream = TextStream(demo(), demo().encode(PROMPT), GenerationParams(9, stop=("END.",)))
     assert stream.push(demo().encode("x EN")) == "x "
     assert stream.push(demo().encode("T")) == "ENT"
     assert stream.push(demo().encode("EN")) == ""
@@ -119,7 +121,7 @@ def test_what_may_become_a_stop_string_waits_until_it_is_decided() -> None:
 
 
 def test_the_longest_beginning_of_any_stop_string_is_held_back() -> None:
-    stream = TextStream(demo(), demo().encode(PROMPT), ("aab", "abx"))
+    stream = TextStream(demo(), demo().encode(PROMPT), GenerationParams(9, stop=("aab", "abx")))
     assert stream.push(demo().encode("aa")) == ""
     assert stream.push(demo().encode("a")) == "a"
     assert stream.push(demo().encode("b")) == ""
@@ -127,14 +129,14 @@ def test_the_longest_beginning_of_any_stop_string_is_held_back() -> None:
 
 
 def test_a_stop_string_in_the_prompt_does_not_count() -> None:
-    stream = TextStream(demo(), demo().encode(PROMPT), ("cat",))
+    stream = TextStream(demo(), demo().encode(PROMPT), GenerationParams(9, stop=("cat",)))
     assert stream.push(demo().encode(" sat")) == " sat"
     assert not stream.stopped
 
 
 def test_ids_outside_the_vocabulary_have_no_text() -> None:
     ids = demo().encode("one two")
-    stream = TextStream(demo(), demo().encode(PROMPT), ())
+    stream = TextStream(demo(), demo().encode(PROMPT), ANY)
     got = stream.push([ids[0], 10**6, *ids[1:], 2**31 - 1]) + stream.finish()
     assert got == "one two"
 
@@ -177,13 +179,13 @@ def with_word_spaces(folder: Path) -> Tokenizer:
 
 def test_spaces_between_words_survive_the_stream(tmp_path: Path) -> None:
     tokenizer = with_word_spaces(tmp_path)
-    stream = TextStream(tokenizer, [1], ())
+    stream = TextStream(tokenizer, [1], ANY)
     assert [stream.push([2]), stream.push([3]), stream.finish()] == [" two", " three", ""]
 
 
 def test_a_special_token_in_between_costs_no_space(tmp_path: Path) -> None:
     tokenizer = with_word_spaces(tmp_path)
-    stream = TextStream(tokenizer, [1], ())
+    stream = TextStream(tokenizer, [1], ANY)
     got = "".join(stream.push([each]) for each in (2, 4, 3)) + stream.finish()
     assert tokenizer.decode([1]) + got == tokenizer.decode([1, 2, 4, 3])
 

@@ -22,6 +22,7 @@ from baton.engine.pool import Pool
 from baton.errors import ModelError
 from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
+from baton.params import GenerationParams
 from baton.text import TextStream, Tokenizer
 from sampler.logprobs import logprobs_of
 from tools.evaluation.subject import About, Continuation, Meter, Scored, Span, groups_of
@@ -143,7 +144,7 @@ class EngineSubject:
             self.meter.called(since)
             live = [i for i in live if written[i][-1] not in ends and len(written[i]) < new_tokens]
         for prompt, ids in zip(prompts, written, strict=True):
-            stream = TextStream(self._tokenizer, prompt, ())
+            stream = TextStream(self._tokenizer, prompt, GenerationParams(new_tokens))
             text = stream.push(ids) + stream.finish()
             yield Continuation(text, len(ids), ids[-1] in ends)
 
