@@ -3,8 +3,9 @@
     HTTP schema or command line -> GenerationParams -> Submit -> ledger entry -> Start -> decode run
 
 Rules for every model are checked when a GenerationParams is built, also when one arrives in a message.
-check_request() checks rules of the served model. A new field needs changes here, in the HTTP schema, and
-where it takes effect.
+check_request() checks rules of the served model. A new field is added here, in
+baton/server/schema.py, and where it takes effect. It changes the messages, so PROTOCOL
+(baton/wire/messages.py) goes up by one, once for each release.
 """
 
 from collections.abc import Iterable

@@ -5,12 +5,15 @@ the narrow path (narrow.py) over the few largest logits of a row.
 
 To add a filter:
 
-1. Give SamplingParams (params.py) a number of this name: one line in the class, one in RULES.
+1. Give SamplingParams (params.py) a number of this name: one line in the class, one in RULES. This
+   changes the messages: raise PROTOCOL in baton/wire/messages.py, once for each release.
 2. Write `keep_<name>(scores, values, largest)` here, with the contract of Filter.
 3. Append Filter(name, off, keep, narrow) to FILTERS. `narrow` has no default: it is SAME if the
    function gives the same result on the tokens that earlier filters have kept, otherwise NEVER.
 
-tests/torch/test_sampler_ways.py runs every combination of FILTERS on both paths.
+HTTP clients can set it as soon as GenerationRequest (baton/server/schema.py) has a field of this name.
+tests/torch/test_sampler_ways.py runs every combination of FILTERS on both paths: add values to try to
+its VALUES.
 """
 
 from collections.abc import Callable

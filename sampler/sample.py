@@ -2,7 +2,7 @@
 
     logits -> allowed mask, allowed ids and forbidden ids -> logit_bias
            -> repetition penalty -> frequency and presence penalty
-           -> temperature -> filters: top_k -> top_p -> min_p (filters.py) -> draw
+           -> temperature -> filters, in the order of FILTERS (filters.py) -> draw
 
 The order is vLLM's up to the temperature (shape.py) and transformers' after it. Each step that
 transformers has equals its processor on the same logits (on a CPU with the same bits); filtered tokens

@@ -28,7 +28,7 @@ from baton.params import (
     GenerationParams,
 )
 from baton.server.api_error import SHOWN, ApiError, from_request_error
-from sampler.params import MOST_ALLOWED, MOST_BIASES, SamplingParams
+from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
 
 MAX_N = 16
 MAX_PROMPTS = 256
@@ -174,9 +174,7 @@ class GenerationRequest(IgnoreExtra):
         )
 
     def _sampling(self, defaults: Defaults) -> SamplingParams:
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-                 "presence_penalty", "frequency_penalty", "seed")  # fmt: skip
-        given = {name: v for name in names if (v := getattr(self, name)) is not None}
+        given = {name: v for name in RULES if (v := getattr(self, name, None)) is not None}
         given.setdefault("seed", defaults.seed)
         biases = {id_of(key): bias for key, bias in (self.logit_bias or {}).items()}
         if len(biases) < len(self.logit_bias or {}):
