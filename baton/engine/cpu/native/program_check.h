@@ -16,7 +16,7 @@ class ProgramCheck {
     const char* fault() {
         if (bytes_ < int64_t(sizeof(Spec))) return "it is shorter than its head";
         spec_ = reinterpret_cast<const Spec*>(file_);
-        if (spec_->file_bytes != bytes_) return "its length differs from the one in its head";
+        if (spec_->file_bytes != bytes_) return "it is not as long as its head states";
         if (!array(spec_->ops, spec_->op_count, ops_) || !array(spec_->stages, spec_->stage_count, stages_) ||
             !array(spec_->buffers, spec_->buffer_count, buffers_) ||
             !array(spec_->weights, spec_->weight_count, weights_) ||
