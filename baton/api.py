@@ -2,7 +2,7 @@
 
     >>> generate("demo", "In the future, artificial intelligence will", 40)
 
-Every call loads the model into this process and lets go of it again. For more than one call keep an
+Every call loads the model into this process and frees it again. For more than one call keep an
 LLM (baton/llm.py); for many prompts from the command line, `python main.py`.
 """
 

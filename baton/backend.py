@@ -21,7 +21,7 @@ from baton.client.tracker import News
 from baton.errors import BatonError
 from baton.wire.messages import ClusterInfo, Failed, Finished, Message, Submit
 
-POLL_S = 0.005  # while requests run: the longest that a new one of another thread waits
+POLL_S = 0.005  # poll timeout while requests run: the longest delay of a new request
 
 Deliver = Callable[[News | Exception], object]
 """Called in the RequestThread. An Exception is the end of all requests."""
@@ -75,7 +75,7 @@ class RequestThread:
         try:
             self.info = ready.result()
         except BaseException:
-            self._commands.put(None)  # it ends as soon as what it is loading is loaded
+            self._commands.put(None)  # the thread ends when the current load is complete
             raise
 
     def submit(self, requests: Sequence[Submit], deliver: Deliver) -> None:

@@ -122,8 +122,8 @@ class _Ids:
 
 
 class Grammars:
-    """The grammars of one model. `vocabulary`: ids the model has logits for, which may be more, or
-    fewer, than its tokenizer knows. Nothing is read before a request needs it."""
+    """The grammars of one model. `vocabulary`: the number of logits, which may differ from that of
+    the tokenizer's tokens. The tokenizer is read when the first request needs it."""
 
     def __init__(self, tokenizer_file: Path, vocabulary: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer_file = tokenizer_file
@@ -168,7 +168,7 @@ class Grammars:
             raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
         try:
             known = LLTokenizer(text)
-            # One end that the tokenizer knows is needed; any will do, since Matcher sets their bits.
+            # The library needs one end token of its vocabulary; any will do: Matcher sets all ends' bits.
             ends = [each for each in sorted(self._ends) if each < known.vocab_size]
             return LLTokenizer(text, eos_token=ends) if ends else known
         except ValueError as error:

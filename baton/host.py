@@ -19,8 +19,8 @@ def host_id() -> str:
 
 
 def die_with(parent: int) -> bool:
-    """Let the kernel end this process when its parent ends. False if the parent is gone already. Without
-    Linux the loop checks the parent once a second instead."""
+    """Let the kernel end this process when its parent ends. False if the parent is gone already. On
+    systems other than Linux the loop checks the parent once a second instead."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     return os.getppid() == parent

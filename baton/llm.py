@@ -293,7 +293,7 @@ class LLM:
         else:
             raise RequestError(
                 f"a prompt is a string or a list of token ids, got {type(prompt).__name__}; one prompt "
-                "of ids goes into a list of its own"
+                "of ids needs a list around it: [[1, 2, 3]]"
             )
         eos = self._files.eos_token_ids if self._files is not None else ()
         limits = Limits(self.model.context, self.model.vocabulary)
@@ -316,7 +316,7 @@ class LLM:
         loop = asyncio.get_running_loop()
 
         def deliver(news: News | Exception) -> None:
-            with suppress(RuntimeError):  # the loop is closed, and with it the call
+            with suppress(RuntimeError):  # the event loop is closed, so the call is over
                 loop.call_soon_threadsafe(inbox.put_nowait, news)
 
         try:
@@ -341,7 +341,7 @@ class _Call:
     completions: dict[int, Completion] = field(default_factory=dict)
 
     def take(self, news: News | Exception) -> str:
-        """The new text. Raises what ends the call."""
+        """The new text. Raises the error that ended the call."""
         if isinstance(news, Exception):
             raise news
         match self.batch.take(news, monotonic()):
@@ -406,7 +406,7 @@ def _encodable(prompt: str) -> str:
     return prompt
 
 
-# ---- backends. Functions without the LLM in their hands, so that it can be garbage collected.
+# ---- backends. Functions that hold no reference to the LLM, so that it can be garbage collected.
 
 
 def _in_process(

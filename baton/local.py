@@ -113,10 +113,9 @@ class Worked:
 class LocalCluster:
     """Ready to work when it is constructed. Use it from one thread, the one that constructed it.
 
-    Its time passes in step() and while poll() waits, and stands still in between, so nobody is given
-    up for silent because of a pause in a debugger or between two requests. Within a step time may
-    jump, by a long forward or a breakpoint: a worker that works has heard the router at that very
-    time, since the router always works first."""
+    Its clock runs in step() and while poll() waits, and stops in between, so pauses in a debugger or
+    between requests cause no timeouts. A long forward or a breakpoint may let it jump within a step,
+    which causes none either: the router runs first, so a running worker has just heard from it."""
 
     idle_s: float | None = None  # for RequestThread: without requests there is nothing to do
 
@@ -124,11 +123,11 @@ class LocalCluster:
         """Raises ModelError, InputError, OutOfMemory."""
         self._clock = clock
         self._spent_s = 0.0  # in steps and waits
-        self._now = 0.0  # as far as the nodes know
+        self._now = 0.0  # the time passed to the nodes
         self._mail: deque[tuple[str, str, Message]] = deque()
         self._inbox: list[Message] = []
         self._heard: set[str] = set()  # nodes that have taken in messages since they last worked
-        self._planned = False  # the router has worked, and now a worker may
+        self._planned = False  # the router has run in this round; next comes a worker
         self._decodings: dict[str, Decoding] = {}
         files = resolve_model(options.model, download=options.download)
         engine = boot(files, device=options.device, dtype=options.dtype, block_size=BLOCK_SIZE)
@@ -142,7 +141,7 @@ class LocalCluster:
             for index in range(options.prefills):
                 self._add_prefill(f"prefill-{index}", options, engine, files)
             self._workers = deque(name for name in self.nodes if name != ROUTER)
-            while self.step() is not None:  # until all have joined and know each other
+            while self.step() is not None:  # until all have joined and are attached
                 pass
             if (why := self.info().waiting_for) and not self.info().ready:
                 raise ProtocolError(f"the workers cannot work together: {why}")

@@ -10,7 +10,7 @@ from baton.topology import usable_cores
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the work runs on. `memory_bytes` is 0 where the system does not say."""
+    """CPU and memory of this machine. `memory_bytes` is 0 where the system does not report it."""
 
     cpu: str
     cores: int

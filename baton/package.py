@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
-"""The checkout, or site-packages. Child processes start here, so that `python -m router` finds ours."""
+"""The checkout, or site-packages. Child processes start here, so that `python -m router` is this one."""
 
 IN_CHECKOUT = all((ROOT / name).is_file() for name in ("pyproject.toml", "main.py"))
 COMMAND = "python main.py" if IN_CHECKOUT else "baton"
@@ -39,7 +39,7 @@ def config_folder() -> Path:
 
 
 def own_version() -> str:
-    """As pyproject.toml says in a checkout, else as the installed package says."""
+    """The version in pyproject.toml in a checkout, else that of the installed package."""
     try:
         if IN_CHECKOUT:
             text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

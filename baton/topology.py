@@ -42,7 +42,7 @@ def plan_topology(
     decode the next ones, a single GPU is shared, without GPUs all run on the CPU."""
     prefills = 0 if colocated else prefills
     if decodes < 1 and not decode_devices:
-        raise InputError("there must be at least one decode worker")
+        raise InputError(f"there must be at least one decode worker, got {decodes}")
     named = [*prefill_devices, *decode_devices]
     there = sorted((f"cuda:{i}" for i in range(gpus)), key=named.count) or ["cpu"]
     wanted = (0 if prefill_devices else prefills) + (0 if decode_devices else decodes)

@@ -107,7 +107,7 @@ def _next(life: Life, stage: Stage) -> str:
 
 
 def _running(pid: int, lives: list[Life], begin: float, latest: float) -> list[dict[str, Any]]:
-    """A counter of the requests that decode."""
+    """Counter events: how many requests decode at each time."""
     steps: list[tuple[float, int]] = []
     for life in lives:
         for stage in life.stages:

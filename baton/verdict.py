@@ -1,7 +1,7 @@
 """Verdict: one line that says what bounds this traffic, computed from recently ended requests.
 
 Checks in order: failures, stalls, a full KV pool, the parts of TTFT, and whether disaggregation helps for
-prompts of this length. Every sentence includes its number.
+prompts of this length. Every sentence includes the figure behind it.
 """
 
 from collections.abc import Sequence

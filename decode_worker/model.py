@@ -1,7 +1,7 @@
 """DecodeModel: the protocol between the decode worker's node and its tensors. Tests need no torch.
 
-Objects made for each run in each step are NamedTuples, here and in runs.py and batching.py: Python's time
-adds to every step, and a frozen dataclass takes four times as long to make.
+Objects made for each run in each step are NamedTuples, here and in runs.py and batching.py: creating them
+is part of every step's time, and a frozen dataclass takes four times as long.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
 
 
 class DecodeModel(Protocol):
-    """What the node asks of engine, sampler and exports. decode_worker/decoding.py implements it."""
+    """The node's interface to engine, sampler and exports, implemented in decode_worker/decoding.py."""
 
     def expect(self, grant: Grant) -> None:
         """A writer may write into these blocks from now on."""

@@ -1,4 +1,4 @@
-"""The decode worker's process: engine, pool, exports and node put together."""
+"""The decode worker's process: creates engine, pool, exports and node, and connects them."""
 
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str |
     kinds = [each.name for each in chosen if given[each.needs] is not None]
     if not kinds:
         raise InputError(
-            f"KV {kv_transport} need a socket to arrive at: give --kv-host ADDRESS or --run-dir DIR"
+            f"--kv-transport {kv_transport} needs a socket: give --kv-host ADDRESS or --run-dir DIR"
         )
     return kinds
 

@@ -25,7 +25,7 @@ NOTICEABLE_S = 0.1
 
 def flush_interval(stream_interval_s: float, runs: int) -> float:
     """The longest delay of a run's tokens, in seconds. Above FEW_RUNS it grows with the number of runs,
-    up to NOTICEABLE_S, so that the number of messages does not. 0 stays 0."""
+    up to NOTICEABLE_S, to keep the message rate constant. 0 stays 0."""
     return max(stream_interval_s, min(stream_interval_s * runs / FEW_RUNS, NOTICEABLE_S))
 
 

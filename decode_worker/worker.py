@@ -168,7 +168,7 @@ class DecodeWorker:
             return [To(ROUTER, msg.RunFailed(order.run, error.code, str(error)))]
         ids = list(order.token_ids)
         run = Run(grant, ids, len(ids) - 1, order.prompt_tokens, order.params, matcher)
-        if order.receipt is None:  # this worker computes what is not cached
+        if order.receipt is None:  # this worker computes the uncached tokens itself
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
             return []

@@ -27,7 +27,7 @@ class Chunk:
 
 
 class PrefillModel(Protocol):
-    """What the node asks of the engine and the links. prefill_worker/filling.py is the real one."""
+    """The node's interface to engine and links, implemented in prefill_worker/filling.py."""
 
     def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
         """Open a link to this pool, closing an older one. TransferError if no transport works."""

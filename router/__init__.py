@@ -1,1 +1,1 @@
-"""The router follows every request from Submit to its end. It knows requests, the workers know memory."""
+"""The router follows every request from Submit to its end. Memory is the workers' concern."""

@@ -11,7 +11,7 @@ from sampler.params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the router knows of the served model."""
+    """Properties of the served model that the router needs."""
 
     name: str
     fingerprint: str

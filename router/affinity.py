@@ -1,8 +1,8 @@
 """Affinity: which decode worker probably has the beginning of a prompt in its prefix cache. Pure.
 
 The router cannot see the prefix caches. The worker to which a block hash (baton/kv/prefix.py) was sent
-last is its best guess. A wrong guess costs a prefill, never a wrong answer: the worker's grant says what
-is cached.
+last is its best guess. A wrong guess costs a prefill, never a wrong answer: the worker's grant names the
+cached blocks.
 """
 
 from collections import OrderedDict

@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def run(self) -> str:
-        """The current attempt. Workers know runs only, so a report on an old run is void."""
+        """The current attempt. Workers report by run, so a report on an old run is ignored."""
         return f"{self.id}#{self.run_number}"
 
     @property
@@ -145,7 +145,7 @@ class Ledger:
         self._listener.sampled(entry, times)
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
-        """A chunk of its prompt is filled. Only the listener needs to know."""
+        """A chunk of its prompt is filled. No change of state; the listener is notified."""
         self._listener.filled_to(entry, tokens, now)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:

@@ -143,7 +143,7 @@ class Watchers:
         self._sent: dict[str, ClusterInfo | None] = {}
 
     def add(self, client: str) -> None:
-        """The client asks, perhaps again, and gets an answer in any case."""
+        """Send the ClusterInfo to this client, also if it subscribes again."""
         self._sent[client] = None
 
     def remove(self, client: str) -> None:

@@ -137,7 +137,7 @@ class Requests:
 
     def _filled(self, sender: str, message: msg.Filled, now: float) -> list[Effect]:
         entry = self._ledger.follow(message.run, State.FILLING, by=sender)
-        if entry is None:  # cancelled during the fill, or filled by a worker given up for dead
+        if entry is None:  # cancelled during the fill, or filled by a worker declared dead
             return self._settled(message.run, sender)
         entry.receipt = message.receipt
         entry.handover_s += message.receipt.seconds

@@ -35,7 +35,7 @@ class Identity:
 
 
 class Router:
-    """The one process that knows every request."""
+    """The node that tracks every request."""
 
     def __init__(
         self, identity: Identity, served: Served, tokenizer: Tokenizer, rules: Rules, clock: Clock
@@ -82,7 +82,7 @@ class Router:
             return [
                 To(
                     sender,
-                    msg.Reset("the router does not know this worker or gave it up: say Hello"),
+                    msg.Reset("the router has no such worker or declared it lost: send Hello"),
                 )
             ]
         return self._report(sender, message, now)

@@ -1,4 +1,4 @@
-"""Scheduler: asks the pure policies what to reserve, fill and start next, and writes the orders."""
+"""Scheduler: applies the pure policies to reserve, fill and start requests, and creates the orders."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +41,7 @@ class Scheduler:
         return [*self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
-        """Seconds until an order becomes possible without a message."""
+        """Seconds until an order becomes possible by the passing of time alone."""
         first = next(self._ledger.queue(), None)
         waits = [first.retry_at - now] if first and first.retry_at > now else []
         window = fill_due(self._waiting(), self._rules, now)
@@ -74,8 +74,8 @@ class Scheduler:
         return effects
 
     def _wanted(self, entry: Entry, block_size: int) -> int:
-        """Tokens to reserve blocks for: the known ones and a block more. A preempted request asks for
-        more each time, so that it is not placed only to be preempted again."""
+        """Tokens to reserve blocks for: the known ones and a block more. A request reserves more
+        after each preemption, so that it is not preempted again at once."""
         ahead: int = block_size * AFTER_PREEMPTION**entry.preemptions
         return min(entry.reach, len(entry.token_ids) + ahead)
 
@@ -132,7 +132,7 @@ class Scheduler:
             return None
         return entry, (
             f"prompt and generation need {blocks} KV blocks, the largest pool here has {biggest}; "
-            "ask for less or give the decode worker more KV memory"
+            "shorten one of them or give the decode worker more KV memory"
         )
 
     # ---- prefill

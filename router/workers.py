@@ -36,7 +36,7 @@ class Member:
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
     failed: dict[str, str] = field(default_factory=dict)  # prefill: why, by decode worker
     pool: msg.PoolStats | None = None  # decode: its last report
-    full_until: float = 0.0  # decode: it deferred a run, ask again at this time
+    full_until: float = 0.0  # decode: it deferred a run, retry at this time
 
     @property
     def worker(self) -> str:
@@ -73,7 +73,7 @@ class WorkerRegistry:
     def rejection(self, sender: str, hello: Hello) -> str | None:
         """Why this worker cannot join, naming both values; None if it can."""
         if hello.worker != sender:
-            return f"the worker's socket is called {sender!r}, its Hello says {hello.worker!r}"
+            return f"the worker's socket is {sender!r}, but its Hello names {hello.worker!r}"
         if hello.protocol != PROTOCOL:
             return other_protocol(str(hello.protocol))
         if hello.role not in (PREFILL, DECODE):
@@ -105,7 +105,7 @@ class WorkerRegistry:
             effects.append(Watch(hello.worker, hello.pid))
         if hello.role == DECODE:
             return effects + [To(m.worker, _attach(hello)) for m in self.of(PREFILL)]
-        # A writer that says Hello has stopped all earlier writes: blocks that wait for it are free.
+        # A writer that sends Hello has stopped all earlier writes: its quarantined blocks are free.
         effects += [To(m.worker, msg.WriterClear(hello.worker)) for m in self.of(DECODE)]
         return effects + [To(hello.worker, _attach(m.hello)) for m in self.of(DECODE)]
 
@@ -122,7 +122,7 @@ class WorkerRegistry:
 
     def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
         """Remove a worker and inform its peers. A prefill worker that is only silent may still write: its
-        blocks stay in quarantine until it says Hello or is proven dead."""
+        blocks stay in quarantine until it sends Hello or is proven dead."""
         member = self._members.pop(worker, None)
         if member is None:
             if not proven_dead or worker not in self._silent:

@@ -41,7 +41,7 @@ PER_ROW = ("greedy", "temperature", "seed", "choice", "position")
 class SamplingBatch:
     """The parameters of a step's rows, on the device. Greedy rows have neutral values.
 
-    The fields that are not tensors tell without a device synchronisation which work can be skipped.
+    The fields that are not tensors show, without a device synchronisation, which work can be skipped.
     """
 
     greedy: Tensor  # bool [rows]

@@ -13,7 +13,7 @@ HELP = "Ctrl-D ends; /new begins a new conversation."
 
 
 def run_chat(client: HttpClient, parameters: Mapping[str, Any], once: str | None) -> None:
-    """Until the end of the input; with `once`, that message alone. Raises InputError."""
+    """Chat until the end of the input; with `once`, that message alone. Raises InputError."""
     model = client.get("/v1/models")["data"][0]
     chats = bool(model.get("chat", True))
     if once is None:

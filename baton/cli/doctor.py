@@ -25,7 +25,7 @@ COMPILERS = ("c++", "g++", "clang++")
 PORT = 8000
 TORCH_S = 60  # loading torch from a cold disk
 
-# Runs in a process of its own: torch costs a second, and a broken one must not break this command.
+# Runs in a child process: torch takes a second to load, and a broken torch must not break this command.
 ASK_TORCH = (
     "import torch; from baton.engine.device import describe_device, pick_device;"
     "n = torch.cuda.device_count(); print('torch built for CUDA', torch.version.cuda);"
@@ -35,7 +35,7 @@ ASK_TORCH = (
 
 
 def examine() -> str:
-    """The block. It contains no user name, host name or key."""
+    """The report. It contains no user name, host name or key."""
     facts = [
         ("baton", f"{own_version()}{_commit()}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),

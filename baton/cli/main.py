@@ -58,7 +58,7 @@ def _alone(process: str, module: str) -> str:
 @version_option
 @click.pass_context
 def cli(ctx: click.Context, /, **given: Any) -> None:
-    """Continue prompts with a language model: prefill and decode in processes of their own.
+    """Continue prompts with a language model: prefill and decode in separate processes.
 
     Without a command: continue every prompt of prompts.py (or --prompts FILE) and write the answers
     to one file. The file appears when it is complete; run the same command again to resume an
@@ -124,7 +124,7 @@ def serve(ctx: click.Context, /, model_name: str | None, max_num_seqs: int, **gi
     target = target_from(given, partial(_is_explicit, ctx), batch_size=max_num_seqs)
     if isinstance(target, RunningCluster):
         raise InputError(
-            "a server for a running cluster is a command of its own: "
+            "serve starts its own cluster; for a running one use: "
             f"{COMMAND} http --router {target.router}"
         )
     topology = target.options.topology

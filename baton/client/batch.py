@@ -26,7 +26,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: str  # length: max_new_tokens are reached; or stop
     prompt_tokens: int = 0
-    logprobs: tuple[Logprob, ...] | None = None  # one for each token, if they were asked for
+    logprobs: tuple[Logprob, ...] | None = None  # one for each token, if requested
     tokenize_s: float = 0.0
     timings: Timings = field(default_factory=Timings)
     submitted: float = 0.0

@@ -51,7 +51,7 @@ Received = News | ClusterInfo | Notice
 class Client:
     """Submit requests and poll for their news."""
 
-    idle_s: float | None = 0.25  # how often to poll without requests, for the sake of the processes
+    idle_s: float | None = 0.25  # poll interval without requests, to supervise the processes
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Client:
     def await_ready(
         self, see: Callable[[ClusterInfo | Notice], object] = lambda event: None
     ) -> ClusterInfo:
-        """Wait until the cluster can work; `see` is called with what is reported meanwhile. Raises
+        """Wait until the cluster is ready; `see` is called with each event meanwhile. Raises
         ProtocolError after READY_S, or as check_answering() does, and what `supervise` raises."""
         deadline = self.clock() + READY_S
         info: ClusterInfo | None = None

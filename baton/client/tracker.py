@@ -68,7 +68,7 @@ class PendingRequest:
 
     @property
     def attempt_id(self) -> str:
-        """The id by which the router knows the current attempt."""
+        """The current attempt's request id at the router."""
         return f"{self.id}.{self.attempt}" if self.attempt else self.id
 
     def next_attempt(self) -> None:

@@ -1,4 +1,4 @@
-"""ServingCluster: a cluster and an HTTP server for it, started for one job that asks over HTTP."""
+"""ServingCluster: a cluster and an HTTP server for it, started for one job that works over HTTP."""
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -64,8 +64,8 @@ def serving_cluster(
 
 
 def _await_server(serving: ServingCluster, clock: Clock) -> None:
-    """The probe runs in a thread: the listening socket is ours, so while a server that died at its
-    start is restarted, a connection is accepted but not answered."""
+    """The probe runs in a thread because it may block: this process owns the listening socket, so while
+    a dead server is restarted, a connection is accepted but not answered."""
     deadline = clock() + READY_S
     executor = ThreadPoolExecutor(1)
     try:
@@ -76,7 +76,7 @@ def _await_server(serving: ServingCluster, clock: Clock) -> None:
                     return
                 probe = executor.submit(_ready, serving.http)
             if clock() >= deadline:
-                raise BatonError(f"the server was not ready within {READY_S:.0f} s")
+                raise BatonError(f"the HTTP server was not ready in {READY_S:.0f} s: see its log")
             serving.supervise()
     finally:
         executor.shutdown(wait=False)

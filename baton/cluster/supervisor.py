@@ -152,7 +152,7 @@ class Cluster:
                 other.joined = False
         last_words = self.last_words(child.name)
         if code in FINAL:
-            raise FINAL[code](last_words or f"{child.name} left with exit code {code}")
+            raise FINAL[code](last_words or f"{child.name} ended with exit code {code}")
         deaths, within_s = CRASH_LOOP
         child.deaths = [at for at in child.deaths if now - at < within_s] + [now]
         how = f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,1 +1,1 @@
-"""The forward pass: from token ids to logits, with KV in a paged pool. Knows no role and no router."""
+"""The forward pass: from token ids to logits, with KV in a paged pool. It does not depend on roles."""

@@ -20,7 +20,7 @@ NAME = "baton_paged"
 AfterLayer = Callable[[int], None]
 
 # Arguments from transformers without effect here: rotated queries already contain the positions.
-# Arguments called output_... ask for outputs that are not used.
+# Arguments called output_... request outputs that are not used.
 HARMLESS = {"position_ids", "cache_position", "use_cache"}
 
 

@@ -29,7 +29,7 @@ class Batch(Generic[Numbers]):
     position_ids: Numbers  # i64 [1, T]
     slots: Numbers  # i64 [T]
     query_offsets: Numbers  # i32 [B + 1]
-    context_lengths: Numbers  # i32 [B]: tokens of each sequence once these are in
+    context_lengths: Numbers  # i32 [B]: tokens of each sequence, with those of this batch
     block_table: Numbers  # i32 [B, table_width], short rows end in zeros
     logit_rows: Numbers  # i64 [n]: which of the T tokens need logits
     table_width: int

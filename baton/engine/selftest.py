@@ -87,14 +87,14 @@ def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 def compare(
     name: str, what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
 ) -> None:
-    """ModelError if the logits differ too much. In fp32 every position must agree. In half precision
-    half of them must: rounding alone may route a token to another expert of a mixture."""
+    """Raise ModelError if the logits differ too much. In fp32 every position must agree, in half
+    precision half of them: rounding alone may route a token to another expert of a mixture."""
     off = distances(ours, theirs)
     error = float(off.max() if dtype == torch.float32 else off.nanmedian())
     if not error <= TOLERANCE[dtype] or not off.isfinite().all():
         raise ModelError(
             f"{name} cannot be served: it fails the self-test, in {what} our logits differ from "
-            f"its own by {error:.1%} of the largest, {TOLERANCE[dtype]:.1%} are allowed"
+            f"the model's own by {error:.1%} of the largest, {TOLERANCE[dtype]:.1%} are allowed"
         )
 
 

@@ -47,7 +47,7 @@ CHOICES = ("auto", *dict.fromkeys(each.choice for each in TRANSPORTS if each.cho
 
 
 def transport(name: str) -> Transport | None:
-    """None for a name that another version of this program may know."""
+    """The transport of this name; None if this version has no such transport."""
     return TRANSPORTS[RANK[name]] if name in RANK else None
 
 

@@ -155,7 +155,7 @@ def _load(path: Path) -> Tensors:
 
 def _mappable(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"  # the zip format; the one before it cannot be mapped
+        return file.read(4) == b"PK\x03\x04"  # zip; the older format cannot be mapped
 
 
 def _apart(tensors: Tensors, *, tied: bool) -> Tensors:

@@ -41,9 +41,9 @@ class _Held:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Delay signals until the end of the block, such as the stopping of processes.
+    """Delay signals until the end of the block, for example while processes are stopped.
 
-    A signal mask would not do: it holds for one thread, and the kernel would pick another.
+    A signal mask is not enough: it applies to one thread, and the kernel would deliver to another.
     """
     _Held.depth += 1
     try:

@@ -34,7 +34,7 @@ def checked_model(
 
 
 def check_length(generation_length: int, *, context: int, model: str) -> None:
-    """InputError if not even a prompt of one token leaves enough context."""
+    """Raise InputError if the context is too short even for a prompt of one token."""
     if generation_length >= context:
         raise InputError(
             f"-l {generation_length:,} does not fit: the context of {model} is {context:,} tokens, "

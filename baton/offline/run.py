@@ -29,7 +29,7 @@ from baton.wire.messages import ClusterInfo, Submit
 from sampler.params import SamplingParams
 
 INPUT_ERRORS = frozenset({"invalid_request", "context_length_exceeded"})
-EXPLAINED = 3  # failed requests that are listed with their reason; of the others only the number
+EXPLAINED = 3  # failed requests that are listed with their reason; others are only counted
 RESUME = "run the same command again to do the rest"
 
 
@@ -123,7 +123,7 @@ class OfflineJob:
     def _work(
         self, model: ServedModel, params: GenerationParams, journal: Journal, client: Client
     ) -> None:
-        """Complete what the journal lacks, and report. Raises if a prompt has failed."""
+        """Complete the prompts that the journal lacks, and report. Raises if a prompt has failed."""
         progress, startup = self._progress, self._startup
         tally, failures = Tally(), list[Failure]()
         progress.begin(total=len(self._settings.prompts), done=len(journal.answers))

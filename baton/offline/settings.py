@@ -32,7 +32,7 @@ IsExplicit = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """A running cluster that somebody else started."""
+    """A running cluster that this job did not start."""
 
     router: str
     keys: Path | None

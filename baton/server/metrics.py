@@ -112,7 +112,7 @@ class Metrics:
     # ---- the router's counts, as last received
 
     def describe(self) -> list[Metric]:
-        """Empty: the names are known with the first counts."""
+        """Empty, because the names are known only with the first counts."""
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -48,18 +48,18 @@ class ServerSettings:
         multiple=True, metavar="NAME"
     )  # fmt: skip
     api_keys: tuple[str, ...] = _option(
-        "--api-key", (), "Ask for this key; repeatable. Others see it in `ps`: prefer the file.",
+        "--api-key", (), "Require this key; repeatable. `ps` shows it to others: prefer the file.",
         multiple=True, metavar="KEY"
     )  # fmt: skip
     api_key_file: Path | None = _option("--api-key-file", None, "Keys, one a line.", type=FILE)  # noqa: RUF009
     allowed_hosts: tuple[str, ...] = _option(
         "--allowed-host", (),
-        "A name this server answers to, beside localhost and --host; * for any.",
+        "Host name that clients may use, beside localhost and --host; * for any.",
         multiple=True, metavar="NAME"
     )  # fmt: skip
     allowed_origins: tuple[str, ...] = _option(
         "--allowed-origin", (),
-        "A web page's origin that may ask, beside this server's own; * for any.",
+        "Origin whose web pages may call this server, beside its own; * for any.",
         multiple=True, metavar="URL"
     )  # fmt: skip
     chat_template: Path | None = _option(  # noqa: RUF009

@@ -1,7 +1,7 @@
 """Schema: the requests that HTTP clients send, field by field, and the GenerationParams made of them.
 
 OpenAI's fields with vLLM's extras. Known fields are checked strictly, unknown ones are ignored, because
-clients send what other servers know. https://platform.openai.com/docs/api-reference
+clients send fields of other servers. https://platform.openai.com/docs/api-reference
 """
 
 from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def id_of(key: str) -> int:
     return int(key)
 
 
-# With a tag, an error is about the alternative that was meant, not about all of them.
+# With a tag, an error names the intended alternative only, not all of them.
 Stops = Annotated[
     Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("texts")],
     Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
@@ -218,7 +218,7 @@ class GenerationRequest(IgnoreExtra):
 
 
 def shape(value: Any) -> str | None:
-    """The tag of a prompt in one of its four forms, from its first element."""
+    """Which of the four forms a prompt has, judged by its first element; None if it has none."""
     if isinstance(value, str):
         return "text"
     if not isinstance(value, list):

@@ -25,13 +25,13 @@ INTERRUPTED = 130
 GRACE_S = 5.0
 """Added to --shutdown-timeout, for the server's last events."""
 POLL_S = 0.05
-WATCH_S = 0.1  # between two looks at the processes
+WATCH_S = 0.1  # between two checks of the processes
 
 Describe = Callable[[ClusterInfo], Sequence[str]]
 
 
 class _Signals:
-    """Counts the signals that ask this process to end."""
+    """Counts SIGTERM and SIGINT."""
 
     def __init__(self) -> None:
         self.count = 0

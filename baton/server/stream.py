@@ -309,7 +309,7 @@ class GenerationStream:
         self._router = router
         self._request = request
         self._queue: Queue = Queue()
-        # News that arrived before all submits were accepted.
+        # Messages that arrived before all submits were accepted.
         self._early: deque[tuple[PendingRequest, News]] = deque()
         self._pending: dict[PendingRequest, Choice] = {}
         self._behind: dict[PendingRequest, list[tuple[Submit, Choice]]] = {}

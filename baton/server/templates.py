@@ -183,7 +183,7 @@ class CompiledTemplate:
         return "".join(pieces)
 
     def stop(self) -> None:
-        """Renderings that are under way fail at their next loop or call."""
+        """Make renderings in progress fail at their next loop or call."""
         self._sandbox.patience_s = 0.0
 
 

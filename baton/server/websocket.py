@@ -29,7 +29,7 @@ AT_ONCE = 64
 
 
 def add_websocket(app: FastAPI, service: GenerationService) -> None:
-    """The route /v1/stream."""
+    """Add the route /v1/stream."""
 
     @app.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:

@@ -35,7 +35,8 @@ class Address:
         """TransferError if the pool holds the blocks of another model or block size."""
         if self._region.layout != layout.fingerprint:
             raise TransferError(
-                f"the pool's KV layout is {self._region.layout}, this worker's {layout.fingerprint}"
+                f"the pool's KV layout is {self._region.layout}, this worker's {layout.fingerprint}; "
+                "start both with the same model, dtype and block size"
             )
 
     def check_host(self) -> None:

@@ -120,7 +120,7 @@ class CudaIpcLink:
         self._pushed.pop(grant.generation, None)
 
     def probe(self) -> float:
-        """GB/s of 8 MiB to the owner's GPU, into this process's own memory there; 0 on one GPU."""
+        """Bandwidth in GB/s to the owner's GPU, measured with a copy of 8 MiB; 0 if both share a GPU."""
         if self._in_place:
             return 0.0
         source, target = (

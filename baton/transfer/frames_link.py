@@ -77,7 +77,7 @@ class FramesLink:
         elif not endpoint.startswith("tcp://"):
             raise TransferError("the endpoint is not a tcp address")
         elif keys is None or server not in keys.trusted:
-            raise TransferError("tcp needs CURVE keys, and the owner's must be trusted")
+            raise TransferError("tcp needs CURVE keys, and the pool owner's key must be trusted")
         else:
             secure_client(self._socket, keys, server)
         wait_for_handshake(self._socket, endpoint, min(CONNECT_S, writer.deadline_s))

@@ -124,5 +124,5 @@ class InPlaceLink:
         return 0.0
 
     def close(self) -> None:
-        """A mapping ends with the last tensor over it, which the engine may still hold."""
+        """Memory is unmapped with the last tensor that uses it; the engine may still hold one."""
         self.slabs = self._stamps = None

@@ -98,7 +98,7 @@ class PinnedExport:
         return any(job.verdict is Arrival.PENDING for job in self._jobs.values())
 
     def wakeups(self) -> Sequence[zmq.Socket[bytes]]:
-        """None: arrival() starts the work, and poll() says whether some is left."""
+        """None: arrival() starts the work, and poll() returns whether some is left."""
         return ()
 
     def arrival(

@@ -26,7 +26,7 @@ import torch
 from baton.errors import OutOfMemory, TransferError
 from baton.kv.layout import KVLayout
 
-PAGE = 16384  # the largest page size of the systems we run on (Apple silicon)
+PAGE = 16384  # the largest page size of all supported systems (Apple silicon)
 MAGIC = b"baton-kv-pool-1\n"
 TOKEN_BYTES = 16
 

@@ -116,7 +116,7 @@ class Expected:
         if grant.blocks and not 0 <= min(grant.blocks) <= max(grant.blocks) < self._blocks:
             raise TransferError(f"{grant.run}: grants blocks outside a pool of {self._blocks}")
         if self._grants.setdefault(grant.generation, grant) != grant:
-            raise TransferError(f"{grant.run}: generation {grant.generation} is granted already")
+            raise TransferError(f"{grant.run}: generation {grant.generation} was already granted")
 
     def __contains__(self, grant: Grant) -> bool:
         return self._grants.get(grant.generation) == grant

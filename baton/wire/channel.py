@@ -160,8 +160,8 @@ class Dialer:
                 yield ROUTER, messages
 
     def _was_cut(self) -> bool:
-        """Was the connection lost since the last call? Then messages in flight are lost, even if ZeroMQ
-        has reconnected."""
+        """Whether the connection was lost since the last call, and with it the messages in flight, even
+        if ZeroMQ has reconnected."""
         cut = False
         while _readable(self._monitor):
             recv_monitor_message(self._monitor)
@@ -189,7 +189,7 @@ class _MemberKeys:
 def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
-    socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # on the wire, with what CURVE adds
+    socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # on the wire, including CURVE's overhead
     socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 10_000  # half-open connections
 
 

@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if is_dataclass(value):
         return _plain_fields(value)
-    return value  # msgpack refuses what it does not know
+    return value  # msgpack raises for other types
 
 
 Check = Callable[[Any, str], Any]
@@ -152,7 +152,7 @@ def _check(hint: Any) -> Check:
             return _check_either(arms)
         inner = _check(arms[0])
         return lambda value, where: None if value is None else inner(value, where)
-    raise TypeError(f"the codec does not know {hint}")
+    raise TypeError(f"the codec does not support {hint}")
 
 
 def _check_scalar(kind: type) -> Check:

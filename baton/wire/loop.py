@@ -147,7 +147,7 @@ class Loop:
                 break
 
     def _register_wakeups(self) -> None:
-        """Again every turn: they change when a worker exports its pool again."""
+        """Called every turn: a worker's sockets change when it exports its pool again."""
         sockets = list(self._wakeups())
         if sockets != self._waking:
             for old in self._waking:

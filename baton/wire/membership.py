@@ -1,4 +1,4 @@
-"""Membership: the part that all worker nodes share: joining a router, heartbeats, new epochs.
+"""Membership, the same for all worker nodes: joining a router, heartbeats, new epochs.
 
 new -- Hello --> waiting -- Welcome --> joined -- Reset, or the router is gone --> new (next epoch)
 """

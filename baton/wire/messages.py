@@ -12,9 +12,9 @@
       |<- Emitted -----|<------- Decoded ----------|   (once a step)          |
       |<- Finished ----|                           |                          |
 
-Workers know *runs* ("7f3a#0", "7f3a#1": the attempts at a request), clients know requests; only the
-router knows both. Every message is a frozen dataclass of plain values; baton.wire.codec checks each
-field's type on arrival.
+Messages of workers name *runs* ("7f3a#0", "7f3a#1": the attempts at a request), those of clients name
+requests; the router translates. Every message is a frozen dataclass of plain values; baton.wire.codec
+checks each field's type on arrival.
 """
 
 from dataclasses import dataclass

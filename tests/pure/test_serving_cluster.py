@@ -78,5 +78,5 @@ def test_a_server_that_died_at_its_start_is_replaced_and_waited_for(
 
 def test_a_server_that_never_comes_is_given_up(listener: socket.socket) -> None:
     times = itertools.count(0.0, READY_S / 4)
-    with pytest.raises(BatonError, match="not ready within 120 s"):
+    with pytest.raises(BatonError, match="not ready in 120 s"):
         _await_server(serving(listener, itertools.repeat(list[Notice]()), []), lambda: next(times))

@@ -197,7 +197,7 @@ def test_a_tokenizer_from_elsewhere_is_taken(tmp_path: Path) -> None:
         ({"leave_out": ["dim"]}, "lacks dim"),
         ({"leave_out": ["norm_eps"]}, "lacks norm_eps"),
         ({"leave_out": ["rope_theta"]}, "lacks rope_theta"),
-        ({"dim": "32"}, "dim must be a number above 0, and is '32'"),
+        ({"dim": "32"}, "dim must be a number above 0, got '32'"),
         ({"n_heads": True}, "n_heads must be a number above 0"),
         ({"norm_eps": float("nan")}, "norm_eps must be a number above 0"),
         ({"use_scaled_rope": 1}, "use_scaled_rope must be true or false"),
@@ -206,8 +206,8 @@ def test_a_tokenizer_from_elsewhere_is_taken(tmp_path: Path) -> None:
         ({"n_layers": 10**12}, "does not hold the 1,000,000,000,000 layers"),
         ({"n_layers": 3}, r"lacks layers\.2\.attention\.wk\.weight, .* and 6 more"),
         ({"n_layers": 1}, r"has layers\.1\.attention.*, which params\.json does not account for"),
-        ({"n_kv_heads": 4}, r"wk\.weight is \[16, 32\], where its .* asks for \[32, 32\]"),
-        ({"multiple_of": 256}, r"w1\.weight is \[112, 32\], where .* asks for \[256, 32\]"),
+        ({"n_kv_heads": 4}, r"wk\.weight is \[16, 32\], its .* needs \[32, 32\]"),
+        ({"multiple_of": 256}, r"w1\.weight is \[112, 32\], .* needs \[256, 32\]"),
         ({"vocab_size": 32000}, "has 284 rows of tokens, and params.json says 32,000"),
     ],
 )
@@ -250,7 +250,9 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
     other = llama_tensors()
     other["layers.1.ffn_norm.weight"] += 1
     torch.save(cut(other, 2, embedding=0)[1], folder / "consolidated.01.pth")
-    refused(folder, r"01\.pth: layers\.1\.ffn_norm\.weight is not that of consolidated\.00\.pth")
+    refused(
+        folder, r"01\.pth: layers\.1\.ffn_norm\.weight differs from that of consolidated\.00\.pth"
+    )
 
 
 def test_what_files_cannot_share_is_refused(tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_what_files_cannot_share_is_refused(tmp_path: Path) -> None:
         (folder / f"consolidated.{at:02d}.pth").write_bytes(
             (folder / "consolidated.00.pth").read_bytes()
         )
-    refused(folder, r"is \[32, 32\] by params\.json, which 3 files cannot share")
+    refused(folder, r"must be \[32, 32\] by params\.json, which cannot be split over 3 files")
 
 
 def test_code_in_a_part_is_refused_and_never_run(tmp_path: Path) -> None:
@@ -275,9 +277,9 @@ def test_code_in_a_part_is_refused_and_never_run(tmp_path: Path) -> None:
     [
         (b"", "is not a SentencePiece model, or is broken"),
         (b"\x00\xff" * 40, "is not a SentencePiece model, or is broken"),
-        (b"YQ== 0\nnonsense\n", "line 2: not a token in base64 and its rank"),
-        (b"YQ== 0\nYQ 1\n", "line 2: not a token in base64 and its rank"),
-        (b"YQ== 0\nYQ== 1\n", "line 2: the token is there already"),
+        (b"YQ== 0\nnonsense\n", "line 2: must be a token in base64 and its rank"),
+        (b"YQ== 0\nYQ 1\n", "line 2: must be a token in base64 and its rank"),
+        (b"YQ== 0\nYQ== 1\n", "line 2: the token occurs twice"),
         (b"YQ== 0\nYg== 2\n", "token ids must run from 0 without a gap"),
         (b"YQ== 0\nYg== 1\n", "has no token for the byte 0x00"),
         (tiktoken_list({token: 2 * rank for token, rank in RANKS.items()}), "without a gap"),

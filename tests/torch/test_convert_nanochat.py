@@ -182,7 +182,7 @@ def test_what_newer_nanochats_have_is_refused_by_name(
         ({"n_layer": 4}, r"lacks transformer\.h\.3\.attn"),
         ({"n_layer": 2}, r"has transformer\.h\.2\..* beyond the 2 layers"),
         ({"n_head": 3}, "do not divide into each other"),
-        ({"n_kv_head": 1}, r"attn\.c_k\.weight is \[16, 32\], where .* asks for \[8, 32\]"),
+        ({"n_kv_head": 1}, r"attn\.c_k\.weight is \[16, 32\], .* needs \[8, 32\]"),
         ({"n_embd": None}, "lacks n_embd"),
         ({"vocab_size": 100}, r"transformer\.wte\.weight is \[275, 32\]"),
     ],

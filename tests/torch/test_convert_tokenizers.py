@@ -130,8 +130,8 @@ def test_code_in_a_tokenizer_is_refused_and_never_run(tmp_path: Path) -> None:
     argument = b"\x8c%c%s" % (len(name), name)
     call = b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93" + argument + b"\x85R."
     refused(path, call, r"names os\.mkdir, which may be code that runs")
-    refused(path, b"\x80\x04cos\nmkdir\n" + argument + b"\x85R.", "asks for more than data")
-    refused(path, GOOD[:-1] + argument + b"\x85R.", "asks for more than data")
+    refused(path, b"\x80\x04cos\nmkdir\n" + argument + b"\x85R.", "contains more than data")
+    refused(path, GOOD[:-1] + argument + b"\x85R.", "contains more than data")
     refused(path, GOOD.replace(b"tiktoken.core", b"subprocess..."), "which may be code that runs")
     assert not canary.exists()
 
@@ -142,9 +142,9 @@ def test_code_in_a_tokenizer_is_refused_and_never_run(tmp_path: Path) -> None:
         (b"", "it is cut short"),
         (GOOD[:-1], "it is cut short"),
         (GOOD + b"x", "does not end where it should"),
-        (b"\x80\x02" + GOOD[2:], "of an old kind"),
+        (b"\x80\x02" + GOOD[2:], "protocol is not 4 or 5"),
         (b"\x80\x04}.", "it holds no tiktoken Encoding"),
-        (b"\x80\x04N.", "asks for more than data"),
+        (b"\x80\x04N.", "contains more than data"),
         (b"\x80\x04h\x07.", "it is broken"),
         (b"\x80\x04u.", "it is broken"),
         (b"\x80\x04}K\x01K\x02s.", "it is broken"),
@@ -155,7 +155,7 @@ def test_code_in_a_tokenizer_is_refused_and_never_run(tmp_path: Path) -> None:
         (b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81\x8c\x04gpt2b.",
          "names tiktoken's own 'gpt2' and does not hold its tokens"),
         (b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81.", "its Encoding has no values"),
-        (b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93}\x81.", "asks for something to be called"),
+        (b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93}\x81.", "calls a function"),
     ],
 )  # fmt: skip
 def test_what_is_no_plain_encoding_is_refused(tmp_path: Path, data: bytes, message: str) -> None:

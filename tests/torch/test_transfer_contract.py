@@ -313,7 +313,7 @@ def test_the_owner_grants_what_it_has(owner: Owner) -> None:
     with pytest.raises(TransferError, match="outside"):
         owner.grant(BLOCKS)
     grant = owner.grant(1)
-    with pytest.raises(TransferError, match="granted already"):
+    with pytest.raises(TransferError, match="already granted"):
         owner.export.expect(replace(grant, run="other"))
 
 

@@ -198,7 +198,7 @@ class _Assembler:
         self, number: int, params: AttentionParams, layout: KVLayout
     ) -> native.AttentionLayer:
         if layout.dtype not in native.CACHES:
-            raise CompileError(f"its KV cache is {layout.dtype}")
+            raise CompileError(f"a KV cache in {layout.dtype} is not supported")
         step = next(s for s in self._plan.steps if isinstance(s, Attend) and s.layer == number)
         shape = layout.layers[number]
         sinks = None if params.sinks is None else params.sinks.detach().float()

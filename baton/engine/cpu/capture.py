@@ -1,8 +1,8 @@
 """Capture: traces a transformers model's forward once, into a flat graph of aten operations.
 
 The model's code runs over fake tensors (without data), with baton's attention in place of its own.
-The sizes that stand for numbers of tokens are primes that no weight has, so lower.py can tell them
-from the model's dimensions.
+Token counts are primes that occur in no weight's shape, so lower.py can tell them from the model's
+dimensions.
 """
 
 import logging
@@ -61,8 +61,8 @@ class _Attention:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the stack trace that torch logs for an operation it cannot trace: the CompileError says
-    it in one line."""
+    """Silences the stack trace that torch logs for an operation it cannot trace: the CompileError has
+    one line of it."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     logger.disabled, before = True, logger.disabled
     try:

@@ -17,7 +17,7 @@ GATED = {"silu": "silu_mul", "gelu": "gelu_mul", "gelu_tanh": "gelu_tanh_mul"}
 
 
 def fuse(micros: Sequence[Micro]) -> tuple[Micro, ...]:
-    """The same work in fewer operations."""
+    """Merge operations, so that fewer do the same work."""
     work = _Work(micros)
     for micro in micros:
         if micro.code == "mul":

@@ -63,8 +63,8 @@ def describe_batch(batch: Batch[torch.Tensor], block_size: int) -> AttentionBatc
 def describe_layer(
     pool: Pool, layer: int, heads: int, params: AttentionParams, sinks: torch.Tensor | None
 ) -> AttentionLayer:
-    """One layer for C++. `sinks`: those of `params`, fp32 [heads] and contiguous; they must outlive the
-    result."""
+    """The C++ description of one layer. `sinks`: those of `params` as contiguous fp32 [heads]; they must
+    outlive the result."""
     keys, values = pool.keys[layer], pool.values[layer]
     return AttentionLayer(
         type=CACHE_TYPES[keys.dtype],

@@ -79,7 +79,7 @@ class Lowering:
         args = [self._look_up(each) for each in node.args]
         options = {name: self._look_up(each) for name, each in node.kwargs.items()}
         if node.target not in OPERATIONS and not _constant(args):
-            raise CompileError(f"it uses {node.target}")
+            raise CompileError(f"it uses the operation {node.target}")
         if _constant(args):
             assert callable(node.target)
             with torch.no_grad():

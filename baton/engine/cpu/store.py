@@ -57,7 +57,7 @@ def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
     try:
         folder = cache_folder("programs")
         if size > shutil.disk_usage(folder).free * DISK_SHARE:
-            raise OSError(f"{size / 2**30:.1f} GiB are too much for the disk of {folder}")
+            raise OSError(f"{folder} has too little free space for {size / 2**30:.1f} GiB")
         with _locked(folder / f"{key}.lock"):
             path = folder / f"{key}{SUFFIX}"
             if not path.exists():

@@ -75,7 +75,7 @@ class FlashInferAttention:
         self._pages: Pages | None = None  # of the current step
 
     def width(self, blocks: Sequence[int]) -> int | None:
-        """0: it uses pages in place of the block table."""
+        """0: this backend reads page lists instead of the block table."""
         return 0
 
     def begin(self, rows: Sequence[Row], block_size: int) -> None:

@@ -1,6 +1,6 @@
 """Selects how a model runs on a GPU: decode steps as CUDA graphs, attention by FlashInfer if it is
 installed and supports the model, FP8 weights on request. At boot each must reproduce the results of
-the plain runner on this card; otherwise it is not used, and `backend` says why.
+the plain runner on this card; otherwise it is not used, and `backend` names the reason.
 """
 
 from collections.abc import Callable, Sequence

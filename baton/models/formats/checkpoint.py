@@ -188,7 +188,7 @@ def count(found: Json, name: str, path: Path) -> int:
     """A whole number above 0."""
     value = number(found, name, path)
     if value != int(value):
-        raise ModelError(f"{path}: {name} must be a whole number, and is {value!r}")
+        raise ModelError(f"{path}: {name} must be a whole number, got {value!r}")
     return int(value)
 
 
@@ -199,7 +199,7 @@ def number(found: Json, name: str, path: Path) -> float:
         raise ModelError(f"{path} lacks {name}")
     sound = isinstance(value, int | float) and not isinstance(value, bool)
     if not sound or not math.isfinite(value) or value <= 0:
-        raise ModelError(f"{path}: {name} must be a number above 0, and is {str(value)[:80]!r}")
+        raise ModelError(f"{path}: {name} must be a number above 0, got {str(value)[:80]!r}")
     return float(value) if isinstance(value, float) else value
 
 
@@ -232,7 +232,7 @@ def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], path: P
     """Raises ModelError for another shape, and for anything but floating-point numbers."""
     if tuple(tensor.shape) != shape:
         raise ModelError(
-            f"{path}: {name} is {list(tensor.shape)}, where its configuration asks for {list(shape)}"
+            f"{path}: {name} is {list(tensor.shape)}, its configuration needs {list(shape)}"
         )
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ModelError(

@@ -46,7 +46,7 @@ class _Unfit(Exception):
 
 
 def read_encoding(path: Path) -> Encoding:
-    """The Encoding in the file. Raises ModelError for anything else, which may be code that would run."""
+    """The Encoding in the file. Raises ModelError for anything else, because a pickle may run code."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise _Unfit(f"it is larger than {LARGEST_FILE >> 20} MiB")
@@ -112,7 +112,7 @@ class _Machine:
             case "PROTO" if argument in (4, 5):
                 pass
             case "PROTO":
-                raise _Unfit("it is of an old kind of pickle")
+                raise _Unfit("its pickle protocol is not 4 or 5")
             case _ if name in VALUES:
                 if isinstance(argument, str):
                     argument.encode()  # half a surrogate pair: UnicodeError
@@ -142,13 +142,13 @@ class _Machine:
                 push(_Class())
             case "NEWOBJ":
                 if self._pop() != () or not isinstance(self._top(), _Class):
-                    raise _Unfit("it asks for something to be called")
+                    raise _Unfit("it calls a function")
             case "BUILD" if self._state is None:
                 self._state = self._pop()
             case "BUILD":
                 raise _Unfit("it has a second object")
             case _:
-                raise _Unfit(f"it asks for more than data (instruction {name})")
+                raise _Unfit(f"it contains more than data (instruction {name})")
 
     def _set_all(self) -> None:
         values: list[Any] = []

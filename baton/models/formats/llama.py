@@ -97,16 +97,16 @@ class Parts:
             part[cut] //= len(self.paths)
             if part[cut] * len(self.paths) != wanted[cut]:
                 raise ModelError(
-                    f"{self.paths[0].parent}: {name} is {list(wanted)} by params.json, which "
-                    f"{len(self.paths)} files cannot share"
+                    f"{self.paths[0].parent}: {name} must be {list(wanted)} by params.json, "
+                    f"which cannot be split over {len(self.paths)} files"
                 )
         each = [tensors[name] for tensors in self.tensors]
         for path, tensor in zip(self.paths, each, strict=True):
             check_shape(name, tensor, tuple(part), path)
             if cut is None and not torch.equal(tensor, each[0]):
                 raise ModelError(
-                    f"{path}: {name} is not that of {self.paths[0].name}: they are parts of "
-                    "different models"
+                    f"{path}: {name} differs from that of {self.paths[0].name}: the files are parts "
+                    "of different models"
                 )
         return each[0] if cut is None or len(each) == 1 else torch.cat(each, dim=cut)
 
@@ -120,7 +120,7 @@ class Parts:
 
 
 def is_llama(folder: Path) -> bool:
-    """Does it look like one of Meta's folders? With a config.json it is one of Hugging Face's."""
+    """Whether the folder looks like one of Meta's; one with a config.json is Hugging Face's."""
     params = (folder / "params.json").is_file()
     parts = any(PART.fullmatch(path.name) for path in folder.iterdir())
     foreign = (folder / "config.json").is_file()
@@ -166,7 +166,7 @@ def _params(path: Path) -> Params:
     theta = None if params.get("rope_theta") is None else number(params, "rope_theta", path)
     scaled = params.get("use_scaled_rope", False)
     if not isinstance(scaled, bool):
-        raise ModelError(f"{path}: use_scaled_rope must be true or false, and is {scaled!r}")
+        raise ModelError(f"{path}: use_scaled_rope must be true or false, got {scaled!r}")
     rows = params.get("vocab_size", -1)  # -1: as many as the tokenizer has
     rows = None if rows == -1 else count(params, "vocab_size", path)
     return Params(shape, number(params, "norm_eps", path), theta, scaled, rows)

@@ -103,9 +103,9 @@ def _from_list(path: Path, rows: int, names: dict[int, str]) -> Vocabulary:
                 raise ValueError
             spelled = base64.b64decode(token, validate=True)
         except ValueError:
-            raise ModelError(f"{path}, line {at}: not a token in base64 and its rank") from None
+            raise ModelError(f"{path}, line {at}: must be a token in base64 and its rank") from None
         if spelled in ranks:
-            raise ModelError(f"{path}, line {at}: the token is there already")
+            raise ModelError(f"{path}, line {at}: the token occurs twice")
         ranks[spelled] = int(rank)
     room = rows - len(ranks)
     if room <= max(names):

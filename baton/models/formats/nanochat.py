@@ -70,7 +70,7 @@ CHAT_TEMPLATE = """\
 
 
 def is_nanochat(folder: Path) -> bool:
-    """Does it look like a folder that nanochat wrote?"""
+    """Whether the folder looks like one that nanochat wrote."""
     return any(MODEL_FILE.fullmatch(path.name) for path in folder.iterdir())
 
 
@@ -153,7 +153,7 @@ def _sizes(meta: Path) -> tuple[Shape, int, int]:
     shape.check(meta)
     pattern = config.get("window_pattern", "L")
     if not isinstance(pattern, str) or not pattern or set(pattern.upper()) - {"S", "L"}:
-        raise ModelError(f"{meta}: window_pattern must consist of S and L, and is {pattern!r}")
+        raise ModelError(f"{meta}: window_pattern must consist of S and L, got {pattern!r}")
     if "S" in pattern.upper()[: layers - 1]:  # the last layer always attends to everything
         raise ModelError(
             f"{meta}: window_pattern {pattern[:40]!r} gives layers a sliding window, which "

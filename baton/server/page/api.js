@@ -1,4 +1,4 @@
-// The server, as the page sees it: JSON, and server-sent events read from a fetch, so that they can carry a key.
+// HTTP calls: JSON, and server-sent events read with fetch, because EventSource cannot send the API key.
 
 let key = sessionStorage.getItem("key") || "";
 

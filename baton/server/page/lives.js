@@ -104,7 +104,7 @@ export class Lives {
     this.lanes.get(bar.lane).rows[bar.row] = bar.end;
   }
 
-  /** Forget what nobody can see any more. */
+  /** Forget requests that have left the visible time range. */
   prune(now) {
     const old = now - KEPT_S;
     for (const [name, lane] of this.lanes) {

@@ -103,7 +103,7 @@ async function follow() {
       byId("feed").textContent = "";
       wait = 500;
       for await (const { name, data } of events(answer)) show[name]?.(JSON.parse(data));
-    } catch { /* told below */ }
+    } catch { /* reported below */ }
     byId("dot").className = "dot lost";
     byId("feed").textContent = "disconnected, trying again";
     await new Promise((resolve) => setTimeout(resolve, wait));

@@ -34,7 +34,7 @@ export class Picture {
     this.wrong = read("wrong");
   }
 
-  /** The router says that it is `now` there. */
+  /** Adjust the offset to the router's clock, which reads `now`. */
   clock(now) {
     const offset = now - performance.now() / 1000;
     this.offset = this.offset === null || Math.abs(offset - this.offset) > 1 ? offset : Math.max(this.offset, offset);

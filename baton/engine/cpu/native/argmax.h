@@ -27,13 +27,13 @@ inline float largest_of_row(const float* row, long width) {
     return nan == nan ? result : nan;
 }
 
-// Where `value` first stands in the row; 0 if nowhere, as with a NaN.
+// The first index of `value` in the row; 0 if it does not occur, as with a NaN.
 inline long first_of_row(const float* row, long width, float value) {
     long at = 0;
     for (; at + 4 * LANES <= width; at += 4 * LANES) {
         VecI found = {};
         for (int i = 0; i < 4; i++) found |= load(row + at + i * LANES) == value;
-        if (sum((Vec)(found & 0x3f800000)) > 0) break;  // a 1 in each lane that is it
+        if (sum((Vec)(found & 0x3f800000)) > 0) break;  // 1.0 in each lane that equals it
     }
     for (; at < width; at++)
         if (row[at] == value) return at;
@@ -48,11 +48,11 @@ class Argmax {
 
     static size_t bytes(long count, int threads) { return count * threads * sizeof(Found); }
 
-    // A barrier comes after it, and before it if others wrote the rows.
+    // Needs a barrier after it, and one before it if other threads wrote the rows.
     void scan(const Worker& worker) const {
         Range panels = share(panels_of(width), worker);
         long begin = panels.begin * CHANNELS, end = std::min(width, panels.end * CHANNELS);
-        long some = std::max(0L, end - begin);  // of none the largest is -infinity
+        long some = std::max(0L, end - begin);  // the largest of no numbers is -infinity
         for (long row = 0; row < count; row++) {
             const float* from = rows + row * stride + begin;
             float largest = largest_of_row(from, some);

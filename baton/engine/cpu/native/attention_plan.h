@@ -1,4 +1,4 @@
-// What attention works on: the batch and the layer, cut into tiles of queries and blocks of keys.
+// The input of attention: the batch and the layer, divided into tiles of queries and blocks of keys.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace baton {
 struct AttentionBatch {              // as baton.engine.batch.Batch
     long sequences;
     const int32_t* query_offsets;    // [B + 1]
-    const int32_t* context_lengths;  // [B]: tokens of each sequence once these are in
+    const int32_t* context_lengths;  // [B]: tokens of each sequence, with those of this batch
     const int32_t* block_table;      // [B, table_width]
     long table_width, block_size;
     const int64_t* slots;            // [T]: block * block_size + position within the block
@@ -86,7 +86,7 @@ class Tiles {
     }
 
    private:
-    // On to the next queries, of all heads.
+    // Advances to the next queries, all heads.
     bool step(Tile& tile) const {
         tile.first += tile.queries;
         for (; tile.sequence < batch.sequences; tile.sequence++, tile.first = 0) {
@@ -98,7 +98,7 @@ class Tiles {
         return false;
     }
 
-    // Of one head: to lay out a key and a value is as much work as a dozen rows.
+    // The work for one head: staging a key and its value costs as much as a dozen rows.
     long cost(const Tile& tile) const {
         Range keys = seen(layer, batch, tile);
         return (keys.end - keys.begin) * (tile.queries * group + 12);

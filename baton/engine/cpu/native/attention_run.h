@@ -17,7 +17,7 @@ struct AttentionScratch {
         width = (layer.value_dim + LANES - 1) / LANES * LANES;
     }
 
-    // Places everything from `memory` on; returns the bytes that takes.
+    // Lays out all buffers from `memory` on; returns their size in bytes.
     size_t place(const AttentionLayer& layer, void* memory) {
         uintptr_t start = reinterpret_cast<uintptr_t>(memory), at = start;
         auto take = [&]<typename T>(T*& part, long count) {
@@ -99,7 +99,7 @@ class TileRun {
         });
     }
 
-    // Memory is read about in its own order: the keys of all heads, then their values.
+    // Reads memory in nearly ascending order: the keys of all heads, then their values.
     void process_block() {
         first_row = 0, end_row = rows;  // of each head; queries that see a key of this block
         while (scratch.ends[first_row] <= now.base) first_row++;
@@ -135,7 +135,7 @@ class TileRun {
         }
     }
 
-    // The key block's rows of one kv head. Until prefetch_next() they name themselves as the next rows.
+    // The key block's rows of one kv head. Until prefetch_next() is called, they prefetch themselves.
     CacheRows<T> rows_of(const KeyBlock& keys, const void* pool, long dim, long head) const {
         const T* start = static_cast<const T*>(pool) + head * dim;
         const int64_t* slots = keys.slots + keys.begin;
@@ -152,7 +152,7 @@ class TileRun {
         return rows_of(block, layer.values, layer.value_dim, head);
     }
 
-    // Loads of `rows` prefetch `coming`.
+    // Makes loads of `rows` prefetch `coming`.
     static void prefetch_next(CacheRows<T>& rows, const CacheRows<T>& coming) {
         rows.next_pool = coming.pool;
         rows.next_slots = coming.slots;
@@ -170,7 +170,7 @@ class TileRun {
         return scratch.outputs + (h * rows + row) * scratch.width;
     }
 
-    // Blocks of rows of one head, none much smaller than the others.
+    // Visits the rows of one head in blocks of about equal size.
     template <typename Visit>
     void each_row_block(Visit&& visit) const {
         for (long row = first_row, count; row < end_row; row += count) {
@@ -193,8 +193,8 @@ class TileRun {
         });
     }
 
-    // Each row adds the values of the positions it sees: those that all rows of a block see
-    // together, others (at its ends) row by row.
+    // Adds to each row the values of the positions it sees. Positions that all rows of a block see are
+    // added for the whole block, the others (at its ends) row by row.
     template <typename Factor>
     void add_values(long h, const Factor& values) const {
         auto add = [&](long row, int count, int begin, int end) {

@@ -10,7 +10,7 @@ namespace baton {
 
 constexpr int KEY_BLOCK = 64;  // positions; key blocks begin at multiples of it
 
-// By name: gcc drops calls of functions that do nothing but __builtin_prefetch.
+// Inline assembly, because gcc removes calls to functions that contain only __builtin_prefetch.
 inline void prefetch(const void* address) {
 #ifdef __x86_64__
     asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(address)));
@@ -38,7 +38,7 @@ struct CacheRows {
         return next_pool + next_slots[row < next_count ? row : next_count - 1] * next_stride;
     }
 
-    // As the factor of a product: LANES values of a row.
+    // LANES values of a row, as a factor of multiply().
     Vec at(long row, long column) const {
         prefetch(after(row) + column);
         return load(at(row) + column);
@@ -98,7 +98,7 @@ struct Square {
     static constexpr int DIMS = LANES * int(sizeof(float) / sizeof(T));
     Vec words[LANES];
 
-    // Dimensions from `d` on of the keys `rows`; what is beyond `dim` reads as 0.
+    // Dimensions from `d` on of the keys `rows`; dimensions beyond `dim` read as 0.
     Square(const T* const* rows, long d, long dim) {
         for (int i = 0; i < LANES; i++)
             if (d + DIMS <= dim) {
@@ -117,7 +117,7 @@ struct Square {
     }
 };
 
-// LANES keys side by side, those of the rows from `row` on; beyond both ends some neighbour's.
+// LANES keys side by side, from row `row` on. A row outside the block is replaced by the nearest in it.
 template <typename T>
 class KeyGroup {
    public:

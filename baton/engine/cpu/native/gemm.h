@@ -18,10 +18,10 @@ constexpr int ROWS = 6;         // of a tile, at most
 constexpr long CHUNK = 1024;    // steps, 256 KiB
 constexpr long WIDE = 512;      // steps of a chunk that is widened, 128 KiB
 constexpr long STEP_BYTES = CHANNELS * sizeof(uint32_t);
-constexpr long AHEAD = 4096;    // bytes that are fetched before their time
-constexpr long PART_ROWS = 96;  // of a task, about
+constexpr long AHEAD = 4096;    // prefetch distance in bytes
+constexpr long PART_ROWS = 96;  // of a task, roughly
 
-// Registers side by side for a tile of `rows`: few rows leave room for more.
+// Registers side by side for a tile of `rows`; with fewer rows there can be more.
 constexpr int registers_of(int rows) {
     int registers = REGISTERS;
     while (2 * registers * rows <= ROWS * REGISTERS && 2 * registers * WIDTH <= CHANNELS)
@@ -29,7 +29,7 @@ constexpr int registers_of(int rows) {
     return registers;
 }
 
-// What a panel's sums start and end with, padded to its 64 channels.
+// Initial values of a panel's sums, and the factors and biases applied at the end, for 64 channels.
 struct Edge {
     alignas(64) float start[CHANNELS] = {};  // the bias; i8: int32, -128 sum(weight)
     alignas(64) float scale[CHANNELS] = {};  // i8, w8
@@ -61,12 +61,12 @@ struct Chunk {
     const uint32_t* words;
     long steps;
     bool first, last;
-    const char* ahead;  // what is fetched meanwhile, `stride` bytes further with each step
+    const char* ahead;  // the address to prefetch; moves by `stride` bytes with each step
     long stride;
 };
 
-// One tile streams, and fetches a little ahead of itself. Several tiles fetch the next chunk, which
-// comes right behind, a part each, so that memory is busy while they multiply.
+// A single tile prefetches a little ahead of itself. Of several tiles each prefetches a part of the
+// next chunk, which follows in memory, so that memory is busy while they multiply.
 inline void fetch_ahead(Chunk& chunk, const uint32_t* packed, long bytes, int tile, int tiles) {
     const char* words = (const char*)packed;
     const long each = bytes / chunk.steps;
@@ -75,7 +75,7 @@ inline void fetch_ahead(Chunk& chunk, const uint32_t* packed, long bytes, int ti
     if (tiles > 1) chunk.ahead = words + bytes + chunk.steps * (tile * chunk.stride);
 }
 
-// Many rows would each widen the same weights: so the chunk is widened once, to steps of floats.
+// With many rows the chunk is widened once, to steps of floats, instead of once for each tile.
 template <WeightType type>
 inline void widen(const uint32_t* words, long steps, float* to) {
     for (const uint32_t* end = words + steps * CHANNELS; words < end; words += CHANNELS)
@@ -85,9 +85,9 @@ inline void widen(const uint32_t* words, long steps, float* to) {
                 put(to + v, widened<type>(get<PartU>(words + v), i));
 }
 
-// M rows times a chunk of a panel, as many columns at once as registers hold. `sums` [M][stride] has
-// those of the chunks before. GCC keeps them in registers only if it unrolls the loops over them at
-// once, and nothing else happens.
+// M rows times a chunk of a panel, as many columns at once as registers hold. `sums` [M][stride] holds
+// the sums of the previous chunks. GCC keeps them in registers only if it fully unrolls the loops over
+// them, and the function does nothing else.
 template <WeightType type, int M>
 __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float* start, float* sums,
                                              long stride) {
@@ -138,7 +138,7 @@ inline void multiply_tile(int m, const Rows& rows, const Chunk& chunk, const flo
     }
 }
 
-// i8: int32 sums become the result, in place; w8: so do sums of what is not scaled yet.
+// Turns sums into results, in place. i8: converts from int32 and scales; w8: scales.
 template <WeightType type>
 inline void finish(const Rows& rows, int m, const Edge& edge, float* sums, long stride) {
     for (int r = 0; r < m; r++)
@@ -187,7 +187,7 @@ class Parts {
 
     void begin(const Worker& worker) { tasks.begin(worker); }
 
-    // visit(panel, rows) for one after another, until there are none.
+    // Calls visit(panel, rows) for this thread's tasks until none is left.
     template <typename Visit>
     void each(const Worker& worker, Visit&& visit) {
         for (long task; (task = tasks.take(worker)) >= 0;)
@@ -204,7 +204,7 @@ template <WeightType type, WeightType form>
 inline void multiply_part(const Weight& weight, const Rows& rows, long panel, const Range& part,
                           float* out, long out_stride) {
     constexpr bool widens = form != type;
-    constexpr long each = widens ? per_word(type) : 1;  // steps that one of the weight becomes
+    constexpr long each = widens ? per_word(type) : 1;  // steps that one step of the weight widens to
     constexpr long most = widens ? WIDE / each : CHUNK;
     alignas(64) float wide[widens ? WIDE * CHANNELS : 1];
     const long steps = steps_of(type, weight.k);
@@ -220,7 +220,7 @@ inline void multiply_part(const Weight& weight, const Rows& rows, long panel, co
         Chunk chunk{widens ? (const uint32_t*)wide : packed, some_steps * each, step == 0,
                     step + most >= steps, nullptr, 0};
         for (int tile = 0, tiles = int(divided(count, ROWS)); tile < tiles; tile++) {
-            Range some = share(count, {tile, tiles});  // as even as can be, all <= ROWS
+            Range some = share(count, {tile, tiles});  // as even as possible, all <= ROWS
             long row = part.begin + some.begin;
             fetch_ahead(chunk, packed, some_steps * STEP_BYTES, tile, tiles);
             Rows here{rows.words + row * rows.stride + step * row_words_of(type), rows.stride,

@@ -1,14 +1,14 @@
 // Weights and rows in the form that gemm.h multiplies.
 //
 // A *step* is the same word (gemm_word.h) of 64 channels, 256 bytes whatever the type. A *panel* is
-// all steps of 64 channels, one after another. What is missing in N or K is 0.
+// all steps of 64 channels, one after another. N and K are padded with 0.
 //
 //     panels [N / 64][steps][64]     rows [M][steps][row_words_of(type)]
 //
-// bf16: rows are rounded to bf16. w8: so are they; the weights are bytes with a scale for a channel.
-// int8: symmetric, one scale for a channel and one for a row. Bytes of a row carry +128, for that is
-// what vpdpbusd takes; so a panel's sums start at -128 sum(weight), which lies behind the panels. int32
-// holds a sum exactly up to K = 133,000.
+// bf16: rows are rounded to bf16. w8: likewise; the weights are bytes with one scale per channel.
+// int8: symmetric, one scale per channel and one per row. Row bytes have an offset of +128, because
+// vpdpbusd needs unsigned bytes. To correct it, a panel's sums start at -128 sum(weight), which is stored
+// after the panels. int32 holds a sum exactly up to K = 133,000.
 #pragma once
 
 #include <cstddef>
@@ -132,7 +132,7 @@ inline uint32_t* row_words(WeightType type, const void* prepared, long m) {
 inline long words_of_row(WeightType type, long k) { return steps_of(type, k) * row_words_of(type); }
 
 inline size_t rows_bytes(WeightType type, long m, long k) {
-    if (type == WeightType::f32) return 0;  // these are read where they are
+    if (type == WeightType::f32) return 0;  // fp32 rows are read in place
     return scales_bytes(type, m) + size_t(m) * words_of_row(type, k) * sizeof(uint32_t);
 }
 
@@ -163,7 +163,7 @@ inline void prepare_row(const float* row, long k, uint32_t* to, float* scale) {
     std::memcpy(to, last, words_of_row(type, k - j) * sizeof(uint32_t));
 }
 
-// fp32 rows [M, K] -> what multiply() eats, rows_bytes() of it. A barrier follows.
+// Converts fp32 rows [M, K] to the form that multiply() reads, rows_bytes() long. Needs a barrier after it.
 inline void prepare_rows(WeightType type, const float* rows, long row_stride, long m, long k,
                          void* prepared, const Worker& worker) {
     Range mine = share(m, worker);

@@ -1,7 +1,7 @@
 // A word: 32 bits of one output channel (or one row) along K, that is 1 float, 2 bf16 or 4 bytes; and
 // the instruction that multiplies 16 of them. w8 (weight-only) has bytes in the weights, bf16 in the
-// rows, so several words of a row meet one of a channel. The only place with instructions by name: each
-// stands beside the same thing in C++, for CPUs that lack it.
+// rows, so several words of a row are multiplied by one of a channel. CPU-specific instructions occur here;
+// each has an equivalent in C++ for CPUs that lack it.
 #pragma once
 
 #include <cfloat>
@@ -23,7 +23,7 @@ constexpr int per_word(WeightType type) {
     return type == WeightType::f32 ? 1 : type == WeightType::bf16 ? 2 : 4;
 }
 
-// Whether two bf16 are multiplied at once. Else they are widened to floats, rows beforehand. An Intel
+// Whether two bf16 are multiplied at once. Otherwise they are widened to floats, rows in advance. An Intel
 // CPU with AVX512-FP16 (from Sapphire Rapids on) has vdpbf16ps, but at half the rate of its floats:
 // 84 against 168 GFLOP/s on a core. AMD's Zen 4 and 5 do it at their rate of floats, and twice it.
 #if defined(__AVX512BF16__) && defined(__AVX512F__) && !defined(__AVX512FP16__)
@@ -83,7 +83,7 @@ inline void put_bf16(uint32_t* words, Vec values) {
 // int8: bytes of the row are unsigned, those of the weights signed; sums are int32, modulo 2^32.
 inline Part add_bytes(Part sums, PartU row, PartU weights) {
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
-    // As text, for GCC takes the intrinsic's operands from memory and keeps sums there.
+    // Inline assembly: with the intrinsic GCC keeps operands and sums in memory.
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(row), "v"(weights));
     return sums;
 #elif defined(__AVXVNNI__)
@@ -102,8 +102,8 @@ inline Part add_bytes(Part sums, PartU row, PartU weights) {
 #endif
 }
 
-// Two bf16 of a row times those of the channels; the lower one is added first. Without PAIRS nobody
-// calls it.
+// Two bf16 of a row times those of the channels; the lower one is added first. Called only
+// with PAIRS.
 Part add_pairs(Part sums, PartU row, PartU weights);
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 inline Part add_pairs(Part sums, PartU row, PartU weights) {
@@ -124,11 +124,11 @@ inline PartU paired(PartU words, int i) {
            ((PartU)widened<WeightType::w8>(words, 2 * i + 1) & 0xffff0000);
 }
 
-// What a step's weights are multiplied as: made once for all rows of a tile.
+// A step's weights in the form in which they are multiplied, made once for all rows of a tile.
 template <WeightType type>
 struct Step {
     static constexpr int parts = row_words_of(type);
-    PartU part[parts];  // each meets a word of a row
+    PartU part[parts];  // each is multiplied by a word of a row
     Step() = default;
 
     explicit Step(PartU packed) {
@@ -153,8 +153,8 @@ struct Step {
     }
 };
 
-// One row or channel in int8: value = scale * q with -127 <= q <= 127. What is not finite makes the
-// scale NaN, so that the results show it; what is smaller than any model's values is 0.
+// One row or channel in int8: value = scale * q with -127 <= q <= 127. A value that is not finite
+// makes the scale NaN, so that the results show it; values smaller than any model's become 0.
 struct Quantizer {
     float max = 0;
     bool finite = true;
@@ -174,7 +174,7 @@ inline Quantizer seen(const float* row, long k) {
         Vec value = k - j < LANES ? load_some(row + j, int(k - j)) : load(row + j);
         Vec magnitude = (Vec)((VecI)value & 0x7fffffff);
         max = select(magnitude > max, magnitude, max);
-        sum += value * 0.0f;  // 0, or NaN for what is not finite
+        sum += value * 0.0f;  // 0, or NaN if value is not finite
     }
     return {largest(max), baton::sum(sum) == 0};
 }

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Never taken down: at exit there may be no threads left to join, after a fork there are none.
+// Never destroyed: at exit its threads may be gone, and after a fork they are.
 baton::ThreadPool& pool() {
     static auto* threads = new baton::ThreadPool;
     return *threads;
@@ -22,7 +22,7 @@ extern "C" const AbiEntry* baton_abi() {
     return table;
 }
 
-// 0, or 1 where there is no memory for scratch.
+// Returns 0, or 1 if memory for scratch is short.
 extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::AttentionBatch* batch,
                             const float* q, long q_stride, float* out, long out_stride,
                             int threads) {

@@ -67,9 +67,9 @@ class ThreadPool {
         for (auto& helper : helpers) helper->thread.join();
     }
 
-    // job(Worker) on up to `threads` threads (fewer only where the system gives no more), which may
-    // be another number at every run. Returns when all are done. A job does not throw. Runs that
-    // several threads ask for at once take turns.
+    // Runs job(Worker) on up to `threads` threads (fewer only if the system has no more); the number
+    // may differ from run to run. Returns when all are done. A job must not throw. Concurrent calls
+    // run one after another.
     template <typename Job>
     void run(int threads, Job&& job) {
         std::lock_guard<std::mutex> turn(busy);
@@ -88,7 +88,7 @@ class ThreadPool {
 
    private:
     struct alignas(64) Helper {
-        std::atomic<int> order{0};  // 0, 1, 0, ...: each change is a call to work
+        std::atomic<int> order{0};  // 0, 1, 0, ...: each change starts a job
         std::thread thread;
     };
 
@@ -124,10 +124,10 @@ class ThreadPool {
         }
     }
 
-    // The kernel may leave two threads that yield to each other on one core for long, and a product
-    // then takes 3 times as long. So each helper has a core of those the caller may use, from the
-    // last on; the caller itself stays free. Not where there are fewer cores than threads. Each checks
-    // at every job, because moving the process (run_on of baton/host.py) moves the helpers too.
+    // The kernel may keep two threads that yield to each other on one core for long, and a product
+    // then takes 3 times as long. So each helper is pinned to one of the caller's cores, from the last
+    // on; the caller is not pinned. With fewer cores than threads nothing is pinned. Helpers check
+    // at every job, because moving the process (run_on of baton/host.py) moves them too.
 #ifdef __linux__
     typedef cpu_set_t Cores;
 
@@ -163,7 +163,7 @@ class ThreadPool {
 #endif
     unsigned placing = 0;  // counts changes of the caller's cores
 
-    // Jobs follow each other closely while a model decodes: awake for a while, then asleep.
+    // Jobs follow each other closely while a model decodes: so helpers spin for a while, then sleep.
     static int next(std::atomic<int>& order, int last) {
         auto begun = std::chrono::steady_clock::now();
         do {

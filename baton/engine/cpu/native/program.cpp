@@ -60,8 +60,8 @@ class Program {
         }
     }
 
-    // Stages first..last-1. 0, or 1 if there is no memory. One run at a time: where values lie is a member,
-    // and ctypes releases the interpreter's lock, so several threads may call this at once.
+    // Stages first..last-1. 0, or 1 if memory is short. The lock allows one run at a time, because buffers_
+    // is a member, and ctypes releases the GIL, so several threads may call this at once.
     int run(const ForwardArgs& args, long first, long last, int threads, ThreadPool& pool) {
         std::lock_guard<std::mutex> one_run(running_);
         if (!place(args, first, last, threads)) return 1;
@@ -85,7 +85,7 @@ class Program {
         return std::vector<T>(first, first + count);
     }
 
-    // An offset becomes an address.
+    // Turns an offset into an address.
     template <typename T>
     void placed(const T*& pointer) const {
         if (pointer) pointer = reinterpret_cast<const T*>(file_ + reinterpret_cast<intptr_t>(pointer));
@@ -94,7 +94,7 @@ class Program {
         if (pointer) pointer = file_ + reinterpret_cast<intptr_t>(pointer);
     }
 
-    // Where everything lies, for so many rows; false if there is no memory.
+    // Sets up the buffers for this forward's rows; false if memory is short.
     bool place(const ForwardArgs& args, long first, long last, int threads) {
         float* logit_rows = args.arena + spec_.token_floats * args.tokens;
         for (long i = 0; i < spec_.buffer_count; i++) {
@@ -228,7 +228,7 @@ const AbiEntry* baton_abi() {
     return table;
 }
 
-// What is wrong with a program's file (see program_check.h), or null. To be asked before baton_program_new.
+// What is wrong with a program's file (see program_check.h), or null. Call before baton_program_new.
 const char* baton_program_fault(const char* file, int64_t bytes) {
     return ProgramCheck(file, bytes).fault();
 }

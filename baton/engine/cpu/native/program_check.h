@@ -16,7 +16,7 @@ class ProgramCheck {
     const char* fault() {
         if (bytes_ < int64_t(sizeof(Spec))) return "it is shorter than its head";
         spec_ = reinterpret_cast<const Spec*>(file_);
-        if (spec_->file_bytes != bytes_) return "it is not as long as it says";
+        if (spec_->file_bytes != bytes_) return "it is not as long as its head states";
         if (!array(spec_->ops, spec_->op_count, ops_) || !array(spec_->stages, spec_->stage_count, stages_) ||
             !array(spec_->buffers, spec_->buffer_count, buffers_) ||
             !array(spec_->weights, spec_->weight_count, weights_) ||
@@ -121,7 +121,7 @@ class ProgramCheck {
         return false;
     }
 
-    // Whether a stage finds `width` floats there, in each of its rows.
+    // Whether each row of the stage has `width` floats at `ref`.
     bool floats(const TensorRef& ref, int64_t width) const {
         return rows_fit(ref.buffer, late_) && ref.offset >= 0 &&
                ref.offset <= buffers_[ref.buffer].width - width;
@@ -160,13 +160,13 @@ class ProgramCheck {
                table_floats(it.b) * int64_t(sizeof(float)) >= it.inner * each && it.b.offset == 0;
     }
 
-    // A weight or bias of layer_norm, read side by side, or nothing.
+    // Whether the contiguous weight or bias of layer_norm is inside its table, if there is one.
     bool line(Operand it, int64_t inner) const {
         it.inner_stride = 1;
         return it.place == Place::none || walk(it, 1, inner);
     }
 
-    // Whether outer x inner numbers from there on are inside their row, the scratch or the table.
+    // Whether the outer x inner numbers of an operand are inside their row, the scratch or the table.
     bool walk(const Operand& it, int64_t outer, int64_t inner) const {
         int64_t width = 0;
         switch (it.place) {
@@ -206,7 +206,7 @@ class ProgramCheck {
     const AttentionLayer* layers_ = nullptr;
     const Table* tables_ = nullptr;
     int logits_ = 0;
-    bool late_ = false;  // the stage at hand works on logits rows
+    bool late_ = false;  // the current stage works on logits rows
 };
 
 }  // namespace baton

@@ -1,6 +1,6 @@
-// Row-local work: what happens to one token between two matrix products (norms, rotary positions,
-// activations, residuals, embeddings) as a list of small operations over that token's values, which
-// stay in the nearest cache from one operation to the next.
+// Row-local work: the operations on one token between two matrix products (norms, rotary positions,
+// activations, residuals, embeddings), as a list of small operations on that token's values, which
+// stay in the L1 cache.
 #pragma once
 
 #include "threads.h"
@@ -28,12 +28,12 @@ enum class OpCode : int32_t { OP_CODES(OP_CODE_NAME) };
 enum class Place : int32_t {
     none,
     value,    // a value of this row, in the arena
-    gathered,   // as value, but of the row that this logits row stands for
+    gathered,   // as value, but in the token row of this logits row
     scratch,  // this thread's, good until the row is done
     constant  // the same for every row: in a table
 };
 
-// Where `outer` x `inner` numbers are: number (o, i) at address + o * outer_stride + i * inner_stride.
+// The address of `outer` x `inner` numbers: (o, i) is at address + o * outer_stride + i * inner_stride.
 struct Operand {
     Place place;
     int32_t buffer;  // which buffer of the arena, or which table
@@ -57,7 +57,7 @@ struct Buffer {
 struct RowView {
     const Buffer* buffers;
     const float* const* tables;
-    const int64_t* logit_rows;  // which row each logits row stands for
+    const int64_t* logit_rows;  // the token row of each logits row
     float* scratch;        // this thread's
 };
 

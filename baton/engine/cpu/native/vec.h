@@ -1,6 +1,6 @@
-// Vectors of 16 floats, in the compiler's own vector types: one AVX-512 register, or as many shorter
-// ones as a CPU needs for it. The same source runs on AVX2, NEON and AVX-512; only gemm.h adds
-// instructions by name, where no C++ can say them.
+// Vectors of 16 floats, in the compiler's own vector types: one AVX-512 register, or several
+// shorter ones. The same source runs on AVX2, NEON and AVX-512; gemm_word.h adds CPU-specific
+// instructions for products.
 #pragma once
 
 #include <cmath>
@@ -21,7 +21,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-inline Vec all(float value) { return value - Vec{}; }  // minus: 0 + -0 would be an addition
+inline Vec all(float value) { return value - Vec{}; }  // not +, which would be an instruction: 0 + -0 is 0
 
 inline Vec load(const float* from) {
     Vec result;
@@ -37,7 +37,7 @@ inline Vec load(const bf16* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-// To the nearest bf16, ties to even, as torch does; a NaN stays one.
+// To the nearest bf16, ties to even, as torch does; a NaN stays NaN.
 inline Vec rounded(Vec value) {
     VecU bits = (VecU)value;
     VecU nearest = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
@@ -67,7 +67,7 @@ inline void put(bf16* to, float value) {
     to->bits = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// The last `count` < LANES elements of something; what is not there reads as 0 and is not written.
+// Loads and stores of `count` < LANES elements; the other lanes read as 0 and are not written.
 template <typename T>
 inline Vec load_some(const T* from, int count) {
     T padded[LANES] = {};
@@ -87,7 +87,7 @@ inline Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
-// All lanes in one: always in the same order, so that a sum does not depend on who computes it.
+// Reduces all lanes to one number, always in the same order, so that sums are reproducible.
 template <typename Both>
 inline float reduce(Vec v, Both&& both) {
     v = both(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
@@ -104,8 +104,8 @@ inline float sum(Vec value) {
 inline float largest(Vec value) { return reduce(value, max); }
 
 // e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, the rest by a polynomial
-// (coefficients of Cephes' expf). Below -87.3 it is 0; a NaN stays one, for a comparison with it is
-// false. For x <= 88.
+// (coefficients of Cephes' expf). Below -87.3 it is 0; a NaN stays NaN, because comparisons with it
+// are false. For x <= 88.
 inline Vec exp_small(Vec x) {
     Vec clamped = max(all(-87.5f), x);
     Vec shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest
