@@ -37,7 +37,7 @@ from baton.errors import BatonError, InputError, ModelError, RequestError, Worke
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
 from baton.server.templates import CompiledTemplate, Conversation, read_template
-from baton.text import Tokenizer
+from baton.text import Tokenizer, check_unicode
 from baton.topology import count_gpus, plan_topology
 from baton.wire.keys import load_keys
 from baton.wire.messages import ClusterInfo, Submit
@@ -287,7 +287,8 @@ class LLM:
         if isinstance(prompt, str):
             if self._tokenizer is None:
                 return Submit(next(self._names), prompt, params)
-            ids = tuple(self._tokenizer.encode(_encodable(prompt)))
+            check_unicode(prompt, "it")
+            ids = tuple(self._tokenizer.encode(prompt))
         elif isinstance(prompt, list) and all(type(each) is int for each in prompt):
             ids = tuple(prompt)
         else:
@@ -394,16 +395,6 @@ def _params(sampling: SamplingParams, options: Options, interval_s: float) -> Ge
         stream_interval_s=interval_s,
         **given,
     )
-
-
-def _encodable(prompt: str) -> str:
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"it holds half a surrogate pair at character {error.start}: it is not Unicode text"
-        ) from error
-    return prompt
 
 
 # ---- backends. Functions that hold no reference to the LLM, so that it can be garbage collected.

@@ -29,12 +29,11 @@ from dataclasses import dataclass
 from baton.clock import Clock, monotonic
 from baton.dtypes import DTYPES
 from baton.engine.boot import Engine, boot
-from baton.engine.pool import pool_blocks, spare_blocks
+from baton.engine.pool import decode_pool_blocks, spare_blocks
 from baton.errors import InputError, ProtocolError
 from baton.grammar import Grammars
 from baton.kv.region import Region
 from baton.model_files import ModelFiles, resolve_model
-from baton.params import Limits
 from baton.text import Tokenizer
 from baton.transfer.base import Link
 from baton.transfer.in_place import InPlaceExport, InPlaceLink
@@ -49,7 +48,6 @@ from prefill_worker.worker import PrefillWorker
 from router.admission import Served
 from router.batching import Rules
 from router.router import Identity, Router
-from sampler.params import SamplingParams
 
 CLIENT = "client"
 HOST = "local"
@@ -132,12 +130,11 @@ class LocalCluster:
         files = resolve_model(options.model, download=options.download)
         engine = boot(files, device=options.device, dtype=options.dtype, block_size=BLOCK_SIZE)
         self.tokenizer = Tokenizer(files.tokenizer_file)
-        context = min(options.max_model_len or files.max_positions, files.max_positions)
-        self.router = self._make_router(options, files, context)
+        self.router = self._make_router(options, files)
         self.nodes: dict[str, Node] = {ROUTER: self.router}
         try:
             for index in range(options.decodes):
-                self._add_decode(f"decode-{index}", options, engine, files, context)
+                self._add_decode(f"decode-{index}", options, engine, files)
             for index in range(options.prefills):
                 self._add_prefill(f"prefill-{index}", options, engine, files)
             self._workers = deque(name for name in self.nodes if name != ROUTER)
@@ -247,28 +244,18 @@ class LocalCluster:
 
     # ---- nodes: what router/__main__.py and the workers' process.py do for a process each
 
-    def _make_router(self, options: LocalOptions, files: ModelFiles, context: int) -> Router:
+    def _make_router(self, options: LocalOptions, files: ModelFiles) -> Router:
         rules = Rules(options.max_num_seqs, 0.0, FILL_TOKENS, colocated=options.prefills == 0)
-        served = Served(
-            name=files.name,
-            fingerprint=files.fingerprint,
-            limits=Limits(context, files.vocab_size),
-            eos_token_ids=files.eos_token_ids,
-            sampling=SamplingParams.from_generation_config(files.generation_config),
-        )
+        served = Served.of(files, options.max_model_len)
         identity = Identity(f"{ROUTER}/0", HOST, os.getpid())
         return Router(identity, served, self.tokenizer, rules, self._clock)
 
     def _add_decode(
-        self, name: str, options: LocalOptions, engine: Engine, files: ModelFiles, context: int
+        self, name: str, options: LocalOptions, engine: Engine, files: ModelFiles
     ) -> None:
-        spare = spare_blocks(engine.device)
-        blocks = pool_blocks(
-            engine.layout,
-            engine.device,
-            options.kv_cache_memory_bytes,
-            options.max_num_seqs * context + spare * BLOCK_SIZE,
-            tokens_needed=1 + spare * BLOCK_SIZE,
+        tokens = options.max_num_seqs * files.context(options.max_model_len)
+        blocks = decode_pool_blocks(
+            engine.layout, engine.device, options.kv_cache_memory_bytes, tokens
         )
         slabs = allocate_slabs(engine.layout, blocks, engine.device, shared=False)
         decoding = Decoding(
@@ -281,7 +268,8 @@ class LocalCluster:
         )
         self._decodings[name] = decoding
         regions = decoding.renew_epoch(f"{name}/0")
-        hello = _hello("decode", name, engine, files, blocks=blocks - spare, regions=regions)
+        granted = blocks - spare_blocks(engine.device)
+        hello = _hello("decode", name, engine, files, blocks=granted, regions=regions)
         self.nodes[name] = DecodeWorker(
             *(hello, decoding, options.max_num_batched_tokens),
             prefix_caching=options.prefix_caching,

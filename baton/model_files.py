@@ -75,6 +75,10 @@ class ModelFiles:
     architecture: str
     model_type: str
 
+    def context(self, limit: int | None) -> int:
+        """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""
+        return min(limit or self.max_positions, self.max_positions)
+
 
 def resolve_model(
     name: str, *, paths_file: Path = PATHS_FILE, download: bool = False

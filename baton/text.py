@@ -65,14 +65,19 @@ def encode_prompt(
             code="context_length_exceeded",
             param="max_tokens",
         )
+    check_unicode(text, "the prompt")
+    return tuple(tokenizer.encode(text, special=special))
+
+
+def check_unicode(text: str, what: str) -> None:
+    """RequestError if `text`, which the message calls `what`, cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"the prompt holds half a surrogate pair at character {error.start}: it is not Unicode text",
+            f"{what} holds half a surrogate pair at character {error.start}: it is not Unicode text",
             param="prompt",
         ) from error
-    return tuple(tokenizer.encode(text, special=special))
 
 
 @dataclass(frozen=True, slots=True)

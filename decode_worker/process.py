@@ -6,7 +6,7 @@ import torch
 
 from baton.cluster.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.engine.boot import boot
-from baton.engine.pool import pool_blocks, spare_blocks
+from baton.engine.pool import decode_pool_blocks, pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
 from baton.kv.transports import TRANSPORTS, selects
@@ -36,16 +36,11 @@ def run(
         torch.set_num_threads(options.threads)
     files = resolve_model(options.model)
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
-    context = min(options.max_model_len or files.max_positions, files.max_positions)
+    context = files.context(options.max_model_len)
     proposer = _proposer(speculative_model, options, files, max_num_seqs * context)
     speculation = Speculation(proposer, num_speculative_tokens)
-    spare = spare_blocks(engine.device)
-    blocks = pool_blocks(
-        engine.layout,
-        engine.device,
-        kv_cache_memory_bytes,
-        max_num_seqs * context + spare * engine.layout.block_size,
-        tokens_needed=1 + spare * engine.layout.block_size,
+    blocks = decode_pool_blocks(
+        engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context
     )
     folder = private_folder(run_dir or _folder_of(options.router))
     shared = any(each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name))
@@ -68,7 +63,7 @@ def run(
         layout=engine.layout,
         token_s=engine.token_s,
         how=engine.runner.backend,
-        blocks=blocks - spare,
+        blocks=blocks - spare_blocks(engine.device),
         regions=decoding.renew_epoch(first_epoch(options)),
     )
     try:

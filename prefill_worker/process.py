@@ -16,7 +16,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         torch.set_num_threads(options.threads)
     files = resolve_model(options.model)
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
-    context = min(options.max_model_len or files.max_positions, files.max_positions)
+    context = files.context(options.max_model_len)
     keys = options.keys
     filling = Filling(
         engine,

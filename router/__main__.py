@@ -14,7 +14,6 @@ from baton.host import core_numbers, die_with, host_id
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
 from baton.package import COMMAND
-from baton.params import Limits
 from baton.text import Tokenizer
 from baton.wire.channel import Listener
 from baton.wire.keys import load_keys
@@ -22,7 +21,6 @@ from baton.wire.loop import Loop
 from router.admission import Served
 from router.batching import Rules
 from router.router import Identity, Router
-from sampler.params import SamplingParams
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,15 +111,7 @@ def main(
 
 def _served(model: str, max_model_len: int | None) -> tuple[Served, Tokenizer]:
     files = resolve_model(model)
-    context = min(max_model_len or files.max_positions, files.max_positions)
-    served = Served(
-        name=files.name,
-        fingerprint=files.fingerprint,
-        limits=Limits(context, files.vocab_size),
-        eos_token_ids=files.eos_token_ids,
-        sampling=SamplingParams.from_generation_config(files.generation_config),
-    )
-    return served, Tokenizer(files.tokenizer_file)
+    return Served.of(files, max_model_len), Tokenizer(files.tokenizer_file)
 
 
 if __name__ == "__main__":

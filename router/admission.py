@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from baton.model_files import ModelFiles
 from baton.params import Limits, check_request
 from baton.text import TextStream, Tokenizer, encode_prompt
 from baton.wire.messages import Submit
@@ -18,6 +19,17 @@ class Served:
     limits: Limits
     eos_token_ids: tuple[int, ...]
     sampling: SamplingParams  # defaults
+
+    @classmethod
+    def of(cls, files: ModelFiles, max_model_len: int | None) -> "Served":
+        """The model of these files, with its context cut to `max_model_len` tokens."""
+        return cls(
+            name=files.name,
+            fingerprint=files.fingerprint,
+            limits=Limits(files.context(max_model_len), files.vocab_size),
+            eos_token_ids=files.eos_token_ids,
+            sampling=SamplingParams.from_generation_config(files.generation_config),
+        )
 
 
 def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> Entry:

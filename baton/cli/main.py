@@ -45,6 +45,15 @@ def _alone(process: str, module: str) -> str:
     return f"Start {process} alone{f', as `python -m {module}` does' if IN_CHECKOUT else ''}."
 
 
+max_num_seqs_option = click.option(
+    "--max-num-seqs",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Requests that run at once.",
+)
+
+
 @click.group(
     cls=SectionGroup,
     invoke_without_command=True,
@@ -96,13 +105,7 @@ def infer(ctx: click.Context, /, prompt: str, generation_length: int, **given: A
 
 @cli.command()
 @click.argument("model_name", metavar="[MODEL]", required=False)
-@click.option(
-    "--max-num-seqs",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Requests that run at once.",
-)
+@max_num_seqs_option
 @server_options
 @target_options()
 @click.pass_context
@@ -151,13 +154,7 @@ def chat(message: str | None, url: str, api_key: str, **parameters: Any) -> None
 @cli.command("run-batch")
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
-@click.option(
-    "--max-num-seqs",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Requests that run at once.",
-)
+@max_num_seqs_option
 @target_options()
 @click.pass_context
 def run_batch(

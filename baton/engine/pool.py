@@ -110,6 +110,16 @@ def pool_blocks(
     return blocks
 
 
+def decode_pool_blocks(
+    layout: KVLayout, device: torch.device, memory_bytes: int | None, max_tokens_wanted: int
+) -> int:
+    """pool_blocks() of a decode worker, its spare blocks included."""
+    spare = spare_blocks(device) * layout.block_size
+    return pool_blocks(
+        layout, device, memory_bytes, max_tokens_wanted + spare, tokens_needed=1 + spare
+    )
+
+
 def _layer_views(
     layout: KVLayout, layer: int, blocks: int, slab: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
