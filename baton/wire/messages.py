@@ -23,10 +23,10 @@ from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
 from baton.params import GenerationParams
 from baton.timeline import Moment
-from baton.wire.records import Counts, Ended, Logprob, Timings, WorkerInfo
+from baton.wire.records import Counts, Ended, Logprob, ProcessDown, Timings, WorkerInfo
 from sampler.params import SamplingParams
 
-PROTOCOL = 6
+PROTOCOL = 7
 
 
 # ---- client -> router -------------------------------------------------------------------------
@@ -44,11 +44,26 @@ class Observe:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Continue this prompt: text, or token ids."""
+    """Continue this prompt: text, or token ids. Requests of one `tenant` (an API key, a client's address)
+    share one fair part of the cluster, and those of one `group` (one HTTP request) one part of that.
+    `queue_timeout_s`: it fails with queue_timeout if no worker has taken it by then; `timeout_s`: with
+    deadline_exceeded if it has not ended by then. 0: no limit."""
 
     request: str
     prompt: str | tuple[int, ...]
     params: GenerationParams
+    tenant: str = ""
+    group: str = ""
+    queue_timeout_s: float = 0.0
+    timeout_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """From the process that starts this cluster's processes: those that do not run now. Sent after every
+    change, and to each new router; an empty report withdraws the last one. Not answered."""
+
+    down: tuple[ProcessDown, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +78,8 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """The served model and the workers. `ready`: requests can be served now."""
+    """The served model and the workers. `ready`: requests can be served now. `degraded`: what is missing
+    although requests are served, such as every prefill worker; empty if nothing is."""
 
     ready: bool
     model: str
@@ -74,6 +90,7 @@ class ClusterInfo:
     sampling: SamplingParams  # the model's own defaults
     workers: tuple[WorkerInfo, ...]
     waiting_for: str  # what is missing while not ready, for people
+    degraded: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +182,11 @@ class Reset:
     """The router gave this worker up: drop everything and say Hello with a new epoch."""
 
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """The answer to Leaving, once nothing runs on this worker: it may end its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +317,14 @@ class Hello:
     load_s: float
     how: str = ""  # engine backend, for people
     takes_cores: bool = False  # it computes on the cores that the router assigns
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker will end (SIGTERM): it gets no new work and finishes what runs there. When nothing is left
+    the router sends Dismissed. After `within_s` it ends anyway, and what still runs is moved."""
+
+    within_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,9 +504,9 @@ LOCAL = (Exited, Unreachable, Malformed)
 
 Message = (
     Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
-    | Decoded | Deferred | Detach | Drop | Emissions | Emitted | Exited | Expired | Failed | Fill
-    | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello | Malformed
-    | Observe | Observed | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused | Released
-    | Renew | Reserve | Reserved | Reset | RunFailed | Start | Submit | Unreachable | Welcome
-    | WriterClear | WriterJoined
+    | Decoded | Deferred | Detach | Dismissed | Drop | Emissions | Emitted | Exited | Expired | Failed
+    | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
+    | Leaving | Malformed | Observe | Observed | PoolStats | Preempted | PromptLogprobs
+    | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed | Start
+    | Submit | Supervised | Unreachable | Welcome | WriterClear | WriterJoined
 )  # fmt: skip

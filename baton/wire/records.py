@@ -64,6 +64,19 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessDown:
+    """A process of the cluster that does not run, as its supervisor sees it. `role` is prefill, decode,
+    router or server."""
+
+    name: str
+    role: str
+    deaths: int  # within the last minute
+    why: str  # of the last death: signal or exit code, and its last error message
+    restart_in_s: float  # when this was written
+    log: str  # where its log is
+
+
+@dataclass(frozen=True, slots=True)
 class PoolInfo:
     """The KV pool of one decode worker, in blocks. `free` includes cached ones."""
 
