@@ -1,4 +1,4 @@
-"""What a running server exposes: sockets, files, memory, connections. Read from /proc, not from our code."""
+"""What a running server exposes: sockets, files, memory, connections. Read from /proc."""
 
 import json
 import os
