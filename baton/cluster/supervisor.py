@@ -10,6 +10,7 @@ with the last error message of that child, unless the child has worked before.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,8 @@ SERVER_UP_S = 30.0  # nobody reports that the HTTP server has joined, so it coun
 LEAVES_S = 5.0  # added to --drain-timeout: a worker that leaves and still runs then is stuck
 TERM_S, KILL_S = 0.05, 1.0  # stop(): between two SIGTERMs, and until SIGKILL
 TAIL_BYTES = 65536
+ERROR = re.compile(r"error: |[\w.]*(Error|Exception)(: |$)")
+WORDS = 500  # characters of an error message
 
 FINAL: dict[int, type[BatonError]] = {
     error.exit_code: error for error in (InputError, ModelError, ProtocolError, OutOfMemory)
@@ -271,16 +274,17 @@ class Cluster:
             )
 
     def last_words(self, name: str) -> str:
-        """The last error message in the log of a process, of its present life."""
+        """The last error message in the log of a process, of its present life: ours, or the end of a
+        traceback."""
         (child,) = [each for each in self._children if each.name == name]
         if child.log is None:
             return ""
         with suppress(OSError), child.log.open("rb") as log:
             log.seek(max(child.log_start, log.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
-            errors = [line for line in lines if line.startswith("error: ")]
+            errors = [line for line in lines if ERROR.match(line)]
             if errors:
-                return errors[-1].removeprefix("error: ")
+                return errors[-1].removeprefix("error: ")[:WORDS]
         return ""
 
     def pids(self) -> dict[str, int]:

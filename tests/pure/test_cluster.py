@@ -273,6 +273,12 @@ def test_the_last_words_are_those_of_the_last_life(start: Start, tmp_path: Path)
     assert "(signal 9, death 2)" in cluster.check()[0]
 
 
+def test_a_traceback_ends_with_last_words_too(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="no-such-act")
+    ended(cluster, "decode-0")
+    assert "(exit code 1: KeyError: 'no-such-act')" in cluster.check()[0]
+
+
 def test_that_no_process_can_be_started_is_a_death_like_others(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
