@@ -8,9 +8,12 @@ every half minute, and nothing is given up: what was missing (memory, a file, a 
 Time before it serves forgives nothing, because loading a large model takes minutes.
 """
 
+from collections import deque
+
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 FORGIVE_S = 3.0
 CRASH_LOOP = 5
+RECENT_S = 60.0
 
 
 class Restarts:
@@ -22,6 +25,7 @@ class Restarts:
         self.due: float | None = None  # when to start it; None while it runs
         self._level = 0
         self._serving_since: float | None = None
+        self._times: deque[float] = deque(maxlen=1000)  # of the last deaths
 
     @property
     def crash_loop(self) -> bool:
@@ -37,6 +41,10 @@ class Restarts:
     def at_the_longest(self) -> bool:
         """Whether the next wait will be no longer than the last one."""
         return self._level >= len(BACK_OFF_S)
+
+    def recent_deaths(self, now: float) -> int:
+        """How often it died within the last minute."""
+        return sum(now - each < RECENT_S for each in self._times)
 
     def started(self) -> None:
         """It was started."""
@@ -67,6 +75,7 @@ class Restarts:
         delay_s = BACK_OFF_S[min(self._level, len(BACK_OFF_S) - 1)]
         self._level = min(self._level + 1, len(BACK_OFF_S))
         self.deaths += 1
+        self._times.append(now)
         self.down = True
         self.due = now + delay_s
         return delay_s

@@ -184,7 +184,7 @@ class Cluster:
             ProcessDown(
                 child.name,
                 child.role,
-                child.restarts.deaths,
+                child.restarts.recent_deaths(now),
                 child.why,
                 max(0.0, child.restarts.due - now) if child.restarts.due is not None else 0.0,
                 child.log_place,

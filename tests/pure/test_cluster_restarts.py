@@ -114,3 +114,11 @@ def test_only_the_first_report_of_service_counts() -> None:
     for now in range(1, 1 + 10 * int(FORGIVE_S)):  # a report a second
         restarts.serves(float(now))
     assert restarts.died(1 + 10 * FORGIVE_S) == 0
+
+
+def test_recent_deaths_are_those_of_the_last_minute() -> None:
+    restarts = Restarts()
+    for now in (0.0, 10.0, 59.0):
+        restarts.died(now)
+    assert [restarts.recent_deaths(now) for now in (59.5, 60.0, 70.0, 119.0)] == [3, 2, 1, 0]
+    assert restarts.deaths == 3
