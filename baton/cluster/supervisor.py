@@ -209,6 +209,8 @@ class Cluster:
                 continue
             elif worker is not None and worker.worker != child.former:
                 child.boot = worker.worker
+                if child.restarts.down and child.restarts.crash_loop:
+                    notes.append(f"{child.name} works again, after {child.restarts.deaths} deaths")
                 self._works(child, now)
                 if worker.state == "leaving" and child.leaves_by is None:
                     child.leaves_by = now + self.options.drain_timeout + LEAVES_S
@@ -249,7 +251,7 @@ class Cluster:
 
     def _died(self, child: Child, why: str, now: float) -> list[str]:
         restarts, child.why = child.restarts, why
-        known = restarts.at_the_longest
+        known = restarts.at_the_longest and not restarts.serving
         wait_s = restarts.died(now)
         self._end_if_hopeless(child)
         if known and restarts.at_the_longest:

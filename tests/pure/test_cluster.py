@@ -194,8 +194,10 @@ def test_a_service_goes_on_whatever_dies_and_waits_longer_each_time(start: Start
     (down,) = cluster.down()
     assert (down.name, down.role, down.deaths) == ("decode-0", "decode", 1)  # within a minute
     assert (down.why, down.log) == ("exit code 1: last words", str(log))
-    cluster.check(info("decode-0"))
+    assert cluster.check(info("decode-0")) == [f"decode-0 works again, after {deaths} deaths"]
     assert cluster.down() == ()
+    ended(cluster, "decode-0")  # hardly any service: it waits as long as before, but that is news
+    assert "is started again every 30 s" in cluster.check()[0]
 
 
 @pytest.mark.parametrize("name", ["router", "server"])
