@@ -1,4 +1,4 @@
-"""This host and this process: identity for shared memory, cores, age, and ending with the parent."""
+"""This host and this process: identity for shared memory, cores, memory, age, ending with the parent."""
 
 import ctypes
 import os
@@ -61,3 +61,33 @@ def process_runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that can be allocated now; None if the system does not report it."""
+    limits = [meminfo("MemAvailable"), _cgroup_room()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def meminfo(field: str) -> int | None:
+    """A field of /proc/meminfo, in bytes; None if it is not there."""
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_room() -> int | None:
+    """Bytes left in the container's memory limit (cgroup v2); None without a limit."""
+    limit = _lines(Path("/sys/fs/cgroup/memory.max"))
+    used = _lines(Path("/sys/fs/cgroup/memory.current"))
+    if not limit or not used or limit[0] == "max":
+        return None
+    return max(0, int(limit[0]) - int(used[0]))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -437,7 +437,7 @@ def _processes(
     def start() -> Iterator[tuple[Backend, ClusterInfo]]:
         with (
             Cluster(options) as cluster,
-            closing(Client(cluster.address, supervise=cluster.check)) as client,
+            closing(Client(cluster.address, supervise=cluster.check, down=cluster.down)) as client,
         ):
             yield client, client.await_ready()
 

@@ -6,7 +6,7 @@ the cluster, if this program has started them, are supervised in poll().
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import zmq
@@ -25,8 +25,9 @@ from baton.errors import ProtocolError
 from baton.package import spelled
 from baton.wire.channel import Dialer
 from baton.wire.keys import ClusterKeys
-from baton.wire.messages import ClusterInfo, Observed, Submit
+from baton.wire.messages import ClusterInfo, Observed, Submit, Supervised
 from baton.wire.node import ROUTER
+from baton.wire.records import ProcessDown
 
 CONNECT_S = 0.05  # while there is no router, the longest wait before trying again to reach one
 POLL_S = 0.1
@@ -36,6 +37,9 @@ READY_S = 900.0  # loading the largest models from a slow disk; a dead worker is
 Supervise = Callable[[ClusterInfo | None], list[str]]
 """Restarts processes that died, the router included; takes the latest ClusterInfo if there is a new
 one, returns notices for the user, raises what a restart cannot mend: Cluster.check."""
+
+Down = Callable[[], tuple[ProcessDown, ...]]
+"""The processes that do not work now: Cluster.down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,18 @@ class Client:
         clock: Clock = monotonic,
         give_up_s: float = inf,
         supervise: Supervise | None = None,
+        down: Down | None = None,
     ) -> None:
         """`observe` is called with the events of all requests of the router. `channel` replaces the
-        connection to `address`. `give_up_s`: see RequestTracker. `supervise` is called by poll()."""
+        connection to `address`. `give_up_s`: see RequestTracker. `supervise` is called by poll(), and
+        what is `down` after it is reported to the router."""
         self.address = address
         self.clock = clock
         self._observe = observe
         self._channel = channel or Dialer(f"client.{secrets.token_hex(4)}", address, keys)
         self._supervise = supervise
+        self._down = down
+        self._reported: tuple[ProcessDown, ...] | None = ()  # None: unknown
         self._unchecked: ClusterInfo | None = None  # not yet passed on to the supervisor
         self._tracker = RequestTracker(clock(), give_up_s=give_up_s, observe=observe is not None)
         self._requests: dict[str, PendingRequest] = {}
@@ -156,17 +164,25 @@ class Client:
         if self._supervise is not None:
             info, self._unchecked = self._unchecked, None
             notices += map(Notice, self._supervise(info))
+        self._report()
         received, self._kept = self._kept, []
         received = received or self._exchange(timeout_s)
-        for each in received:
-            if isinstance(each, ClusterInfo):
-                self._unchecked = each
         return notices + received
 
     def close(self) -> None:
         """Disconnect. The router withdraws what this client still has running when it next sends to it:
         forget() the requests first if that is too late."""
         self._channel.close(linger_s=0.2)
+
+    def _report(self) -> None:
+        """Tell the router which processes are down: after every change, and each new router."""
+        if self._down is None or self._tracker.lost_since is not None:
+            return
+        down = self._down()
+        if self._reported is None or _changed(down, self._reported):
+            self._reported = down
+            if not self._channel.send(ROUTER, Supervised(down)):
+                self._reported = None
 
     def _exchange(self, timeout_s: float) -> list[Received]:
         received = self._receive()
@@ -201,9 +217,19 @@ class Client:
                         self._requests.pop(request.id, None)
                     received.append(news)
                 case ClusterInfo():
+                    self._unchecked = event
                     received.append(event)
                 case Resubmitted(requests):
                     text = f"the router was lost and found again: {requests} requests begin again"
                     received.append(Notice(text))
                 case RouterLost():
-                    pass
+                    self._unchecked = self._reported = None
+
+
+def _changed(down: tuple[ProcessDown, ...], reported: tuple[ProcessDown, ...]) -> bool:
+    """Whether the router should know. That time passes until a start is no news; the start is."""
+    return _without_times(down) != _without_times(reported)
+
+
+def _without_times(down: tuple[ProcessDown, ...]) -> list[ProcessDown]:
+    return [replace(each, restart_in_s=float(each.restart_in_s > 0)) for each in down]

@@ -42,8 +42,10 @@ class WorkerOptions:
     block_size: int
     max_model_len: int | None
     max_num_batched_tokens: int
+    drain_timeout: float  # seconds from SIGTERM until it ends at the latest
     keys: ClusterKeys | None
     parent: int | None
+    idle: float = 0.0  # seconds that this process waited for its command (baton/cluster/standby.py)
 
 
 _OPTIONS = [
@@ -61,6 +63,7 @@ _OPTIONS = [
     click.option("--log-level", type=click.Choice(LEVELS), default="warning", show_default=True,
                  help="How much is logged to stderr."),
     click.option("--parent", type=int, default=None, hidden=True),
+    click.option("--idle", type=float, default=0.0, hidden=True),
 ]  # fmt: skip
 
 
@@ -82,15 +85,19 @@ def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
     keys = None if folder is None else load_keys(folder)
     check_address(given["router"], keys)  # before seconds are spent on loading torch and a model
     resolve_model(given["model"])
-    # OpenMP's idle threads spin for milliseconds: on cores that others use too, a step then takes 20
-    # times as long (docs/performance.md). It is read when torch is loaded, in this process only.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    calm_openmp()
     return WorkerOptions(
         name=f"{name}.{secrets.token_hex(3)}",
         keys=keys,
         parent=parent,
         **{field: given.pop(field) for field in WorkerOptions.__slots__ if field in given},
     )
+
+
+def calm_openmp() -> None:
+    """To be called before torch is loaded. OpenMP's idle threads spin for milliseconds: on cores that
+    others use too, a step then takes 20 times as long (docs/performance.md)."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def introduce(
@@ -124,7 +131,7 @@ def introduce(
         blocks=blocks,
         regions=regions,
         patience_s=PATIENCE_FLOOR_S + PATIENCE_STEPS * token_s * options.max_num_batched_tokens,
-        load_s=process_age_s(),
+        load_s=max(0.0, process_age_s() - options.idle),
         how=how,
         takes_cores=device == "cpu" and options.threads is None and bool(core_numbers()),
     )
@@ -140,8 +147,9 @@ def run_worker(
 ) -> int:
     """Connect to the router and run the node. Returns the exit code."""
     channel = Dialer(options.name, options.router, options.keys)
+    drain_s = options.drain_timeout
     try:
-        return Loop(node, channel, parent=options.parent, wakeups=wakeups).run()
+        return Loop(node, channel, parent=options.parent, wakeups=wakeups, drain_s=drain_s).run()
     finally:
         channel.close()
 

@@ -121,6 +121,15 @@ class ClusterOptions:
         2048, "prefill", "decode", section=PROCESSES, type=click.IntRange(min=1), metavar="TOKENS",
         help="Tokens in one forward; longer prompts are prefilled in chunks.",
     )  # fmt: skip
+    drain_timeout: float = _declared(
+        30.0, "prefill", "decode", section=PROCESSES, type=FiniteRange(0, 86_400), metavar="S",
+        help="The longest a worker that is told to end (SIGTERM) goes on with what runs there.",
+    )  # fmt: skip
+    spare_worker: bool | None = _declared(
+        None, section=PROCESSES, switch="--spare-worker/--no-spare-worker",
+        show_default="for `serve`, if 8 GiB of memory are free",
+        help="Keep an idle process that can replace a dead worker at once.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """The processes run in another working folder, so paths become absolute here."""

@@ -56,7 +56,7 @@ def serving_cluster(
         command += ["--model", options.model, "--log-level", "error"]
         command += ["--max-num-queued-reqs", str(QUEUE_FACTOR * limit), *server]
         cluster.add(Beside("server", command, (number,)))
-        with closing(Client(cluster.address, supervise=cluster.check)) as client:
+        with closing(Client(cluster.address, supervise=cluster.check, down=cluster.down)) as client:
             serving = ServingCluster(port, cluster, client, say)
             client.await_ready(lambda event: say(event.text) if isinstance(event, Notice) else None)
             _await_server(serving, monotonic)

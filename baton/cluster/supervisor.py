@@ -1,13 +1,16 @@
 """Cluster: the processes of one cluster on this machine. They are started with the commands of the
 README, restarted when they die, and stopped in any case.
 
-    run folder (mode 0700)/   router.sock   kv-*.sock   logs/router.log   logs/prefill-0.log ...
+    run folder (mode 0700)/   router.sock   kv-*.sock   pids.json   logs/router.log, prefill-0.log ...
 
-Every child ends with this process, even after SIGKILL (baton/host.py). A child that exits with a code
-for which a restart cannot help (2, 3, 4, 6) is not restarted: its last error message is raised.
+Every child ends with this process, even after SIGKILL (baton/host.py). When a child is started again:
+baton/cluster/restarts.py. An exit code for which a restart cannot help (2, 3, 4, 6) ends the cluster,
+with the last error message of that child, unless the child has worked before.
 """
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,16 +23,24 @@ from pathlib import Path
 
 from baton.clock import Clock, monotonic
 from baton.cluster.options import ClusterOptions
+from baton.cluster.restarts import Restarts
+from baton.cluster.spare import Spare
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError, WorkerLost
 from baton.host import core_numbers, process_runs
 from baton.package import ROOT
 from baton.topology import threads_per_worker
 from baton.wire.messages import ClusterInfo
+from baton.wire.records import ProcessDown
 
 PREFIX = "baton-"
-BACK_OFF_S = (0.0, 0.5, 1.0, 2.0)
-CRASH_LOOP = (5, 60.0)
-"""How many deaths of one process within how many seconds end the cluster."""
+PIDS = "pids.json"
+WORKERS = ("prefill", "decode")
+SERVER_UP_S = 30.0  # nobody reports that the HTTP server has joined, so it counts as such by then
+LEAVES_S = 5.0  # added to --drain-timeout: a worker that leaves and still runs then is stuck
+TERM_S, KILL_S = 0.05, 1.0  # stop(): between two SIGTERMs, and until SIGKILL
+TAIL_BYTES = 65536
+ERROR = re.compile(r"error: |[\w.]*(Error|Exception)(: |$)")
+WORDS = 500  # characters of an error message
 
 FINAL: dict[int, type[BatonError]] = {
     error.exit_code: error for error in (InputError, ModelError, ProtocolError, OutOfMemory)
@@ -55,19 +66,45 @@ class Child:
     log: Path | None  # None: the terminal
     descriptors: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
-    deaths: list[float] = field(default_factory=list)
-    restart_at: float | None = None
-    joined: bool = False  # the router has listed it
+    restarts: Restarts = field(default_factory=Restarts)
+    has_worked: bool = False  # in any of its lives
+    boot: str = ""  # this life's name in the cluster
+    former: str = ""  # that of the last life
+    leaves_by: float | None = None  # it drains: then it must have ended
+    started_at: float = 0.0
+    log_start: int = 0  # where this life begins in the log
+    why: str = ""  # of its last death
+
+    @property
+    def role(self) -> str:
+        """prefill, decode, router or server."""
+        return self.name.partition("-")[0]
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it joins the router, which lists it."""
+        return self.role in WORKERS
+
+    @property
+    def log_place(self) -> str:
+        """Where its log is, for people."""
+        return str(self.log) if self.log is not None else "this terminal"
 
 
 class Cluster:
     """A context manager: at the end of the block all its processes have ended."""
 
-    def __init__(self, options: ClusterOptions, *, clock: Clock = monotonic) -> None:
+    def __init__(
+        self, options: ClusterOptions, *, lasting: bool = False, clock: Clock = monotonic
+    ) -> None:
+        """`lasting`: it goes on although processes keep dying. Otherwise check() raises WorkerLost."""
         self.options = options
+        self._lasting = lasting
         self._clock = clock
         self.run_dir = Path("/")  # set by start()
         self._children: list[Child] = []
+        self._spare: Spare | None = None
+        self._ready = False  # as the router last said
 
     @property
     def address(self) -> str:
@@ -83,6 +120,8 @@ class Cluster:
             child = Child(name, command, self.run_dir / "logs" / f"{name}.log")
             self._children.append(child)
             self._spawn(child)
+        if self.options.spare_worker:
+            self._spare = Spare(self.run_dir / "logs", self._imports())
 
     def add(self, beside: Beside) -> None:
         """Start one more process, and supervise it too."""
@@ -119,63 +158,143 @@ class Cluster:
 
     def check(self, info: ClusterInfo | None = None) -> list[str]:
         """Restart processes that died, and kill workers that the router has given up; call it often.
-        Returns notices for the user; raises the error of a process for which a restart cannot help."""
+        Returns notices for the user; raises the error of a process for which a restart cannot help, and
+        WorkerLost if nothing but crash loops is left of a cluster that is not `lasting`."""
         notes = []
-        if info is not None:
-            notes += self._kill_given_up(info)
         now = self._clock()
+        if info is not None:
+            notes += self._look_at(info, now)
         for child in self._children:
+            if child.process and child.leaves_by is not None and now >= child.leaves_by:
+                notes.append(self._kill(child, now, "did not end after SIGTERM"))
             if child.process is not None and (code := child.process.poll()) is not None:
-                notes.append(self._died(child, code, now))
-            if child.process is None and child.restart_at is not None and now >= child.restart_at:
-                self._spawn(child)
+                notes += self._ended(child, code, now)
+            due = child.restarts.due
+            if child.process is None and due is not None and now >= due:
+                notes += self._restart(child, now)
+            elif child.role == "server" and child.process and now >= child.started_at + SERVER_UP_S:
+                self._works(child, now)
+        self._keep_spare(now)
         return notes
 
-    def _kill_given_up(self, info: ClusterInfo) -> list[str]:
-        """Kill workers that had joined and that the router no longer lists: they are stalled."""
-        listed = {worker.worker.rpartition(".")[0] for worker in info.workers}
+    def down(self) -> tuple[ProcessDown, ...]:
+        """The processes that have died and do not work again yet, as of now."""
+        now = self._clock()
+        return tuple(
+            ProcessDown(
+                child.name,
+                child.role,
+                child.restarts.recent_deaths(now),
+                child.why,
+                max(0.0, child.restarts.due - now) if child.restarts.due is not None else 0.0,
+                child.log_place,
+            )
+            for child in self._children
+            if child.restarts.down and (child.process is None or child.role != "server")
+        )
+
+    def _look_at(self, info: ClusterInfo, now: float) -> list[str]:
+        """Take in who has joined. Kills workers that had joined and that the router no longer lists: they
+        are stalled."""
+        self._ready = info.ready
+        listed = {worker.worker.rpartition(".")[0]: worker for worker in info.workers}
         notes = []
         for child in self._children:
-            if child.name in listed:
-                child.joined = True
-            elif child.joined and child.process is not None and child.process.poll() is None:
-                child.joined = False
-                child.process.kill()
-                child.process.wait()
-                notes.append(f"{child.name} had stopped answering and was killed")
+            if child.process is None or child.process.poll() is not None:
+                continue
+            worker = listed.get(child.name)
+            if child.role == "router":
+                self._works(child, now)
+            elif not child.is_worker:
+                continue
+            elif worker is not None and worker.worker != child.former:
+                child.boot = worker.worker
+                if child.restarts.down and child.restarts.crash_loop:
+                    notes.append(f"{child.name} works again, after {child.restarts.deaths} deaths")
+                self._works(child, now)
+                if worker.state == "leaving" and child.leaves_by is None:
+                    child.leaves_by = now + self.options.drain_timeout + LEAVES_S
+            elif child.restarts.serving and worker is None and child.leaves_by is None:
+                notes.append(self._kill(child, now, "had stopped answering"))
         return notes
 
-    def _died(self, child: Child, code: int, now: float) -> str:
-        child.process, child.joined = None, False
-        if child.name == "router":  # workers join the next one anew
+    def _works(self, child: Child, now: float) -> None:
+        child.has_worked = True
+        child.restarts.serves(now)
+
+    def _kill(self, child: Child, now: float, why: str) -> str:
+        assert child.process is not None
+        child.restarts.serves_no_more(now)
+        child.leaves_by = None
+        child.process.kill()
+        child.process.wait()
+        return f"{child.name} {why} and was killed"
+
+    def _ended(self, child: Child, code: int, now: float) -> list[str]:
+        """A process has ended. Plans its next start."""
+        worked = child.restarts.serving or child.leaves_by is not None
+        child.process, child.leaves_by = None, None
+        child.former = child.boot or child.former
+        if child.role == "router":  # workers join the next one anew
+            self._ready = False
             for other in self._children:
-                other.joined = False
+                if other.is_worker:
+                    other.restarts.serves_no_more(now)
+        if code == 0 and worked:
+            child.restarts.left(now)
+            return [f"{child.name} ended as it was told to (SIGTERM) and is started again"]
         last_words = self.last_words(child.name)
-        if code in FINAL:
+        if code in FINAL and not child.has_worked:
             raise FINAL[code](last_words or f"{child.name} ended with exit code {code}")
-        deaths, within_s = CRASH_LOOP
-        child.deaths = [at for at in child.deaths if now - at < within_s] + [now]
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if len(child.deaths) >= deaths:
+        return self._died(child, how + (f": {last_words}" if last_words else ""), now)
+
+    def _died(self, child: Child, why: str, now: float) -> list[str]:
+        restarts, child.why = child.restarts, why
+        known = restarts.at_the_longest and not restarts.serving
+        wait_s = restarts.died(now)
+        self._end_if_hopeless(child)
+        if known and restarts.at_the_longest:
+            return []  # the user has been told, and that it goes on like this
+        if not wait_s:
+            then = "is started again"
+        elif restarts.at_the_longest:
+            then = f"is started again every {wait_s:g} s until it works"
+        else:
+            then = f"is started again in {wait_s:g} s"
+        times = f", death {restarts.deaths}" if restarts.deaths > 1 else ""
+        return [f"{child.name} died ({why}{times}) and {then}; its log: {child.log_place}"]
+
+    def _end_if_hopeless(self, child: Child) -> None:
+        """Raise WorkerLost if whoever waits for this cluster would wait in vain: it is not ready, and
+        every process that is down is in a crash loop."""
+        if self._lasting or not child.restarts.crash_loop or (self._ready and child.is_worker):
+            return
+        if all(each.restarts.crash_loop for each in self._children if each.restarts.down):
             raise WorkerLost(
-                f"{child.name} died {deaths} times within {within_s:g} s, the last time with {how}"
-                + (f": {last_words}" if last_words else "")
+                f"{child.name} died {child.restarts.deaths} times, the last time with {child.why}"
             )
-        child.restart_at = now + BACK_OFF_S[len(child.deaths) - 1]
-        return f"{child.name} died ({how}) and is started again"
 
     def last_words(self, name: str) -> str:
-        """The last error message in the log of a process."""
-        with suppress(OSError):
-            lines = (self.run_dir / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
-            errors = [line for line in lines if line.startswith("error: ")]
+        """The last error message in the log of a process, of its present life: ours, or the end of a
+        traceback."""
+        (child,) = [each for each in self._children if each.name == name]
+        if child.log is None:
+            return ""
+        with suppress(OSError), child.log.open("rb") as log:
+            log.seek(max(child.log_start, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+            errors = [line for line in lines if ERROR.match(line)]
             if errors:
-                return errors[-1].removeprefix("error: ")
+                return errors[-1].removeprefix("error: ")[:WORDS]
         return ""
 
     def pids(self) -> dict[str, int]:
-        """Process ids of the running processes."""
-        return {c.name: c.process.pid for c in self._children if c.process is not None}
+        """Process ids of the running processes; `spare` is the idle one. Also in the run folder."""
+        found = {c.name: c.process.pid for c in self._children if c.process is not None}
+        if self._spare is not None and self._spare.process is not None:
+            found["spare"] = self._spare.process.pid
+        return found
 
     def running(self) -> set[str]:
         """Names of the running processes."""
@@ -183,36 +302,76 @@ class Cluster:
 
     # ---- starting and stopping
 
+    def _restart(self, child: Child, now: float) -> list[str]:
+        """Start it again. That there is no memory for a process is one more death."""
+        try:
+            self._spawn(child)
+        except OSError as error:
+            return self._died(child, f"it cannot be started: {error.strerror}", now)
+        return []
+
     def _spawn(self, child: Child) -> None:
-        child.restart_at = None
-        with child.log.open("ab") if child.log else nullcontext() as log:
-            child.process = subprocess.Popen(
-                [sys.executable, "-m", *child.command, "--parent", str(os.getpid())],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=child.descriptors,
-                start_new_session=True,  # Ctrl-C reaches this process only
-            )
+        now = self._clock()
+        child.restarts.started()
+        child.boot, child.started_at = "", now
+        command = [*child.command, "--parent", str(os.getpid())]
+        if child.log is not None:
+            child.log_start = child.log.stat().st_size if child.log.exists() else 0
+            if self._spare is not None and child.is_worker and not child.restarts.crash_loop:
+                child.process = self._spare.become(command, child.log, now)
+        if child.process is None:
+            with child.log.open("ab") if child.log else nullcontext() as log:
+                child.process = subprocess.Popen(
+                    [sys.executable, "-m", *command],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=child.descriptors,
+                    start_new_session=True,  # Ctrl-C reaches this process only
+                )
+        self._write_pids()
+
+    def _imports(self) -> list[str]:
+        """What a spare imports: both roles, and what loads a model where it is not compiled."""
+        topology = self.options.topology
+        on_cpu = {*topology.prefill_devices, *topology.decode_devices} == {"cpu"}
+        lazily = "baton.engine.cpu.select" if on_cpu else "baton.engine.loading"
+        return [*(f"{role}_worker.process" for role in WORKERS), lazily]
+
+    def _keep_spare(self, now: float) -> None:
+        """A new one is started while every worker serves or waits: its imports take a core."""
+        starting = any(c.process and not c.restarts.serving for c in self._children if c.is_worker)
+        if self._spare is not None and not starting and self._spare.keep(now):
+            self._write_pids()
+
+    def _write_pids(self) -> None:
+        """For operators. A disk that is full stops no restart."""
+        with suppress(OSError):
+            new = self.run_dir / f"{PIDS}.new"
+            new.write_text(json.dumps(self.pids()) + "\n")
+            new.replace(self.run_dir / PIDS)
 
     def stop(self) -> None:
-        """Stop every process and remove the run folder."""
+        """Stop every process and remove the run folder. A worker does not drain: SIGTERM is repeated, and
+        its second one ends it at once."""
         running = [c.process for c in self._children if c.process is not None]
-        for process in running:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 1.0
-        for process in running:
+        if self._spare is not None:
+            self._spare.end()
+        deadline = time.monotonic() + KILL_S
+        while running and time.monotonic() < deadline:
+            for process in running:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
+                running[0].wait(TERM_S)
+            running = [process for process in running if process.poll() is None]
         for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
         if self._children:
             shutil.rmtree(self.run_dir, ignore_errors=True)
-        self._children = []
+        self._children, self._spare = [], None
 
     def __enter__(self) -> "Cluster":
         try:

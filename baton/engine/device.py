@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from baton.errors import InputError
-from baton.host import core_numbers, run_on
+from baton.host import available_memory, core_numbers, meminfo, run_on
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FP8_CAPABILITY = (8, 9)
@@ -92,13 +92,13 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    limits = [_meminfo("MemAvailable"), _cgroup_room()]
-    return min((limit for limit in limits if limit is not None), default=total_memory() // 2)
+    available = available_memory()
+    return total_memory() // 2 if available is None else available
 
 
 def total_memory() -> int:
     """Bytes of main memory, 0 if the system does not report it."""
-    total = _meminfo("MemTotal")
+    total = meminfo("MemTotal")
     if total is not None:
         return total
     try:
@@ -116,22 +116,6 @@ def _cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _meminfo(field: str) -> int | None:
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _cgroup_room() -> int | None:
-    """Bytes left in the container's memory limit (cgroup v2); None without a limit."""
-    limit = _lines(Path("/sys/fs/cgroup/memory.max"))
-    used = _lines(Path("/sys/fs/cgroup/memory.current"))
-    if not limit or not used or limit[0] == "max":
-        return None
-    return max(0, int(limit[0]) - int(used[0]))
 
 
 def _lines(path: Path) -> list[str]:

@@ -30,7 +30,9 @@ def link_to(
     try:
         cluster.start()
         startup.lap("processes started")
-        with closing(Client(cluster.address, observe=observe, supervise=cluster.check)) as client:
+        with closing(
+            Client(cluster.address, observe=observe, supervise=cluster.check, down=cluster.down)
+        ) as client:
             yield client
     finally:
         with held_back():

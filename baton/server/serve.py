@@ -1,7 +1,7 @@
 """Serve: a cluster and the HTTP server in front of it, started, supervised and stopped together.
 
     bind the port                        a port in use is known at once
-    router, workers, server              children of this process, restarted when they die
+    router, workers, server              children of this process, restarted whenever they die
     SIGTERM, SIGINT                      the server drains, then everything ends; a second one: now
 
 This process owns the listening socket, so connections wait while the server is restarted.
@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from types import FrameType
 
 from baton.client.blocking import Client, Notice
 from baton.cluster.options import ClusterOptions
+from baton.cluster.spare import WORTH_BYTES
 from baton.cluster.supervisor import Beside, Cluster
+from baton.host import available_memory
 from baton.server.options import ServerSettings, bind, write_keys
 from baton.wire.messages import ClusterInfo
 
@@ -53,8 +56,8 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     _say(f"listening on {url(settings, port)}; starting {options.model}")
     try:
         with (
-            Cluster(options) as cluster,
-            closing(Client(cluster.address, supervise=cluster.check)) as client,
+            Cluster(with_spare(options), lasting=True) as cluster,
+            closing(Client(cluster.address, supervise=cluster.check, down=cluster.down)) as client,
         ):
             command = ["baton.server", "--fd", str(listener.fileno()), "--port", str(port)]
             command += ["--model", options.model, *settings.arguments()]
@@ -75,6 +78,13 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
+
+
+def with_spare(options: ClusterOptions) -> ClusterOptions:
+    """A service keeps a spare worker where there is memory for it, unless the user has decided."""
+    if options.spare_worker is not None:
+        return options
+    return replace(options, spare_worker=(available_memory() or 0) >= WORTH_BYTES)
 
 
 def _welcome(info: ClusterInfo, settings: ServerSettings, port: int) -> Iterator[str]:

@@ -21,12 +21,14 @@ from baton.clock import Clock, monotonic
 from baton.errors import BatonError
 from baton.host import process_runs
 from baton.wire.channel import Channel
-from baton.wire.messages import Exited, Message, Unreachable
+from baton.wire.messages import Exited, Message, Terminate, Unreachable
 from baton.wire.node import Effect, Node, Stop, To, Watch
 
 LONGEST_WAIT_S = 1.0
 MESSAGES_A_TURN, HANDLING_S = 1000, 0.1  # then the node steps, even if more wait
 PARENT = "parent"
+OWN = "own process"
+"""Who sends Terminate to a node."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +81,10 @@ class Loop:
         parent: int | None = None,
         clock: Clock = monotonic,
         wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
+        drain_s: float | None = None,
     ) -> None:
-        """`wakeups`: other sockets that wake the loop; the node's step reads them."""
+        """`wakeups`: other sockets that wake the loop; the node's step reads them. `drain_s`: how long
+        the node may go on after SIGTERM; None: it is not asked."""
         self._node = node
         self._channel = channel
         self._clock = clock
@@ -90,16 +94,22 @@ class Loop:
         self._wakeups = wakeups
         self._waking: list[zmq.Socket[bytes]] = []
         self._rest: list[tuple[str, list[Message]]] = []  # arrived, not handled yet
+        self._drain_s = drain_s
+        self._woken = -1  # readable after a signal
+        self._signals = 0  # SIGTERMs so far
+        self._deadline = math.inf  # of a node that was told to end
         self._stop: Stop | None = None
         if parent is not None and not self._watcher.watch(PARENT, parent):
             self._stop = Stop(0, "")
 
     def run(self) -> int:
-        """Exit code of the process. SIGTERM ends it with 0."""
+        """Exit code of the process. SIGTERM ends it with 0: the node is told (Terminate) and may go on
+        for `drain_s`; a second SIGTERM ends it at once, as does the first without `drain_s`."""
         signal.signal(signal.SIGTERM, self._terminate)
         waker, woken = socket.socketpair()  # lets a signal end a poll
         waker.setblocking(False)
-        self._poller.register(woken, zmq.POLLIN)
+        self._woken = woken.fileno()
+        self._poller.register(self._woken, zmq.POLLIN)
         wakeup_before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         try:
             while self._stop is None:
@@ -121,8 +131,15 @@ class Loop:
 
     def _turn(self) -> None:
         self._register_wakeups()
-        wait = 0.0 if self._rest else min(self._node.due(self._clock()), LONGEST_WAIT_S)
+        self._tell_to_end()
+        if self._stop is not None:
+            return
+        now = self._clock()
+        wait = 0.0 if self._rest else min(self._node.due(now), LONGEST_WAIT_S)
+        wait = min(wait, max(0.0, self._deadline - now))
         ready = [where for where, _ in self._poller.poll(math.ceil(wait * 1000))]
+        if self._woken in ready:
+            os.read(self._woken, 4096)  # else it would wake every poll from now on
         self._handle_what_came()
         for peer in self._watcher.gone(ready):
             if peer == PARENT:
@@ -130,6 +147,16 @@ class Loop:
                 return
             self._carry_out(self._node.handle(peer, Exited(peer), self._clock()))
         self._carry_out(self._node.step(self._clock()))
+
+    def _tell_to_end(self) -> None:
+        """After the first SIGTERM, once; and end it when its time is over."""
+        now = self._clock()
+        if self._signals and self._drain_s is not None and self._deadline == math.inf:
+            self._deadline = now + self._drain_s
+            self._carry_out(self._node.handle(OWN, Terminate(self._drain_s), now))
+        if now >= self._deadline:
+            logger.warning("did not end within %g s of SIGTERM, ends now", self._drain_s)
+            self._stop = Stop(0, "")
 
     def _handle_what_came(self) -> None:
         """Messages that arrived together are answered together."""
@@ -179,4 +206,7 @@ class Loop:
             ]
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
-        self._stop = Stop(0, "")
+        """Only takes note: the node may be in the middle of a step."""
+        self._signals += 1
+        if self._signals > 1 or not self._drain_s:
+            self._stop = Stop(0, "")

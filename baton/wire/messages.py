@@ -499,7 +499,14 @@ class Malformed:
     why: str
 
 
-LOCAL = (Exited, Unreachable, Malformed)
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """From the loop itself, never sent: SIGTERM came; end within so many seconds."""
+
+    within_s: float
+
+
+LOCAL = (Exited, Unreachable, Malformed, Terminate)
 """Messages of a process to its own node: the codec refuses them from a socket."""
 
 Message = (
@@ -508,5 +515,5 @@ Message = (
     | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
     | Leaving | Malformed | Observe | Observed | PoolStats | Preempted | PromptLogprobs
     | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed | Start
-    | Submit | Supervised | Unreachable | Welcome | WriterClear | WriterJoined
+    | Submit | Supervised | Terminate | Unreachable | Welcome | WriterClear | WriterJoined
 )  # fmt: skip

@@ -151,7 +151,9 @@ def test_both_decode_workers_killed_at_different_moments(desk: Desk) -> None:
     completions = desk.run(SAMPLED, at)
     check_calm(completions, LENGTH, SAMPLING)
     assert max(each.timings.retries for each in completions) >= 1
-    assert "decode-0 died (signal 9) and is started again" in desk.notes
+    assert any(
+        note.startswith("decode-0 died (signal 9) and is started again") for note in desk.notes
+    )
     desk.await_all(unlike=(before["decode-0"], before["decode-1"]))
     after = desk.cluster.pids()
     assert {name for name in WORKERS if after[name] != pids[name]} >= {"decode-0", "decode-1"}

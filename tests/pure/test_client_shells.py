@@ -1,4 +1,5 @@
-"""Client and RouterClient over real sockets: the same stream from both when the router is replaced."""
+"""Client and RouterClient over real sockets: the same stream from both when the router is replaced, and
+what the supervisor's Client reports to each router."""
 
 import asyncio
 import time
@@ -14,8 +15,18 @@ from baton.client.blocking import Client
 from baton.client.tracker import News
 from baton.params import GenerationParams
 from baton.wire.channel import Listener
-from baton.wire.messages import Abort, Accepted, Emitted, Finished, GetClusterInfo, Message, Submit
-from baton.wire.records import Timings
+from baton.wire.messages import (
+    Abort,
+    Accepted,
+    ClusterInfo,
+    Emitted,
+    Finished,
+    GetClusterInfo,
+    Message,
+    Submit,
+    Supervised,
+)
+from baton.wire.records import ProcessDown, Timings
 from tests.pure.pretend_router import info
 
 DEADLINE_S = 30.0
@@ -74,6 +85,7 @@ class Router:
         self._peer = ""
         self.submitted: list[str] = []
         self.aborted: list[str] = []
+        self.reports: list[tuple[ProcessDown, ...]] = []
 
     def turn(self) -> None:
         for peer, messages in self._listener.receive():
@@ -86,6 +98,8 @@ class Router:
                         self.submitted.append(name)
                     case Abort(name):
                         self.aborted.append(name)
+                    case Supervised(down):
+                        self.reports.append(down)
 
     def send(self, *messages: Message) -> None:
         assert self._listener.send(self._peer, *messages)
@@ -139,3 +153,83 @@ def test_a_replaced_router_continues_the_stream(kind: type[Shell], address: str)
         Emitted("r", (7,), "c"),
         Finished("r", "length", Timings()),
     ]
+
+
+class Supervisor:
+    """Says what it is told to."""
+
+    def __init__(self) -> None:
+        self.seen: list[ClusterInfo] = []
+        self.reported: tuple[ProcessDown, ...] = ()
+
+    def check(self, info: ClusterInfo | None) -> list[str]:
+        if info is not None:
+            self.seen.append(info)
+        return []
+
+    def down(self) -> tuple[ProcessDown, ...]:
+        return self.reported
+
+
+def down(deaths: int, restart_in_s: float) -> ProcessDown:
+    return ProcessDown("decode-0", "decode", deaths, "signal 9", restart_in_s, "/tmp/decode-0.log")
+
+
+def turns(client: Client, router: Router, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, router.reports
+        router.turn()
+        client.poll(0.005)
+
+
+def settled(client: Client, router: Router) -> None:
+    """Whatever was on its way has arrived: the answer to a question sent after it is here."""
+    router.send(info())
+    before = client._unchecked
+    turns(client, router, lambda: client._unchecked is not before)
+    turns(client, router, lambda: client._unchecked is None)
+
+
+def test_a_router_is_told_what_is_down_after_every_change_and_so_is_the_next_one(
+    address: str,
+) -> None:
+    supervisor = Supervisor()
+    client = Client(address, supervise=supervisor.check, down=supervisor.down)
+    first = Router(address)
+    turns(client, first, lambda: bool(supervisor.seen))
+    assert first.reports == []  # nothing is down, and it knows of nothing else
+    told = [(down(1, 0.0),), (down(2, 0.5),), (down(2, 0.0),), ()]
+    for count, each in enumerate(told, 1):
+        supervisor.reported = each
+        turns(client, first, lambda count=count: len(first.reports) >= count)
+    assert first.reports == told
+    supervisor.reported = (down(3, 1.0),)
+    turns(client, first, lambda: len(first.reports) == 5)
+    supervisor.reported = (down(3, 0.4),)  # time passes: no news
+    settled(client, first)
+    assert len(first.reports) == 5
+    seen = len(supervisor.seen)
+    first.close()
+    second = Router(address)
+    turns(client, second, lambda: bool(second.reports))
+    assert second.reports == [(down(3, 0.4),)]
+    assert len(supervisor.seen) > seen
+    client.close()
+    second.close()
+
+
+def test_a_report_is_withdrawn_after_the_connection_was_cut_too(address: str) -> None:
+    """Perhaps it is the same router, which still has the last report."""
+    supervisor = Supervisor()
+    supervisor.reported = (down(1, 0.0),)
+    client = Client(address, supervise=supervisor.check, down=supervisor.down)
+    first = Router(address)
+    turns(client, first, lambda: bool(first.reports))
+    first.close()
+    supervisor.reported = ()
+    second = Router(address)
+    turns(client, second, lambda: bool(second.reports))
+    assert second.reports == [()]
+    client.close()
+    second.close()

@@ -1,9 +1,13 @@
 """Looking after processes: tiny real ones in place of routers and workers, and a clock of our own."""
 
+import errno
+import json
 import os
+import select
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +15,8 @@ import pytest
 
 from baton.cluster import supervisor as cluster_module
 from baton.cluster.options import ClusterOptions
-from baton.cluster.supervisor import BACK_OFF_S, CRASH_LOOP, PREFIX, Cluster
+from baton.cluster.restarts import BACK_OFF_S, CRASH_LOOP, FORGIVE_S
+from baton.cluster.supervisor import LEAVES_S, PREFIX, SERVER_UP_S, Beside, Cluster
 from baton.errors import (
     BatonError,
     InputError,
@@ -28,14 +33,26 @@ from baton.wire.records import WorkerInfo
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 
 ACTOR = """
-import os, sys, time
+import os, signal, sys, time
 def lasting(*_):
     print("up", flush=True)
     time.sleep(60)
 def dying(code, *_):
     print("error: first\\nnoise\\nerror: last words\\nmore noise", file=sys.stderr, flush=True)
     os._exit(int(code))
-{"lasting": lasting, "dying": dying}[sys.argv[1]](*sys.argv[2:])
+def leaving(*_):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    lasting()
+def deaf(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lasting()
+def once(mark, code, *_):
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        lasting()
+    dying(code)
+acts = {"lasting": lasting, "dying": dying, "leaving": leaving, "deaf": deaf, "once": once}
+acts[sys.argv[1]](*sys.argv[2:])
 """
 
 
@@ -66,10 +83,10 @@ def start(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """start(name="lasting", other="dying 2"): a cluster of such processes, under a pretend clock."""
     made: list[Cluster] = []
 
-    def begin(**acts: str) -> Cluster:
+    def begin(*, lasting: bool = False, **acts: str) -> Cluster:
         commands = [(name.replace("_", "-"), ["actor", *act.split()]) for name, act in acts.items()]
         monkeypatch.setattr(Cluster, "commands", lambda self: commands)
-        cluster = Cluster(OPTIONS, clock=Clock())
+        cluster = Cluster(OPTIONS, lasting=lasting, clock=Clock())
         made.append(cluster)
         cluster.start()
         return cluster
@@ -85,6 +102,24 @@ def process(cluster: Cluster, name: str) -> "subprocess.Popen[bytes]":
     return found
 
 
+def clock_of(cluster: Cluster) -> Clock:
+    clock = cluster._clock
+    assert isinstance(clock, Clock)
+    return clock
+
+
+def log_of(cluster: Cluster, name: str) -> Path:
+    return cluster.run_dir / "logs" / f"{name}.log"
+
+
+def is_up(cluster: Cluster, name: str) -> None:
+    """Wait until the process has said so: then its signal handlers are set."""
+    deadline = time.monotonic() + 20
+    while "up" not in log_of(cluster, name).read_text().split():
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.005)
+
+
 def ended(cluster: Cluster, name: str, *, kill: bool = False) -> None:
     """Wait until the process has ended, and leave it to the cluster to find out."""
     running = process(cluster, name)
@@ -97,9 +132,9 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def info(*workers: str) -> ClusterInfo:
-    rows = tuple(WorkerInfo(f"{name}.a1b2c3", "x", "cpu", "alive") for name in workers)
-    return ClusterInfo(True, "m", "f", 100, 50, "float32", {}, rows, "")
+def info(*workers: str, ready: bool = True, state: str = "alive", boot: str = "a1") -> ClusterInfo:
+    rows = tuple(WorkerInfo(f"{name}.{boot}", "x", "cpu", state) for name in workers)
+    return ClusterInfo(ready, "m", "f", 100, 50, "float32", {}, rows, "")
 
 
 def test_every_process_is_started_and_nothing_is_said(start: Start) -> None:
@@ -115,44 +150,154 @@ def test_what_dies_is_started_again_at_once_the_first_time(start: Start) -> None
     cluster = start(router="lasting", decode_0="lasting")
     before = cluster.pids()
     ended(cluster, "decode-0", kill=True)
-    assert cluster.check() == ["decode-0 died (signal 9) and is started again"]
+    log = log_of(cluster, "decode-0")
+    assert cluster.check() == [f"decode-0 died (signal 9) and is started again; its log: {log}"]
     after = cluster.pids()
     assert after["decode-0"] != before["decode-0"]
     assert after["router"] == before["router"]
+    assert json.loads((cluster.run_dir / "pids.json").read_text()) == after
 
 
-def test_restarts_wait_longer_each_time_and_then_it_is_enough(start: Start) -> None:
-    cluster = start(decode_0="dying 1")
-    clock = cluster._clock
-    assert isinstance(clock, Clock)
-    deaths, _ = CRASH_LOOP
-    for death in range(deaths - 1):
-        ended(cluster, "decode-0")
-        assert len(cluster.check()) == 1
-        if BACK_OFF_S[death]:
-            clock.now += BACK_OFF_S[death] - 0.01
+def die_on(cluster: Cluster, name: str, deaths: int) -> list[str]:
+    """Let it die so often, and the clock run to each restart. What was said."""
+    clock, notes = clock_of(cluster), list[str]()
+    for _ in range(deaths):
+        ended(cluster, name)
+        notes += cluster.check()
+        (child,) = [each for each in cluster._children if each.name == name]
+        if child.restarts.due is not None:  # at once otherwise
+            assert name not in cluster.pids()
+            clock.now = child.restarts.due - 0.01
             assert cluster.check() == []
-            assert cluster.pids() == {}
+            assert name not in cluster.pids()
             clock.now += 0.02
             cluster.check()
-        assert list(cluster.pids()) == ["decode-0"]
+        assert name in cluster.pids()
+    return notes
+
+
+def test_a_service_goes_on_whatever_dies_and_waits_longer_each_time(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="dying 1")
+    cluster.check(info(ready=False))
+    begun, deaths = clock_of(cluster).now, len(BACK_OFF_S) + 4
+    notes = die_on(cluster, "decode-0", deaths)
+    waited = clock_of(cluster).now - begun
+    assert waited == pytest.approx(sum(BACK_OFF_S) + 4 * BACK_OFF_S[-1], abs=0.2)
+    log = log_of(cluster, "decode-0")
+    assert len(notes) == len(BACK_OFF_S)  # nothing new is said after that
+    assert notes[1] == (
+        "decode-0 died (exit code 1: last words, death 2) and is started again in 0.5 s; "
+        f"its log: {log}"
+    )
+    assert notes[-1].startswith("decode-0 died (exit code 1: last words, death 8)")
+    assert "is started again every 30 s until it works" in notes[-1]
+    (down,) = cluster.down()
+    assert (down.name, down.role, down.deaths) == ("decode-0", "decode", 1)  # within a minute
+    assert (down.why, down.log) == ("exit code 1: last words", str(log))
+    assert cluster.check(info("decode-0")) == [f"decode-0 works again, after {deaths} deaths"]
+    assert cluster.down() == ()
+    ended(cluster, "decode-0")  # hardly any service: it waits as long as before, but that is news
+    assert "is started again every 30 s" in cluster.check()[0]
+
+
+@pytest.mark.parametrize("name", ["router", "server"])
+def test_a_service_outlives_its_router_and_its_server_too(start: Start, name: str) -> None:
+    cluster = start(lasting=True, decode_0="lasting", **{name: "dying 1"})
+    notes = die_on(cluster, name, CRASH_LOOP + 2)
+    assert len(notes) == CRASH_LOOP + 2
+    assert "decode-0" in cluster.pids()
+
+
+def test_a_job_ends_if_only_crash_loops_are_left_of_a_cluster_that_is_not_ready(
+    start: Start,
+) -> None:
+    cluster = start(router="lasting", decode_0="dying 1")
+    cluster.check(info(ready=False))
+    die_on(cluster, "decode-0", CRASH_LOOP - 1)
     ended(cluster, "decode-0")
-    with pytest.raises(
-        WorkerLost, match=r"died 5 times within 60 s.*exit code 1: last words"
-    ) as it:
+    with pytest.raises(WorkerLost, match=r"died 5 times, the last time with .*1: last words") as it:
         cluster.check()
     assert it.value.exit_code == 1
 
 
-def test_deaths_of_long_ago_are_forgotten(start: Start) -> None:
+def test_a_job_goes_on_while_the_cluster_is_ready(start: Start) -> None:
+    """Decode workers fill by themselves while no prefill worker lives."""
+    cluster = start(router="lasting", decode_0="lasting", prefill_0="dying 1")
+    cluster.check(info("decode-0"))
+    die_on(cluster, "prefill-0", CRASH_LOOP + 2)
+    ended(cluster, "decode-0", kill=True)
+    cluster.check()
+    cluster.check(info(ready=False))
+    die_on(cluster, "prefill-0", 1)  # decode-0 has died once only: it is worth the wait
+    cluster.check(info("decode-0", boot="a2"))
+    die_on(cluster, "prefill-0", 1)
+
+
+def test_a_job_ends_with_a_router_that_keeps_dying(start: Start) -> None:
+    cluster = start(router="dying 1", decode_0="lasting")
+    die_on(cluster, "router", CRASH_LOOP - 1)
+    ended(cluster, "router")
+    with pytest.raises(WorkerLost, match="router died 5 times"):
+        cluster.check()
+
+
+def test_after_some_service_a_death_costs_no_wait(start: Start) -> None:
     cluster = start(decode_0="lasting")
-    clock = cluster._clock
-    assert isinstance(clock, Clock)
-    for _ in range(CRASH_LOOP[0] + 1):
+    for life in range(CRASH_LOOP + 1):
+        cluster.check(info("decode-0", boot=f"b{life}"))
+        clock_of(cluster).now += FORGIVE_S
         ended(cluster, "decode-0", kill=True)
         cluster.check()
         assert list(cluster.pids()) == ["decode-0"]
-        clock.now += CRASH_LOOP[1]
+
+
+def test_what_the_router_still_says_of_a_dead_worker_is_not_taken_for_its_successor(
+    start: Start,
+) -> None:
+    cluster = start(router="lasting", decode_0="lasting")
+    cluster.check(info("decode-0", boot="old"))
+    ended(cluster, "decode-0", kill=True)
+    cluster.check()
+    second = cluster.pids()["decode-0"]
+    cluster.check(info("decode-0", boot="old"))
+    assert [each.name for each in cluster.down()] == ["decode-0"]
+    assert cluster.check(info()) == []
+    assert cluster.pids()["decode-0"] == second
+
+
+def test_the_last_words_are_those_of_the_last_life(start: Start, tmp_path: Path) -> None:
+    cluster = start(router="lasting", decode_0="lasting")
+    with log_of(cluster, "decode-0").open("a") as log:
+        log.write("error: long ago\n")
+    ended(cluster, "decode-0", kill=True)
+    assert "(signal 9: long ago)" in cluster.check()[0]
+    ended(cluster, "decode-0", kill=True)
+    assert "(signal 9, death 2)" in cluster.check()[0]
+
+
+def test_a_traceback_ends_with_last_words_too(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="no-such-act")
+    ended(cluster, "decode-0")
+    assert "(exit code 1: KeyError: 'no-such-act')" in cluster.check()[0]
+
+
+def test_that_no_process_can_be_started_is_a_death_like_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="lasting")
+    real = subprocess.Popen
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    ended(cluster, "decode-0", kill=True)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    notes = cluster.check()
+    assert "it cannot be started: Cannot allocate memory, death 2" in notes[1]
+    monkeypatch.setattr(subprocess, "Popen", real)
+    clock_of(cluster).now += cluster.down()[0].restart_in_s
+    assert cluster.check() == []
+    assert "decode-0" in cluster.pids()
 
 
 @pytest.mark.parametrize(
@@ -168,6 +313,78 @@ def test_what_will_never_work_is_raised_with_its_last_words(
         cluster.check()
 
 
+@pytest.mark.parametrize("code", [2, 3, 4, 6])
+def test_an_exit_code_is_final_only_for_what_has_never_worked(
+    start: Start, tmp_path: Path, code: int
+) -> None:
+    cluster = start(router="lasting", decode_0=f"once {tmp_path}/mark {code}")
+    is_up(cluster, "decode-0")
+    cluster.check(info("decode-0"))
+    ended(cluster, "decode-0", kill=True)
+    cluster.check()
+    ended(cluster, "decode-0")
+    assert f"exit code {code}: last words" in cluster.check()[0]
+
+
+def test_a_server_that_has_run_for_a_while_is_a_server_that_has_worked(
+    start: Start, tmp_path: Path
+) -> None:
+    cluster = start(lasting=True, server=f"once {tmp_path}/mark 2")
+    is_up(cluster, "server")
+    clock_of(cluster).now += SERVER_UP_S
+    cluster.check()
+    ended(cluster, "server", kill=True)
+    cluster.check()
+    ended(cluster, "server")
+    assert "exit code 2" in cluster.check()[0]
+
+
+def test_what_runs_beside_logs_to_the_terminal(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting")
+    cluster.add(Beside("server", ["actor", "dying", "1"]))
+    ended(cluster, "server")
+    assert cluster.check()[0].endswith("and is started again; its log: this terminal")
+
+
+# ---- ending when told to
+
+
+def test_a_worker_that_ends_after_sigterm_is_replaced_at_once_and_it_is_no_death(
+    start: Start,
+) -> None:
+    cluster = start(router="lasting", decode_0="leaving")
+    is_up(cluster, "decode-0")
+    cluster.check(info("decode-0"))
+    before = process(cluster, "decode-0")
+    cluster.check(info("decode-0", state="leaving"))
+    assert cluster.check(info()) == []  # dismissed, and about to end: it is not stalled
+    before.terminate()
+    ended(cluster, "decode-0")
+    assert cluster.check() == ["decode-0 ended as it was told to (SIGTERM) and is started again"]
+    assert cluster.pids()["decode-0"] != before.pid
+    assert cluster.down() == ()
+
+
+def test_a_worker_that_does_not_end_in_time_is_killed(start: Start) -> None:
+    cluster = start(router="lasting", decode_0="deaf")
+    is_up(cluster, "decode-0")
+    cluster.check(info("decode-0"))
+    before = process(cluster, "decode-0")
+    before.terminate()
+    cluster.check(info("decode-0", state="leaving"))
+    clock_of(cluster).now += OPTIONS.drain_timeout + LEAVES_S - 0.01
+    assert cluster.check() == []
+    clock_of(cluster).now += 0.02
+    assert cluster.check()[0] == "decode-0 did not end after SIGTERM and was killed"
+    assert cluster.pids()["decode-0"] != before.pid
+
+
+def test_an_end_before_joining_is_a_death_whatever_its_code(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="dying 0")
+    die_on(cluster, "decode-0", 3)
+    assert cluster.down()[0].deaths == 3
+
+
 def test_a_worker_the_router_has_given_up_is_killed_and_started_again(start: Start) -> None:
     cluster = start(router="lasting", decode_0="lasting")
     stalled = process(cluster, "decode-0")
@@ -179,6 +396,7 @@ def test_a_worker_the_router_has_given_up_is_killed_and_started_again(start: Sta
     assert cluster.pids()["decode-0"] != stalled.pid
     assert gone(stalled.pid)
     assert cluster.check(info()) == []  # the new one is loading
+    assert [each.why for each in cluster.down()] == ["signal 9"]
 
 
 def test_after_a_router_has_died_nobody_is_given_up_before_joining_the_next(start: Start) -> None:

@@ -29,6 +29,8 @@ CHANGED = {
     "kv_transport": "frames",
     "batch_window_ms": 2.5,
     "max_num_batched_tokens": 64,
+    "drain_timeout": 2.5,
+    "spare_worker": True,
 }
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 

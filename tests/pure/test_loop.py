@@ -18,7 +18,7 @@ import zmq
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError
 from baton.wire import messages as msg
 from baton.wire.channel import Dialer, Listener
-from baton.wire.loop import Loop, Watcher
+from baton.wire.loop import OWN, Loop, Watcher
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
 from tests.pure.test_workers import hello
 
@@ -172,6 +172,88 @@ def test_sigterm_ends_it_with_0(capfd: pytest.CaptureFixture[str]) -> None:
     node.step = lambda now: os.kill(os.getpid(), signal.SIGTERM) or []  # type: ignore[method-assign]
     assert Loop(node, PretendChannel()).run() == 0
     assert capfd.readouterr().err == ""
+
+
+class Draining(Recorder):
+    """Gets SIGTERM in its second turn and each of `again`; stops in turn `ends_in`, if it may."""
+
+    def __init__(self, *, again: tuple[int, ...] = (), ends_in: int | None = None) -> None:
+        super().__init__()
+        self._signals, self._ends_in = (2, *again), ends_in
+
+    def step(self, now: float) -> list[Effect]:
+        self.turns += 1
+        if self.turns in self._signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.turns > MANY_TURNS:
+            return [Stop(9, "nothing came of it")]
+        return [Stop(0, "")] if self.turns == self._ends_in else []
+
+    def due(self, now: float) -> float:
+        return 0.0
+
+
+def test_sigterm_is_told_to_the_node_once_and_it_goes_on_until_it_stops() -> None:
+    node = Draining(ends_in=20)
+    assert Loop(node, PretendChannel(), clock=Ticking(), drain_s=30.0).run() == 0
+    assert node.turns == 20
+    assert node.handled == [(OWN, msg.Terminate(30.0))]
+
+
+def test_the_second_sigterm_ends_it_now() -> None:
+    node = Draining(again=(7,))
+    assert Loop(node, PretendChannel(), clock=Ticking(), drain_s=30.0).run() == 0
+    assert node.turns == 7
+
+
+def test_a_node_that_does_not_end_is_ended_when_its_time_is_over() -> None:
+    node, clock = Draining(), Ticking()
+    assert Loop(node, PretendChannel(), clock=clock, drain_s=0.1).run() == 0
+    assert 2 < node.turns < MANY_TURNS
+    assert clock.now == pytest.approx(0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("drain_s", [None, 0.0])
+def test_without_time_to_drain_sigterm_ends_it_at_once(drain_s: float | None) -> None:
+    node = Draining()
+    assert Loop(node, PretendChannel(), clock=Ticking(), drain_s=drain_s).run() == 0
+    assert node.turns == 2
+    assert node.handled == []
+
+
+def test_what_the_node_answers_to_sigterm_is_carried_out() -> None:
+    node, channel = Draining(), PretendChannel()
+    node.answers = lambda message: [To("router", msg.Leaving(30.0)), Stop(0, "")]
+    assert Loop(node, channel, clock=Ticking(), drain_s=30.0).run() == 0
+    assert channel.sent == [("router", msg.Leaving(30.0))]
+    assert node.turns == 2
+
+
+def test_a_draining_node_without_work_sleeps_between_its_turns() -> None:
+    """The signal that woke the loop must not wake it again and again."""
+    node = Recorder()
+
+    def step(now: float) -> list[Effect]:
+        node.turns += 1
+        if node.turns == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    node.step = step  # type: ignore[method-assign]
+    node.due = lambda now: 0.05  # type: ignore[method-assign]
+    assert Loop(node, PretendChannel(), drain_s=0.3).run() == 0
+    assert node.turns < 50  # some six, were the machine not busy
+
+
+def test_a_turn_without_work_waits_no_longer_than_the_deadline() -> None:
+    node = Draining()
+    node.due = lambda now: 60.0 if node.turns >= 2 else 0.0  # type: ignore[method-assign]
+    waits: list[int] = []
+    loop = Loop(node, PretendChannel(), clock=Ticking(), drain_s=0.2)
+    real = loop._poller.poll
+    loop._poller.poll = lambda wait: waits.append(wait) or real(0)  # type: ignore[assignment]
+    assert loop.run() == 0
+    assert max(waits) <= 201
 
 
 def test_ctrl_c_ends_it_with_130() -> None:
