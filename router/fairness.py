@@ -8,7 +8,8 @@ Shares are measured in tokens. Each tenant has a start tag: the virtual time at 
 begins. The smallest tag is served, the clock moves there, and the tenant's tag grows by the request's
 cost. Who comes new starts at the clock: before everybody who has just been served, but with no credit for
 the time it was away. Groups inside a tenant take turns by the same rule. With one tenant and one group,
-such as an offline job, the order is first come, first served.
+such as an offline job, the order is first come, first served. A request's cost is an estimate when it is
+placed; at its end the difference is charged or given back.
 
 Between two tenants that both wait, the served cost differs by at most one request, however many each
 sends.
@@ -49,6 +50,14 @@ class Turns:
         self._clock = max(self._clock, tag)
         self._tags.put(name, tag + cost)
 
+    def settle(self, name: str, cost: int) -> None:
+        """A member, waiting or not, was served so many tokens more than it was charged for; fewer if
+        negative. While nobody waits there is nothing to share."""
+        if name in self._tags:
+            self._tags.put(name, max(self._clock, self._tags.priority(name) + cost))
+        elif len(self._tags):
+            self._put_away(name, self._away.pop(name, self._clock) + cost)
+
     def leave(self, name: str) -> None:
         """A waiting member has nothing that waits. What it was served counts until the clock passes its
         tag, or until nobody waits: leaving and coming back is no advantage."""
@@ -57,11 +66,15 @@ class Turns:
         if not len(self._tags):
             self._away.clear()
             self._clock = 0.0
-        elif tag > self._clock:
+        else:
+            self._put_away(name, tag)
+
+    def _put_away(self, name: str, tag: float) -> None:
+        if tag > self._clock:
             self._away[name] = tag
-            if len(self._away) > self._sweep_at:
-                self._away = {n: at for n, at in self._away.items() if at > self._clock}
-                self._sweep_at = 2 * len(self._away) + SPARE
+        if len(self._away) > self._sweep_at:
+            self._away = {n: at for n, at in self._away.items() if at > self._clock}
+            self._sweep_at = 2 * len(self._away) + SPARE
 
 
 class Tenant:
@@ -119,6 +132,13 @@ class FairQueue:
         if not here.groups:
             del self._tenants[tenant]
             self._turns.leave(tenant)
+
+    def settle(self, tenant: str, group: str, cost: int) -> None:
+        """A request that was placed has ended, and took so many tokens more than its cost; fewer if
+        negative."""
+        self._turns.settle(tenant, cost)
+        if tenant in self._tenants:
+            self._tenants[tenant].turns.settle(group, cost)
 
     def __contains__(self, name: str) -> bool:
         return name in self._places

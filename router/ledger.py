@@ -18,7 +18,7 @@ from router.line import Line
 from router.tries import ISOLATION_S, Tries
 
 TYPICAL_ANSWER = 512
-"""Many requests allow far more tokens than they generate: a share is charged for at most so many."""
+"""Many requests allow far more tokens than they generate: at first at most so many are charged."""
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class Entry:
 
     @property
     def cost(self) -> int:
-        """Tokens of its tenant's share that it takes, as an estimate."""
+        """Tokens of its tenant's share that it takes, as an estimate; at its end `length` is known."""
         return len(self.prompt_ids) + min(self.params.max_new_tokens, TYPICAL_ANSWER)
 
 
@@ -182,6 +182,8 @@ class Ledger:
         entry.state, entry.since = state, now
         if state is State.FINISHED:
             del self._entries[name]
+            if entry.run_number >= 0:
+                self._line.settle(entry.tenant, entry.group, entry.length - entry.cost)
             return
         self._by_state[state][name] = entry
         if state is State.QUEUED:

@@ -49,6 +49,10 @@ class Line:
         self._back.remove(name)
         self._quarantined.remove(name)
 
+    def settle(self, tenant: str, group: str, cost: int) -> None:
+        """A request that was placed has ended, and took so many tokens more than was charged."""
+        self._new.settle(tenant, group, cost)
+
     @property
     def any_quarantined(self) -> bool:
         return len(self._quarantined) > 0

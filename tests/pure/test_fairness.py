@@ -5,9 +5,14 @@ from collections import Counter, deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.params import GenerationParams
+from baton.wire import messages as msg
+from router.batching import Rules
 from router.fairness import FairQueue
 from router.line import Line
 from router.priority import PriorityQueue
+from tests.pure.test_router_edges import Desk, sent
+from tests.pure.town import Town
 
 MOST = 1000  # tokens of a request here
 COSTS = st.integers(1, MOST)
@@ -142,6 +147,34 @@ def test_a_tenants_groups_share_its_part_only() -> None:
     assert set(groups.values()) == {2}
 
 
+def test_in_the_long_run_tokens_count_and_not_what_was_asked_for() -> None:
+    """One tenant's answers are as long as announced, the other's end early, or go beyond the estimate."""
+    for actual in (10, 900):
+        queue, taken = FairQueue(), Counter[str]()
+        for number in range(2000):
+            queue.add(f"a{number}", "a", "", 300)
+            queue.add(f"b{number}", "b", "", 300)
+        for _ in range(1000):
+            who = serve(queue)[0]
+            took = actual if who == "b" else 300
+            taken[who] += took
+            queue.settle(who, "", took - 300)
+        assert abs(taken["a"] - taken["b"]) <= 900
+
+
+def test_what_a_tenant_took_while_it_did_not_wait_counts_when_it_comes_back() -> None:
+    queue = FairQueue()
+    for number in range(50):
+        queue.add(f"a{number}", "a", "", 10)
+    queue.settle("b", "", 100)
+    queue.settle("c", "", -100)
+    queue.add("b", "b", "", 10)
+    queue.add("c", "c", "", 10)
+    order = [serve(queue) for _ in range(14)]
+    assert order.index("c") == 1
+    assert 9 <= order.index("b") <= 12
+
+
 def test_nothing_is_remembered_when_nobody_waits() -> None:
     queue = FairQueue()
     for number in range(5000):
@@ -230,3 +263,45 @@ def test_looking_at_a_long_line_costs_no_more_than_at_a_short_one() -> None:
         return Cost.count
 
     assert comparisons(10_000) < 3 * comparisons(100)
+
+
+def test_in_the_router_a_newcomer_is_next_whatever_waits() -> None:
+    desk = Desk(rules=Rules(batch_size=4, window_s=0.0, token_budget=64, colocated=True))
+    tokens = GenerationParams(4)
+    for number in range(200):
+        group = f"g{number % 5}"
+        desk.hear("client", msg.Submit(f"hog{number}", (1, 2, 3), tokens, "hog", group))
+    placed = [order.run for _, order in sent(desk.step(), msg.Reserve)]  # type: ignore[attr-defined]
+    assert placed == ["hog0#0", "hog1#0", "hog2#0", "hog3#0"]
+    for run in placed:
+        desk.hear("d1", msg.Reserved(desk.grant(run)))
+    desk.step()
+    desk.hear("other", msg.Submit("new", (1, 2, 3), tokens, "newcomer", ""))
+    assert not sent(desk.step(), msg.Reserve)  # what runs goes on
+    desk.hear("d1", msg.Decoded((msg.RunTokens("hog0#0", 3, (5,), "length"),)))
+    [(_, order)] = sent(desk.step(), msg.Reserve)
+    assert isinstance(order, msg.Reserve)
+    assert order.run == "new#0"
+
+
+def test_a_request_that_needs_many_blocks_is_not_starved_by_small_ones_of_others() -> None:
+    """It stops the line until it fits, however many others come."""
+    rules = Rules(batch_size=8, window_s=0.0, token_budget=64, colocated=True)
+    town = Town(prefills=0, blocks=8, rules=rules)
+    params = GenerationParams(2)
+    town.submit("running", range(1, 9), 12)
+    town.turn()
+    town.client(msg.Submit("big", tuple(range(100, 124)), params, "b", ""))
+    started: list[str] = []
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if isinstance(message, msg.Start):
+            started.append(message.run.partition("#")[0])
+
+    town.before = before
+    names = []
+    for number in range(40):
+        names.append(f"small{number}")
+        town.client(msg.Submit(names[-1], (number + 1, 2), params, f"t{number % 3}", ""))
+    town.run_all([*names, "big", "running"])
+    assert started.index("big") <= 4
