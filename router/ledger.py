@@ -13,7 +13,6 @@ from baton.kv.region import Receipt
 from baton.lifecycle import LIVE, PLACED, Event, State, advance
 from baton.params import GenerationParams
 from baton.text import TextStream
-from baton.wire.records import Timings
 from router.line import Line
 from router.tries import ISOLATION_S, Tries
 
@@ -245,25 +244,3 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
-    """Where the request's time went, over all its runs."""
-    spent = {state: entry.spent.get(state, 0.0) for state in State}
-    filled_tokens = len(entry.prompt_ids) - 1 - entry.reused_tokens
-    first = entry.first_token if entry.first_token is not None else now
-    return Timings(
-        queue_s=spent[State.QUEUED] + spent[State.RESERVED],
-        reserve_s=spent[State.RESERVING],
-        prefill_s=max(0.0, spent[State.FILLING] - entry.handover_s),
-        handover_s=entry.handover_s,
-        decode_s=spent[State.DECODING],
-        detokenize_s=entry.detokenize_s,
-        ttft_s=first - entry.submitted,
-        total_s=now - entry.submitted,
-        kv_bytes=filled_tokens * kv_bytes_per_token,
-        moved_bytes=entry.moved_bytes,
-        retries=max(0, entry.run_number - entry.preemptions),
-        preemptions=entry.preemptions,
-        cached_tokens=entry.reused_tokens,
-    )

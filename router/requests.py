@@ -10,10 +10,12 @@ from baton.lifecycle import PLACED, Event, State
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.node import Effect, To
+from router import failures
 from router.admission import Served, admit
 from router.deadlines import Deadlines
-from router.ledger import Entry, Ledger, timings
+from router.ledger import Entry, Ledger
 from router.scheduling import Scheduler
+from router.timings import timings
 
 
 class Requests:
@@ -122,11 +124,7 @@ class Requests:
             effects += self._withdraw(entry, gone=worker)
             entry.tries.deaths += not expected
             if entry.tries.deadly:
-                why = (
-                    f"{entry.tries.deaths} workers in a row died at the same place of this request, "
-                    f"{_place(entry)}, so it is not tried again; {_sent(entry)}"
-                )
-                effects += self._fail(entry, "worker_lost", why, now, placed=False)
+                effects += self._fail(entry, *failures.worker_lost(entry), now, placed=False)
             else:
                 self._ledger.apply(entry, Event.LOST, now, note="worker lost")
         for entry in self._ledger.queued_again():  # preempted ones, too, may have lost their worker
@@ -140,26 +138,18 @@ class Requests:
         effects: list[Effect] = []
         while (name := self._deadlines.late_to_end(now)) is not None:
             entry = self._ledger.entry(name)
-            why = f"the request did not end within {entry.timeout_s:g} s; {_sent(entry)}"
-            effects += self._fail(entry, "deadline_exceeded", why, now)
-        lacking = missing() if self._deadlines.late_to_start(now) is not None else ""
+            effects += self._fail(entry, *failures.deadline_exceeded(entry), now)
+        lacking = ""
         while (name := self._deadlines.late_to_start(now)) is not None:
-            entry = self._ledger.entry(name)
-            effects += self._fail(entry, "queue_timeout", self._why_late(entry, lacking), now)
+            running, waiting = self._ledger.count(*PLACED), self._ledger.count(State.QUEUED)
+            busy = f"all are busy ({running} running, {waiting} waiting)"
+            entry, lacking = self._ledger.entry(name), lacking or missing() or busy
+            effects += self._fail(entry, *failures.queue_timeout(entry, lacking), now)
         return effects
 
     def due(self, now: float) -> float:
         """Seconds to the next deadline of a request."""
         return self._deadlines.due(now)
-
-    def _why_late(self, entry: Entry, missing: str) -> str:
-        running, waiting = self._ledger.count(*PLACED), self._ledger.count(State.QUEUED)
-        again = " again" if State.RESERVED in entry.spent else ""  # it was placed before
-        return (
-            f"no worker took the request{again} within {entry.queue_timeout_s:g} s: "
-            f"{missing or f'all are busy ({running} running, {waiting} waiting)'}; "
-            f"{_sent(entry)}; send it again later"
-        )
 
     def refuse_unplaceable(self, now: float) -> list[Effect]:
         """Fail requests that no pool here could ever hold."""
@@ -264,11 +254,7 @@ class Requests:
         prompt itself after two such tries, so damaged hand-overs fail no request."""
         entry.tries.refills += 1
         if entry.tries.unfillable:
-            text = (
-                f"the KV cache could not be filled in {entry.tries.refills} tries, the last ones by "
-                f"the decode worker itself; the last: {why}; {_sent(entry)}"
-            )
-            return self._fail(entry, "fill_failed", text, now)
+            return self._fail(entry, *failures.fill_failed(entry, why), now)
         return self._again(entry, why, now)
 
     def _gap(self, entry: Entry, now: float) -> list[Effect]:
@@ -276,8 +262,7 @@ class Requests:
         why = "tokens were lost between the decode worker and the router"
         entry.tries.gaps += 1
         if entry.tries.garbled:
-            text = f"{why} {entry.tries.gaps} times in a row; {_sent(entry)}"
-            return self._fail(entry, "tokens_lost", text, now)
+            return self._fail(entry, *failures.tokens_lost(entry, why), now)
         return self._again(entry, why, now)
 
     def _again(self, entry: Entry, why: str, now: float) -> list[Effect]:
@@ -285,18 +270,3 @@ class Requests:
         self._ledger.apply(entry, Event.RETRY, now, note=why)
         self._deadlines.waits(entry, now)
         return effects
-
-
-def _place(entry: Entry) -> str:
-    """Where a request was when its worker died."""
-    if entry.emitted:
-        return f"after {len(entry.emitted)} tokens"
-    if entry.state in (State.RESERVING, State.RESERVED):
-        return "while its blocks were reserved"
-    filled = entry.state is State.DECODING and entry.receipt is not None
-    return "before its first token" if filled else "while its prompt was filled"
-
-
-def _sent(entry: Entry) -> str:
-    count = len(entry.emitted)
-    return f"{count} {'token was' if count == 1 else 'tokens were'} sent"

@@ -6,8 +6,9 @@ from baton.kv.grant import Grant
 from baton.lifecycle import LIVE, Event, IllegalTransition, State
 from baton.params import GenerationParams
 from baton.text import TextStream
-from router.ledger import Entry, Ledger, timings
+from router.ledger import Entry, Ledger
 from router.observers import Observers
+from router.timings import timings
 from router.tries import ISOLATION_S, QUARANTINE_AFTER
 from tests.pure.town import GREEDY, PretendTokenizer
 
