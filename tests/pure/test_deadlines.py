@@ -131,6 +131,20 @@ def test_a_preempted_request_has_no_queue_timeout_until_a_worker_dies() -> None:
     assert failed.code == "queue_timeout"
 
 
+def test_a_request_whose_run_was_useless_waits_anew() -> None:
+    """Its tokens did not arrive, and then there is no room for it any more."""
+    desk = TimedDesk(wait=60.0)
+    desk.ask("a")
+    desk.place("a")
+    desk.at(100.0)
+    desk.hear("d1", msg.Decoded((msg.RunTokens("a#0", 9, (5,)),)))
+    for second in range(1, 60):
+        assert desk.at(100.0 + second) == []
+        desk.hear("d1", msg.Deferred(f"a#{second}"))
+    [failed] = desk.at(160.0)
+    assert failed.code == "queue_timeout"
+
+
 def test_the_time_for_the_whole_request_goes_on_whatever_happens_to_it() -> None:
     desk = TimedDesk(wait=60.0, whole=70.0)
     desk.ask("a")
