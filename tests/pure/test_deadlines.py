@@ -190,7 +190,7 @@ REQUEST = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(REQUEST, min_size=1, max_size=12), st.integers(0, 3))
 def test_in_a_busy_cluster_every_request_has_one_end_in_its_time(
     limits: list[tuple[float, float]], kills: int
