@@ -40,4 +40,14 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
     params = submit.params.resolved(served.sampling, served.eos_token_ids)
     check_request(prompt_ids, params, served.limits)
     text = TextStream(tokenizer, prompt_ids, params)
-    return Entry(submit.request, client, prompt_ids, params, text)
+    return Entry(
+        submit.request,
+        client,
+        prompt_ids,
+        params,
+        text,
+        tenant=submit.tenant,
+        group=submit.group,
+        queue_timeout_s=submit.queue_timeout_s,
+        timeout_s=submit.timeout_s,
+    )

@@ -4,7 +4,7 @@ The time spent in each state is recorded as states change. Queueing, prefill, ha
 are read off these records, never measured a second time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,7 +13,11 @@ from baton.kv.region import Receipt
 from baton.lifecycle import LIVE, PLACED, Event, State, advance
 from baton.params import GenerationParams
 from baton.text import TextStream
-from baton.wire.records import Timings
+from router.line import Line
+from router.tries import ISOLATION_S, Tries
+
+TYPICAL_ANSWER = 512
+"""Many requests allow far more tokens than they generate: at first at most so many are charged."""
 
 
 @dataclass(slots=True)
@@ -25,6 +29,10 @@ class Entry:
     prompt_ids: tuple[int, ...]
     params: GenerationParams  # resolved: with the model's defaults and stop ids
     text: TextStream
+    tenant: str = ""
+    group: str = ""
+    queue_timeout_s: float = 0.0  # until placed, 0: no limit
+    timeout_s: float = 0.0  # until its end
     submitted: float = 0.0
     serial: int = 0  # order of submission
     state: State = State.QUEUED
@@ -35,14 +43,14 @@ class Entry:
     prefill: str | None = None
     grant: Grant | None = None
     receipt: Receipt | None = None
-    losses: int = 0  # workers that died with this request on them
-    refills: int = 0  # fills that failed or arrived damaged
+    tries: Tries = field(default_factory=Tries)
     scored: bool = False  # the prompt's logprobs were sent to the client
     transport: str = ""  # of its last KV hand-over
     preemptions: int = 0
     block_hashes: tuple[bytes, ...] = ()  # of its full blocks, the root first
     hashed: tuple[int, int] = (0, 0)  # tokens and block size for which they were computed
     reserved: int = 0  # tokens of its last Reserve
+    placed_at: float = 0.0  # when its current run began
     spent: dict[State, float] = field(default_factory=dict)
     first_token: float | None = None
     handover_s: float = 0.0
@@ -87,6 +95,11 @@ class Entry:
         """Most tokens the sequence can have; the same for every attempt."""
         return len(self.prompt_ids) + self.params.max_new_tokens
 
+    @property
+    def cost(self) -> int:
+        """Tokens of its tenant's share that it takes, as an estimate; at its end `length` is known."""
+        return len(self.prompt_ids) + min(self.params.max_new_tokens, TYPICAL_ANSWER)
+
 
 class Listener(Protocol):
     """Observes all changes of the ledger."""
@@ -110,6 +123,7 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._by_state: dict[State, dict[str, Entry]] = {state: {} for state in LIVE}
         self._runs: dict[str, Entry] = {}
+        self._line = Line()
         self._serial = 0
         self.late_reports = 0  # about runs already over: normal after a cancel, so counted
 
@@ -120,6 +134,7 @@ class Ledger:
         entry.submitted = entry.since = now
         entry.serial = self._serial
         self._entries[entry.id] = self._by_state[State.QUEUED][entry.id] = entry
+        self._line.add(entry.id, entry.tenant, entry.group, entry.cost)
         self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
@@ -130,6 +145,7 @@ class Ledger:
             self._move(entry, state, now)
         if event is Event.RESERVE:
             entry.run_number += 1
+            entry.placed_at, entry.tries.proven = now, False
             self._runs[entry.run] = entry
         self._listener.happened(entry, event, now, note)
         if state in (State.QUEUED, State.FINISHED):
@@ -141,31 +157,43 @@ class Ledger:
         """Append tokens that were sampled at these times."""
         entry.state = advance(entry.state, Event.TOKEN)
         entry.emitted += token_ids
+        if token_ids:
+            entry.tries.emitted(entry.length)
         entry.first_token = times[0] if entry.first_token is None else entry.first_token
         self._listener.sampled(entry, times)
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
         """A chunk of its prompt is filled. No change of state; the listener is notified."""
+        entry.tries.filled(min(tokens, entry.length - 1))
         self._listener.filled_to(entry, tokens, now)
+
+    def filled(self, entry: Entry) -> None:
+        """Its whole prompt is filled."""
+        entry.tries.filled(entry.length - 1)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
         name = entry.id
         entry.spent[entry.state] = entry.spent.get(entry.state, 0.0) + now - entry.since
         del self._by_state[entry.state][name]
+        if entry.state is State.QUEUED:
+            leave = self._line.remove if state is State.FINISHED else self._line.place
+            leave(name)
         entry.state, entry.since = state, now
         if state is State.FINISHED:
             del self._entries[name]
-        elif state is State.QUEUED:  # back to its place in the queue
-            queue = {name: entry, **self._by_state[state]}
-            second = next((other.serial for other in self._by_state[state].values()), entry.serial)
-            if second < entry.serial:
-                queue = dict(sorted(queue.items(), key=lambda item: item[1].serial))
-            self._by_state[state] = queue
-        else:
-            self._by_state[state][name] = entry
+            if entry.run_number >= 0:
+                self._line.settle(entry.tenant, entry.group, entry.length - entry.cost)
+            return
+        self._by_state[state][name] = entry
+        if state is State.QUEUED:
+            self._line.put_back(name, entry.serial, quarantined=entry.tries.quarantined)
 
     def get(self, request: str) -> Entry | None:
         return self._entries.get(request)
+
+    def entry(self, request: str) -> Entry:
+        """The entry of a live request."""
+        return self._entries[request]
 
     def follow(self, run: str, *states: State, by: str | None = None) -> Entry | None:
         """The entry whose current run this is, if it is in one of the states and on worker `by`, the
@@ -185,9 +213,23 @@ class Ledger:
     def count(self, *states: State) -> int:
         return sum(len(self._by_state[state]) for state in states)
 
-    def queue(self) -> Iterator[Entry]:
-        """The queued entries, not copied: the queue may be long. Apply no events while iterating."""
-        return iter(self._by_state[State.QUEUED].values())
+    def next_queued(self, now: float) -> Entry | None:
+        """The queued request to place next (router/line.py); None also while others wait for the
+        progress of one that may be at fault for its workers' deaths (router/tries.py)."""
+        placed = [entry for state in PLACED for entry in self._by_state[state].values()]
+        apart = any(entry.tries.quarantined for entry in placed)
+        name = self._line.first(quarantined=not apart)
+        if name is None or not (apart or self._line.any_quarantined):
+            return self._entries[name] if name is not None else None
+        recent = [e for e in placed if not e.tries.proven and now - e.placed_at < ISOLATION_S]
+        entry = self._entries[name]
+        if any(e.tries.quarantined for e in recent) or (entry.tries.quarantined and recent):
+            return None
+        return entry
+
+    def queued_again(self) -> list[Entry]:
+        """Queued entries that were placed before. They are few."""
+        return [self._entries[name] for name in self._line.returned()]
 
     def on_worker(self, worker: str) -> list[Entry]:
         """Entries whose current run needs this worker."""
@@ -202,25 +244,3 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
-    """Where the request's time went, over all its runs."""
-    spent = {state: entry.spent.get(state, 0.0) for state in State}
-    filled_tokens = len(entry.prompt_ids) - 1 - entry.reused_tokens
-    first = entry.first_token if entry.first_token is not None else now
-    return Timings(
-        queue_s=spent[State.QUEUED] + spent[State.RESERVED],
-        reserve_s=spent[State.RESERVING],
-        prefill_s=max(0.0, spent[State.FILLING] - entry.handover_s),
-        handover_s=entry.handover_s,
-        decode_s=spent[State.DECODING],
-        detokenize_s=entry.detokenize_s,
-        ttft_s=first - entry.submitted,
-        total_s=now - entry.submitted,
-        kv_bytes=filled_tokens * kv_bytes_per_token,
-        moved_bytes=entry.moved_bytes,
-        retries=max(0, entry.run_number - entry.preemptions),
-        preemptions=entry.preemptions,
-        cached_tokens=entry.reused_tokens,
-    )

@@ -13,7 +13,8 @@ from baton.timeline import Moment
 from baton.wire.messages import ClusterInfo, Observed
 from baton.wire.node import Effect, To
 from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo
-from router.ledger import Entry, Ledger, timings
+from router.ledger import Entry, Ledger
+from router.timings import timings
 from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
 EVENTS_S = 0.1

@@ -2,17 +2,20 @@
 ledger and returns what to send. The scheduler decides placement.
 """
 
+from collections.abc import Callable
+
 from baton.clock import Clock
 from baton.errors import RequestError
 from baton.lifecycle import PLACED, Event, State
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.node import Effect, To
+from router import failures
 from router.admission import Served, admit
-from router.ledger import Entry, Ledger, timings
+from router.deadlines import Deadlines
+from router.ledger import Entry, Ledger
 from router.scheduling import Scheduler
-
-MAX_TRIES = 3
+from router.timings import timings
 
 
 class Requests:
@@ -31,6 +34,7 @@ class Requests:
         self._served = served
         self._tokenizer = tokenizer
         self._clock = clock  # measures tokenizing only; elsewhere time is an argument
+        self._deadlines = Deadlines()
         self._dropping: dict[str, tuple[str, str]] = {}  # run -> prefill, decode; Released expected
 
     # ---- from clients
@@ -46,6 +50,7 @@ class Requests:
         except RequestError as error:
             return [To(client, msg.Failed(submit.request, error.code, str(error)))]
         self._ledger.add(entry, now)
+        self._deadlines.submitted(entry, now)
         took = self._clock() - started
         return [To(client, msg.Accepted(submit.request, len(entry.prompt_ids), took))]
 
@@ -61,7 +66,7 @@ class Requests:
         effects: list[Effect] = []
         for entry in self._ledger.of_client(client):
             effects += self._withdraw(entry)
-            self._ledger.apply(entry, Event.FINISH, now, note="abort")
+            self._finish(entry, "abort", now)
         return effects
 
     # ---- from workers
@@ -75,6 +80,7 @@ class Requests:
                 if entry is None:
                     return [To(sender, msg.Cancel(grant.run))]
                 self._scheduler.granted(entry, grant, now)
+                self._deadlines.placed(entry)
             case msg.Deferred(run):
                 if entry := follow(run, State.RESERVING, by=sender):
                     self._scheduler.deferred(entry, now)
@@ -107,29 +113,48 @@ class Requests:
                 return self._fail(entry, code, why, now) if entry else []
         return []
 
-    def worker_gone(self, worker: str, removed: list[Effect], now: float) -> list[Effect]:
+    def worker_gone(
+        self, worker: str, removed: list[Effect], now: float, *, expected: bool = False
+    ) -> list[Effect]:
         """Queue its requests again; each keeps its emitted tokens. `removed`: what to send to the other
-        workers about this one."""
-        lost = self._ledger.on_worker(worker)[::-1]  # each goes to the head of the queue
+        workers about this one. `expected`: it left of its own accord, which is no fault of a request."""
         effects = removed
         self._dropping = {r: pair for r, pair in self._dropping.items() if worker not in pair}
-        for entry in lost:
+        for entry in self._ledger.on_worker(worker):
             effects += self._withdraw(entry, gone=worker)
-            entry.losses += 1
-            if entry.losses >= MAX_TRIES:
-                why = (
-                    f"{entry.losses} workers died while this request was on them, so it is not tried "
-                    f"again; {len(entry.emitted)} tokens were sent"
-                )
-                effects += self._fail(entry, "worker_lost", why, now, placed=False)
+            entry.tries.deaths += not expected
+            if entry.tries.deadly:
+                effects += self._fail(entry, *failures.worker_lost(entry), now, placed=False)
             else:
                 self._ledger.apply(entry, Event.LOST, now, note="worker lost")
+        for entry in self._ledger.queued_again():  # preempted ones, too, may have lost their worker
+            self._deadlines.waits(entry, now)
         return effects
+
+    # ---- by time
+
+    def fail_overdue(self, now: float, missing: Callable[[], str]) -> list[Effect]:
+        """Fail the requests whose time is over. `missing`: what the cluster lacks, empty if nothing."""
+        effects: list[Effect] = []
+        while (name := self._deadlines.late_to_end(now)) is not None:
+            entry = self._ledger.entry(name)
+            effects += self._fail(entry, *failures.deadline_exceeded(entry), now)
+        lacking = ""
+        while (name := self._deadlines.late_to_start(now)) is not None:
+            running, waiting = self._ledger.count(*PLACED), self._ledger.count(State.QUEUED)
+            busy = f"all are busy ({running} running, {waiting} waiting)"
+            entry, lacking = self._ledger.entry(name), lacking or missing() or busy
+            effects += self._fail(entry, *failures.queue_timeout(entry, lacking), now)
+        return effects
+
+    def due(self, now: float) -> float:
+        """Seconds to the next deadline of a request."""
+        return self._deadlines.due(now)
 
     def refuse_unplaceable(self, now: float) -> list[Effect]:
         """Fail requests that no pool here could ever hold."""
         effects: list[Effect] = []
-        while rejection := self._scheduler.never_fits():
+        while rejection := self._scheduler.never_fits(now):
             effects += self._fail(rejection[0], "context_length_exceeded", rejection[1], now)
         return effects
 
@@ -139,6 +164,7 @@ class Requests:
         entry = self._ledger.follow(message.run, State.FILLING, by=sender)
         if entry is None:  # cancelled during the fill, or filled by a worker declared dead
             return self._settled(message.run, sender)
+        self._ledger.filled(entry)
         entry.receipt = message.receipt
         entry.handover_s += message.receipt.seconds
         entry.moved_bytes += message.receipt.moved_bytes
@@ -152,9 +178,7 @@ class Requests:
             if entry is None:
                 continue
             if tokens.position != entry.length or not tokens.token_ids:
-                others += self._refill(
-                    entry, "tokens were lost between the decode worker and the router", now
-                )
+                others += self._gap(entry, now)
                 continue
             emission, end = self._emit(entry, tokens, now)
             emitted.setdefault(entry.client, []).append(emission)
@@ -210,7 +234,7 @@ class Requests:
         effects = self._withdraw(entry) if running else []
         client, request = entry.client, entry.id
         kv_bytes = self._scheduler.kv_bytes_per_token(entry)
-        self._ledger.apply(entry, Event.FINISH, now, note=reason)
+        self._finish(entry, reason, now)
         return [*effects, To(client, msg.Finished(request, reason, timings(entry, now, kv_bytes)))]
 
     def _fail(
@@ -218,15 +242,31 @@ class Requests:
     ) -> list[Effect]:
         """`placed`: its run must still be cancelled on its workers."""
         effects = self._withdraw(entry) if placed else []
-        self._ledger.apply(entry, Event.FINISH, now, note=code)
+        self._finish(entry, code, now)
         return [*effects, To(entry.client, msg.Failed(entry.id, code, why))]
 
+    def _finish(self, entry: Entry, note: str, now: float) -> None:
+        self._deadlines.ended(entry)
+        self._ledger.apply(entry, Event.FINISH, now, note=note)
+
     def _refill(self, entry: Entry, why: str, now: float) -> list[Effect]:
-        """The run's KV is unusable and its workers have released it: queue it again."""
-        entry.refills += 1
-        if entry.refills >= MAX_TRIES:
-            text = f"the KV cache could not be filled in {MAX_TRIES} tries; the last: {why}"
-            return self._fail(entry, "fill_failed", text, now)
+        """The run's KV is unusable and its workers have released it: queue it again. Decode fills the
+        prompt itself after two such tries, so damaged hand-overs fail no request."""
+        entry.tries.refills += 1
+        if entry.tries.unfillable:
+            return self._fail(entry, *failures.fill_failed(entry, why), now)
+        return self._again(entry, why, now)
+
+    def _gap(self, entry: Entry, now: float) -> list[Effect]:
+        """Tokens of this run did not arrive: continue from those that did."""
+        why = "tokens were lost between the decode worker and the router"
+        entry.tries.gaps += 1
+        if entry.tries.garbled:
+            return self._fail(entry, *failures.tokens_lost(entry, why), now)
+        return self._again(entry, why, now)
+
+    def _again(self, entry: Entry, why: str, now: float) -> list[Effect]:
         effects = self._withdraw(entry)
         self._ledger.apply(entry, Event.RETRY, now, note=why)
+        self._deadlines.waits(entry, now)
         return effects

@@ -97,6 +97,7 @@ class Router:
             beat = msg.Heartbeat(self._identity.epoch, self._steps)
             effects += [To(member.worker, beat) for member in self.workers]
             effects += self._scheduler.renew_leases()
+        effects += self._requests.fail_overdue(now, lambda: self.info(now).waiting_for)
         effects += self._requests.refuse_unplaceable(now)
         orders = self._scheduler.place(now)
         effects += self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
@@ -105,7 +106,7 @@ class Router:
 
     def due(self, now: float) -> float:
         waits = (self._next_beat - now, self._scheduler.due(now), self._observers.due(now))
-        return max(0.0, min(waits))
+        return max(0.0, min(*waits, self._requests.due(now)))
 
     # ---- workers
 

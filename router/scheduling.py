@@ -42,7 +42,7 @@ class Scheduler:
 
     def due(self, now: float) -> float:
         """Seconds until an order becomes possible by the passing of time alone."""
-        first = next(self._ledger.queue(), None)
+        first = self._ledger.next_queued(now)
         waits = [first.retry_at - now] if first and first.retry_at > now else []
         window = fill_due(self._waiting(), self._rules, now)
         if window is not None and window > 0:
@@ -52,10 +52,10 @@ class Scheduler:
     # ---- blocks
 
     def _reserve(self, now: float) -> list[Effect]:
-        """First come, first served: a request that cannot be placed stops the queue."""
+        """In the order of the line (line.py): a request that cannot be placed stops it."""
         effects: list[Effect] = []
         while self._ledger.count(*PLACED) < self._rules.batch_size:
-            entry = next(self._ledger.queue(), None)
+            entry = self._ledger.next_queued(now)
             if entry is None or entry.retry_at > now:
                 break
             members = self._able(entry, now)
@@ -120,9 +120,9 @@ class Scheduler:
             waiting.setdefault(entry.decode, []).append(entry.run)
         return [To(decode, Renew(tuple(runs))) for decode, runs in waiting.items()]
 
-    def never_fits(self) -> tuple[Entry, str] | None:
+    def never_fits(self, now: float) -> tuple[Entry, str] | None:
         """The first queued request and the reason, if no pool here could ever hold it."""
-        entry = next(self._ledger.queue(), None)
+        entry = self._ledger.next_queued(now)
         members = list(self._members.of(DECODE))
         if entry is None or not members:
             return None
@@ -138,7 +138,7 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry) -> bool:
-        if entry.to_be_scored:  # only decode computes logits
+        if entry.to_be_scored or entry.tries.local:  # only decode computes logits
             return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None
@@ -199,9 +199,12 @@ class Scheduler:
     # ---- decode
 
     def start(self, entry: Entry, now: float) -> To:
-        """Without a receipt the decode worker computes the prompt itself."""
+        """Without a receipt the decode worker computes the prompt itself. After a death tokens are not
+        buffered, so that a request which kills its workers at some token is known by that place."""
         assert entry.decode is not None
         params = entry.params
+        if entry.tries.deaths:
+            params = replace(params, stream_interval_s=0.0)
         if entry.scored:  # by an earlier run
             params = replace(params, prompt_logprobs=-1)
         order = Start(

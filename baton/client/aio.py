@@ -80,7 +80,7 @@ class RouterClient:
 
     def submit(self, submit: Submit, queue: Queue) -> PendingRequest:
         """Send a request, at once or when there is a router. Its news arrive in `queue`."""
-        request = self._tracker.submit(submit, queue)
+        request = self._tracker.submit(submit, queue, now=monotonic())
         self._send()
         return request
 

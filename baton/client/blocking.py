@@ -142,7 +142,7 @@ class Client:
         """Send requests together, so that the router can fill them as one batch; at once, or as soon
         as a router answers. Their news arrive through poll()."""
         for each in requests:
-            self._requests[each.request] = self._tracker.submit(each)
+            self._requests[each.request] = self._tracker.submit(each, now=self.clock())
         self._send()
 
     def abort(self, request: str) -> None:

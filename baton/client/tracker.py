@@ -1,6 +1,6 @@
 """RequestTracker: a client's requests, from submission to outcome. No sockets, no clock.
 
-    tracker.submit(Submit)          -> messages_to_send(): Submit
+    tracker.submit(Submit, now=now) -> messages_to_send(): Submit
     tracker.received(Emitted, now)  -> Update(request, Emitted)
     tracker.connection_lost(now)    -> RouterLost; then GetClusterInfo until a router answers
     tracker.received(ClusterInfo)   -> Submit again under a new id, Resubmitted
@@ -8,14 +8,15 @@
 Every request ends with exactly one Finished or Failed, unless the caller forgets it. A router that
 is lost loses its requests, so they are submitted again. Since a token is a function of (seed,
 position), the new attempt produces the same tokens and text, and the tracker skips what an earlier
-attempt has delivered: the caller sees one uninterrupted stream.
+attempt has delivered: the caller sees one uninterrupted stream. Its deadlines go on: the next router is
+sent the time that is left, and while none answers the tracker ends what is overdue.
 
 Call messages_to_send() after every other call, and send what it returns together: the router fills
 requests that arrive together as one batch. Where sending fails, pass them to connection_lost().
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any
 
@@ -41,6 +42,9 @@ News = Accepted | PromptScored | Emitted | Finished | Failed
 INQUIRE_S = 1.0  # between two GetClusterInfo messages while the router is lost
 SILENCE_S = 10.0  # a router that sends nothing for so long is sent an GetClusterInfo ...
 ANSWER_S = 30.0  # ... and counts as lost if it does not answer within this time
+QUIET_S = 2.0  # a router that is silent for so long may be stalled: deadlines are watched here, too
+REASONS = ("length", "stop", "abort")  # of Finished
+TIMINGS = [field.name for field in fields(Timings)]
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +64,8 @@ class PendingRequest:
     characters: int = 0
     skip_tokens: int = 0  # of this attempt, because an earlier one has delivered them
     skip_characters: int = 0
+    placed_by: float = inf  # when its queue timeout is over
+    ended_by: float = inf  # when its timeout is over
 
     @property
     def id(self) -> str:
@@ -76,6 +82,29 @@ class PendingRequest:
         self.attempt += 1
         self.sent = False
         self.skip_tokens, self.skip_characters = self.tokens, self.characters
+
+    def for_router(self, now: float) -> Submit:
+        """The Submit of this attempt, with the time that is left."""
+        submit = self.submit
+        changed: dict[str, Any] = {"request": self.attempt_id} if self.attempt else {}
+        if submit.queue_timeout_s > 0:
+            changed["queue_timeout_s"] = _left(self.placed_by, now, submit.queue_timeout_s)
+        if submit.timeout_s > 0:
+            changed["timeout_s"] = _left(self.ended_by, now, submit.timeout_s)
+        return replace(submit, **changed) if changed else submit
+
+    def queued_again(self, now: float) -> None:
+        """Its router is lost. If it had been placed, its queue timeout begins anew."""
+        wait = self.submit.queue_timeout_s
+        if wait > 0 and self.sent and (self.started or now >= self.placed_by):
+            self.placed_by = now + wait
+
+    @property
+    def too_late(self) -> Failed:
+        """It did not end in time."""
+        count = f"{self.tokens} {'token was' if self.tokens == 1 else 'tokens were'} sent"
+        why = f"the request did not end within {self.submit.timeout_s:g} s; {count}"
+        return Failed(self.id, "deadline_exceeded", why)
 
     def fresh(self, news: News) -> News | None:
         """The part of `news` that the caller does not have yet, under the caller's id."""
@@ -158,12 +187,16 @@ class RequestTracker:
 
     # ---- requests
 
-    def submit(self, submit: Submit, context: Any = None) -> PendingRequest:
-        """Track a new request. It is sent at once, or when a router answers."""
+    def submit(self, submit: Submit, context: Any = None, *, now: float) -> PendingRequest:
+        """Track a new request. It is sent at once, or when a router answers. Its times begin now."""
         request = PendingRequest(submit, context)
+        if submit.queue_timeout_s > 0:
+            request.placed_by = now + submit.queue_timeout_s
+        if submit.timeout_s > 0:
+            request.ended_by = now + submit.timeout_s
         self._requests[request.attempt_id] = request
         if self.lost_since is None:
-            self._send(request)
+            self._send(request, now)
         return request
 
     def abort(self, request: PendingRequest) -> list[Event]:
@@ -220,7 +253,7 @@ class RequestTracker:
                 return self._deliver(message)
             case ClusterInfo():
                 self.info = message
-                return [*self._resubmit(), message]
+                return [*self._resubmit(now), message]
             case Unreachable():
                 return self.connection_lost(now, "the connection was cut")
         return []
@@ -237,29 +270,54 @@ class RequestTracker:
             return []
         self.lost_since, self.info = now, None
         self.losses += 1
+        for each in self._requests.values():
+            each.queued_again(now)
         aborted = [each for each in self._requests.values() if each.aborted]
         return [RouterLost(reason), *map(self._end_aborted, aborted)]
 
     def tick(self, now: float) -> list[Event]:
         """Call it several times a second, after all that has arrived was passed to received()."""
+        overdue = self._fail_overdue(now)
         if self.lost_since is not None:
             if now >= self.lost_since + self._give_up_s:
                 why = f"no router has answered for {self._give_up_s:.0f} s"
-                return self.fail_all("not_ready", why)
+                return overdue + self.fail_all("not_ready", why)
             if now >= self._inquired + INQUIRE_S:
                 self.inquire(now)
         elif self._inquired <= self._heard:
             if now >= self._heard + SILENCE_S:
                 self.inquire(now)
         elif now >= self._inquired + ANSWER_S:
-            return self.connection_lost(now, "it has stopped answering")
-        return []
+            return overdue + self.connection_lost(now, "it has stopped answering")
+        return overdue
+
+    def _fail_overdue(self, now: float) -> list[Event]:
+        """End what is overdue, where no router does. A router that is there but silent may have placed a
+        request, so its queue timeout is left to it."""
+        lost = self.lost_since
+        if lost is None and now < self._heard + QUIET_S:
+            return []
+        events: list[Event] = []
+        for each in list(self._requests.values()):
+            if now >= each.ended_by:
+                failed = each.too_late
+            elif lost is not None and now >= each.placed_by:
+                why = (
+                    f"no worker took the request within {each.submit.queue_timeout_s:g} s: no router "
+                    f"has answered for {now - lost:.0f} s; send it again later"
+                )
+                failed = Failed(each.id, "queue_timeout", why)
+            else:
+                continue
+            self.forget(each)
+            events.append(Update(each, failed))
+        return events
 
     # ---- inside
 
-    def _send(self, request: PendingRequest) -> None:
+    def _send(self, request: PendingRequest, now: float) -> None:
         request.sent = True
-        self._outgoing.append(replace(request.submit, request=request.attempt_id))
+        self._outgoing.append(request.for_router(now))
 
     def _abort(self, attempt_id: str) -> None:
         if self.lost_since is None:
@@ -273,8 +331,15 @@ class RequestTracker:
             if isinstance(news, Accepted):  # an old attempt that this router still works on
                 self._abort(news.request)
             return []
+        if (why := _nonsense(news)) is not None:
+            self.forget(request)
+            return [Update(request, Failed(request.id, "internal_error", why))]
+        if isinstance(news, Finished):
+            news = replace(news, timings=_possible(news.timings))
+        if isinstance(news, Failed) and news.code == "deadline_exceeded":
+            news = replace(request.too_late, request=news.request)  # counted from the first attempt
         if isinstance(news, Finished | Failed):
-            del self._requests[news.request]
+            del self._requests[request.attempt_id]
             request.ended = True
         fresh = request.fresh(news)
         return [] if fresh is None else [Update(request, fresh)]
@@ -283,9 +348,10 @@ class RequestTracker:
         self.forget(request)
         return Update(request, Finished(request.id, "abort", Timings()))
 
-    def _resubmit(self) -> list[Event]:
+    def _resubmit(self, now: float) -> list[Event]:
         if self.lost_since is None:
             return []
+        overdue = self._fail_overdue(now)
         self.lost_since = None
         lost = [each for each in self._requests.values() if each.sent]
         # If only the connection was cut, it is the same router, and the old attempts still run.
@@ -296,5 +362,30 @@ class RequestTracker:
         requests = list(self._requests.values())
         self._requests = {each.attempt_id: each for each in requests}
         for each in requests:
-            self._send(each)
-        return [Resubmitted(len(lost))] if lost else []
+            self._send(each, now)
+        return [*overdue, Resubmitted(len(lost))] if lost else overdue
+
+
+def _left(deadline: float, now: float, limit: float) -> float:
+    """Seconds to the deadline: never 0, which is no limit, nor more than the caller's limit."""
+    return min(max(deadline - now, 0.001), limit)
+
+
+def _nonsense(news: News) -> str | None:
+    """What a router cannot mean, because the caller could not use it; None for sound news."""
+    match news:
+        case Accepted(_, prompt_tokens, _) if prompt_tokens < 1:
+            return f"the router counts {prompt_tokens} tokens in the prompt"
+        case Emitted(_, ids, _, logprobs, ages):
+            if any(len(each) not in (0, len(ids)) for each in (logprobs, ages)):
+                counts = f"{len(logprobs)} logprobs and {len(ages)} ages"
+                return f"the router sent {counts} with {len(ids)} tokens"
+        case Finished(_, reason, _) if reason not in REASONS:
+            return f"the router ended the request with reason {reason[:40]!r}"
+    return None
+
+
+def _possible(timings: Timings) -> Timings:
+    """Without times and counts that cannot be: they are for statistics, so 0 stands for them."""
+    wrong = [name for name in TIMINGS if not 0 <= getattr(timings, name) < inf]
+    return replace(timings, **dict.fromkeys(wrong, 0)) if wrong else timings

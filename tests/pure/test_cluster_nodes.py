@@ -140,23 +140,6 @@ def test_a_router_that_dies_takes_its_requests_but_leaks_nothing(at: int) -> Non
         assert town.outcomes[f"again-{name}"].tokens == calm_answer(prompt, length)[0]
 
 
-def test_a_request_that_was_on_three_dying_workers_is_not_tried_again() -> None:
-    town = Town()
-    town.submit("poison", range(1, 9), 5)
-    deaths = 0
-
-    def before(sender: str, receiver: str, message: msg.Message) -> None:
-        nonlocal deaths
-        if isinstance(message, msg.Start):
-            deaths += 1
-            town.kill(receiver)
-
-    town.before = before
-    town.run_all(["poison"])
-    assert town.outcomes["poison"].ends == ["worker_lost"]
-    assert deaths == 3
-
-
 def test_deaths_elsewhere_do_not_count_against_a_request() -> None:
     town = Town(decodes=2, rules=Rules(batch_size=1, window_s=0.0, token_budget=64))
     town.submit("a", range(1, 9), 5)
@@ -184,12 +167,13 @@ def test_damaged_kv_is_filled_again_and_never_decoded() -> None:
     assert len(hits) == 2
 
 
-def test_kv_that_is_damaged_every_time_ends_the_request_with_an_error() -> None:
-    town = Town()
-    town.submit("a", range(1, 9), 5)
-    town.damage = lambda grant: True
-    town.run_all(["a"])
-    assert town.outcomes["a"].ends == ["fill_failed"]
+def test_kv_that_is_damaged_every_time_fails_no_request() -> None:
+    town = town_with_requests()
+    damaged: list[str] = []
+    town.damage = lambda grant: not damaged.append(grant.run)
+    town.run_all(PROMPTS)
+    assert_calm(town)
+    assert sorted(damaged) == [f"{name}#{run}" for name in "abce" for run in (0, 1)]
 
 
 def test_colocated_serving_needs_no_prefill_worker() -> None:

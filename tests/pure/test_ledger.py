@@ -6,8 +6,10 @@ from baton.kv.grant import Grant
 from baton.lifecycle import LIVE, Event, IllegalTransition, State
 from baton.params import GenerationParams
 from baton.text import TextStream
-from router.ledger import Entry, Ledger, timings
+from router.ledger import Entry, Ledger
 from router.observers import Observers
+from router.timings import timings
+from router.tries import ISOLATION_S, QUARANTINE_AFTER
 from tests.pure.town import GREEDY, PretendTokenizer
 
 PATH = (Event.RESERVE, Event.GRANTED, Event.FILL, Event.START)
@@ -91,15 +93,75 @@ def test_a_queued_request_has_no_run_and_no_worker() -> None:
     assert ledger.follow("a#0", *LIVE) is None
 
 
+def line_of(ledger: Ledger) -> list[str]:
+    """The queue in the order in which it is placed. Nothing is left of it."""
+    found = []
+    while (entry := ledger.next_queued(0.0)) is not None:
+        found.append(entry.id)
+        ledger.apply(entry, Event.FINISH, 0.0)
+    return found
+
+
 def test_the_line_is_first_come_first_served_and_who_comes_back_has_his_place() -> None:
     ledger = Ledger(Observers())
-    entries = [add(ledger, name) for name in "abc"]
-    assert names(list(ledger.queue())) == ["a", "b", "c"]
+    entries = [add(ledger, name) for name in "abcd"]
+    assert ledger.next_queued(0.0) is entries[0]
     ledger.apply(entries[0], Event.RESERVE, 0.0)
+    assert ledger.next_queued(0.0) is entries[1]
+    ledger.apply(entries[1], Event.RESERVE, 0.0)
+    assert ledger.next_queued(0.0) is entries[2]
+    ledger.apply(entries[1], Event.LOST, 0.0)
+    assert ledger.next_queued(0.0) is entries[1]
     ledger.apply(entries[0], Event.DEFERRED, 0.0)
-    assert names(list(ledger.queue())) == ["a", "b", "c"]
-    walk(ledger, entries[2], (Event.RESERVE, Event.LOST))
-    assert names(list(ledger.queue())) == ["a", "b", "c"]
+    assert names(ledger.queued_again()) == ["b", "a"]
+    assert line_of(ledger) == ["a", "b", "c", "d"]
+
+
+def in_quarantine(ledger: Ledger, *which: str) -> list[Entry]:
+    entries = [add(ledger, name) for name in which]
+    for entry in entries:
+        walk(ledger, entry, PATH)
+        entry.tries.deaths = QUARANTINE_AFTER
+        ledger.apply(entry, Event.LOST, 0.0)
+    return entries
+
+
+def test_a_quarantined_request_is_apart_until_it_has_made_progress() -> None:
+    ledger = Ledger(Observers())
+    first, second = in_quarantine(ledger, "a", "b")
+    other = add(ledger, "c")
+    assert ledger.next_queued(0.0) is first
+    ledger.apply(first, Event.RESERVE, 0.0)
+    assert ledger.next_queued(0.0) is None
+    walk(ledger, first, PATH[1:])
+    ledger.tokens(first, [7], [0.0])
+    assert ledger.next_queued(0.0) is second
+    ledger.apply(second, Event.RESERVE, 0.0)
+    ledger.apply(second, Event.FINISH, 0.0)
+    assert ledger.next_queued(0.0) is other
+
+
+def test_it_waits_for_the_progress_of_those_on_workers_and_nobody_passes_it() -> None:
+    ledger = Ledger(Observers())
+    other = add(ledger, "a")
+    walk(ledger, other, PATH)
+    [suspect] = in_quarantine(ledger, "b")
+    add(ledger, "c")
+    assert ledger.next_queued(0.0) is None
+    ledger.filled_to(other, 1, 0.0)
+    assert ledger.next_queued(0.0) is suspect
+
+
+def test_nobody_waits_for_the_progress_of_another_for_ever() -> None:
+    ledger = Ledger(Observers())
+    first, second = in_quarantine(ledger, "a", "b")
+    other = add(ledger, "c")
+    ledger.apply(first, Event.RESERVE, 5.0)
+    assert ledger.next_queued(5.0 + ISOLATION_S - 0.1) is None
+    assert ledger.next_queued(5.0 + ISOLATION_S) is other
+    ledger.apply(first, Event.FINISH, 5.0)
+    ledger.apply(other, Event.RESERVE, 5.0)
+    assert ledger.next_queued(5.0 + ISOLATION_S) is second
 
 
 def test_a_finished_request_is_nowhere() -> None:

@@ -354,7 +354,7 @@ def test_hello_twice_with_the_same_epoch_is_one_worker_that_knocked_twice() -> N
     assert sent(effects, msg.Welcome)
     entry = desk.router.ledger.get("a")
     assert entry is not None
-    assert (entry.state, entry.losses) == (State.RESERVING, 0)
+    assert (entry.state, entry.tries.deaths) == (State.RESERVING, 0)
 
 
 def test_hello_in_anothers_name_is_refused() -> None:
@@ -409,7 +409,9 @@ def test_the_requests_of_a_dead_worker_go_back_in_the_order_they_came() -> None:
     desk.submit("second")
     desk.step()
     desk.hear("d1", msg.Exited("d1"))
-    assert [e.id for e in desk.router.ledger.queue()] == ["first", "second"]
+    assert sorted(e.id for e in desk.router.ledger.queued_again()) == ["first", "second"]
+    first = desk.router.ledger.next_queued(desk.now)
+    assert first is desk.router.ledger.get("first")
 
 
 def test_a_decode_worker_nobody_can_fill_gets_nothing_to_be_filled() -> None:

@@ -73,7 +73,9 @@ class World:
     failing: set[str] = field(default_factory=set)
 
     def submit(self) -> None:
-        request = self.tracker.submit(Submit(f"r{len(self.requests)}", (1, 2), PARAMS))
+        request = self.tracker.submit(
+            Submit(f"r{len(self.requests)}", (1, 2), PARAMS), now=self.now
+        )
         self.requests.append(request)
         self.heard[request] = []
         self.flush()
@@ -260,8 +262,8 @@ def connected(**options: float) -> RequestTracker:
 def test_requests_wait_for_the_first_router_and_go_together() -> None:
     tracker = RequestTracker(0.0)
     first, second = Submit("a", (1,), PARAMS), Submit("b", (2,), PARAMS)
-    tracker.submit(first)
-    tracker.submit(second)
+    tracker.submit(first, now=0.0)
+    tracker.submit(second, now=0.0)
     assert tracker.messages_to_send() == []
     assert tracker.received(info(), 0.0) == [info()]  # nothing is sent a second time
     assert tracker.messages_to_send() == [first, second]
@@ -269,7 +271,7 @@ def test_requests_wait_for_the_first_router_and_go_together() -> None:
 
 def test_a_new_router_is_sent_what_the_old_one_had_under_new_ids() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", (1,), PARAMS))
+    request = tracker.submit(Submit("a", (1,), PARAMS), now=0.0)
     tracker.messages_to_send()
     for number in (1, 2):
         assert tracker.connection_lost(1.0, "cut") == [RouterLost("cut")]
@@ -305,7 +307,7 @@ def test_an_answer_to_the_inquiry_is_enough() -> None:
 
 def test_requests_fail_when_no_router_has_answered_for_too_long() -> None:
     tracker = connected(give_up_s=30.0)
-    request = tracker.submit(Submit("a", (1,), PARAMS))
+    request = tracker.submit(Submit("a", (1,), PARAMS), now=0.0)
     tracker.connection_lost(5.0, "cut")
     assert tracker.tick(34.0) == []
     (event,) = tracker.tick(35.0)
@@ -314,7 +316,7 @@ def test_requests_fail_when_no_router_has_answered_for_too_long() -> None:
 
 def test_an_abort_that_could_not_be_sent_is_sent_to_the_next_router() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", (1,), PARAMS))
+    request = tracker.submit(Submit("a", (1,), PARAMS), now=0.0)
     tracker.messages_to_send()
     tracker.forget(request)
     unsent = tracker.messages_to_send()
@@ -334,7 +336,7 @@ def test_a_late_accepted_of_a_forgotten_request_is_answered_with_abort() -> None
 
 def test_the_router_confirms_an_abort_with_its_timings() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", (1,), PARAMS))
+    request = tracker.submit(Submit("a", (1,), PARAMS), now=0.0)
     tracker.messages_to_send()
     assert tracker.abort(request) == []
     assert tracker.abort(request) == []
@@ -345,7 +347,7 @@ def test_the_router_confirms_an_abort_with_its_timings() -> None:
 
 def test_where_no_router_can_confirm_an_abort_the_tracker_does() -> None:
     tracker = connected()
-    request = tracker.submit(Submit("a", (1,), PARAMS))
+    request = tracker.submit(Submit("a", (1,), PARAMS), now=0.0)
     tracker.messages_to_send()
     tracker.abort(request)
     end = Update(request, Finished("a", "abort", Timings()))

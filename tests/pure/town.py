@@ -52,6 +52,10 @@ def calm_answer(prompt: Sequence[int], length: int) -> tuple[list[int], str]:
     return known[len(prompt) :], "length"
 
 
+class Killed(Exception):
+    """A process died in the middle of its step."""
+
+
 @dataclass
 class Memory:
     """One decode worker's pool: reachable by name, gone when its process is."""
@@ -109,6 +113,8 @@ class PretendPrefill:
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):
                 self.pools[worker].write(chunk.grant.table, chunk.start + offset, token)
+            first = self.pools[worker].read(chunk.grant.table, 0)
+            self.town.survive("prefill", first, chunk.start + len(chunk.token_ids))
 
     def finish(self, grant: Grant, tokens: int) -> Receipt:
         for block in grant.table[len(grant.prefix) : -(-tokens // BLOCK)]:
@@ -161,6 +167,7 @@ class PretendDecode:
         for row in rows:
             for offset, token in enumerate(row.token_ids):
                 self.memory.write(row.blocks, row.start + offset, token)
+            self.town.survive("decode", self.memory.read(row.blocks, 0), row.end)
             if row.logits is not Logits.NONE:
                 context = [self.memory.read(row.blocks, p) for p in range(row.end)]
                 known = [-1 if token is None else token for token in context]
@@ -183,6 +190,7 @@ class Outcome:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     ends: list[str] = field(default_factory=list)
+    why: str = ""
     cached_tokens: int = 0
     preemptions: int = 0
     logprobs: list[Logprob] = field(default_factory=list)
@@ -217,6 +225,8 @@ class Town:
         self.delivered = 0
         self.before: Callable[[str, str, msg.Message], None] | None = None
         self.damage: Callable[[Grant], bool] | None = None
+        self.deadly: Callable[[str, int | None, int], bool] | None = None
+        self.deaths: list[str] = []  # workers that died of a row
         self.poisoned: set[int] = set()  # contexts that begin so give logits that are no numbers
         self.rules = rules or Rules(batch_size=4, window_s=0.01, token_budget=64)
         self._blocks, self._budget, self._patience = blocks, prefill_budget, patience_s
@@ -269,6 +279,22 @@ class Town:
         elif restart:
             role, index = name.split(".")[0].split("-")
             self.start_worker(role, int(index))
+
+    def survive(self, role: str, first: int | None, end: int) -> None:
+        """A forward computes a sequence that begins with this token, up to this position: it may be
+        one that kills the process."""
+        if self.deadly is not None and self.deadly(role, first, end):
+            raise Killed
+
+    def step(self, name: str) -> None:
+        """One step of a node; what it would have sent is lost if it dies."""
+        try:
+            effects = self.nodes[name].step(self.now)
+        except Killed:
+            self.deaths.append(name)
+            self.kill(name)
+        else:
+            self.send(name, effects)
 
     def workers(self, role: str = "") -> list[str]:
         return [name for name in self.nodes if name != ROUTER and name.startswith(role)]
@@ -332,8 +358,9 @@ class Town:
                 self.outcomes[request].ends.append(reason)
                 self.outcomes[request].cached_tokens = timings.cached_tokens
                 self.outcomes[request].preemptions = timings.preemptions
-            case msg.Failed(request, code):
+            case msg.Failed(request, code, why):
                 self.outcomes[request].ends.append(code)
+                self.outcomes[request].why = why
             case msg.ClusterInfo():
                 self.infos.append(message)
 
@@ -343,7 +370,7 @@ class Town:
             pass
         for name in list(self.nodes):
             if name in self.nodes and name not in self.stalled:
-                self.send(name, self.nodes[name].step(self.now))
+                self.step(name)
         if not any(queue for (_, to), queue in self.mail.items() if to not in self.stalled):
             waits = [n.due(self.now) for name, n in self.nodes.items() if name not in self.stalled]
             self.now += max(min(waits), 0.001)
