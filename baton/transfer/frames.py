@@ -25,10 +25,11 @@ from pathlib import Path
 
 import zmq
 
+from baton.bounds import Plain
 from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.grant import Grant
-from baton.kv.region import Arrival, Plain, Receipt, Region
+from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
 from baton.transfer.curve import secure_server
 from baton.transfer.frame_codec import PROBED, End, Piece, Probe, decode, largest_frame
