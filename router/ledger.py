@@ -167,6 +167,10 @@ class Ledger:
     def get(self, request: str) -> Entry | None:
         return self._entries.get(request)
 
+    def running(self, run: str) -> Entry | None:
+        """The entry whose current run this is."""
+        return self._runs.get(run)
+
     def follow(self, run: str, *states: State, by: str | None = None) -> Entry | None:
         """The entry whose current run this is, if it is in one of the states and on worker `by`, the
         sender of the report. Other reports are late, and counted."""

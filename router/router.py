@@ -3,6 +3,7 @@
 requests.py     what happens to a request; its states are baton/lifecycle.py
 scheduling.py   orders to workers; batching.py decides what is filled next, placement.py where
 workers.py      which workers have joined and are alive
+reports.py      which of a worker's reports are believed
 observers.py    what clients follow
 """
 
@@ -19,9 +20,10 @@ from router.batching import Rules
 from router.cores import CoreKeeper
 from router.ledger import Ledger
 from router.observers import Observers, Watchers
+from router.reports import Reports
 from router.requests import Requests
 from router.scheduling import Scheduler
-from router.workers import WorkerRegistry, other_protocol
+from router.workers import Member, WorkerRegistry, other_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Router:
         self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
         self._scheduler = Scheduler(self.ledger, self.workers, rules)
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
+        self.reports = Reports(self.ledger, served.limits.vocabulary)
         self._identity = identity
         self._served = served
         self._rules = rules
@@ -77,15 +80,17 @@ class Router:
                 return [To(sender, msg.Failed(request, "invalid_request", why))]
             case msg.Malformed(_, protocol, why):
                 return [To(sender, msg.Refused(other_protocol(protocol, why)))]
-        self.workers.heard(sender, now)
-        if self.workers.get(sender) is None:
+        member = self.workers.get(sender)
+        if member is None:
             return [
                 To(
                     sender,
                     msg.Reset("the router has no such worker or declared it lost: send Hello"),
                 )
             ]
-        return self._report(sender, message, now)
+        self.workers.heard(sender, now)
+        believed = self.reports.believed(member, message)
+        return [effect for each in believed for effect in self._report(member, each, now)]
 
     def step(self, now: float) -> list[Effect]:
         self._steps += 1
@@ -122,10 +127,9 @@ class Router:
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
         return [*effects, welcome, *self.workers.join(hello, now)]
 
-    def _report(self, sender: str, message: Message, now: float) -> list[Effect]:
+    def _report(self, member: Member, message: Message, now: float) -> list[Effect]:
         """A member's report on itself, on its links to decode pools, or on a run."""
-        member = self.workers.get(sender)
-        assert member is not None
+        sender = member.worker
         match message:
             case msg.Attached():
                 return self.workers.attached(member, message)

@@ -82,7 +82,7 @@ class Scheduler:
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
         """The decode worker has reserved blocks; the grant names the cached prefix."""
         member = self._members.get(grant.worker)
-        assert member is not None
+        assert member is not None  # router/reports.py has checked the grant
         entry.grant = grant
         entry.cached_tokens = len(grant.prefix) * member.hello.block_size
         if not entry.run_number:
