@@ -107,15 +107,17 @@ class Requests:
                 return self._fail(entry, code, why, now) if entry else []
         return []
 
-    def worker_gone(self, worker: str, removed: list[Effect], now: float) -> list[Effect]:
+    def worker_gone(
+        self, worker: str, removed: list[Effect], now: float, *, expected: bool = False
+    ) -> list[Effect]:
         """Queue its requests again; each keeps its emitted tokens. `removed`: what to send to the other
-        workers about this one."""
+        workers about this one. `expected`: it announced its end, so nothing is held against a request."""
         lost = self._ledger.on_worker(worker)[::-1]  # each goes to the head of the queue
         effects = removed
         self._dropping = {r: pair for r, pair in self._dropping.items() if worker not in pair}
         for entry in lost:
             effects += self._withdraw(entry, gone=worker)
-            entry.losses += 1
+            entry.losses += not expected
             if entry.losses >= MAX_TRIES:
                 why = (
                     f"{entry.losses} workers died while this request was on them, so it is not tried "

@@ -3,6 +3,7 @@
 requests.py     what happens to a request; its states are baton/lifecycle.py
 scheduling.py   orders to workers; batching.py decides what is filled next, placement.py where
 workers.py      which workers have joined and are alive
+readiness.py    whether requests can be served, and what is missing
 reports.py      which of a worker's reports are believed
 observers.py    what clients follow
 """
@@ -20,6 +21,7 @@ from router.batching import Rules
 from router.cores import CoreKeeper
 from router.ledger import Ledger
 from router.observers import Observers, Watchers
+from router.readiness import Readiness
 from router.reports import Reports
 from router.requests import Requests
 from router.scheduling import Scheduler
@@ -45,12 +47,12 @@ class Router:
         self._observers = Observers()
         self.ledger = Ledger(self._observers)
         self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
+        self._readiness = Readiness(self.workers, colocated=rules.colocated)
         self._scheduler = Scheduler(self.ledger, self.workers, rules)
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
         self.reports = Reports(self.ledger, served.limits.vocabulary)
         self._identity = identity
         self._served = served
-        self._rules = rules
         self._cores = CoreKeeper(identity.host, identity.cores)
         self._watchers = Watchers()
         self._next_beat = 0.0
@@ -69,6 +71,9 @@ class Router:
                 return []  # step() answers
             case msg.Observe():
                 self._observers.add(sender)
+                return []
+            case msg.Supervised(down):
+                self._readiness.supervised(sender, down, now)
                 return []
             case msg.Exited(peer):
                 return self._peer_gone(peer, now, proven_dead=True)
@@ -102,6 +107,7 @@ class Router:
             beat = msg.Heartbeat(self._identity.epoch, self._steps)
             effects += [To(member.worker, beat) for member in self.workers]
             effects += self._scheduler.renew_leases()
+        effects += self._dismissals()
         effects += self._requests.refuse_unplaceable(now)
         orders = self._scheduler.place(now)
         effects += self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
@@ -123,7 +129,7 @@ class Router:
         known = self.workers.get(sender)
         if known is not None and known.hello.epoch == hello.epoch:
             return [welcome]  # Hello was sent again before our Welcome arrived
-        # A known worker with a new epoch restarted before its death was noticed.
+        # The same process has started anew: it writes under no old grant (another one is rejected).
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
         return [*effects, welcome, *self.workers.join(hello, now)]
 
@@ -139,6 +145,8 @@ class Router:
                     member.failed[worker] = why
             case msg.PoolStats():
                 member.pool = message
+            case msg.Leaving():
+                member.leaving = True
             case msg.Filled():
                 orders = self._requests.report(sender, message, now)
                 return self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
@@ -152,19 +160,34 @@ class Router:
         if self.workers.get(peer) is not None:
             return self._worker_gone(peer, now, proven_dead=proven_dead)
         effects = self.workers.remove(peer, proven_dead=proven_dead)
+        self._readiness.forget(peer)
         self._watchers.remove(peer)
         self._observers.remove(peer)
         return effects + self._requests.client_gone(peer, now)
 
     def _worker_gone(self, worker: str, now: float, *, proven_dead: bool) -> list[Effect]:
-        self._observers.worker_lost(self.workers.get(worker))
+        """The end of a worker that announced it is no loss."""
+        member = self.workers.get(worker)
+        expected = member is not None and member.leaving
+        if not expected:
+            self._observers.worker_lost(member)
         removed = self.workers.remove(worker, proven_dead=proven_dead)
-        return self._requests.worker_gone(worker, removed, now)
+        return self._requests.worker_gone(worker, removed, now, expected=expected)
+
+    def _dismissals(self) -> list[Effect]:
+        """For the leaving workers on which nothing runs any more."""
+        done = [m for m in self.workers if m.leaving and not m.dismissed]
+        return [
+            effect
+            for member in done
+            if not self.ledger.on_worker(member.worker)
+            for effect in self.workers.dismiss(member)
+        ]
 
     def info(self, now: float) -> msg.ClusterInfo:
         """The served model, the workers, and what is missing before requests can be served."""
         served, members = self._served, self.workers
-        missing = members.missing(colocated=self._rules.colocated, now=now)
+        missing = self._readiness.missing(now)
         return msg.ClusterInfo(
             ready=not missing,
             model=served.name,
@@ -175,4 +198,5 @@ class Router:
             sampling=served.sampling,
             workers=members.infos(now),
             waiting_for=missing,
+            degraded="" if missing else self._readiness.degraded(now),
         )
