@@ -10,7 +10,9 @@ baton/server/schema.py, and where it takes effect. It changes the messages, so P
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from baton.bounds import INT_MAX, Content, Ids, Line, Range, Size
 from baton.errors import RequestError
 from sampler.params import SamplingParams
 
@@ -21,6 +23,9 @@ MAX_LOGPROBS = 20
 MAX_STREAM_INTERVAL_S = 1.0
 NOT_STREAMED_S = 0.5
 """The stream_interval_s of answers that are not streamed."""
+
+Whole = Annotated[int, Range(-INT_MAX, INT_MAX)]
+"""Wider than the rule below, which says what is wrong in the words of its field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +40,23 @@ class Limits:
 class GenerationParams:
     """Raises RequestError with the field, the rule and the value."""
 
-    max_new_tokens: int
+    max_new_tokens: Whole
     sampling: SamplingParams | None = None  # None: the model's own defaults
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Annotated[tuple[Line, ...], Size(0, 256)] = ()
+    stop_token_ids: Ids = ()
     ignore_eos: bool = False
-    min_tokens: int = 0  # no stop string, stop token or EOS ends the answer before
+    min_tokens: Whole = 0  # no stop string, stop token or EOS ends the answer before
     include_stop: bool = False  # the text includes the stop string or token
     keep_special: bool = False  # the text includes special tokens
-    logprobs: int = -1  # of each token, with as many alternatives; -1: none
-    prompt_logprobs: int = -1  # the same of the prompt's tokens
-    grammar: str = ""  # a spec of baton/grammar.py; empty: none
-    cache_salt: str = ""  # only requests of equal salt share cached KV
-    stream_interval_s: float = 0.0  # longest delay before tokens are sent to the client
+    logprobs: Annotated[
+        int, Range(-1, INT_MAX)
+    ] = -1  # of each token, with as many alternatives; -1: none
+    prompt_logprobs: Whole = -1  # the same of the prompt's tokens
+    grammar: Content = ""  # a spec of baton/grammar.py; empty: none
+    cache_salt: Line = ""  # only requests of equal salt share cached KV
+    stream_interval_s: Annotated[float, Range(-1e7, 1e7)] = (
+        0.0  # longest delay before tokens are sent to the client
+    )
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

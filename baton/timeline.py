@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from baton.bounds import Line, Name, OptionalName, Seconds, Tokens, TotalSeconds
+
 STALL_S = 0.5
 """No new token for longer than this while decoding is a stall: a reader notices it."""
 REMEMBERED = 10_000
@@ -29,13 +31,13 @@ STAGES = {
 class Moment:
     """A request entered a state, or has more tokens, filled or generated."""
 
-    request: str
-    at: float  # seconds of the router's clock
-    state: str  # a value of baton.lifecycle.State
-    worker: str = ""
-    tokens: int = 0  # queued: of the prompt; filling: filled so far; then: generated so far
-    handover_s: float = 0.0  # with the first decoding: how much of the time before was hand-over
-    note: str = ""  # reason of an end or a retry
+    request: Name
+    at: TotalSeconds  # seconds of the router's clock
+    state: Name  # a value of baton.lifecycle.State
+    worker: OptionalName = ""
+    tokens: Tokens = 0  # queued: of the prompt; filling: filled so far; then: generated so far
+    handover_s: Seconds = 0.0  # with the first decoding: how much of the time before was hand-over
+    note: Line = ""  # reason of an end or a retry
 
 
 @dataclass(slots=True)

@@ -4,10 +4,12 @@ A step takes as many tokens as the budget allows, so short prompts share a forwa
 into chunks: see plan_chunks().
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from baton.bounds import INT_MAX
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
@@ -15,6 +17,9 @@ from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
+from baton.wire.rare_line import RareLine
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,19 @@ def plan_chunks(jobs: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
 class PrefillWorker:
     """Handles grants and token ids; everything about tensors is behind `model`."""
 
-    def __init__(self, hello: Hello, model: PrefillModel, *, token_budget: int) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        model: PrefillModel,
+        *,
+        token_budget: int,
+        vocabulary: int = INT_MAX,
+    ) -> None:
         self._membership = Membership(hello, self._start_anew)
+        self._block_size = hello.block_size
+        self._vocabulary = vocabulary
+        self._pools: dict[str, tuple[str, int]] = {}  # attached: its epoch and blocks
+        self._ignored = RareLine()  # orders that cannot be
         self._model = model
         self._budget = token_budget
         self._jobs: dict[str, Job] = {}
@@ -108,17 +124,19 @@ class PrefillWorker:
         match message:
             case msg.Attach(worker, epoch, regions):
                 self._drop_all(worker)  # earlier writes were under an older epoch
+                self._pools[worker] = epoch, max((r.blocks for r in regions), default=INT_MAX)
                 try:
                     return [To(ROUTER, self._model.attach(worker, epoch, regions))]
                 except TransferError as error:
                     return [To(ROUTER, msg.AttachFailed(worker, epoch, str(error)))]
             case msg.Detach(worker):
                 self._drop_all(worker)
+                self._pools.pop(worker, None)
                 self._model.detach(worker)
             case msg.Cores(cores):
                 self._model.use_cores(cores)
             case msg.Fill(grant, token_ids):
-                self._jobs[grant.run] = Job(grant, token_ids)
+                return self._accept(Job(grant, token_ids), now)
             case msg.Drop(run):
                 job = self._jobs.pop(run, None)
                 if job is not None:
@@ -153,6 +171,32 @@ class PrefillWorker:
         return 0.0 if self._jobs else self._membership.due(now)
 
     # ---- jobs
+
+    def _accept(self, job: Job, now: float) -> list[Effect]:
+        """A Fill that is given twice is ignored, one that cannot be fails: neither writes a block."""
+        grant = job.grant
+        if grant.run in self._jobs:
+            if (more := self._ignored.more(now)) is not None:
+                logger.warning("%s: Fill of a run that is being filled%s", grant.run, more)
+            return []
+        if why := self._impossible(job):
+            return [To(ROUTER, msg.FillFailed(grant.run, why))]
+        self._jobs[grant.run] = job
+        return []
+
+    def _impossible(self, job: Job) -> str:
+        """Why this cannot be filled; empty if it can. Without a link the model says so."""
+        grant, ids, size = job.grant, job.token_ids, self._block_size
+        epoch, blocks = self._pools.get(grant.worker, (grant.epoch, INT_MAX))
+        if epoch != grant.epoch:
+            return f"the grant is of epoch {grant.epoch}, the link of {epoch}"
+        if not len(grant.prefix) * size < len(ids) <= len(grant.table) * size:
+            return f"{len(ids)} tokens do not fit {len(grant.table)} blocks"
+        if max(grant.table) >= blocks:
+            return f"block {max(grant.table)} of a pool of {blocks}"
+        if max(ids) >= self._vocabulary:
+            return f"token id {max(ids)}, the vocabulary has {self._vocabulary}"
+        return ""
 
     def _admit(self) -> list[Effect]:
         """First come, first served: a job without room blocks those behind it."""

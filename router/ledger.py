@@ -195,6 +195,10 @@ class Ledger:
         """The entry of a live request."""
         return self._entries[request]
 
+    def running(self, run: str) -> Entry | None:
+        """The entry whose current run this is."""
+        return self._runs.get(run)
+
     def follow(self, run: str, *states: State, by: str | None = None) -> Entry | None:
         """The entry whose current run this is, if it is in one of the states and on worker `by`, the
         sender of the report. Other reports are late, and counted."""

@@ -80,8 +80,9 @@ class Observers:
             self._moments.append(_moment(entry, times[0], "", sampled=True))
         for at in times:
             if last is not None:
-                self._itl[bisect_left(ITL_BUCKETS_S, at - last)] += 1
-                self._itl_s += at - last
+                gap = max(0.0, at - last)  # ages are a worker's word
+                self._itl[bisect_left(ITL_BUCKETS_S, gap)] += 1
+                self._itl_s += gap
             last = at
         self._last_token[name] = times[-1]
         if self._clients:

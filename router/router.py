@@ -3,6 +3,8 @@
 requests.py     what happens to a request; its states are baton/lifecycle.py
 scheduling.py   orders to workers; batching.py decides what is filled next, placement.py where
 workers.py      which workers have joined and are alive
+readiness.py    whether requests can be served, and what is missing
+reports.py      which of a worker's reports are believed
 observers.py    what clients follow
 """
 
@@ -19,9 +21,11 @@ from router.batching import Rules
 from router.cores import CoreKeeper
 from router.ledger import Ledger
 from router.observers import Observers, Watchers
+from router.readiness import Readiness
+from router.reports import Reports
 from router.requests import Requests
 from router.scheduling import Scheduler
-from router.workers import WorkerRegistry, other_protocol
+from router.workers import Member, WorkerRegistry, other_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,14 @@ class Router:
         self._observers = Observers()
         self.ledger = Ledger(self._observers)
         self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
-        self._scheduler = Scheduler(self.ledger, self.workers, rules)
+        self._readiness = Readiness(self.workers, colocated=rules.colocated)
+        self._scheduler = Scheduler(
+            self.ledger, self.workers, rules, self._readiness.fill_themselves
+        )
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
+        self.reports = Reports(self.ledger, served.limits.vocabulary)
         self._identity = identity
         self._served = served
-        self._rules = rules
         self._cores = CoreKeeper(identity.host, identity.cores)
         self._watchers = Watchers()
         self._next_beat = 0.0
@@ -67,6 +74,9 @@ class Router:
             case msg.Observe():
                 self._observers.add(sender)
                 return []
+            case msg.Supervised(down):
+                self._readiness.supervised(sender, down, now)
+                return []
             case msg.Exited(peer):
                 return self._peer_gone(peer, now, proven_dead=True)
             case msg.Unreachable(peer):
@@ -77,15 +87,17 @@ class Router:
                 return [To(sender, msg.Failed(request, "invalid_request", why))]
             case msg.Malformed(_, protocol, why):
                 return [To(sender, msg.Refused(other_protocol(protocol, why)))]
-        self.workers.heard(sender, now)
-        if self.workers.get(sender) is None:
+        member = self.workers.get(sender)
+        if member is None:
             return [
                 To(
                     sender,
                     msg.Reset("the router has no such worker or declared it lost: send Hello"),
                 )
             ]
-        return self._report(sender, message, now)
+        self.workers.heard(sender, now)
+        believed = self.reports.believed(member, message)
+        return [effect for each in believed for effect in self._report(member, each, now)]
 
     def step(self, now: float) -> list[Effect]:
         self._steps += 1
@@ -98,6 +110,7 @@ class Router:
             effects += [To(member.worker, beat) for member in self.workers]
             effects += self._scheduler.renew_leases()
         effects += self._requests.fail_overdue(now, lambda: self.info(now).waiting_for)
+        effects += self._dismissals()
         effects += self._requests.refuse_unplaceable(now)
         orders = self._scheduler.place(now)
         effects += self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
@@ -119,14 +132,13 @@ class Router:
         known = self.workers.get(sender)
         if known is not None and known.hello.epoch == hello.epoch:
             return [welcome]  # Hello was sent again before our Welcome arrived
-        # A known worker with a new epoch restarted before its death was noticed.
+        # The same process has started anew: it writes under no old grant (another one is rejected).
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
         return [*effects, welcome, *self.workers.join(hello, now)]
 
-    def _report(self, sender: str, message: Message, now: float) -> list[Effect]:
+    def _report(self, member: Member, message: Message, now: float) -> list[Effect]:
         """A member's report on itself, on its links to decode pools, or on a run."""
-        member = self.workers.get(sender)
-        assert member is not None
+        sender = member.worker
         match message:
             case msg.Attached():
                 return self.workers.attached(member, message)
@@ -136,6 +148,8 @@ class Router:
                     member.failed[worker] = why
             case msg.PoolStats():
                 member.pool = message
+            case msg.Leaving():
+                member.leaving = True
             case msg.Filled():
                 orders = self._requests.report(sender, message, now)
                 return self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
@@ -149,19 +163,34 @@ class Router:
         if self.workers.get(peer) is not None:
             return self._worker_gone(peer, now, proven_dead=proven_dead)
         effects = self.workers.remove(peer, proven_dead=proven_dead)
+        self._readiness.forget(peer)
         self._watchers.remove(peer)
         self._observers.remove(peer)
         return effects + self._requests.client_gone(peer, now)
 
     def _worker_gone(self, worker: str, now: float, *, proven_dead: bool) -> list[Effect]:
-        self._observers.worker_lost(self.workers.get(worker))
+        """The end of a worker that announced it is no loss."""
+        member = self.workers.get(worker)
+        expected = member is not None and member.leaving
+        if not expected:
+            self._observers.worker_lost(member)
         removed = self.workers.remove(worker, proven_dead=proven_dead)
-        return self._requests.worker_gone(worker, removed, now)
+        return self._requests.worker_gone(worker, removed, now, expected=expected)
+
+    def _dismissals(self) -> list[Effect]:
+        """For the leaving workers on which nothing runs any more."""
+        done = [m for m in self.workers if m.leaving and not m.dismissed]
+        return [
+            effect
+            for member in done
+            if not self.ledger.on_worker(member.worker)
+            for effect in self.workers.dismiss(member)
+        ]
 
     def info(self, now: float) -> msg.ClusterInfo:
         """The served model, the workers, and what is missing before requests can be served."""
         served, members = self._served, self.workers
-        missing = members.missing(colocated=self._rules.colocated, now=now)
+        missing = self._readiness.missing(now)
         return msg.ClusterInfo(
             ready=not missing,
             model=served.name,
@@ -172,4 +201,5 @@ class Router:
             sampling=served.sampling,
             workers=members.infos(now),
             waiting_for=missing,
+            degraded="" if missing else self._readiness.degraded(now),
         )

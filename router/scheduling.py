@@ -1,6 +1,6 @@
 """Scheduler: applies the pure policies to reserve, fill and start requests, and creates the orders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from baton.kv.grant import Grant
@@ -30,14 +30,24 @@ AFTER_PREEMPTION = 4
 class Scheduler:
     """Reserves, fills and starts. The ledger's states are its only memory."""
 
-    def __init__(self, ledger: Ledger, members: WorkerRegistry, rules: Rules) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        members: WorkerRegistry,
+        rules: Rules,
+        fill_themselves: Callable[[float], bool],
+    ) -> None:
+        """`fill_themselves`: whether decode workers fill now, because no prefill worker can."""
         self._ledger = ledger
         self._members = members
         self._rules = rules
+        self._fill_themselves = fill_themselves
+        self._alone = False  # at this step
         self._affinity = Affinity()
 
     def place(self, now: float) -> list[Effect]:
         """All orders that are possible now."""
+        self._alone = self._fill_themselves(now)
         return [*self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
@@ -82,7 +92,7 @@ class Scheduler:
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
         """The decode worker has reserved blocks; the grant names the cached prefix."""
         member = self._members.get(grant.worker)
-        assert member is not None
+        assert member is not None  # router/reports.py has checked the grant
         entry.grant = grant
         entry.cached_tokens = len(grant.prefix) * member.hello.block_size
         if not entry.run_number:
@@ -93,8 +103,8 @@ class Scheduler:
         """Decode workers that accept requests and, if needed, can be written to by a prefill worker."""
         members = [m for m in self._members.alive(DECODE, now) if m.full_until <= now]
         if self._remote(entry):
-            reached = {d for p in self._members.alive(PREFILL, now) for d in p.attached}
-            members = [member for member in members if member.worker in reached]
+            reaches = self._members.prefill_reaches
+            members = [member for member in members if reaches(member.worker, now)]
         return members
 
     def _decode_choice(self, member: Member, block_hashes: Sequence[bytes]) -> DecodeChoice:
@@ -138,7 +148,7 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry) -> bool:
-        if entry.to_be_scored or entry.tries.local:  # only decode computes logits
+        if entry.to_be_scored or entry.tries.local or self._alone:  # only decode computes logits
             return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None

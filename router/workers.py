@@ -1,7 +1,8 @@
 """WorkerRegistry: the workers that have joined, which prefill can write to which decode, and liveness.
 
 The loop notices at once when a process on the router's own host dies (Exited). Heartbeats find what
-cannot be watched: workers on other hosts, stalled and wedged processes.
+cannot be watched: workers on other hosts, stalled and wedged processes. router/readiness.py says what is
+missing.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from baton.wire.records import WorkerInfo
 PREFILL, DECODE = "prefill", "decode"
 MAX_PATIENCE_S = 86_400.0
 MISSED_BEATS = 3
+MAX_WORKERS = 1024
 
 
 class Health(StrEnum):
@@ -37,10 +39,16 @@ class Member:
     failed: dict[str, str] = field(default_factory=dict)  # prefill: why, by decode worker
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
+    leaving: bool = False  # it gets no new work
+    dismissed: bool = False
 
     @property
     def worker(self) -> str:
         return self.hello.worker
+
+    def accepts(self, now: float) -> bool:
+        """It can be given work."""
+        return not self.leaving and self.health(now) is Health.ALIVE
 
     def health(self, now: float) -> Health:
         """A worker sends heartbeats from its step loop, so a wedged process falls silent though its
@@ -58,7 +66,9 @@ class WorkerRegistry:
         self._model = model
         self._host = host
         self._members: dict[str, Member] = {}
-        self._silent: set[str] = set()  # prefill workers given up that may still be writing
+        self._silent: dict[str, Hello] = {}  # workers given up whose process may still run
+        self.decode_since: float | None = None  # when the first decode worker joined
+        self.filled_once = False  # a prefill worker could write to a decode worker at some time
 
     def get(self, worker: str) -> Member | None:
         return self._members.get(worker)
@@ -86,6 +96,13 @@ class WorkerRegistry:
             )
         if hello.model != self._model:
             return f"the worker serves model {hello.model[:12]}, the router {self._model[:12]}"
+        if (owner := self._owner(hello)) is not None:
+            return (
+                f"the name {hello.worker} belongs to process {owner.pid} on host {owner.host[:12]}, "
+                "which may still run and write: end it, or use another name"
+            )
+        if len(self._members) >= MAX_WORKERS and hello.worker not in self._members:
+            return f"the cluster has {MAX_WORKERS:,} workers, which is the limit"
         other = next((m for m in self if m.worker != hello.worker), None)
         if other is not None and other.hello.layout != hello.layout:
             return (
@@ -96,10 +113,20 @@ class WorkerRegistry:
             )
         return None
 
+    def _owner(self, hello: Hello) -> Hello | None:
+        """Another process with this worker's name that is not proven dead."""
+        known = self._members.get(hello.worker)
+        owner = known.hello if known is not None else self._silent.get(hello.worker)
+        if owner is None or (owner.host, owner.pid) == (hello.host, hello.pid):
+            return None
+        return owner
+
     def join(self, hello: Hello, now: float) -> list[Effect]:
         """Add the worker and introduce it: every prefill worker attaches to every decode pool."""
-        self._silent.discard(hello.worker)
+        self._silent.pop(hello.worker, None)
         self._members[hello.worker] = Member(hello, now)
+        if hello.role == DECODE and self.decode_since is None:
+            self.decode_since = now
         effects: list[Effect] = []
         if hello.host == self._host:
             effects.append(Watch(hello.worker, hello.pid))
@@ -115,6 +142,7 @@ class WorkerRegistry:
         if decode is None or decode.hello.epoch != report.epoch:
             return []
         prefill.attached[report.worker] = report
+        self.filled_once = True
         prefill.failed.pop(report.worker, None)
         hello = prefill.hello
         joined = msg.WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
@@ -125,19 +153,30 @@ class WorkerRegistry:
         blocks stay in quarantine until it sends Hello or is proven dead."""
         member = self._members.pop(worker, None)
         if member is None:
-            if not proven_dead or worker not in self._silent:
+            silent = self._silent.pop(worker, None) if proven_dead else None
+            if silent is None or silent.role == DECODE:
                 return []
-            self._silent.discard(worker)  # given up earlier, now proven dead
-            return [To(m.worker, msg.WriterClear(worker)) for m in self.of(DECODE)]
-        if member.hello.role == DECODE:
-            for prefill in self.of(PREFILL):
-                prefill.attached.pop(worker, None)
-                prefill.failed.pop(worker, None)
-            return [To(m.worker, msg.Detach(worker, member.hello.epoch)) for m in self.of(PREFILL)]
+            return self._to(DECODE, msg.WriterClear(worker))  # given up earlier, now proven dead
         if not proven_dead:
-            self._silent.add(worker)
-            return []
-        return [To(m.worker, msg.WriterClear(worker)) for m in self.of(DECODE)]
+            self._silent[worker] = member.hello
+        if member.hello.role == DECODE:
+            return self._detach(member)
+        return self._to(DECODE, msg.WriterClear(worker)) if proven_dead else []
+
+    def dismiss(self, member: Member) -> list[Effect]:
+        """Nothing runs on this leaving worker: it may end."""
+        member.dismissed = True
+        detach = self._detach(member) if member.hello.role == DECODE else []
+        return [*detach, To(member.worker, msg.Dismissed())]
+
+    def _detach(self, decode: Member) -> list[Effect]:
+        for prefill in self.of(PREFILL):
+            prefill.attached.pop(decode.worker, None)
+            prefill.failed.pop(decode.worker, None)
+        return self._to(PREFILL, msg.Detach(decode.worker, decode.hello.epoch))
+
+    def _to(self, role: str, message: msg.Message) -> list[Effect]:
+        return [To(member.worker, message) for member in self.of(role)]
 
     def heard(self, worker: str, now: float) -> None:
         """Any message proves that the worker is alive."""
@@ -146,38 +185,19 @@ class WorkerRegistry:
 
     def alive(self, role: str, now: float) -> list[Member]:
         """Members of a role that accept work."""
-        return [m for m in self.of(role) if m.health(now) is Health.ALIVE]
+        return [m for m in self.of(role) if m.accepts(now)]
 
     def dead(self, now: float) -> list[str]:
         """Workers that were silent for too long."""
         return [m.worker for m in self if m.health(now) is Health.DEAD]
 
-    def missing(self, *, colocated: bool, now: float) -> str:
-        """Why requests cannot be served now; empty if they can."""
-        if not self.alive(DECODE, now):
-            return self._unavailable(DECODE, now)
-        if colocated:
-            return ""
-        prefills = self.alive(PREFILL, now)
-        if not prefills:
-            return self._unavailable(PREFILL, now)
-        if any(p.attached for p in prefills):
-            return ""
-        whys = [
-            f"{p.worker} cannot write to {d}: {w}" for p in prefills for d, w in p.failed.items()
-        ]
-        return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
+    def prefill_reaches(self, decode: str, now: float) -> bool:
+        """A prefill worker that accepts work can write to this decode worker."""
+        return any(decode in prefill.attached for prefill in self.alive(PREFILL, now))
 
-    def _unavailable(self, role: str, now: float) -> str:
-        """Why no worker of this role accepts requests. In whole seconds, so that ClusterInfo changes at
-        most once a second."""
-        silent = [
-            f"{m.worker.partition('.')[0]} is silent for {int(now - m.last_heard)} s"
-            for m in self.of(role)
-        ]
-        if not silent:
-            return f"no {role} worker has joined"
-        return f"no {role} worker answers: {', '.join(silent)} (at a long step, or stalled)"
+    def prefill_may_reach(self, decode: str, now: float) -> bool:
+        """The same, or such a prefill worker is about to attach to it."""
+        return any(decode not in prefill.failed for prefill in self.alive(PREFILL, now))
 
     def infos(self, now: float) -> tuple[WorkerInfo, ...]:
         """Every member, for ClusterInfo."""
@@ -186,7 +206,7 @@ class WorkerRegistry:
                 m.worker,
                 m.hello.role,
                 m.hello.device,
-                m.health(now).value,
+                "leaving" if m.leaving else m.health(now).value,
                 tuple(map(_transport, m.attached.values())),
                 m.hello.load_s,
                 m.hello.how,

@@ -80,7 +80,7 @@ class CoreTaker:
 
     def use(self, cores: tuple[int, ...]) -> None:
         """Use these cores from the next forward on. Ignored if none of them is allowed."""
-        mine = tuple(core for core in cores if core in self._allowed)
+        mine = tuple(core for core in dict.fromkeys(cores) if core in self._allowed)
         if mine:
             run_on(mine)
             torch.set_num_threads(len(mine))

@@ -94,6 +94,10 @@ class BlockTable:
         self._held[run] = _Held(grant, now + self.lease_s)
         return grant
 
+    def holds(self, run: str) -> bool:
+        """The run has blocks."""
+        return run in self._held
+
     def renew(self, run: str, now: float) -> None:
         """Extend the lease of a grant that is not started."""
         held = self._held.get(run)

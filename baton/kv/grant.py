@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 
+from baton.bounds import BlockIds, Count, Name, RunName
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
     """`generation` is unique within the worker's `epoch` and never 0. Filled blocks are stamped with it,
     so a late write under an old grant can be distinguished from a write under this one."""
 
-    worker: str
-    epoch: str
-    run: str
-    generation: int
-    blocks: tuple[int, ...]  # to be written
-    prefix: tuple[int, ...] = ()  # cached blocks before them, read-only
+    worker: Name
+    epoch: Name
+    run: RunName
+    generation: Count
+    blocks: BlockIds  # to be written
+    prefix: BlockIds = ()  # cached blocks before them, read-only
 
     @property
     def table(self) -> tuple[int, ...]:

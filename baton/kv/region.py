@@ -1,20 +1,23 @@
 """Regions, receipts and arrivals: the address of a KV pool and the result of a fill, for messages."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-Plain = Mapping[str, str | int | float | bytes | bool | list[int] | list[bytes]]
+from baton.bounds import Blocks, Bytes, Digest, Name, OptionalName, Plain, Seconds, Size
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
     """The address of a decode worker's pool for one transport."""
 
-    transport: str
-    layout: str  # KVLayout.fingerprint
-    blocks: int
+    transport: Name
+    layout: Name  # KVLayout.fingerprint
+    blocks: Blocks
     address: Plain  # what the transport's link() needs: a path, a handle, a socket address
+
+
+Regions = Annotated[tuple[Region, ...], Size(0, 64)]
 
 
 class Arrival(StrEnum):
@@ -29,7 +32,7 @@ class Arrival(StrEnum):
 class Receipt:
     """The writer's report on a finished fill. `digest` covers the grant and the bytes moved."""
 
-    moved_bytes: int
-    digest: bytes
-    seconds: float  # spent in push and finish, as the writer saw it
-    transport: str = ""
+    moved_bytes: Bytes
+    digest: Digest
+    seconds: Seconds  # spent in push and finish, as the writer saw it
+    transport: OptionalName = ""

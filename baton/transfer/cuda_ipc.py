@@ -28,11 +28,12 @@ from collections.abc import Sequence
 
 import torch
 
+from baton.bounds import Plain
 from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
-from baton.kv.region import Plain, Receipt, Region
+from baton.kv.region import Receipt, Region
 from baton.transfer.base import Owner, Writer
 from baton.transfer.checks import (
     Address,

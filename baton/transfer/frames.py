@@ -25,10 +25,11 @@ from pathlib import Path
 
 import zmq
 
+from baton.bounds import Plain
 from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.grant import Grant
-from baton.kv.region import Arrival, Plain, Receipt, Region
+from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
 from baton.transfer.curve import secure_server
 from baton.transfer.frame_codec import PROBED, End, Piece, Probe, decode, largest_frame
@@ -36,6 +37,7 @@ from baton.transfer.frames_link import WAITING_FRAMES, FramesLink
 from baton.transfer.pieces import all_rows, block_bytes, scatter
 from baton.transfer.slabs import Slabs, private_folder
 from baton.transfer.stamps import Digest, Expected, Stamps, lacking, pack_blocks
+from baton.wire.rare_line import RareLine
 
 POLL_BYTES = 8 << 20
 POLL_MESSAGES = 256
@@ -81,6 +83,7 @@ class FramesExport:
         self._patience_s, self._clock = patience_s, clock
         self._file: Path | None = None
         self._context = zmq.Context()
+        self._damage_line = RareLine()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
         self._socket.linger = 0
@@ -260,7 +263,8 @@ class FramesExport:
 
     def _damaged(self, incoming: _Incoming, reason: str) -> Arrival:
         incoming.damage = reason
-        logger.warning("%s: KV arrived damaged (%s)", incoming.grant.run, reason)
+        if (more := self._damage_line.more(self._clock())) is not None:
+            logger.warning("%s: KV arrived damaged (%s)%s", incoming.grant.run, reason, more)
         return self._bad(reason)
 
     def _bad(self, reason: str) -> Arrival:

@@ -6,10 +6,11 @@ open it, and no name in the file system is left behind.
 
 import torch
 
+from baton.bounds import Plain
 from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.layout import KVLayout
-from baton.kv.region import Plain, Region
+from baton.kv.region import Region
 from baton.transfer.base import Owner, Writer
 from baton.transfer.checks import Address
 from baton.transfer.in_place import InPlaceExport, InPlaceLink

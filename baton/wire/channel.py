@@ -20,12 +20,14 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from baton.clock import Clock, monotonic
 from baton.errors import InputError, ProtocolError
 from baton.package import COMMAND
 from baton.wire.codec import MAX_MESSAGE_BYTES, decode, decode_malformed, encode
 from baton.wire.keys import ClusterKeys
 from baton.wire.messages import Message, Unreachable
 from baton.wire.node import ROUTER
+from baton.wire.rare_line import RareLine
 
 WAITING_MESSAGES = 100_000
 """Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
@@ -42,7 +44,7 @@ class Channel(Protocol):
         """False: the peer is not there, and none of them was sent."""
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
-        """Everything that has arrived: a sender and what it sent together. A malformed message is logged.
+        """Everything that has arrived: a sender and what it sent together. Malformed ones are counted.
         It becomes Malformed where its sender can be answered, else all of them are dropped."""
 
     def close(self) -> None: ...
@@ -65,11 +67,14 @@ def check_address(address: str, keys: ClusterKeys | None) -> None:
 class Listener:
     """The router's end: many peers, by name."""
 
-    def __init__(self, address: str, keys: ClusterKeys | None = None) -> None:
+    def __init__(
+        self, address: str, keys: ClusterKeys | None = None, *, clock: Clock = monotonic
+    ) -> None:
         check_address(address, keys)
         _check_bind(address)
         self._context = zmq.Context()
         self._guard: ThreadAuthenticator | None = None
+        self._reader = _Reader(clock)
         self.socket = self._context.socket(zmq.ROUTER)
         _common_options(self.socket)
         self.socket.router_mandatory = True
@@ -93,6 +98,11 @@ class Listener:
         self.socket.curve_publickey = keys.router_public
 
     @property
+    def malformed(self) -> int:
+        """Messages refused so far."""
+        return self._reader.refused.total
+
+    @property
     def address(self) -> str:
         """Where it listens, with a wildcard port resolved."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -110,7 +120,7 @@ class Listener:
         while _readable(self.socket):
             frames = self.socket.recv_multipart(zmq.DONTWAIT)
             sender = frames[0].decode("utf-8", "replace")
-            if messages := _read(frames[1:], sender):
+            if messages := self._reader.read(frames[1:], sender):
                 yield sender, messages
 
     def close(self) -> None:
@@ -123,8 +133,16 @@ class Listener:
 class Dialer:
     """A worker's or a client's end: one peer, the router."""
 
-    def __init__(self, name: str, address: str, keys: ClusterKeys | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        keys: ClusterKeys | None = None,
+        *,
+        clock: Clock = monotonic,
+    ) -> None:
         check_address(address, keys)
+        self._reader = _Reader(clock)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         _common_options(self.socket)
@@ -143,6 +161,11 @@ class Dialer:
             self.close()
             raise InputError(f"cannot connect to {address}: {error.strerror}") from error
 
+    @property
+    def malformed(self) -> int:
+        """Messages refused so far."""
+        return self._reader.refused.total
+
     def send(self, peer: str, *messages: Message) -> bool:
         assert peer == ROUTER, f"only the router can be reached, not {peer}"
         try:
@@ -156,7 +179,7 @@ class Dialer:
             yield ROUTER, [Unreachable(ROUTER)]
         while _readable(self.socket):
             frames = self.socket.recv_multipart(zmq.DONTWAIT)
-            if messages := _read(frames, ROUTER):
+            if messages := self._reader.read(frames, ROUTER):
                 yield ROUTER, messages
 
     def _was_cut(self) -> bool:
@@ -198,20 +221,30 @@ def _readable(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
-def _read(frames: Sequence[bytes], sender: str) -> list[Message]:
-    """The messages in these frames, one in each. See Channel.receive for malformed ones."""
-    messages: list[Message] = []
-    for frame in frames:
-        try:
-            messages.append(decode(frame))
-        except ProtocolError as error:
-            malformed = decode_malformed(frame, error)
-            did = "dropped" if malformed is None else "refused"
-            logger.warning("%s a malformed message from %r: %s", did, sender[:80], error)
-            if malformed is None:
-                return []
-            messages.append(malformed)
-    return messages
+class _Reader:
+    """Frames to messages. Malformed ones are counted, and logged once a second at most: a peer that sends
+    noise fills no disk."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.refused = RareLine()
+        self._clock = clock
+
+    def read(self, frames: Sequence[bytes], sender: str) -> list[Message]:
+        """The messages in these frames, one in each. See Channel.receive for malformed ones."""
+        messages: list[Message] = []
+        for frame in frames:
+            try:
+                messages.append(decode(frame))
+            except ProtocolError as error:
+                malformed = decode_malformed(frame, error)
+                did = "dropped" if malformed is None else "refused"
+                if (more := self.refused.more(self._clock())) is not None:
+                    line = "%s a malformed message from %r: %s%s"
+                    logger.warning(line, did, sender[:80], error, more)
+                if malformed is None:
+                    return []
+                messages.append(malformed)
+        return messages
 
 
 def _check_bind(address: str) -> None:

@@ -1,17 +1,21 @@
 """Messages to bytes and back: msgpack of [name, field, field, ...], every field checked on arrival.
 
-Received data is never executed. A peer's bytes become a message whose fields have the types that its
-dataclass declares and pass its rules, or they raise ProtocolError.
+Received data is never executed. A peer's bytes become a message whose fields have the types and bounds
+that its dataclass declares and pass its rules, or they raise ProtocolError.
 """
 
+import sys
 import types
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from math import isfinite
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
+from baton.bounds import INT_MAX, Range, Size
 from baton.errors import ProtocolError, RequestError
 from baton.wire.messages import LOCAL, Malformed, Message
 
@@ -109,24 +113,22 @@ def _plain(value: Any) -> Any:
     return value  # msgpack raises for other types
 
 
-Check = Callable[[Any, str], Any]
-"""Converts a value of the named field to its type, or raises ProtocolError."""
+Check = Callable[[Any], Any]
+"""Converts a value of one field to its type, or raises ProtocolError, which names the field."""
 
 
 @cache
 def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
     """Makes such a message from its fields' values. Cached: thousands of messages arrive a second."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     names = _names(kind)
-    checks = [(_check(hints[name]), f"{kind.__name__}.{name}") for name in names]
+    checks = [_check(hints[name], f"{kind.__name__}.{name}") for name in names]
     by_name = any(field.kw_only for field in fields(kind))
 
     def build(values: tuple[Any, ...]) -> Any:
         if len(values) != len(checks):
             raise ProtocolError(f"{kind.__name__} has {len(checks)} fields, got {len(values)}")
-        checked = [
-            check(value, where) for value, (check, where) in zip(values, checks, strict=True)
-        ]
+        checked = [check(value) for check, value in zip(checks, values, strict=True)]
         try:
             return kind(**dict(zip(names, checked, strict=True))) if by_name else kind(*checked)
         except (ValueError, RequestError) as error:  # a rule of the class itself
@@ -135,97 +137,259 @@ def _builder(kind: type) -> Callable[[tuple[Any, ...]], Any]:
     return build
 
 
-@cache
-def _check(hint: Any) -> Check:
+def _check(hint: Any, where: str) -> Check:
     """For values of the type `hint`. They are converted only where msgpack does not keep the type."""
     if isinstance(hint, type):
-        return _check_nested(hint) if is_dataclass(hint) else _check_scalar(hint)
+        return (_check_nested if is_dataclass(hint) else _check_scalar)(hint, where)
     origin = get_origin(hint)
+    if origin is Annotated:
+        kind, bound = get_args(hint)
+        if isinstance(bound, Range):
+            return (_check_whole if kind is int else _check_real)(bound, where)
+        return _check_sized(kind, bound, where)
     if origin is tuple:
         items = get_args(hint)
-        return _check_tuple(items[0]) if items[-1] is Ellipsis else _check_fixed(items)
-    if origin is Mapping:
-        return _checked_mapping
+        if items[-1] is Ellipsis:
+            return _check_tuple(items[0], Size(0, sys.maxsize), where)
+        return _check_fixed(items, where)
     if origin in (types.UnionType, Union):
         arms = [arm for arm in get_args(hint) if arm is not type(None)]
         if len(arms) > 1:
-            return _check_either(arms)
-        inner = _check(arms[0])
-        return lambda value, where: None if value is None else inner(value, where)
+            return _check_either(arms, where)
+        inner = _check(arms[0], where)
+        return lambda value: None if value is None else inner(value)
     raise TypeError(f"the codec does not support {hint}")
 
 
-def _check_scalar(kind: type) -> Check:
-    def check(value: Any, where: str) -> Any:
+def _check_scalar(kind: type, where: str) -> Check:
+    def check(value: Any) -> Any:
         if type(value) is kind:
             return value
         if kind is float and type(value) is int:
             return float(value)
-        raise ProtocolError(f"{where} must be {kind.__name__}, got {type(value).__name__}")
+        raise _unlike(value, kind, where)
 
     return check
 
 
-def _check_nested(kind: type) -> Check:
-    def check(value: Any, where: str) -> Any:
-        if not isinstance(value, tuple):
-            raise ProtocolError(f"{where} must be {kind.__name__}, got {type(value).__name__}")
-        return _builder(kind)(value)
+def _check_nested(kind: type, where: str) -> Check:
+    build = _builder(kind)
+
+    def check(value: Any) -> Any:
+        if type(value) is not tuple:
+            raise _unlike(value, kind, where)
+        return build(value)
 
     return check
 
 
-def _check_tuple(item: Any) -> Check:
-    inner = _check(item)
+def _unlike(value: Any, kind: type, where: str) -> ProtocolError:
+    return ProtocolError(f"{where} must be {kind.__name__}, got {type(value).__name__}")
 
-    def check(value: Any, where: str) -> Any:
-        if not isinstance(value, tuple):
-            raise ProtocolError(f"{where} must be a list, got {type(value).__name__}")
-        if item is int:  # token ids: the one long list, checked without a call for each
-            if not set(map(type, value)) <= {int}:
-                raise ProtocolError(f"{where} must hold integers only")
+
+# ---- numbers
+
+
+def _check_whole(bound: Range, where: str) -> Check:
+    least, most = int(bound.least), int(bound.most)
+
+    def check(value: Any) -> Any:
+        if type(value) is int and least <= value <= most:
             return value
-        return tuple([inner(each, where) for each in value])
+        raise _outside(value, int, bound, where)
 
     return check
 
 
-def _check_fixed(items: tuple[Any, ...]) -> Check:
+def _check_real(bound: Range, where: str) -> Check:
+    least, most = bound.least, bound.most
+
+    def check(value: Any) -> Any:
+        if type(value) is float and least <= value <= most:  # false for NaN
+            return value
+        if type(value) is int and least <= value <= most:
+            return float(value)
+        raise _outside(value, float, bound, where)
+
+    return check
+
+
+def _outside(value: Any, kind: type, bound: Range, where: str) -> ProtocolError:
+    if type(value) not in (kind, int):
+        return _unlike(value, kind, where)
+    return ProtocolError(f"{where} must be {bound.least:.12g} to {bound.most:.12g}, got {value}")
+
+
+# ---- what has a length
+
+
+def _check_sized(kind: Any, bound: Size, where: str) -> Check:
+    if get_origin(kind) is Mapping:
+        return _check_mapping(bound, where)
+    if kind in (str, bytes):
+        return _check_name(bound, where) if bound.printable else _check_text(kind, bound, where)
+    item = get_args(kind)[0]
+    of, limits = get_args(item) if get_origin(item) is Annotated else (item, None)
+    if of is int and limits == Range(0, INT_MAX):
+        return _check_ids(bound, where)
+    if of is float:
+        return _check_reals(item, limits, bound, where)
+    return _check_tuple(item, bound, where)
+
+
+def _check_text(kind: Any, bound: Size, where: str) -> Check:
+    least, most = bound.least, bound.most
+
+    def check(value: Any) -> Any:
+        if type(value) is kind and least <= len(value) <= most:
+            return value
+        raise _unsized(value, kind, bound, where)
+
+    return check
+
+
+def _check_name(bound: Size, where: str) -> Check:
+    least, most = bound.least, bound.most
+
+    def check(value: Any) -> Any:
+        if type(value) is str and least <= len(value) <= most and value.isprintable():
+            return value
+        if type(value) is str and least <= len(value) <= most:
+            raise ProtocolError(f"{where} must be printable, got {value!r:.80}")
+        raise _unsized(value, str, bound, where)
+
+    return check
+
+
+def _unsized(value: Any, kind: Any, bound: Size, where: str) -> ProtocolError:
+    if type(value) is not kind:
+        wanted = "a list" if kind is tuple else kind.__name__
+        return ProtocolError(f"{where} must be {wanted}, got {type(value).__name__}")
+    units: dict[Any, str] = {str: "characters", bytes: "bytes"}
+    limits = f"{bound.least:,} to {bound.most:,} {units.get(kind, 'items')}"
+    return ProtocolError(f"{where} must have {limits}, got {len(value):,}")
+
+
+def _check_tuple(item: Any, bound: Size, where: str) -> Check:
+    inner, least, most = _check(item, where), bound.least, bound.most
+
+    def check(value: Any) -> Any:
+        if type(value) is tuple and least <= len(value) <= most:
+            return tuple([inner(each) for each in value]) if value else value
+        raise _unsized(value, tuple, bound, where)
+
+    return check
+
+
+SHORT_LIST = 8
+"""Up to so many items a loop is faster."""
+_HIGHEST_BYTE = 3 if sys.byteorder == "little" else 0
+
+
+def _check_ids(bound: Size, where: str) -> Check:
+    """Token and block ids, 0 to 2**31 - 1: the long lists, checked without a step of Python for each."""
+    least, most = bound.least, bound.most
+
+    def check(value: Any) -> Any:
+        if type(value) is not tuple or not least <= len(value) <= most:
+            raise _unsized(value, tuple, bound, where)
+        if len(value) > SHORT_LIST and _are_ids(value):
+            return value
+        for each in value:
+            if type(each) is not int:
+                raise ProtocolError(f"{where} must hold integers only, got {type(each).__name__}")
+            if not 0 <= each <= INT_MAX:
+                raise ProtocolError(f"{where} must hold 0 to {INT_MAX}, got {each}")
+        return value
+
+    return check
+
+
+def _are_ids(value: Sequence[Any]) -> bool:
+    try:
+        unsigned = array("I", value).tobytes()  # raises for all but 0 to 2**32 - 1, and for reals
+    except (OverflowError, TypeError):
+        return False
+    below = unsigned[_HIGHEST_BYTE::4].isascii()  # no highest bit is set
+    return below and [*map(type, value)].count(int) == len(value)  # a bool passes for an integer
+
+
+def _check_reals(item: Any, bound: Range, size: Size, where: str) -> Check:
+    slow, low, high = _check_tuple(item, size, where), bound.least, bound.most
+    most = size.most
+
+    def check(value: Any) -> Any:
+        if value == ():
+            return value
+        if type(value) is tuple and len(value) <= most and {*map(type, value)} == {float}:
+            total = sum(value)  # NaN if one of them is: min() and max() may pass over it
+            if total == total and low <= min(value) and max(value) <= high:
+                return value
+        return slow(value)
+
+    return check
+
+
+def _check_fixed(items: tuple[Any, ...], where: str) -> Check:
     """For tuples of fixed length, such as pairs."""
-    inner = [_check(item) for item in items]
+    inner = [_check(item, where) for item in items]
 
-    def check(value: Any, where: str) -> Any:
-        if not isinstance(value, tuple) or len(value) != len(inner):
+    def check(value: Any) -> Any:
+        if type(value) is not tuple or len(value) != len(inner):
             raise ProtocolError(f"{where} must hold lists of {len(inner)}")
-        return tuple([one(each, where) for one, each in zip(inner, value, strict=True)])
+        return tuple([one(each) for one, each in zip(inner, value, strict=True)])
 
     return check
 
 
-def _check_either(arms: list[Any]) -> Check:
+def _check_either(arms: list[Any], where: str) -> Check:
     """For a scalar or a list: the prompt as text or as token ids."""
-    inner = {get_origin(arm) or arm: _check(arm) for arm in arms}
+    inner = {_kind_of(arm): _check(arm, where) for arm in arms}
     names = " or ".join("list" if kind is tuple else str(kind.__name__) for kind in inner)
 
-    def check(value: Any, where: str) -> Any:
+    def check(value: Any) -> Any:
         if (one := inner.get(type(value))) is None:
             raise ProtocolError(f"{where} must be {names}, got {type(value).__name__}")
-        return one(value, where)
+        return one(value)
 
     return check
 
 
-def _checked_mapping(value: Any, where: str) -> dict[str, Any]:
+def _kind_of(hint: Any) -> Any:
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_origin(kind) or kind
+
+
+MAX_KEY_CHARACTERS = 256
+MAX_PLAIN = 2**16
+"""Of one value of a mapping: characters, bytes or items. A CUDA handle has some dozens of bytes, one for
+each layer."""
+
+
+def _check_mapping(bound: Size, where: str) -> Check:
     """A flat mapping of names to scalars or lists of scalars, for Region.address."""
-    if not isinstance(value, dict):
-        raise ProtocolError(f"{where} must be a map, got {type(value).__name__}")
-    for key, each in value.items():
-        items = each if isinstance(each, tuple) else (each,)
-        if type(key) is not str or any(
-            type(item) not in (str, int, float, bytes, bool, type(None)) for item in items
-        ):
-            raise ProtocolError(f"{where}[{key!r:.40}] must be a plain value or a list of them")
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
+
+    def check(value: Any) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise ProtocolError(f"{where} must be a map, got {type(value).__name__}")
+        if not bound.least <= len(value) <= bound.most:
+            raise _unsized(value, dict, bound, where)
+        for key, each in value.items():
+            items = each if type(each) is tuple else (each,)
+            short = type(key) is str and len(key) <= MAX_KEY_CHARACTERS and len(items) <= MAX_PLAIN
+            if not short or not all(map(_is_plain, items)):
+                rule = "must be a plain value or a list of them, of limited size"
+                raise ProtocolError(f"{where}[{key!r:.40}] {rule}")
+        return {k: list(v) if type(v) is tuple else v for k, v in value.items()}
+
+    return check
+
+
+def _is_plain(value: Any) -> bool:
+    """Within the bounds of a value of a mapping. A whole number may be any that msgpack holds."""
+    if type(value) in (str, bytes):
+        return len(value) <= MAX_PLAIN
+    return type(value) in (int, bool, type(None)) or (type(value) is float and isfinite(value))
 
 
 def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

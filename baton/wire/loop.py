@@ -47,6 +47,8 @@ class Watcher:
             return True
         try:
             descriptor = os.pidfd_open(pid)
+        except OverflowError:  # no process has such a number
+            return False
         except (OSError, AttributeError) as error:  # AttributeError: not on this system
             if isinstance(error, OSError) and error.errno == errno.ESRCH:
                 return False

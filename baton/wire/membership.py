@@ -1,10 +1,15 @@
 """Membership, the same for all worker nodes: joining a router, heartbeats, new epochs.
 
 new -- Hello --> waiting -- Welcome --> joined -- Reset, or the router is gone --> new (next epoch)
+                                          |
+                                          +-- Terminate: Leaving --> Dismissed, or its time is up --> ends
+
+A worker that leaves finishes what runs there. Without a router there is nothing to finish: it ends.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 from baton.kv.region import Region
 from baton.wire import messages as msg
@@ -34,6 +39,7 @@ class Membership:
         self._router_heard = 0.0
         self._next_beat = 0.0
         self._steps = 0
+        self._leaves_by = inf  # when this process ends in any case
 
     def handle(self, message: Message, now: float) -> list[Effect] | None:
         """Effects of a message about membership or from an older epoch; None for all others."""
@@ -42,8 +48,14 @@ class Membership:
                 if peer != ROUTER:
                     return None
                 return self._renew(now) if self.joined else []
+            case msg.Terminate(within_s):
+                return self._leave(within_s, now)
         self._router_heard = now
         match message:
+            case msg.Dismissed():
+                return [Stop(0, "")] if self._leaves_by < inf else []
+            case msg.Welcome(epoch) if self.joined and epoch != self._router_epoch:
+                return self._renew(now)
             case msg.Welcome(epoch, host, pid):
                 self.joined, self._router_epoch = True, epoch
                 return [Watch(ROUTER, pid)] if host == self.hello.host else []
@@ -58,6 +70,8 @@ class Membership:
     def step(self, now: float) -> list[Effect]:
         """Send a heartbeat, or Hello again. Detect a silent router."""
         self._steps += 1
+        if now >= self._leaves_by:
+            return [Stop(0, "")]
         if self.joined and now - self._router_heard >= ROUTER_PATIENCE_S:
             return self._renew(now)
         if now < self._next_beat:
@@ -67,9 +81,17 @@ class Membership:
         return [To(ROUTER, knock)]
 
     def due(self, now: float) -> float:
-        return max(0.0, self._next_beat - now)
+        return max(0.0, min(self._next_beat, self._leaves_by) - now)
+
+    def _leave(self, within_s: float, now: float) -> list[Effect]:
+        if not self.joined or within_s <= 0:
+            return [Stop(0, "")]
+        self._leaves_by = min(self._leaves_by, now + within_s)
+        return [To(ROUTER, msg.Leaving(within_s))]
 
     def _renew(self, now: float) -> list[Effect]:
+        if self._leaves_by < inf:
+            return [Stop(0, "")]
         self._life += 1
         self.joined = False
         epoch = f"{self.hello.worker}/{self._life}"

@@ -14,148 +14,52 @@
 
 Messages of workers name *runs* ("7f3a#0", "7f3a#1": the attempts at a request), those of clients name
 requests; the router translates. Every message is a frozen dataclass of plain values; baton.wire.codec
-checks each field's type on arrival.
+checks each field's type and bounds (baton/bounds.py) on arrival. client_messages.py defines those of
+clients; all are imported from here.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from baton.bounds import (
+    LIST_MAX,
+    Blocks,
+    Bytes,
+    Count,
+    Digest,
+    Ids,
+    Line,
+    Name,
+    OptionalName,
+    Pid,
+    Protocol,
+    Range,
+    Rate,
+    RunName,
+    Seconds,
+    Size,
+    Tokens,
+    TotalSeconds,
+)
 from baton.kv.grant import Grant
-from baton.kv.region import Receipt, Region
+from baton.kv.region import Receipt, Regions
 from baton.params import GenerationParams
-from baton.timeline import Moment
-from baton.wire.records import Counts, Ended, Logprob, ProcessDown, Timings, WorkerInfo
-from sampler.params import SamplingParams
+from baton.wire.client_messages import Abort as Abort
+from baton.wire.client_messages import Accepted as Accepted
+from baton.wire.client_messages import ClusterInfo as ClusterInfo
+from baton.wire.client_messages import Emissions as Emissions
+from baton.wire.client_messages import Emitted as Emitted
+from baton.wire.client_messages import Failed as Failed
+from baton.wire.client_messages import Finished as Finished
+from baton.wire.client_messages import GetClusterInfo as GetClusterInfo
+from baton.wire.client_messages import Observe as Observe
+from baton.wire.client_messages import Observed as Observed
+from baton.wire.client_messages import PromptScored as PromptScored
+from baton.wire.client_messages import Submit as Submit
+from baton.wire.client_messages import Supervised as Supervised
+from baton.wire.records import Ages, Logprobs
 
 PROTOCOL = 7
-
-
-# ---- client -> router -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class GetClusterInfo:
-    """Answered with ClusterInfo, and again after every change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observe:
-    """Follow all requests from now on: answered with a stream of Observed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Continue this prompt: text, or token ids. Requests of one `tenant` (an API key, a client's address)
-    share one fair part of the cluster, and those of one `group` (one HTTP request) one part of that.
-    `queue_timeout_s`: it fails with queue_timeout if no worker has taken it by then; `timeout_s`: with
-    deadline_exceeded if it has not ended by then. 0: no limit."""
-
-    request: str
-    prompt: str | tuple[int, ...]
-    params: GenerationParams
-    tenant: str = ""
-    group: str = ""
-    queue_timeout_s: float = 0.0
-    timeout_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Supervised:
-    """From the process that starts this cluster's processes: those that do not run now. Sent after every
-    change, and to each new router; an empty report withdraws the last one. Not answered."""
-
-    down: tuple[ProcessDown, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """The client no longer wants this request; it is answered with Finished(reason="abort")."""
-
-    request: str
-
-
-# ---- router -> client -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterInfo:
-    """The served model and the workers. `ready`: requests can be served now. `degraded`: what is missing
-    although requests are served, such as every prefill worker; empty if nothing is."""
-
-    ready: bool
-    model: str
-    fingerprint: str
-    context: int
-    vocabulary: int
-    dtype: str
-    sampling: SamplingParams  # the model's own defaults
-    workers: tuple[WorkerInfo, ...]
-    waiting_for: str  # what is missing while not ready, for people
-    degraded: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The request is in the ledger: it will end with exactly one Finished or Failed."""
-
-    request: str
-    prompt_tokens: int
-    tokenize_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """New tokens, and the text they complete: never half a character, never part of a stop string.
-    `logprobs`: one for each token, if requested. `ages`: seconds since each was sampled, if some were
-    delayed (stream_interval_s)."""
-
-    request: str
-    token_ids: tuple[int, ...]
-    text: str
-    logprobs: tuple[Logprob, ...] = ()
-    ages: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Emissions:
-    """New tokens of several requests of one client, from one report of a decode worker."""
-
-    emitted: tuple[Emitted, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptScored:
-    """Logprobs of the prompt's tokens but the first. Sent once, before the first Emitted."""
-
-    request: str
-    logprobs: tuple[Logprob, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A request has ended without error. `reason` is length, stop or abort."""
-
-    request: str
-    reason: str
-    timings: Timings
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A request has ended with an error. `code` is machine-readable (worker_lost, ...)."""
-
-    request: str
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Events since the last Observed. `now` is the router's clock, like every `at`."""
-
-    now: float
-    moments: tuple[Moment, ...]
-    ended: tuple[Ended, ...]
-    counts: Counts | None  # once a second
 
 
 # ---- router -> worker -----
@@ -165,23 +69,23 @@ class Observed:
 class Welcome:
     """The worker has joined. A worker on the same host watches the router's `pid`."""
 
-    epoch: str
-    host: str
-    pid: int
+    epoch: Name
+    host: Name
+    pid: Pid
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
     """The worker cannot join. It prints `why` and exits with code 4."""
 
-    why: str
+    why: Line
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
     """The router gave this worker up: drop everything and say Hello with a new epoch."""
 
-    why: str
+    why: Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +97,17 @@ class Dismissed:
 class Attach:
     """To prefill: open a link to this decode worker's pool."""
 
-    worker: str
-    epoch: str
-    regions: tuple[Region, ...]
+    worker: Name
+    epoch: Name
+    regions: Regions
 
 
 @dataclass(frozen=True, slots=True)
 class Detach:
     """To prefill: this decode worker is gone; close the link and drop its fills."""
 
-    worker: str
-    epoch: str
+    worker: Name
+    epoch: Name
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,17 +115,17 @@ class WriterJoined:
     """To decode: this prefill worker can write to your pool by this transport. No earlier write of it
     can still arrive. On the same `host` its `pid` can be watched."""
 
-    writer: str
-    host: str
-    pid: int
-    transport: str
+    writer: Name
+    host: Name
+    pid: Pid
+    transport: Name
 
 
 @dataclass(frozen=True, slots=True)
 class WriterClear:
     """To decode: this writer is dead or has restarted; no earlier write of it can still arrive."""
 
-    writer: str
+    writer: Name
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,16 +133,16 @@ class Reserve:
     """Reserve blocks for so many tokens: the known ones and a few more. `block_hashes`
     (baton/kv/prefix.py) are the root and those of the first blocks."""
 
-    run: str
-    tokens: int
-    block_hashes: tuple[bytes, ...] = ()
+    run: RunName
+    tokens: Tokens
+    block_hashes: Annotated[tuple[Digest, ...], Size(0, LIST_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Renew:
     """Extend the leases of these runs."""
 
-    runs: tuple[str, ...]
+    runs: Annotated[tuple[RunName, ...], Size(0, LIST_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +151,14 @@ class Fill:
     batch are sent together."""
 
     grant: Grant
-    token_ids: tuple[int, ...]
+    token_ids: Ids
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
     """Stop writing for this run. Always answered with Released."""
 
-    run: str
+    run: RunName
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +168,9 @@ class Start:
     `receipt` the blocks are not filled, and decode computes the KV itself. `params` are resolved();
     prompt_logprobs are set only if nothing is filled or cached."""
 
-    run: str
-    token_ids: tuple[int, ...]
-    prompt_tokens: int
+    run: RunName
+    token_ids: Ids
+    prompt_tokens: Tokens
     params: GenerationParams
     receipt: Receipt | None = None
 
@@ -279,7 +183,7 @@ class Start:
 class Cores:
     """Compute on these cores of the host from the next step on."""
 
-    cores: tuple[int, ...]
+    cores: Annotated[tuple[Annotated[int, Range(0, 2**16)], ...], Size(0, 2**16)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,8 +191,8 @@ class Cancel:
     """The run is over: free its blocks. If the prefill worker `writer` may still be writing into them,
     they go to quarantine until it has stopped."""
 
-    run: str
-    writer: str | None = None
+    run: RunName
+    writer: Name | None = None
 
 
 # ---- worker -> router ----
@@ -299,23 +203,23 @@ class Hello:
     """A worker asks to join. If it does not fit, it is Refused, with both values named. `epoch` changes
     with every restart and every Reset. `patience_s`: longest silence, that is, longest step."""
 
-    role: str
-    worker: str
-    epoch: str
-    protocol: int
-    host: str
-    pid: int
-    device: str
-    model: str  # fingerprint
-    dtype: str
-    layout: str  # KVLayout.fingerprint
-    block_size: int
-    block_bytes: int
-    blocks: int  # capacity of a decode worker's pool, 0 for prefill
-    regions: tuple[Region, ...]
-    patience_s: float
-    load_s: float
-    how: str = ""  # engine backend, for people
+    role: Name
+    worker: Name
+    epoch: Name
+    protocol: Protocol
+    host: Name
+    pid: Pid
+    device: Line
+    model: Name  # fingerprint
+    dtype: Name
+    layout: Name  # KVLayout.fingerprint
+    block_size: Tokens
+    block_bytes: Bytes
+    blocks: Blocks  # capacity of a decode worker's pool, 0 for prefill
+    regions: Regions
+    patience_s: Seconds
+    load_s: TotalSeconds
+    how: Line = ""  # engine backend, for people
     takes_cores: bool = False  # it computes on the cores that the router assigns
 
 
@@ -324,35 +228,35 @@ class Leaving:
     """A worker will end (SIGTERM): it gets no new work and finishes what runs there. When nothing is left
     the router sends Dismissed. After `within_s` it ends anyway, and what still runs is moved."""
 
-    within_s: float
+    within_s: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Sent from the step loop, in both directions, so a wedged process falls silent."""
 
-    epoch: str
-    steps: int
+    epoch: Name
+    steps: Count
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
     """A prefill worker can write to this decode worker's pool."""
 
-    worker: str
-    epoch: str
-    transport: str
-    gb_per_s: float  # measured at attach; 0 if nothing has to be moved
-    why: str  # which better transports do not work, and why
+    worker: Name
+    epoch: Name
+    transport: Name
+    gb_per_s: Rate  # measured at attach; 0 if nothing has to be moved
+    why: Line  # which better transports do not work, and why
 
 
 @dataclass(frozen=True, slots=True)
 class AttachFailed:
     """A prefill worker cannot write to this decode worker's pool."""
 
-    worker: str
-    epoch: str
-    why: str
+    worker: Name
+    epoch: Name
+    why: Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,46 +270,46 @@ class Reserved:
 class Deferred:
     """No room for the run now."""
 
-    run: str
+    run: RunName
 
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
     """The pool is full: the run's blocks went to an older run."""
 
-    run: str
+    run: RunName
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
     """The run's lease ended before it was started; its blocks are released."""
 
-    run: str
+    run: RunName
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkFilled:
     """The first `tokens` of the run's prompt are computed, but not all. For observers only."""
 
-    run: str
-    tokens: int
+    run: RunName
+    tokens: Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
     """The run's blocks hold the KV of all prompt tokens but the last. The writer has stopped writing."""
 
-    run: str
+    run: RunName
     receipt: Receipt
-    compute_s: float
+    compute_s: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class FillFailed:
     """The run could not be filled. The writer has stopped writing."""
 
-    run: str
-    why: str
+    run: RunName
+    why: Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,16 +317,16 @@ class Released:
     """The writer has stopped writing for this run: the answer to Drop. The router sets `writer` and
     passes it on to decode."""
 
-    run: str
-    writer: str = ""
+    run: RunName
+    writer: OptionalName = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FillRefused:
     """Decode found the filled blocks incomplete or damaged, and has released them."""
 
-    run: str
-    why: str
+    run: RunName
+    why: Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,45 +335,45 @@ class RunTokens:
     with a run's last: stop or length. `logprobs`: one for each, if requested. `ages`: seconds since each
     was sampled; empty: just now."""
 
-    run: str
-    position: int
-    token_ids: tuple[int, ...]
-    finish: str | None = None
-    logprobs: tuple[Logprob, ...] = ()
-    ages: tuple[float, ...] = ()
+    run: RunName
+    position: Tokens
+    token_ids: Ids
+    finish: Name | None = None
+    logprobs: Logprobs = ()
+    ages: Ages = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """Tokens of one decode step, or of several (see GenerationParams.stream_interval_s)."""
 
-    runs: tuple[RunTokens, ...]
+    runs: Annotated[tuple[RunTokens, ...], Size(0, LIST_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
     """Logprobs of the run's prompt tokens but the first."""
 
-    run: str
-    logprobs: tuple[Logprob, ...]
+    run: RunName
+    logprobs: Logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     """A decode worker's KV pool, in blocks. Sent after changes, at most a few times a second."""
 
-    free: int  # cached ones included
-    cached: int
-    quarantined: int
+    free: Blocks  # cached ones included
+    cached: Blocks
+    quarantined: Blocks
 
 
 @dataclass(frozen=True, slots=True)
 class RunFailed:
     """One run cannot continue (numerical_error, ...). Other runs are not affected."""
 
-    run: str
-    code: str
-    message: str
+    run: RunName
+    code: Name
+    message: Line
 
 
 # ---- the loop to its own node ----

@@ -1,6 +1,24 @@
 """Records: plain values inside messages, about tokens, requests, workers and pools."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from baton.bounds import (
+    INT_MAX,
+    LIST_MAX,
+    Blocks,
+    Count,
+    Ids,
+    Line,
+    Name,
+    OptionalName,
+    Range,
+    Score,
+    Seconds,
+    Size,
+    Tokens,
+    TotalSeconds,
+)
 
 ITL_BUCKETS_S = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1),
@@ -14,39 +32,44 @@ class Logprob:
     """A token's logprob by the model's own logits (before penalties, bias and temperature), and those of
     the likeliest tokens, in descending order."""
 
-    value: float
-    top_ids: tuple[int, ...] = ()
-    top_values: tuple[float, ...] = ()
+    value: Score
+    top_ids: Ids = ()
+    top_values: Annotated[tuple[Score, ...], Size(0, LIST_MAX)] = ()
+
+
+Logprobs = Annotated[tuple[Logprob, ...], Size(0, LIST_MAX)]
+Ages = Annotated[tuple[Seconds, ...], Size(0, LIST_MAX)]
+"""Seconds since each of some tokens was sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Where one request's time went, in seconds, read off the ledger's timestamps."""
 
-    queue_s: float = 0.0  # Submit to Reserve, and the wait for a Fill batch
-    reserve_s: float = 0.0
-    prefill_s: float = 0.0  # Fill sent to Filled received, without the hand-over
-    handover_s: float = 0.0  # pushing KV and making it visible, as the writer measured it
-    decode_s: float = 0.0
-    detokenize_s: float = 0.0
-    ttft_s: float = 0.0
-    total_s: float = 0.0
-    kv_bytes: int = 0  # KV bytes of the prompt
-    moved_bytes: int = 0  # bytes copied (0 where memory is shared)
-    retries: int = 0
-    preemptions: int = 0  # how often it lost its blocks to an older request and began again
-    cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    queue_s: TotalSeconds = 0.0  # Submit to Reserve, and the wait for a Fill batch
+    reserve_s: TotalSeconds = 0.0
+    prefill_s: TotalSeconds = 0.0  # Fill sent to Filled received, without the hand-over
+    handover_s: TotalSeconds = 0.0  # pushing KV and making it visible, as the writer measured it
+    decode_s: TotalSeconds = 0.0
+    detokenize_s: TotalSeconds = 0.0
+    ttft_s: TotalSeconds = 0.0
+    total_s: TotalSeconds = 0.0
+    kv_bytes: Count = 0  # KV bytes of the prompt
+    moved_bytes: Count = 0  # bytes copied (0 where memory is shared)
+    retries: Count = 0
+    preemptions: Count = 0  # how often it lost its blocks to an older request and began again
+    cached_tokens: Tokens = 0  # prompt tokens found in the prefix cache
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The end of a request of any client. `reason` is length, stop, abort, or an error code."""
 
-    request: str
-    reason: str
-    prompt_tokens: int
-    tokens: int  # generated
-    transport: str  # of its KV; empty if decode filled its own blocks
+    request: Name
+    reason: Name
+    prompt_tokens: Tokens
+    tokens: Tokens  # generated
+    transport: OptionalName  # of its KV; empty if decode filled its own blocks
     timings: Timings
 
 
@@ -54,13 +77,15 @@ class Ended:
 class WorkerInfo:
     """One worker as the router sees it. `state` is alive, suspect or dead."""
 
-    worker: str
-    role: str
-    device: str
-    state: str
-    transports: tuple[str, ...] = ()  # prefill: of its links to decode workers, with GB/s
-    load_s: float = 0.0  # from the process's start until it could join
-    how: str = ""  # engine backend
+    worker: Name
+    role: Name
+    device: Line
+    state: Name
+    transports: Annotated[
+        tuple[Line, ...], Size(0, 4096)
+    ] = ()  # prefill: of its links to decode workers, with GB/s
+    load_s: TotalSeconds = 0.0  # from the process's start until it could join
+    how: Line = ""  # engine backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,37 +93,37 @@ class ProcessDown:
     """A process of the cluster that does not run, as its supervisor sees it. `role` is prefill, decode,
     router or server."""
 
-    name: str
-    role: str
-    deaths: int  # within the last minute
-    why: str  # of the last death: signal or exit code, and its last error message
-    restart_in_s: float  # when this was written
-    log: str  # where its log is
+    name: Name
+    role: Name
+    deaths: Annotated[int, Range(0, INT_MAX)]  # within the last minute
+    why: Line  # of the last death: signal or exit code, and its last error message
+    restart_in_s: Seconds  # when this was written
+    log: Line  # where its log is
 
 
 @dataclass(frozen=True, slots=True)
 class PoolInfo:
     """The KV pool of one decode worker, in blocks. `free` includes cached ones."""
 
-    worker: str
-    blocks: int
-    free: int
-    cached: int
-    quarantined: int
+    worker: Name
+    blocks: Blocks
+    free: Blocks
+    cached: Blocks
+    quarantined: Blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
     """The router's counts: current ones, or totals since its start."""
 
-    waiting: int  # requests before decode
-    running: int  # requests on a worker
-    generated_tokens: int
-    preemptions: int
-    refills: int  # fills that failed, or arrived damaged
-    lost_prefill: int  # workers
-    lost_decode: int
-    late_reports: int
-    itl: tuple[int, ...]  # gaps between tokens, counted in ITL_BUCKETS_S
-    itl_s: float  # their sum
-    pools: tuple[PoolInfo, ...]
+    waiting: Count  # requests before decode
+    running: Count  # requests on a worker
+    generated_tokens: Count
+    preemptions: Count
+    refills: Count  # fills that failed, or arrived damaged
+    lost_prefill: Count  # workers
+    lost_decode: Count
+    late_reports: Count
+    itl: Annotated[tuple[Count, ...], Size(0, 256)]  # gaps between tokens, counted in ITL_BUCKETS_S
+    itl_s: TotalSeconds  # their sum
+    pools: Annotated[tuple[PoolInfo, ...], Size(0, 4096)]

@@ -34,7 +34,7 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "prompts",
     ),
-    ("baton.errors", "baton.clock", "baton.package", "sampler"),
+    ("baton.errors", "baton.bounds", "baton.clock", "baton.package", "sampler"),
 )  # fmt: skip
 
 TORCH_ZONE = (
@@ -322,12 +322,13 @@ def test_imports_are_not_hidden_from_the_reader() -> None:
 
 
 def test_every_message_is_in_the_union() -> None:
-    from baton.wire import messages
+    from baton.wire import client_messages, messages
 
     kinds = {kind.__name__ for kind in get_args(messages.Message)}
     defined = {
         node.name
-        for node in parsed(Path(str(messages.__file__))).body
+        for module in (messages, client_messages)
+        for node in parsed(Path(str(module.__file__))).body
         if isinstance(node, ast.ClassDef)
     }
     assert defined - {"RunTokens"} == kinds  # it travels inside Decoded

@@ -19,6 +19,7 @@ from baton.wire.channel import Dialer, Listener, check_address
 from baton.wire.codec import encode
 from baton.wire.keys import ClusterKeys, load_keys, make_keys
 from baton.wire.node import ROUTER
+from baton.wire.rare_line import RareLine
 
 ANSWER_MS = 5000
 SILENCE_MS = 150
@@ -162,10 +163,11 @@ def test_without_the_right_keys_nothing_gets_through(
         stop()
 
 
-def test_what_is_no_message_is_dropped_and_logged(
+def test_what_is_no_message_is_dropped_counted_and_logged_once_a_second(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    router = Listener(f"ipc://{folder}/r.sock")
+    now = [0.0]
+    router = Listener(f"ipc://{folder}/r.sock", clock=lambda: now[0])
     hostile = [
         [b"\x80\x04junk"],
         [b""],
@@ -173,17 +175,33 @@ def test_what_is_no_message_is_dropped_and_logged(
         [b"\x92\xa4Drop\x01"],
         [b"", b"\x91\xa7Inquire"],
     ]
-    stops = [junk(router.address, frames, b"j%d" % i) for i, frames in enumerate(hostile)]
     worker = Dialer("w", router.address)
     with closing(router, worker), caplog.at_level(logging.WARNING):
-        for stop in stops:
-            stop()
+        for second in range(2):
+            now[0] = float(second)
+            stops = [
+                junk(router.address, each, b"j%d.%d" % (second, i))
+                for i, each in enumerate(hostile)
+            ]
+            for stop in stops:
+                stop()
+            while router.malformed < len(hostile) * (second + 1) and router.socket.poll(ANSWER_MS):
+                assert flat(router) == []
         assert sends(worker, ROUTER, msg.Drop("a#0"))
         assert received(router) == [("w", msg.Drop("a#0"))]
-        while len(caplog.records) < len(hostile) and router.socket.poll(ANSWER_MS):
-            assert flat(router) == []
-    assert len(caplog.records) == len(hostile)
-    assert all("dropped a malformed message" in record.getMessage() for record in caplog.records)
+    assert router.malformed == 2 * len(hostile)
+    first, second_line = [record.getMessage() for record in caplog.records]
+    assert "dropped a malformed message" in first
+    assert second_line.endswith("(4 more since the last such line)")
+
+
+def test_a_storm_of_noise_is_one_line_a_second_whatever_its_size() -> None:
+    line = RareLine()
+    written = [line.more(index / 1000) for index in range(10_000)]
+    assert line.total == 10_000
+    assert [each for each in written if each is not None] == [
+        "", *[" (999 more since the last such line)"] * 9
+    ]  # fmt: skip
 
 
 def test_a_malformed_submit_reaches_the_router_as_such_beside_sound_ones(folder: Path) -> None:

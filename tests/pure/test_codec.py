@@ -3,13 +3,15 @@
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
+from typing import get_type_hints as bare_type_hints
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.bounds import Range, Size
 from baton.errors import ProtocolError
 from baton.kv.grant import Grant
 from baton.params import GenerationParams
@@ -19,8 +21,10 @@ from sampler.params import SamplingParams
 
 KINDS = sorted({*get_args(msg.Message)} - {*msg.LOCAL}, key=lambda kind: kind.__name__)
 WHOLE = st.integers(-(2**63), 2**63 - 1)
-REAL = st.floats(allow_nan=False)
+REAL = st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(max_size=12)
+PRINTABLE = st.characters(exclude_categories=("C", "Z"), include_characters=" ")
+NAME = st.text(PRINTABLE, min_size=1, max_size=12)
 PLAIN = st.dictionaries(
     TEXT,
     st.one_of(
@@ -30,8 +34,8 @@ PLAIN = st.dictionaries(
     max_size=4,
 )  # fmt: skip
 GRANTS = st.builds(
-    Grant, TEXT, TEXT, TEXT, st.integers(1, 2**63 - 1),
-    st.lists(st.integers(0, 2**31), unique=True, max_size=4).map(tuple),
+    Grant, NAME, NAME, NAME, st.integers(1, 2**63 - 1),
+    st.lists(st.integers(0, 2**31 - 1), unique=True, max_size=4).map(tuple),
 )  # fmt: skip
 SAMPLINGS = st.builds(
     SamplingParams,
@@ -43,9 +47,9 @@ SAMPLINGS = st.builds(
     seed=WHOLE,
 )
 GENERATIONS = st.builds(
-    GenerationParams, st.integers(1, 2**40), SAMPLINGS,
+    GenerationParams, st.integers(1, 2**31 - 1), SAMPLINGS,
     stop=st.lists(st.text(min_size=1, max_size=4), max_size=3).map(tuple),
-    stop_token_ids=st.lists(WHOLE, max_size=3).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=3).map(tuple),
     logprobs=st.integers(-1, 20), keep_special=st.booleans(), cache_salt=TEXT,
 )  # fmt: skip
 RULED = {Grant: GRANTS, SamplingParams: SAMPLINGS, GenerationParams: GENERATIONS}
@@ -67,10 +71,27 @@ UNLIKE = {
 }
 
 
+def get_type_hints(kind: type) -> dict[str, Any]:
+    return bare_type_hints(kind, include_extras=True)
+
+
+def bounded(hint: Any) -> tuple[Any, Any]:
+    """The type, and its bound or None."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+
+
 def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Every value a field of this type can hold."""
+    """Every value a field of this type can hold; lists and text up to a short length."""
+    hint, bound = bounded(hint)
     if hint in RULED:
         return RULED[hint]
+    if isinstance(bound, Range):
+        if hint is int:
+            return st.integers(int(bound.least), int(bound.most))
+        return st.floats(bound.least, bound.most)
+    if isinstance(bound, Size) and hint is str:
+        letters = PRINTABLE if bound.printable else st.characters(exclude_categories=("Cs",))
+        return st.text(letters, min_size=bound.least, max_size=12)
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
         return st.builds(hint, *[values(hints[field.name]) for field in fields(hint)])
@@ -86,6 +107,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 def unlike(hint: Any) -> list[Any]:
     """Values a field of this type cannot hold, as they would come off the wire."""
+    hint, _ = bounded(hint)
     if get_origin(hint) in (types.UnionType, Union):
         arms = [arm for arm in get_args(hint) if arm is not type(None)]
         if len(arms) > 1:  # a scalar or a list
@@ -105,8 +127,13 @@ def sample(kind: type) -> Any:
 
 
 def minimal(hint: Any) -> Any:
+    hint, bound = bounded(hint)
     if hint in SIMPLEST:
         return SIMPLEST[hint]
+    if isinstance(bound, Range):
+        return hint(max(0, bound.least))
+    if isinstance(bound, Size) and hint is str:
+        return "x" * bound.least
     if isinstance(hint, type) and is_dataclass(hint):
         return hint(*[minimal(each) for each in get_type_hints(hint).values()])
     if isinstance(hint, type):

@@ -473,3 +473,8 @@ def test_a_storm_of_messages_does_not_keep_the_node_from_its_steps() -> None:
     channel.socket.bind("inproc://storm")
     assert Loop(node, channel, clock=Ticking()).run() == 0
     assert handled_before_a_step <= 10_000
+
+
+@pytest.mark.parametrize("pid", [2**31, 2**63, 2**80])
+def test_a_number_that_no_process_can_have_is_a_process_that_has_ended(pid: int) -> None:
+    assert not Watcher(zmq.Poller()).watch("forged", pid)

@@ -463,12 +463,15 @@ def test_a_request_whose_decode_worker_is_out_of_everybodys_reach_is_placed_anew
     desk = Desk("d1", "p1")
     desk.submit("a")
     desk.step()
+    desk.join("d2")
+    desk.hear("p1", msg.Attached("d2", "d2/0", "shm", 0.0, ""))
+    desk.join("p2")
+    desk.hear("p2", msg.Attached("d2", "d2/0", "shm", 0.0, ""))
     desk.hear("p1", msg.Exited("p1"))
     desk.hear("d1", msg.Reserved(desk.grant("a#0")))
-    desk.join("p2")
     desk.hear("p2", msg.AttachFailed("d1", "d1/0", "no way"))
     desk.now += 1
-    desk.hear("d1", msg.Heartbeat("d1/0", 2))
-    desk.hear("p2", msg.Heartbeat("p2/0", 2))
+    for worker in ("d1", "d2", "p2"):
+        desk.hear(worker, msg.Heartbeat(f"{worker}/0", 2))
     assert sent(desk.step(), msg.Cancel) == [("d1", msg.Cancel("a#0"))]
     assert desk.state("a") is State.QUEUED

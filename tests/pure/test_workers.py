@@ -125,35 +125,6 @@ def test_the_silent_get_nothing_new_and_the_longer_silent_are_dead() -> None:
     made.heard("stranger", 1.0)
 
 
-def test_what_is_missing_is_said_in_words() -> None:
-    made = members()
-    assert made.missing(colocated=False, now=0.0) == "no decode worker has joined"
-    made.join(hello("d1"), 0.0)
-    assert made.missing(colocated=True, now=0.0) == ""
-    assert made.missing(colocated=False, now=0.0) == "no prefill worker has joined"
-    made.join(hello("p1"), 0.0)
-    assert "is attached to a decode worker yet" in made.missing(colocated=False, now=0.0)
-    prefill = made.get("p1")
-    assert prefill is not None
-    prefill.failed["d1"] = "no shared memory"
-    assert made.missing(colocated=False, now=0.0) == "p1 cannot write to d1: no shared memory"
-    attach(made, "p1", "d1")
-    assert made.missing(colocated=False, now=0.0) == ""
-
-
-def test_a_worker_at_a_long_step_is_said_to_be_silent_and_not_to_be_missing() -> None:
-    made = members("p1", "d1")
-    attach(made, "p1", "d1")
-    made.heard("d1", SILENT + 1.2)
-    silent = "p1 is silent for 4 s (at a long step, or stalled)"
-    for now in (SILENT + 1.2, SILENT + 1.9):  # the same words for a second: no news in between
-        assert made.missing(colocated=False, now=now) == f"no prefill worker answers: {silent}"
-    made.heard("p1", SILENT + 2.0)
-    assert made.missing(colocated=False, now=SILENT + 2.0) == ""
-    both = made.missing(colocated=True, now=2 * SILENT + 2.0)
-    assert both == "no decode worker answers: d1 is silent for 3 s (at a long step, or stalled)"
-
-
 def test_clients_see_every_worker_by_name_with_its_state_and_its_ways() -> None:
     made = members("p1", "d2", "d1")
     prefill = made.get("p1")

@@ -296,6 +296,10 @@ class Town:
         else:
             self.send(name, effects)
 
+    def terminate(self, name: str, within_s: float = 30.0) -> None:
+        """SIGTERM."""
+        self.mail["kernel", name].append(msg.Terminate(within_s))
+
     def workers(self, role: str = "") -> list[str]:
         return [name for name in self.nodes if name != ROUTER and name.startswith(role)]
 
@@ -311,6 +315,8 @@ class Town:
                         self.watching[peer].add(sender)
                     else:
                         self.mail["kernel", sender].append(msg.Exited(peer))
+                case Stop(0, ""):  # SIGTERM, and nothing left to do
+                    self.kill(sender, restart=False)
                 case Stop(_, why):
                     raise AssertionError(f"{sender} stopped: {why}")
 

@@ -1,0 +1,132 @@
+"""Readiness: whether requests can be served, what is missing, and why, in words for people.
+
+Readiness follows death, not silence: a suspect worker gets no new work, but the cluster stays ready.
+Without prefill workers the decode workers fill the prompts themselves, and the cluster is degraded. At
+the start it waits for its prefill workers, for a limited time. The process that starts the workers
+reports those that do not run (Supervised), so the words name their last error and their log.
+"""
+
+from collections.abc import Sequence
+
+from baton.wire.records import ProcessDown
+from router.workers import DECODE, PREFILL, Health, Member, WorkerRegistry
+
+PREFILL_GRACE_S = 30.0
+"""From the first decode worker's Hello. A prefill worker loads the same model, but is checked longer."""
+MAX_SUPERVISORS = 16
+FILLING_THEMSELVES = "decode workers fill the prompts themselves"
+
+
+class Readiness:
+    """Judges the members of a cluster."""
+
+    def __init__(self, members: WorkerRegistry, *, colocated: bool) -> None:
+        self._members = members
+        self._colocated = colocated
+        self._reports: dict[str, tuple[float, tuple[ProcessDown, ...]]] = {}  # by who sent it
+
+    # ---- processes that do not run
+
+    def supervised(self, sender: str, down: tuple[ProcessDown, ...], now: float) -> None:
+        """Keep the sender's last report."""
+        self._reports.pop(sender, None)
+        if down:
+            self._reports[sender] = (now, down)
+        while len(self._reports) > MAX_SUPERVISORS:
+            del self._reports[next(iter(self._reports))]
+
+    def forget(self, sender: str) -> None:
+        """The sender has disconnected."""
+        self._reports.pop(sender, None)
+
+    def _down(self, role: str) -> list[ProcessDown]:
+        return [each for _, down in self._reports.values() for each in down if each.role == role]
+
+    def _deaths(self, role: str, now: float) -> list[str]:
+        return [
+            _death(each, each.restart_in_s - (now - written))
+            for written, down in self._reports.values()
+            for each in down
+            if each.role == role
+        ]
+
+    # ---- verdicts
+
+    def fill_themselves(self, now: float) -> bool:
+        """No prefill worker can fill anything and none is waited for: decode workers fill by
+        themselves."""
+        if self._colocated:
+            return True
+        decodes = self._members.alive(DECODE, now) or self._staying(DECODE)
+        may = self._members.prefill_may_reach
+        return not self._in_grace(now) and not any(may(each.worker, now) for each in decodes)
+
+    def missing(self, now: float) -> str:
+        """Why requests cannot be served now; empty if they can. Changes at most once a second."""
+        if not self._staying(DECODE):
+            return self._absent(DECODE, now)
+        if self._colocated or not self._in_grace(now):
+            return ""
+        return self._absent(PREFILL, now) if not self._staying(PREFILL) else _unattached([])
+
+    def degraded(self, now: float) -> str:
+        """What is missing although requests are served; empty if nothing is."""
+        found = []
+        if not self._colocated and self.fill_themselves(now):
+            found.append(f"{self._no_prefill(now)}; {FILLING_THEMSELVES}")
+        elif not self._colocated:
+            found += self._deaths(PREFILL, now)
+        return "; ".join([*found, *self._deaths(DECODE, now)])
+
+    def _in_grace(self, now: float) -> bool:
+        """The cluster is starting, and waits for its first prefill worker."""
+        members, since = self._members, self._members.decode_since
+        if members.filled_once or since is None or now - since >= PREFILL_GRACE_S:
+            return False
+        prefills = self._staying(PREFILL)
+        if not prefills:
+            return not self._down(PREFILL)
+        return any(d.worker not in p.failed for d in self._staying(DECODE) for p in prefills)
+
+    def _staying(self, role: str) -> list[Member]:
+        """Suspect ones too: silent is not dead."""
+        return [member for member in self._members.of(role) if not member.leaving]
+
+    def _no_prefill(self, now: float) -> str:
+        prefills = self._staying(PREFILL)
+        if not prefills:
+            return self._absent(PREFILL, now)
+        silent = [
+            f"{_short(each)} is silent for {int(now - each.last_heard)} s"
+            for each in prefills
+            if each.health(now) is not Health.ALIVE
+        ]
+        if silent:
+            where = "(at a long step, or stalled)"
+            return f"no prefill worker answers: {', '.join(silent)} {where}"
+        return _unattached(prefills)
+
+    def _absent(self, role: str, now: float) -> str:
+        if deaths := self._deaths(role, now):
+            return f"no {role} worker runs: {'; '.join(deaths)}"
+        if leaving := [_short(each) for each in self._members.of(role)]:
+            return f"no {role} worker accepts requests: {', '.join(leaving)} leaving"
+        return f"no {role} worker has joined"
+
+
+def _unattached(prefills: Sequence[Member]) -> str:
+    whys = [f"{p.worker} cannot write to {d}: {w}" for p in prefills for d, w in p.failed.items()]
+    return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
+
+
+def _short(member: Member) -> str:
+    """Its name without what distinguishes one boot from another."""
+    return member.worker.partition(".")[0]
+
+
+def _death(down: ProcessDown, restart_in_s: float) -> str:
+    """In whole seconds, so that the text changes at most once a second."""
+    times = f"died {down.deaths} times within 60 s, the last time" if down.deaths > 1 else "died"
+    soon = max(0, round(restart_in_s))
+    again = f"within {soon} s" if soon else "now"
+    return f"{down.name} {times} with {down.why}; it is started again {again}; log: {down.log}"

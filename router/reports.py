@@ -1,0 +1,126 @@
+"""Reports: which of a worker's reports the router believes.
+
+Any member can send any message about any run. A worker speaks for itself alone: about runs that it was
+given, and what it says must fit what it was asked. Everything else is dropped and counted. A report about
+a run that is over is late, not forged: the ledger ignores and counts it.
+"""
+
+from collections.abc import Sequence
+
+from baton.kv.grant import Grant
+from baton.lifecycle import State
+from baton.wire import messages as msg
+from baton.wire.messages import Message
+from router.ledger import Entry, Ledger
+from router.workers import DECODE, PREFILL, Member
+
+ENDS = (None, "stop", "length")
+BROKEN = "worker_error"
+"""Code of a request whose decode worker sent tokens that cannot be."""
+
+
+class Reports:
+    """Checks reports before they take effect."""
+
+    def __init__(self, ledger: Ledger, vocabulary: int) -> None:
+        self._ledger = ledger
+        self._vocabulary = vocabulary
+        self.forged = 0
+
+    def believed(self, member: Member, message: Message) -> Sequence[Message]:
+        """What of this report is about the member's own runs; usually the message itself."""
+        match message:
+            case msg.Decoded(runs):
+                return self._decoded(member, runs)
+            case msg.Reserved(grant):
+                entry = self._ledger.running(grant.run)
+                late = entry is None or entry.decode != member.worker
+                fits = late or (entry is not None and _granted_rightly(grant, entry, member))
+            case msg.ChunkFilled(run, tokens):
+                entry = self._ledger.running(run)
+                fits = self._fills(member, run) and (entry is None or tokens <= entry.length)
+            case msg.Filled(run) | msg.FillFailed(run):
+                fits = self._fills(member, run)
+            case msg.Released():
+                fits = member.hello.role == PREFILL
+            case msg.PromptLogprobs(run, logprobs):
+                entry = self._ledger.running(run)
+                fits = self._decodes(member, run)
+                if entry is not None:
+                    wanted = entry.params.prompt_logprobs >= 0
+                    fits = fits and wanted and len(logprobs) == len(entry.prompt_ids) - 1
+            case msg.Deferred(run) | msg.Preempted(run) | msg.Expired(run):
+                fits = self._decodes(member, run)
+            case msg.FillRefused(run) | msg.RunFailed(run):
+                fits = self._decodes(member, run)
+            case msg.PoolStats(free, cached, quarantined):
+                blocks = member.hello.blocks if member.hello.role == DECODE else -1
+                fits = max(free, cached, quarantined) <= blocks
+            case msg.Attached() | msg.AttachFailed():
+                fits = member.hello.role == PREFILL
+            case msg.Heartbeat() | msg.Leaving():
+                fits = True
+            case _:  # an order, or an answer to a client
+                fits = False
+        self.forged += not fits
+        return (message,) if fits else ()
+
+    def _fills(self, member: Member, run: str) -> bool:
+        """It fills this run, or the run is over. A decode worker cannot say what a writer does."""
+        if member.hello.role != PREFILL:
+            return False
+        entry = self._ledger.running(run)
+        return entry is None or entry.prefill in (None, member.worker)
+
+    def _decodes(self, member: Member, run: str) -> bool:
+        if member.hello.role != DECODE:
+            return False
+        entry = self._ledger.running(run)
+        return entry is None or entry.decode == member.worker
+
+    def _decoded(self, member: Member, runs: tuple[msg.RunTokens, ...]) -> list[Message]:
+        """Tokens that cannot be end their request with an error. Without it a client would get them, or
+        wait for ever for those that come after."""
+        sound: list[msg.RunTokens] = []
+        broken: list[Message] = []
+        for tokens in runs:
+            if not self._decodes(member, tokens.run):
+                self.forged += 1
+                continue
+            entry = self._ledger.running(tokens.run)
+            why = "" if entry is None else self._impossible(entry, tokens)
+            if entry is not None and why and entry.state is State.DECODING:
+                self.forged += 1
+                text = f"the decode worker sent tokens that cannot be: {why}"
+                broken.append(msg.RunFailed(tokens.run, BROKEN, text))
+            else:
+                sound.append(tokens)
+        return [*([msg.Decoded(tuple(sound))] if sound else []), *broken]
+
+    def _impossible(self, entry: Entry, new: msg.RunTokens) -> str:
+        """Why these tokens cannot follow; empty if they can. A gap before them is found when they are
+        added."""
+        ids = new.token_ids
+        if ids and max(ids) >= self._vocabulary:
+            return f"id {max(ids)}, and the vocabulary has {self._vocabulary:,}"
+        end = new.position + len(ids)
+        if end > entry.reach or (end == entry.reach and new.finish is None):
+            return f"{end} tokens, and it ends with {entry.reach}"
+        if new.finish not in ENDS:
+            return f"it ends with {new.finish!r:.40}"
+        for name, values in (("logprobs", new.logprobs), ("ages", new.ages)):
+            if len(values) not in (0, len(ids)):
+                return f"{len(values)} {name} for {len(ids)} tokens"
+        return ""
+
+
+def _granted_rightly(grant: Grant, entry: Entry, member: Member) -> bool:
+    """The grant is the member's own, of its current epoch and pool, and as large as was asked for."""
+    hello = member.hello
+    if entry.state is not State.RESERVING:
+        return True  # late
+    if (grant.worker, grant.epoch) != (hello.worker, hello.epoch):
+        return False
+    size, table = hello.block_size, grant.table
+    asked = len(table) == -(-entry.reserved // size) and max(table, default=0) < hello.blocks
+    return asked and len(grant.prefix) * size < entry.length
