@@ -74,6 +74,7 @@ def run(
             speculation,
             prefix_caching,
             Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
+            engine.pace,
         )
         return run_worker(options, node, decoding.wakeups)
     finally:

@@ -35,6 +35,10 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         token_s=engine.token_s,
         how=engine.runner.backend,
     )
-    return run_worker(
-        options, PrefillWorker(hello, filling, token_budget=options.max_num_batched_tokens)
+    node = PrefillWorker(
+        hello,
+        filling,
+        token_budget=options.max_num_batched_tokens,
+        pace=engine.pace,
     )
+    return run_worker(options, node)
