@@ -112,7 +112,7 @@ def share_out(prompts: Sequence[Prompt], pace: Pace, *, token_budget: int) -> li
     least = min(token_budget, LEAST_TOKENS)
     room_s = max(pace.room_s(), pace.chunk_s(Span(oldest.start, least)))
     fits = max(pace.tokens_within(room_s / 2, oldest.start), least // 2)
-    given[0] = max(1, min(fits, token_budget // 2, _still(oldest, 0)))
+    given[0] = min(max(1, min(fits, token_budget // 2)), _still(oldest, 0))
     token_budget -= given[0]
     room_s -= pace.chunk_s(Span(oldest.start, given[0]))
     for index in sorted(range(len(prompts)), key=lambda i: prompts[i].left - given[i]):

@@ -180,6 +180,8 @@ class PrefillWorker:
                 continue
             if not job.admitted:
                 break
+            if job.left <= 0:  # all of it was cached
+                effects += self._finish(job)
         return effects
 
     def _finish(self, job: Job) -> list[Effect]:
