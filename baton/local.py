@@ -274,6 +274,7 @@ class LocalCluster:
             *(hello, decoding, options.max_num_batched_tokens),
             prefix_caching=options.prefix_caching,
             grammars=Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
+            pace=engine.pace,
         )
 
     def _add_prefill(
@@ -291,6 +292,7 @@ class LocalCluster:
             _hello("prefill", name, engine, files),
             filling,
             token_budget=options.max_num_batched_tokens,
+            pace=engine.pace,
         )
 
     def _link_to(self, worker: str, epoch: str, regions: Sequence[Region]) -> Link:

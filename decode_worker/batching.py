@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from baton.pace import Pace, Prompt, share_out
+
 
 class Progress(NamedTuple):
     """A started run: `known` tokens, of which the KV of `computed` is in the pool. `most`: limit of its
@@ -22,18 +24,20 @@ class Share(NamedTuple):
     samples: bool
 
 
-def plan_step(runs: Sequence[Progress], *, token_budget: int) -> list[Share]:
+def plan_step(
+    runs: Sequence[Progress], *, token_budget: int, pace: Pace | None = None
+) -> list[Share]:
     """Continuous batching. Every run with one token left to compute (a decode step) always takes part, so
-    no answer waits for a prompt. The rest of the budget goes to prompts that decode fills by itself, in
-    chunks, first come, first served; the first gets at least one token, so it is never starved."""
+    no answer waits for a prompt. What is left of the budget, and of the time of one step at this `pace`,
+    goes to prompts that decode fills by itself, in chunks: half to the oldest, the rest to those with the
+    least left (baton/pace.py). The oldest gets at least one token, so it is never starved."""
     decoding = [run for run in runs if run.known - run.computed == 1]
     filling = [run for run in runs if run.known - run.computed > 1]
     shares = [Share(run.run, 1, samples=True) for run in decoding]
-    budget = max(token_budget - len(decoding), 1 if filling else 0)
-    for run in filling:
-        if budget <= 0:
-            break
-        tokens = min(run.known - run.computed, budget, run.most or budget)
-        shares.append(Share(run.run, tokens, samples=tokens == run.known - run.computed))
-        budget -= tokens
+    prompts = [Prompt(run.computed, run.known - run.computed, run.most) for run in filling]
+    budget = max(token_budget - len(decoding), 1)
+    given = share_out(prompts, pace or Pace(), token_budget=budget)
+    for run, prompt, tokens in zip(filling, prompts, given, strict=True):
+        if tokens:
+            shares.append(Share(run.run, tokens, samples=tokens == prompt.left))
     return shares

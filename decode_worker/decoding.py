@@ -1,5 +1,6 @@
 """Decoding: the decode worker's tensors: its pool, the pool's exports, the forward and the sampler."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -96,9 +97,13 @@ class Decoding:
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self._cores.use(cores)
 
+    def clock(self) -> float:
+        return time.monotonic()
+
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         if not draws:
             self._engine.runner.fill(self._pool, rows)
+            self._engine.wait()
             return []
         if all(draw.plain and draw.logprobs < 0 for draw in draws):
             greedy = self._engine.runner.greedy(self._pool, rows)

@@ -64,3 +64,6 @@ class DecodeModel(Protocol):
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         """One forward, then one result for each draw, in order; None where logits are not finite."""
+
+    def clock(self) -> float:
+        """Monotonic seconds, to time a step."""

@@ -75,6 +75,7 @@ def run(
             prefix_caching,
             Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
             files.vocab_size,
+            engine.pace,
         )
         return run_worker(options, node, decoding.wakeups)
     finally:

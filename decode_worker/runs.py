@@ -97,7 +97,9 @@ class Run:
             draws += [self.draw(draft[:i]) for i in range(len(draft) + 1)]
         logits = Logits.ALL if scores or draft else Logits.LAST if draws else Logits.NONE
         self.computed += share.tokens
-        return RunStep(share.run, Row(tokens, start, self.table, logits), draws, scores, draft)
+        row = Row(tokens, start, self.table, logits)
+        filled = 0 if share.samples and share.tokens == 1 else share.tokens
+        return RunStep(share.run, row, draws, scores, draft, filled)
 
     def append(self, token_id: int) -> str | None:
         """Add a token. Returns the finish reason if the run ends with it."""
@@ -122,13 +124,15 @@ class Arriving:
 
 class RunStep(NamedTuple):
     """A run's part of one forward. The first `scores` draws score prompt tokens; the others sample, one
-    before each draft token and one after the last."""
+    before each draft token and one after the last. `filled`: tokens of a prompt's chunk, 0 in a decode
+    step."""
 
     run: str
     row: Row
     draws: list[Draw]
     scores: int
     draft: list[int]
+    filled: int
 
 
 def make_room(

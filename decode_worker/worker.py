@@ -20,6 +20,7 @@ from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
 from baton.kv.row import Row
 from baton.kv.transports import writes_by_itself
+from baton.pace import Pace, Span
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
@@ -50,6 +51,7 @@ class DecodeWorker:
     prefix_caching: bool = True
     grammars: Grammars | None = None
     vocabulary: int = INT_MAX
+    pace: Pace = field(default_factory=Pace)  # what is known of this machine's speed
     table: BlockTable = field(init=False)
     block_hashes: dict[str, tuple[bytes, ...]] = field(init=False, default_factory=dict)  # by run
     runs: dict[str, Run] = field(init=False, default_factory=dict)
@@ -234,7 +236,7 @@ class DecodeWorker:
         effects: list[Effect] = []
         waiting = self._make_room(effects, now)
         progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
-        shares = plan_step(progress, token_budget=self.token_budget)
+        shares = plan_step(progress, token_budget=self.token_budget, pace=self.pace)
         self._blocked = not shares
         if not shares:
             return effects
@@ -251,7 +253,13 @@ class DecodeWorker:
             rows.append(new.row)
             draws += new.draws
             steps.append(new)
-        return effects + (self._accept(steps, self.model.step(rows, draws), now) if rows else [])
+        if not rows:
+            return effects
+        began = self.model.clock()
+        drawn = self.model.step(rows, draws)
+        chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
+        self.pace = self.pace.after(chunks, self.model.clock() - began)
+        return effects + self._accept(steps, drawn, now)
 
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def preempt(name: str) -> None:

@@ -40,5 +40,6 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         filling,
         token_budget=options.max_num_batched_tokens,
         vocabulary=files.vocab_size,
+        pace=engine.pace,
     )
     return run_worker(options, node)

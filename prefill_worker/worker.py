@@ -1,7 +1,7 @@
 """PrefillWorker, a Node: Fill in, Filled out. One step is one forward over one decode pool.
 
-A step takes as many tokens as the budget allows, so short prompts share a forward and long ones are cut
-into chunks: see plan_chunks().
+Short prompts share a forward, long ones are cut into chunks. So a forward is short, and what arrives
+meanwhile does not wait long: see plan_chunks().
 """
 
 import logging
@@ -13,6 +13,7 @@ from baton.bounds import INT_MAX
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
+from baton.pace import Pace, Prompt, Span, share_out
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Hello, Message
@@ -78,23 +79,26 @@ class Job:
         return len(self.token_ids) - self.done
 
 
-def plan_chunks(jobs: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
-    """Jobs of the next forward and how many tokens of each. All are for the decode worker of the oldest
-    job, because one forward writes into one pool. Half of the budget is the oldest job's, so it always
-    advances. The rest goes to the jobs with the least left: short prompts do not wait for long ones."""
+def next_pool(jobs: Sequence[Job], last: str | None) -> str:
+    """The decode worker whose pool the next forward writes into: one forward writes into one pool. They
+    take turns after the `last` one, in the order of their oldest jobs, so a long prompt for one of them
+    does not delay the prompts for the others."""
+    pools = list(dict.fromkeys(job.grant.worker for job in jobs))
+    return pools[(pools.index(last) + 1) % len(pools)] if last in pools else pools[0]
+
+
+def plan_chunks(
+    jobs: Sequence[Job], budget: int, pace: Pace, last: str | None = None
+) -> list[tuple[Job, int]]:
+    """Jobs of the next forward and how many tokens of each: at most `budget` in all, and no more than
+    this worker computes in a short time (baton/pace.py). `last`: the decode worker of the forward before
+    this one."""
     if not jobs:
         return []
-    oldest = jobs[0]
-    taken = {oldest.grant.run: min(oldest.left, max(1, budget // 2))}
-    budget -= taken[oldest.grant.run]
-    here = [job for job in jobs if job.grant.worker == oldest.grant.worker]
-    for job in sorted(here, key=lambda job: job.left - taken.get(job.grant.run, 0)):
-        before = taken.get(job.grant.run, 0)
-        more = min(job.left - before, budget)
-        if more:
-            taken[job.grant.run] = before + more
-            budget -= more
-    return [(job, taken[job.grant.run]) for job in here if job.grant.run in taken]
+    pool = next_pool(jobs, last)
+    here = [job for job in jobs if job.grant.worker == pool]
+    given = share_out([Prompt(job.done, job.left) for job in here], pace, token_budget=budget)
+    return [(job, tokens) for job, tokens in zip(here, given, strict=True) if tokens]
 
 
 class PrefillWorker:
@@ -107,7 +111,9 @@ class PrefillWorker:
         *,
         token_budget: int,
         vocabulary: int = INT_MAX,
+        pace: Pace | None = None,
     ) -> None:
+        """`token_budget`: most tokens in one forward. `pace`: what is known of this machine's speed."""
         self._membership = Membership(hello, self._start_anew)
         self._block_size = hello.block_size
         self._vocabulary = vocabulary
@@ -115,6 +121,8 @@ class PrefillWorker:
         self._ignored = RareLine()  # orders that cannot be
         self._model = model
         self._budget = token_budget
+        self._pace = pace or Pace()
+        self._last_pool: str | None = None  # of the last forward
         self._jobs: dict[str, Job] = {}
 
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
@@ -147,16 +155,19 @@ class PrefillWorker:
     def step(self, now: float) -> list[Effect]:
         effects = self._membership.step(now)
         effects += self._admit()
-        plan = plan_chunks([job for job in self._jobs.values() if job.admitted], self._budget)
+        admitted = [job for job in self._jobs.values() if job.admitted]
+        plan = plan_chunks(admitted, self._budget, self._pace, self._last_pool)
         if not plan:
             return effects
         chunks = [Chunk(j.grant, j.token_ids[j.done : j.done + n], j.done) for j, n in plan]
+        self._last_pool = chunks[0].grant.worker
         began = self._model.clock()
         try:
-            self._model.fill(chunks[0].grant.worker, chunks)
+            self._model.fill(self._last_pool, chunks)
         except TransferError as error:
             return effects + [e for job, _ in plan for e in self._fail(job, error)]
         took = self._model.clock() - began
+        self._pace = self._pace.after([Span(job.done, count) for job, count in plan], took)
         total = sum(count for _, count in plan)
         for job, count in plan:
             job.done += count
@@ -212,6 +223,8 @@ class PrefillWorker:
                 continue
             if not job.admitted:
                 break
+            if job.left <= 0:  # all of it was cached
+                effects += self._finish(job)
         return effects
 
     def _finish(self, job: Job) -> list[Effect]:

@@ -16,6 +16,7 @@ from baton.errors import InputError
 from baton.kv.layout import KVLayout
 from baton.kv.row import Row
 from baton.model_files import ModelFiles
+from baton.pace import Pace
 
 WARM_UP_TOKENS = 32
 WEIGHTS = {INT8: torch.int8, INT8_WEIGHT_ONLY: torch.qint8, FP8: torch.float8_e4m3fn}
@@ -32,6 +33,7 @@ class Engine:
     device: torch.device
     dtype: str
     token_s: float  # seconds per token of a small prefill: a pessimistic estimate
+    pace: Pace  # the first estimate of how long forwards take
 
     def wait(self) -> None:
         """Wait for queued GPU work, so that its time is not attributed to the next step."""
@@ -46,9 +48,9 @@ def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engi
     cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
     weights = WEIGHTS.get(dtype, cache_dtype)
     forward, layout = _forward(files, torch_device, weights, cache_dtype, block_size)
-    token_s = _measure(forward, layout)
+    token_s, pace = _measure(forward, layout)
     name = dtype if dtype in WEIGHTS else dtype_name(weights)
-    return Engine(files, forward, layout, torch_device, name, token_s)
+    return Engine(files, forward, layout, torch_device, name, token_s, pace)
 
 
 def _forward(
@@ -89,12 +91,18 @@ def _forward(
     return in_torch(load(), cache_dtype, block_size)
 
 
-def _measure(runner: Forward, layout: KVLayout) -> float:
-    """Seconds per token of one small forward. Bounds how long a step may take without a heartbeat."""
+def _measure(runner: Forward, layout: KVLayout) -> tuple[float, Pace]:
+    """Seconds per token of the first small forward, which bounds how long a step may take without a
+    heartbeat, and the pace of those after it: the first one also loads kernels and pages."""
     tokens = min(WARM_UP_TOKENS, layout.block_size)
     pool = Pool.private(layout, 1, runner.device)
-    begun = time.perf_counter()
-    runner.fill(pool, [Row([0] * tokens, 0, [0])])
-    if runner.device.type == "cuda":
-        torch.cuda.synchronize(runner.device)
-    return (time.perf_counter() - begun) / tokens
+
+    def seconds(count: int) -> float:
+        begun = time.perf_counter()
+        runner.fill(pool, [Row([0] * count, 0, [0])])
+        if runner.device.type == "cuda":
+            torch.cuda.synchronize(runner.device)
+        return time.perf_counter() - begun
+
+    first_s = seconds(tokens)
+    return first_s / tokens, Pace.measured(seconds(1), seconds(tokens), tokens)

@@ -32,7 +32,7 @@ ROWS = (
     (
         "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
-        "baton.table", "prompts",
+        "baton.table", "baton.pace", "prompts",
     ),
     ("baton.errors", "baton.bounds", "baton.clock", "baton.package", "sampler"),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.kv.grant import Grant
+from baton.pace import FORWARD_S, LEAST_TOKENS, Pace, Span
 from decode_worker.batching import Progress, Share, plan_step
 from prefill_worker.worker import Job, plan_chunks
 from router.batching import Rules, Waiting, fill_due, plan_fill
@@ -19,6 +20,10 @@ def runs(batch: list[Waiting]) -> list[str]:
 
 LINES = st.lists(st.integers(1, 50), max_size=12).map(lambda tokens: line(*tokens))
 RULES = st.builds(Rules, st.integers(1, 8), st.sampled_from([0.0, 0.01, 1.0]), st.integers(1, 80))
+
+
+FAST = Pace(forward_s=0.0, token_s=1e-6)
+"""A pace at which the time of a forward is no limit here."""
 
 
 # ---- plan_fill
@@ -132,17 +137,39 @@ def test_the_budget_is_kept_but_for_one_token_a_run(progress: list[Progress], bu
 
 
 @given(PROGRESS, st.integers(1, 64))
-def test_prompts_are_filled_first_come_first_served_and_never_starved(
+def test_the_oldest_prompt_always_advances_and_a_shorter_one_is_done_before_a_longer(
     progress: list[Progress], budget: int
 ) -> None:
     filling = [run for run in progress if run.known - run.computed > 1]
-    served = [
-        s for s in plan_step(progress, token_budget=budget) if any(s.run == f.run for f in filling)
-    ]
-    assert [share.run for share in served] == [run.run for run in filling[: len(served)]]
-    assert bool(served) == bool(filling)
-    for share, run in zip(served[:-1], filling, strict=False):
-        assert share.tokens == run.known - run.computed
+    shares = {s.run: s.tokens for s in plan_step(progress, token_budget=budget, pace=FAST)}
+    if not filling:
+        return
+    oldest, *others = filling
+    room = max(1, budget - (len(progress) - len(filling)))
+    assert shares[oldest.run] >= min(oldest.known - oldest.computed, max(1, room // 2))
+    lefts = {run.run: run.known - run.computed for run in others}
+    done = [left for run, left in lefts.items() if shares.get(run) == left]
+    rest = [left for run, left in lefts.items() if shares.get(run) != left]
+    assert max(done, default=0) <= min(rest, default=1000)
+
+
+@given(PROGRESS, st.integers(1, 64))
+def test_no_token_of_the_budget_is_wasted(progress: list[Progress], budget: int) -> None:
+    left = sum(run.known - run.computed for run in progress if run.known - run.computed > 1)
+    decoding = sum(1 for run in progress if run.known - run.computed == 1)
+    shares = plan_step(progress, token_budget=budget, pace=FAST)
+    filled = sum(share.tokens for share in shares) - decoding
+    assert filled == min(left, max(1, budget - decoding))
+
+
+def test_a_step_with_a_prompt_is_short_at_the_pace_of_the_machine() -> None:
+    streams = [Progress(f"d{i}", 100, 99) for i in range(8)]
+    pace = Pace(forward_s=0.003, token_s=0.0001)
+    *_, chunk = plan_step([*streams, Progress("p", 2290, 0)], token_budget=2048, pace=pace)
+    assert 0.9 * FORWARD_S < 0.003 + pace.chunk_s(Span(0, chunk.tokens)) <= FORWARD_S
+    slow = Pace(forward_s=0.1, token_s=0.001)  # streams wait at most three times a step of theirs
+    *_, chunk = plan_step([*streams, Progress("p", 2290, 0)], token_budget=2048, pace=slow)
+    assert 0.29 < 0.1 + slow.chunk_s(Span(0, chunk.tokens)) <= 0.3
 
 
 def test_a_prompt_gets_one_token_even_if_decoding_takes_the_whole_budget() -> None:
@@ -170,8 +197,8 @@ def job(run: str, left: int, worker: str = "d") -> Job:
     return Job(Grant(worker, "e", run, 1, (1,)), (0,) * left, admitted=True)
 
 
-def shares_of(jobs: list[Job], budget: int) -> dict[str, int]:
-    return {job.grant.run: count for job, count in plan_chunks(jobs, budget)}
+def shares_of(jobs: list[Job], budget: int, last: str | None = None) -> dict[str, int]:
+    return {job.grant.run: count for job, count in plan_chunks(jobs, budget, FAST, last)}
 
 
 def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one() -> None:
@@ -186,22 +213,73 @@ def test_of_equal_prompts_the_first_is_done_first() -> None:
     assert shares_of([job("a", 40), job("b", 40), job("c", 40)], 100) == {"a": 40, "b": 40, "c": 20}
 
 
+def test_a_long_prompt_is_cut_by_the_time_it_takes() -> None:
+    pace = Pace(forward_s=0.001, token_s=0.0001)
+    (first,) = [count for _, count in plan_chunks([job("long", 2290)], 2048, pace)]
+    assert 0.9 * FORWARD_S < 0.001 + pace.chunk_s(Span(0, first)) <= FORWARD_S
+    many = [job("long", 2290), *(job(f"s{i}", 12) for i in range(9))]
+    plan = plan_chunks(many, 2048, pace)
+    assert [count for _, count in plan[1:]] == [12] * 9
+    chunks = [Span(0, count) for _, count in plan]
+    assert sum(map(pace.chunk_s, chunks)) <= FORWARD_S
+
+
+def test_a_long_prompt_for_one_decode_worker_does_not_delay_those_for_another() -> None:
+    jobs = [job("long", 5000, "d"), job("short", 12, "e")]
+    assert shares_of(jobs, 100) == {"long": 100}
+    assert shares_of(jobs, 100, last="d") == {"short": 12}
+    assert shares_of(jobs, 100, last="e") == {"long": 100}
+    assert shares_of(jobs, 100, last="gone") == {"long": 100}
+
+
+PACES = st.builds(Pace, st.floats(1e-9, 0.5), st.floats(1e-9, 0.1))
+
+
+@given(
+    length=st.integers(1, 3000),
+    stream=st.lists(st.tuples(st.integers(1, 40), st.sampled_from("de")), min_size=1, max_size=6),
+    pace=PACES,
+    budget=st.integers(1, 2048),
+)
+def test_a_long_prompt_ends_within_a_known_number_of_forwards_in_any_stream_of_short_ones(
+    length: int, stream: list[tuple[int, str]], pace: Pace, budget: int
+) -> None:
+    """At least half of LEAST_TOKENS, or of a smaller budget, in every second forward."""
+    bound = 2 * -(-length // max(1, min(LEAST_TOKENS, budget) // 2))
+    jobs, last, arrived = [job("long", length, "d")], None, 0
+    for _ in range(bound):
+        for left, worker in stream:  # as many again after every forward
+            jobs.append(job(f"s{arrived}", left, worker))
+            arrived += 1
+        plan = plan_chunks(jobs[:40], budget, pace, last)
+        last = plan[0][0].grant.worker
+        for each, count in plan:
+            each.done += count
+        jobs = [each for each in jobs if each.left]
+        if all(each.grant.run != "long" for each in jobs):
+            return
+    raise AssertionError(f"{jobs[0].left} tokens are left after {bound} forwards")
+
+
 @given(
     lefts=st.lists(st.tuples(st.integers(1, 300), st.sampled_from("de")), max_size=8),
     budget=st.integers(1, 200),
+    last=st.sampled_from(["d", "e", None]),
 )
 def test_a_forward_is_full_and_the_oldest_goes_on(
-    lefts: list[tuple[int, str]], budget: int
+    lefts: list[tuple[int, str]], budget: int, last: str | None
 ) -> None:
     jobs = [job(f"r{i}", left, worker) for i, (left, worker) in enumerate(lefts)]
-    shares = shares_of(jobs, budget)
+    shares = shares_of(jobs, budget, last)
     if not jobs:
         assert shares == {}
         return
-    here = [each for each in jobs if each.grant.worker == jobs[0].grant.worker]
+    pools = {each.grant.run: each.grant.worker for each in jobs}
+    (pool,) = {pools[run] for run in shares}
+    assert pool != last or set(pools.values()) == {last}
+    here = [each for each in jobs if each.grant.worker == pool]
     assert sum(shares.values()) == min(budget, sum(each.left for each in here))
-    assert shares["r0"] >= min(jobs[0].left, max(1, budget // 2))
+    assert shares[here[0].grant.run] >= min(here[0].left, max(1, budget // 2))
     for each in here:
         assert 0 <= shares.get(each.grant.run, 0) <= each.left
-    assert shares.keys() <= {each.grant.run for each in here}
     assert 0 not in shares.values()

@@ -162,6 +162,9 @@ class PretendDecode:
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self.cores = cores
 
+    def clock(self) -> float:
+        return self.town.now
+
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         contexts: list[list[int]] = []
         for row in rows:
@@ -202,6 +205,7 @@ class Town:
 
     transport = "shm"
     decode_model = PretendDecode
+    prefill_model = PretendPrefill
 
     def __init__(
         self,
@@ -211,6 +215,8 @@ class Town:
         blocks: int = 64,
         rules: Rules | None = None,
         prefill_budget: int = 16,
+        decode_budget: int = 16,
+        context: int = 512,
         patience_s: float = 0.0,
         proposer: Callable[[], Proposer] | None = None,
     ) -> None:
@@ -230,6 +236,9 @@ class Town:
         self.poisoned: set[int] = set()  # contexts that begin so give logits that are no numbers
         self.rules = rules or Rules(batch_size=4, window_s=0.01, token_budget=64)
         self._blocks, self._budget, self._patience = blocks, prefill_budget, patience_s
+        self._decode_budget, self._context = decode_budget, context
+        self.prefill_models: list[PretendPrefill] = []  # of every worker so far
+        self.decode_models: list[PretendDecode] = []
         self._boots = 0
         self._proposer = proposer
         self.start_router()
@@ -242,7 +251,7 @@ class Town:
 
     def start_router(self) -> None:
         self._boots += 1
-        served = Served("pretend", "pretend", Limits(512, VOCABULARY), (EOS,), GREEDY)
+        served = Served("pretend", "pretend", Limits(self._context, VOCABULARY), (EOS,), GREEDY)
         identity = Identity(f"router/{self._boots}", "here", 1, CORES)
         self.router = Router(identity, served, PretendTokenizer(), self.rules, lambda: self.now)
         self.nodes[ROUTER] = self.router
@@ -259,9 +268,12 @@ class Town:
             self.memories[name] = Memory()
             model = self.decode_model(self, self.memories[name])
             speculation = Speculation(self._proposer() if self._proposer else None, most=4)
-            self.nodes[name] = DecodeWorker(hello, model, 16, speculation)
+            self.decode_models.append(model)
+            self.nodes[name] = DecodeWorker(hello, model, self._decode_budget, speculation)
         else:
-            self.nodes[name] = PrefillWorker(hello, PretendPrefill(self), token_budget=self._budget)
+            filling = self.prefill_model(self)
+            self.prefill_models.append(filling)
+            self.nodes[name] = PrefillWorker(hello, filling, token_budget=self._budget)
         return name
 
     def kill(self, name: str, *, restart: bool = True) -> None:

@@ -1,0 +1,136 @@
+"""Pace: how long forwards take, learnt from those before, and which prompts the next one computes.
+
+A forward is not interrupted: what arrives meanwhile waits for its end, and so do the streams that a
+decode worker is generating. So a forward is limited by time, and long prompts are cut into chunks:
+share_out(). Pure; prefill and decode workers measure and ask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
+
+FORWARD_S = 0.025
+"""A forward with prompt tokens takes at most about so long. Much less would cost speed, because each
+forward has a fixed part."""
+
+FIXED_PARTS = 3
+"""It may take so many times its fixed part, where that is more than FORWARD_S. Else a large model would
+spend most of its time on reading its weights for a few tokens."""
+
+LEAST_TOKENS = 64
+"""Prompt tokens that fit any forward. From about so many on a CPU computes them at full speed: GPT-2's
+shape takes 12 ms for one token, 19 for 16, 38 for 64, 72 for 128."""
+
+CONTEXT = 4000
+"""A token so far into its sequence takes twice as long as the first one, because of attention. It is
+1,200 to 20,000 for the models here; what is wrong with it, the next forwards correct in `token_s`."""
+
+TRUST, FURTHEST = 0.5, 8.0
+"""After a forward that took r times what was expected, the next expectation is r ** TRUST times as long.
+r counts as at most FURTHEST and at least 1 / FURTHEST: a forward during which the machine slept says
+nothing about the next one."""
+
+SHORTEST_S, LONGEST_S = 1e-9, 60.0  # of each of Pace's fields
+
+
+class Prompt(NamedTuple):
+    """What is left of a prompt: `left` tokens from position `start` on. `most`: limit of its tokens in
+    one forward."""
+
+    start: int
+    left: int
+    most: int | None = None
+
+
+class Span(NamedTuple):
+    """`tokens` of a prompt, from position `start` on."""
+
+    start: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of a forward: `forward_s` of any, and `token_s` for each prompt token in it. What a decode
+    worker does for its streams is part of `forward_s`. The defaults are a slow guess, for a worker that
+    has measured nothing yet."""
+
+    forward_s: float = 0.005
+    token_s: float = 0.0003
+
+    @classmethod
+    def measured(cls, one_s: float, some_s: float, tokens: int) -> "Pace":
+        """From the seconds of a forward with one token and of one with so many `tokens`, at boot. A
+        token's time is rather too long than too short, so that the first chunks are rather short."""
+        more = (some_s - one_s) / max(1, tokens - 1)
+        return cls(max(one_s, SHORTEST_S), max(more, some_s / tokens / 10, SHORTEST_S))
+
+    def chunk_s(self, chunk: Span) -> float:
+        """Seconds that a chunk adds to a forward."""
+        return self.token_s * _weight(chunk)
+
+    def tokens_within(self, seconds: float, start: int) -> int:
+        """The longest chunk from position `start` on that adds at most so many seconds."""
+        weight = max(0.0, seconds) / self.token_s
+        first = 1 + start / CONTEXT
+        # n * first + n * n / (2 * CONTEXT) = weight, without the textbook formula's cancellation
+        return int(2 * weight / (first + sqrt(first * first + 2 * weight / CONTEXT)))
+
+    def room_s(self) -> float:
+        """Seconds for the chunks of one forward."""
+        return max(FORWARD_S, FIXED_PARTS * self.forward_s) - self.forward_s
+
+    def after(self, chunks: Sequence[Span], took_s: float) -> "Pace":
+        """The pace after a forward with these chunks. Each field moves by its share of the expected time,
+        so short forwards correct the fixed part and long ones the tokens. A clock too coarse to see the
+        forward says nothing."""
+        if took_s <= 0:
+            return self
+        expected = self.forward_s + sum(self.chunk_s(chunk) for chunk in chunks)
+        ratio = min(max(took_s / expected, 1 / FURTHEST), FURTHEST)
+
+        def moved(field: float, share: float) -> float:
+            factor: float = ratio ** (TRUST * share)
+            return min(max(field * factor, SHORTEST_S), LONGEST_S)
+
+        fixed = self.forward_s / expected
+        return Pace(moved(self.forward_s, fixed), moved(self.token_s, 1 - fixed))
+
+
+def share_out(prompts: Sequence[Prompt], pace: Pace, *, token_budget: int) -> list[int]:
+    """How many tokens of each prompt the next forward computes, at most `token_budget` in all.
+
+    `prompts` is in order of arrival. Half of the forward, in tokens and in time, is the oldest's, and at
+    least LEAST_TOKENS / 2: it advances whatever comes after it. The rest goes to those with the least
+    left: short prompts do not wait for long ones.
+    """
+    if not prompts:
+        return []
+    given = [0] * len(prompts)
+    oldest = prompts[0]
+    least = min(token_budget, LEAST_TOKENS)
+    room_s = max(pace.room_s(), pace.chunk_s(Span(oldest.start, least)))
+    fits = max(pace.tokens_within(room_s / 2, oldest.start), least // 2)
+    given[0] = min(max(1, min(fits, token_budget // 2)), _still(oldest, 0))
+    token_budget -= given[0]
+    room_s -= pace.chunk_s(Span(oldest.start, given[0]))
+    for index in sorted(range(len(prompts)), key=lambda i: prompts[i].left - given[i]):
+        prompt, before = prompts[index], given[index]
+        start = prompt.start + before
+        fits = pace.tokens_within(room_s, start)
+        more = max(0, min(fits, token_budget, _still(prompt, before)))
+        given[index] += more
+        token_budget -= more
+        room_s -= pace.chunk_s(Span(start, more))
+    return given
+
+
+def _still(prompt: Prompt, given: int) -> int:
+    most = prompt.left if prompt.most is None else min(prompt.left, prompt.most)
+    return most - given
+
+
+def _weight(chunk: Span) -> float:
+    """Its tokens, counted by how long they take."""
+    return chunk.tokens * (1 + (chunk.start + chunk.tokens / 2) / CONTEXT)
