@@ -75,10 +75,6 @@ REST_ACTIONS, REST_S = 1000, 10.0  # limits of a drain: it waits for no lease, w
 TRACED = 60  # actions of a drain that are printed
 
 
-def no_clock() -> float:
-    return 0.0
-
-
 class Explorer:
     """Explores one setting."""
 
@@ -146,9 +142,7 @@ class Explorer:
         served = Served("pretend", "pretend", Limits(512, VOCABULARY), (EOS,), GREEDY)
         rules = Rules(batch_size=4, window_s=0.0, token_budget=64)
         identity = Identity(f"router/{draft.boots}", "here", 1)
-        draft.nodes[ROUTER] = self._node(
-            Router(identity, served, PretendTokenizer(), rules, no_clock)
-        )
+        draft.nodes[ROUTER] = self._node(Router(identity, served, PretendTokenizer(), rules, float))
 
     def _boot_worker(self, draft: Draft, role: str, index: int) -> None:
         draft.boots += 1
@@ -241,9 +235,9 @@ class Explorer:
                 self._boot_router(draft)
             case ("cut", name, arrives):
                 draft.mail.pop((name, ROUTER), None)
-                if not arrives:
-                    draft.mail.pop((ROUTER, name), None)
-                draft.send(KERNEL, name, self._message(msg.Unreachable(ROUTER)))
+                kept = draft.mail.pop((ROUTER, name), [])
+                cut = self._message(msg.Unreachable(ROUTER))  # known before anything newer arrives
+                draft.mail[ROUTER, name] = [cut, *kept] if arrives else [cut]
             case ("give_up", name):
                 self._carry_out(draft, ROUTER, self._run(draft, ROUTER, "give_up", name))
             case ("abort", name):
