@@ -51,6 +51,7 @@ class Entry:
     hashed: tuple[int, int] = (0, 0)  # tokens and block size for which they were computed
     reserved: int = 0  # tokens of its last Reserve
     placed_at: float = 0.0  # when its current run began
+    writers: frozenset[tuple[str, str]] = frozenset()  # who may fill it: prefill workers, epochs
     spent: dict[State, float] = field(default_factory=dict)
     first_token: float | None = None
     handover_s: float = 0.0

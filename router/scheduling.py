@@ -78,10 +78,18 @@ class Scheduler:
             if worker is None:
                 break
             entry.decode, entry.reserved = worker, wanted
+            entry.writers = self._writers(worker)
             self._affinity.sent(block_hashes[1:], worker)
             self._ledger.apply(entry, Event.RESERVE, now)
             effects.append(To(worker, Reserve(entry.run, wanted, block_hashes)))
         return effects
+
+    def _writers(self, decode: str) -> frozenset[tuple[str, str]]:
+        """The prefill workers that this decode worker is told of before it reads what is sent to it now.
+        Only these may write to what it grants then: the blocks of a grant wait in quarantine for none but
+        the writers that it knows."""
+        prefills = self._members.of(PREFILL)
+        return frozenset((p.worker, p.hello.epoch) for p in prefills if decode in p.attached)
 
     def _wanted(self, entry: Entry, block_size: int) -> int:
         """Tokens to reserve blocks for: the known ones and a block more. A request reserves more
@@ -176,7 +184,7 @@ class Scheduler:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
             assert entry.grant is not None
-            worker = PLACE_PREFILL(self._prefill_choices(now), entry.grant.worker)
+            worker = PLACE_PREFILL(self._prefill_choices(entry, now), entry.grant.worker)
             if worker is None:
                 moved += self._move_if_out_of_reach(entry, entry.grant.worker, now)
                 continue
@@ -186,16 +194,17 @@ class Scheduler:
         return moved + fills
 
     def _move_if_out_of_reach(self, entry: Entry, decode: str, now: float) -> list[Effect]:
-        """No prefill worker can write to its decode worker now. If all failed to attach, the request is
-        queued again; otherwise it keeps its blocks and waits."""
+        """No prefill worker may write to its blocks now. If all failed to attach, or one attached after
+        they were reserved, the request is queued again; otherwise it keeps its blocks and waits."""
         prefills = self._members.alive(PREFILL, now)
-        if not prefills or not all(decode in prefill.failed for prefill in prefills):
+        later = any(decode in prefill.attached for prefill in prefills)
+        if not later and not (prefills and all(decode in prefill.failed for prefill in prefills)):
             return []
         order = To(decode, Cancel(entry.run))
         self._ledger.apply(entry, Event.RETRY, now)
         return [order]
 
-    def _prefill_choices(self, now: float) -> list[PrefillChoice]:
+    def _prefill_choices(self, entry: Entry, now: float) -> list[PrefillChoice]:
         filling = self._ledger.in_state(State.FILLING)
         return [
             PrefillChoice(
@@ -204,6 +213,7 @@ class Scheduler:
                 member.attached.keys(),
             )
             for member in self._members.alive(PREFILL, now)
+            if (member.worker, member.hello.epoch) in entry.writers
         ]
 
     # ---- decode

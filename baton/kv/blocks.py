@@ -129,9 +129,14 @@ class BlockTable:
             self._cache.put(block, block_hash)
 
     def release(self, run: str, writer: str | None) -> Grant | None:
-        """Free the run's blocks. `writer` may still be writing into the granted ones."""
+        """Free the run's blocks. `writer` may still be writing into the granted ones.
+
+        A run that is released again, after its lease ended or the epoch did, tells which writer its
+        blocks in quarantine wait for: this one, or none."""
         held = self._held.pop(run, None)
         if held is None:
+            if writer != ANY_WRITER:
+                self._settle(lambda each: each.writers - {writer} if each.run == run else set())
             return None
         waiting_for = self.writers.copy() if writer == ANY_WRITER else {writer} & self.writers
         if waiting_for:

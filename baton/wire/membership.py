@@ -22,8 +22,10 @@ ROUTER_PATIENCE_S = 5.0
 """A router that is silent for so long is gone: it has no long steps. On the same host its end is noticed
 at once."""
 
-ORDERS = (msg.Attach, msg.Fill, msg.Reserve, msg.Start)
-"""Orders that arrive before Welcome were meant for an older epoch of the worker."""
+ORDERS = (msg.Attach, msg.Fill, msg.Reserve, msg.Start, msg.WriterClear, msg.WriterJoined)
+"""Messages that were meant for an older epoch of the worker if they arrive before Welcome. News of a
+writer that is older than this epoch says nothing about what it writes now. None is missed: after Welcome
+all writers join again, and the loop itself reports those that died."""
 
 
 class Membership:

@@ -144,6 +144,25 @@ def test_an_unknown_writer_means_all_of_them() -> None:
     assert table.idle
 
 
+def test_blocks_that_nobody_was_to_write_leave_quarantine_with_the_cancel() -> None:
+    table = table_of(4, "p", "q")
+    table.reserve("a", 4, 0.0)
+    table.release("a", ANY_WRITER)  # its lease ended, and the owner does not know who writes
+    table.release("a", None)
+    assert table.idle
+
+
+def test_a_cancel_names_the_one_writer_that_expired_blocks_wait_for() -> None:
+    table = table_of(4, "p", "q")
+    table.reserve("a", 4, 0.0)
+    table.release("a", ANY_WRITER)
+    table.release("a", "p")
+    table.writer_released("q", "a")
+    assert table.quarantined_blocks == 4
+    table.writer_released("p", "a")
+    assert table.idle
+
+
 def test_a_writer_that_comes_later_has_nothing_to_do_with_it() -> None:
     table = table_of(4, "p")
     table.reserve("a", 4, 0.0)

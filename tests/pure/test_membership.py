@@ -145,3 +145,12 @@ def test_many_resets_in_a_row_are_one_new_life() -> None:
     for _ in range(5):
         worker.membership.handle(msg.Reset("given up"), 1.0)
     assert worker.epochs == ["d/1"]
+
+
+@pytest.mark.parametrize("news", [msg.WriterClear("p"), msg.WriterJoined("p", "here", 7, "shm")])
+def test_news_of_writers_that_is_older_than_the_epoch_is_ignored(news: msg.Message) -> None:
+    worker = Worker().joined()
+    worker.membership.handle(msg.Reset(""), 1.0)
+    assert worker.membership.handle(news, 1.0) == []
+    worker.membership.handle(WELCOME, 1.0)
+    assert worker.membership.handle(news, 1.0) is None

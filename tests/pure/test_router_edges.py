@@ -490,3 +490,18 @@ def test_a_request_whose_decode_worker_is_out_of_everybodys_reach_is_placed_anew
         desk.hear(worker, msg.Heartbeat(f"{worker}/0", 2))
     assert sent(desk.step(), msg.Cancel) == [("d1", msg.Cancel("a#0"))]
     assert desk.state("a") is State.QUEUED
+
+
+def test_a_prefill_worker_fills_no_blocks_that_were_granted_before_it_could_write() -> None:
+    desk = Desk()
+    desk.submit("a")
+    assert [to for to, _ in sent(desk.step(), msg.Reserve)] == ["d1"]
+    desk.join("p1", epoch="p1/1")  # d1 learns of it only after it has read the Reserve
+    desk.hear("p1", msg.Attached("d1", "d1/0", "shm", 0.0, ""))
+    desk.hear("d1", msg.Reserved(desk.grant("a#0")))
+    effects = desk.step()
+    assert not sent(effects, msg.Fill)
+    assert sent(effects, msg.Cancel) == [("d1", msg.Cancel("a#0"))]
+    assert [order.run for _, order in sent(desk.step(), msg.Reserve)] == ["a#1"]  # type: ignore[attr-defined]
+    desk.hear("d1", msg.Reserved(desk.grant("a#1")))
+    assert [to for to, _ in sent(desk.step(), msg.Fill)] == ["p1"]
