@@ -68,6 +68,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     restarts: Restarts = field(default_factory=Restarts)
     has_worked: bool = False  # in any of its lives
+    may_end: bool = False  # it is not started again
     boot: str = ""  # this life's name in the cluster
     former: str = ""  # that of the last life
     leaves_by: float | None = None  # it drains: then it must have ended
@@ -177,6 +178,13 @@ class Cluster:
         self._keep_spare(now)
         return notes
 
+    def let_end(self, name: str) -> int | None:
+        """Do not start this process again when it ends. Its pid, if it runs."""
+        (child,) = [each for each in self._children if each.name == name]
+        child.may_end = True
+        child.restarts.started()  # whatever was planned
+        return child.process.pid if child.process is not None else None
+
     def down(self) -> tuple[ProcessDown, ...]:
         """The processes that have died and do not work again yet, as of now."""
         now = self._clock()
@@ -235,6 +243,8 @@ class Cluster:
         worked = child.restarts.serving or child.leaves_by is not None
         child.process, child.leaves_by = None, None
         child.former = child.boot or child.former
+        if child.may_end:
+            return []
         if child.role == "router":  # workers join the next one anew
             self._ready = False
             for other in self._children:

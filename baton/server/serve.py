@@ -74,7 +74,7 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
                     elif isinstance(event, ClusterInfo) and event.ready and not ready:
                         ready = True
                         _say(*describe(event), *_welcome(event, settings, port))
-            _drain(cluster, settings, signals)
+            _drain(cluster, client, settings, signals)
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
@@ -99,16 +99,19 @@ def _welcome(info: ClusterInfo, settings: ServerSettings, port: int) -> Iterator
         yield "warning   others on the network can use this server: add --api-key-file"
 
 
-def _drain(cluster: Cluster, settings: ServerSettings, signals: _Signals) -> None:
-    """The server ends its requests. A second signal, or too long a wait, ends it."""
-    server = cluster.pids().get("server")
+def _drain(cluster: Cluster, client: Client, settings: ServerSettings, signals: _Signals) -> None:
+    """The server ends its requests, and workers that die meanwhile are replaced. A second signal, or too
+    long a wait, ends it."""
+    server = cluster.let_end("server")
     if server is None:
         return
     _say(f"{signals.last.name}: no new requests; again to end now")
     os.kill(server, signal.SIGTERM)
     deadline = time.monotonic() + settings.shutdown_s + GRACE_S
     while "server" in cluster.running() and signals.count < 2 and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+        for event in client.poll(POLL_S):
+            if isinstance(event, Notice):
+                _say(event.text)
 
 
 def url(settings: ServerSettings, port: int) -> str:

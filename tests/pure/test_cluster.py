@@ -349,6 +349,32 @@ def test_what_runs_beside_logs_to_the_terminal(start: Start) -> None:
 # ---- ending when told to
 
 
+@pytest.mark.parametrize("act", ["leaving", "dying 1"])
+def test_what_may_end_is_not_started_again_and_the_others_are(start: Start, act: str) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="lasting", server=act)
+    pid = cluster.pids()["server"]
+    assert cluster.let_end("server") == pid
+    ended(cluster, "server", kill=act == "leaving")
+    ended(cluster, "decode-0", kill=True)
+    (note,) = cluster.check()
+    assert note.startswith("decode-0 died (signal 9) and is started again")
+    clock_of(cluster).now += 100
+    assert cluster.check() == []
+    assert sorted(cluster.pids()) == ["decode-0", "router"]
+    assert cluster.let_end("server") is None
+
+
+def test_a_start_that_was_planned_is_dropped(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting", server="dying 1")
+    die_on(cluster, "server", 1)
+    ended(cluster, "server")
+    cluster.check()
+    assert cluster.let_end("server") is None
+    clock_of(cluster).now += 100
+    assert cluster.check() == []
+    assert list(cluster.pids()) == ["router"]
+
+
 def test_a_worker_that_ends_after_sigterm_is_replaced_at_once_and_it_is_no_death(
     start: Start,
 ) -> None:
