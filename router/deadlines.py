@@ -6,36 +6,35 @@ waits for ever. A router that is otherwise idle wakes up for a deadline (Router.
 
 from math import inf
 
-from router.ledger import Entry
 from router.priority import PriorityQueue
 
 
 class Deadlines:
-    """Of all live requests, the earliest first."""
+    """Of all live requests. The ledger keeps them with its states."""
 
     def __init__(self) -> None:
         self._waits = PriorityQueue()  # until placed
         self._ends = PriorityQueue()
 
-    def submitted(self, entry: Entry, now: float) -> None:
-        """Both times begin."""
-        self.waits(entry, now)
-        if entry.timeout_s > 0:
-            self._ends.put(entry.id, now + entry.timeout_s)
+    def ends(self, name: str, timeout_s: float, now: float) -> None:
+        """The request must end within this time, if it is not 0."""
+        if timeout_s > 0:
+            self._ends.put(name, now + timeout_s)
 
-    def waits(self, entry: Entry, now: float) -> None:
-        """The request waits for a worker, from now on. Does nothing if its time already runs."""
-        if entry.queue_timeout_s > 0 and entry.id not in self._waits:
-            self._waits.put(entry.id, now + entry.queue_timeout_s)
+    def waits(self, name: str, timeout_s: float, now: float) -> None:
+        """The request waits for a worker, so long at most, if it is not 0. Does nothing if its time
+        already runs."""
+        if timeout_s > 0 and name not in self._waits:
+            self._waits.put(name, now + timeout_s)
 
-    def placed(self, entry: Entry) -> None:
+    def placed(self, name: str) -> None:
         """A worker has taken the request."""
-        self._waits.remove(entry.id)
+        self._waits.remove(name)
 
-    def ended(self, entry: Entry) -> None:
+    def ended(self, name: str) -> None:
         """The request is over."""
-        self._waits.remove(entry.id)
-        self._ends.remove(entry.id)
+        self._waits.remove(name)
+        self._ends.remove(name)
 
     def late_to_end(self, now: float) -> str | None:
         """A request that should have ended by now."""

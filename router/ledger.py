@@ -13,6 +13,7 @@ from baton.kv.region import Receipt
 from baton.lifecycle import LIVE, PLACED, Event, State, advance
 from baton.params import GenerationParams
 from baton.text import TextStream
+from router.deadlines import Deadlines
 from router.line import Line
 from router.tries import ISOLATION_S, Tries
 
@@ -125,6 +126,7 @@ class Ledger:
         self._by_state: dict[State, dict[str, Entry]] = {state: {} for state in LIVE}
         self._runs: dict[str, Entry] = {}
         self._line = Line()
+        self.deadlines = Deadlines()
         self._serial = 0
         self.late_reports = 0  # about runs already over: normal after a cancel, so counted
 
@@ -136,6 +138,8 @@ class Ledger:
         entry.serial = self._serial
         self._entries[entry.id] = self._by_state[State.QUEUED][entry.id] = entry
         self._line.add(entry.id, entry.tenant, entry.group, entry.cost)
+        self.deadlines.ends(entry.id, entry.timeout_s, now)
+        self.waits(entry, now)
         self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
@@ -148,11 +152,21 @@ class Ledger:
             entry.run_number += 1
             entry.placed_at, entry.tries.proven = now, False
             self._runs[entry.run] = entry
+        elif event is Event.GRANTED:
+            self.deadlines.placed(entry.id)
+        elif event is Event.FINISH:
+            self.deadlines.ended(entry.id)
+        elif event in (Event.LOST, Event.RETRY):
+            self.waits(entry, now)
         self._listener.happened(entry, event, now, note)
         if state in (State.QUEUED, State.FINISHED):
             self._runs.pop(entry.run, None)
             entry.decode = entry.prefill = entry.grant = entry.receipt = None
             entry.cached_tokens = 0
+
+    def waits(self, entry: Entry, now: float) -> None:
+        """It waits for a worker, from now on if it did not yet."""
+        self.deadlines.waits(entry.id, entry.queue_timeout_s, now)
 
     def tokens(self, entry: Entry, token_ids: Sequence[int], times: Sequence[float]) -> None:
         """Append tokens that were sampled at these times."""

@@ -12,7 +12,6 @@ from baton.wire import messages as msg
 from baton.wire.node import Effect, To
 from router import failures
 from router.admission import Served, admit
-from router.deadlines import Deadlines
 from router.ledger import Entry, Ledger
 from router.scheduling import Scheduler
 from router.timings import timings
@@ -34,7 +33,6 @@ class Requests:
         self._served = served
         self._tokenizer = tokenizer
         self._clock = clock  # measures tokenizing only; elsewhere time is an argument
-        self._deadlines = Deadlines()
         self._dropping: dict[str, tuple[str, str]] = {}  # run -> prefill, decode; Released expected
 
     # ---- from clients
@@ -50,7 +48,6 @@ class Requests:
         except RequestError as error:
             return [To(client, msg.Failed(submit.request, error.code, str(error)))]
         self._ledger.add(entry, now)
-        self._deadlines.submitted(entry, now)
         took = self._clock() - started
         return [To(client, msg.Accepted(submit.request, len(entry.prompt_ids), took))]
 
@@ -66,7 +63,7 @@ class Requests:
         effects: list[Effect] = []
         for entry in self._ledger.of_client(client):
             effects += self._withdraw(entry)
-            self._finish(entry, "abort", now)
+            self._ledger.apply(entry, Event.FINISH, now, note="abort")
         return effects
 
     # ---- from workers
@@ -80,7 +77,6 @@ class Requests:
                 if entry is None:
                     return [To(sender, msg.Cancel(grant.run))]
                 self._scheduler.granted(entry, grant, now)
-                self._deadlines.placed(entry)
             case msg.Deferred(run):
                 if entry := follow(run, State.RESERVING, by=sender):
                     self._scheduler.deferred(entry, now)
@@ -128,7 +124,7 @@ class Requests:
             else:
                 self._ledger.apply(entry, Event.LOST, now, note="worker lost")
         for entry in self._ledger.queued_again():  # preempted ones, too, may have lost their worker
-            self._deadlines.waits(entry, now)
+            self._ledger.waits(entry, now)
         return effects
 
     # ---- by time
@@ -136,20 +132,16 @@ class Requests:
     def fail_overdue(self, now: float, missing: Callable[[], str]) -> list[Effect]:
         """Fail the requests whose time is over. `missing`: what the cluster lacks, empty if nothing."""
         effects: list[Effect] = []
-        while (name := self._deadlines.late_to_end(now)) is not None:
+        while (name := self._ledger.deadlines.late_to_end(now)) is not None:
             entry = self._ledger.entry(name)
             effects += self._fail(entry, *failures.deadline_exceeded(entry), now)
         lacking = ""
-        while (name := self._deadlines.late_to_start(now)) is not None:
+        while (name := self._ledger.deadlines.late_to_start(now)) is not None:
             running, waiting = self._ledger.count(*PLACED), self._ledger.count(State.QUEUED)
             busy = f"all are busy ({running} running, {waiting} waiting)"
             entry, lacking = self._ledger.entry(name), lacking or missing() or busy
             effects += self._fail(entry, *failures.queue_timeout(entry, lacking), now)
         return effects
-
-    def due(self, now: float) -> float:
-        """Seconds to the next deadline of a request."""
-        return self._deadlines.due(now)
 
     def refuse_unplaceable(self, now: float) -> list[Effect]:
         """Fail requests that no pool here could ever hold."""
@@ -234,7 +226,7 @@ class Requests:
         effects = self._withdraw(entry) if running else []
         client, request = entry.client, entry.id
         kv_bytes = self._scheduler.kv_bytes_per_token(entry)
-        self._finish(entry, reason, now)
+        self._ledger.apply(entry, Event.FINISH, now, note=reason)
         return [*effects, To(client, msg.Finished(request, reason, timings(entry, now, kv_bytes)))]
 
     def _fail(
@@ -242,12 +234,8 @@ class Requests:
     ) -> list[Effect]:
         """`placed`: its run must still be cancelled on its workers."""
         effects = self._withdraw(entry) if placed else []
-        self._finish(entry, code, now)
+        self._ledger.apply(entry, Event.FINISH, now, note=code)
         return [*effects, To(entry.client, msg.Failed(entry.id, code, why))]
-
-    def _finish(self, entry: Entry, note: str, now: float) -> None:
-        self._deadlines.ended(entry)
-        self._ledger.apply(entry, Event.FINISH, now, note=note)
 
     def _refill(self, entry: Entry, why: str, now: float) -> list[Effect]:
         """The run's KV is unusable and its workers have released it: queue it again. Decode fills the
@@ -268,5 +256,4 @@ class Requests:
     def _again(self, entry: Entry, why: str, now: float) -> list[Effect]:
         effects = self._withdraw(entry)
         self._ledger.apply(entry, Event.RETRY, now, note=why)
-        self._deadlines.waits(entry, now)
         return effects

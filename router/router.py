@@ -119,7 +119,7 @@ class Router:
 
     def due(self, now: float) -> float:
         waits = (self._next_beat - now, self._scheduler.due(now), self._observers.due(now))
-        return max(0.0, min(*waits, self._requests.due(now)))
+        return max(0.0, min(*waits, self.ledger.deadlines.due(now)))
 
     # ---- workers
 

@@ -145,6 +145,21 @@ def test_a_request_whose_run_was_useless_waits_anew() -> None:
     assert failed.code == "queue_timeout"
 
 
+def test_a_request_that_nobody_can_fill_any_more_waits_anew() -> None:
+    """Its decode worker is out of reach of the new prefill worker, so it is placed again."""
+    desk = Desk("d1", "p1")
+    desk.hear("client", msg.Submit("a", (1, 2, 3), GenerationParams(4), queue_timeout_s=60.0))
+    desk.step()
+    desk.hear("d1", msg.Reserved(desk.grant("a#0")))
+    assert desk.router.ledger.deadlines.due(0.0) == inf
+    desk.hear("p1", msg.Exited("p1"))
+    desk.join("p2")
+    desk.hear("p2", msg.AttachFailed("d1", "d1/0", "no way"))
+    desk.step()
+    assert desk.state("a") is State.QUEUED
+    assert desk.router.ledger.deadlines.due(0.0) == 60.0
+
+
 def test_the_time_for_the_whole_request_goes_on_whatever_happens_to_it() -> None:
     desk = TimedDesk(wait=60.0, whole=70.0)
     desk.ask("a")
@@ -178,10 +193,10 @@ def test_no_limit_is_no_deadline_and_what_ended_has_none() -> None:
     desk.hear("d1", msg.Decoded((msg.RunTokens("a#0", 3, (5,), "length"),)))
     desk.hear("client", msg.Abort("b"))
     desk.hear("client", msg.Exited("client"))
-    assert desk.router._requests.due(0.0) == inf
+    assert desk.router.ledger.deadlines.due(0.0) == inf
     desk.wait = desk.whole = 0.0
     desk.ask("d")
-    assert desk.router._requests.due(0.0) == inf
+    assert desk.router.ledger.deadlines.due(0.0) == inf
     assert desk.at(1e9) == []
 
 
