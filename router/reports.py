@@ -62,8 +62,14 @@ class Reports:
                 fits = True
             case _:  # an order, or an answer to a client
                 fits = False
-        self.forged += not fits
+        if not fits:
+            self._count()
         return (message,) if fits else ()
+
+    def _count(self) -> None:
+        """Forged ones are among the late reports of Counts."""
+        self.forged += 1
+        self._ledger.late_reports += 1
 
     def _fills(self, member: Member, run: str) -> bool:
         """It fills this run, or the run is over. A decode worker cannot say what a writer does."""
@@ -85,12 +91,12 @@ class Reports:
         broken: list[Message] = []
         for tokens in runs:
             if not self._decodes(member, tokens.run):
-                self.forged += 1
+                self._count()
                 continue
             entry = self._ledger.running(tokens.run)
             why = "" if entry is None else self._impossible(entry, tokens)
             if entry is not None and why and entry.state is State.DECODING:
-                self.forged += 1
+                self._count()
                 text = f"the decode worker sent tokens that cannot be: {why}"
                 broken.append(msg.RunFailed(tokens.run, BROKEN, text))
             else:

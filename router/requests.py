@@ -192,7 +192,8 @@ class Requests:
         text = found.text + (entry.text.finish() if reason is not None else "")
         entry.detokenize_s += self._clock() - started
         ids, ages = new.token_ids[:count], new.ages[:count]
-        self._ledger.tokens(entry, ids, [now - age for age in ages] or [now] * count)
+        times = [max(entry.submitted, now - age) for age in ages] or [now] * count
+        self._ledger.tokens(entry, ids, times)
         emission = msg.Emitted(entry.id, ids, text, new.logprobs[:count], ages)
         if reason is None:
             return emission, []

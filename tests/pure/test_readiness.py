@@ -1,0 +1,240 @@
+"""Whether requests can be served, what is missing, and who fills meanwhile."""
+
+import dataclasses
+
+import pytest
+
+from baton.kv.grant import Grant
+from baton.lifecycle import State
+from baton.wire import messages as msg
+from baton.wire.node import Effect, To
+from baton.wire.records import ProcessDown
+from router.readiness import FILLING_THEMSELVES, MAX_SUPERVISORS, PREFILL_GRACE_S, Readiness
+from router.workers import WorkerRegistry
+from tests.pure.test_router_edges import RULES, Desk, sent
+from tests.pure.test_workers import SILENT, attach, hello, members
+from tests.pure.town import Town, calm_answer
+
+DECODE_DOWN = ProcessDown(
+    "decode-0", "decode", 6, "exit code 1: cannot map the pool", 16.0, "/tmp/b/logs/decode-0.log"
+)
+PREFILL_DOWN = ProcessDown("prefill-0", "prefill", 1, "signal 9", 0.0, "/tmp/b/logs/prefill-0.log")
+PREFILL_DIED = (
+    "prefill-0 died with signal 9; it is started again now; log: /tmp/b/logs/prefill-0.log"
+)
+
+
+def judged(*workers: str, colocated: bool = False) -> tuple[WorkerRegistry, Readiness]:
+    made = members(*workers)
+    return made, Readiness(made, colocated=colocated)
+
+
+def test_what_is_missing_at_the_start_is_said_in_words() -> None:
+    made, ready = judged()
+    assert ready.missing(0.0) == "no decode worker has joined"
+    made.join(hello("d1"), 0.0)
+    assert ready.missing(0.0) == "no prefill worker has joined"
+    made.join(hello("p1"), 0.0)
+    assert ready.missing(0.0) == "no prefill worker is attached to a decode worker yet"
+    attach(made, "p1", "d1")
+    assert (ready.missing(0.0), ready.degraded(0.0)) == ("", "")
+
+
+def test_a_colocated_cluster_waits_for_no_prefill_worker() -> None:
+    _, ready = judged("d1", colocated=True)
+    assert (ready.missing(0.0), ready.degraded(0.0)) == ("", "")
+    assert ready.fill_themselves(0.0)
+
+
+def test_a_cluster_waits_for_its_prefill_workers_for_a_limited_time() -> None:
+    _, ready = judged("d1")
+    before = PREFILL_GRACE_S - 0.1
+    assert (ready.missing(before), ready.fill_themselves(before)) == (
+        "no prefill worker has joined", False
+    )  # fmt: skip
+    assert (ready.missing(PREFILL_GRACE_S), ready.fill_themselves(PREFILL_GRACE_S)) == ("", True)
+    assert ready.degraded(PREFILL_GRACE_S) == f"no prefill worker has joined; {FILLING_THEMSELVES}"
+
+
+def test_it_waits_no_longer_once_they_are_reported_down() -> None:
+    _, ready = judged("d1")
+    ready.supervised("boss", (PREFILL_DOWN,), 1.0)
+    assert ready.missing(1.0) == ""
+    assert ready.degraded(1.0) == f"no prefill worker runs: {PREFILL_DIED}; {FILLING_THEMSELVES}"
+
+
+def test_a_prefill_worker_that_cannot_write_leaves_the_cluster_degraded() -> None:
+    made, ready = judged("d1", "p1")
+    prefill = made.get("p1")
+    assert prefill is not None
+    prefill.failed["d1"] = "no shared memory"
+    assert ready.missing(0.0) == ""
+    why = "p1 cannot write to d1: no shared memory"
+    assert ready.degraded(0.0) == f"{why}; {FILLING_THEMSELVES}"
+
+
+def test_the_death_of_the_last_prefill_worker_degrades_the_cluster_at_once() -> None:
+    made, ready = judged("d1", "p1")
+    attach(made, "p1", "d1")
+    made.remove("p1", proven_dead=True)
+    assert ready.missing(0.0) == ""
+    assert ready.degraded(0.0) == f"no prefill worker has joined; {FILLING_THEMSELVES}"
+    assert ready.fill_themselves(0.0)
+
+
+def test_it_fills_remotely_again_as_soon_as_a_prefill_worker_is_about_to_attach() -> None:
+    made, ready = judged("d1", "p1")
+    attach(made, "p1", "d1")
+    made.remove("p1", proven_dead=True)
+    made.join(hello("p2"), 0.0)
+    assert not ready.fill_themselves(0.0)
+    assert not made.prefill_reaches("d1", 0.0)
+    attach(made, "p2", "d1")
+    assert made.prefill_reaches("d1", 0.0)
+
+
+def test_silence_is_not_death_and_readiness_follows_death() -> None:
+    made, ready = judged("d1", "p1")
+    attach(made, "p1", "d1")
+    assert ready.missing(SILENT + 5.0) == ""
+    made.heard("d1", SILENT + 5.0)
+    silent = "prefill worker answers: p1 is silent for 8 s (at a long step, or stalled)"
+    assert ready.degraded(SILENT + 5.2) == f"no {silent}; {FILLING_THEMSELVES}"
+    assert ready.degraded(SILENT + 5.2) == ready.degraded(SILENT + 5.9)
+    for worker in ("d1", "p1"):
+        made.remove(worker, proven_dead=False)
+    assert ready.missing(SILENT + 6.0) == "no decode worker has joined"
+
+
+def test_workers_that_leave_are_not_counted_on() -> None:
+    made, ready = judged("d1", "p1")
+    attach(made, "p1", "d1")
+    for member in made:
+        member.leaving = True
+    assert ready.missing(0.0) == "no decode worker accepts requests: d1 leaving"
+    assert [info.state for info in made.infos(0.0)] == ["leaving", "leaving"]
+    assert not made.prefill_reaches("d1", 0.0)
+
+
+def test_a_crash_loop_is_told_with_its_reason_its_log_and_its_next_start() -> None:
+    _, ready = judged()
+    ready.supervised("boss", (DECODE_DOWN,), 100.0)
+    text = (
+        "no decode worker runs: decode-0 died 6 times within 60 s, the last time with exit code 1: "
+        "cannot map the pool; it is started again within {} s; log: /tmp/b/logs/decode-0.log"
+    )
+    assert ready.missing(100.0) == text.format(16)
+    assert ready.missing(104.2) == text.format(12)
+    changes = {ready.missing(100.0 + tick / 10) for tick in range(100)}
+    assert len(changes) <= 11  # once a second at most
+    assert "started again now" in ready.missing(140.0)
+
+
+def test_a_report_is_withdrawn_by_an_empty_one_and_by_the_end_of_its_sender() -> None:
+    _, ready = judged()
+    ready.supervised("boss", (DECODE_DOWN,), 0.0)
+    ready.supervised("other", (DECODE_DOWN,), 0.0)
+    ready.supervised("boss", (), 1.0)
+    assert "decode-0 died" in ready.missing(1.0)
+    ready.forget("other")
+    assert ready.missing(1.0) == "no decode worker has joined"
+    for index in range(100):
+        ready.supervised(f"client-{index}", (DECODE_DOWN,), 1.0)
+    assert len(ready._reports) == MAX_SUPERVISORS
+
+
+def test_the_death_of_one_of_two_degrades_and_its_reason_is_told() -> None:
+    made, ready = judged("d1", "p1")
+    attach(made, "p1", "d1")
+    ready.supervised("boss", (dataclasses.replace(DECODE_DOWN, name="decode-1"), PREFILL_DOWN), 0.0)
+    assert ready.missing(0.0) == ""
+    told = ready.degraded(0.0)
+    assert told.startswith(f"{PREFILL_DIED}; decode-1 died 6 times")
+    assert FILLING_THEMSELVES not in told
+
+
+# ---- the router
+
+
+def info(desk: Desk) -> msg.ClusterInfo:
+    return desk.router.info(desk.now)
+
+
+def starts(effects: list[Effect]) -> list[msg.Start]:
+    return [e.message for e in effects if isinstance(e, To) and isinstance(e.message, msg.Start)]
+
+
+def test_the_router_passes_reports_on_and_forgets_those_of_clients_that_are_gone() -> None:
+    desk = Desk("d1", "p1")
+    assert desk.hear("boss", msg.Supervised((PREFILL_DOWN,))) == []
+    assert info(desk).degraded == PREFILL_DIED
+    desk.hear("boss", msg.Unreachable("boss"))
+    assert (info(desk).ready, info(desk).degraded) == (True, "")
+    desk.hear("d1", msg.Exited("d1"))
+    desk.hear("boss", msg.Supervised((DECODE_DOWN,)))
+    assert not info(desk).ready
+    assert "cannot map the pool" in info(desk).waiting_for
+    assert info(desk).degraded == ""
+
+
+def test_requests_with_blocks_start_without_a_receipt_when_the_last_prefill_worker_dies() -> None:
+    desk = Desk(rules=dataclasses.replace(RULES, window_s=100.0, batch_size=8))
+    desk.submit("a")
+    desk.submit("b")
+    desk.step()
+    desk.hear("d1", msg.Reserved(desk.grant("a#0")))
+    assert not starts(desk.step())  # waits for the other, to be filled together
+    desk.hear("p1", msg.Exited("p1"))
+    assert [(start.run, start.receipt) for start in starts(desk.step())] == [("a#0", None)]
+    desk.submit("c")
+    assert sent(desk.step(), msg.Reserve)
+    for name in "bc":
+        desk.hear("d1", msg.Reserved(Grant("d1", "d1/0", f"{name}#0", 2, (1,))))
+    assert len(starts(desk.step())) == 2
+    assert desk.state("c") is State.DECODING
+
+
+def test_a_request_waits_for_its_prefill_worker_while_the_cluster_starts() -> None:
+    desk = Desk("d1")
+    desk.submit("a")
+    assert not sent(desk.step(), msg.Reserve)
+    desk.now = PREFILL_GRACE_S
+    desk.hear("d1", msg.Heartbeat("d1/0", 2))
+    assert sent(desk.step(), msg.Reserve)
+
+
+@pytest.mark.parametrize("decodes", [1, 2])
+def test_a_cluster_without_prefill_workers_answers_rightly(decodes: int) -> None:
+    town = Town(prefills=1, decodes=decodes)
+    town.submit("before", range(1, 12), 4)
+    town.run_all(["before"])
+    (prefill,) = town.workers("prefill")
+    town.kill(prefill, restart=False)
+    names = [f"r{index}" for index in range(6)]
+    for index, name in enumerate(names):
+        town.submit(name, range(index * 20 + 1, index * 20 + 14), 5)
+    town.run_all(names)
+    town.start_worker("prefill", 0)
+    town.run(lambda: town.router.info(town.now).degraded == "")
+    seen: list[type] = []
+    town.before = lambda s, r, message: seen.append(type(message))
+    town.submit("after", range(200, 212), 4)
+    town.run_all(["after"])
+    assert msg.Fill in seen
+    for index, name in enumerate(names):
+        assert (
+            town.outcomes[name].tokens == calm_answer(range(index * 20 + 1, index * 20 + 14), 5)[0]
+        )
+
+
+def test_a_stalled_prefill_worker_holds_up_nothing_that_it_has_not_begun() -> None:
+    town = Town(patience_s=300.0)
+    town.submit("before", range(1, 12), 4)
+    town.run_all(["before"])
+    town.stalled.update(town.workers("prefill"))
+    began = town.now
+    town.run(lambda: town.now > began + 4.0)
+    town.submit("a", range(20, 32), 4)
+    town.run(lambda: bool(town.outcomes["a"].ends))
+    assert town.now < began + 10.0
+    assert town.router.info(town.now).ready
