@@ -199,7 +199,7 @@ class Hostile(Town):
             due = (forger, to) == (sender, receiver) and type(message) in kinds
             if self.left and due and self.dice.random() < 0.5:  # the truth comes after it
                 self._inject(forger, to, self.forge.changed(message), at_once=True)
-        while self.left and self.forgers and self.dice.random() < 0.5:
+        while self.left and self.forgers and self.dice.random() < 0.3:
             forger, to, kinds = self.dice.choice(self.forgers)
             self._inject(forger, to, self.forge.message(kinds))
 
@@ -221,6 +221,12 @@ class Hostile(Town):
         return hello and self.router.workers.rejection(forger, message) is None
 
     def live(self) -> None:
+        """All have joined when the requests come; forging begins with them."""
+        forgers, self.forgers = self.forgers, []
+        self.run(lambda: self.router.info(self.now).ready and not self.deliver_one())
+        for _ in range(5):
+            self.turn()
+        self.forgers = forgers
         for name, (prompt, length) in self.prompts.items():
             self.submit(name, prompt, length)
 
