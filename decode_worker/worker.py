@@ -24,6 +24,7 @@ from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
+from baton.wire.orders import unfit_start
 from baton.wire.rare_line import RareLine
 from decode_worker.batching import Share, plan_step
 from decode_worker.model import DecodeModel, Draw, Drawn
@@ -169,7 +170,9 @@ class DecodeWorker:
     # ---- runs
 
     def _start(self, order: msg.Start, now: float) -> list[Effect]:
-        if why := self._impossible(order):
+        if order.run in self.runs or order.run in self.arriving:
+            return self._ignore(order.run, "Start of a run that is started", now)
+        if why := unfit_start(order, self.hello, self.vocabulary):
             return self._ignore(order.run, why, now)
         grant = self.table.start(order.run)
         if grant is None:
@@ -187,18 +190,6 @@ class DecodeWorker:
             return []
         self.arriving[order.run] = Arriving(run, order.receipt, now + ARRIVAL_S)
         return self._check_arrival(order.run, now)
-
-    def _impossible(self, order: msg.Start) -> str:
-        """Why this order cannot be carried out; empty if it can."""
-        ids, length = order.token_ids, len(order.token_ids)
-        if order.run in self.runs or order.run in self.arriving:
-            return "Start of a run that is started"
-        if not 1 <= order.prompt_tokens <= length:
-            return f"Start with {order.prompt_tokens} prompt tokens among {length}"
-        if max(ids) >= self.vocabulary:
-            return f"Start with token id {max(ids)}, the vocabulary has {self.vocabulary}"
-        most = self.hello.blocks * self.hello.block_size
-        return f"Start with {length} tokens, the pool holds {most}" if length > most else ""
 
     def _ignore(self, run: str, why: str, now: float) -> list[Effect]:
         """An order that cannot be: nothing changes."""
