@@ -4,7 +4,6 @@ A step takes as many tokens as the budget allows, so short prompts share a forwa
 into chunks: see plan_chunks().
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,10 +16,7 @@ from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
-from baton.wire.orders import unfit_fill
-from baton.wire.rare_line import RareLine
-
-logger = logging.getLogger(__name__)
+from baton.wire.orders import Ignored, unfit_fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,7 @@ class PrefillWorker:
         self._hello = hello
         self._vocabulary = vocabulary
         self._pools: dict[str, tuple[str, int]] = {}  # attached: its epoch and blocks
-        self._ignored = RareLine()  # orders that cannot be
+        self._ignored = Ignored()  # orders that cannot be
         self._model = model
         self._budget = token_budget
         self._jobs: dict[str, Job] = {}
@@ -178,9 +174,7 @@ class PrefillWorker:
         grant, run = order.grant, order.grant.run
         epoch, blocks = self._pools.get(grant.worker, (grant.epoch, INT_MAX))
         if run in self._jobs:
-            if (more := self._ignored.more(now)) is not None:
-                logger.warning("%s: Fill of a run that is being filled%s", run, more)
-            return []
+            return self._ignored.note(run, "Fill of a run that is being filled", now)
         if why := unfit_fill(order, self._hello, self._vocabulary, epoch=epoch, blocks=blocks):
             return [To(ROUTER, msg.FillFailed(run, why))]
         self._jobs[run] = Job(grant, order.token_ids)

@@ -1,11 +1,32 @@
-"""Orders that cannot be carried out, whoever sent them: why, or an empty text. Pure."""
+"""Orders that cannot be carried out, whoever sent them: why, or an empty text."""
+
+import logging
 
 from baton.wire.messages import Fill, Hello, Start
+from baton.wire.node import Effect
+from baton.wire.rare_line import RareLine
+
+logger = logging.getLogger(__name__)
 
 
-def unfit_start(order: Start, hello: Hello, vocabulary: int) -> str:
+class Ignored:
+    """Orders that change nothing, with one log line a second at most."""
+
+    def __init__(self) -> None:
+        self._line = RareLine()
+
+    def note(self, run: str, why: str, now: float) -> list[Effect]:
+        """No effects."""
+        if (more := self._line.more(now)) is not None:
+            logger.warning("%s: an order of the router is ignored: %s%s", run, why, more)
+        return []
+
+
+def unfit_start(order: Start, hello: Hello, vocabulary: int, *, started: bool) -> str:
     """For a decode worker that introduced itself so."""
     ids, length = order.token_ids, len(order.token_ids)
+    if started:
+        return "Start of a run that is started"
     if not 1 <= order.prompt_tokens <= length:
         return f"Start with {order.prompt_tokens} prompt tokens among {length}"
     if max(ids) >= vocabulary:
