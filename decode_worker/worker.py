@@ -7,12 +7,10 @@ Start   -> arriving         until the KV in the pool matches the receipt
 last token, Cancel, Reset   its blocks are released (baton/kv/blocks.py)
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from baton.bounds import INT_MAX
 from baton.errors import RequestError
 from baton.grammar import Grammars, Matcher
 from baton.kv.blocks import ANY_WRITER, BlockTable
@@ -25,15 +23,13 @@ from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
-from baton.wire.rare_line import RareLine
+from baton.wire.orders import Ignored, unfit_start
 from decode_worker.batching import Share, plan_step
 from decode_worker.model import DecodeModel, Draw, Drawn
 from decode_worker.pool_reporter import PoolReporter
 from decode_worker.runs import Arriving, Run, RunStep, make_room
 from decode_worker.speculation import Speculation, Wanted, accepted_prefix
 from decode_worker.token_buffer import TokenBuffer
-
-logger = logging.getLogger(__name__)
 
 LEASE_S = 60.0
 ARRIVAL_S = 10.0  # longest wait for KV after its receipt; then it is filled again
@@ -50,7 +46,7 @@ class DecodeWorker:
     speculation: Speculation = field(default_factory=Speculation)
     prefix_caching: bool = True
     grammars: Grammars | None = None
-    vocabulary: int = INT_MAX
+    vocabulary: int = 2**31
     pace: Pace = field(default_factory=Pace)  # what is known of this machine's speed
     table: BlockTable = field(init=False)
     block_hashes: dict[str, tuple[bytes, ...]] = field(init=False, default_factory=dict)  # by run
@@ -62,7 +58,7 @@ class DecodeWorker:
     _step_began: float = field(init=False, default=0.0)  # the last step
     _more_kv: bool = field(init=False, default=False)  # KV has arrived that is not received yet
     _blocked: bool = field(init=False, default=False)  # all runs wait for blocks
-    _ignored: RareLine = field(init=False, default_factory=RareLine)  # orders that cannot be
+    _ignored: Ignored = field(init=False, default_factory=Ignored)  # orders that cannot be
 
     def __post_init__(self) -> None:
         hello = self.hello
@@ -126,9 +122,7 @@ class DecodeWorker:
 
     def _reserve(self, order: msg.Reserve, now: float) -> list[Effect]:
         if order.tokens < 1 or self.table.holds(order.run):
-            return self._ignore(
-                order.run, "Reserve for no tokens, or of a run that has blocks", now
-            )
+            return self._ignored.note(order.run, "Reserve of none, or again", now)
         run, blocks = order.run, -(-order.tokens // self.hello.block_size)
         hashes = order.block_hashes[1:] if self.prefix_caching else ()
         try:
@@ -171,8 +165,9 @@ class DecodeWorker:
     # ---- runs
 
     def _start(self, order: msg.Start, now: float) -> list[Effect]:
-        if why := self._impossible(order):
-            return self._ignore(order.run, why, now)
+        started = order.run in self.runs or order.run in self.arriving
+        if why := unfit_start(order, self.hello, self.vocabulary, started=started):
+            return self._ignored.note(order.run, why, now)
         grant = self.table.start(order.run)
         if grant is None:
             return [To(ROUTER, msg.FillRefused(order.run, "its lease on KV blocks ran out"))]
@@ -189,24 +184,6 @@ class DecodeWorker:
             return []
         self.arriving[order.run] = Arriving(run, order.receipt, now + ARRIVAL_S)
         return self._check_arrival(order.run, now)
-
-    def _impossible(self, order: msg.Start) -> str:
-        """Why this order cannot be carried out; empty if it can."""
-        ids, length = order.token_ids, len(order.token_ids)
-        if order.run in self.runs or order.run in self.arriving:
-            return "Start of a run that is started"
-        if not 1 <= order.prompt_tokens <= length:
-            return f"Start with {order.prompt_tokens} prompt tokens among {length}"
-        if max(ids) >= self.vocabulary:
-            return f"Start with token id {max(ids)}, the vocabulary has {self.vocabulary}"
-        most = self.hello.blocks * self.hello.block_size
-        return f"Start with {length} tokens, the pool holds {most}" if length > most else ""
-
-    def _ignore(self, run: str, why: str, now: float) -> list[Effect]:
-        """An order that cannot be: nothing changes."""
-        if (more := self._ignored.more(now)) is not None:
-            logger.warning("%s: an order of the router is ignored: %s%s", run, why, more)
-        return []
 
     def _matcher(self, order: msg.Start) -> Matcher | None:
         grammar = order.params.grammar

@@ -4,7 +4,6 @@ Short prompts share a forward, long ones are cut into chunks. So a forward is sh
 meanwhile does not wait long: see plan_chunks().
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,9 +17,7 @@ from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
-from baton.wire.rare_line import RareLine
-
-logger = logging.getLogger(__name__)
+from baton.wire.orders import Ignored, unfit_fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +112,10 @@ class PrefillWorker:
     ) -> None:
         """`token_budget`: most tokens in one forward. `pace`: what is known of this machine's speed."""
         self._membership = Membership(hello, self._start_anew)
-        self._block_size = hello.block_size
+        self._hello = hello
         self._vocabulary = vocabulary
         self._pools: dict[str, tuple[str, int]] = {}  # attached: its epoch and blocks
-        self._ignored = RareLine()  # orders that cannot be
+        self._ignored = Ignored()  # orders that cannot be
         self._model = model
         self._budget = token_budget
         self._pace = pace or Pace()
@@ -143,8 +140,8 @@ class PrefillWorker:
                 self._model.detach(worker)
             case msg.Cores(cores):
                 self._model.use_cores(cores)
-            case msg.Fill(grant, token_ids):
-                return self._accept(Job(grant, token_ids), now)
+            case msg.Fill():
+                return self._accept(message, now)
             case msg.Drop(run):
                 job = self._jobs.pop(run, None)
                 if job is not None:
@@ -183,31 +180,16 @@ class PrefillWorker:
 
     # ---- jobs
 
-    def _accept(self, job: Job, now: float) -> list[Effect]:
+    def _accept(self, order: msg.Fill, now: float) -> list[Effect]:
         """A Fill that is given twice is ignored, one that cannot be fails: neither writes a block."""
-        grant = job.grant
-        if grant.run in self._jobs:
-            if (more := self._ignored.more(now)) is not None:
-                logger.warning("%s: Fill of a run that is being filled%s", grant.run, more)
-            return []
-        if why := self._impossible(job):
-            return [To(ROUTER, msg.FillFailed(grant.run, why))]
-        self._jobs[grant.run] = job
-        return []
-
-    def _impossible(self, job: Job) -> str:
-        """Why this cannot be filled; empty if it can. Without a link the model says so."""
-        grant, ids, size = job.grant, job.token_ids, self._block_size
+        grant, run = order.grant, order.grant.run
         epoch, blocks = self._pools.get(grant.worker, (grant.epoch, INT_MAX))
-        if epoch != grant.epoch:
-            return f"the grant is of epoch {grant.epoch}, the link of {epoch}"
-        if not len(grant.prefix) * size < len(ids) <= len(grant.table) * size:
-            return f"{len(ids)} tokens do not fit {len(grant.table)} blocks"
-        if max(grant.table) >= blocks:
-            return f"block {max(grant.table)} of a pool of {blocks}"
-        if max(ids) >= self._vocabulary:
-            return f"token id {max(ids)}, the vocabulary has {self._vocabulary}"
-        return ""
+        if run in self._jobs:
+            return self._ignored.note(run, "Fill of a run that is being filled", now)
+        if why := unfit_fill(order, self._hello, self._vocabulary, epoch=epoch, blocks=blocks):
+            return [To(ROUTER, msg.FillFailed(run, why))]
+        self._jobs[run] = Job(grant, order.token_ids)
+        return []
 
     def _admit(self) -> list[Effect]:
         """First come, first served: a job without room blocks those behind it."""

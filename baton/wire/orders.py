@@ -1,0 +1,49 @@
+"""Orders that cannot be carried out, whoever sent them: why, or an empty text."""
+
+import logging
+
+from baton.wire.messages import Fill, Hello, Start
+from baton.wire.node import Effect
+from baton.wire.rare_line import RareLine
+
+logger = logging.getLogger(__name__)
+
+
+class Ignored:
+    """Orders that change nothing, with one log line a second at most."""
+
+    def __init__(self) -> None:
+        self._line = RareLine()
+
+    def note(self, run: str, why: str, now: float) -> list[Effect]:
+        """No effects."""
+        if (more := self._line.more(now)) is not None:
+            logger.warning("%s: an order of the router is ignored: %s%s", run, why, more)
+        return []
+
+
+def unfit_start(order: Start, hello: Hello, vocabulary: int, *, started: bool) -> str:
+    """For a decode worker that introduced itself so."""
+    ids, length = order.token_ids, len(order.token_ids)
+    if started:
+        return "Start of a run that is started"
+    if not 1 <= order.prompt_tokens <= length:
+        return f"Start with {order.prompt_tokens} prompt tokens among {length}"
+    if max(ids) >= vocabulary:
+        return f"Start with token id {max(ids)}, the vocabulary has {vocabulary}"
+    most = hello.blocks * hello.block_size
+    return f"Start with {length} tokens, the pool holds {most}" if length > most else ""
+
+
+def unfit_fill(order: Fill, hello: Hello, vocabulary: int, *, epoch: str, blocks: int) -> str:
+    """For a prefill worker. `epoch` and `blocks` are those of the pool that its link leads to."""
+    grant, ids, size = order.grant, order.token_ids, hello.block_size
+    if epoch != grant.epoch:
+        return f"the grant is of epoch {grant.epoch}, the link of {epoch}"
+    if not len(grant.prefix) * size < len(ids) <= len(grant.table) * size:
+        return f"{len(ids)} tokens do not fit {len(grant.table)} blocks"
+    if max(grant.table) >= blocks:
+        return f"block {max(grant.table)} of a pool of {blocks}"
+    if max(ids) >= vocabulary:
+        return f"token id {max(ids)}, the vocabulary has {vocabulary}"
+    return ""
