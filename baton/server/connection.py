@@ -10,6 +10,8 @@ Every way to end a connection ends it: within LINGER_S, or while the client read
 import asyncio
 import logging
 import re
+import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -138,7 +140,15 @@ class ServerTransport(asyncio.Transport):
         if self._inner.get_write_buffer_size():  # of a long response; _look() ends it if it must
             self._linger = self._loop.call_later(LINGER_S, self._lingered)
         else:
-            self._inner.abort()
+            self._reset()
+
+    def _reset(self) -> None:
+        """End it for the client too. After a mere close the kernel would keep what it holds for a client
+        that does not read, and the connection with it."""
+        own = self._inner.get_extra_info("socket")
+        if own is not None:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._inner.abort()
 
     def _in_kernel(self) -> int:
         return self._written - self._inner.get_write_buffer_size()
@@ -155,7 +165,7 @@ class ServerTransport(asyncio.Transport):
             self._since, self._passed = now, passed
         elif now >= self._since + WRITE_S:
             logger.warning("a client has read nothing for %g s and is disconnected", WRITE_S)
-            self._inner.abort()
+            self._reset()
             return
         self._look_again()
 

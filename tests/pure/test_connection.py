@@ -119,6 +119,12 @@ def answered(sent: bytes, status: int, code: str) -> dict[str, str]:
     return headers
 
 
+async def read_all(client: socket.socket) -> None:
+    """Until the server's end."""
+    while await asyncio.get_running_loop().sock_recv(client, 100_000):
+        pass
+
+
 BAD_HEADS = {
     "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
     "two lengths that differ": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
@@ -272,6 +278,8 @@ def test_who_does_not_read_is_cut_off(
                         await asyncio.sleep(0.02)
                     if path == b"/flood":
                         await served.app.ended.wait()
+                    with pytest.raises(ConnectionResetError):
+                        await read_all(client)
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(work())
