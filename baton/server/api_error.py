@@ -28,6 +28,8 @@ STATUS: dict[str, int] = {
     "context_length_exceeded": 400,
     "overloaded": 503,
     "not_ready": 503,
+    "queue_timeout": 503,
+    "deadline_exceeded": 504,
     "timeout": 504,
 }
 """By the codes of router and server; any other code is an internal error: 500."""
@@ -103,6 +105,15 @@ class ApiError(Exception):
         return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
 
     @classmethod
+    def over_share(cls, held: int, free: int, retry_after: int) -> "ApiError":
+        """The client holds its part of the places; the rest is for others."""
+        text = (
+            f"the server is busy: {held} requests of this client are waiting, and the last {free} places "
+            f"are kept for others; try again in {retry_after} s"
+        )
+        return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
+
+    @classmethod
     def not_ready(cls, why: str, retry_after: int) -> "ApiError":
         text = f"{why}; try again in {retry_after} s"
         return cls(503, text, OURS, code="not_ready", retry_after=retry_after)
@@ -159,8 +170,6 @@ def response(error: ApiError) -> JSONResponse:
     found: dict[str, str] = {}
     if error.status == 401:
         found["WWW-Authenticate"] = "Bearer"
-    if error.status == 413:
-        found["Connection"] = "close"  # the rest of the body is not read
     if error.retry_after is not None:
         found["Retry-After"] = str(error.retry_after)
     return JSONResponse(body(error), error.status, headers=found)

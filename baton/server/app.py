@@ -1,29 +1,33 @@
 """The application: routes and error responses, over service.py and monitor.py."""
 
+import asyncio
 import html
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from baton.errors import RequestError
 from baton.log import REQUEST
 from baton.params import check_ids
+from baton.server import bodies
 from baton.server.api_error import (
     ApiError,
     from_request_error,
     from_validation_error,
     response,
 )
-from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed, replay
+from baton.server.bodies import limits_of
+from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.schema import (
@@ -37,13 +41,6 @@ from baton.server.service import GenerationService
 from baton.server.sse import EventStream
 from baton.server.websocket import add_websocket
 
-COMPLETIONS = "/v1/completions"
-CHAT = "/v1/chat/completions"
-KINDS: Mapping[str, type[AnyRequest]] = {
-    COMPLETIONS: CompletionRequest,
-    CHAT: ChatRequest,
-}
-JSON = "application/json"
 PAGE = Path(__file__).parent / "page"
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -51,7 +48,8 @@ SECURITY = {
     "Cache-Control": "no-cache",
 }
 
-Answer = Callable[[Request, AnyRequest], Awaitable[Response]]
+Answer = Callable[[Request, Any], Awaitable[Response]]
+Routes = Mapping[str, tuple[type[BaseModel], Answer]]  # of JSON, by path
 Refuse = Callable[[str, ApiError | RequestError], Response]  # takes the method
 
 logger = logging.getLogger(__name__)
@@ -70,15 +68,17 @@ def make_app(
         redoc_url=None,
         lifespan=lifespan,
     )
+    monitor.metrics.admission = service.admission
     refuse = add_errors(app, monitor.metrics)
     add_state(app, service, monitor, version)
-    answer = add_openai(app, service, monitor)
-    app.add_middleware(FastPath, answer=answer, refuse=refuse)
+    add_models(app, service)
+    app.add_middleware(FastPath, routes=add_openai(app, service, monitor), refuse=refuse)
     add_websocket(app, service)
     add_page(app, monitor)
     settings = service.settings
     hosts = (*LOOPBACK, settings.host, *settings.allowed_hosts)
-    return Guard(app, AccessPolicy(hashed(settings.api_keys), hosts, settings.allowed_origins))
+    policy = AccessPolicy(hashed(settings.api_keys), hosts, settings.allowed_origins)
+    return Guard(app, policy, lambda path: limits_of(path, service.context))
 
 
 def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
@@ -122,7 +122,7 @@ def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
 
 
 def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, version: str) -> None:
-    """Health, version, load, metrics, models."""
+    """Health, version, load, metrics."""
 
     @app.get("/livez", tags=["state"], response_class=Response)
     async def livez() -> Response:
@@ -145,7 +145,12 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
             {"worker": w.worker.partition(".")[0], "role": w.role, "state": w.state}
             for w in (info.workers if info else ())
         ]
-        content = {"ready": not why, "why_not": why, "workers": workers}
+        content = {
+            "ready": not why,
+            "why_not": why,
+            "degraded": info.degraded if info else "",
+            "workers": workers,
+        }
         return JSONResponse(content, 503 if why else 200)
 
     @app.get("/version", tags=["state"])
@@ -163,6 +168,10 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
         """Metrics for Prometheus."""
         monitor.refresh()
         return Response(monitor.metrics.exposition(), media_type="text/plain; version=0.0.4")
+
+
+def add_models(app: FastAPI, service: GenerationService) -> None:
+    """The names under which this server's model can be asked for."""
 
     def described(name: str) -> dict[str, Any]:
         return {
@@ -188,23 +197,26 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
         return described(name)
 
 
-def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Answer:
-    """Completions, chat, and the tokenizer. Returns the function behind the first two, for FastPath."""
+def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Routes:
+    """Completions, chat, and the tokenizer. Returns what FastPath calls for each path."""
 
-    @app.post(COMPLETIONS, tags=["openai"])
+    @app.post(bodies.Path.COMPLETIONS, tags=["openai"])
     async def completions(request: Request, payload: CompletionRequest) -> Response:
         """Complete one or several prompts, given as text or token ids."""
         return await answered(request, payload)
 
-    @app.post(CHAT, tags=["openai"])
+    @app.post(bodies.Path.CHAT, tags=["openai"])
     async def chat(request: Request, payload: ChatRequest) -> Response:
         """Answer a conversation, formatted by the chat template."""
         return await answered(request, payload)
 
     async def answered(request: Request, payload: AnyRequest) -> Response:
-        own = str(request.scope["state"]["request_id"])  # the client's, if guard.py accepted it
+        state = request.scope["state"]
+        own = str(state["request_id"])  # the client's, if guard.py accepted it
         given = own if request.headers.get("x-request-id") == own else ""
-        prepared = await service.prepare(payload, request_id=given, stream=bool(payload.stream))
+        prepared = await service.prepare(
+            payload, tenant=state["tenant"], request_id=given, stream=bool(payload.stream)
+        )
         named = {} if given else {"X-Request-Id": prepared.name}
         monitor.begin(prepared.name, request.headers.get("traceparent"))
         stream = await service.begin(prepared)
@@ -212,34 +224,43 @@ def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> An
             return EventStream(stream.events(), named)
         return JSONResponse(await stream.whole(request.receive), headers=named)
 
-    @app.post("/tokenize", tags=["text"])
-    async def tokenize(payload: TokenizeRequest) -> dict[str, Any]:
+    @app.post(bodies.Path.TOKENIZE, tags=["text"])
+    async def tokenize(request: Request, payload: TokenizeRequest) -> Response:
         """Convert text or messages to token ids."""
         ids = await service.tokenized(payload)
-        return {"tokens": list(ids), "count": len(ids), "max_model_len": service.context}
+        content = {"tokens": list(ids), "count": len(ids), "max_model_len": service.context}
+        return JSONResponse(content)
 
-    @app.post("/detokenize", tags=["text"])
-    async def detokenize(payload: DetokenizeRequest) -> dict[str, str]:
+    @app.post(bodies.Path.DETOKENIZE, tags=["text"])
+    async def detokenize(request: Request, payload: DetokenizeRequest) -> Response:
         """Convert token ids to text."""
         check_ids(payload.tokens, service.files.vocab_size, param="tokens")
-        return {"prompt": service.tokenizer.decode(payload.tokens, special=True)}
+        decode = partial(service.tokenizer.decode, payload.tokens, special=True)
+        return JSONResponse({"prompt": await asyncio.to_thread(decode)})
 
-    return answered
+    return {
+        bodies.Path.COMPLETIONS: (CompletionRequest, completions),
+        bodies.Path.CHAT: (ChatRequest, chat),
+        bodies.Path.TOKENIZE: (TokenizeRequest, tokenize),
+        bodies.Path.DETOKENIZE: (DetokenizeRequest, detokenize),
+    }
 
 
 def add_page(app: FastAPI, monitor: Monitor) -> None:
     """The page, its data, and /docs."""
 
+    # Read once: a name that a client sends never reaches the file system.
+    files = {each.name: each.read_bytes() for each in PAGE.iterdir() if each.is_file()}
+
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        return FileResponse(PAGE / "index.html", headers=SECURITY)
+        return HTMLResponse(files["index.html"], headers=SECURITY)
 
     @app.get("/page/{name}", include_in_schema=False)
     async def file(name: str) -> Response:
-        found = PAGE / name
-        if found.parent != PAGE or not found.is_file():
+        if name not in files:
             raise ApiError.unknown_path(f"/page/{name}")
-        return FileResponse(found, headers=SECURITY)
+        return Response(files[name], headers=SECURITY, media_type=guess_type(name)[0])
 
     @app.get("/timeline", tags=["page"])
     async def timeline() -> Response:
@@ -276,42 +297,26 @@ def described(app: FastAPI) -> str:
 
 
 class FastPath:
-    """Valid requests to the two routes that generate do not pass through the web framework, whose
-    routing, body parsing and middleware take as much CPU as all the rest of a request. Everything else,
-    invalid requests above all, takes the same routes in the framework, which report errors."""
+    """Requests with a JSON body do not pass through the web framework. Its routing, body parsing and
+    middleware take as much CPU as all the rest of a request, and it would parse a large body, and list
+    all that is wrong with it, in the event loop."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        answer: Answer,
-        refuse: Refuse,
-    ) -> None:
+    def __init__(self, app: ASGIApp, routes: Routes, refuse: Refuse) -> None:
         self._app = app
-        self._answer = answer
+        self._routes = routes
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in KINDS:
+        json = scope["type"] == "http" and scope["method"] == "POST"
+        found = self._routes.get(scope["path"]) if json else None
+        if found is None:
             await self._app(scope, receive, send)
             return
-        data = (await receive()).get("body", b"")  # complete: see guard.py
-        request = Request(scope, receive)
-        payload = valid(KINDS[scope["path"]], request.headers.get("content-type", ""), data)
-        if payload is None:
-            await self._app(scope, replay(data, receive), send)
-            return
+        kind, answer = found
+        data = (await receive()).get("body", b"")  # complete and scanned: see guard.py
         try:
-            answer = await self._answer(request, payload)
+            payload = await bodies.model(kind, await bodies.read(data), size=len(data))
+            response = await answer(Request(scope, receive), payload)
         except (ApiError, RequestError) as error:
-            answer = self._refuse("POST", error)
-        await answer(scope, receive, send)
-
-
-def valid(kind: type[AnyRequest], content_type: str, data: bytes) -> AnyRequest | None:
-    """The request; None if the body is not a valid one."""
-    if content_type.partition(";")[0].strip().lower() != JSON:
-        return None
-    try:
-        return kind.model_validate(json.loads(data))
-    except (ValidationError, ValueError):
-        return None
+            response = self._refuse("POST", error)
+        await response(scope, receive, send)

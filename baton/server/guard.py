@@ -1,7 +1,7 @@
 """Guard: the outermost layer: access, limits on size and time, request ids, the access log.
 
-Pure ASGI (https://asgi.readthedocs.io/en/latest/specs/www.html), but for the time limit on a request's
-head, which is part of the HTTP protocol under it.
+Pure ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html. The connection under it is in
+connection.py.
 """
 
 import asyncio
@@ -12,34 +12,27 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from baton.log import REQUEST
 from baton.server.api_error import ApiError, response
+from baton.server.bodies import MAX_BODY_BYTES, PIECE, JsonLimits, JsonScan
 
-MAX_BODY_BYTES = 4 << 20
 BODY_S = 10.0
-"""Time limit for a body."""
-HEAD_S = 10.0
-DEEPEST_JSON = 32
+"""Time limit for a whole body."""
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping"})
 """Health checks need no key: they reveal nothing about requests."""
 PAGE_PATHS = ("/", "/page/", "/favicon.ico")
 """Neither do the page's own files: the page prompts for the key."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-STRING = re.compile(
-    rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL
-)  # the last may be unterminated
-ONE_KIND = bytes.maketrans(b"{}", b"[]")
-NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-PAIR = b"[]"
+JSON_KIND = re.compile(r"application/[!-~]{1,80}[+]json")
+LAST_STATUS = frozenset({401, 408, 413, 431})
+"""After these the connection is closed: their clients must not hold it."""
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 logger = logging.getLogger("server.access")
@@ -58,9 +51,17 @@ class AccessPolicy:
         if not self.keys:
             return True
         scheme, _, token = scope_headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        given = _digest(token)
         found = [hmac.compare_digest(given, key) for key in self.keys]
         return scheme.lower() == "bearer" and any(found)
+
+    def tenant(self, scope: Scope, sent: Headers) -> str:
+        """Who asks, for fair shares: the key, else the client's address. Without keys of the server's own
+        an Authorization header proves nothing, and each new one would be a new share."""
+        if self.keys:
+            return _digest(sent.get("authorization", "").partition(" ")[2]).hex()[:16]
+        client = scope.get("client")
+        return str(client[0]) if client else ""
 
     def host_allowed(self, host: str) -> bool:
         """Unknown names are refused, so that a web page cannot reach this server by DNS rebinding.
@@ -80,6 +81,10 @@ class AccessPolicy:
         return urlsplit(origin).netloc == host
 
 
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+
+
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -94,11 +99,14 @@ def hashed(keys: Sequence[str]) -> tuple[bytes, ...]:
 
 
 class Guard:
-    """Wraps the application."""
+    """Wraps the application. `limits`: of the JSON that a path takes; None for a path that takes none."""
 
-    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
+    def __init__(
+        self, app: ASGIApp, policy: AccessPolicy, limits: Callable[[str], JsonLimits | None]
+    ) -> None:
         self._app = app
         self._policy = policy
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -108,19 +116,22 @@ class Guard:
         request_id = sent.get("x-request-id", "")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"], state["tenant"] = request_id, self._policy.tenant(scope, sent)
         REQUEST.set(request_id)
         error = self._refused(scope, sent)
         if scope["type"] == "websocket":
             await self._websocket(error, scope, receive, send)
             return
-        answer = _Response(scope, send, request_id)
+        answer = _Response(scope, send, request_id, unread=_has_body(sent))
+        limits = self._limits(scope["path"]) if scope["method"] == "POST" else None
         try:
             if error is not None:
                 raise error
-            body_ = await _whole_body(sent, receive)
-            if not depth_ok(body_):
-                raise ApiError.bad_request(f"the JSON is nested more than {DEEPEST_JSON} deep")
+            body_ = b""  # of a path that takes none: it is not read
+            if limits is not None:
+                body_ = await _whole_body(sent, receive, JsonScan(limits))
+                answer.unread = False
             await self._app(scope, replay(body_, receive), answer.send)
         except ApiError as refused:
             await answer.error(refused, receive)
@@ -149,14 +160,22 @@ class Guard:
             await self._app(scope, receive, send)
             return
         await receive()  # websocket.connect
-        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:100]})
+        if "websocket.http.response" not in scope.get("extensions", ()):
+            await send({"type": "websocket.close", "code": 1008, "reason": error.message[:100]})
+            return
+        answer = response(error)
+        kind = "websocket.http.response"
+        start = {"status": error.status, "headers": answer.raw_headers}
+        await send({"type": f"{kind}.start"} | start)
+        await send({"type": f"{kind}.body", "body": answer.body})
 
 
 class _Response:
     """The response of one request, as it goes out."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str, *, unread: bool) -> None:
         self._scope, self._send, self._request_id = scope, send, request_id
+        self.unread = unread  # the client may still be sending its body
         self._status = 0
         self._began = time.monotonic()
 
@@ -167,6 +186,8 @@ class _Response:
             head = MutableHeaders(raw=message.setdefault("headers", []))
             head.setdefault("X-Request-Id", self._request_id)
             head.setdefault("X-Content-Type-Options", "nosniff")
+            if self.unread or self._status in LAST_STATUS:
+                head["Connection"] = "close"
         await self._send(message)
 
     async def error(self, error: ApiError, receive: Receive) -> None:
@@ -186,27 +207,39 @@ class _Response:
         )
 
 
-async def _whole_body(sent: Headers, receive: Receive) -> bytes:
+def _has_body(sent: Headers) -> bool:
+    return sent.get("content-length", "0") != "0" or "transfer-encoding" in sent
+
+
+async def _whole_body(sent: Headers, receive: Receive, scan: JsonScan) -> bytes:
     """The request's body, within its limits of size and time. Raises ApiError."""
     if sent.get("content-encoding", "identity").lower() != "identity":
         raise ApiError.bad_request("compressed bodies are not supported: send it uncompressed")
+    kind = sent.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not JSON_KIND.fullmatch(kind):
+        raise ApiError.bad_request(
+            f"send JSON, with Content-Type: application/json, not {kind[:80]!r}"
+        )
     length = sent.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
         raise ApiError.too_large(MAX_BODY_BYTES)
-    parts: list[bytes] = []
-    size = 0
+    found = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ApiError.bad_request("the client left before its request was complete")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > MAX_BODY_BYTES:
+                part = message.get("body", b"")
+                if len(found) + len(part) > MAX_BODY_BYTES:
                     raise ApiError.too_large(MAX_BODY_BYTES)
+                for start in range(0, len(part), PIECE):
+                    if start:
+                        await asyncio.sleep(0)
+                    scan.feed(part[start : start + PIECE])
+                found += part
                 if not message.get("more_body"):
-                    return b"".join(parts)
+                    return bytes(found)
     except TimeoutError:
         raise ApiError.slow(BODY_S) from None
 
@@ -223,52 +256,3 @@ def replay(body_: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body_, "more_body": False}
 
     return next_message
-
-
-def depth_ok(data: bytes) -> bool:
-    """Is this JSON nested at most DEEPEST_JSON deep? Removes strings, then the innermost pairs of
-    brackets, a level at a time. Invalid JSON is rejected later by the parser."""
-    if data.count(b"[") + data.count(b"{") <= DEEPEST_JSON:
-        return True
-    left = STRING.sub(b"", data).translate(ONE_KIND, NO_BRACKETS)
-    for _ in range(DEEPEST_JSON):
-        if PAIR not in left:
-            break
-        left = left.replace(PAIR, b"")
-    return PAIR not in left and left.count(b"[") <= DEEPEST_JSON
-
-
-class TimeoutH11(H11Protocol):
-    """Closes connections that do not send the head of a request within HEAD_S. uvicorn's own timer runs
-    between requests only, and does not end half a head ("slowloris")."""
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._start_timer()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        waits = self.conn.their_state is h11.IDLE
-        if waits and self._head_timer is None:  # the next request on this connection has begun
-            self._start_timer()
-        elif not waits:
-            self._stop_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self._too_late)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _too_late(self) -> None:
-        self._head_timer = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self.transport.close()

@@ -14,6 +14,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from baton.server.admission import Admission
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import ITL_BUCKETS_S, Counts, Ended
 
@@ -44,6 +45,7 @@ class Metrics:
         self.counts: Counts | None = None
         self.info: ClusterInfo | None = None
         self.router_restarts = 0
+        self.admission: Admission | None = None
         self._rejections = self._counter("admission_rejections", "Rejected for now.", "reason")
         self._times = {
             name: self._histogram(name, text, LATENCIES_S) for name, (text, _) in TIMES.items()
@@ -125,6 +127,11 @@ class Metrics:
         yield up
         yield self._gauge("router_up", "1: the router answers.", self.info is not None)
         yield self._count("router_losses", "Routers lost.", self.router_restarts)
+        if self.admission is not None:
+            in_lines = self.admission.in_lines
+            yield self._gauge("num_requests_in_lines", "Behind others of one request.", in_lines)
+            waiting = self.admission.waiting
+            yield self._gauge("num_requests_admitted", "Here, without a token yet.", waiting)
         counts = self.counts
         if counts is None:
             return

@@ -69,6 +69,16 @@ class ServerSettings:
         "--max-num-queued-reqs", 256,
         "Requests that may wait for their first token; then 503.", type=click.IntRange(min=1)
     )  # fmt: skip
+    queue_timeout_s: float = _option(
+        "--queue-timeout", 60.0,
+        "Seconds that a request may wait until a worker takes it; then 503; 0: no limit.",
+        type=click.FloatRange(0, 86_400)
+    )  # fmt: skip
+    request_timeout_s: float = _option(
+        "--request-timeout", 0.0,
+        "Seconds that a request may take in all, and the most that its field timeout may ask for; "
+        "then 504; 0: no limit.", type=click.FloatRange(0, 86_400)
+    )  # fmt: skip
     stream_interval_ms: float = _option(
         "--stream-interval-ms", 20.0,
         "Tokens made within so long may come in one chunk of a stream, longer among many "

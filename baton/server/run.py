@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import uvicorn
 
@@ -19,8 +20,9 @@ from baton.client.aio import RouterClient
 from baton.host import process_runs
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
+from baton.server.accept import Acceptor
 from baton.server.app import make_app
-from baton.server.guard import TimeoutH11
+from baton.server.connection import ServerProtocol
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings, adopt, bind
@@ -30,7 +32,6 @@ from baton.server.templates import ProcessRenderer, Renderer, ThreadRenderer, re
 from baton.wire.keys import load_keys
 
 REFRESH_S = 0.5
-CONNECTIONS = 2048
 GRACE_S = 2
 """For the last events of interrupted requests and of open pages."""
 
@@ -71,14 +72,13 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     app = make_app(service, monitor, lifespan, own_version())
     config = uvicorn.Config(
         app,
-        http=TimeoutH11,
+        http=ServerProtocol,
         ws="websockets-sansio",
         loop="asyncio",
         lifespan="on",
         access_log=False,
         log_config=None,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=GRACE_S,
         ws_max_size=4 << 20,
@@ -111,6 +111,13 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts connections by accept.py."""
+        await super().startup(sockets=[])  # all but the accepting
+        make = partial(ServerProtocol, self.config, self.server_state, self.lifespan.state)
+        accepting = [Acceptor(each, make, self.config.ssl) for each in sockets or ()]
+        self.servers.extend(accepting)  # type: ignore[arg-type]
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -33,6 +33,8 @@ from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
 MAX_N = 16
 MAX_PROMPTS = 256
 MAX_MESSAGES = 16_384
+MAX_PARTS = 1024
+LONGEST_TIMEOUT_S = 86_400.0
 COMPLETION_TOKENS = 16
 """max_tokens of a completion that does not give it (OpenAI's default)."""
 
@@ -148,6 +150,9 @@ class GenerationRequest(IgnoreExtra):
     best_of: Int | None = Field(None, description="Must equal n.")
     request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     cache_salt: Text | None = Field(None, max_length=256)
+    timeout: Number | None = Field(
+        None, gt=0, le=LONGEST_TIMEOUT_S, description="Seconds for the whole answer; then 504."
+    )
 
     def _params(self, defaults: Defaults, *, wanted: int, logprobs: int) -> GenerationParams:
         """Checks rules between fields. The errors of a validator would show the whole request."""
@@ -284,7 +289,7 @@ class Part(IgnoreExtra):
     text: Text
 
 
-Parts = Annotated[list[Part], Field(fail_fast=True)]
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 Content = Annotated[
     Annotated[Text, Tag("text")] | Annotated[Parts, Tag("parts")],
     Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),

@@ -6,19 +6,21 @@ CompletionRequest | ChatRequest  -> prepare -> PreparedRequest -> begin -> Gener
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
-
-from pydantic import ValidationError
+from math import inf
+from typing import Any, TypeVar
 
 from baton.client.aio import RouterClient
+from baton.clock import monotonic
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
-from baton.server.api_error import ApiError, from_request_error, from_validation_error
+from baton.server.admission import RETRY_S, Admission, Ticket
+from baton.server.api_error import ApiError, from_request_error
+from baton.server.bodies import model
 from baton.server.options import ServerSettings
 from baton.server.schema import (
     AnyRequest,
@@ -27,26 +29,25 @@ from baton.server.schema import (
     Defaults,
     TokenizeRequest,
 )
-from baton.server.stream import (
-    ChatShape,
-    CompletionShape,
-    GenerationStream,
-    PreparedRequest,
-    Shape,
-)
+from baton.server.shapes import ChatShape, CompletionShape, Shape
+from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Conversation, Renderer
 from baton.text import Tokenizer, encode_prompt
-from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 
 LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
-RETRY_S = 2
+MANY_TOKENS = 20_000  # of all prompts; more are checked in one
+MANY_MESSAGES = 200
 ROUTER_S = 3.0
+RESTART_S = 15.0
+"""A cluster that was ready so shortly ago restarts a worker, and requests wait. Else it is down: 503."""
 OWN_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 NO_TEMPLATE = (
     "this model has no chat template, so it cannot chat: use /v1/completions, or start the server "
     "with --chat-template FILE"
 )
+
+Result = TypeVar("Result")
 
 
 class GenerationService:
@@ -68,7 +69,8 @@ class GenerationService:
         self.draining = False
         self._renderer = renderer
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
-        self._was_ready = False  # later requests may wait for workers that restart
+        self.admission = Admission(settings.max_queued)
+        self._ready_at = -inf  # later requests may wait for workers that restart
         given = files.generation_config
         self._sampling = SamplingParams(
             **{k: given[k] for k in OWN_DEFAULTS if given.get(k) is not None}
@@ -99,72 +101,108 @@ class GenerationService:
         return "" if info.ready else f"the cluster is not ready: {info.waiting_for}"
 
     def look(self) -> None:
-        """Called periodically, to notice when the cluster is ready for the first time."""
-        info = self.router.info
-        self._was_ready = self._was_ready or (info is not None and info.ready)
+        """Called periodically, to notice until when the cluster was ready."""
+        if self.router.info is not None and self.router.info.ready:
+            self._ready_at = monotonic()
 
-    async def _admit(self, model: str | None, requests: int) -> None:
-        """Raises ApiError for an unknown model and for a full queue. Waits up to ROUTER_S for a router
-        that restarts."""
+    async def _admit(self, model: str | None, tenant: str, choices: int) -> Ticket:
+        """Places for so many choices. Raises ApiError for an unknown model, a full queue, and a cluster
+        that is not ready. Waits up to ROUTER_S for a router that restarts. Workers that restart get the
+        request as soon as they are ready, if they were a short time ago."""
         if model is not None and model not in self.names:
             raise ApiError.unknown_model(model, self.names)
         if self.draining:
             raise ApiError.not_ready("the server is shutting down", RETRY_S)
         info = await self.router.answered(ROUTER_S)
         self.look()
-        if info is None or info.fingerprint != self.files.fingerprint or not self._was_ready:
+        ours = info is not None and info.fingerprint == self.files.fingerprint
+        if not ours or monotonic() > self._ready_at + RESTART_S:
             raise ApiError.not_ready(self.why_not_ready(), RETRY_S)
-        limit, waiting = self.settings.max_queued, self.router.waiting
-        if waiting + requests > max(limit, requests if not waiting else 0):
-            raise ApiError.overloaded(waiting, limit, RETRY_S)
+        return self.admission.take(tenant, choices)
 
     # ---- requests
 
     async def prepare(
-        self, request: AnyRequest, *, request_id: str = "", stream: bool
+        self, request: AnyRequest, *, tenant: str = "", request_id: str = "", stream: bool
     ) -> PreparedRequest:
-        """Check and tokenize. `stream`: the client reads tokens as they are generated. Raises ApiError
-        or RequestError if the request is invalid, or cannot be answered now."""
+        """Check and tokenize. `tenant`: who asks, for fair shares. `stream`: the client reads tokens as
+        they are generated. Raises ApiError or RequestError if the request is invalid, or cannot be
+        answered now. Its places are free again when its GenerationStream is closed."""
+        deadlines = self._deadlines(request)
         interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
         defaults = Defaults(self._sampling, self.context, secrets.randbits(63), interval)
         params = request.params(defaults)
-        n = request.n or 1
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
-        await self._admit(request.model, texts * n)
+        ticket = await self._admit(request.model, tenant, texts * (request.n or 1))
+        try:
+            return await self._prepared(
+                request, params, _name(request, request_id), ticket, deadlines
+            )
+        except BaseException:
+            ticket.close()
+            raise
+
+    async def _prepared(
+        self,
+        request: AnyRequest,
+        params: GenerationParams,
+        name: str,
+        ticket: Ticket,
+        deadlines: Deadlines,
+    ) -> PreparedRequest:
         prompts = await self._prompts(request)
         if params.grammar:
             try:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
             except RequestError as error:
                 raise from_request_error(error, "response_format") from error
-        name = _name(request, request_id)
-        submits: list[Submit] = []
+        each_params = await _in_thread(
+            sum(map(len, prompts)) > MANY_TOKENS, self._params, request, params, prompts
+        )
+        options = request.stream_options
+        return PreparedRequest(
+            name=name,
+            prompts=tuple(prompts),
+            params=tuple(each_params),
+            n=request.n or 1,
+            shape=self._shape(request, name, params),
+            ticket=ticket,
+            deadlines=deadlines,
+            echoes=self._echoes(request),
+            include_usage=options is not None and options.include_usage,
+            prompt_only=request.wanted_tokens == 0,
+        )
+
+    def _params(
+        self, request: AnyRequest, params: GenerationParams, prompts: Sequence[tuple[int, ...]]
+    ) -> list[GenerationParams]:
+        """Those of each prompt, checked with it. Raises RequestError."""
+        limits = Limits(self.context, self.files.vocab_size)
+        found: list[GenerationParams] = []
         for prompt in prompts:
             own = params
             if request.wanted_tokens is None:  # all that fit
                 left = max(self.context - len(prompt), 1)
                 own = replace(own, max_new_tokens=left, min_tokens=min(own.min_tokens, left))
-            check_request(prompt, own, Limits(self.context, self.files.vocab_size))
-            for choice in range(n):
-                submits.append(Submit(f"{name}-{len(submits)}", prompt, _of_choice(own, choice)))
-        return PreparedRequest(
-            name=name,
-            prompts=tuple(prompts),
-            submits=tuple(submits),
-            shape=self._shape(request, name, params),
-            echoes=self._echoes(request, n),
-            include_usage=request.stream_options is not None
-            and request.stream_options.include_usage,
-            prompt_only=request.wanted_tokens == 0,
-        )
+            check_request(prompt, own, limits)
+            found.append(own)
+        return found
 
-    async def prepare_json(self, payload: Mapping[str, Any]) -> PreparedRequest:
-        """prepare() for a streamed request as a JSON object: a chat if it has messages."""
+    def _deadlines(self, request: AnyRequest) -> Deadlines:
+        most = self.settings.request_timeout_s
+        wanted = most if request.timeout is None else request.timeout
+        if most and wanted > most:
+            text = f"timeout must be at most {most:g} s (--request-timeout), got {wanted:g}"
+            raise ApiError.bad_request(text, "timeout")
+        return Deadlines(timeout_s=wanted, queue_timeout_s=self.settings.queue_timeout_s)
+
+    async def prepare_json(
+        self, payload: Mapping[str, Any], *, tenant: str, size: int
+    ) -> PreparedRequest:
+        """prepare() for a streamed request, a JSON object of `size` bytes: a chat if it has messages."""
         kind = ChatRequest if "messages" in payload else CompletionRequest
-        try:
-            return await self.prepare(kind.model_validate(payload), stream=True)
-        except ValidationError as error:
-            raise from_validation_error(error) from error
+        request: AnyRequest = await model(kind, payload, size=size)
+        return await self.prepare(request, tenant=tenant, stream=True)
 
     async def begin(self, request: PreparedRequest) -> GenerationStream:
         """Send it, and wait until the router has accepted it. Raises ApiError."""
@@ -189,7 +227,8 @@ class GenerationService:
         if request.messages is None:
             return await self._encode(request.prompt or "", special=request.add_special_tokens)
         prompting = request.add_generation_prompt
-        text = await self._rendered(Conversation(request.conversation(), prompting))
+        turns = await self._conversation(request)
+        text = await self._rendered(Conversation(turns, prompting))
         return await self._encode(text, special=False)
 
     async def _prompts(self, request: AnyRequest) -> list[tuple[int, ...]]:
@@ -199,23 +238,27 @@ class GenerationService:
                 await self._encode(each, special=special) if isinstance(each, str) else each
                 for each in request.prompts
             ]
-        conversation = Conversation(request.conversation(), tools=request.offered_tools)
-        text = await self._rendered(conversation)
+        turns = await self._conversation(request)
+        text = await self._rendered(Conversation(turns, tools=request.offered_tools))
         ids = await self._encode(text, special=False)  # the template writes special tokens itself
         if not ids:
             raise ApiError.bad_request("the conversation is empty", "messages")
         return [ids]
 
-    def _echoes(self, request: AnyRequest, n: int) -> tuple[str, ...]:
-        """The prompt's text for each choice that begins with it."""
+    def _echoes(self, request: AnyRequest) -> tuple[str, ...]:
+        """The text of each prompt, if answers begin with it."""
         if not isinstance(request, CompletionRequest) or not request.echo:
             return ()
         decode = self.tokenizer.decode
-        texts = [
+        return tuple(
             each if isinstance(each, str) else decode(each, special=True)
             for each in request.prompts
-        ]
-        return tuple(text for text in texts for _ in range(n))
+        )
+
+    async def _conversation(self, request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]]:
+        if self._renderer is None:
+            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
+        return await _in_thread(len(request.messages or ()) > MANY_MESSAGES, request.conversation)
 
     async def _rendered(self, conversation: Conversation) -> str:
         if self._renderer is None:
@@ -224,14 +267,12 @@ class GenerationService:
 
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         encode = partial(encode_prompt, self.tokenizer, text, self.context, special=special)
-        return encode() if len(text) < LONG_TEXT else await asyncio.to_thread(encode)
+        return await _in_thread(len(text) >= LONG_TEXT, encode)
 
 
-def _of_choice(params: GenerationParams, choice: int) -> GenerationParams:
-    """Each choice draws its own random numbers."""
-    if not choice or params.sampling is None:
-        return params
-    return replace(params, sampling=replace(params.sampling, choice=choice))
+async def _in_thread(much: bool, work: Callable[..., Result], *given: Any) -> Result:
+    """Long work does not hold up the event loop."""
+    return await asyncio.to_thread(work, *given) if much else work(*given)
 
 
 def _name(request: AnyRequest, request_id: str) -> str:

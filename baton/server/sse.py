@@ -9,7 +9,6 @@ Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -18,14 +17,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE_S = 15.0
-WRITE_S = 30.0
-"""A client that has not read anything for so long is disconnected."""
 LOOK_S = 1.0
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
-
-logger = logging.getLogger(__name__)
-
 
 json_of = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -37,8 +31,8 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
 
 
 class EventStream(Response):
-    """Streams the bytes of a generator. Closes the generator at its end, and when the client disconnects
-    or stops reading."""
+    """Streams the bytes of a generator. Closes the generator at its end, and when the client disconnects.
+    (One that stops reading is disconnected by connection.py.)"""
 
     def __init__(
         self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
@@ -80,13 +74,10 @@ class EventStream(Response):
         self._sending, self._last_sent = False, time.monotonic()
 
     async def _keep_alive(self, send: Send) -> None:
-        """Sends keep-alive comments. Returns, which ends the response, if the client does not read."""
+        """Sends keep-alive comments."""
         while True:
             await asyncio.sleep(LOOK_S)
             silent = time.monotonic() - self._last_sent
-            if self._sending and silent >= WRITE_S:
-                logger.warning("a client has read nothing for %.0f s and is disconnected", WRITE_S)
-                return
             if not self._sending and silent >= KEEP_ALIVE_S:
                 await self._send(send, KEEP_ALIVE)
 

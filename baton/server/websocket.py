@@ -19,9 +19,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from baton.errors import RequestError
 from baton.server.api_error import ApiError, body, from_request_error
-from baton.server.guard import MAX_BODY_BYTES, depth_ok
+from baton.server.bodies import MAX_BODY_BYTES, Path, check, limits_of, read
 from baton.server.service import GenerationService
-from baton.server.sse import WRITE_S
 from baton.server.stream import GenerationStream
 
 AT_ONCE = 64
@@ -31,7 +30,7 @@ AT_ONCE = 64
 def add_websocket(app: FastAPI, service: GenerationService) -> None:
     """Add the route /v1/stream."""
 
-    @app.websocket("/v1/stream")
+    @app.websocket(Path.STREAM)
     async def stream(socket: WebSocket) -> None:
         await socket.accept()
         await _Socket(socket, service).run()
@@ -42,6 +41,7 @@ class _Socket:
 
     def __init__(self, socket: WebSocket, service: GenerationService) -> None:
         self._socket, self._service = socket, service
+        self._tenant = str(socket.scope.get("state", {}).get("tenant", ""))
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: dict[str, GenerationStream] = {}
 
@@ -56,14 +56,14 @@ class _Socket:
                 if text is None:
                     await self._socket.close(1003, "send JSON in text messages")
                     return
-                if len(text) > MAX_BODY_BYTES:
+                if len(text.encode("utf-8", "surrogatepass")) > MAX_BODY_BYTES:
                     await self._socket.close(1009, f"at most {MAX_BODY_BYTES:,} bytes")
                     return
                 if self._service.draining:
                     await self._socket.close(1013, "the server is shutting down")
                     return
                 await self._take(text)
-        except (WebSocketDisconnect, TimeoutError):
+        except WebSocketDisconnect:
             pass
         finally:
             for task in self._tasks:
@@ -71,8 +71,9 @@ class _Socket:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _take(self, text: str) -> None:
+        data = text.encode("utf-8", "surrogatepass")
         try:
-            payload = _read(text)
+            payload = await _read(data, self._service.context)
         except ApiError as error:
             await self._send(body(error))
             return
@@ -84,14 +85,14 @@ class _Socket:
         if len(self._tasks) >= AT_ONCE:
             await self._send(body(ApiError.overloaded(len(self._tasks), AT_ONCE, 1)))
             return
-        task = asyncio.create_task(self._answer(payload))
+        task = asyncio.create_task(self._answer(payload, len(data)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, payload: dict[str, Any]) -> None:
+    async def _answer(self, payload: dict[str, Any], size: int) -> None:
         name: str | None = None
         try:
-            prepared = await self._service.prepare_json(payload)
+            prepared = await self._service.prepare_json(payload, tenant=self._tenant, size=size)
             name = prepared.name
             stream = self._streams[name] = await self._service.begin(prepared)
             async with contextlib.aclosing(stream.chunks()) as chunks:
@@ -109,16 +110,14 @@ class _Socket:
 
     async def _send(self, data: dict[str, Any]) -> None:
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        await asyncio.wait_for(self._socket.send_text(text), WRITE_S)
+        await self._socket.send_text(text)
 
 
-def _read(text: str) -> dict[str, Any]:
-    if not depth_ok(text.encode("utf-8", "surrogatepass")):
-        raise ApiError.bad_request("the JSON is nested too deeply")
-    try:
-        payload = json.loads(text)
-    except ValueError as error:
-        raise ApiError.bad_request(f"the message is not valid JSON: {error}"[:300]) from error
+async def _read(data: bytes, context: int) -> dict[str, Any]:
+    limits = limits_of(Path.STREAM, context)
+    assert limits is not None
+    await check(data, limits)
+    payload = await read(data)
     if not isinstance(payload, dict):
         raise ApiError.bad_request("send a JSON object")
     return payload

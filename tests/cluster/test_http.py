@@ -85,7 +85,7 @@ def server() -> Iterator[Server]:
         assert list(folder.glob("baton-*")) == []
 
 
-def ask(server: Server, prompt: str, **more: Any) -> Any:
+def ask(server: Server, prompt: Any, **more: Any) -> Any:
     options: dict[str, Any] = {"temperature": 0, "max_tokens": LENGTH} | more
     return server.client.completions.create(model="demo", prompt=prompt, **options)
 
@@ -112,6 +112,18 @@ def test_streams_and_whole_answers_are_those_of_the_offline_job(server: Server) 
     assert whole.usage.completion_tokens == sum(len(each.tokens) for each in expected)
     for prompt, each in zip(calm.PROMPTS[:3], expected, strict=False):
         assert streamed(ask(server, prompt, stream=True)) == (each.text, each.reason)
+
+
+def test_one_large_request_does_not_keep_others_out(server: Server) -> None:
+    large = {"n": 16, "max_tokens": 60, "stream": True, "extra_body": {"ignore_eos": True}}
+    with ask(server, [[5, 6, 7]] * 16, **large) as stream:
+        chunks = iter(stream)
+        next(chunks)
+        assert server.metric("num_requests_in_lines") > 0
+        for _ in range(20):
+            assert ask(server, "In the future", max_tokens=2).choices[0].finish_reason == "length"
+        next(chunks)  # it goes on
+    until(lambda: server.metric("num_requests_in_lines") == 0, "the end of the line")
 
 
 def test_sampled_answers_depend_on_the_seed_alone(server: Server) -> None:

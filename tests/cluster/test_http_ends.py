@@ -2,13 +2,17 @@
 
 import json
 import re
+import resource
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import openai
 import pytest
@@ -107,3 +111,85 @@ def test_a_port_that_is_taken_is_known_at_once(type_in: Type) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         type_in("main.py", "serve", "--port", port).refuses(2, str(port), "in use", "--port")
+
+
+class Alone:
+    """`python -m server` without a router: it answers /livez, and 503."""
+
+    def __init__(self, folder: Path, *, descriptors: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.log = folder / "log"
+        command = [sys.executable, "-m", "server", "--router", f"ipc://{folder}/none", "--port"]
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, str(self.port)], stdout=log, stderr=log, preexec_fn=limit
+            )
+        until(self.alive, "the server")
+
+    def alive(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/livez", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+@contextmanager
+def alone(folder: Path, *, descriptors: int) -> Iterator[Alone]:
+    server = Alone(folder, descriptors=descriptors)
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(20)
+
+
+def test_without_descriptors_it_waits_and_then_goes_on() -> None:
+    with short_folder() as folder, alone(folder, descriptors=64) as server:
+        for _ in range(2):
+            clients = []
+            for _ in range(90):
+                clients.append(socket.create_connection(("127.0.0.1", server.port), 20))
+                clients[-1].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")  # half a head
+            until(lambda: "no more connections" in server.log.read_text(), "the pause")
+            for client in clients:
+                client.close()
+            until(server.alive, "the server")
+        said = server.log.read_text()
+        assert said.count("no more connections") == 1
+        assert "Traceback" not in said
+        assert len(said) < 20_000
+
+
+def test_what_is_sent_too_slowly_ends() -> None:
+    """After its error too, though a byte comes now and then."""
+    with short_folder() as folder, alone(folder, descriptors=256) as server:
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 4000000\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+            client.sendall(head)
+            client.settimeout(0.5)
+            told = b""
+
+            def ended() -> bool:
+                nonlocal told
+                try:
+                    client.sendall(b" ")
+                    told += client.recv(4096)
+                except TimeoutError:
+                    return False
+                except OSError:
+                    return True
+                return False
+
+            until(ended, "the end of the connection")
+        assert told.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in told.lower()

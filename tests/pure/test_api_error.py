@@ -31,7 +31,7 @@ BAD, OURS = "invalid_request_error", "server_error"
         (ApiError.unknown_path("/a"), 404, "not_found_error", None, "not_found", {}),
         (ApiError.wrong_method("PUT", "/a"), 405, BAD, None, "method_not_allowed", {}),
         (ApiError.slow(10), 408, BAD, None, "request_timeout", {}),
-        (ApiError.too_large(4), 413, BAD, None, "body_too_large", {"Connection": "close"}),
+        (ApiError.too_large(4), 413, BAD, None, "body_too_large", {}),
         (ApiError.overloaded(9, 8, 2), 503, OURS, None, "overloaded", {"Retry-After": "2"}),
         (ApiError.not_ready("loading", 2), 503, OURS, None, "not_ready", {"Retry-After": "2"}),
     ],

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,17 +11,11 @@ import pytest
 from baton.client.aio import Queue
 from baton.client.tracker import News, PendingRequest
 from baton.params import GenerationParams
+from baton.server.admission import GROUP_WINDOW, Admission
+from baton.server.api_error import ApiError
+from baton.server.shapes import ChatShape, Choice, ChunkEncoder, CompletionShape, Delta, Shape
 from baton.server.sse import event
-from baton.server.stream import (
-    ChatShape,
-    Choice,
-    ChunkEncoder,
-    CompletionShape,
-    Delta,
-    GenerationStream,
-    PreparedRequest,
-    Shape,
-)
+from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
 from baton.wire.records import Logprob, Timings
 
@@ -72,16 +67,18 @@ def together(*tokens: int) -> Emitted:
 
 
 def prepared(
-    prompts: Sequence[tuple[int, ...]], *, each: int = 1, shape: Shape | None = None, **options: Any
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    each: int = 1,
+    shape: Shape | None = None,
+    admission: Admission | None = None,
+    **options: Any,
 ) -> PreparedRequest:
     """A request with `each` choices of each prompt."""
-    submits = [
-        Submit(f"r{i * each + k}", prompt, GenerationParams(5))
-        for i, prompt in enumerate(prompts)
-        for k in range(each)
-    ]
     shape = shape or CompletionShape(HEAD, TOKENS, logprobs=-1)
-    return PreparedRequest("r", tuple(prompts), tuple(submits), shape, **options)
+    ticket = (admission or Admission(256)).take("Ann", len(prompts) * each)
+    params = (GenerationParams(5),) * len(prompts)
+    return PreparedRequest("r", tuple(prompts), params, each, shape, ticket, **options)
 
 
 def run(
@@ -177,7 +174,7 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
         client = PretendClient()
         long, short = tuple(range(64)), (1, 2)
         stream = GenerationStream(client, prepared([long, short], each=3))  # type: ignore[arg-type]
-        assert [request.id for request in client.requests] == ["r0", "r3", "r4", "r5"]
+        assert [request.id for request in client.requests] == ["r-0", "r-3", "r-4", "r-5"]
         for request in client.requests:
             put(request, Accepted(request.id, 2, 0.0))
         await stream.accepted()
@@ -252,3 +249,108 @@ def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
         "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
         "prompt_tokens_details": {"cached_tokens": 2},
     }  # fmt: skip
+
+
+def asked(client: PretendClient) -> list[int]:
+    """The choices that were submitted."""
+    return [int(request.id.rpartition("-")[2]) for request in client.requests]
+
+
+def test_a_large_request_waits_in_its_own_line() -> None:
+    """A window of it is at the router without a token. The next follows when one speaks, or ends."""
+
+    async def work() -> None:
+        client, admission = PretendClient(), Admission(256)
+        prompts = [(i, 1) for i in range(20)]
+        request = prepared(prompts, each=2, admission=admission)
+        stream = GenerationStream(client, request)  # type: ignore[arg-type]
+        assert asked(client) == list(range(GROUP_WINDOW))
+        assert (admission.waiting, admission.in_lines) == (GROUP_WINDOW, 40 - GROUP_WINDOW)
+        deltas = stream.deltas()
+        put(client.requests[3], said(1)[0])
+        await anext(deltas)
+        put(client.requests[5], END)
+        await anext(deltas)
+        put(client.requests[3], said(2)[0])  # it has spoken before
+        await anext(deltas)
+        assert asked(client) == list(range(GROUP_WINDOW + 2))
+        assert (admission.waiting, admission.in_lines) == (GROUP_WINDOW, 40 - GROUP_WINDOW - 2)
+        ends = 1
+        while ends < 40:
+            for each in client.requests:
+                if not each.ended:
+                    put(each, END)
+            ends += isinstance(await anext(deltas), Choice)
+        assert asked(client) == list(range(40))
+        assert [choice.finish_reason for choice in stream.choices] == ["length"] * 40
+        assert admission.waiting == 0
+        await deltas.aclose()
+        stream.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("how", ["close", "cancel", "failed"])
+def test_what_waits_in_line_is_never_sent_once_its_request_is_over(how: str) -> None:
+    async def work() -> None:
+        client, admission = PretendClient(), Admission(256)
+        request = prepared([(1, 2)], each=50, admission=admission)
+        stream = GenerationStream(client, request)  # type: ignore[arg-type]
+        deltas = stream.deltas()
+        if how == "cancel":
+            stream.cancel()
+            ends = [each async for each in deltas if isinstance(each, Choice)]
+            assert [each.finish_reason for each in ends] == ["abort"] * 50
+        elif how == "failed":
+            put(client.requests[0], Failed("r", "worker_lost", "no"))
+            sent = b"".join([part async for part in stream.events()]).decode()
+            assert "worker_lost" in sent
+            assert sent.endswith("data: [DONE]\n\n")
+        stream.close()
+        assert all(request.ended for request in client.requests)
+        assert (admission.waiting, admission.in_lines) == (0, 0)
+        assert len(client.requests) <= GROUP_WINDOW + 1
+
+    asyncio.run(work())
+
+
+def test_a_submit_says_whose_it_is_and_how_long_it_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("baton.server.stream.monotonic", lambda: 104.0)
+    limits = Deadlines(began=100.0, timeout_s=10.0, queue_timeout_s=3.0)
+    submit = prepared([(1, 2)], each=2, deadlines=limits).submit(1)
+    assert submit.request == "r-1"
+    assert (submit.tenant, submit.group) == ("Ann", "r")
+    assert (submit.timeout_s, submit.queue_timeout_s) == (6.0, 3.0)
+    late = replace(limits, began=0.0)
+    assert 0 < prepared([(1,)], deadlines=late).submit(0).timeout_s < 0.01  # 0 would mean: no limit
+    assert prepared([(1,)], deadlines=Deadlines()).submit(0).timeout_s == 0
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_router_that_forgets_a_deadline_does_not_keep_the_client(
+    accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.server.stream.SLACK_S", 0.02)
+
+    async def work() -> str:
+        client = PretendClient()
+        limits = Deadlines(timeout_s=0.02, queue_timeout_s=9.0)
+        stream = GenerationStream(client, prepared([(1,)], each=3, deadlines=limits))  # type: ignore[arg-type]
+        if accepted:
+            for request in client.requests:
+                put(request, Accepted("r", 2, 0.0))
+        try:
+            await stream.accepted()
+            return b"".join([part async for part in stream.events()]).decode()
+        except ApiError as error:
+            stream.close()
+            return f"{error.status} {error.code}"
+
+    found = asyncio.run(work())
+    if accepted:
+        assert '"code":"deadline_exceeded"' in found
+        assert found.endswith("data: [DONE]\n\n")
+    else:
+        assert found == "504 deadline_exceeded"

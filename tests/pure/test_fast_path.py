@@ -1,4 +1,4 @@
-"""The fast path to the routes that generate takes valid requests only."""
+"""Requests with a JSON body take the fast path, the others their routes in the framework."""
 
 import asyncio
 import json
@@ -10,17 +10,15 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import RequestError
 from baton.server.api_error import ApiError
-from baton.server.app import CHAT, COMPLETIONS, FastPath
-from baton.server.schema import AnyRequest
+from baton.server.app import FastPath
+from baton.server.bodies import INLINE, Path
+from baton.server.schema import AnyRequest, ChatRequest, CompletionRequest
 
 VALID = json.dumps({"prompt": "a"}).encode()
 
 
 def ask(
-    body: bytes = VALID,
-    path: str = COMPLETIONS,
-    method: str = "POST",
-    kind: str = "application/json",
+    body: bytes = VALID, path: str = Path.COMPLETIONS, method: str = "POST"
 ) -> tuple[str, bytes]:
     """Which path it took, and the body that arrived there."""
     seen: list[tuple[str, bytes]] = []
@@ -46,31 +44,34 @@ def ask(
     async def send(message: Any) -> None:
         pass
 
-    scope = {
-        "type": "http", "method": method, "path": path, "headers": [(b"content-type", kind.encode())],
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    routes: Any = {
+        Path.COMPLETIONS: (CompletionRequest, answer), Path.CHAT: (ChatRequest, answer)
     }  # fmt: skip
-    asyncio.run(FastPath(app, answer, refuse)(scope, receive, send))
+    asyncio.run(FastPath(app, routes, refuse)(scope, receive, send))
     return seen[-1]
 
 
 def test_a_valid_request_takes_the_fast_path() -> None:
     assert ask() == ("short", b'{"prompt":"a"}')
-    assert ask(kind="Application/JSON; charset=utf-8")[0] == "short"
     chat = json.dumps({"messages": [{"role": "user", "content": "a"}]}).encode()
-    assert ask(chat, CHAT)[0] == "short"
+    assert ask(chat, Path.CHAT)[0] == "short"
+    large = json.dumps({"prompt": "a" * INLINE}).encode()
+    assert ask(large)[0] == "short"
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"{}", b'{"prompt": "a", "n": "1"}', b'"\xff"', b"\xff"]
 )
-def test_an_invalid_request_takes_the_route_unchanged(body: bytes) -> None:
-    assert ask(body) == ("long", body)
+def test_an_invalid_request_is_refused(body: bytes) -> None:
+    how, why = ask(body)
+    assert how == "refused POST ApiError"
+    assert 0 < len(why) <= 300
 
 
 def test_other_requests_take_their_routes() -> None:
-    assert ask(path="/tokenize") == ("long", VALID)
+    assert ask(path="/version") == ("long", VALID)
     assert ask(method="PUT") == ("long", VALID)
-    assert ask(kind="text/plain") == ("long", VALID)
 
 
 def test_errors_of_the_fast_path_are_responses() -> None:

@@ -2,24 +2,14 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import uvicorn
-from hypothesis import given
-from hypothesis import strategies as st
+from starlette.datastructures import Headers
 
-from baton.server.guard import (
-    DEEPEST_JSON,
-    MAX_BODY_BYTES,
-    AccessPolicy,
-    Guard,
-    TimeoutH11,
-    depth_ok,
-    hashed,
-)
+from baton.server.bodies import MAX_BODY_BYTES, limits_of
+from baton.server.guard import AccessPolicy, Guard, hashed
 
 Scope = dict[str, Any]
 
@@ -33,14 +23,15 @@ async def echo(scope: Scope, receive: Any, send: Any) -> None:
 
 def ask(
     policy: AccessPolicy,
-    path: str = "/v1/models",
+    path: str = "",
     *,
     body: Sequence[bytes] = (b"",),
     method: str = "GET",
     **headers: str,
 ) -> tuple[int, dict[str, str], Any]:
     """Status, headers and content of the answer."""
-    given_headers = {"host": "localhost:8000"} | {
+    path = path or ("/v1/completions" if method == "POST" else "/v1/models")
+    given_headers = {"host": "localhost:8000", "content-type": "application/json"} | {
         k.replace("_", "-"): v for k, v in headers.items()
     }
     scope = {
@@ -59,7 +50,8 @@ def ask(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(echo, policy)(scope, receive, send))
+    guard = Guard(echo, policy, lambda path: limits_of(path, 1024))
+    asyncio.run(guard(scope, receive, send))
     found = {k.decode().lower(): v.decode() for k, v in sent[0]["headers"]}
     content = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], found, json.loads(content) if content[:1] == b"{" else content
@@ -120,9 +112,9 @@ def test_pages_of_other_sites_may_not_ask(origin: str, status: int) -> None:
 
 
 def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
-    half = b"x" * (MAX_BODY_BYTES // 2)
+    half = b" " * (MAX_BODY_BYTES // 2)
     assert ask(OPEN, body=[half, half], method="POST")[2] == str(MAX_BODY_BYTES).encode()
-    status, headers, content = ask(OPEN, body=[half, half, b"x"], method="POST")
+    status, headers, content = ask(OPEN, body=[half, half, b" "], method="POST")
     assert (status, content["error"]["code"]) == (413, "body_too_large")
     assert headers["connection"] == "close"
     told = str(MAX_BODY_BYTES + 1)
@@ -136,7 +128,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_compressed_or_nested_too_deeply_is_refused() -> None:
-    assert ask(OPEN, content_encoding="gzip")[0] == 400
+    assert ask(OPEN, method="POST", content_encoding="gzip")[0] == 400
     assert ask(OPEN, body=[b"[" * 33 + b"]" * 33], method="POST")[0] == 400
     assert ask(OPEN, body=[b"[" * 32 + b"]" * 32], method="POST")[0] == 200
 
@@ -149,41 +141,59 @@ def test_every_answer_has_an_id_the_clients_own_if_it_is_one() -> None:
         assert len(found) == 16
 
 
-@given(
-    st.recursive(
-        st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-    )
-)
-def test_depth_is_that_of_brackets_outside_of_strings(value: Any) -> None:
-    def depth(each: Any) -> int:
-        inner = each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
-        nested = max((depth(one) for one in inner), default=0)
-        return nested + isinstance(each, dict | list)
-
-    assert depth_ok(json.dumps(value).encode()) == (depth(value) <= DEEPEST_JSON)
-    assert depth_ok(json.dumps(value, ensure_ascii=False).encode()) == (
-        depth(value) <= DEEPEST_JSON
-    )
+def test_a_body_is_json_and_only_where_one_is_read() -> None:
+    for kind, status in (
+        ("application/json; charset=utf-8", 200), ("Application/JSON", 200),
+        ("application/vnd.api+json", 200), ("text/plain", 400), ("", 400),
+        ("application/x-www-form-urlencoded", 400), ("application/jsonx", 400),
+    ):  # fmt: skip
+        assert ask(OPEN, method="POST", body=[b"{}"], content_type=kind)[0] == status
+    for method, path in (("GET", "/v1/completions"), ("POST", "/nowhere"), ("DELETE", "/metrics")):
+        status, headers, seen = ask(OPEN, path, method=method, body=[b"..."], content_length="9")
+        assert (status, seen) == (200, b"0"), "the application was given a body"
+        assert headers["connection"] == "close"
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nA: b\r\n"]
-)
-def test_half_a_head_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.server.guard.HEAD_S", 0.1)
+    ("more", "status", "closes"),
+    [({}, 200, False), ({"authorization": "Bearer x"}, 401, True), ({"host": "x"}, 400, False),
+     ({"host": "x", "content_length": "5"}, 400, True), ({"transfer_encoding": "chunked"}, 200, True)],
+)  # fmt: skip
+def test_a_connection_ends_where_its_client_may_still_be_sending(
+    more: dict[str, str], status: int, closes: bool
+) -> None:
+    found, headers, _ = ask(LOCKED, **{"authorization": "Bearer secret"} | more)
+    assert (found, headers.get("connection") == "close") == (status, closes)
 
-    async def work() -> bytes:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            config = uvicorn.Config(echo, http=TimeoutH11, log_config=None, lifespan="off")
-            server = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(sent)
-            rest = await asyncio.wait_for(reader.read(), 20)
-            writer.close()
-            server.should_exit = True
-            await serving
-        return rest
 
-    assert asyncio.run(work()) == b""
+def tenant(policy: AccessPolicy, key: str, address: str) -> str:
+    scope = {"type": "http", "client": (address, 1)}
+    return policy.tenant(scope, Headers({"authorization": f"Bearer {key}"}))
+
+
+def test_shares_go_by_key_else_by_address() -> None:
+    assert tenant(LOCKED, "secret", "10.0.0.1") == tenant(LOCKED, "secret", "10.0.0.2")
+    assert tenant(LOCKED, "secret", "10.0.0.1") != tenant(LOCKED, "other", "10.0.0.1")
+    assert "secret" not in tenant(LOCKED, "secret", "10.0.0.1")
+    # Where no key is asked for, a made-up one is no share of its own.
+    assert tenant(OPEN, "a", "10.0.0.1") == tenant(OPEN, "b", "10.0.0.1") == "10.0.0.1"
+
+
+def test_a_websocket_without_the_key_is_refused_with_the_same_status() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "websocket", "path": "/v1/stream", "headers": [(b"host", b"localhost")],
+        "extensions": {"websocket.http.response": {}},
+    }  # fmt: skip
+    guard = Guard(echo, LOCKED, lambda path: limits_of(path, 1024))
+    asyncio.run(guard(scope, receive, send))
+    assert [each["type"].rpartition(".")[2] for each in sent] == ["start", "body"]
+    assert sent[0]["status"] == 401
+    assert json.loads(sent[1]["body"])["error"]["code"] == "invalid_api_key"

@@ -1,4 +1,4 @@
-"""A stream of events: kept alive, ended by whoever leaves or does not read, and always closed."""
+"""A stream of events: kept alive, ended by whoever leaves, and always closed."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -58,17 +58,6 @@ def test_who_leaves_ends_it() -> None:
         pass
 
     run(Events(b"a", ends=False), leaves, send)
-
-
-def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.server.sse.WRITE_S", 0.05)
-    monkeypatch.setattr("baton.server.sse.LOOK_S", 0.02)
-
-    async def send(message: dict[str, Any]) -> None:
-        if message.get("body"):
-            await asyncio.Event().wait()
-
-    run(Events(b"a", ends=False), stays, send)
 
 
 def test_a_silent_line_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,8 +163,10 @@ class Answer:
 class TownClient:
     """Asks the application, as a web server would."""
 
-    def __init__(self, app: Callable[..., Any], exchange: Exchange) -> None:
-        self.app, self.exchange = app, exchange
+    def __init__(
+        self, app: Callable[..., Any], exchange: Exchange, service: GenerationService
+    ) -> None:
+        self.app, self.exchange, self.service = app, exchange, service
 
     def fresh(self) -> None:
         """Another town, just the same, that has not been asked anything: with no prefix cached."""
@@ -186,7 +188,7 @@ class TownClient:
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http",
             "method": method or ("GET" if body is None else "POST"), "path": path,
-            "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "raw_path": path.encode("utf-8", "surrogateescape"), "query_string": b"", "root_path": "",
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
             "headers": [(name.encode(), value.encode()) for name, value in given.items()],
         }  # fmt: skip
@@ -237,7 +239,7 @@ async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterato
             router.connect(monitor.observed)
             assert await router.answered(10.0) is not None
             service.look()
-            yield TownClient(app, exchange)
+            yield TownClient(app, exchange, service)
         finally:
             router.close()
             exchange.close()

@@ -1,0 +1,407 @@
+"""Connections of all kinds of clients, on real sockets: each ends, and says why where it can."""
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Any
+
+import h11
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.server import accept, connection
+from baton.server.accept import Acceptor
+from baton.server.bodies import limits_of
+from baton.server.connection import ServerProtocol, check_head
+from baton.server.guard import AccessPolicy, Guard, hashed
+
+HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+KEY = b"Authorization: Bearer k\r\n"
+PATIENCE_S = 20  # no answer within it fails the test
+
+
+class App:
+    """Answers at once with what it was sent; /flood never stops sending, /big sends it all at once."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.asked: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked.append(scope["path"])
+        body = (await receive()).get("body", b"")
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        await send(start)
+        part = {"type": "http.response.body", "body": b"x" * 60_000, "more_body": True}
+        if scope["path"] == "/flood":
+            pump = asyncio.create_task(self.pump(send, part))
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            pump.cancel()
+            self.ended.set()
+        elif scope["path"] == "/big":
+            await send(part | {"body": b"x" * 20_000_000, "more_body": False})
+        else:
+            await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+    async def pump(self, send: Any, part: Any) -> None:
+        while True:
+            await send(part)
+            await asyncio.sleep(0)
+
+
+class Served:
+    """A server in this process."""
+
+    def __init__(self, port: int, app: App, server: uvicorn.Server) -> None:
+        self.port, self.app, self.server = port, app, server
+
+    async def open(self, *sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        for part in sent:
+            writer.write(part)
+        return reader, writer
+
+    async def ask(self, *sent: bytes) -> bytes:
+        """All that comes until the server ends the connection."""
+        reader, writer = await self.open(*sent)
+        try:
+            return await asyncio.wait_for(reader.read(), PATIENCE_S)
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(*keys: str) -> AsyncIterator[Served]:
+    app = App()
+    guard = Guard(app, AccessPolicy(hashed(keys)), lambda path: limits_of(path, 2048))
+    config = uvicorn.Config(
+        guard, http=ServerProtocol, log_config=None, lifespan="off", timeout_keep_alive=1
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        serving = asyncio.create_task(server.serve(sockets=[]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        acceptor = Acceptor(
+            listener, lambda: ServerProtocol(config, server.server_state, server.lifespan.state)
+        )
+        try:
+            yield Served(listener.getsockname()[1], app, server)
+        finally:
+            acceptor.close()
+            server.should_exit = server.force_exit = True
+            await serving
+            await acceptor.wait_closed()
+
+
+def answered(sent: bytes, status: int, code: str) -> dict[str, str]:
+    """Checks an error response; its headers."""
+    head, _, body = sent.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    assert first.startswith(f"HTTP/1.1 {status} "), sent[:300]
+    assert json.loads(body)["error"]["code"] == code
+    headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+    assert headers["connection"] == "close"
+    return headers
+
+
+async def read_all(client: socket.socket) -> None:
+    """Until the server's end."""
+    while await asyncio.get_running_loop().sock_recv(client, 100_000):
+        pass
+
+
+BAD_HEADS = {
+    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    "two lengths that differ": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "a list of lengths": POST + b"Content-Length: 5, 5\r\n\r\nhello",
+    "a negative length": POST + b"Content-Length: -5\r\n\r\nhello",
+    "a signed length": POST + b"Content-Length: +5\r\n\r\nhello",
+    "a length and chunks": POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks and a length": POST + b"transfer-encoding:chunked\r\ncontent-length:4\r\n\r\n0\r\n\r\n",
+    "another coding": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "a coding with HTTP/1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a folded header": HEAD + b"X: a\r\n b\r\n\r\n",
+    "a folded length": POST + b"Content-Length:\r\n 5\r\n\r\nhello",
+    "bare line feeds": b"GET / HTTP/1.1\nHost: localhost\n\n",
+    "one bare line feed": HEAD + b"A: b\nContent-Length: 5\r\n\r\n",
+    "a bare carriage return": HEAD + b"A: b\rContent-Length: 5\r\n\r\n",
+    "a space before the colon": HEAD + b"Content-Length : 5\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": HEAD + b"Host: localhost\r\n\r\n",
+    "HTTP/0.9": b"GET /\r\n\r\n",
+    "HTTP/3": b"GET / HTTP/3\r\nHost: localhost\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 40,
+    "nothing of HTTP": b"\x00\xff" * 50 + b"\r\n\r\n",
+    "a bad chunk": POST + KEY + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "a flood of chunks": POST + KEY + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 9000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_HEADS)
+def test_what_is_not_http_is_refused_and_ended(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        async with serving("k") as served:
+            answered(await served.ask(BAD_HEADS[name]), 400, "invalid_http")
+            assert b" 200 " in await served.ask(HEAD + KEY + b"Connection: close\r\n\r\n")
+
+    asyncio.run(work())
+    assert "Traceback" not in caplog.text
+
+
+def test_junk_behind_a_request_is_no_request() -> None:
+    async def work() -> None:
+        async with serving() as served:
+            first, _, rest = (await served.ask(HEAD + b"\r\n" + b"junk junk\r\n\r\n")).partition(
+                b"\r\n\r\n"
+            )
+            assert b" 200 " in first
+            answered(rest[rest.index(b"HTTP/1.1") :], 400, "invalid_http")
+            assert served.app.asked == ["/"]
+
+    asyncio.run(work())
+
+
+def test_a_head_that_is_too_long_is_refused() -> None:
+    async def work() -> None:
+        async with serving() as served:
+            for long in (b"A: " + b"x" * 200_000 + b"\r\n", b"A: b\r\n" * 40_000):
+                answered(await served.ask(HEAD + long + b"\r\n"), 431, "invalid_http")
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (POST + b"Content-Length: 4000000\r\n\r\n", 401, "invalid_api_key"),
+        (POST + KEY + b"Content-Length: 5000000\r\n\r\n", 413, "body_too_large"),
+        (POST + KEY + b"Content-Length: 4000000\r\n\r\n", 408, "request_timeout"),
+        (POST + KEY + b"Transfer-Encoding: chunked\r\n\r\n", 408, "request_timeout"),
+        (HEAD + b"Content-Length: 4000000\r\n\r\n", 401, "invalid_api_key"),
+    ],
+)
+def test_a_client_that_goes_on_sending_gets_its_answer_and_an_end(
+    sent: bytes, status: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly it sends: what trickles in keeps nothing open."""
+    monkeypatch.setattr("baton.server.guard.BODY_S", 0.3)
+    monkeypatch.setattr("baton.server.connection.LINGER_S", 0.3)
+    trickle = b"1\r\n \r\n" if b"chunked" in sent else b" "
+
+    async def work() -> None:
+        async with serving("k") as served:
+            reader, writer = await served.open(sent.replace(b"GET / ", b"GET /v1/models "))
+
+            async def drip() -> None:
+                while True:
+                    writer.write(trickle)
+                    await asyncio.sleep(0.02)
+
+            dripping = asyncio.create_task(drip())
+            try:
+                answered(await asyncio.wait_for(reader.read(), PATIENCE_S), status, code)
+                async with asyncio.timeout(PATIENCE_S):
+                    while served.server.server_state.connections:
+                        await asyncio.sleep(0.01)
+            finally:
+                dripping.cancel()
+                writer.close()
+
+    asyncio.run(work())
+
+
+def test_a_body_nobody_reads_is_not_read() -> None:
+    """GET /x with a body: the answer comes before the body does, and the connection ends."""
+
+    async def work() -> None:
+        async with serving() as served:
+            sent = await served.ask(HEAD + b"Content-Length: 3000000\r\n\r\nabc")
+            assert sent.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in sent.lower()
+            assert sent.endswith(b"0\r\n\r\n")
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nA: b\r\n", b"G", b"GET /\r\n"],
+)
+def test_half_a_head_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.server.connection.HEAD_S", 0.1)
+
+    async def work() -> None:
+        async with serving() as served:
+            assert await served.ask(sent) == b""
+            second = await served.ask(HEAD + b"\r\n" + sent)  # the second on its connection
+            assert second.startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("path", [b"/flood", b"/big"])
+@pytest.mark.parametrize("drops", [0, 100])
+def test_who_does_not_read_is_cut_off(
+    path: bytes, drops: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that reads a few bytes now and then. One line is logged, and the request is cancelled."""
+    monkeypatch.setattr("baton.server.connection.WRITE_S", 0.4)
+
+    async def work() -> None:
+        async with serving() as served:
+            loop = asyncio.get_running_loop()
+            with closing(socket.socket()) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                client.setblocking(False)
+                await loop.sock_connect(client, ("127.0.0.1", served.port))
+                await loop.sock_sendall(client, HEAD.replace(b"/ ", path + b" ", 1) + b"\r\n")
+                async with asyncio.timeout(PATIENCE_S):
+                    while not served.app.asked or served.server.server_state.connections:
+                        if drops:
+                            with suppress(OSError):
+                                client.recv(1)
+                        await asyncio.sleep(0.02)
+                    if path == b"/flood":
+                        await served.app.ended.wait()
+                    with pytest.raises(ConnectionResetError):
+                        await read_all(client)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(work())
+    told = [each.getMessage() for each in caplog.records if "read nothing" in each.getMessage()]
+    assert len(told) == 1
+
+
+def test_who_reads_slowly_but_reads_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.server.connection.WRITE_S", 0.4)
+
+    async def work() -> None:
+        async with serving() as served:
+            reader, writer = await served.open(HEAD.replace(b"/ ", b"/big ", 1) + b"\r\n")
+            size, began = 0, asyncio.get_running_loop().time()
+            while size < 20_000_000:
+                part = await asyncio.wait_for(reader.read(400_000), PATIENCE_S)
+                assert part, f"cut off after {size} bytes"
+                size += len(part)
+                await asyncio.sleep(0.01)
+            assert asyncio.get_running_loop().time() > began + 0.4, "too fast to prove anything"
+            writer.close()
+
+    asyncio.run(work())
+
+
+def test_too_many_connections_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.server.connection.CONNECTIONS", 3)
+
+    async def work() -> None:
+        async with serving() as served:
+            others = [await served.open() for _ in range(3)]
+            assert answered(await served.ask(HEAD + b"\r\n"), 503, "overloaded")["retry-after"]
+            for _, writer in others:
+                writer.close()
+
+    asyncio.run(work())
+
+
+def test_without_descriptors_it_waits_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("baton.server.accept.PAUSE_S", 0.05)
+    monkeypatch.setattr("baton.server.accept.RESERVE", 4)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def work() -> None:
+        async with serving() as served:
+            clients = []
+            for _ in range(40):
+                clients.append(socket.socket())
+                clients[-1].setblocking(False)
+            highest = max(int(each) for each in os.listdir("/proc/self/fd"))
+            fillers = [os.dup(0)]
+            while fillers[-1] < highest:  # no lower descriptor is free
+                fillers.append(os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 15, before[1]))
+            try:
+                for client in clients:
+                    client.connect_ex(("127.0.0.1", served.port))
+                async with asyncio.timeout(PATIENCE_S):
+                    while "no more connections" not in caplog.text:
+                        await asyncio.sleep(0.01)
+                    some = len(served.server.server_state.connections)
+                    assert some < 40
+                    await asyncio.sleep(0.3)  # several pauses
+                    for client in clients[:-1]:
+                        client.close()
+                    loop = asyncio.get_running_loop()
+                    await loop.sock_sendall(clients[-1], HEAD + b"Connection: close\r\n\r\n")
+                    assert b" 200 " in await loop.sock_recv(clients[-1], 1000)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+                clients[-1].close()
+                for each in fillers:
+                    os.close(each)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(work())
+    assert caplog.text.count("no more connections") == 1
+    assert "out of system resource" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_reset_leaves_nothing_behind() -> None:
+    async def work() -> None:
+        async with serving() as served:
+            flood = HEAD.replace(b"/ ", b"/flood ", 1) + b"\r\n"
+            body = POST + b"Content-Length: 9\r\n\r\n"
+            for sent in (b"", HEAD, HEAD + b"\r\n", body, flood):
+                _, writer = await served.open(sent)
+                await asyncio.sleep(0.02)
+                own = writer.get_extra_info("socket")
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            async with asyncio.timeout(PATIENCE_S):
+                while served.server.server_state.connections or served.server.server_state.tasks:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(work())
+
+
+NAMES = st.sampled_from([b"Host", b"Content-Length", b"Transfer-Encoding", b"X", b" X", b"\tX"])
+VALUES = st.sampled_from([b"5", b"chunked", b"5, 5", b" 7", b"a"])
+LINE = st.tuples(NAMES, VALUES, st.sampled_from([b"\r\n", b"\n"]))
+
+
+@given(st.lists(LINE, max_size=5))
+def test_what_passes_has_one_length_at_most(lines: list[tuple[bytes, bytes, bytes]]) -> None:
+    head = b"POST / HTTP/1.1\r\n" + b"".join(n + b": " + v + e for n, v, e in lines) + b"\r\n"
+    lengths = sum(name.strip() == b"Content-Length" for name, _, _ in lines)
+    coded = any(name.strip() == b"Transfer-Encoding" for name, _, _ in lines)
+    bad = lengths + coded > 1 or any(n[:1] in b" \t" or e == b"\n" for n, _, e in lines)
+    for cut in range(len(head) - 2):
+        check_head(head[:cut])  # half a head is no error
+    if bad:
+        with pytest.raises(h11.RemoteProtocolError):
+            check_head(head)
+    elif not lengths:
+        check_head(head)
+
+
+def test_limits_are_those_that_are_documented() -> None:
+    assert (connection.HEAD_S, connection.LINGER_S, connection.WRITE_S) == (10, 2, 30)
+    assert accept.PAUSE_S == 1
+    assert ssl.SSLError in OSError.__subclasses__()  # Acceptor expects it
