@@ -355,3 +355,9 @@ def test_the_answer_is_short_whatever_was_sent(name: str, rest: list[Any]) -> No
     except ProtocolError as error:
         found = decode_malformed(data, error)
         assert found is None or len(found.why) <= MAX_WHY_CHARACTERS
+
+
+@pytest.mark.parametrize("request_id", ["", "\0", "a\nb"])
+def test_a_malformed_submit_whose_id_no_answer_could_carry_is_not_answered(request_id: str) -> None:
+    data = msgpack.packb(["Submit", request_id, "hi", "no params"])
+    assert decode_malformed(data, ProtocolError("")) is None
