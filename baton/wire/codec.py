@@ -65,7 +65,9 @@ def decode_malformed(data: bytes, error: ProtocolError) -> Malformed | None:
     about = values[place] if place < len(values) else None
     if type(about) not in (str, int) or len(str(about)) > MAX_ABOUT_CHARACTERS:
         return None
-    if not str(about) or not str(about).isprintable():  # no name of a request: no answer could carry it
+    if (
+        not str(about) or not str(about).isprintable()
+    ):  # no name of a request: no answer could carry it
         return None
     why = error.__cause__ if isinstance(error.__cause__, RequestError) else error
     return Malformed(name, str(about), str(why)[:MAX_WHY_CHARACTERS])
