@@ -52,6 +52,7 @@ from tests.pure.explored import (
     Write,
     content,
     value_of,
+    with_model,
 )
 from tests.pure.town import EOS, GREEDY, VOCABULARY, PretendTokenizer, calm_answer
 from tests.pure.worlds import (
@@ -477,14 +478,6 @@ class Explorer:
         sender, receiver = action[1:]
         message = self._messages.values[dict(world.mail)[sender, receiver][0]]
         return f"{sender} -> {receiver}: {str(message)[:110]}"
-
-
-def with_model(node: Any, around: Surroundings) -> None:
-    match node:
-        case DecodeWorker():
-            node.model.around = around  # type: ignore[attr-defined]
-        case PrefillWorker():
-            node._model.around = around  # type: ignore[attr-defined]
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.node import ROUTER, Effect, To
 from decode_worker.model import Draw, Drawn
-from prefill_worker.worker import Chunk
+from decode_worker.worker import DecodeWorker
+from prefill_worker.worker import Chunk, PrefillWorker
 from tests.pure.town import next_token
 
 BLOCK = 2
@@ -161,6 +162,15 @@ class Reader:
 
 def content(pool: Pool, table: Sequence[int], place: int) -> int:
     return pool.cells.get((table[place // BLOCK], place % BLOCK), -1)
+
+
+def with_model(node: Any, around: Surroundings) -> None:
+    """Show its model these surroundings."""
+    match node:
+        case DecodeWorker():
+            node.model.around = around  # type: ignore[attr-defined]
+        case PrefillWorker():
+            node._model.around = around  # type: ignore[attr-defined]
 
 
 # ---- the client: the production tracker, and what it was told

@@ -1,7 +1,7 @@
 """The ownership protocol, explored (explore.py), and the explorer itself, which must find planted bugs.
 
 Here: all interleavings without a fault to their end (28 to 35 actions, 249 to 481 worlds), and those with
-one fault of any kind up to 9 actions for a pair of workers, 7 for three. Deeper ones: see explore.py."""
+one fault of any kind up to 8 actions for a pair of workers, 6 for three. Deeper ones: see explore.py."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,6 @@ from baton.wire import membership
 from baton.wire import messages as msg
 from baton.wire.node import To
 from prefill_worker.worker import PrefillWorker
-from router.ledger import Entry
 from router.requests import Requests
 from router.router import Router
 from router.workers import WorkerRegistry
@@ -30,7 +29,7 @@ def test_every_interleaving_without_a_fault(name: str) -> None:
     assert report.complete
 
 
-@pytest.mark.parametrize(("name", "depth"), [("pair", 9), ("two prefills", 7), ("two decodes", 7)])
+@pytest.mark.parametrize(("name", "depth"), [("pair", 8), ("two prefills", 6), ("two decodes", 6)])
 def test_every_interleaving_with_one_fault(name: str, depth: int) -> None:
     report = Explorer(replace(SETTINGS[name], faults=1)).run(depth)
     assert not report.violation, report
@@ -101,10 +100,6 @@ def trust_damaged_kv(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reader, "arrival", lambda *_: Arrival.READY)
 
 
-def forget_what_was_sent(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Entry, "token_ids", property(lambda self: self.prompt_ids))
-
-
 PLANTED = [
     (release_at_once, "pair", "abort", "may write for"),
     (ignore_released, "pair", "abort", "does not come to rest"),
@@ -115,7 +110,6 @@ PLANTED = [
     (miss_a_new_epoch, "pair", "cut", "does not come to rest"),
     (ignore_a_preemption, "small pool", "", "does not come to rest"),
     (trust_damaged_kv, "pair", "damage", "blocks hold"),
-    (forget_what_was_sent, "pair", "kill", "fill_failed"),
 ]
 
 

@@ -145,8 +145,8 @@ def test_a_request_whose_run_was_useless_waits_anew() -> None:
     assert failed.code == "queue_timeout"
 
 
-def test_a_request_that_nobody_can_fill_any_more_waits_anew() -> None:
-    """Its decode worker is out of reach of the new prefill worker, so it is placed again."""
+def test_a_request_that_no_prefill_worker_can_fill_any_more_does_not_wait() -> None:
+    """Its decode worker is out of reach of the new prefill worker, so it fills the prompt itself."""
     desk = Desk("d1", "p1")
     desk.hear("client", msg.Submit("a", (1, 2, 3), GenerationParams(4), queue_timeout_s=60.0))
     desk.step()
@@ -156,8 +156,8 @@ def test_a_request_that_nobody_can_fill_any_more_waits_anew() -> None:
     desk.join("p2")
     desk.hear("p2", msg.AttachFailed("d1", "d1/0", "no way"))
     desk.step()
-    assert desk.state("a") is State.QUEUED
-    assert desk.router.ledger.deadlines.due(0.0) == 60.0
+    assert desk.state("a") is State.DECODING
+    assert desk.router.ledger.deadlines.due(0.0) == inf
 
 
 def test_the_time_for_the_whole_request_goes_on_whatever_happens_to_it() -> None:
