@@ -205,8 +205,6 @@ class PrefillWorker:
                 continue
             if not job.admitted:
                 break
-            if job.left <= 0:  # all of it was cached
-                effects += self._finish(job)
         return effects
 
     def _finish(self, job: Job) -> list[Effect]:

@@ -6,7 +6,6 @@ the heap is such. So an operation takes O(log n) on average, and memory is propo
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
-from itertools import count
 
 SPARE = 64
 """Removed names that may always stay in the heap."""
@@ -18,12 +17,12 @@ class PriorityQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, str]] = []
         self._current: dict[str, tuple[float, int, str]] = {}
-        self._order = count()
+        self._puts = 0
 
     def put(self, name: str, priority: float) -> None:
         """Add a name, or change its priority."""
-        item = (priority, next(self._order), name)
-        self._current[name] = item
+        self._puts += 1
+        item = self._current[name] = (priority, self._puts, name)
         if len(self._heap) > 2 * len(self._current) + SPARE:
             self._heap = list(self._current.values())
             heapify(self._heap)
@@ -49,7 +48,12 @@ class PriorityQueue:
         return name in self._current
 
     def __iter__(self) -> Iterator[str]:
+        """In no particular order."""
         return iter(self._current)
+
+    def in_order(self) -> list[tuple[str, float]]:
+        """All names with their priorities, the smallest first. For tests: it sorts."""
+        return [(name, priority) for priority, _, name in sorted(self._current.values())]
 
     def __len__(self) -> int:
         return len(self._current)

@@ -4,7 +4,7 @@ Every process is production code but its model. The pretend KV cache holds token
 holds keys and values, and the next token is a hash of what stands in the pool.
 """
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
@@ -22,12 +22,16 @@ from baton.wire.node import ROUTER, Effect, To
 from decode_worker.model import Draw, Drawn
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import Chunk, PrefillWorker
+from router.priority import PriorityQueue
 from tests.pure.town import next_token
 
 BLOCK = 2
 
 MEASURED = frozenset(
-    ("_steps", "steps", "since", "spent", "submitted", "first_token", "handover_s", "detokenize_s")
+    (
+        *("_steps", "steps", "since", "spent", "submitted", "first_token", "handover_s"),
+        *("detokenize_s", "placed_at"),
+    )
 )
 """Fields that no decision depends on."""
 
@@ -149,6 +153,9 @@ class Reader:
     def use_cores(self, cores: tuple[int, ...]) -> None:
         pass
 
+    def clock(self) -> float:
+        return 0.0  # nothing is learnt of speeds
+
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         drawn: list[Drawn | None] = []
         for row in rows:
@@ -184,7 +191,7 @@ class Client:
         self.tokens: dict[str, list[int]] = {name: [] for name in prompts}
         self.ends: dict[str, list[str]] = {name: [] for name in prompts}
         self.pending = {
-            name: self.tracker.submit(msg.Submit(name, prompt, GenerationParams(length)))
+            name: self.tracker.submit(msg.Submit(name, prompt, GenerationParams(length)), now=0.0)
             for name, (prompt, length) in prompts.items()
         }
 
@@ -243,7 +250,9 @@ def _value(thing: Any, seen: dict[int, int]) -> Any:
         return thing
     if kind is tuple or kind is list or kind is deque:
         return (kind, *[_value(each, seen) for each in thing])
-    if kind is dict:
+    if kind is PriorityQueue:  # its heap holds what was removed, too
+        return (kind, *thing.in_order())
+    if kind is dict or kind is OrderedDict:
         return (kind, *[(_value(k, seen), _value(v, seen)) for k, v in thing.items()])
     if kind in SETS:
         return (kind, *sorted([_value(each, seen) for each in thing], key=repr))

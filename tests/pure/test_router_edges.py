@@ -310,21 +310,6 @@ def a_fill(town: Town) -> msg.Fill:
     return msg.Fill(Grant(decode, "e", "a#0", 1, (0,)), (1, 2))
 
 
-def test_a_prompt_with_nothing_left_to_fill_is_reported_at_once() -> None:
-    town = Town()
-    worker = prefill_with_a_fill_in_hand(town)
-    (decode,) = town.workers("decode")
-    for grant in (Grant(decode, "e", "none#0", 1, (0,)), Grant(decode, "e", "c#0", 1, (1,), (5,))):
-        worker.handle("router", msg.Fill(grant, (1, 2) if grant.prefix else ()), 0.0)
-    filled = [
-        e.message.run
-        for e in worker.step(0.1)
-        if isinstance(e, To) and isinstance(e.message, msg.Filled)
-    ]
-    assert sorted(filled) == ["a#0", "c#0", "none#0"]
-    assert worker.due(0.1) > 0
-
-
 def written(town: Town) -> bool:
     (memory,) = town.memories.values()
     return bool(memory.cells)
