@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import zmq
 
+from baton import failpoint
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
 from baton.engine.pool import Pool, spare_blocks
@@ -97,6 +98,8 @@ class Decoding:
         self._cores.use(cores)
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
+        failpoint.hit("decode.step")
+        failpoint.hit("decode.kv", lambda: self._pool.keys[0][rows[0].blocks[0]])
         if not draws:
             self._engine.runner.fill(self._pool, rows)
             return []

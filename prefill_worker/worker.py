@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from baton import failpoint
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
@@ -133,6 +134,7 @@ class PrefillWorker:
         if not plan:
             return effects
         chunks = [Chunk(j.grant, j.token_ids[j.done : j.done + n], j.done) for j, n in plan]
+        failpoint.hit("prefill.chunk")
         began = self._model.clock()
         try:
             self._model.fill(chunks[0].grant.worker, chunks)
@@ -171,6 +173,7 @@ class PrefillWorker:
         return effects
 
     def _finish(self, job: Job) -> list[Effect]:
+        failpoint.hit("prefill.computed")
         try:
             receipt = self._model.finish(job.grant, len(job.token_ids))
         except TransferError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from baton import failpoint
 from baton.client.aio import RouterClient
 from baton.errors import RequestError
 from baton.grammar import Grammars
@@ -168,6 +169,7 @@ class GenerationService:
 
     async def begin(self, request: PreparedRequest) -> GenerationStream:
         """Send it, and wait until the router has accepted it. Raises ApiError."""
+        failpoint.hit("server.accepted")
         stream = GenerationStream(self.router, request)
         try:
             await stream.accepted()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # within itself. Rooms that are still to come stand where they will be.
 ROWS = (
     ("main", "server"),
-    ("tools.lab", "tools.evaluation", "tools.benchmarks"),
+    ("tools.lab", "tools.evaluation", "tools.benchmarks", "tools.faults"),
     ("tools.measure", "tools.training"),
     ("baton.cli",),
     ("baton", "tools"),  # the door: `from baton import LLM, generate`, and nothing else
@@ -34,7 +34,7 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "prompts",
     ),
-    ("baton.errors", "baton.clock", "baton.package", "sampler"),
+    ("baton.errors", "baton.clock", "baton.failpoint", "baton.package", "sampler"),
 )  # fmt: skip
 
 TORCH_ZONE = (
