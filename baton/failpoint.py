@@ -5,7 +5,7 @@
                      @FOLDER                         files of FOLDER named like that, read at each hit
 
 Off unless the variable is set: hit() then returns after one comparison. An unknown site or action ends
-the process at its start with exit code 2. A file of FOLDER is removed by the process that acts on it, so of
+the process at its start with exit code 2. A file of FOLDER is removed by the process that acts on it: of
 several processes, and of those that replace dead ones, one acts. FOLDER/.fired gets a JSON line for each
 action before it is carried out: site, action, pid, and the monotonic time in seconds.
 """
