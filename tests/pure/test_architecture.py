@@ -57,9 +57,9 @@ LONGEST_FUNCTION = 65  # about 60: a list of command-line options may run on
 NEVER_IMPORTED = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 NEVER_CALLED = {"recv_pyobj", "send_pyobj"}
 BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/text.py", "baton/models/convert.py",
-         "baton/backend.py"}  # fmt: skip
-"""STYLE's three, two where a library raises bare Exception, and the LLM's thread; each turns it into
-ours or an answer, or raises it where it is waited for."""
+         "baton/backend.py", "tools/faults/__main__.py"}  # fmt: skip
+"""STYLE's three, two where a library raises bare Exception, the LLM's thread, and the fault battery; each
+turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
             "baton/models/convert.py")  # fmt: skip

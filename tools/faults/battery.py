@@ -5,19 +5,20 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.faults.check import Answer, Census, Verdict, answers, compare
-from tools.faults.client import run_clients
+from tools.faults.client import Request, run_clients
 from tools.faults.ledger import Event, Ledger
 from tools.faults.service import Service
-from tools.faults.workload import Mix, cases
+from tools.faults.workload import SALTED, Mix, cases
 
 CASES = 160
 CLIENTS, REQUESTS = 8, 100
 """A row's load at scale 1: so many clients with so many requests each."""
+WARM = 6  # requests of each client before a census
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    in_table: bool = True  # the README's; others stand in docs/faults.md
 
     @property
     def passed(self) -> bool:
@@ -79,7 +81,7 @@ class Battery:
     bodies: dict[int, dict[str, object]] = field(default_factory=dict)
     reference: dict[int, Answer] = field(default_factory=dict)
 
-    def count(self, number: int, *, least: int = 1) -> int:
+    def count(self, number: float, *, least: int = 1) -> int:
         """So many at this scale."""
         return max(least, round(number * self.scale))
 
@@ -91,9 +93,9 @@ class Battery:
         """A new one in the folder."""
         return Ledger(self.folder / f"{name}.jsonl", listener)
 
-    def mix(self, name: str, *, streams: bool = False) -> Mix:
+    def mix(self, name: str, *, salted: float = SALTED) -> Mix:
         """Requests drawn from all cases."""
-        return Mix(name, self.seed, self.bodies, streams=streams)
+        return Mix(name, self.seed, self.bodies, salted=salted)
 
     def make_reference(self, count: int | None = None) -> None:
         """Ask every case once, on a service that nothing happens to. Raises ValueError if even that goes
@@ -105,18 +107,19 @@ class Battery:
             self.reference = self.ask_all(service, "reference", self.bodies)
         self.say(f"{len(bodies)} fault-free answers in {time.monotonic() - began:.1f} s")
 
+    def warm(self, service: Service) -> Census:
+        """Let every process do what it does, so that its memory has its usual size; then its census."""
+        ledger, mix = self.ledger("warm"), Mix("warm", self.seed, self.bodies)
+        asyncio.run(run_clients(service.port, ledger, mix.clients(CLIENTS, WARM)))
+        ledger.close()
+        return service.census()
+
     def ask_all(
         self, service: Service, name: str, bodies: dict[int, dict[str, object]]
     ) -> dict[int, Answer]:
         """The fault-free answers to these bodies by this service."""
-        ledger, several = self.ledger(name), 4
-        mixes = [Mix(f"{name}{case}", self.seed, {case: body}) for case, body in bodies.items()]
-        queues = [_one_after_the_other(mixes[i::several]) for i in range(several)]
-        asyncio.run(run_clients(service.port, ledger, queues))
+        ledger = self.ledger(name)
+        waiting = iter([Request(f"{name}-{case}", case, body) for case, body in bodies.items()])
+        asyncio.run(run_clients(service.port, ledger, [lambda: next(waiting, None)] * 4))
         ledger.close()
         return answers(ledger.events)
-
-
-def _one_after_the_other(mixes: Iterable[Mix]):  # type: ignore[no-untyped-def]
-    made = [mix.client(0, 1)() for mix in mixes]
-    return iter([*made, None]).__next__

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tools.faults.ledger import Event, Record, records
 
 MORE_FDS = 4  # sockets that are just being closed, a log that was opened again
-MORE_RSS, MORE_RSS_MIB = 0.05, 24.0  # the larger of both
+MORE_MEMORY, MORE_MIB = 0.05, 24.0  # the larger of both
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class Process:
 
     pid: int
     fds: int
-    rss_mib: float
+    memory_mib: float  # its own, without what it maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +168,9 @@ def compare(before: Census, after: Census) -> list[str]:
         was, now = before.processes[name], after.processes[name]
         if now.fds > was.fds + MORE_FDS:
             found.append(f"{name} has {now.fds} file descriptors, before {was.fds}")
-        more = now.rss_mib - was.rss_mib
-        if now.pid == was.pid and more > max(MORE_RSS_MIB, MORE_RSS * was.rss_mib):
-            found.append(f"{name} has {now.rss_mib:.0f} MiB, before {was.rss_mib:.0f}")
+        more = now.memory_mib - was.memory_mib
+        if now.pid == was.pid and more > max(MORE_MIB, MORE_MEMORY * was.memory_mib):
+            found.append(f"{name} has {now.memory_mib:.0f} MiB, before {was.memory_mib:.0f}")
     for what, had, has in (
         ("/dev/shm", before.shared_memory, after.shared_memory),
         ("the run folder", before.files, after.files),

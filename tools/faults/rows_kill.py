@@ -25,7 +25,7 @@ def f1(battery: Battery) -> list[Result]:
             Fault(("prefill-0",), "mid-push", site="prefill.layer") for _ in range(battery.count(6))
         ]
         under_load(battery, service, frames, faults, Load(each=25))
-    return _with_leftovers([(shared, service), (frames, service)])
+    return with_leftovers([(shared, service), (frames, service)])
 
 
 def f2(battery: Battery) -> list[Result]:
@@ -41,7 +41,7 @@ def f3(battery: Battery) -> list[Result]:
     with Service(*CHUNKED) as service:
         faults = [Fault(both, stage) for stage in stages for _ in range(battery.count(2))]
         under_load(battery, service, result, faults)
-    return _with_leftovers([(result, service)])
+    return with_leftovers([(result, service)])
 
 
 def f4(battery: Battery) -> list[Result]:
@@ -68,10 +68,10 @@ def _victims(
     with Service(*CHUNKED) as service:
         faults = each_stage(victims, battery.count(times), battery.rng(row))
         under_load(battery, service, result, faults, load)
-    return _with_leftovers([(result, service)])
+    return with_leftovers([(result, service)])
 
 
-def _with_leftovers(pairs: Sequence[tuple[Result, Service]]) -> list[Result]:
+def with_leftovers(pairs: Sequence[tuple[Result, Service]]) -> list[Result]:
     """Results, with what their services left behind."""
     for result, service in pairs:
         result.problems += service.leftovers

@@ -29,6 +29,7 @@ TOKEN = "BATON_FAULTS_SERVICE"
 READY_S, CALM_S, STOP_S = 120.0, 20.0, 45.0
 LOOK_S = 0.02
 SHM = Path("/dev/shm")
+HELD = ("kv_blocks_leased", "kv_blocks_quarantined", "num_requests_running", "num_requests_waiting")
 
 
 class NotReady(Exception):
@@ -73,11 +74,11 @@ def _name(pid: int) -> str | None:
     return None
 
 
-def rss_mib(pid: int) -> float:
-    """Resident memory; 0 for a process that is gone."""
+def memory_mib(pid: int) -> float:
+    """Its own memory, without files and pools that it maps; 0 for a process that is gone."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith("RssAnon:"):
                 return int(line.split()[1]) / 1024
     return 0.0
 
@@ -229,25 +230,32 @@ class Service:
                 found[name] = float(value)
         return found
 
-    def metric(self, name: str, label: str = "") -> float:
-        """The sum over all labels, or over those that contain `label`."""
-        values = self.metrics().items()
-        return sum(v for n, v in values if n.partition("{")[0] == name and label in n)
+    def metric(self, name: str) -> float:
+        """The sum over all labels. KeyError if there is no such metric: no count is zero by a misprint."""
+        values = [
+            v for n, v in self.metrics().items() if n.partition("{")[0] in (name, f"{name}_total")
+        ]
+        if not values:
+            raise KeyError(f"/metrics has no {name}")
+        return sum(values)
 
     def census(self, *, calm_s: float = CALM_S) -> Census:
-        """What it holds, as soon as nothing is held, or after `calm_s`."""
+        """What it holds, as soon as nothing is held, or after `calm_s`. Raises NotReady without counts."""
         deadline = time.monotonic() + calm_s
         while True:
-            names = ("kv_blocks_leased", "kv_blocks_quarantined")
-            counts = [int(self.metric(name)) for name in names]
-            counts += [int(self.metric(f"num_requests_{each}")) for each in ("running", "waiting")]
-            if not any(counts) or time.monotonic() >= deadline:
-                break
+            try:
+                counts = [int(self.metric(name)) for name in HELD]
+            except (KeyError, OSError, TimeoutError) as error:
+                if time.monotonic() >= deadline:
+                    raise NotReady(f"no counts within {calm_s:g} s: {error!r}") from error
+            else:
+                if not any(counts) or time.monotonic() >= deadline:
+                    break
             time.sleep(LOOK_S)
         pids = {"main": self.main_pid, **self.pids()}
         folder = self.run_folder()
         return Census(
-            {name: Process(pid, fds(pid), rss_mib(pid)) for name, pid in pids.items()},
+            {name: Process(pid, fds(pid), memory_mib(pid)) for name, pid in pids.items()},
             frozenset(each.name for each in SHM.iterdir()) if SHM.is_dir() else frozenset(),
             frozenset(_kinds(folder)) if folder else frozenset(),
             *counts,

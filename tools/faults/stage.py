@@ -19,8 +19,9 @@ from itertools import pairwise
 from tools.faults.battery import CLIENTS, REQUESTS, Battery, Result
 from tools.faults.check import check
 from tools.faults.client import run_clients
-from tools.faults.ledger import Chunk, Event, records
+from tools.faults.ledger import Chunk, Event, Ledger, records
 from tools.faults.service import Service
+from tools.faults.workload import Mix
 
 STAGES = {  # stage of a request: the failpoint, and the process that comes to it
     "queue": ("received.Submit", "router"),
@@ -162,10 +163,10 @@ class Injector:
             pids = self._service.pids()
             replaced = all(pids.get(v, p) != p for v, p in injected.pids.items())
             there = set(pids) >= set(before)
-            if there and (replaced or not fault.replaced):
-                if self._service.whole(await self._service.state()):
-                    injected.whole_at = time.monotonic()
-                    return True
+            ours = there and (replaced or not fault.replaced)
+            if ours and self._service.whole(await self._service.state()):
+                injected.whole_at = time.monotonic()
+                return True
             await asyncio.sleep(STATE_S)
         self.problems.append(
             f"{fault}: not whole again after {WHOLE_S:g} s, exit code {self._service.exit_code}: "
@@ -205,7 +206,7 @@ def under_load(
     ledger = battery.ledger(result.row, listen)
     mix = battery.mix(result.row)
     injector = Injector(service, battery.rng(f"{result.row} faults"))
-    before = service.census()
+    before = battery.warm(service)
     last = asyncio.run(
         _both(service, load, battery.count(load.each, least=3), mix, ledger, injector, faults)
     )
@@ -225,13 +226,22 @@ def under_load(
     return injector.injected
 
 
-async def _both(service, load, each, mix, ledger, injector, faults):  # type: ignore[no-untyped-def]
+async def _both(
+    service: Service,
+    load: Load,
+    each: int,
+    mix: Mix,
+    ledger: Ledger,
+    injector: Injector,
+    faults: Sequence[Fault],
+) -> dict[str, str]:
+    """Clients and faults at the same time, from the first chunk on."""
     going = True
 
     async def inject() -> None:
         nonlocal going
         try:
-            while not ledger.events or not isinstance(ledger.events[-1], Chunk):
+            while not any(isinstance(event, Chunk) for event in ledger.events[-50:]):
                 await asyncio.sleep(LOOK_S)
             await injector.run(faults)
         finally:

@@ -60,13 +60,11 @@ class Mix:
         seed: int,
         bodies: Mapping[int, Mapping[str, Any]],
         *,
-        streams: bool = False,
+        salted: float = SALTED,
     ) -> None:
-        """`streams`: only cases that stream."""
+        """`salted`: the share of requests whose prompt no cache knows."""
         self._name, self._seed = name, seed
-        self._bodies = {
-            case: body for case, body in bodies.items() if body["stream"] or not streams
-        }
+        self._bodies, self._salted = dict(bodies), salted
         self.ids: list[str] = []
 
     def client(
@@ -88,7 +86,7 @@ class Mix:
             self.ids.append(id)
             case = rng.choice(list(self._bodies))
             body = dict(self._bodies[case])
-            if rng.random() < SALTED:
+            if rng.random() < self._salted:
                 body["cache_salt"] = f"{id} {rng.random()}"
             return Request(id, case, body, leave(rng))
 
