@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tools.faults.service import Service
 from tools.faults.workload import SALTED, Mix, cases
 
 CASES = 160
+GROWING = 100_000  # the first case of those with short prompts and long answers
 CLIENTS, REQUESTS = 8, 100
 """A row's load at scale 1: so many clients with so many requests each."""
 WARM = 6  # requests of each client before a census
@@ -79,6 +81,7 @@ class Battery:
     folder: Path  # for ledgers
     say: Callable[[str], None]
     bodies: dict[int, dict[str, object]] = field(default_factory=dict)
+    growing: dict[int, dict[str, object]] = field(default_factory=dict)
     reference: dict[int, Answer] = field(default_factory=dict)
 
     def count(self, number: float, *, least: int = 1) -> int:
@@ -97,15 +100,17 @@ class Battery:
         """Requests drawn from all cases."""
         return Mix(name, self.seed, self.bodies, salted=salted)
 
-    def make_reference(self, count: int | None = None) -> None:
-        """Ask every case once, on a service that nothing happens to. Raises ValueError if even that goes
-        wrong."""
-        bodies = cases(self.seed, count or self.count(CASES, least=24))
-        self.bodies = dict(enumerate(bodies))
+    def make_reference(self, count: int | None = None, *, service: Service | None = None) -> None:
+        """Ask every case once, on a service that nothing happens to: a new one, or this one before its
+        first fault. Raises ValueError if even that goes wrong."""
+        number = count or self.count(CASES, least=24)
+        self.bodies = dict(enumerate(cases(self.seed, number)))
+        growing = cases(self.seed, number // 4, prompt=(8, 32), answer=(150, 300))
+        self.growing = {GROWING + i: body for i, body in enumerate(growing)}
         began = time.monotonic()
-        with Service() as service:
-            self.reference = self.ask_all(service, "reference", self.bodies)
-        self.say(f"{len(bodies)} fault-free answers in {time.monotonic() - began:.1f} s")
+        with nullcontext(service) if service else Service() as calm:
+            self.reference = self.ask_all(calm, "reference", self.bodies | self.growing)
+        self.say(f"{len(self.reference)} fault-free answers in {time.monotonic() - began:.1f} s")
 
     def warm(self, service: Service) -> Census:
         """Let every process do what it does, so that its memory has its usual size; then its census."""

@@ -23,10 +23,10 @@ DYNAMO = (
     "killed, 4 of 800 requests failed; the only decode worker killed, 280 of 800; 38 to 45 s to recover."
 )
 ABOUT = """\
-Written by `make faults` (`tools/faults`); do not edit. Real processes, clients that keep a ledger of every
-chunk, and a check against fault-free answers. A request is *lost* if it ends in anything but its full
-answer, unless the row says what else is right. An answer is *wrong* if one character, the finish_reason or
-the number of tokens differs from the fault-free one.""".splitlines()
+Written by `make faults` (`tools/faults`); do not edit. Real processes, clients that keep a ledger of
+every chunk, and a check against fault-free answers. A request is *lost* if it ends in anything but its
+full answer, unless the row says what else is right. An answer is *wrong* if one character, the
+finish_reason or the number of tokens differs from the fault-free one.""".splitlines()
 COLUMNS = """\
 *Next token*: the longest silence of all streams together between the fault and the recovery. *Whole
 again*: until /readyz reports every worker of before, with new processes in the places of dead ones.

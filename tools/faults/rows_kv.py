@@ -9,6 +9,7 @@ from tools.faults.client import run_clients
 from tools.faults.rows_kill import with_leftovers
 from tools.faults.service import Service
 from tools.faults.stage import longest_gap
+from tools.faults.workload import Mix
 
 BLOCK_BYTES = 131_080  # of the bundled model in float32, with its stamp
 NAN_ROUNDS = 20
@@ -54,14 +55,15 @@ def _damaged(
 def f9(battery: Battery) -> list[Result]:
     """Everybody is preempted: 24 clients in a pool that holds two or three of them."""
     result = Result("F9", "KV pool too small for what runs: everybody is preempted")
-    longest = 48  # blocks of the longest case, with room
+    longest = 48  # blocks; the longest case takes 21, and begins with 2
     options = ("--kv-cache-memory-bytes", longest * BLOCK_BYTES, "--max-model-len", 640)
     with Service(*options) as service:
         before = battery.warm(service)
-        _load(battery, service, result, clients=24, each=40)
+        mix = Mix("F9", battery.seed, battery.growing)
+        _load(battery, service, result, clients=24, each=34, mix=mix)
         result.injected = int(service.metric("num_preemptions"))
         result.require(
-            result.injected >= result.requests / 4,
+            result.injected >= result.requests,
             f"{result.injected} preemptions among {result.requests} requests: the pool is too large",
         )
         result.compare(before, service.census())
@@ -114,9 +116,10 @@ def _load(
     clients: int = CLIENTS,
     each: int = REQUESTS,
     more: Callable[[], bool] = lambda: False,
+    mix: Mix | None = None,
 ) -> None:
     """Clients without a plan of faults, judged into `result`."""
-    ledger, mix = battery.ledger(result.row), battery.mix(result.row)
+    ledger, mix = battery.ledger(result.row), mix or battery.mix(result.row)
     requests = mix.clients(clients, battery.count(each, least=3), more)
     asyncio.run(run_clients(service.port, ledger, requests))
     ledger.close()

@@ -231,7 +231,7 @@ class Service:
         return found
 
     def metric(self, name: str) -> float:
-        """The sum over all labels. KeyError if there is no such metric: no count is zero by a misprint."""
+        """The sum over all labels. KeyError for a metric that is not there."""
         values = [
             v for n, v in self.metrics().items() if n.partition("{")[0] in (name, f"{name}_total")
         ]
@@ -240,7 +240,7 @@ class Service:
         return sum(values)
 
     def census(self, *, calm_s: float = CALM_S) -> Census:
-        """What it holds, as soon as nothing is held, or after `calm_s`. Raises NotReady without counts."""
+        """What it holds, as soon as nothing is held, or after `calm_s`. NotReady without counts."""
         deadline = time.monotonic() + calm_s
         while True:
             try:
