@@ -83,9 +83,10 @@ def interrupted(number: int, frame: FrameType | None) -> None:
     "--folder", type=click.Path(path_type=Path, file_okay=False), default=FOLDER,
     help="For ledgers and results.json.  [default: build/faults]",
 )  # fmt: skip
+@click.option("--write", is_flag=True, help="Rewrite docs/faults.md and the README's table anyway.")
 @click.pass_context
 def main(
-    context: click.Context, seed: int, scale: float, only: Sequence[str], folder: Path
+    context: click.Context, seed: int, scale: float, only: Sequence[str], folder: Path, write: bool
 ) -> None:
     """Inject faults into a real service under load and check every answer.
 
@@ -104,7 +105,7 @@ def main(
     how = report.about(seed=seed, scale=scale, seconds=time.monotonic() - began, only=only)
     (folder / "results.json").write_text(report.as_json(results, how))
     (folder / "faults.md").write_text(report.document(results, how))
-    if not only and scale >= 1:
+    if write or (not only and scale >= 1):
         report.write(results, how)
     failed = [each.row for each in results if not each.passed]
     battery.say(
