@@ -16,7 +16,20 @@ from types import FrameType
 
 import click
 
-from tools.faults import report, rows_hang, rows_kill, rows_kv, rows_leave, rows_loop
+from tools.faults import (
+    report,
+    rows_hang,
+    rows_hostile,
+    rows_job,
+    rows_kill,
+    rows_kv,
+    rows_leave,
+    rows_links,
+    rows_load,
+    rows_loop,
+    rows_slow,
+    rows_start,
+)  # fmt: skip
 from tools.faults.battery import Battery, Result
 from tools.faults.service import ROOT
 
@@ -30,8 +43,24 @@ ROWS: Mapping[str, Row] = {
     "F6": rows_loop.f6,
     "F7": rows_kv.f7,
     "F9": rows_kv.f9,
+    "F10": rows_job.f10,
+    "F11": rows_job.f11,
+    "F12": rows_slow.f12,
     "F13": rows_leave.f13,
+    "F14": rows_start.f14,
+    "F15": rows_start.f15,
     "F16": rows_kv.f16,
+    "F20": rows_links.f20,
+    "F21": rows_slow.f21,
+    "F22": rows_links.f22,
+    "B1": rows_hostile.b1,
+    "B4": rows_slow.b4,
+    "B6": rows_hostile.b6,
+    "L1": rows_load.l1,
+    "L2": rows_load.l2,
+    "L4": rows_load.l4,
+    "L6": rows_job.l6,
+    "L7": rows_load.l7,
 }
 FOLDER = ROOT / "build" / "faults"
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from baton.failpoint import VARIABLE
+from baton.wire.keys import make_keys
 from tools.faults.service import ROOT, STOP_S, TOKEN, Service, memory_mib
 
 
@@ -28,14 +29,17 @@ class ByHand(Service):
         router: Sequence[object] = (),
         worker_address: str | None = None,
         failpoints: Sequence[str] = (),
+        keys: bool = False,
     ) -> None:
         """`address`: the router's, by default a socket in the folder. `worker_address`: where workers
-        look for it, by default there. `common`: options of every process, such as --keys."""
+        look for it, by default there. `common`: options of every process. `keys`: make CURVE keys and
+        use them, as tcp addresses need."""
         roles = [name.partition("-")[0] for name in workers]
         expected = {role: roles.count(role) for role in set(roles)}
         super().__init__(failpoints=failpoints, expected=expected)
         self._address, self._worker_address = address, worker_address
-        self._workers, self._common, self._router = workers, common, router
+        self._workers, self._common, self._router = workers, list(common), router
+        self._keys = keys
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -43,6 +47,9 @@ class ByHand(Service):
         return self._address or f"ipc://{self.folder / 'tmp' / 'router.sock'}"
 
     def _start(self) -> None:
+        if self._keys:
+            make_keys(self.folder / "keys")
+            self._common += ["--keys", self.folder / "keys"]
         self.start("router", "router", "--address", self.address, *self._router)
         for name, options in self._workers.items():
             self.join(name, *options)

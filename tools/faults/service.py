@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from baton.failpoint import FIRED, VARIABLE, parse
 from tools.faults.check import Census, Process
@@ -125,7 +125,7 @@ class Service:
         self.folder = Path("/")
         self.leftovers: list[str] = []  # found by stop()
 
-    def __enter__(self) -> "Service":
+    def __enter__(self) -> Self:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bf-", dir="/tmp"))
         self.folder = Path(folder)
         for name in ("points", "tmp"):
