@@ -8,9 +8,7 @@ from tools.faults.stage import RANDOM, Fault, Load, each_stage, under_load
 
 CHUNKED = ("--max-num-batched-tokens", 128)  # prompts of several chunks, so that chunks can be hit
 TIMES = 3
-SERVER_AGAIN = Load(
-    again=("broken", "error"), tries=12, accepted=("broken", "error service_unavailable")
-)
+SERVER_AGAIN = Load(again=("broken", "error"), tries=12, accepted=("broken", "error not_ready"))
 
 
 def f1(battery: Battery) -> list[Result]:

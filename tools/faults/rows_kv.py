@@ -55,7 +55,7 @@ def _damaged(
 def f9(battery: Battery) -> list[Result]:
     """Everybody is preempted: 24 clients in a pool that holds two or three of them."""
     result = Result("F9", "KV pool too small for what runs: everybody is preempted")
-    longest = 48  # blocks; the longest case takes 21, and begins with 2
+    longest = 32  # blocks; the longest case takes 21, and begins with 2
     options = ("--kv-cache-memory-bytes", longest * BLOCK_BYTES, "--max-model-len", 640)
     with Service(*options) as service:
         before = battery.warm(service)
