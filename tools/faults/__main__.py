@@ -29,6 +29,7 @@ from tools.faults import (
     rows_loop,
     rows_slow,
     rows_start,
+    soak,
 )  # fmt: skip
 from tools.faults.battery import Battery, Result
 from tools.faults.service import ROOT
@@ -142,6 +143,29 @@ def main(
         + (f"; failed: {', '.join(failed)}" if failed else "")
     )
     sys.exit(1 if failed else 0)
+
+
+@main.command("soak")
+@click.option(
+    "--minutes", type=click.FloatRange(0.5), default=60.0, show_default=True, help="How long."
+)
+@click.pass_obj
+def soak_(battery: Battery, minutes: float) -> None:
+    """Load at 70 % of the capacity with a random fault a minute; writes docs/soak.md."""
+    began = time.monotonic()
+    battery.make_reference()
+    result, lines = soak.run(battery, minutes)
+    result.seconds = time.monotonic() - began
+    tell(battery, result)
+    how = report.about(
+        seed=battery.seed, scale=battery.scale, seconds=result.seconds, only=(),
+        command=f"python -m tools.faults --seed {battery.seed} soak --minutes {minutes:g}",
+    )  # fmt: skip
+    text = report.soaked(result, lines, how)
+    (battery.folder / "soak.md").write_text(text)
+    if minutes >= 60:
+        (ROOT / "docs" / "soak.md").write_text(text)
+    sys.exit(0 if result.passed else 1)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,11 @@ class About:
     command: str
 
 
-def about(*, seed: int, scale: float, seconds: float, only: Sequence[str]) -> About:
-    """This machine, this commit."""
-    command = f"python -m tools.faults --seed {seed} --scale {scale:g}"
+def about(
+    *, seed: int, scale: float, seconds: float, only: Sequence[str], command: str = ""
+) -> About:
+    """This machine, this commit. `command`: by default that of the battery."""
+    command = command or f"python -m tools.faults --seed {seed} --scale {scale:g}"
     command += "".join(f" --only {each}" for each in only)
     began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time.time() - seconds))
     return About(seed, scale, _commit(), _machine(), began, seconds, command)
@@ -126,6 +128,31 @@ def document(results: Sequence[Result], how: About) -> str:
         lines += [f"  * {note}" for note in each.notes]
         lines += [f"  * **fails**: {_one_line(problem)}" for problem in each.problems]
     return "\n".join(lines) + "\n"
+
+
+def soaked(result: Result, lines: Sequence[str], how: About) -> str:
+    """docs/soak.md."""
+    return "\n".join(
+        [
+            "# A soak: load and a random fault a minute",
+            "",
+            "Written by `python -m tools.faults soak`; do not edit. The columns: [faults.md](faults.md).",
+            "",
+            f"* machine: {how.machine}",
+            f"* commit: {how.commit}",
+            f"* run: {how.began}, {how.seconds / 60:.0f} minutes, seed {how.seed}: `{how.command}`",
+            f"* result: {'passed' if result.passed else 'failed'}",
+            *(f"  * **fails**: {_one_line(each)}" for each in result.problems),
+            "",
+            HEAD,
+            RULE,
+            row(result),
+            "",
+            f"* outcomes: {', '.join(f'{n} {what}' for what, n in result.outcomes.most_common())}",
+            *lines,
+            "",
+        ]
+    )
 
 
 def _one_line(text: str) -> str:
