@@ -109,6 +109,7 @@ def test_a_cut_ends_connections_and_new_ones_work(proxy: Proxy, half: bool) -> N
 def test_nobody_behind_it_is_a_closed_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    with Proxy(port) as proxy, socket.create_connection(("127.0.0.1", proxy.port), 10) as link:
-        with contextlib.suppress(ConnectionResetError):
+    with Proxy(port) as proxy:
+        link = socket.create_connection(("127.0.0.1", proxy.port), 10)
+        with link, contextlib.suppress(ConnectionResetError):
             assert link.recv(1) == b""
