@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import zmq
 
+from baton import failpoint
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
 from baton.engine.pool import Pool, spare_blocks
@@ -101,6 +102,8 @@ class Decoding:
         return time.monotonic()
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
+        failpoint.hit("decode.step")
+        failpoint.hit("decode.kv", lambda: self._pool.keys[0][rows[0].blocks[0]])
         if not draws:
             self._engine.runner.fill(self._pool, rows)
             self._engine.wait()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from baton import failpoint
 from baton.errors import RequestError
 from baton.grammar import Grammars, Matcher
 from baton.kv.blocks import ANY_WRITER, BlockTable
@@ -296,6 +297,7 @@ class DecodeWorker:
             if not run.published:
                 self._publish(name, run)
             finish = run.append(each.token_id)
+            failpoint.hit(_stage(run, finish))
             self._buffer.put(name, run, each, finish, now, runs=len(self.runs))
             if finish is not None:
                 self._publish(name, run)
@@ -317,3 +319,11 @@ class DecodeWorker:
                 self.block_hashes[name], run.token_ids[: run.computed], self.hello.block_size
             )
             self.table.publish(name, block_hashes[1:])
+
+
+def _stage(run: Run, finish: str | None) -> str:
+    """The failpoint of a run's newest token."""
+    if finish is not None:
+        return "decode.last_token"
+    first = len(run.token_ids) == run.prompt_tokens + 1
+    return "decode.first_token" if first else "decode.token"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from baton import failpoint
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
 from baton.engine.pool import Pool
@@ -133,6 +134,7 @@ class Filling:
         rows = [Row(c.token_ids, c.start, blocks) for c, blocks in zip(chunks, held, strict=True)]
 
         def push(layer: int) -> None:
+            failpoint.hit("prefill.layer")
             for row, chunk, blocks in zip(rows, chunks, held, strict=True):
                 touched = self._touched(row, len(chunk.grant.prefix))
                 source, target = blocks[touched], chunk.grant.table[touched]

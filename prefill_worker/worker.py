@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from baton import failpoint
 from baton.bounds import INT_MAX
 from baton.errors import TransferError
 from baton.kv.grant import Grant
@@ -158,6 +159,7 @@ class PrefillWorker:
             return effects
         chunks = [Chunk(j.grant, j.token_ids[j.done : j.done + n], j.done) for j, n in plan]
         self._last_pool = chunks[0].grant.worker
+        failpoint.hit("prefill.chunk")
         began = self._model.clock()
         try:
             self._model.fill(self._last_pool, chunks)
@@ -208,6 +210,7 @@ class PrefillWorker:
         return effects
 
     def _finish(self, job: Job) -> list[Effect]:
+        failpoint.hit("prefill.computed")
         try:
             receipt = self._model.finish(job.grant, len(job.token_ids))
         except TransferError as error:

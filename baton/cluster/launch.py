@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 import zmq
 
+from baton import failpoint
 from baton.errors import BatonError, InputError
 from baton.host import core_numbers, die_with, host_id, process_age_s
 from baton.kv.layout import KVLayout
@@ -79,6 +80,7 @@ def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
     parent = given.pop("parent")
     if parent is not None and not die_with(parent):
         sys.exit(0)
+    failpoint.hit("worker.begin")
     name = given.pop("name") or role
     set_up_logging(name, given.pop("log_level"))
     folder = given.pop("keys")

@@ -12,6 +12,7 @@ from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
+from baton import failpoint
 from baton.client.aio import RouterClient
 from baton.clock import monotonic
 from baton.errors import RequestError
@@ -206,6 +207,7 @@ class GenerationService:
 
     async def begin(self, request: PreparedRequest) -> GenerationStream:
         """Send it, and wait until the router has accepted it. Raises ApiError."""
+        failpoint.hit("server.accepted")
         stream = GenerationStream(self.router, request)
         try:
             await stream.accepted()

@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from baton import failpoint
 from baton.client.aio import Queue, RouterClient
 from baton.client.tracker import News, PendingRequest
 from baton.clock import monotonic
@@ -187,6 +188,7 @@ class GenerationStream:
             async for part in self._parts():
                 ready += encoder.event(part) if isinstance(part, Delta) else event(part)
                 if self._open and not self._early and self._queue.empty():
+                    failpoint.hit("server.chunk")
                     yield ready
                     ready = b""
             yield ready + DONE

@@ -14,8 +14,10 @@ stamped. Pieces must arrive in order. Anything else is dropped and counted by re
 Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD.
 """
 
+import contextlib
 import logging
 import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -42,8 +44,22 @@ from baton.wire.rare_line import RareLine
 POLL_BYTES = 8 << 20
 POLL_MESSAGES = 256
 PATIENCE_S = 10.0
+ABANDONED_S = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+def remove_abandoned(folder: Path, now: float) -> None:
+    """Remove the KV sockets of this folder at which nobody listens: those of killed decode workers. One
+    younger than ABANDONED_S may be about to listen. `now`: seconds since the epoch."""
+    for path in folder.glob("kv-*.sock"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            if now - path.stat().st_mtime < ABANDONED_S:
+                continue
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
 
 
 @dataclass(slots=True)
@@ -102,7 +118,9 @@ class FramesExport:
         self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)
 
     def _bind_ipc(self, owner: Owner) -> str:
-        name = private_folder(owner.run_dir) / f"kv-{secrets.token_hex(6)}.sock"
+        folder = private_folder(owner.run_dir)
+        remove_abandoned(folder, time.time())
+        name = folder / f"kv-{secrets.token_hex(6)}.sock"
         self._socket.bind(f"ipc://{name}")
         self._file = name
         return f"ipc://{name}"

@@ -13,6 +13,7 @@ import torch
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from baton import failpoint
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
@@ -148,6 +149,7 @@ class FramesLink:
     def _send_next(self, outgoing: _Outgoing, header: bytes, payload: torch.Tensor) -> None:
         outgoing.broken = True  # until it is sent
         outgoing.digest.add(header, payload)
+        failpoint.hit("prefill.payload", payload.numpy)
         self.send([header, payload.numpy().data])
         outgoing.broken = False
         outgoing.sequence += 1

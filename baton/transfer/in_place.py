@@ -11,10 +11,12 @@ baton/kv/transports.py does not list `in_place`.
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import zmq
 
+from baton import failpoint
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout
 from baton.kv.region import Arrival, Receipt, Region
@@ -111,8 +113,10 @@ class InPlaceLink:
         started = time.perf_counter()
         check_grant(grant, self._epoch, closed=self._stamps is None)
         assert self._stamps is not None
+        assert self.slabs is not None
         ordered = in_order(grant, blocks)
         self._stamps.write(ordered, grant.generation)
+        failpoint.hit("prefill.stamp", partial(_stamp, self.slabs[-1], ordered))
         digest = digest_of_blocks(grant, self.transport, ordered)
         return Receipt(0, digest, time.perf_counter() - started, self.transport)
 
@@ -126,3 +130,8 @@ class InPlaceLink:
     def close(self) -> None:
         """Memory is unmapped with the last tensor that uses it; the engine may still hold one."""
         self.slabs = self._stamps = None
+
+
+def _stamp(stamps: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
+    """The bytes of the first block's stamp, uint8 [8]."""
+    return stamps.view(-1, 8)[blocks[0]]

@@ -17,6 +17,7 @@ from types import FrameType
 
 import zmq
 
+from baton import failpoint
 from baton.clock import Clock, monotonic
 from baton.errors import BatonError
 from baton.host import process_runs
@@ -167,6 +168,7 @@ class Loop:
         for sender, messages in islice(chain(rest, self._channel.receive()), MESSAGES_A_TURN):
             effects: list[Effect] = []
             left, late = deque(messages), False
+            failpoint.messages("received", messages)
             while left and not late:
                 effects += self._node.handle(sender, left.popleft(), now := self._clock())
                 late = now - began >= HANDLING_S
@@ -194,6 +196,7 @@ class Loop:
                     outgoing.setdefault(effect.peer, []).append(effect.message)
             gone: list[Exited | Unreachable] = []
             for peer, messages in outgoing.items():
+                failpoint.messages("sending", messages)
                 if not self._channel.send(peer, *messages):
                     names = ", ".join(type(message).__name__ for message in messages)
                     logger.info("cannot reach %s to send %s", peer, names)

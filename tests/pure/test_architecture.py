@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # within itself. Rooms that are still to come stand where they will be.
 ROWS = (
     ("main", "server"),
-    ("tools.lab", "tools.evaluation", "tools.benchmarks"),
+    ("tools.lab", "tools.evaluation", "tools.benchmarks", "tools.faults"),
     ("tools.measure", "tools.training"),
     ("baton.cli",),
     ("baton", "tools"),  # the door: `from baton import LLM, generate`, and nothing else
@@ -34,7 +34,10 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "prompts",
     ),
-    ("baton.errors", "baton.bounds", "baton.clock", "baton.package", "sampler"),
+    (
+        "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
+        "sampler",
+    ),
 )  # fmt: skip
 
 TORCH_ZONE = (
@@ -59,9 +62,9 @@ NEVER_CALLED = {"recv_pyobj", "send_pyobj"}
 COPY_THEIR_OWN = {ROOT / f"tests/pure/{name}.py" for name in ("explore", "worlds")}
 """They copy nodes in memory, some 100,000 times a run, and read no file and no socket."""
 BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/text.py", "baton/models/convert.py",
-         "baton/backend.py"}  # fmt: skip
-"""STYLE's three, two where a library raises bare Exception, and the LLM's thread; each turns it into
-ours or an answer, or raises it where it is waited for."""
+         "baton/backend.py", "tools/faults/__main__.py"}  # fmt: skip
+"""STYLE's three, two where a library raises bare Exception, the LLM's thread, and the fault battery; each
+turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
             "baton/models/convert.py")  # fmt: skip

@@ -1,5 +1,7 @@
 """Frames: what only a socket can get wrong."""
 
+import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,4 +312,27 @@ def test_a_whole_fill_with_a_frame_for_each_block(folder: Path) -> None:
     assert owner.settle(grant, link.finish(grant, grant.blocks)) is Arrival.READY
     assert slabs.tensors[0].equal(source)
     link.close()
+    owner.close()
+
+
+def test_sockets_of_killed_owners_are_removed_and_no_others(folder: Path) -> None:
+    paths = {name: folder / f"kv-{name}.sock" for name in ("dead", "alive", "young")}
+    for path in paths.values():
+        with socket.socket(socket.AF_UNIX) as abandoned:
+            abandoned.bind(str(path))
+        os.utime(path, (time.time() - 60,) * 2)
+    os.utime(paths["young"])
+    other = folder / "other.sock"
+    other.touch()
+    os.utime(other, (0, 0))
+    with socket.socket(socket.AF_UNIX) as listening:
+        paths["alive"].unlink()
+        listening.bind(str(paths["alive"]))
+        listening.listen()
+        os.utime(paths["alive"], (0, 0))
+        owner = make_owner("frames", folder)
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {"kv-alive.sock", "kv-young.sock", "other.sock"}
+    assert "kv-dead.sock" not in left
+    assert len(left) == 4, "and the new owner's own"
     owner.close()

@@ -1,0 +1,65 @@
+"""F5: processes that stop and go on, or that hang. What a revived worker still writes harms nobody."""
+
+from tools.faults.battery import Battery, Result
+from tools.faults.by_hand import ByHand
+from tools.faults.rows_kill import CHUNKED, with_leftovers
+from tools.faults.service import Service
+from tools.faults.stage import STAGES, Fault, Load, each_stage, under_load
+
+SHORT_S = 2.0  # a pause that nobody needs to notice
+LONG_S = 16.0  # longer than a worker's patience: it is given up
+VICTIMS = ("prefill-0", "decode-0", "router", "server")
+
+
+def f5(battery: Battery) -> list[Result]:
+    """Pauses, hangs, and workers that come back from the dead."""
+    return [
+        *_pauses(battery),
+        *_hangs(battery),
+        *_revived(battery),
+    ]
+
+
+def _pauses(battery: Battery) -> list[Result]:
+    result = Result("F5-pause", f"SIGSTOP for {SHORT_S:g} s of each process, at every stage")
+    rng = battery.rng(result.row)
+    faults = each_stage(
+        VICTIMS, 1, rng, action="stop", resume_s=SHORT_S, replaced=False
+    )  # fmt: skip
+    with Service(*CHUNKED) as service:
+        under_load(battery, service, result, faults[: battery.count(len(faults), least=4)])
+    return with_leftovers([(result, service)])
+
+
+def _hangs(battery: Battery) -> list[Result]:
+    result = Result("F5-hang", "worker stopped for good, or its loop wedged: killed and replaced")
+    faults = [
+        Fault(("prefill-0",), "prefill", "wedge"),
+        Fault(("decode-0",), "mid-stream", "wedge"),
+        Fault(("prefill-0",), "mid-push", "stop"),
+        Fault(("decode-0",), "first token", "stop"),
+        Fault(("decode-0",), "reserve", "wedge"),
+    ]
+    with Service(*CHUNKED) as service:
+        under_load(battery, service, result, faults[: battery.count(len(faults), least=2)])
+    return with_leftovers([(result, service)])
+
+
+def _revived(battery: Battery) -> list[Result]:
+    """Two workers of each role and no supervisor: one is stopped longer than the router waits for it,
+    and wakes up in the middle of what it was doing."""
+    result = Result(
+        "F5-late", f"worker stopped for {LONG_S:g} s, given up, and revived: late writes"
+    )
+    stages = ("prefill", "mid-push", "before Filled", "mid-stream", "first token")
+    faults = [Fault((STAGES[stage][1],), stage, "stop", LONG_S, replaced=False) for stage in stages]
+    names = ("prefill-0", "prefill-1", "decode-0", "decode-1")
+    late = 0.0
+    with ByHand({name: CHUNKED for name in names}) as service:
+        planned = faults[: battery.count(len(faults), least=2)]
+        under_load(battery, service, result, planned, Load(deadline_s=180))
+        late = service.metric("late_reports")
+        lost = service.metric("workers_lost")
+    result.notes.append(f"{late:g} late reports counted, {lost:g} workers given up")
+    result.require(lost >= len(planned), f"{len(planned)} workers were stopped, {lost:g} given up")
+    return with_leftovers([(result, service)])

@@ -1,0 +1,60 @@
+"""F13: clients that go away at any moment: everything of theirs stops, nothing of the others does."""
+
+import asyncio
+import random
+import time
+
+from tools.faults.battery import Battery, Result
+from tools.faults.check import check
+from tools.faults.client import Leave, run_clients
+from tools.faults.rows_kill import with_leftovers
+from tools.faults.service import Service
+
+LEAVING, STAYING = 16, 4
+FREED_S = 2.5  # the server hears of the pool once a second
+
+
+def f13(battery: Battery) -> list[Result]:
+    """1,000 leave among others that stay."""
+    with Service() as service:
+        result = leaving(battery, service)
+    return with_leftovers([(result, service)])
+
+
+def leaving(battery: Battery, service: Service) -> Result:
+    """FIN or RST; streams and whole answers; queued, filling, handed over, decoding."""
+    result = Result("F13", "clients leave in the middle of a request")
+    each = battery.count(1000 / LEAVING, least=3)
+    before = battery.warm(service)
+    ledger, mix = battery.ledger("F13"), battery.mix("F13")
+    left = 0
+
+    def leave(rng: random.Random) -> Leave:
+        nonlocal left
+        left += 1
+        chunks = rng.choice([1, 2, 5, 1000])
+        return Leave(chunks, rng.choice([0.001, 0.01, 0.05, 0.2, 1.0]), rng.random() < 0.5)
+
+    going = True
+
+    async def both() -> None:
+        nonlocal going
+        those = [mix.client(n, each, leave=leave) for n in range(LEAVING)]
+        others = [mix.client(LEAVING + n, 5, lambda: going) for n in range(STAYING)]
+        staying = asyncio.create_task(run_clients(service.port, ledger, others))
+        await run_clients(service.port, ledger, those)
+        going = False
+        await staying
+
+    asyncio.run(both())
+    ended = time.monotonic()
+    ledger.close()
+    verdict = check(ledger.events, battery.reference, mix.ids, accepted=["left"])
+    result.judge(verdict)
+    result.injected = verdict.outcomes["left"]
+    result.require(result.injected >= left / 2, f"only {result.injected} of {left} left early")
+    after = service.census()
+    result.whole_s.append(time.monotonic() - ended)
+    result.require(result.whole_s[0] < FREED_S, f"held for {result.whole_s[0]:.1f} s more")
+    result.compare(before, after)
+    return result

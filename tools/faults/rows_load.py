@@ -1,0 +1,147 @@
+"""L1, L2, L4, L7: many at once, a burst, long prompts before short ones, and nothing for a while."""
+
+import asyncio
+import time
+
+from tools.faults.battery import Battery, Result
+from tools.faults.check import check
+from tools.faults.client import ask, run_clients
+from tools.faults.ledger import Event, records
+from tools.faults.rows_kill import with_leftovers
+from tools.faults.service import Service
+from tools.faults.workload import Mix, cases
+
+QUEUE = 256
+REFUSED_S = 1.0  # how long a 503 may take in a burst of 1,000 connections on two cores
+IDLE_S = 60.0  # RELIABILITY asks for 30 minutes; shortened here, the soak covers hours
+HEAD_OF_LINE = 3.0
+LONG_TOKENS = 2290
+
+
+def l1(battery: Battery) -> list[Result]:
+    """64 streams at a time."""
+    result = Result("L1", "no fault: 64 clients at once", in_table=False)
+    with Service() as service:
+        before = battery.warm(service)
+        ledger, mix = battery.ledger("L1"), battery.mix("L1")
+        began = time.monotonic()
+        asyncio.run(run_clients(service.port, ledger, mix.clients(64, battery.count(31, least=2))))
+        ledger.close()
+        result.judge(check(ledger.events, battery.reference, mix.ids))
+        result.notes.append(_figures(ledger.events, time.monotonic() - began))
+        result.compare(before, service.census())
+    return with_leftovers([(result, service)])
+
+
+def _figures(events: list[Event], took: float) -> str:
+    found = records(events).values()
+    tokens = sum(r.ends[0].tokens or 0 for r in found if r.ends)
+    first = sorted(
+        r.chunks[0].at - r.sent[0].at for r in found if r.chunks and r.sent[0].body["stream"]
+    )
+    middle, late = (first[int(share * len(first))] for share in (0.5, 0.99))
+    return f"{tokens / took:.0f} tokens/s, first token p50 {middle:.2f} s, p99 {late:.2f} s"
+
+
+def l2(battery: Battery) -> list[Result]:
+    """1,000 requests at once: as many as the queue holds are accepted, the others refused at once. Then
+    clients that ask again all get their answer."""
+    result = Result("L2", "no fault: a burst of 1,000 requests", in_table=False)
+    number = battery.count(1000, least=50)
+    with Service("--max-num-queued-reqs", min(QUEUE, number // 4)) as service:
+        before = battery.warm(service)
+        ledger, mix = battery.ledger("L2"), battery.mix("L2")
+        asyncio.run(run_clients(service.port, ledger, mix.clients(number, 1)))
+        ledger.close()
+        verdict = check(ledger.events, battery.reference, mix.ids, accepted=["error overloaded"])
+        result.judge(verdict)
+        refused = [
+            record.ends[0].at - record.sent[0].at
+            for record in records(ledger.events).values()
+            if record.ends and record.ends[0].status == 503
+        ]
+        result.require(len(refused) > number / 8, f"{len(refused)} of {number} were refused")
+        slowest = max(refused, default=0.0)
+        result.notes.append(f"{len(refused)} refused, the slowest after {slowest:.2f} s")
+        again, patient = battery.ledger("L2-again"), battery.mix("L2-again")
+        last = asyncio.run(
+            run_clients(
+                service.port, again, patient.clients(number // 4, 1), again=["error"], tries=30
+            )
+        )
+        again.close()
+        lost = [id for id, how in last.items() if how != "done"]
+        result.lost += len(lost)
+        result.require(not lost, f"never answered, however often asked: {lost[:5]}")
+        retried = check(again.events, battery.reference, patient.ids, accepted=["error overloaded"])
+        result.judge(retried)
+        result.compare(before, service.census())
+    return with_leftovers([(result, service)])
+
+
+def l4(battery: Battery) -> list[Result]:
+    """Short prompts beside one of the greatest length, and alone."""
+    result = Result(
+        "L4", "no fault: one prompt of 2,290 tokens before 50 short ones", in_table=False
+    )
+    shorts = dict(
+        enumerate(cases(battery.seed + 4, 25, prompt=(8, 16), answer=(16, 16), sampled=False))
+    )
+    for body in shorts.values():
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    long = cases(
+        battery.seed + 5, 1, prompt=(LONG_TOKENS, LONG_TOKENS), answer=(8, 8), sampled=False
+    )[0]
+    with Service() as service:
+        known = battery.ask_all(service, "L4-reference", {**shorts, 99: long})
+        firsts: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(4):
+            beside = turn % 2 == 1
+            ledger, mix = (
+                battery.ledger(f"L4-{turn}"),
+                Mix(f"L4-{turn}", battery.seed, shorts, salted=1),
+            )
+
+            async def both(beside: bool = beside, ledger=ledger, mix=mix, turn=turn) -> None:  # type: ignore[no-untyped-def]
+                body = {**long, "cache_salt": f"L4-{turn}"}
+                first = [ask(service.port, ledger, f"long-{turn}", 99, body)] if beside else []
+                waiting = [asyncio.create_task(each) for each in first]
+                await asyncio.sleep(0.02)
+                await run_clients(service.port, ledger, mix.clients(25, 1))
+                for task in waiting:
+                    await task
+
+            asyncio.run(both())
+            ledger.close()
+            result.judge(check(ledger.events, known, mix.ids))
+            firsts[beside] += [
+                r.chunks[0].at - r.sent[0].at
+                for r in records(ledger.events).values()
+                if r.chunks and not r.id.startswith("long")
+            ]
+        alone, late = (
+            sorted(firsts[each])[int(0.99 * len(firsts[each]))] for each in (False, True)
+        )
+        result.notes.append(
+            f"p99 of the short ones' first token: {late * 1e3:.0f} ms beside the long one, "
+            f"{alone * 1e3:.0f} ms alone"
+        )
+        result.require(late <= HEAD_OF_LINE * alone, f"{late / alone:.1f} times as long as alone")
+    return with_leftovers([(result, service)])
+
+
+def l7(battery: Battery) -> list[Result]:
+    """Nothing happens for a while; then requests find everything as it was."""
+    idle_s = max(5.0, IDLE_S * battery.scale)
+    result = Result(
+        "L7", f"no fault: {idle_s:.0f} s idle (shortened), then 50 requests", in_table=False
+    )
+    with Service() as service:
+        before = battery.warm(service)
+        time.sleep(idle_s)
+        ledger, mix = battery.ledger("L7"), battery.mix("L7")
+        asyncio.run(run_clients(service.port, ledger, mix.clients(5, 10)))
+        ledger.close()
+        result.judge(check(ledger.events, battery.reference, mix.ids))
+        result.compare(before, service.census())
+    return with_leftovers([(result, service)])

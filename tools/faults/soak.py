@@ -1,0 +1,233 @@
+"""Soak: an hour at 70 % of the measured capacity with one random fault a minute, and what it does to
+memory and latency. `python -m tools.faults soak --minutes 60` writes docs/soak.md."""
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tools.faults.battery import CLIENTS, Battery, Result, p50
+from tools.faults.check import check
+from tools.faults.client import Leave, ask, run_clients
+from tools.faults.ledger import Chunk, Event, Ledger, Record, records
+from tools.faults.rows_kill import CHUNKED, with_leftovers
+from tools.faults.service import Service, memory_mib
+from tools.faults.stage import RANDOM, STAGES, Fault, Injector, record_recovery
+from tools.faults.workload import Mix
+
+SHARE = 0.7  # of the capacity
+MEASURE_S = 20.0
+FAULT_EVERY_S = 60.0
+LOOK_S = 5.0
+WARM_UP = 0.2  # of the time: memory is not judged before
+MOST_MIB_H = 1.0  # slope of a process's memory, or what the line's own spread explains
+MOST_DRIFT = 0.10
+FLIPS = ("prefill.stamp:damage:3", "decode.token:delay:5:0.5", "prefill.chunk:delay:3:0.5")
+
+
+@dataclass(slots=True)
+class Sample:
+    """Memory of the processes at a moment."""
+
+    at: float
+    mib: dict[tuple[str, int], float]  # by name and pid: a new process has a new line
+
+
+@dataclass(slots=True)
+class Soak:
+    """One soak, while it runs."""
+
+    battery: Battery
+    service: Service
+    ledger: Ledger
+    mix: Mix
+    until: float
+    samples: list[Sample] = field(default_factory=list)
+    left: int = 0
+
+    async def load(self, per_s: float) -> None:
+        """Requests come at random moments, so many in a second, whatever became of the others. One of
+        twenty clients leaves in the middle."""
+        rng, running = self.battery.rng("soak load"), set()
+        following = self.mix.client(0, 1 << 60)
+        while time.monotonic() < self.until:
+            await asyncio.sleep(rng.expovariate(per_s))
+            request = following()
+            assert request is not None
+            leave = None
+            if rng.random() < 0.05:
+                leave, self.left = (
+                    Leave(rng.choice([1, 3, 1000]), rng.uniform(0.01, 1.0)),
+                    self.left + 1,
+                )
+            asking = ask(
+                self.service.port, self.ledger, request.id, request.case, request.body, leave=leave
+            )
+            task = asyncio.create_task(asking)
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await asyncio.gather(*running)
+
+    async def faults(self, injector: Injector) -> int:
+        """One a minute, of any kind. How many were only small ones."""
+        rng, small = self.battery.rng("soak faults"), 0
+        while (wait := time.monotonic() + FAULT_EVERY_S) < self.until:
+            if rng.random() < 0.2:
+                point = rng.choice(FLIPS)
+                self.service.arm(point)
+                small += 1
+            else:
+                await injector.run([_any_fault(rng)])
+            await asyncio.sleep(max(0.0, wait - time.monotonic()))
+        return small
+
+    async def watch(self) -> None:
+        """Samples of memory."""
+        while time.monotonic() < self.until:
+            pids = {"main": self.service.main_pid, **self.service.pids()}
+            mib = {(name, pid): memory_mib(pid) for name, pid in pids.items()}
+            self.samples.append(Sample(time.monotonic(), mib))
+            await asyncio.sleep(LOOK_S)
+
+
+def _any_fault(rng: random.Random) -> Fault:
+    """Kills and pauses of workers and router. A dead HTTP server breaks connections, which the ledger of
+    a soak has no other word for than lost; F4 kills it."""
+    victim = rng.choice(["prefill-0", "decode-0", "prefill-0", "decode-0", "router"])
+    stage = rng.choice([*STAGES, RANDOM])
+    if rng.random() < 0.3:
+        return Fault((victim,), stage, "stop", resume_s=rng.uniform(0.5, 4.0), replaced=False)
+    return Fault((victim,), stage)
+
+
+def capacity(battery: Battery, service: Service) -> float:
+    """Requests a second of closed-loop clients."""
+    ledger, mix = battery.ledger("soak-capacity"), battery.mix("soak-capacity")
+    began = time.monotonic()
+    going = lambda: time.monotonic() - began < MEASURE_S  # noqa: E731
+    asyncio.run(run_clients(service.port, ledger, mix.clients(2 * CLIENTS, 1, going)))
+    ledger.close()
+    return len(mix.ids) / (time.monotonic() - began)
+
+
+def slope_mib_h(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Least-squares slope in MiB an hour, and twice its standard error. `points`: seconds, MiB."""
+    if len(points) < 3:
+        return 0.0, float("inf")
+    xs, ys = zip(*points, strict=True)
+    mean = statistics.fmean(xs)
+    spread = sum((x - mean) ** 2 for x in xs)
+    slope, intercept = statistics.linear_regression(xs, ys)
+    rest = sum((y - slope * x - intercept) ** 2 for x, y in points)
+    error = (rest / (len(points) - 2) / spread) ** 0.5
+    return slope * 3600, 2 * error * 3600
+
+
+def memory_slopes(
+    samples: Sequence[Sample], begin: float
+) -> dict[tuple[str, int], tuple[float, float]]:
+    """Of every process that lived at least a quarter of the time after `begin`."""
+    lines: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for sample in samples:
+        for key, mib in sample.mib.items():
+            if sample.at >= begin and mib:
+                lines.setdefault(key, []).append((sample.at, mib))
+    most = max((len(line) for line in lines.values()), default=0)
+    return {key: slope_mib_h(line) for key, line in lines.items() if len(line) >= max(3, most / 4)}
+
+
+def latencies(
+    found: Sequence[Record], quiet: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """When a request was sent and how long its first piece took, for those of no fault's time."""
+    return [
+        (r.sent[0].at, r.chunks[0].at - r.sent[0].at)
+        for r in found
+        if r.chunks
+        and r.sent[0].body["stream"]
+        and all(not a <= r.sent[0].at <= b for a, b in quiet)
+    ]
+
+
+def drift(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """The 99th percentiles of the first and the last third, and by how much the second is larger."""
+    ordered = sorted(points)
+    third = len(ordered) // 3
+    if not third:
+        return float("nan"), float("nan"), 0.0
+    first, last = (
+        sorted(value for _, value in part)[int(0.99 * third)]
+        for part in (ordered[:third], ordered[-third:])
+    )
+    return first, last, last / first - 1
+
+
+def run(battery: Battery, minutes: float) -> tuple[Result, list[str]]:
+    """The result, and lines for the report."""
+    result = Result("L5", f"soak of {minutes:g} minutes, a fault every minute")
+    with Service(*CHUNKED) as service:
+        before = battery.warm(service)
+        rate = SHARE * capacity(battery, service)
+        battery.say(f"{rate:.1f} requests a second, {SHARE:.0%} of the capacity")
+        chunks: list[float] = []
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Chunk):
+                chunks.append(event.at)
+
+        began = time.monotonic()
+        soak = Soak(
+            battery,
+            service,
+            battery.ledger("soak", listen),
+            battery.mix("soak"),
+            began + 60 * minutes,
+        )
+        injector = Injector(service, battery.rng("soak moments"))
+
+        async def all_of_it() -> int:
+            _, small, _ = await asyncio.gather(soak.load(rate), soak.faults(injector), soak.watch())
+            return int(small)
+
+        small = asyncio.run(all_of_it())
+        soak.ledger.close()
+        result.judge(check(soak.ledger.events, battery.reference, soak.mix.ids, accepted=["left"]))
+        result.problems += injector.problems
+        record_recovery(result, injector.injected, chunks)
+        result.injected += small
+        result.compare(before, service.census())
+    lines = _judge(result, soak, injector, rate, began, minutes)
+    return with_leftovers([(result, service)])[0], lines
+
+
+def _judge(
+    result: Result, soak: Soak, injector: Injector, rate: float, began: float, minutes: float
+) -> list[str]:
+    lines = [
+        f"* load: {rate:.1f} requests a second, {SHARE:.0%} of the capacity; {soak.left} clients left"
+    ]
+    for (name, pid), (slope, error) in memory_slopes(
+        soak.samples, began + WARM_UP * 60 * minutes
+    ).items():
+        lines.append(f"* memory of {name} ({pid}): {slope:+.2f} ± {error:.2f} MiB an hour")
+        result.require(
+            slope - error < MOST_MIB_H, f"{name} grows by {slope:.1f} ± {error:.1f} MiB an hour"
+        )
+    disturbed = [(each.at - 1.0, (each.whole_at or each.at) + 5.0) for each in injector.injected]
+    found = list(records(soak.ledger.events).values())
+    first, last, more = drift(latencies(found, disturbed))
+    lines.append(
+        f"* first token away from faults, p99: {first * 1e3:.0f} ms in the first third, "
+        f"{last * 1e3:.0f} ms in the last: {more:+.0%}"
+    )
+    result.require(more < MOST_DRIFT, f"p99 of the first token drifts by {more:+.0%}")
+    times = [each.whole_at - each.at for each in injector.injected if each.whole_at]
+    lines.append(
+        f"* whole again after {p50(times):.1f} s (median), {max(times, default=0):.1f} s (most)"
+    )
+    for each in injector.injected:
+        took = f"{each.whole_at - each.at:.1f} s" if each.whole_at else "never"
+        lines.append(f"  * minute {(each.at - began) / 60:.0f}: {each.fault}, whole after {took}")
+    return lines
