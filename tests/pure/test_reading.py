@@ -27,7 +27,7 @@ FILES = (
 BUDGET = 1850
 """Lines of code in all of them. Whoever needs more moves something out that a reader can do without."""
 
-LARGEST = 260
+LARGEST = 280
 """Lines of code in one of them: what can be read in one sitting."""
 
 
