@@ -18,6 +18,7 @@ import zmq
 
 from baton.grammar import Grammars
 from baton.kv.region import Receipt, Region
+from baton.pace import Pace
 from baton.params import Limits
 from baton.transfer.slabs import allocate_slabs
 from baton.wire import messages as msg
@@ -35,6 +36,7 @@ from tests.cluster.reference import Model
 from tests.pure.town import Town
 
 WHOLE = 2048  # tokens of one forward: every prompt here goes in one chunk
+UNTIMED = Pace(1e-9, 1e-9)  # so fast that the tokens of a forward limit it, not its time
 
 
 @dataclass
@@ -125,13 +127,13 @@ class RealTown(Town):
             files = self.model.files
             grammars = Grammars(files.tokenizer_file, files.vocab_size, self.eos)
             self.nodes[name] = DecodeWorker(
-                hello, self.decodings[name], self._budget, grammars=grammars
+                hello, self.decodings[name], self._budget, grammars=grammars, pace=UNTIMED
             )
             return name
         self.fillings[name] = Filling(
             engine, writer=name, transport=self.transport, scratch_tokens=1024, keys=None
         )
-        node = PrefillWorker(hello, self.fillings[name], token_budget=self._budget)
+        node = PrefillWorker(hello, self.fillings[name], token_budget=self._budget, pace=UNTIMED)
         self.nodes[name] = node if self.transport == "shm" else Beside(node, self)
         return name
 

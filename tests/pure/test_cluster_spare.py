@@ -89,7 +89,7 @@ def test_whoever_looks_for_a_worker_finds_it_under_its_own_name(make: Make, home
     spare = make()
     assert spare.process is not None
     pid = spare.process.pid
-    assert children_of(os.getpid())["standby"] == pid
+    until(lambda: children_of(os.getpid()).get("standby") == pid, "its first command line")
     process = became(spare, home, "stays", "--name", "decode-0")
     found = until(lambda: children_of(os.getpid()).get("decode-0"), "its name")
     assert found == pid
