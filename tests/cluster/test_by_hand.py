@@ -248,7 +248,9 @@ def test_over_tcp_with_keys_and_kv_as_frames(type_in: Type, folder: Path, client
         assert isinstance(end, msg.Finished)
         fill = len(calm.demo().tokenizer.encode(prompt)) - 1
         layout = calm.demo().engine.layout
-        assert end.timings.moved_bytes == layout.blocks_for(fill) * layout.block_bytes
+        moved, rest = divmod(end.timings.moved_bytes, layout.block_bytes)
+        assert rest == 0
+        assert layout.blocks_for(fill) <= moved <= fill  # a block is sent once for each of its chunks
     for each in opened:
         each.process.terminate()
         assert each.ends(0, 10) == ""
