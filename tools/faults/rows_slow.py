@@ -40,7 +40,7 @@ BODIES = {
 def f12(battery: Battery) -> list[Result]:
     """Two clients read a byte a second, two read nothing; the answers are larger than all buffers."""
     result = Result("F12", "readers that read a byte a second, or nothing at all")
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         alone = _between_tokens(battery, service, result, "F12-alone")
 
@@ -112,7 +112,7 @@ def b4(battery: Battery) -> list[Result]:
     for row, options in (("B4", ()), ("B4-no-key", ("--api-key", "secret"))):
         result = Result(row, "heads and bodies that never end" + (", without the key" if options else ""),
                         in_table=False)  # fmt: skip
-        with Service(*options) as service:
+        with battery.service(*options) as service:
             server = service.pids()["server"]
             had = fds(server)
             for name, (begin, more) in BODIES.items():
@@ -171,7 +171,7 @@ async def _trickle(port: int, begin: bytes, more: bytes, count: int) -> tuple[in
 def f21(battery: Battery) -> list[Result]:
     """The server may open few files only, and more clients connect than that."""
     result = Result("F21", "file descriptors of the HTTP server exhausted", in_table=False)
-    with Service() as service:
+    with battery.service() as service:
         server = service.pids()["server"]
         size = len(service.said)
         limit = fds(server) + 16
