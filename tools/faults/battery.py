@@ -88,6 +88,15 @@ class Battery:
         """So many at this scale."""
         return max(least, round(number * self.scale))
 
+    @property
+    def kept(self) -> Path:
+        """Where services leave their logs."""
+        return self.folder / "logs"
+
+    def service(self, *options: object) -> Service:
+        """A new service; its logs are kept."""
+        return Service(*options, keep=self.kept)
+
     def rng(self, name: str) -> random.Random:
         """Random numbers of a row: they depend on the seed and the row alone."""
         return random.Random(f"{self.seed} {name}")
@@ -108,7 +117,7 @@ class Battery:
         growing = cases(self.seed, number // 4, prompt=(8, 32), answer=(150, 300))
         self.growing = {GROWING + i: body for i, body in enumerate(growing)}
         began = time.monotonic()
-        with nullcontext(service) if service else Service() as calm:
+        with nullcontext(service) if service else self.service() as calm:
             self.reference = self.ask_all(calm, "reference", self.bodies | self.growing)
         self.say(f"{len(self.reference)} fault-free answers in {time.monotonic() - began:.1f} s")
 

@@ -30,13 +30,14 @@ class ByHand(Service):
         worker_address: str | None = None,
         failpoints: Sequence[str] = (),
         keys: bool = False,
+        keep: Path | None = None,
     ) -> None:
         """`address`: the router's, by default a socket in the folder. `worker_address`: where workers
         look for it, by default there. `common`: options of every process. `keys`: make CURVE keys and
         use them, as tcp addresses need."""
         roles = [name.partition("-")[0] for name in workers]
         expected = {role: roles.count(role) for role in set(roles)}
-        super().__init__(failpoints=failpoints, expected=expected)
+        super().__init__(failpoints=failpoints, expected=expected, keep=keep)
         self._address, self._worker_address = address, worker_address
         self._workers, self._common, self._router = workers, list(common), router
         self._keys = keys
@@ -112,6 +113,7 @@ class ByHand(Service):
         return None  # the folder is ours, and is removed with everything in it
 
     def stop(self) -> None:
+        self._keep_logs()
         for process in self._started.values():
             for number in (signal.SIGCONT, signal.SIGTERM):
                 with contextlib.suppress(ProcessLookupError):

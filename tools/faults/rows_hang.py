@@ -3,7 +3,6 @@
 from tools.faults.battery import Battery, Result
 from tools.faults.by_hand import ByHand
 from tools.faults.rows_kill import CHUNKED, with_leftovers
-from tools.faults.service import Service
 from tools.faults.stage import STAGES, Fault, Load, each_stage, under_load
 
 SHORT_S = 2.0  # a pause that nobody needs to notice
@@ -26,7 +25,7 @@ def _pauses(battery: Battery) -> list[Result]:
     faults = each_stage(
         VICTIMS, 1, rng, action="stop", resume_s=SHORT_S, replaced=False
     )  # fmt: skip
-    with Service(*CHUNKED) as service:
+    with battery.service(*CHUNKED) as service:
         under_load(battery, service, result, faults[: battery.count(len(faults), least=4)])
     return with_leftovers([(result, service)])
 
@@ -40,7 +39,7 @@ def _hangs(battery: Battery) -> list[Result]:
         Fault(("decode-0",), "first token", "stop"),
         Fault(("decode-0",), "reserve", "wedge"),
     ]
-    with Service(*CHUNKED) as service:
+    with battery.service(*CHUNKED) as service:
         under_load(battery, service, result, faults[: battery.count(len(faults), least=2)])
     return with_leftovers([(result, service)])
 
@@ -55,7 +54,7 @@ def _revived(battery: Battery) -> list[Result]:
     faults = [Fault((STAGES[stage][1],), stage, "stop", LONG_S, replaced=False) for stage in stages]
     names = ("prefill-0", "prefill-1", "decode-0", "decode-1")
     late = 0.0
-    with ByHand({name: CHUNKED for name in names}) as service:
+    with ByHand({name: CHUNKED for name in names}, keep=battery.kept) as service:
         planned = faults[: battery.count(len(faults), least=2)]
         under_load(battery, service, result, planned, Load(deadline_s=180))
         late = service.metric("late_reports")

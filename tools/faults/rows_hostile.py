@@ -15,7 +15,6 @@ from tools.faults.battery import Battery, Result
 from tools.faults.check import check
 from tools.faults.client import fetch, run_clients
 from tools.faults.rows_kill import with_leftovers
-from tools.faults.service import Service
 from tools.faults.workload import VOCABULARY
 
 FRAMES = 100_000  # on every socket
@@ -51,7 +50,7 @@ def b1(battery: Battery) -> list[Result]:
             bodies.append(f'{{"model":"demo","max_tokens":4,{field}}}')
     wanted = battery.count(len(bodies), least=60)
     chosen = battery.rng("B1").sample(bodies, min(wanted, len(bodies)))
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         found = [asyncio.run(_status(service.port, body)) for body in chosen]
         for body, (status, took) in zip(chosen, found, strict=True):
@@ -86,7 +85,7 @@ def _noise(battery: Battery) -> list[Result]:
     while clients are served."""
     result = Result("B6", "hostile frames on every socket of the cluster")
     count, rng = battery.count(FRAMES, least=500), battery.rng("B6")
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         folder = service.run_folder()
         assert folder is not None
@@ -175,7 +174,7 @@ def _takeover(battery: Battery) -> list[Result]:
     """The router gives a name to the newest connection that claims it. Whoever takes a worker's name can
     cut it off, and no more: what was on it is computed again, and a worker with that name comes back."""
     result = Result("B6-takeover", "somebody connects to the router under a worker's name")
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         ledger, mix = battery.ledger(result.row), battery.mix(result.row)
         folder = service.run_folder()

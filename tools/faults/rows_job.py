@@ -114,7 +114,7 @@ def _until_done(
                 break
             here += 1
             result.injected += 1
-            if rng.random() < 0.5:
+            if rng.random() < 0.4:
                 process.kill()
                 killed["main"] += 1
                 break

@@ -14,11 +14,11 @@ SERVER_AGAIN = Load(again=("broken", "error"), tries=12, accepted=("broken", "er
 def f1(battery: Battery) -> list[Result]:
     """Prefill killed; the pool is shared memory, then another process's."""
     shared = Result("F1", "prefill worker killed, at every stage")
-    with Service(*CHUNKED) as service:
+    with battery.service(*CHUNKED) as service:
         faults = each_stage(["prefill-0"], battery.count(TIMES), battery.rng("F1"))
         under_load(battery, service, shared, faults)
     frames = Result("F1-frames", "prefill worker killed while it pushes frames")
-    with Service(*CHUNKED, "--kv-transport", "frames") as service:
+    with battery.service(*CHUNKED, "--kv-transport", "frames") as service:
         faults = [
             Fault(("prefill-0",), "mid-push", site="prefill.layer") for _ in range(battery.count(6))
         ]
@@ -36,7 +36,7 @@ def f3(battery: Battery) -> list[Result]:
     result = Result("F3", "prefill and decode worker killed at once")
     stages = ("queue", "prefill", "before Filled", "mid-stream", RANDOM)
     both = ("prefill-0", "decode-0")
-    with Service(*CHUNKED) as service:
+    with battery.service(*CHUNKED) as service:
         faults = [Fault(both, stage) for stage in stages for _ in range(battery.count(2))]
         under_load(battery, service, result, faults)
     return with_leftovers([(result, service)])
@@ -63,7 +63,7 @@ def _victims(
     load: Load | None = None,
 ) -> list[Result]:
     result = Result(row, fault)
-    with Service(*CHUNKED) as service:
+    with battery.service(*CHUNKED) as service:
         faults = each_stage(victims, battery.count(times), battery.rng(row))
         under_load(battery, service, result, faults, load)
     return with_leftovers([(result, service)])

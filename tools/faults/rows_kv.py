@@ -35,7 +35,7 @@ def _damaged(
 ) -> list[Result]:
     result, wanted = Result(row, fault), battery.count(number, least=10)
     point = f"{site}:damage:%{every}"
-    with Service(*options) as service:
+    with battery.service(*options) as service:
         before = battery.warm(service)
         service.arm(point)
         _load(battery, service, result, more=lambda: len(service.fired()) < wanted)
@@ -57,7 +57,7 @@ def f9(battery: Battery) -> list[Result]:
     result = Result("F9", "KV pool too small for what runs: everybody is preempted")
     longest = 32  # blocks; the longest case takes 21, and begins with 2
     options = ("--kv-cache-memory-bytes", longest * BLOCK_BYTES, "--max-model-len", 640)
-    with Service(*options) as service:
+    with battery.service(*options) as service:
         before = battery.warm(service)
         mix = Mix("F9", battery.seed, battery.growing)
         _load(battery, service, result, clients=24, each=34, mix=mix)
@@ -75,7 +75,7 @@ def f16(battery: Battery) -> list[Result]:
     result = Result("F16", "NaN in the KV of one row of a batch")
     rounds = battery.count(NAN_ROUNDS, least=2)
     rng = battery.rng("F16")
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         ledger, mix = battery.ledger("F16"), battery.mix("F16", salted=1.0)
         going = True

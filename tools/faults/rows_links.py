@@ -40,7 +40,7 @@ def f20(battery: Battery) -> list[Result]:
 def _come_and_go(battery: Battery) -> list[Result]:
     result = Result("F20-drain", "a second worker of each role joins, and leaves by SIGTERM")
     names = ("decode-1", "prefill-1", "decode-0", "prefill-0")
-    with ByHand({"prefill-0": (), "decode-0": ()}) as service:
+    with ByHand({"prefill-0": (), "decode-0": ()}, keep=battery.kept) as service:
         before = battery.warm(service)
         codes: list[int] = []
 
@@ -118,7 +118,7 @@ def _sigterm(
     battery: Battery, row: str, fault: str, times: int, codes: Collection[int], limit_s: float
 ) -> list[Result]:
     result = Result(row, fault, injected=1, in_table=False)
-    with Service() as service:
+    with battery.service() as service:
 
         async def stop() -> None:
             await asyncio.sleep(1.0)
@@ -148,6 +148,7 @@ def f22(battery: Battery) -> list[Result]:
             address=f"tcp://127.0.0.1:{router}",
             worker_address=f"tcp://127.0.0.1:{proxy.port}",
             keys=True,
+            keep=battery.kept,
         ) as service,
     ):
         before = battery.warm(service)

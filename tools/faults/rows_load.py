@@ -8,12 +8,11 @@ from tools.faults.check import check
 from tools.faults.client import ask, run_clients
 from tools.faults.ledger import Event, records
 from tools.faults.rows_kill import with_leftovers
-from tools.faults.service import Service
 from tools.faults.workload import Mix, cases
 
 QUEUE = 256
 REFUSED_S = 1.0  # how long a 503 may take in a burst of 1,000 connections on two cores
-IDLE_S = 60.0  # RELIABILITY asks for 30 minutes; shortened here, the soak covers hours
+IDLE_S = 45.0  # RELIABILITY asks for 30 minutes; shortened here, the soak covers hours
 HEAD_OF_LINE = 3.0
 LONG_TOKENS = 2290
 
@@ -21,7 +20,7 @@ LONG_TOKENS = 2290
 def l1(battery: Battery) -> list[Result]:
     """64 streams at a time."""
     result = Result("L1", "no fault: 64 clients at once", in_table=False)
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         ledger, mix = battery.ledger("L1"), battery.mix("L1")
         began = time.monotonic()
@@ -48,7 +47,7 @@ def l2(battery: Battery) -> list[Result]:
     clients that ask again all get their answer."""
     result = Result("L2", "no fault: a burst of 1,000 requests", in_table=False)
     number = battery.count(1000, least=50)
-    with Service("--max-num-queued-reqs", min(QUEUE, number // 4)) as service:
+    with battery.service("--max-num-queued-reqs", min(QUEUE, number // 4)) as service:
         before = battery.warm(service)
         ledger, mix = battery.ledger("L2"), battery.mix("L2")
         asyncio.run(run_clients(service.port, ledger, mix.clients(number, 1)))
@@ -92,7 +91,7 @@ def l4(battery: Battery) -> list[Result]:
     long = cases(
         battery.seed + 5, 1, prompt=(LONG_TOKENS, LONG_TOKENS), answer=(8, 8), sampled=False
     )[0]
-    with Service() as service:
+    with battery.service() as service:
         known = battery.ask_all(service, "L4-reference", {**shorts, 99: long})
         firsts: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(4):
@@ -136,7 +135,7 @@ def l7(battery: Battery) -> list[Result]:
     result = Result(
         "L7", f"no fault: {idle_s:.0f} s idle (shortened), then 50 requests", in_table=False
     )
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         time.sleep(idle_s)
         ledger, mix = battery.ledger("L7"), battery.mix("L7")

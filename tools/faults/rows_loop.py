@@ -27,7 +27,7 @@ def f6(battery: Battery) -> list[Result]:
 
 def _decode(battery: Battery) -> list[Result]:
     result = Result("F6-decode", "decode worker dies at every start")
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         service.arm(EVERY_START)
         cpu, began = _cpu_s(service), time.monotonic()
@@ -56,7 +56,7 @@ def _decode(battery: Battery) -> list[Result]:
 def _prefill(battery: Battery) -> list[Result]:
     """Streams and new requests go on: decode fills by itself."""
     result = Result("F6-prefill", "prefill worker dies at every start: decode fills by itself")
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         service.arm(EVERY_START)
         cpu, began = _cpu_s(service), time.monotonic()

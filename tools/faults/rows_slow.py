@@ -10,13 +10,14 @@ from contextlib import suppress
 
 from tools.faults.battery import CLIENTS, Battery, Result
 from tools.faults.check import check
-from tools.faults.client import COMPLETIONS, head, run_clients
+from tools.faults.client import COMPLETIONS, fetch, head, run_clients
 from tools.faults.ledger import records
 from tools.faults.rows_kill import with_leftovers
 from tools.faults.service import Service, fds
 
 CUT_S = 45.0  # a client that reads nothing for 30 s is cut; looked at once a second
 BODY_CUT_S = 15.0  # 10 s for a body, then an answer and the end
+LIVE_S = 1.0
 SMALL = 2048  # bytes of a socket's receive buffer
 HUGE = {
     "model": "demo", "prompt": "In the future", "max_tokens": 2200, "ignore_eos": True,
@@ -40,7 +41,7 @@ BODIES = {
 def f12(battery: Battery) -> list[Result]:
     """Two clients read a byte a second, two read nothing; the answers are larger than all buffers."""
     result = Result("F12", "readers that read a byte a second, or nothing at all")
-    with Service() as service:
+    with battery.service() as service:
         before = battery.warm(service)
         alone = _between_tokens(battery, service, result, "F12-alone")
 
@@ -112,16 +113,15 @@ def b4(battery: Battery) -> list[Result]:
     for row, options in (("B4", ()), ("B4-no-key", ("--api-key", "secret"))):
         result = Result(row, "heads and bodies that never end" + (", without the key" if options else ""),
                         in_table=False)  # fmt: skip
-        with Service(*options) as service:
+        with battery.service(*options) as service:
             server = service.pids()["server"]
             had = fds(server)
-            for name, (begin, more) in BODIES.items():
-                count = battery.count(40, least=4)
-                open_, answered, lives = asyncio.run(_trickle(service.port, begin, more, count))
+            count = battery.count(40, least=4)
+            found = asyncio.run(_all_bodies(service.port, count, result))
+            for name, (open_, answered) in found.items():
                 result.injected += count
                 result.requests += count
                 result.require(not open_, f"{name}: {open_} of {count} open after {BODY_CUT_S:g} s")
-                result.require(lives < 1.0, f"{name}: /livez took {lives:.1f} s meanwhile")
                 result.notes.append(f"{name}: answered {', '.join(sorted(answered)) or 'nothing'}")
             result.require(
                 fds(server) <= had + 4, f"the server has {fds(server)} descriptors, had {had}"
@@ -130,12 +130,29 @@ def b4(battery: Battery) -> list[Result]:
     return results
 
 
-async def _trickle(port: int, begin: bytes, more: bytes, count: int) -> tuple[int, set[str], float]:
-    """How many connections are still open after BODY_CUT_S, the status lines of answers, and how long
-    /livez took."""
+async def _all_bodies(port: int, count: int, result: Result) -> dict[str, tuple[int, set[str]]]:
+    """All kinds at the same time: of each, how many connections are still open after BODY_CUT_S, and the
+    status lines that were answered. Meanwhile /livez must answer."""
+
+    async def livez() -> float:
+        await asyncio.sleep(3.0)
+        began = time.monotonic()
+        await fetch(port, "/livez")
+        return time.monotonic() - began
+
+    lives = asyncio.create_task(livez())
+    found = await asyncio.gather(*(_trickle(port, *what, count) for what in BODIES.values()))
+    took = await lives
+    result.require(took < LIVE_S, f"/livez took {took:.1f} s meanwhile")
+    return dict(zip(BODIES, found, strict=True))
+
+
+async def _trickle(port: int, begin: bytes, more: bytes, count: int) -> tuple[int, set[str]]:
+    """So many connections send `begin`, and then `more` every second."""
     answered: set[str] = set()
 
     async def one() -> bool:
+        """Whether the server ended it in time."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(begin)
         reading = asyncio.ensure_future(reader.read(-1))
@@ -154,24 +171,14 @@ async def _trickle(port: int, begin: bytes, more: bytes, count: int) -> tuple[in
             reading.cancel()
             writer.transport.abort()
 
-    async def livez() -> float:
-        await asyncio.sleep(3.0)
-        began = time.monotonic()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(head("GET", "/livez"))
-        await reader.read(-1)
-        writer.close()
-        return time.monotonic() - began
-
-    lives = asyncio.create_task(livez())
     ended = await asyncio.gather(*(one() for _ in range(count)))
-    return ended.count(False), answered - {""}, await lives
+    return ended.count(False), answered - {""}
 
 
 def f21(battery: Battery) -> list[Result]:
     """The server may open few files only, and more clients connect than that."""
     result = Result("F21", "file descriptors of the HTTP server exhausted", in_table=False)
-    with Service() as service:
+    with battery.service() as service:
         server = service.pids()["server"]
         size = len(service.said)
         limit = fds(server) + 16

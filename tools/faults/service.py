@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,16 +109,16 @@ class Service:
     def __init__(
         self,
         *options: object,
-        environment: Mapping[str, str] | None = None,
         failpoints: Sequence[str] = (),
         expected: Mapping[str, int] | None = None,
+        keep: Path | None = None,
     ) -> None:
         """`failpoints`: in force from the start, in every process. `expected`: workers by role when it
-        is whole."""
+        is whole. `keep`: a folder for its logs, each service's in one of its own."""
+        self._keep = keep
         self.port = free_port()
         self.expected = expected or {"prefill": 1, "decode": 1}
         self._options = [str(each) for each in options]
-        self._environment = dict(environment or {})
         self._points = list(failpoints)
         self._stack = contextlib.ExitStack()
         self._token = secrets.token_hex(8)
@@ -156,7 +157,6 @@ class Service:
                     "TMPDIR": str(self.folder / "tmp"),
                     TOKEN: self._token,
                     VARIABLE: points,
-                    **self._environment,
                 },
             )
 
@@ -294,6 +294,7 @@ class Service:
     def stop(self) -> None:
         """End it as a user would; then look for what is left, note it and remove it."""
         process = self._process
+        self._keep_logs()
         if process is not None:
             for pid in holders(self._token):  # stopped processes cannot end
                 with contextlib.suppress(ProcessLookupError):
@@ -310,6 +311,18 @@ class Service:
             self._look_for_leftovers()
             self._process = None
         self._stack.close()
+
+    def _keep_logs(self) -> None:
+        if self._keep is None:
+            return
+        mine = self._keep / f"{time.strftime('%H%M%S')}-{self.port}"
+        mine.mkdir(parents=True, exist_ok=True)
+        found = [self.folder / "log", self.folder / "points" / FIRED]
+        if folder := self.run_folder():
+            found += (folder / "logs").glob("*.log")
+        for path in found:
+            with contextlib.suppress(OSError):
+                shutil.copy(path, mine / path.name.lstrip("."))
 
     def _look_for_leftovers(self) -> None:
         deadline = time.monotonic() + 2.0

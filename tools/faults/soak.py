@@ -167,7 +167,7 @@ def drift(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
 def run(battery: Battery, minutes: float) -> tuple[Result, list[str]]:
     """The result, and lines for the report."""
     result = Result("L5", f"soak of {minutes:g} minutes, a fault every minute")
-    with Service(*CHUNKED) as service:
+    with battery.service(*CHUNKED) as service:
         before = battery.warm(service)
         rate = SHARE * capacity(battery, service)
         battery.say(f"{rate:.1f} requests a second, {SHARE:.0%} of the capacity")

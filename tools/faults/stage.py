@@ -40,6 +40,7 @@ LATEST_HIT = {
 HELD_S = 0.3
 REACHED_S = 30.0  # a stage that nobody comes to for so long was not hit
 WHOLE_S = 90.0
+WORKED_S = 3.1  # a process that has worked for 3 s is in no crash loop: F6 has those
 LOOK_S = 0.005
 STATE_S = 0.03
 
@@ -117,7 +118,8 @@ class Injector:
             self.injected.append(injected)
             if not await self._recovered(injected, before):
                 return
-            await asyncio.sleep(self._rng.uniform(0.1, 0.5))
+            least = WORKED_S if fault.replaced else 0.1
+            await asyncio.sleep(self._rng.uniform(least, least + 0.5))
 
     async def _inject(self, fault: Fault) -> Injected | None:
         number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(fault.action)
