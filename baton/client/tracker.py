@@ -279,11 +279,11 @@ class RequestTracker:
         """Call it several times a second, after all that has arrived was passed to received()."""
         overdue = self._fail_overdue(now)
         if self.lost_since is not None:
+            if now >= self._inquired + INQUIRE_S:  # for ever: a router may come back after any time
+                self.inquire(now)
             if now >= self.lost_since + self._give_up_s:
                 why = f"no router has answered for {self._give_up_s:.0f} s"
                 return overdue + self.fail_all("not_ready", why)
-            if now >= self._inquired + INQUIRE_S:
-                self.inquire(now)
         elif self._inquired <= self._heard:
             if now >= self._heard + SILENCE_S:
                 self.inquire(now)

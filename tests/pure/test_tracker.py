@@ -353,3 +353,13 @@ def test_where_no_router_can_confirm_an_abort_the_tracker_does() -> None:
     end = Update(request, Finished("a", "abort", Timings()))
     assert tracker.connection_lost(1.0, "cut") == [RouterLost("cut"), end]
     assert isinstance(tracker.received(info(), 2.0)[0], ClusterInfo)
+
+
+def test_a_router_that_comes_back_after_requests_were_given_up_is_found() -> None:
+    tracker = connected(give_up_s=30.0)
+    tracker.received(Unreachable(ROUTER), now=0.0)
+    for second in range(1, 100):
+        tracker.tick(float(second))
+        assert tracker.messages_to_send() == [GetClusterInfo()], f"not asked in second {second}"
+    assert tracker.received(info(), now=100.0) == [info()]
+    assert tracker.info == info()

@@ -1,10 +1,12 @@
 """F10, F11, L6: offline jobs that are killed again and again, and that run out of disk."""
 
+import atexit
 import contextlib
 import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,7 +73,9 @@ class Job:
 def _short() -> Path:
     """A folder for sockets, whose paths must be short."""
     short = Path("/tmp") / f"bf-job-{os.getpid()}"
-    short.mkdir(mode=0o700, exist_ok=True)
+    if not short.exists():
+        short.mkdir(mode=0o700)
+        atexit.register(shutil.rmtree, short, ignore_errors=True)
     return short
 
 
