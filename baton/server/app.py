@@ -222,7 +222,8 @@ def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Ro
         stream = await service.begin(prepared)
         if payload.stream:
             return EventStream(stream.events(), named)
-        return JSONResponse(await stream.whole(request.receive), headers=named)
+        whole = await stream.whole(request.receive)
+        return Response(whole, headers=named, media_type="application/json")
 
     @app.post(bodies.Path.TOKENIZE, tags=["text"])
     async def tokenize(request: Request, payload: TokenizeRequest) -> Response:

@@ -17,6 +17,8 @@ from baton.wire.messages import Emitted, Failed, Finished, PromptScored
 from baton.wire.records import Logprob, Timings
 
 MARK = "\0"
+NO_CHOICES = '"choices":[]'
+"""As encoded. No text in JSON contains it: there, quotes follow a backslash."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LEAST = -9999.0
 """OpenAI's logprob of a token that cannot be drawn. JSON has no minus infinity."""
@@ -98,6 +100,8 @@ class Shape(ABC):
         self._tokenizer = tokenizer
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
         self.plain = logprobs < 0  # the chunks of a choice differ in their text only
+        self._texts: dict[int, str] = {}  # of tokens by themselves
+        self._listed: dict[int, tuple[int, int]] = {}  # tokens and characters so far, by choice
 
     @abstractmethod
     def opening(self, choice: Choice) -> dict[str, Any] | None:
@@ -119,13 +123,19 @@ class Shape(ABC):
         """The chunk with the usage."""
         return self._response(self.chunk_object, [], usage=usage_)
 
-    def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> dict[str, Any]:
-        """The response as one object."""
-        return self._response(self.whole_object, [self._whole(c) for c in choices], usage=usage_)
+    def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> bytes:
+        """The response as one JSON object. It may be long: each choice is encoded by itself, so that a
+        thread which does this leaves others their turns."""
+        around = json_of(self._response(self.whole_object, [], usage=usage_))
+        before, after = around.split(NO_CHOICES)
+        encoded = ",".join([json_of(self._whole(choice)) for choice in choices])
+        return f'{before}"choices":[{encoded}]{after}'.encode()
 
     def _token(self, token_id: int) -> str:
         """The text of one token by itself: half a character is U+FFFD."""
-        return self._tokenizer.decode([token_id], special=True)
+        if (text := self._texts.get(token_id)) is None:
+            text = self._texts[token_id] = self._tokenizer.decode([token_id], special=True)
+        return text
 
     def _chunk(self, *entry: Any) -> dict[str, Any]:
         return self._response(self.chunk_object, [_entry(*entry)])
@@ -182,10 +192,13 @@ class CompletionShape(Shape):
         """Logprobs of `new`, whose first token is the choice's token number `start`."""
         if self._logprobs < 0:
             return None
-        before = sum(len(self._token(each)) for each in choice.token_ids[:start])
-        return self.listed(
-            new.token_ids, new.logprobs, offset=len(choice.echo) + before, top=self._logprobs
-        )
+        listed, offset = self._listed.get(choice.index, (0, 0))
+        if listed != start or not start:
+            offset = len(choice.echo) + sum(len(self._token(i)) for i in choice.token_ids[:start])
+        found = self.listed(new.token_ids, new.logprobs, offset=offset, top=self._logprobs)
+        offset += sum(map(len, found["tokens"]))
+        self._listed[choice.index] = start + len(new.token_ids), offset
+        return found
 
     def listed(
         self,

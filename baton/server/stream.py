@@ -10,6 +10,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from starlette.types import Receive
@@ -29,6 +30,10 @@ from baton.wire.records import Timings
 SHARED_TOKENS = 64
 """Of several answers to a prompt of so many tokens the first goes ahead: at its first token the prompt's
 KV is in the prefix cache, and the others need no prefill."""
+TURN = 32
+"""News of a request that are handled before others have their turn."""
+CHUNK_BYTES = 65536
+LONG_ANSWER = 500  # tokens; longer ones are encoded in a thread
 SLACK_S = 0.5
 """The router ends what is past its deadline; if it has not by then, this server does."""
 
@@ -165,8 +170,14 @@ class GenerationStream:
                 self._early.append((pending, news))
 
     async def deltas(self) -> AsyncGenerator[Delta | Choice, None]:
-        """New text and tokens of any choice; each choice itself once it has ended."""
+        """New text and tokens of any choice; each choice itself once it has ended. What has waited for a
+        slow client is passed on in turns, so that it holds up no other."""
+        turn = 0
         while self._open:
+            turn = 0 if self._queue.empty() and not self._early else turn + 1
+            if turn >= TURN:
+                turn = 0
+                await asyncio.sleep(0)
             pending, news = self._early.popleft() if self._early else await self._queue.get()
             choice = self._pending[pending]
             if isinstance(news, Emitted | Finished | Failed):
@@ -181,13 +192,14 @@ class GenerationStream:
                 yield choice
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events. Those available at the same time are yielded as one. Ends with [DONE] after
-        every choice's finish_reason, or after an error."""
+        """Server-sent events. Those available at the same time are yielded as one, up to CHUNK_BYTES.
+        Ends with [DONE] after every choice's finish_reason, or after an error."""
         encoder, ready = ChunkEncoder(self._request.shape), b""
         try:
             async for part in self._parts():
                 ready += encoder.event(part) if isinstance(part, Delta) else event(part)
-                if self._open and not self._early and self._queue.empty():
+                waits = self._open and not self._early and self._queue.empty()
+                if waits or len(ready) >= CHUNK_BYTES:
                     failpoint.hit("server.chunk")
                     yield ready
                     ready = b""
@@ -221,7 +233,7 @@ class GenerationStream:
         if self._request.include_usage:
             yield shape.ending(self.usage())
 
-    async def whole(self, receive: Receive) -> dict[str, Any]:
+    async def whole(self, receive: Receive) -> bytes:
         """The response as one JSON object. Raises ApiError if a choice failed or the client has left."""
         left = asyncio.create_task(gone(receive))
         work = asyncio.create_task(self._drain())
@@ -235,7 +247,9 @@ class GenerationStream:
                 task.cancel()
             await asyncio.gather(left, work, return_exceptions=True)
             self.close()
-        return self._request.shape.whole(self.choices, self.usage())
+        encode = partial(self._request.shape.whole, self.choices, self.usage())
+        long = sum(len(choice.token_ids) + len(choice.scores) for choice in self.choices)
+        return encode() if long < LONG_ANSWER else await asyncio.to_thread(encode)
 
     async def _drain(self) -> None:
         async for each in self.deltas():

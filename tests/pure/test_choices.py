@@ -127,7 +127,10 @@ def test_tokens_that_come_together_are_one_piece(groups: list[int]) -> None:
     assert offsets == [0, 3, 6, 9, 12]
     assert len(pieces) - 1 == len(groups)
     assert found[-1]["usage"]["completion_tokens"] == 5
-    assert shape.whole(stream.choices, stream.usage())["choices"][0]["text"] == " w1 w2 w3 w4 w5"
+    assert (
+        json.loads(shape.whole(stream.choices, stream.usage()))["choices"][0]["text"]
+        == " w1 w2 w3 w4 w5"
+    )
 
 
 def test_a_conversation_says_who_speaks_once_for_each_answer() -> None:
@@ -159,7 +162,7 @@ def test_an_echo_comes_first_and_its_first_token_has_no_logprob() -> None:
     news: list[News] = [scored, Emitted("r", (1,), " w1", (Logprob(-0.5),)), END]
     _, stream = run(shape, [news])
     stream.choices[0].echo = " w8 w9"
-    told = shape.whole(stream.choices, stream.usage())["choices"][0]
+    told = json.loads(shape.whole(stream.choices, stream.usage()))["choices"][0]
     assert told["text"] == " w8 w9 w1"
     assert told["logprobs"] == {
         "tokens": [" w8", " w9", " w1"], "token_logprobs": [None, -0.25, -0.5],
