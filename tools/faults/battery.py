@@ -20,6 +20,10 @@ CASES = 160
 GROWING = 100_000  # the first case of those with short prompts and long answers
 CLIENTS, REQUESTS = 8, 100
 """A row's load at scale 1: so many clients with so many requests each."""
+POOL_BYTES = 64 << 20
+FRAMES = ("--kv-transport", "frames", "--kv-cache-memory-bytes", POOL_BYTES)
+"""KV is sent, into a private pool of known size."""
+POOL_MIB = POOL_BYTES / 2**20
 WARM = 6  # requests of each client before a census
 
 
@@ -56,10 +60,10 @@ class Result:
         self.outcomes += verdict.outcomes
         self.problems += verdict.problems
 
-    def compare(self, before: Census, after: Census) -> None:
-        """Add what the service holds that it did not hold before."""
+    def compare(self, before: Census, after: Census, *, pool_mib: float = 0.0) -> None:
+        """Add what the service holds that it did not hold before. `pool_mib`: of a private KV pool."""
         self.leaked += after.leased + after.quarantined
-        self.problems += compare(before, after)
+        self.problems += compare(before, after, pool_mib=pool_mib)
 
     def require(self, good: bool, otherwise: str) -> None:
         """A pass line."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tools.faults.battery import Battery, Result
+from tools.faults.battery import FRAMES, POOL_MIB, Battery, Result
 from tools.faults.service import Service
 from tools.faults.stage import RANDOM, Fault, Load, each_stage, under_load
 
@@ -18,11 +18,11 @@ def f1(battery: Battery) -> list[Result]:
         faults = each_stage(["prefill-0"], battery.count(TIMES), battery.rng("F1"))
         under_load(battery, service, shared, faults)
     frames = Result("F1-frames", "prefill worker killed while it pushes frames")
-    with battery.service(*CHUNKED, "--kv-transport", "frames") as service:
+    with battery.service(*CHUNKED, *FRAMES) as service:
         faults = [
             Fault(("prefill-0",), "mid-push", site="prefill.layer") for _ in range(battery.count(6))
         ]
-        under_load(battery, service, frames, faults, Load(each=25))
+        under_load(battery, service, frames, faults, Load(each=25, pool_mib=POOL_MIB))
     return with_leftovers([(shared, service), (frames, service)])
 
 

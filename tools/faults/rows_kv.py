@@ -1,9 +1,10 @@
 """F7, F9, F16: KV that arrives damaged, a pool in which everybody is preempted, logits that are NaN."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
-from tools.faults.battery import CLIENTS, REQUESTS, Battery, Result
+from tools.faults.battery import CLIENTS, FRAMES, POOL_MIB, REQUESTS, Battery, Result
 from tools.faults.check import check
 from tools.faults.client import run_clients
 from tools.faults.rows_kill import with_leftovers
@@ -13,6 +14,7 @@ from tools.faults.workload import Mix
 
 BLOCK_BYTES = 131_080  # of the bundled model in float32, with its stamp
 NAN_ROUNDS = 20
+COUNTS_S = 5.0
 
 
 def f7(battery: Battery) -> list[Result]:
@@ -20,7 +22,7 @@ def f7(battery: Battery) -> list[Result]:
     stamps = _damaged(battery, "F7-stamps", "a bit flipped in the stamp of a filled block",
                       "prefill.stamp", 3, 300, ())  # fmt: skip
     frames = _damaged(battery, "F7-frames", "a bit of KV flipped on its way (frames)",
-                      "prefill.payload", 9, 700, ("--kv-transport", "frames"))  # fmt: skip
+                      "prefill.payload", 9, 700, FRAMES)  # fmt: skip
     return [*stamps, *frames]
 
 
@@ -31,7 +33,7 @@ def _damaged(
     site: str,
     every: int,
     number: int,
-    options: Sequence[str],
+    options: Sequence[object],
 ) -> list[Result]:
     result, wanted = Result(row, fault), battery.count(number, least=10)
     point = f"{site}:damage:%{every}"
@@ -41,21 +43,32 @@ def _damaged(
         _load(battery, service, result, more=lambda: len(service.fired()) < wanted)
         service.disarm(point)
         result.injected = len(service.fired())
-        refilled = service.metric("kv_transfer_failures")
+        after = service.census()
+        refilled = _counted(service, result.injected)
         result.notes.append(f"{refilled:g} fills refused")
         result.require(result.injected >= wanted, f"{result.injected} of {wanted} flips happened")
         least, most = (result.injected,) * 2 if not options else (1, result.injected)
         result.require(
             least <= refilled <= most, f"{result.injected} flips, but {refilled:g} fills refused"
         )
-        result.compare(before, service.census())
+        result.compare(before, after, pool_mib=POOL_MIB if options else 0.0)
     return with_leftovers([(result, service)])
+
+
+def _counted(service: Service, wanted: int) -> float:
+    """Fills that were refused. The server has the router's counts once a second."""
+    deadline = time.monotonic() + COUNTS_S
+    while (found := service.metric("kv_transfer_failures")) < wanted:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.1)
+    return found
 
 
 def f9(battery: Battery) -> list[Result]:
     """Everybody is preempted: 24 clients in a pool that holds two or three of them."""
     result = Result("F9", "KV pool too small for what runs: everybody is preempted")
-    longest = 32  # blocks; the longest case takes 21, and begins with 2
+    longest = 24  # blocks; the longest case takes 21, and begins with 2
     options = ("--kv-cache-memory-bytes", longest * BLOCK_BYTES, "--max-model-len", 640)
     with battery.service(*options) as service:
         before = battery.warm(service)

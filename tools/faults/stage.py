@@ -187,6 +187,7 @@ class Load:
     tries: int = 1
     accepted: Collection[str] = ()
     deadline_s: float = 120.0
+    pool_mib: float = 0.0  # of a private KV pool
 
 
 def under_load(
@@ -224,7 +225,7 @@ def under_load(
     longest = longest_gap(ledger.events)
     result.notes.append(f"longest wait of one request for its next token {longest:.1f} s")
     if service.exit_code is None:
-        result.compare(before, service.census())
+        result.compare(before, service.census(), pool_mib=load.pool_mib)
     return injector.injected
 
 
