@@ -189,7 +189,7 @@ def test_requests_with_blocks_start_without_a_receipt_when_the_last_prefill_work
     desk.submit("c")
     assert sent(desk.step(), msg.Reserve)
     for name in "bc":
-        desk.hear("d1", msg.Reserved(Grant("d1", "d1/0", f"{name}#0", 2, (1,))))
+        desk.hear("d1", msg.Reserved(Grant("d1", "d1/0", desk.run(name), 2, (1,))))
     assert len(starts(desk.step())) == 2
     assert desk.state("c") is State.DECODING
 
