@@ -335,7 +335,7 @@ def _check_reals(item: Any, bound: Range, size: Size, where: str) -> Check:
 
 
 def _check_digests(item: Any, size: Size, bound: Size, where: str) -> Check:
-    """Block hashes: hundreds in a Reserve for a long prompt, checked without a step of Python for each."""
+    """Block hashes: hundreds for a long prompt, checked without a step of Python for each."""
     slow, short, long = _check_tuple(item, bound, where), size.least, size.most
     least, most = bound.least, bound.most
 
