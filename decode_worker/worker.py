@@ -166,9 +166,12 @@ class DecodeWorker:
     # ---- runs
 
     def _start(self, order: msg.Start, now: float) -> list[Effect]:
-        started = order.run in self.runs or order.run in self.arriving
-        if why := unfit_start(order, self.hello, self.vocabulary, started=started):
-            return self._ignored.note(order.run, why, now)
+        """A Start that is given twice is ignored, one that cannot be fails."""
+        if order.run in self.runs or order.run in self.arriving:
+            return self._ignored.note(order.run, "Start of a run that is started", now)
+        if why := unfit_start(order, self.hello, self.vocabulary):
+            self._release(order.run, None)
+            return [To(ROUTER, msg.RunFailed(order.run, "worker_error", why))]
         grant = self.table.start(order.run)
         if grant is None:
             return [To(ROUTER, msg.FillRefused(order.run, "its lease on KV blocks ran out"))]

@@ -38,7 +38,8 @@ class Entry:
     serial: int = 0  # order of submission
     state: State = State.QUEUED
     since: float = 0.0  # when it entered its state
-    run_number: int = -1
+    run: str = ""  # name of the current attempt (_name_run)
+    runs: int = 0  # attempts so far
     emitted: list[int] = field(default_factory=list)
     decode: str | None = None
     prefill: str | None = None
@@ -61,11 +62,6 @@ class Entry:
     cached_tokens: int = 0  # first tokens whose KV the current grant found in the prefix cache
     reused_tokens: int = 0  # the same of the first grant
     retry_at: float = 0.0  # earliest time of the next placement
-
-    @property
-    def run(self) -> str:
-        """The current attempt. Workers report by run, so a report on an old run is ignored."""
-        return f"{self.id}#{self.run_number}"
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -128,6 +124,7 @@ class Ledger:
         self._line = Line()
         self.deadlines = Deadlines()
         self._serial = 0
+        self._runs_begun = 0
         self.late_reports = 0  # about runs already over: normal after a cancel, so counted
 
     def add(self, entry: Entry, now: float) -> None:
@@ -149,7 +146,7 @@ class Ledger:
         if state is not entry.state:
             self._move(entry, state, now)
         if event is Event.RESERVE:
-            entry.run_number += 1
+            self._name_run(entry)
             entry.placed_at, entry.tries.proven = now, False
             self._runs[entry.run] = entry
         elif event is Event.GRANTED:
@@ -163,6 +160,13 @@ class Ledger:
             self._runs.pop(entry.run, None)
             entry.decode = entry.prefill = entry.grant = entry.receipt = None
             entry.cached_tokens = 0
+
+    def _name_run(self, entry: Entry) -> None:
+        """Workers report by run. No name comes twice, also if a client ends a request and submits another
+        one with its id: a late report on the first is not taken for one on the second."""
+        entry.run = f"{entry.id}#{self._runs_begun}"
+        entry.runs += 1
+        self._runs_begun += 1
 
     def waits(self, entry: Entry, now: float) -> None:
         """It waits for a worker, from now on if it did not yet."""
@@ -196,7 +200,7 @@ class Ledger:
         entry.state, entry.since = state, now
         if state is State.FINISHED:
             del self._entries[name]
-            if entry.run_number >= 0:
+            if entry.runs:
                 self._line.settle(entry.tenant, entry.group, entry.length - entry.cost)
             return
         self._by_state[state][name] = entry

@@ -39,6 +39,11 @@ class Readiness:
         """The sender has disconnected."""
         self._reports.pop(sender, None)
 
+    @property
+    def supervisors(self) -> tuple[str, ...]:
+        """Whose reports are kept. They get heartbeats, so that one which is gone is noticed."""
+        return tuple(self._reports)
+
     def _down(self, role: str) -> list[ProcessDown]:
         return [each for _, down in self._reports.values() for each in down if each.role == role]
 

@@ -108,6 +108,8 @@ class Router:
             self._next_beat = now + BEAT_S
             beat = msg.Heartbeat(self._identity.epoch, self._steps)
             effects += [To(member.worker, beat) for member in self.workers]
+            effects += [To(each, beat) for each in self._readiness.supervisors]
+            effects += self.workers.attach_again(now)
             effects += self._scheduler.renew_leases()
         effects += self._requests.fail_overdue(now, lambda: self.info(now).waiting_for)
         effects += self._dismissals()
@@ -142,10 +144,8 @@ class Router:
         match message:
             case msg.Attached():
                 return self.workers.attached(member, message)
-            case msg.AttachFailed(worker, epoch, why):
-                decode = self.workers.get(worker)
-                if decode is not None and decode.hello.epoch == epoch:
-                    member.failed[worker] = why
+            case msg.AttachFailed():
+                self.workers.attach_failed(member, message, now)
             case msg.PoolStats():
                 member.pool = message
             case msg.Leaving():

@@ -103,7 +103,7 @@ class Scheduler:
         assert member is not None  # router/reports.py has checked the grant
         entry.grant = grant
         entry.cached_tokens = len(grant.prefix) * member.hello.block_size
-        if not entry.run_number:
+        if entry.runs == 1:
             entry.reused_tokens = entry.cached_tokens
         self._ledger.apply(entry, Event.GRANTED, now)
 

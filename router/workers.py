@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
-from baton.wire.messages import PROTOCOL, Attached, Hello
+from baton.wire.messages import PROTOCOL, Attached, AttachFailed, Hello
 from baton.wire.node import Effect, To, Watch
 from baton.wire.records import WorkerInfo
 
@@ -19,6 +19,9 @@ PREFILL, DECODE = "prefill", "decode"
 MAX_PATIENCE_S = 86_400.0
 MISSED_BEATS = 3
 MAX_WORKERS = 1024
+ATTACH_AGAIN_S, MOST_ATTACH_S = 30.0, 600.0
+"""From a failed Attach to the next, and the most after doubling. A try may block its worker for seconds,
+but what was wrong (no descriptors, a decode worker at a long step) may be over."""
 
 
 class Health(StrEnum):
@@ -37,6 +40,8 @@ class Member:
     last_heard: float
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
     failed: dict[str, str] = field(default_factory=dict)  # prefill: why, by decode worker
+    attach_again: float = float("inf")  # prefill: when to try those again
+    attach_wait_s: float = ATTACH_AGAIN_S
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
     leaving: bool = False  # it gets no new work
@@ -138,8 +143,7 @@ class WorkerRegistry:
 
     def attached(self, prefill: Member, report: Attached) -> list[Effect]:
         """A prefill worker can write to this decode worker: introduce it there."""
-        decode = self._members.get(report.worker)
-        if decode is None or decode.hello.epoch != report.epoch:
+        if not self._current(report):
             return []
         prefill.attached[report.worker] = report
         self.filled_once = True
@@ -147,6 +151,32 @@ class WorkerRegistry:
         hello = prefill.hello
         joined = msg.WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
         return [To(report.worker, joined)]
+
+    def attach_failed(self, prefill: Member, report: AttachFailed, now: float) -> None:
+        """A prefill worker cannot write to this decode worker, for now."""
+        if self._current(report):
+            prefill.failed[report.worker] = report.why
+            prefill.attach_again = now + prefill.attach_wait_s
+
+    def _current(self, report: Attached | AttachFailed) -> bool:
+        """It is about a decode worker that is here, and its present pool."""
+        decode = self._members.get(report.worker)
+        return decode is not None and (decode.hello.role, decode.hello.epoch) == (
+            DECODE,
+            report.epoch,
+        )
+
+    def attach_again(self, now: float) -> list[Effect]:
+        """Prefill workers try again where they failed, later and later."""
+        effects: list[Effect] = []
+        for prefill in self.of(PREFILL):
+            if now < prefill.attach_again:
+                continue
+            prefill.attach_again = float("inf")
+            prefill.attach_wait_s = min(2 * prefill.attach_wait_s, MOST_ATTACH_S)
+            decodes = [self._members[name] for name in prefill.failed]
+            effects += [To(prefill.worker, _attach(decode.hello)) for decode in decodes]
+        return effects
 
     def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
         """Remove a worker and inform its peers. A prefill worker that is only silent may still write: its

@@ -19,6 +19,7 @@ from baton.kv.layout import KVLayout
 from baton.kv.region import Region
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
+from baton.pace import LEAST_TOKENS
 from baton.package import COMMAND
 from baton.wire.channel import Dialer, check_address
 from baton.wire.keys import ClusterKeys, load_keys
@@ -27,7 +28,11 @@ from baton.wire.messages import PROTOCOL, Hello
 from baton.wire.node import Node
 
 PATIENCE_FLOOR_S = 10.0
+"""For what a step may do besides a forward: open a link to a pool, load kernels, wait for a core."""
 PATIENCE_STEPS = 5
+STEP_TOKENS = 4 * LEAST_TOKENS
+"""Forwards are sized by time (baton/pace.py). The longest has LEAST_TOKENS although there is no time for
+them: far into a long sequence they take as long as four times as many at its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ def introduce(
 ) -> Hello:
     """This worker's Hello. Its patience is several times its longest step, estimated from the measured
     time of one token."""
+    longest_step_s = token_s * min(STEP_TOKENS, options.max_num_batched_tokens)
     return Hello(
         role=role,
         worker=options.name,
@@ -132,7 +138,7 @@ def introduce(
         block_bytes=layout.block_bytes,
         blocks=blocks,
         regions=regions,
-        patience_s=PATIENCE_FLOOR_S + PATIENCE_STEPS * token_s * options.max_num_batched_tokens,
+        patience_s=PATIENCE_FLOOR_S + PATIENCE_STEPS * longest_step_s,
         load_s=max(0.0, process_age_s() - options.idle),
         how=how,
         takes_cores=device == "cpu" and options.threads is None and bool(core_numbers()),

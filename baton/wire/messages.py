@@ -12,7 +12,7 @@
       |<- Emitted -----|<------- Decoded ----------|   (once a step)          |
       |<- Finished ----|                           |                          |
 
-Messages of workers name *runs* ("7f3a#0", "7f3a#1": the attempts at a request), those of clients name
+Messages of workers name *runs* ("7f3a#5", "7f3a#9": the attempts at a request), those of clients name
 requests; the router translates. Every message is a frozen dataclass of plain values; baton.wire.codec
 checks each field's type and bounds (baton/bounds.py) on arrival. client_messages.py defines those of
 clients; all are imported from here.

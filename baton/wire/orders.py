@@ -22,11 +22,9 @@ class Ignored:
         return []
 
 
-def unfit_start(order: Start, hello: Hello, vocabulary: int, *, started: bool) -> str:
+def unfit_start(order: Start, hello: Hello, vocabulary: int) -> str:
     """For a decode worker that introduced itself so."""
     ids, length = order.token_ids, len(order.token_ids)
-    if started:
-        return "Start of a run that is started"
     if not 1 <= order.prompt_tokens <= length:
         return f"Start with {order.prompt_tokens} prompt tokens among {length}"
     if max(ids) >= vocabulary:

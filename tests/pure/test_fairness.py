@@ -272,7 +272,7 @@ def test_in_the_router_a_newcomer_is_next_whatever_waits() -> None:
         group = f"g{number % 5}"
         desk.hear("client", msg.Submit(f"hog{number}", (1, 2, 3), tokens, "hog", group))
     placed = [order.run for _, order in sent(desk.step(), msg.Reserve)]  # type: ignore[attr-defined]
-    assert placed == ["hog0#0", "hog1#0", "hog2#0", "hog3#0"]
+    assert placed == ["hog0#0", "hog1#1", "hog2#2", "hog3#3"]
     for run in placed:
         desk.hear("d1", msg.Reserved(desk.grant(run)))
     desk.step()
@@ -281,7 +281,7 @@ def test_in_the_router_a_newcomer_is_next_whatever_waits() -> None:
     desk.hear("d1", msg.Decoded((msg.RunTokens("hog0#0", 3, (5,), "length"),)))
     [(_, order)] = sent(desk.step(), msg.Reserve)
     assert isinstance(order, msg.Reserve)
-    assert order.run == "new#0"
+    assert order.run == "new#4"
 
 
 def test_a_request_that_needs_many_blocks_is_not_starved_by_small_ones_of_others() -> None:

@@ -92,13 +92,17 @@ def test_a_second_start_of_a_run_does_not_begin_it_again() -> None:
     ],
     ids=["no tokens", "no prompt", "prompt beyond", "outside the vocabulary", "beyond the pool"],
 )  # fmt: skip
-def test_a_start_that_cannot_be_is_ignored(start: msg.Start) -> None:
+def test_a_start_that_cannot_be_fails_and_frees_its_blocks(start: msg.Start) -> None:
+    """Nobody would ever hear of the request again if it were ignored."""
     worker = decode_worker()
     worker.handle(ROUTER, msg.Reserve("a#0", 5), 0.0)
-    assert worker.handle(ROUTER, start, 0.0) == []
+    (failed,) = told(worker.handle(ROUTER, start, 0.0))
+    assert isinstance(failed, msg.RunFailed)
+    assert (failed.run, failed.code) == ("a#0", "worker_error")
     assert not worker.runs
+    assert worker.table.idle
     worker.step(0.1)
-    worker.handle(ROUTER, msg.Cancel("a#0"), 0.2)
+    assert worker.handle(ROUTER, msg.Cancel("a#0"), 0.2) == []
     assert worker.table.idle
 
 

@@ -155,11 +155,12 @@ def test_a_quarantined_request_is_placed_alone_until_its_first_progress() -> Non
         desk.hear("p1", msg.Attached(f"d{number + 1}", f"d{number + 1}/0", "shm", 0.0, ""))
     desk.submit("new")
     placed = [order.run for _, order in sent(desk.step(), msg.Reserve)]  # type: ignore[attr-defined]
-    assert placed == ["a#2"]
-    desk.hear("d3", msg.Reserved(desk.grant("a#2", "d3")))
+    assert placed == [desk.run("a")]
+    desk.hear("d3", msg.Reserved(desk.grant(desk.run("a"), "d3")))
     desk.step()
-    desk.hear("p1", msg.Filled("a#2", RECEIPT, 0.0))  # its first progress
-    assert [order.run for _, order in sent(desk.step(), msg.Reserve)] == ["b#2"]  # type: ignore[attr-defined]
+    desk.hear("p1", msg.Filled(desk.run("a"), RECEIPT, 0.0))  # its first progress
+    placed = [order.run for _, order in sent(desk.step(), msg.Reserve)]  # type: ignore[attr-defined]
+    assert placed == [desk.run("b")]
 
 
 def test_a_worker_that_leaves_of_its_own_accord_never_counts() -> None:

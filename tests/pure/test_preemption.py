@@ -84,17 +84,17 @@ def test_what_a_preempted_request_had_computed_is_found_again_if_nobody_took_its
     town = crowded(12)
     town.submit("old", range(1, 6), 30)
     town.submit("young", range(101, 106), 30)
-    found: list[int] = []
+    found: list[int] = []  # cached blocks, by run
 
     def look(sender: str, receiver: str, message: msg.Message) -> None:
-        if isinstance(message, msg.Reserved) and message.grant.run == "young#1":
+        if isinstance(message, msg.Reserved) and message.grant.run.startswith("young#"):
             found.append(len(message.grant.prefix))
 
     town.before = look
     town.run_all(["old", "young"])
     assert town.outcomes["young"].preemptions >= 1
-    assert found
-    assert found[0] > 0
+    assert len(found) > 1
+    assert found[1] > 0
     for name, first in (("old", 1), ("young", 101)):
         tokens, reason = calm_answer(range(first, first + 5), 30)
         assert (town.outcomes[name].tokens, town.outcomes[name].ends) == (tokens, [reason])

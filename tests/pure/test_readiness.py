@@ -7,10 +7,11 @@ import pytest
 from baton.kv.grant import Grant
 from baton.lifecycle import State
 from baton.wire import messages as msg
+from baton.wire.membership import BEAT_S
 from baton.wire.node import Effect, To
 from baton.wire.records import ProcessDown
 from router.readiness import FILLING_THEMSELVES, MAX_SUPERVISORS, PREFILL_GRACE_S, Readiness
-from router.workers import WorkerRegistry
+from router.workers import ATTACH_AGAIN_S, WorkerRegistry
 from tests.pure.test_router_edges import RULES, Desk, sent
 from tests.pure.test_workers import SILENT, attach, hello, members
 from tests.pure.town import Town, calm_answer
@@ -177,6 +178,49 @@ def test_the_router_passes_reports_on_and_forgets_those_of_clients_that_are_gone
     assert info(desk).degraded == ""
 
 
+def test_a_prefill_worker_that_could_not_attach_tries_again_later_and_later() -> None:
+    desk = Desk("d1")
+    desk.join("p1")
+    again = []
+    for _ in range(300):
+        desk.hear("p1", msg.Heartbeat("p1/0", 1))
+        desk.hear("d1", msg.Heartbeat("d1/0", 1))
+        if not desk.now or sent(desk.step(), msg.Attach):
+            again.append(desk.now)
+            desk.hear("p1", msg.AttachFailed("d1", "d1/0", "too many open files"))
+            assert FILLING_THEMSELVES in info(desk).degraded
+        desk.now += BEAT_S
+    assert again == [0.0, 30.0, 90.0, 210.0]
+    desk.hear("p1", msg.Attached("d1", "d1/0", "shm", 0.0, ""))
+    assert info(desk).degraded == ""
+
+
+def test_a_prefill_worker_that_names_no_decode_worker_of_ours_attaches_to_nothing() -> None:
+    desk = Desk("d1", "p1")
+    for name in ("p2", "d9"):
+        desk.join("p2")
+        desk.hear("p1", msg.AttachFailed(name, f"{name}/0", "no"))
+        assert desk.hear("p1", msg.Attached(name, f"{name}/0", "shm", 0.0, "")) == []
+        desk.hear("p2", msg.Exited("p2"))
+        desk.now += ATTACH_AGAIN_S
+        for worker in ("d1", "p1"):
+            desk.hear(worker, msg.Heartbeat(f"{worker}/0", 1))
+        assert not sent(desk.step(), msg.Attach)
+    assert info(desk).degraded == ""
+
+
+def test_a_supervisor_that_reported_is_sent_heartbeats_so_that_its_end_is_noticed() -> None:
+    """A killed one withdraws nothing, and nothing else may ever be sent to it."""
+    desk = Desk("d1", "p1")
+    desk.hear("boss", msg.Supervised((PREFILL_DOWN,)))
+    for _ in range(2):
+        desk.now += BEAT_S
+        assert "boss" in [peer for peer, _ in sent(desk.step(), msg.Heartbeat)]
+    desk.hear("boss", msg.Supervised(()))
+    desk.now += BEAT_S
+    assert "boss" not in [peer for peer, _ in sent(desk.step(), msg.Heartbeat)]
+
+
 def test_requests_with_blocks_start_without_a_receipt_when_the_last_prefill_worker_dies() -> None:
     desk = Desk(rules=dataclasses.replace(RULES, window_s=100.0, batch_size=8))
     desk.submit("a")
@@ -189,7 +233,7 @@ def test_requests_with_blocks_start_without_a_receipt_when_the_last_prefill_work
     desk.submit("c")
     assert sent(desk.step(), msg.Reserve)
     for name in "bc":
-        desk.hear("d1", msg.Reserved(Grant("d1", "d1/0", f"{name}#0", 2, (1,))))
+        desk.hear("d1", msg.Reserved(Grant("d1", "d1/0", desk.run(name), 2, (1,))))
     assert len(starts(desk.step())) == 2
     assert desk.state("c") is State.DECODING
 

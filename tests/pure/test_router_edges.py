@@ -62,16 +62,20 @@ class Desk:
         entry = self.router.ledger.get(name)
         return entry.state if entry else None
 
+    def run(self, name: str) -> str:
+        """The name of the request's current run."""
+        return self.router.ledger.entry(name).run
+
     def to_filling(self, name: str = "a") -> None:
         self.submit(name)
         self.step()
-        self.hear("d1", msg.Reserved(self.grant(f"{name}#0")))
+        self.hear("d1", msg.Reserved(self.grant(self.run(name))))
         self.step()
         assert self.state(name) is State.FILLING
 
     def to_decoding(self, name: str = "a") -> None:
         self.to_filling(name)
-        self.hear("p1", msg.Filled(f"{name}#0", RECEIPT, 0.0))
+        self.hear("p1", msg.Filled(self.run(name), RECEIPT, 0.0))
         assert self.state(name) is State.DECODING
 
 
@@ -228,6 +232,23 @@ def test_any_last_word_on_a_cancelled_fill_frees_its_blocks(last: msg.Message) -
     desk.to_filling()
     desk.hear("client", msg.Abort("a"))
     assert desk.hear("p1", last) == [To("d1", msg.Released("a#0", "p1"))]
+
+
+def test_late_reports_on_a_request_say_nothing_of_the_next_one_with_its_id() -> None:
+    """A client may end a request and submit another one under the same id at once."""
+    desk = Desk()
+    desk.to_filling()
+    old = desk.run("a")
+    dropped = desk.hear("client", msg.Abort("a"))
+    assert sent(dropped, msg.Drop) == [("p1", msg.Drop(old))]
+    desk.to_filling()
+    assert desk.run("a") != old
+    assert desk.hear("p1", msg.Filled(old, RECEIPT, 0.0)) == [To("d1", msg.Released(old, "p1"))]
+    assert desk.state("a") is State.FILLING
+    desk.hear("p1", msg.Filled(desk.run("a"), RECEIPT, 0.0))
+    assert not sent(desk.hear("d1", msg.Decoded((msg.RunTokens(old, 3, (5,)),))), msg.Emitted)
+    assert not sent(desk.hear("d1", msg.RunFailed(old, "numerical_error", "")), msg.Failed)
+    assert desk.state("a") is State.DECODING
 
 
 def test_hello_with_a_new_epoch_starts_the_requests_on_it_over() -> None:
