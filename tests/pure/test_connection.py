@@ -23,6 +23,8 @@ from baton.server.accept import Acceptor
 from baton.server.bodies import limits_of
 from baton.server.connection import ServerProtocol, check_head
 from baton.server.guard import AccessPolicy, Guard, hashed
+from baton.server.options import ServerSettings
+from baton.server.run import configured
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -36,9 +38,11 @@ class App:
     def __init__(self) -> None:
         self.ended = asyncio.Event()
         self.asked: list[str] = []
+        self.tenants: set[str] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.append(scope["path"])
+        self.tenants.add(scope["state"]["tenant"])
         body = (await receive()).get("body", b"")
         start = {"type": "http.response.start", "status": 200, "headers": []}
         await send(start)
@@ -87,9 +91,8 @@ class Served:
 async def serving(*keys: str) -> AsyncIterator[Served]:
     app = App()
     guard = Guard(app, AccessPolicy(hashed(keys)), lambda path: limits_of(path, 2048))
-    config = uvicorn.Config(
-        guard, http=ServerProtocol, log_config=None, lifespan="off", timeout_keep_alive=1
-    )
+    config = configured(guard, ServerSettings("ipc:///nowhere", "demo"))
+    config.lifespan, config.timeout_keep_alive = "off", 1
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
@@ -174,6 +177,20 @@ def test_junk_behind_a_request_is_no_request() -> None:
             assert served.app.asked == ["/"]
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Authorization"])
+def test_nobody_chooses_the_tenant_he_is(name: str) -> None:
+    """Each made-up address would be a share of its own."""
+
+    async def work() -> set[str]:
+        async with serving() as served:
+            for address in ("10.0.0.1", "10.0.0.2"):
+                line = f"{name}: {address}\r\nConnection: close\r\n\r\n"
+                assert (await served.ask(HEAD + line.encode())).startswith(b"HTTP/1.1 200 ")
+            return served.app.tenants
+
+    assert asyncio.run(work()) == {"127.0.0.1"}
 
 
 def test_a_head_that_is_too_long_is_refused() -> None:
