@@ -114,6 +114,14 @@ class ApiError(Exception):
         return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
 
     @classmethod
+    def much_arrives(cls, held: int, limit: int, retry_after: int) -> "ApiError":
+        text = (
+            f"the server is busy: {held:,} bytes of requests are arriving (limit {limit:,}, shared among "
+            f"clients); try again in {retry_after} s"
+        )
+        return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
+
+    @classmethod
     def not_ready(cls, why: str, retry_after: int) -> "ApiError":
         text = f"{why}; try again in {retry_after} s"
         return cls(503, text, OURS, code="not_ready", retry_after=retry_after)
