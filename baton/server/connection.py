@@ -106,7 +106,7 @@ class ServerTransport(asyncio.Transport):
         self._since, self._passed = 0.0, 0  # when so many bytes had been passed to the kernel
         self._watch: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed = self._paused = self._held = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._written += len(data)
@@ -128,6 +128,17 @@ class ServerTransport(asyncio.Transport):
             self._inner.write_eof()
         else:  # TLS
             self._inner.close()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing meanwhile, whatever resume_reading() says."""
+        self._held = held
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._closed or not (self._held or self._paused):
+            self._inner.resume_reading()
+        else:
+            self._inner.pause_reading()
 
     def lost(self) -> None:
         """The connection has ended."""
@@ -187,10 +198,12 @@ class ServerTransport(asyncio.Transport):
         return self._inner.is_reading()
 
     def pause_reading(self) -> None:
-        self._inner.pause_reading()
+        self._paused = True
+        self._read_or_not()
 
     def resume_reading(self) -> None:
-        self._inner.resume_reading()
+        self._paused = False
+        self._read_or_not()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._inner.set_write_buffer_limits(high, low)

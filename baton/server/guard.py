@@ -161,6 +161,8 @@ class Guard:
         self, error: ApiError | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         if error is None:
+            state = scope["state"]
+            state["body"] = self.bodies.body(state["tenant"])  # of messages: see socket_limits.py
             await self._app(scope, receive, send)
             return
         await receive()  # websocket.connect

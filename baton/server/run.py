@@ -30,6 +30,7 @@ from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings, adopt, bind
 from baton.server.otel import exporting_to
 from baton.server.service import GenerationService
+from baton.server.socket_limits import StrictWebSocket
 from baton.server.templates import ProcessRenderer, Renderer, ThreadRenderer, read_template
 from baton.wire.keys import load_keys
 
@@ -90,7 +91,7 @@ def configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=ServerProtocol,
-        ws="websockets-sansio",
+        ws=StrictWebSocket,
         loop="asyncio",
         lifespan="on",
         access_log=False,
@@ -100,6 +101,7 @@ def configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         timeout_keep_alive=5,
         timeout_graceful_shutdown=GRACE_S,
         ws_max_size=MAX_BODY_BYTES,
+        ws_per_message_deflate=False,  # 4 MiB could come as 4 KiB
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.private_key,
     )

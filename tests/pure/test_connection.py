@@ -43,6 +43,12 @@ class App:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.append(scope["path"])
         self.tenants.add(scope["state"]["tenant"])
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            while (message := await receive())["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": str(len(message["text"]))})
+            return
         body = (await receive()).get("body", b"")
         start = {"type": "http.response.start", "status": 200, "headers": []}
         await send(start)
@@ -67,8 +73,8 @@ class App:
 class Served:
     """A server in this process."""
 
-    def __init__(self, port: int, app: App, server: uvicorn.Server) -> None:
-        self.port, self.app, self.server = port, app, server
+    def __init__(self, port: int, app: App, guard: Guard, server: uvicorn.Server) -> None:
+        self.port, self.app, self.guard, self.server = port, app, guard, server
 
     async def open(self, *sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -103,7 +109,7 @@ async def serving(*keys: str) -> AsyncIterator[Served]:
             listener, lambda: ServerProtocol(config, server.server_state, server.lifespan.state)
         )
         try:
-            yield Served(listener.getsockname()[1], app, server)
+            yield Served(listener.getsockname()[1], app, guard, server)
         finally:
             acceptor.close()
             server.should_exit = server.force_exit = True
