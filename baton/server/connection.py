@@ -24,6 +24,7 @@ from baton.server.api_error import ApiError, response
 
 HEAD_S = 10.0
 """Time limit for the head of a request."""
+HEAD_BYTES = 16 << 10
 LINGER_S = 2.0
 """After an early error response, so long the client may go on sending before the connection is reset. At
 once, a reset could overtake the response."""
@@ -50,6 +51,8 @@ def check_head(data: bytes) -> None:
     if end is None:
         return
     head = data[: end.end()]
+    if len(head) > HEAD_BYTES:  # h11 looks only while a head is incomplete
+        raise h11.RemoteProtocolError("the head is too long", error_status_hint=431)
     if BARE.search(head):
         raise h11.RemoteProtocolError("lines must end with CR LF")
     if b"\n " in head or b"\n\t" in head:
