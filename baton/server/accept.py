@@ -7,6 +7,7 @@ exhausted. This one pauses: clients wait in the kernel's queue until other conne
 import asyncio
 import errno
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -48,7 +49,21 @@ class Acceptor:
 
     def _start(self) -> None:
         self._resume = None
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        if (why := self._why_not()) is not None:
+            self._pause(why)
+        else:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _why_not(self) -> str | None:
+        """Why no connection may be accepted now: its descriptor would be one of the reserve."""
+        try:
+            following = os.dup(self._listener.fileno())
+        except OSError as error:
+            return error.strerror
+        os.close(following)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = following + RESERVE < limit or limit < 0
+        return None if spare else f"the limit is {limit} file descriptors"
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
@@ -63,9 +78,8 @@ class Acceptor:
             task = self._loop.create_task(self._open(connection))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            if 0 <= limit <= connection.fileno() + RESERVE:
-                self._pause(f"the limit is {limit} file descriptors")
+            if (why := self._why_not()) is not None:
+                self._pause(why)
                 return
 
     async def _open(self, connection: socket.socket) -> None:

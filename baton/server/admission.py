@@ -4,6 +4,10 @@
     ticket.moved_up()                             a choice has its first token, or has ended
     ticket.close()                                the request is over
 
+    body = bodies.body(tenant)
+    body.add(size)                                bytes have arrived; raises ApiError: 503
+    body.close()                                  it has become a request, or was refused
+
 Of a request's choices (n answers to each prompt) a *window* waits at the router; the others wait in the
 request's own *line* here and follow as those before them get their first token. So a request of thousands
 takes no more places at the router than a small one. Lines have a bound of their own.
@@ -23,7 +27,35 @@ QUEUE_SHARE = 8
 LINE_SHARE = 1
 LINE_FACTOR = 32
 """Places in lines for each place at the router."""
+MOST_BODY_BYTES = 256 << 20
+"""Of all bodies that have not become requests yet."""
 RETRY_S = 2
+
+
+class Shares:
+    """What tenants hold of `limit`. One of them gets at most `share` times what is free."""
+
+    def __init__(self, limit: int, share: int) -> None:
+        self.limit, self.share = limit, share
+        self.total = 0
+        self._held = Counter[str]()
+
+    def held(self, tenant: str) -> int:
+        return self._held[tenant]
+
+    @property
+    def free(self) -> int:
+        return self.limit - self.total
+
+    def within_share(self, tenant: str, asked: int) -> bool:
+        """May the tenant hold so much more, if that much is free?"""
+        return self._held[tenant] + asked <= self.share * self.free
+
+    def change(self, tenant: str, by: int) -> None:
+        self.total += by
+        self._held[tenant] += by
+        if not self._held[tenant]:
+            del self._held[tenant]
 
 
 class Ticket:
@@ -57,41 +89,73 @@ class Admission:
     """`limit`: requests that may wait at the router."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.line_limit = limit, LINE_FACTOR * limit
         self.window = min(GROUP_WINDOW, limit)
-        self._waiting = Counter[str]()
-        self._in_lines = Counter[str]()
-        self.waiting = self.in_lines = 0  # of all tenants
+        self._waiting = Shares(limit, QUEUE_SHARE)
+        self._in_lines = Shares(LINE_FACTOR * limit, LINE_SHARE)
+
+    @property
+    def waiting(self) -> int:
+        """Places at the router that are taken."""
+        return self._waiting.total
+
+    @property
+    def in_lines(self) -> int:
+        """Places in lines that are taken."""
+        return self._in_lines.total
 
     def take(self, tenant: str, choices: int) -> Ticket:
         """Places for a request. Raises ApiError."""
         asked = min(choices, self.window)
         in_line = choices - asked
-        if in_line > self.line_limit:
-            most = self.line_limit + self.window
+        if in_line > self._in_lines.limit:
+            most = self._in_lines.limit + self.window
             raise ApiError.bad_request(
                 f"n x prompts is {choices:,}, and at most {most:,} fit: send several requests",
                 "prompt",
             )
-        free = self.limit - self.waiting
-        if asked > free:
-            raise ApiError.overloaded(self.waiting, self.limit, RETRY_S)
-        held = self._waiting[tenant]
-        if held + asked > QUEUE_SHARE * free:
-            raise ApiError.over_share(held, free, RETRY_S)
-        free = self.line_limit - self.in_lines
-        if in_line > free:
-            raise ApiError.overloaded(self.in_lines, self.line_limit, RETRY_S)
-        held = self._in_lines[tenant]
-        if in_line and held + in_line > LINE_SHARE * free:
-            raise ApiError.over_share(held, free, RETRY_S)
+        for places, number in ((self._waiting, asked), (self._in_lines, in_line)):
+            if number > places.free:
+                raise ApiError.overloaded(places.total, places.limit, RETRY_S)
+            if number and not places.within_share(tenant, number):
+                raise ApiError.over_share(places.held(tenant), places.free, RETRY_S)
         return Ticket(self, tenant, choices)
 
     def change(self, tenant: str, waiting: int, in_line: int, sign: int) -> None:
         """For tickets."""
-        self.waiting += sign * waiting
-        self.in_lines += sign * in_line
-        for counts, number in ((self._waiting, waiting), (self._in_lines, in_line)):
-            counts[tenant] += sign * number
-            if not counts[tenant]:
-                del counts[tenant]
+        self._waiting.change(tenant, sign * waiting)
+        self._in_lines.change(tenant, sign * in_line)
+
+
+class Body:
+    """The bytes of one body."""
+
+    def __init__(self, shares: Shares, tenant: str) -> None:
+        self._shares, self._tenant, self._size = shares, tenant, 0
+
+    def add(self, size: int) -> None:
+        """So many more have arrived. Raises ApiError."""
+        if not self._shares.within_share(self._tenant, size):
+            raise ApiError.much_arrives(self._shares.total, self._shares.limit, RETRY_S)
+        self._size += size
+        self._shares.change(self._tenant, size)
+
+    def close(self) -> None:
+        """They are not kept any more."""
+        self._shares.change(self._tenant, -self._size)
+        self._size = 0
+
+
+class Bodies:
+    """Memory for bodies that have not become requests yet."""
+
+    def __init__(self, limit: int = MOST_BODY_BYTES) -> None:
+        """`limit`: bytes, of all clients together."""
+        self._shares = Shares(limit, QUEUE_SHARE)
+
+    @property
+    def held(self) -> int:
+        """Bytes, of all clients."""
+        return self._shares.total
+
+    def body(self, tenant: str) -> Body:
+        return Body(self._shares, tenant)

@@ -2,7 +2,8 @@
 
     {"error": {"message": "...", "type": "...", "param": null | "...", "code": null | "..."}}
 
-4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself.
+4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself. Not after
+deadline_exceeded: its user wanted an end by then, and would get three times as long.
 https://platform.openai.com/docs/guides/error-codes
 """
 
@@ -114,6 +115,14 @@ class ApiError(Exception):
         return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
 
     @classmethod
+    def much_arrives(cls, held: int, limit: int, retry_after: int) -> "ApiError":
+        text = (
+            f"the server is busy: {held:,} bytes of requests are arriving (limit {limit:,}, shared among "
+            f"clients); try again in {retry_after} s"
+        )
+        return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
+
+    @classmethod
     def not_ready(cls, why: str, retry_after: int) -> "ApiError":
         text = f"{why}; try again in {retry_after} s"
         return cls(503, text, OURS, code="not_ready", retry_after=retry_after)
@@ -170,6 +179,8 @@ def response(error: ApiError) -> JSONResponse:
     found: dict[str, str] = {}
     if error.status == 401:
         found["WWW-Authenticate"] = "Bearer"
+    if error.code == "deadline_exceeded":
+        found["X-Should-Retry"] = "false"
     if error.retry_after is not None:
         found["Retry-After"] = str(error.retry_after)
     return JSONResponse(body(error), error.status, headers=found)

@@ -314,10 +314,14 @@ class FastPath:
             await self._app(scope, receive, send)
             return
         kind, answer = found
-        data = (await receive()).get("body", b"")  # complete and scanned: see guard.py
         try:
-            payload = await bodies.model(kind, await bodies.read(data), size=len(data))
-            response = await answer(Request(scope, receive), payload)
+            response = await answer(Request(scope, receive), await _payload(kind, receive))
         except (ApiError, RequestError) as error:
             response = self._refuse("POST", error)
         await response(scope, receive, send)
+
+
+async def _payload(kind: type[BaseModel], receive: Receive) -> BaseModel:
+    """The request in a body. Nothing keeps the body's bytes afterwards. Raises ApiError."""
+    data = (await receive()).get("body", b"")  # complete and scanned: see guard.py
+    return await bodies.model(kind, await bodies.read(data), size=len(data))

@@ -24,6 +24,7 @@ from baton.server.api_error import ApiError, response
 
 HEAD_S = 10.0
 """Time limit for the head of a request."""
+HEAD_BYTES = 16 << 10
 LINGER_S = 2.0
 """After an early error response, so long the client may go on sending before the connection is reset. At
 once, a reset could overtake the response."""
@@ -50,6 +51,8 @@ def check_head(data: bytes) -> None:
     if end is None:
         return
     head = data[: end.end()]
+    if len(head) > HEAD_BYTES:  # h11 looks only while a head is incomplete
+        raise h11.RemoteProtocolError("the head is too long", error_status_hint=431)
     if BARE.search(head):
         raise h11.RemoteProtocolError("lines must end with CR LF")
     if b"\n " in head or b"\n\t" in head:
@@ -106,7 +109,7 @@ class ServerTransport(asyncio.Transport):
         self._since, self._passed = 0.0, 0  # when so many bytes had been passed to the kernel
         self._watch: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed = self._paused = self._held = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._written += len(data)
@@ -128,6 +131,17 @@ class ServerTransport(asyncio.Transport):
             self._inner.write_eof()
         else:  # TLS
             self._inner.close()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing meanwhile, whatever resume_reading() says."""
+        self._held = held
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._closed or not (self._held or self._paused):
+            self._inner.resume_reading()
+        else:
+            self._inner.pause_reading()
 
     def lost(self) -> None:
         """The connection has ended."""
@@ -187,10 +201,12 @@ class ServerTransport(asyncio.Transport):
         return self._inner.is_reading()
 
     def pause_reading(self) -> None:
-        self._inner.pause_reading()
+        self._paused = True
+        self._read_or_not()
 
     def resume_reading(self) -> None:
-        self._inner.resume_reading()
+        self._paused = False
+        self._read_or_not()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._inner.set_write_buffer_limits(high, low)

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.log import REQUEST
+from baton.server.admission import Bodies, Body
 from baton.server.api_error import ApiError, response
 from baton.server.bodies import MAX_BODY_BYTES, PIECE, JsonLimits, JsonScan
 
@@ -107,6 +108,7 @@ class Guard:
         self._app = app
         self._policy = policy
         self._limits = limits
+        self.bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -125,17 +127,19 @@ class Guard:
             return
         answer = _Response(scope, send, request_id, unread=_has_body(sent))
         limits = self._limits(scope["path"]) if scope["method"] == "POST" else None
+        body_ = self.bodies.body(state["tenant"])
         try:
             if error is not None:
                 raise error
-            body_ = b""  # of a path that takes none: it is not read
+            whole = bytearray()  # of a path that takes none: it is not read
             if limits is not None:
-                body_ = await _whole_body(sent, receive, JsonScan(limits))
+                await _read_whole(whole, body_, sent, receive, JsonScan(limits))
                 answer.unread = False
-            await self._app(scope, replay(body_, receive), answer.send)
+            await self._app(scope, replay(whole, receive, body_.close), answer.send)
         except ApiError as refused:
             await answer.error(refused, receive)
         finally:
+            body_.close()
             answer.log()
 
     def _refused(self, scope: Scope, sent: Headers) -> ApiError | None:
@@ -157,6 +161,8 @@ class Guard:
         self, error: ApiError | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         if error is None:
+            state = scope["state"]
+            state["body"] = self.bodies.body(state["tenant"])  # of messages: see socket_limits.py
             await self._app(scope, receive, send)
             return
         await receive()  # websocket.connect
@@ -211,8 +217,10 @@ def _has_body(sent: Headers) -> bool:
     return sent.get("content-length", "0") != "0" or "transfer-encoding" in sent
 
 
-async def _whole_body(sent: Headers, receive: Receive, scan: JsonScan) -> bytes:
-    """The request's body, within its limits of size and time. Raises ApiError."""
+async def _read_whole(
+    found: bytearray, body_: Body, sent: Headers, receive: Receive, scan: JsonScan
+) -> None:
+    """Read the request's body into `found`, within its limits of size and time. Raises ApiError."""
     if sent.get("content-encoding", "identity").lower() != "identity":
         raise ApiError.bad_request("compressed bodies are not supported: send it uncompressed")
     kind = sent.get("content-type", "").partition(";")[0].strip().lower()
@@ -223,7 +231,6 @@ async def _whole_body(sent: Headers, receive: Receive, scan: JsonScan) -> bytes:
     length = sent.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
         raise ApiError.too_large(MAX_BODY_BYTES)
-    found = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             while True:
@@ -233,26 +240,31 @@ async def _whole_body(sent: Headers, receive: Receive, scan: JsonScan) -> bytes:
                 part = message.get("body", b"")
                 if len(found) + len(part) > MAX_BODY_BYTES:
                     raise ApiError.too_large(MAX_BODY_BYTES)
+                body_.add(len(part))
                 for start in range(0, len(part), PIECE):
                     if start:
                         await asyncio.sleep(0)
                     scan.feed(part[start : start + PIECE])
                 found += part
                 if not message.get("more_body"):
-                    return bytes(found)
+                    return
     except TimeoutError:
         raise ApiError.slow(BODY_S) from None
 
 
-def replay(body_: bytes, receive: Receive) -> Receive:
-    """A receive() that returns the whole body, then later messages: a disconnect."""
+def replay(whole: bytearray, receive: Receive, used: Callable[[], None]) -> Receive:
+    """A receive() that gives the whole body away, then returns later messages: a disconnect. Who asks for
+    those has made its request of the body: `used`."""
     given = False
 
     async def next_message() -> Message:
         nonlocal given
         if given:
+            used()
             return await receive()
         given = True
+        body_ = bytes(whole)
+        whole.clear()  # a stream of hours does not keep it
         return {"type": "http.request", "body": body_, "more_body": False}
 
     return next_message

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from baton.client.aio import RouterClient
 from baton.host import process_runs
@@ -22,12 +23,14 @@ from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
 from baton.server.accept import Acceptor
 from baton.server.app import make_app
+from baton.server.bodies import MAX_BODY_BYTES
 from baton.server.connection import ServerProtocol
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings, adopt, bind
 from baton.server.otel import exporting_to
 from baton.server.service import GenerationService
+from baton.server.socket_limits import StrictWebSocket
 from baton.server.templates import ProcessRenderer, Renderer, ThreadRenderer, read_template
 from baton.wire.keys import load_keys
 
@@ -70,21 +73,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
                 await renderer.close()
 
     app = make_app(service, monitor, lifespan, own_version())
-    config = uvicorn.Config(
-        app,
-        http=ServerProtocol,
-        ws="websockets-sansio",
-        loop="asyncio",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=GRACE_S,
-        ws_max_size=4 << 20,
-        ssl_certfile=settings.certificate,
-        ssl_keyfile=settings.private_key,
-    )
+    config = configured(app, settings)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server = _Server(config, service)
     loop = asyncio.get_running_loop()
@@ -95,6 +84,27 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     if watching is not None:
         watching.cancel()
     return 0
+
+
+def configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+    """How connections are served."""
+    return uvicorn.Config(
+        app,
+        http=ServerProtocol,
+        ws=StrictWebSocket,
+        loop="asyncio",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # a client could write any address there, and have a share for each
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=GRACE_S,
+        ws_max_size=MAX_BODY_BYTES,
+        ws_per_message_deflate=False,  # 4 MiB could come as 4 KiB
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.private_key,
+    )
 
 
 def _renderer(settings: ServerSettings, files: ModelFiles) -> Renderer | None:

@@ -207,9 +207,10 @@ class GenerationService:
 
     async def begin(self, request: PreparedRequest) -> GenerationStream:
         """Send it, and wait until the router has accepted it. Raises ApiError."""
-        failpoint.hit("server.accepted")
         stream = GenerationStream(self.router, request)
         try:
+            failpoint.hit("server.accepted")
+            stream.start()
             await stream.accepted()
         except BaseException:
             stream.close()

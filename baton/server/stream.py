@@ -116,6 +116,10 @@ class GenerationStream:
         self._line = deque(range(len(self.choices)))
         self._open = len(self.choices)
         self._alarm: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Submit the first choices. From here on the stream must be closed."""
+        request = self._request
         if request.deadlines.timeout_s:
             patience = request.deadlines.left_s + SLACK_S
             self._alarm = asyncio.get_running_loop().call_later(patience, self._too_late)

@@ -5,8 +5,9 @@
     <- {"type": "done", "id": ...}            or {"error": {...}, "id": ...}
     -> {"type": "cancel", "id": ...}          ends it: its choices get finish_reason "abort"
 
-Several requests may be under way at once on one socket. Close codes: 1003 for a binary message, 1009
-for one that is too large, 1013 when the server is shutting down.
+Several requests may be under way at once on one socket. Close codes: 1003 for a binary message, 1008 for
+one that is not complete in time, 1009 for one that is too large, 1013 when the server is shutting down
+or has too many unfinished messages.
 """
 
 import asyncio

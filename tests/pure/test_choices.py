@@ -90,6 +90,7 @@ def run(
         client = PretendClient()
         asked = prepared([(8, 9)], each=len(news), shape=shape, include_usage=True, **options)
         stream = GenerationStream(client, asked)  # type: ignore[arg-type]
+        stream.start()
         for request, each in zip(client.requests, news, strict=True):
             put(request, Accepted("r", 2, 0.0))
             for one in each:
@@ -177,6 +178,7 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
         client = PretendClient()
         long, short = tuple(range(64)), (1, 2)
         stream = GenerationStream(client, prepared([long, short], each=3))  # type: ignore[arg-type]
+        stream.start()
         assert [request.id for request in client.requests] == ["r-0", "r-3", "r-4", "r-5"]
         for request in client.requests:
             put(request, Accepted(request.id, 2, 0.0))
@@ -222,6 +224,7 @@ def test_what_is_there_at_the_same_time_goes_together() -> None:
         client = PretendClient()
         asked = prepared([(8, 9)], include_usage=True)
         stream = GenerationStream(client, asked)  # type: ignore[arg-type]
+        stream.start()
         (request,) = client.requests
         put(request, said(1)[0])
         sent = []
@@ -267,6 +270,7 @@ def test_a_large_request_waits_in_its_own_line() -> None:
         prompts = [(i, 1) for i in range(20)]
         request = prepared(prompts, each=2, admission=admission)
         stream = GenerationStream(client, request)  # type: ignore[arg-type]
+        stream.start()
         assert asked(client) == list(range(GROUP_WINDOW))
         assert (admission.waiting, admission.in_lines) == (GROUP_WINDOW, 40 - GROUP_WINDOW)
         deltas = stream.deltas()
@@ -299,6 +303,7 @@ def test_what_waits_in_line_is_never_sent_once_its_request_is_over(how: str) -> 
         client, admission = PretendClient(), Admission(256)
         request = prepared([(1, 2)], each=50, admission=admission)
         stream = GenerationStream(client, request)  # type: ignore[arg-type]
+        stream.start()
         deltas = stream.deltas()
         if how == "cancel":
             stream.cancel()
@@ -341,6 +346,7 @@ def test_a_router_that_forgets_a_deadline_does_not_keep_the_client(
         client = PretendClient()
         limits = Deadlines(timeout_s=0.02, queue_timeout_s=9.0)
         stream = GenerationStream(client, prepared([(1,)], each=3, deadlines=limits))  # type: ignore[arg-type]
+        stream.start()
         if accepted:
             for request in client.requests:
                 put(request, Accepted("r", 2, 0.0))

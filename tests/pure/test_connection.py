@@ -8,8 +8,10 @@ import resource
 import socket
 import ssl
 import struct
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -23,6 +25,8 @@ from baton.server.accept import Acceptor
 from baton.server.bodies import limits_of
 from baton.server.connection import ServerProtocol, check_head
 from baton.server.guard import AccessPolicy, Guard, hashed
+from baton.server.options import ServerSettings
+from baton.server.run import configured
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -36,9 +40,17 @@ class App:
     def __init__(self) -> None:
         self.ended = asyncio.Event()
         self.asked: list[str] = []
+        self.tenants: set[str] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.append(scope["path"])
+        self.tenants.add(scope["state"]["tenant"])
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            while (message := await receive())["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": str(len(message["text"]))})
+            return
         body = (await receive()).get("body", b"")
         start = {"type": "http.response.start", "status": 200, "headers": []}
         await send(start)
@@ -63,8 +75,8 @@ class App:
 class Served:
     """A server in this process."""
 
-    def __init__(self, port: int, app: App, server: uvicorn.Server) -> None:
-        self.port, self.app, self.server = port, app, server
+    def __init__(self, port: int, app: App, guard: Guard, server: uvicorn.Server) -> None:
+        self.port, self.app, self.guard, self.server = port, app, guard, server
 
     async def open(self, *sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -84,12 +96,13 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*keys: str) -> AsyncIterator[Served]:
+async def serving(*keys: str, certificate: Path | None = None) -> AsyncIterator[Served]:
+    """`certificate`: of https, with its private key in the same file."""
     app = App()
     guard = Guard(app, AccessPolicy(hashed(keys)), lambda path: limits_of(path, 2048))
-    config = uvicorn.Config(
-        guard, http=ServerProtocol, log_config=None, lifespan="off", timeout_keep_alive=1
-    )
+    settings = ServerSettings("ipc:///nowhere", "demo", certificate=certificate)
+    config = configured(guard, settings)
+    config.lifespan, config.timeout_keep_alive = "off", 1
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
@@ -97,10 +110,12 @@ async def serving(*keys: str) -> AsyncIterator[Served]:
         while not server.started:
             await asyncio.sleep(0.01)
         acceptor = Acceptor(
-            listener, lambda: ServerProtocol(config, server.server_state, server.lifespan.state)
+            listener,
+            lambda: ServerProtocol(config, server.server_state, server.lifespan.state),
+            config.ssl,
         )
         try:
-            yield Served(listener.getsockname()[1], app, server)
+            yield Served(listener.getsockname()[1], app, guard, server)
         finally:
             acceptor.close()
             server.should_exit = server.force_exit = True
@@ -176,11 +191,28 @@ def test_junk_behind_a_request_is_no_request() -> None:
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Authorization"])
+def test_nobody_chooses_the_tenant_he_is(name: str) -> None:
+    """Each made-up address would be a share of its own."""
+
+    async def work() -> set[str]:
+        async with serving() as served:
+            for address in ("10.0.0.1", "10.0.0.2"):
+                line = f"{name}: {address}\r\nConnection: close\r\n\r\n"
+                assert (await served.ask(HEAD + line.encode())).startswith(b"HTTP/1.1 200 ")
+            return served.app.tenants
+
+    assert asyncio.run(work()) == {"127.0.0.1"}
+
+
 def test_a_head_that_is_too_long_is_refused() -> None:
     async def work() -> None:
         async with serving() as served:
             for long in (b"A: " + b"x" * 200_000 + b"\r\n", b"A: b\r\n" * 40_000):
                 answered(await served.ask(HEAD + long + b"\r\n"), 431, "invalid_http")
+            for size, status in ((16_000, 200), (17_000, 431), (60_000, 431)):  # in one read
+                head = HEAD + b"Connection: close\r\nA: " + b"x" * size + b"\r\n\r\n"
+                assert int((await served.ask(head)).split()[1]) == status
 
     asyncio.run(work())
 
@@ -323,6 +355,13 @@ def test_without_descriptors_it_waits_and_says_so_once(
 ) -> None:
     monkeypatch.setattr("baton.server.accept.PAUSE_S", 0.05)
     monkeypatch.setattr("baton.server.accept.RESERVE", 4)
+    pauses, pause = [], Acceptor._pause
+
+    def counted(self: Acceptor, why: str | None) -> None:
+        pauses.append(why)
+        pause(self, why)
+
+    monkeypatch.setattr(Acceptor, "_pause", counted)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def work() -> None:
@@ -340,11 +379,12 @@ def test_without_descriptors_it_waits_and_says_so_once(
                 for client in clients:
                     client.connect_ex(("127.0.0.1", served.port))
                 async with asyncio.timeout(PATIENCE_S):
-                    while "no more connections" not in caplog.text:
+                    while len(pauses) < 12:  # at each one less than none is left
                         await asyncio.sleep(0.01)
-                    some = len(served.server.server_state.connections)
-                    assert some < 40
-                    await asyncio.sleep(0.3)  # several pauses
+                    assert "no more connections" in caplog.text
+                    assert len(served.server.server_state.connections) < 40
+                    for each in [os.dup(0) for _ in range(4)]:  # the reserve is still there
+                        os.close(each)
                     for client in clients[:-1]:
                         client.close()
                     loop = asyncio.get_running_loop()
@@ -360,6 +400,60 @@ def test_without_descriptors_it_waits_and_says_so_once(
         asyncio.run(work())
     assert caplog.text.count("no more connections") == 1
     assert "out of system resource" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
+         "-days", "2", "-keyout", str(path), "-out", f"{path}.crt"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+def test_over_https_connections_end_too(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Good ones, junk, plain HTTP, a body that does not come, and one that does not read."""
+    monkeypatch.setattr("baton.server.guard.BODY_S", 0.3)
+    monkeypatch.setattr("baton.server.connection.WRITE_S", 0.4)
+    trust = ssl.create_default_context(cafile=str(certificate))
+
+    async def work() -> None:
+        async with serving(certificate=certificate) as served:
+
+            async def https(sent: bytes) -> bytes:
+                reader, writer = await asyncio.open_connection(
+                    "localhost", served.port, family=socket.AF_INET, ssl=trust
+                )
+                writer.write(sent)
+                try:
+                    return await asyncio.wait_for(reader.read(), PATIENCE_S)
+                finally:
+                    writer.close()
+
+            body = POST + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}"
+            assert (await https(body)).startswith(b"HTTP/1.1 200 ")
+            answered(await https(b"junk\r\n\r\n"), 400, "invalid_http")
+            late = POST + b"Content-Length: 9\r\n\r\n{}"
+            answered(await https(late), 408, "request_timeout")
+            assert b"HTTP" not in await served.ask(HEAD + b"\r\n")
+            _, lazy = await asyncio.open_connection(
+                "localhost", served.port, family=socket.AF_INET, ssl=trust, limit=1000
+            )
+            lazy.write(HEAD.replace(b"/ ", b"/big ", 1) + b"\r\n")
+            async with asyncio.timeout(PATIENCE_S):
+                while "/big" not in served.app.asked or served.server.server_state.connections:
+                    await asyncio.sleep(0.01)
+            lazy.close()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(work())
+    assert "read nothing" in caplog.text
     assert "Traceback" not in caplog.text
 
 

@@ -41,6 +41,8 @@ def test_a_request_that_is_too_late_is_told_so(code: str, status: int, retry: st
             answer = await client.ask(PATH, PROMPT | {"timeout": 7.5}, submits=1)
             assert (answer.status, answer.json["error"]["code"]) == (status, code)
             assert answer.headers.get("retry-after") == retry
+            again = answer.headers.get("x-should-retry")  # what openai's client goes by
+            assert again == (None if retry else "false")
             (submit,) = town.asked
             assert 0 < submit.timeout_s <= 7.5
             assert submit.queue_timeout_s == 60

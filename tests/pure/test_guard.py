@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from baton.server.bodies import MAX_BODY_BYTES, limits_of
+from baton.server.admission import Bodies
+from baton.server.bodies import MAX_BODY_BYTES, PIECE, limits_of
 from baton.server.guard import AccessPolicy, Guard, hashed
 
 Scope = dict[str, Any]
@@ -125,6 +126,93 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("baton.server.guard.BODY_S", 0.05)
     status, _, content = ask(OPEN, body=[b"..."], method="POST")
     assert (status, content["error"]["code"]) == (408, "request_timeout")
+
+
+class Upload:
+    """A POST under way: its body arrives part by part."""
+
+    def __init__(self, guard: Guard, address: str) -> None:
+        self.scope: Scope = {
+            "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
+            "headers": [
+                (b"host", b"localhost"), (b"content-type", b"application/json"),
+                (b"transfer-encoding", b"chunked"),
+            ],
+            "client": (address, 1),
+        }  # fmt: skip
+        self.parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.sent: list[dict[str, Any]] = []
+        self.task = asyncio.ensure_future(guard(self.scope, self.parts.get, self.send))
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    async def more(self, size: int, *, last: bool = False) -> int:
+        """So many bytes arrive. Returns the status of the answer; 0: there is none yet."""
+        self.parts.put_nowait({"type": "http.request", "body": b" " * size, "more_body": not last})
+        while not (self.parts.empty() or self.task.done()):
+            await asyncio.sleep(0)
+        for _ in range(size // PIECE + 3):  # the turns that others get while it is scanned
+            await asyncio.sleep(0)
+        return self.sent[0]["status"] if self.sent else 0
+
+
+def test_unfinished_bodies_of_all_clients_together_are_bounded() -> None:
+    """And those of one client leave room for others."""
+    quarter = MAX_BODY_BYTES // 4
+
+    async def work() -> None:
+        guard = Guard(echo, OPEN, lambda path: limits_of(path, 1024))
+        guard.bodies = Bodies(9 * quarter)
+        held = [Upload(guard, "10.0.0.1") for _ in range(8)]
+        assert [await each.more(quarter) for each in held] == [0] * 8
+        refused = Upload(guard, "10.0.0.1")
+        assert await refused.more(quarter) == 503
+        headers = {key.lower(): value for key, value in refused.sent[0]["headers"]}
+        assert headers[b"retry-after"]
+        assert headers[b"connection"] == b"close"
+        assert json.loads(refused.sent[1]["body"])["error"]["code"] == "overloaded"
+        other = Upload(guard, "10.0.0.2")
+        assert await other.more(quarter, last=True) == 200
+        assert await held[0].more(0, last=True) == 200
+        held[1].parts.put_nowait({"type": "http.disconnect"})
+        assert await held[2].more(MAX_BODY_BYTES) == 413
+        held[3].task.cancel()
+        await asyncio.wait([each.task for each in held[:4]])
+        assert guard.bodies.held == 4 * quarter
+        assert await Upload(guard, "10.0.0.1").more(quarter, last=True) == 200
+        for each in held[4:]:
+            each.task.cancel()
+        await asyncio.wait([each.task for each in held[4:]])
+        assert guard.bodies.held == 0
+
+    asyncio.run(work())
+
+
+def test_a_body_counts_until_its_request_has_been_made() -> None:
+    """Not for the hours that a stream may take, nor does anything keep it so long."""
+
+    async def work() -> None:
+        steps: list[int] = []
+
+        async def stream(scope: Scope, receive: Any, send: Any) -> None:
+            await receive()
+            steps.append(guard.bodies.held)
+            waiting = asyncio.ensure_future(receive())  # for the client to leave
+            await asyncio.sleep(0)
+            steps.append(guard.bodies.held)
+            waiting.cancel()
+            await echo(scope, asyncio.Queue[dict[str, Any]]().get, send)
+
+        guard = Guard(stream, OPEN, lambda path: limits_of(path, 1024))
+        upload = Upload(guard, "10.0.0.1")
+        await upload.more(1000, last=True)
+        assert steps == [1000, 0]
+        upload.task.cancel()
+        await asyncio.wait([upload.task])
+        assert guard.bodies.held == 0
+
+    asyncio.run(work())
 
 
 def test_what_is_compressed_or_nested_too_deeply_is_refused() -> None:

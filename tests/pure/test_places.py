@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.server.admission import GROUP_WINDOW, LINE_FACTOR, Admission, Ticket
+from baton.server.admission import GROUP_WINDOW, LINE_FACTOR, Admission, Bodies, Body, Ticket
 from baton.server.api_error import ApiError
 
 LIMIT = 256
@@ -87,7 +87,7 @@ STEP = TAKE | st.tuples(st.sampled_from(["up", "end"]), st.integers(0, 30))
 def test_counts_are_those_of_the_open_tickets_and_within_the_limits(
     limit: int, steps: list[tuple[str, int]]
 ) -> None:
-    admission = Admission(limit)
+    admission, lines = Admission(limit), LINE_FACTOR * limit
     left: list[tuple[Ticket, int]] = []
     for what, number in steps:
         if what not in ("up", "end"):
@@ -99,7 +99,7 @@ def test_counts_are_those_of_the_open_tickets_and_within_the_limits(
                 refused = error.status
             else:
                 continue
-            assert refused == (400 if number > admission.line_limit + admission.window else 503)
+            assert refused == (400 if number > lines + admission.window else 503)
             assert not alone or number > admission.window or number > free
         elif left:
             index = number % len(left)
@@ -112,8 +112,34 @@ def test_counts_are_those_of_the_open_tickets_and_within_the_limits(
                 del left[index]
         at_router = sum(min(choices, ticket.window) for ticket, choices in left)
         assert admission.waiting == at_router <= limit
-        assert admission.in_lines == sum(n for _, n in left) - at_router <= admission.line_limit
+        assert admission.in_lines == sum(n for _, n in left) - at_router <= lines
     for ticket, _ in left:
         ticket.close()
     assert (admission.waiting, admission.in_lines) == (0, 0)
-    assert not admission._waiting, "a tenant is remembered"
+    assert not admission._waiting._held, "a tenant is remembered"
+
+
+def arriving(bodies: Bodies, tenant: str, size: int) -> list[Body]:
+    """As many bodies of this size as there is memory for."""
+    found: list[Body] = []
+    while True:
+        body = bodies.body(tenant)
+        try:
+            for _ in range(4):
+                body.add(size // 4)
+        except ApiError:
+            body.close()
+            return found
+        found.append(body)
+
+
+@pytest.mark.parametrize("size", [4, 64, 4096])
+def test_bodies_of_one_client_leave_memory_for_others(size: int) -> None:
+    bodies = Bodies(64 * 4096)
+    hers = arriving(bodies, "Ann", size)
+    assert 0.8 * 64 * 4096 < bodies.held < 0.9 * 64 * 4096
+    his = arriving(bodies, "Bob", size)
+    assert len(his) * size > 0.8 * (64 * 4096 - len(hers) * size)
+    for body in (*hers, *his, *his):
+        body.close()
+    assert bodies.held == 0

@@ -7,7 +7,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
 
+from baton.client.aio import Queue
+from baton.client.tracker import PendingRequest
 from baton.server.app import PAGE
+from baton.wire.messages import Submit
 from tests.pure.town_app import TownClient, serving
 
 OPEN = {"/health", "/livez", "/readyz", "/ping", "/", "/page/{name}"}
@@ -121,5 +124,28 @@ def test_the_page_is_served() -> None:
                     "text/html", "text/css", "text/javascript", "image/svg+xml",
                 )  # fmt: skip
             assert (await client.ask("/")).body == (PAGE / "index.html").read_bytes()
+
+    asyncio.run(work())
+
+
+def test_places_are_given_back_whatever_sending_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three choices cannot be sent."""
+
+    async def work() -> None:
+        async with serving() as client:
+            router, sent = client.service.router, []
+            submit = router.submit
+
+            def failing(request: Submit, queue: Queue) -> PendingRequest:
+                sent.append(request)
+                if len(sent) == 2:
+                    raise OSError("no memory")
+                return submit(request, queue)
+
+            monkeypatch.setattr(router, "submit", failing)
+            with pytest.raises(OSError, match="no memory"):
+                await client.ask("/v1/completions", {"prompt": "a", "n": 3})
+            admission = client.service.admission
+            assert (admission.waiting, admission.in_lines, len(router)) == (0, 0, 0)
 
     asyncio.run(work())
