@@ -28,7 +28,9 @@ LINE_SHARE = 1
 LINE_FACTOR = 32
 """Places in lines for each place at the router."""
 MOST_BODY_BYTES = 256 << 20
-"""Of all bodies that have not become requests yet."""
+"""Of all bodies that have not become requests yet ..."""
+ALLOWANCE = 64 << 10
+"""... not counting the first bytes of each: large bodies keep no request of the usual size out."""
 RETRY_S = 2
 
 
@@ -129,33 +131,39 @@ class Admission:
 class Body:
     """The bytes of one body."""
 
-    def __init__(self, shares: Shares, tenant: str) -> None:
-        self._shares, self._tenant, self._size = shares, tenant, 0
+    def __init__(self, shares: Shares, tenant: str, allowance: int) -> None:
+        self._shares, self._tenant, self._allowance = shares, tenant, allowance
+        self._size = 0
 
     def add(self, size: int) -> None:
         """So many more have arrived. Raises ApiError."""
-        if not self._shares.within_share(self._tenant, size):
+        more = self._counted(self._size + size) - self._counted(self._size)
+        shares = self._shares
+        if more > 0 and (more > shares.free or not shares.within_share(self._tenant, more)):
             raise ApiError.much_arrives(self._shares.total, self._shares.limit, RETRY_S)
         self._size += size
-        self._shares.change(self._tenant, size)
+        self._shares.change(self._tenant, more)
 
     def close(self) -> None:
         """They are not kept any more."""
-        self._shares.change(self._tenant, -self._size)
+        self._shares.change(self._tenant, -self._counted(self._size))
         self._size = 0
+
+    def _counted(self, size: int) -> int:
+        return max(size - self._allowance, 0)
 
 
 class Bodies:
     """Memory for bodies that have not become requests yet."""
 
-    def __init__(self, limit: int = MOST_BODY_BYTES) -> None:
-        """`limit`: bytes, of all clients together."""
-        self._shares = Shares(limit, QUEUE_SHARE)
+    def __init__(self, limit: int = MOST_BODY_BYTES, *, allowance: int = ALLOWANCE) -> None:
+        """`limit`: bytes, of all clients together. `allowance`: bytes of each body that do not count."""
+        self._shares, self._allowance = Shares(limit, QUEUE_SHARE), allowance
 
     @property
     def held(self) -> int:
-        """Bytes, of all clients."""
+        """Bytes that count, of all clients."""
         return self._shares.total
 
     def body(self, tenant: str) -> Body:
-        return Body(self._shares, tenant)
+        return Body(self._shares, tenant, self._allowance)

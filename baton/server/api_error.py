@@ -99,27 +99,24 @@ class ApiError(Exception):
 
     @classmethod
     def overloaded(cls, waiting: int, limit: int, retry_after: int) -> "ApiError":
-        text = (
-            f"the server is busy: {waiting} requests are waiting (limit {limit}); try again in "
-            f"{retry_after} s"
-        )
-        return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
+        return cls._busy(f"{waiting} requests are waiting (limit {limit})", retry_after)
 
     @classmethod
     def over_share(cls, held: int, free: int, retry_after: int) -> "ApiError":
         """The client holds its part of the places; the rest is for others."""
-        text = (
-            f"the server is busy: {held} requests of this client are waiting, and the last {free} places "
-            f"are kept for others; try again in {retry_after} s"
+        why = (
+            f"{held} requests of this client are waiting, and the last {free} places are for others"
         )
-        return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
+        return cls._busy(why, retry_after)
 
     @classmethod
     def much_arrives(cls, held: int, limit: int, retry_after: int) -> "ApiError":
-        text = (
-            f"the server is busy: {held:,} bytes of requests are arriving (limit {limit:,}, shared among "
-            f"clients); try again in {retry_after} s"
-        )
+        why = f"{held:,} bytes of requests are arriving (limit {limit:,}, shared among clients)"
+        return cls._busy(why, retry_after)
+
+    @classmethod
+    def _busy(cls, why: str, retry_after: int) -> "ApiError":
+        text = f"the server is busy: {why}; try again in {retry_after} s"
         return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
 
     @classmethod

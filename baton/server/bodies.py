@@ -138,12 +138,15 @@ class JsonScan:
         self._number = 0 if ended else lengths[-1]
 
 
-async def check(text: bytes, limits: JsonLimits) -> None:
-    """Scan a text that has arrived in one piece. Other tasks get their turn. Raises ApiError."""
-    scan = JsonScan(limits)
-    for start in range(0, len(text), PIECE):
-        scan.feed(text[start : start + PIECE])
-        if start:
+async def feed(scan: JsonScan, part: bytes, turn: asyncio.Lock) -> None:
+    """Scan what has arrived. Raises ApiError. `turn`: shared by all clients, so that of all their large
+    parts one piece is scanned in a turn of the event loop: a hundred uploads hold it up no longer."""
+    if len(part) <= INLINE:
+        scan.feed(part)
+        return
+    for start in range(0, len(part), PIECE):
+        async with turn:
+            scan.feed(part[start : start + PIECE])
             await asyncio.sleep(0)
 
 

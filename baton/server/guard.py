@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from baton.log import REQUEST
 from baton.server.admission import Bodies, Body
 from baton.server.api_error import ApiError, response
-from baton.server.bodies import MAX_BODY_BYTES, PIECE, JsonLimits, JsonScan
+from baton.server.bodies import MAX_BODY_BYTES, JsonLimits, JsonScan, feed
 
 BODY_S = 10.0
 """Time limit for a whole body."""
@@ -109,6 +109,7 @@ class Guard:
         self._policy = policy
         self._limits = limits
         self.bodies = Bodies()
+        self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -133,7 +134,7 @@ class Guard:
                 raise error
             whole = bytearray()  # of a path that takes none: it is not read
             if limits is not None:
-                await _read_whole(whole, body_, sent, receive, JsonScan(limits))
+                await _read_whole(whole, body_, sent, receive, JsonScan(limits), self._turn)
                 answer.unread = False
             await self._app(scope, replay(whole, receive, body_.close), answer.send)
         except ApiError as refused:
@@ -163,6 +164,7 @@ class Guard:
         if error is None:
             state = scope["state"]
             state["body"] = self.bodies.body(state["tenant"])  # of messages: see socket_limits.py
+            state["turn"] = self._turn
             await self._app(scope, receive, send)
             return
         await receive()  # websocket.connect
@@ -218,7 +220,12 @@ def _has_body(sent: Headers) -> bool:
 
 
 async def _read_whole(
-    found: bytearray, body_: Body, sent: Headers, receive: Receive, scan: JsonScan
+    found: bytearray,
+    body_: Body,
+    sent: Headers,
+    receive: Receive,
+    scan: JsonScan,
+    turn: asyncio.Lock,
 ) -> None:
     """Read the request's body into `found`, within its limits of size and time. Raises ApiError."""
     if sent.get("content-encoding", "identity").lower() != "identity":
@@ -241,10 +248,7 @@ async def _read_whole(
                 if len(found) + len(part) > MAX_BODY_BYTES:
                     raise ApiError.too_large(MAX_BODY_BYTES)
                 body_.add(len(part))
-                for start in range(0, len(part), PIECE):
-                    if start:
-                        await asyncio.sleep(0)
-                    scan.feed(part[start : start + PIECE])
+                await feed(scan, part, turn)
                 found += part
                 if not message.get("more_body"):
                     return

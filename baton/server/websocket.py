@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from baton.errors import RequestError
 from baton.server.api_error import ApiError, body, from_request_error
-from baton.server.bodies import MAX_BODY_BYTES, Path, check, limits_of, read
+from baton.server.bodies import MAX_BODY_BYTES, JsonScan, Path, feed, limits_of, read
 from baton.server.service import GenerationService
 from baton.server.stream import GenerationStream
 
@@ -74,7 +74,7 @@ class _Socket:
     async def _take(self, text: str) -> None:
         data = text.encode("utf-8", "surrogatepass")
         try:
-            payload = await _read(data, self._service.context)
+            payload = await _read(data, self._service.context, self._socket.scope["state"]["turn"])
         except ApiError as error:
             await self._send(body(error))
             return
@@ -114,10 +114,10 @@ class _Socket:
         await self._socket.send_text(text)
 
 
-async def _read(data: bytes, context: int) -> dict[str, Any]:
+async def _read(data: bytes, context: int, turn: asyncio.Lock) -> dict[str, Any]:
     limits = limits_of(Path.STREAM, context)
     assert limits is not None
-    await check(data, limits)
+    await feed(JsonScan(limits), data, turn)
     payload = await read(data)
     if not isinstance(payload, dict):
         raise ApiError.bad_request("send a JSON object")

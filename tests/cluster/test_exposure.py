@@ -128,8 +128,8 @@ def test_sockets_between_processes_lie_in_a_folder_of_their_own(exposed: Exposed
     assert outside == []
 
 
-def test_no_file_of_the_run_is_readable_by_others(exposed: Exposed) -> None:
-    """The folder's mode is the guard; a file that holds a key has its own."""
+def test_the_file_of_keys_is_for_its_owner_alone(exposed: Exposed) -> None:
+    """Of other files the folder's mode is the guard."""
     (keys,) = exposed.run_dir.glob("api-keys")
     assert stat.S_IMODE(keys.stat().st_mode) & 0o077 == 0
 

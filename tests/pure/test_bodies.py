@@ -12,6 +12,7 @@ from baton.server.api_error import ApiError
 from baton.server.bodies import (
     COMPLETION_KEYS,
     DEEPEST_JSON,
+    INLINE,
     LONGEST_NUMBER,
     MAX_BODY_BYTES,
     MOST_CONTAINERS,
@@ -20,7 +21,7 @@ from baton.server.bodies import (
     JsonLimits,
     JsonScan,
     Path,
-    check,
+    feed,
     limits_of,
     model,
     parse,
@@ -195,7 +196,7 @@ def test_others_get_their_turn_meanwhile() -> None:
         counting = asyncio.create_task(count())
         limits = limits_of(Path.STREAM, CONTEXT)
         assert limits is not None
-        await check(data, limits)
+        await feed(JsonScan(limits), data, asyncio.Lock())
         found = turns
         value = await read(data)
         request = await model(CompletionRequest, value, size=len(data))
@@ -205,6 +206,39 @@ def test_others_get_their_turn_meanwhile() -> None:
         return found
 
     assert asyncio.run(work()) >= 3_000_000 // PIECE
+
+
+def test_many_uploads_at_once_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One piece of all of them in a turn of the event loop. Small ones do not stand in that line."""
+    scanned, scan = [0], JsonScan.feed  # large pieces, by turn
+
+    def counted(self: JsonScan, piece: bytes) -> None:
+        scanned[-1] += len(piece) > INLINE
+        scan(self, piece)
+
+    monkeypatch.setattr(JsonScan, "feed", counted)
+
+    async def turns() -> None:
+        while True:
+            scanned.append(0)
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        counting, turn = asyncio.create_task(turns()), asyncio.Lock()
+        large = b'"' + b"a" * (8 * PIECE)
+        uploads = [
+            asyncio.create_task(feed(JsonScan(JsonLimits()), large, turn)) for _ in range(30)
+        ]
+        await asyncio.sleep(0)
+        await feed(JsonScan(JsonLimits()), b" " * INLINE, turn)
+        assert not any(each.done() for each in uploads), "the small one had to wait"
+        uploads[0].cancel()  # whoever leaves keeps nobody waiting
+        await asyncio.wait(uploads)
+        counting.cancel()
+        assert max(scanned) == 1
+        assert sum(scanned) >= 29 * 8
+
+    asyncio.run(work())
 
 
 def test_errors_in_a_large_request_are_those_of_a_small_one() -> None:

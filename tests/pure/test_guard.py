@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from baton.server.admission import Bodies
+from baton.server.admission import ALLOWANCE, Bodies
 from baton.server.bodies import MAX_BODY_BYTES, PIECE, limits_of
 from baton.server.guard import AccessPolicy, Guard, hashed
 
@@ -163,7 +163,7 @@ def test_unfinished_bodies_of_all_clients_together_are_bounded() -> None:
 
     async def work() -> None:
         guard = Guard(echo, OPEN, lambda path: limits_of(path, 1024))
-        guard.bodies = Bodies(9 * quarter)
+        guard.bodies = Bodies(9 * quarter, allowance=0)
         held = [Upload(guard, "10.0.0.1") for _ in range(8)]
         assert [await each.more(quarter) for each in held] == [0] * 8
         refused = Upload(guard, "10.0.0.1")
@@ -189,6 +189,23 @@ def test_unfinished_bodies_of_all_clients_together_are_bounded() -> None:
     asyncio.run(work())
 
 
+def test_large_bodies_keep_no_usual_request_out() -> None:
+    async def work() -> None:
+        guard = Guard(echo, OPEN, lambda path: limits_of(path, 1024))
+        guard.bodies = Bodies(MAX_BODY_BYTES)
+        large = [Upload(guard, "10.0.0.1") for _ in range(8)]
+        statuses = [await each.more(MAX_BODY_BYTES // 2) for each in large]
+        assert statuses == [0, 0, *[503] * 6]
+        for size, status in ((ALLOWANCE, 200), (MAX_BODY_BYTES // 2, 503)):
+            assert await Upload(guard, "10.0.0.1").more(size, last=True) == status
+        for each in large[:2]:
+            each.task.cancel()
+        await asyncio.wait([each.task for each in large])
+        assert guard.bodies.held == 0
+
+    asyncio.run(work())
+
+
 def test_a_body_counts_until_its_request_has_been_made() -> None:
     """Not for the hours that a stream may take, nor does anything keep it so long."""
 
@@ -205,6 +222,7 @@ def test_a_body_counts_until_its_request_has_been_made() -> None:
             await echo(scope, asyncio.Queue[dict[str, Any]]().get, send)
 
         guard = Guard(stream, OPEN, lambda path: limits_of(path, 1024))
+        guard.bodies = Bodies(allowance=0)
         upload = Upload(guard, "10.0.0.1")
         await upload.more(1000, last=True)
         assert steps == [1000, 0]

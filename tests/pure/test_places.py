@@ -135,11 +135,31 @@ def arriving(bodies: Bodies, tenant: str, size: int) -> list[Body]:
 
 @pytest.mark.parametrize("size", [4, 64, 4096])
 def test_bodies_of_one_client_leave_memory_for_others(size: int) -> None:
-    bodies = Bodies(64 * 4096)
+    bodies = Bodies(64 * 4096, allowance=0)
     hers = arriving(bodies, "Ann", size)
     assert 0.8 * 64 * 4096 < bodies.held < 0.9 * 64 * 4096
     his = arriving(bodies, "Bob", size)
     assert len(his) * size > 0.8 * (64 * 4096 - len(hers) * size)
     for body in (*hers, *his, *his):
         body.close()
+    assert bodies.held == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("ABC"), st.integers(0, 9000)), max_size=60))
+def test_bodies_never_hold_more_than_there_is(parts: list[tuple[str, int]]) -> None:
+    bodies = Bodies(20_000, allowance=500)
+    open_: dict[str, list[Body]] = {}
+    for tenant, size in parts:
+        body = bodies.body(tenant)
+        open_.setdefault(tenant, []).append(body)
+        try:
+            body.add(size)
+            body.add(size)
+        except ApiError:
+            assert size > 250, "within its allowance"
+        assert 0 <= bodies.held <= 20_000
+    for each in open_.values():
+        for body in each:
+            body.close()
+            body.close()
     assert bodies.held == 0

@@ -148,7 +148,7 @@ def test_what_is_too_much_or_no_message_ends_the_socket(
 def test_unfinished_messages_of_all_clients_together_are_bounded() -> None:
     async def work() -> None:
         async with serving() as served:
-            served.guard.bodies = Bodies(90_000)
+            served.guard.bodies = Bodies(90_000, allowance=0)
             clients = [await connected(served) for _ in range(4)]
             for client in clients[:3]:
                 client.writer.write(frame(b"x" * 30_000)[:25_000])
