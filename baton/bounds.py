@@ -72,3 +72,11 @@ Plain = Annotated[
     Mapping[str, str | int | float | bytes | bool | list[int] | list[bytes]], Size(0, 64)
 ]
 """Names of up to 256 characters, and plain values or lists of them: see baton/wire/codec.py."""
+
+REASON_MAX = 1000
+
+
+def short(reason: str) -> str:
+    """A Line from elsewhere, cut so that it fits into a longer one: what exceeds its bounds would be
+    refused by whoever waits for it."""
+    return reason if len(reason) <= REASON_MAX else f"{reason[:REASON_MAX]} ..."

@@ -113,7 +113,8 @@ class LocalCluster:
 
     Its clock runs in step() and while poll() waits, and stops in between, so pauses in a debugger or
     between requests cause no timeouts. A long forward or a breakpoint may let it jump within a step,
-    which causes none either: the router runs first, so a running worker has just heard from it."""
+    which causes none either: the router runs first, so a running worker has just heard from it. The
+    deadlines of a Submit count its time alone."""
 
     idle_s: float | None = None  # for RequestThread: without requests there is nothing to do
 
@@ -140,7 +141,7 @@ class LocalCluster:
             self._workers = deque(name for name in self.nodes if name != ROUTER)
             while self.step() is not None:  # until all have joined and are attached
                 pass
-            if (why := self.info().waiting_for) and not self.info().ready:
+            if why := self.info().waiting_for:
                 raise ProtocolError(f"the workers cannot work together: {why}")
         except BaseException:
             self.close()
@@ -274,6 +275,7 @@ class LocalCluster:
             *(hello, decoding, options.max_num_batched_tokens),
             prefix_caching=options.prefix_caching,
             grammars=Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
+            vocabulary=files.vocab_size,
             pace=engine.pace,
         )
 
@@ -292,6 +294,7 @@ class LocalCluster:
             _hello("prefill", name, engine, files),
             filling,
             token_budget=options.max_num_batched_tokens,
+            vocabulary=files.vocab_size,
             pace=engine.pace,
         )
 

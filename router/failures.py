@@ -1,5 +1,6 @@
 """Failures: what a client is told about a request that the router gives up. Code and message. Pure."""
 
+from baton.bounds import short
 from baton.lifecycle import State
 from router.ledger import Entry
 
@@ -16,7 +17,7 @@ def fill_failed(entry: Entry, why: str) -> tuple[str, str]:
     """Not even decode could fill its prompt."""
     return "fill_failed", (
         f"the KV cache could not be filled in {entry.tries.refills} tries, the last ones by the decode "
-        f"worker itself; the last: {why}; {_sent(entry)}"
+        f"worker itself; the last: {short(why)}; {_sent(entry)}"
     )
 
 

@@ -8,12 +8,15 @@ reports those that do not run (Supervised), so the words name their last error a
 
 from collections.abc import Sequence
 
+from baton.bounds import short
 from baton.wire.records import ProcessDown
 from router.workers import DECODE, PREFILL, Health, Member, WorkerRegistry
 
 PREFILL_GRACE_S = 30.0
 """From the first decode worker's Hello. A prefill worker loads the same model, but is checked longer."""
 MAX_SUPERVISORS = 16
+NAMED = 8
+"""Most causes that one text names: in a large cluster all of them would not fit a message."""
 FILLING_THEMSELVES = "decode workers fill the prompts themselves"
 
 
@@ -81,7 +84,7 @@ class Readiness:
             found.append(f"{self._no_prefill(now)}; {FILLING_THEMSELVES}")
         elif not self._colocated:
             found += self._deaths(PREFILL, now)
-        return "; ".join([*found, *self._deaths(DECODE, now)])
+        return _listed([*found, *self._deaths(DECODE, now)])
 
     def _in_grace(self, now: float) -> bool:
         """The cluster is starting, and waits for its first prefill worker."""
@@ -102,29 +105,36 @@ class Readiness:
         if not prefills:
             return self._absent(PREFILL, now)
         silent = [
-            f"{_short(each)} is silent for {int(now - each.last_heard)} s"
+            f"{_name(each)} is silent for {int(now - each.last_heard)} s"
             for each in prefills
             if each.health(now) is not Health.ALIVE
         ]
         if silent:
             where = "(at a long step, or stalled)"
-            return f"no prefill worker answers: {', '.join(silent)} {where}"
+            return f"no prefill worker answers: {_listed(silent, ', ')} {where}"
         return _unattached(prefills)
 
     def _absent(self, role: str, now: float) -> str:
         if deaths := self._deaths(role, now):
-            return f"no {role} worker runs: {'; '.join(deaths)}"
-        if leaving := [_short(each) for each in self._members.of(role)]:
-            return f"no {role} worker accepts requests: {', '.join(leaving)} leaving"
+            return f"no {role} worker runs: {_listed(deaths)}"
+        if leaving := [_name(each) for each in self._members.of(role)]:
+            return f"no {role} worker accepts requests: {_listed(leaving, ', ')} leaving"
         return f"no {role} worker has joined"
 
 
 def _unattached(prefills: Sequence[Member]) -> str:
-    whys = [f"{p.worker} cannot write to {d}: {w}" for p in prefills for d, w in p.failed.items()]
-    return "; ".join(whys) or "no prefill worker is attached to a decode worker yet"
+    found = [(p.worker, d, why) for p in prefills for d, why in p.failed.items()]
+    whys = [f"{prefill} cannot write to {decode}: {short(why)}" for prefill, decode, why in found]
+    return _listed(whys) or "no prefill worker is attached to a decode worker yet"
 
 
-def _short(member: Member) -> str:
+def _listed(causes: Sequence[str], separator: str = "; ") -> str:
+    """The first of them, and how many more there are."""
+    more = [f"and {len(causes) - NAMED} more"] if len(causes) > NAMED else []
+    return separator.join([*causes[:NAMED], *more])
+
+
+def _name(member: Member) -> str:
     """Its name without what distinguishes one boot from another."""
     return member.worker.partition(".")[0]
 
@@ -134,4 +144,5 @@ def _death(down: ProcessDown, restart_in_s: float) -> str:
     times = f"died {down.deaths} times within 60 s, the last time" if down.deaths > 1 else "died"
     soon = max(0, round(restart_in_s))
     again = f"within {soon} s" if soon else "now"
-    return f"{down.name} {times} with {down.why}; it is started again {again}; log: {down.log}"
+    why, log = short(down.why), short(down.log)
+    return f"{down.name} {times} with {why}; it is started again {again}; log: {log}"

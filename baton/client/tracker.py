@@ -43,6 +43,7 @@ INQUIRE_S = 1.0  # between two GetClusterInfo messages while the router is lost
 SILENCE_S = 10.0  # a router that sends nothing for so long is sent an GetClusterInfo ...
 ANSWER_S = 30.0  # ... and counts as lost if it does not answer within this time
 QUIET_S = 2.0  # a router that is silent for so long may be stalled: deadlines are watched here, too
+FORGOTTEN = 4096  # ids of forgotten requests that are remembered
 REASONS = ("length", "stop", "abort")  # of Finished
 TIMINGS = [field.name for field in fields(Timings)]
 
@@ -181,6 +182,7 @@ class RequestTracker:
             [GetClusterInfo(), Observe()] if observe else [GetClusterInfo()]
         )
         self._requests: dict[str, PendingRequest] = {}  # by the id of the current attempt
+        self._forgotten: dict[str, int] = {}  # id -> attempt that may still have news under way
         self._outgoing: list[Message] = []
         self._orphans: list[str] = []  # attempts to abort as soon as a router answers
         self._heard = self._inquired = -inf
@@ -188,8 +190,10 @@ class RequestTracker:
     # ---- requests
 
     def submit(self, submit: Submit, context: Any = None, *, now: float) -> PendingRequest:
-        """Track a new request. It is sent at once, or when a router answers. Its times begin now."""
-        request = PendingRequest(submit, context)
+        """Track a new request. It is sent at once, or when a router answers. Its times begin now. The
+        id of a forgotten one may be used again: as another attempt, it gets no news of the first."""
+        attempt = self._forgotten.pop(submit.request, -1) + 1
+        request = PendingRequest(submit, context, attempt)
         if submit.queue_timeout_s > 0:
             request.placed_by = now + submit.queue_timeout_s
         if submit.timeout_s > 0:
@@ -215,6 +219,9 @@ class RequestTracker:
         request.ended = True
         if self._requests.pop(request.attempt_id, None) is not None and request.sent:
             self._abort(request.attempt_id)
+            self._forgotten[request.id] = request.attempt
+            if len(self._forgotten) > FORGOTTEN:
+                del self._forgotten[next(iter(self._forgotten))]
 
     def fail_all(self, code: str, message: str) -> list[Event]:
         """Fail every request."""

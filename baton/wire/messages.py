@@ -289,7 +289,8 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class ChunkFilled:
-    """The first `tokens` of the run's prompt are computed, but not all. For observers only."""
+    """The first `tokens` of the run's prompt are computed, but not all: a sign of progress, and for
+    observers."""
 
     run: RunName
     tokens: Tokens

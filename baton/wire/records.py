@@ -75,7 +75,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """One worker as the router sees it. `state` is alive, suspect or dead."""
+    """One worker as the router sees it. `state` is alive, suspect (silent) or leaving."""
 
     worker: Name
     role: Name

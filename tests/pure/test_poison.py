@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from baton.lifecycle import State
 from baton.params import GenerationParams
 from baton.wire import messages as msg
+from baton.wire.codec import decode, encode
 from router.batching import Rules
 from tests.pure.test_router_edges import RECEIPT, Desk, sent
 from tests.pure.town import Town, calm_answer
@@ -173,6 +175,26 @@ def test_a_worker_that_leaves_of_its_own_accord_never_counts() -> None:
         assert entry.decode == "d1"
         desk.router._requests.worker_gone("d1", [], desk.now, expected=True)
         assert entry.tries.deaths == 0
+
+
+def test_a_long_reason_of_a_worker_still_reaches_the_client() -> None:
+    """A Failed past its bounds would be dropped there, and the client would wait for ever."""
+    desk = Desk()
+    desk.submit("a")
+    failed: list[tuple[str, object]] = []
+    for _ in range(4):
+        desk.step()
+        desk.hear("d1", msg.Reserved(desk.grant(desk.run("a"))))
+        desk.step()
+        if desk.state("a") is State.FILLING:
+            failed = sent(desk.hear("p1", msg.FillFailed(desk.run("a"), "y" * 2**16)), msg.Failed)
+        else:
+            failed = sent(desk.hear("d1", msg.FillRefused(desk.run("a"), "y" * 2**16)), msg.Failed)
+    ((client, message),) = failed
+    assert client == "client"
+    assert isinstance(message, msg.Failed)
+    assert message.code == "fill_failed"
+    assert decode(encode(message)) == message
 
 
 def test_tokens_that_never_arrive_end_the_request_in_words_after_bounded_tries() -> None:

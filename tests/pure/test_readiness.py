@@ -7,6 +7,7 @@ import pytest
 from baton.kv.grant import Grant
 from baton.lifecycle import State
 from baton.wire import messages as msg
+from baton.wire.codec import decode, encode
 from baton.wire.membership import BEAT_S
 from baton.wire.node import Effect, To
 from baton.wire.records import ProcessDown
@@ -282,3 +283,31 @@ def test_a_stalled_prefill_worker_holds_up_nothing_that_it_has_not_begun() -> No
     town.run(lambda: bool(town.outcomes["a"].ends))
     assert town.now < began + 10.0
     assert town.router.info(town.now).ready
+
+
+def test_what_is_missing_fits_its_message_however_large_the_cluster_and_long_the_reasons() -> None:
+    """A text past its bounds would be refused by every client: they would see no cluster at all."""
+    names = [f"{role}{'x' * 200}{number}" for role in "dp" for number in range(40)]
+    desk = Desk("d1", *names)
+    long = "y" * 2**16
+    for prefill in [name for name in names if name.startswith("p")]:
+        for owner in ["d1", *(name for name in names if name.startswith("d"))]:
+            desk.hear(prefill, msg.AttachFailed(owner, f"{owner}/0", long))
+    down = [
+        ProcessDown(f"{role}-{number}", role, 6, long, 1.0, long)
+        for role in ("prefill", "decode") for number in range(40)
+    ]  # fmt: skip
+    texts = []
+    for each in (msg.Supervised(()), msg.Supervised(tuple(down))):
+        desk.hear("boss", each)
+        texts.append(info(desk).degraded)
+        assert decode(encode(info(desk))) == info(desk)
+    assert all("cannot write to" in text for text in texts)
+    assert "and 1632 more" in texts[0]
+    desk.now += SILENT
+    assert "is silent for 3 s" in info(desk).degraded
+    assert decode(encode(info(desk))) == info(desk)
+    for name in ("d1", *names):
+        desk.hear(name, msg.Exited(name))
+    assert "and 32 more" in info(desk).waiting_for
+    assert decode(encode(info(desk))) == info(desk)

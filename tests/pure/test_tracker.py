@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from baton.client.tracker import (
     ANSWER_S,
+    FORGOTTEN,
     INQUIRE_S,
     SILENCE_S,
     Event,
@@ -355,6 +356,7 @@ def test_where_no_router_can_confirm_an_abort_the_tracker_does() -> None:
     assert isinstance(tracker.received(info(), 2.0)[0], ClusterInfo)
 
 
+<<<<<<< HEAD
 def test_a_router_that_comes_back_after_requests_were_given_up_is_found() -> None:
     tracker = connected(give_up_s=30.0)
     tracker.received(Unreachable(ROUTER), now=0.0)
@@ -363,3 +365,31 @@ def test_a_router_that_comes_back_after_requests_were_given_up_is_found() -> Non
         assert tracker.messages_to_send() == [GetClusterInfo()], f"not asked in second {second}"
     assert tracker.received(info(), now=100.0) == [info()]
     assert tracker.info == info()
+=======
+def test_a_new_request_under_a_forgotten_ones_id_gets_none_of_its_news() -> None:
+    """The first one's last messages are still under way when the second one is sent."""
+    tracker = RequestTracker(0.0)
+    tracker.received(info(), 0.0)
+    for attempt in range(3):
+        tracker.messages_to_send()
+        request = tracker.submit(Submit("a", (1, 2), PARAMS), now=0.0)
+        (sent,) = tracker.messages_to_send()
+        assert isinstance(sent, Submit)
+        assert sent.request == request.attempt_id == (f"a.{attempt}" if attempt else "a")
+        old = f"a.{attempt - 1}" if attempt > 1 else "a"
+        if attempt:
+            for late in (Emitted(old, (9,), "late"), Finished(old, "abort", Timings())):
+                assert tracker.received(late, 0.0) == []
+        mine = Emitted(sent.request, (5,), "x")
+        assert tracker.received(mine, 0.0) == [Update(request, Emitted("a", (5,), "x"))]
+        tracker.forget(request)
+    assert len(tracker) == 0
+
+
+def test_only_so_many_forgotten_ids_are_remembered() -> None:
+    tracker = RequestTracker(0.0)
+    tracker.received(info(), 0.0)
+    for number in range(FORGOTTEN + 10):
+        tracker.forget(tracker.submit(Submit(f"r{number}", (1,), PARAMS), now=0.0))
+    assert len(tracker._forgotten) == FORGOTTEN
+>>>>>>> rev1

@@ -176,6 +176,35 @@ def test_a_pause_within_a_step_changes_nothing(cluster: LocalCluster, role: str)
         paused.close()
 
 
+def test_deadlines_end_requests_in_the_time_of_the_cluster() -> None:
+    """The calls are those of a router elsewhere. Time between steps does not count."""
+    clock = HandClock()
+    small = LocalCluster(LocalOptions("demo", max_num_seqs=1), clock=clock)
+    try:
+        small.submit(
+            Submit("runs", PROMPT, greedy(20, ignore_eos=True), "a", timeout_s=50.0),
+            Submit("waits", PROMPT, greedy(20), "b", queue_timeout_s=5.0),
+        )
+        for _ in range(20):
+            small.step()
+            clock.now += 100.0
+        assert len(small.router.ledger) == 2
+        for left in (1, 0):
+            small._spent_s += 5.0 if left else 45.0
+            while len(small.router.ledger) > left:
+                assert small.step() is not None
+        while small.step() is not None:
+            pass
+        failed = [each for each in small.poll(0.0) if isinstance(each, Failed)]
+        assert [(each.request, each.code) for each in failed] == [
+            ("waits", "queue_timeout"), ("runs", "deadline_exceeded"),
+        ]  # fmt: skip
+        assert idle(small)
+        assert (small.info().ready, small.info().degraded) == (True, "")
+    finally:
+        small.close()
+
+
 def test_an_aborted_request_gives_its_blocks_back(cluster: LocalCluster) -> None:
     for steps in range(0, 40, 3):
         cluster.submit(Submit("q", LONG, greedy(500, ignore_eos=True)))
