@@ -250,14 +250,8 @@ def test_over_tcp_with_keys_and_kv_as_frames(type_in: Type, folder: Path, client
         layout = calm.demo().engine.layout
         moved, rest = divmod(end.timings.moved_bytes, layout.block_bytes)
         assert rest == 0
-<<<<<<< HEAD
-        assert (
-            layout.blocks_for(fill) <= moved <= fill
-        )  # a block is sent once for each of its chunks
-=======
         # A block is sent once for each of its chunks.
         assert layout.blocks_for(fill) <= moved <= fill
->>>>>>> rev1
     for each in opened:
         each.process.terminate()
         assert each.ends(0, 10) == ""

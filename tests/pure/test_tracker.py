@@ -356,7 +356,6 @@ def test_where_no_router_can_confirm_an_abort_the_tracker_does() -> None:
     assert isinstance(tracker.received(info(), 2.0)[0], ClusterInfo)
 
 
-<<<<<<< HEAD
 def test_a_router_that_comes_back_after_requests_were_given_up_is_found() -> None:
     tracker = connected(give_up_s=30.0)
     tracker.received(Unreachable(ROUTER), now=0.0)
@@ -365,7 +364,8 @@ def test_a_router_that_comes_back_after_requests_were_given_up_is_found() -> Non
         assert tracker.messages_to_send() == [GetClusterInfo()], f"not asked in second {second}"
     assert tracker.received(info(), now=100.0) == [info()]
     assert tracker.info == info()
-=======
+
+
 def test_a_new_request_under_a_forgotten_ones_id_gets_none_of_its_news() -> None:
     """The first one's last messages are still under way when the second one is sent."""
     tracker = RequestTracker(0.0)
@@ -392,4 +392,3 @@ def test_only_so_many_forgotten_ids_are_remembered() -> None:
     for number in range(FORGOTTEN + 10):
         tracker.forget(tracker.submit(Submit(f"r{number}", (1,), PARAMS), now=0.0))
     assert len(tracker._forgotten) == FORGOTTEN
->>>>>>> rev1
