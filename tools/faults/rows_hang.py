@@ -2,10 +2,10 @@
 
 from tools.faults.battery import Battery, Result
 from tools.faults.by_hand import ByHand
-from tools.faults.rows_kill import CHUNKED, with_leftovers
+from tools.faults.rows_kill import CHUNKED, SERVER_AGAIN, with_leftovers
 from tools.faults.stage import STAGES, Fault, Load, each_stage, under_load
 
-SHORT_S = 2.0  # a pause that nobody needs to notice
+SHORT_S, SHORT_TIMES = 0.7, 3  # a pause that nobody needs to notice; so often at each stage
 LONG_S = 16.0  # longer than a worker's patience: it is given up
 VICTIMS = ("prefill-0", "decode-0", "router", "server")
 
@@ -15,6 +15,7 @@ def f5(battery: Battery) -> list[Result]:
     return [
         *_pauses(battery),
         *_hangs(battery),
+        *_stuck(battery),
         *_revived(battery),
     ]
 
@@ -23,7 +24,7 @@ def _pauses(battery: Battery) -> list[Result]:
     result = Result("F5-pause", f"SIGSTOP for {SHORT_S:g} s of each process, at every stage")
     rng = battery.rng(result.row)
     faults = each_stage(
-        VICTIMS, 1, rng, action="stop", resume_s=SHORT_S, replaced=False
+        VICTIMS, SHORT_TIMES, rng, action="stop", resume_s=SHORT_S, replaced=False
     )  # fmt: skip
     with battery.service(*CHUNKED) as service:
         under_load(battery, service, result, faults[: battery.count(len(faults), least=4)])
@@ -42,6 +43,32 @@ def _hangs(battery: Battery) -> list[Result]:
     with battery.service(*CHUNKED) as service:
         under_load(battery, service, result, faults[: battery.count(len(faults), least=2)])
     return with_leftovers([(result, service)])
+
+
+def _stuck(battery: Battery) -> list[Result]:
+    """Clients of a server that was killed ask again; those of a router notice nothing but time."""
+    router = Result("F5-router", "router stopped for good, or its loop wedged: killed and replaced")
+    at_router = [
+        Fault(("router",), "mid-stream", "stop"),
+        Fault(("router",), "queue", "wedge"),
+        Fault(("router",), "queue", "wedge", site="received.Filled"),
+        Fault(("router",), "before Filled", "stop"),
+        Fault(("router",), "queue", "wedge", site="received.Decoded"),
+    ]
+    server = Result("F5-server", "HTTP server likewise (clients ask again)")
+    at_server = [
+        Fault(("server",), "mid-stream", "stop"),
+        Fault(("server",), "chunk", "wedge"),
+        Fault(("server",), "accepted", "wedge"),
+        Fault(("server",), "queue", "stop"),
+    ]
+    pairs = []
+    for result, faults, load in ((router, at_router, None), (server, at_server, SERVER_AGAIN)):
+        with battery.service(*CHUNKED) as service:
+            planned = faults[: battery.count(len(faults), least=2)]
+            under_load(battery, service, result, planned, load)
+        pairs.append((result, service))
+    return with_leftovers(pairs)
 
 
 def _revived(battery: Battery) -> list[Result]:
