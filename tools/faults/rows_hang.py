@@ -3,7 +3,7 @@
 from tools.faults.battery import Battery, Result
 from tools.faults.by_hand import ByHand
 from tools.faults.rows_kill import CHUNKED, SERVER_AGAIN, with_leftovers
-from tools.faults.stage import STAGES, Fault, Load, each_stage, under_load
+from tools.faults.stage import RANDOM, STAGES, Fault, Load, each_stage, under_load
 
 SHORT_S, SHORT_TIMES = 0.7, 3  # a pause that nobody needs to notice; so often at each stage
 LONG_S = 16.0  # longer than a worker's patience: it is given up
@@ -14,6 +14,7 @@ def f5(battery: Battery) -> list[Result]:
     """Pauses, hangs, and workers that come back from the dead."""
     return [
         *_pauses(battery),
+        *_frozen(battery),
         *_hangs(battery),
         *_stuck(battery),
         *_revived(battery),
@@ -28,6 +29,20 @@ def _pauses(battery: Battery) -> list[Result]:
     )  # fmt: skip
     with battery.service(*CHUNKED) as service:
         under_load(battery, service, result, faults[: battery.count(len(faults), least=4)])
+    return with_leftovers([(result, service)])
+
+
+def _frozen(battery: Battery) -> list[Result]:
+    """As a paused container: whoever wakes first has heard from nobody for longer than any patience."""
+    result = Result(
+        "F5-frozen", f"everything stopped for {LONG_S:g} s, then it goes on: nobody dies"
+    )
+    faults = [Fault(("main", *VICTIMS), RANDOM, "stop", LONG_S, replaced=False)]
+    with battery.service(*CHUNKED) as service:
+        before = service.pids()
+        under_load(battery, service, result, faults)
+        after = service.pids()
+        result.require(after == before, f"processes were replaced: {before}, now {after}")
     return with_leftovers([(result, service)])
 
 
