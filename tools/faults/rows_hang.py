@@ -1,11 +1,14 @@
 """F5: processes that stop and go on, or that hang. What a revived worker still writes harms nobody."""
 
+import random
+from collections.abc import Sequence
+
 from tools.faults.battery import Battery, Result
 from tools.faults.by_hand import ByHand
 from tools.faults.rows_kill import CHUNKED, SERVER_AGAIN, with_leftovers
-from tools.faults.stage import RANDOM, STAGES, Fault, Load, each_stage, under_load
+from tools.faults.stage import RANDOM, SERVER_STAGES, STAGES, Fault, Load, each_stage, under_load
 
-SHORT_S, SHORT_TIMES = 0.7, 3  # a pause that nobody needs to notice; so often at each stage
+SHORT_S, SHORT_TIMES = 0.4, 2  # a pause that nobody needs to notice; so often at each stage
 LONG_S = 16.0  # longer than a worker's patience: it is given up
 VICTIMS = ("prefill-0", "decode-0", "router", "server")
 
@@ -16,7 +19,6 @@ def f5(battery: Battery) -> list[Result]:
         *_pauses(battery),
         *_frozen(battery),
         *_hangs(battery),
-        *_stuck(battery),
         *_revived(battery),
     ]
 
@@ -47,43 +49,58 @@ def _frozen(battery: Battery) -> list[Result]:
 
 
 def _hangs(battery: Battery) -> list[Result]:
-    result = Result("F5-hang", "worker stopped for good, or its loop wedged: killed and replaced")
-    faults = [
-        Fault(("prefill-0",), "prefill", "wedge"),
-        Fault(("decode-0",), "mid-stream", "wedge"),
-        Fault(("prefill-0",), "mid-push", "stop"),
-        Fault(("decode-0",), "first token", "stop"),
-        Fault(("decode-0",), "reserve", "wedge"),
-    ]
+    """Each fault costs the patience with its victim, so a run draws some of each kind by its seed.
+    Clients of a server that was killed ask again; those of a router or a worker only wait."""
+    return [
+        _hang(
+            battery, Result("F5-hang", "worker stopped for good, or its loop wedged: replaced"), 2,
+            stopped=[(("prefill-0",), "mid-push"), (("decode-0",), "first token")],
+            wedged=[
+                Fault(("prefill-0",), "prefill", "wedge"),
+                Fault(("decode-0",), "mid-stream", "wedge"),
+                Fault(("decode-0",), "reserve", "wedge"),
+            ],
+        ),
+        _hang(
+            battery, Result("F5-router", "router likewise"), 1,
+            stopped=[(("router",), stage) for stage in STAGES],
+            wedged=[
+                Fault(("router",), "queue", "wedge", site=f"received.{message}")
+                for message in ("Submit", "Reserved", "Filled", "Decoded")
+            ],
+        ),
+        _hang(
+            battery, Result("F5-server", "HTTP server likewise (clients ask again)"), 1,
+            stopped=[(("server",), stage) for stage in STAGES],
+            wedged=[Fault(("server",), stage, "wedge") for stage in SERVER_STAGES],
+            load=SERVER_AGAIN,
+        ),
+    ]  # fmt: skip
+
+
+def _hang(
+    battery: Battery,
+    result: Result,
+    each: int,
+    *,
+    stopped: Sequence[tuple[tuple[str, ...], str]],
+    wedged: Sequence[Fault],
+    load: Load | None = None,
+) -> Result:
+    """So many of each kind."""
+    rng = battery.rng(result.row)
+    faults = [Fault(*where, "stop") for where in stopped]
+    planned = [f for kind in (faults, list(wedged)) for f in _drawn(battery, rng, kind, each)]
+    rng.shuffle(planned)
     with battery.service(*CHUNKED) as service:
-        under_load(battery, service, result, faults[: battery.count(len(faults), least=2)])
-    return with_leftovers([(result, service)])
+        under_load(battery, service, result, planned, load)
+    return with_leftovers([(result, service)])[0]
 
 
-def _stuck(battery: Battery) -> list[Result]:
-    """Clients of a server that was killed ask again; those of a router notice nothing but time."""
-    router = Result("F5-router", "router stopped for good, or its loop wedged: killed and replaced")
-    at_router = [
-        Fault(("router",), "mid-stream", "stop"),
-        Fault(("router",), "queue", "wedge"),
-        Fault(("router",), "queue", "wedge", site="received.Filled"),
-        Fault(("router",), "before Filled", "stop"),
-        Fault(("router",), "queue", "wedge", site="received.Decoded"),
-    ]
-    server = Result("F5-server", "HTTP server likewise (clients ask again)")
-    at_server = [
-        Fault(("server",), "mid-stream", "stop"),
-        Fault(("server",), "chunk", "wedge"),
-        Fault(("server",), "accepted", "wedge"),
-        Fault(("server",), "queue", "stop"),
-    ]
-    pairs = []
-    for result, faults, load in ((router, at_router, None), (server, at_server, SERVER_AGAIN)):
-        with battery.service(*CHUNKED) as service:
-            planned = faults[: battery.count(len(faults), least=2)]
-            under_load(battery, service, result, planned, load)
-        pairs.append((result, service))
-    return with_leftovers(pairs)
+def _drawn(
+    battery: Battery, rng: random.Random, faults: Sequence[Fault], number: int
+) -> list[Fault]:
+    return rng.sample(faults, min(len(faults), battery.count(number)))
 
 
 def _revived(battery: Battery) -> list[Result]:
@@ -97,7 +114,9 @@ def _revived(battery: Battery) -> list[Result]:
     names = ("prefill-0", "prefill-1", "decode-0", "decode-1")
     late = 0.0
     with ByHand({name: CHUNKED for name in names}, keep=battery.kept) as service:
-        planned = faults[: battery.count(len(faults), least=2)]
+        planned = battery.rng(result.row).sample(
+            faults, min(len(faults), battery.count(3, least=2))
+        )
         under_load(battery, service, result, planned, Load(deadline_s=180))
         late = service.metric("late_reports")
         lost = service.metric("workers_lost")
