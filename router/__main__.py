@@ -14,6 +14,7 @@ from baton.host import core_numbers, die_with, host_id
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
 from baton.package import COMMAND
+from baton.pulse import Pulse
 from baton.text import Tokenizer
 from baton.wire.channel import Listener
 from baton.wire.keys import load_keys
@@ -78,10 +79,11 @@ from router.router import Identity, Router
     help="How much is logged to stderr.",
 )
 @click.option("--parent", type=int, default=None, hidden=True)
+@click.option("--pulse", type=int, default=None, hidden=True)
 def main(
     address: str, model: str, batch_size: int, batch_window_ms: float, max_fill_tokens: int,
     max_model_len: int | None, colocated: bool, local_prefill_tokens: int, keys: Path | None,
-    log_level: str, parent: int | None,
+    log_level: str, parent: int | None, pulse: int | None,
 ) -> None:  # fmt: skip
     """Follow every request from prompt to last token. Workers and clients join by themselves:
 
@@ -102,7 +104,8 @@ def main(
                 f"router/{secrets.token_hex(4)}", host_id(), os.getpid(), core_numbers()
             )
             router = Router(identity, served, tokenizer, rules, monotonic)
-            return Loop(router, channel, parent=parent).run()
+            beat = None if pulse is None else Pulse(pulse).beat
+            return Loop(router, channel, parent=parent, beat=beat).run()
         finally:
             channel.close()
 

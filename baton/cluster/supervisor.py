@@ -4,8 +4,9 @@ README, restarted when they die, and stopped in any case.
     run folder (mode 0700)/   router.sock   kv-*.sock   pids.json   logs/router.log, prefill-0.log ...
 
 Every child ends with this process, even after SIGKILL (baton/host.py). When a child is started again:
-baton/cluster/restarts.py. An exit code for which a restart cannot help (2, 3, 4, 6) ends the cluster,
-with the last error message of that child, unless the child has worked before.
+baton/cluster/restarts.py. The router and the HTTP server show that their loops turn (baton/pulse.py),
+and are killed when stuck: baton/cluster/stuck.py. An exit code for which a restart cannot help (2, 3, 4,
+6) ends the cluster, with the last error message of that child, unless the child has worked before.
 """
 
 import json
@@ -25,9 +26,11 @@ from baton.clock import Clock, monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.restarts import Restarts
 from baton.cluster.spare import Spare
+from baton.cluster.stuck import STUCK_S, Awake, Silence
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError, WorkerLost
 from baton.host import core_numbers, process_runs
 from baton.package import ROOT
+from baton.pulse import Ear
 from baton.topology import threads_per_worker
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import ProcessDown
@@ -71,8 +74,11 @@ class Child:
     may_end: bool = False  # it is not started again
     boot: str = ""  # this life's name in the cluster
     former: str = ""  # that of the last life
-    leaves_by: float | None = None  # it drains: then it must have ended
+    leaves_by: float | None = None  # it drains: when it must have ended, in seconds of Awake
     started_at: float = 0.0
+    ear: Ear | None = None  # of one that shows that its loop turns
+    silence: Silence | None = None
+    killed: str = ""  # why, if it was because it is stuck
     log_start: int = 0  # where this life begins in the log
     why: str = ""  # of its last death
 
@@ -85,6 +91,12 @@ class Child:
     def is_worker(self) -> bool:
         """Whether it joins the router, which lists it."""
         return self.role in WORKERS
+
+    def deafen(self) -> None:
+        """Its present life is over, so nothing will be heard of it."""
+        if self.ear is not None:
+            self.ear.close()
+        self.ear = self.silence = None
 
     @property
     def log_place(self) -> str:
@@ -102,6 +114,8 @@ class Cluster:
         self.options = options
         self._lasting = lasting
         self._clock = clock
+        self._awake = Awake()
+        self._doubtful: ClusterInfo | None = None  # to be looked at again
         self.run_dir = Path("/")  # set by start()
         self._children: list[Child] = []
         self._spare: Spare | None = None
@@ -158,16 +172,20 @@ class Cluster:
     # ---- while it runs
 
     def check(self, info: ClusterInfo | None = None) -> list[str]:
-        """Restart processes that died, and kill workers that the router has given up; call it often.
-        Returns notices for the user; raises the error of a process for which a restart cannot help, and
-        WorkerLost if nothing but crash loops is left of a cluster that is not `lasting`."""
+        """Restart processes that died, and kill those that are stuck; call it once a second or more
+        often. Returns notices for the user; raises the error of a process for which a restart cannot
+        help, and WorkerLost if nothing but crash loops is left of a cluster that is not `lasting`."""
         notes = []
         now = self._clock()
-        if info is not None:
-            notes += self._look_at(info, now)
+        awake = self._awake.look(now)
+        if (info := info or self._doubtful) is not None:
+            certain = awake >= self._awake.pardon
+            notes += self._look_at(info, now, may_kill=certain)
+            self._doubtful = None if certain else info
         for child in self._children:
-            if child.process and child.leaves_by is not None and now >= child.leaves_by:
+            if child.process and child.leaves_by is not None and awake >= child.leaves_by:
                 notes.append(self._kill(child, now, "did not end after SIGTERM"))
+            self._listen(child, awake)
             if child.process is not None and (code := child.process.poll()) is not None:
                 notes += self._ended(child, code, now)
             due = child.restarts.due
@@ -201,7 +219,7 @@ class Cluster:
             if child.restarts.down and (child.process is None or child.role != "server")
         )
 
-    def _look_at(self, info: ClusterInfo, now: float) -> list[str]:
+    def _look_at(self, info: ClusterInfo, now: float, *, may_kill: bool) -> list[str]:
         """Take in who has joined. Kills workers that had joined and that the router no longer lists: they
         are stalled."""
         self._ready = info.ready
@@ -221,8 +239,10 @@ class Cluster:
                     notes.append(f"{child.name} works again, after {child.restarts.deaths} deaths")
                 self._works(child, now)
                 if worker.state == "leaving" and child.leaves_by is None:
-                    child.leaves_by = now + self.options.drain_timeout + LEAVES_S
-            elif child.restarts.serving and worker is None and child.leaves_by is None:
+                    child.leaves_by = self._awake.seconds + self.options.drain_timeout + LEAVES_S
+            elif not may_kill or worker is not None or child.leaves_by is not None:
+                continue
+            elif child.restarts.serving:
                 notes.append(self._kill(child, now, "had stopped answering"))
         return notes
 
@@ -238,15 +258,28 @@ class Cluster:
         child.process.wait()
         return f"{child.name} {why} and was killed"
 
+    def _listen(self, child: Child, awake: float) -> None:
+        """Kill it if its loop is stuck. One that may end has a deadline of its own."""
+        if child.process is None or child.ear is None or child.silence is None or child.may_end:
+            return
+        if child.ear.heard():
+            child.silence.heard(awake)
+        elif (why := child.silence.too_long(awake)) and child.process.poll() is None:
+            child.killed = f"{why}, so it was killed"
+            child.process.kill()
+            child.process.wait()
+
     def _ended(self, child: Child, code: int, now: float) -> list[str]:
         """A process has ended. Plans its next start."""
         worked = child.restarts.serving or child.leaves_by is not None
         child.process, child.leaves_by = None, None
+        killed, child.killed = child.killed, ""
+        child.deafen()
         child.former = child.boot or child.former
         if child.may_end:
             return []
         if child.role == "router":  # workers join the next one anew
-            self._ready = False
+            self._ready, self._doubtful = False, None
             for other in self._children:
                 if other.is_worker:
                     other.restarts.serves_no_more(now)
@@ -256,7 +289,7 @@ class Cluster:
         last_words = self.last_words(child.name)
         if code in FINAL and not child.has_worked:
             raise FINAL[code](last_words or f"{child.name} ended with exit code {code}")
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = killed or (f"signal {-code}" if code < 0 else f"exit code {code}")
         return self._died(child, how + (f": {last_words}" if last_words else ""), now)
 
     def _died(self, child: Child, why: str, now: float) -> list[str]:
@@ -330,6 +363,17 @@ class Cluster:
             if self._spare is not None and child.is_worker and not child.restarts.crash_loop:
                 child.process = self._spare.become(command, child.log, now)
         if child.process is None:
+            self._run(child, command)
+        self._write_pids()
+
+    def _run(self, child: Child, command: list[str]) -> None:
+        descriptors = child.descriptors
+        if child.role in STUCK_S:
+            child.ear = Ear()
+            child.silence = Silence(STUCK_S[child.role], self._awake.seconds)
+            descriptors += (child.ear.descriptor,)
+            command = [*command, "--pulse", str(child.ear.descriptor)]
+        try:
             with child.log.open("ab") if child.log else nullcontext() as log:
                 child.process = subprocess.Popen(
                     [sys.executable, "-m", *command],
@@ -337,10 +381,14 @@ class Cluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=child.descriptors,
+                    pass_fds=descriptors,
                     start_new_session=True,  # Ctrl-C reaches this process only
                 )
-        self._write_pids()
+        finally:
+            if child.ear is not None:
+                child.ear.inherited()
+                if child.process is None:
+                    child.deafen()
 
     def _imports(self) -> list[str]:
         """What a spare imports: both roles, and what loads a model where it is not compiled."""
@@ -379,6 +427,8 @@ class Cluster:
         for process in running:
             process.kill()
             process.wait()
+        for child in self._children:
+            child.deafen()
         if self._children:
             shutil.rmtree(self.run_dir, ignore_errors=True)
         self._children, self._spare = [], None

@@ -41,6 +41,7 @@ from baton.server.options import server_options, settings_from
 )
 @click.option("--fd", type=int, default=None, hidden=True)
 @click.option("--parent", type=int, default=None, hidden=True)
+@click.option("--pulse", type=int, default=None, hidden=True)
 def main(**given: Any) -> None:
     """Serve OpenAI's API over a running cluster, and the page that shows it:
 

@@ -102,6 +102,7 @@ class ServerSettings:
     keys: Path | None = None  # folder of CURVE keys
     fd: int | None = None  # an inherited listening socket
     parent: int | None = None  # process id: this process ends when that one does
+    pulse: int | None = None  # an inherited pipe, in which the event loop shows that it turns
 
     def arguments(self) -> list[str]:
         """Its options on the command line of `python -m server`; API keys only as a file's name."""

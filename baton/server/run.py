@@ -21,6 +21,7 @@ from baton.client.aio import RouterClient
 from baton.host import process_runs
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
+from baton.pulse import EVERY_S, Pulse
 from baton.server.accept import Acceptor
 from baton.server.app import make_app
 from baton.server.bodies import MAX_BODY_BYTES
@@ -79,10 +80,14 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, server.drain)
-    watching = None if settings.parent is None else loop.create_task(_watch_parent(settings.parent))
+    beside = []
+    if settings.parent is not None:
+        beside.append(loop.create_task(_watch_parent(settings.parent)))
+    if settings.pulse is not None:
+        beside.append(loop.create_task(_beat(Pulse(settings.pulse))))
     await server.serve(sockets=[listener])
-    if watching is not None:
-        watching.cancel()
+    for task in beside:
+        task.cancel()
     return 0
 
 
@@ -164,6 +169,13 @@ async def _refresh(monitor: Monitor, service: GenerationService) -> None:
         monitor.refresh()
         service.look()
         await asyncio.sleep(REFRESH_S)
+
+
+async def _beat(pulse: Pulse) -> None:
+    """Show that the event loop turns, until the process ends."""
+    while True:
+        pulse.beat()
+        await asyncio.sleep(EVERY_S)
 
 
 async def _watch_parent(parent: int) -> None:

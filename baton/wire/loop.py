@@ -85,9 +85,11 @@ class Loop:
         clock: Clock = monotonic,
         wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
         drain_s: float | None = None,
+        beat: Callable[[], None] | None = None,
     ) -> None:
         """`wakeups`: other sockets that wake the loop; the node's step reads them. `drain_s`: how long
-        the node may go on after SIGTERM; None: it is not asked."""
+        the node may go on after SIGTERM; None: it is not asked. `beat` is called each turn, so once
+        in LONGEST_WAIT_S or more often."""
         self._node = node
         self._channel = channel
         self._clock = clock
@@ -98,6 +100,7 @@ class Loop:
         self._waking: list[zmq.Socket[bytes]] = []
         self._rest: list[tuple[str, list[Message]]] = []  # arrived, not handled yet
         self._drain_s = drain_s
+        self._beat = beat
         self._woken = -1  # readable after a signal
         self._signals = 0  # SIGTERMs so far
         self._deadline = math.inf  # of a node that was told to end
@@ -133,6 +136,8 @@ class Loop:
         return self._stop.exit_code
 
     def _turn(self) -> None:
+        if self._beat is not None:
+            self._beat()
         self._register_wakeups()
         self._tell_to_end()
         if self._stop is not None:

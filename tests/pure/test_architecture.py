@@ -32,7 +32,7 @@ ROWS = (
     (
         "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
-        "baton.table", "baton.pace", "prompts",
+        "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",

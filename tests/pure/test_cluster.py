@@ -16,6 +16,7 @@ import pytest
 from baton.cluster import supervisor as cluster_module
 from baton.cluster.options import ClusterOptions
 from baton.cluster.restarts import BACK_OFF_S, CRASH_LOOP, FORGIVE_S
+from baton.cluster.stuck import PARDON_S, STARTS_S, STUCK_S, TURN_S
 from baton.cluster.supervisor import LEAVES_S, PREFIX, SERVER_UP_S, Beside, Cluster
 from baton.errors import (
     BatonError,
@@ -51,7 +52,12 @@ def once(mark, code, *_):
         open(mark, "w").close()
         lasting()
     dying(code)
+def beating(beats, *rest):
+    for _ in range(int(beats)):
+        os.write(int(rest[rest.index("--pulse") + 1]), b".")
+    lasting()
 acts = {"lasting": lasting, "dying": dying, "leaving": leaving, "deaf": deaf, "once": once}
+acts["beating"] = beating
 acts[sys.argv[1]](*sys.argv[2:])
 """
 
@@ -108,14 +114,24 @@ def clock_of(cluster: Cluster) -> Clock:
     return clock
 
 
+def turns(cluster: Cluster, seconds: float) -> list[str]:
+    """So much time passes in turns of the supervisor. What it says meanwhile."""
+    notes, clock = [], clock_of(cluster)
+    end = clock.now + seconds
+    while clock.now < end:
+        clock.now = min(end, clock.now + TURN_S / 2)
+        notes += cluster.check()
+    return notes
+
+
 def log_of(cluster: Cluster, name: str) -> Path:
     return cluster.run_dir / "logs" / f"{name}.log"
 
 
-def is_up(cluster: Cluster, name: str) -> None:
-    """Wait until the process has said so: then its signal handlers are set."""
+def is_up(cluster: Cluster, name: str, lives: int = 1) -> None:
+    """Wait until the process has said so: then its signal handlers are set. `lives`: its starts."""
     deadline = time.monotonic() + 20
-    while "up" not in log_of(cluster, name).read_text().split():
+    while log_of(cluster, name).read_text().split().count("up") < lives:
         assert time.monotonic() < deadline
         select.select([], [], [], 0.005)
 
@@ -398,10 +414,10 @@ def test_a_worker_that_does_not_end_in_time_is_killed(start: Start) -> None:
     before = process(cluster, "decode-0")
     before.terminate()
     cluster.check(info("decode-0", state="leaving"))
-    clock_of(cluster).now += OPTIONS.drain_timeout + LEAVES_S - 0.01
+    clock_of(cluster).now += 3600  # the supervisor was stopped
     assert cluster.check() == []
-    clock_of(cluster).now += 0.02
-    assert cluster.check()[0] == "decode-0 did not end after SIGTERM and was killed"
+    assert turns(cluster, OPTIONS.drain_timeout + LEAVES_S - TURN_S - 0.01) == []
+    assert turns(cluster, 0.02)[0] == "decode-0 did not end after SIGTERM and was killed"
     assert cluster.pids()["decode-0"] != before.pid
 
 
@@ -423,6 +439,77 @@ def test_a_worker_the_router_has_given_up_is_killed_and_started_again(start: Sta
     assert gone(stalled.pid)
     assert cluster.check(info()) == []  # the new one is loading
     assert [each.why for each in cluster.down()] == ["signal 9"]
+
+
+@pytest.mark.parametrize("name", ["router", "server-0"])
+def test_a_process_whose_loop_is_stuck_is_killed_and_started_again(start: Start, name: str) -> None:
+    cluster = start(lasting=True, **{name.replace("-", "_"): "beating 3"})
+    limit_s = STUCK_S[name.partition("-")[0]]
+    for life in (1, 2):
+        is_up(cluster, name, life)
+        before = cluster.pids()[name]
+        assert turns(cluster, TURN_S) == []  # it is heard
+        clock_of(cluster).now += 3600  # the supervisor was stopped
+        assert cluster.check() == []
+        assert turns(cluster, limit_s - 2.5 * TURN_S) == []
+        assert cluster.pids()[name] == before
+        (note,) = turns(cluster, 2 * TURN_S)
+        assert note.startswith(
+            f"{name} died (no sign of life for {limit_s:.0f} s, so it was killed"
+        )
+        assert gone(before)
+        turns(cluster, TURN_S)
+        assert cluster.pids()[name] != before
+
+
+def test_a_process_that_never_shows_life_is_given_the_time_of_a_slow_start(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting")
+    before = cluster.pids()["router"]
+    assert turns(cluster, STARTS_S - TURN_S) == []
+    (note,) = turns(cluster, 2 * TURN_S)
+    assert f"no sign of life {STARTS_S:.0f} s after its start, so it was killed" in note
+    assert gone(before)
+
+
+def test_a_process_that_may_end_is_not_watched(start: Start) -> None:
+    cluster = start(lasting=True, server="beating 1")
+    is_up(cluster, "server")
+    turns(cluster, TURN_S)
+    before = cluster.let_end("server")
+    assert turns(cluster, 3 * STUCK_S["server"]) == []
+    assert cluster.pids()["server"] == before
+
+
+def test_every_life_has_its_own_pipe_and_leaves_none(start: Start) -> None:
+    cluster = start(lasting=True, router="beating 1000")
+    is_up(cluster, "router")
+    turns(cluster, TURN_S)
+    open_before = len(os.listdir("/proc/self/fd"))
+    for life in (2, 3, 4):
+        ended(cluster, "router", kill=True)
+        turns(cluster, 4 * TURN_S)
+        is_up(cluster, "router", life)
+    turns(cluster, TURN_S)
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    cluster.stop()
+    assert len(os.listdir("/proc/self/fd")) == open_before - 1
+
+
+def test_after_a_pause_of_everybody_workers_may_join_again_before_any_is_killed(
+    start: Start,
+) -> None:
+    cluster = start(router="lasting", prefill_0="lasting", decode_0="lasting")
+    cluster.check(info("prefill-0", "decode-0"))
+    before = cluster.pids()
+    clock_of(cluster).now += 3600
+    assert cluster.check(info()) == []  # the router woke first, and has heard from nobody
+    assert turns(cluster, PARDON_S - 2 * TURN_S) == []
+    assert cluster.check(info("decode-0", boot="a1")) == []
+    assert turns(cluster, TURN_S) == []
+    assert cluster.pids() == before
+    notes = turns(cluster, 2 * TURN_S)  # without another word of the router
+    assert notes[0] == "prefill-0 had stopped answering and was killed"
+    assert [name for name, pid in cluster.pids().items() if pid != before[name]] == ["prefill-0"]
 
 
 def test_after_a_router_has_died_nobody_is_given_up_before_joining_the_next(start: Start) -> None:

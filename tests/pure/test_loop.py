@@ -256,6 +256,21 @@ def test_a_turn_without_work_waits_no_longer_than_the_deadline() -> None:
     assert max(waits) <= 201
 
 
+def test_each_turn_is_a_beat_and_a_turn_that_does_not_end_is_none() -> None:
+    node, beats = Recorder(), list[int]()
+
+    def step(now: float) -> list[Effect]:
+        node.turns += 1
+        assert len(beats) == node.turns, "one beat for each turn that has begun"
+        return [Stop(0, "")] if node.turns == 5 else []
+
+    node.step = step  # type: ignore[method-assign]
+    node.due = lambda now: 0.0  # type: ignore[method-assign]
+    loop = Loop(node, PretendChannel(), clock=Ticking(), beat=lambda: beats.append(node.turns))
+    assert loop.run() == 0
+    assert beats == [0, 1, 2, 3, 4]
+
+
 def test_ctrl_c_ends_it_with_130() -> None:
     node = Recorder()
 

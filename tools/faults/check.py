@@ -160,8 +160,8 @@ class Census:
 
 
 def compare(before: Census, after: Census, *, pool_mib: float = 0.0) -> list[str]:
-    """What `after` has too much or too little. Memory is compared where a process is the same; a
-    decode worker's may grow by its private pool, whose pages are used for the first time some day."""
+    """What `after` has too much or too little. Memory is compared for the processes that are the same; a
+    decode worker's may grow by its private pool, whose pages are first used at some point."""
     found = []
     if set(before.processes) != set(after.processes):
         found.append(f"processes {sorted(after.processes)}, before {sorted(before.processes)}")

@@ -1,11 +1,14 @@
 """F5: processes that stop and go on, or that hang. What a revived worker still writes harms nobody."""
 
+import random
+from collections.abc import Sequence
+
 from tools.faults.battery import Battery, Result
 from tools.faults.by_hand import ByHand
-from tools.faults.rows_kill import CHUNKED, with_leftovers
-from tools.faults.stage import STAGES, Fault, Load, each_stage, under_load
+from tools.faults.rows_kill import CHUNKED, SERVER_AGAIN, with_leftovers
+from tools.faults.stage import RANDOM, SERVER_STAGES, STAGES, Fault, Load, each_stage, under_load
 
-SHORT_S = 2.0  # a pause that nobody needs to notice
+SHORT_S, SHORT_TIMES = 0.4, 2  # a pause that nobody needs to notice; so often at each stage
 LONG_S = 16.0  # longer than a worker's patience: it is given up
 VICTIMS = ("prefill-0", "decode-0", "router", "server")
 
@@ -14,6 +17,7 @@ def f5(battery: Battery) -> list[Result]:
     """Pauses, hangs, and workers that come back from the dead."""
     return [
         *_pauses(battery),
+        *_frozen(battery),
         *_hangs(battery),
         *_revived(battery),
     ]
@@ -23,25 +27,80 @@ def _pauses(battery: Battery) -> list[Result]:
     result = Result("F5-pause", f"SIGSTOP for {SHORT_S:g} s of each process, at every stage")
     rng = battery.rng(result.row)
     faults = each_stage(
-        VICTIMS, 1, rng, action="stop", resume_s=SHORT_S, replaced=False
+        VICTIMS, SHORT_TIMES, rng, action="stop", resume_s=SHORT_S, replaced=False
     )  # fmt: skip
     with battery.service(*CHUNKED) as service:
         under_load(battery, service, result, faults[: battery.count(len(faults), least=4)])
     return with_leftovers([(result, service)])
 
 
-def _hangs(battery: Battery) -> list[Result]:
-    result = Result("F5-hang", "worker stopped for good, or its loop wedged: killed and replaced")
-    faults = [
-        Fault(("prefill-0",), "prefill", "wedge"),
-        Fault(("decode-0",), "mid-stream", "wedge"),
-        Fault(("prefill-0",), "mid-push", "stop"),
-        Fault(("decode-0",), "first token", "stop"),
-        Fault(("decode-0",), "reserve", "wedge"),
-    ]
+def _frozen(battery: Battery) -> list[Result]:
+    """As a paused container: whoever wakes first has heard from nobody for longer than any patience."""
+    result = Result(
+        "F5-frozen", f"everything stopped for {LONG_S:g} s, then it goes on: nobody dies"
+    )
+    faults = [Fault(("main", *VICTIMS), RANDOM, "stop", LONG_S, replaced=False)]
     with battery.service(*CHUNKED) as service:
-        under_load(battery, service, result, faults[: battery.count(len(faults), least=2)])
+        before = service.pids()
+        under_load(battery, service, result, faults)
+        after = service.pids()
+        result.require(after == before, f"processes were replaced: {before}, now {after}")
     return with_leftovers([(result, service)])
+
+
+def _hangs(battery: Battery) -> list[Result]:
+    """Each fault costs the patience with its victim, so a run draws some of each kind by its seed.
+    Clients of a server that was killed ask again; those of a router or a worker only wait."""
+    return [
+        _hang(
+            battery, Result("F5-hang", "worker stopped for good, or its loop wedged: replaced"), 2,
+            stopped=[(("prefill-0",), "mid-push"), (("decode-0",), "first token")],
+            wedged=[
+                Fault(("prefill-0",), "prefill", "wedge"),
+                Fault(("decode-0",), "mid-stream", "wedge"),
+                Fault(("decode-0",), "reserve", "wedge"),
+            ],
+        ),
+        _hang(
+            battery, Result("F5-router", "router likewise"), 1,
+            stopped=[(("router",), stage) for stage in STAGES],
+            wedged=[
+                Fault(("router",), "queue", "wedge", site=f"received.{message}")
+                for message in ("Submit", "Reserved", "Filled", "Decoded")
+            ],
+        ),
+        _hang(
+            battery, Result("F5-server", "HTTP server likewise (clients ask again)"), 1,
+            stopped=[(("server",), stage) for stage in STAGES],
+            wedged=[Fault(("server",), stage, "wedge") for stage in SERVER_STAGES],
+            load=SERVER_AGAIN,
+        ),
+    ]  # fmt: skip
+
+
+def _hang(
+    battery: Battery,
+    result: Result,
+    each: int,
+    *,
+    stopped: Sequence[tuple[tuple[str, ...], str]],
+    wedged: Sequence[Fault],
+    load: Load | None = None,
+) -> Result:
+    """So many of each kind."""
+    rng = battery.rng(result.row)
+    faults = [Fault(*where, "stop") for where in stopped]
+    planned = [f for kind in (faults, list(wedged)) for f in _drawn(battery, rng, kind, each)]
+    rng.shuffle(planned)
+    with battery.service(*CHUNKED) as service:
+        under_load(battery, service, result, planned, load)
+    return with_leftovers([(result, service)])[0]
+
+
+def _drawn(
+    battery: Battery, rng: random.Random, faults: Sequence[Fault], number: int
+) -> list[Fault]:
+    return rng.sample(faults, min(len(faults), battery.count(number)))
 
 
 def _revived(battery: Battery) -> list[Result]:
@@ -55,7 +114,9 @@ def _revived(battery: Battery) -> list[Result]:
     names = ("prefill-0", "prefill-1", "decode-0", "decode-1")
     late = 0.0
     with ByHand({name: CHUNKED for name in names}, keep=battery.kept) as service:
-        planned = faults[: battery.count(len(faults), least=2)]
+        planned = battery.rng(result.row).sample(
+            faults, min(len(faults), battery.count(3, least=2))
+        )
         under_load(battery, service, result, planned, Load(deadline_s=180))
         late = service.metric("late_reports")
         lost = service.metric("workers_lost")

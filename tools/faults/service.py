@@ -281,8 +281,8 @@ class Service:
         return []
 
     def signal(self, name: str, number: signal.Signals) -> int | None:
-        """Signal one process by name. Its pid, or None if it is not there."""
-        pid = self.pids().get(name)
+        """Signal one process by name; `main` starts the others. Its pid, or None if it is not there."""
+        pid = self.main_pid if name == "main" else self.pids().get(name)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

@@ -33,6 +33,10 @@ STAGES = {  # stage of a request: the failpoint, and the process that comes to i
     "mid-stream": ("decode.token", "decode-0"),
     "last token": ("decode.last_token", "decode-0"),
 }
+SERVER_STAGES = {  # where the HTTP server comes by itself: for what only the victim can do
+    "accepted": ("server.accepted", "server"),
+    "chunk": ("server.chunk", "server"),
+}
 RANDOM = "a random moment"
 LATEST_HIT = {
     "decode.token": 200
@@ -127,7 +131,7 @@ class Injector:
             await asyncio.sleep(self._rng.uniform(0.05, 1.0))
             assert number is not None, f"{fault.action} happens at a stage"
             return self._signal(fault, number)
-        site, owner = STAGES[fault.stage]
+        site, owner = (STAGES | SERVER_STAGES)[fault.stage]
         site = fault.site or site
         itself = owner in fault.victims
         nth = self._rng.randint(1, LATEST_HIT.get(site, 10))
