@@ -44,8 +44,8 @@ class Verdict:
 
 
 def outcome(record: Record) -> str:
-    """What became of a request: ok, left, `error CODE`, broken, or a word in capitals, which the promise
-    forbids."""
+    """What became of a request: ok, left, `error CODE`; broken: cut after its status; unanswered: cut
+    or refused before; or a word in capitals, which the promise forbids."""
     if not record.sent:
         return "NEVER SENT"
     if len(record.sent) > 1:
@@ -60,8 +60,10 @@ def outcome(record: Record) -> str:
             return "TWO OUTCOMES" if record.finishes else f"error {end.code or end.status}"
         case "hang":
             return "HANG"
-        case "broken" | "left":
-            return end.how
+        case "broken":
+            return "broken" if end.status or record.chunks else "unanswered"
+        case "left":
+            return "left"
     if not record.finishes:
         return "SILENT END"
     return "ok" if end.how == "done" else "NO DONE"
@@ -161,7 +163,7 @@ class Census:
 
 def compare(before: Census, after: Census, *, pool_mib: float = 0.0) -> list[str]:
     """What `after` has too much or too little. Memory is compared for the processes that are the same; a
-    decode worker's may grow by its private pool, whose pages are used for the first time at some point."""
+    decode worker's may grow by its private pool, whose pages are used for the first time some day."""
     found = []
     if set(before.processes) != set(after.processes):
         found.append(f"processes {sorted(after.processes)}, before {sorted(before.processes)}")
