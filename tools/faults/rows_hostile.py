@@ -26,6 +26,7 @@ FRAMES = 100_000  # on every socket
 LOG_BYTES = 200_000
 BURST = 200
 TRIES = 5
+LINE_S = 1.1  # the router writes one line a second at most
 LINGER_MS = 20_000  # what was sent must arrive before the connection is closed
 MALFORMED = re.compile(
     r" a malformed message from .*?(?: \(([\d,]+) more since the last such line\))?$", re.M
@@ -111,7 +112,7 @@ def _noise(battery: Battery) -> list[Result]:
     """On every socket of two services: one whose KV is in shared memory, one that sends frames."""
     shared = Result("B6", "hostile frames on the sockets of a cluster")
     frames = Result("B6-frames", "hostile frames where KV is sent as frames")
-    _noise_on(battery, shared, (), 1)
+    _noise_on(battery, shared, (), 2)
     _noise_on(battery, frames, FRAMED, 2, pool_mib=POOL_MIB)
     return [shared, frames]
 
@@ -135,9 +136,15 @@ def _noise_on(
 
         async def attack() -> None:
             names = await asyncio.to_thread(_known_names, folder)
-            for path in sorted(folder.rglob("*.sock")):
-                frames = _frames(rng, canary, names)
-                sent[path.name] = await asyncio.to_thread(send, path, frames, count)
+            paths = sorted(folder.rglob("*.sock"))
+            noise = [_frames(random.Random(rng.random()), canary, names) for _ in paths]
+            taken = await asyncio.gather(
+                *(asyncio.to_thread(send, *each, count) for each in zip(paths, noise, strict=True))
+            )
+            sent.update({path.name: each for path, each in zip(paths, taken, strict=True)})
+            await asyncio.sleep(LINE_S)  # the next line counts those since the last
+            last = iter([[b"not a message"]])
+            await asyncio.to_thread(send, folder / "router.sock", last, 1)
 
         beside(battery, service, result, attack, clients=4)
         result.require(not canary.exists(), "a pickle was executed")
