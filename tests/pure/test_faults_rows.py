@@ -4,6 +4,7 @@ right one passes."""
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import zmq
 from tools.faults import report, rows_hostile, rows_job, rows_links, rows_load, rows_loop, rows_slow
 from tools.faults.battery import UNJUDGED, Result
 from tools.faults.calm import MOST_FOREIGN, TICKS, Moment, busy_s, why_not_calm
-from tools.faults.check import Answer, Census, Process, check
+from tools.faults.check import Answer, Census, Process, check, compare
 from tools.faults.ledger import Chunk, End, Event, Sent
 from tools.faults.soak import LEAST_THIRD, Slope, drift, judge_memory
 from tools.faults.stage import Fault, Injected, account, judge_recovery
@@ -94,6 +95,13 @@ class Ended:
 
 def test_a_service_that_has_ended_has_no_census_and_fails() -> None:
     bad(lambda r: account(r, Census({}), Ended()), "ended with 1")  # type: ignore[arg-type]
+
+
+def test_a_spare_process_may_import_and_nothing_more() -> None:
+    was = Census({"standby": Process(1, 3, 6.0), "server": Process(2, 9, 50.0)})
+    for name, mib, found in (("standby", 151.0, 0), ("standby", 400.0, 1), ("server", 151.0, 1)):
+        now = Census({**was.processes, name: replace(was.processes[name], memory_mib=mib)})
+        assert len(compare(was, now)) == found, (name, mib)
 
 
 # ---- F20

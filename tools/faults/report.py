@@ -30,6 +30,8 @@ finish_reason or the number of tokens differs from the fault-free one.""".splitl
 COLUMNS = """\
 *Next token*: the longest silence of all streams together between the fault and the recovery. *Whole
 again*: until /readyz reports every worker of before, with new processes in the places of dead ones.
+Times have bars where the notes name one. A missed one fails the row where the machine belonged to the
+battery; where others used it meanwhile, or with `--lenient-times`, it is a note in capitals.
 """.splitlines()
 NOT_COVERED = """\
 Not covered: F18 (a full /dev/shm: the KV pool is a memfd and needs no /dev/shm), F17 (memory exhausted),

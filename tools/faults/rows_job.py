@@ -20,6 +20,8 @@ from tools.faults.service import ROOT, TOKEN, children, holders
 from tools.faults.workload import WORDS
 
 KILLS = 50
+KILLS_OF_A_JOB = 12
+MAIN_SHARE = 0.25  # of the kills: main.py is one of four processes
 PROMPTS, LENGTH = 300, 48
 L6_LENGTH = 16
 JOB_S = 120.0
@@ -101,7 +103,7 @@ def f10(battery: Battery) -> list[Result]:
     killed = {"main": 0, "workers": 0}
     while result.injected < kills and not result.problems:
         job = Job(folder / "killed", number, battery.seed)
-        _until_done(job, result, rng, killed, most=min(8, kills - result.injected))
+        _until_done(job, result, rng, killed, most=min(KILLS_OF_A_JOB, kills - result.injected))
         if result.problems:
             break
         result.requests += number
@@ -129,7 +131,7 @@ def _until_done(
                 break
             here += 1
             result.injected += 1
-            if rng.random() < 0.4:
+            if rng.random() < MAIN_SHARE:
                 process.kill()
                 killed["main"] += 1
                 break
