@@ -26,7 +26,7 @@ MOST_MIB_H = 1.0  # slope of a process's memory, or what the line's own spread e
 MOST_DRIFT = 0.10
 MOST_ERROR = 30.0  # MiB an hour; a leak of that size shows, a smaller one needs a longer soak
 LEAST_ERROR = 1e-3  # of a line without any spread
-YOUNG_S = 20.0  # a process that has just begun grows
+YOUNG_S = 60.0  # a process that has just begun grows: that is no leak
 LEAST_THIRD = 100
 FLIPS = ("prefill.stamp:damage:3", "decode.token:delay:5:0.5", "prefill.chunk:delay:3:0.5")
 
