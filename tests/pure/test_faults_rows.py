@@ -297,17 +297,24 @@ def test_every_line_of_a_long_batch_is_compared() -> None:
 
 
 def test_a_503_says_when_to_come_again_and_says_it_soon() -> None:
-    def row(took: float, retry_after: int | None, count: int = 50) -> Judge:
+    def row(
+        took: float, retry_after: int | None, count: int = 200, alone: float | None = 0.09
+    ) -> Judge:
         events: list[Event] = []
+        if alone is not None:
+            end = End("probe-0", alone, "error", 503, "overloaded", None, 2)
+            events += [Sent("probe-0", 0, 0.0, {}), end]
         for n in range(count):
             end = End(str(n), took, "error", 503, "overloaded", None, retry_after)
             events += [Sent(str(n), 0, 0.0, {}), end]
-        return lambda r: rows_load.judge_refused(r, events, 100)
+        return lambda r: rows_load.judge_refused(r, events, 1000, "probe-")
 
-    good(row(0.09, 2))
-    bad(row(0.11, 2), "refused, p50")
-    bad(row(0.09, None), "50 answers 503 have no Retry-After")
-    bad(row(0.09, 2, 12), "12 of 100 were refused")
+    good(row(0.9, 2))
+    bad(row(1.1, 2), "201 refused, p50")
+    bad(row(0.9, 2, alone=0.11), "1 of them alone")
+    bad(row(0.9, 2, alone=None), "nothing was measured")
+    bad(row(0.09, None), "200 answers 503 have no Retry-After")
+    bad(row(0.09, 2, 11), "12 of 1000 were refused")
 
 
 # ---- the soak
