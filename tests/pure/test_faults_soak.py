@@ -1,11 +1,12 @@
 """The figures of a soak: a slope is found in noise, a drift between the thirds."""
 
+import math
 import random
 
 import pytest
 
 from tools.faults.ledger import Chunk, Sent, records
-from tools.faults.soak import Sample, drift, latencies, memory_slopes, slope_mib_h
+from tools.faults.soak import LEAST_THIRD, Sample, drift, latencies, memory_slopes, slope_mib_h
 
 
 def test_a_slope_is_found_in_noise() -> None:
@@ -20,13 +21,36 @@ def test_a_slope_is_found_in_noise() -> None:
     assert slope_mib_h(flat[:2]) == (0.0, float("inf"))
 
 
-def test_only_processes_that_lived_long_enough_are_judged() -> None:
+def test_slopes_are_combined_over_the_lives_of_a_name() -> None:
     samples = [
-        Sample(float(i), {("router", 1): 10.0 + i, ("decode-0", i // 10): 5.0}) for i in range(100)
+        Sample(
+            5.0 * i, {("router", 1): 10.0 + i, ("decode-0", i // 30): 5.0 + 50 * (i // 30) + i % 30}
+        )
+        for i in range(100)
     ]
-    found = memory_slopes(samples, begin=20.0)
-    assert list(found) == [("router", 1)]
-    assert found["router", 1][0] == pytest.approx(3600)
+    found = memory_slopes(samples, begin=100.0)
+    assert found["router"].mib_h == pytest.approx(720), "a step of 1 MiB in 5 s"
+    assert found["decode-0"].mib_h == pytest.approx(720), "levels of its lives do not count"
+    assert found["decode-0"].lives == 3, "the last one is too young"
+    assert found["router"].lives == 1
+
+
+def test_a_young_process_may_grow_but_the_first_of_a_soak_is_not_young() -> None:
+    born = 250.0
+    samples = [
+        Sample(t, {("main", 1): 9.0, ("decode-0", 2): min(t - born, 20.0) + 1})
+        if (t := 5.0 * i) > born
+        else Sample(t, {("main", 1): 9.0})
+        for i in range(100)
+    ]
+    found = memory_slopes(samples, begin=0.0)
+    assert found["decode-0"].mib_h == pytest.approx(0.0, abs=1e-6)
+    assert found["main"].points == 100
+
+
+def test_a_name_whose_lives_are_all_too_short_has_no_slope() -> None:
+    samples = [Sample(5.0 * i, {("decode-0", i): 5.0}) for i in range(50)]
+    assert memory_slopes(samples, begin=0.0)["decode-0"].error == float("inf")
 
 
 def test_drift_compares_the_thirds() -> None:
@@ -34,7 +58,8 @@ def test_drift_compares_the_thirds() -> None:
     assert drift(even) == pytest.approx((0.1, 0.1, 0.0))
     slower = [(at, 0.1 if at < 200 else 0.15) for at, _ in even]
     assert drift(list(reversed(slower)))[2] == pytest.approx(0.5)
-    assert drift(even[:2])[2] == 0.0
+    assert math.isnan(drift(even[:2])[2])
+    assert math.isnan(drift(even[: 3 * LEAST_THIRD - 1])[2])
 
 
 def test_latencies_leave_out_the_time_of_faults() -> None:

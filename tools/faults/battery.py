@@ -1,6 +1,7 @@
 """Battery: what all rows share: a seed, a scale, the fault-free answers, and the form of a result."""
 
 import asyncio
+import math
 import random
 import statistics
 import time
@@ -24,6 +25,7 @@ POOL_BYTES = 64 << 20
 FRAMES = ("--kv-transport", "frames", "--kv-cache-memory-bytes", POOL_BYTES)
 """KV is sent, into a private pool of known size."""
 POOL_MIB = POOL_BYTES / 2**20
+UNJUDGED = "TIME BAR MISSED, not judged"
 WARM = 6  # requests of each client before a census
 
 
@@ -45,12 +47,13 @@ class Result:
     outcomes: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)  # time bars that were missed; see settle()
     seconds: float = 0.0
     in_table: bool = True  # the README's; others stand in docs/faults.md
 
     @property
     def passed(self) -> bool:
-        return not self.problems
+        return not self.problems and not self.late
 
     def judge(self, verdict: Verdict) -> None:
         """Add what the check of a ledger found."""
@@ -70,6 +73,24 @@ class Result:
         if not good:
             self.problems.append(otherwise)
 
+    def bar(self, what: str, value: float, most: float, unit: str = "s") -> None:
+        """A pass line on a time, or on a ratio of times: the figure is a note, and beyond the bar the row
+        fails on a calm machine. No figure at all (NaN) is always a failure."""
+        told = f"{what}: {value:.2f} {unit}".rstrip() + f", bar {most:g} {unit}".rstrip()
+        self.notes.append(told)
+        if math.isnan(value):
+            self.problems.append(f"{told}: nothing was measured")
+        elif value > most:
+            self.late.append(told)
+
+    def settle(self, why_not_calm: str) -> None:
+        """Make missed time bars problems, or notes if the machine was not calm: then the row says why."""
+        if why_not_calm:
+            self.notes += [f"{UNJUDGED} ({why_not_calm}): {each}" for each in self.late]
+        else:
+            self.problems += [f"too slow: {each}" for each in self.late]
+        self.late = []
+
 
 def p50(values: Sequence[float]) -> float:
     """The median."""
@@ -84,6 +105,7 @@ class Battery:
     scale: float
     folder: Path  # for ledgers
     say: Callable[[str], None]
+    lenient: bool = False  # times beyond their bar are notes
     bodies: dict[int, dict[str, object]] = field(default_factory=dict)
     growing: dict[int, dict[str, object]] = field(default_factory=dict)
     reference: dict[int, Answer] = field(default_factory=dict)

@@ -7,14 +7,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from baton.failpoint import VARIABLE
 from baton.wire.keys import make_keys
-from tools.faults.service import ROOT, STOP_S, TOKEN, Service, memory_mib
+from tools.faults.service import STOP_S, Service, memory_mib
 
 
 class ByHand(Service):
@@ -68,23 +66,7 @@ class ByHand(Service):
 
     def start(self, name: str, module: str, *options: object) -> None:
         """Start `python -m MODULE` under this name."""
-        words = [str(each) for each in (*options, *self._common)]
-        points = ",".join([f"@{self.folder / 'points'}", *self._points])
-        with (self.folder / "log").open("ab") as log:
-            self._started[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={
-                    **os.environ,
-                    "TMPDIR": str(self.folder / "tmp"),
-                    TOKEN: self._token,
-                    VARIABLE: points,
-                },
-            )
+        self._started[name] = self._spawn("-m", module, *options, *self._common)
 
     def leave(self, name: str, within_s: float = STOP_S) -> int:
         """SIGTERM, and wait: the exit code. Raises subprocess.TimeoutExpired."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tools.faults.ledger import Event, Record, records
 
 MORE_FDS = 4  # sockets that are just being closed, a log that was opened again
+IMPORTED_MIB = 300.0  # what a spare process may import after the first census; it does nothing else
 MORE_MEMORY, MORE_MIB = 0.05, 24.0  # the larger of both
 
 
@@ -44,8 +45,8 @@ class Verdict:
 
 
 def outcome(record: Record) -> str:
-    """What became of a request: ok, left, `error CODE`, broken, or a word in capitals, which the promise
-    forbids."""
+    """What became of a request: ok, left, `error CODE`; broken: cut after its status; unanswered: cut
+    or refused before; or a word in capitals, which the promise forbids."""
     if not record.sent:
         return "NEVER SENT"
     if len(record.sent) > 1:
@@ -60,8 +61,10 @@ def outcome(record: Record) -> str:
             return "TWO OUTCOMES" if record.finishes else f"error {end.code or end.status}"
         case "hang":
             return "HANG"
-        case "broken" | "left":
-            return end.how
+        case "broken":
+            return "broken" if end.status or record.chunks else "unanswered"
+        case "left":
+            return "left"
     if not record.finishes:
         return "SILENT END"
     return "ok" if end.how == "done" else "NO DONE"
@@ -172,6 +175,7 @@ def compare(before: Census, after: Census, *, pool_mib: float = 0.0) -> list[str
         more = now.memory_mib - was.memory_mib
         allowed = max(MORE_MIB, MORE_MEMORY * was.memory_mib)
         allowed += pool_mib if name.startswith("decode") else 0.0
+        allowed += IMPORTED_MIB if name == "standby" else 0.0
         if now.pid == was.pid and more > allowed:
             found.append(f"{name} has {now.memory_mib:.0f} MiB, before {was.memory_mib:.0f}")
     for what, had, has in (

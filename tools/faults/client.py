@@ -20,6 +20,7 @@ from tools.faults.ledger import Chunk, End, Ledger, Sent
 DEADLINE_S = 120.0
 COMPLETIONS = "/v1/completions"
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+RETRY_AFTER = re.compile(rb"\r\nretry-after: *(\d+)\r", re.IGNORECASE)
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
 
@@ -45,14 +46,19 @@ def head(method: str, path: str, length: int = 0, headers: str = "") -> bytes:
 
 
 async def fetch(
-    port: int, path: str, body: Mapping[str, Any] | bytes | None = None, *, timeout_s: float = 10.0
+    port: int,
+    path: str,
+    body: Mapping[str, Any] | bytes | None = None,
+    *,
+    headers: str = "",
+    timeout_s: float = 10.0,
 ) -> tuple[int, bytes]:
     """Status and body of one request. OSError or TimeoutError if there is none."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            writer.write(head("GET" if body is None else "POST", path, len(data)) + data)
+            writer.write(head("GET" if body is None else "POST", path, len(data), headers) + data)
             answer = await reader.readuntil(b"\r\n\r\n")
             status = int(answer.split()[1])
             return status, b"".join([part async for part in _body(reader, answer)])
@@ -99,7 +105,7 @@ async def ask(
         how = "broken"
     finally:
         talk.close(reset=leave is not None and leave.reset)
-    end = End(id, time.monotonic(), how, talk.status, talk.code, talk.tokens)
+    end = End(id, time.monotonic(), how, talk.status, talk.code, talk.tokens, talk.retry_after)
     ledger.add(end)
     return end
 
@@ -113,6 +119,7 @@ class _Talk:
         self._writer: asyncio.StreamWriter | None = None
         self.status, self.code = 0, ""
         self.tokens: int | None = None
+        self.retry_after: int | None = None
 
     async def run(self, port: int, body: Mapping[str, Any]) -> str:
         """How it ended, see ledger.py."""
@@ -122,6 +129,8 @@ class _Talk:
         await self._writer.drain()
         answer = await reader.readuntil(b"\r\n\r\n")
         self.status = int(answer.split()[1])
+        if found := RETRY_AFTER.search(answer):
+            self.retry_after = int(found[1])
         if b"text/event-stream" in answer.lower():
             return await self._events(_body(reader, answer))
         whole = json.loads(b"".join([part async for part in _body(reader, answer)]))

@@ -2,7 +2,7 @@
 
     sent    id, case, at, body          case: the same body with other ids has the same case
     chunk   id, at, text, finish
-    end     id, at, how, status, code, tokens
+    end     id, at, how, status, code, tokens, retry_after
             how: done    the answer said that it is complete ([DONE], or a whole JSON object)
                  ended   the body ended as HTTP wants, without that
                  error   an error status or an error chunk
@@ -50,6 +50,7 @@ class End:
     status: int = 0
     code: str = ""
     tokens: int | None = None  # usage.completion_tokens
+    retry_after: int | None = None  # seconds, the header
 
     def __post_init__(self) -> None:
         if self.how not in HOWS:

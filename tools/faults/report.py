@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.faults.battery import Result, p50
+from tools.faults.battery import UNJUDGED, Result, p50
 from tools.faults.service import ROOT
 
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
@@ -30,6 +30,8 @@ finish_reason or the number of tokens differs from the fault-free one.""".splitl
 COLUMNS = """\
 *Next token*: the longest silence of all streams together between the fault and the recovery. *Whole
 again*: until /readyz reports every worker of before, with new processes in the places of dead ones.
+Times have bars where the notes name one. A missed one fails the row where the machine belonged to the
+battery; where others used it meanwhile, or with `--lenient-times`, it is a note in capitals.
 """.splitlines()
 NOT_COVERED = """\
 Not covered: F18 (a full /dev/shm: the KV pool is a memfd and needs no /dev/shm), F17 (memory exhausted),
@@ -116,6 +118,7 @@ def document(results: Sequence[Result], how: About) -> str:
         f"* run: {how.began}, {how.seconds / 60:.0f} minutes, seed {how.seed}, scale {how.scale:g}",
         f"* replay: `{how.command}`; one row: `--only F2`; smaller: `--scale 0.1`",
         f"* result: {len(results) - len(failed)} of {len(results)} rows passed",
+        *_unjudged(results),
         "",
         f"| row | {head} passed |",
         f"|---{RULE}---|",
@@ -135,6 +138,14 @@ def document(results: Sequence[Result], how: About) -> str:
         lines += [f"  * {note}" for note in each.notes]
         lines += [f"  * **fails**: {_one_line(problem)}" for problem in each.problems]
     return "\n".join(lines) + "\n"
+
+
+def _unjudged(results: Sequence[Result]) -> list[str]:
+    """The rows whose missed time bars were not judged, if there are any."""
+    rows = [each.row for each in results if any(n.startswith(UNJUDGED) for n in each.notes)]
+    if not rows:
+        return []
+    return [f"* **not judged**: times of {', '.join(rows)} missed a bar; the notes say why"]
 
 
 def soaked(result: Result, lines: Sequence[str], how: About) -> str:

@@ -11,17 +11,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools.faults.battery import Battery, Result
+from tools.faults.check import Answer
 from tools.faults.service import ROOT, TOKEN, children, holders
 from tools.faults.workload import WORDS
 
 KILLS = 50
+KILLS_OF_A_JOB = 12
+MAIN_SHARE = 0.25  # of the kills: main.py is one of four processes
 PROMPTS, LENGTH = 300, 48
+L6_LENGTH = 16
 JOB_S = 120.0
 FULL_BYTES = 20_000  # more, once some answers are saved
+UNWRITABLE, USAGE = 5, 2  # exit codes
+DISTINCT = 400  # prompts of L6; each comes many times, and its answer is known
 LOOK_S = 0.01
 JOB = f"job-{os.getpid()}"  # in the environment of every process of a job
 
@@ -29,12 +35,19 @@ JOB = f"job-{os.getpid()}"  # in the environment of every process of a job
 class Job:
     """`main.py` with a prompts file, in a folder."""
 
-    def __init__(self, folder: Path, prompts: int, seed: int) -> None:
+    def __init__(
+        self, folder: Path, prompts: int, seed: int, *, distinct: int | None = None
+    ) -> None:
+        """`distinct`: so many different prompts only."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.out = folder, folder / "out.txt"
         self.part = folder / "out.txt.part"
         rng = random.Random(f"job {seed}")
-        lines = [" ".join(rng.choices(WORDS, k=rng.randint(3, 40))) for _ in range(prompts)]
+        texts = [
+            " ".join(rng.choices(WORDS, k=rng.randint(3, 40))) for _ in range(distinct or prompts)
+        ]
+        lines = texts if distinct is None else [rng.choice(texts) for _ in range(prompts)]
+        self.prompts = lines
         (folder / "prompts.txt").write_text("".join(f"{line}\n" for line in lines))
         for left in (self.out, self.part):
             left.unlink(missing_ok=True)
@@ -90,7 +103,7 @@ def f10(battery: Battery) -> list[Result]:
     killed = {"main": 0, "workers": 0}
     while result.injected < kills and not result.problems:
         job = Job(folder / "killed", number, battery.seed)
-        _until_done(job, result, rng, killed, most=min(8, kills - result.injected))
+        _until_done(job, result, rng, killed, most=min(KILLS_OF_A_JOB, kills - result.injected))
         if result.problems:
             break
         result.requests += number
@@ -118,7 +131,7 @@ def _until_done(
                 break
             here += 1
             result.injected += 1
-            if rng.random() < 0.4:
+            if rng.random() < MAIN_SHARE:
                 process.kill()
                 killed["main"] += 1
                 break
@@ -127,17 +140,17 @@ def _until_done(
                     os.kill(rng.choice(pids), signal.SIGKILL)
                 killed["workers"] += 1
         code = job.end(process)
-        if (
-            job.out.exists()
-        ):  # complete, as the comparison will tell; killed after that is no matter
-            return
-        if code == 0:
-            result.problems.append("exit code 0, and no file")
-            return
-        if code != -signal.SIGKILL:
-            result.problems.append(f"exit code {code}: {job.said[-300:]}")
+        if judge_end(result, code, done=job.out.exists(), said=job.said):
             return
     result.problems.append("not finished after 60 tries")
+
+
+def judge_end(result: Result, code: int, *, done: bool, said: str) -> bool:
+    """Whether a job needs no other run. It ends with 0 and the file, or it was killed itself: nothing
+    that happens to its processes is an error of the job. Killed after the file was there is no matter."""
+    result.require(code in (0, -signal.SIGKILL), f"exit code {code}: {said[-300:]}")
+    result.require(code != 0 or done, "exit code 0, and no file")
+    return done or bool(result.problems)
 
 
 def _progress(job: Job, process: subprocess.Popen[bytes], rng: random.Random) -> None:
@@ -168,7 +181,7 @@ def f11(battery: Battery) -> list[Result]:
     code = job.end(process)
     saved = job.saved()
     result.injected += 1
-    _stopped_with_5(result, code, job, f"{saved} of {number}")
+    judge_stopped(result, code, job.said, f"{saved} of {number}")
     result.require(0 < saved < number, f"{saved} answers are saved")
     result.require(not job.out.exists(), "the file is there, though not complete")
     result.require(job.end(job.start()) == 0, f"it was not resumed: {job.said[-300:]}")
@@ -179,36 +192,72 @@ def f11(battery: Battery) -> list[Result]:
     full.part.symlink_to("/dev/full")
     code = full.end(full.start())
     result.injected += 1
-    result.require(code in (2, 5), f"/dev/full: exit code {code}, not 5")
-    result.require("Traceback" not in full.said, f"/dev/full: a traceback: {full.said[-300:]}")
-    result.require(full.said.count("error: ") == 1, f"/dev/full: not one line: {full.said[-300:]}")
+    judge_refused(result, code, full.said)
     result.requests = 2 * number + 20
     return [result]
 
 
-def _stopped_with_5(result: Result, code: int, job: Job, saved: str) -> None:
-    said = job.said
-    result.require(code == 5, f"exit code {code}, not 5: {said[-300:]}")
+def judge_refused(result: Result, code: int, said: str) -> None:
+    """A job that cannot write: one line, and exit code 5 where that line says that a write failed, which
+    is during the work; 2 where it refuses the path before."""
+    wanted = UNWRITABLE if "cannot write" in said else USAGE
+    result.require(code == wanted, f"/dev/full: exit code {code}, not {wanted}: {said[-300:]}")
+    result.require("Traceback" not in said, f"/dev/full: a traceback: {said[-300:]}")
+    result.require(said.count("error: ") == 1, f"/dev/full: not one line: {said[-300:]}")
+
+
+def judge_stopped(result: Result, code: int, said: str, saved: str) -> None:
+    """A job that ran out of room: exit code 5, and how many answers are saved."""
+    result.require(code == UNWRITABLE, f"exit code {code}, not 5: {said[-300:]}")
     result.require("Traceback" not in said, f"a traceback: {said[-300:]}")
     result.require(saved in said.replace(",", ""), f"it does not say {saved!r}: {said[-300:]}")
     result.notes.append(" ".join(said.split())[:200])
 
 
 def l6(battery: Battery) -> list[Result]:
-    """A long batch: the file is exact."""
+    """A long batch: the file is exact. A service that nothing happens to answered the same prompts."""
     result = Result("L6", "offline batch of 10,000 prompts", in_table=False)
     number = battery.count(10_000, least=100)
-    job = Job(battery.folder / "long", number, battery.seed)
+    job = Job(battery.folder / "long", number, battery.seed, distinct=min(DISTINCT, number // 2))
+    right = _asked(battery, sorted(set(job.prompts)))
     began = time.monotonic()
-    code = job.end(job.start("-b", 32, "-l", 16, "--format", "jsonl"), 900)
+    code = job.end(job.start("-b", 32, "-l", L6_LENGTH, "--format", "jsonl"), 900)
     took = time.monotonic() - began
     result.requests = number
     result.require(code == 0, f"exit code {code}: {job.said[-300:]}")
     lines: Sequence[str] = job.out.read_text().splitlines() if job.out.exists() else ()
-    indices = [json.loads(line).get("index") for line in lines]
-    result.require(
-        indices == list(range(number)), f"{len(indices)} answers, not one for each in order"
-    )
-    tokens = sum(len(json.loads(line)["token_ids"]) for line in lines)
+    tokens = judge_lines(result, job.prompts, lines, right)
     result.notes.append(f"{tokens / took:.0f} tokens/s, start included")
     return [result]
+
+
+def judge_lines(
+    result: Result, prompts: Sequence[str], lines: Sequence[str], right: Mapping[str, Answer]
+) -> int:
+    """The lines of a jsonl file against the prompts in order and the right answer to each: how many
+    tokens they have in all."""
+    found = [json.loads(line) for line in lines]
+    indices = [each.get("index") for each in found]
+    result.require(
+        indices == list(range(len(prompts))), f"{len(indices)} answers, not one for each in order"
+    )
+    wrong = []
+    for prompt, each in zip(prompts, found, strict=False):
+        answer = right[prompt]
+        have = (each.get("text"), each.get("finish_reason"), len(each.get("token_ids", ())))
+        if have != (answer.text, answer.finish, answer.tokens):
+            wrong.append(f"{each.get('index')}: {have}, not {answer}")
+    result.wrong += len(wrong)
+    result.require(not wrong, f"{len(wrong)} answers are wrong: {'; '.join(wrong[:3])}")
+    return sum(len(each.get("token_ids", ())) for each in found)
+
+
+def _asked(battery: Battery, prompts: Sequence[str]) -> dict[str, Answer]:
+    """The greedy answers of a service to these prompts, at L6's length."""
+    bodies: dict[int, dict[str, object]] = {
+        case: {"model": "demo", "prompt": prompt, "max_tokens": L6_LENGTH, "temperature": 0}
+        for case, prompt in enumerate(prompts)
+    }
+    with battery.service() as service:
+        found = battery.ask_all(service, "L6-reference", bodies)
+    return {prompt: found[case] for case, prompt in enumerate(prompts)}

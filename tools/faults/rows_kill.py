@@ -8,7 +8,10 @@ from tools.faults.stage import RANDOM, Fault, Load, each_stage, under_load
 
 CHUNKED = ("--max-num-batched-tokens", 128)  # prompts of several chunks, so that chunks can be hit
 TIMES = 3
-SERVER_AGAIN = Load(again=("broken", "error"), tries=12, accepted=("broken", "error not_ready"))
+BOTH_S = 10.0  # until both workers are there again, RELIABILITY F3
+SERVER_AGAIN = Load(
+    again=("broken", "error"), tries=12, accepted=("broken", "unanswered", "error not_ready")
+)
 
 
 def f1(battery: Battery) -> list[Result]:
@@ -35,10 +38,11 @@ def f3(battery: Battery) -> list[Result]:
     """Both workers at once."""
     result = Result("F3", "prefill and decode worker killed at once")
     stages = ("queue", "prefill", "before Filled", "mid-stream", RANDOM)
+    load = Load(whole_s=BOTH_S)
     both = ("prefill-0", "decode-0")
     with battery.service(*CHUNKED) as service:
         faults = [Fault(both, stage) for stage in stages for _ in range(battery.count(2))]
-        under_load(battery, service, result, faults)
+        under_load(battery, service, result, faults, load)
     return with_leftovers([(result, service)])
 
 

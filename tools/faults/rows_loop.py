@@ -5,12 +5,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 from tools.faults.battery import Battery, Result
-from tools.faults.check import check
-from tools.faults.client import fetch, run_clients
+from tools.faults.beside import asked_again, beside
+from tools.faults.client import fetch
 from tools.faults.rows_kill import with_leftovers
 from tools.faults.service import NotReady, Service
+from tools.faults.stage import account
 
 LOOP_S = 24.0
 PATIENT_S = (
@@ -18,6 +20,7 @@ PATIENT_S = (
 )
 SOON_S = 45.0  # the longest back-off is 30 s, a start takes seconds
 MOST_STARTS = 8  # of one process in LOOP_S, with back-off 0.5, 1, 2, 4, 8 s
+REFUSED_S = 1.0  # a 503, on a machine where a worker starts meanwhile
 MOST_CPU = 0.25  # of a core, for supervisor and router
 EVERY_START = "worker.begin:kill:%1"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -36,27 +39,48 @@ def _decode(battery: Battery) -> list[Result]:
         cpu, began = _cpu_s(service), time.monotonic()
         service.signal("decode-0", signal.SIGKILL)
         last: list[tuple[float, int, str]] = []
+        health: list[tuple[int, str]] = []
         while time.monotonic() - began < LOOP_S and service.exit_code is None:
             late = time.monotonic() - began > PATIENT_S
             answer = _one_request(service)
-            last += [answer] if late else []
+            if late:
+                last.append(answer)
+                health.append(_get(service, "/health"))
             time.sleep(0.5)
         _judge_loop(service, result, began, cpu)
-        result.require(len(last) > 3, f"{len(last)} requests were answered in the last seconds")
-        result.require(
-            all(status == 503 for _, status, _ in last),
-            f"requests meanwhile were answered with {sorted({s for _, s, _ in last})}, not 503",
-        )
-        slowest = max((took for took, *_ in last), default=0.0)
-        result.require(slowest < 1.0, f"a 503 took {slowest:.1f} s")
-        result.require(
-            any("decode-0" in text and ".log" in text for *_, text in last),
-            f"the 503 does not name process and log: {last[-1:]}",
-        )
-        _recovers(battery, service, result, began)
-        if service.exit_code is None:
-            result.compare(before, service.census())
+        judge_refusals(result, last)
+        judge_health(result, health, 503, ("decode-0", ".log"))
+        _recovers(battery, service, result)
+        account(result, before, service)
     return with_leftovers([(result, service)])
+
+
+def judge_refusals(result: Result, last: Sequence[tuple[float, int, str]]) -> None:
+    """Requests to a service that is in a crash loop, as seconds, status and text: 503 at once, with the
+    reason and the place of the log, each of them."""
+    result.require(len(last) > 3, f"{len(last)} requests were answered in the last seconds")
+    found = sorted({status for _, status, _ in last})
+    result.require(found == [503], f"requests meanwhile were answered with {found}, not 503")
+    result.bar("slowest 503", max((took for took, *_ in last), default=float("nan")), REFUSED_S)
+    mute = [text for *_, text in last if "decode-0" not in text or ".log" not in text]
+    result.require(not mute, f"{len(mute)} answers do not name process and log: {mute[:1]}")
+
+
+def judge_health(
+    result: Result, answers: Sequence[tuple[int, str]], status: int, says: Sequence[str]
+) -> None:
+    """What /health said meanwhile, as status and body: each time this status, with these words."""
+    result.require(bool(answers), "nobody asked /health")
+    wrong = [
+        (found, body[:200])
+        for found, body in answers
+        if found != status or not all(word in body for word in says)
+    ]
+    result.require(
+        not wrong,
+        f"{len(wrong)} of {len(answers)} answers about health were not {status} with "
+        f"{', '.join(says) or 'anything'}: {wrong[:1]}",
+    )
 
 
 def _prefill(battery: Battery) -> list[Result]:
@@ -67,18 +91,25 @@ def _prefill(battery: Battery) -> list[Result]:
         service.arm(EVERY_START)
         cpu, began = _cpu_s(service), time.monotonic()
         service.signal("prefill-0", signal.SIGKILL)
-        ledger, mix = battery.ledger(result.row), battery.mix(result.row)
-        going = lambda: time.monotonic() - began < LOOP_S and service.exit_code is None  # noqa: E731
-        asyncio.run(run_clients(service.port, ledger, mix.clients(4, 2, going)))
-        ledger.close()
-        result.judge(check(ledger.events, battery.reference, mix.ids))
-        said = asyncio.run(service.state())
-        result.require(bool(said.get("ready")), f"not ready without a prefill worker: {said}")
-        result.require(bool(said.get("degraded")), f"/readyz does not say degraded: {said}")
+        health: list[tuple[int, str]] = []
+        ready: list[tuple[int, str]] = []
+
+        async def look() -> None:
+            while time.monotonic() - began < LOOP_S and service.exit_code is None:
+                await asyncio.sleep(0.5)
+                if time.monotonic() - began > PATIENT_S:
+                    health.append(await asyncio.to_thread(_get, service, "/health"))
+                    ready.append(await asyncio.to_thread(_get, service, "/readyz"))
+
+        beside(battery, service, result, look, clients=4, each=2)
+        judge_health(result, health, 200, ())
+        judge_health(result, ready, 200, ('"ready":true', '"degraded":"', "prefill"))
+        result.require(
+            not any('"degraded":""' in body for _, body in ready), "/readyz does not say degraded"
+        )
         _judge_loop(service, result, began, cpu)
-        _recovers(battery, service, result, began)
-        if service.exit_code is None:
-            result.compare(before, service.census())
+        _recovers(battery, service, result)
+        account(result, before, service)
     return with_leftovers([(result, service)])
 
 
@@ -96,7 +127,7 @@ def _judge_loop(service: Service, result: Result, began: float, cpu: float) -> N
     result.notes.append(f"{starts} starts in {took:.0f} s; /health {health} {body[:160]}")
 
 
-def _recovers(battery: Battery, service: Service, result: Result, began: float) -> None:
+def _recovers(battery: Battery, service: Service, result: Result) -> None:
     service.disarm(EVERY_START)
     mended = time.monotonic()
     try:
@@ -105,10 +136,7 @@ def _recovers(battery: Battery, service: Service, result: Result, began: float) 
         result.problems.append(str(error))
         return
     result.whole_s.append(time.monotonic() - mended)
-    ledger, mix = battery.ledger(f"{result.row}-after"), battery.mix(f"{result.row}-after")
-    asyncio.run(run_clients(service.port, ledger, mix.clients(4, 2)))
-    ledger.close()
-    result.judge(check(ledger.events, battery.reference, mix.ids))
+    asked_again(battery, service, result, each=2)
 
 
 def _one_request(service: Service) -> tuple[float, int, str]:

@@ -119,6 +119,10 @@ class Service:
         self.port = free_port()
         self.expected = expected or {"prefill": 1, "decode": 1}
         self._options = [str(each) for each in options]
+        self._key = ""
+        if "--api-key" in self._options:
+            key = self._options[self._options.index("--api-key") + 1]
+            self._key = f"Authorization: Bearer {key}\r\n"
         self._points = list(failpoints)
         self._stack = contextlib.ExitStack()
         self._token = secrets.token_hex(8)
@@ -143,10 +147,14 @@ class Service:
         self.stop()
 
     def _start(self) -> None:
+        self._process = self._spawn("main.py", "serve", "--port", self.port, *self._options)
+
+    def _spawn(self, *words: object) -> subprocess.Popen[bytes]:
+        """`python WORDS`, with the token, the failpoints and the log of this service."""
         points = ",".join([f"@{self.folder / 'points'}", *self._points])
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "main.py", "serve", "--port", str(self.port), *self._options],
+            return subprocess.Popen(
+                [sys.executable, *map(str, words)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -222,7 +230,7 @@ class Service:
 
     def metrics(self) -> dict[str, float]:
         """/metrics by name with labels, without the prefix."""
-        _, body = asyncio.run(fetch(self.port, "/metrics"))
+        _, body = asyncio.run(fetch(self.port, "/metrics", headers=self._key))
         found = {}
         for line in body.decode().splitlines():
             if line.startswith("baton:"):

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tools.faults.battery import CLIENTS, REQUESTS, Battery, Result
-from tools.faults.check import check
+from tools.faults.battery import CLIENTS, REQUESTS, Battery, Result, p50
+from tools.faults.check import Census, check
 from tools.faults.client import run_clients
 from tools.faults.ledger import Chunk, Event, Ledger, records
 from tools.faults.service import Service
@@ -44,6 +44,7 @@ LATEST_HIT = {
 HELD_S = 0.3
 REACHED_S = 30.0  # a stage that nobody comes to for so long was not hit
 WHOLE_S = 90.0
+RECOVERED_S = 5.0  # with the tiny model, RELIABILITY F1; from the kill, or from SIGCONT
 WORKED_S = 3.1  # a process that has worked for 3 s is in no crash loop: F6 has those
 LOOK_S = 0.005
 STATE_S = 0.03
@@ -192,6 +193,7 @@ class Load:
     accepted: Collection[str] = ()
     deadline_s: float = 120.0
     pool_mib: float = 0.0  # of a private KV pool
+    whole_s: float = RECOVERED_S  # bar of the median time until everything is as before
 
 
 def under_load(
@@ -228,8 +230,8 @@ def under_load(
     result.require(len(injector.injected) == len(faults), f"{len(faults)} faults were planned")
     longest = longest_gap(ledger.events)
     result.notes.append(f"longest wait of one request for its next token {longest:.1f} s")
-    if service.exit_code is None:
-        result.compare(before, service.census(), pool_mib=load.pool_mib)
+    judge_recovery(result, injector.injected, load.whole_s)
+    account(result, before, service, pool_mib=load.pool_mib)
     return injector.injected
 
 
@@ -273,6 +275,29 @@ def record_recovery(result: Result, injected: Sequence[Injected], chunks: Sequen
             continue
         result.whole_s.append(each.whole_at - each.at)
         result.token_s.append(silence(chunks, each.at, each.whole_at))
+
+
+def judge_recovery(result: Result, injected: Sequence[Injected], most_s: float) -> None:
+    """The bar on the median recovery. A process that hangs for good is given up after its patience, which
+    is no recovery: those faults are left out."""
+    times = [
+        each.whole_at - each.at - (each.fault.resume_s or 0.0)
+        for each in injected
+        if each.whole_at is not None
+        and (each.fault.action == "kill" or each.fault.resume_s is not None)
+    ]
+    if times:
+        result.bar(f"whole again, p50 of {len(times)}", p50(times), most_s)
+    elif any(each.fault.action == "kill" for each in injected):
+        result.problems.append("not whole again after any kill")
+
+
+def account(result: Result, before: Census, service: Service, *, pool_mib: float = 0.0) -> None:
+    """The census afterwards, judged. A service that has ended cannot be counted: that is a failure."""
+    if (code := service.exit_code) is not None:
+        result.problems.append(f"no census: the service ended with {code}")
+        return
+    result.compare(before, service.census(), pool_mib=pool_mib)
 
 
 def silence(chunks: Sequence[float], begin: float, end: float) -> float:
