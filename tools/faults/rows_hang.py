@@ -8,9 +8,15 @@ from tools.faults.by_hand import ByHand
 from tools.faults.rows_kill import CHUNKED, SERVER_AGAIN, with_leftovers
 from tools.faults.stage import RANDOM, SERVER_STAGES, STAGES, Fault, Load, each_stage, under_load
 
-SHORT_S, SHORT_TIMES = 0.4, 2  # a pause that nobody needs to notice; so often at each stage
+SHORT_S, SHORT_TIMES = 0.4, 3  # a pause that nobody needs to notice; so often at each stage
 LONG_S = 16.0  # longer than a worker's patience: it is given up
 VICTIMS = ("prefill-0", "decode-0", "router", "server")
+NAMES = {
+    "prefill": "prefill worker",
+    "decode": "decode worker",
+    "router": "router",
+    "server": "HTTP server",
+}
 
 
 def f5(battery: Battery) -> list[Result]:
@@ -24,14 +30,20 @@ def f5(battery: Battery) -> list[Result]:
 
 
 def _pauses(battery: Battery) -> list[Result]:
-    result = Result("F5-pause", f"SIGSTOP for {SHORT_S:g} s of each process, at every stage")
-    rng = battery.rng(result.row)
+    """Each victim has its own service and its own full load."""
+    return [_pause(battery, victim) for victim in VICTIMS]
+
+
+def _pause(battery: Battery, victim: str) -> Result:
+    name = victim.partition("-")[0]
+    result = Result(f"F5-pause-{name}", f"{NAMES[name]} stopped for {SHORT_S:g} s, at every stage")
     faults = each_stage(
-        VICTIMS, SHORT_TIMES, rng, action="stop", resume_s=SHORT_S, replaced=False
+        [victim], battery.count(SHORT_TIMES), battery.rng(result.row),
+        action="stop", resume_s=SHORT_S, replaced=False,
     )  # fmt: skip
     with battery.service(*CHUNKED) as service:
-        under_load(battery, service, result, faults[: battery.count(len(faults), least=4)])
-    return with_leftovers([(result, service)])
+        under_load(battery, service, result, faults)
+    return with_leftovers([(result, service)])[0]
 
 
 def _frozen(battery: Battery) -> list[Result]:
@@ -122,4 +134,5 @@ def _revived(battery: Battery) -> list[Result]:
         lost = service.metric("workers_lost")
     result.notes.append(f"{late:g} late reports counted, {lost:g} workers given up")
     result.require(lost >= len(planned), f"{len(planned)} workers were stopped, {lost:g} given up")
+    result.require(late > 0, "no revived worker reported anything late: nothing was tested")
     return with_leftovers([(result, service)])
