@@ -46,16 +46,16 @@ class Silence:
     def __init__(self, limit_s: float, awake_s: float) -> None:
         """It was just started. `limit_s`: between two signs of life."""
         self._limit_s = limit_s
-        self._began = False
+        self.began = False  # it has given a sign of life
         self._since = awake_s
 
     def heard(self, awake_s: float) -> None:
         """It gave a sign of life."""
-        self._began, self._since = True, awake_s
+        self.began, self._since = True, awake_s
 
     def too_long(self, awake_s: float) -> str:
         """Why it counts as stuck; empty if it does not."""
         silent_s = awake_s - self._since
-        if not self._began:
+        if not self.began:
             return f"no sign of life {silent_s:.0f} s after its start" * (silent_s >= STARTS_S)
         return f"no sign of life for {silent_s:.0f} s" * (silent_s >= self._limit_s)

@@ -53,11 +53,12 @@ FINAL: dict[int, type[BatonError]] = {
 @dataclass(frozen=True, slots=True)
 class Beside:
     """A process to run beside the cluster. It is passed the router's address, prints to the terminal and
-    inherits these descriptors."""
+    inherits these descriptors. `imports`: what its command imports, for a spare."""
 
     name: str
     command: list[str]
     descriptors: tuple[int, ...] = ()
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Child:
     command: list[str]
     log: Path | None  # None: the terminal
     descriptors: tuple[int, ...] = ()
+    imports: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     restarts: Restarts = field(default_factory=Restarts)
     has_worked: bool = False  # in any of its lives
@@ -91,6 +93,20 @@ class Child:
     def is_worker(self) -> bool:
         """Whether it joins the router, which lists it."""
         return self.role in WORKERS
+
+    @property
+    def spared(self) -> bool:
+        """Whether a spare has its imports. The router has few of its own."""
+        return self.is_worker or bool(self.imports)
+
+    @property
+    def starting(self) -> bool:
+        """Whether it runs and does not work yet."""
+        if self.process is None:
+            return False
+        if self.is_worker:
+            return not self.restarts.serving
+        return self.silence is not None and not self.silence.began
 
     def deafen(self) -> None:
         """Its present life is over, so nothing will be heard of it."""
@@ -141,9 +157,11 @@ class Cluster:
     def add(self, beside: Beside) -> None:
         """Start one more process, and supervise it too."""
         command = [*beside.command, "--router", self.address]
-        child = Child(beside.name, command, None, beside.descriptors)
+        child = Child(beside.name, command, None, beside.descriptors, beside.imports)
         self._children.append(child)
         self._spawn(child)
+        if self._spare is not None:
+            self._spare.also_imports(beside.imports)
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """Names and command lines, as a user would type them into as many terminals."""
@@ -357,16 +375,12 @@ class Cluster:
         now = self._clock()
         child.restarts.started()
         child.boot, child.started_at = "", now
-        command = [*child.command, "--parent", str(os.getpid())]
         if child.log is not None:
             child.log_start = child.log.stat().st_size if child.log.exists() else 0
-            if self._spare is not None and child.is_worker and not child.restarts.crash_loop:
-                child.process = self._spare.become(command, child.log, now)
-        if child.process is None:
-            self._run(child, command)
+        self._run(child, [*child.command, "--parent", str(os.getpid())], now)
         self._write_pids()
 
-    def _run(self, child: Child, command: list[str]) -> None:
+    def _run(self, child: Child, command: list[str], now: float) -> None:
         descriptors = child.descriptors
         if child.role in STUCK_S:
             child.ear = Ear()
@@ -375,7 +389,10 @@ class Cluster:
             command = [*command, "--pulse", str(child.ear.descriptor)]
         try:
             with child.log.open("ab") if child.log else nullcontext() as log:
-                child.process = subprocess.Popen(
+                if self._spare is not None and child.spared and not child.restarts.crash_loop:
+                    out = (log.fileno(), log.fileno()) if log else (1, 2)
+                    child.process = self._spare.become(command, out, descriptors, now)
+                child.process = child.process or subprocess.Popen(
                     [sys.executable, "-m", *command],
                     cwd=ROOT,
                     stdin=subprocess.DEVNULL,
@@ -398,8 +415,8 @@ class Cluster:
         return [*(f"{role}_worker.process" for role in WORKERS), lazily]
 
     def _keep_spare(self, now: float) -> None:
-        """A new one is started while every worker serves or waits: its imports take a core."""
-        starting = any(c.process and not c.restarts.serving for c in self._children if c.is_worker)
+        """A new one is started while no other process starts: its imports take a core."""
+        starting = any(each.starting for each in self._children)
         if self._spare is not None and not starting and self._spare.keep(now):
             self._write_pids()
 

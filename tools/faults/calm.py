@@ -1,7 +1,8 @@
 """Calm: did the machine belong to the battery? Times are pass lines only where it did.
 
 What others took of the cores is what the machine was busy with, without what this process and its ended
-children used, and without the battery's own idle time. Time that a hypervisor took counts as theirs.
+children used. Time that a hypervisor took counts as theirs. Niced processes do not count: they only get
+cores that nobody else wants.
 """
 
 import os
@@ -33,10 +34,10 @@ class Moment:
 
 
 def busy_s(stat: str) -> float:
-    """CPU seconds of the whole machine, from the text of /proc/stat: user, nice, system, interrupts and
-    stolen time, without idle and waiting."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / TICKS
+    """CPU seconds of the whole machine, from the text of /proc/stat: user, system, interrupts and stolen
+    time, without niced, idle and waiting."""
+    user, _, system, _, _, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
+    return (user + system + irq + softirq + steal) / TICKS
 
 
 def why_not_calm(begin: Moment, end: Moment, *, lenient: bool) -> str:
