@@ -202,4 +202,5 @@ class Router:
             workers=members.infos(now),
             waiting_for=missing,
             degraded="" if missing else self._readiness.degraded(now),
+            router_pid=self._identity.pid,
         )

@@ -38,7 +38,6 @@ from baton.wire.records import ProcessDown
 PREFIX = "baton-"
 PIDS = "pids.json"
 WORKERS = ("prefill", "decode")
-SERVER_UP_S = 30.0  # nobody reports that the HTTP server has joined, so it counts as such by then
 LEAVES_S = 5.0  # added to --drain-timeout: a worker that leaves and still runs then is stuck
 TERM_S, KILL_S = 0.05, 1.0  # stop(): between two SIGTERMs, and until SIGKILL
 TAIL_BYTES = 65536
@@ -77,7 +76,6 @@ class Child:
     boot: str = ""  # this life's name in the cluster
     former: str = ""  # that of the last life
     leaves_by: float | None = None  # it drains: when it must have ended, in seconds of Awake
-    started_at: float = 0.0
     ear: Ear | None = None  # of one that shows that its loop turns
     silence: Silence | None = None
     killed: str = ""  # why, if it was because it is stuck
@@ -203,14 +201,12 @@ class Cluster:
         for child in self._children:
             if child.process and child.leaves_by is not None and awake >= child.leaves_by:
                 notes.append(self._kill(child, now, "did not end after SIGTERM"))
-            self._listen(child, awake)
+            self._listen(child, awake, now)
             if child.process is not None and (code := child.process.poll()) is not None:
                 notes += self._ended(child, code, now)
             due = child.restarts.due
             if child.process is None and due is not None and now >= due:
                 notes += self._restart(child, now)
-            elif child.role == "server" and child.process and now >= child.started_at + SERVER_UP_S:
-                self._works(child, now)
         self._keep_spare(now)
         return notes
 
@@ -234,12 +230,15 @@ class Cluster:
                 child.log_place,
             )
             for child in self._children
-            if child.restarts.down and (child.process is None or child.role != "server")
+            if child.restarts.down
         )
 
     def _look_at(self, info: ClusterInfo, now: float, *, may_kill: bool) -> list[str]:
         """Take in who has joined. Kills workers that had joined and that the router no longer lists: they
-        are stalled."""
+        are stalled. What a former router said, and was on its way, counts no more."""
+        routers = [each.process for each in self._children if each.role == "router"]
+        if routers and info.router_pid and info.router_pid not in {p.pid for p in routers if p}:
+            return []
         self._ready = info.ready
         listed = {worker.worker.rpartition(".")[0]: worker for worker in info.workers}
         notes = []
@@ -276,12 +275,15 @@ class Cluster:
         child.process.wait()
         return f"{child.name} {why} and was killed"
 
-    def _listen(self, child: Child, awake: float) -> None:
-        """Kill it if its loop is stuck. One that may end has a deadline of its own."""
+    def _listen(self, child: Child, awake: float, now: float) -> None:
+        """Kill it if its loop is stuck. One that may end has a deadline of its own. Nobody else reports
+        that the HTTP server works."""
         if child.process is None or child.ear is None or child.silence is None or child.may_end:
             return
         if child.ear.heard():
             child.silence.heard(awake)
+            if child.role == "server":
+                self._works(child, now)
         elif (why := child.silence.too_long(awake)) and child.process.poll() is None:
             child.killed = f"{why}, so it was killed"
             child.process.kill()
@@ -374,7 +376,7 @@ class Cluster:
     def _spawn(self, child: Child) -> None:
         now = self._clock()
         child.restarts.started()
-        child.boot, child.started_at = "", now
+        child.boot = ""
         if child.log is not None:
             child.log_start = child.log.stat().st_size if child.log.exists() else 0
         self._run(child, [*child.command, "--parent", str(os.getpid())], now)
