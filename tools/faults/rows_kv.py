@@ -137,4 +137,4 @@ def _load(
     asyncio.run(run_clients(service.port, ledger, requests))
     ledger.close()
     result.judge(check(ledger.events, battery.reference, mix.ids))
-    result.notes.append(f"longest wait for a token {longest_gap(ledger.events):.1f} s")
+    result.notes.append(f"longest wait of a stream for a token {longest_gap(ledger.events):.1f} s")
