@@ -69,6 +69,17 @@ SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py"
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
             "baton/models/convert.py")  # fmt: skip
 
+CALENDAR = {
+    "baton/failpoint.py": "against a file's modification time",
+    "baton/log.py": "lines of logs",
+    "baton/server/otel.py": "spans carry it",
+    "baton/server/service.py": "`created` of OpenAI's objects",
+    "baton/server/templates.py": "`strftime_now` of chat templates",
+    "baton/transfer/frames.py": "against a file's modification time",
+}
+"""Who reads the calendar, and what for. Everything else is monotonic: a clock that is set, or jumps, ends
+no wait and no request."""
+
 
 def python_files() -> list[Path]:
     """Every Python file of ours, product and tests."""
@@ -303,6 +314,22 @@ def test_exceptions_are_caught_by_name() -> None:
             if name == "Exception" and relative(path) not in BROAD:
                 found.append(f"{relative(path)}:{node.lineno}: except Exception")
     offenders(found)
+
+
+def test_no_wait_and_no_deadline_reads_the_calendar() -> None:
+    names = {"time.time", "time.time_ns", "datetime.now", "datetime.today", "datetime.utcnow"}
+    found = {
+        relative(path)
+        for path in PRODUCT
+        if not relative(path).startswith("tools/")
+        for node in ast.walk(parsed(path))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) in names)
+        or (
+            isinstance(node, ast.ImportFrom)
+            and any(f"{node.module}.{each.name}" in names for each in node.names)
+        )
+    }
+    assert found <= set(CALENDAR), f"{sorted(found - set(CALENDAR))} read the calendar"
 
 
 def test_only_commands_print() -> None:
