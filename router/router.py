@@ -89,6 +89,7 @@ class Router:
                 return [To(sender, msg.Refused(other_protocol(protocol, why)))]
         member = self.workers.get(sender)
         if member is None:
+            self.reports.from_stranger(message)
             return [
                 To(
                     sender,
