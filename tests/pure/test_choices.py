@@ -105,6 +105,57 @@ def run(
     return [event.removeprefix("data: ") for event in sent[:-2].split("\n\n")], stream
 
 
+def test_what_a_client_does_not_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three choices wait for a client that reads the first piece only."""
+    monkeypatch.setattr("baton.server.stream.BACKLOG", 40)
+
+    async def work() -> tuple[list[Any], PretendClient]:
+        client = PretendClient()
+        stream = GenerationStream(client, prepared([(8, 9)], each=3))  # type: ignore[arg-type]
+        stream.start()
+        for request in client.requests:
+            put(request, Accepted("r", 2, 0.0))
+        await stream.accepted()
+        parts = stream.chunks()
+        put(client.requests[0], together(1, 2, 3))
+        found = [await anext(parts)]
+        for token in range(
+            4
+        ):  # three tokens, three logprobs and six of the likeliest: 12 a message
+            assert not client.aborted
+            put(client.requests[token % 3], together(4, 5, 6))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert client.aborted == client.requests
+        put(client.requests[1], together(7, 8, 9))  # was on its way
+        found += [each async for each in parts]
+        return found, client
+
+    (first, error), _ = asyncio.run(work())
+    assert first["choices"][0]["text"] == " w1 w2 w3"
+    assert error["error"]["code"] == "client_too_slow"
+    assert "48 tokens and logprobs wait, 40 may" in error["error"]["message"]
+
+
+def test_an_answer_that_is_not_streamed_may_be_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.server.stream.BACKLOG", 5)
+
+    async def work() -> GenerationStream:
+        client = PretendClient()
+        stream = GenerationStream(client, prepared([(8, 9)]))  # type: ignore[arg-type]
+        stream.start()
+        for news in (Accepted("r", 2, 0.0), together(1, 2, 3, 4), together(5, 6), END):
+            put(client.requests[0], news)
+        await stream.accepted()
+        await stream.whole(never_gone)
+        return stream
+
+    async def never_gone() -> Any:
+        await asyncio.Event().wait()
+
+    assert asyncio.run(work()).choices[0].text == " w1 w2 w3 w4 w5 w6"
+
+
 def chunks(texts: Sequence[str]) -> list[Any]:
     assert texts[-1] == "[DONE]"
     return [json.loads(text) for text in texts[:-1]]
