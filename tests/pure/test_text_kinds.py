@@ -207,7 +207,7 @@ def parts(ids: Sequence[int], cuts: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 @every_kind
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(TEXTS | SENTENCES, TEXTS, st.lists(st.integers(0, 99), max_size=6), st.booleans(), st.data())
 def test_wherever_ids_are_cut_the_pieces_are_the_text_of_all(
     kind: str, text: str, after: str, cuts: list[int], special: bool, data: st.DataObject
@@ -227,7 +227,7 @@ def test_wherever_ids_are_cut_the_pieces_are_the_text_of_all(
 
 
 @every_kind
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(TEXTS | SENTENCES, st.data())
 def test_half_a_character_waits_until_the_answer_ends(
     kind: str, text: str, data: st.DataObject
@@ -244,7 +244,7 @@ def test_half_a_character_waits_until_the_answer_ends(
 
 
 @every_kind
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(TEXTS | SENTENCES, st.data())
 def test_an_answer_ends_before_a_stop_string_wherever_characters_and_tokens_end(
     kind: str, text: str, data: st.DataObject
