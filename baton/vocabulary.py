@@ -162,7 +162,11 @@ def _named(about: Mapping[str, Any], where: Path) -> tuple[dict[str, Token], tup
     if isinstance(unnamed, dict):
         pairs = ((key, _any_token(value, where)) for key, value in unnamed.items())
         return named | {key: token for key, token in pairs if token is not None}, ()
-    tokens = [_any_token(each, where) for each in unnamed] if isinstance(unnamed, list) else []
+    given = unnamed if isinstance(unnamed, list) else []
+    tokens = [
+        _any_token({"special": True, **each} if isinstance(each, dict) else each, where)
+        for each in given
+    ]
     return named, tuple(token for token in tokens if token is not None)
 
 
