@@ -195,7 +195,9 @@ class DecodeWorker:
             return None
         if self.grammars is None:
             raise RequestError("this decode worker has no tokenizer, and so no grammars")
-        return self.grammars.open(grammar, order.token_ids[order.prompt_tokens :])
+        generated = order.token_ids[order.prompt_tokens :]
+        stops = order.params.stop_token_ids
+        return self.grammars.open(grammar, generated, stop_token_ids=stops)
 
     def _check_arrival(self, name: str, now: float) -> list[Effect]:
         """Start the run if its KV has arrived; refuse the fill if it is damaged or late."""

@@ -26,6 +26,9 @@ class Words:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(f" w{i}" for i in ids)
 
+    def token_text(self, token_id: int) -> str:
+        return self.decode([token_id])
+
 
 class PretendClient:
     """Records the requests that were submitted and those that were aborted."""
@@ -293,7 +296,7 @@ def test_what_is_there_at_the_same_time_goes_together() -> None:
 
 def test_what_cannot_come_has_a_number_that_json_knows() -> None:
     never = Logprob(float("-inf"), (1,), (float("-inf"),))
-    legacy = CompletionShape(HEAD, TOKENS).listed([1], [never], top=1)
+    legacy = CompletionShape(HEAD, TOKENS).listed([" w1"], [never], top=1)
     assert (legacy["token_logprobs"], legacy["top_logprobs"]) == ([-9999.0], [{" w1": -9999.0}])
     chat = ChatShape(HEAD, TOKENS).listed([1], [never])["content"][0]
     assert (chat["logprob"], chat["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)

@@ -74,15 +74,15 @@ class PretendTokenizer:
     """Words are ids."""
 
     longest_token = 4
-
-    def partial(self, token_id: int) -> bool:
-        return False
+    falls_back = False
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(f"{i} " for i in ids)
+
+    decode_whole = decode
 
 
 class PretendPrefill:
