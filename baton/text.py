@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from baton.checkpoints.vocabulary import why_unread
 from baton.errors import ModelError, RequestError
 from baton.params import GenerationParams
 
@@ -26,7 +27,7 @@ class Tokenizer:
         try:
             self._tokenizer = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
+            raise ModelError(why_unread(file, error)) from error
         self._partial: dict[int, bool] = {}
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -34,6 +34,7 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
+    ("baton.checkpoints",),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
         "sampler",

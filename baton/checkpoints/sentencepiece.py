@@ -1,4 +1,4 @@
-"""SentencePiece: the tokenizer.model of LLaMA 1 and 2 becomes a tokenizer.json.
+"""SentencePiece: a tokenizer.model, as LLaMA 1 and 2 and Mistral have it, becomes a tokenizer.json.
 
 The file is a protocol buffer. Only the fields that decide how text is split are read. A model of
 another kind than LLaMA's (BPE that falls back to bytes, no normalization) is an error that names
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from baton.checkpoints.tokenizer_json import Json, Vocabulary, added_token, cuts, tokenizer_json
 from baton.errors import ModelError
-from baton.models.formats.bytelevel import added_token, cuts, tokenizer_json
-from baton.models.formats.checkpoint import Vocabulary
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's symbol for a space
 BPE = 2
@@ -44,9 +43,11 @@ class _Broken(Exception):
     """Not a protocol buffer, or not this one."""
 
 
-def sentencepiece(path: Path) -> Vocabulary:
-    """The tokenizer in the file. A text begins with the beginning-of-text piece. Raises ModelError for
-    another kind of tokenizer."""
+def sentencepiece(path: Path, *, space_after_special: bool = True) -> Vocabulary:
+    """The tokenizer in the file. A text begins with the beginning-of-text piece. Of a model that puts a
+    space before a text, `space_after_special` puts one behind each special token in it, too, as Meta's
+    programs do; transformers does so for tokenizers that it calls legacy. Raises ModelError for another
+    kind of tokenizer."""
     try:
         pieces, ids, leading_space = _pieces(path.read_bytes(), path)
     except OSError as error:
@@ -63,27 +64,13 @@ def sentencepiece(path: Path) -> Vocabulary:
         for number, piece in enumerate(pieces)
         if piece.kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
     ]
-    escape = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    if leading_space:
-        escape.insert(0, {"type": "Prepend", "prepend": SPACE})
-    back = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if leading_space:
-        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return Vocabulary(
         tokenizer_json(
             vocab=vocab,
             merges=_merges(pieces),
             added=added,
             first=(pieces[bos].text, bos),
-            steps={
-                "normalizer": {"type": "Sequence", "normalizers": escape},
-                "pre_tokenizer": None,
-                "decoder": {"type": "Sequence", "decoders": back},
-            },
+            steps=_steps(leading=leading_space, everywhere=space_after_special),
             model={
                 "unk_token": pieces[unknown].text,
                 "fuse_unk": True,
@@ -92,6 +79,26 @@ def sentencepiece(path: Path) -> Vocabulary:
         ),
         path,
     )
+
+
+def _steps(*, leading: bool, everywhere: bool) -> Json:
+    """How spaces become SentencePiece's symbol, and back."""
+    escape: list[Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    back: list[Json] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if leading:
+        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        escape.insert(0, {"type": "Prepend", "prepend": SPACE})
+    once = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
+    by_words = leading and not everywhere
+    return {
+        "normalizer": None if by_words else {"type": "Sequence", "normalizers": escape},
+        "pre_tokenizer": once if by_words else None,
+        "decoder": {"type": "Sequence", "decoders": back},
+    }
 
 
 def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
@@ -148,8 +155,8 @@ def _refuse_other_kinds(
     }
     if why := [each for each, is_so in wrong.items() if is_so]:
         raise ModelError(
-            f"{path} {', '.join(why)}: only SentencePiece models of LLaMA's kind are converted; "
-            "give a tokenizer.json with --tokenizer FILE"
+            f"{path} {', '.join(why)}: only SentencePiece models of LLaMA's kind are read; put a "
+            "tokenizer.json beside it, or for LLaMA's own format use convert with --tokenizer FILE"
         )
 
 
