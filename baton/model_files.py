@@ -26,6 +26,7 @@ from baton.checkpoints.vocabulary import tokenizer_of
 from baton.checkpoints.weights import header_of, sample_of, weight_files
 from baton.errors import ModelError
 from baton.package import IN_CHECKOUT, PACKAGE, ROOT, config_folder
+from sampler.params import SamplingParams
 
 PATHS_FILE = config_folder() / "model_paths.yaml"
 FOLDERS_FROM = ROOT if IN_CHECKOUT else PATHS_FILE.parent
@@ -39,6 +40,7 @@ CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length",
     "max_sequence_length",
 )  # fmt: skip
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 UNLIMITED = 1 << 31
 """Tokens: what is not below it is not meant as a length."""
 FALLBACK_CONTEXT = 2048
@@ -200,6 +202,9 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
         digest.update(f"{path.name} {path.stat().st_size}".encode() + header + sample_of(path))
     about = folder / "generation_config.json"
     generation = optional_object(about, f"{folder} is incomplete")
+    _check_sampling(about, generation)
+    for beside in TOKENIZER_SETTINGS:
+        optional_object(folder / beside, f"{folder} is incomplete")
     fingerprint = digest.hexdigest()[:32]
     files = _described(name, config, generation, folder, tokenizer_of(folder), fingerprint)
     return replace(files, weights=tuple(weights))
@@ -251,6 +256,17 @@ def _eos(name: str, generation: Json, config: Json, vocabulary: int) -> tuple[in
             f"{name}: eos_token_id must be a token id or a list of them, got {str(found)[:80]!r}"
         )
     return tuple(each for each in dict.fromkeys(ids) if 0 <= each < vocabulary)
+
+
+def _check_sampling(file: Path, generation: Json) -> None:
+    """ModelError for defaults that are outside of their bounds, used or not."""
+    try:
+        SamplingParams.from_generation_config(generation)
+        SamplingParams.from_generation_config(generation | {"do_sample": True})
+    except ValueError as error:
+        raise ModelError(
+            f"{file} cannot be used: {reason(error)}; correct it, or delete it"
+        ) from error
 
 
 def _context(name: str, config: Json, folder: Path | None) -> int:

@@ -4,10 +4,13 @@ What is made is kept in the user's cache, under a hash of all that it was made f
 finds the same file and only the first one takes the second or two to write it.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
@@ -31,7 +34,7 @@ SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 CONVERTED = ("vocab.json", "vocab.txt", "merges.txt")
 """From these `convert` makes a tokenizer.json, with transformers, which is not imported here."""
 UNREAD = ("tekken.json", "qwen.tiktoken", "tokenizer.tiktoken", "vocab.tiktoken", "tiktoken.model")
-SETTINGS, ADDED = "tokenizer_config.json", "added_tokens.json"
+SETTINGS, ADDED, NAMED = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 READER = 1  # to be raised when the same files would give another tokenizer.json
 LARGEST_ID = 1 << 24
 
@@ -96,7 +99,8 @@ def why_unread(path: Path, error: Exception) -> str:
 def made_from(path: Path) -> Json:
     """The tokenizer.json of a tokenizer.model and the settings beside it, as transformers builds it.
     Raises ModelError."""
-    settings = optional_object(path.parent / SETTINGS, f"{path.parent} is incomplete")
+    settings = optional_object(path.parent / NAMED, f"{path.parent} is incomplete")
+    settings |= optional_object(path.parent / SETTINGS, f"{path.parent} is incomplete")
     legacy = settings.get("legacy") is True
     made = sentencepiece(path, space_after_special=legacy)
     tokenizer = made.json
@@ -168,26 +172,31 @@ def _text(token: Any) -> str | None:
 
 
 def _made(source: Path) -> Path:
-    """The file in the cache, written now if it is not there."""
+    """The tokenizer.json in the cache, written now if it is not there, with copies of the files that say
+    more about its tokens beside it."""
     digest = hashlib.sha256(f"{READER} {source.name}".encode())
-    try:
-        for path in (source, source.parent / SETTINGS, source.parent / ADDED):
+    contents: dict[str, bytes] = {}
+    for path in (source, *(source.parent / name for name in (SETTINGS, ADDED, NAMED))):
+        try:
             if path.exists() and path.stat().st_size > LARGEST:
                 raise ModelError(f"{path} is larger than {LARGEST >> 20} MiB: it is no tokenizer")
             data = path.read_bytes() if path.exists() else b""
-            digest.update(f" {len(data)} ".encode() + data)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {reason(error)}") from error
+        digest.update(f" {len(data)} ".encode() + data)
+        if data and path != source:
+            contents[path.name] = data
     try:
-        made = _cache() / f"{digest.hexdigest()[:32]}.json"
+        made = _cache() / digest.hexdigest()[:32]
         if not made.exists():
-            _write(made, json.dumps(made_from(source), ensure_ascii=False))
+            text = json.dumps(made_from(source), ensure_ascii=False)
+            _write(made, contents | {"tokenizer.json": text.encode()})
     except OSError as error:
         raise ModelError(
             f"the tokenizer.json made from {source} cannot be kept: {reason(error)}; set "
             "XDG_CACHE_HOME to a folder that can be written"
         ) from error
-    return made
+    return made / "tokenizer.json"
 
 
 def _cache() -> Path:
@@ -201,13 +210,15 @@ def _cache() -> Path:
     return folder
 
 
-def _write(path: Path, text: str) -> None:
-    """Write the file at once: other processes see all of it or nothing."""
-    number, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a folder at once: other processes see all of it or nothing."""
+    part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
     try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+        for name, data in contents.items():
+            (part / name).write_bytes(data)
+        os.rename(part, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # or another process was faster
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -81,6 +81,7 @@ def _checkpoint(
     _refuse_endless(name, files.config, stored)
     try:
         config = _own_config(files, folder)
+        _check_layers(name, config)
         _refuse_larger(name, config, stored)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -124,11 +125,27 @@ def _refuse_endless(name: str, config: Mapping[str, Any], stored: int) -> None:
                 )
 
 
+def _check_layers(name: str, config: PreTrainedConfig) -> None:
+    """ModelError for what the engine reads of a configuration, where transformers lets anything pass."""
+    text: Any = config.get_text_config(decoder=True)
+    layers, window = text.num_hidden_layers, getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    right = {
+        "num_hidden_layers": type(layers) is int and layers > 0,
+        "sliding_window": not window or (type(window) is int and window > 0),
+        "layer_types": kinds is None
+        or (isinstance(kinds, list | tuple) and [type(each) for each in kinds] == [str] * layers),
+    }
+    if wrong := [key for key, is_right in right.items() if not is_right]:
+        value = str(getattr(text, wrong[0]))[:80]
+        raise ModelError(f"{name} cannot be served: {wrong[0]} in config.json is {value!r}")
+
+
 def _refuse_larger(name: str, config: PreTrainedConfig, stored: int) -> None:
     """ModelError for a model much larger than its checkpoint: transformers would fill the rest of it with
     random numbers, and the memory of the machine."""
     with torch.device("meta"), init.no_init_weights():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=NAME)
     described = sum(weight.numel() for weight in model.parameters())
     if described > 2 * stored + SLACK:
         raise ModelError(

@@ -255,7 +255,7 @@ def _copy_the_rest(folder: Path, out: Path) -> list[str]:
 
 
 def _from_sentencepiece(folder: Path, out: Path) -> str | None:
-    """Write the tokenizer.json that serving `folder` would use. Returns why it cannot be made, or None."""
+    """Write the tokenizer.json that serving `folder` would use. Returns why it cannot be, or None."""
     source = next(folder / name for name in SENTENCEPIECE if (folder / name).is_file())
     try:
         text = json.dumps(made_from(source), ensure_ascii=False)
