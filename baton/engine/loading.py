@@ -132,7 +132,9 @@ def _check_layers(name: str, config: PreTrainedConfig) -> None:
     kinds = getattr(text, "layer_types", None)
     right = {
         "num_hidden_layers": type(layers) is int and layers > 0,
-        "sliding_window": not window or (type(window) is int and window > 0),
+        "sliding_window": window is None
+        or (type(window) is int and window > 0)
+        or not (window or hasattr(type(text), "sliding_window")),  # not this family's, and off
         "layer_types": kinds is None
         or (isinstance(kinds, list | tuple) and [type(each) for each in kinds] == [str] * layers),
     }

@@ -64,7 +64,11 @@ def put(**files: str | bytes) -> Change:
 
 
 def gone(*names: str) -> Change:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
 
 
 def renamed(old: str, new: str) -> Change:

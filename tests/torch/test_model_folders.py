@@ -95,6 +95,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
         "{folder}/tokenizer.json is not a tokenizer.json: it has no model; fetch it again",
     ),
+    "a window of nothing": (
+        config(sliding_window=[None]),
+        "{folder} cannot be served: sliding_window in config.json is '[None]'",
+    ),
+    "no layers": (
+        config(num_hidden_layers=0),
+        "{folder} cannot be served: num_hidden_layers in config.json is '0'",
+    ),
     "a text for a number": (
         config(hidden_size="wide"),
         "{folder} cannot be loaded from {folder}: ",
@@ -142,7 +150,7 @@ def sharded(folder: Path, into: str) -> None:
     found = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     (folder / into).mkdir(exist_ok=True)
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate((sorted(found)[::2], sorted(found)[1::2]), 1):
         file = Path(into) / f"model-{number:05d}-of-00002.safetensors"
         each = {name: found[name] for name in names}

@@ -25,7 +25,7 @@ EXAMPLES = (Phase.explicit, Phase.generate)  # a failure shows the whole change:
 DEEP: Any = 1
 for _ in range(200):
     DEEP = [DEEP]
-ODD = (
+ODD: tuple[Any, ...] = (
     *(None, True, False, "", "x", "bfloat16", [], {}, [None], {"a": 1}, [[1, 2], {"x": None}]),
     *(-1, 0, 1, 2, 3, 1.5, -1e308, 1e308, float("nan"), float("inf")),
     *(10**6, 2**31, 2**63, 10**30, "y" * 100_000, ["z"] * 10_000, DEEP),
