@@ -43,11 +43,12 @@ class _Broken(Exception):
     """Not a protocol buffer, or not this one."""
 
 
-def sentencepiece(path: Path, *, space_after_special: bool = True) -> Vocabulary:
+def sentencepiece(path: Path, *, metaspace: str | None = None) -> Vocabulary:
     """The tokenizer in the file. A text begins with the beginning-of-text piece. Of a model that puts a
-    space before a text, `space_after_special` puts one behind each special token in it, too, as Meta's
-    programs do; transformers does so for tokenizers that it calls legacy. Raises ModelError for another
-    kind of tokenizer."""
+    space before a text, `metaspace` says where: None before the text and behind each special token in
+    it, as SentencePiece itself does; "always" the same, but not before a space, and "first" only before
+    the text, as transformers does for tokenizers that it calls legacy, and for others. Raises ModelError
+    for another kind of tokenizer."""
     try:
         pieces, ids, leading_space = _pieces(path.read_bytes(), path)
     except OSError as error:
@@ -70,7 +71,7 @@ def sentencepiece(path: Path, *, space_after_special: bool = True) -> Vocabulary
             merges=_merges(pieces),
             added=added,
             first=(pieces[bos].text, bos),
-            steps=_steps(leading=leading_space, everywhere=space_after_special),
+            steps=_steps(metaspace, leading=leading_space),
             model={
                 "unk_token": pieces[unknown].text,
                 "fuse_unk": True,
@@ -81,7 +82,7 @@ def sentencepiece(path: Path, *, space_after_special: bool = True) -> Vocabulary
     )
 
 
-def _steps(*, leading: bool, everywhere: bool) -> Json:
+def _steps(metaspace: str | None, *, leading: bool) -> Json:
     """How spaces become SentencePiece's symbol, and back."""
     escape: list[Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     back: list[Json] = [
@@ -92,11 +93,16 @@ def _steps(*, leading: bool, everywhere: bool) -> Json:
     if leading:
         back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
         escape.insert(0, {"type": "Prepend", "prepend": SPACE})
-    once = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
-    by_words = leading and not everywhere
+    theirs = {
+        "type": "Metaspace",
+        "replacement": SPACE,
+        "prepend_scheme": metaspace,
+        "split": False,
+    }
+    apart = leading and metaspace is not None
     return {
-        "normalizer": None if by_words else {"type": "Sequence", "normalizers": escape},
-        "pre_tokenizer": once if by_words else None,
+        "normalizer": None if apart else {"type": "Sequence", "normalizers": escape},
+        "pre_tokenizer": theirs if apart else None,
         "decoder": {"type": "Sequence", "decoders": back},
     }
 

@@ -101,8 +101,7 @@ def made_from(path: Path) -> Json:
     Raises ModelError."""
     settings = optional_object(path.parent / NAMED, f"{path.parent} is incomplete")
     settings |= optional_object(path.parent / SETTINGS, f"{path.parent} is incomplete")
-    legacy = settings.get("legacy") is True
-    made = sentencepiece(path, space_after_special=legacy)
+    made = sentencepiece(path, metaspace="always" if settings.get("legacy") is True else "first")
     tokenizer = made.json
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     added = {str(each["content"]): each for each in tokenizer["added_tokens"]}

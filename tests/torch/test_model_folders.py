@@ -262,7 +262,7 @@ def test_a_space_follows_special_tokens_in_legacy_tokenizers(
     folder = with_sentencepiece(save_checkpoint("llama", tmp_path / "model"), legacy=legacy)
     tokenizer = Tokenizer(resolve_model(str(folder)).tokenizer_file)
     assert len(tokenizer.encode("</s>the", special=False)) == (2 if legacy else 3)
-    assert tokenizer.encode("the", special=False) == tokenizer.encode("</s>the")[-1:] or not legacy
+    assert len(tokenizer.encode(" the", special=False)) == 1  # and no second space before a space
 
 
 @pytest.mark.parametrize(
