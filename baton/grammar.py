@@ -22,8 +22,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from baton.checkpoints.added_tokens import Vocabulary, read_vocabulary
 from baton.errors import RequestError
-from baton.vocabulary import Vocabulary, read_vocabulary
 
 LARGEST = 64 * 1024
 """Bytes of a grammar on the wire."""

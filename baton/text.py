@@ -24,9 +24,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from baton.checkpoints.added_tokens import read_vocabulary
 from baton.errors import RequestError
 from baton.params import GenerationParams
-from baton.vocabulary import read_vocabulary
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4

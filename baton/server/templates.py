@@ -31,11 +31,12 @@ from typing import Any, Protocol
 
 import jinja2
 
+from baton.checkpoints.added_tokens import tokens_beside
+from baton.checkpoints.jsonfile import optional_object
 from baton.errors import ModelError, RequestError
 from baton.host import die_with
 from baton.package import ROOT
 from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
-from baton.vocabulary import read_object, tokens_beside
 
 PATIENCE_S = 5.0
 LONGEST_REASON = 500
@@ -92,9 +93,10 @@ def _own(folder: Path) -> str | Mapping[str, str] | None:
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         named[file.name.removesuffix(".jinja")] = _text(file)
     if not named:
-        given = read_object(folder / "tokenizer_config.json").get("chat_template")
+        about = optional_object(folder / "tokenizer_config.json", f"{folder} is incomplete")
+        given = about.get("chat_template")
         if isinstance(given, list):
-            given = {each.get("name"): each.get("template") for each in given}
+            given = {e.get("name"): e.get("template") for e in given if isinstance(e, dict)}
         if not isinstance(given, dict):
             return given if isinstance(given, str) else None
         named = {str(name): text for name, text in given.items() if isinstance(text, str)}

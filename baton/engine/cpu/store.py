@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 def about_bytes(files: ModelFiles) -> int:
     """An upper estimate of the size of this model's program, in bytes."""
     if files.folder is not None:  # checkpoints have at least 2 bytes per weight, programs at most 4
-        return 2 * sum(path.stat().st_size for path in files.folder.glob("*.safetensors"))
+        return 2 * sum(path.stat().st_size for path in files.weights)
     config = files.config
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
@@ -45,9 +45,7 @@ def key_of(files: ModelFiles, dtype: str) -> str:
     """The cache key: equal keys mean equal programs."""
     about: list[object] = [files.fingerprint, files.config, dtype, _package_digest()]
     about += [version(package) for package in ("torch", "transformers")]
-    if files.folder is not None:
-        weights = sorted(files.folder.glob("*.safetensors"))
-        about += [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in weights]
+    about += [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files.weights]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 

@@ -9,7 +9,6 @@ A token that stands beside tokenizer.json only is added to it, or it would be sp
 it the next free id, whatever id the file names, and so do we.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -18,6 +17,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from baton.checkpoints.jsonfile import optional_object
+from baton.checkpoints.vocabulary import ADDED, NAMED, SETTINGS, why_unread
 from baton.errors import ModelError
 
 STANDARD = (
@@ -53,20 +54,20 @@ class TokensBeside:
 
 def tokens_beside(folder: Path) -> TokensBeside:
     """Raises ModelError for a file that cannot be read."""
-    where = folder / "tokenizer_config.json"
-    about = read_object(where)
+    where = folder / SETTINGS
+    about = _object_in(where)
     if not about.get(EXTRA):
         about[EXTRA] = about.pop(EXTRA_BEFORE, None)
     split, listed = about.get("split_special_tokens") is True, about.get("added_tokens_decoder")
     if listed is not None:
         added = {_id(key, where): _token(each, where) for key, each in _object(listed, where)}
         return TokensBeside(*_named(about, where), added, older=False, split_special=split)
-    file = folder / "special_tokens_map.json"
+    file = folder / NAMED
     extra = about[EXTRA]
-    about |= {key: _special(each, file) for key, each in _object(read_object(file), file)}
+    about |= {key: _special(each, file) for key, each in _object_in(file).items()}
     if isinstance(extra, list) and isinstance(about[EXTRA], list):
         about[EXTRA] = [*extra, *(each for each in about[EXTRA] if each not in extra)]
-    added = _added_before(folder / "added_tokens.json", *_named(about, where))
+    added = _added_before(folder / ADDED, *_named(about, where))
     about[EXTRA] = about[EXTRA] or about.get(EXTRA_BEFORE)
     return TokensBeside(*_named(about, where), added, older=True, split_special=split)
 
@@ -78,7 +79,7 @@ def _added_before(
     special = {_text(token) for token in (*map(named.get, STANDARD), *extra) if token is not None}
     return {
         _id(index, file): AddedToken(text, normalized=text not in special, special=text in special)
-        for text, index in _object(read_object(file), file)
+        for text, index in _object_in(file).items()
     }
 
 
@@ -101,7 +102,7 @@ def read_vocabulary(file: Path) -> Vocabulary:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
+        raise ModelError(why_unread(file, error)) from error
     beside = tokens_beside(file.parent)
     missing = _missing(tokenizer, beside)
     if missing:
@@ -138,17 +139,9 @@ def _missing(tokenizer: Tokenizer, beside: TokensBeside) -> list[AddedToken]:
 # ---- the files
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is no such file. Raises ModelError."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"cannot read {file}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+def _object_in(file: Path) -> dict[str, Any]:
+    """Empty if there is no such file. Raises ModelError."""
+    return optional_object(file, f"{file.parent} is incomplete")
 
 
 def _named(about: Mapping[str, Any], where: Path) -> tuple[dict[str, Token], tuple[Token, ...]]:
