@@ -62,7 +62,8 @@ NEVER_IMPORTED = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"
 NEVER_CALLED = {"recv_pyobj", "send_pyobj"}
 COPY_THEIR_OWN = {ROOT / f"tests/pure/{name}.py" for name in ("explore", "worlds")}
 """They copy nodes in memory, some 100,000 times a run, and read no file and no socket."""
-BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/checkpoints/added_tokens.py", "baton/models/convert.py",
+BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/checkpoints/added_tokens.py",
+         "baton/models/convert.py",
          "baton/backend.py", "tools/faults/__main__.py"}  # fmt: skip
 """STYLE's three, two where a library raises bare Exception, the LLM's thread, and the fault battery; each
 turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
