@@ -3,7 +3,8 @@
     name in configs/model_paths.yaml  ->  its folder (installed: ~/.config/baton/model_paths.yaml)
     demo                              ->  the bundled model
     random:SHAPE                      ->  baton/configs/shapes/SHAPE.json, weights made up
-    a folder                          ->  itself
+    a folder, a GGUF file             ->  itself
+    smollm2, the name of a package    ->  its GGUF file (baton/model_packages.py)
     a Hugging Face id                 ->  its snapshot in the local cache (downloaded only on request)
 
 No torch and no transformers: the router reads a model's limits and fingerprint here too. An error in a
@@ -22,6 +23,8 @@ from typing import Any
 import yaml
 
 from baton.errors import ModelError
+from baton.gguf.folder import gguf_file, prepared_folder
+from baton.model_packages import KNOWN, how_to_get, packaged_model
 from baton.package import COMMAND, IN_CHECKOUT, PACKAGE, ROOT, config_folder
 
 PATHS_FILE = config_folder() / "model_paths.yaml"
@@ -74,6 +77,7 @@ class ModelFiles:
     fingerprint: str  # equal fingerprints, equal weights
     architecture: str
     model_type: str
+    gguf: Path | None = None  # the file with the weights, which `folder` lacks then
 
     def context(self, limit: int | None) -> int:
         """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""
@@ -89,27 +93,29 @@ def resolve_model(
     listed = _read_paths(paths_file)
     if name in listed:
         folder = FOLDERS_FROM / Path(listed[name]).expanduser()
-        if not folder.is_dir():
+        if not folder.exists():
             raise ModelError(f"{name} is {folder} in {paths_file}: there is no such folder")
-        return _read_folder(name, folder)
+        return _read_path(name, folder)
     if name in BUNDLED:
         return _read_folder(name, BUNDLED[name])
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _read_folder(name, folder.resolve())
+    path = Path(name).expanduser()
+    if path.exists():
+        return _read_path(name, path.resolve())
+    if (packaged := packaged_model(name)) is not None:
+        return _read_path(name, packaged)
     snapshot = _hub_snapshot(name, download)
     if snapshot is None:
         raise ModelError(_not_found(name, listed, paths_file))
-    return _read_folder(name, snapshot)
+    return _read_path(name, snapshot)
 
 
 def absolute_name(name: str, *, paths_file: Path = PATHS_FILE) -> str:
-    """The name by which a process in any working folder finds the same model: that of a folder becomes
-    an absolute path. Raises ModelError if `paths_file` cannot be read."""
+    """The name by which a process in any working folder finds the same model: that of a folder or file
+    becomes an absolute path. Raises ModelError if `paths_file` cannot be read."""
     if name.startswith(RANDOM) or name in BUNDLED or name in _read_paths(paths_file):
         return name
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def _read_paths(paths_file: Path) -> dict[str, str]:
@@ -141,8 +147,10 @@ def _hub_snapshot(name: str, download: bool) -> Path | None:
 
 
 def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
+    if (how := how_to_get(name)) is not None:
+        return how
     known = [
-        *{**BUNDLED, **listed},
+        *{**BUNDLED, **listed, **KNOWN},
         *(RANDOM + path.stem for path in sorted(SHAPES.glob("*.json"))),
     ]
     spellings = {each.removeprefix(RANDOM): each for each in known} | {each: each for each in known}
@@ -153,6 +161,23 @@ def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
         f"cache; {guess}known names: {', '.join(known)}; add a line NAME: FOLDER to {paths_file}, "
         "or fetch it with --download"
     )
+
+
+def _read_path(name: str, path: Path) -> ModelFiles:
+    """The model in a folder, or in a GGUF file."""
+    if (gguf := gguf_file(path)) is not None:
+        return _read_gguf(name, gguf)
+    if path.is_file():
+        raise ModelError(f"{path} is a file: name the folder of a model, or a GGUF file")
+    return _read_folder(name, path)
+
+
+def _read_gguf(name: str, gguf: Path) -> ModelFiles:
+    folder, fingerprint = prepared_folder(gguf)
+    config = _read_json(folder / "config.json", f"{folder} is incomplete")
+    ids = _read_json(folder / "generation_config.json", f"{folder} is incomplete")
+    tokenizer = folder / "tokenizer.json"
+    return _described(name, config, ids, folder, tokenizer, fingerprint, gguf)
 
 
 def _read_folder(name: str, folder: Path) -> ModelFiles:
@@ -188,7 +213,13 @@ def _shape(name: str) -> ModelFiles:
 
 
 def _described(
-    name: str, config: Json, generation: Json, folder: Path | None, tokenizer: Path, digest: str
+    name: str,
+    config: Json,
+    generation: Json,
+    folder: Path | None,
+    tokenizer: Path,
+    digest: str,
+    gguf: Path | None = None,
 ) -> ModelFiles:
     return ModelFiles(
         name=name,
@@ -203,6 +234,7 @@ def _described(
         fingerprint=digest,
         architecture=config["architectures"][0],
         model_type=config["model_type"],
+        gguf=gguf,
     )
 
 

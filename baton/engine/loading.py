@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from baton.engine.attention import NAME, paged_attention
 from baton.engine.device import DTYPES, free_memory
 from baton.errors import ModelError, OutOfMemory
+from baton.gguf.weights import gguf_weights, weight_count
 from baton.model_files import ModelFiles
 
 AttentionInterface.register(NAME, paged_attention)  # without a mask function, so no mask is built
@@ -63,6 +65,8 @@ def _checkpoint(
     files: ModelFiles, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     name = files.name
+    if files.gguf is not None:
+        return _from_gguf(files, files.gguf, folder, device, dtype)
     stored = DTYPES.get(str(files.config.get("dtype", files.config.get("torch_dtype"))), dtype)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     _refuse_too_large(name, size * dtype.itemsize // stored.itemsize, device)
@@ -81,6 +85,32 @@ def _checkpoint(
     except LOAD_ERRORS as error:
         raise ModelError(f"{name} cannot be loaded from {folder}: {_one_line(error)}") from error
     _refuse_gaps(name, model, report["missing_keys"], report["unexpected_keys"])
+    return model.to(device)
+
+
+def _from_gguf(
+    files: ModelFiles, path: Path, folder: Path, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """`folder` has the configuration, the file at `path` the weights."""
+    _refuse_too_large(files.name, weight_count(path) * dtype.itemsize, device)
+    kind = getattr(transformers, files.architecture)  # the name is one of baton/gguf/config.py
+    try:
+        weights = {name: tensor.to(dtype) for name, tensor in gguf_weights(path)}
+        model, report = kind.from_pretrained(
+            None,
+            config=AutoConfig.from_pretrained(folder, local_files_only=True),
+            state_dict=weights,
+            dtype=dtype,
+            attn_implementation=NAME,
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except LOAD_ERRORS as error:
+        raise ModelError(
+            f"{files.name} cannot be loaded from {path}: {_one_line(error)}"
+        ) from error
+    _refuse_gaps(files.name, model, report["missing_keys"], report["unexpected_keys"])
     return model.to(device)
 
 
