@@ -66,8 +66,8 @@ COPY_THEIR_OWN = {ROOT / f"tests/pure/{name}.py" for name in ("explore", "worlds
 BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/text.py", "baton/models/convert.py",
          "baton/gguf/folder.py",
          "baton/backend.py", "tools/faults/__main__.py"}  # fmt: skip
-"""STYLE's three, three where a library raises bare Exception, the LLM's thread, and the fault battery; each
-turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
+"""STYLE's three, three where a library raises bare Exception, the LLM's thread, and the fault battery;
+each turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
             "baton/models/convert.py")  # fmt: skip
