@@ -103,6 +103,8 @@ def resolve_model(
         return _read_path(name, path.resolve())
     if (packaged := packaged_model(name)) is not None:
         return _read_path(name, packaged)
+    if name in KNOWN:
+        raise ModelError(how_to_get(name))
     snapshot = _hub_snapshot(name, download)
     if snapshot is None:
         raise ModelError(_not_found(name, listed, paths_file))
@@ -147,19 +149,18 @@ def _hub_snapshot(name: str, download: bool) -> Path | None:
 
 
 def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
-    if (how := how_to_get(name)) is not None:
-        return how
     known = [
-        *{**BUNDLED, **listed, **KNOWN},
+        *{**BUNDLED, **listed},
         *(RANDOM + path.stem for path in sorted(SHAPES.glob("*.json"))),
+        *KNOWN,
     ]
     spellings = {each.removeprefix(RANDOM): each for each in known} | {each: each for each in known}
     close = difflib.get_close_matches(name, spellings, n=1)
     guess = f"did you mean {spellings[close[0]]}? " if close else ""
     return (
-        f"there is no model {name!r}: not in {paths_file}, not a folder, not in the Hugging Face "
-        f"cache; {guess}known names: {', '.join(known)}; add a line NAME: FOLDER to {paths_file}, "
-        "or fetch it with --download"
+        f"there is no model {name!r}: not in {paths_file}, not a folder, not in a package, not in "
+        f"the Hugging Face cache; {guess}known names: {', '.join(known)}; add a line NAME: FOLDER to "
+        f"{paths_file}, or fetch it with --download"
     )
 
 

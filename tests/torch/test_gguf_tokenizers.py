@@ -101,7 +101,11 @@ def test_every_kind_that_transformers_knows_has_its_pattern(name: str) -> None:
     assert KINDS[name].patterns == (GGUF_PRE_TOKENIZER_SPLITS[name],)
 
 
-@pytest.mark.parametrize("kind", sorted({each for each in KINDS.values()}, key=str), ids=lambda kind: str(len(kind.patterns)))
+@pytest.mark.parametrize(
+    "kind",
+    sorted({each for each in KINDS.values()}, key=str),
+    ids=lambda kind: str(len(kind.patterns)),
+)
 def test_every_kind_splits_and_loses_nothing(kind: PreTokenizer) -> None:
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
              "normalizer": None, "pre_tokenizer": kind.json(), "post_processor": None, "decoder": None,
