@@ -17,6 +17,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from tests.torch.families import make_tokenizer
 
 Kind = GGMLQuantizationType
+MIXED = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16)
 CONTEXT = 128
 WIDE = dict(
     hidden_size=64,

@@ -20,6 +20,7 @@ from baton.gguf.weights import gguf_weights
 from baton.model_files import resolve_model
 from baton.models.convert import convert_folder
 from tests.torch.gguf_files import (
+    MIXED,
     SHAPES,
     UNREAD_BY_TRANSFORMERS,
     Kind,
@@ -78,7 +79,6 @@ def test_weights_and_logits_are_those_of_the_model_and_of_transformers_reading(
     check_logits(tmp_path / "plain", right, ids)
 
 
-MIXED = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16)
 K_KINDS = (Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
 
 
