@@ -3,11 +3,14 @@
     $XDG_CACHE_HOME or ~/.cache / baton / gguf / HASH /
         config.json, generation_config.json, tokenizer.json, tokenizer_config.json
 
-HASH covers the GGUF file and the code that reads it. The router and all workers find the same folder, and
-whoever comes first writes it: beside its place, then renamed, so it is whole or not there. The weights
-stay in the GGUF file. Folders that were not used for an hour are deleted when there are more than MOST.
+HASH covers the GGUF file and the code that reads it. The router and all workers find the same folder.
+Whoever comes first writes it while the others wait: beside its place, then renamed, so it is whole or not
+there. The weights stay in the GGUF file. When there are more than MOST folders, those that were not used
+for longest are deleted, but none that was used within the hour.
 """
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -28,6 +31,7 @@ Json = dict[str, Any]
 
 MOST = 32
 UNUSED_S = 3600.0
+LOCK, PART = "lock", ".part"
 HASHED = 32 << 20  # the beginning, with the header of all but enormous vocabularies
 SAMPLES, SAMPLE = 16, 1 << 18
 PROJECTOR = "mmproj"  # the vision part of a model, which lies beside it
@@ -65,10 +69,12 @@ def prepared_folder(path: Path) -> tuple[Path, str]:
         fingerprint = _fingerprint(path)
         kept = _cache()
         folder = kept / fingerprint
-        if not folder.is_dir():
-            _write(path, folder)
-            _forget_unused(kept, folder)
-        os.utime(folder)
+        with (kept / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                _write(path, folder)
+                _forget_unused(kept, folder)
+            os.utime(folder)
     except OSError as error:
         why = error.strerror or error
         raise ModelError(
@@ -102,26 +108,23 @@ def write_contents(found: dict[str, Json], out: Path) -> None:
 
 def _write(path: Path, folder: Path) -> None:
     found = contents(path)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
+    part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=PART))
     try:
         write_contents(found, part)
         part.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, with the same files
-            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _forget_unused(kept: Path, newest: Path) -> None:
-    """Delete the folders that were not used for longest, also what an interrupted process left."""
+    """Delete the folders that were not used for longest, and what an interrupted process left."""
     now = time.time()
-    ages = {each: now - each.stat().st_mtime for each in kept.iterdir() if each != newest}
-    unused = sorted((each for each in ages if ages[each] > UNUSED_S), key=ages.__getitem__)
-    keep = max(0, MOST - 1 - (len(ages) - len(unused)))
-    for number, each in enumerate(unused):
-        if number >= keep or each.suffix == ".part":
-            shutil.rmtree(each, ignore_errors=True)
+    ages = {each: now - each.stat().st_mtime for each in kept.iterdir() if each.name != LOCK}
+    by_age = sorted(ages, key=ages.__getitem__)
+    whole = [each for each in by_age if each.suffix != PART]
+    too_many = [each for each in whole[MOST:] if ages[each] > UNUSED_S and each != newest]
+    for each in [*too_many, *(each for each in by_age if each.suffix == PART)]:
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _fingerprint(path: Path) -> str:
@@ -130,7 +133,11 @@ def _fingerprint(path: Path) -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     stem = path.name.partition("-00001-of-")[0]
-    parts = [path] if stem == path.name else sorted(path.parent.glob(f"{stem}-*-of-*{SUFFIX}"))
+    parts = (
+        [path]
+        if stem == path.name
+        else sorted(path.parent.glob(f"{glob.escape(stem)}-*-of-*{SUFFIX}"))
+    )
     for part in parts:
         size = part.stat().st_size
         digest.update(f"{size} ".encode())

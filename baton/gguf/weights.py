@@ -50,5 +50,5 @@ def _floats(tensor: Tensor) -> torch.Tensor:
 
 def _halves_apart(weight: torch.Tensor, head: int) -> torch.Tensor:
     """Rows 0 1 2 3 4 5 of each head become 0 2 4 1 3 5: the two of a pair are half a head apart."""
-    pairs = weight.unflatten(0, (-1, head // 2, 2))
+    pairs = weight.view(-1, head // 2, 2, *weight.shape[1:])
     return pairs.transpose(1, 2).flatten(0, 2)
