@@ -3,7 +3,8 @@
     name in configs/model_paths.yaml  ->  its folder (installed: ~/.config/baton/model_paths.yaml)
     demo                              ->  the bundled model
     random:SHAPE                      ->  baton/configs/shapes/SHAPE.json, weights made up
-    a folder                          ->  itself
+    a folder, a GGUF file             ->  itself
+    smollm2, the name of a package    ->  its GGUF file (baton/model_packages.py)
     a Hugging Face id                 ->  its snapshot in the local cache (downloaded only on request)
 
 No torch and no transformers: the router reads a model's limits and fingerprint here too. An error in a
@@ -25,6 +26,8 @@ from baton.checkpoints.jsonfile import Json, optional_object, read_object, reaso
 from baton.checkpoints.vocabulary import tokenizer_of
 from baton.checkpoints.weights import header_of, sample_of, weight_files
 from baton.errors import ModelError
+from baton.gguf.folder import gguf_file, prepared_folder
+from baton.model_packages import KNOWN, how_to_get, packaged_model
 from baton.package import IN_CHECKOUT, PACKAGE, ROOT, config_folder
 from sampler.params import SamplingParams
 
@@ -70,6 +73,7 @@ class ModelFiles:
     architecture: str
     model_type: str
     weights: tuple[Path, ...] = ()  # the safetensors files, in order
+    gguf: Path | None = None  # the file with the weights, which `folder` lacks then
 
     def context(self, limit: int | None) -> int:
         """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""
@@ -95,6 +99,10 @@ def resolve_model(
         return _read(name, BUNDLED[name])
     if (path := _existing(name)) is not None:
         return _read(name, path.resolve())
+    if (packaged := packaged_model(name)) is not None:
+        return _read(name, packaged)
+    if name in KNOWN:
+        raise ModelError(how_to_get(name))
     snapshot = _hub_snapshot(name, download)
     if snapshot is None:
         raise ModelError(_not_found(name, listed, paths_file))
@@ -102,8 +110,8 @@ def resolve_model(
 
 
 def absolute_name(name: str, *, paths_file: Path = PATHS_FILE) -> str:
-    """The name by which a process in any working folder finds the same model: that of a folder becomes
-    an absolute path. Raises ModelError if `paths_file` cannot be read."""
+    """The name by which a process in any working folder finds the same model: that of a folder or file
+    becomes an absolute path. Raises ModelError if `paths_file` cannot be read."""
     if name.startswith(RANDOM) or name in BUNDLED or name in _read_paths(paths_file):
         return name
     path = _existing(name)
@@ -161,33 +169,42 @@ def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
     known = [
         *{**BUNDLED, **listed},
         *(RANDOM + path.stem for path in sorted(SHAPES.glob("*.json"))),
+        *KNOWN,
     ]
     spellings = {each.removeprefix(RANDOM): each for each in known} | {each: each for each in known}
     close = difflib.get_close_matches(name, spellings, n=1)
     guess = f"did you mean {spellings[close[0]]}? " if close else ""
     return (
-        f"there is no model {name!r}: not in {paths_file}, not a folder, not in the Hugging Face "
-        f"cache; {guess}known names: {', '.join(known)}; add a line NAME: FOLDER to {paths_file}, "
-        "or fetch it with --download"
+        f"there is no model {name!r}: not in {paths_file}, not a folder, not in a package, not in "
+        f"the Hugging Face cache; {guess}known names: {', '.join(known)}; add a line NAME: FOLDER to "
+        f"{paths_file}, or fetch it with --download"
     )
 
 
 def _read(name: str, path: Path) -> ModelFiles:
-    """The model in a folder. ModelError that says what else the path is."""
+    """The model in a folder, or in a GGUF file. ModelError that says what else the path is."""
     try:
-        gguf = kinds.gguf_at(path)
+        gguf = gguf_file(path)
         is_folder = path.is_dir()
         config_file = path / "config.json"
         has_config = config_file.exists() or config_file.is_symlink()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {reason(error)}") from error
     if gguf is not None:
-        raise ModelError(kinds.gguf(gguf))
+        return _read_gguf(name, gguf)
     if not is_folder:
         raise ModelError(kinds.single_file(path))
     if not has_config:
         raise ModelError(kinds.without_config(path, kinds.names_in(path)))
     return _read_folder(name, path)
+
+
+def _read_gguf(name: str, gguf: Path) -> ModelFiles:
+    folder, fingerprint = prepared_folder(gguf)
+    config = read_object(folder / "config.json", f"{folder} is incomplete")
+    ids = read_object(folder / "generation_config.json", f"{folder} is incomplete")
+    tokenizer = folder / "tokenizer.json"
+    return _described(name, config, ids, folder, tokenizer, fingerprint, gguf)
 
 
 def _read_folder(name: str, folder: Path) -> ModelFiles:
@@ -225,7 +242,13 @@ def _shape(name: str) -> ModelFiles:
 
 
 def _described(
-    name: str, config: Json, generation: Json, folder: Path | None, tokenizer: Path, digest: str
+    name: str,
+    config: Json,
+    generation: Json,
+    folder: Path | None,
+    tokenizer: Path,
+    digest: str,
+    gguf: Path | None = None,
 ) -> ModelFiles:
     vocabulary = _count(name, config, "vocab_size") or _default(config, "vocab_size")
     if vocabulary is None:
@@ -243,6 +266,7 @@ def _described(
         fingerprint=digest,
         architecture=architecture_of(name, config),
         model_type=config["model_type"],
+        gguf=gguf,
     )
 
 

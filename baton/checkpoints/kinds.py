@@ -49,22 +49,6 @@ def names_in(folder: Path) -> list[str]:
     return found
 
 
-def gguf_at(path: Path) -> Path | None:
-    """The GGUF file that is meant by a path: itself, or the first one of a folder without weights in
-    safetensors."""
-    if path.is_file():
-        return path if path.suffix.lower() == ".gguf" else None
-    names = sorted(each.name for each in path.iterdir())
-    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
-        return None
-    return next((path / name for name in names if name.lower().endswith(".gguf")), None)
-
-
-def gguf(file: Path) -> str:
-    """What to say of it."""
-    return f"{file} is a GGUF file, which is not read: {SAME_IN_SAFETENSORS}"
-
-
 def without_config(folder: Path, names: Collection[str]) -> str:
     """What to say of a folder without config.json."""
     if ADAPTER in names:
@@ -142,8 +126,6 @@ def single_file(path: Path) -> str:
         return f"{path} is a pickle, which is never loaded: {way}"
     if other := _other_weights([path.name]):
         return f"{path} is {other.partition(' (')[0]}, which is not read: {SAME_IN_SAFETENSORS}"
-    if what == "a GGUF file":
-        return gguf(path)
     kind = f" ({what})" if what else ""
     return (
         f"{path} is a file{kind}, and a model is a folder with config.json, model.safetensors and "

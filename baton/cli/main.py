@@ -233,14 +233,14 @@ def keys(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="If FOLDER has none.")
 def convert(folder: Path, out: Path, tokenizer: Path | None) -> None:
-    """Convert a checkpoint in PyTorch pickles to safetensors, in the new folder OUT.
+    """Convert a checkpoint to safetensors, in the new folder OUT.
 
     FOLDER is Hugging Face's (config.json, *.bin or *.pt), nanochat's (model_NNNNNN.pt) or LLaMA's
-    (consolidated.NN.pth, params.json); docs/checkpoints.md says what each must hold.
+    (consolidated.NN.pth, params.json), or a GGUF file; docs/checkpoints.md says what each must hold.
     """
     from baton.models.convert import convert_folder
 

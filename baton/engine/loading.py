@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -29,6 +30,7 @@ from baton.checkpoints.weights import count_weights
 from baton.engine.attention import NAME, paged_attention
 from baton.engine.device import dtype_name, free_memory
 from baton.errors import ModelError, OutOfMemory
+from baton.gguf.weights import gguf_weights, weight_count
 from baton.model_files import CONTEXT_KEYS, ModelFiles
 
 AttentionInterface.register(NAME, paged_attention)  # without a mask function, so no mask is built
@@ -76,6 +78,8 @@ def _checkpoint(
     files: ModelFiles, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     name = files.name
+    if files.gguf is not None:
+        return _from_gguf(files, files.gguf, folder, device, dtype)
     stored = count_weights(files.weights)
     _refuse_too_large(name, stored * dtype.itemsize, device)
     _refuse_endless(name, files.config, stored)
@@ -154,6 +158,31 @@ def _refuse_larger(name: str, config: PreTrainedConfig, stored: int) -> None:
             f"{name} does not match its config.json, which describes {described:,} weights: the "
             f"checkpoint has {stored:,}; fetch both again from one place"
         )
+
+
+def _from_gguf(
+    files: ModelFiles, path: Path, folder: Path, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """`folder` has the configuration, the file at `path` the weights."""
+    _refuse_too_large(files.name, weight_count(path) * dtype.itemsize, device)
+    kind = getattr(transformers, files.architecture)  # the name is one of baton/gguf/config.py
+    try:
+        weights = {name: tensor.to(dtype) for name, tensor in gguf_weights(path)}
+        model, report = kind.from_pretrained(
+            None,
+            config=AutoConfig.from_pretrained(folder, local_files_only=True),
+            state_dict=weights,
+            dtype=dtype,
+            attn_implementation=NAME,
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{files.name} cannot be loaded from {path}: {reason(error)}") from error
+    _refuse_gaps(files.name, model, report)
+    _refuse_nonsense(files.name, model, dtype)
+    return model.to(device)
 
 
 def _refuse_gaps(name: str, model: PreTrainedModel, report: Mapping[str, Iterable[Any]]) -> None:

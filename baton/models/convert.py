@@ -1,7 +1,7 @@
 """Convert: a .bin, .pt or .pth checkpoint becomes safetensors. Only this module reads such files.
 
 They are pickles, which can run code when read; `weights_only=True` rejects everything but tensors.
-Checkpoints in nanochat's and LLaMA's own formats become models of transformers (formats/).
+Checkpoints in nanochat's and LLaMA's own formats and in GGUF become models of transformers (formats/).
 OUT appears when it is complete, or not at all:
 
     model.safetensors                    or, for a checkpoint in shards, as many files and their index
@@ -31,6 +31,7 @@ from baton.checkpoints.jsonfile import reason
 from baton.checkpoints.vocabulary import CONVERTED, SENTENCEPIECE, made_from
 from baton.checkpoints.weights import header_of, weight_files
 from baton.errors import InputError, ModelError
+from baton.gguf.folder import gguf_file
 from baton.model_files import resolve_model
 from baton.models.formats.checkpoint import (
     Checkpoint,
@@ -40,6 +41,7 @@ from baton.models.formats.checkpoint import (
     write_checkpoint,
     write_weights,
 )
+from baton.models.formats.gguf import write_gguf
 from baton.models.formats.llama import is_llama, read_llama
 from baton.models.formats.nanochat import is_nanochat, read_nanochat
 
@@ -54,18 +56,23 @@ OUTPUT_NAMES = ("lm_head", "embed_out", "output")  # of a tied pair, the name th
 def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> str:
     """Write `out` from `folder`. Returns the text to print. Raises InputError for paths, ModelError for
     contents."""
-    _check_paths(folder, out, tokenizer)
-    foreign = _foreign(folder, tokenizer)
+    gguf = gguf_file(folder)
+    _check_paths(folder if gguf is None else gguf.parent, out, tokenizer)
+    foreign = _foreign(folder, tokenizer) if gguf is None else None
     tied, shards = False, list[Path]()
     read: Callable[[Path], Tensors] = _load
-    if foreign is None:
+    if gguf is not None and tokenizer is not None:
+        raise InputError(f"--tokenizer is not for GGUF: {gguf} holds its own")
+    if gguf is None and foreign is None:
         config = _config(folder)
         tied = config.get("tie_word_embeddings") is True
         shards, read = _shards(folder, config)
     beside = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         beside.mkdir()
-        if foreign is not None:
+        if gguf is not None:
+            count, notes = write_gguf(gguf, beside), tuple[str, ...]()
+        elif foreign is not None:
             count, notes = write_checkpoint(foreign, beside), foreign.notes
         else:
             groups = (_apart(read(shard), tied=tied) for shard in shards)

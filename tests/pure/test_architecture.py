@@ -34,7 +34,7 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
-    ("baton.checkpoints",),
+    ("baton.gguf", "baton.model_packages", "baton.checkpoints"),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
         "sampler",
@@ -46,6 +46,7 @@ TORCH_ZONE = (
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
     "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
     "decode_worker.draft", "decode_worker.process", "baton.local", "baton.models", "tools",
+    "baton.gguf.weights",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or it is needed
@@ -63,10 +64,10 @@ NEVER_CALLED = {"recv_pyobj", "send_pyobj"}
 COPY_THEIR_OWN = {ROOT / f"tests/pure/{name}.py" for name in ("explore", "worlds")}
 """They copy nodes in memory, some 100,000 times a run, and read no file and no socket."""
 BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/checkpoints/added_tokens.py",
-         "baton/models/convert.py",
+         "baton/models/convert.py", "baton/gguf/folder.py",
          "baton/backend.py", "tools/faults/__main__.py"}  # fmt: skip
-"""STYLE's three, two where a library raises bare Exception, the LLM's thread, and the fault battery; each
-turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
+"""STYLE's three, three where a library raises bare Exception, the LLM's thread, and the fault battery;
+each turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
             "baton/models/convert.py")  # fmt: skip

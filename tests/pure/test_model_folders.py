@@ -126,11 +126,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "GGUF": (
         only(model_Q4_1__gguf=b"GGUF\x03"),
-        f"{{folder}}/model_Q4_1.gguf is a GGUF file, which is not read: {SAFETENSORS}",
+        "{folder}/model_Q4_1.gguf is a broken GGUF file: it ends in the middle of its header; fetch it again",
     ),
     "GGUF with a config": (
         both(gone("model.safetensors"), put(m__gguf=b"GGUF")),
-        f"{{folder}}/m.gguf is a GGUF file, which is not read: {SAFETENSORS}",
+        "{folder}/m.gguf is a broken GGUF file: it ends in the middle of its header; fetch it again",
     ),
     "a diffusion pipeline": (
         only(model_index__json="{}", unet___config__json="{}"),
@@ -528,8 +528,8 @@ def test_what_transformers_loads_is_accepted(what: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("m.gguf", b"GGUF", f"{{file}} is a GGUF file, which is not read: {SAFETENSORS}"),
-        ("m", b"GGUF\x03", f"{{file}} is a GGUF file, which is not read: {SAFETENSORS}"),
+        ("m.gguf", b"GGUF", "{file} is a broken GGUF file: it ends in the middle of its header; fetch it again"),
+        ("m", b"GGUF\x03", "{file} is a broken GGUF file: it ends in the middle of its header; fetch it again"),
         ("m.bin", b"PK\x03\x04", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
         ("m.pt", b"", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
         ("m", b"\x80\x02}q", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
