@@ -101,6 +101,7 @@ def adapter(**about: Any) -> Change:
 
 CAUSAL = "is not a causal language model"
 CONVERT = "run python main.py convert {folder} OUT and use OUT"
+BROKEN_GGUF = "is a broken GGUF file: it ends in the middle of its header; fetch it again"
 SAFETENSORS = "use the same model in safetensors"
 MERGE = "with peft's merge_and_unload(), save that with its tokenizer, and use the result"
 FETCH = "fetch the model again"
@@ -126,11 +127,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "GGUF": (
         only(model_Q4_1__gguf=b"GGUF\x03"),
-        "{folder}/model_Q4_1.gguf is a broken GGUF file: it ends in the middle of its header; fetch it again",
+        f"{{folder}}/model_Q4_1.gguf {BROKEN_GGUF}",
     ),
     "GGUF with a config": (
         both(gone("model.safetensors"), put(m__gguf=b"GGUF")),
-        "{folder}/m.gguf is a broken GGUF file: it ends in the middle of its header; fetch it again",
+        f"{{folder}}/m.gguf {BROKEN_GGUF}",
     ),
     "a diffusion pipeline": (
         only(model_index__json="{}", unet___config__json="{}"),
@@ -528,8 +529,8 @@ def test_what_transformers_loads_is_accepted(what: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("m.gguf", b"GGUF", "{file} is a broken GGUF file: it ends in the middle of its header; fetch it again"),
-        ("m", b"GGUF\x03", "{file} is a broken GGUF file: it ends in the middle of its header; fetch it again"),
+        ("m.gguf", b"GGUF", f"{{file}} {BROKEN_GGUF}"),
+        ("m", b"GGUF\x03", f"{{file}} {BROKEN_GGUF}"),
         ("m.bin", b"PK\x03\x04", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
         ("m.pt", b"", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
         ("m", b"\x80\x02}q", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
