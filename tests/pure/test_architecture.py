@@ -30,7 +30,7 @@ ROWS = (
     ("baton.trace", "baton.text"),
     ("baton.params", "baton.machine", "baton.timeline", "baton.verdict"),
     (
-        "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
+        "baton.cache", "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),

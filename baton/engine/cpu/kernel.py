@@ -21,13 +21,14 @@ from baton.engine.runner import PlanKernel
 
 log = logging.getLogger(__name__)
 
+SOURCES = ("attention_f32.cpp", "attention_bf16.cpp", "kernel.cpp")
 CACHE_TYPES = {torch.float32: CACHES["float32"], torch.bfloat16: CACHES["bfloat16"]}
 
 
 @cache
 def library() -> ctypes.CDLL:
     """The native library, built at the first call. Raises NoNative or CompileError."""
-    found = check_abi(build(["kernel.cpp"], "kernel"), ATTENTION)
+    found = check_abi(build(SOURCES, "kernel"), ATTENTION)
     row = (ctypes.c_void_p, ctypes.c_long)  # a matrix of floats and its stride
     found.baton_attend.argtypes = (ctypes.c_void_p, ctypes.c_void_p, *row, *row, ctypes.c_int)
     found.baton_attend.restype = ctypes.c_int

@@ -98,8 +98,9 @@ struct Square {
     static constexpr int DIMS = LANES * int(sizeof(float) / sizeof(T));
     Vec words[LANES];
 
-    // Dimensions from `d` on of the keys `rows`; dimensions beyond `dim` read as 0.
-    Square(const T* const* rows, long d, long dim) {
+    // Dimensions from `d` on of the keys `rows`; dimensions beyond `dim` read as 0. Not inlined: a third of
+    // this part's compilation would be copies of it.
+    __attribute__((noinline)) Square(const T* const* rows, long d, long dim) {
         for (int i = 0; i < LANES; i++)
             if (d + DIMS <= dim) {
                 std::memcpy(&words[i], rows[i] + d, sizeof(Vec));

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "parts.h"
 #include "program_file.h"
 
 namespace baton {
@@ -78,7 +79,7 @@ class ProgramCheck {
     }
 
     bool weight(const Weight& it) {
-        if (it.type < WeightType::f32 || it.type > WeightType::w8) return false;
+        if (it.type < WeightType::f32 || it.type > WeightType::w8 || !product_part(it.type)) return false;
         if (it.n < 1 || it.k < 1 || !size(it.n) || !size(it.k)) return false;
         if (!inside(it.panels, packed_bytes(it.type, it.n, it.k), 1, 64)) return false;
         if (it.bias && !inside(it.bias, it.n, sizeof(float), 4)) return false;
@@ -87,6 +88,7 @@ class ProgramCheck {
 
     bool layer(const AttentionLayer& it) {
         if (it.type != CacheType::f32 && it.type != CacheType::bf16) return false;
+        if (!attention_part(it.type)) return false;
         for (long each : {it.heads, it.kv_heads, it.key_dim, it.value_dim})
             if (each < 1 || each > (1 << 20)) return false;
         if (it.heads % it.kv_heads || it.window < 0) return false;

@@ -72,7 +72,8 @@ inline const float* address(const Operand& at, const RowView& rows, long row) {
     }
 }
 
-inline Vec load_strided(const float* from, int64_t stride, int count) {
+// These two are for the ends of rows and for strides; inlined, they would be half of the code.
+__attribute__((noinline)) inline Vec load_strided(const float* from, int64_t stride, int count) {
     if (stride == 0) return all(*from);
     if (stride == 1) return count == LANES ? load(from) : load_some(from, count);
     float lane[LANES] = {};
@@ -80,7 +81,7 @@ inline Vec load_strided(const float* from, int64_t stride, int count) {
     return load(lane);
 }
 
-inline void store_strided(float* to, int64_t stride, Vec value, int count) {
+__attribute__((noinline)) inline void store_strided(float* to, int64_t stride, Vec value, int count) {
     if (stride == 1 && count == LANES) return store(to, value);
     float lane[LANES];
     store(lane, value);
