@@ -10,6 +10,7 @@ time. If several processes start together, one compiles and the others wait.
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baton.cache import cache_folder, keep_within_limit, locked, part_of
+from baton.engine.cpu.shipped import shipped_library
 from baton.errors import BatonError
 from baton.host import core_numbers
 from baton.log import NOTICE
@@ -41,8 +43,12 @@ compile code that is as fast (docs/performance.md)."""
 TARGET_FLAGS = ("-march=", "-mcpu=")
 BUILD_TIMEOUT_S = 600  # a loaded machine may take minutes
 SHOWN_LINES = 5  # of the compiler's output in an error message
+KERNEL = ("attention_f32.cpp", "attention_bf16.cpp", "kernel.cpp")
+"""The sources of the library of attention alone."""
 GUARD = ("/bin/sh", "-c", "read _; kill -KILL 0")
 """Waits for the end of its stdin, then kills its process group."""
+
+logger = logging.getLogger(__name__)
 
 
 class NoNative(BatonError):
@@ -86,6 +92,8 @@ def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
     BuildFailed."""
     if os.environ.get("BATON_NATIVE") == "0":
         raise NoCompiler("native code is switched off: unset BATON_NATIVE to use it")
+    if shipped := _shipped(name.partition("-")[0]):
+        return shipped
     tools = this_cpu(find_compiler())
     paths = [NATIVE / each for each in sources]
     try:
@@ -101,7 +109,10 @@ def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
             ):  # in one order, so that nobody waits in a circle
                 locks.enter_context(locked(path))
             if not library.exists():
+                begun = time.monotonic()
+                NOTICE.warning("compiling for this CPU, once")
                 compile_library(tools, objects, library)
+                NOTICE.warning("compiled for this CPU: %.0f s", time.monotonic() - begun)
             loaded = _loaded(library)
         keep_within_limit(library, *objects)
         return loaded
@@ -110,6 +121,16 @@ def build(sources: Sequence[str], name: str) -> ctypes.CDLL:
             f"native code cannot be stored or loaded: {error}; set XDG_CACHE_HOME to a folder of "
             "your own that allows execution"
         ) from error
+
+
+def _shipped(name: str) -> ctypes.CDLL | None:
+    """The library that came with the package, if this machine can load it."""
+    if path := shipped_library(name):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:  # a system library is older than that of the wheel's machine
+            logger.warning("%s is not used: %s", path.name, error)
+    return None
 
 
 def _loaded(library: Path) -> ctypes.CDLL:
@@ -121,11 +142,12 @@ def _loaded(library: Path) -> ctypes.CDLL:
         raise
 
 
-def compile_library(tools: Toolchain, objects: dict[Path, Path], library: Path) -> None:
-    """Compile the sources of `objects` that are missing, and link `library`. BuildFailed."""
+def compile_library(
+    tools: Toolchain, objects: dict[Path, Path], library: Path, *, link: Sequence[str] = ()
+) -> None:
+    """Compile the sources of `objects` that are missing, and link `library` with these flags too.
+    BuildFailed."""
     missing = {made: source for made, source in objects.items() if not made.exists()}
-    begun = time.monotonic()
-    NOTICE.warning("compiling for this CPU, once")
     with _ending_together() as group, ThreadPoolExecutor(max(1, len(core_numbers()))) as pool:
 
         def make(made: Path, arguments: Sequence[str]) -> None:
@@ -139,8 +161,7 @@ def compile_library(tools: Toolchain, objects: dict[Path, Path], library: Path) 
         ]
         for each in waiting:
             each.result()
-        make(library, ["-shared", *map(str, objects)])
-    NOTICE.warning("compiled for this CPU: %.0f s", time.monotonic() - begun)
+        make(library, ["-shared", *link, *map(str, objects)])
 
 
 @contextmanager
@@ -167,6 +188,11 @@ def this_cpu(compiler: Sequence[str]) -> Toolchain:
     if not any(word.startswith(TARGET_FLAGS) for word in flags):
         flags.append("-mcpu=native" if _is_arm(platform.machine()) else "-march=native")
         about = _cpu()
+    return toolchain(compiler, flags, about)
+
+
+def toolchain(compiler: Sequence[str], flags: Sequence[str], about: str = "") -> Toolchain:
+    """`flags`: with those of the compiler's own words. `about`: what else the code depends on."""
     version = _run([*compiler, "--version"])
     return Toolchain((compiler[0], *flags), "\0".join((*flags, version, about)))
 
