@@ -77,7 +77,7 @@ def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
             if made:
                 _write(path, make)
             os.utime(path)
-            file = path.open("rb")
+            file: BinaryIO = path.open("rb")
         if made:
             keep_within_limit(path)
         return file

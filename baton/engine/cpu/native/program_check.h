@@ -32,6 +32,9 @@ class ProgramCheck {
         if (logits_ != 1) return "it has not one buffer of logits";
         if (!all(weights_, spec_->weight_count, &ProgramCheck::weight)) return "a weight is damaged";
         if (!all(layers_, spec_->layer_count, &ProgramCheck::layer)) return "a layer is damaged";
+        if (!all(weights_, spec_->weight_count, &ProgramCheck::multiplied) ||
+            !all(layers_, spec_->layer_count, &ProgramCheck::attended))
+            return "this library was built without a type of its weights or caches";
         if (!all(tables_, spec_->table_count, &ProgramCheck::table)) return "a constant is outside the file";
         if (!all(stages_, spec_->stage_count, &ProgramCheck::stage)) return "a stage is damaged";
         return nullptr;
@@ -79,7 +82,7 @@ class ProgramCheck {
     }
 
     bool weight(const Weight& it) {
-        if (it.type < WeightType::f32 || it.type > WeightType::w8 || !product_part(it.type)) return false;
+        if (it.type < WeightType::f32 || it.type > WeightType::w8) return false;
         if (it.n < 1 || it.k < 1 || !size(it.n) || !size(it.k)) return false;
         if (!inside(it.panels, packed_bytes(it.type, it.n, it.k), 1, 64)) return false;
         if (it.bias && !inside(it.bias, it.n, sizeof(float), 4)) return false;
@@ -88,12 +91,14 @@ class ProgramCheck {
 
     bool layer(const AttentionLayer& it) {
         if (it.type != CacheType::f32 && it.type != CacheType::bf16) return false;
-        if (!attention_part(it.type)) return false;
         for (long each : {it.heads, it.kv_heads, it.key_dim, it.value_dim})
             if (each < 1 || each > (1 << 20)) return false;
         if (it.heads % it.kv_heads || it.window < 0) return false;
         return it.sinks == nullptr || inside(it.sinks, it.heads, sizeof(float), 4);
     }
+
+    bool multiplied(const Weight& it) { return product_part(it.type) != nullptr; }
+    bool attended(const AttentionLayer& it) { return attention_part(it.type) != nullptr; }
 
     bool table(const Table& it) { return inside(it.data, it.bytes, 1, 4); }
 
