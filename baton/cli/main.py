@@ -173,6 +173,21 @@ def run_batch(
 
 
 @cli.command()
+@click.option(
+    "--limit",
+    default=None,
+    metavar="SIZE",
+    help="The most it may take from now on, such as 20G; the least recently used goes first.",
+)
+@click.option("--clear", is_flag=True, help="Delete all of it; the next start compiles again.")
+def cache(limit: str | None, clear: bool) -> None:
+    """Show what compiled code and models take on disk."""
+    from baton.cli.cache import run_cache
+
+    click.echo(run_cache(wanted=limit, clearing=clear))
+
+
+@cli.command()
 def doctor() -> None:
     """Print what a bug report needs: versions, machine, devices, limits, models."""
     from baton.cli.doctor import examine

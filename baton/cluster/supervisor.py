@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.clock import Clock, monotonic
+from baton.cluster.notices import Notices
 from baton.cluster.options import ClusterOptions
 from baton.cluster.restarts import Restarts
 from baton.cluster.spare import Spare
@@ -80,6 +81,7 @@ class Child:
     silence: Silence | None = None
     killed: str = ""  # why, if it was because it is stuck
     log_start: int = 0  # where this life begins in the log
+    notices: Notices | None = None  # of this life
     why: str = ""  # of its last death
 
     @property
@@ -202,6 +204,7 @@ class Cluster:
             if child.process and child.leaves_by is not None and awake >= child.leaves_by:
                 notes.append(self._kill(child, now, "did not end after SIGTERM"))
             self._listen(child, awake, now)
+            notes += child.notices.new() if child.notices is not None else []
             if child.process is not None and (code := child.process.poll()) is not None:
                 notes += self._ended(child, code, now)
             due = child.restarts.due
@@ -379,6 +382,7 @@ class Cluster:
         child.boot = ""
         if child.log is not None:
             child.log_start = child.log.stat().st_size if child.log.exists() else 0
+            child.notices = Notices(child.log) if child.is_worker else None
         self._run(child, [*child.command, "--parent", str(os.getpid())], now)
         self._write_pids()
 

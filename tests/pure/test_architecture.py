@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Top first. A module imports lower rows only, never its row's neighbours; a package may import
 # within itself. Rooms that are still to come stand where they will be.
 ROWS = (
-    ("main", "server"),
+    ("main", "server", "setup"),
     ("tools.lab", "tools.evaluation", "tools.benchmarks", "tools.faults"),
     ("tools.measure", "tools.training"),
     ("baton.cli",),
@@ -30,7 +30,7 @@ ROWS = (
     ("baton.trace", "baton.text"),
     ("baton.params", "baton.machine", "baton.timeline", "baton.verdict"),
     (
-        "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
+        "baton.cache", "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
@@ -54,6 +54,7 @@ BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or
     "decode_worker.__main__": ("decode_worker.process",),
     "baton.cli.main": ("baton.models.convert",),
     "baton.llm": ("baton.local",),
+    "setup": ("baton.engine.cpu.ship",),  # which imports no torch: it compiles for a wheel
 }
 
 LONGEST_FILE = 500

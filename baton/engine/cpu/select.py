@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 import torch
 
 from baton.engine.cpu import store
-from baton.engine.cpu.build import NoNative, build
+from baton.engine.cpu.build import NoNative, build, program_sources
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.cpu.program import Program, declare
-from baton.engine.cpu.structures import SCALED, WEIGHTS
+from baton.engine.cpu.structures import CACHES, SCALED, TYPES, WEIGHTS
 from baton.engine.device import dtype_name
 from baton.engine.errors import CompileError
 from baton.engine.runner import Forward
@@ -72,7 +72,7 @@ def compiled(
 
     def make(file: BinaryIO) -> None:
         with ThreadPoolExecutor(1) as beside:
-            library = beside.submit(_library)  # compiles while the model loads
+            library = beside.submit(_library, weights, dtype)  # compiles while the model loads
             model = load()
             from baton.engine.cpu.compile import (
                 compile_model,  # after load() has imported transformers
@@ -87,7 +87,7 @@ def compiled(
     while program is None:
         with store.opened(key, make, store.about_bytes(files)) as file:
             try:
-                program = Program(_library(), file)
+                program = Program(_library(weights, dtype), file)
             except ValueError as error:  # the file was damaged after it was written
                 logger.warning(
                     "the stored program of %s is damaged and is compiled again: %s",
@@ -99,8 +99,9 @@ def compiled(
     return NativeRunner(program), KVLayout(layers, block_size, dtype)
 
 
-def _library() -> ctypes.CDLL:
+def _library(weights: torch.dtype, cache_dtype: str) -> ctypes.CDLL:
+    sources = program_sources([TYPES[WEIGHTS[weights]]], [TYPES[CACHES[cache_dtype]]])
     try:
-        return declare(build(("program.cpp",), "program"))
+        return declare(build(sources, f"program-{dtype_name(weights)}"))
     except NoNative as error:
         raise CompileError(str(error)) from error

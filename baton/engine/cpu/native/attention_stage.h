@@ -38,10 +38,11 @@ struct CacheRows {
         return next_pool + next_slots[row < next_count ? row : next_count - 1] * next_stride;
     }
 
-    // LANES values of a row, as a factor of multiply().
-    Vec at(long row, long column) const {
+    // As many values of a row as V has, as a factor of multiply().
+    template <typename V>
+    V at(long row, long column) const {
         prefetch(after(row) + column);
-        return load(at(row) + column);
+        return load_part<V>(at(row) + column);
     }
 };
 
@@ -72,6 +73,7 @@ inline Vec shuffle(Vec a, Vec b) {
 
 // Lane j of row i becomes lane i of row j.
 inline void transpose(Vec (&rows)[LANES]) {
+#pragma GCC unroll 4
     for (int i = 0; i < LANES; i += 4) {
         Vec a = shuffle<LOW>(rows[i], rows[i + 1]), b = shuffle<HIGH>(rows[i], rows[i + 1]);
         Vec c = shuffle<LOW>(rows[i + 2], rows[i + 3]), d = shuffle<HIGH>(rows[i + 2], rows[i + 3]);
@@ -80,6 +82,7 @@ inline void transpose(Vec (&rows)[LANES]) {
         rows[i + 2] = shuffle<LOW_PAIRS>(b, d);
         rows[i + 3] = shuffle<HIGH_PAIRS>(b, d);
     }
+#pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         Vec a = shuffle<EVEN_QUARTERS>(rows[i], rows[i + 4]);
         Vec b = shuffle<ODD_QUARTERS>(rows[i], rows[i + 4]);
@@ -98,15 +101,18 @@ struct Square {
     static constexpr int DIMS = LANES * int(sizeof(float) / sizeof(T));
     Vec words[LANES];
 
-    // Dimensions from `d` on of the keys `rows`; dimensions beyond `dim` read as 0.
-    Square(const T* const* rows, long d, long dim) {
-        for (int i = 0; i < LANES; i++)
-            if (d + DIMS <= dim) {
-                std::memcpy(&words[i], rows[i] + d, sizeof(Vec));
-            } else {
+    // Dimensions from `d` on of the keys `rows`; dimensions beyond `dim` read as 0. Not inlined: a third of
+    // this part's compilation would be copies of it.
+    __attribute__((noinline)) Square(const T* const* rows, long d, long dim) {
+        if (d + DIMS <= dim) {
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) std::memcpy(&words[i], rows[i] + d, sizeof(Vec));
+        } else {
+            for (int i = 0; i < LANES; i++) {
                 words[i] = Vec{};
                 std::memcpy(&words[i], rows[i] + d, (dim - d) * sizeof(T));
             }
+        }
         transpose(words);
     }
 
@@ -134,6 +140,7 @@ class KeyGroup {
     void each_dimension(Visit&& visit) const {
         constexpr int DIMS = Square<T>::DIMS;
         for (long d = 0; d < dim; d += DIMS) {
+#pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) prefetch(next[i] + d);
             Square<T> square(now, d, dim);
             if (d + DIMS <= dim) {
@@ -166,8 +173,10 @@ void score_keys(const CacheRows<T>& keys, int first, const float* queries, float
     for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
         Vec sums[ROWS] = {};
         KeyGroup<T>(keys, column - first).each_dimension([&](long d, Vec dimension) {
+#pragma GCC unroll 8
             for (int r = 0; r < ROWS; r++) sums[r] += queries[r * keys.dim + d] * dimension;
         });
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) store(scores + r * KEY_BLOCK + column, sums[r]);
     }
 }

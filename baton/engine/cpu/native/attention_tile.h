@@ -20,7 +20,10 @@ struct Staged {
     const float* rows;
     long stride;
 
-    Vec at(long row, long column) const { return load(rows + row * stride + column); }
+    template <typename V>
+    V at(long row, long column) const {
+        return get<V>(rows + row * stride + column);
+    }
 };
 
 // c[r][...] = start + sum over k < count of a[r][k] * b[k][...], k ascending, for some rows and
@@ -37,22 +40,33 @@ struct Product {
     bool fresh;
 };
 
-template <int ROWS, int WIDTH, typename Factor>
+// In registers as wide as the CPU's: GCC keeps no longer vectors in registers, and no array that it has not
+// unrolled.
+template <int ROWS, int VECTORS, typename Factor>
 inline void multiply(const Product<Factor>& p, long column) {
+    constexpr int PARTS = VECTORS * LANES / WIDTH;
     const float* a = p.a;
     float* c = p.c + column;
-    Vec sums[ROWS][WIDTH];
+    Part sums[ROWS][PARTS];
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
-        for (int w = 0; w < WIDTH; w++)
-            sums[r][w] = p.fresh ? Vec{} : load(c + r * p.c_stride + w * LANES);
+#pragma GCC unroll 8
+        for (int w = 0; w < PARTS; w++)
+            sums[r][w] = p.fresh ? Part{} : get<Part>(c + r * p.c_stride + w * WIDTH);
     for (long k = 0; k < p.count; k++) {
-        Vec right[WIDTH];
-        for (int w = 0; w < WIDTH; w++) right[w] = p.b.at(p.first + k, column + w * LANES);
+        Part right[PARTS];
+#pragma GCC unroll 8
+        for (int w = 0; w < PARTS; w++)
+            right[w] = p.b.template at<Part>(p.first + k, column + w * WIDTH);
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
-            for (int w = 0; w < WIDTH; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
+#pragma GCC unroll 8
+            for (int w = 0; w < PARTS; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
     }
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
-        for (int w = 0; w < WIDTH; w++) store(c + r * p.c_stride + w * LANES, sums[r][w]);
+#pragma GCC unroll 8
+        for (int w = 0; w < PARTS; w++) put(c + r * p.c_stride + w * WIDTH, sums[r][w]);
 }
 
 template <int ROWS, typename Factor>

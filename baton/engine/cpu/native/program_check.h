@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "parts.h"
 #include "program_file.h"
 
 namespace baton {
@@ -31,6 +32,9 @@ class ProgramCheck {
         if (logits_ != 1) return "it has not one buffer of logits";
         if (!all(weights_, spec_->weight_count, &ProgramCheck::weight)) return "a weight is damaged";
         if (!all(layers_, spec_->layer_count, &ProgramCheck::layer)) return "a layer is damaged";
+        if (!all(weights_, spec_->weight_count, &ProgramCheck::multiplied) ||
+            !all(layers_, spec_->layer_count, &ProgramCheck::attended))
+            return "this library was built without a type of its weights or caches";
         if (!all(tables_, spec_->table_count, &ProgramCheck::table)) return "a constant is outside the file";
         if (!all(stages_, spec_->stage_count, &ProgramCheck::stage)) return "a stage is damaged";
         return nullptr;
@@ -92,6 +96,9 @@ class ProgramCheck {
         if (it.heads % it.kv_heads || it.window < 0) return false;
         return it.sinks == nullptr || inside(it.sinks, it.heads, sizeof(float), 4);
     }
+
+    bool multiplied(const Weight& it) { return product_part(it.type) != nullptr; }
+    bool attended(const AttentionLayer& it) { return attention_part(it.type) != nullptr; }
 
     bool table(const Table& it) { return inside(it.data, it.bytes, 1, 4); }
 

@@ -72,19 +72,28 @@ inline const float* address(const Operand& at, const RowView& rows, long row) {
     }
 }
 
-inline Vec load_strided(const float* from, int64_t stride, int count) {
+// Not inlined, as the ends of rows and strides are rare, and inlined they would be half of the code.
+__attribute__((noinline)) inline Vec load_apart(const float* from, int64_t stride, int count) {
     if (stride == 0) return all(*from);
-    if (stride == 1) return count == LANES ? load(from) : load_some(from, count);
+    if (stride == 1) return load_some(from, count);
     float lane[LANES] = {};
     for (int i = 0; i < count; i++) lane[i] = from[i * stride];
     return load(lane);
 }
 
-inline void store_strided(float* to, int64_t stride, Vec value, int count) {
-    if (stride == 1 && count == LANES) return store(to, value);
+__attribute__((noinline)) inline void store_apart(float* to, int64_t stride, Vec value, int count) {
     float lane[LANES];
     store(lane, value);
     for (int i = 0; i < count; i++) to[i * stride] = lane[i];
+}
+
+inline Vec load_strided(const float* from, int64_t stride, int count) {
+    return stride == 1 && count == LANES ? load(from) : load_apart(from, stride, count);
+}
+
+inline void store_strided(float* to, int64_t stride, Vec value, int count) {
+    if (stride == 1 && count == LANES) return store(to, value);
+    store_apart(to, stride, value, count);
 }
 
 template <typename Function>
@@ -127,9 +136,14 @@ inline void map_two(const Op& op, float* to, const float* a, const float* b, Fun
 template <typename Function>
 inline float reduce(const float* from, int64_t stride, long inner, Function term) {
     Vec sums[4] = {};
-    long i = 0, part = 0;
-    for (; i + LANES <= inner; i += LANES, part = (part + 1) % 4)
-        sums[part] += term(load_strided(from + i * stride, stride, LANES));
+    auto next = [&](long i) { return term(load_strided(from + i * stride, stride, LANES)); };
+    long i = 0;
+    for (; i + 4 * LANES <= inner; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; part++) sums[part] += next(i + part * LANES);
+#pragma GCC unroll 3
+    for (int part = 0; part < 3; part++)
+        if (i + LANES <= inner) sums[part] += next(i), i += LANES;
     float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     for (; i < inner; i++) total += term(all(from[i * stride]))[0];
     return total;

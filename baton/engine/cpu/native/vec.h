@@ -21,6 +21,42 @@ struct bf16 {
     uint16_t bits;
 };
 
+// One register of the CPU, unlike Vec: sums that are to stay in registers must fit them. A tile of 6
+// rows has REGISTERS of them side by side, which leaves some for weights and a row.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16, REGISTERS = 4;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8, REGISTERS = 2;
+#elif defined(__aarch64__)
+constexpr int WIDTH = 4, REGISTERS = 4;
+#else
+constexpr int WIDTH = 4, REGISTERS = 2;
+#endif
+
+typedef float Part __attribute__((vector_size(WIDTH * 4)));
+typedef int32_t PartI __attribute__((vector_size(WIDTH * 4)));
+typedef uint32_t PartU __attribute__((vector_size(WIDTH * 4)));
+
+template <typename T>
+inline T get(const void* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void put(float* to, Part value) { std::memcpy(to, &value, sizeof value); }
+
+template <typename V>
+inline V load_part(const float* from) {
+    return get<V>(from);
+}
+
+template <typename V>
+inline V load_part(const bf16* from) {
+    typedef uint16_t Half __attribute__((vector_size(WIDTH * 2)));
+    return (V)(__builtin_convertvector(get<Half>(from), PartU) << 16);
+}
+
 inline Vec all(float value) { return value - Vec{}; }  // not +, which would be an instruction: 0 + -0 is 0
 
 inline Vec load(const float* from) {
