@@ -23,6 +23,7 @@ import yaml
 
 from baton.errors import ModelError
 from baton.package import COMMAND, IN_CHECKOUT, PACKAGE, ROOT, config_folder
+from baton.rope import FIXED, RopeRule
 
 PATHS_FILE = config_folder() / "model_paths.yaml"
 FOLDERS_FROM = ROOT if IN_CHECKOUT else PATHS_FILE.parent
@@ -74,6 +75,7 @@ class ModelFiles:
     fingerprint: str  # equal fingerprints, equal weights
     architecture: str
     model_type: str
+    rope: RopeRule = FIXED
 
     def context(self, limit: int | None) -> int:
         """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""
@@ -190,6 +192,8 @@ def _shape(name: str) -> ModelFiles:
 def _described(
     name: str, config: Json, generation: Json, folder: Path | None, tokenizer: Path, digest: str
 ) -> ModelFiles:
+    positions = _count(name, config, *CONTEXT_KEYS)
+    rope = _rope(name, config, positions)
     return ModelFiles(
         name=name,
         folder=folder,
@@ -198,12 +202,22 @@ def _described(
         generation_config=generation,
         tokenizer_file=tokenizer,
         eos_token_ids=_eos(name, generation, config),
-        max_positions=_count(name, config, *CONTEXT_KEYS),
+        max_positions=rope.context(positions),
         vocab_size=_count(name, config, "vocab_size"),
         fingerprint=digest,
         architecture=config["architectures"][0],
         model_type=config["model_type"],
+        rope=rope,
     )
+
+
+def _rope(name: str, config: Json, positions: int) -> RopeRule:
+    try:
+        return RopeRule.of(config, positions)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelError(
+            f"{name}: the rope_scaling or rope_parameters of its config.json cannot be read: {error}"
+        ) from error
 
 
 def _check_architecture(name: str, config: Json) -> None:

@@ -36,15 +36,16 @@ ROWS = (
     ),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
-        "sampler",
+        "baton.rope", "sampler",
     ),
 )  # fmt: skip
 
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow",
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
-    "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
-    "decode_worker.draft", "decode_worker.process", "baton.local", "baton.models", "tools",
+    "prefill_worker.filling", "prefill_worker.process", "prefill_worker.scratch",
+    "decode_worker.decoding", "decode_worker.draft", "decode_worker.process", "baton.local",
+    "baton.models", "tools",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or it is needed
