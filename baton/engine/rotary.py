@@ -183,7 +183,7 @@ def _kinds(module: torch.nn.Module) -> dict[str, str]:
     }
 
 
-def _rule(model: Any, modules: Sequence[torch.nn.Module]) -> RopeRule:
+def _rule(model: Any, modules: Sequence[Any]) -> RopeRule:
     """The rule of the model's config. ModelError if its modules follow another one."""
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     rule = RopeRule.of(config.to_dict(), int(config.max_position_embeddings))
