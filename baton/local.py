@@ -277,6 +277,7 @@ class LocalCluster:
             grammars=Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
             vocabulary=files.vocab_size,
             pace=engine.pace,
+            rope=files.rope,
         )
 
     def _add_prefill(

@@ -29,6 +29,7 @@ from baton.errors import ModelError
 from baton.gguf.folder import gguf_file, prepared_folder
 from baton.model_packages import KNOWN, how_to_get, packaged_model
 from baton.package import IN_CHECKOUT, PACKAGE, ROOT, config_folder
+from baton.rope import FIXED, RopeRule
 from sampler.params import SamplingParams
 
 PATHS_FILE = config_folder() / "model_paths.yaml"
@@ -74,6 +75,7 @@ class ModelFiles:
     model_type: str
     weights: tuple[Path, ...] = ()  # the safetensors files, in order
     gguf: Path | None = None  # the file with the weights, which `folder` lacks then
+    rope: RopeRule = FIXED
 
     def context(self, limit: int | None) -> int:
         """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""
@@ -253,6 +255,8 @@ def _described(
     vocabulary = _count(name, config, "vocab_size") or _default(config, "vocab_size")
     if vocabulary is None:
         raise ModelError(f"{name}: config.json has no vocab_size")
+    positions = _context(name, config, folder)
+    rope = _rope(name, config, positions)
     return ModelFiles(
         name=name,
         folder=folder,
@@ -261,13 +265,23 @@ def _described(
         generation_config=generation,
         tokenizer_file=tokenizer,
         eos_token_ids=_eos(name, generation, config, vocabulary),
-        max_positions=_context(name, config, folder),
+        max_positions=rope.context(positions),
         vocab_size=vocabulary,
         fingerprint=digest,
         architecture=architecture_of(name, config),
         model_type=config["model_type"],
+        rope=rope,
         gguf=gguf,
     )
+
+
+def _rope(name: str, config: Json, positions: int) -> RopeRule:
+    try:
+        return RopeRule.of(config, positions)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelError(
+            f"{name}: the rope_scaling or rope_parameters of its config.json cannot be read: {error}"
+        ) from error
 
 
 def _eos(name: str, generation: Json, config: Json, vocabulary: int) -> tuple[int, ...]:

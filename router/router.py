@@ -48,9 +48,8 @@ class Router:
         self.ledger = Ledger(self._observers)
         self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
         self._readiness = Readiness(self.workers, colocated=rules.colocated)
-        self._scheduler = Scheduler(
-            self.ledger, self.workers, rules, self._readiness.fill_themselves
-        )
+        fill_themselves = self._readiness.fill_themselves
+        self._scheduler = Scheduler(self.ledger, self.workers, rules, fill_themselves, served.rope)
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
         self.reports = Reports(self.ledger, served.limits.vocabulary)
         self._identity = identity

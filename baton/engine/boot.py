@@ -11,6 +11,7 @@ import torch
 from baton.dtypes import FP8, INT8, INT8_WEIGHT_ONLY
 from baton.engine.device import dtype_name, pick_device, pick_dtype, refuse_without_fp8
 from baton.engine.pool import Pool
+from baton.engine.rotary import check_rope
 from baton.engine.runner import Forward
 from baton.errors import InputError
 from baton.kv.layout import KVLayout
@@ -67,7 +68,9 @@ def _forward(
     def load() -> Any:
         from baton.engine.loading import load_model
 
-        return load_model(files, device, cache_dtype)
+        model = load_model(files, device, cache_dtype)
+        check_rope(files, model)
+        return model
 
     fast = find_spec("baton.engine.cpu") is not None
     if weights == WEIGHTS[FP8]:

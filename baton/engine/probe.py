@@ -63,7 +63,7 @@ def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype)
             f"{name} cannot be served: {len(probe.calls)} of its {config.num_hidden_layers} layers "
             "call transformers' attention interface, but all of them must"
         )
-    for layer, (seen, window) in enumerate(zip(probe.calls, _windows(name, config), strict=True)):
+    for layer, (seen, window) in enumerate(zip(probe.calls, windows(name, config), strict=True)):
         if seen.window != window and min(w for w in (seen.window, window) if w) < _context(config):
             raise ModelError(
                 f"{name} cannot be served: layer {layer} attends with a window of {seen.window}, "
@@ -72,7 +72,7 @@ def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype)
     return KVLayout(tuple(seen.shape for seen in probe.calls), block_size, dtype_name(dtype))
 
 
-def _windows(name: str, config: Any) -> list[int | None]:
+def windows(name: str, config: Any) -> list[int | None]:
     """Each layer's sliding window according to config.json; None for full attention."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)

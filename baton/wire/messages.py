@@ -148,10 +148,11 @@ class Renew:
 @dataclass(frozen=True, slots=True)
 class Fill:
     """Compute KV for these tokens (a prompt without its last) into the granted blocks. The Fills of a
-    batch are sent together."""
+    batch are sent together. `rope_floor`: see baton/rope.py."""
 
     grant: Grant
     token_ids: Ids
+    rope_floor: Tokens = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,8 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The pool is full: the run's blocks went to an older run."""
+    """The run has given its blocks back: the pool is full and an older run needs them, or its KV must be
+    computed again with other rotary frequencies (baton/rope.py)."""
 
     run: RunName
 

@@ -37,16 +37,16 @@ ROWS = (
     ("baton.gguf", "baton.model_packages", "baton.checkpoints"),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
-        "sampler",
+        "baton.rope", "sampler",
     ),
 )  # fmt: skip
 
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow",
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
-    "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
-    "decode_worker.draft", "decode_worker.process", "baton.local", "baton.models", "tools",
-    "baton.gguf.weights",
+    "prefill_worker.filling", "prefill_worker.process", "prefill_worker.scratch",
+    "decode_worker.decoding", "decode_worker.draft", "decode_worker.process", "baton.local",
+    "baton.models", "baton.gguf.weights", "tools",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or it is needed

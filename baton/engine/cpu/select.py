@@ -17,6 +17,7 @@ from baton.engine.cpu.program import Program, declare
 from baton.engine.cpu.structures import CACHES, SCALED, TYPES, WEIGHTS
 from baton.engine.device import dtype_name
 from baton.engine.errors import CompileError
+from baton.engine.rotary import VARYING
 from baton.engine.runner import Forward
 from baton.errors import InputError
 from baton.kv.layout import KVLayout, LayerShape
@@ -66,6 +67,8 @@ def compiled(
     block_size: int,
 ) -> tuple[NativeRunner, KVLayout]:
     """See on_cpu. CompileError if there is no compiler, or the model cannot be compiled."""
+    if files.rope.varies:
+        raise CompileError(VARYING)
     if weights not in WEIGHTS:
         raise CompileError(f"{dtype_name(weights)} has no native matrix product")
     dtype = dtype_name(cache_dtype)
