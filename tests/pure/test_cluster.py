@@ -39,8 +39,9 @@ def lasting(*_):
     print("up", flush=True)
     time.sleep(60)
 def dying(code, *_):
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(int(code)))
     print("error: first\\nnoise\\nerror: last words\\nmore noise", file=sys.stderr, flush=True)
-    os._exit(int(code))
+    time.sleep(60)
 def leaving(*_):
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     lasting()
@@ -137,11 +138,16 @@ def is_up(cluster: Cluster, name: str, lives: int = 1) -> None:
 
 
 def ended(cluster: Cluster, name: str, *, kill: bool = False) -> None:
-    """Wait until the process has ended, and leave it to the cluster to find out."""
+    """Wait until the process has ended, and leave it to the cluster to find out. One that is dying waits
+    to be told: so no check() finds it dead before the test does, however slow this machine is."""
+    (child,) = [each for each in cluster._children if each.name == name]
     running = process(cluster, name)
     if kill:
         running.kill()
-    os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+    while os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if child.log is not None and b"more noise" in child.log.read_bytes()[child.log_start :]:
+            running.send_signal(signal.SIGUSR1)
+        select.select([], [], [], 0.002)
 
 
 def gone(pid: int) -> bool:
@@ -192,9 +198,15 @@ def die_on(cluster: Cluster, name: str, deaths: int) -> list[str]:
     return notes
 
 
+def was_ready(cluster: Cluster) -> None:
+    """It was ready once, and is not now. Nobody looks at the processes meanwhile."""
+    for ready in (True, False):
+        cluster._look_at(info(ready=ready), clock_of(cluster).now, may_kill=False)
+
+
 def test_a_service_goes_on_whatever_dies_and_waits_longer_each_time(start: Start) -> None:
     cluster = start(lasting=True, router="lasting", decode_0="dying 1")
-    cluster.check(info(ready=False))
+    was_ready(cluster)
     begun, deaths = clock_of(cluster).now, len(BACK_OFF_S) + 4
     notes = die_on(cluster, "decode-0", deaths)
     waited = clock_of(cluster).now - begun
@@ -219,6 +231,7 @@ def test_a_service_goes_on_whatever_dies_and_waits_longer_each_time(start: Start
 @pytest.mark.parametrize("name", ["router", "server"])
 def test_a_service_outlives_its_router_and_its_server_too(start: Start, name: str) -> None:
     cluster = start(lasting=True, decode_0="lasting", **{name: "dying 1"})
+    was_ready(cluster)
     notes = die_on(cluster, name, CRASH_LOOP + 2)
     assert len(notes) == CRASH_LOOP + 2
     assert "decode-0" in cluster.pids()
@@ -234,6 +247,21 @@ def test_a_job_ends_if_only_crash_loops_are_left_of_a_cluster_that_is_not_ready(
     with pytest.raises(WorkerLost, match=r"died 5 times, the last time with .*1: last words") as it:
         cluster.check()
     assert it.value.exit_code == 1
+
+
+@pytest.mark.parametrize("loading_s", [2.0, 12.0, 900.0])
+def test_the_start_of_a_service_ends_after_as_many_attempts_however_long_each_takes(
+    start: Start, loading_s: float
+) -> None:
+    """Nobody uses it yet, and somebody waits for it."""
+    cluster = start(lasting=True, router="lasting", decode_0="dying 1")
+    for _ in range(CRASH_LOOP - 1):
+        clock_of(cluster).now += loading_s
+        die_on(cluster, "decode-0", 1)
+    clock_of(cluster).now += loading_s
+    ended(cluster, "decode-0")
+    with pytest.raises(WorkerLost, match=r"died 5 times, the last time with .*1: last words"):
+        cluster.check()
 
 
 def test_a_job_goes_on_while_the_cluster_is_ready(start: Start) -> None:
@@ -357,7 +385,7 @@ def test_a_server_that_has_run_for_a_while_is_a_server_that_has_worked(
 
 def test_what_runs_beside_logs_to_the_terminal(start: Start) -> None:
     cluster = start(lasting=True, router="lasting")
-    cluster.add(Beside("server", ["actor", "dying", "1"]))
+    cluster.add(Beside("server", ["actor", "no-such-act"]))
     ended(cluster, "server")
     assert cluster.check()[0].endswith("and is started again; its log: this terminal")
 
