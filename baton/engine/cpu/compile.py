@@ -21,6 +21,10 @@ from baton.kv.layout import KVLayout
 
 logger = logging.getLogger(__name__)
 
+MIXTURE = (
+    "it is a mixture of experts: products whose weights each token chooses are not compiled yet"
+)
+
 
 def compile_model(
     file: BinaryIO,
@@ -54,7 +58,11 @@ def _planned(model: PreTrainedModel) -> tuple[Captured, MemoryPlan]:
     try:
         captured = capture(model)
         return captured, lay_out(lower(captured))
-    except (CompileError, MemoryError):
+    except MemoryError:
+        raise
+    except CompileError as error:
+        if any(weight.ndim == 3 for weight in model.parameters()):  # [experts, n, k]
+            raise CompileError(MIXTURE) from error
         raise
     except Exception as error:
         logger.exception("the compiler failed on %s", type(model).__name__)
