@@ -44,9 +44,14 @@ kinds of layers that take turns."""
 PECULIAR: dict[str, dict[str, Any]] = {
     "cohere": dict(logit_scale=1.0),
     "cohere2": dict(logit_scale=1.0),
+    "cohere2_moe": dict(logit_scale=1.0),
     "gemma2": dict(query_pre_attn_scalar=24, attn_logit_softcapping=2.0),
     "gpt_neox": dict(rotary_pct=0.25),
     "phi3": dict(original_max_position_embeddings=CONTEXT),
+    **{
+        family: dict(use_sliding_window=True, max_window_layers=1)
+        for family in ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+    },
     "stablelm": dict(use_qkv_bias=True, qk_layernorm=True),
     "gemma3n_text": dict(num_kv_shared_layers=0, activation_sparsity_pattern=[0.5, 0.0, 0.5]),
     "ministral3": dict(
