@@ -102,14 +102,24 @@ def tiny_model(family: str, seed: int = 0, *, attention: str = "eager") -> PreTr
     return prepare(model)
 
 
-def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+def save_config(family: str, folder: Path) -> None:
+    """Its config.json alone: enough for what is refused by name, before any weight is looked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        config = AutoConfig.for_model(family)
+    except Exception as error:
+        raise NotBuilt(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from error
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]]
+    config.save_pretrained(folder)
+
+
+def save_tiny(family: str, folder: Path) -> None:
     """A complete model folder of such a model."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = tiny_model(family, seed)
+    model = tiny_model(family)
     model.generation_config = GenerationConfig(eos_token_id=END, bos_token_id=END)
     model.save_pretrained(folder)
     make_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def text_families() -> Iterator[str]:
