@@ -46,7 +46,7 @@ FAMILIES_BY_REASON = {
         lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text
         qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2""",
     "its attention is of another kind": """
-        axk2 blt deepseek_v32 diffllama hrm_text llama4 llama4_text phimoe""",
+        axk2 blt deepseek_v32 diffllama glm_moe_dsa hrm_text llama4 llama4_text phimoe""",
     TWO_WAY: """
         bart bert bert-generation big_bird bigbird_pegasus camembert data2vec-text electra ernie
         mbart megatron-bert prophetnet rembert roberta roformer t5 trocr whisper xlm-roberta""",

@@ -53,6 +53,7 @@ PECULIAR: dict[str, dict[str, Any]] = {
         for family in ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
     },
     "stablelm": dict(use_qkv_bias=True, qk_layernorm=True),
+    **{family: dict(num_kv_shared_layers=0) for family in ("gemma4_text", "gemma4_unified_text")},
     "gemma3n_text": dict(num_kv_shared_layers=0, activation_sparsity_pattern=[0.5, 0.0, 0.5]),
     "ministral3": dict(
         rope_parameters=dict(

@@ -164,8 +164,9 @@ class Lowering:
                 At(_home(value), _start(value) + more, *step)
                 for (value, _), more, step in zip(operands, extra[1:], steps[1:], strict=True)
             ]
+            a, b, c = from_[0], *(*from_[1:], None, None)[:2]
             self.level(level).rows[to.base.space].append(
-                Micro(code, outer, inner, at, *from_, x=x, y=y)
+                Micro(code, outer, inner, at, a, b, c, x=x, y=y)
             )
         for value, _ in operands:
             self.use(value, level)
