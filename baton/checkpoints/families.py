@@ -29,7 +29,8 @@ FAMILIES_BY_REASON = {
         bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid jamba kimi_linear lfm2 lfm2_moe
         lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text
         qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2""",
-    "its attention is of another kind": "blt diffllama hrm_text llama4_text phimoe",
+    "its attention is of another kind": """
+        axk2 blt deepseek_v32 diffllama glm_moe_dsa hrm_text llama4_text phimoe""",
     ENCODER: """
         bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert
         roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod""",

@@ -126,7 +126,8 @@ class Cluster:
     def __init__(
         self, options: ClusterOptions, *, lasting: bool = False, clock: Clock = monotonic
     ) -> None:
-        """`lasting`: it goes on although processes keep dying. Otherwise check() raises WorkerLost."""
+        """`lasting`: once it was ready it goes on although processes keep dying. Otherwise check() raises
+        WorkerLost."""
         self.options = options
         self._lasting = lasting
         self._clock = clock
@@ -136,6 +137,7 @@ class Cluster:
         self._children: list[Child] = []
         self._spare: Spare | None = None
         self._ready = False  # as the router last said
+        self._was_ready = False  # at any time: until then this is a start, not a service
 
     @property
     def address(self) -> str:
@@ -192,7 +194,7 @@ class Cluster:
     def check(self, info: ClusterInfo | None = None) -> list[str]:
         """Restart processes that died, and kill those that are stuck; call it once a second or more
         often. Returns notices for the user; raises the error of a process for which a restart cannot
-        help, and WorkerLost if nothing but crash loops is left of a cluster that is not `lasting`."""
+        help, and WorkerLost if nothing but crash loops is left of a job, or of a start."""
         notes = []
         now = self._clock()
         awake = self._awake.look(now)
@@ -243,6 +245,7 @@ class Cluster:
         if routers and info.router_pid and info.router_pid not in {p.pid for p in routers if p}:
             return []
         self._ready = info.ready
+        self._was_ready |= info.ready
         listed = {worker.worker.rpartition(".")[0]: worker for worker in info.workers}
         notes = []
         for child in self._children:
@@ -333,8 +336,9 @@ class Cluster:
 
     def _end_if_hopeless(self, child: Child) -> None:
         """Raise WorkerLost if whoever waits for this cluster would wait in vain: it is not ready, and
-        every process that is down is in a crash loop."""
-        if self._lasting or not child.restarts.crash_loop or (self._ready and child.is_worker):
+        every process that is down is in a crash loop. Starts are counted, however long each one takes."""
+        lasts = self._lasting and self._was_ready
+        if lasts or not child.restarts.crash_loop or (self._ready and child.is_worker):
             return
         if all(each.restarts.crash_loop for each in self._children if each.restarts.down):
             raise WorkerLost(

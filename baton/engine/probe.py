@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from baton.engine.attention import AttentionParams
 from baton.engine.device import dtype_name
+from baton.engine.errors import unexpected
 from baton.errors import ModelError
 from baton.kv.layout import KVLayout, LayerShape
 
@@ -56,7 +57,9 @@ def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype)
             input_ids=ids, position_ids=torch.tensor([[0, 1]]).to(ids), use_cache=False, baton=probe
         )
     except TypeError as error:  # forward takes no position_ids, or drops keyword arguments
-        raise ModelError(f"{name} cannot be served: {error}") from error
+        raise ModelError(
+            f"{name} cannot be served: its code needs what the engine does not give: {unexpected(error)}"
+        ) from error
     config: Any = model.config.get_text_config(decoder=True)
     if len(probe.calls) != config.num_hidden_layers:
         raise ModelError(

@@ -206,9 +206,15 @@ def die_on(cluster: Cluster, name: str, deaths: int) -> list[str]:
     return notes
 
 
+def was_ready(cluster: Cluster) -> None:
+    """It was ready once, and is not now. Nobody looks at the processes meanwhile."""
+    for ready in (True, False):
+        cluster._look_at(info(ready=ready), clock_of(cluster).now, may_kill=False)
+
+
 def test_a_service_goes_on_whatever_dies_and_waits_longer_each_time(start: Start) -> None:
     cluster = start(lasting=True, router="lasting", decode_0="dying 1")
-    cluster.check(info(ready=False))
+    was_ready(cluster)
     begun, deaths = clock_of(cluster).now, len(BACK_OFF_S) + 4
     notes = die_on(cluster, "decode-0", deaths)
     waited = clock_of(cluster).now - begun
@@ -233,6 +239,7 @@ def test_a_service_goes_on_whatever_dies_and_waits_longer_each_time(start: Start
 @pytest.mark.parametrize("name", ["router", "server"])
 def test_a_service_outlives_its_router_and_its_server_too(start: Start, name: str) -> None:
     cluster = start(lasting=True, decode_0="lasting", **{name: "dying 1"})
+    was_ready(cluster)
     notes = die_on(cluster, name, CRASH_LOOP + 2)
     assert len(notes) == CRASH_LOOP + 2
     assert "decode-0" in cluster.pids()
@@ -248,6 +255,21 @@ def test_a_job_ends_if_only_crash_loops_are_left_of_a_cluster_that_is_not_ready(
     with pytest.raises(WorkerLost, match=r"died 5 times, the last time with .*1: last words") as it:
         cluster.check()
     assert it.value.exit_code == 1
+
+
+@pytest.mark.parametrize("loading_s", [2.0, 12.0, 900.0])
+def test_the_start_of_a_service_ends_after_as_many_attempts_however_long_each_takes(
+    start: Start, loading_s: float
+) -> None:
+    """Nobody uses it yet, and somebody waits for it."""
+    cluster = start(lasting=True, router="lasting", decode_0="dying 1")
+    for _ in range(CRASH_LOOP - 1):
+        clock_of(cluster).now += loading_s
+        die_on(cluster, "decode-0", 1)
+    clock_of(cluster).now += loading_s
+    ended(cluster, "decode-0")
+    with pytest.raises(WorkerLost, match=r"died 5 times, the last time with .*1: last words"):
+        cluster.check()
 
 
 def test_a_job_goes_on_while_the_cluster_is_ready(start: Start) -> None:

@@ -17,10 +17,12 @@ from baton.engine.cpu.program import Program, declare
 from baton.engine.cpu.structures import CACHES, SCALED, TYPES, WEIGHTS
 from baton.engine.device import dtype_name
 from baton.engine.errors import CompileError
+from baton.engine.pool import Pool
 from baton.engine.rotary import VARYING
 from baton.engine.runner import Forward
-from baton.errors import InputError
+from baton.errors import InputError, ModelError
 from baton.kv.layout import KVLayout, LayerShape
+from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 
 logger = logging.getLogger(__name__)
@@ -53,9 +55,20 @@ def on_cpu(
 
     model = load()
     runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
-    pack_linears(model)
+    if pack_linears(model):
+        _check_packed(type(model).__name__, runner, layout)
     runner.backend = f"in torch, not compiled: {why}"
     return runner, layout
+
+
+def _check_packed(name: str, runner: Forward, layout: KVLayout) -> None:
+    """ModelError if the model reads the numbers of a weight that is packed now: they are NaN."""
+    pool = Pool.private(layout, 1, runner.device)
+    if not runner.run(pool, [Row([0], 0, [0], Logits.LAST)]).isfinite().all():
+        raise ModelError(
+            f"{name} cannot be served on a CPU: its code reads weights of linears itself, and they "
+            "are packed; please report it, and use another model"
+        )
 
 
 def compiled(

@@ -12,8 +12,25 @@ from baton.engine.errors import CompileError
 CODES = (
     *("copy", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
     *("silu", "gelu", "gelu_tanh", "relu", "cos", "sin", "square", "cube", "pow", "add_to"),
-    *("times", "clamp", "add", "sub", "mul", "div", "max", "min", "sum", "mean", "largest"),
-    *("silu_mul", "gelu_mul", "gelu_tanh_mul"),
+    *(
+        "times",
+        "clamp",
+        "expm1",
+        "log1p",
+        "floor",
+        "above",
+        "below",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "max",
+        "min",
+        "sum",
+        "mean",
+        "largest",
+    ),
+    *("silu_mul", "gelu_mul", "gelu_tanh_mul", "where"),
     *("layer_norm", "embed_f32", "embed_bf16"),
 )
 PLACES = ("none", "value", "gathered", "scratch", "constant")

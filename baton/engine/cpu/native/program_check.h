@@ -159,7 +159,8 @@ class ProgramCheck {
         if (it.code < OpCode::copy || it.code > OpCode::embed_bf16) return false;
         bool two = (it.code >= OpCode::add && it.code <= OpCode::min) || it.code >= OpCode::silu_mul;
         return walk(it.to, it.outer, it.inner) && walk(it.a, it.outer, it.inner) &&
-               (!two || walk(it.b, it.outer, it.inner));
+               (!two || walk(it.b, it.outer, it.inner)) &&
+               (it.code != OpCode::where || walk(it.c, it.outer, it.inner));
     }
 
     bool embed(const Op& it, int64_t each) const {
