@@ -198,8 +198,7 @@ class DecodeWorker:
             return None
         if self.grammars is None:
             raise RequestError("this decode worker has no tokenizer, and so no grammars")
-        generated = order.token_ids[order.prompt_tokens :]
-        stops = order.params.stop_token_ids
+        generated, stops = order.token_ids[order.prompt_tokens :], order.params.stop_token_ids
         return self.grammars.open(grammar, generated, stop_token_ids=stops)
 
     def _check_arrival(self, name: str, now: float) -> list[Effect]:

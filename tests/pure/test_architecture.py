@@ -75,11 +75,14 @@ SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py"
             "baton/models/convert.py")  # fmt: skip
 
 CALENDAR = {
+    "baton/cache.py": "when files of the cache were used",
+    "baton/cli/cache.py": "how long ago that was",
     "baton/failpoint.py": "against a file's modification time",
+    "baton/gguf/folder.py": "when folders of the cache were used",
     "baton/log.py": "lines of logs",
     "baton/server/otel.py": "spans carry it",
     "baton/server/service.py": "`created` of OpenAI's objects",
-    "baton/server/templates.py": "`strftime_now` of chat templates",
+    "baton/server/templates_sandbox.py": "`strftime_now` of chat templates",
     "baton/transfer/frames.py": "against a file's modification time",
 }
 """Who reads the calendar, and what for. Everything else is monotonic: a clock that is set, or jumps, ends

@@ -440,5 +440,5 @@ def test_many_models_have_none(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere\.jinja"):
         read_template(tmp_path, tmp_path / "nowhere.jinja")
-    with pytest.raises(ModelError, match="not valid JSON"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json cannot be read: it is not JSON"):
         read_template(folder_with(tmp_path, tokenizer_config_json="{"))
