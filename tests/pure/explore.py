@@ -38,8 +38,8 @@ from baton.wire.node import ROUTER, Stop, To, Watch
 from decode_worker.speculation import Speculation
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
-from router.affinity import Affinity
 from router.admission import Served
+from router.affinity import Affinity
 from router.batching import Rules
 from router.router import Identity, Router
 from tests.pure.explored import (
