@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from baton.checkpoints.families import REFUSED
 from baton.errors import BatonError
-from baton.model_files import REFUSED
 from tests.cluster.real_town import RealTown
 from tests.cluster.reference import CLEAR, Model, load
 from tests.torch.catalog import NAMES, NotBuilt, save_config, save_tiny, text_families

@@ -1,11 +1,13 @@
 """Loading a model: what goes wrong is told, and what nobody needs any more is given back."""
 
+import json
 import logging
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -34,6 +36,9 @@ def broken(error: Exception) -> Callable[..., None]:
 
 
 def begin(folder: Path) -> boot_module.Engine:
+    """A model that no cache knows."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"told_apart_by": token_hex(8)}))
     return boot(resolve_model(str(folder)), device="cpu", dtype="float32", block_size=16)
 
 

@@ -206,7 +206,7 @@ def test_ends_and_templates_go_over(tmp_path: Path) -> None:
     assert files.eos_token_ids == (0, 5, 6)
     template = read_template(files.folder)
     assert template is not None
-    assert template.source == CHAT
+    assert template.source == {"default": CHAT, "tool_use": tools}
     assert template.tokens["eos_token"] == "<|end|>"
     messages = [{"role": "user", "content": "hi"}]
     assert CompiledTemplate(template).render(Conversation(messages)) == "<user>hi"
