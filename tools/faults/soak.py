@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from tools.faults.battery import CLIENTS, Battery, Result, p50
 from tools.faults.check import Census, check
@@ -22,12 +23,15 @@ SHARE = 0.7  # of the capacity
 MEASURE_S = 20.0
 FAULT_EVERY_S = 60.0
 LOOK_S = 5.0
-WARM_UP = 0.2  # of the time: memory is not judged before
+WARM_UP = 0.2  # of the time: so long a process fills its caches and histories, and is not judged
+KILLING = 0.5
+"""Of the time with kills. Then faults are pauses and damaged messages: every process lives on, and what
+its memory does after the warm-up can be seen."""
 MOST_MIB_H = 1.0  # slope of a process's memory, or what the line's own spread explains
 MOST_DRIFT = 0.10
 MOST_ERROR = 30.0  # MiB an hour; a leak of that size shows, a smaller one needs a longer soak
 LEAST_ERROR = 1e-3  # of a line without any spread
-YOUNG_S = 60.0  # a process that has just begun grows: that is no leak
+MOST_LIKE_THE_LAST = 0.99  # correlation of neighbouring samples
 LEAST_THIRD = 100
 FLIPS = ("prefill.stamp:damage:3", "decode.token:delay:5:0.5", "prefill.chunk:delay:3:0.5")
 
@@ -48,6 +52,7 @@ class Soak:
     service: Service
     ledger: Ledger
     mix: Mix
+    began: float
     until: float
     samples: list[Sample] = field(default_factory=list)
     left: int = 0
@@ -84,7 +89,8 @@ class Soak:
                 self.service.arm(point)
                 small += 1
             else:
-                await injector.run([_any_fault(rng)])
+                kills = time.monotonic() < self.began + KILLING * (self.until - self.began)
+                await injector.run([_any_fault(rng, kills)])
             await asyncio.sleep(max(0.0, wait - time.monotonic()))
         return small
 
@@ -97,12 +103,12 @@ class Soak:
             await asyncio.sleep(LOOK_S)
 
 
-def _any_fault(rng: random.Random) -> Fault:
-    """Kills and pauses of workers and router. A dead HTTP server breaks connections, which the ledger of
-    a soak has no other word for than lost; F4 kills it."""
+def _any_fault(rng: random.Random, kills: bool) -> Fault:
+    """Pauses, and kills if wanted, of workers and router. A dead HTTP server breaks connections, which
+    the ledger of a soak has no other word for than lost; F4 kills it."""
     victim = rng.choice(["prefill-0", "decode-0", "prefill-0", "decode-0", "router"])
     stage = rng.choice([*STAGES, RANDOM])
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 or not kills:
         return Fault((victim,), stage, "stop", resume_s=rng.uniform(0.5, 4.0), replaced=False)
     return Fault((victim,), stage)
 
@@ -118,15 +124,20 @@ def capacity(battery: Battery, service: Service) -> float:
 
 
 def slope_mib_h(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Least-squares slope in MiB an hour, and twice its standard error. `points`: seconds, MiB."""
+    """Least-squares slope in MiB an hour, and twice its standard error. `points`: seconds, MiB, evenly
+    spaced. Memory moves in steps, so a sample is much like the last one: the error counts as many
+    samples as an autoregression of order 1 leaves independent."""
     if len(points) < 3:
         return 0.0, float("inf")
     xs, ys = zip(*points, strict=True)
     mean = statistics.fmean(xs)
     spread = sum((x - mean) ** 2 for x in xs)
     slope, intercept = statistics.linear_regression(xs, ys)
-    rest = sum((y - slope * x - intercept) ** 2 for x, y in points)
-    error = (rest / (len(points) - 2) / spread) ** 0.5
+    off = [y - slope * x - intercept for x, y in points]
+    rest = sum(each * each for each in off)
+    same = sum(a * b for a, b in pairwise(off)) / rest if rest else 0.0
+    same = min(max(same, 0.0), MOST_LIKE_THE_LAST)
+    error = (rest / (len(points) - 2) / spread * (1 + same) / (1 - same)) ** 0.5
     return slope * 3600, 2 * error * 3600
 
 
@@ -140,9 +151,9 @@ class Slope:
     error: float  # twice the standard error
 
 
-def memory_slopes(samples: Sequence[Sample], begin: float) -> dict[str, Slope]:
-    """By name, over all its lives after `begin`. Each life has its own level, so each is fitted alone,
-    without its first YOUNG_S, and the slopes are combined by the inverse of their variance."""
+def memory_slopes(samples: Sequence[Sample], warm_s: float) -> dict[str, Slope]:
+    """By name, over all its lives without the first `warm_s` of each. Each life has its own level, so
+    each is fitted alone, and the slopes are combined by the inverse of their variance."""
     lines: dict[tuple[str, int], list[tuple[float, float]]] = {}
     born: dict[tuple[str, int], float] = {}
     for sample in samples:
@@ -150,9 +161,8 @@ def memory_slopes(samples: Sequence[Sample], begin: float) -> dict[str, Slope]:
             if not mib:
                 continue
             first = born.setdefault(key, sample.at)
-            young = first > samples[0].at and sample.at < first + YOUNG_S
             lines.setdefault(key, [])
-            if sample.at >= begin and not young:
+            if sample.at >= first + warm_s:
                 lines[key].append((sample.at, mib))
     found: dict[str, Slope] = {}
     for name in sorted({name for name, _ in lines}):
@@ -179,7 +189,7 @@ def judge_memory(result: Result, slopes: Mapping[str, Slope]) -> list[str]:
     for name, slope in slopes.items():
         told = (
             f"{name}: {slope.mib_h:+.2f} ± {slope.error:.2f} MiB an hour, "
-            f"{slope.lives} lives, {slope.points} samples"
+            f"{slope.lives} lives that outlived the warm-up, {slope.points} samples"
         )
         lines.append(f"* memory of {told}")
         result.require(slope.mib_h - slope.error < MOST_MIB_H, f"memory grows: {told}")
@@ -233,6 +243,7 @@ def run(battery: Battery, minutes: float) -> tuple[Result, list[str]]:
             service,
             battery.ledger("soak", listen),
             battery.mix("soak"),
+            began,
             began + 60 * minutes,
         )
         injector = Injector(service, battery.rng("soak moments"))
@@ -280,7 +291,7 @@ def _judge(
     lines = [
         f"* load: {rate:.1f} requests a second, {SHARE:.0%} of the capacity; {soak.left} clients left"
     ]
-    lines += judge_memory(result, memory_slopes(soak.samples, began + WARM_UP * 60 * minutes))
+    lines += judge_memory(result, memory_slopes(soak.samples, WARM_UP * 60 * minutes))
     disturbed = [(each.at - 1.0, (each.whole_at or each.at) + 5.0) for each in injector.injected]
     found = list(records(soak.ledger.events).values())
     first, last, more = drift(latencies(found, disturbed))
