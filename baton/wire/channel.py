@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,10 @@ from baton.wire.rare_line import RareLine
 
 WAITING_MESSAGES = 100_000
 """Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
+REDIAL_S = 3.0
+"""ZeroMQ tries to connect again within a second of a lost connection, and says so. After an error of the
+protocol, such as a flipped bit in an encrypted message, it gives up: then the Dialer dials again."""
+TRIES = zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECTED
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +147,13 @@ class Dialer:
         clock: Clock = monotonic,
     ) -> None:
         check_address(address, keys)
+        self._address, self._clock = address, clock
+        self._idle_since: float | None = None  # no connection, and ZeroMQ does not try to get one
         self._reader = _Reader(clock)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         _common_options(self.socket)
-        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | TRIES)
         self.socket.identity = name.encode()
         self.socket.immediate = True
         self.socket.reconnect_ivl = 50
@@ -177,6 +184,7 @@ class Dialer:
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
         if self._was_cut():
             yield ROUTER, [Unreachable(ROUTER)]
+        self._dial_again()
         while _readable(self.socket):
             frames = self.socket.recv_multipart(zmq.DONTWAIT)
             if messages := self._reader.read(frames, ROUTER):
@@ -187,9 +195,22 @@ class Dialer:
         if ZeroMQ has reconnected."""
         cut = False
         while _readable(self._monitor):
-            recv_monitor_message(self._monitor)
-            cut = True
+            if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED:
+                cut, self._idle_since = True, self._clock()
+            else:
+                self._idle_since = None
         return cut
+
+    def _dial_again(self) -> None:
+        if self._idle_since is None or self._clock() < self._idle_since + REDIAL_S:
+            return
+        self._idle_since = self._clock()
+        logger.warning(
+            "the connection to %s ended by a damaged message; dialing again", self._address
+        )
+        with suppress(zmq.ZMQError):  # ZeroMQ has forgotten the address already
+            self.socket.disconnect(self._address)
+        self.socket.connect(self._address)
 
     def close(self, *, linger_s: float = 0.0) -> None:
         """`linger_s`: time limit for sending queued messages."""

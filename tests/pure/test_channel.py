@@ -15,11 +15,12 @@ import zmq
 from baton.errors import InputError
 from baton.params import GenerationParams
 from baton.wire import messages as msg
-from baton.wire.channel import Dialer, Listener, check_address
+from baton.wire.channel import REDIAL_S, Dialer, Listener, check_address
 from baton.wire.codec import encode
 from baton.wire.keys import ClusterKeys, load_keys, make_keys
 from baton.wire.node import ROUTER
 from baton.wire.rare_line import RareLine
+from tools.faults.proxy import Faults, Proxy
 
 ANSWER_MS = 5000
 SILENCE_MS = 150
@@ -107,6 +108,38 @@ def test_messages_go_there_and_back_by_tcp_with_keys(keys: ClusterKeys) -> None:
     with closing(router, worker):
         assert sends(worker, ROUTER, msg.Drop("a#0"))
         assert received(router) == [("w", msg.Drop("a#0"))]
+
+
+@pytest.mark.parametrize("by", ["router", "worker"])
+def test_a_damaged_message_does_not_end_the_link_for_good(keys: ClusterKeys, by: str) -> None:
+    now = [0.0]
+    router = Listener("tcp://127.0.0.1:*", keys)
+    with Proxy(int(router.address.rpartition(":")[2])) as proxy:
+        worker = Dialer("w", f"tcp://127.0.0.1:{proxy.port}", keys, clock=lambda: now[0])
+        with closing(router, worker):
+            assert sends(worker, ROUTER, msg.Drop("a#0"))
+            assert received(router) == [("w", msg.Drop("a#0"))]
+            proxy.faults = Faults(flip=1.0)
+            lost: list[msg.Message] = []
+            for _ in range(250):
+                if msg.Unreachable(ROUTER) in lost:
+                    break
+                if by == "router":
+                    router.send("w", msg.Heartbeat("e", 1))
+                else:
+                    worker.send(ROUTER, msg.Heartbeat("e", 1))
+                worker.socket.poll(20)
+                lost += [message for _, message in flat(worker)]
+            assert proxy.flipped
+            assert msg.Unreachable(ROUTER) in lost
+            proxy.faults = Faults()
+            for _ in range(250):
+                if worker.send(ROUTER, msg.Drop("b#0")):
+                    break
+                now[0] += REDIAL_S
+                worker.socket.poll(20)
+                flat(worker)
+            assert ("w", msg.Drop("b#0")) in received(router)
 
 
 def test_messages_of_one_peer_arrive_in_order_and_all(folder: Path) -> None:

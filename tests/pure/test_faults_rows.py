@@ -11,7 +11,8 @@ import pytest
 import zmq
 
 from tools.faults import report, rows_hostile, rows_job, rows_links, rows_load, rows_loop, rows_slow
-from tools.faults.battery import UNJUDGED, Result
+from tools.faults.__main__ import called, run_rows
+from tools.faults.battery import UNJUDGED, Battery, Result
 from tools.faults.calm import MOST_FOREIGN, TICKS, Moment, busy_s, why_not_calm
 from tools.faults.check import Answer, Census, Process, check, compare
 from tools.faults.ledger import Chunk, End, Event, Sent
@@ -330,3 +331,53 @@ def test_a_slope_beyond_the_bar_or_unknown_fails() -> None:
 def test_a_drift_of_few_points_is_no_figure() -> None:
     few = [(float(i), 0.1) for i in range(3 * LEAST_THIRD - 1)]
     bad(lambda r: r.bar("drift", drift(few)[2], 0.1), "nothing was measured")
+
+
+# ---- resumed
+
+
+def test_a_resumed_battery_keeps_the_rows_that_passed_with_all_their_parts() -> None:
+    how = report.about(seed=3, scale=1, seconds=60, only=())
+    first = [
+        Result("F2", "killed", injected=4, whole_s=[0.5, 1.0], outcomes=Counter(ok=7)),
+        Result("F5-hang", "hung"),
+        Result("F5-router", "hung", problems=["lost one"]),
+        Result("F5-late", "revived", notes=["3 late"]),
+        Result("F20-drain", "drained", late=["too late"]),
+    ]
+    text = report.as_json(first, how)
+    kept = report.passed_before(text, how, called)
+    assert [each.row for each in kept] == ["F2", "F5-late"], "F5 has a part that failed"
+    assert replace(kept[0], ran="") == first[0]
+    assert kept[0].ran == f"commit {how.commit}, {how.began}"
+    assert f"* F2, F5-late: {kept[0].ran}" in report.document(kept, how)
+    later = report.as_json(kept, replace(how, commit="another", began="later"))
+    assert report.passed_before(later, how, called) == kept, (
+        "it says when it was run, not when kept"
+    )
+    for other in (replace(how, seed=4), replace(how, scale=0.5), replace(how, machine="another")):
+        with pytest.raises(ValueError, match="it has"):
+            report.passed_before(text, other, called)
+
+
+def test_rows_that_passed_before_are_not_run_again(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def row(name: str) -> Callable[[Battery], list[Result]]:
+        def run(battery: Battery) -> list[Result]:
+            ran.append(name)
+            return [Result(name, name)]
+
+        return run
+
+    battery = Battery(1, 1.0, tmp_path, lambda text: None)
+    states: list[int] = []
+    results = run_rows(
+        battery,
+        {name: row(name) for name in ("F2", "F3", "F5")},
+        [Result("F3", "earlier")],
+        lambda found: states.append(len(found)),
+    )
+    assert ran == ["F2", "F5"]
+    assert [each.fault for each in results] == ["F2", "earlier", "F5"]
+    assert states == [1, 3]

@@ -3,6 +3,7 @@
 python -m tools.faults                              everything; writes docs/faults.md, README
 python -m tools.faults --seed 7 --only F2           one row, replayed
 python -m tools.faults --scale 0.1                  a tenth of everything
+python -m tools.faults --resume                     only what has not passed yet
 python -m tools.faults soak --minutes 60            load and a random fault a minute
 """
 
@@ -42,6 +43,7 @@ ROWS: Mapping[str, Row] = {
     "F3": rows_kill.f3,
     "F4": rows_kill.f4,
     "F5": rows_hang.f5,
+    "F5-late": rows_hang.f5_late,
     "F6": rows_loop.f6,
     "F7": rows_kv.f7,
     "F9": rows_kv.f9,
@@ -69,10 +71,19 @@ SHARING = {"B1", "F13", "F16", "L1", "L4", "L7"}
 FOLDER = ROOT / "build" / "faults"
 
 
-def run_rows(battery: Battery, rows: Mapping[str, Row]) -> list[Result]:
-    """The results of these rows. An error within a row is a problem of that row; the others go on."""
+def run_rows(
+    battery: Battery,
+    rows: Mapping[str, Row],
+    before: Sequence[Result] = (),
+    keep: Callable[[list[Result]], object] = lambda results: None,
+) -> list[Result]:
+    """The results of these rows. An error within a row is a problem of that row; the others go on.
+    `before`: results of rows that need not be run again. `keep` gets all there are after each row."""
     results: list[Result] = []
     for name, row in rows.items():
+        if earlier := [each for each in before if called(each.row) == name]:
+            results += earlier
+            continue
         if name not in SHARING:
             end_shared(battery, results)
         began = Moment.now()
@@ -89,8 +100,14 @@ def run_rows(battery: Battery, rows: Mapping[str, Row]) -> list[Result]:
             each.settle(why)
             tell(battery, each)
         results += found
+        keep(results)
     end_shared(battery, results)
     return results
+
+
+def called(row: str) -> str:
+    """The row of --only whose result this is: F5 has F5-hang, F5-router, ..."""
+    return row if row in ROWS else row.partition("-")[0]
 
 
 def end_shared(battery: Battery, results: list[Result]) -> None:
@@ -136,6 +153,10 @@ def interrupted(number: int, frame: FrameType | None) -> None:
     "--lenient-times", is_flag=True,
     help="Times beyond their bar are notes; by default only where others use the machine too.",
 )  # fmt: skip
+@click.option(
+    "--resume", is_flag=True,
+    help="Keep the rows that passed, by the folder's results.json, and run the others.",
+)  # fmt: skip
 @click.option("--write", is_flag=True, help="Rewrite docs/faults.md and the README's table anyway.")
 @click.pass_context
 def main(
@@ -145,6 +166,7 @@ def main(
     only: Sequence[str],
     folder: Path,
     lenient_times: bool,
+    resume: bool,
     write: bool,
 ) -> None:
     """Inject faults into a real service under load and check every answer.
@@ -157,12 +179,25 @@ def main(
     context.obj = battery
     if context.invoked_subcommand is not None:
         return
-    began = time.monotonic()
+    began, kept = time.monotonic(), folder / "results.json"
+
+    def how_run() -> report.About:
+        return report.about(seed=seed, scale=scale, seconds=time.monotonic() - began, only=only)
+
+    before: list[Result] = []
+    if resume:
+        try:
+            before = report.passed_before(kept.read_text(), how_run(), called)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise click.ClickException(f"--resume: {kept} cannot be taken up: {error}") from error
     battery.say(f"seed {seed}, scale {scale:g}, ledgers in {folder}")
     battery.make_reference()
-    results = run_rows(battery, {name: ROWS[name] for name in only or ROWS})
-    how = report.about(seed=seed, scale=scale, seconds=time.monotonic() - began, only=only)
-    (folder / "results.json").write_text(report.as_json(results, how))
+    wanted = {name: ROWS[name] for name in only or ROWS}
+    results = run_rows(
+        battery, wanted, before, lambda found: kept.write_text(report.as_json(found, how_run()))
+    )
+    how = how_run()
+    kept.write_text(report.as_json(results, how))
     (folder / "faults.md").write_text(report.document(results, how))
     if write or (not only and scale >= 1):
         report.write(results, how)

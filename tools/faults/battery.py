@@ -49,6 +49,7 @@ class Result:
     problems: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)  # time bars that were missed; see settle()
     seconds: float = 0.0
+    ran: str = ""  # the commit and when, if another call of the battery ran it: see --resume
     in_table: bool = True  # the README's; others stand in docs/faults.md
 
     @property

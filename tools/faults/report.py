@@ -5,8 +5,9 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tools.faults.battery import UNJUDGED, Result, p50
@@ -119,6 +120,7 @@ def document(results: Sequence[Result], how: About) -> str:
         f"* run: {how.began}, {how.seconds / 60:.0f} minutes, seed {how.seed}, scale {how.scale:g}",
         f"* replay: `{how.command}`; one row: `--only F2`; smaller: `--scale 0.1`",
         f"* result: {len(results) - len(failed)} of {len(results)} rows passed",
+        *_resumed(results),
         *_unjudged(results),
         "",
         f"| row | {head} passed |",
@@ -139,6 +141,14 @@ def document(results: Sequence[Result], how: About) -> str:
         lines += [f"  * {note}" for note in each.notes]
         lines += [f"  * **fails**: {_one_line(problem)}" for problem in each.problems]
     return "\n".join(lines) + "\n"
+
+
+def _resumed(results: Sequence[Result]) -> list[str]:
+    """The rows of earlier calls, by commit and time."""
+    calls = dict.fromkeys(each.ran for each in results if each.ran)
+    return [
+        f"* {', '.join(each.row for each in results if each.ran == call)}: {call}" for call in calls
+    ]
 
 
 def _unjudged(results: Sequence[Result]) -> list[str]:
@@ -205,11 +215,25 @@ def write(results: Sequence[Result], how: About, *, root: Path = ROOT) -> None:
 def as_json(results: Sequence[Result], how: About) -> str:
     """For programs: one object."""
     rows = [
-        {"row": r.row, "fault": r.fault, "passed": r.passed, "injected": r.injected,
-         "requests": r.requests, "lost": r.lost, "wrong": r.wrong, "token_s": r.token_s,
-         "whole_s": r.whole_s, "leaked": r.leaked, "outcomes": dict(r.outcomes),
-         "notes": r.notes, "problems": r.problems, "seconds": r.seconds}
-        for r in results
-    ]  # fmt: skip
-    return json.dumps({"seed": how.seed, "scale": how.scale, "commit": how.commit,
-                       "machine": how.machine, "rows": rows}, indent=1)  # fmt: skip
+        {field.name: getattr(each, field.name) for field in fields(each)} | {"passed": each.passed}
+        for each in results
+    ]
+    return json.dumps({**asdict(how), "rows": rows}, indent=1)
+
+
+def passed_before(text: str, how: About, called: Callable[[str], str]) -> list[Result]:
+    """The rows that passed, with all their parts, of what as_json() wrote. ValueError if they were run in
+    another way. `called`: the row that a part belongs to."""
+    found = json.loads(text)
+    for name in ("seed", "scale", "machine"):
+        if found[name] != getattr(how, name):
+            raise ValueError(f"it has {name} {found[name]}, not {getattr(how, name)}")
+    again = {called(each["row"]) for each in found["rows"] if not each["passed"]}
+    results = []
+    for each in found["rows"]:
+        if called(each["row"]) not in again:
+            del each["passed"]
+            each["outcomes"] = Counter(each["outcomes"])
+            each["ran"] = each["ran"] or f"commit {found['commit']}, {found['began']}"
+            results.append(Result(**each))
+    return results

@@ -25,7 +25,6 @@ def f5(battery: Battery) -> list[Result]:
         *_pauses(battery),
         *_frozen(battery),
         *_hangs(battery),
-        *_revived(battery),
     ]
 
 
@@ -115,7 +114,7 @@ def _drawn(
     return rng.sample(faults, min(len(faults), battery.count(number)))
 
 
-def _revived(battery: Battery) -> list[Result]:
+def f5_late(battery: Battery) -> list[Result]:
     """Two workers of each role and no supervisor: one is stopped longer than the router waits for it,
     and wakes up in the middle of what it was doing."""
     result = Result(
