@@ -1,6 +1,9 @@
 """L1, L2, L4, L7: many at once, a burst, long prompts before short ones, and nothing for a while."""
 
 import asyncio
+import math
+import os
+import signal
 import time
 from collections.abc import Sequence
 
@@ -51,21 +54,33 @@ def l2(battery: Battery) -> list[Result]:
     clients that ask again all get their answer."""
     result = Result("L2", "no fault: a burst of 1,000 requests", in_table=False)
     number = battery.count(FULL, least=50)
-    with battery.service("--max-num-queued-reqs", min(QUEUE, number // 4)) as service:
+    queue = min(QUEUE, number // 4)
+    with battery.service("--max-num-queued-reqs", queue) as service:
         before = battery.warm(service)
         ledger, mix = battery.ledger("L2"), battery.mix("L2")
         probing = mix.client(number, PROBES)
+        filling = [mix.client(number + 1 + each, 1) for each in range(queue)]
 
         async def burst() -> None:
             waiting = run_clients(service.port, ledger, mix.clients(number, 1))
             tasks: list[asyncio.Task[object]] = [asyncio.create_task(waiting)]
-            while not tasks[0].done() and not _all_refused(ledger.events):
-                await asyncio.sleep(0.02)
+            await _all_refused(ledger.events, tasks[0])
+            decode = service.pids()["decode-0"]
+            os.kill(decode, signal.SIGSTOP)  # a queue that is full stays full
+            try:
+                filled = run_clients(service.port, ledger, filling)
+                tasks.append(asyncio.create_task(filled))
+                await _all_refused(ledger.events, tasks[-1])
+                await probes(tasks)
+            finally:
+                os.kill(decode, signal.SIGCONT)
+            await asyncio.gather(*tasks)
+
+        async def probes(tasks: list[asyncio.Task[object]]) -> None:
             while (request := probing()) is not None:
                 probe = ask(service.port, ledger, request.id, request.case, request.body)
                 tasks.append(asyncio.create_task(probe))
                 await asyncio.sleep(PROBE_S)
-            await asyncio.gather(*tasks)
 
         asyncio.run(burst())
         ledger.close()
@@ -88,10 +103,14 @@ def l2(battery: Battery) -> list[Result]:
     return with_leftovers([(result, service)])
 
 
-def _all_refused(events: Sequence[Event]) -> bool:
-    """The server has come to the end of the burst: the last 503 is a while ago."""
-    refused = [event.at for event in events if isinstance(event, End) and event.status == 503]
-    return bool(refused) and time.monotonic() - max(refused) > QUIET_S
+async def _all_refused(events: Sequence[Event], burst: asyncio.Task[object]) -> None:
+    """The server has come to the end of a burst: the last 503 is a while ago."""
+    looked, last = len(events), math.inf
+    while not burst.done() and time.monotonic() - last < QUIET_S:
+        await asyncio.sleep(0.02)
+        new, looked = events[looked:], len(events)
+        if any(isinstance(each, End) and each.status == 503 for each in new):
+            last = time.monotonic()
 
 
 def judge_refused(result: Result, events: Sequence[Event], number: int, probes: str) -> None:
