@@ -1,21 +1,17 @@
 """The tokenizer of a model folder: its tokenizer.json, or one that is made from its tokenizer.model.
 
-What is made is kept in the user's cache, under a hash of all that it was made from, so each process
-finds the same file and only the first one takes the second or two to write it.
+What is made is kept in the user's cache (baton/cache.py), under a hash of all that it was made from, so
+each process finds the same file and only the first one takes the second or two to write it.
 """
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from baton.cache import TOKENIZERS, kept_folder
 from baton.checkpoints.jsonfile import (
     LARGEST,
     Json,
@@ -185,39 +181,17 @@ def _made(source: Path) -> Path:
         digest.update(f" {len(data)} ".encode() + data)
         if data and path != source:
             contents[path.name] = data
+
+    def make(folder: Path) -> None:
+        text = json.dumps(made_from(source), ensure_ascii=False)
+        for name, data in (contents | {"tokenizer.json": text.encode()}).items():
+            (folder / name).write_bytes(data)
+
     try:
-        made = _cache() / digest.hexdigest()[:32]
-        if not made.exists():
-            text = json.dumps(made_from(source), ensure_ascii=False)
-            _write(made, contents | {"tokenizer.json": text.encode()})
+        made = kept_folder(TOKENIZERS, digest.hexdigest()[:32], make)
     except OSError as error:
         raise ModelError(
             f"the tokenizer.json made from {source} cannot be kept: {reason(error)}; set "
             "XDG_CACHE_HOME to a folder that can be written"
         ) from error
     return made / "tokenizer.json"
-
-
-def _cache() -> Path:
-    """The folder, which only its owner can write to. Raises OSError."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "baton" / "tokenizers"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(0, f"{folder} is writable by other users")
-    return folder
-
-
-def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write a folder at once: other processes see all of it or nothing."""
-    part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
-    try:
-        for name, data in contents.items():
-            (part / name).write_bytes(data)
-        os.rename(part, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # or another process was faster
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -4,24 +4,18 @@
         config.json, generation_config.json, tokenizer.json, tokenizer_config.json
 
 HASH covers the GGUF file and the code that reads it. The router and all workers find the same folder.
-Whoever comes first writes it while the others wait: beside its place, then renamed, so it is whole or not
-there. The weights stay in the GGUF file. When there are more than MOST folders, those that were not used
-for longest are deleted, but none that was used within the hour.
+Whoever comes first writes it while the others wait (baton/cache.py). The weights stay in the GGUF file.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from baton.cache import GGUF, kept_folder
 from baton.errors import ModelError
 from baton.gguf.config import describe
 from baton.gguf.header import MAGIC, SUFFIX, read_header
@@ -29,9 +23,6 @@ from baton.gguf.tokenizer import tokenizer_files
 
 Json = dict[str, Any]
 
-MOST = 32
-UNUSED_S = 3600.0
-LOCK, PART = "lock", ".part"
 HASHED = 32 << 20  # the beginning, with the header of all but enormous vocabularies
 SAMPLES, SAMPLE = 16, 1 << 18
 PROJECTOR = "mmproj"  # the vision part of a model, which lies beside it
@@ -67,14 +58,7 @@ def prepared_folder(path: Path) -> tuple[Path, str]:
     Raises ModelError for a model that is not read, or that cannot be stored."""
     try:
         fingerprint = _fingerprint(path)
-        kept = _cache()
-        folder = kept / fingerprint
-        with (kept / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                _write(path, folder)
-                _forget_unused(kept, folder)
-            os.utime(folder)
+        folder = kept_folder(GGUF, fingerprint, lambda made: write_contents(contents(path), made))
     except OSError as error:
         why = error.strerror or error
         raise ModelError(
@@ -106,27 +90,6 @@ def write_contents(found: dict[str, Json], out: Path) -> None:
         (out / name).write_text(f"{text}\n", encoding="utf-8")
 
 
-def _write(path: Path, folder: Path) -> None:
-    found = contents(path)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=PART))
-    try:
-        write_contents(found, part)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _forget_unused(kept: Path, newest: Path) -> None:
-    """Delete the folders that were not used for longest, and what an interrupted process left."""
-    now = time.time()
-    ages = {each: now - each.stat().st_mtime for each in kept.iterdir() if each.name != LOCK}
-    by_age = sorted(ages, key=ages.__getitem__)
-    whole = [each for each in by_age if each.suffix != PART]
-    too_many = [each for each in whole[MOST:] if ages[each] > UNUSED_S and each != newest]
-    for each in [*too_many, *(each for each in by_age if each.suffix == PART)]:
-        shutil.rmtree(each, ignore_errors=True)
-
-
 def _fingerprint(path: Path) -> str:
     """Equal for equal files, read by equal code."""
     digest = hashlib.sha256()
@@ -147,14 +110,3 @@ def _fingerprint(path: Path) -> str:
                 file.seek(max(0, (size - SAMPLE) * number // (SAMPLES - 1)))
                 digest.update(file.read(SAMPLE))
     return digest.hexdigest()[:32]
-
-
-def _cache() -> Path:
-    """A folder that only its owner can write to. PermissionError if others can."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache) / "baton" / "gguf"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder} is writable by other users")
-    return folder
