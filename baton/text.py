@@ -29,6 +29,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from baton.checkpoints.added_tokens import read_vocabulary
 from baton.checkpoints.cleanup import CleanedText, clean
+from baton.checkpoints.tokenizer_json import byte_letters
 from baton.errors import RequestError
 from baton.params import GenerationParams
 
@@ -177,16 +178,7 @@ def bytes_of(token: str, kind: Bytes) -> bytes | None:
     return token.encode()
 
 
-def _byte_level() -> dict[str, int]:
-    """GPT-2's letter for each byte: itself if it is printable, else one after the first 256."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + index): byte for index, byte in enumerate(others)
-    }
-
-
-BYTE_OF = _byte_level()
+BYTE_OF = {letter: byte for byte, letter in byte_letters().items()}
 
 
 def unfinished(tail: bytes) -> int:

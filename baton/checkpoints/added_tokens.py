@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from baton.checkpoints.cleanup import cleans_up
 from baton.checkpoints.jsonfile import optional_object
-from baton.checkpoints.vocabulary import ADDED, NAMED, SETTINGS, why_unread
+from baton.checkpoints.vocabulary import ADDED, FLAGS, NAMED, SETTINGS, why_unread
 from baton.errors import ModelError
 
 STANDARD = (
@@ -32,7 +32,6 @@ STANDARD = (
     "mask_token",
 )
 EXTRA, EXTRA_BEFORE = "extra_special_tokens", "additional_special_tokens"
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 Token = str | AddedToken
 

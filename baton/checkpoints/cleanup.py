@@ -1,7 +1,7 @@
-"""Clean-up: the spaces that transformers takes out of decoded text if tokenizer_config.json asks for it.
+"""Clean-up: the spaces that transformers takes out of decoded text if tokenizer_config.json says so.
 
-`clean_up_tokenization_spaces` was made for WordPiece, whose tokens have no spaces of their own. For BPE it
-would take spaces away that were meant: transformers 5 ignores it there, unless a second setting insists.
+`clean_up_tokenization_spaces` was made for WordPiece, whose tokens have no spaces of their own. For BPE
+it would take meant spaces away: transformers 5 ignores it there, unless a second setting insists.
 """
 
 import re

@@ -22,7 +22,7 @@ from baton.checkpoints.jsonfile import (
     what_it_is,
 )
 from baton.checkpoints.sentencepiece import sentencepiece
-from baton.checkpoints.tokenizer_json import added_token
+from baton.checkpoints.tokenizer_json import added_token, around
 from baton.errors import ModelError
 from baton.package import COMMAND
 
@@ -31,6 +31,8 @@ CONVERTED = ("vocab.json", "vocab.txt", "merges.txt")
 """From these `convert` makes a tokenizer.json, with transformers, which is not imported here."""
 UNREAD = ("tekken.json", "qwen.tiktoken", "tokenizer.tiktoken", "vocab.tiktoken", "tiktoken.model")
 SETTINGS, ADDED, NAMED = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""Of an added token."""
 READER = 1  # to be raised when the same files would give another tokenizer.json
 LARGEST_ID = 1 << 24
 
@@ -97,7 +99,7 @@ def made_from(path: Path) -> Json:
     Raises ModelError."""
     settings = optional_object(path.parent / NAMED, f"{path.parent} is incomplete")
     settings |= optional_object(path.parent / SETTINGS, f"{path.parent} is incomplete")
-    made = sentencepiece(path, metaspace="always" if settings.get("legacy") is True else "first")
+    made = sentencepiece(path, scheme="always" if settings.get("legacy") is True else "first")
     tokenizer = made.json
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     added = {str(each["content"]): each for each in tokenizer["added_tokens"]}
@@ -121,7 +123,7 @@ def _added(folder: Path, settings: Json) -> list[tuple[str, int, Json]]:
     entries: list[tuple[Any, Any, Json]] = [(text, number, {}) for text, number in extra.items()]
     for number, each in decoder.items() if isinstance(decoder, dict) else ():
         known = each if isinstance(each, dict) else {}
-        flags = {name: known[name] for name in _FLAGS if isinstance(known.get(name), bool)}
+        flags = {name: known[name] for name in FLAGS if isinstance(known.get(name), bool)}
         entries.append((known.get("content"), number, flags))
     for text, number, flags in entries:
         id_ = int(number) if str(number).isdecimal() and len(str(number)) < 12 else -1
@@ -132,9 +134,6 @@ def _added(folder: Path, settings: Json) -> list[tuple[str, int, Json]]:
             )
         found[id_] = (text, id_, flags)
     return [found[each] for each in sorted(found)]
-
-
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _set_ends(tokenizer: Json, settings: Json, path: Path) -> None:
@@ -149,15 +148,9 @@ def _set_ends(tokenizer: Json, settings: Json, path: Path) -> None:
             raise ModelError(
                 f"{path.parent}: {SETTINGS} names {each[:40]!r}, which is no token of {path.name}"
             )
-    first, second = ({"Sequence": {"id": each, "type_id": 0}} for each in "AB")
-    before, after = (
-        [{"SpecialToken": {"id": each, "type_id": 0}} for each in side] for side in (begin, end)
+    tokenizer["post_processor"] = around(
+        {each: vocab[each] for each in begin}, {each: vocab[each] for each in end}
     )
-    process["single"] = [*before, first, *after]
-    process["pair"] = [*before, first, *after, *before, second, *after]
-    process["special_tokens"] = {
-        each: {"id": each, "ids": [vocab[each]], "tokens": [each]} for each in (*begin, *end)
-    }
 
 
 def _text(token: Any) -> str | None:

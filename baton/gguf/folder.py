@@ -11,17 +11,16 @@ import glob
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from baton.cache import GGUF, kept_folder
+from baton.checkpoints import tokenizer_json
+from baton.checkpoints.jsonfile import Json, reason, write_json
 from baton.errors import ModelError
 from baton.gguf.config import describe
 from baton.gguf.header import MAGIC, SUFFIX, read_header
 from baton.gguf.tokenizer import tokenizer_files
-
-Json = dict[str, Any]
 
 HASHED = 32 << 20  # the beginning, with the header of all but enormous vocabularies
 SAMPLES, SAMPLE = 16, 1 << 18
@@ -36,7 +35,7 @@ def gguf_file(path: Path) -> Path | None:
             with path.open("rb") as file:
                 return path if path.suffix == SUFFIX or file.read(4) == MAGIC else None
         except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise ModelError(f"{path} cannot be read: {reason(error)}") from error
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return None
     found = sorted(
@@ -60,9 +59,9 @@ def prepared_folder(path: Path) -> tuple[Path, str]:
         fingerprint = _fingerprint(path)
         folder = kept_folder(GGUF, fingerprint, lambda made: write_contents(contents(path), made))
     except OSError as error:
-        why = error.strerror or error
         raise ModelError(
-            f"the tokenizer of {path} cannot be stored: {why}; set XDG_CACHE_HOME to a folder of your own"
+            f"the tokenizer of {path} cannot be stored: {reason(error)}; set XDG_CACHE_HOME to a folder "
+            "of your own"
         ) from error
     return folder, fingerprint
 
@@ -78,7 +77,7 @@ def contents(path: Path) -> dict[str, Json]:
     try:
         Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
     except Exception as error:  # the library raises bare Exception
-        why = " ".join(str(error).split())[:200]
+        why = reason(error, 200)
         raise ModelError(f"no tokenizer can be made from {path}: {why}") from error
     return {"config.json": described.config, "generation_config.json": ids} | files
 
@@ -86,14 +85,13 @@ def contents(path: Path) -> dict[str, Json]:
 def write_contents(found: dict[str, Json], out: Path) -> None:
     """Write them into the folder `out`."""
     for name, content in found.items():
-        text = json.dumps(content, indent=1 if name == "tokenizer.json" else 2, ensure_ascii=False)
-        (out / name).write_text(f"{text}\n", encoding="utf-8")
+        write_json(out / name, content, indent=1 if name == "tokenizer.json" else 2)
 
 
 def _fingerprint(path: Path) -> str:
     """Equal for equal files, read by equal code."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(tokenizer_json.__file__)):
         digest.update(source.read_bytes())
     stem = path.name.partition("-00001-of-")[0]
     parts = (
