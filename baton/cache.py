@@ -1,27 +1,34 @@
-"""The cache on disk: native code and compiled models. Each file is made once, by one process for all.
+"""The cache on disk: native code, compiled models, tokenizers. Each is made once, by one process for all.
 
-    $XDG_CACHE_HOME or ~/.cache / baton / native   / gemm-<hash>.o, program-<hash>.so
-                                        / programs / gpt2-float32-<hash>.program
-                                        / limit      bytes; only if `cache --limit` has set it
+    $XDG_CACHE_HOME or ~/.cache / baton / native     / gemm-<hash>.o, program-<hash>.so
+                                        / programs   / gpt2-float32-<hash>.program
+                                        / gguf       / <hash> /  what a GGUF file says beside its weights
+                                        / tokenizers / <hash> /  made from a tokenizer.model
+                                        / limit        bytes; only if `cache --limit` has set it
 
-A file NAME is made under its lock, NAME.lock, as NAME.part, and renamed when it is complete. What a
-killed process leaves behind is removed by the next one that takes the lock or sweeps. The least recently
-used files go first when all of them exceed the limit; a program that is mapped stays valid.
+NAME, a file or a folder, is made under its lock, NAME.lock, as NAME.part, and renamed when it is whole.
+What a killed process leaves behind is removed by the next one that takes the lock or sweeps. The least
+recently used go first when all of them exceed the limit. A program that is mapped stays valid. The files
+of a folder are opened later than it is found, so it stays for an hour after its last use.
 """
 
 import fcntl
 import os
 import re
+import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from baton.errors import InputError
 
-NATIVE, PROGRAMS = "native", "programs"
-KINDS = {".o": "part", ".so": "library", ".program": "model"}
+NATIVE, PROGRAMS, GGUF, TOKENIZERS = "native", "programs", "gguf", "tokenizers"
+FOLDER = ""  # the suffix of what is kept as a folder
+ROOMS = {NATIVE: (".o", ".so"), PROGRAMS: (".program",), GGUF: (FOLDER,), TOKENIZERS: (FOLDER,)}
+"""The suffixes of what is kept, by the folder of the cache that it is in."""
+KINDS = {".o": "part", ".so": "library", ".program": "model", FOLDER: "tokenizer"}
 UNFINISHED = (".part", ".tmp")
 LIMIT_FILE = "limit"
 LIMIT_BYTES = 4_000_000_000
@@ -29,12 +36,14 @@ LIMIT_BYTES = 4_000_000_000
 FORGOTTEN_S = 3600.0
 """Versions before 0.3 gave unfinished files names that do not tell their lock. After so long without a
 change nobody writes them."""
+UNUSED_S = 3600.0
+"""A folder that was used within this time may be about to be read: only `clear` deletes it."""
 POWERS = "KMGT"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A complete file of the cache."""
+    """A complete file of the cache, or a folder of files that belong together."""
 
     path: Path
     size: int  # bytes
@@ -42,12 +51,12 @@ class Entry:
 
     @property
     def what(self) -> str:
-        """model, library or part (of libraries)."""
+        """model, library, part (of libraries) or tokenizer."""
         return KINDS[self.path.suffix]
 
     @property
     def name(self) -> str:
-        """The file's name without its hash."""
+        """The name without its hash; the hash where that is the whole name."""
         return self.path.stem.rpartition("-")[0] or self.path.stem
 
 
@@ -57,8 +66,8 @@ def cache_root() -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """A folder of the cache that only its owner can write to, because its files are executed or mapped.
-    PermissionError if others can write to it."""
+    """A folder of the cache that only its owner can write to, because its files are believed, mapped and
+    executed. PermissionError if others can write to it."""
     folder = cache_root() / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
@@ -68,13 +77,44 @@ def cache_folder(name: str) -> Path:
 
 
 def part_of(path: Path) -> Path:
-    """The file's name while it is incomplete."""
+    """The name of a file or folder while it is incomplete."""
     return path.with_name(f"{path.name}.part")
+
+
+def kept_folder(room: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of a room. If there is none, one process calls `make` to fill it, while others
+    wait; if that raises, none is left. Raises OSError if it cannot be stored."""
+    path = cache_folder(room) / name
+    try:
+        with locked(path):
+            made = not path.is_dir()
+            if made:
+                _fill(path, make)
+            os.utime(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        return path  # on a disk that cannot be written what is there is whole, and can be used
+    if made:
+        keep_within_limit(path)
+    return path
+
+
+def _fill(path: Path, make: Callable[[Path], None]) -> None:
+    """Make the folder at once: other processes see all of it or nothing. Its lock is held."""
+    part = part_of(path)
+    _remove(part)  # of a process that was killed
+    part.mkdir(mode=0o700)
+    try:
+        make(part)
+        part.rename(path)
+    finally:
+        _remove(part)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock under which the file `path` is made, opened first, and deleted. Waits for it."""
+    """Hold the lock under which `path` is made, opened first, and deleted. Waits for it."""
     with _lock(path, fcntl.LOCK_EX):
         yield
 
@@ -109,26 +149,46 @@ def _names(path: Path, descriptor: int) -> bool:
     return os.path.samestat(named, os.fstat(descriptor))
 
 
+def _remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _delete(path: Path) -> bool:
-    """Delete the file and what is left of its making, unless someone holds its lock."""
+    """Delete it and what is left of its making, unless someone holds its lock or it is not ours."""
     try:
         with _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            part_of(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            _remove(part := part_of(path))
+            with suppress(FileNotFoundError):
+                path.rename(part)  # a folder vanishes at once, whoever is reading it
+                _remove(part)
             return True
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return False
 
 
+def _is_kept(path: Path) -> bool:
+    """Is it, by its name, something complete and not a lock, a part or somebody else's?"""
+    return path.suffix in ROOMS[path.parent.name] and path.is_dir() == (path.suffix == FOLDER)
+
+
+def _everything() -> Iterator[Path]:
+    """All that lies in the rooms."""
+    for room in ROOMS:
+        yield from (cache_root() / room).glob("*")
+
+
 def entries() -> list[Entry]:
-    """Every complete file, the most recently used first."""
+    """Everything complete, the most recently used first."""
     found = []
-    for folder in (NATIVE, PROGRAMS):
-        for path in (cache_root() / folder).glob("*"):
-            if path.suffix in KINDS:
-                with suppress(FileNotFoundError):
-                    status = path.stat()
-                    found.append(Entry(path, status.st_size, status.st_mtime))
+    for path in filter(_is_kept, _everything()):
+        with suppress(FileNotFoundError, PermissionError):
+            files = path.iterdir() if path.is_dir() else (path,)
+            size = sum(each.stat().st_size for each in files)
+            found.append(Entry(path, size, path.stat().st_mtime))
     return sorted(found, key=lambda each: (each.used, each.path.name), reverse=True)
 
 
@@ -143,37 +203,36 @@ def surplus(found: list[Entry], limit: int, kept: Collection[Path]) -> list[Entr
 
 
 def keep_within_limit(*kept: Path) -> None:
-    """Delete what exceeds the limit, and what killed processes have left. `kept` stay."""
+    """Delete what exceeds the limit, and what killed processes have left. `kept` stay, and folders that
+    may be about to be read."""
     sweep()
-    for each in surplus(entries(), limit(), kept):
+    found, now = entries(), time.time()
+    read = {each.path for each in found if each.path.is_dir() and now - each.used < UNUSED_S}
+    for each in surplus(found, limit(), read.union(kept)):
         _delete(each.path)
 
 
 def sweep() -> int:
-    """Delete what killed processes have left: incomplete files and locks that nobody holds. Returns
+    """Delete what killed processes have left: what is incomplete, and locks that nobody holds. Returns
     how many there were."""
-    swept = 0
-    for folder in (NATIVE, PROGRAMS):
-        for path in (cache_root() / folder).glob("*"):
-            if path.suffix in (*UNFINISHED, ".lock"):
-                swept += _sweep(path)
-    return swept
+    return sum(_sweep(path) for path in _everything() if path.suffix in (*UNFINISHED, ".lock"))
 
 
 def _sweep(path: Path) -> bool:
     owner = path.with_suffix("")
     try:
-        if owner.suffix not in KINDS and time.time() - path.stat().st_mtime < FORGOTTEN_S:
+        known = owner.suffix in ROOMS[path.parent.name]
+        if not known and time.time() - path.stat().st_mtime < FORGOTTEN_S:
             return False
         with _lock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            path.unlink(missing_ok=True)
-    except (BlockingIOError, FileNotFoundError):
+            _remove(path)
+    except (BlockingIOError, FileNotFoundError, PermissionError):
         return False
     return True
 
 
 def clear() -> list[Entry]:
-    """Delete every file that is not being made. Returns what was deleted."""
+    """Delete everything that is not being made. Returns what was deleted."""
     sweep()
     return [each for each in entries() if _delete(each.path)]
 

@@ -10,6 +10,9 @@ The text of an id depends on the ids before it, in two ways:
     characters    Several ids may make one character. A byte-level tokenizer decodes half of one to
                   one U+FFFD; one with byte fallback decodes a whole run of bytes to U+FFFD if one is
                   missing. So a context begins with a character, and half of one is held back.
+
+Some tokenizers are cleaned up: a space before a full stop, or within "do n't", is taken out afterwards. A
+space that may go is held back, too. One at the end of a prompt stays: its text is known.
 """
 
 import json
@@ -25,6 +28,8 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 
 from baton.checkpoints.added_tokens import read_vocabulary
+from baton.checkpoints.cleanup import CleanedText, clean
+from baton.checkpoints.tokenizer_json import byte_letters
 from baton.errors import RequestError
 from baton.params import GenerationParams
 
@@ -54,6 +59,7 @@ class Tokenizer:
         """Raises ModelError."""
         vocabulary = read_vocabulary(file)
         self.end_id = vocabulary.end_id
+        self.cleans_up = vocabulary.cleans_up
         self._tokenizer = vocabulary.tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -75,19 +81,31 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids, special tokens skipped unless `special`."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
-
-    # ---- parts of a text
+        return self._clean(self.decode_loose(ids, special=special))
 
     def decode_whole(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids up to the last whole character: without one that further ids may complete."""
+        return self._clean(self.decode_whole_loose(ids, special=special))
+
+    # ---- parts of a text
+
+    def decode_loose(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The same as decode(), not cleaned up."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+    def decode_whole_loose(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The same as decode_whole(), not cleaned up."""
         if self.falls_back:
             shown = self.shown(ids, special=special)
-            return self.decode(shown[: len(shown) - self._unfinished(shown)], special=special)
-        text = self.decode(ids, special=special)
+            whole = shown[: len(shown) - self._unfinished(shown)]
+            return self.decode_loose(whole, special=special)
+        text = self.decode_loose(ids, special=special)
         if text.endswith(REPLACEMENT) and self._unfinished(self.shown(ids, special=special)):
             return text[:-1]
         return text
+
+    def _clean(self, text: str) -> str:
+        return clean(text) if self.cleans_up else text
 
     def token_text(self, token_id: int) -> str:
         """Text of one token inside of a text, with the space before it. Half a character is U+FFFD."""
@@ -160,16 +178,7 @@ def bytes_of(token: str, kind: Bytes) -> bytes | None:
     return token.encode()
 
 
-def _byte_level() -> dict[str, int]:
-    """GPT-2's letter for each byte: itself if it is printable, else one after the first 256."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + index): byte for index, byte in enumerate(others)
-    }
-
-
-BYTE_OF = _byte_level()
+BYTE_OF = {letter: byte for byte, letter in byte_letters().items()}
 
 
 def unfinished(tail: bytes) -> int:
@@ -278,8 +287,8 @@ class TextStream:
     """The growing text of one request: ids in, finished text out, up to a stop string.
 
     The text of the prompt and all that is pushed is the text of all ids together. A character that the
-    prompt begins and does not end belongs to the answer. Held back are the beginning of a character, and
-    what may begin a stop string.
+    prompt begins and does not end belongs to the answer. Held back are the beginning of a character, a
+    space that may be cleaned up, and what may begin a stop string.
     """
 
     def __init__(
@@ -298,6 +307,7 @@ class TextStream:
             self._context = [each for each in found if each is not None]  # their text is known
             if length >= len(prompt_ids) or self._decode(self._context).strip():
                 break
+        self._cleaned = CleanedText() if tokenizer.cleans_up else None
         self._held = ""  # held back: it may begin a stop string
         self.stopped = False
 
@@ -344,14 +354,16 @@ class TextStream:
         return taken
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, special=self._params.keep_special)
+        return self._tokenizer.decode_loose(ids, special=self._params.keep_special)
 
     def _decode_whole(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode_whole(ids, special=self._params.keep_special)
+        return self._tokenizer.decode_whole_loose(ids, special=self._params.keep_special)
 
     def _release(self, taken: str, *, final: bool) -> str:
         if self.stopped:
             return ""
+        if self._cleaned is not None:
+            taken = self._cleaned.add(taken, final=final)
         text = self._held + taken
         ends = [(at, stop) for stop in self._params.stop if (at := text.find(stop)) >= 0]
         if ends and self._unstoppable <= 0:

@@ -17,8 +17,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from baton.checkpoints.cleanup import cleans_up
 from baton.checkpoints.jsonfile import optional_object
-from baton.checkpoints.vocabulary import ADDED, NAMED, SETTINGS, why_unread
+from baton.checkpoints.vocabulary import ADDED, FLAGS, NAMED, SETTINGS, why_unread
 from baton.errors import ModelError
 
 STANDARD = (
@@ -31,7 +32,6 @@ STANDARD = (
     "mask_token",
 )
 EXTRA, EXTRA_BEFORE = "extra_special_tokens", "additional_special_tokens"
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 Token = str | AddedToken
 
@@ -91,6 +91,7 @@ class Vocabulary:
     file: Path
     changed: bool  # there is more than in tokenizer.json
     end_id: int | None  # of its eos_token, with which a chat ends, too
+    cleans_up: bool  # what it decodes (baton/checkpoints/cleanup.py)
 
     def json(self) -> str:
         """As a tokenizer.json would hold it."""
@@ -111,7 +112,8 @@ def read_vocabulary(file: Path) -> Vocabulary:
         tokenizer.encode_special_tokens = True
     end = beside.texts.get("eos_token")
     end_id = None if end is None else tokenizer.token_to_id(end)
-    return Vocabulary(tokenizer, file, bool(missing), end_id)
+    cleans = cleans_up(_object_in(file.parent / SETTINGS), tokenizer)
+    return Vocabulary(tokenizer, file, bool(missing), end_id, cleans)
 
 
 def _missing(tokenizer: Tokenizer, beside: TokensBeside) -> list[AddedToken]:

@@ -59,6 +59,12 @@ def optional_object(path: Path, what: str) -> Json:
     return read_object(path, what) if path.exists() or path.is_symlink() else {}
 
 
+def write_json(path: Path, content: Json, *, indent: int = 2) -> None:
+    """Write an object as people read it. Raises OSError."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
 def what_it_is(head: bytes) -> str | None:
     """What a file is that begins with these bytes; None if that is unknown."""
     if not head:

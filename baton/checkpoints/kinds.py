@@ -18,7 +18,7 @@ LEFT_OVERS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", 
 """Files with these endings that are no pickled weights begin so."""
 ADAPTER = "adapter_config.json"
 DIFFUSION = "model_index.json"
-NANOCHAT = re.compile(r"model_\d{6}\.pt")
+NANOCHAT = re.compile(r"model_(\d{6,})\.pt")
 SAME_IN_SAFETENSORS = "use the same model in safetensors"
 OTHERS = (  # endings of files with weights that nothing here reads
     (".onnx", "ONNX"),
@@ -62,7 +62,7 @@ def without_config(folder: Path, names: Collection[str]) -> str:
         return f"{folder} holds {other}, which is not read: {SAME_IN_SAFETENSORS}"
     own = any(name.startswith("consolidated.") for name in names) and "params.json" in names
     nanochat = any(NANOCHAT.fullmatch(name) for name in names)
-    if nanochat or (own and _pickles(names)):
+    if nanochat or (own and pickles(names)):
         kind = "LLaMA's" if own else "nanochat's"
         return f"{folder} is a checkpoint in {kind} own format: {_convert(folder)}"
     missing = f"{folder} is not a model folder: config.json is missing"
@@ -83,9 +83,9 @@ def without_weights(folder: Path, names: Collection[str]) -> str:
     top = [name for name in names if "/" not in name]
     if ADAPTER in top:
         return adapter(folder)
-    pickles, odd = _pickles(top), _first(top, ".safetensors")
-    if odd or pickles:
-        found = odd or pickles[0]
+    pickled, odd = pickles(top), _first(top, ".safetensors")
+    if odd or pickled:
+        found = odd or pickled[0]
         kind = "" if odd else ", a pickle, which is never loaded,"
         return f"{folder} has {found}{kind} but no model.safetensors: {_convert(folder)}"
     if other := _other_weights(names):
@@ -133,7 +133,8 @@ def single_file(path: Path) -> str:
     )
 
 
-def _pickles(names: Iterable[str]) -> list[str]:
+def pickles(names: Iterable[str]) -> list[str]:
+    """Those of files that PyTorch's pickled weights have."""
     return sorted(
         name
         for name in names

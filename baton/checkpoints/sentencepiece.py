@@ -8,26 +8,26 @@ the difference.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
-from baton.checkpoints.tokenizer_json import Json, Vocabulary, added_token, cuts, tokenizer_json
+from baton.checkpoints.jsonfile import Json, reason
+from baton.checkpoints.tokenizer_json import (
+    LONGEST_TOKEN,
+    SPACE,
+    Kind,
+    Vocabulary,
+    added_token,
+    around,
+    bpe,
+    cuts,
+    from_spaces,
+    metaspace,
+    to_spaces,
+    tokenizer_json,
+)
 from baton.errors import ModelError
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's symbol for a space
 BPE = 2
-LONGEST_PIECE = 4096
-
-
-class Kind(IntEnum):
-    """The type of a piece."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +43,16 @@ class _Broken(Exception):
     """Not a protocol buffer, or not this one."""
 
 
-def sentencepiece(path: Path, *, metaspace: str | None = None) -> Vocabulary:
+def sentencepiece(path: Path, *, scheme: str | None = None) -> Vocabulary:
     """The tokenizer in the file. A text begins with the beginning-of-text piece. Of a model that puts a
-    space before a text, `metaspace` says where: None before the text and behind each special token in
+    space before a text, `scheme` says where: None before the text and behind each special token in
     it, as SentencePiece itself does; "always" the same, but not before a space, and "first" only before
     the text, as transformers does for tokenizers that it calls legacy, and for others. Raises ModelError
     for another kind of tokenizer."""
     try:
         pieces, ids, leading_space = _pieces(path.read_bytes(), path)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
     except (_Broken, UnicodeDecodeError, struct.error, ValueError) as error:
         raise ModelError(f"{path} is not a SentencePiece model, or is broken") from error
     unknown, bos, _ = ids
@@ -67,43 +67,31 @@ def sentencepiece(path: Path, *, metaspace: str | None = None) -> Vocabulary:
     ]
     return Vocabulary(
         tokenizer_json(
-            vocab=vocab,
-            merges=_merges(pieces),
             added=added,
-            first=(pieces[bos].text, bos),
-            steps=_steps(metaspace, leading=leading_space),
-            model={
-                "unk_token": pieces[unknown].text,
-                "fuse_unk": True,
-                "byte_fallback": True,
-            },
+            steps=_steps(scheme, leading=leading_space),
+            post_processor=around({pieces[bos].text: bos}, {}),
+            model=bpe(
+                vocab,
+                _merges(pieces),
+                unk_token=pieces[unknown].text,
+                fuse_unk=True,
+                byte_fallback=True,
+            ),
         ),
         path,
     )
 
 
-def _steps(metaspace: str | None, *, leading: bool) -> Json:
+def _steps(scheme: str | None, *, leading: bool) -> Json:
     """How spaces become SentencePiece's symbol, and back."""
-    escape: list[Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    back: list[Json] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if leading:
-        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-        escape.insert(0, {"type": "Prepend", "prepend": SPACE})
-    theirs = {
-        "type": "Metaspace",
-        "replacement": SPACE,
-        "prepend_scheme": metaspace,
-        "split": False,
-    }
-    apart = leading and metaspace is not None
+    apart = leading and scheme is not None
+    before = [{"type": "Prepend", "prepend": SPACE}] if leading else []
     return {
-        "normalizer": None if apart else {"type": "Sequence", "normalizers": escape},
-        "pre_tokenizer": theirs if apart else None,
-        "decoder": {"type": "Sequence", "decoders": back},
+        "normalizer": None
+        if apart
+        else {"type": "Sequence", "normalizers": [*before, from_spaces()]},
+        "pre_tokenizer": metaspace(scheme) if apart and scheme is not None else None,
+        "decoder": to_spaces(leading=leading),
     }
 
 
@@ -157,7 +145,7 @@ def _refuse_other_kinds(
         "puts spaces behind words": trainer.get(24, 0) != 0,
         "has unused pieces": any(piece.kind is Kind.UNUSED for piece in pieces),
         "has an empty piece": any(not piece.text for piece in pieces),
-        "has a very long piece": any(len(piece.text) > LONGEST_PIECE for piece in pieces),
+        "has a very long piece": any(len(piece.text) > LONGEST_TOKEN for piece in pieces),
     }
     if why := [each for each, is_so in wrong.items() if is_so]:
         raise ModelError(

@@ -1,21 +1,17 @@
 """The tokenizer of a model folder: its tokenizer.json, or one that is made from its tokenizer.model.
 
-What is made is kept in the user's cache, under a hash of all that it was made from, so each process
-finds the same file and only the first one takes the second or two to write it.
+What is made is kept in the user's cache (baton/cache.py), under a hash of all that it was made from, so
+each process finds the same file and only the first one takes the second or two to write it.
 """
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from baton.cache import TOKENIZERS, kept_folder
 from baton.checkpoints.jsonfile import (
     LARGEST,
     Json,
@@ -26,7 +22,7 @@ from baton.checkpoints.jsonfile import (
     what_it_is,
 )
 from baton.checkpoints.sentencepiece import sentencepiece
-from baton.checkpoints.tokenizer_json import added_token
+from baton.checkpoints.tokenizer_json import added_token, around
 from baton.errors import ModelError
 from baton.package import COMMAND
 
@@ -35,6 +31,8 @@ CONVERTED = ("vocab.json", "vocab.txt", "merges.txt")
 """From these `convert` makes a tokenizer.json, with transformers, which is not imported here."""
 UNREAD = ("tekken.json", "qwen.tiktoken", "tokenizer.tiktoken", "vocab.tiktoken", "tiktoken.model")
 SETTINGS, ADDED, NAMED = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""Of an added token."""
 READER = 1  # to be raised when the same files would give another tokenizer.json
 LARGEST_ID = 1 << 24
 
@@ -101,7 +99,7 @@ def made_from(path: Path) -> Json:
     Raises ModelError."""
     settings = optional_object(path.parent / NAMED, f"{path.parent} is incomplete")
     settings |= optional_object(path.parent / SETTINGS, f"{path.parent} is incomplete")
-    made = sentencepiece(path, metaspace="always" if settings.get("legacy") is True else "first")
+    made = sentencepiece(path, scheme="always" if settings.get("legacy") is True else "first")
     tokenizer = made.json
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     added = {str(each["content"]): each for each in tokenizer["added_tokens"]}
@@ -125,7 +123,7 @@ def _added(folder: Path, settings: Json) -> list[tuple[str, int, Json]]:
     entries: list[tuple[Any, Any, Json]] = [(text, number, {}) for text, number in extra.items()]
     for number, each in decoder.items() if isinstance(decoder, dict) else ():
         known = each if isinstance(each, dict) else {}
-        flags = {name: known[name] for name in _FLAGS if isinstance(known.get(name), bool)}
+        flags = {name: known[name] for name in FLAGS if isinstance(known.get(name), bool)}
         entries.append((known.get("content"), number, flags))
     for text, number, flags in entries:
         id_ = int(number) if str(number).isdecimal() and len(str(number)) < 12 else -1
@@ -136,9 +134,6 @@ def _added(folder: Path, settings: Json) -> list[tuple[str, int, Json]]:
             )
         found[id_] = (text, id_, flags)
     return [found[each] for each in sorted(found)]
-
-
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _set_ends(tokenizer: Json, settings: Json, path: Path) -> None:
@@ -153,15 +148,9 @@ def _set_ends(tokenizer: Json, settings: Json, path: Path) -> None:
             raise ModelError(
                 f"{path.parent}: {SETTINGS} names {each[:40]!r}, which is no token of {path.name}"
             )
-    first, second = ({"Sequence": {"id": each, "type_id": 0}} for each in "AB")
-    before, after = (
-        [{"SpecialToken": {"id": each, "type_id": 0}} for each in side] for side in (begin, end)
+    tokenizer["post_processor"] = around(
+        {each: vocab[each] for each in begin}, {each: vocab[each] for each in end}
     )
-    process["single"] = [*before, first, *after]
-    process["pair"] = [*before, first, *after, *before, second, *after]
-    process["special_tokens"] = {
-        each: {"id": each, "ids": [vocab[each]], "tokens": [each]} for each in (*begin, *end)
-    }
 
 
 def _text(token: Any) -> str | None:
@@ -185,39 +174,17 @@ def _made(source: Path) -> Path:
         digest.update(f" {len(data)} ".encode() + data)
         if data and path != source:
             contents[path.name] = data
+
+    def make(folder: Path) -> None:
+        text = json.dumps(made_from(source), ensure_ascii=False)
+        for name, data in (contents | {"tokenizer.json": text.encode()}).items():
+            (folder / name).write_bytes(data)
+
     try:
-        made = _cache() / digest.hexdigest()[:32]
-        if not made.exists():
-            text = json.dumps(made_from(source), ensure_ascii=False)
-            _write(made, contents | {"tokenizer.json": text.encode()})
+        made = kept_folder(TOKENIZERS, digest.hexdigest()[:32], make)
     except OSError as error:
         raise ModelError(
             f"the tokenizer.json made from {source} cannot be kept: {reason(error)}; set "
             "XDG_CACHE_HOME to a folder that can be written"
         ) from error
     return made / "tokenizer.json"
-
-
-def _cache() -> Path:
-    """The folder, which only its owner can write to. Raises OSError."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "baton" / "tokenizers"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(0, f"{folder} is writable by other users")
-    return folder
-
-
-def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write a folder at once: other processes see all of it or nothing."""
-    part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
-    try:
-        for name, data in contents.items():
-            (part / name).write_bytes(data)
-        os.rename(part, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # or another process was faster
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -26,18 +26,19 @@ def weight_files(folder: Path, config: Json) -> list[Path]:
         if not isinstance(named, str) or not _inside(named):
             raise ModelError(f"{folder}: {NAMED} in config.json must name a file in that folder")
         if named.endswith(".index.json"):
-            return _shards(folder / named)
+            return shard_files(folder / named)
         return [_file(folder / named, "which config.json names")]
     if (folder / WHOLE).is_file():  # an index beside it is a left-over, and transformers ignores it
         return [folder / WHOLE]
     if (folder / INDEX).exists():
-        return _shards(folder / INDEX)
+        return shard_files(folder / INDEX)
     if (folder / WHOLE).exists() or (folder / WHOLE).is_symlink():
         return [_file(folder / WHOLE, "which holds the weights")]
     return []
 
 
-def _shards(index: Path) -> list[Path]:
+def shard_files(index: Path) -> list[Path]:
+    """The files that an index names, each once, in order. Raises ModelError."""
     folder = index.parent
     shards = read_object(index, f"{folder} is incomplete").get("weight_map")
     if not isinstance(shards, dict) or not shards:

@@ -1,4 +1,4 @@
-"""`cache`: what compiled code and models take on disk, and how much they may."""
+"""`cache`: what compiled code, compiled models and tokenizers take on disk, and how much they may."""
 
 import time
 
@@ -31,10 +31,11 @@ def run_cache(*, wanted: str | None, clearing: bool) -> str:
 
 
 def shown(found: list[Entry], most: int, now: float) -> str:
-    """The files as a table, the most recently used first, and the sum."""
-    total = (
-        f"{amount(sum(each.size for each in found))} of at most {amount(most)} in {cache_root()}"
-    )
+    """Files and folders as a table, the most recently used first, and the sum."""
+    size = sum(each.size for each in found)
+    total = f"{amount(size)} of at most {amount(most)} in {cache_root()}"
+    if size > most:
+        total += "; what was used last stays"
     if not found:
         return total
     rows = [

@@ -179,9 +179,9 @@ def run_batch(
     metavar="SIZE",
     help="The most it may take from now on, such as 20G; the least recently used goes first.",
 )
-@click.option("--clear", is_flag=True, help="Delete all of it; the next start compiles again.")
+@click.option("--clear", is_flag=True, help="Delete all of it; the next start makes it again.")
 def cache(limit: str | None, clear: bool) -> None:
-    """Show what compiled code and models take on disk."""
+    """Show what compiled code, compiled models and tokenizers that were made take on disk."""
     from baton.cli.cache import run_cache
 
     click.echo(run_cache(wanted=limit, clearing=clear))

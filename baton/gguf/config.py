@@ -13,12 +13,10 @@ import array
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
+from baton.checkpoints.jsonfile import Json
 from baton.errors import ModelError
 from baton.gguf.header import SIZES, Header, Tensor
-
-Json = dict[str, Any]
 
 
 class Undo(Enum):

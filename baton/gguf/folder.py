@@ -4,34 +4,24 @@
         config.json, generation_config.json, tokenizer.json, tokenizer_config.json
 
 HASH covers the GGUF file and the code that reads it. The router and all workers find the same folder.
-Whoever comes first writes it while the others wait: beside its place, then renamed, so it is whole or not
-there. The weights stay in the GGUF file. When there are more than MOST folders, those that were not used
-for longest are deleted, but none that was used within the hour.
+Whoever comes first writes it while the others wait (baton/cache.py). The weights stay in the GGUF file.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
+from baton.cache import GGUF, kept_folder
+from baton.checkpoints import tokenizer_json
+from baton.checkpoints.jsonfile import Json, reason, write_json
 from baton.errors import ModelError
 from baton.gguf.config import describe
 from baton.gguf.header import MAGIC, SUFFIX, read_header
 from baton.gguf.tokenizer import tokenizer_files
 
-Json = dict[str, Any]
-
-MOST = 32
-UNUSED_S = 3600.0
-LOCK, PART = "lock", ".part"
 HASHED = 32 << 20  # the beginning, with the header of all but enormous vocabularies
 SAMPLES, SAMPLE = 16, 1 << 18
 PROJECTOR = "mmproj"  # the vision part of a model, which lies beside it
@@ -45,7 +35,7 @@ def gguf_file(path: Path) -> Path | None:
             with path.open("rb") as file:
                 return path if path.suffix == SUFFIX or file.read(4) == MAGIC else None
         except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise ModelError(f"{path} cannot be read: {reason(error)}") from error
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return None
     found = sorted(
@@ -67,18 +57,11 @@ def prepared_folder(path: Path) -> tuple[Path, str]:
     Raises ModelError for a model that is not read, or that cannot be stored."""
     try:
         fingerprint = _fingerprint(path)
-        kept = _cache()
-        folder = kept / fingerprint
-        with (kept / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                _write(path, folder)
-                _forget_unused(kept, folder)
-            os.utime(folder)
+        folder = kept_folder(GGUF, fingerprint, lambda made: write_contents(contents(path), made))
     except OSError as error:
-        why = error.strerror or error
         raise ModelError(
-            f"the tokenizer of {path} cannot be stored: {why}; set XDG_CACHE_HOME to a folder of your own"
+            f"the tokenizer of {path} cannot be stored: {reason(error)}; set XDG_CACHE_HOME to a folder "
+            "of your own"
         ) from error
     return folder, fingerprint
 
@@ -94,7 +77,7 @@ def contents(path: Path) -> dict[str, Json]:
     try:
         Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
     except Exception as error:  # the library raises bare Exception
-        why = " ".join(str(error).split())[:200]
+        why = reason(error, 200)
         raise ModelError(f"no tokenizer can be made from {path}: {why}") from error
     return {"config.json": described.config, "generation_config.json": ids} | files
 
@@ -102,35 +85,13 @@ def contents(path: Path) -> dict[str, Json]:
 def write_contents(found: dict[str, Json], out: Path) -> None:
     """Write them into the folder `out`."""
     for name, content in found.items():
-        text = json.dumps(content, indent=1 if name == "tokenizer.json" else 2, ensure_ascii=False)
-        (out / name).write_text(f"{text}\n", encoding="utf-8")
-
-
-def _write(path: Path, folder: Path) -> None:
-    found = contents(path)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=PART))
-    try:
-        write_contents(found, part)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _forget_unused(kept: Path, newest: Path) -> None:
-    """Delete the folders that were not used for longest, and what an interrupted process left."""
-    now = time.time()
-    ages = {each: now - each.stat().st_mtime for each in kept.iterdir() if each.name != LOCK}
-    by_age = sorted(ages, key=ages.__getitem__)
-    whole = [each for each in by_age if each.suffix != PART]
-    too_many = [each for each in whole[MOST:] if ages[each] > UNUSED_S and each != newest]
-    for each in [*too_many, *(each for each in by_age if each.suffix == PART)]:
-        shutil.rmtree(each, ignore_errors=True)
+        write_json(out / name, content, indent=1 if name == "tokenizer.json" else 2)
 
 
 def _fingerprint(path: Path) -> str:
     """Equal for equal files, read by equal code."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(tokenizer_json.__file__)):
         digest.update(source.read_bytes())
     stem = path.name.partition("-00001-of-")[0]
     parts = (
@@ -147,14 +108,3 @@ def _fingerprint(path: Path) -> str:
                 file.seek(max(0, (size - SAMPLE) * number // (SAMPLES - 1)))
                 digest.update(file.read(SAMPLE))
     return digest.hexdigest()[:32]
-
-
-def _cache() -> Path:
-    """A folder that only its owner can write to. PermissionError if others can."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache) / "baton" / "gguf"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder} is writable by other users")
-    return folder

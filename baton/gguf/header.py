@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from baton.checkpoints.jsonfile import reason
 from baton.errors import ModelError
 
 MAGIC = b"GGUF"
@@ -128,7 +129,7 @@ def _read(path: Path) -> Header:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(path, data, size).header()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
 
 
 class _Reader:

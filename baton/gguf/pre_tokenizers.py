@@ -6,9 +6,8 @@ another split the tokens would be wrong.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-Json = dict[str, Any]
+from baton.checkpoints.jsonfile import Json
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

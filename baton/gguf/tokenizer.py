@@ -6,33 +6,31 @@ score wins. Each token has a type, and control tokens and a user's own are match
 """
 
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from baton.checkpoints.jsonfile import Json
+from baton.checkpoints.tokenizer_json import (
+    LONGEST_TOKEN,
+    SPACE,
+    Kind,
+    added_token,
+    around,
+    bpe,
+    cuts,
+    from_spaces,
+    metaspace,
+    to_spaces,
+    tokenizer_json,
+)
 from baton.errors import ModelError
 from baton.gguf.header import Header, Value
 from baton.gguf.pre_tokenizers import KINDS, PreTokenizer
 
-Json = dict[str, Any]
-
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
-LONGEST_PIECE = 4096  # characters; each is tried as the end of a merge's first half
 IN_ORDER = ("gemma", "gemma2", "gemma3")
 """Their merges follow the order of the tokens, not the scores, and no text begins with a space."""
-
-
-class Kind(IntEnum):
-    """The type of a token."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 def tokenizer_files(header: Header, bos: int | None, ends: Sequence[int]) -> dict[str, Json]:
@@ -41,9 +39,9 @@ def tokenizer_files(header: Header, bos: int | None, ends: Sequence[int]) -> dic
     vocabulary = _Vocabulary(header)
     model = vocabulary.text("model")
     if model == "gpt2":
-        body, begins = vocabulary.byte_level()
+        steps, body, begins = vocabulary.byte_level()
     elif model == "llama":
-        body, begins = vocabulary.sentencepiece()
+        steps, body, begins = vocabulary.sentencepiece()
     else:
         raise vocabulary.refused(
             f"has a tokenizer of the kind {model[:40]!r}: gpt2 and llama are read"
@@ -51,14 +49,13 @@ def tokenizer_files(header: Header, bos: int | None, ends: Sequence[int]) -> dic
     before = [bos] if bos is not None and vocabulary.flag("add_bos_token", begins) else []
     after = [ends[0]] if ends and vocabulary.flag("add_eos_token", False) else []
     tokens = vocabulary.tokens
-    whole = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": vocabulary.added([*([] if bos is None else [bos]), *ends]),
-        **body,
-        "post_processor": _around(before, after, tokens),
-    }
+    ids = ({tokens[each]: each for each in side} for side in (before, after))
+    whole = tokenizer_json(
+        added=vocabulary.added([*([] if bos is None else [bos]), *ends]),
+        steps=steps,
+        post_processor=around(*ids) if before or after else None,
+        model=body,
+    )
     settings: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None if bos is None else tokens[bos],
@@ -88,8 +85,8 @@ class _Vocabulary:
             self._kinds = [Kind(each) if each in known else Kind.NORMAL for each in given]
 
     def _check(self) -> None:
-        if max(map(len, self.tokens)) > LONGEST_PIECE:
-            raise self.refused(f"has a token of more than {LONGEST_PIECE} characters")
+        if max(map(len, self.tokens)) > LONGEST_TOKEN:
+            raise self.refused(f"has a token of more than {LONGEST_TOKEN} characters")
         if (
             self._header.values.get("general.architecture") in IN_ORDER
         ):  # runs of spaces, as they are
@@ -141,15 +138,15 @@ class _Vocabulary:
         own = {number for number, kind in enumerate(self._kinds) if kind is Kind.USER_DEFINED}
         if (unknown := self.token_id("unknown")) is not None:
             special.add(unknown)
-        asis = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         return [
-            {"id": number, "content": self.tokens[number], **asis, "special": number in special}
+            added_token(self.tokens[number], number, special=number in special)
             for number in sorted(special | own)
             if self.tokens[number] and (number in special or self.tokens[number].strip(SPACE))
         ]
 
-    def byte_level(self) -> tuple[Json, bool]:
-        """The sections of tokenizer.json, and whether a text begins with the beginning-of-text token."""
+    def byte_level(self) -> tuple[Json, Json, bool]:
+        """The steps and the model of tokenizer.json, and whether a text begins with the beginning-of-text
+        token."""
         name = self._get("pre") or ""
         known: PreTokenizer | None = KINDS.get(name) if isinstance(name, str) else None
         if known is None:
@@ -170,46 +167,27 @@ class _Vocabulary:
             "trim_offsets": True,
             "use_regex": True,
         }
-        body = {
-            "normalizer": None,
-            "pre_tokenizer": known.json(),
-            "decoder": level,
-            "model": _bpe(ids, merges) | {"ignore_merges": known.whole_words},
-        }
-        return body, known.begins
+        steps = {"normalizer": None, "pre_tokenizer": known.json(), "decoder": level}
+        return steps, bpe(ids, merges, ignore_merges=known.whole_words), known.begins
 
-    def sentencepiece(self) -> tuple[Json, bool]:
+    def sentencepiece(self) -> tuple[Json, Json, bool]:
         in_order = self._header.values.get("general.architecture") in IN_ORDER
         spaced = not in_order and self.flag("add_space_prefix", True)
         unknown = self.token_id("unknown")
-        back: list[Json] = [
-            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-        ]
-        if spaced:
-            back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
         ids = {text: number for number, text in enumerate(self.tokens)}
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        first = "first" if spaced else "never"
-        metaspace = {
-            "type": "Metaspace",
-            "replacement": SPACE,
-            "prepend_scheme": first,
-            "split": False,
+        steps = {
+            "normalizer": from_spaces() if in_order else None,
+            "pre_tokenizer": None if in_order else metaspace("first" if spaced else "never"),
+            "decoder": to_spaces(leading=spaced),
         }
-        body = {
-            "normalizer": replace if in_order else None,
-            "pre_tokenizer": None if in_order else metaspace,
-            "decoder": {"type": "Sequence", "decoders": back},
-            "model": _bpe(ids, self._merges(ids, in_order=in_order))
-            | {
-                "unk_token": None if unknown is None else self.tokens[unknown],
-                "fuse_unk": True,
-                "byte_fallback": True,
-            },
-        }
-        return body, True
+        model = bpe(
+            ids,
+            self._merges(ids, in_order=in_order),
+            unk_token=None if unknown is None else self.tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+        return steps, model, True
 
     def _merges(self, ids: Mapping[str, int], *, in_order: bool) -> list[tuple[str, str]]:
         """Every split of a token into two others, in the order of preference."""
@@ -221,56 +199,16 @@ class _Vocabulary:
         else:
             scores = self._list("scores", float, len(self.tokens))
         mergeable = {
-            text for text, kind in zip(self.tokens, self._kinds, strict=True)
+            text: ids[text] for text, kind in zip(self.tokens, self._kinds, strict=True)
             if kind in (Kind.NORMAL, Kind.USER_DEFINED)
         }  # fmt: skip
         found = []
         for text, score in zip(self.tokens, scores, strict=True):
-            if text not in mergeable:
-                continue
-            cuts = [(text[:at], text[at:]) for at in range(1, len(text))]
-            both = [cut for cut in cuts if cut[0] in mergeable and cut[1] in mergeable]
-            both.sort(key=lambda cut: (ids[cut[0]], ids[cut[1]]))
-            found += [(-score, -len(left), left, right) for left, right in both]
+            if text in mergeable:
+                both = cuts(text, mergeable)
+                found += [(-score, -len(left), left, right) for left, right in both]
         found.sort(key=lambda each: each[:2])
         return [(left, right) for _, _, left, right in found]
-
-
-def _bpe(ids: Mapping[str, int], merges: Sequence[Sequence[str]]) -> Json:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": dict(ids),
-        "merges": [list(pair) for pair in merges],
-    }
-
-
-def _around(before: Sequence[int], after: Sequence[int], tokens: Sequence[str]) -> Json | None:
-    """The section `post_processor`: the tokens before and after a text."""
-    if not before and not after:
-        return None
-
-    def special(numbers: Sequence[int]) -> list[Json]:
-        return [{"SpecialToken": {"id": tokens[each], "type_id": 0}} for each in numbers]
-
-    def text(name: str) -> list[Json]:
-        return [*special(before), {"Sequence": {"id": name, "type_id": 0}}, *special(after)]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": text("A"),
-        "pair": [*text("A"), *text("B")],
-        "special_tokens": {
-            tokens[each]: {"id": tokens[each], "ids": [each], "tokens": [tokens[each]]}
-            for each in (*before, *after)
-        },
-    }
 
 
 def _templates(values: Mapping[str, Value], path: Path) -> str | list[Json] | None:

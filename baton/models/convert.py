@@ -27,17 +27,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from baton.checkpoints import kinds
-from baton.checkpoints.jsonfile import reason
+from baton.checkpoints.jsonfile import Json, read_object, reason
 from baton.checkpoints.vocabulary import CONVERTED, SENTENCEPIECE, made_from
-from baton.checkpoints.weights import header_of, weight_files
+from baton.checkpoints.weights import header_of, shard_files, weight_files
 from baton.errors import InputError, ModelError
 from baton.gguf.folder import gguf_file
 from baton.model_files import resolve_model
 from baton.models.formats.checkpoint import (
     Checkpoint,
-    Json,
     Tensors,
-    read_json,
     write_checkpoint,
     write_weights,
 )
@@ -45,7 +43,7 @@ from baton.models.formats.gguf import write_gguf
 from baton.models.formats.llama import is_llama, read_llama
 from baton.models.formats.nanochat import is_nanochat, read_nanochat
 
-INDEX = "pytorch_model.bin.index.json"
+WHOLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.safetensors")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 VOCABULARIES = (*CONVERTED, *SENTENCEPIECE)
@@ -82,8 +80,7 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
             out.rmdir()
         beside.rename(out)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {out}: {why}") from error
+        raise InputError(f"cannot write {out}: {reason(error)}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     what = folder if foreign is None else f"{folder} ({foreign.about})"
@@ -99,7 +96,7 @@ def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
         if is_llama(folder):
             return read_llama(folder, _load, tokenizer)
     except OSError as error:
-        raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{folder} cannot be read: {reason(error)}") from error
     if tokenizer is not None:
         raise InputError(
             "--tokenizer is for nanochat's and LLaMA's folders only: put the tokenizer into "
@@ -122,13 +119,13 @@ def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
 def _config(folder: Path) -> Json:
     if not (folder / "config.json").exists():
         raise ModelError(kinds.without_config(folder, kinds.names_in(folder)))
-    return read_json(folder / "config.json", "so it is not a model folder")
+    return read_object(folder / "config.json", f"{folder} is not a model folder")
 
 
 def _shards(folder: Path, config: Json) -> tuple[list[Path], Callable[[Path], Tensors]]:
     """The checkpoint's files, in order, and what reads one of them."""
-    if names := _pickled(folder):
-        return [folder / name for name in names], _load
+    if pickled := _pickled(folder):
+        return pickled, _load
     if (named := weight_files(folder, config)) and not _makes_tokenizer(folder):
         resolve_model(str(folder.absolute()))  # raises, if it cannot be served, with the reason
         raise ModelError(
@@ -165,32 +162,18 @@ def _named_otherwise(folder: Path) -> list[Path]:
     return found
 
 
-def _pickled(folder: Path) -> list[str]:
-    """The names of a pickled checkpoint's files, in order; empty if there are none."""
+def _pickled(folder: Path) -> list[Path]:
+    """The files of a pickled checkpoint, in order; empty if there are none."""
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX, "the index of its files").get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{folder / INDEX} has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-        if odd := [name for name in names if Path(name).name != name]:
-            raise ModelError(
-                f"{folder / INDEX} names {odd[0]!r}, which is not a file in the same folder"
-            )
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise ModelError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
-        return names
-    found = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix in kinds.PICKLES and not path.name.startswith(kinds.LEFT_OVERS)
-    )
-    if "pytorch_model.bin" in found:
-        return ["pytorch_model.bin"]
+        return shard_files(folder / INDEX)
+    found = kinds.pickles(path.name for path in folder.iterdir())
+    if WHOLE in found:
+        return [folder / WHOLE]
     if len(found) > 1:
         raise ModelError(
             f"{folder} has several checkpoints and no {INDEX}: {', '.join(found)}; leave one in it"
         )
-    return found
+    return [folder / name for name in found]
 
 
 def _load(path: Path) -> Tensors:
@@ -198,10 +181,9 @@ def _load(path: Path) -> Tensors:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
     except Exception as error:  # a hostile or broken pickle can raise anything
-        why = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{path} is not read: it is broken, or holds more than tensors, which may be code that "
-            f"runs ({why})"
+            f"runs ({reason(error, 200)})"
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):

@@ -30,11 +30,13 @@ ROWS = (
     ("baton.trace", "baton.text"),
     ("baton.params", "baton.machine", "baton.timeline", "baton.verdict"),
     (
-        "baton.cache", "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
+        "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
-    ("baton.gguf", "baton.model_packages", "baton.checkpoints"),
+    ("baton.gguf", "baton.model_packages"),
+    ("baton.checkpoints",),
+    ("baton.cache",),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
         "baton.rope", "sampler",
@@ -75,10 +77,9 @@ SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py"
             "baton/models/convert.py")  # fmt: skip
 
 CALENDAR = {
-    "baton/cache.py": "when files of the cache were used",
+    "baton/cache.py": "when files and folders of the cache were used",
     "baton/cli/cache.py": "how long ago that was",
     "baton/failpoint.py": "against a file's modification time",
-    "baton/gguf/folder.py": "when folders of the cache were used",
     "baton/log.py": "lines of logs",
     "baton/server/otel.py": "spans carry it",
     "baton/server/service.py": "`created` of OpenAI's objects",

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,8 @@ with locked(Path(sys.argv[1])):
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in (cache.NATIVE, cache.PROGRAMS):
-        cache.cache_folder(name)
+    for room in cache.ROOMS:
+        cache.cache_folder(room)
     return tmp_path / "baton"
 
 
@@ -54,7 +56,20 @@ def held_by_another(path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def names(home: Path) -> set[str]:
-    return {path.name for folder in ("native", "programs") for path in (home / folder).iterdir()}
+    return {path.name for room in cache.ROOMS for path in (home / room).iterdir()}
+
+
+def folder(home: Path, room: str, name: str, size: int, unused_s: float) -> Path:
+    """A folder of two files that was used so long ago."""
+    made = cache.kept_folder(room, name, partial(fill, size=size))
+    then = time.time() - unused_s
+    os.utime(made, (then, then))
+    return made
+
+
+def fill(part: Path, size: int) -> None:
+    (part / "tokenizer.json").write_bytes(b"x" * (size - 1))
+    (part / "config.json").write_bytes(b"x")
 
 
 def test_the_least_recently_used_go_and_no_more_than_needed() -> None:
@@ -75,6 +90,62 @@ def test_programs_libraries_and_parts_share_one_limit(home: Path) -> None:
     assert names(home) == {"gpt2-3.program", "gpt2-4.program"}
 
 
+def test_folders_share_it_and_stay_for_an_hour_after_their_last_use(home: Path) -> None:
+    write(home / "programs" / "gpt2-1.program", 100, time.time())
+    for number, room in enumerate((cache.GGUF, cache.TOKENIZERS, cache.GGUF)):
+        folder(home, room, f"{number:032x}", 100, cache.UNUSED_S + 60 - number)
+    read = folder(home, cache.TOKENIZERS, "f" * 32, 100, cache.UNUSED_S - 60)
+    cache.set_limit(250)
+    cache.keep_within_limit()
+    assert names(home) == {"gpt2-1.program", read.name}
+    cache.set_limit(0)
+    cache.keep_within_limit()
+    assert names(home) == {read.name}
+    assert [each.path for each in cache.clear()] == [read]
+    assert names(home) == set()
+
+
+def test_a_folder_is_made_once_and_using_it_keeps_it(home: Path) -> None:
+    calls: list[Path] = []
+
+    def make(part: Path) -> None:
+        calls.append(part)
+        fill(part, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: cache.kept_folder(cache.GGUF, "ab", make), range(8)))
+    assert (found, len(calls)) == ({home / "gguf" / "ab"}, 1)
+    os.utime(home / "gguf" / "ab", (1, 1))
+    other = cache.kept_folder(cache.TOKENIZERS, "cd", make)
+    os.utime(other, (2, 2))
+    cache.kept_folder(cache.GGUF, "ab", make)
+    assert len(calls) == 2
+    assert [each.name for each in cache.entries()] == ["ab", "cd"]
+    assert [each.size for each in cache.entries()] == [100, 100]
+
+
+def test_a_folder_that_could_not_be_made_leaves_nothing(home: Path) -> None:
+    def broken(part: Path) -> None:
+        fill(part, 100)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        cache.kept_folder(cache.GGUF, "ab", broken)
+    assert names(home) == set()
+    with pytest.raises(FileNotFoundError):
+        cache.kept_folder(cache.GGUF, "ab", lambda part: (part / "no" / "file").touch())
+
+
+def test_a_folder_is_found_where_nothing_can_be_written(home: Path) -> None:
+    """As on a read-only disk: no lock can be had."""
+    made = folder(home, cache.TOKENIZERS, "ab", 100, 0)
+    (home / "tokenizers" / "ab.lock").mkdir()
+    assert cache.kept_folder(cache.TOKENIZERS, "ab", partial(fill, size=1)) == made
+    (home / "tokenizers" / "cd.lock").mkdir()
+    with pytest.raises(IsADirectoryError):
+        cache.kept_folder(cache.TOKENIZERS, "cd", partial(fill, size=1))
+
+
 def test_what_another_process_opens_or_makes_is_not_deleted(home: Path) -> None:
     busy = write(home / "programs" / "busy-1.program", 100, 1)
     growing = home / "native" / "rows-2.o"
@@ -88,10 +159,15 @@ def test_what_another_process_opens_or_makes_is_not_deleted(home: Path) -> None:
     assert names(home) == set()
 
 
-def test_what_a_killed_process_has_left_is_swept(home: Path) -> None:
-    path = home / "programs" / "gpt2-1.program"
+@pytest.mark.parametrize("name", ["programs/gpt2-1.program", "gguf/ab", "tokenizers/cd"])
+def test_what_a_killed_process_has_left_is_swept(home: Path, name: str) -> None:
+    path = home / name
     with held_by_another(path) as other:
-        part_of(path).write_bytes(b"half")
+        if path.suffix:
+            part_of(path).write_bytes(b"half")
+        else:
+            part_of(path).mkdir()
+            fill(part_of(path), 100)
         assert cache.sweep() == 0
         other.kill()
         other.wait()
@@ -150,17 +226,25 @@ def test_the_command_shows_limits_and_clears(
 ) -> None:
     write(home / "programs" / "gpt2-float32-float32-77.program", 19_000_000, 1)
     write(home / "native" / "program-float32-88.so", 200_000, 2)
+    folder(home, cache.GGUF, "ab12", 50_000, 2 * cache.UNUSED_S)
     assert main(["cache"]) == 0
     said = capsys.readouterr().out
     assert "model gpt2-float32-float32" in said
     assert "library program-float32" in said
+    assert "tokenizer ab12" in said
     assert "19.2 MB of at most 4.0 GB in" in said
     assert main(["cache", "--limit", "1MB"]) == 0
     said = capsys.readouterr().out
     assert "gpt2" not in said
-    assert "200.0 kB of at most 1.0 MB in" in said
+    assert "250.0 kB of at most 1.0 MB in" in said
+    cache.kept_folder(cache.GGUF, "ab12", partial(fill, size=1))
+    assert main(["cache", "--limit", "1kB"]) == 0
+    said = capsys.readouterr().out
+    assert "50.0 kB of at most 1.0 kB in" in said
+    assert "; what was used last stays" in said
+    assert main(["cache", "--limit", "1MB"]) == 0
     assert main(["cache", "--clear"]) == 0
-    assert capsys.readouterr().out == "1 files deleted, 200.0 kB\n"
+    assert capsys.readouterr().out.endswith("1 files deleted, 50.0 kB\n")
     assert main(["cache"]) == 0
     assert "0 B of at most 1.0 MB in" in capsys.readouterr().out
 

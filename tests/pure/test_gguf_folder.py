@@ -1,16 +1,15 @@
-"""The files made from a GGUF file: written once, whole, by whoever comes first; few are kept."""
+"""The files made from a GGUF file: written once, whole, by whoever comes first."""
 
-import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from baton.cli.main import main
 from baton.errors import ModelError
-from baton.gguf.folder import MOST, UNUSED_S, prepared_folder
+from baton.gguf.folder import prepared_folder
 from baton.package import ROOT
 from tests.pure.gguf_bytes import gguf, write
 
@@ -24,12 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kept(cache: Path) -> set[str]:
-    return {each.name for each in cache.iterdir()} - {"lock"}
-
-
-def aged(folder: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    os.utime(folder, (then, then))
+    return {each.name for each in cache.iterdir()}
 
 
 def test_all_who_come_at_once_find_one_whole_folder(tmp_path: Path, cache: Path) -> None:
@@ -68,21 +62,17 @@ def test_a_changed_file_and_a_changed_end_have_other_fingerprints(
     assert prepared_folder(write(tmp_path / "copy.gguf", made)) == first
 
 
-def test_few_are_kept_and_none_that_may_be_in_use(tmp_path: Path, cache: Path) -> None:
-    cache.mkdir(parents=True, mode=0o700)
-    names = [f"{number:032x}" for number in range(MOST + 8)]
-    for age, name in enumerate(names):
-        (cache / name).mkdir()
-        aged(cache / name, UNUSED_S + 60 + age)
-    for name in ("new", "interrupted.part"):
-        (cache / name).mkdir()
-    folder, _ = prepared_folder(write(tmp_path / "model.gguf", gguf()))
-    assert kept(cache) == {"new", folder.name, *names[: MOST - 2]}
-    for name in names:
-        (cache / name).mkdir(exist_ok=True)
-        aged(cache / name, UNUSED_S - 60)
-    newest, _ = prepared_folder(write(tmp_path / "other.gguf", gguf({"general.name": "x"})))
-    assert kept(cache) == {"new", folder.name, newest.name, *names}
+def test_the_command_covers_it_and_what_is_deleted_is_made_again(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "model.gguf", gguf())
+    folder, fingerprint = prepared_folder(path)
+    assert main(["cache"]) == 0
+    assert f"tokenizer {fingerprint}" in capsys.readouterr().out
+    assert main(["cache", "--clear"]) == 0
+    assert kept(cache) == set()
+    assert prepared_folder(path) == (folder, fingerprint)
+    assert kept(cache) == {fingerprint}
 
 
 def test_a_refused_model_leaves_nothing(tmp_path: Path, cache: Path) -> None:

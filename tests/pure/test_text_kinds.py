@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from baton.checkpoints.cleanup import CleanedText, clean, decided
 from baton.params import GenerationParams
 from baton.text import REPLACEMENT, TextStream, Tokenizer
 
@@ -183,8 +184,13 @@ WITH_BYTES = ["byte level", "llama 2", "gemma", "metaspace always", "metaspace f
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+CLEANED = ("WordPiece", "Unigram", "Unigram with bytes", "no decoder")
+"""Kinds that transformers cleans up if tokenizer_config.json says so."""
+TIGHT = st.text(st.sampled_from(" .?!,'ntmsvrex"), max_size=24)
+
+
 @cache
-def made(kind: str) -> Tokenizer:
+def made(kind: str, *, cleans: bool = False) -> Tokenizer:
     """Texts begin with <s>, as most models' do."""
     fast = KINDS[kind]()
     fast.add_special_tokens(SPECIAL)
@@ -194,6 +200,9 @@ def made(kind: str) -> Tokenizer:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
         fast.save(str(file))
+        if cleans:
+            settings_file = file.with_name("tokenizer_config.json")
+            settings_file.write_text('{"clean_up_tokenization_spaces": true}')
         return Tokenizer(file)
 
 
@@ -276,6 +285,40 @@ def test_ids_that_are_no_text_give_the_same_in_one_piece_and_in_many(
     at_once = TextStream(tokenizer, ids[:at], params())
     assert told == at_once.push(ids[at:]) + at_once.finish()
     if kind not in WITH_BYTES or kind == "byte level":
+        assert tokenizer.decode_whole(ids[:at]) + told == tokenizer.decode(ids)
+
+
+@settings(max_examples=300)
+@given(st.lists(TIGHT, max_size=6))
+def test_text_in_pieces_is_cleaned_up_as_the_whole_is(pieces: list[str]) -> None:
+    stream = CleanedText()
+    told = [stream.add(each) for each in pieces]
+    assert "".join(told) + stream.add("", final=True) == clean("".join(pieces))
+
+
+def test_only_what_may_be_cleaned_up_waits() -> None:
+    stream = CleanedText()
+    told = [
+        stream.add(each)
+        for each in ("Yes", " , I", " do", " n", "'t", " v", "an", " '", " in", " it")
+    ]
+    assert told == ["Yes", ", I", " do", "", "n't", "", " van", "", "'in", " it"]
+
+
+@pytest.mark.parametrize("kind", CLEANED)
+@settings(max_examples=60)
+@given(TEXTS | SENTENCES | TIGHT, st.lists(st.integers(0, 99), max_size=6), st.data())
+def test_an_answer_is_cleaned_up_wherever_ids_are_cut(
+    kind: str, text: str, cuts: list[int], data: st.DataObject
+) -> None:
+    tokenizer = made(kind, cleans=True)
+    ids = tokenizer.encode(text)
+    at = data.draw(st.integers(0, len(ids)))
+    prompt = tokenizer.decode_whole_loose(ids[:at])
+    stream = TextStream(tokenizer, ids[:at], params())
+    told = "".join(stream.push(part) for part in parts(ids[at:], cuts)) + stream.finish()
+    assert told == clean(tokenizer.decode_loose(ids)[len(prompt) :])
+    if decided(prompt) == len(prompt):
         assert tokenizer.decode_whole(ids[:at]) + told == tokenizer.decode(ids)
 
 

@@ -9,35 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from baton.engine.loading import prepare
-from tests.torch.families import END, VOCABULARY, make_tokenizer
+from tests.torch.families import random_model, save_model, sizes
 
 NAMES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 CONTEXT = 256
 MOST_WEIGHTS = 5_000_000  # of a tiny model
 
-_SAME: dict[int | float, str] = {
-    VOCABULARY: "vocab_size vocab_size_per_layer_input",
-    END: "bos_token_id eos_token_id pad_token_id",
-    0.1: "initializer_range",
-    64: "hidden_size n_embd d_model dim word_embed_proj_dim embedding_size",
-    96: "intermediate_size ffn_dim n_inner ffn_hidden_size d_ff prefix_dim dense_intermediate_size",
-    3: "num_hidden_layers n_layer n_layers num_layers",
-    4: "num_attention_heads n_head n_heads num_heads num_experts n_routed_experts num_local_experts",
-    2: "num_key_value_heads num_experts_per_tok moe_topk moe_k top_k_experts n_group",
-    16: "head_dim global_head_dim kv_lora_rank index_head_dim hidden_size_per_layer_input",
-    CONTEXT: "max_position_embeddings n_positions n_ctx max_target_positions",
-    48: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size",
-    24: "q_lora_rank",
-    8: "qk_rope_head_dim sliding_window laurel_rank",
-    32: "qk_nope_head_dim",
-    12: "v_head_dim",
-    1: "topk_group first_k_dense_replace num_dense_layers num_kv_shared_layers n_shared_experts",
-}
-SMALL = {name: value for value, names in _SAME.items() for name in names.split()}
+SMALL = sizes(layers=3, context=CONTEXT)
 """Values by the names of fields. The window is shorter than the prompts, and 3 layers are enough for two
 kinds of layers that take turns."""
 
@@ -87,15 +69,7 @@ def tiny_model(family: str, seed: int = 0, *, attention: str = "eager") -> PreTr
         weights = sum(each.numel() for each in shape.parameters())
         if weights > MOST_WEIGHTS:
             raise NotBuilt(f"its smallest has {weights / 1e6:.0f} million weights")
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention
-            )
-            with torch.no_grad():
-                for weight in model.parameters():
-                    if weight.ndim == 1:
-                        weight.add_(torch.randn_like(weight), alpha=0.2)
+        model = random_model(config, seed, attention=attention)
     except NotBuilt:
         raise
     except Exception as error:
@@ -116,11 +90,7 @@ def save_config(family: str, folder: Path) -> None:
 
 def save_tiny(family: str, folder: Path) -> None:
     """A complete model folder of such a model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = tiny_model(family)
-    model.generation_config = GenerationConfig(eos_token_id=END, bos_token_id=END)
-    model.save_pretrained(folder)
-    make_tokenizer().save(str(folder / "tokenizer.json"))
+    save_model(tiny_model(family), folder)
 
 
 def text_families() -> Iterator[str]:

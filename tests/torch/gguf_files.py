@@ -14,28 +14,19 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from tests.torch.families import make_tokenizer
+from tests.torch.families import COMMON, WIDE, WINDOW, make_tokenizer, random_model, small
 
 Kind = GGMLQuantizationType
 MIXED = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16)
-CONTEXT = 128
-WIDE = dict(
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=CONTEXT,
-)
-GEMMA = dict(WIDE, head_dim=16)
+GEMMA = small("head_dim", **WIDE)
 SHAPES: dict[str, dict[str, Any]] = {  # by llama.cpp's name, with transformers' settings
     "llama": dict(WIDE, model_type="llama", rope_theta=50000.0),
     "qwen2": dict(WIDE, model_type="qwen2"),
     "qwen3": dict(WIDE, model_type="qwen3", head_dim=128),  # transformers' default: it does not look
     "gemma": dict(GEMMA, model_type="gemma"),
-    "gemma2": dict(GEMMA, model_type="gemma2", sliding_window=8),
+    "gemma2": dict(GEMMA, **WINDOW, model_type="gemma2"),
     "gemma3": dict(
-        GEMMA, model_type="gemma3_text", sliding_window=8, num_hidden_layers=6, rms_norm_eps=1e-5
+        GEMMA | WINDOW, model_type="gemma3_text", num_hidden_layers=6, rms_norm_eps=1e-5
     ),
 }  # fmt: skip
 UNREAD_BY_TRANSFORMERS = {"gemma"}
@@ -73,19 +64,8 @@ class Written:
 
 
 def make_original(arch: str, **settings: Any) -> PreTrainedModel:
-    """The model that the file is written from. No weight is 0 or 1: what is left out shows."""
-    shape = SHAPES[arch] | settings
-    config = AutoConfig.for_model(
-        **dict(vocab_size=320, initializer_range=0.1, bos_token_id=0, eos_token_id=0) | shape
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for weight in model.parameters():
-                if weight.ndim == 1:
-                    weight.add_(torch.randn_like(weight), alpha=0.2)
-    return model.eval()
+    """The model that the file is written from."""
+    return random_model(AutoConfig.for_model(**COMMON | SHAPES[arch] | settings), seed=3).eval()
 
 
 def write_gguf(path: Path, arch: str, how: Written | None = None) -> PreTrainedModel:

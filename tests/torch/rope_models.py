@@ -7,26 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from baton.engine.attention import NAME
 from baton.engine.loading import prepare
 from tests.cluster.reference import CLEAR, Model
-from tests.torch.families import END, VOCABULARY, make_tokenizer
+from tests.torch.families import COMMON, VOCABULARY, WIDE, random_model, save_model
 
 LIMIT = 64
 
-SHAPE = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    initializer_range=0.15,
-    bos_token_id=END,
-    eos_token_id=END,
-)
+SHAPE = COMMON | WIDE | dict(num_hidden_layers=3, initializer_range=0.15)
 LONGROPE = dict(
     rope_type="longrope", short_factor=[1.0] * 8, long_factor=[1, 1.5, 2, 3, 4, 6, 8, 10]
 )
@@ -76,26 +66,12 @@ def make_rope_model(
     """A random model of this kind on the CPU."""
     family, settings = ROPES[kind]
     config = AutoConfig.for_model(family, **SHAPE | copy.deepcopy(settings))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention
-        )
-        with torch.no_grad():
-            for weight in model.parameters():
-                if weight.ndim == 1:
-                    weight.add_(torch.randn_like(weight), alpha=0.2)
-    return prepare(model.to(dtype))
+    return prepare(random_model(config, attention=attention).to(dtype))
 
 
 def save_rope_model(kind: str, folder: Path) -> Path:
     """The folder of such a model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = make_rope_model(kind, attention="eager")
-    model.generation_config = GenerationConfig(eos_token_id=END, bos_token_id=END)
-    model.save_pretrained(folder)
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+    return save_model(make_rope_model(kind, attention="eager"), folder)
 
 
 def said_alone(model: Model, prompt: Sequence[int], length: int) -> tuple[list[int], bool]:

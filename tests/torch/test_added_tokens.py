@@ -208,3 +208,39 @@ def test_what_is_no_token_is_named(
     folder = folder_with(tmp_path, about, **others)
     with pytest.raises(ModelError, match=why):
         Tokenizer(folder / "tokenizer.json")
+
+
+CLEAN_UP = "clean_up_tokenization_spaces"
+FORCED = f"{CLEAN_UP}_for_bpe_even_though_it_will_corrupt_output"
+LOOSE = "the . ? ! , ' n't 'm 's 've 're  . ' ' x ' n't  ' s a . . , ."
+
+
+@pytest.mark.parametrize(
+    "about", [{}, {CLEAN_UP: None}, {CLEAN_UP: False}, {CLEAN_UP: True}, {CLEAN_UP: True, FORCED: True}]
+)  # fmt: skip
+@pytest.mark.parametrize("model", [models.BPE, models.Unigram, models.WordLevel, models.WordPiece])
+def test_spaces_are_cleaned_up_where_transformers_does_so(
+    about: dict[str, Any], model: Any, tmp_path: Path
+) -> None:
+    letters = {letter: index for index, letter in enumerate(sorted({*LOOSE, "▁"}))}
+    if model is models.Unigram:
+        made = FastTokenizer(model([(letter, -1.0) for letter in letters], 0, False))
+    elif model is models.BPE:
+        made = FastTokenizer(model(letters, []))
+    else:
+        made = FastTokenizer(model(letters, unk_token="x"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    made.save(str(tmp_path / "tokenizer.json"))
+    whole = {"tokenizer_class": "PreTrainedTokenizerFast", **about}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(whole))
+    (tmp_path / "config.json").write_text("{}")
+    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    ours = Tokenizer(tmp_path / "tokenizer.json")
+    ids = ours.encode(LOOSE)
+    expected = theirs.decode(ids)
+    assert ours.decode(ids) == expected
+    stream = TextStream(ours, [], GenerationParams(99))
+    assert "".join([stream.push([each]) for each in ids]) + stream.finish() == expected
+    cleaned = about.get(CLEAN_UP) is True and (model is not models.BPE or FORCED in about)
+    assert (expected != LOOSE) is cleaned

@@ -202,8 +202,11 @@ def test_folders_with_nothing_to_convert_are_refused(tmp_path):
     ("index", "message"),
     [
         ({}, "has no weight_map"),
-        ({"weight_map": {"w": "../../etc/passwd"}}, "which is not a file in the same folder"),
-        ({"weight_map": {"w": "gone.bin"}}, r"lacks gone\.bin, named in"),
+        ({"weight_map": {"w": "../../etc/passwd"}}, "which is not a file in its folder"),
+        (
+            {"weight_map": {"w": "gone.bin"}},
+            r"lacks gone\.bin, which pytorch_model\.bin\.index\.json names",
+        ),
     ],
 )
 def test_an_index_that_lies_is_refused(tmp_path, index, message):

@@ -222,7 +222,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     params, first = folder / "params.json", folder / "consolidated.00.pth"
     kept = params.read_bytes(), first.read_bytes()
     params.unlink()
-    refused(folder, r"13B lacks params\.json, which says the model's shape")
+    refused(folder, r"13B does not say the model's shape: params\.json is missing")
     params.write_bytes(b"{'dim': 32}")
     refused(folder, r"params\.json cannot be read")
     params.write_bytes(kept[0])

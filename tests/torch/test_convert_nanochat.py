@@ -205,7 +205,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         meta.write_bytes(broken)
         refused(folder, r"meta_000650\.json")
     meta.unlink()
-    refused(folder, r"lacks meta_000650\.json, which says the model's shape")
+    refused(folder, r"does not say the model's shape: meta_000650\.json is missing")
     meta.write_bytes(kept[0])
     pkl.unlink()
     refused(folder, r"there is no tokenizer\.pkl or tokenizer\.json .* --tokenizer FILE")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.checkpoints.sentencepiece import sentencepiece
-from baton.checkpoints.tokenizer_json import Vocabulary
+from baton.checkpoints.tokenizer_json import Vocabulary, byte_letters
 from baton.errors import ModelError
-from baton.models.formats.bytelevel import byte_letters, byte_level
+from baton.models.formats.bytelevel import byte_level
 from baton.models.formats.encoding_file import read_encoding
 from baton.models.formats.llama_vocabulary import PATTERN
 from baton.text import Tokenizer

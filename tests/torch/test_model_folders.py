@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from baton.cache import entries
 from baton.engine.loading import load_model
 from baton.errors import BatonError, ModelError
 from baton.local import LocalCluster, LocalOptions
@@ -236,7 +237,7 @@ def test_what_is_made_is_kept_and_follows_its_sources(tmp_path: Path, cache: Pat
     assert changed.fingerprint == first.fingerprint
     assert changed.tokenizer_file != first.tokenizer_file
     made = {each.tokenizer_file.parent for each in (first, changed)}
-    assert set(cache.iterdir()) == made
+    assert set(cache.iterdir()) == made == {each.path for each in entries()}
     for each in made:
         assert {path.name for path in each.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 

@@ -31,7 +31,7 @@ from decode_worker.speculation import PromptLookup, Speculation
 from decode_worker.worker import DecodeWorker
 from tests.cluster.real_town import RealTown
 from tests.cluster.reference import Model, load
-from tests.torch.families import make_model
+from tests.torch.families import COMMON, WIDE, make_model
 from tests.torch.rope_models import (
     LIMIT,
     ROPES,
@@ -242,10 +242,8 @@ class Forgetful(GatherAttention):
 def windowed() -> Any:
     """A window that no short test sequence reaches."""
     config = AutoConfig.for_model(
-        "mistral", vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        sliding_window=48, initializer_range=0.1,
-    )  # fmt: skip
+        "mistral", **COMMON | WIDE | dict(max_position_embeddings=256, sliding_window=48)
+    )
     torch.manual_seed(0)
     return prepare(AutoModelForCausalLM.from_config(config, attn_implementation="baton_paged"))
 

@@ -7,10 +7,17 @@ merge, so every split of a token into two others is listed, in the order of the 
 from collections.abc import Mapping
 from pathlib import Path
 
-from baton.checkpoints.tokenizer_json import Vocabulary, added_token, cuts, tokenizer_json
+from baton.checkpoints.tokenizer_json import (
+    LONGEST_TOKEN,
+    Vocabulary,
+    added_token,
+    around,
+    bpe,
+    byte_letters,
+    cuts,
+    tokenizer_json,
+)
 from baton.errors import ModelError
-
-LONGEST_TOKEN = 4096  # bytes; a cut at each is tried
 
 
 def byte_level(
@@ -43,10 +50,7 @@ def byte_level(
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return Vocabulary(
         tokenizer_json(
-            vocab={spelled[token]: ranks[token] for token in in_order},
-            merges=merges,
             added=[added_token(text, number) for text, number in special.items()],
-            first=(bos, special[bos]),
             steps={
                 "normalizer": None,
                 "pre_tokenizer": {
@@ -55,16 +59,12 @@ def byte_level(
                 },
                 "decoder": level | {"use_regex": True},
             },
-            model={"ignore_merges": True},  # a whole word that is a token needs no merging
+            post_processor=around({bos: special[bos]}, {}),
+            model=bpe(
+                {spelled[token]: ranks[token] for token in in_order},
+                merges,
+                ignore_merges=True,  # a whole word that is a token needs no merging
+            ),
         ),
         source,
     )
-
-
-def byte_letters() -> dict[int, str]:
-    """A visible letter for each byte: Latin-1's own where it has one, else one from 256 upwards."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {
-        byte: chr(256 + place) for place, byte in enumerate(hidden)
-    }

@@ -4,24 +4,22 @@ model.safetensors      or several files of about 4 GiB and their index; one file
 config.json, generation_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from baton.checkpoints.jsonfile import parse_json, reason
+from baton.checkpoints.jsonfile import Json, read_object, write_json
 from baton.checkpoints.tokenizer_json import Vocabulary
+from baton.checkpoints.weights import INDEX, WHOLE
 from baton.errors import ModelError
 from baton.text import Tokenizer
 
 FILE_BYTES = 4 << 30  # a file is closed when it has grown past this
 
-Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 Load = Callable[[Path], Tensors]
 
@@ -107,8 +105,7 @@ def write_checkpoint(checkpoint: Checkpoint, out: Path) -> int:
         ("tokenizer_config.json", tokenizer_config),
         ("tokenizer.json", vocabulary.json),
     ):
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (out / name).write_text(text, encoding="utf-8")
+        write_json(out / name, content)
     if checkpoint.chat_template is not None:
         (out / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
     try:
@@ -145,27 +142,13 @@ def write_weights(groups: Iterable[Tensors], out: Path) -> int:
     for number, names in enumerate(parts):
         file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
         if len(parts) == 1:
-            file = "model.safetensors"
+            file = WHOLE
         (out / f"{number}.part").rename(out / file)
         weight_map |= dict.fromkeys(names, file)
     if len(parts) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2)
-        (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        write_json(out / INDEX, index)
     return len(weight_map)
-
-
-def read_json(path: Path, what: str) -> Json:
-    """The JSON object in a file of a checkpoint; `what` says what the file is needed for."""
-    try:
-        found = parse_json(path)
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} lacks {path.name}, {what}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return found
 
 
 def count(found: Json, name: str, path: Path) -> int:
@@ -234,7 +217,7 @@ def widest(tensors: Iterable[torch.Tensor]) -> str:
 
 def given_vocabulary(path: Path) -> Vocabulary:
     """A tokenizer.json, unchanged. Whether the tokenizers library reads it is checked on writing."""
-    found = read_json(path, "the tokenizer")
+    found = read_object(path, f"{path.parent} lacks the tokenizer")
     model, added = found.get("model"), found.get("added_tokens")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not all(isinstance(each, int) for each in vocab.values()):

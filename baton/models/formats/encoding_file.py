@@ -14,6 +14,7 @@ from pathlib import Path
 from pickletools import genops
 from typing import Any
 
+from baton.checkpoints.jsonfile import reason
 from baton.errors import ModelError
 
 ENCODING = ("tiktoken.core", "Encoding")
@@ -52,7 +53,7 @@ def read_encoding(path: Path) -> Encoding:
             raise _Unfit(f"it is larger than {LARGEST_FILE >> 20} MiB")
         return _encoding(*_Machine().run(path.read_bytes()))
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
     except _Unfit as error:
         raise ModelError(
             f"{path} is not read: {error}; it must be a plain tiktoken Encoding, and nothing in it "

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import torch
 
+from baton.checkpoints.jsonfile import Json, read_object
 from baton.errors import ModelError
 from baton.models.formats.checkpoint import (
     Checkpoint,
-    Json,
     Load,
     Shape,
     Tensors,
     check_shape,
     count,
     number,
-    read_json,
     transformers_names,
     widest,
 )
@@ -148,7 +147,7 @@ def read_llama(folder: Path, load: Load, tokenizer: Path | None) -> Checkpoint:
 
 
 def _params(path: Path) -> Params:
-    params = read_json(path, "which says the model's shape")
+    params = read_object(path, f"{path.parent} does not say the model's shape")
     if unknown := sorted(set(params) - KNOWN):
         raise ModelError(
             f"{path} has {', '.join(unknown)[:200]}, which is not known here: only LLaMA 1, 2, 3, "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from baton.checkpoints.jsonfile import reason
 from baton.checkpoints.sentencepiece import sentencepiece
 from baton.checkpoints.tokenizer_json import Vocabulary
 from baton.errors import ModelError
@@ -90,7 +91,7 @@ def _first_line(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.readline(65536).removesuffix(b"\n")
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _from_list(path: Path, rows: int, names: dict[int, str]) -> Vocabulary:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from baton.checkpoints.jsonfile import read_object
+from baton.checkpoints.kinds import NANOCHAT
 from baton.checkpoints.tokenizer_json import Vocabulary
 from baton.errors import ModelError
 from baton.models.formats.bytelevel import byte_level
@@ -25,13 +27,11 @@ from baton.models.formats.checkpoint import (
     check_shape,
     count,
     given_vocabulary,
-    read_json,
     transformers_names,
     widest,
 )
 from baton.models.formats.encoding_file import read_encoding
 
-MODEL_FILE = re.compile(r"model_(\d{6,})\.pt")
 COMPILED = "_orig_mod."  # torch.compile's prefix of each name
 KNOWN = {"sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern"}
 NEUTRAL = {"resid_lambdas": 1.0, "x0_lambdas": 0.0}
@@ -71,15 +71,13 @@ CHAT_TEMPLATE = """\
 
 def is_nanochat(folder: Path) -> bool:
     """Whether the folder looks like one that nanochat wrote."""
-    return any(MODEL_FILE.fullmatch(path.name) for path in folder.iterdir())
+    return any(NANOCHAT.fullmatch(path.name) for path in folder.iterdir())
 
 
 def read_nanochat(folder: Path, load: Load, tokenizer: Path | None) -> Checkpoint:
     """The last step's checkpoint. Raises ModelError naming what transformers cannot represent."""
     steps = {
-        int(found[1]): path
-        for path in folder.iterdir()
-        if (found := MODEL_FILE.fullmatch(path.name))
+        int(found[1]): path for path in folder.iterdir() if (found := NANOCHAT.fullmatch(path.name))
     }
     step, path = max(steps.items())
     meta = path.with_name(path.name.replace("model_", "meta_")).with_suffix(".json")
@@ -139,7 +137,7 @@ def read_nanochat(folder: Path, load: Load, tokenizer: Path | None) -> Checkpoin
 
 def _sizes(meta: Path) -> tuple[Shape, int, int]:
     """The shape, the vocabulary's size and the context length."""
-    config = read_json(meta, "which says the model's shape").get("model_config")
+    config = read_object(meta, f"{meta.parent} does not say the model's shape").get("model_config")
     if not isinstance(config, dict):
         raise ModelError(f"{meta} has no model_config")
     if unknown := sorted(set(config) - KNOWN):
