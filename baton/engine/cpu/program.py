@@ -45,8 +45,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
-    """A stage's kind; for a product also its weight, [n, k], and the packed size in bytes: 0 for a grouped
-    one, which reads what the tokens choose."""
+    """A stage's kind; for a product also its weight, [n, k], and the packed size in bytes: 0 for a
+    grouped one, which reads what the tokens choose."""
 
     kind: str
     n: int

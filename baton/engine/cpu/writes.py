@@ -18,27 +18,26 @@ from baton.engine.errors import CompileError
 
 def is_read_under_another_name(node: Node) -> bool:
     """Whether the node writes in place, and a tensor that shares the memory is read afterwards."""
-    return bool(_shared(node))
+    return bool(_read_later(node))
 
 
 def written(lowering: Lowering, node: Node, result: Any) -> Any:
     """What an operation in place returns, whose result has been computed apart."""
-    names = _shared(node)
+    names = _read_later(node)
     if not names:
         return result
     target = node.args[0]
     assert isinstance(target, Node)
     part = lowering.known[target]
-    old = {name: lowering.known[name] for name in names if name in lowering.known}
-    if not all(_on(part, each) for each in old.values()):
+    if not all(_on(part, lowering.known[name]) for name in names):
         raise CompileError(f"it reads a tensor again after {node.target}")
     whole = _whole(lowering, part.base)
     level = lowering.row_level(whole, result)
     new = new_value(whole.base.space, whole.shape, 0, level)
     lowering.emit(level, "copy", new, (whole, whole.strides))
-    for name, each in old.items():
-        lowering.known[name] = _moved(each, new.base)
-    to: Value = lowering.known[target]
+    for name in names:
+        lowering.known[name] = _moved(lowering.known[name], new.base)
+    to: Value = _moved(part, new.base)
     if to.axis != result.axis:
         raise CompileError(f"it moves rows in {node.target}")
     lowering.emit(level, "copy", to, (result, result.strides))
@@ -69,26 +68,33 @@ def _whole(lowering: Lowering, base: Base) -> Value:
     return lowering.gathered(whole) if late else whole
 
 
-def _shared(node: Node) -> set[Node]:
-    """The names that the memory has which this node writes, if one of them is read after it."""
-    if not str(node.target).partition(".")[2].partition(".")[0].endswith("_"):  # aten.add_.Tensor
+def _read_later(node: Node) -> set[Node]:
+    """If the node writes in place: the other names of the memory that are read after it."""
+    if not _writes(node):
         return set()
     root = node.args[0]
-    while isinstance(root, Node) and _is_view(root):
+    while isinstance(root, Node) and _shares(root):
         root = root.args[0]
     assert isinstance(root, Node)
-    names, after, again = {root}, False, False
+    names, read, after = {root}, set(), False
     for each in node.graph.nodes:
-        again = again or (after and bool(names & set(each.all_input_nodes)))
-        if _is_view(each) and each.args[0] in names:
+        if after:
+            read |= names.intersection(each.all_input_nodes)
+        elif each is node:
+            after = True
+        elif _shares(each) and each.args[0] in names:
             names.add(each)
-        after = after or each is node
-    return names if again else set()
+    return read
 
 
-def _is_view(node: Node) -> bool:
-    """Whether the node shares the memory of its first argument. A result of topk is none of another."""
+def _writes(node: Node) -> bool:
+    """Whether it is an operation such as aten.add_.Tensor."""
+    return str(node.target).partition(".")[2].partition(".")[0].endswith("_")
+
+
+def _shares(node: Node) -> bool:
+    """Whether the result has the memory of the first argument. A result of topk has its own."""
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, Node) and source.target in VIEWS
-    return node.target in VIEWS
+    return node.target in VIEWS or (node.op == "call_function" and _writes(node))
