@@ -14,9 +14,11 @@ TRAITS = {
     "apertus": "chooses an activation by sign",
     "ministral3": "scales queries by the logarithm of their position",
     "minicpm3": "writes its keys in parts",
-    "hunyuan_v1_moe": "asks a packed router for its dtype",
+    "gemma3n_text": "writes into a part of a tensor",
+    "deepseek_v2": "chooses experts in groups, and turns pairs as complex numbers",
+    "jetmoe": "has experts of its own kind, in attention too",
 }
-IN_TORCH = {"hunyuan_v1_moe"}
+IN_TORCH = {"jetmoe"}
 
 
 @pytest.mark.parametrize("family", TRAITS)

@@ -1,8 +1,8 @@
 """Mixtures of experts in a traced forward: one operation for each product whose weight a token chooses.
 
 transformers lets a function of another's compute a model's experts (`ExpertsInterface`), as it does with
-attention. Ours keeps the model's own gate, activation and bias, and adds up a token's experts in the order
-in which its router lists them. mixtures.py makes a grouped product of the operation.
+attention. Ours keeps the model's own gate, activation and bias, and adds up a token's experts in the
+order in which its router lists them. mixtures.py makes a grouped product of the operation.
 """
 
 from collections.abc import Iterator

@@ -144,7 +144,7 @@ def grouped(
     weight: Constant,
     bias: Constant | None = None,
 ) -> Value:
-    """rows [T, K] or [T, slots, K] times those of weight [experts, N, K] that `chosen` [T, slots] names."""
+    """rows [T, K] or [T, slots, K] times those of the weights [experts, N, K] that `chosen` names."""
     rows, chosen = lowering.together(rows), lowering.together(chosen)
     if rows.axis or chosen.axis or len(chosen.shape) != 1 or not isinstance(weight, torch.Tensor):
         raise CompileError("its experts have tensors of another shape than [tokens, slots]")
