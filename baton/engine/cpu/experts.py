@@ -72,7 +72,7 @@ def own_kind(model: PreTrainedModel) -> bool:
 @contextmanager
 def traceable(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model's experts are our operations."""
-    configs = {
+    configs: dict[int, Any] = {
         id(module.config): module.config for module in model.modules() if hasattr(module, "config")
     }
     before = {each: config._experts_implementation for each, config in configs.items()}
