@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "baton"
@@ -73,7 +73,9 @@ def own_kind(model: PreTrainedModel) -> bool:
 def traceable(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model's experts are our operations."""
     configs: dict[int, Any] = {
-        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+        id(module.config): module.config
+        for module in model.modules()
+        if isinstance(getattr(module, "config", None), PreTrainedConfig)
     }
     before = {each: config._experts_implementation for each, config in configs.items()}
     for config in configs.values():
