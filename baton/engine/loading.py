@@ -138,6 +138,9 @@ def _check_layers(name: str, config: PreTrainedConfig) -> None:
         "num_hidden_layers": type(layers) is int and layers > 0,
         "sliding_window": window is None
         or (type(window) is int and window > 0)
+        or (
+            window == 0 and getattr(text, "use_sliding_window", None) is False
+        )  # as qwen2_moe says off
         or not (window or hasattr(type(text), "sliding_window")),  # not this family's, and off
         "layer_types": kinds is None
         or (isinstance(kinds, list | tuple) and [type(each) for each in kinds] == [str] * layers),

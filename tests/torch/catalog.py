@@ -32,7 +32,7 @@ PECULIAR: dict[str, dict[str, Any]] = {
     "phi3": dict(original_max_position_embeddings=CONTEXT),
     **{
         family: dict(use_sliding_window=True, max_window_layers=1)
-        for family in ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+        for family in ("qwen2", "qwen3", "qwen3_moe")  # the window of qwen2_moe is refused
     },
     "stablelm": dict(use_qkv_bias=True, qk_layernorm=True),
     **{family: dict(num_kv_shared_layers=0) for family in ("gemma4_text", "gemma4_unified_text")},

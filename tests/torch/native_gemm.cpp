@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../../baton/engine/cpu/native/gemm.h"
+#include "../../baton/engine/cpu/native/gemm_groups.h"
 
 using namespace baton;
 
@@ -42,6 +43,34 @@ void multiply_rows(int type, long n, long k, const void* panels, const float* sc
         });
     multiply(weight, rows, row_stride, prepared, m, out, out_stride, parts, {0, threads});
     for (auto& each : team) each.join();
+}
+
+long bytes_of_pairs(int type, long pairs, long k) { return grouped_bytes(WeightType(type), pairs, k); }
+
+// `panels`, `scales` and `biases`: of each expert; `chosen` [m][slots], `out` [m][slots][n].
+void multiply_chosen(int type, long n, long k, long experts, const void* const* panels,
+                     const float* const* scales, const float* const* biases, const float* chosen,
+                     long slots, const float* rows, long row_stride, long slot_stride, void* prepared,
+                     long m, float* out, int threads) {
+    std::vector<Weight> weights;
+    for (long i = 0; i < experts; i++)
+        weights.push_back({WeightType(type), n, k, panels[i], scales ? scales[i] : nullptr, biases[i]});
+    std::vector<char> memory(Groups::bytes(m * slots, experts));
+    Groups groups;
+    groups.place(memory.data(), threads);
+    groups.sort(chosen, slots, m, slots, experts, n, threads);
+    with_type(WeightType(type), [&]<WeightType t>() {
+        for (int thread = threads - 1; thread >= 0; thread--) {
+            groups.begin({thread, threads});
+            gather_rows<t>(groups, rows, row_stride, slot_stride, k, prepared, {thread, threads});
+        }
+        std::vector<std::thread> team;
+        for (int thread = 0; thread < threads; thread++)
+            team.emplace_back([&, thread] {
+                multiply_groups<t>(weights.data(), prepared, out, slots * n, groups, {thread, threads});
+            });
+        for (auto& each : team) each.join();
+    });
 }
 
 }

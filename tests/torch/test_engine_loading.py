@@ -15,6 +15,7 @@ from baton.engine.loading import load_model
 from baton.errors import ModelError, OutOfMemory
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import ROOT
+from tests.torch.catalog import save_tiny
 from tests.torch.families import FAMILIES, make_model, make_tokenizer, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -47,6 +48,12 @@ def test_a_saved_model_comes_back_with_our_attention(family: str, tmp_path: Path
     saved = dict(make_model(family, seed=3).named_parameters())
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight, saved[name], rtol=0, atol=0)
+
+
+def test_a_window_of_0_is_none_where_the_family_says_so(tmp_path: Path) -> None:
+    """qwen2_moe makes 0 of any window while use_sliding_window is false."""
+    save_tiny("qwen2_moe", tmp_path / "model")
+    assert load(tmp_path / "model").config.sliding_window == 0
 
 
 def test_weights_come_in_the_dtype_asked_for(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ def library(shim: str) -> ctypes.CDLL:
         loaded = build([str(HERE / shim)], "test-gemm")
     except NoCompiler as error:
         pytest.skip(str(error))
-    loaded.bytes_of_weight.restype = loaded.bytes_of_rows.restype = ctypes.c_long
+    for name in ("bytes_of_weight", "bytes_of_rows", "bytes_of_pairs"):
+        getattr(loaded, name).restype = ctypes.c_long
     return loaded
 
 
@@ -90,6 +92,28 @@ class Packed:
         prepared.check()
         assert (out[:, n:] == 5.0).all(), "written beside the result"
         return out[:, :n]
+
+
+def chosen_products(experts: list[Packed], chosen: Tensor, rows: Tensor, threads: int) -> Tensor:
+    """[m, slots, n]: rows [m, k] or [m, slots, k] times the experts that `chosen` [m, slots] names."""
+    shim, kind, (n, k) = experts[0].shim, experts[0].kind, experts[0].weight.shape
+    lib, number, (m, slots) = library(shim), TYPES[kind], chosen.shape
+    prepared = Memory(lib.bytes_of_pairs(number, *longs(m * slots, k)))
+    out, numbers = torch.full((m * slots * n + 1,), 5.0), chosen.float().contiguous()
+
+    def places(tensors: list[Tensor | None]) -> Any:
+        return (ctypes.c_void_p * len(experts))(*(at(each) for each in tensors))
+
+    lib.multiply_chosen(
+        number, *longs(n, k, len(experts)), places([each.panels for each in experts]),
+        places([each.scales for each in experts]) if kind in SCALED else None,
+        places([each.bias for each in experts]), at(numbers), *longs(slots), at(rows),
+        *longs(rows.stride(0), rows.stride(1) if rows.ndim == 3 else 0), at(prepared.bytes),
+        *longs(m), at(out), threads,
+    )  # fmt: skip
+    prepared.check()
+    assert out[-1] == 5.0, "written past the end"
+    return out[:-1].view(m, slots, n)
 
 
 def error_bound(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -190,6 +214,32 @@ def test_a_rows_bits_do_not_depend_on_its_company(
 
     check()
     assert torch.equal(packed(rows.repeat(2, 1)), alone.repeat(2, 1))  # so many are widened before
+
+
+@shims
+@kinds
+@pytest.mark.parametrize(("n", "k"), [(130, 67), (64, 1030)])
+def test_in_a_grouped_product_a_row_has_the_bits_it_has_with_its_expert_alone(
+    shim: str, kind: str, n: int, k: int
+) -> None:
+    """Few and many rows for an expert, none for another; one row for all slots, or one for each."""
+    experts = [Packed(shim, kind, torch.randn(n, k), torch.randn(n)) for _ in range(5)]
+    for m, threads in ((1, 1), (3, 4), (150, 3)):
+        chosen = torch.randint(0, 3, (m, 3))  # about 150 for each, more than are widened at once
+        chosen[0, 0] = 4
+        for rows in (torch.randn(m, k), torch.randn(m, 3, k)):
+            alone = torch.stack([each(rows.reshape(-1, k)) for each in experts])
+            of_each = alone.view(5, m, -1, n).expand(5, m, 3, n)  # of the row of each slot
+            wanted = of_each.gather(0, chosen[None, :, :, None].expand(1, m, 3, n))[0]
+            assert torch.equal(chosen_products(experts, chosen, rows, threads), wanted)
+
+
+@shims
+def test_a_number_of_no_expert_reads_nothing_out_of_bounds(shim: str) -> None:
+    experts = [Packed(shim, "f32", torch.randn(70, 35), torch.randn(70)) for _ in range(2)]
+    chosen, rows = torch.tensor([[float("nan"), -1.0], [2.0, 1e30]]), torch.randn(2, 35)
+    found = chosen_products(experts, chosen, rows, 2)
+    assert torch.equal(found, experts[0](rows)[:, None].expand(2, 2, 70))
 
 
 @shims

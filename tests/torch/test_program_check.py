@@ -25,7 +25,11 @@ LAST = Row([5, 6, 7], 0, [0, 1], Logits.LAST)
 @pytest.fixture(scope="module")
 def whole() -> bytes:
     """The demo-sized gpt2's program."""
-    it = native_case("gpt2")
+    return program_of("gpt2")
+
+
+def program_of(family: str) -> bytes:
+    it = native_case(family)
     with tempfile.TemporaryFile() as file:
         compile_model(file, library(), it.model, it.layout, it.model.dtype)
         file.seek(0)
@@ -146,6 +150,24 @@ def test_a_number_out_of_bounds_is_refused_or_harmless(name: str, whole: bytes) 
             for i in chosen
             for f, at, s in numbers(native.ARRAYS[name])
         ]
+    assert refused(whole, places, "gpt2") >= len(places)
+
+
+def test_a_grouped_product_out_of_bounds_is_refused_or_harmless() -> None:
+    data, places = program_of("mixtral"), []
+    for name, field, wanted in (
+        ("stage", "kind", native.STAGES.index("grouped")),
+        *(("op", "code", native.CODES.index(code)) for code in ("topk", "gather")),
+    ):
+        offset, items = array_of(data, name)
+        i = next(i for i, each in enumerate(items) if getattr(each, field) == wanted)
+        kind = native.ARRAYS[name]
+        places += [(f, offset + i * ctypes.sizeof(kind) + at, s) for f, at, s in numbers(kind)]
+    assert refused(data, places, "mixtral") >= 2 * len(places)
+
+
+def refused(whole: bytes, places: list[tuple[str, int, int]], family: str) -> int:
+    """How many of the absurd numbers at these places are refused. The others run."""
     refused = 0
     for _, at, size in places:
         for value in HUGE:
@@ -156,6 +178,6 @@ def test_a_number_out_of_bounds_is_refused_or_harmless(name: str, whole: bytes) 
             except (ValueError, OverflowError):
                 refused += 1
                 continue
-            runner, layout = NativeRunner(found), native_case("gpt2").layout
+            runner, layout = NativeRunner(found), native_case(family).layout
             runner.run(Pool.private(layout, 2, runner.device), [LAST])
-    assert refused >= len(places)
+    return refused

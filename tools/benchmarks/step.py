@@ -4,19 +4,22 @@
 
 Every stage is called and timed on its own; shown is the median of several rounds. GB/s and GFLOP/s count
 weights and products only. "all in one call" is the same forward as it really runs; "torch" is
-transformers' code with our attention, which runs without a compiler.
+transformers' code with our attention, which runs without a compiler; "not compiled" is what a model that
+cannot be compiled has besides, native attention and packed linears. CPU ms are those of all threads.
 """
 
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import click
 import torch
 
 from baton.engine.boot import boot
 from baton.engine.cpu.forward import NativeRunner
+from baton.engine.cpu.select import not_compiled
 from baton.engine.device import DTYPES
 from baton.engine.loading import load_model
 from baton.engine.pool import Pool
@@ -52,15 +55,17 @@ def pool_for(runner: Forward, layout: KVLayout, rows: list[Row]) -> Pool:
     return pool
 
 
-def median_ms(run: Callable[[], object], rounds: int) -> float:
-    """Median ms of several calls, after a warm-up."""
+def line_of(name: str, run: Callable[[], object], rounds: int) -> list[str]:
+    """A line of the table: median ms of several calls, after a warm-up, and those of the CPU."""
     run()
-    times = []
+    times, spent = [], []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         run()
         times.append(time.perf_counter() - begun)
-    return statistics.median(times) * 1e3
+        spent.append(time.process_time() - used)
+    ms, cpu_ms = (statistics.median(each) * 1e3 for each in (times, spent))
+    return [name, "", f"{ms:.2f}", f"{cpu_ms:.2f}", "", ""]
 
 
 def stages(runner: NativeRunner, pool: Pool, rows: list[Row], rounds: int) -> list[list[str]]:
@@ -70,7 +75,7 @@ def stages(runner: NativeRunner, pool: Pool, rows: list[Row], rounds: int) -> li
     spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     for number, (stage, _) in enumerate(runs[0]):
         ms = statistics.median(run[number][1] for run in runs) * 1e3
-        name = stage.kind if stage.kind != "product" else f"product {stage.n} x {stage.k}"
+        name = f"{stage.kind} {stage.n} x {stage.k}" if stage.n else stage.kind
         line = spent[name]
         last = stage.kind == "product" and number >= len(runs[0]) - 2
         counted = len(rows) if last else tokens
@@ -79,7 +84,7 @@ def stages(runner: NativeRunner, pool: Pool, rows: list[Row], rounds: int) -> li
     lines = []
     for name, (ms, count, size, flops) in sorted(spent.items(), key=lambda each: -each[1][0]):
         rates = [f"{size / ms / 1e6:.1f}", f"{flops / ms / 1e6:.0f}"] if size else ["", ""]
-        lines.append([name, f"{count:.0f}", f"{ms:.2f}", *rates])
+        lines.append([name, f"{count:.0f}", f"{ms:.2f}", "", *rates])
     return lines
 
 
@@ -88,17 +93,22 @@ def report(runner: NativeRunner, layout: KVLayout, rows: list[Row], rounds: int)
     pool = pool_for(runner, layout, rows)
     lines = stages(runner, pool, rows, rounds)
     total = sum(float(line[2]) for line in lines)
-    whole = median_ms(lambda: runner.run(pool, rows), rounds)
-    sums = (("sum of stages", total), ("all in one call", whole))
-    return lines + [[name, "", f"{ms:.2f}", "", ""] for name, ms in sums]
+    return [
+        *lines,
+        ["sum of stages", "", f"{total:.2f}", "", "", ""],
+        line_of("all in one call", lambda: runner.run(pool, rows), rounds),
+    ]
 
 
-def in_plain_torch(files: ModelFiles, dtype: str, rows: list[Row], rounds: int) -> float:
-    """ms of the same forward in plain torch."""
-    model = load_model(files, torch.device("cpu"), DTYPES[dtype])
-    runner, layout = in_torch(model, DTYPES[dtype], BLOCK)
-    pool = pool_for(runner, layout, rows)
-    return median_ms(lambda: runner.run(pool, rows), rounds)
+def in_plain_torch(files: ModelFiles, dtype: str, rows: list[Row], rounds: int) -> list[list[str]]:
+    """Lines about the same forward in torch."""
+    lines = []
+    for name, make in (("torch", in_torch), ("not compiled", not_compiled)):
+        model = load_model(files, torch.device("cpu"), DTYPES[dtype])
+        runner, layout = make(model, DTYPES[dtype], BLOCK)
+        pool = pool_for(runner, layout, rows)
+        lines.append(line_of(name, partial(runner.run, pool, rows), rounds))
+    return lines
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -131,8 +141,8 @@ def main(
         click.echo(f"\n{model} {dtype}, {torch.get_num_threads()} threads: {name}")
         lines = report(engine.runner, engine.layout, rows, rounds)
         if not no_torch and dtype in DTYPES:
-            lines += [["torch", "", f"{in_plain_torch(files, dtype, rows, rounds):.2f}", "", ""]]
-        click.echo(table(["stage", "times", "ms", "GB/s", "GFLOP/s"], lines))
+            lines += in_plain_torch(files, dtype, rows, rounds)
+        click.echo(table(["stage", "times", "ms", "CPU ms", "GB/s", "GFLOP/s"], lines))
 
 
 if __name__ == "__main__":

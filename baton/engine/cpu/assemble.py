@@ -12,7 +12,7 @@ from baton.engine.attention import AttentionParams
 from baton.engine.cpu import structures as native
 from baton.engine.cpu.layout import MemoryPlan, Merged, RowWork, Step
 from baton.engine.cpu.program import checksum
-from baton.engine.cpu.values import At, Attend, Base, Micro, Space, Value
+from baton.engine.cpu.values import At, Attend, Base, Grouped, Micro, Space, Value
 from baton.engine.errors import CompileError
 from baton.kv.layout import KVLayout
 
@@ -110,11 +110,26 @@ class _Assembler:
             return [
                 native.Stage(native.PRODUCT, of_logit_rows, number, 1, self._ref(step.rows), to=to)
             ]
+        if isinstance(step, Grouped):
+            return [self._grouped(step)]
         key, value, query = (self._ref(each) for each in (step.key, step.value, step.query))
         return [
             native.Stage(native.WRITE_KV, 0, step.layer, 1, key, value),
             native.Stage(native.ATTEND, 0, step.layer, 1, query, to=to),
         ]
+
+    def _grouped(self, step: Grouped) -> native.Stage:
+        first, experts = len(self.weights), len(step.weight)
+        for i in range(experts):
+            bias = None if step.bias is None else step.bias[i]
+            one = Merged(step.rows, (step.weight[i].t(),), (bias,), step.to)
+            self.weights.append(self._packed(one))
+        return native.Stage(
+            *(native.GROUPED, step.to.space == Space.LOGIT_ROWS, first, experts),
+            *(self._ref(step.rows), self._ref(step.chosen), self._home(step.to)),
+            slots=step.chosen.size,
+            slot_stride=step.weight.shape[2] if len(step.rows.shape) == 2 else 0,
+        )
 
     def _op(self, micro: Micro) -> native.Op:
         as_it_is = micro.code == "embed_bf16"

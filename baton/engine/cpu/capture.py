@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import PreTrainedModel
 
 from baton.engine.attention import AttentionParams
+from baton.engine.cpu.experts import traceable
 from baton.engine.errors import CompileError
 from baton.engine.rotary import VARYING, varying
 
@@ -96,7 +97,7 @@ def capture(model: PreTrainedModel) -> Captured:
     tokens = torch.zeros(1, TOKENS, dtype=torch.long)
     trace = make_fx(forward, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), traceable(model):
             module = trace(tokens, tokens.clone(), torch.zeros(LOGIT_ROWS, dtype=torch.long))
     except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
         raise CompileError(f"it cannot be traced: {str(error).strip().splitlines()[0]}") from error

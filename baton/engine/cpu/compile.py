@@ -7,9 +7,10 @@ from typing import BinaryIO
 import torch
 from transformers import PreTrainedModel
 
-from baton.engine.cpu import operations, views  # noqa: F401  registers the handlers
+from baton.engine.cpu import mixtures, operations, views  # noqa: F401  registers the handlers
 from baton.engine.cpu.assemble import assemble
 from baton.engine.cpu.capture import Captured, capture
+from baton.engine.cpu.experts import own_kind
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.cpu.layout import MemoryPlan, lay_out
 from baton.engine.cpu.lower import lower
@@ -22,7 +23,7 @@ from baton.kv.layout import KVLayout
 logger = logging.getLogger(__name__)
 
 MIXTURE = (
-    "it is a mixture of experts: products whose weights each token chooses are not compiled yet"
+    "it is a mixture of experts of its own kind: those of transformers' interface are compiled"
 )
 
 
@@ -61,7 +62,7 @@ def _planned(model: PreTrainedModel) -> tuple[Captured, MemoryPlan]:
     except MemoryError:
         raise
     except CompileError as error:
-        if any(weight.ndim == 3 for weight in model.parameters()):  # [experts, n, k]
+        if own_kind(model):
             raise CompileError(MIXTURE) from error
         raise
     except Exception as error:

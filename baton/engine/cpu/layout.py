@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from baton.engine.cpu.fuse import fuse
-from baton.engine.cpu.values import At, Attend, Base, Level, Lowered, Micro, Space, Value
+from baton.engine.cpu.values import At, Attend, Base, Grouped, Level, Lowered, Micro, Space, Value
 
 GRAIN = 16  # floats: rows are aligned to vectors
 
@@ -34,7 +34,7 @@ class RowWork:
     micros: tuple[Micro, ...]
 
 
-Step = RowWork | Merged | Attend
+Step = RowWork | Merged | Grouped | Attend
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ def _steps(level: Level) -> list[Step]:
                 to.last_use = max(to.last_use, product.to.last_use)
         weights = tuple(product.weight for product in products)
         steps.append(Merged(products[0].rows, weights, tuple(p.bias for p in products), to))
-    return steps + list(level.attends)
+    return steps + list(level.grouped) + list(level.attends)
 
 
 def _root(at: At) -> Base:

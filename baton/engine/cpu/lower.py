@@ -18,6 +18,7 @@ from baton.engine.cpu.capture import LOGIT_ROWS, TOKENS, Captured
 from baton.engine.cpu.values import (
     At,
     Base,
+    Complex,
     Constant,
     Level,
     Lowered,
@@ -99,6 +100,8 @@ class Lowering:
         """The value in the rows that this node needs: after the last attention, the logits rows only."""
         if isinstance(known, list):
             return [self._now(each) for each in known]
+        if isinstance(known, Complex):
+            return Complex(self._now(known.real), self._now(known.imaginary))
         if not self.late or not isinstance(known, Value) or known.base.space == Space.LOGIT_ROWS:
             return known
         if known not in self._gathered:
@@ -172,6 +175,12 @@ class Lowering:
             self.use(value, level)
         self.use(to, level)
 
+    def append(self, level: int, micro: Micro, to: Value, *used: Value) -> None:
+        """A micro-operation into `to`, or a part of it, that reads `used`."""
+        self.level(level).rows[to.base.space].append(micro)
+        for value in (to, *used):
+            self.use(value, level)
+
     def element(
         self, node: Node, code: str, *operands: Operand, x: float = 0.0, y: float = 0.0
     ) -> Value:
@@ -219,7 +228,7 @@ class Lowering:
 def _constant(args: Sequence[Any]) -> bool:
     """Whether no argument depends on the tokens."""
     flat = [each for arg in args for each in (arg if isinstance(arg, list) else [arg])]
-    return not any(isinstance(each, (Value, str)) for each in flat)
+    return not any(isinstance(each, (Value, Complex, str)) for each in flat)
 
 
 def _rowless(result: Any) -> Any:

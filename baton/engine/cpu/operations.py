@@ -8,16 +8,18 @@ import torch
 from torch.fx import Node
 
 from baton.engine.cpu.lower import Lowering, Operand, operation
+from baton.engine.cpu.rotation import complex_product
 from baton.engine.cpu.values import (
     At,
     Attend,
+    Complex,
     Constant,
     Micro,
     Product,
     Value,
     new_value,
 )
-from baton.engine.cpu.views import VIEWS
+from baton.engine.cpu.writes import written
 from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
@@ -141,8 +143,13 @@ LOGICAL = {aten.logical_and.default, aten.logical_or.default}  # 0 and 1 stand f
 
 
 @operation(*TWO)
-def two(lowering: Lowering, node: Node, a: Any, b: Any) -> Value:
-    _check_in_place(node)
+def two(lowering: Lowering, node: Node, a: Any, b: Any) -> Value | Complex:
+    return written(lowering, node, _two(lowering, node, a, b))
+
+
+def _two(lowering: Lowering, node: Node, a: Any, b: Any) -> Value | Complex:
+    if isinstance(a, Complex) or isinstance(b, Complex):
+        return complex_product(lowering, node, a, b)
     if node.target in LOGICAL and any(_dtype(each) != torch.bool for each in node.args):
         raise CompileError(f"it takes {node.target} of numbers")
     code = TWO[node.target]
@@ -151,19 +158,22 @@ def two(lowering: Lowering, node: Node, a: Any, b: Any) -> Value:
     if code == "div" and isinstance(a, Value) and abs(frexp(_number(b) or 0.0)[0]) == 0.5:
         return lowering.element(node, "times", a, x=1.0 / float(b))  # exact: a power of two
     if code == "mul" and isinstance(b, Value) and _number(a) is not None:
-        return two(lowering, node, b, a)
+        return _two(lowering, node, b, a)
     return lowering.element(node, code, _operand(a), _operand(b))
 
 
 @operation(aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor, aten.sub_.Tensor)
 def add(lowering: Lowering, node: Node, a: Any, b: Any, *, alpha: float = 1) -> Value:
-    _check_in_place(node)
+    return written(lowering, node, _sum(lowering, node, a, b, alpha))
+
+
+def _sum(lowering: Lowering, node: Node, a: Any, b: Any, alpha: float) -> Value:
     negative = node.target in (aten.sub.Tensor, aten.sub_.Tensor)
     sign = -float(alpha) if negative else float(alpha)
     if isinstance(a, Value) and (number := _number(b)) is not None:
         return lowering.element(node, "add_to", a, x=sign * number)
     if isinstance(b, Value) and _number(a) is not None and sign == 1:
-        return add(lowering, node, b, a)
+        return _sum(lowering, node, b, a, alpha)
     return lowering.element(node, "add", _operand(a), _operand(b), x=sign)
 
 
@@ -197,7 +207,7 @@ def reduce(
         At(to.base, 0, 1, 0),
         At(value.base, value.offset, inner, 1),
     )
-    _append(lowering, level, micro, to, value)
+    lowering.append(level, micro, to, value)
     return to
 
 
@@ -238,7 +248,7 @@ def spread(
         Micro("times", 1, outer, At(squares.base, 0, 0, 1), At(squares.base, 0, 0, 1), x=factor),
         Micro(last, 1, outer, At(to.base, 0, 0, 1), At(squares.base, 0, 0, 1)),
     ):
-        _append(lowering, level, micro, to, value, mean, around, squares)
+        lowering.append(level, micro, to, value, mean, around, squares)
     return to
 
 
@@ -267,7 +277,7 @@ def layer_norm(
         c,
         x=float(eps),
     )
-    _append(lowering, level, micro, to, value)
+    lowering.append(level, micro, to, value)
     return [to, None, None]
 
 
@@ -278,7 +288,7 @@ def embedding(lowering: Lowering, node: Node, table: Constant, ids: Value, *_: A
     code = "embed_bf16" if table.dtype == torch.bfloat16 else "embed_f32"
     number = At(ids.base, ids.offset, 0, 0)
     micro = Micro(code, 1, table.shape[1], At(to.base, 0, 0, 1), number, At(table, 0, 0, 0))
-    _append(lowering, level, micro, to, ids)
+    lowering.append(level, micro, to, ids)
     return to
 
 
@@ -332,6 +342,8 @@ def outer_product(lowering: Lowering, node: Node, a: Operand, b: Operand) -> Val
     shapes = [tuple(each.meta["val"].shape) for each in node.args]  # type: ignore[union-attr]
     if shapes[0][2] == 1:
         return lowering.element(node, "mul", a, b)
+    if isinstance(a, Value) and isinstance(b, torch.Tensor) and (a.axis, len(b)) == (1, 1):
+        return product(lowering, node, a, b[0])  # [1, T, k] @ [1, k, n]
     if not (isinstance(a, Value) and isinstance(b, Value) and a.axis == b.axis == 0):
         raise CompileError("it multiplies two computed matrices")
     (m, k), n = a.shape, b.shape[1]
@@ -364,29 +376,6 @@ def attend(
         lowering.use(part, level)
     lowering.late = layer == len(lowering.captured.layer_params) - 1
     return to
-
-
-def _append(lowering: Lowering, level: int, micro: Micro, to: Value, *used: Value) -> None:
-    lowering.level(level).rows[to.base.space].append(micro)
-    for value in (to, *used):
-        lowering.use(value, level)
-
-
-def _check_in_place(node: Node) -> None:
-    """CompileError if the node writes into memory that is read again under another name. The traced
-    graph reads the result of `x += y`, so without such readers it is `x + y`."""
-    if not str(node.target).partition(".")[2].partition(".")[0].endswith("_"):  # aten.add_.Tensor
-        return
-    root = node.args[0]
-    while isinstance(root, Node) and root.target in VIEWS:
-        root = root.args[0]
-    aliases, after = {root}, False
-    for each in node.graph.nodes:
-        if after and aliases & set(each.all_input_nodes):
-            raise CompileError(f"it reads a tensor again after {node.target}")
-        if each.target in VIEWS and each.args[0] in aliases:
-            aliases.add(each)
-        after = after or each is node
 
 
 def _dtype(given: Any) -> torch.dtype | None:

@@ -45,7 +45,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
-    """A stage's kind; for a product also its weight, [n, k], and the packed size in bytes."""
+    """A stage's kind; for a product also its weight, [n, k], and the packed size in bytes: 0 for a
+    grouped one, which reads what the tokens choose."""
 
     kind: str
     n: int
@@ -97,9 +98,11 @@ class Program:
 
     def _described(self, stage: native.Stage, weights: Sequence[native.Weight]) -> StageInfo:
         kind = native.STAGES[stage.kind]
-        if stage.kind != native.PRODUCT:
+        if stage.kind not in (native.PRODUCT, native.GROUPED):
             return StageInfo(kind, 0, 0, 0)
         weight = weights[stage.first]
+        if stage.kind == native.GROUPED:
+            return StageInfo(kind, weight.n, weight.k, 0)
         size = self._library.baton_packed_bytes(weight.type, weight.n, weight.k)
         return StageInfo(kind, weight.n, weight.k, size)
 

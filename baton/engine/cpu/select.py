@@ -19,7 +19,7 @@ from baton.engine.device import dtype_name
 from baton.engine.errors import CompileError
 from baton.engine.pool import Pool
 from baton.engine.rotary import VARYING
-from baton.engine.runner import Forward
+from baton.engine.runner import Forward, Runner
 from baton.errors import InputError, ModelError
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.row import Logits, Row
@@ -49,15 +49,20 @@ def on_cpu(
             ) from error
         why = str(error).splitlines()[0]
         logger.info("%s is not compiled and runs in torch: %s", files.name, error)
+    runner, layout = not_compiled(load(), cache_dtype, block_size)
+    runner.backend = f"in torch, not compiled: {why}"
+    return runner, layout
+
+
+def not_compiled(model: Any, cache_dtype: torch.dtype, block_size: int) -> tuple[Runner, KVLayout]:
+    """The model in torch, with native attention and packed linears where there are such."""
     from baton.engine.cpu.kernel import cpu_attention
     from baton.engine.cpu.packed import pack_linears
     from baton.engine.selftest import in_torch
 
-    model = load()
     runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
     if pack_linears(model):
         _check_packed(type(model).__name__, runner, layout)
-    runner.backend = f"in torch, not compiled: {why}"
     return runner, layout
 
 

@@ -31,12 +31,12 @@ CODES = (
         "largest",
     ),
     *("silu_mul", "gelu_mul", "gelu_tanh_mul", "where"),
-    *("layer_norm", "embed_f32", "embed_bf16"),
+    *("layer_norm", "embed_f32", "embed_bf16", "topk", "gather", "scatter"),
 )
 PLACES = ("none", "value", "gathered", "scratch", "constant")
 NONE, VALUE, GATHERED, SCRATCH, CONSTANT = range(5)
-STAGES = ("rows", "product", "write_kv", "attend")
-ROWS, PRODUCT, WRITE_KV, ATTEND = range(4)
+STAGES = ("rows", "product", "write_kv", "attend", "grouped")
+ROWS, PRODUCT, WRITE_KV, ATTEND, GROUPED = range(5)
 KINDS = ("tokens", "logit_rows", "ids", "positions", "logits")
 LOGITS = KINDS.index("logits")
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.qint8: 3}
@@ -84,6 +84,8 @@ class Stage(Structure):
         ("first", c_int64),
         ("count", c_int64),
         *((name, TensorRef) for name in ("a", "b", "to")),
+        ("slots", c_int64),
+        ("slot_stride", c_int64),
     ]
 
 

@@ -75,6 +75,14 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Complex:
+    """The two parts of complex numbers."""
+
+    real: Value
+    imaginary: Value
+
+
+@dataclass(frozen=True, slots=True)
 class At:
     """An operand of a micro-operation (Operand of rows.h): where it is read or written."""
 
@@ -111,6 +119,18 @@ class Product:
 
 
 @dataclass(eq=False, slots=True)
+class Grouped:
+    """A product whose weight each row chooses: row r, slot s is rows [T, K] or [T, slots, K] times the
+    constant [N, K] of [experts, N, K] that `chosen` [T, slots] names, plus its bias of [experts, N]."""
+
+    rows: Value
+    chosen: Value
+    weight: Constant
+    bias: Constant | None
+    to: Base  # [T, slots, N]
+
+
+@dataclass(eq=False, slots=True)
 class Attend:
     """One layer's attention: write key and value into the pool, then attend over it."""
 
@@ -127,6 +147,7 @@ class Level:
 
     rows: dict[Space, list[Micro]] = field(default_factory=lambda: {space: [] for space in Space})
     products: list[Product] = field(default_factory=list)
+    grouped: list[Grouped] = field(default_factory=list)
     attends: list[Attend] = field(default_factory=list)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from baton.engine.cpu.lower import Lowering, Operand, operation, shape_of
-from baton.engine.cpu.values import Value, reshaped, split_rows
+from baton.engine.cpu.values import Complex, Value, reshaped, split_rows
 from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
@@ -22,6 +22,8 @@ def same(lowering: Lowering, node: Node, value: Value, **_: Any) -> Value:
     """All arithmetic is in fp32, so a change of dtype has no effect unless it rounds to integers."""
     before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
     after = node.meta["val"].dtype
+    if after == torch.bool and before != torch.bool:
+        return lowering.element(node, "where", value, torch.tensor(1.0), torch.tensor(0.0))
     if before.is_floating_point and not after.is_floating_point:
         raise CompileError("it rounds to integers")
     return value
@@ -31,7 +33,9 @@ def same(lowering: Lowering, node: Node, value: Value, **_: Any) -> Value:
     *(aten.view.default, aten._unsafe_view.default, aten.reshape.default),
     *(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default),
 )
-def view(lowering: Lowering, node: Node, value: Value, *_: Any) -> Value:
+def view(lowering: Lowering, node: Node, value: Any, *_: Any) -> Any:
+    if isinstance(value, Complex):
+        return Complex(view(lowering, node, value.real), view(lowering, node, value.imaginary))
     axis, shape = split_rows(shape_of(node))[1:]
     before = value.shape[: value.axis]
     seen = reshaped(value, before, shape, axis)
@@ -85,6 +89,8 @@ def empty(lowering: Lowering, node: Node, value: Value, *_: Any, **__: Any) -> V
 
 @operation(aten.copy_.default)
 def copy(lowering: Lowering, node: Node, part: Value, source: Operand, *_: Any) -> Value:
+    if part == source:  # `x[1:] += y` ends with x[1:] = x[1:]
+        return part
     if part.base not in lowering.unwritten:
         raise CompileError("it writes into a tensor that was read before")
     lowering.unwritten[part.base].append((part, source))

@@ -36,7 +36,7 @@ struct AbiEntry {
     ABI_CODE(Place, none) ABI_CODE(Place, value) ABI_CODE(Place, gathered) \
     ABI_CODE(Place, scratch) ABI_CODE(Place, constant) \
     ABI_CODE(StageKind, rows) ABI_CODE(StageKind, product) ABI_CODE(StageKind, write_kv) \
-    ABI_CODE(StageKind, attend) \
+    ABI_CODE(StageKind, attend) ABI_CODE(StageKind, grouped) \
     ABI_CODE(BufferKind, tokens) ABI_CODE(BufferKind, logit_rows) ABI_CODE(BufferKind, ids) \
     ABI_CODE(BufferKind, positions) ABI_CODE(BufferKind, logits) \
     ABI_CODE(WeightType, f32) ABI_CODE(WeightType, bf16) ABI_CODE(WeightType, i8) \
@@ -56,6 +56,7 @@ struct AbiEntry {
     ABI_SIZE(Stage) \
     ABI_FIELD(Stage, kind) ABI_FIELD(Stage, of_logit_rows) ABI_FIELD(Stage, first) \
     ABI_FIELD(Stage, count) ABI_FIELD(Stage, a) ABI_FIELD(Stage, b) ABI_FIELD(Stage, to) \
+    ABI_FIELD(Stage, slots) ABI_FIELD(Stage, slot_stride) \
     ABI_SIZE(Weight) \
     ABI_FIELD(Weight, type) ABI_FIELD(Weight, n) ABI_FIELD(Weight, k) ABI_FIELD(Weight, panels) \
     ABI_FIELD(Weight, scales) ABI_FIELD(Weight, bias) \

@@ -199,7 +199,8 @@ class Parts {
     long rows = 0, parts = 1;
 };
 
-// One task. `form`: the type that the panel has once it is widened.
+// One task, to `out`, where the panel's channels begin. `form`: the type that the panel has once it is
+// widened.
 template <WeightType type, WeightType form>
 inline void multiply_part(const Weight& weight, const Rows& rows, long panel, const Range& part,
                           float* out, long out_stride) {
@@ -226,7 +227,7 @@ inline void multiply_part(const Weight& weight, const Rows& rows, long panel, co
             Rows here{rows.words + row * rows.stride + step * row_words_of(type), rows.stride,
                       rows.scales + row};
             multiply_chunk<type, form>(here, int(some.end - some.begin), chunk, edge,
-                                       out + row * out_stride + first, out_stride, channels);
+                                       out + row * out_stride, out_stride, channels);
         }
     }
 }
@@ -235,7 +236,7 @@ template <WeightType type, WeightType form = type>
 inline void multiply_parts(const Weight& weight, const Rows& rows, float* out, long out_stride,
                            Parts& parts, const Worker& worker) {
     parts.each(worker, [&](long panel, const Range& part) {
-        multiply_part<type, form>(weight, rows, panel, part, out, out_stride);
+        multiply_part<type, form>(weight, rows, panel, part, out + panel * CHANNELS, out_stride);
     });
 }
 

@@ -4,12 +4,12 @@
 #pragma once
 
 #include "attention_plan.h"
-#include "gemm_tile.h"
+#include "gemm_groups.h"
 #include "rows.h"
 
 namespace baton {
 
-// See pack_panels(), prepare_rows() and multiply().
+// See pack_panels(), prepare_rows(), multiply(), gather_rows() and multiply_groups().
 struct ProductPart {
     void (*pack)(const void* source, bool is_bf16, long row_stride, long column_stride, long n, long k,
                  void* panels, float* scales, const Worker& worker);
@@ -17,6 +17,10 @@ struct ProductPart {
                          const Worker& worker);
     void (*multiply)(const Weight& weight, const float* rows, long row_stride, const void* prepared,
                      long m, float* out, long out_stride, Parts& parts, const Worker& worker);
+    void (*gather_rows)(const Groups& groups, const float* rows, long row_stride, long slot_stride, long k,
+                        void* prepared, const Worker& worker);
+    void (*multiply_groups)(const Weight* weights, const void* prepared, float* out, long out_stride,
+                            Groups& groups, const Worker& worker);
 };
 
 // See attention.h.
@@ -65,7 +69,7 @@ constexpr ProductPart product_part_of() {
                 if constexpr (type != WeightType::f32)
                     prepare_rows<type>(rows, row_stride, m, k, prepared, worker);
             },
-            multiply<type>};
+            multiply<type>, gather_rows<type>, multiply_groups<type>};
 }
 
 }  // namespace baton

@@ -104,13 +104,18 @@ class Program {
             buffers_[i] = {spec.kind == BufferKind::logits ? args.logits : rows, spec.width};
             if (spec.kind == BufferKind::logits) logits_width_ = spec.width;
         }
-        size_t prepared = 0, attending = 0;
+        size_t prepared = 0, attending = 0, grouping = 0;
         for (long i = first; i < last; i++) {
             const Stage& stage = stages_[i];
             if (stage.kind == StageKind::product) {
                 const Weight& weight = weights_[stage.first];
                 prepared = std::max(prepared, rows_bytes(weight.type, rows_of(stage, args), weight.k));
                 product_tasks_[stage.first].prepare(weight, rows_of(stage, args), threads);
+            } else if (stage.kind == StageKind::grouped) {
+                const Weight& weight = weights_[stage.first];
+                const long pairs = rows_of(stage, args) * stage.slots;
+                prepared = std::max(prepared, grouped_bytes(weight.type, pairs, weight.k));
+                grouping = std::max(grouping, Groups::bytes(pairs, stage.count));
             } else if (stage.kind == StageKind::attend) {
                 attending = std::max(attending, attention(stage).scratch_bytes(layers_[stage.first]));
                 prepare_attention(attention_tasks_[stage.first], threads);
@@ -121,7 +126,9 @@ class Program {
         prepared_ = prepared_buffer_.of(prepared + 64);
         scratch_ = scratch_buffer_.of(own_ * threads + 64);
         argmax_ = argmax_buffer_.of(Argmax::bytes(args.logit_count, threads) + 64);
-        return prepared_ && scratch_ && argmax_;
+        char* groups = groups_buffer_.of(grouping + 64);
+        groups_.place(groups, threads);
+        return prepared_ && scratch_ && argmax_ && groups;
     }
 
     // Each thread takes its range of a stage's tasks; a barrier follows.
@@ -169,6 +176,7 @@ class Program {
                     ->multiply(weight, at(stage.a), stride(stage.a), prepared_, rows, at(stage.to),
                                stride(stage.to), product_tasks_[stage.first], worker);
             }
+            case StageKind::grouped: return multiply_experts(stage, rows, worker, barrier);
             case StageKind::write_kv:
                 return attention(stage).write_kv(layer_of(stage, args), args.attention, at(stage.a),
                                                  stride(stage.a), at(stage.b), stride(stage.b), worker);
@@ -177,6 +185,19 @@ class Program {
                                                stride(stage.a), at(stage.to), stride(stage.to), own,
                                                attention_tasks_[stage.first], worker);
         }
+    }
+
+    void multiply_experts(const Stage& stage, long rows, const Worker& worker, Barrier& barrier) {
+        const Weight* weights = weights_.data() + stage.first;
+        const ProductPart& part = *product_part(weights->type);
+        if (worker.thread == 0)
+            groups_.sort(at(stage.b), stride(stage.b), rows, stage.slots, stage.count, weights->n,
+                         worker.threads);
+        barrier.wait(worker.threads);
+        groups_.begin(worker);
+        part.gather_rows(groups_, at(stage.a), stride(stage.a), stage.slot_stride, weights->k, prepared_, worker);
+        barrier.wait(worker.threads);
+        part.multiply_groups(weights, prepared_, at(stage.to), stride(stage.to), groups_, worker);
     }
 
     void find_argmax(const ForwardArgs& args, const Worker& worker, Barrier& barrier) const {
@@ -210,7 +231,8 @@ class Program {
     std::vector<Buffer> buffers_;  // of the current run
     std::vector<Parts> product_tasks_;    // of each product
     std::vector<Tasks> attention_tasks_;  // of each layer
-    ScratchBuffer prepared_buffer_, scratch_buffer_, argmax_buffer_;
+    Groups groups_;                       // of the grouped product that runs now
+    ScratchBuffer prepared_buffer_, scratch_buffer_, argmax_buffer_, groups_buffer_;
     char *prepared_ = nullptr, *scratch_ = nullptr, *argmax_ = nullptr;
     size_t own_ = 0, attending_ = 0;
     long logits_width_ = 0;

@@ -112,6 +112,7 @@ class ProgramCheck {
             case StageKind::product:
                 return it.first < spec_->weight_count && floats(it.a, weights_[it.first].k) &&
                        floats(it.to, weights_[it.first].n);
+            case StageKind::grouped: return grouped(it);
             case StageKind::write_kv: {
                 if (late_ || it.first >= spec_->layer_count) return false;
                 const AttentionLayer& layer = layers_[it.first];
@@ -126,6 +127,18 @@ class ProgramCheck {
             }
         }
         return false;
+    }
+
+    bool grouped(const Stage& it) {
+        if (it.count < 1 || it.first > spec_->weight_count - it.count) return false;
+        if (it.slots < 1 || it.slots > it.count) return false;
+        const Weight& weight = weights_[it.first];
+        for (int64_t i = it.first; i < it.first + it.count; i++)
+            if (weights_[i].type != weight.type || weights_[i].n != weight.n || weights_[i].k != weight.k)
+                return false;
+        if (it.slot_stride != 0 && it.slot_stride != weight.k) return false;
+        return floats(it.a, it.slot_stride ? it.slots * weight.k : weight.k) && floats(it.b, it.slots) &&
+               floats(it.to, it.slots * weight.n);
     }
 
     // Whether each row of the stage has `width` floats at `ref`.
@@ -152,6 +165,15 @@ class ProgramCheck {
             case OpCode::layer_norm:
                 return it.inner > 0 && walk(it.to, it.outer, it.inner) && walk(it.a, it.outer, it.inner) &&
                        line(it.b, it.inner) && line(it.c, it.inner);
+            case OpCode::topk:
+                return it.x >= 1 && it.x <= it.inner && walk(it.to, it.outer, int64_t(it.x)) &&
+                       walk(it.a, it.outer, it.inner);
+            case OpCode::gather:
+                return it.x >= 1 && it.x <= MOST && walk(it.to, it.outer, it.inner) &&
+                       walk(it.a, it.outer, int64_t(it.x)) && walk(it.b, it.outer, it.inner);
+            case OpCode::scatter:
+                return it.x >= 1 && it.x <= MOST && walk(it.to, it.outer, int64_t(it.x)) &&
+                       walk(it.a, it.outer, it.inner);
             case OpCode::embed_f32: return embed(it, sizeof(float));
             case OpCode::embed_bf16: return embed(it, sizeof(bf16));
             default: break;

@@ -8,7 +8,7 @@
 
 namespace baton {
 
-enum class StageKind : int32_t { rows, product, write_kv, attend };
+enum class StageKind : int32_t { rows, product, write_kv, attend, grouped };
 enum class BufferKind : int32_t { tokens, logit_rows, ids, positions, logits };
 
 // A matrix of the arena, one line per row: `width` floats, `offset` floats per row behind the first.
@@ -26,8 +26,11 @@ struct TensorRef {
 struct Stage {
     StageKind kind;
     int32_t of_logit_rows;  // works on the rows that need logits, else on all tokens
-    int64_t first, count;   // rows: operations; product: weight; write_kv, attend: layer
-    TensorRef a, b, to;     // product: rows, -, result; write_kv: key, value; attend: query, -, result
+    int64_t first, count;   // rows: operations; product: weight; grouped: weights, one per expert;
+                            // write_kv, attend: layer
+    TensorRef a, b, to;     // product: rows, -, result; write_kv: key, value; attend: query, -, result;
+                            // grouped: rows, numbers of experts [slots], results [slots][n]
+    int64_t slots, slot_stride;  // grouped: experts of a row, floats between the rows of two slots (0 or k)
 };
 
 // A constant of row work: float32, or an embedding as it is.

@@ -20,7 +20,10 @@ namespace baton {
     X(silu_mul) X(gelu_mul) X(gelu_tanh_mul)      /* of a, times b */ \
     X(where)                                      /* b where a is not 0, else c */ \
     X(layer_norm)                                 /* over the inner dimension; b: weight, c: bias */ \
-    X(embed_f32) X(embed_bf16)                    /* row number a of the table b */
+    X(embed_f32) X(embed_bf16)                    /* row number a of the table b */ \
+    X(topk)                                       /* the places of the x largest of a, from the largest on */ \
+    X(gather)                                     /* a, which has x numbers, at the places b */ \
+    X(scatter)                                    /* y to the places a of the x numbers there */
 // clang-format on
 
 #define OP_CODE_NAME(name) name,
@@ -201,6 +204,22 @@ inline void embed(const Op& op, float* to, long number, const T* table) {
     }
 }
 
+// A place among `count` numbers. Row work computed it; any other one becomes 0.
+inline long place_of(float number, float count) { return number >= 0 && number < count ? long(number) : 0; }
+
+// The places of the k largest, the first of equal ones before the others, and NaN before all, as in torch.
+inline void topk(float* to, int64_t to_stride, const float* from, int64_t stride, long inner, long k) {
+    auto before = [](float a, float b) { return a > b || (a != a && b == b); };
+    for (long i = 0, found = 0; i < inner; i++) {
+        long at = found;
+        while (at > 0 && before(from[i * stride], from[long(to[(at - 1) * to_stride]) * stride])) at--;
+        if (at == k) continue;
+        if (found < k) found++;
+        for (long j = found - 1; j > at; j--) to[j * to_stride] = to[(j - 1) * to_stride];
+        to[at * to_stride] = float(i);
+    }
+}
+
 template <float (*function)(float)>
 inline Vec each(Vec x) {
     Vec result;
@@ -299,6 +318,26 @@ inline void run_one(const Op& op, const RowView& rows, long row) {
             return;
         case OpCode::where: return map_where(op, to, a, b, address(op.c, rows, row));
         case OpCode::layer_norm: return layer_norm(op, to, a, b, address(op.c, rows, row));
+        case OpCode::topk:
+            for (long o = 0; o < op.outer; o++)
+                topk(to + o * op.to.outer_stride, op.to.inner_stride, a + o * op.a.outer_stride,
+                     op.a.inner_stride, op.inner, long(x));
+            return;
+        case OpCode::gather:
+            for (long o = 0; o < op.outer; o++)
+                for (long i = 0; i < op.inner; i++) {
+                    long place = place_of(b[o * op.b.outer_stride + i * op.b.inner_stride], x);
+                    to[o * op.to.outer_stride + i * op.to.inner_stride] =
+                        a[o * op.a.outer_stride + place * op.a.inner_stride];
+                }
+            return;
+        case OpCode::scatter:
+            for (long o = 0; o < op.outer; o++)
+                for (long i = 0; i < op.inner; i++) {
+                    long place = place_of(a[o * op.a.outer_stride + i * op.a.inner_stride], x);
+                    to[o * op.to.outer_stride + place * op.to.inner_stride] = y;
+                }
+            return;
         case OpCode::embed_f32: return embed(op, to, long(a[0]), b);
         case OpCode::embed_bf16: return embed(op, to, long(a[0]), reinterpret_cast<const bf16*>(b));
     }
