@@ -9,22 +9,24 @@
 
 namespace baton {
 
-#ifdef __AVX512F__
-constexpr int BLOCK_WIDTH = 4;  // vectors: with 6 rows their sums fit into the registers
-#else
-constexpr int BLOCK_WIDTH = 1;
-#endif
 constexpr int BLOCK_ROWS = 6, FEW_ROWS = 7;
+
+// Registers side by side for so many rows: their sums stay in registers. Few rows have more of them, so
+// that a sum need not wait for the one before it.
+constexpr int registers_for(int rows) {
+    int most = BLOCK_ROWS * REGISTERS / rows;
+    return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
 
 struct Staged {
     const float* rows;
     long stride;
 
-    Vec at(long row, long column) const { return load(rows + row * stride + column); }
+    Part at(long row, long column) const { return load_part(rows + row * stride + column); }
 };
 
 // c[r][...] = start + sum over k < count of a[r][k] * b[k][...], k ascending, for some rows and
-// vectors; the start is what c holds, or 0 when it is `fresh`. b: Staged, or Rows of the pool; its
+// registers; the start is what c holds, or 0 when it is `fresh`. b: Staged, or Rows of the pool; its
 // k = 0 is in row `first`.
 template <typename Factor>
 struct Product {
@@ -37,30 +39,31 @@ struct Product {
     bool fresh;
 };
 
-template <int ROWS, int WIDTH, typename Factor>
+template <int ROWS, int COUNT, typename Factor>
 inline void multiply(const Product<Factor>& p, long column) {
     const float* a = p.a;
     float* c = p.c + column;
-    Vec sums[ROWS][WIDTH];
+    Part sums[ROWS][COUNT];
     for (int r = 0; r < ROWS; r++)
-        for (int w = 0; w < WIDTH; w++)
-            sums[r][w] = p.fresh ? Vec{} : load(c + r * p.c_stride + w * LANES);
+        for (int w = 0; w < COUNT; w++)
+            sums[r][w] = p.fresh ? Part{} : load_part(c + r * p.c_stride + w * WIDTH);
     for (long k = 0; k < p.count; k++) {
-        Vec right[WIDTH];
-        for (int w = 0; w < WIDTH; w++) right[w] = p.b.at(p.first + k, column + w * LANES);
+        Part right[COUNT];
+        for (int w = 0; w < COUNT; w++) right[w] = p.b.at(p.first + k, column + w * WIDTH);
         for (int r = 0; r < ROWS; r++)
-            for (int w = 0; w < WIDTH; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
+            for (int w = 0; w < COUNT; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
     }
     for (int r = 0; r < ROWS; r++)
-        for (int w = 0; w < WIDTH; w++) store(c + r * p.c_stride + w * LANES, sums[r][w]);
+        for (int w = 0; w < COUNT; w++) store(c + r * p.c_stride + w * WIDTH, sums[r][w]);
 }
 
 template <int ROWS, typename Factor>
 void multiply(const Product<Factor>& p, long columns) {
+    constexpr int count = registers_for(ROWS);
     long column = 0;
-    for (; column + BLOCK_WIDTH * LANES <= columns; column += BLOCK_WIDTH * LANES)
-        multiply<ROWS, BLOCK_WIDTH>(p, column);
-    for (; column < columns; column += LANES) multiply<ROWS, 1>(p, column);
+    for (; column + count * WIDTH <= columns; column += count * WIDTH)
+        multiply<ROWS, count>(p, column);
+    for (; column < columns; column += WIDTH) multiply<ROWS, 1>(p, column);
 }
 
 // visit(std::integral_constant<int, count>) for 1 <= count <= BLOCK_ROWS.
@@ -84,17 +87,18 @@ inline void multiply(int rows, const Product<Factor>& product, long columns) {
 }
 
 // cap * tanh(scores / cap): a polynomial near 0 (coefficients of Cephes' tanhf), else by e^2x.
-inline Vec softcapped(Vec scores, float cap) {
-    Vec x = scores / cap;
-    Vec size = select(x < 0.0f, -x, x);
-    Vec z = x * x;
-    Vec p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+inline Part softcapped(Part scores, float cap) {
+    Part x = scores / cap;
+    Part size = x < 0.0f ? -x : x;
+    Part z = x * x;
+    Part p = z * -5.70498872745e-3f + 2.06390887954e-2f;
     p = p * z - 5.37397155531e-2f;
     p = p * z + 1.33314422036e-1f;
     p = p * z - 3.33332819422e-1f;
-    Vec near = p * z * x + x;
-    Vec far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
-    return cap * select(size < 0.625f, near, select(x < 0.0f, -far, far));
+    Part near = p * z * x + x;
+    Part far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+    Part tanh = x < 0.0f ? -far : far;
+    return cap * (size < 0.625f ? near : tanh);
 }
 
 // A row's state of the online softmax: the largest score so far, and relative to it the sum of the weights
@@ -105,43 +109,56 @@ struct RowState {
     float* output;   // [vectors * LANES]
 };
 
+inline PartI lanes() {
+    PartI lane;
+    for (int i = 0; i < WIDTH; i++) lane[i] = i;
+    return lane;
+}
+
 // Online softmax: scores of positions [begin, end) of a key block become weights e^(score - largest);
 // others stay as they are. The state is rescaled when the largest score grows. Never inlined, so that
 // every caller has the same rounding.
 __attribute__((noinline)) inline void softmax_update(float* scores, int begin, int end, float softcap,
                                             const RowState& row, int vectors) {
-    const VecI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const Vec never = Vec{} - INFINITY;
     const int start = begin / LANES * LANES;
     if (softcap > 0)
-        for (int at = start; at < end; at += LANES)
-            store(scores + at, softcapped(load(scores + at), softcap));
-    Vec each = never;
-    for (int at = start; at < end; at += LANES) {
-        Vec score = load(scores + at);
-        if (at < begin || at + LANES > end) {
-            score = select((lane >= begin - at) & (lane < end - at), score, never);
-            store(scores + at, score);
+        for (int at = start; at < end; at += WIDTH)
+            store(scores + at, softcapped(load_part(scores + at), softcap));
+    const Part never = -INFINITY - Part{};
+    Part each[PARTS];
+    for (int p = 0; p < PARTS; p++) each[p] = never;
+    for (int at = start; at < end; at += LANES)
+        for (int p = 0; p < PARTS; p++) {
+            int place = at + p * WIDTH;
+            Part score = load_part(scores + place);
+            if (place < begin || place + WIDTH > end) {
+                PartI lane = lanes();
+                PartI inside = (lane >= begin - place) & (lane < end - place);
+                score = inside ? score : never;
+                store(scores + place, score);
+            }
+            each[p] = each[p] > score ? each[p] : score;
         }
-        each = max(each, score);
-    }
     float before = *row.largest, now = largest(each);
     if (before > now) now = before;
     float zero = now == -INFINITY ? 0 : now;  // if all are -inf their weights are 0, not NaN
-    Vec total = load(row.weights);
+    Part total[PARTS];
+    for (int p = 0; p < PARTS; p++) total[p] = load_part(row.weights + p * WIDTH);
     if (now != before) {
-        float shrink = exp_small(Vec{} + (before - zero))[0];
-        total = total * shrink;
-        for (int i = 0; i < vectors; i++)
-            store(row.output + i * LANES, load(row.output + i * LANES) * shrink);
+        float shrink = exp_small(Part{} + (before - zero))[0];
+        for (int p = 0; p < PARTS; p++) total[p] = total[p] * shrink;
+        for (int i = 0; i < vectors * LANES; i += WIDTH)
+            store(row.output + i, load_part(row.output + i) * shrink);
         *row.largest = now;
     }
-    for (int at = start; at < end; at += LANES) {
-        Vec weight = exp_small(load(scores + at) - zero);
-        store(scores + at, weight);
-        total = total + weight;
-    }
-    store(row.weights, total);
+    for (int at = start; at < end; at += LANES)
+        for (int p = 0; p < PARTS; p++) {
+            float* place = scores + at + p * WIDTH;
+            Part weight = exp_small(load_part(place) - zero);
+            store(place, weight);
+            total[p] = total[p] + weight;
+        }
+    for (int p = 0; p < PARTS; p++) store(row.weights + p * WIDTH, total[p]);
 }
 
 // The row's output: weighted values over the sum of weights, to which a sink adds its own.
@@ -150,8 +167,8 @@ __attribute__((noinline)) inline void finish(const RowState& row, const float* s
     float top = *row.largest, weights = sum(load(row.weights)), scale = 1;
     if (sink != nullptr) {
         float now = *sink > top ? *sink : top;
-        scale = exp(Vec{} + (top - now))[0];
-        weights = weights * scale + exp(Vec{} + (*sink - now))[0];
+        scale = exp(Part{} + (top - now))[0];
+        weights = weights * scale + exp(Part{} + (*sink - now))[0];
     }
     scale = scale / weights;
     long d = 0;

@@ -45,22 +45,6 @@ constexpr int row_words_of(WeightType type) {
 // Bytes, and a scale for each channel.
 constexpr bool scaled(WeightType type) { return type == WeightType::i8 || type == WeightType::w8; }
 
-// One register of the CPU, unlike Vec: sums that are to stay in registers must fit them. A tile of 6
-// rows has REGISTERS of them side by side, which leaves some for weights and a row.
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16, REGISTERS = 4;
-#elif defined(__AVX__)
-constexpr int WIDTH = 8, REGISTERS = 2;
-#elif defined(__aarch64__)
-constexpr int WIDTH = 4, REGISTERS = 4;
-#else
-constexpr int WIDTH = 4, REGISTERS = 2;
-#endif
-
-typedef float Part __attribute__((vector_size(WIDTH * 4)));
-typedef int32_t PartI __attribute__((vector_size(WIDTH * 4)));
-typedef uint32_t PartU __attribute__((vector_size(WIDTH * 4)));
-
 template <typename T>
 inline T get(const void* from) {
     T value;
