@@ -6,6 +6,7 @@
 # make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
 # make faults  the reliability battery, under half an hour on two cores: docs/faults.md and the README's table
 #              FAULTS="--only F2 --scale 0.1 --seed 7" for a part of it
+# make families   every causal language model that transformers knows, tiny, against transformers: docs/models.md
 # make wheel   dist/: the sdist, and the wheel made from it
 # make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
 
@@ -16,7 +17,7 @@ ALONE   = alone or gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler check lint faults tsan asan setup wheel coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler check lint families faults tsan asan setup wheel coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -48,10 +49,13 @@ lint: $(VENV)/.ready-dev
 	$(VENV)/bin/mypy $(TYPED)
 
 STRICT = main.py server.py prompts.py router prefill_worker/worker.py decode_worker/worker.py decode_worker/batching.py \
-         sampler baton/cli baton/client baton/cluster baton/kv baton/offline baton/server baton/wire \
+         sampler baton/checkpoints baton/cli baton/client baton/cluster baton/gguf baton/kv baton/offline baton/server baton/wire \
          $(filter-out $(OVER_TORCH),$(wildcard baton/*.py))
 OVER_TORCH = baton/__init__.py baton/api.py baton/llm.py baton/local.py
 TYPED  = baton prefill_worker decode_worker tools
+
+families: $(VENV)/.ready-dev
+	$(VENV)/bin/python -m tests.torch.matrix
 
 faults: $(VENV)/.ready
 	$(VENV)/bin/python -m tools.faults $(FAULTS)

@@ -36,6 +36,7 @@ INFINITY = float("inf")
 # ---- numbers
 
 Pid = Annotated[int, Range(1, INT_MAX)]
+OptionalPid = Annotated[int, Range(0, INT_MAX)]
 Protocol = Annotated[int, Range(0, INT_MAX)]
 Tokens = Annotated[int, Range(0, INT_MAX)]
 Blocks = Annotated[int, Range(0, INT_MAX)]

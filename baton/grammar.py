@@ -10,7 +10,7 @@ continue a request from these two. llguidance does the matching; this module add
   for ever. Here a gap is one space, or a line feed with at most INDENT spaces or tabs.
 * Compiling cannot be interrupted, and llguidance's own limits do not bound all of it: some schemas
   of a few KiB take minutes or gigabytes. Such schemas are refused by their shape.
-* The ids that end a text come from the model, not from its tokenizer: their bits are set here.
+* The ids that end a text come from the model's files, not from tokenizer.json: their bits are set here.
 """
 
 import json
@@ -22,7 +22,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from baton.errors import ModelError, RequestError
+from baton.checkpoints.added_tokens import Vocabulary, read_vocabulary
+from baton.errors import RequestError
 
 LARGEST = 64 * 1024
 """Bytes of a grammar on the wire."""
@@ -140,13 +141,17 @@ class Grammars:
         except RequestError as error:
             raise _invalid(str(error)) from error
 
-    def open(self, spec: str, generated: Sequence[int] = ()) -> "Matcher":
-        """A Matcher after the ids generated so far. Compiles: some ms, rarely 1 s."""
+    def open(
+        self, spec: str, generated: Sequence[int] = (), *, stop_token_ids: Sequence[int] = ()
+    ) -> "Matcher":
+        """A Matcher after the ids generated so far. Compiles: some ms, rarely 1 s. The tokenizer's own
+        end may end the answer if it is among its stop tokens, as in a chat."""
         form = GrammarSpec.parse(spec).compiled_form()
         matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
-        guide = Matcher(matcher, self._ids)
+        chat = not self._own_ends.isdisjoint(stop_token_ids)
+        guide = Matcher(matcher, self._ids_of_chats if chat else self._ids)
         for index, token_id in enumerate(generated):
             if not guide.accept(token_id):
                 raise RequestError(
@@ -160,12 +165,23 @@ class Grammars:
         return _Ids(self._vocabulary, self._ends, self._tokenizer)
 
     @cached_property
+    def _ids_of_chats(self) -> _Ids:
+        return _Ids(self._vocabulary, self._ends.union(self._own_ends), self._tokenizer)
+
+    @cached_property
+    def _read(self) -> Vocabulary:
+        return read_vocabulary(self._tokenizer_file)
+
+    @cached_property
+    def _own_ends(self) -> frozenset[int]:
+        """The tokenizer's own end, with which a chat ends, too."""
+        own = self._read.end_id
+        return frozenset(() if own is None or own >= self._vocabulary else (own,))
+
+    @cached_property
     def _tokenizer(self) -> LLTokenizer:
         file = self._tokenizer_file
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
+        text = self._read.json()
         try:
             known = LLTokenizer(text)
             # The library needs one end token of its vocabulary; any will do: Matcher sets all ends' bits.

@@ -37,7 +37,7 @@ from baton.errors import BatonError, InputError, ModelError, RequestError, Worke
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
 from baton.server.templates import CompiledTemplate, Conversation, read_template
-from baton.text import Tokenizer, check_unicode
+from baton.text import Tokenizer, chat_ends, check_unicode
 from baton.topology import count_gpus, plan_topology
 from baton.wire.keys import load_keys
 from baton.wire.messages import ClusterInfo, Submit
@@ -186,7 +186,10 @@ class LLM:
     ) -> Completion:
         """The assistant's answer to {"role": ..., "content": ...} messages. InputError if the model
         has no chat template; RequestError if the template refuses them."""
-        return self.generate([self.chat_ids(messages)], sampling, **options)[0]
+        ids = self.chat_ids(messages)
+        if not options.get("ignore_eos"):
+            options["stop_token_ids"] = (*options.get("stop_token_ids", ()), *self.chat_stop_ids)
+        return self.generate([ids], sampling, **options)[0]
 
     def stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]
@@ -225,7 +228,8 @@ class LLM:
                 yield text
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the conversation up to where the assistant's answer begins: a prompt."""
+        """Token ids of the conversation up to where the assistant's answer begins: a prompt. To stream
+        the answer, give stream() `stop_token_ids=llm.chat_stop_ids`."""
         if self._tokenizer is None:
             raise InputError(
                 f"the files of {self.model.name} are not on this machine, and chat() needs its "
@@ -236,6 +240,14 @@ class LLM:
                 f"{self.model.name} has no chat template: use generate(), or give the LLM a chat_template"
             )
         return self._tokenizer.encode(self._template.render(Conversation(messages)), special=False)
+
+    @property
+    def chat_stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a chat beside those that end every text of the model: the eos_token of its
+        tokenizer, where that is another one."""
+        if self._tokenizer is None or self._files is None:
+            return ()
+        return chat_ends(self._tokenizer, self._files.eos_token_ids, self._files.vocab_size)
 
     def close(self) -> None:
         """End the worker processes, free the memory. Calls that are under way raise BatonError. May be

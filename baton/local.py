@@ -129,8 +129,8 @@ class LocalCluster:
         self._planned = False  # the router has run in this round; next comes a worker
         self._decodings: dict[str, Decoding] = {}
         files = resolve_model(options.model, download=options.download)
+        self.tokenizer = Tokenizer(files.tokenizer_file)  # first: it takes less time to be wrong
         engine = boot(files, device=options.device, dtype=options.dtype, block_size=BLOCK_SIZE)
-        self.tokenizer = Tokenizer(files.tokenizer_file)
         self.router = self._make_router(options, files)
         self.nodes: dict[str, Node] = {ROUTER: self.router}
         try:
@@ -277,6 +277,7 @@ class LocalCluster:
             grammars=Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
             vocabulary=files.vocab_size,
             pace=engine.pace,
+            rope=files.rope,
         )
 
     def _add_prefill(

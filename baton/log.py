@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 LEVELS = ("debug", "info", "warning", "error")
 REQUEST: ContextVar[str] = ContextVar("request", default="")
 """The id of the current request."""
+NOTICE = logging.getLogger("baton.notice")
+"""For what the user should see while a worker starts; the supervisor passes it on."""
 
 
 class JsonLines(logging.Formatter):

@@ -3,7 +3,8 @@
     name in configs/model_paths.yaml  ->  its folder (installed: ~/.config/baton/model_paths.yaml)
     demo                              ->  the bundled model
     random:SHAPE                      ->  baton/configs/shapes/SHAPE.json, weights made up
-    a folder                          ->  itself
+    a folder, a GGUF file             ->  itself
+    smollm2, the name of a package    ->  its GGUF file (baton/model_packages.py)
     a Hugging Face id                 ->  its snapshot in the local cache (downloaded only on request)
 
 No torch and no transformers: the router reads a model's limits and fingerprint here too. An error in a
@@ -14,15 +15,22 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from baton.checkpoints import kinds
+from baton.checkpoints.families import architecture_of, default_of, text_part
+from baton.checkpoints.jsonfile import Json, optional_object, read_object, reason
+from baton.checkpoints.vocabulary import tokenizer_of
+from baton.checkpoints.weights import header_of, sample_of, weight_files
 from baton.errors import ModelError
-from baton.package import COMMAND, IN_CHECKOUT, PACKAGE, ROOT, config_folder
+from baton.gguf.folder import gguf_file, prepared_folder
+from baton.model_packages import KNOWN, how_to_get, packaged_model
+from baton.package import IN_CHECKOUT, PACKAGE, ROOT, config_folder
+from baton.rope import FIXED, RopeRule
+from sampler.params import SamplingParams
 
 PATHS_FILE = config_folder() / "model_paths.yaml"
 FOLDERS_FROM = ROOT if IN_CHECKOUT else PATHS_FILE.parent
@@ -32,30 +40,21 @@ SHAPES = PACKAGE / "configs" / "shapes"
 RANDOM = "random:"
 RANDOM_SEED = 0
 
-Json = dict[str, Any]
-
-# Families that transformers loads but that would be served wrongly or not at all. All others must pass
-# the self-test when they are loaded (baton/engine/selftest.py).
-TWO_WAY = "it is not a decoder-only language model"
-FAMILIES_BY_REASON = {
-    "its attention cannot be pointed at a paged KV pool": """
-        bloom codegen cpmant ctrl falcon fuyu gpt_neo gpt_neox_japanese gptj mpt openai-gpt reformer
-        xglm xlm xlnet""",
-    "it keeps a running state beside, or instead of, keys and values": """
-        bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid jamba kimi_linear lfm2 lfm2_moe
-        lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text
-        qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2""",
-    "its attention is of another kind": "blt diffllama hrm_text llama4 llama4_text phimoe",
-    TWO_WAY: """
-        bart bert bert-generation big_bird bigbird_pegasus camembert data2vec-text electra ernie
-        mbart megatron-bert prophetnet rembert roberta roformer t5 trocr whisper xlm-roberta""",
-}
-REFUSED = {
-    family: why for why, families in FAMILIES_BY_REASON.items() for family in families.split()
-}
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+CONTEXT_KEYS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length",
+    "max_sequence_length",
+)  # fmt: skip
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+UNLIMITED = 1 << 31
+"""Tokens: what is not below it is not meant as a length."""
+FALLBACK_CONTEXT = 2048
+"""Tokens, where neither the folder nor transformers says how long a text may be."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""Weights, configuration, chat templates (chat_template.jinja, additional_chat_templates/), and the
+tokenizer in every form (tokenizer.json, tokenizer.model, vocab.txt, merges.txt, added_tokens.json)."""
+NOT_DOWNLOADED = ("original/*", "onnx/*", "openvino/*", "coreml/*", "consolidated*", "*.fp16.*")
+"""The same weights in other forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,9 @@ class ModelFiles:
     fingerprint: str  # equal fingerprints, equal weights
     architecture: str
     model_type: str
+    weights: tuple[Path, ...] = ()  # the safetensors files, in order
+    gguf: Path | None = None  # the file with the weights, which `folder` lacks then
+    rope: RopeRule = FIXED
 
     def context(self, limit: int | None) -> int:
         """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""
@@ -88,28 +90,47 @@ def resolve_model(
         return _shape(name)
     listed = _read_paths(paths_file)
     if name in listed:
-        folder = FOLDERS_FROM / Path(listed[name]).expanduser()
-        if not folder.is_dir():
-            raise ModelError(f"{name} is {folder} in {paths_file}: there is no such folder")
-        return _read_folder(name, folder)
+        path = _existing(listed[name], FOLDERS_FROM)
+        if path is None:
+            raise ModelError(
+                f"{name} is {listed[name]} in {paths_file}: there is no such folder; relative ones "
+                f"start at {FOLDERS_FROM}"
+            )
+        return _read(name, path)
     if name in BUNDLED:
-        return _read_folder(name, BUNDLED[name])
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _read_folder(name, folder.resolve())
+        return _read(name, BUNDLED[name])
+    if (path := _existing(name)) is not None:
+        return _read(name, path.resolve())
+    if (packaged := packaged_model(name)) is not None:
+        return _read(name, packaged)
+    if name in KNOWN:
+        raise ModelError(how_to_get(name))
     snapshot = _hub_snapshot(name, download)
     if snapshot is None:
         raise ModelError(_not_found(name, listed, paths_file))
-    return _read_folder(name, snapshot)
+    return _read(name, snapshot)
 
 
 def absolute_name(name: str, *, paths_file: Path = PATHS_FILE) -> str:
-    """The name by which a process in any working folder finds the same model: that of a folder becomes
-    an absolute path. Raises ModelError if `paths_file` cannot be read."""
+    """The name by which a process in any working folder finds the same model: that of a folder or file
+    becomes an absolute path. Raises ModelError if `paths_file` cannot be read."""
     if name.startswith(RANDOM) or name in BUNDLED or name in _read_paths(paths_file):
         return name
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
+    path = _existing(name)
+    return name if path is None else str(path.resolve())
+
+
+def _existing(name: str, begin: Path = Path()) -> Path | None:
+    """The folder or file of this name; None if there is none. ModelError if that cannot be known."""
+    try:
+        path = begin / Path(name).expanduser()
+        return path if path.exists() else None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # ~nobody, a name too long, a closed folder
+        raise ModelError(f"{name[:200]!r} names no model: {reason(error)}") from error
 
 
 def _read_paths(paths_file: Path) -> dict[str, str]:
@@ -118,7 +139,7 @@ def _read_paths(paths_file: Path) -> dict[str, str]:
     try:
         entries = yaml.safe_load(paths_file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelError(f"{paths_file} cannot be read: {_one_line(error)}") from error
+        raise ModelError(f"{paths_file} cannot be read: {reason(error)}") from error
     if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()):
         raise ModelError(f"{paths_file} must hold lines of the form NAME: FOLDER and nothing else")
     return {str(key): value for key, value in entries.items()}
@@ -132,45 +153,80 @@ def _hub_snapshot(name: str, download: bool) -> Path | None:
 
     try:
         if download:
-            return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+            return Path(
+                snapshot_download(
+                    name,
+                    allow_patterns=list(DOWNLOADED),
+                    ignore_patterns=list(NOT_DOWNLOADED),
+                )
+            )
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError, RuntimeError) as error:
         if not download:
             return None
-        raise ModelError(f"{name} cannot be fetched: {_one_line(error)}") from error
+        raise ModelError(f"{name} cannot be fetched: {reason(error)}") from error
 
 
 def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
     known = [
         *{**BUNDLED, **listed},
         *(RANDOM + path.stem for path in sorted(SHAPES.glob("*.json"))),
+        *KNOWN,
     ]
     spellings = {each.removeprefix(RANDOM): each for each in known} | {each: each for each in known}
     close = difflib.get_close_matches(name, spellings, n=1)
     guess = f"did you mean {spellings[close[0]]}? " if close else ""
     return (
-        f"there is no model {name!r}: not in {paths_file}, not a folder, not in the Hugging Face "
-        f"cache; {guess}known names: {', '.join(known)}; add a line NAME: FOLDER to {paths_file}, "
-        "or fetch it with --download"
+        f"there is no model {name!r}: not in {paths_file}, not a folder, not in a package, not in "
+        f"the Hugging Face cache; {guess}known names: {', '.join(known)}; add a line NAME: FOLDER to "
+        f"{paths_file}, or fetch it with --download"
     )
 
 
+def _read(name: str, path: Path) -> ModelFiles:
+    """The model in a folder, or in a GGUF file. ModelError that says what else the path is."""
+    try:
+        gguf = gguf_file(path)
+        is_folder = path.is_dir()
+        config_file = path / "config.json"
+        has_config = config_file.exists() or config_file.is_symlink()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
+    if gguf is not None:
+        return _read_gguf(name, gguf)
+    if not is_folder:
+        raise ModelError(kinds.single_file(path))
+    if not has_config:
+        raise ModelError(kinds.without_config(path, kinds.names_in(path)))
+    return _read_folder(name, path)
+
+
+def _read_gguf(name: str, gguf: Path) -> ModelFiles:
+    folder, fingerprint = prepared_folder(gguf)
+    config = read_object(folder / "config.json", f"{folder} is incomplete")
+    ids = read_object(folder / "generation_config.json", f"{folder} is incomplete")
+    tokenizer = folder / "tokenizer.json"
+    return _described(name, config, ids, folder, tokenizer, fingerprint, gguf)
+
+
 def _read_folder(name: str, folder: Path) -> ModelFiles:
-    config = _read_json(folder / "config.json", f"{folder} is not a model folder")
-    _check_architecture(name, config)
+    config = read_object(folder / "config.json", f"{folder} is not a model folder")
+    architecture_of(name, config)  # first: what a model is matters more than what it lacks
+    weights = weight_files(folder, config)
+    if not weights:
+        raise ModelError(kinds.without_weights(folder, kinds.names_in(folder)))
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in _weight_files(folder):
-        header = _safetensors_header(path)
-        digest.update(f"{path.name} {path.stat().st_size}".encode() + header + _sample(path))
-    tokenizer_file = folder / "tokenizer.json"
-    if not tokenizer_file.is_file():
-        raise ModelError(
-            f"{folder} has no tokenizer.json: write one with "
-            "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
+    for path in weights:
+        header = header_of(path)
+        digest.update(f"{path.name} {path.stat().st_size}".encode() + header + sample_of(path))
     about = folder / "generation_config.json"
-    generation = _read_json(about, f"{folder} is incomplete") if about.exists() else {}
-    return _described(name, config, generation, folder, tokenizer_file, digest.hexdigest()[:32])
+    generation = optional_object(about, f"{folder} is incomplete")
+    _check_sampling(about, generation)
+    for beside in TOKENIZER_SETTINGS:
+        optional_object(folder / beside, f"{folder} is incomplete")
+    fingerprint = digest.hexdigest()[:32]
+    files = _described(name, config, generation, folder, tokenizer_of(folder), fingerprint)
+    return replace(files, weights=tuple(weights))
 
 
 def _shape(name: str) -> ModelFiles:
@@ -181,15 +237,26 @@ def _shape(name: str) -> ModelFiles:
     tokenizer_file = BUNDLED["demo"] / "tokenizer.json"
     if not tokenizer_file.is_file():
         raise ModelError(f"{name} borrows the demo's tokenizer, and {tokenizer_file} is missing")
-    config = _read_json(SHAPES / f"{name.removeprefix(RANDOM)}.json", name)
+    config = read_object(SHAPES / f"{name.removeprefix(RANDOM)}.json", name)
     text = f"{name} {RANDOM_SEED} {json.dumps(config, sort_keys=True)}"
     digest = hashlib.sha256(text.encode())
     return _described(name, config, {}, None, tokenizer_file, digest.hexdigest()[:32])
 
 
 def _described(
-    name: str, config: Json, generation: Json, folder: Path | None, tokenizer: Path, digest: str
+    name: str,
+    config: Json,
+    generation: Json,
+    folder: Path | None,
+    tokenizer: Path,
+    digest: str,
+    gguf: Path | None = None,
 ) -> ModelFiles:
+    vocabulary = _count(name, config, "vocab_size") or _default(config, "vocab_size")
+    if vocabulary is None:
+        raise ModelError(f"{name}: config.json has no vocab_size")
+    positions = _context(name, config, folder)
+    rope = _rope(name, config, positions)
     return ModelFiles(
         name=name,
         folder=folder,
@@ -197,124 +264,83 @@ def _described(
         config=config,
         generation_config=generation,
         tokenizer_file=tokenizer,
-        eos_token_ids=_eos(name, generation, config),
-        max_positions=_count(name, config, *CONTEXT_KEYS),
-        vocab_size=_count(name, config, "vocab_size"),
+        eos_token_ids=_eos(name, generation, config, vocabulary),
+        max_positions=rope.context(positions),
+        vocab_size=vocabulary,
         fingerprint=digest,
-        architecture=config["architectures"][0],
+        architecture=architecture_of(name, config),
         model_type=config["model_type"],
+        rope=rope,
+        gguf=gguf,
     )
 
 
-def _check_architecture(name: str, config: Json) -> None:
-    """ModelError if this kind of model is not supported."""
-    named = config.get("architectures")
-    architecture = str(named[0]) if isinstance(named, list) and named else "no architecture"
-    model_type = str(config.get("model_type", ""))
-    if config.get("is_encoder_decoder"):
-        raise ModelError(f"{name} is {architecture}, which cannot be served: {TWO_WAY}")
-    if model_type in REFUSED:
-        raise ModelError(f"{name} is {architecture}, which cannot be served: {REFUSED[model_type]}")
-    if "auto_map" in config and not _native(model_type):
-        raise ModelError(
-            f"{name} needs Python code from its own folder (auto_map in config.json): such code is "
-            "never run here; use a model that transformers knows by itself"
-        )
-    if not model_type or not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        raise ModelError(
-            f"{name} is not a causal language model: config.json names {architecture}, "
-            "something that ends in ForCausalLM or LMHeadModel is needed"
-        )
-    if quantized := config.get("quantization_config"):
-        how = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise ModelError(f"{name} is quantized ({how}): use the same model in bf16, fp16 or fp32")
-
-
-def _native(model_type: str) -> bool:
-    """Whether transformers has this family. Looked up on disk, because an import takes seconds."""
-    spec = find_spec("transformers")
-    family = model_type.replace("-", "_").removesuffix("_text")
-    places = (spec.submodule_search_locations if spec else None) or []
-    return bool(family) and any((Path(place) / "models" / family).is_dir() for place in places)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index_file = folder / "model.safetensors.index.json"
-    if index_file.is_file():
-        shards = _read_json(index_file, f"{folder} is incomplete").get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ModelError(f"{index_file} has no weight_map")
-        files = [folder / shard for shard in sorted(set(map(str, shards.values())))]
-        if missing := [p.name for p in files if not p.is_file() or p.parent != folder]:
-            raise ModelError(
-                f"{folder} is incomplete: it lacks {', '.join(missing)}, which "
-                f"{index_file.name} names: fetch the model again"
-            )
-        return files
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if others := sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_WEIGHTS):
-        raise ModelError(
-            f"{folder} has {others[0]} but no model.safetensors: "
-            f"run {COMMAND} convert {folder} OUT and use OUT"
-        )
-    raise ModelError(f"{folder} holds no weights: model.safetensors is missing")
-
-
-def _safetensors_header(path: Path) -> bytes:
-    """The file's header, after a check that its tensors lie inside the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if 8 + length <= size else b""
+def _rope(name: str, config: Json, positions: int) -> RopeRule:
     try:
-        tensors = json.loads(header)
-        ends = [int(t["data_offsets"][1]) for key, t in tensors.items() if key != "__metadata__"]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is broken, or no safetensors file: fetch it again") from error
-    needed = 8 + length + max(ends, default=0)
-    if needed != size:
-        raise ModelError(f"{path} is {size} bytes, its header says {needed}: fetch it again")
-    return header
+        return RopeRule.of(config, positions)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelError(
+            f"{name}: the rope_scaling or rope_parameters of its config.json cannot be read: {error}"
+        ) from error
 
 
-def _sample(path: Path, bytes_each: int = 2**20) -> bytes:
-    """The file's beginning and end: they distinguish two trainings of one architecture."""
-    with path.open("rb") as file:
-        first = file.read(bytes_each)
-        file.seek(max(len(first), path.stat().st_size - bytes_each))
-        return first + file.read(bytes_each)
-
-
-def _read_json(path: Path, what: str) -> Json:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{what}: {path.name} is missing") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{what}: {path.name} cannot be read: {_one_line(error)}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{what}: {path.name} must hold a JSON object")
-    return found
-
-
-def _eos(name: str, generation: Json, config: Json) -> tuple[int, ...]:
-    """Token ids that end a text."""
-    found = generation.get("eos_token_id", config.get("eos_token_id"))
+def _eos(name: str, generation: Json, config: Json, vocabulary: int) -> tuple[int, ...]:
+    """Token ids that end a text. Ids outside the vocabulary, such as -1, end none, as in transformers."""
+    places = (generation, config, text_part(config))
+    found = next((each["eos_token_id"] for each in places if "eos_token_id" in each), None)
     ids = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(isinstance(each, int) for each in ids):
+    if not all(type(each) is int for each in ids):
         raise ModelError(
-            f"{name}: eos_token_id must be a token id or a list of them, got {found!r}"
+            f"{name}: eos_token_id must be a token id or a list of them, got {str(found)[:80]!r}"
         )
-    return tuple(ids)
+    return tuple(each for each in dict.fromkeys(ids) if 0 <= each < vocabulary)
 
 
-def _count(name: str, config: Json, *keys: str) -> int:
-    for key in keys:
-        if isinstance(config.get(key), int) and config[key] > 0:
-            return int(config[key])
-    raise ModelError(f"{name}: config.json has no {' or '.join(keys)}")
+def _check_sampling(file: Path, generation: Json) -> None:
+    """ModelError for defaults that are outside of their bounds, used or not."""
+    try:
+        SamplingParams.from_generation_config(generation)
+        SamplingParams.from_generation_config(generation | {"do_sample": True})
+    except ValueError as error:
+        raise ModelError(
+            f"{file} cannot be used: {reason(error)}; correct it, or delete it"
+        ) from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _context(name: str, config: Json, folder: Path | None) -> int:
+    """Tokens of the longest text: what config.json says, else transformers' default of the
+    family, else the tokenizer's limit, the sliding window, or FALLBACK_CONTEXT."""
+    if (told := _count(name, config, *CONTEXT_KEYS)) is not None:
+        return told
+    if (default := _default(config, *CONTEXT_KEYS)) is not None:
+        return default
+    tokenizer: Json = {}
+    if folder is not None:
+        about = folder / "tokenizer_config.json"
+        tokenizer = optional_object(about, f"{folder} is incomplete")
+    for limit in (tokenizer.get("model_max_length"), text_part(config).get("sliding_window")):
+        if type(limit) is int and 1 < limit < UNLIMITED:
+            return limit
+    return FALLBACK_CONTEXT
+
+
+def _default(config: Json, *keys: str) -> int | None:
+    """What transformers takes for the family if config.json has none of these keys."""
+    text = text_part(config)
+    return default_of(str(text.get("model_type", config.get("model_type"))), *keys)
+
+
+def _count(name: str, config: Json, *keys: str) -> int | None:
+    """The first of these numbers that config.json has. ModelError if it is no number of tokens."""
+    for place in (text_part(config), config):
+        for key in keys:
+            value = place.get(key)
+            if value is None:
+                continue
+            if type(value) is not int or not 0 < value < UNLIMITED:
+                raise ModelError(
+                    f"{name}: {key} in config.json must be a whole number above 0 and below "
+                    f"{UNLIMITED:,}, got {str(value)[:80]!r}"
+                )
+            return value
+    return None

@@ -87,6 +87,12 @@ class GenerationParams:
         if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in self.stop):
             raise RequestError(f"a stop string must have 1 to {MAX_STOP_CHARACTERS} characters")
 
+    def stopping_at(self, ends: tuple[int, ...]) -> "GenerationParams":
+        """Stop at these end ids, too, unless ends are ignored."""
+        if self.ignore_eos or not ends:
+            return self
+        return replace(self, stop_token_ids=tuple(dict.fromkeys((*self.stop_token_ids, *ends))))
+
     def resolved(
         self, default: SamplingParams, eos_token_ids: tuple[int, ...]
     ) -> "GenerationParams":

@@ -2,46 +2,72 @@
 
 Only the router handles text, so a request's text survives the death of any worker. Needs the `tokenizers`
 library only (15 MB, 0.02 s); transformers would load torch.
+
+The text of an id depends on the ids before it, in two ways:
+
+    spaces        "▁two" is "two" at the beginning of a text and " two" elsewhere; "##ing" goes on
+                  with a word. So new ids are decoded together with some before them, the *context*.
+    characters    Several ids may make one character. A byte-level tokenizer decodes half of one to
+                  one U+FFFD; one with byte fallback decodes a whole run of bytes to U+FFFD if one is
+                  missing. So a context begins with a character, and half of one is held back.
 """
 
-from collections.abc import Sequence
+import json
+import re
+from codecs import utf_8_decode
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from baton.errors import ModelError, RequestError
+from baton.checkpoints.added_tokens import read_vocabulary
+from baton.errors import RequestError
 from baton.params import GenerationParams
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
-"""Bytes of the longest UTF-8 character, so most tokens that one character takes."""
+"""Bytes of the longest UTF-8 character."""
+CONTEXTS = (8, 64, 512, 4096)
+"""Ids at the end of a prompt, among which a context is looked for: as few as show text. A prompt that
+shows none in the last of them is garbage, and so may be the first space of its answer."""
+FALLBACK = re.compile("<0x([0-9A-Fa-f]{2})>")
+SAMPLE = "a"
+"""A text to put before a token."""
+
+
+class Bytes(Enum):
+    """Which tokens of a vocabulary are bytes rather than text."""
+
+    NONE = auto()
+    ALL = auto()  # byte-level: each token is some bytes, a character may end anywhere in it
+    FALLBACK = auto()  # "<0xE6>" is one byte; all others are text
 
 
 class Tokenizer:
-    """A model's tokenizer.json. Ids outside the vocabulary have no text."""
+    """A model's tokenizer.json, with the tokens beside it. Ids outside the vocabulary have no text."""
 
     def __init__(self, file: Path) -> None:
-        try:
-            self._tokenizer = FastTokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"cannot read the tokenizer {file}: {error}") from error
-        self._partial: dict[int, bool] = {}
+        """Raises ModelError."""
+        vocabulary = read_vocabulary(file)
+        self.end_id = vocabulary.end_id
+        self._tokenizer = vocabulary.tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(index for index, token in added.items() if token.special)
+        self._kind = kind_of_bytes(self._tokenizer)
+        self.falls_back = self._kind is Bytes.FALLBACK
+        self._bytes: dict[int, bytes | None] = {}
+        self._texts: dict[int, str] = {}
 
     @cached_property
     def longest_token(self) -> int:
         """Characters of the longest token: a text has at least length / this tokens."""
         return max((len(token) for token in self._tokenizer.get_vocab()), default=1)
-
-    def partial(self, token_id: int) -> bool:
-        """Whether the token alone is not valid text, e.g. one byte of a longer character."""
-        known = self._partial.get(token_id)
-        if known is None:
-            known = self._partial[token_id] = REPLACEMENT in self.decode([token_id], special=True)
-        return known
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of the text, with the special tokens that the tokenizer adds, if `special`."""
@@ -50,6 +76,127 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids, special tokens skipped unless `special`."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+    # ---- parts of a text
+
+    def decode_whole(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of the ids up to the last whole character: without one that further ids may complete."""
+        if self.falls_back:
+            shown = self.shown(ids, special=special)
+            return self.decode(shown[: len(shown) - self._unfinished(shown)], special=special)
+        text = self.decode(ids, special=special)
+        if text.endswith(REPLACEMENT) and self._unfinished(self.shown(ids, special=special)):
+            return text[:-1]
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token inside of a text, with the space before it. Half a character is U+FFFD."""
+        text = self._texts.get(token_id)
+        if text is None:
+            before = self.decode(self._sample)
+            both = self.decode([*self._sample, token_id], special=True)
+            alone = self.decode([token_id], special=True)
+            text = both[len(before) :] if both.startswith(before) else alone
+            self._texts[token_id] = text
+        return text
+
+    def shown(self, ids: Sequence[int], *, special: bool = False) -> list[int]:
+        """The ids that decode() does not leave out."""
+        known = self._tokenizer.id_to_token
+        skipped = () if special else self._special
+        return [each for each in ids if each not in skipped and known(each) is not None]
+
+    def byte(self, token_id: int) -> int | None:
+        """The byte that the token falls back to; None if it is not such a token."""
+        found = self.token_bytes(token_id) if self.falls_back else None
+        return found[0] if found else None
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of a token that need not be whole characters; None for tokens that are text."""
+        if token_id not in self._bytes:
+            token = self._tokenizer.id_to_token(token_id)
+            self._bytes[token_id] = None if token is None else bytes_of(token, self._kind)
+        return self._bytes[token_id]
+
+    def _unfinished(self, ids: Sequence[int]) -> int:
+        """Bytes at the end that begin a character and do not end it."""
+        tail = b""
+        for each in reversed(ids):
+            found = self.token_bytes(each)
+            if found is None or len(tail) >= LONGEST_CHARACTER:
+                break
+            tail = found + tail
+        return unfinished(tail)
+
+    @cached_property
+    def _sample(self) -> list[int]:
+        return self.shown(self.encode(SAMPLE, special=False))
+
+
+def kind_of_bytes(tokenizer: FastTokenizer) -> Bytes:
+    """Read off the tokenizer's decoder."""
+    decoder = tokenizer.decoder
+    kinds = set(_kinds(json.loads(decoder.__getstate__()))) if decoder is not None else set()
+    if "ByteFallback" in kinds:
+        return Bytes.FALLBACK
+    return Bytes.ALL if "ByteLevel" in kinds else Bytes.NONE
+
+
+def _kinds(decoder: dict[str, Any]) -> Iterator[str]:
+    yield str(decoder.get("type"))
+    for each in decoder.get("decoders", ()):
+        yield from _kinds(each)
+
+
+def bytes_of(token: str, kind: Bytes) -> bytes | None:
+    """The bytes that stand for a token, as the library's decoders see it; None if it is text."""
+    if kind is Bytes.FALLBACK:
+        found = FALLBACK.fullmatch(token)
+        return bytes([int(found[1], 16)]) if found else None
+    if kind is Bytes.NONE:
+        return None
+    if all(character in BYTE_OF for character in token):
+        return bytes(BYTE_OF[character] for character in token)
+    return token.encode()
+
+
+def _byte_level() -> dict[str, int]:
+    """GPT-2's letter for each byte: itself if it is printable, else one after the first 256."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }
+
+
+BYTE_OF = _byte_level()
+
+
+def unfinished(tail: bytes) -> int:
+    """How many bytes at the end begin a character that is not whole yet: 0 to 3."""
+    for length in range(1, min(len(tail), LONGEST_CHARACTER - 1) + 1):
+        if whole_bytes(tail[-length:]) == 0:
+            return length
+    return 0
+
+
+def whole_bytes(begin: bytes) -> int | None:
+    """Bytes of the whole characters at the beginning: 0 if more bytes may make them one, None if no bytes
+    can."""
+    try:
+        return utf_8_decode(begin, "strict", False)[1]
+    except UnicodeDecodeError as error:
+        return error.start or None
+
+
+def chat_ends(
+    tokenizer: Tokenizer, eos_token_ids: Sequence[int], vocabulary: int
+) -> tuple[int, ...]:
+    """The ids that end a chat beside those that end any text of the model, `eos_token_ids`: the
+    tokenizer's own end. Models that were made for text before they were made to chat have two."""
+    own = tokenizer.end_id
+    known = own is None or own in eos_token_ids or own >= vocabulary
+    return () if own is None or known else (own,)
 
 
 def encode_prompt(
@@ -88,12 +235,51 @@ class Heard:
     tokens: int
 
 
+class Characters:
+    """Sorts ids into whole characters for a tokenizer that falls back to bytes; others decode any ids."""
+
+    def __init__(self, tokenizer: Tokenizer, *, special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._begun: list[int] = []  # ids of bytes that begin a character
+        self._bytes = b""
+
+    @property
+    def begun(self) -> int:
+        """Bytes of a character that is not whole yet."""
+        return len(self._begun)
+
+    def add(self, ids: Sequence[int]) -> list[int | None]:
+        """The ids that are whole with these, in their order; None for a byte that is no character."""
+        if not self._tokenizer.falls_back:
+            return list(ids)
+        shown = self._tokenizer.shown(ids, special=self._special)
+        return [found for each in shown for found in self._add(each)]
+
+    def _add(self, token_id: int) -> list[int | None]:
+        byte = self._tokenizer.byte(token_id)
+        if byte is None:
+            broken: list[int | None] = [None] * self.begun
+            self._begun, self._bytes = [], b""
+            return [*broken, token_id]
+        self._begun.append(token_id)
+        self._bytes += bytes([byte])
+        broken = []
+        while (whole := whole_bytes(self._bytes)) is None:
+            broken.append(None)
+            self._begun, self._bytes = self._begun[1:], self._bytes[1:]
+        if not whole:
+            return broken
+        found, self._begun, self._bytes = self._begun, [], b""
+        return [*broken, *found]
+
+
 class TextStream:
     """The growing text of one request: ids in, finished text out, up to a stop string.
 
-    Each push decodes a few ids again, from `_anchor`, because the text of an id depends on the ids before
-    it (spaces, characters of several bytes). The possible beginning of a stop string or of a character is
-    held back.
+    The text of the prompt and all that is pushed is the text of all ids together. A character that the
+    prompt begins and does not end belongs to the answer. Held back are the beginning of a character, and
+    what may begin a stop string.
     """
 
     def __init__(
@@ -105,9 +291,13 @@ class TextStream:
         self._tokenizer = tokenizer
         self._params = params
         self._unstoppable = params.min_tokens  # tokens still to come before a stop string counts
-        self._ids = list(prompt_ids[-LONGEST_CHARACTER:])
-        self._anchor = 0
-        self._read = len(self._ids)  # ids whose text was decoded
+        self._new: list[int] = []  # ids of whole characters, not yet decoded
+        for length in CONTEXTS:
+            self._characters = Characters(tokenizer, special=params.keep_special)
+            found = self._characters.add(prompt_ids[-length:])
+            self._context = [each for each in found if each is not None]  # their text is known
+            if length >= len(prompt_ids) or self._decode(self._context).strip():
+                break
         self._held = ""  # held back: it may begin a stop string
         self.stopped = False
 
@@ -126,54 +316,38 @@ class TextStream:
                 return Heard(text, count)
         return Heard(text, len(ids))
 
+    def finish(self) -> str:
+        """The text that was held back. A character that is not whole becomes U+FFFD."""
+        taken = self._decode(self._context)[len(self._decode_whole(self._context)) :]
+        return self._release(taken + REPLACEMENT * self._characters.begun, final=True)
+
     def _push(self, ids: Sequence[int]) -> str:
-        taken = self._take_whole(ids) if len(ids) > 1 else None
-        if taken is None:
-            taken = ""
-            for each in ids:
-                self._ids.append(each)
-                taken += self._take(final=False)
+        taken = ""
+        for each in self._characters.add(ids):
+            if each is None:
+                taken += self._completed() + REPLACEMENT
+            else:
+                self._new.append(each)
+        taken += self._completed()
         self._unstoppable -= len(ids)
         return self._release(taken, final=False)
 
-    def _take_whole(self, ids: Sequence[int]) -> str | None:
-        """Decode all ids at once, for half the work. None if a character is incomplete: its decoding
-        depends on where the ids are split."""
-        if any(self._tokenizer.partial(each) for each in ids):
-            return None
-        known = len(self._ids)
-        self._ids += ids
-        now = self._decode(self._ids[self._anchor :])
-        if REPLACEMENT in now:
-            del self._ids[known:]
-            return None
-        return self._advance(now, len(self._ids))
-
-    def finish(self) -> str:
-        """The text that was held back. An incomplete character becomes U+FFFD."""
-        return self._release(self._take(final=True), final=True)
+    def _completed(self) -> str:
+        """The text of the new ids, which become context."""
+        if not self._new:
+            return ""
+        known = self._decode_whole(self._context)
+        taken = self._decode_whole(self._context + self._new)[len(known) :]
+        # ids without text leave the context as it is: it decides about the next word's space
+        self._context = self._new if taken else self._context + self._new
+        self._new = []
+        return taken
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, special=self._params.keep_special)
 
-    def _take(self, *, final: bool) -> str:
-        now = self._decode(self._ids[self._anchor :])
-        end = len(self._ids)
-        if now.endswith(REPLACEMENT) and not final:  # the last character may be incomplete
-            if end - self._read < LONGEST_CHARACTER:
-                return ""
-            end = self._read + 1  # its first byte begins no character; later ones may
-            now = self._decode(self._ids[self._anchor : end])
-        return self._advance(now, end)
-
-    def _advance(self, now: str, end: int) -> str:
-        """The new part of `now`, the text from the anchor to `end`."""
-        before = self._decode(self._ids[self._anchor : self._read])
-        taken = now[len(before) :]
-        if taken:  # ids without text remain context: they decide about the next word's space
-            self._anchor = self._read
-        self._read = end
-        return taken
+    def _decode_whole(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode_whole(ids, special=self._params.keep_special)
 
     def _release(self, taken: str, *, final: bool) -> str:
         if self.stopped:

@@ -76,6 +76,7 @@ def run(
             Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
             files.vocab_size,
             engine.pace,
+            files.rope,
         )
         return run_worker(options, node, decoding.wakeups)
     finally:

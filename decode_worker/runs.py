@@ -15,6 +15,7 @@ from baton.kv.grant import Grant
 from baton.kv.region import Receipt
 from baton.kv.row import Logits, Row
 from baton.params import GenerationParams
+from baton.rope import FIXED, RopeRule
 from baton.wire.records import Logprob
 from decode_worker.batching import Progress, Share
 from decode_worker.model import Draw
@@ -34,18 +35,23 @@ class Run:
     prompt_tokens: int  # of token_ids; the others were generated
     params: GenerationParams
     matcher: Matcher | None = None
+    rope: RopeRule = FIXED
     sent: bool = False  # its first token was sent
     scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
     published: bool = False  # the prompt's blocks are in the prefix cache
     table: list[int] = field(init=False)  # block table
     sampling: SamplingParams = field(init=False)
     max_length: int = field(init=False)  # prompt and generation together, in tokens
+    rope_floor: int = field(init=False)
+    recompute_at: int = field(init=False)  # with so many tokens all its KV must be computed again
 
     def __post_init__(self) -> None:
         assert self.params.sampling is not None, "params of a run are resolved"
         self.sampling = self.params.sampling
         self.table = list(self.grant.table)
         self.max_length = self.prompt_tokens + self.params.max_new_tokens
+        self.rope_floor = self.rope.floor(self.prompt_tokens, len(self.token_ids))
+        self.recompute_at = self.rope.recompute_at(self.rope_floor)
 
     @property
     def scoring(self) -> bool:
@@ -75,9 +81,9 @@ class Run:
         )
 
     def draftable(self, block_size: int) -> int:
-        """How many draft tokens fit its blocks and its maximum length."""
-        room = len(self.table) * block_size - len(self.token_ids)
-        return min(room, self.max_length - len(self.token_ids) - 1)
+        """How many draft tokens fit its blocks and its maximum length, and need no recomputation."""
+        room = min(len(self.table) * block_size, self.recompute_at - 1)
+        return min(room, self.max_length - 1) - len(self.token_ids)
 
     def next_step(self, share: Share, draft: list[int]) -> "RunStep":
         """Its part of the next forward. Raises RequestError if its grammar allows no token."""
@@ -97,7 +103,7 @@ class Run:
             draws += [self.draw(draft[:i]) for i in range(len(draft) + 1)]
         logits = Logits.ALL if scores or draft else Logits.LAST if draws else Logits.NONE
         self.computed += share.tokens
-        row = Row(tokens, start, self.table, logits)
+        row = Row(tokens, start, self.table, logits, self.rope_floor)
         filled = 0 if share.samples and share.tokens == 1 else share.tokens
         return RunStep(share.run, row, draws, scores, draft, filled)
 
@@ -111,6 +117,13 @@ class Run:
             if self.matcher.finished:
                 return "stop"
         return "length" if len(self.token_ids) >= self.max_length else None
+
+    def stage(self, finish: str | None) -> str:
+        """The failpoint of its newest token."""
+        if finish is not None:
+            return "decode.last_token"
+        first = len(self.token_ids) == self.prompt_tokens + 1
+        return "decode.first_token" if first else "decode.token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +157,12 @@ def make_room(
 ) -> list[str]:
     """Take blocks for the next step of every run, oldest first. A run that cannot grow preempts the
     youngest, possibly itself; `preempt` must remove it from `runs`. With blocks to spare each run grows
-    for `ahead` more tokens.
+    for `ahead` more tokens. A run whose KV must be computed again is preempted before.
 
     Returns the runs that must wait: at most the only run, if grants that are not started hold the rest.
     """
+    for name in [each for each, run in runs.items() if len(run.token_ids) >= run.recompute_at]:
+        preempt(name)
     waiting = []
     for name in list(runs):
         run = runs.get(name)

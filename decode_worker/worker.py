@@ -20,6 +20,7 @@ from baton.kv.region import Arrival, Region
 from baton.kv.row import Row
 from baton.kv.transports import writes_by_itself
 from baton.pace import Pace, Span
+from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Message
@@ -49,6 +50,7 @@ class DecodeWorker:
     grammars: Grammars | None = None
     vocabulary: int = 2**31
     pace: Pace = field(default_factory=Pace)  # what is known of this machine's speed
+    rope: RopeRule = FIXED  # of the model
     table: BlockTable = field(init=False)
     block_hashes: dict[str, tuple[bytes, ...]] = field(init=False, default_factory=dict)  # by run
     runs: dict[str, Run] = field(init=False, default_factory=dict)
@@ -181,7 +183,8 @@ class DecodeWorker:
             self._release(order.run, None)
             return [To(ROUTER, msg.RunFailed(order.run, error.code, str(error)))]
         ids = list(order.token_ids)
-        run = Run(grant, ids, len(ids) - 1, order.prompt_tokens, order.params, matcher)
+        prompt, params = order.prompt_tokens, order.params
+        run = Run(grant, ids, len(ids) - 1, prompt, params, matcher, self.rope)
         if order.receipt is None:  # this worker computes the uncached tokens itself
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
@@ -195,7 +198,8 @@ class DecodeWorker:
             return None
         if self.grammars is None:
             raise RequestError("this decode worker has no tokenizer, and so no grammars")
-        return self.grammars.open(grammar, order.token_ids[order.prompt_tokens :])
+        generated, stops = order.token_ids[order.prompt_tokens :], order.params.stop_token_ids
+        return self.grammars.open(grammar, generated, stop_token_ids=stops)
 
     def _check_arrival(self, name: str, now: float) -> list[Effect]:
         """Start the run if its KV has arrived; refuse the fill if it is damaged or late."""
@@ -300,7 +304,7 @@ class DecodeWorker:
             if not run.published:
                 self._publish(name, run)
             finish = run.append(each.token_id)
-            failpoint.hit(_stage(run, finish))
+            failpoint.hit(run.stage(finish))
             self._buffer.put(name, run, each, finish, now, runs=len(self.runs))
             if finish is not None:
                 self._publish(name, run)
@@ -318,15 +322,7 @@ class DecodeWorker:
         the answer's at its end."""
         if self.prefix_caching and self.block_hashes[name]:
             run.published = True
-            block_hashes = extended(
-                self.block_hashes[name], run.token_ids[: run.computed], self.hello.block_size
-            )
-            self.table.publish(name, block_hashes[1:])
-
-
-def _stage(run: Run, finish: str | None) -> str:
-    """The failpoint of a run's newest token."""
-    if finish is not None:
-        return "decode.last_token"
-    first = len(run.token_ids) == run.prompt_tokens + 1
-    return "decode.first_token" if first else "decode.token"
+            hashes, size = self.block_hashes[name], self.hello.block_size
+            lengths = self.rope.lengths(run.rope_floor, 0, run.computed)
+            hashes = extended(hashes, run.token_ids[: run.computed], size, lengths)
+            self.table.publish(name, hashes[1:])

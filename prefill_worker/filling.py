@@ -3,7 +3,7 @@ pool; elsewhere into its own scratch pool, pushed layer by layer while the next 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from baton import failpoint
 from baton.engine.boot import Engine
@@ -16,32 +16,11 @@ from baton.kv.row import Row
 from baton.transfer.base import Link
 from baton.transfer.registry import CurveKeys, open_link
 from baton.wire.messages import Attached
+from prefill_worker.scratch import Scratch
 from prefill_worker.worker import Chunk
 
 OpenLink = Callable[[str, str, Sequence[Region]], Link]
 """Decode worker, its epoch, its pool's regions -> a link. TransferError if no transport works."""
-
-
-@dataclass(slots=True)
-class Scratch:
-    """This worker's own pool, for decode workers whose memory is not shared."""
-
-    pool: Pool
-    free: list[int] = field(init=False)  # taken from its end, in rising order: copied as one range
-    held: dict[str, list[int]] = field(default_factory=dict)  # run -> blocks
-
-    def __post_init__(self) -> None:
-        self.free = list(reversed(range(self.pool.blocks)))
-
-    def take(self, run: str, count: int) -> bool:
-        """Blocks for the run; False if there are not enough now."""
-        if count > len(self.free):
-            return False
-        self.held[run] = [self.free.pop() for _ in range(count)]
-        return True
-
-    def give_back(self, run: str) -> None:
-        self.free += reversed(self.held.pop(run, []))
 
 
 class Filling:
@@ -124,14 +103,14 @@ class Filling:
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         shared = self._pools.get(worker)
         if shared is not None:
-            rows = [Row(chunk.token_ids, chunk.start, chunk.grant.table) for chunk in chunks]
+            rows = [_row(chunk, chunk.grant.table) for chunk in chunks]
             self._engine.runner.fill(shared, rows)
             self._engine.wait()
             return
         scratch, link = self._scratch, self._link(chunks[0].grant)
         assert scratch is not None
         held = [scratch.held[chunk.grant.run] for chunk in chunks]
-        rows = [Row(c.token_ids, c.start, blocks) for c, blocks in zip(chunks, held, strict=True)]
+        rows = [_row(chunk, blocks) for chunk, blocks in zip(chunks, held, strict=True)]
 
         def push(layer: int) -> None:
             failpoint.hit("prefill.layer")
@@ -178,3 +157,7 @@ class Filling:
         full; then the next row pushes it again."""
         first = row.start // self._engine.layout.block_size
         return slice(max(first, prefix), self._engine.layout.blocks_for(row.end))
+
+
+def _row(chunk: Chunk, blocks: Sequence[int]) -> Row:
+    return Row(chunk.token_ids, chunk.start, blocks, rope_floor=chunk.rope_floor)

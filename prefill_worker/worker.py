@@ -28,6 +28,7 @@ class Chunk:
     grant: Grant
     token_ids: Sequence[int]
     start: int
+    rope_floor: int = 0
 
 
 class PrefillModel(Protocol):
@@ -68,6 +69,7 @@ class Job:
 
     grant: Grant
     token_ids: tuple[int, ...]
+    rope_floor: int = 0
     done: int = 0
     admitted: bool = False
     compute_s: float = 0.0
@@ -75,6 +77,11 @@ class Job:
     @property
     def left(self) -> int:
         return len(self.token_ids) - self.done
+
+    def chunk(self, tokens: int) -> Chunk:
+        """Its next tokens, so many."""
+        ids = self.token_ids[self.done : self.done + tokens]
+        return Chunk(self.grant, ids, self.done, self.rope_floor)
 
 
 def next_pool(jobs: Sequence[Job], last: str | None) -> str:
@@ -157,7 +164,7 @@ class PrefillWorker:
         plan = plan_chunks(admitted, self._budget, self._pace, self._last_pool)
         if not plan:
             return effects
-        chunks = [Chunk(j.grant, j.token_ids[j.done : j.done + n], j.done) for j, n in plan]
+        chunks = [job.chunk(tokens) for job, tokens in plan]
         self._last_pool = chunks[0].grant.worker
         failpoint.hit("prefill.chunk")
         began = self._model.clock()
@@ -190,7 +197,7 @@ class PrefillWorker:
             return self._ignored.note(run, "Fill of a run that is being filled", now)
         if why := unfit_fill(order, self._hello, self._vocabulary, epoch=epoch, blocks=blocks):
             return [To(ROUTER, msg.FillFailed(run, why))]
-        self._jobs[run] = Job(grant, order.token_ids)
+        self._jobs[run] = Job(grant, order.token_ids, order.rope_floor)
         return []
 
     def _admit(self) -> list[Effect]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from baton.model_files import ModelFiles
 from baton.params import Limits, check_request
+from baton.rope import FIXED, RopeRule
 from baton.text import TextStream, Tokenizer, encode_prompt
 from baton.wire.messages import Submit
 from router.ledger import Entry
@@ -19,6 +20,7 @@ class Served:
     limits: Limits
     eos_token_ids: tuple[int, ...]
     sampling: SamplingParams  # defaults
+    rope: RopeRule = FIXED
 
     @classmethod
     def of(cls, files: ModelFiles, max_model_len: int | None) -> "Served":
@@ -29,6 +31,7 @@ class Served:
             limits=Limits(files.context(max_model_len), files.vocab_size),
             eos_token_ids=files.eos_token_ids,
             sampling=SamplingParams.from_generation_config(files.generation_config),
+            rope=files.rope,
         )
 
 

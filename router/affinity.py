@@ -2,36 +2,48 @@
 
 The router cannot see the prefix caches. The worker to which a block hash (baton/kv/prefix.py) was sent
 last is its best guess. A wrong guess costs a prefill, never a wrong answer: the worker's grant names the
-cached blocks.
+cached blocks. So the memory for guesses is a table of fixed size, in which a new block takes the slot of
+an old one.
 """
 
-from collections import OrderedDict
+from array import array
 from collections.abc import Sequence
+from zlib import crc32
 
-REMEMBERED = 100_000
-"""Block hashes; about 10 MB."""
+SLOTS = 1 << 18
+"""Block hashes that are remembered at most; 2 MiB."""
+TAG, WORKER = 6, 2  # bytes of an entry that tell blocks, and workers, apart
 
 
 class Affinity:
     """The worker to which each block hash was sent last."""
 
-    def __init__(self, remembered: int = REMEMBERED) -> None:
-        self._remembered = remembered
-        self._places: OrderedDict[bytes, str] = OrderedDict()
+    def __init__(self, slots: int = SLOTS) -> None:
+        self._table = array("Q", bytes(8 * slots))
 
     def sent(self, block_hashes: Sequence[bytes], worker: str) -> None:
         """A sequence that begins with these blocks was placed on this worker."""
+        mark = _mark(worker)
         for block_hash in block_hashes:
-            self._places[block_hash] = worker
-            self._places.move_to_end(block_hash)
-        while len(self._places) > self._remembered:
-            self._places.popitem(last=False)
+            slot, entry = self._entry(block_hash, mark)
+            self._table[slot] = entry
 
     def there(self, block_hashes: Sequence[bytes], worker: str) -> int:
         """How many of the first blocks are probably cached on this worker."""
-        count = 0
+        mark, count = _mark(worker), 0
         for block_hash in block_hashes:
-            if self._places.get(block_hash) != worker:
+            slot, entry = self._entry(block_hash, mark)
+            if self._table[slot] != entry:
                 break
             count += 1
         return count
+
+    def _entry(self, block_hash: bytes, mark: int) -> tuple[int, int]:
+        """The slot of a block, and what stands there if it was sent to the worker with this mark."""
+        number = int.from_bytes(block_hash, "little")
+        tag = number // len(self._table) % (1 << 8 * TAG)
+        return number % len(self._table), tag << 8 * WORKER | mark
+
+
+def _mark(worker: str) -> int:
+    return crc32(worker.encode()) % (1 << 8 * WORKER)

@@ -66,6 +66,11 @@ class Reports:
             self._count()
         return (message,) if fits else ()
 
+    def from_stranger(self, message: Message) -> None:
+        """Count what a worker that was given up, and lives, says about its runs: all of them are over."""
+        if not isinstance(message, msg.Heartbeat):
+            self._ledger.late_reports += 1
+
     def _count(self) -> None:
         """Forged ones are among the late reports of Counts."""
         self.forged += 1

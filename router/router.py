@@ -48,9 +48,8 @@ class Router:
         self.ledger = Ledger(self._observers)
         self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
         self._readiness = Readiness(self.workers, colocated=rules.colocated)
-        self._scheduler = Scheduler(
-            self.ledger, self.workers, rules, self._readiness.fill_themselves
-        )
+        fill_themselves = self._readiness.fill_themselves
+        self._scheduler = Scheduler(self.ledger, self.workers, rules, fill_themselves, served.rope)
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
         self.reports = Reports(self.ledger, served.limits.vocabulary)
         self._identity = identity
@@ -89,6 +88,7 @@ class Router:
                 return [To(sender, msg.Refused(other_protocol(protocol, why)))]
         member = self.workers.get(sender)
         if member is None:
+            self.reports.from_stranger(message)
             return [
                 To(
                     sender,
@@ -202,4 +202,5 @@ class Router:
             workers=members.infos(now),
             waiting_for=missing,
             degraded="" if missing else self._readiness.degraded(now),
+            router_pid=self._identity.pid,
         )

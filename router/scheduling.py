@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from baton.kv.grant import Grant
-from baton.kv.prefix import extended, root
 from baton.lifecycle import PLACED, Event, State
+from baton.rope import FIXED, RopeRule
 from baton.wire.messages import Cancel, Fill, Renew, Reserve, Start
 from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
+from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
 from router.placement import (
     PLACE_DECODE,
@@ -36,12 +37,14 @@ class Scheduler:
         members: WorkerRegistry,
         rules: Rules,
         fill_themselves: Callable[[float], bool],
+        rope: RopeRule = FIXED,
     ) -> None:
         """`fill_themselves`: whether decode workers fill now, because no prefill worker can."""
         self._ledger = ledger
         self._members = members
         self._rules = rules
         self._fill_themselves = fill_themselves
+        self._rope = rope
         self._alone = False  # at this step
         self._affinity = Affinity()
 
@@ -72,7 +75,8 @@ class Scheduler:
             if not members:
                 break
             size = members[0].hello.block_size
-            block_hashes, wanted = _block_hashes(entry, size), self._wanted(entry, size)
+            block_hashes = prefix_hashes(entry, size, self._rope)
+            wanted = self._wanted(entry, size)
             choices = [self._decode_choice(member, block_hashes[1:]) for member in members]
             worker = PLACE_DECODE(choices, _blocks(wanted, size))
             if worker is None:
@@ -190,7 +194,8 @@ class Scheduler:
                 continue
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
-            fills.append(To(worker, Fill(entry.grant, entry.token_ids[:-1])))
+            floor = self._rope.floor(len(entry.prompt_ids), entry.length)
+            fills.append(To(worker, Fill(entry.grant, entry.token_ids[:-1], floor)))
         return moved + fills
 
     def _move_if_out_of_reach(self, entry: Entry, decode: str, now: float) -> list[Effect]:
@@ -239,18 +244,6 @@ class Scheduler:
         """KV bytes one token of this request takes in its pool; 0 if it was never placed."""
         member = self._members.get(entry.decode) if entry.decode else None
         return member.hello.block_bytes // member.hello.block_size if member else 0
-
-
-def _block_hashes(entry: Entry, block_size: int) -> tuple[bytes, ...]:
-    """Hashes of the blocks that are full before the last known token, which decode will run. Empty if
-    prompt logprobs are wanted: then the whole prompt must be computed."""
-    if entry.to_be_scored:
-        return ()
-    ids = entry.token_ids[:-1]
-    if entry.hashed != (len(ids), block_size):  # else cached
-        entry.block_hashes = extended([root(entry.params.cache_salt)], ids, block_size)
-        entry.hashed = (len(ids), block_size)
-    return entry.block_hashes
 
 
 def _blocks(tokens: int, block_size: int) -> int:

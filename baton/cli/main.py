@@ -173,6 +173,21 @@ def run_batch(
 
 
 @cli.command()
+@click.option(
+    "--limit",
+    default=None,
+    metavar="SIZE",
+    help="The most it may take from now on, such as 20G; the least recently used goes first.",
+)
+@click.option("--clear", is_flag=True, help="Delete all of it; the next start compiles again.")
+def cache(limit: str | None, clear: bool) -> None:
+    """Show what compiled code and models take on disk."""
+    from baton.cli.cache import run_cache
+
+    click.echo(run_cache(wanted=limit, clearing=clear))
+
+
+@cli.command()
 def doctor() -> None:
     """Print what a bug report needs: versions, machine, devices, limits, models."""
     from baton.cli.doctor import examine
@@ -233,14 +248,14 @@ def keys(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="If FOLDER has none.")
 def convert(folder: Path, out: Path, tokenizer: Path | None) -> None:
-    """Convert a checkpoint in PyTorch pickles to safetensors, in the new folder OUT.
+    """Convert a checkpoint to safetensors, in the new folder OUT.
 
     FOLDER is Hugging Face's (config.json, *.bin or *.pt), nanochat's (model_NNNNNN.pt) or LLaMA's
-    (consolidated.NN.pth, params.json); docs/checkpoints.md says what each must hold.
+    (consolidated.NN.pth, params.json), or a GGUF file; docs/checkpoints.md says what each must hold.
     """
     from baton.models.convert import convert_folder
 

@@ -52,7 +52,12 @@ class Spare:
             self._orders, theirs = socket.socketpair()
             with theirs:
                 self.process = subprocess.Popen(
-                    command, cwd=ROOT, stdin=theirs, stdout=log, stderr=log, start_new_session=True
+                    command,
+                    cwd=ROOT,
+                    stdin=theirs.fileno(),
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
         if self.process is None:
             self._hang_up()

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.clock import Clock, monotonic
+from baton.cluster.notices import Notices
 from baton.cluster.options import ClusterOptions
 from baton.cluster.restarts import Restarts
 from baton.cluster.spare import Spare
@@ -38,7 +39,6 @@ from baton.wire.records import ProcessDown
 PREFIX = "baton-"
 PIDS = "pids.json"
 WORKERS = ("prefill", "decode")
-SERVER_UP_S = 30.0  # nobody reports that the HTTP server has joined, so it counts as such by then
 LEAVES_S = 5.0  # added to --drain-timeout: a worker that leaves and still runs then is stuck
 TERM_S, KILL_S = 0.05, 1.0  # stop(): between two SIGTERMs, and until SIGKILL
 TAIL_BYTES = 65536
@@ -77,11 +77,11 @@ class Child:
     boot: str = ""  # this life's name in the cluster
     former: str = ""  # that of the last life
     leaves_by: float | None = None  # it drains: when it must have ended, in seconds of Awake
-    started_at: float = 0.0
     ear: Ear | None = None  # of one that shows that its loop turns
     silence: Silence | None = None
     killed: str = ""  # why, if it was because it is stuck
     log_start: int = 0  # where this life begins in the log
+    notices: Notices | None = None  # of this life
     why: str = ""  # of its last death
 
     @property
@@ -126,7 +126,8 @@ class Cluster:
     def __init__(
         self, options: ClusterOptions, *, lasting: bool = False, clock: Clock = monotonic
     ) -> None:
-        """`lasting`: it goes on although processes keep dying. Otherwise check() raises WorkerLost."""
+        """`lasting`: once it was ready it goes on although processes keep dying. Otherwise check() raises
+        WorkerLost."""
         self.options = options
         self._lasting = lasting
         self._clock = clock
@@ -136,6 +137,7 @@ class Cluster:
         self._children: list[Child] = []
         self._spare: Spare | None = None
         self._ready = False  # as the router last said
+        self._was_ready = False  # at any time: until then this is a start, not a service
 
     @property
     def address(self) -> str:
@@ -192,7 +194,7 @@ class Cluster:
     def check(self, info: ClusterInfo | None = None) -> list[str]:
         """Restart processes that died, and kill those that are stuck; call it once a second or more
         often. Returns notices for the user; raises the error of a process for which a restart cannot
-        help, and WorkerLost if nothing but crash loops is left of a cluster that is not `lasting`."""
+        help, and WorkerLost if nothing but crash loops is left of a job, or of a start."""
         notes = []
         now = self._clock()
         awake = self._awake.look(now)
@@ -203,14 +205,13 @@ class Cluster:
         for child in self._children:
             if child.process and child.leaves_by is not None and awake >= child.leaves_by:
                 notes.append(self._kill(child, now, "did not end after SIGTERM"))
-            self._listen(child, awake)
+            self._listen(child, awake, now)
+            notes += child.notices.new() if child.notices is not None else []
             if child.process is not None and (code := child.process.poll()) is not None:
                 notes += self._ended(child, code, now)
             due = child.restarts.due
             if child.process is None and due is not None and now >= due:
                 notes += self._restart(child, now)
-            elif child.role == "server" and child.process and now >= child.started_at + SERVER_UP_S:
-                self._works(child, now)
         self._keep_spare(now)
         return notes
 
@@ -234,13 +235,17 @@ class Cluster:
                 child.log_place,
             )
             for child in self._children
-            if child.restarts.down and (child.process is None or child.role != "server")
+            if child.restarts.down
         )
 
     def _look_at(self, info: ClusterInfo, now: float, *, may_kill: bool) -> list[str]:
         """Take in who has joined. Kills workers that had joined and that the router no longer lists: they
-        are stalled."""
+        are stalled. What a former router said, and was on its way, counts no more."""
+        routers = [each.process for each in self._children if each.role == "router"]
+        if routers and info.router_pid and info.router_pid not in {p.pid for p in routers if p}:
+            return []
         self._ready = info.ready
+        self._was_ready |= info.ready
         listed = {worker.worker.rpartition(".")[0]: worker for worker in info.workers}
         notes = []
         for child in self._children:
@@ -276,12 +281,15 @@ class Cluster:
         child.process.wait()
         return f"{child.name} {why} and was killed"
 
-    def _listen(self, child: Child, awake: float) -> None:
-        """Kill it if its loop is stuck. One that may end has a deadline of its own."""
+    def _listen(self, child: Child, awake: float, now: float) -> None:
+        """Kill it if its loop is stuck. One that may end has a deadline of its own. Nobody else reports
+        that the HTTP server works."""
         if child.process is None or child.ear is None or child.silence is None or child.may_end:
             return
         if child.ear.heard():
             child.silence.heard(awake)
+            if child.role == "server":
+                self._works(child, now)
         elif (why := child.silence.too_long(awake)) and child.process.poll() is None:
             child.killed = f"{why}, so it was killed"
             child.process.kill()
@@ -328,8 +336,9 @@ class Cluster:
 
     def _end_if_hopeless(self, child: Child) -> None:
         """Raise WorkerLost if whoever waits for this cluster would wait in vain: it is not ready, and
-        every process that is down is in a crash loop."""
-        if self._lasting or not child.restarts.crash_loop or (self._ready and child.is_worker):
+        every process that is down is in a crash loop. Starts are counted, however long each one takes."""
+        lasts = self._lasting and self._was_ready
+        if lasts or not child.restarts.crash_loop or (self._ready and child.is_worker):
             return
         if all(each.restarts.crash_loop for each in self._children if each.restarts.down):
             raise WorkerLost(
@@ -374,9 +383,10 @@ class Cluster:
     def _spawn(self, child: Child) -> None:
         now = self._clock()
         child.restarts.started()
-        child.boot, child.started_at = "", now
+        child.boot = ""
         if child.log is not None:
             child.log_start = child.log.stat().st_size if child.log.exists() else 0
+            child.notices = Notices(child.log) if child.is_worker else None
         self._run(child, [*child.command, "--parent", str(os.getpid())], now)
         self._write_pids()
 

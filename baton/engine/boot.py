@@ -1,6 +1,8 @@
 """Boot: from a model's files to an engine that has passed its self-test and measured its speed."""
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -9,10 +11,18 @@ from typing import Any
 import torch
 
 from baton.dtypes import FP8, INT8, INT8_WEIGHT_ONLY
-from baton.engine.device import dtype_name, pick_device, pick_dtype, refuse_without_fp8
+from baton.engine.device import (
+    dtype_name,
+    pick_device,
+    pick_dtype,
+    refuse_without_fp8,
+    release_memory,
+)
+from baton.engine.errors import unexpected
 from baton.engine.pool import Pool
+from baton.engine.rotary import check_rope
 from baton.engine.runner import Forward
-from baton.errors import InputError
+from baton.errors import BatonError, InputError, ModelError, OutOfMemory
 from baton.kv.layout import KVLayout
 from baton.kv.row import Row
 from baton.model_files import ModelFiles
@@ -21,6 +31,9 @@ from baton.pace import Pace
 WARM_UP_TOKENS = 32
 WEIGHTS = {INT8: torch.int8, INT8_WEIGHT_ONLY: torch.qint8, FP8: torch.float8_e4m3fn}
 """Dtypes of the weights only. qint8 is never a tensor's dtype; it stands for int8 weights, bf16 rows."""
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,25 @@ class Engine:
 
 def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
     """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. With a dtype of
-    WEIGHTS the KV cache is bf16 and the other computation fp32 on a CPU, bf16 on a GPU."""
+    WEIGHTS the KV cache is bf16 and the other computation fp32 on a CPU, bf16 on a GPU.
+
+    The code of hundreds of architectures runs here for the first time. An error that nobody expected is a
+    ModelError too, because the next attempt would end in the same way; its traceback goes to the log."""
+    try:
+        return _boot(files, device=device, dtype=dtype, block_size=block_size)
+    except BatonError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"{files.name} does not fit the memory: {unexpected(error)}") from error
+    except Exception as error:
+        logger.exception("%s cannot be loaded", files.name)
+        raise ModelError(
+            f"{files.name} cannot be served here: its first forwards end with {unexpected(error)}; "
+            "the traceback is in the log: please report it, or use another model"
+        ) from error
+
+
+def _boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
     torch_device = pick_device(device)
     cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
     weights = WEIGHTS.get(dtype, cache_dtype)
@@ -67,8 +98,26 @@ def _forward(
     def load() -> Any:
         from baton.engine.loading import load_model
 
-        return load_model(files, device, cache_dtype)
+        model = load_model(files, device, cache_dtype)
+        check_rope(files, model)
+        return model
 
+    try:
+        return _fastest(files, load, device, weights, cache_dtype, block_size)
+    finally:
+        if load.cache_info().currsize:
+            load.cache_clear()
+            release_memory()
+
+
+def _fastest(
+    files: ModelFiles,
+    load: Callable[[], Any],
+    device: torch.device,
+    weights: torch.dtype,
+    cache_dtype: torch.dtype,
+    block_size: int,
+) -> tuple[Forward, KVLayout]:
     fast = find_spec("baton.engine.cpu") is not None
     if weights == WEIGHTS[FP8]:
         refuse_without_fp8(device)

@@ -1,5 +1,7 @@
-"""Devices and dtypes: selection, description, and free memory."""
+"""Devices and dtypes: selection, description, free memory, and giving memory back."""
 
+import ctypes
+import gc
 import os
 import platform
 from pathlib import Path
@@ -94,6 +96,16 @@ def free_memory(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     available = available_memory()
     return total_memory() // 2 if available is None else available
+
+
+def release_memory() -> None:
+    """Give back what nobody uses any more. A traced graph is full of cycles and holds each weight of its
+    model, so a worker that has compiled one would keep all of them until the collector runs on its own;
+    and the C library keeps what is freed where it can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def total_memory() -> int:

@@ -1,4 +1,12 @@
-"""Reasons why a faster way to run a model is not available. The engine then takes a slower one."""
+"""Reasons why a faster way to run a model is not available, and words for errors that nobody expected."""
+
+import traceback
+from pathlib import Path
+
+import torch
+
+OF_TORCH = str(Path(torch.__file__).parent)
+MOST_WORDS = 300  # characters of an error's own text
 
 
 class CompileError(Exception):
@@ -11,3 +19,18 @@ class NotRecorded(Exception):
 
 class Unsupported(Exception):
     """A kernel library does not support this model's attention."""
+
+
+def unexpected(error: BaseException) -> str:
+    """Type, text and place of an error, in one line. The place is the last one outside torch: there
+    somebody asked for what torch could not do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [each for each in frames if not each.filename.startswith(OF_TORCH)]
+    last = (outside or frames)[-1:]
+    place = "".join(f" ({Path(at.filename).name}:{at.lineno}, in {at.name})" for at in last)
+    text = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {text[:MOST_WORDS]}{place}"
+        if text
+        else type(error).__name__ + place
+    )

@@ -3,22 +3,35 @@
 Only the model itself comes from transformers; generation, cache and placement belong to the engine.
 """
 
+import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.utils import logging as transformers_logging
 
+from baton.checkpoints.families import text_part
+from baton.checkpoints.jsonfile import reason
+from baton.checkpoints.weights import count_weights
 from baton.engine.attention import NAME, paged_attention
-from baton.engine.device import DTYPES, free_memory
+from baton.engine.device import dtype_name, free_memory
 from baton.errors import ModelError, OutOfMemory
-from baton.model_files import ModelFiles
+from baton.gguf.weights import gguf_weights, weight_count
+from baton.model_files import CONTEXT_KEYS, ModelFiles
 
 AttentionInterface.register(NAME, paged_attention)  # without a mask function, so no mask is built
 
@@ -28,8 +41,10 @@ DROPS_ARGUMENTS = {
 }  # their layers do not pass keyword arguments to attention
 LOAD_ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
-    *(SafetensorError, StrictDataclassError),
+    *(SafetensorError, StrictDataclassError, ArithmeticError, AssertionError),
 )
+INFINITY = float("inf")
+SLACK = 1_000_000  # weights that a model may have beyond twice its checkpoint
 NOISE = 4_194_301  # a prime, so that rows of a matrix do not repeat the same noise
 
 
@@ -63,42 +78,152 @@ def _checkpoint(
     files: ModelFiles, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     name = files.name
-    stored = DTYPES.get(str(files.config.get("dtype", files.config.get("torch_dtype"))), dtype)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    _refuse_too_large(name, size * dtype.itemsize // stored.itemsize, device)
+    if files.gguf is not None:
+        return _from_gguf(files, files.gguf, folder, device, dtype)
+    stored = count_weights(files.weights)
+    _refuse_too_large(name, stored * dtype.itemsize, device)
+    _refuse_endless(name, files.config, stored)
     try:
+        config = _own_config(files, folder)
+        _check_layers(name, config)
+        _refuse_larger(name, config, stored)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             attn_implementation=NAME,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, with the shapes
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
         raise
     except LOAD_ERRORS as error:
-        raise ModelError(f"{name} cannot be loaded from {folder}: {_one_line(error)}") from error
-    _refuse_gaps(name, model, report["missing_keys"], report["unexpected_keys"])
+        raise ModelError(f"{name} cannot be loaded from {folder}: {reason(error)}") from error
+    _refuse_gaps(name, model, report)
+    _refuse_nonsense(name, model, dtype)
     return model.to(device)
 
 
-def _refuse_gaps(
-    name: str, model: PreTrainedModel, missing: Iterable[str], unexpected: Iterable[str]
-) -> None:
-    """ModelError for missing weights, which transformers fills with random numbers, and for surplus
-    layers, which it drops with a warning."""
-    if gaps := sorted(missing):
+def _own_config(files: ModelFiles, folder: Path) -> PreTrainedConfig:
+    """The folder's configuration. With null for its context, which transformers refuses, it gets the
+    default of its family, as if nothing were there."""
+    null = [key for key in CONTEXT_KEYS if key in files.config and files.config[key] is None]
+    if not null:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    given = {key: value for key, value in files.config.items() if key not in null}
+    return CONFIG_MAPPING[files.model_type].from_dict(given)
+
+
+def _refuse_endless(name: str, config: Mapping[str, Any], stored: int) -> None:
+    """ModelError for more layers, heads or experts than the checkpoint has numbers: transformers would
+    make objects for all of them."""
+    for part in (config, text_part(dict(config))):
+        for key, value in part.items():
+            if key.startswith(("num_", "n_")) and type(value) is int and value > max(stored, 1024):
+                raise ModelError(
+                    f"{name} does not match its config.json: {key} is {value:,}, and the checkpoint has "
+                    f"{stored:,} numbers; fetch both again from one place"
+                )
+
+
+def _check_layers(name: str, config: PreTrainedConfig) -> None:
+    """ModelError for what the engine reads of a configuration, where transformers lets anything pass."""
+    text: Any = config.get_text_config(decoder=True)
+    layers, window = text.num_hidden_layers, getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    right = {
+        "num_hidden_layers": type(layers) is int and layers > 0,
+        "sliding_window": window is None
+        or (type(window) is int and window > 0)
+        or not (window or hasattr(type(text), "sliding_window")),  # not this family's, and off
+        "layer_types": kinds is None
+        or (isinstance(kinds, list | tuple) and [type(each) for each in kinds] == [str] * layers),
+    }
+    if wrong := [key for key, is_right in right.items() if not is_right]:
+        value = str(getattr(text, wrong[0]))[:80]
+        raise ModelError(f"{name} cannot be served: {wrong[0]} in config.json is {value!r}")
+
+
+def _refuse_larger(name: str, config: PreTrainedConfig, stored: int) -> None:
+    """ModelError for a model much larger than its checkpoint: transformers would fill the rest of it with
+    random numbers, and the memory of the machine."""
+    with torch.device("meta"), init.no_init_weights():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=NAME)
+    described = sum(weight.numel() for weight in model.parameters())
+    if described > 2 * stored + SLACK:
+        raise ModelError(
+            f"{name} does not match its config.json, which describes {described:,} weights: the "
+            f"checkpoint has {stored:,}; fetch both again from one place"
+        )
+
+
+def _from_gguf(
+    files: ModelFiles, path: Path, folder: Path, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """`folder` has the configuration, the file at `path` the weights."""
+    _refuse_too_large(files.name, weight_count(path) * dtype.itemsize, device)
+    kind = getattr(transformers, files.architecture)  # the name is one of baton/gguf/config.py
+    try:
+        weights = {name: tensor.to(dtype) for name, tensor in gguf_weights(path)}
+        model, report = kind.from_pretrained(
+            None,
+            config=AutoConfig.from_pretrained(folder, local_files_only=True),
+            state_dict=weights,
+            dtype=dtype,
+            attn_implementation=NAME,
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{files.name} cannot be loaded from {path}: {reason(error)}") from error
+    _refuse_gaps(files.name, model, report)
+    _refuse_nonsense(files.name, model, dtype)
+    return model.to(device)
+
+
+def _refuse_gaps(name: str, model: PreTrainedModel, report: Mapping[str, Iterable[Any]]) -> None:
+    """ModelError for missing weights and those of another shape, which transformers fills with random
+    numbers, and for surplus layers, which it drops with a warning."""
+    if odd := sorted(report["mismatched_keys"]):
+        weight, found, expected = odd[0]
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise ModelError(
+            f"{name} does not match its config.json: {weight} is {list(found)} in the checkpoint "
+            f"and must be {list(expected)}{more}; fetch both again from one place"
+        )
+    if gaps := sorted(report["missing_keys"]):
         raise ModelError(
             f"{name} is incomplete: its checkpoint lacks {_some(gaps)}; fetch or convert it again"
         )
     known = {_numberless(key) for key in model.state_dict()}
-    if surplus := sorted(key for key in unexpected if _numberless(key) in known):
+    if surplus := sorted(key for key in report["unexpected_keys"] if _numberless(key) in known):
         raise ModelError(
             f"{name} does not match its config.json: the checkpoint also holds {_some(surplus)}; "
             "fetch both again from one place"
         )
+
+
+def _refuse_nonsense(name: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """ModelError for a weight that is not a number, and for an infinite one in a matrix: a bias may
+    forbid a token by it. One pass over the weights."""
+    for key, weight in model.named_parameters():
+        if not weight.numel() or not weight.is_floating_point():
+            continue
+        low, high = (float(each) for each in weight.detach().aminmax())
+        if low != low or high != high:  # NaN
+            raise ModelError(
+                f"{name} is damaged: its weight {key} holds NaN, which is not a number; fetch or convert "
+                "the model again"
+            )
+        if weight.ndim > 1 and (low == -INFINITY or high == INFINITY):
+            raise ModelError(
+                f"{name} cannot be loaded: its weight {key} holds infinite numbers in "
+                f"{dtype_name(dtype)}; if the checkpoint has finite ones, use bfloat16 or float32"
+            )
 
 
 def _random_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -158,8 +283,3 @@ def _numberless(key: str) -> str:
 
 def _some(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from baton.engine.attention import AttentionParams
 from baton.engine.device import dtype_name
+from baton.engine.errors import unexpected
 from baton.errors import ModelError
 from baton.kv.layout import KVLayout, LayerShape
 
@@ -56,14 +57,16 @@ def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype)
             input_ids=ids, position_ids=torch.tensor([[0, 1]]).to(ids), use_cache=False, baton=probe
         )
     except TypeError as error:  # forward takes no position_ids, or drops keyword arguments
-        raise ModelError(f"{name} cannot be served: {error}") from error
+        raise ModelError(
+            f"{name} cannot be served: its code needs what the engine does not give: {unexpected(error)}"
+        ) from error
     config: Any = model.config.get_text_config(decoder=True)
     if len(probe.calls) != config.num_hidden_layers:
         raise ModelError(
             f"{name} cannot be served: {len(probe.calls)} of its {config.num_hidden_layers} layers "
             "call transformers' attention interface, but all of them must"
         )
-    for layer, (seen, window) in enumerate(zip(probe.calls, _windows(name, config), strict=True)):
+    for layer, (seen, window) in enumerate(zip(probe.calls, windows(name, config), strict=True)):
         if seen.window != window and min(w for w in (seen.window, window) if w) < _context(config):
             raise ModelError(
                 f"{name} cannot be served: layer {layer} attends with a window of {seen.window}, "
@@ -72,7 +75,7 @@ def discover_layout(model: PreTrainedModel, block_size: int, dtype: torch.dtype)
     return KVLayout(tuple(seen.shape for seen in probe.calls), block_size, dtype_name(dtype))
 
 
-def _windows(name: str, config: Any) -> list[int | None]:
+def windows(name: str, config: Any) -> list[int | None]:
     """Each layer's sliding window according to config.json; None for full attention."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)

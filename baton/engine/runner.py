@@ -1,6 +1,7 @@
 """Runner: one forward over a pool. Prefill, chunked prefill and decode are the same call."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from baton.engine.attention import AfterLayer, Kernel, PagedForward
 from baton.engine.batch import Batch, pack
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
+from baton.engine.rotary import Rotary
 from baton.kv.row import Row
 from sampler.narrow import greedy
 
@@ -52,6 +54,7 @@ class Runner:
         self.body = model.base_model  # the model without its lm_head
         self.device = next(model.parameters()).device
         self.plan_kernel = plan_kernel
+        self.rotary = Rotary.of(model)
         self.backend = "in torch"
 
     @torch.inference_mode()
@@ -59,7 +62,8 @@ class Runner:
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
     ) -> torch.Tensor:
         """See Forward."""
-        return self.logits(self._planned(pool, rows, after_layer))
+        with self._rotating(rows):
+            return self.logits(self._planned(pool, rows, after_layer))
 
     def logits(self, forward: PagedForward) -> torch.Tensor:
         """One planned forward: fp32 logits of the batch's `logit_rows`."""
@@ -78,17 +82,21 @@ class Runner:
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """See Forward. Skips the lm_head."""
         forward = self._planned(pool, rows, after_layer)
-        self.body(
-            input_ids=forward.batch.input_ids,
-            position_ids=forward.batch.position_ids,
-            use_cache=False,
-            baton=forward,
-        )
+        with self._rotating(rows):
+            self.body(
+                input_ids=forward.batch.input_ids,
+                position_ids=forward.batch.position_ids,
+                use_cache=False,
+                baton=forward,
+            )
         assert forward.layers_done == len(pool.keys)
 
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """See Forward."""
         return greedy(self.run(pool, rows))
+
+    def _rotating(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+        return nullcontext() if self.rotary is None else self.rotary.rotating(rows)
 
     def _planned(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None

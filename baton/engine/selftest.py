@@ -7,6 +7,9 @@ the three kinds of forward that occur:
     forward 1   prefill   A 0..9          B 0..2
     forward 2   mixed     A 10..end (the next chunk, over a block's edge)    B 3 (decode)
     forward 3   decode    A               B
+
+The batches run twice, the second time with B first, because a model must keep no state. Then every length
+is crossed at which the config changes what is computed (limits.py).
 """
 
 from dataclasses import dataclass
@@ -14,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from baton.engine.attention import NAME
 from baton.engine.gather import GatherAttention
+from baton.engine.limits import crossed, own_logits, rotated
 from baton.engine.pool import Pool
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Forward, PlanKernel, Runner
@@ -57,26 +60,26 @@ def self_test(
         Text(ids[-5:], (0, 3, 4, 5), [len(backwards) + i for i in range(layout.blocks_for(5))]),
     ]
     pool = Pool.private(layout, len(backwards) + len(texts[1].blocks), runner.device)
-    own = _eager_logits(model, [text.token_ids for text in texts])
-    for forward, (what, logits) in enumerate(FORWARDS.items()):
-        rows, expected = [], []
-        for text, theirs in zip(texts, own, strict=True):
-            start, end = text.cuts[forward : forward + 2]
-            rows.append(Row(text.token_ids[start:end], start, text.blocks, logits))
-            expected.append(theirs[start if logits is Logits.ALL else end - 1 : end])
-        ours = runner.run(pool, rows)
-        compare(type(model).__name__, what, ours, torch.cat(expected), weights or model.dtype)
-
-
-@torch.inference_mode()
-def _eager_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Each sequence run alone with transformers' attention: fp32 logits [tokens, vocabulary]."""
-    model.set_attn_implementation("eager")
-    try:
-        batches = [torch.tensor([ids], device=model.device) for ids in sequences]
-        return [model(input_ids=each, use_cache=False).logits[0].float() for each in batches]
-    finally:
-        model.set_attn_implementation(NAME)
+    lengths = [len(text.token_ids) for text in texts]
+    own = [
+        own_logits(model, text.token_ids, floor=length, last=length)
+        for text, length in zip(texts, lengths, strict=True)
+    ]
+    pairs = list(zip(texts, own, strict=True))
+    name, dtype = type(model).__name__, weights or model.dtype
+    for order in (pairs, pairs[::-1]):
+        for forward, (what, logits) in enumerate(FORWARDS.items()):
+            rows, expected = [], []
+            for text, theirs in order:
+                start, end = text.cuts[forward : forward + 2]
+                ids, whole = text.token_ids[start:end], len(text.token_ids)
+                rows.append(Row(ids, start, text.blocks, logits, rope_floor=whole))
+                expected.append(theirs[start if logits is Logits.ALL else end - 1 : end])
+            compare(name, what, runner.run(pool, rows), torch.cat(expected), dtype)
+    for what, ours, theirs in rotated(model):
+        compare(name, what, ours, theirs, torch.float32, values="values")
+    for what, ours, theirs in crossed(runner, model, layout):
+        compare(name, what, ours, theirs, dtype)
 
 
 def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -85,7 +88,12 @@ def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 
 def compare(
-    name: str, what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
+    name: str,
+    what: str,
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    dtype: torch.dtype,
+    values: str = "logits",
 ) -> None:
     """Raise ModelError if the logits differ too much. In fp32 every position must agree, in half
     precision half of them: rounding alone may route a token to another expert of a mixture."""
@@ -93,7 +101,7 @@ def compare(
     error = float(off.max() if dtype == torch.float32 else off.nanmedian())
     if not error <= TOLERANCE[dtype] or not off.isfinite().all():
         raise ModelError(
-            f"{name} cannot be served: it fails the self-test, in {what} our logits differ from "
+            f"{name} cannot be served: it fails the self-test, in {what} our {values} differ from "
             f"the model's own by {error:.1%} of the largest, {TOLERANCE[dtype]:.1%} are allowed"
         )
 

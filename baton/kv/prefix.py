@@ -6,6 +6,9 @@
 
 A hash stands for the whole sequence up to its block's end, so one lookup per block finds the longest
 cached prefix. Only full blocks have one. Hashes are 16 bytes, enough to make collisions infeasible.
+
+Where the KV also depends on rope lengths (baton/rope.py), a block's hash covers those of its tokens,
+unless all are 0.
 """
 
 import hashlib
@@ -21,12 +24,18 @@ def root(salt: str = "") -> bytes:
 
 
 def extended(
-    block_hashes: Sequence[bytes], token_ids: Sequence[int], block_size: int
+    block_hashes: Sequence[bytes],
+    token_ids: Sequence[int],
+    block_size: int,
+    rope_lengths: Sequence[int] = (),
 ) -> tuple[bytes, ...]:
-    """`block_hashes` (the root first), extended to every full block of the tokens."""
+    """`block_hashes` (the root first), extended to every full block of the tokens. `rope_lengths`: the
+    effective ones of all tokens; empty: they make no difference."""
     hashes = list(block_hashes)
     first = (len(hashes) - 1) * block_size
     for start in range(first, len(token_ids) - block_size + 1, block_size):
         block = array("q", token_ids[start : start + block_size]).tobytes()
+        if any(lengths := rope_lengths[start : start + block_size]):
+            block += array("q", lengths).tobytes()
         hashes.append(hashlib.sha256(hashes[-1] + block).digest()[:HASH_BYTES])
     return tuple(hashes)

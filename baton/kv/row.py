@@ -20,12 +20,14 @@ class Row(NamedTuple):
     `blocks` is the sequence's block table: position p is in blocks[p // block_size]. It covers at least
     start + len(token_ids) positions; further blocks are not read.
     Decode is a row of one token, prefill a row of many, chunked prefill a row with start > 0.
+    `rope_floor`: the least rope length of its tokens (baton/rope.py). It matters for few models.
     """
 
     token_ids: Sequence[int]
     start: int
     blocks: Sequence[int]
     logits: Logits = Logits.NONE
+    rope_floor: int = 0
 
     @property
     def end(self) -> int:

@@ -1,41 +1,54 @@
 """Convert: a .bin, .pt or .pth checkpoint becomes safetensors. Only this module reads such files.
 
 They are pickles, which can run code when read; `weights_only=True` rejects everything but tensors.
-Checkpoints in nanochat's and LLaMA's own formats become models of transformers (formats/).
+Checkpoints in nanochat's and LLaMA's own formats and in GGUF become models of transformers (formats/).
 OUT appears when it is complete, or not at all:
 
     model.safetensors                    or, for a checkpoint in shards, as many files and their index
     config.json, tokenizer.json, ...     copied; a missing tokenizer.json is made from the vocabulary
                                          all are made for nanochat and LLaMA
 
+A folder with safetensors is copied, too, if its tokenizer.json is missing or its files have other names.
+
 Tied embeddings (one tensor under two names) are written under the name of the input embedding if
 config.json ties them, else under both names.
 """
 
+import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from baton.checkpoints import kinds
+from baton.checkpoints.jsonfile import reason
+from baton.checkpoints.vocabulary import CONVERTED, SENTENCEPIECE, made_from
+from baton.checkpoints.weights import header_of, weight_files
 from baton.errors import InputError, ModelError
+from baton.gguf.folder import gguf_file
+from baton.model_files import resolve_model
 from baton.models.formats.checkpoint import (
     Checkpoint,
+    Json,
     Tensors,
     read_json,
     write_checkpoint,
     write_weights,
 )
+from baton.models.formats.gguf import write_gguf
 from baton.models.formats.llama import is_llama, read_llama
 from baton.models.formats.nanochat import is_nanochat, read_nanochat
 
 INDEX = "pytorch_model.bin.index.json"
-PICKLES = (".bin", ".pt", ".pth")
-LEFT_OVERS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.safetensors")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+VOCABULARIES = (*CONVERTED, *SENTENCEPIECE)
 COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 OUTPUT_NAMES = ("lm_head", "embed_out", "output")  # of a tied pair, the name that is left out
 
@@ -43,20 +56,26 @@ OUTPUT_NAMES = ("lm_head", "embed_out", "output")  # of a tied pair, the name th
 def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> str:
     """Write `out` from `folder`. Returns the text to print. Raises InputError for paths, ModelError for
     contents."""
-    _check_paths(folder, out, tokenizer)
-    foreign = _foreign(folder, tokenizer)
-    tied, shards = False, list[str]()
-    if foreign is None:
-        config = read_json(folder / "config.json", "so it is not a model folder")
+    gguf = gguf_file(folder)
+    _check_paths(folder if gguf is None else gguf.parent, out, tokenizer)
+    foreign = _foreign(folder, tokenizer) if gguf is None else None
+    tied, shards = False, list[Path]()
+    read: Callable[[Path], Tensors] = _load
+    if gguf is not None and tokenizer is not None:
+        raise InputError(f"--tokenizer is not for GGUF: {gguf} holds its own")
+    if gguf is None and foreign is None:
+        config = _config(folder)
         tied = config.get("tie_word_embeddings") is True
-        shards = _shards(folder)
+        shards, read = _shards(folder, config)
     beside = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         beside.mkdir()
-        if foreign is not None:
+        if gguf is not None:
+            count, notes = write_gguf(gguf, beside), tuple[str, ...]()
+        elif foreign is not None:
             count, notes = write_checkpoint(foreign, beside), foreign.notes
         else:
-            groups = (_apart(_load(folder / shard), tied=tied) for shard in shards)
+            groups = (_apart(read(shard), tied=tied) for shard in shards)
             count = write_weights(groups, beside)
             notes = tuple(_copy_the_rest(folder, beside))
         if out.exists():
@@ -100,8 +119,54 @@ def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
         raise InputError(f"--tokenizer {tokenizer} is not a file")
 
 
-def _shards(folder: Path) -> list[str]:
-    """The checkpoint's files, in order."""
+def _config(folder: Path) -> Json:
+    if not (folder / "config.json").exists():
+        raise ModelError(kinds.without_config(folder, kinds.names_in(folder)))
+    return read_json(folder / "config.json", "so it is not a model folder")
+
+
+def _shards(folder: Path, config: Json) -> tuple[list[Path], Callable[[Path], Tensors]]:
+    """The checkpoint's files, in order, and what reads one of them."""
+    if names := _pickled(folder):
+        return [folder / name for name in names], _load
+    if (named := weight_files(folder, config)) and not _makes_tokenizer(folder):
+        resolve_model(str(folder.absolute()))  # raises, if it cannot be served, with the reason
+        raise ModelError(
+            f"there is nothing to convert in {folder}: it holds safetensors already, and can be used "
+            f"with --model {folder}"
+        )
+    files = named or _named_otherwise(folder)
+    for path in files:
+        header_of(path)
+    return files, load_file
+
+
+def _makes_tokenizer(folder: Path) -> bool:
+    """Whether the tokenizer.json is missing that only convert can make."""
+    own = any((folder / name).is_file() for name in ("tokenizer.json", *SENTENCEPIECE))
+    return not own and any((folder / name).is_file() for name in CONVERTED)
+
+
+def _named_otherwise(folder: Path) -> list[Path]:
+    """Safetensors files under other names than transformers': one, or all shards of a lost index."""
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise ModelError(
+            f"there is nothing to convert in {folder}: it has no {', '.join(kinds.PICKLES)} file, and "
+            "no .safetensors"
+        )
+    numbers = [SHARD.fullmatch(path.name) for path in found]
+    shards = {(int(each[1]), int(each[2])) for each in numbers if each}
+    if len(found) > 1 and shards != {(each, len(found)) for each in range(1, len(found) + 1)}:
+        raise ModelError(
+            f"{folder} has several safetensors files, no index, and not all shards of one model: "
+            f"{', '.join(path.name for path in found[:5])}; leave one in it, or fetch the model again"
+        )
+    return found
+
+
+def _pickled(folder: Path) -> list[str]:
+    """The names of a pickled checkpoint's files, in order; empty if there are none."""
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX, "the index of its files").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -117,14 +182,10 @@ def _shards(folder: Path) -> list[str]:
     found = sorted(
         path.name
         for path in folder.iterdir()
-        if path.suffix in PICKLES and not path.name.startswith(LEFT_OVERS)
+        if path.suffix in kinds.PICKLES and not path.name.startswith(kinds.LEFT_OVERS)
     )
     if "pytorch_model.bin" in found:
         return ["pytorch_model.bin"]
-    if not found:
-        there = any(folder.glob("*.safetensors"))
-        why = "it holds safetensors already" if there else f"it has no {', '.join(PICKLES)} file"
-        raise ModelError(f"there is nothing to convert in {folder}: {why}")
     if len(found) > 1:
         raise ModelError(
             f"{folder} has several checkpoints and no {INDEX}: {', '.join(found)}; leave one in it"
@@ -182,13 +243,30 @@ def _copy_the_rest(folder: Path, out: Path) -> list[str]:
         return []
     if not any((folder / name).is_file() for name in VOCABULARIES):  # or an empty one would be made
         return [f"note: {folder} has no tokenizer.json, which serving needs, and no vocabulary"]
+    if any((folder / name).is_file() for name in SENTENCEPIECE):
+        made = _from_sentencepiece(folder, out / "tokenizer.json")
+        if made is None:
+            return ["tokenizer.json was made from the tokenizer files there"]
+        if not any((folder / name).is_file() for name in CONVERTED):
+            return [f"note: no tokenizer.json could be made from {folder}: {made}"]
     from transformers import AutoTokenizer  # seconds; only for folders from before tokenizer.json
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer.save_pretrained(out)
     except Exception as error:  # the tokenizers library raises bare Exception
-        return [f"note: no tokenizer.json could be made from {folder}: {str(error)[:200]}"]
+        return [f"note: no tokenizer.json could be made from {folder}: {reason(error, 200)}"]
     if (out / "tokenizer.json").is_file():
         return ["tokenizer.json was made from the tokenizer files there"]
     return [f"note: {folder} has no tokenizer.json, which serving needs, and none could be made"]
+
+
+def _from_sentencepiece(folder: Path, out: Path) -> str | None:
+    """Write the tokenizer.json that serving `folder` would use. Returns why it cannot be, or None."""
+    source = next(folder / name for name in SENTENCEPIECE if (folder / name).is_file())
+    try:
+        text = json.dumps(made_from(source), ensure_ascii=False)
+    except ModelError as error:
+        return str(error)
+    out.write_text(text, encoding="utf-8")
+    return None

@@ -13,12 +13,13 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 PAUSE_S = 1.0
 AT_ONCE = 64
 """Connections accepted before other events get their turn."""
 RESERVE = 16
-"""Descriptors kept for the router's connection, files and threads."""
+"""Descriptors kept for the router's connection, files, threads, where so many are free at start."""
 LOG_S = 60.0
 TLS_S = 10.0
 SEND_BUFFER = 256 << 10
@@ -27,6 +28,12 @@ from the check whether its client reads."""
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 logger = logging.getLogger(__name__)
+
+
+def reserve_of(limit: int, following: int) -> int:
+    """How many descriptors to keep when the process may have `limit`, and the next will be `following`:
+    RESERVE, but no more than half of those that are left. Somebody is served under any limit."""
+    return RESERVE if limit < 0 else min(RESERVE, (limit - following) // 2)
 
 
 class Acceptor:
@@ -45,6 +52,10 @@ class Acceptor:
         self._resume: asyncio.TimerHandle | None = None
         self._logged = float("-inf")
         self._closed = False
+        self._reserve = 0
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(OSError):
+            self._reserve = reserve_of(limit, self._following())
         self._start()
 
     def _start(self) -> None:
@@ -57,13 +68,18 @@ class Acceptor:
     def _why_not(self) -> str | None:
         """Why no connection may be accepted now: its descriptor would be one of the reserve."""
         try:
-            following = os.dup(self._listener.fileno())
+            following = self._following()
         except OSError as error:
             return error.strerror
-        os.close(following)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        spare = following + RESERVE < limit or limit < 0
+        spare = following + self._reserve < limit or limit < 0
         return None if spare else f"the limit is {limit} file descriptors"
+
+    def _following(self) -> int:
+        """The next descriptor. Raises OSError if there is none."""
+        following = os.dup(self._listener.fileno())
+        os.close(following)
+        return following
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):

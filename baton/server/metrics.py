@@ -149,7 +149,11 @@ class Metrics:
         yield self._gauge("kv_blocks_quarantined", "Blocks a writer may still reach.", quarantined)
         yield self._count("generation_tokens", "Generated tokens.", counts.generated_tokens)
         yield self._count("num_preemptions", "Preempted in a full pool.", counts.preemptions)
-        yield self._count("late_reports", "Reports on runs that were over.", counts.late_reports)
+        yield self._count(
+            "late_reports",
+            "Reports on runs that were over, or by workers given up.",
+            counts.late_reports,
+        )
         refilled = {"refilled": counts.refills}
         yield self._count("kv_transfer_failures", "KV that was filled again.", refilled, "reason")
         lost = {"prefill": counts.lost_prefill, "decode": counts.lost_decode}

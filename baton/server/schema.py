@@ -14,6 +14,8 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     Tag,
     model_validator,
 )
@@ -297,13 +299,22 @@ Content = Annotated[
 
 
 class ChatMessage(IgnoreExtra):
-    """One turn."""
+    """One turn. Its template also sees the fields that are not checked here: reasoning_content and others
+    of models to come."""
 
     role: Annotated[Text, Field(min_length=1, max_length=64)]
     content: Content | None = None
     name: Text | None = None
     tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: Text | None = None
+    _given: dict[str, Any] = PrivateAttr()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, given: Any, check: ModelWrapValidatorHandler["ChatMessage"]) -> "ChatMessage":
+        message = check(given)
+        message._given = given
+        return message
 
     @model_validator(mode="after")
     def _has_content(self) -> "ChatMessage":
@@ -318,13 +329,13 @@ Messages = Annotated[
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages for a template: each content is one text."""
+    """Messages for a template, as they were given, but each content is one text."""
     found = []
     for message in messages:
-        turn = message.model_dump(exclude_none=True)
-        content = turn.get("content", "")
-        parts = content if isinstance(content, list) else [{"text": content}]
-        found.append(turn | {"content": "".join(part["text"] for part in parts)})
+        turn = dict(message._given)
+        if isinstance(message.content, list):
+            turn["content"] = "".join(part.text for part in message.content)
+        found.append(turn)
     return found
 
 

@@ -33,7 +33,7 @@ from baton.server.schema import (
 from baton.server.shapes import ChatShape, CompletionShape, Shape
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Conversation, Renderer
-from baton.text import Tokenizer, encode_prompt
+from baton.text import Tokenizer, chat_ends, encode_prompt
 from sampler.params import SamplingParams
 
 LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
@@ -66,6 +66,7 @@ class GenerationService:
         self.router = router
         self.names = settings.served_names or (files.name,)
         self.tokenizer = Tokenizer(files.tokenizer_file)
+        self._chat_ends = chat_ends(self.tokenizer, files.eos_token_ids, files.vocab_size)
         self.started = int(time.time())
         self.draining = False
         self._renderer = renderer
@@ -133,6 +134,8 @@ class GenerationService:
         interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
         defaults = Defaults(self._sampling, self.context, secrets.randbits(63), interval)
         params = request.params(defaults)
+        if isinstance(request, ChatRequest):
+            params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
         ticket = await self._admit(request.model, tenant, texts * (request.n or 1))
         try:
@@ -249,10 +252,12 @@ class GenerationService:
         return [ids]
 
     def _echoes(self, request: AnyRequest) -> tuple[str, ...]:
-        """The text of each prompt, if answers begin with it."""
+        """The text of each prompt, if answers begin with it. A character that a prompt of ids begins and
+        does not end belongs to the answer."""
         if not isinstance(request, CompletionRequest) or not request.echo:
             return ()
-        decode = self.tokenizer.decode
+        tokenizer = self.tokenizer
+        decode = tokenizer.decode_whole if request.wanted_tokens else tokenizer.decode
         return tuple(
             each if isinstance(each, str) else decode(each, special=True)
             for each in request.prompts

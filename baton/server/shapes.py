@@ -100,7 +100,6 @@ class Shape(ABC):
         self._tokenizer = tokenizer
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
         self.plain = logprobs < 0  # the chunks of a choice differ in their text only
-        self._texts: dict[int, str] = {}  # of tokens by themselves
         self._listed: dict[int, tuple[int, int]] = {}  # tokens and characters so far, by choice
 
     @abstractmethod
@@ -132,10 +131,7 @@ class Shape(ABC):
         return f'{before}"choices":[{encoded}]{after}'.encode()
 
     def _token(self, token_id: int) -> str:
-        """The text of one token by itself: half a character is U+FFFD."""
-        if (text := self._texts.get(token_id)) is None:
-            text = self._texts[token_id] = self._tokenizer.decode([token_id], special=True)
-        return text
+        return self._tokenizer.token_text(token_id)
 
     def _chunk(self, *entry: Any) -> dict[str, Any]:
         return self._response(self.chunk_object, [_entry(*entry)])
@@ -185,8 +181,9 @@ class CompletionShape(Shape):
     def _of_prompt(self, choice: Choice) -> dict[str, Any] | None:
         if self._prompt_logprobs < 0:
             return None
-        scores = [None, *choice.scores]
-        return self.listed(choice.prompt_ids, scores, top=self._prompt_logprobs)
+        first = self._tokenizer.decode(choice.prompt_ids[:1], special=True)  # no space before it
+        tokens = [first, *map(self._token, choice.prompt_ids[1:])]
+        return self.listed(tokens, [None, *choice.scores], top=self._prompt_logprobs)
 
     def _generated(self, choice: Choice, start: int, new: Choice | Delta) -> dict[str, Any] | None:
         """Logprobs of `new`, whose first token is the choice's token number `start`."""
@@ -195,21 +192,21 @@ class CompletionShape(Shape):
         listed, offset = self._listed.get(choice.index, (0, 0))
         if listed != start or not start:
             offset = len(choice.echo) + sum(len(self._token(i)) for i in choice.token_ids[:start])
-        found = self.listed(new.token_ids, new.logprobs, offset=offset, top=self._logprobs)
+        tokens = list(map(self._token, new.token_ids))
+        found = self.listed(tokens, new.logprobs, offset=offset, top=self._logprobs)
         offset += sum(map(len, found["tokens"]))
         self._listed[choice.index] = start + len(new.token_ids), offset
         return found
 
     def listed(
         self,
-        token_ids: Sequence[int],
+        tokens: Sequence[str],
         logprobs: Sequence[Logprob | None],
         *,
         offset: int = 0,
         top: int = 0,
     ) -> dict[str, Any]:
         """Logprobs as lists. The first token of a prompt has none."""
-        tokens = [self._token(each) for each in token_ids]
         offsets = []
         for token in tokens:
             offsets.append(offset)
@@ -269,11 +266,12 @@ class ChatShape(Shape):
 
     def _scored(self, token_id: int, value: float) -> dict[str, Any]:
         text = self._token(token_id)
-        whole = REPLACEMENT not in text
+        half = REPLACEMENT in text
+        found = self._tokenizer.token_bytes(token_id) if half else text.encode()
         return {
             "token": text,
             "logprob": max(value, LEAST),
-            "bytes": list(text.encode()) if whole else None,
+            "bytes": list(found) if found is not None else None,
         }
 
 

@@ -7,6 +7,7 @@ Of many choices a window is at the router and without a token at once; the other
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,13 @@ from typing import Any
 from starlette.types import Receive
 
 from baton import failpoint
-from baton.client.aio import Queue, RouterClient
+from baton.client.aio import RouterClient
 from baton.client.tracker import News, PendingRequest
 from baton.clock import monotonic
 from baton.params import GenerationParams
 from baton.server.admission import Ticket
 from baton.server.api_error import ApiError, body, from_failed
+from baton.server.backlog import BACKLOG, Backlog
 from baton.server.shapes import Choice, ChunkEncoder, Delta, Shape, usage
 from baton.server.sse import DONE, event, gone
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
@@ -36,6 +38,8 @@ CHUNK_BYTES = 65536
 LONG_ANSWER = 500  # tokens; longer ones are encoded in a thread
 SLACK_S = 0.5
 """The router ends what is past its deadline; if it has not by then, this server does."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class GenerationStream:
     def __init__(self, router: RouterClient, request: PreparedRequest) -> None:
         self._router = router
         self._request = request
-        self._queue: Queue = Queue()
+        self._queue = Backlog(self._too_slow)
         # Messages that arrived before all submits were accepted.
         self._early: deque[tuple[PendingRequest, News]] = deque()
         self._pending: dict[PendingRequest, Choice] = {}
@@ -152,6 +156,11 @@ class GenerationStream:
             self._ahead[alike] = None
             self._line.extendleft(reversed(self._behind.pop(pending)))
         self._move_up()
+
+    def _too_slow(self) -> None:
+        """More waits for the client than may. Nothing more is generated for it."""
+        logger.warning("%s: the client reads its answer too slowly", self._request.name)
+        self._give_up()
 
     def _too_late(self) -> None:
         """The router should have said so."""
@@ -220,6 +229,7 @@ class GenerationStream:
     async def _parts(self) -> AsyncGenerator[dict[str, Any] | Delta, None]:
         """Chunks, and deltas that are still to be encoded."""
         shape, opened = self._request.shape, set[int]()
+        self._queue.limit = BACKLOG
         async with contextlib.aclosing(self.deltas()) as deltas:
             async for each in deltas:
                 choice = each if isinstance(each, Choice) else each.choice
@@ -281,8 +291,11 @@ class GenerationStream:
         """Abort choices that are still running: their results are no longer needed."""
         if self._alarm is not None:
             self._alarm.cancel()
+        self._give_up()
+        self._request.ticket.close()
+
+    def _give_up(self) -> None:
         self._line.clear()
         self._behind.clear()
-        self._request.ticket.close()
         for pending in self._pending:
             self._router.abort(pending)

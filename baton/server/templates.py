@@ -12,6 +12,7 @@ neither the server nor others:
 A child is `python -m baton.server.templates PARENT`. It reads and writes JSON, one object a line:
 
     <- {"source": "...", "tokens": {"bos_token": "<s>", ...}, "patience_s": 5.0}     -> {"text": ""}
+       (or "source": {"default": "...", "tool_use": "...", ...}, where there are several)
     <- {"messages": [...], "add_generation_prompt": true, "tools": null}
     -> {"text": "..."} or {"error": "..."}
 """
@@ -22,38 +23,29 @@ import os
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from datetime import datetime
 from pathlib import Path
-from time import sleep
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, LoopControlExtension
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
-from baton.clock import monotonic
+from baton.checkpoints.added_tokens import tokens_beside
+from baton.checkpoints.jsonfile import optional_object
 from baton.errors import ModelError, RequestError
 from baton.host import die_with
 from baton.package import ROOT
+from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
 
 PATIENCE_S = 5.0
-LONGEST_TEXT = 4 << 20  # characters
 LONGEST_REASON = 500
-LARGEST_NUMBER = 4096  # bits
-WORK_S, REST_S = 0.002, 0.001
-"""A long rendering pauses this often and this long. Ordinary ones take a tenth of a millisecond."""
-DEFAULT = "default"
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Of several templates: the usual one, and the one for messages with tools."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+ASSISTANT = "assistant"
+SILENT = {"content": ""}
 REFUSES = "the chat template refuses these messages"
-
-
 THREADS = 4
 CHILDREN = 2
 START_S = 30.0
@@ -65,9 +57,9 @@ MEMORY_BYTES = 2 << 30
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A Jinja template, and the special tokens it may name."""
+    """A Jinja template, or several by name, and the special tokens they may name."""
 
-    source: str
+    source: str | Mapping[str, str]
     tokens: Mapping[str, str]
 
 
@@ -86,28 +78,29 @@ class Conversation:
 def read_template(folder: Path | None, override: Path | None = None) -> ChatTemplate | None:
     """The model's own template, or the one in the file `override`; None if there is neither. Raises
     ModelError for a file that cannot be read."""
-    config = _json(folder / "tokenizer_config.json") if folder else {}
-    source: Any = config.get("chat_template")
-    beside = folder / "chat_template.jinja" if folder else None
-    if beside is not None and beside.is_file():
-        source = _text(beside)
+    source = _own(folder) if folder is not None and override is None else None
     if override is not None:
         source = _text(override)
-    if isinstance(source, list):  # several, by name
-        named = {str(each.get("name")): each.get("template") for each in source}
-        source = named.get(DEFAULT, next(iter(named.values()), None))
-    if not isinstance(source, str) or not source:
+    if not source:
         return None
-    special = _json(folder / "special_tokens_map.json") if folder else {}
-    known = {**special, **config}
-    tokens = {name: _token(known[name]) for name in known if name.endswith("_token")}
-    return ChatTemplate(source, {name: text for name, text in tokens.items() if text is not None})
+    return ChatTemplate(source, tokens_beside(folder).texts if folder is not None else {})
 
 
-def _token(value: Any) -> str | None:
-    """A special token is a text, or an object with it."""
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
+def _own(folder: Path) -> str | Mapping[str, str] | None:
+    """What the files *.jinja hold; without any, what tokenizer_config.json does."""
+    beside = folder / "chat_template.jinja"
+    named = {DEFAULT: _text(beside)} if beside.is_file() else {}
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        named[file.name.removesuffix(".jinja")] = _text(file)
+    if not named:
+        about = optional_object(folder / "tokenizer_config.json", f"{folder} is incomplete")
+        given = about.get("chat_template")
+        if isinstance(given, list):
+            given = {e.get("name"): e.get("template") for e in given if isinstance(e, dict)}
+        if not isinstance(given, dict):
+            return given if isinstance(given, str) else None
+        named = {str(name): text for name, text in given.items() if isinstance(text, str)}
+    return named[DEFAULT] if named.keys() == {DEFAULT} else named
 
 
 def _text(file: Path) -> str:
@@ -117,17 +110,20 @@ def _text(file: Path) -> str:
         raise ModelError(f"cannot read the chat template {file}: {error}") from error
 
 
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(_text(file))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+def plain(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as transformers shows them to templates: without fields that are null, and with a
+    model's reasoning under each of the names it has had."""
+    found = []
+    for message in messages:
+        turn = {name: value for name, value in message.items() if value is not None}
+        given = [turn[name] for name in REASONING if name in turn]
+        if given:
+            turn = {"thinking": given[0], **turn, "reasoning_content": given[0]}
+        found.append(turn)
+    return found
 
 
-# ---- the sandbox
+# ---- rendering
 
 
 class CompiledTemplate:
@@ -135,36 +131,37 @@ class CompiledTemplate:
     transformers' apply_chat_template."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
+        source = template.source
+        self._sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
         self._tokens = dict(template.tokens)
-        self._sandbox = _Sandbox(patience_s)
-        self._template: jinja2.Template | None = None
-        self._broken = ""
-        try:
-            self._template = self._sandbox.from_string(template.source)
-        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
-            self._broken = str(error)[:LONGEST_REASON]
+        self._sandbox = Sandbox(patience_s)
+        self._compiled = {
+            name: self._compile(self._sources[name])
+            for name in (DEFAULT, TOOL_USE)
+            if name in self._sources
+        }
 
     def render(self, conversation: Conversation) -> str:
         """Raises RequestError if the template refuses, and if time or text exceed their limits."""
-        if self._template is None:
-            raise RequestError(f"{REFUSES}: {self._broken}")
+        template = self._chosen(offers_tools=bool(conversation.tools))
+        messages = plain(conversation.messages)
         variables = {
-            "messages": conversation.messages,
+            "messages": messages,
             "add_generation_prompt": conversation.add_generation_prompt,
             "tools": conversation.tools or None,
             "documents": None,
-        }
+        } | self._tokens
         self._sandbox.begin()
-        pieces, length = [], 0
         try:
-            for piece in self._template.generate(variables | self._tokens):
-                pieces.append(piece)
-                length += len(piece)
-                if length > LONGEST_TEXT:
-                    raise RequestError(
-                        f"the chat template makes more than {LONGEST_TEXT:,} characters of these "
-                        "messages; send less"
-                    )
+            try:
+                return self._text(template, variables)
+            except jinja2.UndefinedError:  # it may want a content where only tools are called
+                silent = [
+                    SILENT | each if each.get("role") == ASSISTANT else each for each in messages
+                ]
+                if silent == messages:
+                    raise
+                return self._text(template, variables | {"messages": silent})
         except jinja2.TemplateError as error:
             raise RequestError(f"{REFUSES}: {error}"[:LONGEST_REASON]) from error
         except (OverflowError, RecursionError, MemoryError) as error:
@@ -180,146 +177,44 @@ class CompiledTemplate:
         ) as error:
             why = f"{type(error).__name__}: {error}"
             raise RequestError(f"{REFUSES}: {why}"[:LONGEST_REASON]) from error
+
+    def _compile(self, source: str) -> jinja2.Template | str:
+        """Or what is wrong with it."""
+        try:
+            return self._sandbox.from_string(source)
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
+            return str(error)[:LONGEST_REASON]
+
+    def _chosen(self, *, offers_tools: bool) -> jinja2.Template:
+        """As transformers chooses."""
+        name = TOOL_USE if offers_tools and TOOL_USE in self._compiled else DEFAULT
+        if name not in self._compiled:
+            names = ", ".join(sorted(self._sources))
+            raise RequestError(
+                f"this model has several chat templates ({names}) and none is its default: "
+                + ("offer tools, or " if TOOL_USE in self._compiled else "")
+                + "choose one with --chat-template FILE"
+            )
+        template = self._compiled[name]
+        if isinstance(template, str):
+            raise RequestError(f"{REFUSES}: {template}")
+        return template
+
+    def _text(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
+        pieces, length = [], 0
+        for piece in template.generate(variables):
+            pieces.append(piece)
+            length += len(piece)
+            if length > LONGEST_TEXT:
+                raise RequestError(
+                    f"the chat template makes more than {LONGEST_TEXT:,} characters of these "
+                    "messages; send less"
+                )
         return "".join(pieces)
 
     def stop(self) -> None:
         """Make renderings in progress fail at their next loop or call."""
         self._sandbox.patience_s = 0.0
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """transformers' environment for chat templates, with a time limit. Every iteration, call, and filter
-    or test of an item checks it, so between two checks lies one operation on data of limited size."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self, patience_s: float) -> None:
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
-        )
-        self.patience_s = patience_s
-        self._thread = threading.local()
-        self.filters["tojson"] = _to_json
-        self.globals |= {
-            "raise_exception": _raise,
-            "strftime_now": lambda form: datetime.now().strftime(form),
-            "dict": _Dict(),
-            "namespace": _Namespace,
-        }
-        del self.globals["lipsum"]  # makes text without end
-
-    def begin(self) -> None:
-        """A rendering begins in this thread."""
-        self._thread.began = self._thread.rested = monotonic()
-
-    def check_time(self) -> bool:
-        """True. Raises RequestError if the rendering in this thread takes too long."""
-        now, thread = monotonic(), self._thread
-        if now - thread.began > self.patience_s:
-            raise RequestError(
-                f"the chat template took longer than {self.patience_s:g} s for these messages"
-            )
-        if now - thread.rested > WORK_S:  # the interpreter's lock: the server's loop needs it too
-            sleep(REST_S)
-            thread.rested = monotonic()
-        return True
-
-    in_time = property(check_time)
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        check = nodes.EnvironmentAttribute("in_time", environment=self)
-        for loop in tree.find_all(nodes.For):
-            if loop.test is not None:
-                loop.test = nodes.And(check, loop.test, environment=self)
-            loop.body.insert(0, nodes.ExprStmt(check, environment=self))
-        return tree
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __self.check_time()
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def call_filter(self, *args: Any, **kwargs: Any) -> Any:
-        self.check_time()
-        return super().call_filter(*args, **kwargs)
-
-    def call_test(self, *args: Any, **kwargs: Any) -> Any:
-        self.check_time()
-        return super().call_test(*args, **kwargs)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Powers and repetitions can take hours in one operation that no check interrupts."""
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length()
-            if bits > LARGEST_NUMBER:
-                raise OverflowError
-        elif operator == "*":
-            times, items = (left, right) if isinstance(left, int) else (right, left)
-            length = len(items) if isinstance(items, str | list | tuple) else 0
-            if isinstance(times, int) and times * length > LONGEST_TEXT:
-                raise OverflowError
-        return super().call_binop(context, operator, left, right)
-
-
-class _Generation(Extension):
-    """{% generation %} marks the assistant's text, for training. It has no effect here."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=lineno)
-
-
-class _Dict:
-    """dict() without the attributes of the type."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-class _Namespace(Namespace):
-    """namespace() without names that begin with an underscore: they reach Python's internals."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name of the template's
-        attrs = dict(*args[1:], **kwargs)
-        for name in attrs:
-            _check_name(name)
-        Namespace.__init__(args[0], attrs)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
-
-
-def _check_name(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}: rename it")
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own escapes HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
 
 
 # ---- where templates run
@@ -382,7 +277,9 @@ class _Child:
     def __init__(self, template: ChatTemplate, patience_s: float) -> None:
         self._patience_s = patience_s
         first = {
-            "source": template.source,
+            "source": template.source
+            if isinstance(template.source, str)
+            else dict(template.source),
             "tokens": dict(template.tokens),
             "patience_s": patience_s,
         }

@@ -10,6 +10,7 @@ from baton.bounds import (
     Line,
     Name,
     OptionalName,
+    OptionalPid,
     Seconds,
     Size,
     Tokens,
@@ -70,7 +71,8 @@ class Abort:
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
     """The served model and the workers. `ready`: requests can be served now. `degraded`: what is missing
-    although requests are served, such as every prefill worker; empty if nothing is."""
+    although requests are served, such as every prefill worker; empty if nothing is. `router_pid`: the
+    router that says so, on its host; 0 if that is not known."""
 
     ready: bool
     model: Line
@@ -82,6 +84,7 @@ class ClusterInfo:
     workers: Annotated[tuple[WorkerInfo, ...], Size(0, 4096)]
     waiting_for: Line  # what is missing while not ready, for people
     degraded: Line = ""
+    router_pid: OptionalPid = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
 from baton.wire.records import Ages, Logprobs
 
-PROTOCOL = 7
+PROTOCOL = 8
 
 
 # ---- router -> worker -----
@@ -148,10 +148,11 @@ class Renew:
 @dataclass(frozen=True, slots=True)
 class Fill:
     """Compute KV for these tokens (a prompt without its last) into the granted blocks. The Fills of a
-    batch are sent together."""
+    batch are sent together. `rope_floor`: see baton/rope.py."""
 
     grant: Grant
     token_ids: Ids
+    rope_floor: Tokens = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,8 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The pool is full: the run's blocks went to an older run."""
+    """The run has given its blocks back: the pool is full and an older run needs them, or its KV must be
+    computed again with other rotary frequencies (baton/rope.py)."""
 
     run: RunName
 

@@ -106,7 +106,7 @@ class RealTown(Town):
         files = self.model.files
         limits = Limits(files.max_positions, files.vocab_size)
         default = SamplingParams.from_generation_config(files.generation_config)
-        served = Served(files.name, files.fingerprint, limits, self.eos, default)
+        served = Served(files.name, files.fingerprint, limits, self.eos, default, files.rope)
         identity = Identity(f"router/{self._boots}", "here", 1)
         self.router = Router(identity, served, self.model.tokenizer, self.rules, lambda: self.now)
         self.nodes[ROUTER] = self.router
@@ -127,7 +127,10 @@ class RealTown(Town):
             files = self.model.files
             grammars = Grammars(files.tokenizer_file, files.vocab_size, self.eos)
             self.nodes[name] = DecodeWorker(
-                hello, self.decodings[name], self._budget, grammars=grammars, pace=UNTIMED
+                *(hello, self.decodings[name], self._budget),
+                grammars=grammars,
+                pace=UNTIMED,
+                rope=files.rope,
             )
             return name
         self.fillings[name] = Filling(

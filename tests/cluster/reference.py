@@ -17,10 +17,15 @@ CLEAR = 1e-3
 
 @dataclass(frozen=True)
 class Said:
-    """A greedy continuation, and the smallest lead a token of it had over the next best."""
+    """A greedy continuation, and the lead that each token of it had over the next best."""
 
     tokens: list[int]
-    lead: float
+    leads: list[float]
+
+    @property
+    def lead(self) -> float:
+        """The smallest."""
+        return min(self.leads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +62,8 @@ class Model:
             ),
         )
         best = torch.cat(out.scores).topk(2).values
-        lead = float((best[:, 0] - best[:, 1]).min())
-        return Said(out.sequences[0, len(prompt) :].tolist(), lead)
+        leads = (best[:, 0] - best[:, 1]).tolist()
+        return Said(out.sequences[0, len(prompt) :].tolist(), leads)
 
     def clear_prompts(
         self, lengths: Sequence[int], length: int, *, repetition_penalty: float = 1.0

@@ -6,6 +6,7 @@ dependencies: those are this environment's, reached through a .pth file.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from baton.engine.cpu.build import NoCompiler, find_compiler
+from baton.engine.cpu.shipped import TARGETS, cpu_features
 from baton.package import PACKAGE, ROOT
 
 TOP_LEVEL = {"baton", "router", "prefill_worker", "decode_worker", "sampler", "prompts.py"}
 COMMANDS = (
-    "infer", "serve", "chat", "run-batch", "doctor", "bench", "eval", "router", "prefill-worker",
+    "infer", "serve", "chat", "run-batch", "cache", "doctor", "bench", "eval", "router", "prefill-worker",
     "decode-worker", "http", "keys", "convert",
 )  # fmt: skip
 TOOLS = ("bench", "lab", "eval")
@@ -30,7 +33,25 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 DEADLINE_S = 300
 
-pytestmark = pytest.mark.timeout(600)  # the first job compiles the installed C++ sources
+pytestmark = pytest.mark.timeout(600)  # building compiles all native code
+
+
+def shipped_target() -> str:
+    """The best target for this machine, or none: the tests make libraries for one."""
+    try:
+        find_compiler()
+    except NoCompiler:
+        return "none"
+    here = [
+        each
+        for each in TARGETS
+        if each.machine == platform.machine() and set(each.needs) <= cpu_features()
+    ]
+    return max(here, key=lambda each: len(each.needs)).name if here else "none"
+
+
+TARGET = shipped_target()
+LIBRARIES = {"manifest.json", f"program.{TARGET}.so", f"kernel.{TARGET}.so"}
 
 
 def product_files(root: Path) -> set[str]:
@@ -45,8 +66,9 @@ def backend(folder: Path, step: str, out: Path) -> Path:
     """What setuptools' build backend makes of the project in this folder."""
     code = f"from setuptools import build_meta; print(build_meta.{step}({str(out)!r}))"
     built = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S
-    )
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S,
+        env={**os.environ, "BATON_WHEEL_TARGETS": TARGET},
+    )  # fmt: skip
     assert built.returncode == 0, built.stderr
     return out / built.stdout.splitlines()[-1]
 
@@ -83,13 +105,14 @@ class Installed:
         lines = self.baton.read_text().splitlines(keepends=True)
         self.baton.write_text("".join([f"#!{self.python}\n", *lines[1:]]))
 
-    def run(self, *arguments: str, code: int = 0) -> str:
-        """`baton` from an empty folder; what it says, on both streams."""
+    def run(self, *arguments: str, code: int = 0, **more: str) -> str:
+        """`baton` from an empty folder, with `more` environment; what it says, on both streams."""
         hidden = {"PYTHONPATH", "PYTHONHOME", "XDG_CONFIG_HOME"}
         ran = subprocess.run(
             [self.baton, *arguments],
             cwd=self.home,
-            env={**{k: v for k, v in os.environ.items() if k not in hidden}, "HOME": str(self.home)},
+            env={**{k: v for k, v in os.environ.items() if k not in hidden}, "HOME": str(self.home),
+                 **more},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=DEADLINE_S,
         )  # fmt: skip
@@ -106,7 +129,8 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in names} == TOP_LEVEL
-    assert names == product_files(ROOT)
+    shipped = LIBRARIES if TARGET != "none" else set()
+    assert names == product_files(ROOT) | {f"baton/engine/cpu/shipped/{each}" for each in shipped}
 
 
 def test_the_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
@@ -142,6 +166,15 @@ def test_the_main_job_from_an_empty_folder(installed: Installed) -> None:
     out = (installed.home / "out.txt").read_text()
     assert out.startswith("=== 1/8 ===\n")
     assert "=== 8/8 ===" in out
+
+
+@pytest.mark.skipif(TARGET == "none", reason="no compiler here, or no library for this CPU")
+def test_an_installed_package_needs_no_compiler(installed: Installed, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    said = installed.run("-l", "5", "-o", "shipped.txt", PATH="/nowhere", CXX="",
+                         XDG_CACHE_HOME=str(cache))  # fmt: skip
+    assert "compiled for this CPU" in said
+    assert not (cache / "baton" / "native").exists()
 
 
 def test_every_help_is_spelled_as_it_is_typed(installed: Installed) -> None:

@@ -39,6 +39,7 @@ from decode_worker.speculation import Speculation
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
 from router.admission import Served
+from router.affinity import Affinity
 from router.batching import Rules
 from router.router import Identity, Router
 from tests.pure.explored import (
@@ -143,7 +144,9 @@ class Explorer:
         served = Served("pretend", "pretend", Limits(512, VOCABULARY), (EOS,), GREEDY)
         rules = Rules(batch_size=4, window_s=0.0, token_budget=64)
         identity = Identity(f"router/{draft.boots}", "here", 1)
-        draft.nodes[ROUTER] = self._node(Router(identity, served, PretendTokenizer(), rules, float))
+        router = Router(identity, served, PretendTokenizer(), rules, float)
+        router._scheduler._affinity = Affinity(slots=64)  # copied with each state
+        draft.nodes[ROUTER] = self._node(router)
 
     def _boot_worker(self, draft: Draft, role: str, index: int) -> None:
         draft.boots += 1

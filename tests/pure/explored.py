@@ -4,6 +4,7 @@ Every process is production code but its model. The pretend KV cache holds token
 holds keys and values, and the next token is a hash of what stands in the pool.
 """
 
+from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -256,6 +257,8 @@ def _value(thing: Any, seen: dict[int, int]) -> Any:
         return (kind, *[(_value(k, seen), _value(v, seen)) for k, v in thing.items()])
     if kind in SETS:
         return (kind, *sorted([_value(each, seen) for each in thing], key=repr))
+    if kind is array:
+        return (kind, thing.tobytes())
     if kind is Counter:
         return (kind, *sorted(thing.items()))
     if kind in CODE or isinstance(thing, Enum):

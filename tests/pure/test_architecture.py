@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Top first. A module imports lower rows only, never its row's neighbours; a package may import
 # within itself. Rooms that are still to come stand where they will be.
 ROWS = (
-    ("main", "server"),
+    ("main", "server", "setup"),
     ("tools.lab", "tools.evaluation", "tools.benchmarks", "tools.faults"),
     ("tools.measure", "tools.training"),
     ("baton.cli",),
@@ -30,21 +30,23 @@ ROWS = (
     ("baton.trace", "baton.text"),
     ("baton.params", "baton.machine", "baton.timeline", "baton.verdict"),
     (
-        "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
+        "baton.cache", "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
+    ("baton.gguf", "baton.model_packages", "baton.checkpoints"),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
-        "sampler",
+        "baton.rope", "sampler",
     ),
 )  # fmt: skip
 
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow",
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
-    "prefill_worker.filling", "prefill_worker.process", "decode_worker.decoding",
-    "decode_worker.draft", "decode_worker.process", "baton.local", "baton.models", "tools",
+    "prefill_worker.filling", "prefill_worker.process", "prefill_worker.scratch",
+    "decode_worker.decoding", "decode_worker.draft", "decode_worker.process", "baton.local",
+    "baton.models", "baton.gguf.weights", "tools",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or it is needed
@@ -52,6 +54,7 @@ BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or
     "decode_worker.__main__": ("decode_worker.process",),
     "baton.cli.main": ("baton.models.convert",),
     "baton.llm": ("baton.local",),
+    "setup": ("baton.engine.cpu.ship",),  # which imports no torch: it compiles for a wheel
 }
 
 LONGEST_FILE = 500
@@ -61,13 +64,29 @@ NEVER_IMPORTED = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"
 NEVER_CALLED = {"recv_pyobj", "send_pyobj"}
 COPY_THEIR_OWN = {ROOT / f"tests/pure/{name}.py" for name in ("explore", "worlds")}
 """They copy nodes in memory, some 100,000 times a run, and read no file and no socket."""
-BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/text.py", "baton/models/convert.py",
-         "baton/backend.py", "tools/faults/__main__.py"}  # fmt: skip
-"""STYLE's three, two where a library raises bare Exception, the LLM's thread, and the fault battery; each
-turns it into ours or an answer, raises it where it is waited for, or reports a failed row."""
+BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/checkpoints/added_tokens.py",
+         "baton/models/convert.py", "baton/gguf/folder.py", "baton/backend.py",
+         "baton/engine/boot.py", "baton/engine/cpu/compile.py", "tools/faults/__main__.py"}  # fmt: skip
+"""STYLE's three, three where a library raises bare Exception, the LLM's thread, two that run the code of
+any architecture, and the fault battery; each turns it into ours or an answer, raises it where it is
+waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
             "baton/models/convert.py")  # fmt: skip
+
+CALENDAR = {
+    "baton/cache.py": "when files of the cache were used",
+    "baton/cli/cache.py": "how long ago that was",
+    "baton/failpoint.py": "against a file's modification time",
+    "baton/gguf/folder.py": "when folders of the cache were used",
+    "baton/log.py": "lines of logs",
+    "baton/server/otel.py": "spans carry it",
+    "baton/server/service.py": "`created` of OpenAI's objects",
+    "baton/server/templates_sandbox.py": "`strftime_now` of chat templates",
+    "baton/transfer/frames.py": "against a file's modification time",
+}
+"""Who reads the calendar, and what for. Everything else is monotonic: a clock that is set, or jumps, ends
+no wait and no request."""
 
 
 def python_files() -> list[Path]:
@@ -303,6 +322,22 @@ def test_exceptions_are_caught_by_name() -> None:
             if name == "Exception" and relative(path) not in BROAD:
                 found.append(f"{relative(path)}:{node.lineno}: except Exception")
     offenders(found)
+
+
+def test_no_wait_and_no_deadline_reads_the_calendar() -> None:
+    names = {"time.time", "time.time_ns", "datetime.now", "datetime.today", "datetime.utcnow"}
+    found = {
+        relative(path)
+        for path in PRODUCT
+        if not relative(path).startswith("tools/")
+        for node in ast.walk(parsed(path))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) in names)
+        or (
+            isinstance(node, ast.ImportFrom)
+            and any(f"{node.module}.{each.name}" in names for each in node.names)
+        )
+    }
+    assert found <= set(CALENDAR), f"{sorted(found - set(CALENDAR))} read the calendar"
 
 
 def test_only_commands_print() -> None:

@@ -26,6 +26,9 @@ class Words:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(f" w{i}" for i in ids)
 
+    def token_text(self, token_id: int) -> str:
+        return self.decode([token_id])
+
 
 class PretendClient:
     """Records the requests that were submitted and those that were aborted."""
@@ -103,6 +106,57 @@ def run(
     sent, stream = asyncio.run(work())
     assert sent.endswith("\n\n")
     return [event.removeprefix("data: ") for event in sent[:-2].split("\n\n")], stream
+
+
+def test_what_a_client_does_not_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three choices wait for a client that reads the first piece only."""
+    monkeypatch.setattr("baton.server.stream.BACKLOG", 40)
+
+    async def work() -> tuple[list[Any], PretendClient]:
+        client = PretendClient()
+        stream = GenerationStream(client, prepared([(8, 9)], each=3))  # type: ignore[arg-type]
+        stream.start()
+        for request in client.requests:
+            put(request, Accepted("r", 2, 0.0))
+        await stream.accepted()
+        parts = stream.chunks()
+        put(client.requests[0], together(1, 2, 3))
+        found = [await anext(parts)]
+        for token in range(
+            4
+        ):  # three tokens, three logprobs and six of the likeliest: 12 a message
+            assert not client.aborted
+            put(client.requests[token % 3], together(4, 5, 6))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert client.aborted == client.requests
+        put(client.requests[1], together(7, 8, 9))  # was on its way
+        found += [each async for each in parts]
+        return found, client
+
+    (first, error), _ = asyncio.run(work())
+    assert first["choices"][0]["text"] == " w1 w2 w3"
+    assert error["error"]["code"] == "client_too_slow"
+    assert "48 tokens and logprobs wait, 40 may" in error["error"]["message"]
+
+
+def test_an_answer_that_is_not_streamed_may_be_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.server.stream.BACKLOG", 5)
+
+    async def work() -> GenerationStream:
+        client = PretendClient()
+        stream = GenerationStream(client, prepared([(8, 9)]))  # type: ignore[arg-type]
+        stream.start()
+        for news in (Accepted("r", 2, 0.0), together(1, 2, 3, 4), together(5, 6), END):
+            put(client.requests[0], news)
+        await stream.accepted()
+        await stream.whole(never_gone)
+        return stream
+
+    async def never_gone() -> Any:
+        await asyncio.Event().wait()
+
+    assert asyncio.run(work()).choices[0].text == " w1 w2 w3 w4 w5 w6"
 
 
 def chunks(texts: Sequence[str]) -> list[Any]:
@@ -242,7 +296,7 @@ def test_what_is_there_at_the_same_time_goes_together() -> None:
 
 def test_what_cannot_come_has_a_number_that_json_knows() -> None:
     never = Logprob(float("-inf"), (1,), (float("-inf"),))
-    legacy = CompletionShape(HEAD, TOKENS).listed([1], [never], top=1)
+    legacy = CompletionShape(HEAD, TOKENS).listed([" w1"], [never], top=1)
     assert (legacy["token_logprobs"], legacy["top_logprobs"]) == ([-9999.0], [{" w1": -9999.0}])
     chat = ChatShape(HEAD, TOKENS).listed([1], [never])["content"][0]
     assert (chat["logprob"], chat["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)

@@ -106,8 +106,8 @@ BAD = {
     "infer -l 0": "-l 0: at least 1 token must be generated",
     "infer --prompt=": "--prompt is empty; it needs at least one character",
     "infer --router ipc://r --dtype float32": "--dtype is for a cluster that main.py starts itself",
-    "convert gone out": "Invalid value for 'FOLDER': Directory 'gone' does not exist.",
-    "convert two.txt out": "Invalid value for 'FOLDER': Directory 'two.txt' is a file.",
+    "convert gone out": "Invalid value for 'FOLDER': Path 'gone' does not exist.",
+    "convert two.txt out": "two.txt is not a folder: name the one",
     "keys .": ". is not empty: keys are never overwritten",
 }
 

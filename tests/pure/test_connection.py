@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.server import accept, connection
-from baton.server.accept import Acceptor
+from baton.server.accept import Acceptor, reserve_of
 from baton.server.bodies import limits_of
 from baton.server.connection import ServerProtocol, check_head
 from baton.server.guard import AccessPolicy, Guard, hashed
@@ -348,6 +348,11 @@ def test_too_many_connections_are_told_so(monkeypatch: pytest.MonkeyPatch) -> No
                 writer.close()
 
     asyncio.run(work())
+
+
+def test_under_a_low_limit_half_of_the_descriptors_are_for_connections() -> None:
+    assert reserve_of(-1, 30) == reserve_of(1024, 30) == reserve_of(62, 30) == 16
+    assert [reserve_of(limit, 30) for limit in (50, 40, 32, 31)] == [10, 5, 1, 0]
 
 
 def test_without_descriptors_it_waits_and_says_so_once(

@@ -1,5 +1,6 @@
 """The plan of faults, how recovery is measured, what stands in the report."""
 
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -53,8 +54,12 @@ def test_recovery_is_counted_for_each_fault() -> None:
     assert result.token_s == [pytest.approx(2.4)]
 
 
-def test_the_longest_wait_of_a_request() -> None:
-    events: list[Event] = [Sent("a", 0, 1.0, {}), Sent("b", 0, 1.5, {}), Chunk("a", 4.0, "x")]
+def test_the_longest_wait_of_a_stream() -> None:
+    streamed, whole = {"stream": True}, {"stream": False}
+    alone: list[Event] = [Sent("c", 0, 0.0, whole), Chunk("c", 9.0, "one piece")]
+    assert math.isnan(longest_gap(alone))
+    events = [*alone, Sent("a", 0, 1.0, streamed), Sent("b", 0, 1.5, streamed)]
+    events += [Chunk("a", 4.0, "x")]
     events += [Chunk("b", 3.0, "x"), Chunk("b", 7.5, "y"), End("a", 4.5, "done")]
     assert longest_gap(events) == pytest.approx(4.5)
 

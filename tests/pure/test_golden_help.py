@@ -14,6 +14,7 @@ COMMANDS = (
     "python main.py serve",
     "python main.py chat",
     "python main.py run-batch",
+    "python main.py cache",
     "python main.py doctor",
     "python main.py bench",
     "python main.py bench disagg",

@@ -400,7 +400,7 @@ def test_a_schema_that_holds_itself() -> None:
 
 
 def test_a_tokenizer_that_is_missing_or_of_no_use(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot read the tokenizer"):
+    with pytest.raises(ModelError, match=r"none\.json is broken"):
         Grammars(tmp_path / "none.json", 10, (0,)).check(json_object())
     file = tmp_path / "tokenizer.json"
     FastTokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(file))

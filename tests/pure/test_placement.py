@@ -1,8 +1,11 @@
 """Which workers a request goes to."""
 
+from hashlib import sha256
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.kv.prefix import HASH_BYTES
 from router.affinity import Affinity
 from router.placement import (
     DecodeChoice,
@@ -49,15 +52,22 @@ def test_what_is_cached_outweighs_some_requests_but_not_any_number() -> None:
 
 
 def test_blocks_are_looked_for_where_they_were_sent_last() -> None:
-    affinity = Affinity(remembered=4)
-    a, b, c, d, e = (bytes([i]) for i in range(5))
+    affinity = Affinity()
+    a, b, c, d = (sha256(bytes([i])).digest()[:HASH_BYTES] for i in range(4))
     affinity.sent([a, b, c], "x")
     assert [affinity.there([a, b, d], w) for w in "xy"] == [2, 0]
     affinity.sent([a, d], "y")
     assert [affinity.there([a, b, c], w) for w in "xy"] == [0, 1]
-    affinity.sent([e], "x")  # the fifth name: the oldest is forgotten
-    assert affinity.there([b], "x") == 0
-    assert affinity.there([c], "x") == 1
+    assert [affinity.there([b, c], w) for w in "xy"] == [2, 0]
+
+
+def test_a_block_takes_the_slot_of_another_and_is_not_taken_for_it() -> None:
+    affinity = Affinity(slots=4)
+    sent = [sha256(bytes([i])).digest()[:HASH_BYTES] for i in range(100)]
+    affinity.sent(sent, "x")
+    left = [each for each in sent if affinity.there([each], "x")]
+    assert len({int.from_bytes(each, "little") % 4 for each in left}) == len(left) == 4
+    assert not any(affinity.there([each], "y") for each in sent)
 
 
 @given(DECODES, st.integers(0, 9))

@@ -162,6 +162,15 @@ def test_forged_reports_are_seen_among_the_late_ones() -> None:
     assert counts.late_reports == 1
 
 
+def test_a_worker_that_was_given_up_and_goes_on_is_late_and_told_so() -> None:
+    desk = desk_in("filling")
+    (to,) = desk.hear("p9", msg.Filled("a#0", RECEIPT, 0.0))
+    assert isinstance(to.message, msg.Reset)
+    desk.hear("p9", msg.Heartbeat("p9/0", 1))
+    counts = desk.router._observers.counts(desk.router.ledger, desk.router.workers)
+    assert (counts.late_reports, desk.router.reports.forged) == (1, 0)
+
+
 @settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.data())
 def test_no_message_of_a_member_ends_the_router(data: st.DataObject) -> None:

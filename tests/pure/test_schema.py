@@ -421,6 +421,19 @@ def test_tools_are_offered_unless_none_may_be_called() -> None:
         assert asked.offered_tools == offered
 
 
+def test_a_template_gets_messages_as_they_were_sent() -> None:
+    sent = [
+        {"content": "4", "reasoning_content": "2 + 2", "role": "assistant", "tool_calls": None},
+        {"role": "assistant", "tool_calls": [{"id": "1", "x": None}], "refusal": None, "y": {"z": 1}},
+        {"role": "user", "content": [{"type": "text", "text": "a", "u": 1},
+                                     {"type": "text", "text": "b"}]},
+    ]  # fmt: skip
+    for kind in (ChatRequest, TokenizeRequest):
+        found = kind.model_validate_json(json.dumps({"messages": sent})).conversation()
+        assert json.dumps(found[:2]) == json.dumps(sent[:2])
+        assert found[2] == {"role": "user", "content": "ab"}
+
+
 def test_tokenize_takes_a_text_or_messages() -> None:
     assert answer(TokenizeRequest, '{"prompt": ""}').add_special_tokens
     assert answer(TokenizeRequest, json.dumps(CHAT)).conversation() == CHAT["messages"]

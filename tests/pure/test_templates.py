@@ -123,6 +123,42 @@ def test_what_a_template_may_use_means_the_same_as_there(source: str) -> None:
         assert ours.render(Conversation(messages, tools=offered)) == expected
 
 
+ODD_TURNS = [
+    {"role": "assistant", "content": "4", "reasoning_content": "2 + 2", "tool_calls": None},
+    {"role": "assistant", "thinking": "hm", "content": ""},
+    {"content": "5", "reasoning": {"a": None}, "role": "assistant", "mood": ["x"], "items": 1},
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"ü": None}}}]},
+    {"role": "tool", "tool_call_id": "c1", "name": "f", "content": "{}"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ m | tojson }}{% endfor %}",
+        "{% for m in messages %}{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>"
+        "{% endif %}{{ m.thinking }}{{ m.content }}{{ m.tool_calls }}{{ m.name }}{% endfor %}",
+        "{% for m in messages %}{{ 'content' in m }}{{ m.content is defined }}{{ m.content is none }}"
+        "{{ m.mood }}{{ m.get('items') }}{% for k, v in m.items() %}{{ k }}{% endfor %}"
+        "{% endfor %}",
+    ],
+)  # fmt: skip
+def test_a_template_sees_every_field_of_a_message_as_there(source: str) -> None:
+    messages = [*USER, *ODD_TURNS]
+    dropped = [{k: v for k, v in each.items() if v is not None} for each in messages]
+    ours = CompiledTemplate(ChatTemplate(source, TOKENS))
+    expected = theirs(source, dropped)  # apply_chat_template drops them first
+    assert ours.render(Conversation(messages)) == expected
+    assert "<think>2 + 2" in expected or "mood" in expected
+
+
+def test_who_only_calls_tools_may_say_nothing_where_the_template_wants_a_text() -> None:
+    ours = CompiledTemplate(ChatTemplate(CHATML, TOKENS))
+    told = ours.render(Conversation([*USER, ODD_TURNS[3]], add_generation_prompt=False))
+    assert told.endswith("<|im_start|>assistant\n<|im_end|>\n")
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -317,6 +353,14 @@ def folder_with(tmp_path: Path, **files: object) -> Path:
     return tmp_path
 
 
+def texts_of(folder: Path) -> tuple[str, str]:
+    """What its templates make of a message, and of one with tools."""
+    template = read_template(folder)
+    assert template is not None
+    ours = CompiledTemplate(template)
+    return ours.render(Conversation(USER)), ours.render(Conversation(USER, tools=[{}]))
+
+
 def test_it_is_the_models_own_with_its_tokens(tmp_path: Path) -> None:
     config = {
         "chat_template": "T",
@@ -331,7 +375,50 @@ def test_it_is_the_models_own_with_its_tokens(tmp_path: Path) -> None:
 def test_of_several_it_is_the_default_one(tmp_path: Path) -> None:
     many = [{"name": "tool_use", "template": "A"}, {"name": "default", "template": "B"}]
     folder = folder_with(tmp_path, tokenizer_config_json={"chat_template": many})
-    assert read_template(folder) == ChatTemplate("B", {})
+    assert texts_of(folder) == ("B", "A")
+    folder = folder_with(tmp_path, tokenizer_config_json={"chat_template": {"default": "C"}})
+    assert texts_of(folder) == ("C", "C")
+
+
+def test_files_of_several_go_before_all_of_the_configuration(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "A"}, {"name": "default", "template": "B"}]
+    folder = folder_with(tmp_path, tokenizer_config_json={"chat_template": named})
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    with pytest.raises(RequestError, match=r"several chat templates \(tool_use\).*offer tools"):
+        texts_of(folder)
+    folder_with(tmp_path, chat_template_jinja="D")
+    assert texts_of(folder) == ("D", "T")
+    (folder / "additional_chat_templates" / "tool_use.jinja").rename(folder / "rag.jinja")
+    assert texts_of(folder) == ("D", "D")
+
+
+def test_several_without_a_default_are_no_template_for_all(tmp_path: Path) -> None:
+    named = [{"name": "b", "template": "A"}, {"name": "a", "template": "B"}]
+    folder = folder_with(tmp_path, tokenizer_config_json={"chat_template": named})
+    with pytest.raises(
+        RequestError, match=r"templates \(a, b\) and none.*: choose one with --chat"
+    ):
+        texts_of(folder)
+
+
+def test_a_broken_template_for_tools_is_none_for_others(tmp_path: Path) -> None:
+    named = {"tool_use": "{% if %}", "default": "B"}
+    template = CompiledTemplate(ChatTemplate(named, {}))
+    assert template.render(Conversation(USER)) == "B"
+    with pytest.raises(RequestError, match="the chat template refuses"):
+        template.render(Conversation(USER, tools=[{}]))
+
+
+def test_children_have_all_templates_too() -> None:
+    async def work() -> list[str]:
+        renderer = ProcessRenderer(ChatTemplate({"tool_use": "A", "default": "B"}, {}))
+        talks = [Conversation(USER), Conversation(USER, tools=[{}])]
+        texts = [await renderer.render(talk) for talk in talks]
+        await renderer.close()
+        return texts
+
+    assert asyncio.run(work()) == ["B", "A"]
 
 
 def test_a_file_beside_the_model_and_one_that_is_named_go_before(tmp_path: Path) -> None:
@@ -353,5 +440,5 @@ def test_many_models_have_none(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere\.jinja"):
         read_template(tmp_path, tmp_path / "nowhere.jinja")
-    with pytest.raises(ModelError, match="not valid JSON"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json cannot be read: it is not JSON"):
         read_template(folder_with(tmp_path, tokenizer_config_json="{"))

@@ -16,6 +16,7 @@ from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Logits, Row
 from baton.params import GenerationParams, Limits
+from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from baton.wire.node import ROUTER, Node, Stop, To, Watch
@@ -42,14 +43,26 @@ def next_token(context: Sequence[int]) -> int:
     return int.from_bytes(digest, "big") % VOCABULARY
 
 
-def calm_answer(prompt: Sequence[int], length: int) -> tuple[list[int], str]:
-    """Tokens and finish reason of an undisturbed run."""
-    known = list(prompt)
+def calm_answer(
+    prompt: Sequence[int], length: int, rope: RopeRule = FIXED
+) -> tuple[list[int], str]:
+    """Tokens and finish reason of an undisturbed run: transformers' generate() of the pretend model, one
+    forward for the prompt and one for each token. A forward's frequencies are those of its length."""
+    known, cache = list(prompt), []
     for _ in range(length):
-        known.append(next_token(known))
+        if rope.recomputes and any(len(cache) <= limit < len(known) for limit in rope.switches):
+            cache = []
+        frequencies = rope.effective(len(known))
+        cache += [cell(token, frequencies) for token in known[len(cache) :]]
+        known.append(next_token(cache))
         if known[-1] == EOS:
             return known[len(prompt) :], "stop"
     return known[len(prompt) :], "length"
+
+
+def cell(token: int, frequencies: int) -> int:
+    """What the pretend KV cache holds for a token that was computed with these rotary frequencies."""
+    return token + VOCABULARY * frequencies
 
 
 class Killed(Exception):
@@ -74,15 +87,15 @@ class PretendTokenizer:
     """Words are ids."""
 
     longest_token = 4
-
-    def partial(self, token_id: int) -> bool:
-        return False
+    falls_back = False
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(f"{i} " for i in ids)
+
+    decode_whole = decode
 
 
 class PretendPrefill:
@@ -111,7 +124,8 @@ class PretendPrefill:
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
-            for offset, token in enumerate(chunk.token_ids):
+            cells = self.town.cells(chunk.token_ids, chunk.start, chunk.rope_floor)
+            for offset, token in enumerate(cells):
                 self.pools[worker].write(chunk.grant.table, chunk.start + offset, token)
             first = self.pools[worker].read(chunk.grant.table, 0)
             self.town.survive("prefill", first, chunk.start + len(chunk.token_ids))
@@ -168,7 +182,8 @@ class PretendDecode:
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         contexts: list[list[int]] = []
         for row in rows:
-            for offset, token in enumerate(row.token_ids):
+            cells = self.town.cells(row.token_ids, row.start, row.rope_floor)
+            for offset, token in enumerate(cells):
                 self.memory.write(row.blocks, row.start + offset, token)
             self.town.survive("decode", self.memory.read(row.blocks, 0), row.end)
             if row.logits is not Logits.NONE:
@@ -219,6 +234,7 @@ class Town:
         context: int = 512,
         patience_s: float = 0.0,
         proposer: Callable[[], Proposer] | None = None,
+        rope: RopeRule = FIXED,
     ) -> None:
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
@@ -241,6 +257,7 @@ class Town:
         self.decode_models: list[PretendDecode] = []
         self._boots = 0
         self._proposer = proposer
+        self.rope = rope
         self.start_router()
         for index in range(prefills):
             self.start_worker("prefill", index)
@@ -251,7 +268,8 @@ class Town:
 
     def start_router(self) -> None:
         self._boots += 1
-        served = Served("pretend", "pretend", Limits(self._context, VOCABULARY), (EOS,), GREEDY)
+        limits = Limits(self._context, VOCABULARY)
+        served = Served("pretend", "pretend", limits, (EOS,), GREEDY, self.rope)
         identity = Identity(f"router/{self._boots}", "here", 1, CORES)
         self.router = Router(identity, served, PretendTokenizer(), self.rules, lambda: self.now)
         self.nodes[ROUTER] = self.router
@@ -269,7 +287,8 @@ class Town:
             model = self.decode_model(self, self.memories[name])
             speculation = Speculation(self._proposer() if self._proposer else None, most=4)
             self.decode_models.append(model)
-            self.nodes[name] = DecodeWorker(hello, model, self._decode_budget, speculation)
+            node = DecodeWorker(hello, model, self._decode_budget, speculation, rope=self.rope)
+            self.nodes[name] = node
         else:
             filling = self.prefill_model(self)
             self.prefill_models.append(filling)
@@ -291,6 +310,13 @@ class Town:
         elif restart:
             role, index = name.split(".")[0].split("-")
             self.start_worker(role, int(index))
+
+    def cells(self, token_ids: Sequence[int], start: int, rope_floor: int) -> list[int]:
+        """What a forward writes for these tokens."""
+        if not self.rope.varies:
+            return list(token_ids)
+        lengths = self.rope.lengths(rope_floor, start, start + len(token_ids))
+        return [cell(token, length) for token, length in zip(token_ids, lengths, strict=True)]
 
     def survive(self, role: str, first: int | None, end: int) -> None:
         """A forward computes a sequence that begins with this token, up to this position: it may be

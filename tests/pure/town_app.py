@@ -212,7 +212,9 @@ class TownClient:
 
 
 @asynccontextmanager
-async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterator[TownClient]:
+async def serving(
+    town: WordyTown | None = None, *, files: ModelFiles | None = None, **options: Any
+) -> AsyncIterator[TownClient]:
     """The application, connected to a town. `options` are the server's settings."""
     with tempfile.TemporaryDirectory(prefix="town-") as name:
         folder = Path(name)
@@ -227,7 +229,7 @@ async def serving(town: WordyTown | None = None, **options: Any) -> AsyncIterato
         source = read_template(None, template)
         assert source is not None
         renderer = ThreadRenderer(source)
-        service = GenerationService(settings, pretend_files(), router, renderer)
+        service = GenerationService(settings, files or pretend_files(), router, renderer)
         monitor = Monitor(router, Metrics(service.names[0]))
 
         @asynccontextmanager

@@ -9,6 +9,14 @@
 #include <thread>
 #include <vector>
 
+#include "../../baton/engine/cpu/native/attention_bf16.cpp"
+#include "../../baton/engine/cpu/native/attention_f32.cpp"
+#include "../../baton/engine/cpu/native/gemm.h"
+#include "../../baton/engine/cpu/native/product_bf16.cpp"
+#include "../../baton/engine/cpu/native/product_f32.cpp"
+#include "../../baton/engine/cpu/native/product_i8.cpp"
+#include "../../baton/engine/cpu/native/product_w8.cpp"
+#include "../../baton/engine/cpu/native/rows.cpp"
 #include "../../baton/engine/cpu/native/program.cpp"
 
 namespace {
@@ -117,10 +125,10 @@ void attention(CacheType type, long window, float softcap, bool with_sinks) {
         prepare_attention(tasks, threads);
         Barrier barrier;
         threads_of_process().run(threads, [&](const Worker& worker) {
-            write_kv(layer, batch, k.data(), kv_heads * key_dim, v.data(), kv_heads * value_dim, worker);
+            write_kv<T>(layer, batch, k.data(), kv_heads * key_dim, v.data(), kv_heads * value_dim, worker);
             tasks.begin(worker);
             barrier.wait(worker.threads);
-            attend(layer, batch, q.data(), heads * key_dim, out.data(), heads * value_dim,
+            attend<T>(layer, batch, q.data(), heads * key_dim, out.data(), heads * value_dim,
                    scratch + worker.thread * each, tasks, worker);
         });
         if (threads == 1) alone = out;

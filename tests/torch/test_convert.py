@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from baton.errors import InputError, ModelError
 from baton.models.convert import INDEX, convert_folder
@@ -184,14 +184,17 @@ def test_folders_with_nothing_to_convert_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"it has no \.bin, \.pt, \.pth file"):
         convert_folder(folder, new)
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ModelError, match="it holds safetensors already"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is empty"):
+        convert_folder(folder, new)
+    save_file(weights(), folder / "model.safetensors")
+    with pytest.raises(ModelError, match=f"holds safetensors already, .* with --model {folder}"):
         convert_folder(folder, new)
     torch.save(weights(), folder / "a.pt")
     torch.save(weights(), folder / "b.pt")
     with pytest.raises(ModelError, match=r"several checkpoints .*: a\.pt, b\.pt; leave one"):
         convert_folder(folder, new)
     (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"lacks config\.json, so it is not a model folder"):
+    with pytest.raises(ModelError, match=r"is not a model folder: config\.json is missing"):
         convert_folder(folder, new)
 
 

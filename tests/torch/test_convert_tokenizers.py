@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.checkpoints.sentencepiece import sentencepiece
+from baton.checkpoints.tokenizer_json import Vocabulary
 from baton.errors import ModelError
 from baton.models.formats.bytelevel import byte_letters, byte_level
-from baton.models.formats.checkpoint import Vocabulary
 from baton.models.formats.encoding_file import read_encoding
 from baton.models.formats.llama_vocabulary import PATTERN
-from baton.models.formats.sentencepiece import sentencepiece
 from baton.text import Tokenizer
 from tests.torch.foreign import (
     CHAT,

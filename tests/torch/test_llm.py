@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from tokenizers import Tokenizer as FastTokenizer
 
 from baton import LLM, Completion, SamplingParams, generate
 from baton.errors import BatonError, InputError, RequestError
 from baton.local import LocalCluster
+from baton.model_files import resolve_model
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["In the future", "Once upon a time", "The"]
@@ -212,6 +215,28 @@ def test_chat_uses_the_template(llm: LLM, tmp_path: Path) -> None:
         assert chatty.chat(messages, GREEDY, max_new_tokens=9).text == alone(llm)[0]
         pieces = chatty.stream(chatty.chat_ids(messages), GREEDY, max_new_tokens=9)
         assert "".join(pieces) == alone(llm)[0]
+        assert chatty.chat_stop_ids == ()
+
+
+def test_a_chat_ends_at_the_end_of_its_tokenizer_and_generate_does_not(
+    llm: LLM, tmp_path: Path
+) -> None:
+    ids = llm.generate(PROMPTS[0], GREEDY, max_new_tokens=9).token_ids
+    files = resolve_model("demo")
+    assert files.folder is not None
+    for file in files.folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    about = {"eos_token": FastTokenizer.from_file(str(files.tokenizer_file)).id_to_token(ids[4])}
+    about["chat_template"] = "{{ messages[0].content }}"
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    messages = [{"role": "user", "content": PROMPTS[0]}]
+    with LLM(str(tmp_path), max_num_seqs=1) as chatty:
+        assert chatty.chat_stop_ids == (ids[4],)
+        answer = chatty.chat(messages, GREEDY, max_new_tokens=9, stop_token_ids=[2])
+        assert (answer.token_ids, answer.finish_reason) == (ids[:5], "stop")
+        assert chatty.chat(messages, GREEDY, max_new_tokens=9, ignore_eos=True).token_ids == ids
+        assert chatty.generate(PROMPTS[0], GREEDY, max_new_tokens=9).token_ids == ids
 
 
 def test_tasks_share_the_model_and_the_loop_goes_on(llm: LLM) -> None:

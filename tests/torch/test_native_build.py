@@ -1,11 +1,17 @@
 """Native code is built once for all, is never stale, and where it cannot be had torch takes over."""
 
 import logging
+import os
+import select
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from baton.cache import cache_folder
 from baton.engine.cpu import kernel
 from baton.engine.cpu.build import BuildFailed, NoCompiler, build, find_compiler
 from baton.engine.gather import GatherAttention
@@ -28,14 +34,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The compiler, writing a line for each time that it compiles."""
+    """The compiler, writing a line for each source that it compiles."""
     try:
         compiler = find_compiler()
     except NoCompiler as why:
         pytest.skip(str(why))
     times = place / "times"
     times.touch()
-    script(place, f'[ "$1" = --version ] || echo once >> {times}\nexec {" ".join(compiler)} "$@"')
+    script(
+        place, f'case "$*" in *" -c "*) echo once >> {times};; esac\nexec {" ".join(compiler)} "$@"'
+    )
     monkeypatch.setenv("CXX", str(place / "cxx"))
     return times
 
@@ -53,13 +61,86 @@ def test_it_is_built_once_for_all_who_ask_at_once(counted: Path) -> None:
     assert counted.read_text() == "once\n"
     folder = counted.parent / "cache" / "baton" / "native"
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert not list(folder.glob("*.tmp"))
+    assert sorted(path.suffix for path in folder.iterdir()) == [".o", ".so"]
 
 
 def test_a_changed_header_is_built_anew(counted: Path) -> None:
     assert build(["answer.cpp"], "answer").answer() == 41
     (counted.parent / "native" / "answer.h").write_text("#define ANSWER 42\n")
     assert build(["answer.cpp"], "answer").answer() == 42
+
+
+def test_another_library_takes_the_parts_that_are_there(counted: Path) -> None:
+    (counted.parent / "native" / "more.cpp").write_text('extern "C" int more() { return 1; }')
+    build(["answer.cpp"], "answer")
+    library = build(["answer.cpp", "more.cpp"], "both")
+    assert (library.answer(), library.more()) == (41, 1)
+    assert counted.read_text() == "once\n" * 2
+
+
+def test_the_folder_of_the_sources_does_not_matter(
+    counted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every clone has its own."""
+    build(["answer.cpp"], "answer")
+    (counted.parent / "native").rename(counted.parent / "clone")
+    monkeypatch.setattr("baton.engine.cpu.build.NATIVE", counted.parent / "clone")
+    assert build(["answer.cpp"], "answer").answer() == 41
+    assert counted.read_text() == "once\n"
+
+
+def test_a_build_that_failed_goes_on_where_it_was(counted: Path) -> None:
+    broken = counted.parent / "native" / "more.cpp"
+    broken.write_text("#error not yet")
+    with pytest.raises(BuildFailed, match="not yet"):
+        build(["answer.cpp", "more.cpp"], "both")
+    broken.write_text('extern "C" int more() { return 1; }')
+    assert build(["answer.cpp", "more.cpp"], "both").answer() == 41
+    assert counted.read_text() == "once\n" * 3  # answer.cpp, and more.cpp twice
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from baton.engine.cpu import build
+build.NATIVE = Path(sys.argv[1])
+build.build(["endless.cpp"], "endless")
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_the_compiler_ends_with_its_parent(counted: Path, end: signal.Signals) -> None:
+    """However that ends. The compiler reads a source from a pipe, so it runs until it is killed."""
+    native = counted.parent / "native"
+    os.mkfifo(native / "endless.inc")
+    (native / "endless.cpp").write_text('#include "endless.inc"\n')
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(native)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        start_new_session=True,
+    ) as parent:
+        source = os.open(native / "endless.inc", os.O_WRONLY)  # waits for the compiler to open it
+        parent.send_signal(end)
+        parent.wait()
+        waiting = select.poll()
+        waiting.register(source, 0)  # an error is reported always: nobody reads any more
+        assert waiting.poll(60_000) == [(source, select.POLLERR)]
+        os.close(source)
+    assert counted.read_text() == "once\n"
+    (native / "endless.cpp").write_text('extern "C" int endless() { return 3; }')
+    (native / "endless.inc").unlink()
+    assert build(["endless.cpp"], "endless").endless() == 3
+    assert {path.suffix for path in cache_folder("native").iterdir()} == {".o", ".so"}
+
+
+def test_compiling_is_said_once(counted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(["answer.cpp"], "answer")
+    assert [text.partition(":")[0] for text in caplog.messages] == [
+        "compiling for this CPU, once", "compiled for this CPU",
+    ]  # fmt: skip
+    build(["answer.cpp"], "answer")
+    assert len(caplog.messages) == 2
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +170,7 @@ def test_a_target_that_cxx_names_replaces_this_cpu(
     monkeypatch.setenv("CXX", f"{place / 'cxx'} {flag}")
     with pytest.raises(BuildFailed, match="cannot be stored"):
         build(["answer.cpp"], "answer")
-    version, command = (place / "arguments").read_text().splitlines()
+    version, command, *_ = (place / "arguments").read_text().splitlines()
     assert version.split() == [flag, "--version"]
     targets = [word for word in command.split() if word.startswith(("-march=", "-mcpu="))]
     assert targets == [flag] if flag != "-m64" else targets in (["-march=native"], ["-mcpu=native"])

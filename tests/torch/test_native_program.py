@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from baton.engine.boot import boot
-from baton.engine.cpu.build import NoNative, build
+from baton.engine.cpu.build import NoNative, build, program_sources
 from baton.engine.cpu.capture import TOKENS, capture
 from baton.engine.cpu.compile import compile_model
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.cpu.layout import pack_spans
 from baton.engine.cpu.lower import lower
 from baton.engine.cpu.program import Program, declare
+from baton.engine.cpu.structures import TYPES
 from baton.engine.cpu.values import Base, Space, dense, loops, reshaped
 from baton.engine.errors import CompileError
 from baton.engine.pool import Pool
@@ -43,7 +44,7 @@ WEIGHTS = [torch.float32, torch.bfloat16, torch.int8, torch.qint8]
 @cache
 def library() -> ctypes.CDLL:
     try:
-        return declare(build(("program.cpp",), "program"))
+        return declare(build(program_sources(TYPES, TYPES[:2]), "program"))
     except NoNative as error:
         pytest.skip(f"no native code here: {error}")
 

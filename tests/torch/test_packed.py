@@ -5,11 +5,16 @@ import copy
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
+from baton.engine.cpu import select
 from baton.engine.cpu.packed import PackedLinear, can_pack, pack_linears
+from baton.engine.errors import CompileError
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner
 from baton.engine.selftest import self_test
+from baton.errors import ModelError
+from baton.model_files import resolve_model
 from tests.torch.families import FAMILIES, make_model
 
 
@@ -57,3 +62,34 @@ def test_a_refused_linear_does_not_keep_the_others_from_being_packed() -> None:
     assert not can_pack(torch.float64)
     assert pack_linears(model) == 1
     assert [type(each) for each in model] == [torch.nn.Linear, PackedLinear]
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this torch packs no float32 weights here")
+def test_a_packed_weight_keeps_its_dtype_shape_and_device_and_no_numbers() -> None:
+    linear = torch.nn.Linear(37, 53)
+    packed = PackedLinear(linear.weight.detach(), linear.bias)
+    for name in ("dtype", "shape", "device", "ndim"):
+        assert getattr(packed.weight, name) == getattr(linear.weight, name)
+    assert packed.weight.isnan().all()  # who computes with it does not go unnoticed
+    assert packed.weight.untyped_storage().nbytes() == 4
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this torch packs no float32 weights here")
+def test_a_model_that_reads_the_numbers_of_a_packed_weight_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def itself(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(x @ self.up_proj.weight.T)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise CompileError("not today")
+
+    monkeypatch.setattr(LlamaMLP, "forward", itself)
+    monkeypatch.setattr(select, "compiled", refuse)
+    with pytest.raises(
+        ModelError, match="LlamaForCausalLM cannot be served on a CPU: its code reads weights"
+    ):
+        select.on_cpu(
+            resolve_model("demo"), lambda: make_model("llama"),
+            weights=torch.float32, cache_dtype=torch.float32, block_size=16,
+        )  # fmt: skip

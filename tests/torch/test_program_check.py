@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from baton.engine.cpu import structures as native
+from baton.engine.cpu.build import build, program_sources
 from baton.engine.cpu.compile import compile_model
 from baton.engine.cpu.forward import NativeRunner
-from baton.engine.cpu.program import Program, checksum
+from baton.engine.cpu.program import Program, checksum, declare
 from baton.engine.errors import CompileError
 from baton.engine.pool import Pool
 from baton.kv.row import Logits, Row
@@ -36,6 +37,19 @@ def opened(data: bytes) -> Program:
         file.write(data)
         file.flush()
         return Program(library(), file)
+
+
+@pytest.mark.parametrize(("product", "cache"), [("bf16", "f32"), ("f32", "bf16")])
+def test_a_library_without_the_types_of_a_program_refuses_it(
+    whole: bytes, product: str, cache: str
+) -> None:
+    """Each type is a part that is compiled on its own and linked only where it is needed."""
+    other = declare(build(program_sources([product], [cache]), "program-other"))
+    with tempfile.TemporaryFile() as file:
+        file.write(whole)
+        file.flush()
+        with pytest.raises(ValueError, match="built without a type"):
+            Program(other, file)
 
 
 def spec_of(data: bytes) -> native.Spec:

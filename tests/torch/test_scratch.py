@@ -5,7 +5,7 @@ import torch
 from baton.engine.pool import Pool
 from baton.kv.layout import KVLayout, LayerShape
 from baton.transfer.pieces import stretches
-from prefill_worker.filling import Scratch
+from prefill_worker.scratch import Scratch
 
 LAYOUT = KVLayout((LayerShape(1, 4, 4),), 4, "float32")
 

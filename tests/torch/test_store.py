@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,9 +11,9 @@ from typing import BinaryIO
 
 import pytest
 
+from baton.cache import cache_folder, set_limit
 from baton.engine.boot import boot
 from baton.engine.cpu import store
-from baton.engine.cpu.build import cache_folder
 from baton.model_files import ModelFiles, resolve_model
 
 
@@ -66,19 +67,19 @@ def test_what_could_not_be_made_leaves_nothing(home: Path) -> None:
 
     with pytest.raises(ValueError, match="no"):
         store.opened("k", broken, 3)
-    assert not [path for path in home.iterdir() if path.suffix != ".lock"]
+    assert not list(home.iterdir())
     assert read(store.opened("k", maker(b"abc", []), 3)) == b"abc"
 
 
 def test_the_longest_unused_go_when_they_are_too_many(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path,
 ) -> None:
     for i, key in enumerate("abc"):
         store.opened(key, maker(b"x" * 100, []), 100).close()
         os.utime(home / f"{key}.program", (i, i))
     store.opened("a", maker(b"", []), 100).close()  # used again
     os.utime(home / "a.program", (9, 9))
-    monkeypatch.setattr(store, "MOST_BYTES", 250)
+    set_limit(250)
     store.opened("d", maker(b"x" * 100, []), 100).close()
     assert sorted(path.stem for path in home.glob("*.program")) == ["a", "d"]
 
@@ -102,6 +103,24 @@ def test_keys_tell_models_and_dtypes_apart(demo: ModelFiles) -> None:
     assert key != store.key_of(demo, "bfloat16")
     assert key != store.key_of(replace(demo, fingerprint="other"), "float32")
     assert key != store.key_of(resolve_model("random:gpt2"), "float32")
+
+
+def test_a_copy_of_a_model_has_the_same_key_and_a_changed_one_another(
+    demo: ModelFiles, tmp_path: Path
+) -> None:
+    """Every clone has its own copy of the bundled model, checked out at another time."""
+    assert demo.folder is not None
+    copy = shutil.copytree(demo.folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    (weights,) = copy.glob("*.safetensors")
+    os.utime(weights, (1, 1))
+    key = store.key_of(replace(demo, folder=copy, weights=(weights,)), "float32")
+    assert key == store.key_of(demo, "float32")
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    assert key != store.key_of(replace(demo, folder=copy, weights=(weights,)), "float32")
 
 
 @pytest.fixture

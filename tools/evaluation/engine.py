@@ -49,6 +49,8 @@ class EngineSubject:
         self._tokenizer = Tokenizer(files.tokenizer_file)
         self._rows = max(1, LOGITS_BYTES // (4 * files.vocab_size))  # rows with logits of a forward
         self._pool: Pool | None = None
+        # Beyond the first limit a prefix has other KV in every text, and here texts share prefixes.
+        within = min([files.max_positions, *files.rope.limits[:1]])
         self.about = About(
             model=files.name,
             fingerprint=files.fingerprint,
@@ -56,8 +58,8 @@ class EngineSubject:
             runs=f"{describe_device(self._engine.device)}, {self._engine.dtype}, "
             f"{self._engine.runner.backend}",
             call="forward",
-            context=files.max_positions,
-            longest=files.max_positions,
+            context=within,
+            longest=within,
         )
 
     def score(self, spans: Iterable[Span]) -> Iterator[Scored]:

@@ -48,22 +48,24 @@ ROWS: Mapping[str, Row] = {
     "F10": rows_job.f10,
     "F11": rows_job.f11,
     "F12": rows_slow.f12,
-    "F13": rows_leave.f13,
     "F14": rows_start.f14,
     "F15": rows_start.f15,
-    "F16": rows_kv.f16,
     "F20": rows_links.f20,
     "F21": rows_slow.f21,
     "F22": rows_links.f22,
-    "B1": rows_hostile.b1,
     "B4": rows_slow.b4,
     "B6": rows_hostile.b6,
-    "L1": rows_load.l1,
     "L2": rows_load.l2,
-    "L4": rows_load.l4,
     "L6": rows_job.l6,
+    "B1": rows_hostile.b1,
+    "F13": rows_leave.f13,
+    "F16": rows_kv.f16,
+    "L1": rows_load.l1,
+    "L4": rows_load.l4,
     "L7": rows_load.l7,
 }
+SHARING = {"B1", "F13", "F16", "L1", "L4", "L7"}
+"""Rows with one service, so they stand together."""
 FOLDER = ROOT / "build" / "faults"
 
 
@@ -71,6 +73,8 @@ def run_rows(battery: Battery, rows: Mapping[str, Row]) -> list[Result]:
     """The results of these rows. An error within a row is a problem of that row; the others go on."""
     results: list[Result] = []
     for name, row in rows.items():
+        if name not in SHARING:
+            end_shared(battery, results)
         began = Moment.now()
         try:
             found = row(battery)
@@ -85,7 +89,15 @@ def run_rows(battery: Battery, rows: Mapping[str, Row]) -> list[Result]:
             each.settle(why)
             tell(battery, each)
         results += found
+    end_shared(battery, results)
     return results
+
+
+def end_shared(battery: Battery, results: list[Result]) -> None:
+    """End the service that rows share; what it leaves behind is a problem of the last of them."""
+    if left := battery.end_shared():
+        results[-1].problems += left
+        tell(battery, results[-1])
 
 
 def tell(battery: Battery, result: Result) -> None:

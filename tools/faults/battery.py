@@ -6,8 +6,8 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ FRAMES = ("--kv-transport", "frames", "--kv-cache-memory-bytes", POOL_BYTES)
 """KV is sent, into a private pool of known size."""
 POOL_MIB = POOL_BYTES / 2**20
 UNJUDGED = "TIME BAR MISSED, not judged"
-WARM = 6  # requests of each client before a census
+WARM = 4  # requests of each client before a census
 
 
 @dataclass(slots=True)
@@ -109,6 +109,7 @@ class Battery:
     bodies: dict[int, dict[str, object]] = field(default_factory=dict)
     growing: dict[int, dict[str, object]] = field(default_factory=dict)
     reference: dict[int, Answer] = field(default_factory=dict)
+    _shared: Service | None = field(init=False, default=None)
 
     def count(self, number: float, *, least: int = 1) -> int:
         """So many at this scale."""
@@ -122,6 +123,26 @@ class Battery:
     def service(self, *options: object) -> Service:
         """A new service; its logs are kept."""
         return Service(*options, keep=self.kept)
+
+    @contextmanager
+    def shared(self) -> Iterator[Service]:
+        """A service without options, which stays for the next row that hurts no process either. Starts
+        take a good part of the battery's time."""
+        if self._shared is None:
+            self._shared = self.service().__enter__()
+        try:
+            yield self._shared
+        except BaseException:
+            self.end_shared()
+            raise
+
+    def end_shared(self) -> list[str]:
+        """End it, if there is one; what it left behind."""
+        service, self._shared = self._shared, None
+        if service is None:
+            return []
+        service.stop()
+        return service.leftovers
 
     def rng(self, name: str) -> random.Random:
         """Random numbers of a row: they depend on the seed and the row alone."""

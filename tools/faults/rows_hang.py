@@ -8,7 +8,7 @@ from tools.faults.by_hand import ByHand
 from tools.faults.rows_kill import CHUNKED, SERVER_AGAIN, with_leftovers
 from tools.faults.stage import RANDOM, SERVER_STAGES, STAGES, Fault, Load, each_stage, under_load
 
-SHORT_S, SHORT_TIMES = 0.4, 3  # a pause that nobody needs to notice; so often at each stage
+SHORT_S, SHORT_TIMES = 0.4, 2  # a pause that nobody needs to notice; so often at each stage
 LONG_S = 16.0  # longer than a worker's patience: it is given up
 VICTIMS = ("prefill-0", "decode-0", "router", "server")
 NAMES = {
@@ -127,7 +127,7 @@ def _revived(battery: Battery) -> list[Result]:
     late = 0.0
     with ByHand({name: CHUNKED for name in names}, keep=battery.kept) as service:
         planned = battery.rng(result.row).sample(
-            faults, min(len(faults), battery.count(3, least=2))
+            faults, min(len(faults), battery.count(2, least=2))
         )
         under_load(battery, service, result, planned, Load(deadline_s=180))
         late = service.metric("late_reports")

@@ -66,7 +66,7 @@ def b1(battery: Battery) -> list[Result]:
     ]  # fmt: skip
     wanted = battery.count(len(numbers), least=60)
     chosen = battery.rng("B1").sample(numbers, min(wanted, len(numbers)))
-    with battery.service() as service:
+    with battery.shared() as service:
         before = battery.warm(service)
         for bodies, right in ((chosen, (200, 400)), (ids, (400,))):
             found = [asyncio.run(_status(service.port, body)) for body in bodies]

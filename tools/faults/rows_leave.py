@@ -18,7 +18,7 @@ FREED_S = 2.5  # the server hears of the pool once a second
 
 def f13(battery: Battery) -> list[Result]:
     """1,000 leave among others that stay."""
-    with battery.service() as service:
+    with battery.shared() as service:
         result = leaving(battery, service)
     return with_leftovers([(result, service)])
 

@@ -59,7 +59,7 @@ def _come_and_go(battery: Battery) -> list[Result]:
                     await _until_whole(service)
 
         gap = longest_gap(beside(battery, service, result, come_and_go))
-        result.bar("longest wait of one request for its next token", gap, GAP_S)
+        result.bar("longest wait of a stream for its first or next token", gap, GAP_S)
         result.require(not any(codes), f"exit codes of the workers that left: {codes}")
         after = battery.warm(service)
         result.compare(replace(before, processes=after.processes), after)  # others are there now

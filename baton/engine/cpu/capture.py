@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from baton.engine.attention import AttentionParams
 from baton.engine.errors import CompileError
+from baton.engine.rotary import VARYING, varying
 
 TOKENS, LOGIT_ROWS = 10007, 10009
 """The number of tokens in the traced forward, and how many of them need logits."""
@@ -73,7 +74,9 @@ def _quiet() -> Iterator[None]:
 
 def capture(model: PreTrainedModel) -> Captured:
     """Trace a forward that holds for any batch. CompileError if the model's control flow depends on
-    computed values."""
+    computed values, or its rotary frequencies on the length of the sequence."""
+    if varying(model):  # a trace would have those of one length, or of the batch's longest sequence
+        raise CompileError(VARYING)
     attention = _Attention()
 
     def forward(

@@ -12,7 +12,7 @@ import torch
 
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch
-from baton.engine.cpu.build import NoNative, build
+from baton.engine.cpu.build import KERNEL, NoNative, build
 from baton.engine.cpu.structures import ATTENTION, CACHES, AttentionBatch, AttentionLayer, check_abi
 from baton.engine.errors import CompileError
 from baton.engine.gather import GatherAttention
@@ -27,7 +27,7 @@ CACHE_TYPES = {torch.float32: CACHES["float32"], torch.bfloat16: CACHES["bfloat1
 @cache
 def library() -> ctypes.CDLL:
     """The native library, built at the first call. Raises NoNative or CompileError."""
-    found = check_abi(build(["kernel.cpp"], "kernel"), ATTENTION)
+    found = check_abi(build(KERNEL, "kernel"), ATTENTION)
     row = (ctypes.c_void_p, ctypes.c_long)  # a matrix of floats and its stride
     found.baton_attend.argtypes = (ctypes.c_void_p, ctypes.c_void_p, *row, *row, ctypes.c_int)
     found.baton_attend.restype = ctypes.c_int

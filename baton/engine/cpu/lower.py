@@ -54,6 +54,8 @@ class Lowering:
         self.levels: list[Level] = []
         self.logits: Value | None = None
         self.late = False  # whether the last attention has been lowered
+        self.unwritten: dict[Base, list[tuple[Value, Operand]]] = {}
+        """Bases that are written in parts, before they are read: each part, and what is copied there."""
         self._gathered: dict[Value, Value] = {}
         self._inputs = iter(("ids", "positions", "logit_rows"))
 
@@ -112,8 +114,23 @@ class Lowering:
 
     def row_level(self, *inputs: Operand) -> int:
         """The first even level at which all inputs are available."""
+        for each in inputs:
+            if isinstance(each, Value):
+                self.settle(each.base)
         found = [each.base.level for each in inputs if isinstance(each, Value)]
         return max(level + level % 2 for level in found)
+
+    def settle(self, base: Base) -> None:
+        """Write the parts of a base that is about to be read, all at one level: that of the last one."""
+        parts = self.unwritten.pop(base, None)
+        if parts is None:
+            return
+        if not parts:
+            raise CompileError("it reads memory that was never written")
+        base.level = level = self.row_level(*(source for _, source in parts))
+        for part, source in parts:
+            strides = _broadcast(source, part, len(part.shape) + 1)
+            self.emit(level, "copy", part, (source, strides))
 
     def use(self, value: Operand, level: int) -> None:
         if isinstance(value, Value):
@@ -147,9 +164,9 @@ class Lowering:
                 At(_home(value), _start(value) + more, *step)
                 for (value, _), more, step in zip(operands, extra[1:], steps[1:], strict=True)
             ]
-            a, b = from_[0], from_[1] if len(from_) > 1 else None
+            a, b, c = from_[0], *(*from_[1:], None, None)[:2]
             self.level(level).rows[to.base.space].append(
-                Micro(code, outer, inner, at, a, b, x=x, y=y)
+                Micro(code, outer, inner, at, a, b, c, x=x, y=y)
             )
         for value, _ in operands:
             self.use(value, level)
@@ -183,6 +200,7 @@ class Lowering:
     def gathered(self, value: Value) -> Value:
         """The value's logits rows. Another thread may compute them, so a barrier comes first."""
         value = self.together(value)
+        self.settle(value.base)
         level = value.base.level + 2 - value.base.level % 2
         to = new_value(Space.LOGIT_ROWS, value.shape, value.axis, level)
         source = At(value.base, value.offset, 0, 1, gathered=True)

@@ -1,7 +1,7 @@
 """Handlers that lower arithmetic: row work, matrix products, attention. Each takes (lowering, node,
 *arguments of the aten operation) and returns a Value."""
 
-from math import prod
+from math import frexp, inf, prod
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from baton.engine.cpu.values import (
     Value,
     new_value,
 )
+from baton.engine.cpu.views import VIEWS
 from baton.engine.errors import CompileError
 
 aten = torch.ops.aten
+MOST_TERMS = 16  # of the products of each token's own small matrices
 
 # ---- row work
 
@@ -42,18 +44,43 @@ def cat(lowering: Lowering, node: Node, values: list[Operand], dim: int = 0) -> 
     return to
 
 
+@operation(aten.stack.default)
+def stack(lowering: Lowering, node: Node, values: list[Operand], dim: int = 0) -> Value:
+    """Each value is a slice of the result."""
+    level = lowering.row_level(*values)
+    to = lowering.fresh(node, level)
+    dim %= len(to.shape) + 1
+    if dim == to.axis or not all(isinstance(each, Value) for each in values):
+        raise CompileError("it stacks rows, or a row and a constant")
+    index = dim - (dim > to.axis)
+    shape, strides = ((*of[:index], *of[index + 1 :]) for of in (to.shape, to.strides))
+    for number, each in enumerate(values):
+        assert isinstance(each, Value)
+        start = number * to.strides[index]
+        part = Value(to.base, start, shape, strides, to.axis - (dim < to.axis))
+        lowering.emit(level, "copy", part, (each, each.strides))
+    return to
+
+
 ONE: dict[Any, str] = {
     **{aten.neg.default: "neg", aten.abs.default: "abs", aten.exp.default: "exp"},
     **{aten.log.default: "log", aten.sqrt.default: "sqrt", aten.rsqrt.default: "rsqrt"},
     **{aten.reciprocal.default: "reciprocal", aten.tanh.default: "tanh"},
     **{aten.sigmoid.default: "sigmoid", aten.silu.default: "silu", aten.relu.default: "relu"},
     **{aten.cos.default: "cos", aten.sin.default: "sin", aten.square.default: "square"},
+    **{aten.expm1.default: "expm1", aten.log1p.default: "log1p", aten.floor.default: "floor"},
 }
 REDUCTIONS: dict[Any, str] = {
     **{aten.mean.dim: "mean", aten.sum.dim_IntList: "sum", aten.amax.default: "largest"},
 }
 TWO: dict[Any, str] = {
-    **{aten.mul.Tensor: "mul", aten.div.Tensor: "div"},
+    **{
+        aten.mul.Tensor: "mul",
+        aten.div.Tensor: "div",
+        aten.mul_.Tensor: "mul",
+        aten.div_.Tensor: "div",
+    },
+    **{aten.logical_and.default: "mul", aten.logical_or.default: "max"},
     **{aten.maximum.default: "max", aten.minimum.default: "min"},
 }
 
@@ -61,6 +88,28 @@ TWO: dict[Any, str] = {
 @operation(*ONE)
 def one(lowering: Lowering, node: Node, value: Value) -> Value:
     return lowering.element(node, ONE[node.target], value)
+
+
+COMPARISONS: dict[Any, tuple[str, float]] = {
+    **{aten.gt.Scalar: ("above", 0.0), aten.ge.Scalar: ("above", -inf)},
+    **{aten.lt.Scalar: ("below", 0.0), aten.le.Scalar: ("below", inf)},
+}
+"""The operation, and the direction of the neighbour that the number is replaced by: of two floats,
+a <= x is a < the next float after x. So a NaN compares false, as in torch."""
+
+
+@operation(*COMPARISONS)
+def compare(lowering: Lowering, node: Node, value: Value, number: float) -> Value:
+    """1 for true, 0 for false."""
+    code, towards = COMPARISONS[node.target]
+    if towards:
+        number = float(torch.nextafter(torch.tensor(float(number)), torch.tensor(towards)))
+    return lowering.element(node, code, value, x=float(number))
+
+
+@operation(aten.where.self)
+def where(lowering: Lowering, node: Node, condition: Operand, a: Any, b: Any) -> Value:
+    return lowering.element(node, "where", condition, _operand(a), _operand(b))
 
 
 @operation(aten.gelu.default)
@@ -88,19 +137,29 @@ def clamp(
     return lowering.element(node, "clamp", value, x=x, y=y)
 
 
+LOGICAL = {aten.logical_and.default, aten.logical_or.default}  # 0 and 1 stand for false and true
+
+
 @operation(*TWO)
 def two(lowering: Lowering, node: Node, a: Any, b: Any) -> Value:
+    _check_in_place(node)
+    if node.target in LOGICAL and any(_dtype(each) != torch.bool for each in node.args):
+        raise CompileError(f"it takes {node.target} of numbers")
     code = TWO[node.target]
-    if code in ("mul", "div") and isinstance(a, Value) and (number := _number(b)) is not None:
-        return lowering.element(node, "times", a, x=number if code == "mul" else 1.0 / number)
+    if code == "mul" and isinstance(a, Value) and (number := _number(b)) is not None:
+        return lowering.element(node, "times", a, x=number)
+    if code == "div" and isinstance(a, Value) and abs(frexp(_number(b) or 0.0)[0]) == 0.5:
+        return lowering.element(node, "times", a, x=1.0 / float(b))  # exact: a power of two
     if code == "mul" and isinstance(b, Value) and _number(a) is not None:
         return two(lowering, node, b, a)
     return lowering.element(node, code, _operand(a), _operand(b))
 
 
-@operation(aten.add.Tensor, aten.sub.Tensor)
+@operation(aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor, aten.sub_.Tensor)
 def add(lowering: Lowering, node: Node, a: Any, b: Any, *, alpha: float = 1) -> Value:
-    sign = -float(alpha) if node.target is aten.sub.Tensor else float(alpha)
+    _check_in_place(node)
+    negative = node.target in (aten.sub.Tensor, aten.sub_.Tensor)
+    sign = -float(alpha) if negative else float(alpha)
     if isinstance(a, Value) and (number := _number(b)) is not None:
         return lowering.element(node, "add_to", a, x=sign * number)
     if isinstance(b, Value) and _number(a) is not None and sign == 1:
@@ -118,13 +177,17 @@ def rsub(lowering: Lowering, node: Node, value: Value, number: float) -> Value:
 def reduce(
     lowering: Lowering, node: Node, value: Value, dims: list[int], keep: bool = False, **_: Any
 ) -> Value:
-    """A reduction over the last dimensions."""
+    """A reduction over dimensions that come last, or that are moved there first."""
     rank = len(value.shape) + 1
-    wanted = sorted(dim % rank for dim in dims)
-    if wanted != list(range(rank - len(wanted), rank)) or value.axis in wanted:
-        raise CompileError(f"it reduces dimensions {dims} of {rank}")
-    value = lowering.together(value)
-    inner = prod(value.shape[len(value.shape) - len(wanted) :])
+    wanted = {dim % rank for dim in dims}
+    if value.axis in wanted:
+        raise CompileError(f"it reduces dimensions {dims} of {rank}, the rows among them")
+    gone = [dim - (dim > value.axis) for dim in sorted(wanted)]
+    order = [i for i in range(len(value.shape)) if i not in gone] + gone
+    shape, strides = (tuple(of[i] for i in order) for of in (value.shape, value.strides))
+    axis = value.axis - sum(dim < value.axis for dim in wanted)
+    value = lowering.together(Value(value.base, value.offset, shape, strides, axis))
+    inner = prod(shape[len(shape) - len(gone) :])
     level = lowering.row_level(value)
     to = lowering.fresh(node, level)
     micro = Micro(
@@ -135,6 +198,47 @@ def reduce(
         At(value.base, value.offset, inner, 1),
     )
     _append(lowering, level, micro, to, value)
+    return to
+
+
+@operation(aten.std.correction, aten.var.correction)
+def spread(
+    lowering: Lowering,
+    node: Node,
+    value: Value,
+    dims: list[int] | None = None,
+    *,
+    correction: float | None = 1,
+    keepdim: bool = False,
+) -> Value:
+    """Standard deviation or variance over the last dimension: the mean of squares around the mean."""
+    rank = len(value.shape) + 1
+    if dims is None or [dim % rank for dim in dims] != [rank - 1] or value.axis == rank - 1:
+        raise CompileError(f"it takes the deviation over dimensions {dims} of {rank}")
+    value = lowering.together(value)
+    inner = value.shape[-1]
+    outer = value.size // inner
+    level = lowering.row_level(value)
+
+    def made(shape: tuple[int, ...]) -> Value:
+        return new_value(value.base.space, shape, value.axis, level)
+
+    mean, around, squares = made((outer,)), made((outer, inner)), made((outer,))
+    to = lowering.fresh(node, level)
+    one = At(mean.base, 0, 1, 0)
+    whole = At(around.base, 0, inner, 1)
+    rows = At(value.base, value.offset, inner, 1)
+    factor = inner / (inner - (1 if correction is None else correction))
+    last = "sqrt" if node.target is aten.std.correction else "copy"
+    for micro in (
+        Micro("mean", outer, inner, one, rows),
+        Micro("sub", outer, inner, whole, rows, one),
+        Micro("square", outer, inner, whole, whole),
+        Micro("mean", outer, inner, At(squares.base, 0, 1, 0), whole),
+        Micro("times", 1, outer, At(squares.base, 0, 0, 1), At(squares.base, 0, 0, 1), x=factor),
+        Micro(last, 1, outer, At(to.base, 0, 0, 1), At(squares.base, 0, 0, 1)),
+    ):
+        _append(lowering, level, micro, to, value, mean, around, squares)
     return to
 
 
@@ -223,11 +327,27 @@ def linear(
 
 @operation(aten.bmm.default)
 def outer_product(lowering: Lowering, node: Node, a: Operand, b: Operand) -> Value:
-    """[1, m, 1] @ [1, 1, n], one of them with rows: rotary angles in older model code."""
+    """[1, m, 1] @ [1, 1, n], one of them with rows: rotary angles in older model code. Or [T, m, k] @
+    [T, k, n], small matrices of each token: k outer products are added up, in their order."""
     shapes = [tuple(each.meta["val"].shape) for each in node.args]  # type: ignore[union-attr]
-    if shapes[0][2] != 1:
+    if shapes[0][2] == 1:
+        return lowering.element(node, "mul", a, b)
+    if not (isinstance(a, Value) and isinstance(b, Value) and a.axis == b.axis == 0):
         raise CompileError("it multiplies two computed matrices")
-    return lowering.element(node, "mul", a, b)
+    (m, k), n = a.shape, b.shape[1]
+    if k > MOST_TERMS:
+        raise CompileError(f"it multiplies two computed matrices, with {k} terms")
+    level = lowering.row_level(a, b)
+    total = lowering.fresh(node, level)
+    term = new_value(total.base.space, (m, n), 0, level)
+    for i in range(k):
+        left = Value(a.base, a.offset + i * a.strides[1], (m, n), (a.strides[0], 0), 0)
+        right = Value(b.base, b.offset + i * b.strides[0], (m, n), (0, b.strides[1]), 0)
+        to = term if i else total
+        lowering.emit(level, "mul", to, (left, left.strides), (right, right.strides))
+        if i:
+            lowering.emit(level, "add", total, (total, total.strides), (term, term.strides), x=1.0)
+    return total
 
 
 @operation(torch.ops.baton.attend.default)
@@ -250,6 +370,27 @@ def _append(lowering: Lowering, level: int, micro: Micro, to: Value, *used: Valu
     lowering.level(level).rows[to.base.space].append(micro)
     for value in (to, *used):
         lowering.use(value, level)
+
+
+def _check_in_place(node: Node) -> None:
+    """CompileError if the node writes into memory that is read again under another name. The traced
+    graph reads the result of `x += y`, so without such readers it is `x + y`."""
+    if not str(node.target).partition(".")[2].partition(".")[0].endswith("_"):  # aten.add_.Tensor
+        return
+    root = node.args[0]
+    while isinstance(root, Node) and root.target in VIEWS:
+        root = root.args[0]
+    aliases, after = {root}, False
+    for each in node.graph.nodes:
+        if after and aliases & set(each.all_input_nodes):
+            raise CompileError(f"it reads a tensor again after {node.target}")
+        if each.target in VIEWS and each.args[0] in aliases:
+            aliases.add(each)
+        after = after or each is node
+
+
+def _dtype(given: Any) -> torch.dtype | None:
+    return given.meta["val"].dtype if isinstance(given, Node) else getattr(given, "dtype", None)
 
 
 def _number(given: Any) -> float | None:

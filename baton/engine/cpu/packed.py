@@ -15,10 +15,12 @@ TYPICAL_ROWS = 16
 
 
 class PackedLinear(nn.Module):
-    """rows [..., K] @ weight.T + bias, weight [N, K] packed."""
+    """rows [..., K] @ weight.T + bias, weight [N, K] packed. `weight` has the dtype, shape and device
+    that model code asks for, and one number. A model that reads the numbers finds NaN, which shows."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
+        self.weight = weight.new_full((1, 1), torch.nan).expand(weight.shape)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_ROWS)
         self.bias = bias
 

@@ -11,15 +11,18 @@ from typing import Any, BinaryIO
 import torch
 
 from baton.engine.cpu import store
-from baton.engine.cpu.build import NoNative, build
+from baton.engine.cpu.build import NoNative, build, program_sources
 from baton.engine.cpu.forward import NativeRunner
 from baton.engine.cpu.program import Program, declare
-from baton.engine.cpu.structures import SCALED, WEIGHTS
+from baton.engine.cpu.structures import CACHES, SCALED, TYPES, WEIGHTS
 from baton.engine.device import dtype_name
 from baton.engine.errors import CompileError
+from baton.engine.pool import Pool
+from baton.engine.rotary import VARYING
 from baton.engine.runner import Forward
-from baton.errors import InputError
+from baton.errors import InputError, ModelError
 from baton.kv.layout import KVLayout, LayerShape
+from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 
 logger = logging.getLogger(__name__)
@@ -52,9 +55,20 @@ def on_cpu(
 
     model = load()
     runner, layout = in_torch(model, cache_dtype, block_size, cpu_attention())
-    pack_linears(model)
+    if pack_linears(model):
+        _check_packed(type(model).__name__, runner, layout)
     runner.backend = f"in torch, not compiled: {why}"
     return runner, layout
+
+
+def _check_packed(name: str, runner: Forward, layout: KVLayout) -> None:
+    """ModelError if the model reads the numbers of a weight that is packed now: they are NaN."""
+    pool = Pool.private(layout, 1, runner.device)
+    if not runner.run(pool, [Row([0], 0, [0], Logits.LAST)]).isfinite().all():
+        raise ModelError(
+            f"{name} cannot be served on a CPU: its code reads weights of linears itself, and they "
+            "are packed; please report it, and use another model"
+        )
 
 
 def compiled(
@@ -66,13 +80,15 @@ def compiled(
     block_size: int,
 ) -> tuple[NativeRunner, KVLayout]:
     """See on_cpu. CompileError if there is no compiler, or the model cannot be compiled."""
+    if files.rope.varies:
+        raise CompileError(VARYING)
     if weights not in WEIGHTS:
         raise CompileError(f"{dtype_name(weights)} has no native matrix product")
     dtype = dtype_name(cache_dtype)
 
     def make(file: BinaryIO) -> None:
         with ThreadPoolExecutor(1) as beside:
-            library = beside.submit(_library)  # compiles while the model loads
+            library = beside.submit(_library, weights, dtype)  # compiles while the model loads
             model = load()
             from baton.engine.cpu.compile import (
                 compile_model,  # after load() has imported transformers
@@ -87,7 +103,7 @@ def compiled(
     while program is None:
         with store.opened(key, make, store.about_bytes(files)) as file:
             try:
-                program = Program(_library(), file)
+                program = Program(_library(weights, dtype), file)
             except ValueError as error:  # the file was damaged after it was written
                 logger.warning(
                     "the stored program of %s is damaged and is compiled again: %s",
@@ -99,8 +115,9 @@ def compiled(
     return NativeRunner(program), KVLayout(layers, block_size, dtype)
 
 
-def _library() -> ctypes.CDLL:
+def _library(weights: torch.dtype, cache_dtype: str) -> ctypes.CDLL:
+    sources = program_sources([TYPES[WEIGHTS[weights]]], [TYPES[CACHES[cache_dtype]]])
     try:
-        return declare(build(("program.cpp",), "program"))
+        return declare(build(sources, f"program-{dtype_name(weights)}"))
     except NoNative as error:
         raise CompileError(str(error)) from error

@@ -1,40 +1,41 @@
 """The cache of compiled models on disk. A program is compiled once and mapped by every process.
 
 A program's file contains everything a forward needs, weights included. A worker that finds one starts
-without loading the checkpoint and without importing transformers. The file name is a hash of all
-inputs (checkpoint, dtype, this package, torch and transformers). The least recently used programs
-are deleted when all of them exceed MOST_BYTES.
+without loading the checkpoint and without importing transformers. The file name holds a hash of all
+inputs (checkpoint, dtype, this package, torch and transformers), and no paths: every clone and every
+copy of a model finds it. Limits and deletion: baton/cache.py.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
-from baton.engine.cpu.build import cache_folder
+from baton.cache import cache_folder, keep_within_limit, locked, part_of
 from baton.model_files import ModelFiles
 
 DISK_SHARE = 0.25
 """The share of the free disk a program may take. A larger one stays in the memory of each process."""
 
-MOST_BYTES = 32 << 30
 SUFFIX = ".program"
+HASHED_BYTES = 64 << 20
+"""Weights up to this size are told apart by all of their bytes (0.05 s), larger ones by the model's
+fingerprint and the time of their last change."""
 
 logger = logging.getLogger(__name__)
 
 
 def about_bytes(files: ModelFiles) -> int:
     """An upper estimate of the size of this model's program, in bytes."""
-    if files.folder is not None:  # checkpoints have at least 2 bytes per weight, programs at most 4
-        return 2 * sum(path.stat().st_size for path in files.folder.glob("*.safetensors"))
+    if files.weights:  # checkpoints have at least 2 bytes per weight, programs at most 4
+        return 2 * sum(path.stat().st_size for path in files.weights)
     config = files.config
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
@@ -42,13 +43,24 @@ def about_bytes(files: ModelFiles) -> int:
 
 
 def key_of(files: ModelFiles, dtype: str) -> str:
-    """The cache key: equal keys mean equal programs."""
+    """The cache key, which begins with the model's type and dtype: equal keys mean equal programs."""
     about: list[object] = [files.fingerprint, files.config, dtype, _package_digest()]
     about += [version(package) for package in ("torch", "transformers")]
-    if files.folder is not None:
-        weights = sorted(files.folder.glob("*.safetensors"))
-        about += [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in weights]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    about += [_weights_digest(path) for path in files.weights]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    return f"{re.sub('[^A-Za-z0-9_]+', '-', f'{files.model_type} {dtype}')}-{digest}"
+
+
+def _weights_digest(path: Path) -> str:
+    """Equal for equal files of weights, wherever they are."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{path.name} {size} ".encode())
+    with path.open("rb") as file:
+        if size <= HASHED_BYTES:
+            digest.update(file.read())
+        else:  # the fingerprint has samples of it
+            digest.update(str(path.stat().st_mtime_ns).encode())
+    return digest.hexdigest()
 
 
 def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
@@ -58,13 +70,16 @@ def opened(key: str, make: Callable[[BinaryIO], None], size: int) -> BinaryIO:
         folder = cache_folder("programs")
         if size > shutil.disk_usage(folder).free * DISK_SHARE:
             raise OSError(f"{folder} has too little free space for {size / 2**30:.1f} GiB")
-        with _locked(folder / f"{key}.lock"):
-            path = folder / f"{key}{SUFFIX}"
-            if not path.exists():
+        path = folder / f"{key}{SUFFIX}"
+        with locked(path):
+            made = not path.exists()
+            if made:
                 _write(path, make)
-                _forget_oldest(folder, path)
             os.utime(path)
-            return path.open("rb")
+            file: BinaryIO = path.open("rb")
+        if made:
+            keep_within_limit(path)
+        return file
     except OSError as error:
         logger.warning("the compiled model is not stored: %s", error)
         file = _nameless()
@@ -78,32 +93,16 @@ def forget(key: str) -> None:
 
 
 def _write(path: Path, make: Callable[[BinaryIO], None]) -> None:
-    """Write the file atomically."""
-    number, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(number, "w+b") as file:
-        try:
+    """Write the file atomically. Its lock is held."""
+    part = part_of(path)
+    part.unlink(missing_ok=True)  # of a process that was killed; another may still have it open
+    try:
+        with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as file:
             make(file)
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-
-
-def _forget_oldest(folder: Path, newest: Path) -> None:
-    """Delete the least recently used programs beyond MOST_BYTES. Existing mappings stay valid."""
-    found = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    total = 0
-    for path in found:
-        total += path.stat().st_size
-        if total > MOST_BYTES and path != newest:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _nameless() -> BinaryIO:

@@ -12,8 +12,25 @@ from baton.engine.errors import CompileError
 CODES = (
     *("copy", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
     *("silu", "gelu", "gelu_tanh", "relu", "cos", "sin", "square", "cube", "pow", "add_to"),
-    *("times", "clamp", "add", "sub", "mul", "div", "max", "min", "sum", "mean", "largest"),
-    *("silu_mul", "gelu_mul", "gelu_tanh_mul"),
+    *(
+        "times",
+        "clamp",
+        "expm1",
+        "log1p",
+        "floor",
+        "above",
+        "below",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "max",
+        "min",
+        "sum",
+        "mean",
+        "largest",
+    ),
+    *("silu_mul", "gelu_mul", "gelu_tanh_mul", "where"),
     *("layer_norm", "embed_f32", "embed_bf16"),
 )
 PLACES = ("none", "value", "gathered", "scratch", "constant")
@@ -24,6 +41,8 @@ KINDS = ("tokens", "logit_rows", "ids", "positions", "logits")
 LOGITS = KINDS.index("logits")
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.qint8: 3}
 """WeightType of gemm_word.h. qint8 stands for int8 weights that are multiplied by bf16 rows."""
+TYPES = ("f32", "bf16", "i8", "w8")
+"""The names of WeightType, and of CacheType (the first two)."""
 SCALED = (torch.int8, torch.qint8)  # 8-bit weights with a scale per channel
 CACHES = {"float32": 0, "bfloat16": 1}
 
@@ -138,7 +157,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "Place": PLACES,
     "StageKind": STAGES,
     "BufferKind": KINDS,
-    "WeightType": ("f32", "bf16", "i8", "w8"),
+    "WeightType": TYPES,
 }
 
 
@@ -148,7 +167,7 @@ class _AbiEntry(Structure):
 
 def abi_of(structures: tuple[type[Structure], ...]) -> dict[str, int]:
     """Sizes, offsets and codes as declared here, by the names of native/abi.h."""
-    enums = {"CacheType": ("f32", "bf16")} | (ENUMS if structures is PROGRAM else {})
+    enums = {"CacheType": TYPES[:2]} | (ENUMS if structures is PROGRAM else {})
     found = {f"{enum}.{name}": i for enum, names in enums.items() for i, name in enumerate(names)}
     for each in structures:
         found[each.__name__] = ctypes.sizeof(each)

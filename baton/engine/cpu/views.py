@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from baton.engine.cpu.lower import Lowering, operation, shape_of
+from baton.engine.cpu.lower import Lowering, Operand, operation, shape_of
 from baton.engine.cpu.values import Value, reshaped, split_rows
 from baton.engine.errors import CompileError
 
@@ -75,6 +75,38 @@ def permute(lowering: Lowering, node: Node, value: Value, *order: Any) -> Value:
     )
 
 
+@operation(aten.new_empty.default, aten.empty_like.default)
+def empty(lowering: Lowering, node: Node, value: Value, *_: Any, **__: Any) -> Value:
+    """Memory that copy_ fills in parts."""
+    to = lowering.fresh(node, 0)
+    lowering.unwritten[to.base] = []
+    return to
+
+
+@operation(aten.copy_.default)
+def copy(lowering: Lowering, node: Node, part: Value, source: Operand, *_: Any) -> Value:
+    if part.base not in lowering.unwritten:
+        raise CompileError("it writes into a tensor that was read before")
+    lowering.unwritten[part.base].append((part, source))
+    return part
+
+
+@operation(aten.repeat.default)
+def repeat(lowering: Lowering, node: Node, value: Value, times: list[int]) -> Value:
+    """Of dimensions of one number only, and new ones in front: those are strides of 0."""
+    axis, shape = split_rows(shape_of(node))[1:]
+    added = len(shape) - len(value.shape)
+    full = (1,) * added + value.shape
+    if axis != value.axis + added or times[axis] != 1:
+        raise CompileError("it repeats rows")
+    if any(has not in (1, wants) for has, wants in zip(full, shape, strict=True)):
+        raise CompileError("it repeats a dimension of several numbers")
+    strides = (0,) * added + tuple(
+        0 if had == 1 else step for had, step in zip(value.shape, value.strides, strict=True)
+    )
+    return Value(value.base, value.offset, shape, strides, axis)
+
+
 @operation(aten.slice.Tensor)
 def slice_(
     lowering: Lowering, node: Node, value: Value, dim: int = 0, start: int | None = 0, *rest: Any
@@ -125,6 +157,15 @@ def getitem(lowering: Lowering, node: Node, values: list[Value | None], number: 
     if found is None:
         raise CompileError(f"it uses result {number} of {node.args[0]}")
     return found
+
+
+VIEWS = {
+    *(aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim),
+    *(aten.squeeze.dims, aten.squeeze.default, aten.expand.default, aten.transpose.int),
+    *(aten.permute.default, aten.t.default, aten.slice.Tensor, aten.select.int, aten.alias.default),
+    *(aten.detach.default, aten.split.Tensor, aten.split_with_sizes.default, operator.getitem),
+}
+"""Operations whose result shares the memory of their first argument."""
 
 
 def _index(value: Value, dim: int) -> int:

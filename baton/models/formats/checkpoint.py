@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from baton.checkpoints.jsonfile import parse_json, reason
+from baton.checkpoints.tokenizer_json import Vocabulary
 from baton.errors import ModelError
 from baton.text import Tokenizer
 
@@ -22,24 +24,6 @@ FILE_BYTES = 4 << 30  # a file is closed when it has grown past this
 Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 Load = Callable[[Path], Tensors]
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The content of tokenizer.json, and the file it was made from."""
-
-    json: Json
-    source: Path
-
-    @property
-    def size(self) -> int:
-        """One more than the largest token id."""
-        vocab = self.json["model"]["vocab"]
-        return max([*vocab.values(), *self.special_ids().values()], default=-1) + 1
-
-    def special_ids(self) -> dict[str, int]:
-        """Ids of the added tokens by their text."""
-        return {each["content"]: each["id"] for each in self.json["added_tokens"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +158,11 @@ def write_weights(groups: Iterable[Tensors], out: Path) -> int:
 def read_json(path: Path, what: str) -> Json:
     """The JSON object in a file of a checkpoint; `what` says what the file is needed for."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path)
     except FileNotFoundError:
         raise ModelError(f"{path.parent} lacks {path.name}, {what}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path} must hold a JSON object")
     return found

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from baton.checkpoints.sentencepiece import sentencepiece
+from baton.checkpoints.tokenizer_json import Vocabulary
 from baton.errors import ModelError
 from baton.models.formats.bytelevel import byte_level
-from baton.models.formats.checkpoint import Vocabulary, given_vocabulary
-from baton.models.formats.sentencepiece import sentencepiece
+from baton.models.formats.checkpoint import given_vocabulary
 
 LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,9}\r?")
 LARGEST_FILE = 256 << 20

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from baton.checkpoints.tokenizer_json import Vocabulary
 from baton.errors import ModelError
 from baton.models.formats.bytelevel import byte_level
 from baton.models.formats.checkpoint import (
@@ -21,7 +22,6 @@ from baton.models.formats.checkpoint import (
     Load,
     Shape,
     Tensors,
-    Vocabulary,
     check_shape,
     count,
     given_vocabulary,

@@ -32,6 +32,7 @@ inline long first_of_row(const float* row, long width, float value) {
     long at = 0;
     for (; at + 4 * LANES <= width; at += 4 * LANES) {
         VecI found = {};
+#pragma GCC unroll 4
         for (int i = 0; i < 4; i++) found |= load(row + at + i * LANES) == value;
         if (sum((Vec)(found & 0x3f800000)) > 0) break;  // 1.0 in each lane that equals it
     }

@@ -6,7 +6,6 @@
 #pragma once
 
 #include "attention_run.h"
-#include "tasks.h"
 
 namespace baton {
 
@@ -15,16 +14,11 @@ inline size_t attention_scratch_bytes(const AttentionLayer& layer) {
     return AttentionScratch(layer).place(layer, nullptr);
 }
 
-// Divides a layer's attention into tasks of about equal work, more than there are threads, so that all
-// threads finish together.
-inline void prepare_attention(Tasks& tasks, int threads) {
-    tasks.prepare(threads == 1 ? 1 : 4 * threads, threads);
-}
-
 // Runs attention tasks until none is left; together the threads compute every query of the batch.
 // write_kv and a barrier come before it. q [T, heads * key_dim], out [T, heads * value_dim], strides in
-// floats.
-inline void attend(const AttentionLayer& layer, const AttentionBatch& batch, const float* q,
+// floats. T is the layer's type of cache.
+template <typename T>
+void attend(const AttentionLayer& layer, const AttentionBatch& batch, const float* q,
                    long q_stride, float* out, long out_stride, void* memory, Tasks& tasks,
                    const Worker& worker) {
     AttentionScratch scratch(layer);
@@ -35,10 +29,7 @@ inline void attend(const AttentionLayer& layer, const AttentionBatch& batch, con
         for (bool more = tiles.next(now); more; now = after) {
             more = tiles.next(after);
             const Tile* then = more ? &after : nullptr;
-            if (layer.type == CacheType::f32)
-                TileRun<float>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
-            else
-                TileRun<bf16>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
+            TileRun<T>(layer, batch, now, scratch).run(then, q, q_stride, out, out_stride);
         }
     }
 }
@@ -56,14 +47,12 @@ void write_rows(T* pool, const int64_t* slots, const float* rows, long stride, l
 }
 
 // k [T, kv_heads * key_dim] and v into the pool.
-inline void write_kv(const AttentionLayer& layer, const AttentionBatch& batch, const float* k,
+template <typename T>
+void write_kv(const AttentionLayer& layer, const AttentionBatch& batch, const float* k,
                      long k_stride, const float* v, long v_stride, const Worker& worker) {
     Range tokens = share(batch.query_offsets[batch.sequences], worker);
     auto write = [&](void* pool, const float* rows, long stride, long width) {
-        if (layer.type == CacheType::f32)
-            write_rows(static_cast<float*>(pool), batch.slots, rows, stride, width, tokens);
-        else
-            write_rows(static_cast<bf16*>(pool), batch.slots, rows, stride, width, tokens);
+        write_rows(static_cast<T*>(pool), batch.slots, rows, stride, width, tokens);
     };
     write(layer.keys, k, k_stride, layer.kv_heads * layer.key_dim);
     write(layer.values, v, v_stride, layer.kv_heads * layer.value_dim);

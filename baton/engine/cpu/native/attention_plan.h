@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "attention_stage.h"
+#include "tasks.h"
 #include "threads.h"
 
 namespace baton {
@@ -130,5 +131,11 @@ struct KeyBlock {
 
     int within(long position) const { return int(std::clamp(position - base, 0L, long(KEY_BLOCK))); }
 };
+
+// Divides a layer's attention into tasks of about equal work, more than there are threads, so that all
+// threads finish together.
+inline void prepare_attention(Tasks& tasks, int threads) {
+    tasks.prepare(threads == 1 ? 1 : 4 * threads, threads);
+}
 
 }  // namespace baton

@@ -44,16 +44,23 @@ inline void multiply(const Product<Factor>& p, long column) {
     const float* a = p.a;
     float* c = p.c + column;
     Part sums[ROWS][COUNT];
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
         for (int w = 0; w < COUNT; w++)
             sums[r][w] = p.fresh ? Part{} : load_part(c + r * p.c_stride + w * WIDTH);
     for (long k = 0; k < p.count; k++) {
         Part right[COUNT];
+#pragma GCC unroll 8
         for (int w = 0; w < COUNT; w++) right[w] = p.b.at(p.first + k, column + w * WIDTH);
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
             for (int w = 0; w < COUNT; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
     }
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
         for (int w = 0; w < COUNT; w++) store(c + r * p.c_stride + w * WIDTH, sums[r][w]);
 }
 
@@ -111,6 +118,7 @@ struct RowState {
 
 inline PartI lanes() {
     PartI lane;
+#pragma GCC unroll 16
     for (int i = 0; i < WIDTH; i++) lane[i] = i;
     return lane;
 }
@@ -126,9 +134,11 @@ __attribute__((noinline)) inline void softmax_update(float* scores, int begin, i
             store(scores + at, softcapped(load_part(scores + at), softcap));
     const Part never = -INFINITY - Part{};
     Part each[PARTS];
+#pragma GCC unroll 4
     for (int p = 0; p < PARTS; p++) each[p] = never;
     for (int at = start; at < end; at += LANES)
-        for (int p = 0; p < PARTS; p++) {
+    #pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
             int place = at + p * WIDTH;
             Part score = load_part(scores + place);
             if (place < begin || place + WIDTH > end) {
@@ -143,21 +153,25 @@ __attribute__((noinline)) inline void softmax_update(float* scores, int begin, i
     if (before > now) now = before;
     float zero = now == -INFINITY ? 0 : now;  // if all are -inf their weights are 0, not NaN
     Part total[PARTS];
+#pragma GCC unroll 4
     for (int p = 0; p < PARTS; p++) total[p] = load_part(row.weights + p * WIDTH);
     if (now != before) {
         float shrink = exp_small(Part{} + (before - zero))[0];
-        for (int p = 0; p < PARTS; p++) total[p] = total[p] * shrink;
+    #pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) total[p] = total[p] * shrink;
         for (int i = 0; i < vectors * LANES; i += WIDTH)
             store(row.output + i, load_part(row.output + i) * shrink);
         *row.largest = now;
     }
     for (int at = start; at < end; at += LANES)
-        for (int p = 0; p < PARTS; p++) {
+    #pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
             float* place = scores + at + p * WIDTH;
             Part weight = exp_small(load_part(place) - zero);
             store(place, weight);
             total[p] = total[p] + weight;
         }
+#pragma GCC unroll 4
     for (int p = 0; p < PARTS; p++) store(row.weights + p * WIDTH, total[p]);
 }
 

@@ -87,6 +87,8 @@ inline int32_t pack_channel(const T* source, long stride, long k, uint32_t* to, 
     return sum;
 }
 
+// Element (i, j) of the weight [N, K] is at source[i * row_stride + j * column_stride], so one that is
+// stored [K, N] packs as it is. T is float or bf16. `scales` [N] is written for bytes only.
 template <WeightType type, typename T>
 inline void pack_panels(const T* source, long row_stride, long column_stride, long n, long k,
                         void* panels, float* scales, const Worker& worker) {
@@ -103,20 +105,6 @@ inline void pack_panels(const T* source, long row_stride, long column_stride, lo
                 for (long step = 0; step < steps_of(type, k); step++) to[step * CHANNELS] = 0;
             if constexpr (type == WeightType::i8) starts_of(panels, n, k, panel)[i] = -128 * sum;
         }
-}
-
-// Element (i, j) of the weight [N, K] is at source[i * row_stride + j * column_stride], so one that is
-// stored [K, N] packs as it is. T is float or bf16. `scales` [N] is written for bytes only.
-template <typename T>
-inline void pack(WeightType type, const T* source, long row_stride, long column_stride, long n,
-                 long k, void* panels, float* scales, const Worker& worker) {
-    auto of = [&](auto packer) {
-        packer(source, row_stride, column_stride, n, k, panels, scales, worker);
-    };
-    if (type == WeightType::f32) of(pack_panels<WeightType::f32, T>);
-    if (type == WeightType::bf16) of(pack_panels<WeightType::bf16, T>);
-    if (type == WeightType::i8) of(pack_panels<WeightType::i8, T>);
-    if (type == WeightType::w8) of(pack_panels<WeightType::w8, T>);
 }
 
 // Prepared rows. bf16, w8: words [M][words_of_row()]. i8: scales [M], up to a whole line of the cache,
@@ -164,18 +152,14 @@ inline void prepare_row(const float* row, long k, uint32_t* to, float* scale) {
 }
 
 // Converts fp32 rows [M, K] to the form that multiply() reads, rows_bytes() long. Needs a barrier after it.
-inline void prepare_rows(WeightType type, const float* rows, long row_stride, long m, long k,
-                         void* prepared, const Worker& worker) {
+template <WeightType type>
+void prepare_rows(const float* rows, long row_stride, long m, long k, void* prepared,
+                  const Worker& worker) {
     Range mine = share(m, worker);
     uint32_t* words = row_words(type, prepared, m);
-    for (long row = mine.begin; row < mine.end; row++) {
-        const float* from = rows + row * row_stride;
-        uint32_t* to = words + row * words_of_row(type, k);
-        if (type == WeightType::bf16) prepare_row<WeightType::bf16>(from, k, to, nullptr);
-        if (type == WeightType::w8) prepare_row<WeightType::w8>(from, k, to, nullptr);
-        if (type == WeightType::i8)
-            prepare_row<WeightType::i8>(from, k, to, (float*)prepared + row);
-    }
+    for (long row = mine.begin; row < mine.end; row++)
+        prepare_row<type>(rows + row * row_stride, k, words + row * words_of_row(type, k),
+                          (float*)prepared + row);
 }
 
 }  // namespace baton

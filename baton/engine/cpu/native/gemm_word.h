@@ -1,7 +1,6 @@
 // A word: 32 bits of one output channel (or one row) along K, that is 1 float, 2 bf16 or 4 bytes; and
 // the instruction that multiplies 16 of them. w8 (weight-only) has bytes in the weights, bf16 in the
-// rows, so several words of a row are multiplied by one of a channel. CPU-specific instructions occur here;
-// each has an equivalent in C++ for CPUs that lack it.
+// rows, so several words of a row are multiplied by one of a channel.
 #pragma once
 
 #include <cfloat>
@@ -10,10 +9,6 @@
 #include <cstring>
 
 #include "vec.h"
-
-#if defined(__AVX2__) || defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
 
 namespace baton {
 
@@ -45,55 +40,10 @@ constexpr int row_words_of(WeightType type) {
 // Bytes, and a scale for each channel.
 constexpr bool scaled(WeightType type) { return type == WeightType::i8 || type == WeightType::w8; }
 
-template <typename T>
-inline T get(const void* from) {
-    T value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-inline void put(float* to, Part value) { std::memcpy(to, &value, sizeof value); }
-
-// As store(bf16*, Vec), but the instruction makes denormals 0, which vdpbf16ps does anyway.
-inline void put_bf16(uint32_t* words, Vec values) {
-#ifdef __AVX512BF16__
-    auto half = _mm512_cvtneps_pbh((__m512)values);
-    std::memcpy(words, &half, sizeof half);
-#else
-    store((bf16*)words, values);
-#endif
-}
-
-// int8: bytes of the row are unsigned, those of the weights signed; sums are int32, modulo 2^32.
-inline Part add_bytes(Part sums, PartU row, PartU weights) {
-#if defined(__AVX512VNNI__) && defined(__AVX512F__)
-    // Inline assembly: with the intrinsic GCC keeps operands and sums in memory.
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(row), "v"(weights));
-    return sums;
-#elif defined(__AVXVNNI__)
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(row), "x"(weights));
-    return sums;
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    typedef int16_t Half __attribute__((vector_size(WIDTH * 4)));  // even and odd bytes, widened
-    __m256i even = _mm256_madd_epi16((__m256i)(row & 0x00ff00ff), (__m256i)((Half)(weights << 8) >> 8));
-    __m256i odd = _mm256_madd_epi16((__m256i)((row >> 8) & 0x00ff00ff), (__m256i)((Half)weights >> 8));
-    return (Part)((PartU)sums + (PartU)even + (PartU)odd);
-#else
-    PartU total = (PartU)sums;
-    for (int shift = 24; shift >= 0; shift -= 8)
-        total += (PartU)((PartI)(weights << shift) >> 24) * ((row << shift) >> 24);
-    return (Part)total;
-#endif
-}
-
-// Two bf16 of a row times those of the channels; the lower one is added first. Called only
-// with PAIRS.
+// In gemm_instructions.h. Products of floats do without it: compiling its headers takes as long as they do.
+void put_bf16(uint32_t* words, Vec values);
+Part add_bytes(Part sums, PartU row, PartU weights);
 Part add_pairs(Part sums, PartU row, PartU weights);
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
-inline Part add_pairs(Part sums, PartU row, PartU weights) {
-    return (Part)_mm512_dpbf16_ps((__m512)sums, (__m512bh)row, (__m512bh)weights);
-}
-#endif
 
 // Value `i` of each word, bf16 or byte, as a float; exact.
 template <WeightType type>

@@ -2,7 +2,7 @@
 #include <cstdlib>
 
 #include "abi.h"
-#include "attention.h"
+#include "parts.h"
 #include "pool.h"
 
 namespace {
@@ -26,7 +26,8 @@ extern "C" const AbiEntry* baton_abi() {
 extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::AttentionBatch* batch,
                             const float* q, long q_stride, float* out, long out_stride,
                             int threads) {
-    size_t bytes = (baton::attention_scratch_bytes(*layer) + 4095) / 4096 * 4096;
+    const baton::AttentionPart& part = *baton::attention_part(layer->type);
+    size_t bytes = (part.scratch_bytes(*layer) + 4095) / 4096 * 4096;
     char* scratch = static_cast<char*>(std::aligned_alloc(4096, bytes * threads));
     if (scratch == nullptr) return 1;
     baton::Tasks tasks;
@@ -35,8 +36,8 @@ extern "C" int baton_attend(const baton::AttentionLayer* layer, const baton::Att
     pool().run(threads, [&](const baton::Worker& worker) {
         tasks.begin(worker);
         barrier.wait(worker.threads);
-        baton::attend(*layer, *batch, q, q_stride, out, out_stride, scratch + worker.thread * bytes,
-                      tasks, worker);
+        part.attend(*layer, *batch, q, q_stride, out, out_stride, scratch + worker.thread * bytes, tasks,
+                    worker);
     });
     std::free(scratch);
     return 0;
@@ -46,6 +47,7 @@ extern "C" void baton_write_kv(const baton::AttentionLayer* layer,
                                const baton::AttentionBatch* batch, const float* k, long k_stride,
                                const float* v, long v_stride, int threads) {
     pool().run(threads, [&](const baton::Worker& worker) {
-        baton::write_kv(*layer, *batch, k, k_stride, v, v_stride, worker);
+        baton::attention_part(layer->type)
+            ->write_kv(*layer, *batch, k, k_stride, v, v_stride, worker);
     });
 }

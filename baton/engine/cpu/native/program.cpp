@@ -8,8 +8,7 @@
 
 #include "abi.h"
 #include "argmax.h"
-#include "attention.h"
-#include "gemm.h"
+#include "parts.h"
 #include "pool.h"
 #include "program_check.h"
 #include "program_file.h"
@@ -113,7 +112,7 @@ class Program {
                 prepared = std::max(prepared, rows_bytes(weight.type, rows_of(stage, args), weight.k));
                 product_tasks_[stage.first].prepare(weight, rows_of(stage, args), threads);
             } else if (stage.kind == StageKind::attend) {
-                attending = std::max(attending, attention_scratch_bytes(layers_[stage.first]));
+                attending = std::max(attending, attention(stage).scratch_bytes(layers_[stage.first]));
                 prepare_attention(attention_tasks_[stage.first], threads);
             }
         }
@@ -157,24 +156,26 @@ class Program {
             case StageKind::rows: {
                 RowView view{buffers_.data(), tables_.data(), args.logit_rows,
                           reinterpret_cast<float*>(own)};
-                return run_rows(ops_.data() + stage.first, stage.count, view, share(rows, worker));
+                return run_row_part(ops_.data() + stage.first, stage.count, view, share(rows, worker));
             }
             case StageKind::product: {
                 const Weight& weight = weights_[stage.first];
                 if (rows_bytes(weight.type, rows, weight.k)) {
-                    prepare_rows(weight.type, at(stage.a), stride(stage.a), rows, weight.k,
-                                 prepared_, worker);
+                    product_part(weight.type)->prepare_rows(at(stage.a), stride(stage.a), rows, weight.k,
+                                                            prepared_, worker);
                     barrier.wait(worker.threads);
                 }
-                return multiply(weight, at(stage.a), stride(stage.a), prepared_, rows, at(stage.to),
-                                stride(stage.to), product_tasks_[stage.first], worker);
+                return product_part(weight.type)
+                    ->multiply(weight, at(stage.a), stride(stage.a), prepared_, rows, at(stage.to),
+                               stride(stage.to), product_tasks_[stage.first], worker);
             }
             case StageKind::write_kv:
-                return write_kv(layer_of(stage, args), args.attention, at(stage.a),
-                                stride(stage.a), at(stage.b), stride(stage.b), worker);
+                return attention(stage).write_kv(layer_of(stage, args), args.attention, at(stage.a),
+                                                 stride(stage.a), at(stage.b), stride(stage.b), worker);
             case StageKind::attend:
-                return attend(layer_of(stage, args), args.attention, at(stage.a), stride(stage.a),
-                              at(stage.to), stride(stage.to), own, attention_tasks_[stage.first], worker);
+                return attention(stage).attend(layer_of(stage, args), args.attention, at(stage.a),
+                                               stride(stage.a), at(stage.to), stride(stage.to), own,
+                                               attention_tasks_[stage.first], worker);
         }
     }
 
@@ -184,6 +185,10 @@ class Program {
         rows.scan(worker);
         barrier.wait(worker.threads);
         rows.reduce(args.argmax, worker);
+    }
+
+    const AttentionPart& attention(const Stage& stage) const {
+        return *attention_part(layers_[stage.first].type);
     }
 
     AttentionLayer layer_of(const Stage& stage, const ForwardArgs& args) const {
@@ -251,12 +256,8 @@ void baton_pack(int32_t type, const void* source, int32_t is_bf16, int64_t row_s
                 int64_t column_stride, int64_t n, int64_t k, void* panels, float* scales,
                 int32_t threads) {
     threads_of_process().run(threads, [&](const Worker& worker) {
-        if (is_bf16)
-            pack(WeightType(type), static_cast<const bf16*>(source), row_stride, column_stride, n, k,
-                 panels, scales, worker);
-        else
-            pack(WeightType(type), static_cast<const float*>(source), row_stride, column_stride, n,
-                 k, panels, scales, worker);
+        product_part(WeightType(type))
+            ->pack(source, is_bf16, row_stride, column_stride, n, k, panels, scales, worker);
     });
 }
 }

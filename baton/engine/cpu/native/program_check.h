@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "parts.h"
 #include "program_file.h"
 
 namespace baton {
@@ -31,6 +32,9 @@ class ProgramCheck {
         if (logits_ != 1) return "it has not one buffer of logits";
         if (!all(weights_, spec_->weight_count, &ProgramCheck::weight)) return "a weight is damaged";
         if (!all(layers_, spec_->layer_count, &ProgramCheck::layer)) return "a layer is damaged";
+        if (!all(weights_, spec_->weight_count, &ProgramCheck::multiplied) ||
+            !all(layers_, spec_->layer_count, &ProgramCheck::attended))
+            return "this library was built without a type of its weights or caches";
         if (!all(tables_, spec_->table_count, &ProgramCheck::table)) return "a constant is outside the file";
         if (!all(stages_, spec_->stage_count, &ProgramCheck::stage)) return "a stage is damaged";
         return nullptr;
@@ -93,6 +97,9 @@ class ProgramCheck {
         return it.sinks == nullptr || inside(it.sinks, it.heads, sizeof(float), 4);
     }
 
+    bool multiplied(const Weight& it) { return product_part(it.type) != nullptr; }
+    bool attended(const AttentionLayer& it) { return attention_part(it.type) != nullptr; }
+
     bool table(const Table& it) { return inside(it.data, it.bytes, 1, 4); }
 
     bool stage(const Stage& it) {
@@ -152,7 +159,8 @@ class ProgramCheck {
         if (it.code < OpCode::copy || it.code > OpCode::embed_bf16) return false;
         bool two = (it.code >= OpCode::add && it.code <= OpCode::min) || it.code >= OpCode::silu_mul;
         return walk(it.to, it.outer, it.inner) && walk(it.a, it.outer, it.inner) &&
-               (!two || walk(it.b, it.outer, it.inner));
+               (!two || walk(it.b, it.outer, it.inner)) &&
+               (it.code != OpCode::where || walk(it.c, it.outer, it.inner));
     }
 
     bool embed(const Op& it, int64_t each) const {

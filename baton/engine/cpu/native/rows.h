@@ -13,10 +13,12 @@ namespace baton {
 #define OP_CODES(X) \
     X(copy) X(neg) X(abs) X(exp) X(log) X(sqrt) X(rsqrt) X(reciprocal) X(tanh) X(sigmoid) X(silu) X(gelu) \
     X(gelu_tanh) X(relu) X(cos) X(sin) X(square) X(cube) X(pow) X(add_to) X(times) \
-    X(clamp)                                      /* one operand, and perhaps numbers */ \
+    X(clamp) X(expm1) X(log1p) X(floor) X(above) X(below)  /* one operand, and perhaps numbers; above: 1 where
+                                                     it is more than x, below: less, else 0 */ \
     X(add) X(sub) X(mul) X(div) X(max) X(min)     /* two operands; add: a + x * b */ \
     X(sum) X(mean) X(largest)                     /* over the inner dimension */ \
     X(silu_mul) X(gelu_mul) X(gelu_tanh_mul)      /* of a, times b */ \
+    X(where)                                      /* b where a is not 0, else c */ \
     X(layer_norm)                                 /* over the inner dimension; b: weight, c: bias */ \
     X(embed_f32) X(embed_bf16)                    /* row number a of the table b */
 // clang-format on
@@ -72,19 +74,28 @@ inline const float* address(const Operand& at, const RowView& rows, long row) {
     }
 }
 
-inline Vec load_strided(const float* from, int64_t stride, int count) {
+// Not inlined, as the ends of rows and strides are rare, and inlined they would be half of the code.
+__attribute__((noinline)) inline Vec load_apart(const float* from, int64_t stride, int count) {
     if (stride == 0) return all(*from);
-    if (stride == 1) return count == LANES ? load(from) : load_some(from, count);
+    if (stride == 1) return load_some(from, count);
     float lane[LANES] = {};
     for (int i = 0; i < count; i++) lane[i] = from[i * stride];
     return load(lane);
 }
 
-inline void store_strided(float* to, int64_t stride, Vec value, int count) {
-    if (stride == 1 && count == LANES) return store(to, value);
+__attribute__((noinline)) inline void store_apart(float* to, int64_t stride, Vec value, int count) {
     float lane[LANES];
     store(lane, value);
     for (int i = 0; i < count; i++) to[i * stride] = lane[i];
+}
+
+inline Vec load_strided(const float* from, int64_t stride, int count) {
+    return stride == 1 && count == LANES ? load(from) : load_apart(from, stride, count);
+}
+
+inline void store_strided(float* to, int64_t stride, Vec value, int count) {
+    if (stride == 1 && count == LANES) return store(to, value);
+    store_apart(to, stride, value, count);
 }
 
 template <typename Function>
@@ -123,13 +134,32 @@ inline void map_two(const Op& op, float* to, const float* a, const float* b, Fun
     }
 }
 
+// b where a is not 0, else c: what was not chosen may be infinite or NaN.
+inline void map_where(const Op& op, float* to, const float* a, const float* b, const float* c) {
+    for (long o = 0; o < op.outer; o++)
+        for (long i = 0; i < op.inner; i += LANES) {
+            int count = op.inner - i < LANES ? int(op.inner - i) : LANES;
+            auto at = [&](const float* from, const Operand& it) {
+                return load_strided(from + o * it.outer_stride + i * it.inner_stride, it.inner_stride, count);
+            };
+            Vec result = select(at(a, op.a) != 0.0f, at(b, op.b), at(c, op.c));
+            store_strided(to + o * op.to.outer_stride + i * op.to.inner_stride, op.to.inner_stride, result,
+                          count);
+        }
+}
+
 // Four sums side by side, then one, in the same order for every row.
 template <typename Function>
 inline float reduce(const float* from, int64_t stride, long inner, Function term) {
     Vec sums[4] = {};
-    long i = 0, part = 0;
-    for (; i + LANES <= inner; i += LANES, part = (part + 1) % 4)
-        sums[part] += term(load_strided(from + i * stride, stride, LANES));
+    auto next = [&](long i) { return term(load_strided(from + i * stride, stride, LANES)); };
+    long i = 0;
+    for (; i + 4 * LANES <= inner; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; part++) sums[part] += next(i + part * LANES);
+#pragma GCC unroll 3
+    for (int part = 0; part < 3; part++)
+        if (i + LANES <= inner) sums[part] += next(i), i += LANES;
     float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     for (; i < inner; i++) total += term(all(from[i * stride]))[0];
     return total;
@@ -238,6 +268,11 @@ inline void run_one(const Op& op, const RowView& rows, long row) {
         ONE(add_to, v + x);
         ONE(times, v * x);
         ONE(clamp, select(v < x, all(x), select(v > y, all(y), v)));
+        ONE(expm1, each<std::expm1>(v));
+        ONE(log1p, each<std::log1p>(v));
+        ONE(floor, each<std::floor>(v));
+        ONE(above, select(v > x, all(1.0f), Vec{}));
+        ONE(below, select(v < x, all(1.0f), Vec{}));
         TWO(add, v + x * w);
         TWO(sub, v - w);
         TWO(mul, v * w);
@@ -262,6 +297,7 @@ inline void run_one(const Op& op, const RowView& rows, long row) {
                 to[o * op.to.outer_stride] =
                     largest_of(a + o * op.a.outer_stride, op.a.inner_stride, op.inner);
             return;
+        case OpCode::where: return map_where(op, to, a, b, address(op.c, rows, row));
         case OpCode::layer_norm: return layer_norm(op, to, a, b, address(op.c, rows, row));
         case OpCode::embed_f32: return embed(op, to, long(a[0]), b);
         case OpCode::embed_bf16: return embed(op, to, long(a[0]), reinterpret_cast<const bf16*>(b));

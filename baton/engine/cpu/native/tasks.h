@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 
 #include "threads.h"
 
@@ -13,9 +12,17 @@ namespace baton {
 
 class Tasks {
    public:
+    Tasks() = default;
+    Tasks(const Tasks&) = delete;
+    ~Tasks() { delete[] queues; }
+
     // Tasks 0 .. total - 1, for up to `threads` threads. Not while tasks are being taken.
     void prepare(long total, int threads) {
-        if (threads > capacity) queues = std::make_unique<WorkQueue[]>(threads), capacity = threads;
+        if (threads > capacity) {
+            delete[] queues;
+            queues = new WorkQueue[threads];
+            capacity = threads;
+        }
         all = total;
     }
 
@@ -60,7 +67,7 @@ class Tasks {
         return -1;
     }
 
-    std::unique_ptr<WorkQueue[]> queues;
+    WorkQueue* queues = nullptr;  // not a unique_ptr: <memory> takes a compiler as long as a product
     int capacity = 0;
     long all = 0;
 };

@@ -43,6 +43,13 @@ typedef Vectors<WIDTH>::Ints PartI;
 typedef Vectors<WIDTH>::Words PartU;
 typedef Vectors<WIDTH>::Halves PartH;
 
+template <typename T>
+inline T get(const void* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
 // The vectors of integers that go with V.
 template <typename V>
 using Beside = Vectors<sizeof(V) / sizeof(float)>;
@@ -82,6 +89,8 @@ template <typename V>
 inline void store(float* to, V value) {
     std::memcpy(to, &value, sizeof value);
 }
+
+inline void put(float* to, Part value) { store(to, value); }
 
 // To the nearest bf16, ties to even, as torch does; a NaN stays NaN.
 inline Vec rounded(Vec value) {
@@ -154,6 +163,7 @@ inline float largest(Vec value) {
 // The largest lane of a Vec in parts.
 inline float largest(Part (&parts)[PARTS]) {
     for (int half = PARTS / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
         for (int i = 0; i < half; i++) parts[i] = parts[i] > parts[i + half] ? parts[i] : parts[i + half];
     float lane[WIDTH];
     store(lane, parts[0]);

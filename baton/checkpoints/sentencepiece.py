@@ -1,4 +1,4 @@
-"""SentencePiece: the tokenizer.model of LLaMA 1 and 2 becomes a tokenizer.json.
+"""SentencePiece: a tokenizer.model, as LLaMA 1 and 2 and Mistral have it, becomes a tokenizer.json.
 
 The file is a protocol buffer. Only the fields that decide how text is split are read. A model of
 another kind than LLaMA's (BPE that falls back to bytes, no normalization) is an error that names
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from baton.checkpoints.tokenizer_json import Json, Vocabulary, added_token, cuts, tokenizer_json
 from baton.errors import ModelError
-from baton.models.formats.bytelevel import added_token, cuts, tokenizer_json
-from baton.models.formats.checkpoint import Vocabulary
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's symbol for a space
 BPE = 2
@@ -44,9 +43,12 @@ class _Broken(Exception):
     """Not a protocol buffer, or not this one."""
 
 
-def sentencepiece(path: Path) -> Vocabulary:
-    """The tokenizer in the file. A text begins with the beginning-of-text piece. Raises ModelError for
-    another kind of tokenizer."""
+def sentencepiece(path: Path, *, metaspace: str | None = None) -> Vocabulary:
+    """The tokenizer in the file. A text begins with the beginning-of-text piece. Of a model that puts a
+    space before a text, `metaspace` says where: None before the text and behind each special token in
+    it, as SentencePiece itself does; "always" the same, but not before a space, and "first" only before
+    the text, as transformers does for tokenizers that it calls legacy, and for others. Raises ModelError
+    for another kind of tokenizer."""
     try:
         pieces, ids, leading_space = _pieces(path.read_bytes(), path)
     except OSError as error:
@@ -63,27 +65,13 @@ def sentencepiece(path: Path) -> Vocabulary:
         for number, piece in enumerate(pieces)
         if piece.kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
     ]
-    escape = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    if leading_space:
-        escape.insert(0, {"type": "Prepend", "prepend": SPACE})
-    back = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if leading_space:
-        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return Vocabulary(
         tokenizer_json(
             vocab=vocab,
             merges=_merges(pieces),
             added=added,
             first=(pieces[bos].text, bos),
-            steps={
-                "normalizer": {"type": "Sequence", "normalizers": escape},
-                "pre_tokenizer": None,
-                "decoder": {"type": "Sequence", "decoders": back},
-            },
+            steps=_steps(metaspace, leading=leading_space),
             model={
                 "unk_token": pieces[unknown].text,
                 "fuse_unk": True,
@@ -92,6 +80,31 @@ def sentencepiece(path: Path) -> Vocabulary:
         ),
         path,
     )
+
+
+def _steps(metaspace: str | None, *, leading: bool) -> Json:
+    """How spaces become SentencePiece's symbol, and back."""
+    escape: list[Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    back: list[Json] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if leading:
+        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        escape.insert(0, {"type": "Prepend", "prepend": SPACE})
+    theirs = {
+        "type": "Metaspace",
+        "replacement": SPACE,
+        "prepend_scheme": metaspace,
+        "split": False,
+    }
+    apart = leading and metaspace is not None
+    return {
+        "normalizer": None if apart else {"type": "Sequence", "normalizers": escape},
+        "pre_tokenizer": theirs if apart else None,
+        "decoder": {"type": "Sequence", "decoders": back},
+    }
 
 
 def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
@@ -148,8 +161,8 @@ def _refuse_other_kinds(
     }
     if why := [each for each, is_so in wrong.items() if is_so]:
         raise ModelError(
-            f"{path} {', '.join(why)}: only SentencePiece models of LLaMA's kind are converted; "
-            "give a tokenizer.json with --tokenizer FILE"
+            f"{path} {', '.join(why)}: only SentencePiece models of LLaMA's kind are read; put a "
+            "tokenizer.json beside it, or for LLaMA's own format use convert with --tokenizer FILE"
         )
 
 

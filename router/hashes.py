@@ -1,0 +1,19 @@
+"""The hashes by which a request finds its KV in a prefix cache."""
+
+from baton.kv.prefix import extended, root
+from baton.rope import RopeRule
+from router.ledger import Entry
+
+
+def prefix_hashes(entry: Entry, block_size: int, rope: RopeRule) -> tuple[bytes, ...]:
+    """The root and the hashes of the blocks that are full before the last known token, which decode will
+    run. Empty if prompt logprobs are wanted: then the whole prompt must be computed."""
+    if entry.to_be_scored:
+        return ()
+    ids = entry.token_ids[:-1]
+    if entry.hashed != (len(ids), block_size):  # else cached
+        floor = rope.floor(len(entry.prompt_ids), entry.length)
+        lengths = rope.lengths(floor, 0, len(ids))
+        entry.block_hashes = extended([root(entry.params.cache_salt)], ids, block_size, lengths)
+        entry.hashed = (len(ids), block_size)
+    return entry.block_hashes
