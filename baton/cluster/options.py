@@ -128,7 +128,7 @@ class ClusterOptions:
     spare_worker: bool | None = _declared(
         None, section=PROCESSES, switch="--spare-worker/--no-spare-worker",
         show_default="for `serve`, if 8 GiB of memory are free",
-        help="Keep an idle process that can replace a dead worker or HTTP server at once.",
+        help="Keep an idle process that can replace a dead worker at once.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -10,7 +10,6 @@ from baton.client.blocking import POLL_S, Client, Notice
 from baton.client.http import HttpClient
 from baton.clock import Clock, monotonic
 from baton.cluster.options import ClusterOptions
-from baton.cluster.spare import SERVER_IMPORTS
 from baton.cluster.supervisor import Beside, Cluster
 from baton.errors import BatonError
 
@@ -56,7 +55,7 @@ def serving_cluster(
         command = ["baton.server", "--fd", str(number), "--port", str(port)]
         command += ["--model", options.model, "--log-level", "error"]
         command += ["--max-num-queued-reqs", str(QUEUE_FACTOR * limit), *server]
-        cluster.add(Beside("server", command, (number,), SERVER_IMPORTS))
+        cluster.add(Beside("server", command, (number,)))
         with closing(Client(cluster.address, supervise=cluster.check, down=cluster.down)) as client:
             serving = ServingCluster(port, cluster, client, say)
             client.await_ready(lambda event: say(event.text) if isinstance(event, Notice) else None)

@@ -1,10 +1,9 @@
-"""Spare: an idle process that has imported what workers and the HTTP server need, so that any of them is
-replaced without the second or two of imports. The process's own side: baton/cluster/standby.py.
+"""Spare: an idle process that has imported what workers need, so that a worker is replaced without the
+second or two of imports. The process's own side: baton/cluster/standby.py.
 """
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,6 @@ from baton.package import ROOT
 WORTH_BYTES = 8 << 30
 """Where less memory is free, `serve` keeps no spare unless told to."""
 
-SERVER_IMPORTS = ("baton.server.run",)
-"""What the HTTP server's command imports late."""
-
 
 class Spare:
     """At most one idle process. Its own death is no event: the next call of keep() replaces it, later and
@@ -29,14 +25,9 @@ class Spare:
     def __init__(self, folder: Path, modules: Sequence[str]) -> None:
         """`modules`: what to import. The idle process logs into `folder`."""
         self.process: subprocess.Popen[bytes] | None = None
-        self._orders: socket.socket | None = None  # our end of its stdin
         self._log = folder / "spare.log"
-        self._modules = list(modules)
+        self._modules = modules
         self._restarts = Restarts()
-
-    def also_imports(self, modules: Sequence[str]) -> None:
-        """Idle processes that are started from now on import these, too."""
-        self._modules += modules
 
     def keep(self, now: float) -> bool:
         """Start one if there is none. Returns whether one was started."""
@@ -49,18 +40,11 @@ class Spare:
         self._restarts.started()
         command = [sys.executable, "-m", COMMAND, str(os.getpid()), *self._modules, ROOM]
         with suppress(OSError), self._log.open("ab") as log:  # not now: without a spare, then
-            self._orders, theirs = socket.socketpair()
-            with theirs:
-                self.process = subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    stdin=theirs.fileno(),
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
         if self.process is None:
-            self._hang_up()
             self._restarts.died(now)
         return self.process is not None
 
@@ -69,37 +53,24 @@ class Spare:
         process, self.process = self.process, None
         if process is not None:
             process.kill()
-            process.wait()
-        self._hang_up()
+            process.communicate()
 
     def become(
-        self,
-        command: Sequence[str],
-        output: tuple[int, int],
-        descriptors: Sequence[int],
-        now: float,
+        self, command: Sequence[str], log: Path, now: float
     ) -> subprocess.Popen[bytes] | None:
-        """The idle process, which runs this command from now on, with this stdout and stderr. Where the
-        command names one of the `descriptors`, it finds its own copy. None if there is none."""
+        """The idle process, which runs this command from now on, with this log. None if there is none."""
         process, self.process = self.process, None
-        if process is None or self._orders is None:
+        if process is None:
             return None
         module, *arguments = command
-        order = {"module": module, "arguments": arguments, "descriptors": list(descriptors)}
-        line = f"{json.dumps(order)}\n".encode()
+        order = json.dumps({"module": module, "arguments": arguments, "log": str(log)})
+        assert process.stdin is not None
         try:
-            sent = socket.send_fds(self._orders, [line], [*output, *descriptors])
-            self._orders.sendall(line[sent:])
+            with process.stdin as pipe:
+                pipe.write(f"{order}\n".encode())
         except OSError:  # it is dead
             process.wait()
             self._restarts.died(now)
             return None
-        finally:
-            self._hang_up()
         self._restarts.serves(now)
         return process
-
-    def _hang_up(self) -> None:
-        orders, self._orders = self._orders, None
-        if orders is not None:
-            orders.close()

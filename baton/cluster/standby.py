@@ -1,11 +1,10 @@
-"""`python -m baton.cluster.standby PARENT MODULE ... ROOM`: import the modules, wait, become another.
+"""`python -m baton.cluster.standby PARENT MODULE ... ROOM`: import the modules, wait, become a worker.
 
-The parent (baton/cluster/spare.py) writes one line to stdin, a Unix socket: {"module", "arguments",
-"descriptors"}, and with it open files: stdout, stderr and one for each of the descriptors. Then this
-process does what `python -m module arguments` would do. Until then it has no model, no socket of a
-cluster and no GPU context. It ends when stdin is closed, and with its parent.
+The parent (baton/cluster/spare.py) writes one line to stdin, {"module", "arguments", "log"}. Then this
+process does what `python -m module arguments` would do, with its output in the log. Until then it has
+no model, no socket and no GPU context. It ends when stdin is closed, and with its parent.
 
-ROOM is blank: the new command line, as /proc and `ps` show it, is written into its place.
+ROOM is blank: the worker's command line, as /proc and `ps` show it, is written into its place.
 """
 
 import ctypes
@@ -13,10 +12,8 @@ import importlib
 import json
 import os
 import runpy
-import socket
 import sys
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,9 +21,6 @@ from baton.cluster.launch import calm_openmp
 from baton.host import die_with, process_age_s
 
 COMMAND = "baton.cluster.standby"
-MOST_DESCRIPTORS = 16
-DESCRIPTORS = ("--fd", "--pulse")
-"""Options whose value is the number of an inherited descriptor."""
 ROOM = " " * 4000
 ARGUMENTS = slice(45, 47)  # arg_start and arg_end, in /proc/PID/stat from the field `state` on
 
@@ -45,46 +39,29 @@ def main() -> None:
         importlib.import_module(each)
     waiting.join()
     for module, arguments in orders:
-        sys.argv = [module, *arguments]
-        if module.endswith("_worker"):  # its timeline begins with its own time
-            sys.argv += ["--idle", f"{process_age_s():.3f}"]
+        sys.argv = [module, *arguments, "--idle", f"{process_age_s():.3f}"]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _await_order(orders: list[tuple[str, list[str]]]) -> None:
-    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as stdin:
-        line, received, *_ = socket.recv_fds(stdin, 65536, MOST_DESCRIPTORS)
-        while line and not line.endswith(b"\n"):
-            more = stdin.recv(65536)
-            if not more:
-                return  # the parent died meanwhile
-            line += more
+    line = sys.stdin.buffer.readline()
     if line:
         order = json.loads(line)
-        module = order["module"]
-        outputs, own = received[:2], received[2:]
-        arguments = renumbered(
-            order["arguments"], dict(zip(order["descriptors"], own, strict=True))
-        )
-        _redirect(*outputs)
+        module, arguments = order["module"], order["arguments"]
+        _log_to(order["log"])
         show_command([*sys.orig_argv[: sys.orig_argv.index("-m") + 1], module, *arguments])
         orders.append((module, arguments))
 
 
-def renumbered(arguments: list[str], own: Mapping[int, int]) -> list[str]:
-    """The arguments, with this process's numbers of the descriptors that they name."""
-    found = list(arguments)
-    for place, option in enumerate(arguments[:-1]):
-        if option in DESCRIPTORS:
-            found[place + 1] = str(own[int(arguments[place + 1])])
-    return found
-
-
-def _redirect(stdout: int, stderr: int) -> None:
-    """Take these as stdout and stderr, and stdin from nowhere."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, descriptor in enumerate((nothing, stdout, stderr)):
-        os.dup2(descriptor, number)
+def _log_to(path: str) -> None:
+    """Take stdout and stderr to the end of this file, and stdin from nowhere."""
+    for name, flags, numbers in (
+        (os.devnull, os.O_RDONLY, (0,)),
+        (path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, (1, 2)),
+    ):
+        descriptor = os.open(name, flags, 0o600)
+        for number in numbers:
+            os.dup2(descriptor, number)
         os.close(descriptor)
 
 

@@ -53,12 +53,11 @@ FINAL: dict[int, type[BatonError]] = {
 @dataclass(frozen=True, slots=True)
 class Beside:
     """A process to run beside the cluster. It is passed the router's address, prints to the terminal and
-    inherits these descriptors. `imports`: what its command imports, for a spare."""
+    inherits these descriptors."""
 
     name: str
     command: list[str]
     descriptors: tuple[int, ...] = ()
-    imports: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -69,7 +68,6 @@ class Child:
     command: list[str]
     log: Path | None  # None: the terminal
     descriptors: tuple[int, ...] = ()
-    imports: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     restarts: Restarts = field(default_factory=Restarts)
     has_worked: bool = False  # in any of its lives
@@ -93,11 +91,6 @@ class Child:
     def is_worker(self) -> bool:
         """Whether it joins the router, which lists it."""
         return self.role in WORKERS
-
-    @property
-    def spared(self) -> bool:
-        """Whether a spare has its imports. The router has few of its own."""
-        return self.is_worker or bool(self.imports)
 
     @property
     def starting(self) -> bool:
@@ -159,11 +152,9 @@ class Cluster:
     def add(self, beside: Beside) -> None:
         """Start one more process, and supervise it too."""
         command = [*beside.command, "--router", self.address]
-        child = Child(beside.name, command, None, beside.descriptors, beside.imports)
+        child = Child(beside.name, command, None, beside.descriptors)
         self._children.append(child)
         self._spawn(child)
-        if self._spare is not None:
-            self._spare.also_imports(beside.imports)
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """Names and command lines, as a user would type them into as many terminals."""
@@ -384,13 +375,17 @@ class Cluster:
         now = self._clock()
         child.restarts.started()
         child.boot = ""
+        command = [*child.command, "--parent", str(os.getpid())]
         if child.log is not None:
             child.log_start = child.log.stat().st_size if child.log.exists() else 0
             child.notices = Notices(child.log) if child.is_worker else None
-        self._run(child, [*child.command, "--parent", str(os.getpid())], now)
+            if self._spare is not None and child.is_worker and not child.restarts.crash_loop:
+                child.process = self._spare.become(command, child.log, now)
+        if child.process is None:
+            self._run(child, command)
         self._write_pids()
 
-    def _run(self, child: Child, command: list[str], now: float) -> None:
+    def _run(self, child: Child, command: list[str]) -> None:
         descriptors = child.descriptors
         if child.role in STUCK_S:
             child.ear = Ear()
@@ -399,10 +394,7 @@ class Cluster:
             command = [*command, "--pulse", str(child.ear.descriptor)]
         try:
             with child.log.open("ab") if child.log else nullcontext() as log:
-                if self._spare is not None and child.spared and not child.restarts.crash_loop:
-                    out = (log.fileno(), log.fileno()) if log else (1, 2)
-                    child.process = self._spare.become(command, out, descriptors, now)
-                child.process = child.process or subprocess.Popen(
+                child.process = subprocess.Popen(
                     [sys.executable, "-m", *command],
                     cwd=ROOT,
                     stdin=subprocess.DEVNULL,

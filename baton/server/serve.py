@@ -18,7 +18,7 @@ from types import FrameType
 
 from baton.client.blocking import Client, Notice
 from baton.cluster.options import ClusterOptions
-from baton.cluster.spare import SERVER_IMPORTS, WORTH_BYTES
+from baton.cluster.spare import WORTH_BYTES
 from baton.cluster.supervisor import Beside, Cluster
 from baton.host import available_memory
 from baton.server.options import ServerSettings, bind, write_keys
@@ -65,7 +65,7 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
                 keys = cluster.run_dir / "api-keys"
                 write_keys(settings.api_keys, keys)
                 command += ["--api-key-file", str(keys)]
-            cluster.add(Beside("server", command, (listener.fileno(),), SERVER_IMPORTS))
+            cluster.add(Beside("server", command, (listener.fileno(),)))
             ready = False
             while not signals.count:
                 for event in client.poll(WATCH_S):

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,22 +25,13 @@ if __name__ == "__main__":
         time.sleep(60)
     sys.exit(7)
 """
-WRITER = """
-import os, sys
-if __name__ == "__main__":
-    options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-    os.write(int(options["--fd"]), b"to fd")
-    os.write(int(options["--pulse"]), f"to pulse, --port {options['--port']}".encode())
-    sys.exit("--idle" in options)
-"""
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Modules for processes to find: an actor, one that takes long to import, one that fails."""
-    (tmp_path / "actor_worker.py").write_text(ACTOR)
-    (tmp_path / "writer.py").write_text(WRITER)
+    (tmp_path / "actor.py").write_text(ACTOR)
     (tmp_path / "heavy.py").write_text("")
     (tmp_path / "slow.py").write_text(f"open({str(tmp_path / 'gate')!r}).read()")
     (tmp_path / "broken.py").write_text("raise ImportError('not here')")
@@ -65,13 +56,8 @@ def make(home: Path) -> Iterator[Make]:
         spare.end()
 
 
-def became(
-    spare: Spare, home: Path, *arguments: str, descriptors: Sequence[int] = ()
-) -> "subprocess.Popen[bytes]":
-    with (home / "decode-0.log").open("ab") as log:
-        process = spare.become(
-            ["actor_worker", *arguments], (log.fileno(), log.fileno()), descriptors, 1.0
-        )
+def became(spare: Spare, home: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    process = spare.become(["actor", *arguments], home / "decode-0.log", 1.0)
     assert process is not None
     assert spare.process is None
     return process
@@ -108,14 +94,7 @@ def test_whoever_looks_for_a_worker_finds_it_under_its_own_name(make: Make, home
     found = until(lambda: children_of(os.getpid()).get("decode-0"), "its name")
     assert found == pid
     words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-    assert words == [
-        os.fsencode(sys.executable),
-        b"-m",
-        b"actor_worker",
-        b"stays",
-        b"--name",
-        b"decode-0",
-    ]
+    assert words == [os.fsencode(sys.executable), b"-m", b"actor", b"stays", b"--name", b"decode-0"]
     process.kill()
     process.wait()
 
@@ -138,22 +117,6 @@ def test_a_command_longer_than_the_room_is_run_all_the_same(make: Make, home: Pa
     assert len(json.loads(said(home)[0])["argv"][0]) == 2 * len(ROOM)
 
 
-def test_it_gets_the_descriptors_that_its_command_names(make: Make, home: Path) -> None:
-    spare = make()
-    (read_a, write_a), (read_b, write_b) = os.pipe(), os.pipe()
-    command = ["writer", "--port", str(write_a), "--fd", str(write_a), "--pulse", str(write_b)]
-    process = spare.become(command, (1, 2), (write_a, write_b), 1.0)
-    for each in (write_a, write_b):
-        os.close(each)
-    assert process is not None
-    assert process.wait(20) == 0
-    assert os.read(read_a, 100) == b"to fd"
-    assert os.read(read_b, 100) == f"to pulse, --port {write_a}".encode()
-    assert (os.read(read_a, 1), os.read(read_b, 1)) == (b"", b"")  # nobody else has them
-    for each in (read_a, read_b):
-        os.close(each)
-
-
 def test_its_death_is_no_event_and_one_that_keeps_dying_is_started_less_and_less(
     make: Make, home: Path
 ) -> None:
@@ -174,7 +137,7 @@ def test_a_dead_one_is_not_given_a_command(make: Make, home: Path) -> None:
     assert spare.process is not None
     spare.process.kill()
     os.waitid(os.P_PID, spare.process.pid, os.WEXITED | os.WNOWAIT)
-    assert spare.become(["actor_worker"], (1, 2), (), 1.0) is None
+    assert spare.become(["actor"], home / "decode-0.log", 1.0) is None
     assert spare.keep(1.0)
 
 

@@ -5,8 +5,17 @@ import random
 
 import pytest
 
+from tools.faults.check import Census, Process
 from tools.faults.ledger import Chunk, Sent, records
-from tools.faults.soak import LEAST_THIRD, Sample, drift, latencies, memory_slopes, slope_mib_h
+from tools.faults.soak import (
+    LEAST_THIRD,
+    Sample,
+    drift,
+    latencies,
+    memory_slopes,
+    settled,
+    slope_mib_h,
+)
 
 
 def test_a_slope_is_found_in_noise() -> None:
@@ -51,6 +60,19 @@ def test_a_young_process_may_grow_but_the_first_of_a_soak_is_not_young() -> None
 def test_a_name_whose_lives_are_all_too_short_has_no_slope() -> None:
     samples = [Sample(5.0 * i, {("decode-0", i): 5.0}) for i in range(50)]
     assert memory_slopes(samples, begin=0.0)["decode-0"].error == float("inf")
+
+
+def test_memory_is_compared_with_that_after_the_warm_up() -> None:
+    before = Census({"server": Process(1, 20, 40.0), "router": Process(2, 9, 30.0)}, leased=0)
+    samples = [
+        Sample(5.0, {("server", 1): 50.0, ("router", 2): 30.0}),
+        Sample(10.0, {("server", 1): 70.0, ("router", 3): 31.0}),
+        Sample(15.0, {("server", 1): 71.0, ("router", 3): 33.0}),
+    ]
+    after = settled(before, samples, 7.0).processes
+    assert after["server"] == Process(1, 20, 70.0)
+    assert after["router"] == Process(2, 9, 30.0), "another process is there now"
+    assert settled(before, samples, 99.0) == before
 
 
 def test_drift_compares_the_thirds() -> None:

@@ -2,14 +2,15 @@
 memory and latency. `python -m tools.faults soak --minutes 60` writes docs/soak.md."""
 
 import asyncio
+import json
 import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tools.faults.battery import CLIENTS, Battery, Result, p50
-from tools.faults.check import check
+from tools.faults.check import Census, check
 from tools.faults.client import Leave, ask, run_clients
 from tools.faults.ledger import Chunk, Event, Ledger, Record, records
 from tools.faults.rows_kill import CHUNKED, with_leftovers
@@ -246,9 +247,31 @@ def run(battery: Battery, minutes: float) -> tuple[Result, list[str]]:
         result.problems += injector.problems
         record_recovery(result, injector.injected, chunks)
         result.injected += small
-        account(result, before, service)
+        _keep(battery, soak.samples)
+        warm = began + WARM_UP * 60 * minutes
+        account(result, settled(before, soak.samples, warm), service)
     lines = _judge(result, soak, injector, rate, began, minutes)
     return with_leftovers([(result, service)])[0], lines
+
+
+def settled(before: Census, samples: Sequence[Sample], begin: float) -> Census:
+    """A census with the memory that its processes had at `begin`: caches and histories take minutes to
+    reach their bounds."""
+    later = next((each.mib for each in samples if each.at >= begin), {})
+    processes = {
+        name: replace(process, memory_mib=later.get((name, process.pid), process.memory_mib))
+        for name, process in before.processes.items()
+    }
+    return replace(before, processes=processes)
+
+
+def _keep(battery: Battery, samples: Sequence[Sample]) -> None:
+    """The curves of memory, for whoever looks for what grows."""
+    rows = [
+        {"at": each.at, "mib": {f"{name} {pid}": mib for (name, pid), mib in each.mib.items()}}
+        for each in samples
+    ]
+    (battery.folder / "soak-memory.json").write_text(json.dumps(rows))
 
 
 def _judge(
