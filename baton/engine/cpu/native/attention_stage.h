@@ -45,32 +45,44 @@ struct CacheRows {
     }
 };
 
-// Lane `lane` of the first (or second) result of mixing two registers: runs of `run` lanes of a and b in
-// turns, those at even (or odd) places of each.
-constexpr int mixed(int run, bool second, int lane) {
-    int pair = lane / (2 * run), within = lane % (2 * run);
-    return within % run + pair * 2 * run + second * run + within / run * WIDTH;
+// Where lane `lane` of a register comes from, made of two: the first WIDTH are lanes of the one, the others of
+// the other. zipped: within quarters of 4 lanes, runs of `run` lanes of both in turns, from the lower or
+// the upper half of each quarter. parted: the quarters at even or at odd places. All of these are one
+// instruction on every CPU.
+constexpr int zipped(int run, bool upper, int lane) {
+    int within = lane % 4;
+    return lane - within + upper * 2 + within % run + within / (2 * run) * run + within / run % 2 * WIDTH;
+}
+
+constexpr int parted(bool odd, int lane) { return lane / 4 * 8 + odd * 4 + lane % 4; }
+
+constexpr int source(int run, bool second, int lane) {
+    return run < 4 ? zipped(run, second, lane) : parted(second, lane);
 }
 
 template <int run, bool second, int... lane>
 inline Part mix(Part a, Part b, std::integer_sequence<int, lane...>) {
-    return __builtin_shufflevector(a, b, mixed(run, second, lane)...);
+    return __builtin_shufflevector(a, b, source(run, second, lane)...);
 }
 
-// Lane j of row i becomes lane i of row j: squares of two rows, then of four ... are transposed in place.
-template <int run = 1>
-inline void transpose(Part (&rows)[WIDTH]) {
-    if constexpr (run < WIDTH) {
-        constexpr auto lanes = std::make_integer_sequence<int, WIDTH>{};
+template <int run>
+inline void mix_rows(Part (&rows)[WIDTH]) {
+    constexpr auto lanes = std::make_integer_sequence<int, WIDTH>{};
 #pragma GCC unroll 16
-        for (int i = 0; i < WIDTH; i++)
-            if (!(i & run)) {
-                Part a = rows[i], b = rows[i + run];
-                rows[i] = mix<run, false>(a, b, lanes);
-                rows[i + run] = mix<run, true>(a, b, lanes);
-            }
-        transpose<2 * run>(rows);
-    }
+    for (int i = 0; i < WIDTH; i++)
+        if (!(i & run)) {
+            Part a = rows[i], b = rows[i + run];
+            rows[i] = mix<run, false>(a, b, lanes);
+            rows[i + run] = mix<run, true>(a, b, lanes);
+        }
+    if constexpr (2 * run < WIDTH) mix_rows<2 * run>(rows);
+}
+
+// Lane j of row i becomes lane i of row j.
+inline void transpose(Part (&rows)[WIDTH]) {
+    mix_rows<1>(rows);
+#pragma GCC unroll 4
+    for (int i = 0; i < WIDTH; i += 4) std::swap(rows[i + 1], rows[i + 2]);
 }
 
 // A square of WIDTH keys by as many 32-bit words; a word is one dimension of a key, or two.

@@ -116,11 +116,23 @@ struct RowState {
     float* output;   // [vectors * LANES]
 };
 
-inline PartI lanes() {
-    PartI lane;
-#pragma GCC unroll 16
-    for (int i = 0; i < WIDTH; i++) lane[i] = i;
-    return lane;
+template <int... lane>
+constexpr PartI counted(std::integer_sequence<int, lane...>) {
+    return PartI{lane...};
+}
+
+// Scores, those of places outside [begin, end) replaced by -inf; the first is that of place 0.
+inline Part inside(Part scores, int begin, int end) {
+    constexpr PartI lane = counted(std::make_integer_sequence<int, WIDTH>{});
+    return (lane >= begin) & (lane < end) ? scores : -INFINITY - Part{};
+}
+
+// visit(part of a Vec, column, where its scores are) for the vectors of columns [start, end).
+template <typename Visit>
+inline void each_part(float* scores, int start, int end, Visit&& visit) {
+    for (int at = start; at < end; at += LANES)
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) visit(p, at + p * WIDTH, scores + at + p * WIDTH);
 }
 
 // Online softmax: scores of positions [begin, end) of a key block become weights e^(score - largest);
@@ -130,47 +142,43 @@ __attribute__((noinline)) inline void softmax_update(float* scores, int begin, i
                                             const RowState& row, int vectors) {
     const int start = begin / LANES * LANES;
     if (softcap > 0)
-        for (int at = start; at < end; at += WIDTH)
-            store(scores + at, softcapped(load_part(scores + at), softcap));
-    const Part never = -INFINITY - Part{};
-    Part each[PARTS];
+        each_part(scores, start, end, [&](int, int, float* at) {
+            store(at, softcapped(load_part(at), softcap));
+        });
+    Part each[PARTS], total[PARTS];
 #pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) each[p] = never;
-    for (int at = start; at < end; at += LANES)
-    #pragma GCC unroll 4
     for (int p = 0; p < PARTS; p++) {
-            int place = at + p * WIDTH;
-            Part score = load_part(scores + place);
-            if (place < begin || place + WIDTH > end) {
-                PartI lane = lanes();
-                PartI inside = (lane >= begin - place) & (lane < end - place);
-                score = inside ? score : never;
-                store(scores + place, score);
-            }
-            each[p] = each[p] > score ? each[p] : score;
+        each[p] = -INFINITY - Part{};
+        total[p] = load_part(row.weights + p * WIDTH);
+    }
+    each_part(scores, start, end, [&](int p, int column, float* at) {
+        Part score = load_part(at);
+        if (column < begin || column + WIDTH > end) {
+            score = inside(score, begin - column, end - column);
+            store(at, score);
         }
-    float before = *row.largest, now = largest(each);
+        each[p] = each[p] > score ? each[p] : score;
+    });
+#pragma GCC unroll 4
+    for (int half = PARTS / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+        for (int p = 0; p < half; p++) each[p] = each[p] > each[p + half] ? each[p] : each[p + half];
+    float before = *row.largest, now = largest(each[0]);
     if (before > now) now = before;
     float zero = now == -INFINITY ? 0 : now;  // if all are -inf their weights are 0, not NaN
-    Part total[PARTS];
-#pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) total[p] = load_part(row.weights + p * WIDTH);
     if (now != before) {
         float shrink = exp_small(Part{} + (before - zero))[0];
-    #pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) total[p] = total[p] * shrink;
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) total[p] = total[p] * shrink;
         for (int i = 0; i < vectors * LANES; i += WIDTH)
             store(row.output + i, load_part(row.output + i) * shrink);
         *row.largest = now;
     }
-    for (int at = start; at < end; at += LANES)
-    #pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) {
-            float* place = scores + at + p * WIDTH;
-            Part weight = exp_small(load_part(place) - zero);
-            store(place, weight);
-            total[p] = total[p] + weight;
-        }
+    each_part(scores, start, end, [&](int p, int, float* at) {
+        Part weight = exp_small(load_part(at) - zero);
+        store(at, weight);
+        total[p] = total[p] + weight;
+    });
 #pragma GCC unroll 4
     for (int p = 0; p < PARTS; p++) store(row.weights + p * WIDTH, total[p]);
 }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace baton {
 
@@ -142,34 +143,29 @@ inline Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
-// Reduces all lanes to one number, always in the same order, so that sums are reproducible.
-template <typename Both>
-inline float reduce(Vec v, Both&& both) {
-    v = both(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    v = both(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
-    v = both(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
-    v = both(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
-    return v[0];
+template <int half, typename V, int... lane>
+inline V halves_swapped(V v, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(v, v, (lane ^ half)...);
+}
+
+// Reduces all lanes to one number, always in the same order, so that sums are reproducible: lanes that are
+// `half` apart first. V: Vec or Part.
+template <int half, typename V, typename Both>
+inline float reduce(V v, Both&& both) {
+    if constexpr (half == 0) return v[0];
+    else {
+        constexpr auto lanes = std::make_integer_sequence<int, sizeof(V) / sizeof(float)>{};
+        return reduce<half / 2>(both(v, halves_swapped<half>(v, lanes)), both);
+    }
 }
 
 inline float sum(Vec value) {
-    return reduce(value, [](Vec a, Vec b) { return a + b; });
+    return reduce<LANES / 2>(value, [](Vec a, Vec b) { return a + b; });
 }
 
-inline float largest(Vec value) {
-    return reduce(value, [](Vec a, Vec b) { return max(a, b); });
-}
-
-// The largest lane of a Vec in parts.
-inline float largest(Part (&parts)[PARTS]) {
-    for (int half = PARTS / 2; half > 0; half /= 2)
-#pragma GCC unroll 2
-        for (int i = 0; i < half; i++) parts[i] = parts[i] > parts[i + half] ? parts[i] : parts[i + half];
-    float lane[WIDTH];
-    store(lane, parts[0]);
-    for (int half = WIDTH / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
+template <typename V>
+inline float largest(V value) {
+    return reduce<sizeof(V) / sizeof(float) / 2>(value, [](V a, V b) { return a > b ? a : b; });
 }
 
 // e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, the rest by a polynomial
