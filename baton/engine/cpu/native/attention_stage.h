@@ -94,16 +94,22 @@ struct Square {
     // Dimensions from `d` on of the keys `rows`; dimensions beyond `dim` read as 0. Not inlined: a third of
     // this part's compilation would be copies of it.
     __attribute__((noinline)) Square(const T* const* rows, long d, long dim) {
-        if (d + DIMS <= dim) {
-#pragma GCC unroll 16
-            for (int i = 0; i < WIDTH; i++) std::memcpy(&words[i], rows[i] + d, sizeof(Part));
-        } else {
+        T padded[WIDTH][DIMS];
+        const T* starts[WIDTH];
+        if (d + DIMS > dim) {
+            std::memset(padded, 0, sizeof padded);
             for (int i = 0; i < WIDTH; i++) {
-                words[i] = Part{};
-                std::memcpy(&words[i], rows[i] + d, (dim - d) * sizeof(T));
+                std::memcpy(padded[i], rows[i] + d, (dim - d) * sizeof(T));
+                starts[i] = padded[i];
             }
+            rows = starts, d = 0;
         }
-        transpose(words);
+        Part some[WIDTH];  // in registers, until all rows are read
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; i++) some[i] = get<Part>(rows[i] + d);
+        transpose(some);
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; i++) words[i] = some[i];
     }
 
     // Dimension d + i, a key in each lane.
