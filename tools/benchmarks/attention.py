@@ -7,8 +7,8 @@ Decode is bound by memory, so compare GB/s; prefill is bound by arithmetic, so c
 in random order. Layers of 256 MB in total take turns at decode, as in a model, so that no cache holds
 them. The arms take turns call by call.
 
---cpu-time counts the CPU seconds of this process instead of the time that passes: on a shared machine they
-vary less. Threads that wait for each other count too, so use it with --threads 1.
+--cpu-time counts the CPU seconds of this process instead of the time that passes: on a shared machine
+they vary less. Threads that wait for each other count too, so use it with --threads 1.
 --against adds an arm: the C++ of another checkout, compiled with the same compiler and flags.
 CXX="c++ -march=x86-64-v3" compiles all for a CPU with AVX2 alone. The last line printed is JSON.
 """
@@ -108,8 +108,8 @@ def measure(
     repeats: int,
     clock: Callable[[], float],
 ) -> list[Figure]:
-    """All arms of one case: the first call of each warms up, then every arm computes every layer `repeats`
-    times. Arms take turns on different layers, so that none finds the other's in the cache."""
+    """All arms of one case: the first call of each warms up, then every arm computes every layer
+    `repeats` times. Arms take turns on different layers, so that none finds the other's in the cache."""
     rows, queries, context = case
     heads, kv_heads, dim = HEADS[shape]
     pool, tables = make_pool(shape, dtype, rows, queries, context)

@@ -87,8 +87,8 @@ def describe_layer(
 
 
 class NativeAttention:
-    """The kernel of one forward. Pools that are not fp32 or bf16 on a CPU use GatherAttention. `native`: the
-    library that computes [default: library()]."""
+    """The kernel of one forward. Pools that are not fp32 or bf16 on a CPU use GatherAttention. `native`:
+    the library that computes [default: library()]."""
 
     def __init__(
         self,
