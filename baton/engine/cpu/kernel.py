@@ -27,7 +27,12 @@ CACHE_TYPES = {torch.float32: CACHES["float32"], torch.bfloat16: CACHES["bfloat1
 @cache
 def library() -> ctypes.CDLL:
     """The native library, built at the first call. Raises NoNative or CompileError."""
-    found = check_abi(build(KERNEL, "kernel"), ATTENTION)
+    return declared(build(KERNEL, "kernel"))
+
+
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """A library of KERNEL with the types of its functions. CompileError if its structures are others."""
+    found = check_abi(library, ATTENTION)
     row = (ctypes.c_void_p, ctypes.c_long)  # a matrix of floats and its stride
     found.baton_attend.argtypes = (ctypes.c_void_p, ctypes.c_void_p, *row, *row, ctypes.c_int)
     found.baton_attend.restype = ctypes.c_int
@@ -82,12 +87,18 @@ def describe_layer(
 
 
 class NativeAttention:
-    """The kernel of one forward. Pools that are not fp32 or bf16 on a CPU use GatherAttention."""
+    """The kernel of one forward. Pools that are not fp32 or bf16 on a CPU use GatherAttention. `native`:
+    the library that computes [default: library()]."""
 
     def __init__(
-        self, batch: Batch[torch.Tensor], block_size: int, threads: int | None = None
+        self,
+        batch: Batch[torch.Tensor],
+        block_size: int,
+        threads: int | None = None,
+        native: ctypes.CDLL | None = None,
     ) -> None:
         self.batch = batch
+        self.native = native
         self.struct = describe_batch(batch, block_size)
         self.threads = threads or torch.get_num_threads()
         self.slow = GatherAttention(batch, block_size)
@@ -101,7 +112,7 @@ class NativeAttention:
         sinks = None if params.sinks is None else params.sinks.detach().float().contiguous()
         described = describe_layer(pool, layer, rows.shape[1], params, sinks)
         output = rows.new_empty(*rows.shape[:2], described.value_dim)  # [T, H, Dv]
-        failed = library().baton_attend(
+        failed = (self.native or library()).baton_attend(
             ctypes.addressof(described),
             ctypes.addressof(self.struct),
             *(rows.data_ptr(), rows[0].numel()),

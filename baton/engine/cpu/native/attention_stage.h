@@ -38,110 +38,106 @@ struct CacheRows {
         return next_pool + next_slots[row < next_count ? row : next_count - 1] * next_stride;
     }
 
-    // As many values of a row as V has, as a factor of multiply().
-    template <typename V>
-    V at(long row, long column) const {
+    // WIDTH values of a row, as a factor of multiply().
+    Part at(long row, long column) const {
         prefetch(after(row) + column);
-        return load_part<V>(at(row) + column);
+        return load_part(at(row) + column);
     }
 };
 
-enum Shuffle { LOW, HIGH, LOW_PAIRS, HIGH_PAIRS, EVEN_QUARTERS, ODD_QUARTERS };
-
-// Lane `lane` of the result: a lane of the first operand, or LANES + one of the second.
-constexpr int source(Shuffle kind, int lane) {
-    int within = lane % 4, quarter = lane - within;
-    switch (kind) {
-        case LOW: return quarter + within / 2 + within % 2 * LANES;
-        case HIGH: return quarter + 2 + within / 2 + within % 2 * LANES;
-        case LOW_PAIRS: return quarter + within % 2 + within / 2 * LANES;
-        case HIGH_PAIRS: return quarter + 2 + within % 2 + within / 2 * LANES;
-        case EVEN_QUARTERS: return lane % 8 / 4 * 8 + within + lane / 8 * LANES;
-        default: return lane % 8 / 4 * 8 + 4 + within + lane / 8 * LANES;
-    }
+// Where lane `lane` of a register comes from, made of two: the first WIDTH are lanes of the one, the others of
+// the other. zipped: within quarters of 4 lanes, runs of `run` lanes of both in turns, from the lower or
+// the upper half of each quarter. parted: the quarters at even or at odd places. All of these are one
+// instruction on every CPU.
+constexpr int zipped(int run, bool upper, int lane) {
+    int within = lane % 4;
+    return lane - within + upper * 2 + within % run + within / (2 * run) * run + within / run % 2 * WIDTH;
 }
 
-template <Shuffle kind, int... lane>
-inline Vec shuffled(Vec a, Vec b, std::integer_sequence<int, lane...>) {
-    return __builtin_shufflevector(a, b, source(kind, lane)...);
+constexpr int parted(bool odd, int lane) { return lane / 4 * 8 + odd * 4 + lane % 4; }
+
+constexpr int source(int run, bool second, int lane) {
+    return run < 4 ? zipped(run, second, lane) : parted(second, lane);
 }
 
-template <Shuffle kind>
-inline Vec shuffle(Vec a, Vec b) {
-    return shuffled<kind>(a, b, std::make_integer_sequence<int, LANES>{});
+template <int run, bool second, int... lane>
+inline Part mix(Part a, Part b, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, source(run, second, lane)...);
+}
+
+template <int run>
+inline void mix_rows(Part (&rows)[WIDTH]) {
+    constexpr auto lanes = std::make_integer_sequence<int, WIDTH>{};
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++)
+        if (!(i & run)) {
+            Part a = rows[i], b = rows[i + run];
+            rows[i] = mix<run, false>(a, b, lanes);
+            rows[i + run] = mix<run, true>(a, b, lanes);
+        }
+    if constexpr (2 * run < WIDTH) mix_rows<2 * run>(rows);
 }
 
 // Lane j of row i becomes lane i of row j.
-inline void transpose(Vec (&rows)[LANES]) {
+inline void transpose(Part (&rows)[WIDTH]) {
+    mix_rows<1>(rows);
 #pragma GCC unroll 4
-    for (int i = 0; i < LANES; i += 4) {
-        Vec a = shuffle<LOW>(rows[i], rows[i + 1]), b = shuffle<HIGH>(rows[i], rows[i + 1]);
-        Vec c = shuffle<LOW>(rows[i + 2], rows[i + 3]), d = shuffle<HIGH>(rows[i + 2], rows[i + 3]);
-        rows[i] = shuffle<LOW_PAIRS>(a, c);
-        rows[i + 1] = shuffle<HIGH_PAIRS>(a, c);
-        rows[i + 2] = shuffle<LOW_PAIRS>(b, d);
-        rows[i + 3] = shuffle<HIGH_PAIRS>(b, d);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        Vec a = shuffle<EVEN_QUARTERS>(rows[i], rows[i + 4]);
-        Vec b = shuffle<ODD_QUARTERS>(rows[i], rows[i + 4]);
-        Vec c = shuffle<EVEN_QUARTERS>(rows[i + 8], rows[i + 12]);
-        Vec d = shuffle<ODD_QUARTERS>(rows[i + 8], rows[i + 12]);
-        rows[i] = shuffle<EVEN_QUARTERS>(a, c);
-        rows[i + 4] = shuffle<EVEN_QUARTERS>(b, d);
-        rows[i + 8] = shuffle<ODD_QUARTERS>(a, c);
-        rows[i + 12] = shuffle<ODD_QUARTERS>(b, d);
-    }
+    for (int i = 0; i < WIDTH; i += 4) std::swap(rows[i + 1], rows[i + 2]);
 }
 
-// A square of LANES keys by as many 32-bit words; a word is one dimension of a key, or two.
+// A square of WIDTH keys by as many 32-bit words; a word is one dimension of a key, or two.
 template <typename T>
 struct Square {
-    static constexpr int DIMS = LANES * int(sizeof(float) / sizeof(T));
-    Vec words[LANES];
+    static constexpr int DIMS = WIDTH * int(sizeof(float) / sizeof(T));
+    Part words[WIDTH];
 
     // Dimensions from `d` on of the keys `rows`; dimensions beyond `dim` read as 0. Not inlined: a third of
     // this part's compilation would be copies of it.
     __attribute__((noinline)) Square(const T* const* rows, long d, long dim) {
-        if (d + DIMS <= dim) {
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) std::memcpy(&words[i], rows[i] + d, sizeof(Vec));
-        } else {
-            for (int i = 0; i < LANES; i++) {
-                words[i] = Vec{};
-                std::memcpy(&words[i], rows[i] + d, (dim - d) * sizeof(T));
+        T padded[WIDTH][DIMS];
+        const T* starts[WIDTH];
+        if (d + DIMS > dim) {
+            std::memset(padded, 0, sizeof padded);
+            for (int i = 0; i < WIDTH; i++) {
+                std::memcpy(padded[i], rows[i] + d, (dim - d) * sizeof(T));
+                starts[i] = padded[i];
             }
+            rows = starts, d = 0;
         }
-        transpose(words);
+        Part some[WIDTH];  // in registers, until all rows are read
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; i++) some[i] = get<Part>(rows[i] + d);
+        transpose(some);
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; i++) words[i] = some[i];
     }
 
     // Dimension d + i, a key in each lane.
-    Vec dimension(int i) const {
-        if constexpr (DIMS == LANES) return words[i];
-        else return (Vec)(i % 2 ? (VecU)words[i / 2] & 0xffff0000 : (VecU)words[i / 2] << 16);
+    Part dimension(int i) const {
+        if constexpr (DIMS == WIDTH) return words[i];
+        else return (Part)(i % 2 ? (PartU)words[i / 2] & 0xffff0000 : (PartU)words[i / 2] << 16);
     }
 };
 
-// LANES keys side by side, from row `row` on. A row outside the block is replaced by the nearest in it.
+// WIDTH keys side by side, from row `row` on. A row outside the block is replaced by the nearest in it.
 template <typename T>
 class KeyGroup {
    public:
     KeyGroup(const CacheRows<T>& keys, int row) : dim(keys.dim) {
-        for (int i = 0; i < LANES; i++, row++) {
+        for (int i = 0; i < WIDTH; i++, row++) {
             int inside = row < 0 ? 0 : row < keys.count ? row : keys.count - 1;
             now[i] = keys.at(inside);
             next[i] = keys.after(inside);
         }
     }
 
-    // visit(d, vector of dimension d) for all d, ascending.
+    // visit(d, register of dimension d) for all d, ascending.
     template <typename Visit>
     void each_dimension(Visit&& visit) const {
         constexpr int DIMS = Square<T>::DIMS;
         for (long d = 0; d < dim; d += DIMS) {
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) prefetch(next[i] + d);
+            for (int i = 0; i < WIDTH; i++) prefetch(next[i] + d);
             Square<T> square(now, d, dim);
             if (d + DIMS <= dim) {
 #pragma GCC unroll 32
@@ -153,32 +149,40 @@ class KeyGroup {
     }
 
    private:
-    const T *now[LANES], *next[LANES];
+    const T *now[WIDTH], *next[WIDTH];
     long dim;
 };
 
-// to[d][KEY_BLOCK] from column `first` on; the columns on both sides, up to multiples of LANES, get
-// some key too; their scores are not used.
+// visit(first column of a KeyGroup) for all columns of a key block whose keys begin at column `first`, up to
+// multiples of LANES on both sides. The columns outside get some key too; their scores are not used.
+template <typename Visit>
+inline void each_group(int first, int count, Visit&& visit) {
+    int end = (first + count + LANES - 1) / LANES * LANES;
+    for (int column = first / LANES * LANES; column < end; column += WIDTH) visit(column);
+}
+
+// to[d][KEY_BLOCK] from column `first` on.
 template <typename T>
 void stage_keys(const CacheRows<T>& keys, int first, float* to) {
-    for (int column = first / LANES * LANES; column < first + keys.count; column += LANES)
-        KeyGroup<T>(keys, column - first).each_dimension([&](long d, Vec dimension) {
+    each_group(first, keys.count, [&](int column) {
+        KeyGroup<T>(keys, column - first).each_dimension([&](long d, Part dimension) {
             store(to + d * KEY_BLOCK + column, dimension);
         });
+    });
 }
 
 // The scores of few rows, without staging: scores[row][KEY_BLOCK] at the same columns.
 template <int ROWS, typename T>
 void score_keys(const CacheRows<T>& keys, int first, const float* queries, float* scores) {
-    for (int column = first / LANES * LANES; column < first + keys.count; column += LANES) {
-        Vec sums[ROWS] = {};
-        KeyGroup<T>(keys, column - first).each_dimension([&](long d, Vec dimension) {
+    each_group(first, keys.count, [&](int column) {
+        Part sums[ROWS] = {};
+        KeyGroup<T>(keys, column - first).each_dimension([&](long d, Part dimension) {
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; r++) sums[r] += queries[r * keys.dim + d] * dimension;
         });
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) store(scores + r * KEY_BLOCK + column, sums[r]);
-    }
+    });
 }
 
 // Values below each other, to[row][width], width being their dim rounded up to LANES.

@@ -9,25 +9,24 @@
 
 namespace baton {
 
-#ifdef __AVX512F__
-constexpr int BLOCK_WIDTH = 4;  // vectors: with 6 rows their sums fit into the registers
-#else
-constexpr int BLOCK_WIDTH = 1;
-#endif
 constexpr int BLOCK_ROWS = 6, FEW_ROWS = 7;
+
+// Registers side by side for so many rows: their sums stay in registers. Few rows have more of them, so
+// that a sum need not wait for the one before it.
+constexpr int registers_for(int rows) {
+    int most = BLOCK_ROWS * REGISTERS / rows;
+    return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
 
 struct Staged {
     const float* rows;
     long stride;
 
-    template <typename V>
-    V at(long row, long column) const {
-        return get<V>(rows + row * stride + column);
-    }
+    Part at(long row, long column) const { return load_part(rows + row * stride + column); }
 };
 
 // c[r][...] = start + sum over k < count of a[r][k] * b[k][...], k ascending, for some rows and
-// vectors; the start is what c holds, or 0 when it is `fresh`. b: Staged, or Rows of the pool; its
+// registers; the start is what c holds, or 0 when it is `fresh`. b: Staged, or Rows of the pool; its
 // k = 0 is in row `first`.
 template <typename Factor>
 struct Product {
@@ -40,41 +39,38 @@ struct Product {
     bool fresh;
 };
 
-// In registers as wide as the CPU's: GCC keeps no longer vectors in registers, and no array that it has not
-// unrolled.
-template <int ROWS, int VECTORS, typename Factor>
+template <int ROWS, int COUNT, typename Factor>
 inline void multiply(const Product<Factor>& p, long column) {
-    constexpr int PARTS = VECTORS * LANES / WIDTH;
     const float* a = p.a;
     float* c = p.c + column;
-    Part sums[ROWS][PARTS];
+    Part sums[ROWS][COUNT];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-        for (int w = 0; w < PARTS; w++)
-            sums[r][w] = p.fresh ? Part{} : get<Part>(c + r * p.c_stride + w * WIDTH);
+        for (int w = 0; w < COUNT; w++)
+            sums[r][w] = p.fresh ? Part{} : load_part(c + r * p.c_stride + w * WIDTH);
     for (long k = 0; k < p.count; k++) {
-        Part right[PARTS];
+        Part right[COUNT];
 #pragma GCC unroll 8
-        for (int w = 0; w < PARTS; w++)
-            right[w] = p.b.template at<Part>(p.first + k, column + w * WIDTH);
+        for (int w = 0; w < COUNT; w++) right[w] = p.b.at(p.first + k, column + w * WIDTH);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-            for (int w = 0; w < PARTS; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
+            for (int w = 0; w < COUNT; w++) sums[r][w] += a[r * p.a_stride + k] * right[w];
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-        for (int w = 0; w < PARTS; w++) put(c + r * p.c_stride + w * WIDTH, sums[r][w]);
+        for (int w = 0; w < COUNT; w++) store(c + r * p.c_stride + w * WIDTH, sums[r][w]);
 }
 
 template <int ROWS, typename Factor>
 void multiply(const Product<Factor>& p, long columns) {
+    constexpr int count = registers_for(ROWS);
     long column = 0;
-    for (; column + BLOCK_WIDTH * LANES <= columns; column += BLOCK_WIDTH * LANES)
-        multiply<ROWS, BLOCK_WIDTH>(p, column);
-    for (; column < columns; column += LANES) multiply<ROWS, 1>(p, column);
+    for (; column + count * WIDTH <= columns; column += count * WIDTH)
+        multiply<ROWS, count>(p, column);
+    for (; column < columns; column += WIDTH) multiply<ROWS, 1>(p, column);
 }
 
 // visit(std::integral_constant<int, count>) for 1 <= count <= BLOCK_ROWS.
@@ -98,17 +94,18 @@ inline void multiply(int rows, const Product<Factor>& product, long columns) {
 }
 
 // cap * tanh(scores / cap): a polynomial near 0 (coefficients of Cephes' tanhf), else by e^2x.
-inline Vec softcapped(Vec scores, float cap) {
-    Vec x = scores / cap;
-    Vec size = select(x < 0.0f, -x, x);
-    Vec z = x * x;
-    Vec p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+inline Part softcapped(Part scores, float cap) {
+    Part x = scores / cap;
+    Part size = x < 0.0f ? -x : x;
+    Part z = x * x;
+    Part p = z * -5.70498872745e-3f + 2.06390887954e-2f;
     p = p * z - 5.37397155531e-2f;
     p = p * z + 1.33314422036e-1f;
     p = p * z - 3.33332819422e-1f;
-    Vec near = p * z * x + x;
-    Vec far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
-    return cap * select(size < 0.625f, near, select(x < 0.0f, -far, far));
+    Part near = p * z * x + x;
+    Part far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+    Part tanh = x < 0.0f ? -far : far;
+    return cap * (size < 0.625f ? near : tanh);
 }
 
 // A row's state of the online softmax: the largest score so far, and relative to it the sum of the weights
@@ -119,43 +116,71 @@ struct RowState {
     float* output;   // [vectors * LANES]
 };
 
+template <int... lane>
+constexpr PartI counted(std::integer_sequence<int, lane...>) {
+    return PartI{lane...};
+}
+
+// Scores, those of places outside [begin, end) replaced by -inf; the first is that of place 0.
+inline Part inside(Part scores, int begin, int end) {
+    constexpr PartI lane = counted(std::make_integer_sequence<int, WIDTH>{});
+    return (lane >= begin) & (lane < end) ? scores : -INFINITY - Part{};
+}
+
+// visit(part of a Vec, column, where its scores are) for the vectors of columns [start, end).
+template <typename Visit>
+inline void each_part(float* scores, int start, int end, Visit&& visit) {
+    for (int at = start; at < end; at += LANES)
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) visit(p, at + p * WIDTH, scores + at + p * WIDTH);
+}
+
 // Online softmax: scores of positions [begin, end) of a key block become weights e^(score - largest);
 // others stay as they are. The state is rescaled when the largest score grows. Never inlined, so that
 // every caller has the same rounding.
 __attribute__((noinline)) inline void softmax_update(float* scores, int begin, int end, float softcap,
                                             const RowState& row, int vectors) {
-    const VecI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const Vec never = Vec{} - INFINITY;
     const int start = begin / LANES * LANES;
     if (softcap > 0)
-        for (int at = start; at < end; at += LANES)
-            store(scores + at, softcapped(load(scores + at), softcap));
-    Vec each = never;
-    for (int at = start; at < end; at += LANES) {
-        Vec score = load(scores + at);
-        if (at < begin || at + LANES > end) {
-            score = select((lane >= begin - at) & (lane < end - at), score, never);
-            store(scores + at, score);
-        }
-        each = max(each, score);
+        each_part(scores, start, end, [&](int, int, float* at) {
+            store(at, softcapped(load_part(at), softcap));
+        });
+    Part each[PARTS], total[PARTS];
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
+        each[p] = -INFINITY - Part{};
+        total[p] = load_part(row.weights + p * WIDTH);
     }
-    float before = *row.largest, now = largest(each);
+    each_part(scores, start, end, [&](int p, int column, float* at) {
+        Part score = load_part(at);
+        if (column < begin || column + WIDTH > end) {
+            score = inside(score, begin - column, end - column);
+            store(at, score);
+        }
+        each[p] = each[p] > score ? each[p] : score;
+    });
+#pragma GCC unroll 4
+    for (int half = PARTS / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+        for (int p = 0; p < half; p++) each[p] = each[p] > each[p + half] ? each[p] : each[p + half];
+    float before = *row.largest, now = largest(each[0]);
     if (before > now) now = before;
     float zero = now == -INFINITY ? 0 : now;  // if all are -inf their weights are 0, not NaN
-    Vec total = load(row.weights);
     if (now != before) {
-        float shrink = exp_small(Vec{} + (before - zero))[0];
-        total = total * shrink;
-        for (int i = 0; i < vectors; i++)
-            store(row.output + i * LANES, load(row.output + i * LANES) * shrink);
+        float shrink = exp_small(Part{} + (before - zero))[0];
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) total[p] = total[p] * shrink;
+        for (int i = 0; i < vectors * LANES; i += WIDTH)
+            store(row.output + i, load_part(row.output + i) * shrink);
         *row.largest = now;
     }
-    for (int at = start; at < end; at += LANES) {
-        Vec weight = exp_small(load(scores + at) - zero);
-        store(scores + at, weight);
-        total = total + weight;
-    }
-    store(row.weights, total);
+    each_part(scores, start, end, [&](int p, int, float* at) {
+        Part weight = exp_small(load_part(at) - zero);
+        store(at, weight);
+        total[p] = total[p] + weight;
+    });
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) store(row.weights + p * WIDTH, total[p]);
 }
 
 // The row's output: weighted values over the sum of weights, to which a sink adds its own.
@@ -164,8 +189,8 @@ __attribute__((noinline)) inline void finish(const RowState& row, const float* s
     float top = *row.largest, weights = sum(load(row.weights)), scale = 1;
     if (sink != nullptr) {
         float now = *sink > top ? *sink : top;
-        scale = exp(Vec{} + (top - now))[0];
-        weights = weights * scale + exp(Vec{} + (*sink - now))[0];
+        scale = exp(Part{} + (top - now))[0];
+        weights = weights * scale + exp(Part{} + (*sink - now))[0];
     }
     scale = scale / weights;
     long d = 0;

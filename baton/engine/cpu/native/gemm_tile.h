@@ -105,7 +105,8 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
         do {
             Step<type> weights[registers];
 #pragma GCC unroll 16
-            for (int line = 0; line < STEP_BYTES; line += 64) __builtin_prefetch(ahead + line);
+            for (int line = 0; line < registers * WIDTH * 4; line += 64)
+                __builtin_prefetch(ahead + column * 4 + line);  // the others with their columns
 #pragma GCC unroll 16
             for (int v = 0; v < registers; v++) weights[v] = Step<type>(get<PartU>(words + v * WIDTH));
 #pragma GCC unroll 16
