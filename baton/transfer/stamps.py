@@ -41,6 +41,11 @@ class Digest:
         return self._hash.digest()[:16]
 
 
+def joined(digests: Sequence[bytes]) -> bytes:
+    """The digest of a fill that was sent by several lanes, from theirs in order: 16 bytes."""
+    return hashlib.sha256(b"".join(digests)).digest()[:16]
+
+
 def pack_blocks(blocks: Sequence[int]) -> bytes:
     """Block numbers as little-endian uint32."""
     return struct.pack(f"<{len(blocks)}I", *blocks)
