@@ -123,6 +123,7 @@ class FramesLink:
             way = (grant.epoch, grant.generation, index, count, lane.sequence)
             self.send([End(*way, lane.moved, lane.digest.value, ordered).encode()], index)
         del self._outgoing[grant.generation]
+        self._forget_arrived()
         self._unsure[grant.run] = self._lanes.marks()
         seconds = outgoing.seconds + time.perf_counter() - started
         moved = sum(lane.moved for lane in outgoing.lanes)
@@ -171,12 +172,20 @@ class FramesLink:
     def tend(self) -> None:
         """Look whether the way still works, without waiting. TransferError if it is lost."""
         self._lanes.tend()
+        self._forget_arrived()
+
+    def _forget_arrived(self) -> None:
         self._unsure = {r: m for r, m in self._unsure.items() if not self._lanes.arrived(m)}
 
     @property
     def unsure(self) -> tuple[str, ...]:
         """Runs that were finished and, for all that is known, have not arrived."""
-        return tuple(self._unsure)
+        return tuple(r for r, m in list(self._unsure.items()) if not self._lanes.arrived(m))
+
+    @property
+    def owed(self) -> bool:
+        """An acknowledgement is missing."""
+        return self._lanes.on_its_way > 0
 
     @property
     def quiet_since(self) -> float | None:
