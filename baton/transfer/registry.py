@@ -161,7 +161,8 @@ def _first(
 def _unreachable(
     regions: Sequence[Region], passed_over: Sequence[str], who: str, wanted: str
 ) -> TransferError:
-    names = ", ".join(region.transport for region in regions) or "nothing"
+    ranked = sorted(regions, key=lambda region: RANK.get(region.transport, len(RANK)))
+    names = ", ".join(region.transport for region in ranked) or "nothing"
     known = [transport(region.transport) for region in regions]
     remote = any(each is not None and each.needs == "bind_host" for each in known)
     hint = "; to be reached from other hosts the decode worker needs --kv-host ADDRESS"

@@ -13,17 +13,18 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
-from zmq.utils.monitor import recv_monitor_message
 
 from baton.clock import Clock, monotonic
 from baton.errors import InputError, ProtocolError
 from baton.package import COMMAND
 from baton.wire.codec import MAX_MESSAGE_BYTES, decode, decode_malformed, encode
+from baton.wire.handshakes import TO_THE_ROUTER, TO_THE_WORKER, Handshakes
 from baton.wire.keys import ClusterKeys
 from baton.wire.messages import Message, Unreachable
 from baton.wire.node import ROUTER
@@ -31,6 +32,9 @@ from baton.wire.rare_line import RareLine
 
 WAITING_MESSAGES = 100_000
 """Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
+
+RECONNECT_S = 1.0
+"""From a refused key to the next try."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class Listener:
         _check_bind(address)
         self._context = zmq.Context()
         self._guard: ThreadAuthenticator | None = None
+        self._clock = clock
         self._reader = _Reader(clock)
         self.socket = self._context.socket(zmq.ROUTER)
         _common_options(self.socket)
@@ -81,6 +86,7 @@ class Listener:
         self.socket.router_handover = True  # a peer that reconnects replaces its old connection
         if keys is not None and address.startswith("tcp://"):
             self._secure(keys)
+        self._handshakes = Handshakes(self.socket, address, TO_THE_ROUTER)
         try:
             self.socket.bind(address)
         except zmq.ZMQError as error:
@@ -117,6 +123,7 @@ class Listener:
         return True
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
+        self._handshakes.look(self._clock())
         while _readable(self.socket):
             frames = self.socket.recv_multipart(zmq.DONTWAIT)
             sender = frames[0].decode("utf-8", "replace")
@@ -126,6 +133,7 @@ class Listener:
     def close(self) -> None:
         if self._guard is not None:
             self._guard.stop()
+        self._handshakes.close()
         self.socket.close(linger=0)
         self._context.destroy(linger=0)
 
@@ -142,11 +150,13 @@ class Dialer:
         clock: Clock = monotonic,
     ) -> None:
         check_address(address, keys)
+        self._address, self._clock = address, clock
+        self._connect_at = inf  # after the router refused this process's key
         self._reader = _Reader(clock)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         _common_options(self.socket)
-        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._handshakes = Handshakes(self.socket, address, TO_THE_WORKER)
         self.socket.identity = name.encode()
         self.socket.immediate = True
         self.socket.reconnect_ivl = 50
@@ -184,17 +194,20 @@ class Dialer:
 
     def _was_cut(self) -> bool:
         """Whether the connection was lost since the last call, and with it the messages in flight, even
-        if ZeroMQ has reconnected."""
-        cut = False
-        while _readable(self._monitor):
-            recv_monitor_message(self._monitor)
-            cut = True
-        return cut
+        if ZeroMQ has reconnected. It does not where the router refused the key: then this does."""
+        now = self._clock()
+        seen = self._handshakes.look(now)
+        if seen.given_up:
+            self._connect_at = now + RECONNECT_S
+        if now >= self._connect_at:
+            self._connect_at = inf
+            self.socket.disconnect(self._address)
+            self.socket.connect(self._address)
+        return seen.cut
 
     def close(self, *, linger_s: float = 0.0) -> None:
         """`linger_s`: time limit for sending queued messages."""
-        self.socket.disable_monitor()
-        self._monitor.close(linger=0)
+        self._handshakes.close()
         self.socket.close(linger=int(linger_s * 1000))
         self._context.term()
 
