@@ -1,13 +1,13 @@
-"""Ways: a prefill worker's links to the pools of decode workers. One whose owner may have to be waited for
-is a Courier; what becomes of it is told by poll()."""
+"""Ways: a prefill worker's links to the pools of decode workers. One whose owner may have to be waited
+for is a Courier; what becomes of it is told by poll()."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from baton.errors import TransferError
 from baton.kv.region import Region
-from baton.transfer.base import Link
 from baton.transfer import courier
+from baton.transfer.base import Link
 from baton.transfer.courier import Courier, Lost, Opened
 from baton.wire.messages import Attached, AttachFailed, WayLost
 from prefill_worker.worker import News, Sent

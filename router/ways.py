@@ -1,13 +1,13 @@
-"""Ways: which (prefill, decode) pairs are down, and when the prefill worker is asked to attach again. Pure.
+"""Ways: which (prefill, decode) pairs are down, and when to ask for another try. Pure.
 
     open -- a push fails, or KV that was sent does not arrive --> down
     down -- after 0.5, 1, 2, 4 ... 10 s ---------------------> asked
     asked -- Attached --> open            asked -- AttachFailed --> down
 
-A way that was open for STEADY_S begins anew with the shortest time. One that attaches and loses what is sent
-again and again (large packets do not pass, a link flaps) is used more and more rarely. Attaching costs its
-prefill worker no time: a thread does it. What is open stands in Member.attached, what is not in Member.failed
-(workers.py).
+A way that was open for STEADY_S begins anew with the shortest time. One that attaches and loses what is
+sent again and again (large packets do not pass, a link flaps) is used more and more rarely. Attaching
+costs its prefill worker no time: a thread does it. What is open stands in Member.attached, what is not in
+Member.failed (workers.py).
 """
 
 from dataclasses import dataclass

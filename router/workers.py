@@ -154,11 +154,9 @@ class WorkerRegistry:
         joined = msg.WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
         return [To(report.worker, joined)]
 
-    def way_lost(
-        self, prefill: Member, report: WayLost, now: float, *, moved: int
-    ) -> None:
-        """A prefill worker cannot write to this decode worker, which is current(), for now. `moved`: how many
-        fills it had."""
+    def way_lost(self, prefill: Member, report: WayLost, now: float, *, moved: int) -> None:
+        """A prefill worker cannot write to this decode worker, which is current(), for now. `moved`: how
+        many fills it had."""
         known = report.worker in prefill.failed and report.worker not in prefill.attached
         prefill.attached.pop(report.worker, None)
         prefill.failed[report.worker] = report.why

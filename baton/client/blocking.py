@@ -115,7 +115,8 @@ class Client:
                     see(event)
                     info = event if isinstance(event, ClusterInfo) else info
             self.check_answering()
-            waiting_for = info.waiting_for if info else f"the router does not answer at {self.address}"
+            silent = f"the router does not answer at {self.address}"
+            waiting_for = info.waiting_for if info else silent
             if info is None or not info.ready:
                 waiting(waiting_for, self.clock() - began)
             if self.clock() >= began + READY_S:

@@ -19,7 +19,8 @@ class WaitingLines:
         """What to print now, if anything. `waiting_for`: what is missing."""
         if waited_s < FIRST_S:
             return None
-        if self._said and waited_s - self._at < (SAME_S if waiting_for == self._said else CHANGED_S):
+        pause_s = SAME_S if waiting_for == self._said else CHANGED_S
+        if self._said and waited_s - self._at < pause_s:
             return None
         self._said, self._at = waiting_for, waited_s
         return f"the cluster is not ready after {waited_s:.0f} s: {waiting_for}"

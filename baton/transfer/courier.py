@@ -140,7 +140,8 @@ class Courier:
 
     @property
     def busy(self) -> bool:
-        """poll() will have news soon. It may have some without, if the way fails while nothing is sent."""
+        """poll() will have news soon. It may have some without, if the way fails while nothing is
+        sent."""
         return self._owing > 0
 
     @property
@@ -198,7 +199,8 @@ class Courier:
         self._stop(why)
 
     def close(self) -> None:
-        """Drop what waits. The thread ends by itself, half a second later at most once it is connected."""
+        """Drop what waits. The thread ends by itself, half a second later at most once it is
+        connected."""
         self._closed = True
         self._stop("the link is closed")
 

@@ -6,8 +6,8 @@
     Ack     from the owner: it has read so many messages of this connection
 
 A grant is filled by one or more lanes, each a connection of its own. All pieces of a layer take the same
-lane, so they arrive in order. A header is a flat array of scalars. decode() returns None for anything else
-and never raises.
+lane, so they arrive in order. A header is a flat array of scalars. decode() returns None for anything
+else and never raises.
 """
 
 import struct
@@ -101,7 +101,10 @@ def decode(header: bytes) -> Piece | End | Probe | Ack | None:
             blocks = _unpack_blocks(packed)
             if blocks and _naturals(generation, lane, sequence, layer) and lane < MAX_LANES:
                 return Piece(epoch, generation, lane, sequence, layer, blocks)
-        case [2, "end", str(epoch), generation, lane, lanes, sequence, total, bytes(digest), bytes(packed)]:
+        case [2, "end", str(epoch), generation, lane, lanes, *rest] if len(rest) == 4:
+            sequence, total, digest, packed = rest
+            if not (isinstance(digest, bytes) and isinstance(packed, bytes)):
+                return None
             blocks = _unpack_blocks(packed)
             fits = _naturals(generation, lane, lanes, sequence, total) and lane < lanes <= MAX_LANES
             if blocks is not None and fits:

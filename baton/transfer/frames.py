@@ -12,8 +12,9 @@ stamped. The pieces of a lane must arrive in order. Anything else is dropped and
     digest, total, unfilled   the End contradicts what arrived
     lost       nothing came any more
 
-Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it LOST.
-What was read is acknowledged, whatever became of it: the writer learns that the way works (lanes.py).
+Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it
+LOST. What was read is acknowledged, whatever became of it: the writer learns that the way works
+(lanes.py).
 """
 
 import contextlib
@@ -204,7 +205,9 @@ class FramesExport:
         incoming = self._incoming[grant.generation]
         if incoming.damage:  # counted when it happened
             return Arrival.LOST if incoming.damage in WAY else Arrival.BAD
-        if not incoming.awaited:  # its prompt may have waited long, but its bytes are on their way now
+        if (
+            not incoming.awaited
+        ):  # its prompt may have waited long: its bytes have until now + patience
             incoming.awaited, incoming.last_progress = True, self._clock()
         if not incoming.done:
             stalled = self._clock() - incoming.last_progress > self._patience_s

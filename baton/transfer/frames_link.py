@@ -1,9 +1,9 @@
 """The writer's side of frames: blocks are gathered into messages of at most 1 MiB and sent in order, each
 layer by one lane (lanes.py). Over tcp there are several lanes, for CURVE encrypts with one core a lane.
 
-A push waits for room in the lane's window, and raises TransferError if the way is lost. Frames hold copies,
-so the caller may reuse its blocks as soon as push() returns. courier.py keeps the waiting out of a worker's
-loop.
+A push waits for room in the lane's window, and raises TransferError if the way is lost. Frames hold
+copies, so the caller may reuse its blocks as soon as push() returns. courier.py keeps the waiting out of
+a worker's loop.
 """
 
 import time
@@ -46,7 +46,8 @@ class _Outgoing:
 
 
 class FramesLink:
-    """Connections to one owner. `send` sends the parts of one message by a lane; tests inject faults there."""
+    """Connections to one owner. `send` sends the parts of one message by a lane; tests inject faults
+    there."""
 
     slabs: Sequence[torch.Tensor] | None = None
 
@@ -106,8 +107,8 @@ class FramesLink:
     def push_copy(
         self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
     ) -> None:
-        """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks. It is sent from
-        where it is: nobody may change it any more."""
+        """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks. It is sent
+        from where it is: nobody may change it any more."""
         started = time.perf_counter()
         outgoing = self._of(grant)
         self._send_next(outgoing, grant, layer, payload, target)

@@ -6,9 +6,9 @@ acknowledges what it has read, whatever becomes of it. So the writer knows that 
     no Ack for `deadline_s` while something is on its way     the way is lost
     the connection ends                                       the way is lost, at once
 
-Without Acks a cut would be noticed when all buffers are full, and what is in them would be missed by nobody.
-What is on its way is bounded by a window in each lane: it grows while Acks come soon, and shrinks to about
-a second's worth on a slow way, so that "sent" and "arrived" are never far apart.
+Without Acks a cut would be noticed when all buffers are full, and what is in them would be missed by
+nobody. What is on its way is bounded by a window in each lane: it grows while Acks come soon, and shrinks
+to about a second's worth on a slow way, so that "sent" and "arrived" are never far apart.
 """
 
 import time
@@ -148,7 +148,8 @@ class Lanes:
         return all(lane.acked >= mark for lane, mark in zip(self._lanes, marks, strict=True))
 
     def send(self, parts: Parts, index: int) -> None:
-        """Send one message by this lane. Waits for room in its window. TransferError if the way is lost."""
+        """Send one message by this lane. Waits for room in its window. TransferError if the way is
+        lost."""
         lane, size = self._lanes[index], sum(map(len, parts))
         self.tend()
         waited = self._clock()

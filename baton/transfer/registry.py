@@ -21,10 +21,11 @@ from baton.transfer.courier import Courier
 from baton.transfer.curve import CurveKeys
 from baton.transfer.slabs import Slabs
 
-__all__ = ["CurveKeys", "Courier", "make_exports", "open_link", "open_way"]
+__all__ = ["Courier", "CurveKeys", "make_exports", "open_link", "open_way"]
 
 PATIENCE_S = 5.0
-"""So long an owner may take nothing before a courier gives its way up. What was on it is filled elsewhere."""
+"""So long an owner may take nothing before a courier gives its way up. What was on it is filled
+elsewhere."""
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ def open_link(
     if no transport works, with the reason for each. `wanted`: "auto", a value of --kv-transport or a
     transport's name."""
     offered = _offered(regions, wanted)
-    link, passed_over = _first(offered, layout, Writer(torch.device(device), keys, deadline_s), writer)
+    link, passed_over = _first(
+        offered, layout, Writer(torch.device(device), keys, deadline_s), writer
+    )
     if link is None:
         raise _unreachable(regions, passed_over, f"{writer} on {device}", wanted)
     return link

@@ -10,7 +10,6 @@ against mistakes (late or lost writes, faulty links). CURVE and private folders 
 import contextlib
 import hashlib
 import struct
-import zlib
 from collections.abc import Collection, Sequence
 
 import msgpack
@@ -18,6 +17,7 @@ import torch
 
 from baton.errors import TransferError
 from baton.kv.grant import Grant
+from baton.transfer.crc import crc32
 
 
 class Digest:
@@ -32,7 +32,7 @@ class Digest:
         crc = 0
         for part in parts:
             data = part.numpy().data if isinstance(part, torch.Tensor) else part
-            crc = zlib.crc32(data, crc)
+            crc = crc32(data, crc)
         self._hash.update(struct.pack("<II", len(label), crc) + label)
 
     @property

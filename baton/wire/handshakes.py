@@ -1,5 +1,6 @@
-"""Handshakes: what ZeroMQ's monitor tells about connections that a channel makes or accepts: that they were
-cut, and that keys do not fit. Without a word of these a worker with wrong keys would be silent for ever."""
+"""Handshakes: what ZeroMQ's monitor tells about connections that a channel makes or accepts: that they
+were cut, and that keys do not fit. Without a word of these a worker with wrong keys would be silent for
+ever."""
 
 import logging
 from dataclasses import dataclass, field
@@ -17,12 +18,12 @@ SAY_AGAIN_S = 30.0
 """ZeroMQ tries again every second; a person reads it as well every half minute."""
 
 TO_THE_WORKER = (
-    "the router at %s and this process have different keys: start this one with --keys and a copy of the "
-    "folder that `python main.py keys` made for the router (without router.secret)%s"
+    "the router at %s and this process have different keys: start this one with --keys and a copy of "
+    "the folder that `python main.py keys` made for the router (without router.secret)%s"
 )
 TO_THE_ROUTER = (
-    "a process with other keys was turned away at %s: start it with --keys and a copy of this router's key "
-    "folder (without router.secret)%s"
+    "a process with other keys was turned away at %s: start it with --keys and a copy of this router's "
+    "key folder (without router.secret)%s"
 )
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Since the last look: a connection was lost; ZeroMQ gave one up for its key and does not try again."""
+    """Since the last look: a connection was lost; ZeroMQ gave one up for its key and does not try
+    again."""
 
     cut: bool
     given_up: bool
@@ -56,11 +58,14 @@ class Handshakes:
             event = int(recv_monitor_message(self._monitor)["event"])
             cut |= event == zmq.EVENT_DISCONNECTED
             given_up |= event == REFUSED
-            wrong_key = event == REFUSED or event & UNREADABLE
+            wrong_key = event == REFUSED or bool(event & UNREADABLE)
             if wrong_key and self.address.startswith("tcp://"):
-                if (more := self._line.more(now)) is not None:
-                    logger.warning(spelled(self.text), self.address, more)
+                self._say(now)
         return Seen(cut, given_up)
+
+    def _say(self, now: float) -> None:
+        if (more := self._line.more(now)) is not None:
+            logger.warning(spelled(self.text), self.address, more)
 
     def close(self) -> None:
         """Before the socket is closed."""

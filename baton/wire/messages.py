@@ -262,8 +262,8 @@ class AttachFailed:
 
 @dataclass(frozen=True, slots=True)
 class WayLost:
-    """A prefill worker can no longer write to this decode worker's pool, and has given up all fills of it.
-    The KV of these `runs` has perhaps not arrived, although it was sent."""
+    """A prefill worker can no longer write to this decode worker's pool, and has given up all fills of
+    it. The KV of these `runs` has perhaps not arrived, although it was sent."""
 
     worker: Name
     epoch: Name
@@ -337,8 +337,8 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class FillRefused:
-    """Decode found the filled blocks incomplete or damaged, and has released them. `missing`: part of what
-    was sent never came, so the way from the prefill worker is at fault."""
+    """Decode found the filled blocks incomplete or damaged, and has released them. `missing`: part of
+    what was sent never came, so the way from the prefill worker is at fault."""
 
     run: RunName
     why: Line

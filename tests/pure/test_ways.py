@@ -192,7 +192,9 @@ def test_placement_avoids_a_way_that_is_down_until_it_is_attached_again() -> Non
     attaches = sent(desk.step(), msg.Attach)
     assert [(peer, order.worker) for peer, order in attaches] == [("p1", "d1"), ("p2", "d1")]  # type: ignore[attr-defined]
     assert not sent(desk.step(), msg.Attach)
-    assert sent(desk.hear("p1", msg.Attached("d1", "d1/0", "frames_tcp", 0.0, "")), msg.WriterJoined)
+    assert sent(
+        desk.hear("p1", msg.Attached("d1", "d1/0", "frames_tcp", 0.0, "")), msg.WriterJoined
+    )
     desk.submit("d")
     assert [peer for peer, _ in sent(desk.step(), msg.Reserve)] == ["d1"]
 
@@ -338,10 +340,11 @@ class SlowWays(PretendPrefill):
 
     def poll(self) -> list[News]:
         news, self.news = self.news, []
+        now = self.town.now
         for worker in list(self.pools):
             if not self.cut(worker):
                 self.stalled_since.pop(worker, None)
-            elif self.town.now - self.stalled_since.setdefault(worker, self.town.now) >= self.PATIENCE_S:
+            elif self.stalled_since.setdefault(worker, now) <= now - self.PATIENCE_S:
                 lost = msg.WayLost(worker, self.epochs[worker], "took nothing", ())
                 self.detach(worker)
                 news.append(lost)

@@ -1,4 +1,5 @@
-"""Couriers and lanes over a real proxy: what a way that is cut, silent, half-open or slow does to its writer."""
+"""Couriers and lanes over a real proxy: what a way that is cut, silent, half-open or slow does to its
+writer."""
 
 import threading
 import time
@@ -207,9 +208,7 @@ def test_a_way_that_is_cut_is_lost_and_another_one_works(
     again.close()
 
 
-def test_a_slow_way_is_used_as_long_as_something_arrives(
-    pool: Pool, proxies: list[Proxy]
-) -> None:
+def test_a_slow_way_is_used_as_long_as_something_arrives(pool: Pool, proxies: list[Proxy]) -> None:
     """16 MiB at 4 MB/s take longer than the deadline."""
     courier, grant = courier_to(pool, 3.0), pool.grant(*range(32))
     assert isinstance(news(courier), Opened)
