@@ -122,8 +122,8 @@ class Router:
 
     def due(self, now: float) -> float:
         waits = (self._next_beat - now, self._scheduler.due(now), self._observers.due(now))
-        waits += (self.ledger.deadlines.due(now), self.workers.ways.due(now))
-        return max(0.0, min(waits))
+        also = (self.ledger.deadlines.due(now), self.workers.ways.due(now))
+        return max(0.0, min(*waits, *also))
 
     # ---- workers
 

@@ -32,13 +32,14 @@ import zmq
 
 from baton.bounds import Plain
 from baton.errors import TransferError
-from baton.host import core_numbers, host_id
+from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
 from baton.transfer.curve import secure_server
 from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame
-from baton.transfer.frames_link import TCP_LANES, FramesLink
+from baton.transfer.frames_link import FramesLink
+from baton.transfer.lanes import TCP_LANES, affinity, io_threads
 from baton.transfer.pieces import all_rows, block_bytes, scatter
 from baton.transfer.slabs import Slabs, private_folder
 from baton.transfer.stamps import Digest, Expected, Stamps, joined, lacking, pack_blocks
@@ -123,7 +124,7 @@ class FramesExport:
         self._incoming: dict[int, _Incoming] = {}
         self._patience_s, self._clock = patience_s, clock
         self._file: Path | None = None
-        self._context = zmq.Context(min(TCP_LANES, max(1, len(core_numbers()))) if tcp else 1)
+        self._context = zmq.Context(io_threads(TCP_LANES if tcp else 1))
         self._read: dict[bytes, int] = {}  # messages of each connection so far
         self._owed: set[bytes] = set()  # connections that get an Ack
         self._damage_line = RareLine()
@@ -132,14 +133,14 @@ class FramesExport:
         self._socket.linger = 0
         self._socket.maxmsgsize = largest_frame(slabs.layout)
         try:
-            endpoint = self._bind_tcp(owner) if tcp else self._bind_ipc(owner)
+            endpoints = self._bind_tcp(owner) if tcp else [self._bind_ipc(owner)]
         except (zmq.ZMQError, TransferError, OSError) as error:
             self.close()
             raise TransferError(f"cannot open a socket for KV frames: {error}") from error
         address: Plain = {
             "host": host_id(),
             "epoch": owner.epoch,
-            "endpoint": endpoint,
+            "endpoints": endpoints,
             "server_key": owner.keys.public if tcp and owner.keys else b"",
         }
         self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)
@@ -152,7 +153,8 @@ class FramesExport:
         self._file = name
         return f"ipc://{name}"
 
-    def _bind_tcp(self, owner: Owner) -> str:
+    def _bind_tcp(self, owner: Owner) -> list[str]:
+        """A port for each lane. What it accepts is decrypted by one I/O thread."""
         host = owner.bind_host
         if host is None:
             raise TransferError("frames_tcp needs an address of this machine to bind")
@@ -163,8 +165,12 @@ class FramesExport:
         secure_server(self._socket, owner.keys)
         host = f"[{host}]" if ":" in host and "[" not in host else host
         self._socket.setsockopt(zmq.IPV6, int("[" in host))
-        self._socket.bind(f"tcp://{host}:*")
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        found = []
+        for index in range(TCP_LANES):
+            self._socket.affinity = affinity(self._context, index)
+            self._socket.bind(f"tcp://{host}:*")
+            found.append(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        return found
 
     def expect(self, grant: Grant) -> None:
         """See base.Export."""

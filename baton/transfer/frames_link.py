@@ -21,12 +21,18 @@ from baton.kv.region import Receipt, Region
 from baton.transfer.base import Writer
 from baton.transfer.checks import Address, check_grant, check_push, in_order
 from baton.transfer.curve import secure_client
-from baton.transfer.frame_codec import FRAME_BYTES, End, Piece, Probe, blocks_per_frame
+from baton.transfer.frame_codec import (
+    FRAME_BYTES,
+    MAX_LANES,
+    End,
+    Piece,
+    Probe,
+    blocks_per_frame,
+)
 from baton.transfer.lanes import CONNECT_S, Lanes, Parts
 from baton.transfer.pieces import gather, rows
 from baton.transfer.stamps import Digest, joined, pack_blocks
 
-TCP_LANES = 4
 PROBE_S = 1.0
 FIRST_PROBE_BYTES = 16 << 10
 
@@ -61,30 +67,32 @@ class FramesLink:
         address = Address(region)
         address.check_layout(layout)
         self._epoch = address.field("epoch", str)
-        tcp = self.transport != "frames"
-        self._lanes = Lanes(TCP_LANES if tcp else 1, deadline_s=writer.deadline_s)
+        endpoints = address.list_of("endpoints", str)
+        if not 0 < len(endpoints) <= MAX_LANES:
+            raise TransferError(f"a pool with {len(endpoints)} sockets, it may have {MAX_LANES}")
+        self._lanes = Lanes(len(endpoints), deadline_s=writer.deadline_s)
         self.send: Callable[[Parts, int], None] = self._send
         try:
-            self._connect(address, writer)
+            self._connect(address, endpoints, writer)
         except (zmq.ZMQError, TransferError) as error:
             self.close()
-            raise TransferError(f"frames to {address.field('endpoint', str)}: {error}") from error
+            raise TransferError(f"frames to {endpoints[0]}: {error}") from error
 
-    def _connect(self, address: Address, writer: Writer) -> None:
-        keys = writer.keys
-        endpoint, server = address.field("endpoint", str), address.field("server_key", bytes)
-        if self.transport == "frames" and endpoint.startswith("ipc://"):
+    def _connect(self, address: Address, endpoints: Sequence[str], writer: Writer) -> None:
+        keys, server = writer.keys, address.field("server_key", bytes)
+        local = self.transport == "frames" and all(e.startswith("ipc://") for e in endpoints)
+        if local:
             address.check_host()
-        elif not endpoint.startswith("tcp://"):
+        elif not all(endpoint.startswith("tcp://") for endpoint in endpoints):
             raise TransferError("the endpoint is not a tcp address")
         elif keys is None or server not in keys.trusted:
             raise TransferError("tcp needs CURVE keys, and the pool owner's key must be trusted")
 
         def secure(socket: zmq.Socket[bytes]) -> None:
-            if keys is not None and endpoint.startswith("tcp://"):
+            if keys is not None and not local:
                 secure_client(socket, keys, server)
 
-        self._lanes.connect(endpoint, secure, min(CONNECT_S, writer.deadline_s))
+        self._lanes.connect(endpoints, secure, min(CONNECT_S, writer.deadline_s))
 
     def push(
         self,

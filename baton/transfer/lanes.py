@@ -23,6 +23,7 @@ from baton.errors import TransferError
 from baton.host import core_numbers
 from baton.transfer.frame_codec import PROBED, Ack, decode
 
+TCP_LANES = 4
 CONNECT_S = 5.0
 WINDOW_BYTES = 32 << 20  # most bytes on their way, in all lanes
 QUEUED = 64  # messages that ZeroMQ queues for a connection
@@ -80,6 +81,17 @@ def next_window(window: int, acked: int, age_s: float, most: int) -> int:
     return max(1, window // 2) if age_s >= LATE_S else window
 
 
+def io_threads(lanes: int) -> int:
+    """How many I/O threads a context needs for so many lanes: one each, as far as there are cores."""
+    return min(lanes, max(1, len(core_numbers())))
+
+
+def affinity(context: zmq.Context[zmq.Socket[bytes]], lane: int) -> int:
+    """The I/O thread of a lane, as zmq.AFFINITY. By itself ZeroMQ takes the idlest when it connects:
+    several connections made at once would share one."""
+    return 1 << lane % int(context.get(zmq.IO_THREADS))
+
+
 class Lanes:
     """Connected once. After an error nothing more can be sent: open new ones."""
 
@@ -87,18 +99,18 @@ class Lanes:
         self, count: int, *, deadline_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._deadline_s, self._clock = deadline_s, clock
-        threads = min(count, max(1, len(core_numbers())))
-        self._context = zmq.Context(threads)
+        self._context = zmq.Context(io_threads(count))
         self._poller = zmq.Poller()
         self._progress = 0.0  # when an Ack came, or the first frame after a rest was sent
         self.probed = 0  # probes that were answered
         self.stopped = ""  # why another thread wants send() to end
         self._lanes: list[Lane] = []
         most = WINDOW_BYTES // count
-        for _ in range(count):
+        for index in range(count):
             socket = self._context.socket(zmq.DEALER)
             socket.sndhwm = socket.rcvhwm = QUEUED
             socket.linger = LINGER_MS
+            socket.affinity = affinity(self._context, index)
             socket.reconnect_ivl = -1  # what was on its way is lost: the fills on it are given up
             socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing before the connection is up
             events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -111,11 +123,11 @@ class Lanes:
         return len(self._lanes)
 
     def connect(
-        self, endpoint: str, secure: Callable[[zmq.Socket[bytes]], None], within_s: float
+        self, endpoints: Sequence[str], secure: Callable[[zmq.Socket[bytes]], None], within_s: float
     ) -> None:
-        """Wait until the owner's I/O threads have accepted all of them. `secure` prepares a socket.
-        TransferError if one is refused, or `within_s` is over."""
-        for lane in self._lanes:
+        """One lane to each. Waits until the owner's I/O threads have accepted all. `secure` prepares a
+        socket. TransferError if one is refused, or `within_s` is over."""
+        for lane, endpoint in zip(self._lanes, endpoints, strict=True):
             lane.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
             secure(lane.socket)
             lane.socket.connect(endpoint)

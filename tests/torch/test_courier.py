@@ -88,7 +88,7 @@ def until(look: Callable[[], T | None]) -> T:
 
 @pytest.fixture
 def proxies() -> Iterator[list[Proxy]]:
-    """The first is that of `pool`."""
+    """One for each lane of `pool`."""
     made: list[Proxy] = []
     yield made
     for each in made:
@@ -98,16 +98,19 @@ def proxies() -> Iterator[list[Proxy]]:
 @pytest.fixture
 def pool(proxies: list[Proxy]) -> Iterator[Pool]:
     def proxied(region: Region) -> Region:
-        port = int(str(region.address["endpoint"]).rpartition(":")[2])
-        proxies.append(Proxy(port).__enter__())
-        return replace(
-            region,
-            address={**region.address, "endpoint": f"tcp://127.0.0.1:{proxies[-1].port}"},
-        )
+        ports = [int(each.rpartition(":")[2]) for each in region.address["endpoints"]]
+        proxies.extend(Proxy(port).__enter__() for port in ports)
+        endpoints = [f"tcp://127.0.0.1:{proxy.port}" for proxy in proxies]
+        return replace(region, address={**region.address, "endpoints": endpoints})
 
     made = Pool(proxied)
     yield made
     made.close()
+
+
+def misbehave(proxies: list[Proxy], faults: Faults) -> None:
+    for proxy in proxies:
+        proxy.faults = faults
 
 
 def open_link(pool: Pool, deadline_s: float = 10.0) -> FramesLink:
@@ -173,11 +176,12 @@ def test_a_silent_way_is_lost_whether_its_bytes_fit_the_buffers_or_not(
     link._lanes._clock = lambda: now
     courier = Courier(lambda: link, LAYOUT, "epoch-1")
     assert isinstance(news(courier), Opened)
-    proxies[0].faults = Faults(silent=True)
+    misbehave(proxies, Faults(silent=True))
     push(courier, pool.grant(*range(blocks)), source())
     small = blocks == 2
     if small:
         assert isinstance(news(courier), Sent)
+    until(lambda: link.owed or None)
     now = 10.0
     assert news(courier) == Lost(
         "the owner of the KV pool received nothing for 10 s", ("r1#0",) if small else ()
@@ -192,7 +196,7 @@ def test_a_way_that_is_cut_is_lost_and_another_one_works(
 ) -> None:
     courier, grant = courier_to(pool, 10.0), pool.grant(1)
     assert isinstance(news(courier), Opened)
-    proxies[0].cut(half=half)
+    proxies[0].cut(half=half)  # one of four
     push(courier, grant, source())
     found = news(courier)
     while isinstance(found, Sent):
@@ -212,7 +216,7 @@ def test_a_slow_way_is_used_as_long_as_something_arrives(pool: Pool, proxies: li
     """16 MiB at 4 MB/s take longer than the deadline."""
     courier, grant = courier_to(pool, 3.0), pool.grant(*range(32))
     assert isinstance(news(courier), Opened)
-    proxies[0].faults = Faults(bytes_per_s=1_000_000)  # of each of four connections
+    misbehave(proxies, Faults(bytes_per_s=1_000_000))  # of each of four connections
     push(courier, grant, source())
     sent = news(courier)
     assert isinstance(sent, Sent)
@@ -224,7 +228,7 @@ def test_a_slow_way_is_attached_with_a_probe_that_ends_in_time(
     pool: Pool, proxies: list[Proxy]
 ) -> None:
     """10 Mbit/s and 50 ms: 16 MiB would take 13 s."""
-    proxies[0].faults = Faults(delay_s=0.05, bytes_per_s=1_250_000)
+    misbehave(proxies, Faults(delay_s=0.05, bytes_per_s=1_250_000))
     link = open_link(pool, 10.0)
     began = link._lanes.marks()
     assert 0 < link.probe() < 0.1

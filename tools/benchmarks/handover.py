@@ -55,7 +55,9 @@ class Figure:
     gb_per_s: float | None  # at the median
     best_gb_per_s: float | None
     cpu_s_per_gb: float | None  # of both processes
-    busiest_s_per_gb: float | None  # CPU time of the busiest thread: its inverse bounds GB/s on free cores
+    busiest_s_per_gb: (
+        float | None
+    )  # CPU time of the busiest thread: its inverse bounds GB/s on free cores
 
 
 @dataclass(frozen=True, slots=True)
