@@ -73,6 +73,11 @@ class Filling:
         self._pools.pop(worker, None)
         self._ways.detach(worker)
 
+    def close(self) -> None:
+        """Close the ways."""
+        self._pools.clear()
+        self._ways.close()
+
     def poll(self) -> list[News]:
         return self._ways.poll()
 

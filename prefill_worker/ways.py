@@ -1,6 +1,7 @@
 """Ways: a prefill worker's links to the pools of decode workers. One whose owner may have to be waited
 for is a Courier; what becomes of it is told by poll()."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from prefill_worker.worker import News, Sent
 OpenWay = Callable[[str, str, Sequence[Region]], Link | Courier]
 """Decode worker, its epoch, its pool's regions -> a link. TransferError if no transport works."""
 
+LEAVE_S = 1.0
 PINCHED_S = 1.0
 """So long an owner may take nothing while other prompts wait for the room that its own take up."""
 
@@ -46,6 +48,15 @@ class Ways:
         """Close the way, if there is one."""
         if (way := self._ways.pop(worker, None)) is not None:
             way.link.close()
+
+    def close(self) -> None:
+        """Close all, and give what is sent a second to leave this process."""
+        couriers = [way.link for way in self._ways.values() if isinstance(way.link, Courier)]
+        for worker in list(self._ways):
+            self.detach(worker)
+        until = time.monotonic() + LEAVE_S
+        for courier in couriers:
+            courier.join(max(0.0, until - time.monotonic()))
 
     def get(self, worker: str) -> Link | Courier | None:
         """The way to this worker, if it is open."""

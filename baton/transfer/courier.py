@@ -204,6 +204,10 @@ class Courier:
         self._closed = True
         self._stop("the link is closed")
 
+    def join(self, within_s: float) -> None:
+        """After close(): wait until what was sent has left this process, so long at most."""
+        self._thread.join(within_s)
+
     def _stop(self, why: str) -> None:
         if self._watched is not None:
             self._watched.stop(why)

@@ -22,6 +22,9 @@ from baton.transfer.frames_link import FramesLink
 from baton.transfer.lanes import Lane, next_window
 from baton.transfer.pieces import rows
 from baton.transfer.slabs import Slabs, allocate_slabs
+from baton.wire.messages import WayLost
+from prefill_worker import ways as ways_module
+from prefill_worker.ways import Ways
 from tests.torch.test_transfer_contract import KEYS
 from tools.faults.proxy import Faults, Proxy
 
@@ -289,6 +292,38 @@ def test_a_fill_that_was_abandoned_is_not_finished_and_the_next_one_is(pool: Poo
     assert sent.grant == second
     assert pool.settle(second, sent.receipt) is Arrival.READY
     courier.close()
+
+
+# ---- a prefill worker's ways
+
+
+def test_ways_tell_what_becomes_of_them_and_give_up_one_that_holds_the_room_of_others(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = Ways(lambda worker, epoch, regions: courier_to(pool, 60.0))
+    assert ways.attach("d0", "epoch-1", [pool.region]) is None
+    assert ways.get("d0") is None
+    assert ways.busy
+    (attached,) = until(lambda: ways.poll() or None)
+    assert (attached.worker, attached.epoch) == ("d0", "epoch-1")  # type: ignore[union-attr]
+    assert not ways.busy
+    ways.make_room()
+    assert ways.poll() == []
+    pool.reads.clear()
+    way, grant, slabs = ways.to("d0"), pool.grant(*range(BLOCKS)), source()
+    assert isinstance(way, Courier)
+    for turn in range(QUEUE_BYTES // (BLOCKS * LAYOUT.block_bytes) + 8):
+        way.push(grant, turn % 8, slabs[turn % 8], grant.blocks, grant.blocks)
+    until(lambda: way.quiet_s() > 0 or None)
+    monkeypatch.setattr(ways_module, "PINCHED_S", 0.0)
+    ways.make_room()
+    (lost,) = ways.poll()
+    assert isinstance(lost, WayLost)
+    assert (lost.worker, lost.epoch, lost.runs) == ("d0", "epoch-1", ())
+    with pytest.raises(TransferError, match="no link to d0"):
+        ways.to("d0")
+    pool.reads.set()
+    ways.close()
 
 
 # ---- the window
