@@ -55,8 +55,8 @@ class Ways:
         for worker in list(self._ways):
             self.detach(worker)
         until = time.monotonic() + LEAVE_S
-        for courier in couriers:
-            courier.join(max(0.0, until - time.monotonic()))
+        for each in couriers:
+            each.join(max(0.0, until - time.monotonic()))
 
     def get(self, worker: str) -> Link | Courier | None:
         """The way to this worker, if it is open."""
