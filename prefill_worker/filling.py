@@ -15,13 +15,13 @@ from baton.kv.row import Row
 from baton.transfer.base import Link
 from baton.transfer.registry import Courier, CurveKeys, open_way
 from baton.wire.messages import Attached
+from prefill_worker.model import Chunk, News
 from prefill_worker.scratch import Scratch
 from prefill_worker.ways import OpenWay, Ways
-from prefill_worker.worker import Chunk, News
 
 
 class Filling:
-    """The real PrefillModel (see prefill_worker/worker.py)."""
+    """The real PrefillModel (see prefill_worker/model.py)."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from baton.transfer import courier
 from baton.transfer.base import Link
 from baton.transfer.courier import Courier, Lost, Opened
 from baton.wire.messages import Attached, AttachFailed, WayLost
-from prefill_worker.worker import News, Sent
+from prefill_worker.model import News, Sent
 
 OpenWay = Callable[[str, str, Sequence[Region]], Link | Courier]
 """Decode worker, its epoch, its pool's regions -> a link. TransferError if no transport works."""

@@ -7,86 +7,22 @@ meanwhile does not wait long: see plan_chunks().
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Protocol
 
 from baton import failpoint
 from baton.bounds import INT_MAX
 from baton.errors import TransferError
 from baton.kv.grant import Grant
-from baton.kv.region import Receipt, Region
+from baton.kv.region import Region
 from baton.pace import Pace, Prompt, Span, share_out
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_fill
+from prefill_worker.model import Chunk, News, PrefillModel, Sent
 
 POLL_S = 0.001
 """Between two looks at what ends elsewhere: links are opened and KV is sent by threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens to compute now, for positions start, start + 1, ... of this grant's sequence."""
-
-    grant: Grant
-    token_ids: Sequence[int]
-    start: int
-    rope_floor: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """All KV of this run is on its way."""
-
-    run: str
-    receipt: Receipt
-
-
-News = Sent | msg.Attached | msg.AttachFailed | msg.WayLost
-
-
-class PrefillModel(Protocol):
-    """The node's interface to engine and links, implemented in prefill_worker/filling.py."""
-
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached | None:
-        """Open a link to this pool, closing an older one. None: poll() will tell. TransferError if no
-        transport works."""
-
-    def detach(self, worker: str) -> None:
-        """Close the link; unfinished writes are dropped."""
-
-    def poll(self) -> Sequence[News]:
-        """What became of links and fills that did not end at once. A lost link is detached."""
-
-    @property
-    def waits(self) -> bool:
-        """poll() may have news soon."""
-
-    def takes(self, worker: str) -> bool:
-        """The link has room for the KV of another forward."""
-
-    def admit(self, grant: Grant, tokens: int) -> bool:
-        """Reserve room to compute this sequence. False: no room now. TransferError: it can never fit, or
-        the pool is not attached."""
-
-    def known(self, grant: Grant) -> int:
-        """Tokens at the beginning whose cached KV can be read in place, so it is not computed again."""
-
-    def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
-        """One forward: compute the chunks' KV and write it into the granted blocks."""
-
-    def finish(self, grant: Grant, tokens: int) -> Receipt | None:
-        """All `tokens` are computed: make their KV visible to the owner. None: poll() will say when."""
-
-    def abandon(self, grant: Grant) -> None:
-        """Stop writing under this grant."""
-
-    def use_cores(self, cores: tuple[int, ...]) -> None:
-        """Compute on these cores from the next forward on."""
-
-    def clock(self) -> float:
-        """Monotonic seconds, to time a forward."""
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ from baton.wire import messages as msg
 from baton.wire.node import ROUTER, Effect, To
 from decode_worker.model import Draw, Drawn
 from decode_worker.worker import DecodeWorker
-from prefill_worker.worker import Chunk, News, PrefillWorker
+from prefill_worker.model import Chunk, News
+from prefill_worker.worker import PrefillWorker
 from router.priority import PriorityQueue
 from tests.pure.town import next_token
 

@@ -11,7 +11,7 @@ from baton.kv.region import Arrival, Receipt, Region
 from baton.lifecycle import State
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
-from prefill_worker.worker import Chunk, News, Sent
+from prefill_worker.model import Chunk, News, Sent
 from router.readiness import FILLING_THEMSELVES
 from router.router import Router
 from router.tries import LOCAL_AFTER_DETOURS

@@ -24,7 +24,8 @@ from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
 from decode_worker.speculation import Proposer, Speculation
 from decode_worker.worker import DecodeWorker
-from prefill_worker.worker import Chunk, News, PrefillWorker
+from prefill_worker.model import Chunk, News
+from prefill_worker.worker import PrefillWorker
 from router.admission import Served
 from router.batching import Rules
 from router.router import Identity, Router
