@@ -80,7 +80,7 @@ class Decoding:
         needed = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
         used = [e for e in self._exports if e.region.transport == receipt.transport]
         answers = {export.arrival(grant, receipt, needed) for export in used}
-        for answer in (Arrival.READY, Arrival.PENDING):
+        for answer in (Arrival.READY, Arrival.PENDING, Arrival.LOST):
             if answer in answers:
                 return answer
         return Arrival.BAD

@@ -34,7 +34,9 @@ from decode_worker.speculation import Speculation, Wanted, accepted_prefix
 from decode_worker.token_buffer import TokenBuffer
 
 LEASE_S = 60.0
-ARRIVAL_S = 10.0  # longest wait for KV after its receipt; then it is filled again
+ARRIVAL_S = 20.0
+"""Longest wait for KV after its receipt; then it is filled again. A way on which nothing moves is found
+sooner, by the writer and by the export."""
 UNSOUND = "numerical_error", "the model's logits for this request are not finite numbers"
 
 
@@ -213,8 +215,9 @@ class DecodeWorker:
         if arrival is Arrival.PENDING and not late:
             return []
         self._release(name, None)  # its writer stopped writing before Filled
-        why = f"did not arrive within {ARRIVAL_S:g} s" if late else "arrived damaged"
-        return [To(ROUTER, msg.FillRefused(name, f"the KV cache {why}"))]
+        missing = arrival is not Arrival.BAD
+        why = "did not arrive" if missing else "arrived damaged"
+        return [To(ROUTER, msg.FillRefused(name, f"the KV cache {why}", missing))]
 
     def _decode(self, now: float) -> list[Effect]:
         """One step of continuous batching."""

@@ -2,8 +2,7 @@
 pool; elsewhere into its own scratch pool, pushed layer by layer while the next layer computes."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from baton import failpoint
 from baton.engine.boot import Engine
@@ -14,17 +13,15 @@ from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
 from baton.kv.row import Row
 from baton.transfer.base import Link
-from baton.transfer.registry import CurveKeys, open_link
+from baton.transfer.registry import Courier, CurveKeys, open_way
 from baton.wire.messages import Attached
+from prefill_worker.model import Chunk, News
 from prefill_worker.scratch import Scratch
-from prefill_worker.worker import Chunk
-
-OpenLink = Callable[[str, str, Sequence[Region]], Link]
-"""Decode worker, its epoch, its pool's regions -> a link. TransferError if no transport works."""
+from prefill_worker.ways import OpenWay, Ways
 
 
 class Filling:
-    """The real PrefillModel (see prefill_worker/worker.py)."""
+    """The real PrefillModel (see prefill_worker/model.py)."""
 
     def __init__(
         self,
@@ -34,55 +31,67 @@ class Filling:
         transport: str,
         scratch_tokens: int,
         keys: CurveKeys | None,
-        open_link: OpenLink | None = None,
+        open_link: OpenWay | None = None,
     ) -> None:
         """`open_link` replaces the registry's choice of a transport."""
         self._engine = engine
-        self._open_link = open_link
         self._writer = writer
         self._wanted = transport
         self._scratch_tokens = scratch_tokens
         self._keys = keys
-        self._links: dict[str, Link] = {}
+        self._ways = Ways(open_link or self._open_way)
         self._pools: dict[str, Pool] = {}  # decode pools in shared memory
         self._scratch: Scratch | None = None
         self._cores = CoreTaker()
 
-    # ---- links to the pools
+    # ---- ways to the pools
 
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Attached:
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> Attached | None:
         self.detach(worker)
-        engine = self._engine
-        if self._open_link is not None:
-            link = self._open_link(worker, epoch, regions)
-        else:
-            link = open_link(
-                regions,
-                engine.layout,
-                device=engine.device,
-                writer=self._writer,
-                wanted=self._wanted,
-                keys=self._keys,
-            )
-        self._links[worker] = link
-        if link.slabs is not None:
+        attached = self._ways.attach(worker, epoch, regions)
+        engine, link = self._engine, self._ways.get(worker)
+        if link is not None and not isinstance(link, Courier) and link.slabs is not None:
             blocks = next(r.blocks for r in regions if r.transport == link.transport)
             self._pools[worker] = Pool.over(engine.layout, blocks, link.slabs)
         elif self._scratch is None:
             blocks = engine.layout.blocks_for(self._scratch_tokens)
             self._scratch = Scratch(Pool.private(engine.layout, blocks, engine.device))
-        return Attached(worker, epoch, link.transport, link.probe(), link.why)
+        return attached
+
+    def _open_way(self, worker: str, epoch: str, regions: Sequence[Region]) -> Link | Courier:
+        return open_way(
+            regions,
+            self._engine.layout,
+            epoch=epoch,
+            device=self._engine.device,
+            writer=self._writer,
+            wanted=self._wanted,
+            keys=self._keys,
+        )
 
     def detach(self, worker: str) -> None:
         self._pools.pop(worker, None)
-        link = self._links.pop(worker, None)
-        if link is not None:
-            link.close()
+        self._ways.detach(worker)
+
+    def close(self) -> None:
+        """Close the ways."""
+        self._pools.clear()
+        self._ways.close()
+
+    def poll(self) -> list[News]:
+        return self._ways.poll()
+
+    def takes(self, worker: str) -> bool:
+        return self._ways.takes(worker)
+
+    @property
+    def waits(self) -> bool:
+        return self._ways.busy
 
     # ---- filling
 
     def admit(self, grant: Grant, tokens: int) -> bool:
-        self._link(grant)
+        self._ways.to(grant.worker)
         if grant.worker in self._pools:
             return True
         assert self._scratch is not None
@@ -92,7 +101,10 @@ class Filling:
                 f"{tokens} tokens need {blocks} blocks, this worker's own pool has "
                 f"{self._scratch.pool.blocks}; start it with a larger --max-model-len"
             )
-        return self._scratch.take(grant.run, blocks)
+        if self._scratch.take(grant.run, blocks):
+            return True
+        self._ways.make_room()
+        return False
 
     def known(self, grant: Grant) -> int:
         """Only a prefix in shared memory can be read in place. Elsewhere it is computed again: fetching
@@ -107,7 +119,7 @@ class Filling:
             self._engine.runner.fill(shared, rows)
             self._engine.wait()
             return
-        scratch, link = self._scratch, self._link(chunks[0].grant)
+        scratch, link = self._scratch, self._ways.to(worker)
         assert scratch is not None
         held = [scratch.held[chunk.grant.run] for chunk in chunks]
         rows = [_row(chunk, blocks) for chunk, blocks in zip(chunks, held, strict=True)]
@@ -123,16 +135,16 @@ class Filling:
         self._engine.runner.fill(scratch.pool, rows, after_layer=push)
         self._engine.wait()
 
-    def finish(self, grant: Grant, tokens: int) -> Receipt:
-        link = self._link(grant)
+    def finish(self, grant: Grant, tokens: int) -> Receipt | None:
+        link = self._ways.to(grant.worker)
         filled = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
-        receipt = replace(link.finish(grant, filled), transport=link.transport)
-        if self._scratch is not None:
+        receipt = link.finish(grant, filled)
+        if self._scratch is not None:  # a courier has copies
             self._scratch.give_back(grant.run)
         return receipt
 
     def abandon(self, grant: Grant) -> None:
-        link = self._links.get(grant.worker)
+        link = self._ways.get(grant.worker)
         if link is not None:
             link.abandon(grant)
         if self._scratch is not None:
@@ -143,14 +155,6 @@ class Filling:
 
     def clock(self) -> float:
         return time.monotonic()
-
-    def _link(self, grant: Grant) -> Link:
-        link = self._links.get(grant.worker)
-        if link is None:
-            raise TransferError(
-                f"there is no link to {grant.worker}: it is gone, or was never attached"
-            )
-        return link
 
     def _touched(self, row: Row, prefix: int) -> slice:
         """Indices of the blocks that this row writes, after the cached prefix. The last may be partly

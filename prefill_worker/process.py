@@ -42,4 +42,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         vocabulary=files.vocab_size,
         pace=engine.pace,
     )
-    return run_worker(options, node)
+    try:
+        return run_worker(options, node)
+    finally:
+        filling.close()

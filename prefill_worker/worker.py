@@ -5,62 +5,24 @@ meanwhile does not wait long: see plan_chunks().
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from math import inf
 
 from baton import failpoint
 from baton.bounds import INT_MAX
 from baton.errors import TransferError
 from baton.kv.grant import Grant
-from baton.kv.region import Receipt, Region
+from baton.kv.region import Region
 from baton.pace import Pace, Prompt, Span, share_out
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_fill
+from prefill_worker.model import Chunk, News, PrefillModel, Sent
 
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens to compute now, for positions start, start + 1, ... of this grant's sequence."""
-
-    grant: Grant
-    token_ids: Sequence[int]
-    start: int
-    rope_floor: int = 0
-
-
-class PrefillModel(Protocol):
-    """The node's interface to engine and links, implemented in prefill_worker/filling.py."""
-
-    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
-        """Open a link to this pool, closing an older one. TransferError if no transport works."""
-
-    def detach(self, worker: str) -> None:
-        """Close the link; unfinished writes are dropped."""
-
-    def admit(self, grant: Grant, tokens: int) -> bool:
-        """Reserve room to compute this sequence. False: no room now. TransferError: it can never fit, or
-        the pool is not attached."""
-
-    def known(self, grant: Grant) -> int:
-        """Tokens at the beginning whose cached KV can be read in place, so it is not computed again."""
-
-    def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
-        """One forward: compute the chunks' KV and write it into the granted blocks."""
-
-    def finish(self, grant: Grant, tokens: int) -> Receipt:
-        """All `tokens` are computed: make their KV visible to the owner."""
-
-    def abandon(self, grant: Grant) -> None:
-        """Stop writing under this grant."""
-
-    def use_cores(self, cores: tuple[int, ...]) -> None:
-        """Compute on these cores from the next forward on."""
-
-    def clock(self) -> float:
-        """Monotonic seconds, to time a forward."""
+POLL_S = 0.001
+"""Between two looks at what ends elsewhere: links are opened and KV is sent by threads."""
 
 
 @dataclass(slots=True)
@@ -72,6 +34,7 @@ class Job:
     rope_floor: int = 0
     done: int = 0
     admitted: bool = False
+    sending: bool = False  # computed
     compute_s: float = 0.0
 
     @property
@@ -128,6 +91,7 @@ class PrefillWorker:
         self._budget = token_budget
         self._pace = pace or Pace()
         self._last_pool: str | None = None  # of the last forward
+        self._idle = False  # the last step computed nothing
         self._jobs: dict[str, Job] = {}
 
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
@@ -139,7 +103,8 @@ class PrefillWorker:
                 self._drop_all(worker)  # earlier writes were under an older epoch
                 self._pools[worker] = epoch, max((r.blocks for r in regions), default=INT_MAX)
                 try:
-                    return [To(ROUTER, self._model.attach(worker, epoch, regions))]
+                    attached = self._model.attach(worker, epoch, regions)
+                    return [To(ROUTER, attached)] if attached is not None else []
                 except TransferError as error:
                     return [To(ROUTER, msg.AttachFailed(worker, epoch, str(error)))]
             case msg.Detach(worker):
@@ -159,9 +124,11 @@ class PrefillWorker:
 
     def step(self, now: float) -> list[Effect]:
         effects = self._membership.step(now)
+        for news in self._model.poll():
+            effects += self._hear(news) if self._membership.joined else []
         effects += self._admit()
-        admitted = [job for job in self._jobs.values() if job.admitted]
-        plan = plan_chunks(admitted, self._budget, self._pace, self._last_pool)
+        plan = plan_chunks(self._ready(), self._budget, self._pace, self._last_pool)
+        self._idle = not plan
         if not plan:
             return effects
         chunks = [job.chunk(tokens) for job, tokens in plan]
@@ -185,9 +152,29 @@ class PrefillWorker:
         return effects
 
     def due(self, now: float) -> float:
-        return 0.0 if self._jobs else self._membership.due(now)
+        if self._jobs and not self._idle:
+            return 0.0
+        soon = POLL_S if self._jobs or self._model.waits else inf
+        return min(soon, self._membership.due(now))
 
     # ---- jobs
+
+    def _ready(self) -> list[Job]:
+        """Jobs with something to compute whose pool takes it."""
+        jobs = [job for job in self._jobs.values() if job.admitted and not job.sending]
+        takes = {name: self._model.takes(name) for name in {job.grant.worker for job in jobs}}
+        return [job for job in jobs if takes[job.grant.worker]]
+
+    def _hear(self, news: News) -> list[Effect]:
+        """What a link or a fill that did not end at once has come to."""
+        if isinstance(news, Sent):
+            job = self._jobs.pop(news.run, None)
+            return [To(ROUTER, msg.Filled(news.run, news.receipt, job.compute_s))] if job else []
+        if isinstance(news, msg.WayLost):
+            here = [run for run, job in self._jobs.items() if job.grant.worker == news.worker]
+            self._drop_all(news.worker)
+            news = replace(news, runs=tuple(dict.fromkeys((*news.runs, *here))))
+        return [To(ROUTER, news)]
 
     def _accept(self, order: msg.Fill, now: float) -> list[Effect]:
         """A Fill that is given twice is ignored, one that cannot be fails: neither writes a block."""
@@ -222,6 +209,9 @@ class PrefillWorker:
             receipt = self._model.finish(job.grant, len(job.token_ids))
         except TransferError as error:
             return self._fail(job, error)
+        job.sending = receipt is None
+        if receipt is None:
+            return []
         del self._jobs[job.grant.run]
         return [To(ROUTER, msg.Filled(job.grant.run, receipt, job.compute_s))]
 

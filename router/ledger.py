@@ -40,6 +40,7 @@ class Entry:
     since: float = 0.0  # when it entered its state
     run: str = ""  # name of the current attempt (_name_run)
     runs: int = 0  # attempts so far
+    began: int = 0  # tokens that were known when its current run began
     emitted: list[int] = field(default_factory=list)
     decode: str | None = None
     prefill: str | None = None
@@ -166,6 +167,7 @@ class Ledger:
         one with its id: a late report on the first is not taken for one on the second."""
         entry.run = f"{entry.id}#{self._runs_begun}"
         entry.runs += 1
+        entry.began = entry.length
         self._runs_begun += 1
 
     def waits(self, entry: Entry, now: float) -> None:

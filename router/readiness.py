@@ -84,6 +84,8 @@ class Readiness:
             found.append(f"{self._no_prefill(now)}; {FILLING_THEMSELVES}")
         elif not self._colocated:
             found += self._deaths(PREFILL, now)
+            down = _down_ways(self._staying(PREFILL))
+            found += [f"{_listed(down)}; tried again, and other ways are used"] if down else []
         return _listed([*found, *self._deaths(DECODE, now)])
 
     def _in_grace(self, now: float) -> bool:
@@ -122,10 +124,13 @@ class Readiness:
         return f"no {role} worker has joined"
 
 
-def _unattached(prefills: Sequence[Member]) -> str:
+def _down_ways(prefills: Sequence[Member]) -> list[str]:
     found = [(p.worker, d, why) for p in prefills for d, why in p.failed.items()]
-    whys = [f"{prefill} cannot write to {decode}: {short(why)}" for prefill, decode, why in found]
-    return _listed(whys) or "no prefill worker is attached to a decode worker yet"
+    return [f"{prefill} cannot write to {decode}: {short(why)}" for prefill, decode, why in found]
+
+
+def _unattached(prefills: Sequence[Member]) -> str:
+    return _listed(_down_ways(prefills)) or "no prefill worker is attached to a decode worker yet"
 
 
 def _listed(causes: Sequence[str], separator: str = "; ") -> str:

@@ -56,7 +56,7 @@ class Reports:
             case msg.PoolStats(free, cached, quarantined):
                 blocks = member.hello.blocks if member.hello.role == DECODE else -1
                 fits = max(free, cached, quarantined) <= blocks
-            case msg.Attached() | msg.AttachFailed():
+            case msg.Attached() | msg.AttachFailed() | msg.WayLost():
                 fits = member.hello.role == PREFILL
             case msg.Heartbeat() | msg.Leaving():
                 fits = True

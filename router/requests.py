@@ -94,6 +94,8 @@ class Requests:
                 return self._filled(sender, message, now)
             case msg.FillFailed(run, why) | msg.FillRefused(run, why):
                 entry = follow(run, State.FILLING, State.DECODING, by=sender)
+                if entry is not None and isinstance(message, msg.FillRefused) and message.missing:
+                    return self._detour(entry, why, now)
                 return self._refill(entry, why, now) if entry else self._settled(run, sender)
             case msg.Released(run):
                 return self._settled(run, sender)
@@ -244,6 +246,22 @@ class Requests:
         entry.tries.refills += 1
         if entry.tries.unfillable:
             return self._fail(entry, *failures.fill_failed(entry, why), now)
+        return self._again(entry, why, now)
+
+    def way_lost(
+        self, prefill: str, decode: str, runs: tuple[str, ...], why: str, now: float
+    ) -> list[Effect]:
+        """What was on this way is filled again: its fills, and those of `runs` (sent, and perhaps not
+        arrived) that gave no token yet."""
+        here = [e for e in self._ledger.in_state(State.FILLING) if e.prefill == prefill]
+        sent = [entry for run in runs if (entry := self._ledger.running(run)) is not None]
+        here += [e for e in sent if e.receipt and e.prefill == prefill and e.length == e.began]
+        on_it = [entry for entry in here if entry.decode == decode]
+        return [effect for entry in on_it for effect in self._detour(entry, why, now)]
+
+    def _detour(self, entry: Entry, why: str, now: float) -> list[Effect]:
+        """A fault of the way is no try of the request."""
+        entry.tries.detours += 1
         return self._again(entry, why, now)
 
     def _gap(self, entry: Entry, now: float) -> list[Effect]:

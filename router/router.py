@@ -16,6 +16,7 @@ from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
 from baton.wire.messages import Message
 from baton.wire.node import Effect, To
+from router import news
 from router.admission import Served
 from router.batching import Rules
 from router.cores import CoreKeeper
@@ -109,8 +110,8 @@ class Router:
             beat = msg.Heartbeat(self._identity.epoch, self._steps)
             effects += [To(member.worker, beat) for member in self.workers]
             effects += [To(each, beat) for each in self._readiness.supervisors]
-            effects += self.workers.attach_again(now)
             effects += self._scheduler.renew_leases()
+        effects += self.workers.attach_again(now)
         effects += self._requests.fail_overdue(now, lambda: self.info(now).waiting_for)
         effects += self._dismissals()
         effects += self._requests.refuse_unplaceable(now)
@@ -121,13 +122,15 @@ class Router:
 
     def due(self, now: float) -> float:
         waits = (self._next_beat - now, self._scheduler.due(now), self._observers.due(now))
-        return max(0.0, min(*waits, self.ledger.deadlines.due(now)))
+        also = (self.ledger.deadlines.due(now), self.workers.ways.due(now))
+        return max(0.0, min(*waits, *also))
 
     # ---- workers
 
     def _hello(self, sender: str, hello: msg.Hello, now: float) -> list[Effect]:
         rejection = self.workers.rejection(sender, hello)
         if rejection is not None:
+            news.refused(sender, rejection)
             return [To(sender, msg.Refused(rejection))]
         identity = self._identity
         welcome = To(sender, msg.Welcome(identity.epoch, identity.host, identity.pid))
@@ -143,9 +146,19 @@ class Router:
         sender = member.worker
         match message:
             case msg.Attached():
-                return self.workers.attached(member, message)
-            case msg.AttachFailed():
-                self.workers.attach_failed(member, message, now)
+                return self.workers.attached(member, message, now)
+            case msg.AttachFailed(worker, epoch, why):
+                return self._way_lost(member, msg.WayLost(worker, epoch, why, ()), now)
+            case msg.WayLost():
+                return self._way_lost(member, message, now)
+            case msg.FillRefused(run, why, True):
+                entry = self.ledger.running(run)
+                prefill = self.workers.get(entry.prefill) if entry and entry.prefill else None
+                orders = self._requests.report(sender, message, now)
+                if prefill is None:
+                    return orders
+                lost = msg.WayLost(sender, member.hello.epoch, why, ())
+                return orders + self._way_lost(prefill, lost, now)
             case msg.PoolStats():
                 member.pool = message
             case msg.Leaving():
@@ -156,6 +169,16 @@ class Router:
             case _:
                 return self._requests.report(sender, message, now)
         return []
+
+    def _way_lost(self, prefill: Member, report: msg.WayLost, now: float) -> list[Effect]:
+        """What was on the way between these two goes elsewhere, or waits until it is attached again."""
+        if not self.workers.current(report):
+            return []
+        on_it = (prefill.worker, report.worker, report.runs)
+        orders = self._requests.way_lost(*on_it, report.why, now)
+        moved = [e for e in orders if isinstance(e, To) and isinstance(e.message, msg.Cancel)]
+        self.workers.way_lost(prefill, report, now, moved=len(moved))
+        return orders
 
     def _peer_gone(self, peer: str, now: float, *, proven_dead: bool) -> list[Effect]:
         """The peer's process is dead or cannot be reached. A worker that is alive after all gets Reset
@@ -174,6 +197,9 @@ class Router:
         expected = member is not None and member.leaving
         if not expected:
             self._observers.worker_lost(member)
+        if member is not None:
+            moved = len(self.ledger.on_worker(worker))
+            news.left(worker, expected=expected, proven=proven_dead, moved=moved)
         removed = self.workers.remove(worker, proven_dead=proven_dead)
         return self._requests.worker_gone(worker, removed, now, expected=expected)
 

@@ -27,6 +27,10 @@ ISOLATION_S = 10.0
 LOCAL_AFTER = 2
 """Fills that failed or arrived damaged, after which decode fills the prompt itself: no hand-over."""
 
+LOCAL_AFTER_DETOURS = 3
+"""The same for fills that were lost on their way. They are no fault of the request, and no try of it; but
+so it makes progress however many ways fail."""
+
 MAX_LOCAL = 2
 """Times that even this may fail."""
 
@@ -43,6 +47,7 @@ class Tries:
     deaths: int = 0  # of workers it was on, since its last progress
     refills: int = 0  # fills that failed or arrived damaged, since its last token
     gaps: int = 0  # since its last token
+    detours: int = 0  # fills that were lost on their way, since its last token
 
     def filled(self, tokens: int) -> None:
         """A prefill worker has computed so many tokens of the prompt."""
@@ -55,7 +60,7 @@ class Tries:
         """New tokens came; prompt and tokens are so many now."""
         self.reached = max(self.reached, length - 1)
         self.proven = True
-        self.deaths = self.refills = self.gaps = 0
+        self.deaths = self.refills = self.gaps = self.detours = 0
 
     @property
     def quarantined(self) -> bool:
@@ -70,7 +75,7 @@ class Tries:
     @property
     def local(self) -> bool:
         """Decode fills the prompt itself from now on."""
-        return self.refills >= LOCAL_AFTER
+        return self.refills >= LOCAL_AFTER or self.detours >= LOCAL_AFTER_DETOURS
 
     @property
     def unfillable(self) -> bool:

@@ -11,17 +11,16 @@ from enum import StrEnum
 
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
-from baton.wire.messages import PROTOCOL, Attached, AttachFailed, Hello
+from baton.wire.messages import PROTOCOL, Attached, Hello, WayLost
 from baton.wire.node import Effect, To, Watch
 from baton.wire.records import WorkerInfo
+from router import news
+from router.ways import Ways
 
 PREFILL, DECODE = "prefill", "decode"
 MAX_PATIENCE_S = 86_400.0
 MISSED_BEATS = 3
 MAX_WORKERS = 1024
-ATTACH_AGAIN_S, MOST_ATTACH_S = 30.0, 600.0
-"""From a failed Attach to the next, and the most after doubling. A try may block its worker for seconds,
-but what was wrong (no descriptors, a decode worker at a long step) may be over."""
 
 
 class Health(StrEnum):
@@ -40,8 +39,6 @@ class Member:
     last_heard: float
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
     failed: dict[str, str] = field(default_factory=dict)  # prefill: why, by decode worker
-    attach_again: float = float("inf")  # prefill: when to try those again
-    attach_wait_s: float = ATTACH_AGAIN_S
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
     leaving: bool = False  # it gets no new work
@@ -71,6 +68,7 @@ class WorkerRegistry:
         self._model = model
         self._host = host
         self._members: dict[str, Member] = {}
+        self.ways = Ways()  # that are down
         self._silent: dict[str, Hello] = {}  # workers given up whose process may still run
         self.decode_since: float | None = None  # when the first decode worker joined
         self.filled_once = False  # a prefill worker could write to a decode worker at some time
@@ -130,6 +128,8 @@ class WorkerRegistry:
         """Add the worker and introduce it: every prefill worker attaches to every decode pool."""
         self._silent.pop(hello.worker, None)
         self._members[hello.worker] = Member(hello, now)
+        self.ways.forget(hello.worker)
+        news.joined(hello)
         if hello.role == DECODE and self.decode_since is None:
             self.decode_since = now
         effects: list[Effect] = []
@@ -141,10 +141,12 @@ class WorkerRegistry:
         effects += [To(m.worker, msg.WriterClear(hello.worker)) for m in self.of(DECODE)]
         return effects + [To(hello.worker, _attach(m.hello)) for m in self.of(DECODE)]
 
-    def attached(self, prefill: Member, report: Attached) -> list[Effect]:
+    def attached(self, prefill: Member, report: Attached, now: float) -> list[Effect]:
         """A prefill worker can write to this decode worker: introduce it there."""
-        if not self._current(report):
+        if not self.current(report):
             return []
+        back = self.ways.opened(prefill.worker, report.worker, now)
+        news.attached(prefill.worker, report, back=back)
         prefill.attached[report.worker] = report
         self.filled_once = True
         prefill.failed.pop(report.worker, None)
@@ -152,36 +154,37 @@ class WorkerRegistry:
         joined = msg.WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
         return [To(report.worker, joined)]
 
-    def attach_failed(self, prefill: Member, report: AttachFailed, now: float) -> None:
-        """A prefill worker cannot write to this decode worker, for now."""
-        if self._current(report):
-            prefill.failed[report.worker] = report.why
-            prefill.attach_again = now + prefill.attach_wait_s
+    def way_lost(self, prefill: Member, report: WayLost, now: float, *, moved: int) -> None:
+        """A prefill worker cannot write to this decode worker, which is current(), for now. `moved`: how
+        many fills it had."""
+        known = report.worker in prefill.failed and report.worker not in prefill.attached
+        prefill.attached.pop(report.worker, None)
+        prefill.failed[report.worker] = report.why
+        again_s = self.ways.failed(prefill.worker, report.worker, now)
+        if not known or moved:
+            news.way_lost(prefill.worker, report.worker, report.why, moved=moved, again_s=again_s)
 
-    def _current(self, report: Attached | AttachFailed) -> bool:
+    def current(self, report: Attached | WayLost) -> bool:
         """It is about a decode worker that is here, and its present pool."""
         decode = self._members.get(report.worker)
-        return decode is not None and (decode.hello.role, decode.hello.epoch) == (
-            DECODE,
-            report.epoch,
-        )
+        if decode is None or decode.dismissed:
+            return False
+        return (decode.hello.role, decode.hello.epoch) == (DECODE, report.epoch)
 
     def attach_again(self, now: float) -> list[Effect]:
-        """Prefill workers try again where they failed, later and later."""
+        """Prefill workers try again where they failed."""
         effects: list[Effect] = []
-        for prefill in self.of(PREFILL):
-            if now < prefill.attach_again:
-                continue
-            prefill.attach_again = float("inf")
-            prefill.attach_wait_s = min(2 * prefill.attach_wait_s, MOST_ATTACH_S)
-            decodes = [self._members[name] for name in prefill.failed]
-            effects += [To(prefill.worker, _attach(decode.hello)) for decode in decodes]
+        for prefill, decode in self.ways.to_try(now):
+            there = self._members.get(decode)
+            if prefill in self._members and there is not None:
+                effects.append(To(prefill, _attach(there.hello)))
         return effects
 
     def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
         """Remove a worker and inform its peers. A prefill worker that is only silent may still write: its
         blocks stay in quarantine until it sends Hello or is proven dead."""
         member = self._members.pop(worker, None)
+        self.ways.forget(worker)
         if member is None:
             silent = self._silent.pop(worker, None) if proven_dead else None
             if silent is None or silent.role == DECODE:
@@ -200,6 +203,7 @@ class WorkerRegistry:
         return [*detach, To(member.worker, msg.Dismissed())]
 
     def _detach(self, decode: Member) -> list[Effect]:
+        self.ways.forget(decode.worker)
         for prefill in self.of(PREFILL):
             prefill.attached.pop(decode.worker, None)
             prefill.failed.pop(decode.worker, None)
@@ -257,5 +261,6 @@ def _attach(hello: Hello) -> msg.Attach:
 
 
 def _transport(attached: Attached) -> str:
-    speed = f" {attached.gb_per_s:.1f} GB/s" if attached.gb_per_s else ""
+    rate = attached.gb_per_s
+    speed = f" {rate:.1f} GB/s" if rate >= 0.1 else f" {1000 * rate:.2g} MB/s" if rate else ""
     return f"{attached.transport}{speed}"

@@ -16,8 +16,9 @@ On the router's machine:
   python -m router --address tcp://HOST:7000 --keys {folder}
 Copy the folder without router.secret to every other machine, then there:
   python -m prefill_worker --router tcp://HOST:7000 --keys {folder}
-  python -m decode_worker --router tcp://HOST:7000 --keys {folder}
-  python main.py --router tcp://HOST:7000 --keys {folder} -b 4 -l 100 -o test.txt"""
+  python -m decode_worker --router tcp://HOST:7000 --keys {folder} --kv-host ADDRESS
+  python main.py --router tcp://HOST:7000 --keys {folder} -b 4 -l 100 -o test.txt
+HOST is the router's address. ADDRESS is the decode worker's own, at which prefill workers reach it."""
 
 
 def make(folder: Path) -> str:

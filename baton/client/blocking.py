@@ -99,11 +99,14 @@ class Client:
         raise self._no_answer(timeout_s)
 
     def await_ready(
-        self, see: Callable[[ClusterInfo | Notice], object] = lambda event: None
+        self,
+        see: Callable[[ClusterInfo | Notice], object] = lambda event: None,
+        waiting: Callable[[str, float], object] = lambda what, seconds: None,
     ) -> ClusterInfo:
-        """Wait until the cluster is ready; `see` is called with each event meanwhile. Raises
-        ProtocolError after READY_S, or as check_answering() does, and what `supervise` raises."""
-        deadline = self.clock() + READY_S
+        """Wait until the cluster is ready; `see` is called with each event meanwhile, `waiting` again and
+        again with what is missing and the seconds so far. Raises ProtocolError after READY_S, or as
+        check_answering() does, and what `supervise` raises."""
+        began = self.clock()
         info: ClusterInfo | None = None
         self._inquire()
         while info is None or not info.ready:
@@ -112,10 +115,13 @@ class Client:
                     see(event)
                     info = event if isinstance(event, ClusterInfo) else info
             self.check_answering()
-            if self.clock() >= deadline:
-                waiting_for = info.waiting_for if info else "the router's answer"
+            silent = f"the router does not answer at {self.address}"
+            waiting_for = info.waiting_for if info else silent
+            if info is None or not info.ready:
+                waiting(waiting_for, self.clock() - began)
+            if self.clock() >= began + READY_S:
                 raise ProtocolError(
-                    f"the cluster was not ready after {READY_S:.0f} s; it waits for {waiting_for}"
+                    f"the cluster was not ready after {READY_S:.0f} s: {waiting_for}"
                 )
         return info
 

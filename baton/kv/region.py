@@ -26,6 +26,7 @@ class Arrival(StrEnum):
     READY = "ready"
     PENDING = "pending"  # not complete yet; check again after poll()
     BAD = "bad"  # differs from what was sent: fill it again
+    LOST = "lost"  # part of what was sent never came: the way is at fault
 
 
 @dataclass(frozen=True, slots=True)

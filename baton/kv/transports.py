@@ -22,6 +22,7 @@ class Transport:
     export: str = "export"  # the function of the module that exports a pool
     needs: str = ""  # field of Owner that must be set
     choice: str | None = None  # the value of --kv-transport that selects it; None: no option does
+    queued: bool = False  # its writer may have to wait for the owner, so a thread does
 
 
 TRANSPORTS = (
@@ -32,12 +33,14 @@ TRANSPORTS = (
         *("frames", "ZeroMQ frames", (CPU, CUDA), False, "frames"),
         needs="run_dir",
         choice="frames",
+        queued=True,
     ),
     Transport(
         *("frames_tcp", "ZeroMQ frames over tcp", (CPU, CUDA), False, "frames"),
         export="export_tcp",
         needs="bind_host",
         choice="frames",
+        queued=True,
     ),
 )
 """Best first: a writer uses the first exported transport that works."""

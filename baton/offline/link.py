@@ -7,6 +7,7 @@ from baton.client.blocking import Client, Notice
 from baton.cluster.supervisor import Cluster
 from baton.offline.interrupts import held_back
 from baton.offline.settings import OwnCluster, Target
+from baton.offline.waiting import WaitingLines
 from baton.timing import Stages
 from baton.wire.keys import load_keys
 from baton.wire.messages import ClusterInfo, Observed
@@ -51,7 +52,13 @@ def await_cluster(client: Client, startup: Stages, say: Callable[[str], None]) -
             answered = True
             startup.lap("router answered")
 
-    info = client.await_ready(see)
+    lines = WaitingLines()
+
+    def waiting(what: str, seconds: float) -> None:
+        if (line := lines.line(what, seconds)) is not None:
+            say(line)
+
+    info = client.await_ready(see, waiting)
     startup.lap("workers ready")
     return info
 

@@ -99,7 +99,7 @@ class Export(Protocol):
     ) -> Arrival:
         """Whether the pool holds what the receipt says, as it was sent. `needed`: the blocks that
         must be filled; None means all of the grant. A grant may also contain blocks for generation,
-        which prefill does not fill. PENDING turns into BAD after a deadline without progress."""
+        which prefill does not fill. PENDING turns into LOST after a deadline without progress."""
 
     def retire(self, grant: Grant) -> None:
         """End the grant: drop what still arrives under it."""

@@ -1,10 +1,13 @@
 """Messages on a frames socket: a msgpack header, followed by a payload for KV bytes and probes.
 
-    Piece   keys, then values, of some blocks of one layer; sequence counts 0, 1, 2, ... in a grant
-    End     everything was sent: total bytes, the digest over all of it, the blocks that are filled
+    Piece   keys, then values, of some blocks of one layer; sequence counts 0, 1, 2, ... in a lane
+    End     everything was sent by this lane: its bytes and digest, the number of lanes, the filled blocks
     Probe   meaningless bytes that measure the bandwidth; the owner answers the last one
+    Ack     from the owner: it has read so many messages of this connection
 
-A header is a flat array of scalars. decode() returns None for anything else and never raises.
+A grant is filled by one or more lanes, each a connection of its own. All pieces of a layer take the same
+lane, so they arrive in order. A header is a flat array of scalars. decode() returns None for anything
+else and never raises.
 """
 
 import struct
@@ -16,7 +19,8 @@ from baton.kv.layout import KVLayout
 from baton.transfer.pieces import block_bytes
 from baton.transfer.stamps import pack_blocks
 
-VERSION = 1
+VERSION = 2
+MAX_LANES = 16
 FRAME_BYTES = 1 << 20
 FRAME_BLOCKS = 4096
 CURVE_BYTES = 64  # added to each frame by CURVE (RFC 26: a command name, a nonce and a box)
@@ -30,22 +34,25 @@ class Piece:
 
     epoch: str
     generation: int
+    lane: int
     sequence: int
     layer: int
     blocks: tuple[int, ...]
 
     def encode(self) -> bytes:
         """The header in msgpack."""
-        fields = [self.epoch, self.generation, self.sequence, self.layer]
+        fields = [self.epoch, self.generation, self.lane, self.sequence, self.layer]
         return msgpack.packb([VERSION, "kv", *fields, pack_blocks(self.blocks)])
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The last message of a grant."""
+    """The last message of a lane."""
 
     epoch: str
     generation: int
+    lane: int
+    lanes: int  # of this grant
     sequence: int
     total: int
     digest: bytes
@@ -53,8 +60,9 @@ class End:
 
     def encode(self) -> bytes:
         """The header in msgpack."""
-        fields = [self.epoch, self.generation, self.sequence, self.total, self.digest]
-        return msgpack.packb([VERSION, "end", *fields, pack_blocks(self.blocks)])
+        way = [self.epoch, self.generation, self.lane, self.lanes, self.sequence]
+        fields = [*way, self.total, self.digest, pack_blocks(self.blocks)]
+        return msgpack.packb([VERSION, "end", *fields])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +76,43 @@ class Probe:
         return msgpack.packb([VERSION, "probe", self.last])
 
 
-def decode(header: bytes) -> Piece | End | Probe | None:
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """From the owner: so many messages of this connection were read, junk included."""
+
+    messages: int
+
+    def encode(self) -> bytes:
+        """The header in msgpack."""
+        return msgpack.packb([VERSION, "ack", self.messages])
+
+
+def decode(header: bytes) -> Piece | End | Probe | Ack | None:
     """The message behind a header; None unless it is well-formed and of this version."""
     if len(header) > HEADER_BYTES:
         return None
-    limits = {"max_array_len": 8, "max_map_len": 0, "max_ext_len": 0, "max_str_len": 256}
+    limits = {"max_array_len": 10, "max_map_len": 0, "max_ext_len": 0, "max_str_len": 256}
     try:
         fields = msgpack.unpackb(header, max_bin_len=HEADER_BYTES, **limits)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
         return None
     match fields:
-        case [1, "kv", str(epoch), generation, sequence, layer, bytes(packed)]:
+        case [2, "kv", str(epoch), generation, lane, sequence, layer, bytes(packed)]:
             blocks = _unpack_blocks(packed)
-            if blocks and _naturals(generation, sequence, layer):
-                return Piece(epoch, generation, sequence, layer, blocks)
-        case [1, "end", str(epoch), generation, sequence, total, bytes(digest), bytes(packed)]:
+            if blocks and _naturals(generation, lane, sequence, layer) and lane < MAX_LANES:
+                return Piece(epoch, generation, lane, sequence, layer, blocks)
+        case [2, "end", str(epoch), generation, lane, lanes, *rest] if len(rest) == 4:
+            sequence, total, digest, packed = rest
+            if not (isinstance(digest, bytes) and isinstance(packed, bytes)):
+                return None
             blocks = _unpack_blocks(packed)
-            if blocks is not None and _naturals(generation, sequence, total):
-                return End(epoch, generation, sequence, total, digest, blocks)
-        case [1, "probe", bool(last)]:
+            fits = _naturals(generation, lane, lanes, sequence, total) and lane < lanes <= MAX_LANES
+            if blocks is not None and fits:
+                return End(epoch, generation, lane, lanes, sequence, total, digest, blocks)
+        case [2, "probe", bool(last)]:
             return Probe(last)
+        case [2, "ack", messages] if _naturals(messages):
+            return Ack(messages)
     return None
 
 

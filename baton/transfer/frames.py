@@ -3,15 +3,18 @@ and encrypts.
 
 The owner writes each piece into the pool as it arrives. The blocks are granted but not stamped, so
 no other run reads them. When the End agrees with what was counted and hashed, the blocks are
-stamped. Pieces must arrive in order. Anything else is dropped and counted by reason:
+stamped. The pieces of a lane must arrive in order. Anything else is dropped and counted by reason:
 
     junk       not a valid message                   epoch      from another epoch of this pool
     unknown    no such grant (retired, never made)   repeated   a sequence number seen before
     gap        an earlier piece is missing           late       after the End
-    layer, blocks, size   outside the grant or the layout
+    layer, blocks, size   outside the grant or the layout; lane: not the one of its layer
     digest, total, unfilled   the End contradicts what arrived
+    lost       nothing came any more
 
-Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD.
+Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it
+LOST. What was read is acknowledged, whatever became of it: the writer learns that the way works
+(lanes.py).
 """
 
 import contextlib
@@ -34,17 +37,23 @@ from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
 from baton.transfer.curve import secure_server
-from baton.transfer.frame_codec import PROBED, End, Piece, Probe, decode, largest_frame
-from baton.transfer.frames_link import WAITING_FRAMES, FramesLink
+from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame
+from baton.transfer.frames_link import FramesLink
+from baton.transfer.lanes import TCP_LANES, affinity, io_threads
 from baton.transfer.pieces import all_rows, block_bytes, scatter
 from baton.transfer.slabs import Slabs, private_folder
-from baton.transfer.stamps import Digest, Expected, Stamps, lacking, pack_blocks
+from baton.transfer.stamps import Digest, Expected, Stamps, joined, lacking, pack_blocks
 from baton.wire.rare_line import RareLine
 
 POLL_BYTES = 8 << 20
+WAITING_FRAMES = 32  # of each connection
 POLL_MESSAGES = 256
 PATIENCE_S = 10.0
 ABANDONED_S = 1.0
+MAX_CONNECTIONS = 16_384
+"""Connections whose messages are counted; those that were silent for longest are forgotten."""
+WAY = ("gap", "lost")
+"""Reasons for which the way is at fault."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +72,33 @@ def remove_abandoned(folder: Path, now: float) -> None:
 
 
 @dataclass(slots=True)
-class _Incoming:
-    grant: Grant
+class _Lane:
     digest: Digest
-    pushed: list[set[int]]  # per layer: the blocks that arrived
-    last_progress: float
     expected: int = 0  # the next sequence number
     moved: int = 0
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class _Incoming:
+    grant: Grant
+    pushed: list[set[int]]  # per layer: the blocks that arrived
+    last_progress: float
+    lanes: dict[int, _Lane] = field(default_factory=dict)
+    lane_of: dict[int, int] = field(default_factory=dict)  # by layer
+    count: int = 0  # lanes, once one has ended
     filled: frozenset[int] = field(default_factory=frozenset)
     done: bool = False
     damage: str = ""
+    awaited: bool = False
+
+    @property
+    def moved(self) -> int:
+        return sum(lane.moved for lane in self.lanes.values())
+
+    @property
+    def digest(self) -> bytes:
+        return joined([self.lanes[index].digest.value for index in range(self.count)])
 
 
 class FramesExport:
@@ -98,21 +124,23 @@ class FramesExport:
         self._incoming: dict[int, _Incoming] = {}
         self._patience_s, self._clock = patience_s, clock
         self._file: Path | None = None
-        self._context = zmq.Context()
+        self._context = zmq.Context(io_threads(TCP_LANES if tcp else 1))
+        self._read: dict[bytes, int] = {}  # messages of each connection so far
+        self._owed: set[bytes] = set()  # connections that get an Ack
         self._damage_line = RareLine()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
         self._socket.linger = 0
         self._socket.maxmsgsize = largest_frame(slabs.layout)
         try:
-            endpoint = self._bind_tcp(owner) if tcp else self._bind_ipc(owner)
+            endpoints = self._bind_tcp(owner) if tcp else [self._bind_ipc(owner)]
         except (zmq.ZMQError, TransferError, OSError) as error:
             self.close()
             raise TransferError(f"cannot open a socket for KV frames: {error}") from error
         address: Plain = {
             "host": host_id(),
             "epoch": owner.epoch,
-            "endpoint": endpoint,
+            "endpoints": endpoints,
             "server_key": owner.keys.public if tcp and owner.keys else b"",
         }
         self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)
@@ -125,7 +153,8 @@ class FramesExport:
         self._file = name
         return f"ipc://{name}"
 
-    def _bind_tcp(self, owner: Owner) -> str:
+    def _bind_tcp(self, owner: Owner) -> list[str]:
+        """A port for each lane. What it accepts is decrypted by one I/O thread."""
         host = owner.bind_host
         if host is None:
             raise TransferError("frames_tcp needs an address of this machine to bind")
@@ -136,19 +165,29 @@ class FramesExport:
         secure_server(self._socket, owner.keys)
         host = f"[{host}]" if ":" in host and "[" not in host else host
         self._socket.setsockopt(zmq.IPV6, int("[" in host))
-        self._socket.bind(f"tcp://{host}:*")
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        found = []
+        for index in range(TCP_LANES):
+            self._socket.affinity = affinity(self._context, index)
+            self._socket.bind(f"tcp://{host}:*")
+            found.append(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        return found
 
     def expect(self, grant: Grant) -> None:
         """See base.Export."""
         self._expected.add(grant)
         self._stamps.write(grant.blocks, 0)
         pushed: list[set[int]] = [set() for _ in self._rows]
-        digest = Digest(grant, self._transport)
-        self._incoming[grant.generation] = _Incoming(grant, digest, pushed, self._clock())
+        self._incoming[grant.generation] = _Incoming(grant, pushed, self._clock())
 
     def poll(self) -> bool:
         """See base.Export."""
+        more = self._take()
+        for identity in self._owed:
+            self._answer(identity, Ack(self._read[identity]).encode())
+        self._owed.clear()
+        return more
+
+    def _take(self) -> bool:
         taken = 0
         for _ in range(POLL_MESSAGES):
             try:
@@ -170,12 +209,16 @@ class FramesExport:
         if grant not in self._expected:
             return self._bad("unknown")
         incoming = self._incoming[grant.generation]
-        if incoming.damage:
-            return Arrival.BAD  # counted when it happened
+        if incoming.damage:  # counted when it happened
+            return Arrival.LOST if incoming.damage in WAY else Arrival.BAD
+        if (
+            not incoming.awaited
+        ):  # its prompt may have waited long: its bytes have until now + patience
+            incoming.awaited, incoming.last_progress = True, self._clock()
         if not incoming.done:
             stalled = self._clock() - incoming.last_progress > self._patience_s
             return self._damaged(incoming, "lost") if stalled else Arrival.PENDING
-        if (incoming.digest.value, incoming.moved) != (receipt.digest, receipt.moved_bytes):
+        if (incoming.digest, incoming.moved) != (receipt.digest, receipt.moved_bytes):
             return self._bad("receipt")
         return self._bad("unfilled") if lacking(grant, incoming.filled, needed) else Arrival.READY
 
@@ -202,6 +245,7 @@ class FramesExport:
         identity, header, *payload = (
             (part.buffer for part in parts) if len(parts) > 1 else (b"", b"")
         )
+        self._note(bytes(identity))
         match decode(bytes(header)) if len(parts) in (2, 3) else None:
             case Piece() as piece if payload:
                 self._take_piece(piece, bytes(header), payload[0])
@@ -209,81 +253,111 @@ class FramesExport:
                 self._take_end(end)
             case Probe(last=last) if payload:
                 if last:
-                    self._answer(bytes(identity))
+                    self._answer(bytes(identity), PROBED)
             case _:
                 self.dropped["junk"] += 1
         return sum(len(part.buffer) for part in parts)
 
-    def _answer(self, identity: bytes) -> None:
+    def _note(self, identity: bytes) -> None:
+        """One more message of this connection."""
+        if not identity:
+            return
+        self._read[identity] = self._read.pop(identity, 0) + 1
+        self._owed.add(identity)
+        if len(self._read) > MAX_CONNECTIONS:
+            del self._read[next(each for each in self._read if each not in self._owed)]
+
+    def _answer(self, identity: bytes, message: bytes) -> None:
         try:
-            self._socket.send_multipart([identity, PROBED], zmq.NOBLOCK)
+            self._socket.send_multipart([identity, message], zmq.NOBLOCK)
         except zmq.ZMQError:
             self.dropped["unanswered"] += 1
 
     def _take_piece(self, piece: Piece, header: bytes, payload: memoryview) -> None:
-        incoming = self._admit(piece)
-        if incoming is None:
+        found = self._admit(piece)
+        if found is None:
             return
-        damage = self._unfit(piece, len(payload), incoming.grant)
+        incoming, lane = found
+        damage = self._unfit(piece, len(payload), incoming)
         if damage:
             self._damaged(incoming, damage)
             return
-        incoming.digest.add(header, payload)
+        lane.digest.add(header, payload)
         scatter(payload, self._rows[piece.layer], piece.blocks)
         incoming.pushed[piece.layer].update(piece.blocks)
-        incoming.moved += len(payload)
+        lane.moved += len(payload)
 
-    def _admit(self, message: Piece | End) -> _Incoming | None:
-        """The fill that this message continues; None if it is dropped."""
+    def _admit(self, message: Piece | End) -> tuple[_Incoming, _Lane] | None:
+        """The fill and lane that this message continues; None if it is dropped."""
         if message.epoch != self._expected.epoch:
             self.dropped["epoch"] += 1
             return None
         incoming = self._incoming.get(message.generation)
         if incoming is None:
             self.dropped["unknown"] += 1
-        elif incoming.done or incoming.damage:
+            return None
+        if message.lane not in incoming.lanes:
+            incoming.lanes[message.lane] = _Lane(Digest(incoming.grant, self._transport))
+        lane = incoming.lanes[message.lane]
+        if incoming.done or incoming.damage or lane.ended:
             self.dropped["late"] += 1
-        elif message.sequence < incoming.expected:
+        elif message.sequence < lane.expected:
             self.dropped["repeated"] += 1
-        elif message.sequence > incoming.expected:
+        elif message.sequence > lane.expected:
             self._damaged(incoming, "gap")
         else:
-            incoming.expected += 1
+            lane.expected += 1
             incoming.last_progress = self._clock()
-            return incoming
+            return incoming, lane
         return None
 
-    def _unfit(self, piece: Piece, size: int, grant: Grant) -> str:
+    def _unfit(self, piece: Piece, size: int, incoming: _Incoming) -> str:
         """Why this piece contradicts its grant or the layout; empty if it does not."""
         if piece.layer >= len(self._rows):
             return "layer"
         blocks = set(piece.blocks)
-        if len(blocks) < len(piece.blocks) or not blocks <= set(grant.blocks):
+        if len(blocks) < len(piece.blocks) or not blocks <= set(incoming.grant.blocks):
             return "blocks"
+        if incoming.lane_of.setdefault(piece.layer, piece.lane) != piece.lane:
+            return "lane"  # of two pushes of a block the later one would not always win
         whole = len(piece.blocks) * block_bytes(self._slabs.layout, piece.layer)
         return "" if size == whole else "size"
 
     def _take_end(self, end: End) -> None:
-        incoming = self._admit(end)
-        if incoming is None:
+        found = self._admit(end)
+        if found is None:
             return
+        incoming, lane = found
         filled = frozenset(end.blocks)
-        incoming.digest.add(pack_blocks(end.blocks))
-        if end.digest != incoming.digest.value:
+        lane.digest.add(pack_blocks(end.blocks))
+        lane.ended = True
+        if incoming.count == 0:
+            incoming.count, incoming.filled = end.lanes, filled
+        if end.digest != lane.digest.value:
             self._damaged(incoming, "digest")
-        elif end.total != incoming.moved:
+        elif end.total != lane.moved:
             self._damaged(incoming, "total")
-        elif not all(filled <= blocks for blocks in incoming.pushed):
+        elif (incoming.count, incoming.filled) != (end.lanes, filled):
+            self._damaged(incoming, "unfilled")
+        elif sum(each.ended for each in incoming.lanes.values()) == end.lanes:
+            self._complete(incoming, end)
+
+    def _complete(self, incoming: _Incoming, end: End) -> None:
+        """All lanes have ended: stamp what is filled."""
+        if len(incoming.lanes) > end.lanes:
+            self._damaged(incoming, "lane")
+        elif not all(incoming.filled <= blocks for blocks in incoming.pushed):
             self._damaged(incoming, "unfilled")
         else:
             self._stamps.write(end.blocks, end.generation)
-            incoming.filled, incoming.done = filled, True
+            incoming.done = True
 
     def _damaged(self, incoming: _Incoming, reason: str) -> Arrival:
         incoming.damage = reason
         if (more := self._damage_line.more(self._clock())) is not None:
             logger.warning("%s: KV arrived damaged (%s)%s", incoming.grant.run, reason, more)
-        return self._bad(reason)
+        bad = self._bad(reason)
+        return Arrival.LOST if reason in WAY else bad
 
     def _bad(self, reason: str) -> Arrival:
         self.dropped[reason] += 1

@@ -1,8 +1,9 @@
-"""The writer's side of frames: blocks are gathered into messages of at most 1 MiB and sent in order.
+"""The writer's side of frames: blocks are gathered into messages of at most 1 MiB and sent in order, each
+layer by one lane (lanes.py). Over tcp there are several lanes, for CURVE encrypts with one core a lane.
 
-Up to 32 frames queue here and 32 at the owner. Beyond that a push waits for space in the queue, and
-raises TransferError after `deadline_s` without any. Frames hold copies, so the caller may reuse its
-blocks as soon as push() returns.
+A push waits for room in the lane's window, and raises TransferError if the way is lost. Frames hold
+copies, so the caller may reuse its blocks as soon as push() returns. courier.py keeps the waiting out of
+a worker's loop.
 """
 
 import time
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from baton import failpoint
 from baton.errors import TransferError
@@ -21,29 +21,39 @@ from baton.kv.region import Receipt, Region
 from baton.transfer.base import Writer
 from baton.transfer.checks import Address, check_grant, check_push, in_order
 from baton.transfer.curve import secure_client
-from baton.transfer.frame_codec import FRAME_BYTES, End, Piece, Probe, blocks_per_frame
+from baton.transfer.frame_codec import (
+    FRAME_BYTES,
+    MAX_LANES,
+    End,
+    Piece,
+    Probe,
+    blocks_per_frame,
+)
+from baton.transfer.lanes import CONNECT_S, Lanes, Parts
 from baton.transfer.pieces import gather, rows
-from baton.transfer.stamps import Digest, pack_blocks
+from baton.transfer.stamps import Digest, joined, pack_blocks
 
-WAITING_FRAMES = 32
-LINGER_MS = 500
-CONNECT_S = 2.0
-PROBE_FRAMES = 16
+PROBE_S = 1.0
+FIRST_PROBE_BYTES = 16 << 10
 
-Parts = list[bytes | memoryview]
+
+@dataclass(slots=True)
+class _Lane:
+    digest: Digest
+    sequence: int = 0
+    moved: int = 0
 
 
 @dataclass(slots=True)
 class _Outgoing:
-    digest: Digest
-    sequence: int = 0
-    moved: int = 0
+    lanes: list[_Lane]
     seconds: float = 0.0
     broken: bool = False
 
 
 class FramesLink:
-    """A connection to one owner. `send` sends the parts of one message; tests inject faults there."""
+    """Connections to one owner. `send` sends the parts of one message by a lane; tests inject faults
+    there."""
 
     slabs: Sequence[torch.Tensor] | None = None
 
@@ -52,36 +62,37 @@ class FramesLink:
         self.transport = region.transport
         self.why = ""
         self._layout = layout
-        self._deadline_s = writer.deadline_s
         self._outgoing: dict[int, _Outgoing] = {}
+        self._unsure: dict[str, tuple[int, ...]] = {}  # ended runs whose arrival is not known yet
         address = Address(region)
         address.check_layout(layout)
         self._epoch = address.field("epoch", str)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self.send: Callable[[Parts], None] = self._send
+        endpoints = address.list_of("endpoints", str)
+        if not 0 < len(endpoints) <= MAX_LANES:
+            raise TransferError(f"a pool with {len(endpoints)} sockets, it may have {MAX_LANES}")
+        self._lanes = Lanes(len(endpoints), deadline_s=writer.deadline_s)
+        self.send: Callable[[Parts, int], None] = self._send
         try:
-            self._connect(address, writer)
+            self._connect(address, endpoints, writer)
         except (zmq.ZMQError, TransferError) as error:
             self.close()
-            raise TransferError(f"frames to {address.field('endpoint', str)}: {error}") from error
+            raise TransferError(f"frames to {endpoints[0]}: {error}") from error
 
-    def _connect(self, address: Address, writer: Writer) -> None:
-        keys = writer.keys
-        endpoint, server = address.field("endpoint", str), address.field("server_key", bytes)
-        self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
-        self._socket.linger = LINGER_MS
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing before the connection is up
-        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-        if self.transport == "frames" and endpoint.startswith("ipc://"):
+    def _connect(self, address: Address, endpoints: Sequence[str], writer: Writer) -> None:
+        keys, server = writer.keys, address.field("server_key", bytes)
+        local = self.transport == "frames" and all(e.startswith("ipc://") for e in endpoints)
+        if local:
             address.check_host()
-        elif not endpoint.startswith("tcp://"):
+        elif not all(endpoint.startswith("tcp://") for endpoint in endpoints):
             raise TransferError("the endpoint is not a tcp address")
         elif keys is None or server not in keys.trusted:
             raise TransferError("tcp needs CURVE keys, and the pool owner's key must be trusted")
-        else:
-            secure_client(self._socket, keys, server)
-        wait_for_handshake(self._socket, endpoint, min(CONNECT_S, writer.deadline_s))
+
+        def secure(socket: zmq.Socket[bytes]) -> None:
+            if keys is not None and not local:
+                secure_client(socket, keys, server)
+
+        self._lanes.connect(endpoints, secure, min(CONNECT_S, writer.deadline_s))
 
     def push(
         self,
@@ -98,90 +109,135 @@ class FramesLink:
         view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
         for first in range(0, len(source), many):
             payload = gather(view, source[first : first + many])
-            blocks = tuple(target[first : first + many])
-            piece = Piece(grant.epoch, grant.generation, outgoing.sequence, layer, blocks)
-            self._send_next(outgoing, piece.encode(), payload)
+            self._send_next(outgoing, grant, layer, payload, target[first : first + many])
+        outgoing.seconds += time.perf_counter() - started
+
+    def push_copy(
+        self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
+    ) -> None:
+        """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks. It is sent
+        from where it is: nobody may change it any more."""
+        started = time.perf_counter()
+        outgoing = self._of(grant)
+        self._send_next(outgoing, grant, layer, payload, target)
         outgoing.seconds += time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
         """See base.Link."""
         started = time.perf_counter()
         ordered = tuple(in_order(grant, blocks))
-        outgoing = self._of(grant)
-        outgoing.digest.add(pack_blocks(ordered))
-        digest, moved = outgoing.digest.value, outgoing.moved
-        end = End(grant.epoch, grant.generation, outgoing.sequence, moved, digest, ordered)
-        self.send([end.encode()])
+        outgoing, count = self._of(grant), len(self._lanes)
+        for index, lane in enumerate(outgoing.lanes):
+            lane.digest.add(pack_blocks(ordered))
+            way = (grant.epoch, grant.generation, index, count, lane.sequence)
+            self.send([End(*way, lane.moved, lane.digest.value, ordered).encode()], index)
         del self._outgoing[grant.generation]
+        self._forget_arrived()
+        self._unsure[grant.run] = self._lanes.marks()
         seconds = outgoing.seconds + time.perf_counter() - started
+        moved = sum(lane.moved for lane in outgoing.lanes)
+        digest = joined([lane.digest.value for lane in outgoing.lanes])
         return Receipt(moved, digest, seconds, self.transport)
 
     def abandon(self, grant: Grant) -> None:
         """The owner drops the frames that are still on their way."""
         self._outgoing.pop(grant.generation, None)
+        self._unsure.pop(grant.run, None)
 
     def probe(self) -> float:
-        """GB/s of 16 MiB, acknowledged by the owner's next poll()."""
-        payload = memoryview(bytes(FRAME_BYTES))
-        started = time.perf_counter()
-        for i in range(PROBE_FRAMES):
-            self._send([Probe(last=i == PROBE_FRAMES - 1).encode(), payload])
-        if not self._socket.poll(int(self._deadline_s * 1000)):
-            raise TransferError(f"no answer to a probe within {self._deadline_s:g} s")
-        self._socket.recv_multipart()
-        return PROBE_FRAMES * FRAME_BYTES / (time.perf_counter() - started) / 1e9
+        """GB/s as far as it can be told within PROBE_S, which small messages tell of a slow way; 0 if the
+        owner does not answer in time. It is for people: the way works whatever it says."""
+        deadline = time.monotonic() + PROBE_S
+        rest = self._round_trip(1, 1, deadline)
+        if rest is None:
+            return 0.0
+        size, frames, rate = FIRST_PROBE_BYTES, 1, 0.0
+        while frames == 1:
+            frames = len(self._lanes) * 4 if size > FRAME_BYTES else 1
+            size = min(size, FRAME_BYTES)
+            took = self._round_trip(size, frames, deadline)
+            if took is None:
+                break
+            rate = size * frames / max(took - rest, took / 4) / 1e9
+            if took - rest > PROBE_S / 20:  # the next one would take several times as long
+                break
+            size *= 4
+        return rate
+
+    def _round_trip(self, size: int, frames: int, deadline: float) -> float | None:
+        """Seconds until the owner has answered so many frames of this size; None: not by then."""
+        started, payload = time.monotonic(), memoryview(bytes(size))
+        wanted = self._lanes.probed + min(frames, len(self._lanes))
+        for number in range(frames):
+            last = number >= frames - len(self._lanes)
+            self._send([Probe(last=last).encode(), payload], number % len(self._lanes))
+        while self._lanes.probed < wanted:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self._lanes.tend(left)
+        return time.monotonic() - started
+
+    def tend(self) -> None:
+        """Look whether the way still works, without waiting. TransferError if it is lost."""
+        self._lanes.tend()
+        self._forget_arrived()
+
+    def _forget_arrived(self) -> None:
+        self._unsure = {r: m for r, m in self._unsure.items() if not self._lanes.arrived(m)}
+
+    @property
+    def unsure(self) -> tuple[str, ...]:
+        """Runs that were finished and, for all that is known, have not arrived."""
+        return tuple(r for r, m in list(self._unsure.items()) if not self._lanes.arrived(m))
+
+    @property
+    def owed(self) -> bool:
+        """An acknowledgement is missing."""
+        return self._lanes.on_its_way > 0
+
+    @property
+    def quiet_since(self) -> float | None:
+        """Since when (time.monotonic) the owner has acknowledged nothing; None if it owes nothing."""
+        return self._lanes.quiet_since
+
+    def stop(self, why: str) -> None:
+        """From any thread: what waits here raises TransferError soon."""
+        self._lanes.stopped = why
 
     def close(self) -> None:
         """Queued frames get half a second to leave."""
-        if not self._context.closed:
-            self._socket.close()
-            self._context.term()
+        self._lanes.close()
 
     def _of(self, grant: Grant) -> _Outgoing:
-        check_grant(grant, self._epoch, closed=self._context.closed)
-        outgoing = self._outgoing.setdefault(
-            grant.generation, _Outgoing(Digest(grant, self.transport))
-        )
+        check_grant(grant, self._epoch, closed=self._lanes.closed)
+        if grant.generation not in self._outgoing:
+            lanes = [_Lane(Digest(grant, self.transport)) for _ in range(len(self._lanes))]
+            self._outgoing[grant.generation] = _Outgoing(lanes)
+        outgoing = self._outgoing[grant.generation]
         if outgoing.broken:
             raise TransferError(f"{grant.run}: an earlier part of this fill was not sent")
         return outgoing
 
-    def _send_next(self, outgoing: _Outgoing, header: bytes, payload: torch.Tensor) -> None:
+    def _send_next(
+        self,
+        outgoing: _Outgoing,
+        grant: Grant,
+        layer: int,
+        payload: torch.Tensor,
+        target: Sequence[int],
+    ) -> None:
         outgoing.broken = True  # until it is sent
-        outgoing.digest.add(header, payload)
+        index = layer % len(self._lanes)
+        lane = outgoing.lanes[index]
+        piece = Piece(grant.epoch, grant.generation, index, lane.sequence, layer, tuple(target))
+        header = piece.encode()
+        lane.digest.add(header, payload)
         failpoint.hit("prefill.payload", payload.numpy)
-        self.send([header, payload.numpy().data])
+        self.send([header, payload.numpy().data], index)
         outgoing.broken = False
-        outgoing.sequence += 1
-        outgoing.moved += payload.numel()
+        lane.sequence += 1
+        lane.moved += payload.numel()
 
-    def _send(self, parts: Parts) -> None:
-        deadline = time.monotonic() + self._deadline_s
-        while True:
-            try:
-                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
-                return
-            except zmq.Again:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._socket.poll(int(left * 1000) + 1, zmq.POLLOUT):
-                    raise TransferError(
-                        f"the owner of the KV pool received nothing for {self._deadline_s:g} s"
-                    ) from None
-
-
-def wait_for_handshake(socket: zmq.Socket[bytes], endpoint: str, connect_s: float) -> None:
-    """Connect, and return once the other side's I/O thread has accepted the handshake."""
-    failed = zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | failed)
-    deadline = time.monotonic() + connect_s
-    try:
-        socket.connect(endpoint)
-        while monitor.poll(max(0, int((deadline - time.monotonic()) * 1000))):
-            event = parse_monitor_message(monitor.recv_multipart())
-            if event["event"] == failed:
-                raise TransferError("the owner refused this process's key")
-            return
-        raise TransferError(f"no answer within {connect_s:g} s")
-    finally:
-        socket.disable_monitor()
-        monitor.close(0)
+    def _send(self, parts: Parts, lane: int = 0) -> None:
+        self._lanes.send(parts, lane)

@@ -17,10 +17,15 @@ from baton.kv.layout import KVLayout
 from baton.kv.region import Region
 from baton.kv.transports import RANK, TRANSPORTS, Transport, selects, transport
 from baton.transfer.base import Export, Link, Owner, Writer
+from baton.transfer.courier import Courier
 from baton.transfer.curve import CurveKeys
 from baton.transfer.slabs import Slabs
 
-__all__ = ["CurveKeys", "make_exports", "open_link"]
+__all__ = ["Courier", "CurveKeys", "make_exports", "open_link", "open_way"]
+
+PATIENCE_S = 5.0
+"""So long an owner may take nothing before a courier gives its way up. What was on it is filled
+elsewhere."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,25 +87,92 @@ def open_link(
     each socket. Later, a push raises TransferError after `deadline_s` without progress. TransferError
     if no transport works, with the reason for each. `wanted`: "auto", a value of --kv-transport or a
     transport's name."""
-    device = torch.device(device)
+    offered = _offered(regions, wanted)
+    link, passed_over = _first(
+        offered, layout, Writer(torch.device(device), keys, deadline_s), writer
+    )
+    if link is None:
+        raise _unreachable(regions, passed_over, f"{writer} on {device}", wanted)
+    return link
+
+
+def open_way(
+    regions: Sequence[Region],
+    layout: KVLayout,
+    *,
+    epoch: str,
+    device: torch.device | str,
+    writer: str,
+    wanted: str = "auto",
+    keys: CurveKeys | None = None,
+) -> Link | Courier:
+    """As open_link(), for a worker's loop: a transport that may wait for its peer is opened and used by a
+    Courier, if no other works. `epoch`: of the pool."""
+    possible = Writer(torch.device(device), keys, PATIENCE_S)
+    offered = _offered(regions, wanted)
+    direct = [region for region in offered if not _queued(region)]
+    queued = [region for region in offered if _queued(region)]
+    link, passed_over = _first(direct, layout, possible, writer)
+    if link is not None:
+        return link
+    error = _unreachable(regions, passed_over, f"{writer} on {device}", wanted)
+    if not queued:
+        raise error
+
+    def open_later() -> Link:
+        link, also = _first(queued, layout, possible, writer, passed_over)
+        if link is None:
+            raise _unreachable(regions, also, f"{writer} on {device}", wanted)
+        return link
+
+    return Courier(open_later, layout, epoch)
+
+
+def _queued(region: Region) -> bool:
+    known = transport(region.transport)
+    return known is not None and known.queued
+
+
+def _offered(regions: Sequence[Region], wanted: str) -> list[Region]:
+    """Those that are wanted, best first."""
     offered = sorted(regions, key=lambda region: RANK.get(region.transport, len(RANK)))
-    passed_over = []
+    return [region for region in offered if selects(wanted, region.transport)]
+
+
+def _first(
+    offered: Sequence[Region],
+    layout: KVLayout,
+    possible: Writer,
+    writer: str,
+    before: Sequence[str] = (),
+) -> tuple[Link | None, list[str]]:
+    """The first link that works, and why those before it do not. `before`: why others do not."""
+    passed_over = list(before)
     for region in offered:
-        if not selects(wanted, region.transport):
-            continue
         try:
-            link = _open(region, layout, Writer(device, keys, deadline_s))
+            link = _open(region, layout, possible)
         except TransferError as error:
             passed_over.append(f"{region.transport}: {error}")
             continue
         link.why = "; ".join(passed_over)
         if passed_over:
             logger.warning("%s moves KV by %s; not used: %s", writer, link.transport, link.why)
-        return link
-    names = ", ".join(region.transport for region in offered) or "nothing"
-    raise TransferError(
-        f"{writer} on {device} cannot reach the KV pool: wanted {wanted}, offered {names}"
+        return link, passed_over
+    return None, passed_over
+
+
+def _unreachable(
+    regions: Sequence[Region], passed_over: Sequence[str], who: str, wanted: str
+) -> TransferError:
+    ranked = sorted(regions, key=lambda region: RANK.get(region.transport, len(RANK)))
+    names = ", ".join(region.transport for region in ranked) or "nothing"
+    known = [transport(region.transport) for region in regions]
+    remote = any(each is not None and each.needs == "bind_host" for each in known)
+    hint = "; to be reached from other hosts the decode worker needs --kv-host ADDRESS"
+    return TransferError(
+        f"{who} cannot reach the KV pool: wanted {wanted}, offered {names}"
         + "".join(f"; {reason}" for reason in passed_over)
+        + ("" if remote or not regions else hint)
     )
 
 

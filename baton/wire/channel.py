@@ -19,12 +19,12 @@ from typing import Protocol
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
-from zmq.utils.monitor import recv_monitor_message
 
 from baton.clock import Clock, monotonic
 from baton.errors import InputError, ProtocolError
 from baton.package import COMMAND
 from baton.wire.codec import MAX_MESSAGE_BYTES, decode, decode_malformed, encode
+from baton.wire.handshakes import TO_THE_ROUTER, TO_THE_WORKER, Handshakes
 from baton.wire.keys import ClusterKeys
 from baton.wire.messages import Message, Unreachable
 from baton.wire.node import ROUTER
@@ -32,11 +32,6 @@ from baton.wire.rare_line import RareLine
 
 WAITING_MESSAGES = 100_000
 """Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
-REDIAL_S = 3.0
-"""ZeroMQ tries to connect again within a second of a lost connection, and says so. After an error of the
-protocol, such as a flipped bit in an encrypted message, it gives up: then the Dialer dials again."""
-TRIES = zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECTED
-
 logger = logging.getLogger(__name__)
 
 
@@ -79,6 +74,7 @@ class Listener:
         _check_bind(address)
         self._context = zmq.Context()
         self._guard: ThreadAuthenticator | None = None
+        self._clock = clock
         self._reader = _Reader(clock)
         self.socket = self._context.socket(zmq.ROUTER)
         _common_options(self.socket)
@@ -86,6 +82,7 @@ class Listener:
         self.socket.router_handover = True  # a peer that reconnects replaces its old connection
         if keys is not None and address.startswith("tcp://"):
             self._secure(keys)
+        self._handshakes = Handshakes(self.socket, address, TO_THE_ROUTER)
         try:
             self.socket.bind(address)
         except zmq.ZMQError as error:
@@ -122,6 +119,7 @@ class Listener:
         return True
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
+        self._handshakes.look(self._clock())
         while _readable(self.socket):
             frames = self.socket.recv_multipart(zmq.DONTWAIT)
             sender = frames[0].decode("utf-8", "replace")
@@ -131,6 +129,7 @@ class Listener:
     def close(self) -> None:
         if self._guard is not None:
             self._guard.stop()
+        self._handshakes.close()
         self.socket.close(linger=0)
         self._context.destroy(linger=0)
 
@@ -148,12 +147,11 @@ class Dialer:
     ) -> None:
         check_address(address, keys)
         self._address, self._clock = address, clock
-        self._idle_since: float | None = None  # no connection, and ZeroMQ does not try to get one
         self._reader = _Reader(clock)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         _common_options(self.socket)
-        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | TRIES)
+        self._handshakes = Handshakes(self.socket, address, TO_THE_WORKER)
         self.socket.identity = name.encode()
         self.socket.immediate = True
         self.socket.reconnect_ivl = 50
@@ -184,7 +182,6 @@ class Dialer:
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
         if self._was_cut():
             yield ROUTER, [Unreachable(ROUTER)]
-        self._dial_again()
         while _readable(self.socket):
             frames = self.socket.recv_multipart(zmq.DONTWAIT)
             if messages := self._reader.read(frames, ROUTER):
@@ -192,30 +189,17 @@ class Dialer:
 
     def _was_cut(self) -> bool:
         """Whether the connection was lost since the last call, and with it the messages in flight, even
-        if ZeroMQ has reconnected."""
-        cut = False
-        while _readable(self._monitor):
-            if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED:
-                cut, self._idle_since = True, self._clock()
-            else:
-                self._idle_since = None
-        return cut
-
-    def _dial_again(self) -> None:
-        if self._idle_since is None or self._clock() < self._idle_since + REDIAL_S:
-            return
-        self._idle_since = self._clock()
-        logger.warning(
-            "the connection to %s ended by a damaged message; dialing again", self._address
-        )
-        with suppress(zmq.ZMQError):  # ZeroMQ has forgotten the address already
-            self.socket.disconnect(self._address)
-        self.socket.connect(self._address)
+        if ZeroMQ has reconnected. Where it does not try to, this does."""
+        seen = self._handshakes.look(self._clock())
+        if seen.given_up:
+            with suppress(zmq.ZMQError):  # ZeroMQ has forgotten the address already
+                self.socket.disconnect(self._address)
+            self.socket.connect(self._address)
+        return seen.cut
 
     def close(self, *, linger_s: float = 0.0) -> None:
         """`linger_s`: time limit for sending queued messages."""
-        self.socket.disable_monitor()
-        self._monitor.close(linger=0)
+        self._handshakes.close()
         self.socket.close(linger=int(linger_s * 1000))
         self._context.term()
 

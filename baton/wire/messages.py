@@ -59,7 +59,7 @@ from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
 from baton.wire.records import Ages, Logprobs
 
-PROTOCOL = 8
+PROTOCOL = 9
 
 
 # ---- router -> worker -----
@@ -261,6 +261,17 @@ class AttachFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WayLost:
+    """A prefill worker can no longer write to this decode worker's pool, and has given up all fills of
+    it. The KV of these `runs` has perhaps not arrived, although it was sent."""
+
+    worker: Name
+    epoch: Name
+    why: Line
+    runs: Annotated[tuple[RunName, ...], Size(0, LIST_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
 class Reserved:
     """Blocks are reserved for the run, under a lease."""
 
@@ -326,10 +337,12 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class FillRefused:
-    """Decode found the filled blocks incomplete or damaged, and has released them."""
+    """Decode found the filled blocks incomplete or damaged, and has released them. `missing`: part of
+    what was sent never came, so the way from the prefill worker is at fault."""
 
     run: RunName
     why: Line
+    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,5 +435,5 @@ Message = (
     | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
     | Leaving | Malformed | Observe | Observed | PoolStats | Preempted | PromptLogprobs
     | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed | Start
-    | Submit | Supervised | Terminate | Unreachable | Welcome | WriterClear | WriterJoined
+    | Submit | Supervised | Terminate | Unreachable | WayLost | Welcome | WriterClear | WriterJoined
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""RareLine: a log line that peers can provoke: at most one a second, with the number left out."""
+"""RareLine: a log line that peers can provoke: at most one in some time, with the number left out."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ EVERY_S = 1.0
 class RareLine:
     """Counts what happens and says which of it is worth a line. The time is an argument."""
 
+    every_s: float = EVERY_S
     total: int = 0
     _next: float = float("-inf")
     _left_out: int = 0
@@ -20,6 +21,6 @@ class RareLine:
         if now < self._next:
             self._left_out += 1
             return None
-        self._next = now + EVERY_S
+        self._next = now + self.every_s
         left_out, self._left_out = self._left_out, 0
         return f" ({left_out:,} more since the last such line)" if left_out else ""

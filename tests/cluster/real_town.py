@@ -20,6 +20,7 @@ from baton.grammar import Grammars
 from baton.kv.region import Receipt, Region
 from baton.pace import Pace
 from baton.params import Limits
+from baton.transfer.courier import Courier
 from baton.transfer.slabs import allocate_slabs
 from baton.wire import messages as msg
 from baton.wire.messages import Message
@@ -176,7 +177,18 @@ class RealTown(Town):
                 sockets = [s for e in self.decodings[name]._exports for s in e.wakeups()]
                 if sockets:
                     zmq.select(sockets, [], [], 1.0)
+        self._let_couriers_work()
         super().turn()
+
+    def _let_couriers_work(self) -> None:
+        """Until each has news or nothing to do; its deadlines end this."""
+        sockets = [s for e in self.decodings.values() for x in e._exports for s in x.wakeups()]
+        ways = [way.link for f in self.fillings.values() for way in f._ways._ways.values()]
+        couriers = [link for link in ways if isinstance(link, Courier)]
+        while any(each.busy and not each._news for each in couriers):
+            zmq.select(sockets, [], [], 0.01)
+            for decoding in self.decodings.values():
+                decoding.poll()
 
     # ---- what is seen
 
@@ -255,7 +267,7 @@ class RealTown(Town):
 
     def _hang_up(self) -> list[Effect]:
         for filling in (*self.fillings.values(), *self._buried):
-            for worker in list(filling._links):
+            for worker in list(filling._ways._ways):
                 filling.detach(worker)
         return []
 

@@ -22,7 +22,8 @@ from baton.wire import messages as msg
 from baton.wire.node import ROUTER, Effect, To
 from decode_worker.model import Draw, Drawn
 from decode_worker.worker import DecodeWorker
-from prefill_worker.worker import Chunk, PrefillWorker
+from prefill_worker.model import Chunk, News
+from prefill_worker.worker import PrefillWorker
 from router.priority import PriorityQueue
 from tests.pure.town import next_token
 
@@ -95,6 +96,14 @@ class Filler:
 
     def detach(self, worker: str) -> None:
         self.attached.discard(worker)
+
+    def poll(self) -> list[News]:
+        return []
+
+    waits = False
+
+    def takes(self, worker: str) -> bool:
+        return True
 
     def admit(self, grant: Grant, tokens: int) -> bool:
         if grant.worker not in self.attached:

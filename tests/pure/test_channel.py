@@ -15,8 +15,9 @@ import zmq
 from baton.errors import InputError
 from baton.params import GenerationParams
 from baton.wire import messages as msg
-from baton.wire.channel import REDIAL_S, Dialer, Listener, check_address
+from baton.wire.channel import Dialer, Listener, check_address
 from baton.wire.codec import encode
+from baton.wire.handshakes import IDLE_S
 from baton.wire.keys import ClusterKeys, load_keys, make_keys
 from baton.wire.node import ROUTER
 from baton.wire.rare_line import RareLine
@@ -136,7 +137,7 @@ def test_a_damaged_message_does_not_end_the_link_for_good(keys: ClusterKeys, by:
             for _ in range(250):
                 if worker.send(ROUTER, msg.Drop("b#0")):
                     break
-                now[0] += REDIAL_S
+                now[0] += IDLE_S
                 worker.socket.poll(20)
                 flat(worker)
             assert ("w", msg.Drop("b#0")) in received(router)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from baton.kv.row import Row
 from baton.pace import FIXED_PARTS, FORWARD_S, LEAST_TOKENS, Pace, Prompt, Span, share_out
 from decode_worker.model import Draw, Drawn
-from prefill_worker.worker import Chunk
+from prefill_worker.model import Chunk
 from router.batching import Rules
 from tests.pure.town import PretendDecode, PretendPrefill, Town, calm_answer
 

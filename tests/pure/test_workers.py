@@ -30,7 +30,7 @@ def members(*workers: str) -> WorkerRegistry:
 def attach(made: WorkerRegistry, prefill: str, decode: str) -> list[Effect]:
     member = made.get(prefill)
     assert member is not None
-    return made.attached(member, msg.Attached(decode, f"{decode}/0", "shm", 0.0, ""))
+    return made.attached(member, msg.Attached(decode, f"{decode}/0", "shm", 0.0, ""), 0.0)
 
 
 def told(effects: list[Effect], worker: str) -> list[msg.Message]:
@@ -95,8 +95,8 @@ def test_a_way_to_a_pool_of_another_epoch_is_no_way() -> None:
     made = members("p1", "d1")
     prefill = made.get("p1")
     assert prefill is not None
-    assert made.attached(prefill, msg.Attached("d1", "d1/9", "shm", 0.0, "")) == []
-    assert made.attached(prefill, msg.Attached("gone", "gone/0", "shm", 0.0, "")) == []
+    assert made.attached(prefill, msg.Attached("d1", "d1/9", "shm", 0.0, ""), 0.0) == []
+    assert made.attached(prefill, msg.Attached("gone", "gone/0", "shm", 0.0, ""), 0.0) == []
     assert not prefill.attached
 
 
@@ -129,7 +129,7 @@ def test_clients_see_every_worker_by_name_with_its_state_and_its_ways() -> None:
     made = members("p1", "d2", "d1")
     prefill = made.get("p1")
     assert prefill is not None
-    made.attached(prefill, msg.Attached("d1", "d1/0", "frames", 3.21, ""))
+    made.attached(prefill, msg.Attached("d1", "d1/0", "frames", 3.21, ""), 0.0)
     made.heard("p1", SILENT)
     infos = made.infos(SILENT)
     assert [(i.worker, i.state) for i in infos] == [

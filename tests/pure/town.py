@@ -24,7 +24,8 @@ from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
 from decode_worker.speculation import Proposer, Speculation
 from decode_worker.worker import DecodeWorker
-from prefill_worker.worker import Chunk, PrefillWorker
+from prefill_worker.model import Chunk, News
+from prefill_worker.worker import PrefillWorker
 from router.admission import Served
 from router.batching import Rules
 from router.router import Identity, Router
@@ -113,6 +114,14 @@ class PretendPrefill:
 
     def detach(self, worker: str) -> None:
         self.pools.pop(worker, None)
+
+    def poll(self) -> list[News]:
+        return []
+
+    waits = False
+
+    def takes(self, worker: str) -> bool:
+        return True
 
     def admit(self, grant: Grant, tokens: int) -> bool:
         if grant.worker not in self.pools:

@@ -78,24 +78,25 @@ class FaultyLink:
         """As the link does it."""
         self._link.close()
 
-    def _send_badly(self, parts: Parts) -> None:
+    def _send_badly(self, parts: Parts, lane: int) -> None:
         ends = len(parts) == 1
         match self.fault:
             case Fault.FLIP if not self._flipped and (ends or self._random.random() < 0.3):
                 self._flipped = True
                 which = self._random.randrange(len(parts))
-                self._send([self._flip(p) if i == which else p for i, p in enumerate(parts)])
+                self._send([self._flip(p) if i == which else p for i, p in enumerate(parts)], lane)
             case Fault.TRUNCATE if not ends:
-                self._send([parts[0], parts[1][: self._random.randrange(len(parts[1]))]])
+                cut = self._random.randrange(len(parts[1]))
+                self._send([parts[0], parts[1][:cut]], lane)
             case Fault.DUPLICATE:
-                self._send(parts)
-                self._send(parts)
+                self._send(parts, lane)
+                self._send(parts, lane)
             case Fault.DROP_END if ends:
                 pass
             case Fault.STALL:
                 pass
             case _:
-                self._send(parts)
+                self._send(parts, lane)
         if ends:
             self._flipped = False
 

@@ -21,7 +21,8 @@ from baton.transfer import base, frames
 from baton.transfer.base import Writer
 from baton.transfer.frame_codec import End, Piece, Probe, decode
 from baton.transfer.frames import FramesExport
-from baton.transfer.frames_link import FramesLink, Parts
+from baton.transfer.frames_link import FramesLink
+from baton.transfer.lanes import Parts
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
 from tests.torch.faulty import Fault, FaultyLink
@@ -60,9 +61,9 @@ def record(link: FramesLink) -> list[Parts]:
     sent: list[Parts] = []
     through = link.send
 
-    def send(parts: Parts) -> None:
+    def send(parts: Parts, lane: int) -> None:
         sent.append([bytes(part) for part in parts])
-        through(parts)
+        through(parts, lane)
 
     link.send = send
     return sent
@@ -100,9 +101,9 @@ def test_a_replay_within_a_fill_is_dropped_and_harmless(owner: Owner) -> None:
 def test_frames_of_another_epoch_are_dropped(owner: Owner) -> None:
     link, grant = frames_link(owner), owner.grant(1, 2)
     before = snapshot(owner)
-    link._send([Piece("epoch-0", 1, 0, 0, (1,)).encode(), bytes(512)])
-    link._send([End("epoch-0", 1, 0, 0, bytes(16), ()).encode()])
-    link._send([End("epoch-1", 7, 0, 0, bytes(16), ()).encode()])
+    link._send([Piece("epoch-0", 1, 0, 0, 0, (1,)).encode(), bytes(512)])
+    link._send([End("epoch-0", 1, 0, 1, 0, 0, bytes(16), ()).encode()])
+    link._send([End("epoch-1", 7, 0, 1, 0, 0, bytes(16), ()).encode()])
     while sum(owner.export.dropped.values()) < 3:
         assert owner.export.wakeups()[0].poll(5000)
         owner.export.poll()
@@ -115,14 +116,14 @@ def test_frames_of_another_epoch_are_dropped(owner: Owner) -> None:
 @pytest.mark.parametrize(
     ("reason", "piece", "size"),
     [
-        ("gap", Piece("epoch-1", 1, 1, 0, (1,)), 512),
-        ("layer", Piece("epoch-1", 1, 0, 3, (1,)), 512),
-        ("blocks", Piece("epoch-1", 1, 0, 0, (3,)), 512),
-        ("blocks", Piece("epoch-1", 1, 0, 0, (1, 1)), 1024),
-        ("size", Piece("epoch-1", 1, 0, 0, (1,)), 511),
-        ("size", Piece("epoch-1", 1, 0, 0, (1,)), 513),
-        ("size", Piece("epoch-1", 1, 0, 0, (1,)), 0),
-        ("digest", End("epoch-1", 1, 0, 0, bytes(16), ()), None),
+        ("gap", Piece("epoch-1", 1, 0, 1, 0, (1,)), 512),
+        ("layer", Piece("epoch-1", 1, 0, 0, 3, (1,)), 512),
+        ("blocks", Piece("epoch-1", 1, 0, 0, 0, (3,)), 512),
+        ("blocks", Piece("epoch-1", 1, 0, 0, 0, (1, 1)), 1024),
+        ("size", Piece("epoch-1", 1, 0, 0, 0, (1,)), 511),
+        ("size", Piece("epoch-1", 1, 0, 0, 0, (1,)), 513),
+        ("size", Piece("epoch-1", 1, 0, 0, 0, (1,)), 0),
+        ("digest", End("epoch-1", 1, 0, 1, 0, 0, bytes(16), ()), None),
     ],
 )
 def test_what_does_not_fit_spoils_the_fill(
@@ -132,7 +133,7 @@ def test_what_does_not_fit_spoils_the_fill(
     before = snapshot(owner)
     link._send([piece.encode()] if size is None else [piece.encode(), bytes(size)])
     receipt = fill(link, grant, reference(1))
-    assert owner.settle(grant, receipt) is Arrival.BAD
+    assert owner.settle(grant, receipt) is (Arrival.LOST if reason == "gap" else Arrival.BAD)
     owner.export.poll()
     assert owner.export.dropped[reason] == 1
     assert owner.export.dropped["repeated"] == 0
@@ -161,12 +162,12 @@ def test_a_fill_that_stops_coming_turns_bad(folder: Path) -> None:
     grant = owner.grant(1, 2)
     receipt = fill(bad, grant, reference(1))
     owner.drain(good, 9)
-    while export._incoming[grant.generation].expected < 6:
+    while export._incoming[grant.generation].lanes[0].expected < 6:
         assert export.wakeups()[0].poll(5000)
         export.poll()
     assert export.arrival(grant, receipt) is Arrival.PENDING
     now = 5.1
-    assert export.arrival(grant, receipt) is Arrival.BAD
+    assert export.arrival(grant, receipt) is Arrival.LOST
     assert export.dropped == {"lost": 1}
     good.close()
     bad.close()
@@ -178,7 +179,7 @@ def test_a_push_to_an_owner_that_does_not_read_gives_up(folder: Path) -> None:
     slabs = allocate_slabs(layout, 2, "cpu", shared=False)
     export = FramesExport(slabs, base.Owner("epoch-1", folder))
     link = FramesLink(export.region, layout, Writer(CPU))
-    link._deadline_s = 0.1  # from now on: connecting may take longer
+    link._lanes._deadline_s = 0.1  # from now on: connecting may take longer
     grant = Grant("d0", "epoch-1", "r1#0", 1, (0,))
     export.expect(grant)
     started = time.monotonic()
@@ -256,7 +257,7 @@ def junkyard() -> Iterator[tuple[Owner, zmq.Socket[bytes]]]:
         owner.grant(1, 2)
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
-        socket.connect(str(owner.export.region.address["endpoint"]))
+        socket.connect(str(owner.export.region.address["endpoints"][0]))
         yield owner, socket
         socket.close(0)
         context.term()
@@ -292,8 +293,8 @@ def test_decode_never_raises(header: bytes) -> None:
 def test_headers_survive_the_wire(
     epoch: str, number: int, blocks: tuple[int, ...], digest: bytes
 ) -> None:
-    piece = Piece(epoch, number, number, 3, blocks)
-    end = End(epoch, number, 7, number, digest, blocks)
+    piece = Piece(epoch, number, 2, number, 3, blocks)
+    end = End(epoch, number, 2, 4, 7, number, digest, blocks)
     assert decode(piece.encode()) == piece
     assert decode(end.encode()) == end
     assert decode(Probe(last=True).encode()) == Probe(last=True)

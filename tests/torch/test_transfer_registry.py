@@ -47,7 +47,7 @@ def open_any(regions: list[Region], wanted: str = "auto", layout: KVLayout = LAY
         writer="p0",
         wanted=wanted,
         keys=KEYS,
-        deadline_s=0.3,
+        deadline_s=2.0,
     )
 
 

@@ -2,13 +2,16 @@
 
     python main.py bench handover --megabytes 25.6 --megabytes 64 --repeats 7
     python main.py bench handover --device cuda:0   # both processes on one GPU
+    python main.py bench handover --transport frames_tcp --host 10.0.0.1    # by this network interface
 
 The owner is this process, the writer another one. The time runs from the writer's first push until the
 grant is READY at the owner. For shared memory, and CUDA IPC on one GPU, that is only stamping and
 checking, as prefill computes in place. The transports take turns, so a slow moment hits all of
-them. The last line printed is JSON.
+them. CPU time is that of both processes with all their threads: encryption takes most of it over tcp.
+The last line printed is JSON.
 """
 
+import contextlib
 import json
 import platform
 import statistics
@@ -49,7 +52,30 @@ class Figure:
     median_ms: float
     fastest_ms: float
     slowest_ms: float
-    gb_per_s: float | None
+    gb_per_s: float | None  # at the median
+    best_gb_per_s: float | None
+    cpu_s_per_gb: float | None  # of both processes
+    busiest_s_per_gb: (
+        float | None
+    )  # CPU time of the busiest thread: its inverse bounds GB/s on free cores
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """One hand-over."""
+
+    seconds: float
+    moved: int  # bytes
+    cpu_s: float  # of both processes
+
+
+def thread_times() -> dict[str, float]:
+    """CPU seconds of each thread of this process so far, where the kernel tells."""
+    tasks, found = Path("/proc/self/task"), {}
+    for task in tasks.iterdir() if tasks.exists() else ():
+        with contextlib.suppress(OSError, ValueError, IndexError):  # the thread has ended
+            found[task.name] = int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
 
 
 def write(plan: dict[str, Any]) -> None:
@@ -65,8 +91,11 @@ def write(plan: dict[str, Any]) -> None:
         own = [torch.ones(size, dtype=torch.uint8, device=device) for size in sizes]
     for line in sys.stdin:
         grant = Grant("owner", "bench", f"r{line.strip()}#0", int(line), tuple(blocks))
+        began = time.process_time()
         receipt = _fill(link, grant, own, blocks)
-        print(json.dumps([receipt.moved_bytes, receipt.digest.hex()]), flush=True)
+        spent = time.process_time() - began
+        told = [receipt.moved_bytes, receipt.digest.hex(), spent, thread_times()]
+        print(json.dumps(told), flush=True)
     link.close()
 
 
@@ -81,12 +110,13 @@ class Pair:
     """An owner in this process and a writer in another."""
 
     def __init__(
-        self, transport: str, blocks: int, folder: Path, keys: CurveKeys, device: torch.device
-    ) -> None:
+        self, transport: str, blocks: int, folder: Path, keys: CurveKeys, device: torch.device,
+        host: str,
+    ) -> None:  # fmt: skip
         self.blocks = blocks
         self.slabs: Slabs = allocate_slabs(LAYOUT, blocks, device, shared=True)
         (self.export,) = make_exports(
-            [transport], self.slabs, epoch="bench", run_dir=folder, bind_host="127.0.0.1", keys=keys
+            [transport], self.slabs, epoch="bench", run_dir=folder, bind_host=host, keys=keys
         )
         self.writer = subprocess.Popen(
             [
@@ -106,9 +136,19 @@ class Pair:
         plan |= {"public": keys.public, "secret": keys.secret}
         (folder / transport).write_bytes(msgpack.packb(plan))
         self.generation = 0
+        self.times: list[tuple[dict[str, float], dict[str, float]]] = []  # of both, after each
 
-    def once(self) -> tuple[float, int]:
-        """One hand-over: seconds until READY, and the bytes copied."""
+    def busiest_s(self) -> float:
+        """CPU seconds of the busiest thread of either process since the first hand-over."""
+        spent = [
+            last[name] - first.get(name, 0.0)
+            for first, last in zip(self.times[0], self.times[-1], strict=True)
+            for name in last
+        ]
+        return max(spent, default=0.0)
+
+    def once(self) -> Once:
+        """One hand-over, until READY."""
         assert self.writer.stdin is not None
         assert self.writer.stdout is not None
         self.generation += 1
@@ -120,16 +160,17 @@ class Pair:
         poller.register(self.writer.stdout.fileno(), zmq.POLLIN)
         for socket in self.export.wakeups():
             poller.register(socket, zmq.POLLIN)
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         print(self.generation, file=self.writer.stdin, flush=True)
         while self.writer.stdout.fileno() not in dict(poller.poll(60_000)):
             self.export.poll()
-        moved, digest = json.loads(self.writer.stdout.readline())
+        moved, digest, cpu_s, writer_times = json.loads(self.writer.stdout.readline())
+        self.times.append((thread_times(), writer_times))
         receipt = Receipt(moved, bytes.fromhex(digest), 0.0)
         _await(self.export, grant, receipt)
-        took = time.perf_counter() - began
+        took, spent = time.perf_counter() - began, time.process_time() - spent
         self.export.retire(grant)
-        return took, moved
+        return Once(took, moved, spent + cpu_s)
 
     def close(self) -> None:
         """End the writer and free the memory."""
@@ -144,18 +185,23 @@ class Pair:
 
 def _await(export: Export, grant: Grant, receipt: Receipt) -> None:
     while (arrival := export.arrival(grant, receipt)) is Arrival.PENDING:
-        export.poll()
+        if not export.poll() and export.wakeups():
+            zmq.select(list(export.wakeups()), [], [], 1.0)
     if arrival is not Arrival.READY:
         raise SystemExit(f"error: the hand-over by {export.region.transport} came out {arrival}")
 
 
 def compare(
-    megabytes: float, repeats: int, device: torch.device, transports: Sequence[str]
+    megabytes: float,
+    repeats: int,
+    device: torch.device,
+    transports: Sequence[str],
+    host: str = "127.0.0.1",
 ) -> list[Figure]:
     """All transports at one size, in turns, after a warm-up each."""
     keys = CurveKeys(*zmq.curve_keypair())
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        return _compare(megabytes, repeats, device, transports, Path(name), keys)
+        return _compare(megabytes, repeats, device, transports, Path(name), keys, host)
 
 
 def _compare(
@@ -165,21 +211,23 @@ def _compare(
     transports: Sequence[str],
     folder: Path,
     keys: CurveKeys,
+    host: str,
 ) -> list[Figure]:
     blocks = max(1, round(megabytes * 1e6 / LAYOUT.block_bytes))
-    pairs = {name: Pair(name, blocks, folder, keys, device) for name in transports}
+    pairs = {name: Pair(name, blocks, folder, keys, device, host) for name in transports}
     for pair in pairs.values():
         pair.once()
-    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in pairs}
+    taken: dict[str, list[Once]] = {name: [] for name in pairs}
     for _ in range(repeats):
         for name, pair in pairs.items():
             taken[name].append(pair.once())
     figures = []
     for name, pair in pairs.items():
         pair.close()
-        times = [seconds * 1000 for seconds, _ in taken[name]]
-        moved, median = taken[name][0][1], statistics.median(times)
-        speed = round(moved / median / 1e6, 2) if moved else None
+        times = [once.seconds * 1000 for once in taken[name]]
+        moved, median = taken[name][0].moved, statistics.median(times)
+        cpu_s = statistics.median(once.cpu_s for once in taken[name])
+        all_moved = moved * len(taken[name])
         figures.append(
             Figure(
                 transport=name,
@@ -188,7 +236,10 @@ def _compare(
                 median_ms=round(median, 3),
                 fastest_ms=round(min(times), 3),
                 slowest_ms=round(max(times), 3),
-                gb_per_s=speed,
+                gb_per_s=round(moved / median / 1e6, 2) if moved else None,
+                best_gb_per_s=round(moved / min(times) / 1e6, 2) if moved else None,
+                cpu_s_per_gb=round(1e9 * cpu_s / moved, 2) if moved else None,
+                busiest_s_per_gb=round(1e9 * pair.busiest_s() / all_moved, 2) if moved else None,
             )
         )
     return figures
@@ -198,23 +249,33 @@ def _compare(
 @click.option("--megabytes", multiple=True, type=float, default=(25.6, 64.0), show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where both processes are.")
+@click.option(
+    "--transport", "only", multiple=True, help="These alone.  [default: all of the device]"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address for tcp.")
 @click.option("--writer", "plan", type=click.Path(path_type=Path), default=None, hidden=True)
-def main(megabytes: tuple[float, ...], repeats: int, device: str, plan: Path | None) -> None:
-    """Hand KV blocks between two processes by every transport; print times and GB/s."""
+def main(
+    megabytes: tuple[float, ...], repeats: int, device: str, only: tuple[str, ...], host: str,
+    plan: Path | None,
+) -> None:  # fmt: skip
+    """Hand KV blocks between two processes by every transport; print times, GB/s and CPU time."""
     torch.set_num_threads(1)  # as workers that share a machine are started
     if plan is not None:
         write(msgpack.unpackb(plan.read_bytes()))
         return
     place = torch.device(device)
-    names = GPU_TRANSPORTS if place.type == "cuda" else CPU_TRANSPORTS
-    figures = [f for size in megabytes for f in compare(size, repeats, place, names)]
-    print(f"{'transport':<12}{'MB':>8}{'copied':>9}{'median':>11}{'spread':>20}{'GB/s':>8}")
+    names = only or (GPU_TRANSPORTS if place.type == "cuda" else CPU_TRANSPORTS)
+    figures = [f for size in megabytes for f in compare(size, repeats, place, names, host)]
+    columns = f"{'median':>11}{'spread':>20}{'GB/s':>8}{'CPU s/GB':>10}{'busiest':>9}"
+    print(f"{'transport':<12}{'MB':>8}{'copied':>9}{columns}")
     for f in figures:
         spread = f"{f.fastest_ms:.2f} .. {f.slowest_ms:.2f}"
         speed = f"{f.gb_per_s:.2f}" if f.gb_per_s is not None else "-"
+        cpu = f"{f.cpu_s_per_gb:.2f}" if f.cpu_s_per_gb is not None else "-"
+        busiest = f"{f.busiest_s_per_gb:.2f}" if f.busiest_s_per_gb is not None else "-"
         print(
             f"{f.transport:<12}{f.megabytes:>8.1f}{f.moved_megabytes:>9.1f}"
-            f"{f.median_ms:>8.2f} ms{spread:>20}{speed:>8}"
+            f"{f.median_ms:>8.2f} ms{spread:>20}{speed:>8}{cpu:>10}{busiest:>9}"
         )
     machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     print(json.dumps({**machine, "figures": [asdict(figure) for figure in figures]}))

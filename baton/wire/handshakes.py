@@ -1,0 +1,85 @@
+"""Handshakes: what ZeroMQ's monitor tells about connections that a channel makes or accepts: that they
+were cut, and that keys do not fit. Without a word of these a worker with wrong keys would be silent for
+ever."""
+
+import logging
+from dataclasses import dataclass, field
+from math import inf
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from baton.package import spelled
+from baton.wire.rare_line import RareLine
+
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH  # by ZAP: the member's key is not known
+UNREADABLE = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+LOST = zmq.EVENT_DISCONNECTED | REFUSED
+TRIES = zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECTED
+EVENTS = LOST | UNREADABLE | TRIES
+IDLE_S = 1.0
+"""ZeroMQ begins to try again at once when a connection is lost, and says so. After an error of the
+protocol it does not: a refused key, but also a flipped bit in an encrypted message."""
+SAY_AGAIN_S = 30.0
+"""ZeroMQ tries again every second; a person reads it as well every half minute."""
+
+TO_THE_WORKER = (
+    "the router at %s and this process have different keys: start this one with --keys and a copy of "
+    "the folder that `python main.py keys` made for the router (without router.secret)%s"
+)
+TO_THE_ROUTER = (
+    "a process with other keys was turned away at %s: start it with --keys and a copy of this router's "
+    "key folder (without router.secret)%s"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Since the last look: a connection was lost; ZeroMQ has lost one and does not try again."""
+
+    cut: bool
+    given_up: bool
+
+
+@dataclass(slots=True)
+class Handshakes:
+    """Watches one socket. `text`: the line for keys that do not fit, with the address and more."""
+
+    socket: zmq.Socket[bytes]
+    address: str
+    text: str
+    _line: RareLine = field(default_factory=lambda: RareLine(SAY_AGAIN_S))
+    _monitor: zmq.Socket[bytes] = field(init=False)
+    _idle_since: float = inf
+
+    def __post_init__(self) -> None:
+        self._monitor = self.socket.get_monitor_socket(EVENTS)
+
+    def look(self, now: float) -> Seen:
+        """Read what has happened, without waiting."""
+        cut = False
+        while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            event = int(recv_monitor_message(self._monitor)["event"])
+            cut |= event == zmq.EVENT_DISCONNECTED
+            if event & LOST:
+                self._idle_since = now
+            elif event & TRIES:
+                self._idle_since = inf
+            wrong_key = event == REFUSED or bool(event & UNREADABLE)
+            if wrong_key and self.address.startswith("tcp://"):
+                self._say(now)
+        given_up = now >= self._idle_since + IDLE_S
+        if given_up:
+            self._idle_since = now
+        return Seen(cut, given_up)
+
+    def _say(self, now: float) -> None:
+        if (more := self._line.more(now)) is not None:
+            logger.warning(spelled(self.text), self.address, more)
+
+    def close(self) -> None:
+        """Before the socket is closed."""
+        self.socket.disable_monitor()
+        self._monitor.close(linger=0)

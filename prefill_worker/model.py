@@ -1,0 +1,73 @@
+"""PrefillModel: what a prefill worker's node needs of engine and links. filling.py implements it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.kv.grant import Grant
+from baton.kv.region import Receipt, Region
+from baton.wire import messages as msg
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens to compute now, for positions start, start + 1, ... of this grant's sequence."""
+
+    grant: Grant
+    token_ids: Sequence[int]
+    start: int
+    rope_floor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """All KV of this run is on its way."""
+
+    run: str
+    receipt: Receipt
+
+
+News = Sent | msg.Attached | msg.AttachFailed | msg.WayLost
+
+
+class PrefillModel(Protocol):
+    """The node's interface to engine and links, implemented in prefill_worker/filling.py."""
+
+    def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached | None:
+        """Open a link to this pool, closing an older one. None: poll() will tell. TransferError if no
+        transport works."""
+
+    def detach(self, worker: str) -> None:
+        """Close the link; unfinished writes are dropped."""
+
+    def poll(self) -> Sequence[News]:
+        """What became of links and fills that did not end at once. A lost link is detached."""
+
+    @property
+    def waits(self) -> bool:
+        """poll() may have news soon."""
+
+    def takes(self, worker: str) -> bool:
+        """The link has room for the KV of another forward."""
+
+    def admit(self, grant: Grant, tokens: int) -> bool:
+        """Reserve room to compute this sequence. False: no room now. TransferError: it can never fit, or
+        the pool is not attached."""
+
+    def known(self, grant: Grant) -> int:
+        """Tokens at the beginning whose cached KV can be read in place, so it is not computed again."""
+
+    def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
+        """One forward: compute the chunks' KV and write it into the granted blocks."""
+
+    def finish(self, grant: Grant, tokens: int) -> Receipt | None:
+        """All `tokens` are computed: make their KV visible to the owner. None: poll() will say when."""
+
+    def abandon(self, grant: Grant) -> None:
+        """Stop writing under this grant."""
+
+    def use_cores(self, cores: tuple[int, ...]) -> None:
+        """Compute on these cores from the next forward on."""
+
+    def clock(self) -> float:
+        """Monotonic seconds, to time a forward."""
