@@ -32,6 +32,8 @@ from baton.wire.rare_line import RareLine
 
 WAITING_MESSAGES = 100_000
 """Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
+HEARTBEAT_MS, SILENT_MS = 2000, 10_000
+"""ZeroMQ's own: a connection without an answer for so long is half open, and ended."""
 logger = logging.getLogger(__name__)
 
 
@@ -218,7 +220,7 @@ def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
     socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # on the wire, including CURVE's overhead
-    socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 10_000  # half-open connections
+    socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, SILENT_MS
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:

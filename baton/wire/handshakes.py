@@ -13,10 +13,14 @@ from baton.package import spelled
 from baton.wire.rare_line import RareLine
 
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH  # by ZAP: the member's key is not known
-UNREADABLE = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-LOST = zmq.EVENT_DISCONNECTED | REFUSED
+DAMAGED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+"""What cannot be decrypted, in the handshake or later. Where this event is watched, libzmq 4.3 leaves the
+connection as it is and reads it no more: its errno is that of the monitor's send. The Dialer replaces its
+connection then; one of a Listener ends by the peer's heartbeat."""
+UNREADABLE = DAMAGED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+LOST = zmq.EVENT_DISCONNECTED | REFUSED | DAMAGED
 TRIES = zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECTED
-EVENTS = LOST | UNREADABLE | TRIES
+EVENTS = LOST | UNREADABLE | TRIES | zmq.EVENT_HANDSHAKE_SUCCEEDED
 IDLE_S = 1.0
 """ZeroMQ begins to try again at once when a connection is lost, and says so. After an error of the
 protocol it does not: a refused key, but also a flipped bit in an encrypted message."""
@@ -28,8 +32,8 @@ TO_THE_WORKER = (
     "the folder that `python main.py keys` made for the router (without router.secret)%s"
 )
 TO_THE_ROUTER = (
-    "a process with other keys was turned away at %s: start it with --keys and a copy of this router's "
-    "key folder (without router.secret)%s"
+    "a process with other keys was turned away at %s, or a message was damaged on its way: start it "
+    "with --keys and a copy of this router's key folder (without router.secret)%s"
 )
 
 logger = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class Handshakes:
     _line: RareLine = field(default_factory=lambda: RareLine(SAY_AGAIN_S))
     _monitor: zmq.Socket[bytes] = field(init=False)
     _idle_since: float = inf
+    _agreed: bool = False  # the last connection's keys fit
 
     def __post_init__(self) -> None:
         self._monitor = self.socket.get_monitor_socket(EVENTS)
@@ -62,14 +67,17 @@ class Handshakes:
         cut = False
         while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = int(recv_monitor_message(self._monitor)["event"])
-            cut |= event == zmq.EVENT_DISCONNECTED
             if event & LOST:
+                cut |= event != REFUSED
                 self._idle_since = now
             elif event & TRIES:
-                self._idle_since = inf
-            wrong_key = event == REFUSED or bool(event & UNREADABLE)
+                self._idle_since, self._agreed = inf, False
+            self._agreed |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            wrong_key = event == REFUSED or (event & UNREADABLE and not self._agreed)
             if wrong_key and self.address.startswith("tcp://"):
                 self._say(now)
+            elif event == DAMAGED:
+                logger.warning("a message from %s was damaged on its way", self.address)
         given_up = now >= self._idle_since + IDLE_S
         if given_up:
             self._idle_since = now

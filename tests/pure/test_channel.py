@@ -14,6 +14,7 @@ import zmq
 
 from baton.errors import InputError
 from baton.params import GenerationParams
+from baton.wire import channel as channels
 from baton.wire import messages as msg
 from baton.wire.channel import Dialer, Listener, check_address
 from baton.wire.codec import encode
@@ -112,7 +113,11 @@ def test_messages_go_there_and_back_by_tcp_with_keys(keys: ClusterKeys) -> None:
 
 
 @pytest.mark.parametrize("by", ["router", "worker"])
-def test_a_damaged_message_does_not_end_the_link_for_good(keys: ClusterKeys, by: str) -> None:
+def test_a_damaged_message_does_not_end_the_link_for_good(
+    keys: ClusterKeys, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "HEARTBEAT_MS", 100)
+    monkeypatch.setattr(channels, "SILENT_MS", 1000)
     now = [0.0]
     router = Listener("tcp://127.0.0.1:*", keys)
     with Proxy(int(router.address.rpartition(":")[2])) as proxy:
@@ -122,7 +127,7 @@ def test_a_damaged_message_does_not_end_the_link_for_good(keys: ClusterKeys, by:
             assert received(router) == [("w", msg.Drop("a#0"))]
             proxy.faults = Faults(flip=1.0)
             lost: list[msg.Message] = []
-            for _ in range(250):
+            for _ in range(1500):
                 if msg.Unreachable(ROUTER) in lost:
                     break
                 if by == "router":
@@ -134,7 +139,7 @@ def test_a_damaged_message_does_not_end_the_link_for_good(keys: ClusterKeys, by:
             assert proxy.flipped
             assert msg.Unreachable(ROUTER) in lost
             proxy.faults = Faults()
-            for _ in range(250):
+            for _ in range(1500):
                 if worker.send(ROUTER, msg.Drop("b#0")):
                     break
                 now[0] += IDLE_S
