@@ -17,7 +17,7 @@ OpenWay = Callable[[str, str, Sequence[Region]], Link | Courier]
 """Decode worker, its epoch, its pool's regions -> a link. TransferError if no transport works."""
 
 LEAVE_S = 1.0
-PINCHED_S = 1.0
+PINCHED_S = 2.0
 """So long an owner may take nothing while other prompts wait for the room that its own take up."""
 
 

@@ -240,7 +240,7 @@ class Courier:
                     return
                 case _Push() as push:
                     if push.grant.generation not in self._abandoned:
-                        _push(link, push)
+                        self._send(link, push)
                     with self._lock:
                         self._waiting -= push.payload.numel()
                 case _Finish(grant, blocks):
@@ -252,6 +252,13 @@ class Courier:
                     link.abandon(grant)
                     self._abandoned.discard(grant.generation)
 
+    def _send(self, link: Link, push: _Push) -> None:
+        if self._watched is not None:
+            self._watched.push_copy(push.grant, push.layer, push.payload, push.target)
+            return
+        copied = range(len(push.target))  # gather() returns a slab of these blocks alone
+        link.push(push.grant, push.layer, push.payload, copied, push.target)
+
     def _next(self) -> _Push | _Finish | _Abandon | None:
         """The next order. Waits for it, and looks after the link meanwhile."""
         watched = self._watched
@@ -261,11 +268,3 @@ class Courier:
             except Empty:
                 assert watched is not None
                 watched.tend()
-
-
-def _push(link: Link, push: _Push) -> None:
-    if isinstance(link, Watched):
-        link.push_copy(push.grant, push.layer, push.payload, push.target)
-        return
-    copied = range(len(push.target))  # gather() returns a slab of these blocks alone
-    link.push(push.grant, push.layer, push.payload, copied, push.target)

@@ -140,7 +140,7 @@ class FramesExport:
         address: Plain = {
             "host": host_id(),
             "epoch": owner.epoch,
-            "endpoints": endpoints,
+            "endpoints": [endpoint.encode() for endpoint in endpoints],
             "server_key": owner.keys.public if tcp and owner.keys else b"",
         }
         self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)

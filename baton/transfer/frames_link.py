@@ -67,7 +67,9 @@ class FramesLink:
         address = Address(region)
         address.check_layout(layout)
         self._epoch = address.field("epoch", str)
-        endpoints = address.list_of("endpoints", str)
+        endpoints = [
+            each.decode("utf-8", "replace") for each in address.list_of("endpoints", bytes)
+        ]
         if not 0 < len(endpoints) <= MAX_LANES:
             raise TransferError(f"a pool with {len(endpoints)} sockets, it may have {MAX_LANES}")
         self._lanes = Lanes(len(endpoints), deadline_s=writer.deadline_s)

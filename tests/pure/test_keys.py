@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from baton.cli.keys import make
 from baton.errors import InputError
 from baton.wire.keys import NAMES, load_keys, make_keys
 
@@ -88,3 +89,10 @@ def test_forty_characters_that_are_no_key_are_refused(tmp_path: Path) -> None:
     (tmp_path / "router.public").write_bytes(b"\\" * 40)
     with pytest.raises(InputError, match=r"router\.public is not a CURVE key"):
         load_keys(tmp_path)
+
+
+def test_what_is_printed_with_new_keys_reaches_other_hosts(tmp_path: Path) -> None:
+    (decode,) = [
+        line for line in make(tmp_path / "keys").splitlines() if "decode" in line and "-m" in line
+    ]
+    assert decode.endswith("--kv-host ADDRESS")

@@ -101,9 +101,9 @@ def proxies() -> Iterator[list[Proxy]]:
 @pytest.fixture
 def pool(proxies: list[Proxy]) -> Iterator[Pool]:
     def proxied(region: Region) -> Region:
-        ports = [int(each.rpartition(":")[2]) for each in region.address["endpoints"]]
+        ports = [int(each.rpartition(b":")[2]) for each in region.address["endpoints"]]
         proxies.extend(Proxy(port).__enter__() for port in ports)
-        endpoints = [f"tcp://127.0.0.1:{proxy.port}" for proxy in proxies]
+        endpoints = [f"tcp://127.0.0.1:{proxy.port}".encode() for proxy in proxies]
         return replace(region, address={**region.address, "endpoints": endpoints})
 
     made = Pool(proxied)

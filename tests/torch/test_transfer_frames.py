@@ -257,7 +257,7 @@ def junkyard() -> Iterator[tuple[Owner, zmq.Socket[bytes]]]:
         owner.grant(1, 2)
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
-        socket.connect(str(owner.export.region.address["endpoints"][0]))
+        socket.connect(owner.export.region.address["endpoints"][0].decode())
         yield owner, socket
         socket.close(0)
         context.term()

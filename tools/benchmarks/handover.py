@@ -185,8 +185,8 @@ class Pair:
 
 def _await(export: Export, grant: Grant, receipt: Receipt) -> None:
     while (arrival := export.arrival(grant, receipt)) is Arrival.PENDING:
-        if not export.poll() and export.wakeups():
-            zmq.select(list(export.wakeups()), [], [], 1.0)
+        if not export.poll() and export.arrival(grant, receipt) is Arrival.PENDING:
+            zmq.select(list(export.wakeups()), [], [], 0.001)
     if arrival is not Arrival.READY:
         raise SystemExit(f"error: the hand-over by {export.region.transport} came out {arrival}")
 
