@@ -339,6 +339,8 @@ class TextStream:
             else:
                 self._new.append(each)
         taken += self._completed()
+        if not self._params.stop:
+            return taken
         self._unstoppable -= len(ids)
         return self._release(taken, final=False)
 

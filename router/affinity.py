@@ -20,6 +20,36 @@ class Affinity:
 
     def __init__(self, slots: int = SLOTS) -> None:
         self._table = array("Q", bytes(8 * slots))
+        self._workers: dict[int, tuple[str, ...]] = {}  # by their mark; seldom two have the same
+
+    def joined(self, worker: str) -> None:
+        """A worker to which blocks may be sent."""
+        mark = _mark(worker)
+        self._workers[mark] = (*self._workers.get(mark, ()), worker)
+
+    def left(self, worker: str) -> None:
+        """The worker and its cache are gone."""
+        mark = _mark(worker)
+        others = tuple(each for each in self._workers.get(mark, ()) if each != worker)
+        if others:
+            self._workers[mark] = others
+        else:
+            self._workers.pop(mark, None)
+
+    def shares(self, block_hashes: Sequence[bytes]) -> dict[str, float]:
+        """The workers that probably have the first of these blocks cached, and which share of all: what
+        there() says of every worker that has joined, looked up by the block."""
+        if not block_hashes:
+            return {}
+        slot, entry = self._entry(block_hashes[0], 0)
+        mark = self._table[slot] - entry  # of the worker, if the slot holds this block
+        if not 0 <= mark < 1 << 8 * WORKER:
+            return {}
+        return {
+            worker: there / len(block_hashes)
+            for worker in self._workers.get(mark, ())
+            if (there := self.there(block_hashes, worker))
+        }
 
     def sent(self, block_hashes: Sequence[bytes], worker: str) -> None:
         """A sequence that begins with these blocks was placed on this worker."""

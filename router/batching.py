@@ -1,6 +1,6 @@
 """plan_fill(): which prompts the next Fill batch holds. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -25,26 +25,29 @@ class Rules:
 
 
 def plan_fill(
-    waiting: Sequence[Waiting], rules: Rules, *, more_may_come: bool, now: float
+    waiting: Iterable[Waiting], rules: Rules, *, more_may_come: bool, now: float
 ) -> list[Waiting]:
     """The next batch, or an empty list if it is better to wait.
 
-    `waiting` is in order of arrival, oldest first, here and in fill_due(). A batch is a prefix of it, so
-    short prompts never starve a long one ahead of them. The first prompt is always taken, even if it
-    exceeds the token budget by itself (the prefill worker cuts it into chunks). Without `more_may_come`
-    the batch is sent at once, so a lone prompt never waits.
+    `waiting` is in order of arrival, oldest first; no more of it is read than the batch takes. A batch is
+    a prefix of it, so short prompts never starve a long one ahead of them. The first prompt is always
+    taken, even if it exceeds the token budget by itself (the prefill worker cuts it into chunks). Without
+    `more_may_come` the batch is sent at once, so a lone prompt never waits.
     """
-    if not waiting:
-        return []
-    batch = [waiting[0]]
-    tokens = waiting[0].tokens
-    for each in waiting[1 : rules.batch_size]:
-        if tokens + each.tokens > rules.token_budget:
+    batch: list[Waiting] = []
+    tokens, full = 0, False
+    for each in waiting:
+        full = bool(batch) and tokens + each.tokens > rules.token_budget
+        if full:
             break
         batch.append(each)
         tokens += each.tokens
-    full = len(batch) == rules.batch_size or len(batch) < len(waiting)
-    window_over = now - waiting[0].since >= rules.window_s
+        full = len(batch) == rules.batch_size
+        if full:
+            break
+    if not batch:
+        return []
+    window_over = now - batch[0].since >= rules.window_s
     return batch if full or window_over or not more_may_come else []
 
 

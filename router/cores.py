@@ -10,7 +10,6 @@ work has its own share back after at most one more step of the borrower.
 
 from collections.abc import Collection, Sequence
 
-from baton.lifecycle import State
 from baton.wire.messages import Cores
 from baton.wire.node import Effect, To
 from router.ledger import Ledger
@@ -24,16 +23,19 @@ class CoreKeeper:
         self._host = host
         self._cores = tuple(cores)
         self._sent: dict[str, tuple[str, tuple[int, ...]]] = {}  # worker -> epoch, its cores
+        self._seen: tuple[object, object] = (None, None)  # hellos, busy workers: at the last call
 
     def hand_out(self, members: WorkerRegistry, ledger: Ledger) -> list[Effect]:
         """Orders to the workers whose cores have changed."""
-        here = (m.hello for m in members if m.hello.takes_cores and m.hello.host == self._host)
+        hellos, busy = members.hellos, ledger.loads.busy
+        if hellos is self._seen[0] and busy is self._seen[1]:
+            return []
+        self._seen = (hellos, busy)
+        here = (hello for hello in hellos if hello.takes_cores and hello.host == self._host)
         sharers = {hello.worker: hello for hello in here}
         self._sent = {worker: sent for worker, sent in self._sent.items() if worker in sharers}
         if not sharers or not self._cores:
             return []
-        busy = {each.prefill for each in ledger.in_state(State.FILLING)}
-        busy |= {each.decode for each in ledger.in_state(State.DECODING)}
         effects: list[Effect] = []
         names = sorted(sharers, key=lambda name: (sharers[name].role, name))
         for worker, cores in shares(self._cores, names, busy).items():

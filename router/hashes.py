@@ -10,8 +10,8 @@ def prefix_hashes(entry: Entry, block_size: int, rope: RopeRule) -> tuple[bytes,
     run. Empty if prompt logprobs are wanted: then the whole prompt must be computed."""
     if entry.to_be_scored:
         return ()
-    ids = entry.token_ids[:-1]
-    if entry.hashed != (len(ids), block_size):  # else cached
+    if entry.hashed != (entry.length - 1, block_size):  # else cached
+        ids = entry.token_ids[:-1]
         floor = rope.floor(len(entry.prompt_ids), entry.length)
         lengths = rope.lengths(floor, 0, len(ids))
         entry.block_hashes = extended([root(entry.params.cache_salt)], ids, block_size, lengths)

@@ -4,18 +4,19 @@ The time spent in each state is recorded as states change. Queueing, prefill, ha
 are read off these records, never measured a second time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
-from baton.lifecycle import LIVE, PLACED, Event, State, advance
+from baton.lifecycle import LIVE, Event, State, advance
 from baton.params import GenerationParams
 from baton.text import TextStream
 from router.deadlines import Deadlines
 from router.line import Line
-from router.tries import ISOLATION_S, Tries
+from router.loads import Loads
+from router.tries import Isolation, Tries
 
 TYPICAL_ANSWER = 512
 """Many requests allow far more tokens than they generate: at first at most so many are charged."""
@@ -53,7 +54,8 @@ class Entry:
     block_hashes: tuple[bytes, ...] = ()  # of its full blocks, the root first
     hashed: tuple[int, int] = (0, 0)  # tokens and block size for which they were computed
     reserved: int = 0  # tokens of its last Reserve
-    placed_at: float = 0.0  # when its current run began
+    block_size: int = 1  # of the worker it is on
+    counted: int = 0  # tokens that its counted blocks have room for (router/loads.py)
     writers: frozenset[tuple[str, str]] = frozenset()  # who may fill it: prefill workers, epochs
     spent: dict[State, float] = field(default_factory=dict)
     first_token: float | None = None
@@ -63,6 +65,10 @@ class Entry:
     cached_tokens: int = 0  # first tokens whose KV the current grant found in the prefix cache
     reused_tokens: int = 0  # the same of the first grant
     retry_at: float = 0.0  # earliest time of the next placement
+    reach: int = 0  # most tokens the sequence can have; the same for every attempt
+
+    def __post_init__(self) -> None:
+        self.reach = len(self.prompt_ids) + self.params.max_new_tokens
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -85,14 +91,9 @@ class Entry:
         return self.length - 1 - self.cached_tokens
 
     @property
-    def holds(self) -> int:
-        """Tokens the current run has blocks for."""
-        return max(self.reserved, self.length)
-
-    @property
-    def reach(self) -> int:
-        """Most tokens the sequence can have; the same for every attempt."""
-        return len(self.prompt_ids) + self.params.max_new_tokens
+    def blocks(self) -> int:
+        """Blocks that the current run has, as far as the router can tell."""
+        return -(-max(self.reserved, self.length) // self.block_size)
 
     @property
     def cost(self) -> int:
@@ -122,7 +123,10 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._by_state: dict[State, dict[str, Entry]] = {state: {} for state in LIVE}
         self._runs: dict[str, Entry] = {}
+        self._of_client: dict[str, dict[str, Entry]] = {}
         self._line = Line()
+        self._isolation = Isolation()
+        self.loads = Loads()
         self.deadlines = Deadlines()
         self._serial = 0
         self._runs_begun = 0
@@ -135,20 +139,22 @@ class Ledger:
         entry.submitted = entry.since = now
         entry.serial = self._serial
         self._entries[entry.id] = self._by_state[State.QUEUED][entry.id] = entry
+        self._of_client.setdefault(entry.client, {})[entry.id] = entry
         self._line.add(entry.id, entry.tenant, entry.group, entry.cost)
         self.deadlines.ends(entry.id, entry.timeout_s, now)
         self.waits(entry, now)
         self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
-        """Change the entry's state. RESERVE begins a new run; FINISH removes the entry. `note` is the
-        reason, for observers."""
+        """Change the entry's state. RESERVE begins a new run, on the worker in `decode`; FILL goes to the
+        one in `prefill`; FINISH removes the entry. `note` is the reason, for observers."""
         state = advance(entry.state, event)
         if state is not entry.state:
+            self._count(entry, state)
             self._move(entry, state, now)
         if event is Event.RESERVE:
             self._name_run(entry)
-            entry.placed_at, entry.tries.proven = now, False
+            self._isolation.placed(entry.id, entry.tries, now)
             self._runs[entry.run] = entry
         elif event is Event.GRANTED:
             self.deadlines.placed(entry.id)
@@ -179,18 +185,52 @@ class Ledger:
         entry.state = advance(entry.state, Event.TOKEN)
         entry.emitted += token_ids
         if token_ids:
-            entry.tries.emitted(entry.length)
-        entry.first_token = times[0] if entry.first_token is None else entry.first_token
+            length, tries = entry.length, entry.tries
+            if not tries.proven:
+                self._isolation.left(entry.id)
+            tries.emitted(length)
+            if length > entry.counted:
+                self._count_blocks(entry)
+        if entry.first_token is None:
+            entry.first_token = times[0]
         self._listener.sampled(entry, times)
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
         """A chunk of its prompt is filled. No change of state; the listener is notified."""
         entry.tries.filled(min(tokens, entry.length - 1))
+        self._isolation.tried(entry.id, entry.tries)
         self._listener.filled_to(entry, tokens, now)
 
     def filled(self, entry: Entry) -> None:
         """Its whole prompt is filled."""
         entry.tries.filled(entry.length - 1)
+        self._isolation.tried(entry.id, entry.tries)
+
+    def _count(self, entry: Entry, state: State) -> None:
+        """What its workers have to do, as it leaves its state for this one."""
+        name, decode, prefill = entry.id, entry.decode, entry.prefill
+        if entry.state is State.FILLING:
+            assert prefill is not None
+            self.loads.filled(name, prefill)
+        if decode is None:
+            assert entry.state is State.QUEUED
+            assert state is State.FINISHED
+        elif state is State.RESERVING:
+            self._count_blocks(entry)
+        elif state is State.FILLING:
+            assert prefill is not None
+            self.loads.filling(name, prefill, entry.unfilled)
+        elif state is State.DECODING:
+            self.loads.decoding(decode)
+        elif state is not State.RESERVED:
+            self.loads.removed(name, decode, decoding=entry.state is State.DECODING)
+            self._isolation.left(name)
+
+    def _count_blocks(self, entry: Entry) -> None:
+        assert entry.decode is not None
+        blocks = entry.blocks
+        entry.counted = blocks * entry.block_size
+        self.loads.placed(entry.id, entry.decode, blocks)
 
     def _move(self, entry: Entry, state: State, now: float) -> None:
         name = entry.id
@@ -202,6 +242,7 @@ class Ledger:
         entry.state, entry.since = state, now
         if state is State.FINISHED:
             del self._entries[name]
+            self._forget_client(entry)
             if entry.runs:
                 self._line.settle(entry.tenant, entry.group, entry.length - entry.cost)
             return
@@ -235,22 +276,21 @@ class Ledger:
         """Entries in these states, each state's in the order they entered it."""
         return [entry for state in states for entry in self._by_state[state].values()]
 
+    def reserved(self) -> Iterator[Entry]:
+        """Entries that wait to be filled, in the order of their grants. Their states must not change
+        while they are read."""
+        return iter(self._by_state[State.RESERVED].values())
+
     def count(self, *states: State) -> int:
         return sum(len(self._by_state[state]) for state in states)
 
     def next_queued(self, now: float) -> Entry | None:
         """The queued request to place next (router/line.py); None also while others wait for the
         progress of one that may be at fault for its workers' deaths (router/tries.py)."""
-        placed = [entry for state in PLACED for entry in self._by_state[state].values()]
-        apart = any(entry.tries.quarantined for entry in placed)
-        name = self._line.first(quarantined=not apart)
-        if name is None or not (apart or self._line.any_quarantined):
-            return self._entries[name] if name is not None else None
-        recent = [e for e in placed if not e.tries.proven and now - e.placed_at < ISOLATION_S]
-        entry = self._entries[name]
-        if any(e.tries.quarantined for e in recent) or (entry.tries.quarantined and recent):
-            return None
-        return entry
+        isolation = self._isolation
+        name = self._line.first(quarantined=not isolation.any_quarantined)
+        entry = self._entries[name] if name is not None else None
+        return None if entry is None or isolation.delays(entry.tries, now) else entry
 
     def queued_again(self) -> list[Entry]:
         """Queued entries that were placed before. They are few."""
@@ -258,14 +298,16 @@ class Ledger:
 
     def on_worker(self, worker: str) -> list[Entry]:
         """Entries whose current run needs this worker."""
-        return [
-            entry
-            for entry in self.in_state(*PLACED)
-            if entry.decode == worker or (entry.prefill == worker and entry.state is State.FILLING)
-        ]
+        return [self._entries[name] for name in self.loads.on_worker(worker)]
 
     def of_client(self, client: str) -> list[Entry]:
-        return [entry for entry in self._entries.values() if entry.client == client]
+        return list(self._of_client.get(client, {}).values())
+
+    def _forget_client(self, entry: Entry) -> None:
+        of_client = self._of_client[entry.client]
+        del of_client[entry.id]
+        if not of_client:
+            del self._of_client[entry.client]
 
     def __len__(self) -> int:
         return len(self._entries)

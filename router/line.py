@@ -53,10 +53,6 @@ class Line:
         """A request that was placed has ended, and took so many tokens more than was charged."""
         self._new.settle(tenant, group, cost)
 
-    @property
-    def any_quarantined(self) -> bool:
-        return len(self._quarantined) > 0
-
     def returned(self) -> Iterator[str]:
         """The requests that were placed before."""
         yield from self._back

@@ -7,6 +7,7 @@ only the counts are kept. No message to them holds a prompt or a text.
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 
 from baton.lifecycle import LIVE, PLACED, Event, State
 from baton.timeline import Moment
@@ -19,6 +20,8 @@ from router.workers import DECODE, PREFILL, Member, WorkerRegistry
 
 EVENTS_S = 0.1
 COUNT_S = 1.0
+UPDATE_S = 0.1  # while workers join, news come by the thousand
+LOOK_S = 1.0  # texts for people change at most once a second
 ON_WORKER = {
     State.RESERVING: DECODE,
     State.RESERVED: DECODE,
@@ -80,7 +83,7 @@ class Observers:
             self._moments.append(_moment(entry, times[0], "", sampled=True))
         for at in times:
             if last is not None:
-                gap = max(0.0, at - last)  # ages are a worker's word
+                gap = at - last if at > last else 0.0  # ages are a worker's word
                 self._itl[bisect_left(ITL_BUCKETS_S, gap)] += 1
                 self._itl_s += gap
             last = at
@@ -93,7 +96,7 @@ class Observers:
     def due(self, now: float) -> float:
         """Seconds until there is something to send."""
         if not self._clients:
-            return float("inf")
+            return inf
         waiting = self._moments or self._with_tokens
         return min(self._next_count, self._next_events if waiting else self._next_count) - now
 
@@ -139,25 +142,44 @@ class Observers:
 
 
 class Watchers:
-    """Clients that asked for ClusterInfo, and what was last sent to each."""
+    """Clients that follow the ClusterInfo. What does not change costs nothing, however many they are."""
 
     def __init__(self) -> None:
-        self._sent: dict[str, ClusterInfo | None] = {}
+        self._clients: dict[str, None] = {}
+        self._asking: dict[str, None] = {}  # they get it whatever they know
+        self._info: ClusterInfo | None = None  # what all others have
+        self._news = False  # it may have changed
+        self._next_look = self._next_update = 0.0
 
     def add(self, client: str) -> None:
         """Send the ClusterInfo to this client, also if it subscribes again."""
-        self._sent[client] = None
+        self._clients[client] = self._asking[client] = None
 
     def remove(self, client: str) -> None:
-        self._sent.pop(client, None)
+        self._clients.pop(client, None)
+        self._asking.pop(client, None)
 
-    def updates(self, look: Callable[[], ClusterInfo]) -> list[Effect]:
-        """ClusterInfo for each watcher that has an older one. `look` is called if there are watchers."""
-        if not self._sent:
+    def due(self, now: float) -> float:
+        """Seconds until news can be sent."""
+        return self._next_update - now if self._news and self._clients else inf
+
+    def updates(self, look: Callable[[], ClusterInfo], now: float, *, news: bool) -> list[Effect]:
+        """ClusterInfo for each client that asks or has an older one. `news`: it may have changed, by more
+        than time. Then `look` is called at once, but for news not again within UPDATE_S; without any
+        every LOOK_S, for what changes by time."""
+        if not self._clients:
+            self._news = False  # who asks gets what is true then
             return []
-        info = look()
-        behind = [client for client, sent in self._sent.items() if sent != info]
-        self._sent.update(dict.fromkeys(behind, info))
+        self._news |= news
+        timely = now >= (self._next_update if self._news else self._next_look)
+        if not timely and not self._asking:
+            return []
+        if self._news and not self._asking:
+            self._next_update = now + UPDATE_S
+        self._news = False
+        info, before = look(), self._info
+        behind = self._clients if info != before else self._asking
+        self._info, self._asking, self._next_look = info, {}, now + LOOK_S
         return [To(client, info) for client in behind]
 
 

@@ -27,11 +27,13 @@ class Readiness:
         self._members = members
         self._colocated = colocated
         self._reports: dict[str, tuple[float, tuple[ProcessDown, ...]]] = {}  # by who sent it
+        self._news = False  # since take_news()
 
     # ---- processes that do not run
 
     def supervised(self, sender: str, down: tuple[ProcessDown, ...], now: float) -> None:
         """Keep the sender's last report."""
+        self._news = True
         self._reports.pop(sender, None)
         if down:
             self._reports[sender] = (now, down)
@@ -40,7 +42,13 @@ class Readiness:
 
     def forget(self, sender: str) -> None:
         """The sender has disconnected."""
-        self._reports.pop(sender, None)
+        if self._reports.pop(sender, None) is not None:
+            self._news = True
+
+    def take_news(self) -> bool:
+        """Whether a report has changed since the last call."""
+        news, self._news = self._news, False
+        return news
 
     @property
     def supervisors(self) -> tuple[str, ...]:
@@ -65,9 +73,7 @@ class Readiness:
         themselves."""
         if self._colocated:
             return True
-        decodes = self._members.alive(DECODE, now) or self._staying(DECODE)
-        may = self._members.prefill_may_reach
-        return not self._in_grace(now) and not any(may(each.worker, now) for each in decodes)
+        return not self._in_grace(now) and not self._members.any_fill_possible(now)
 
     def missing(self, now: float) -> str:
         """Why requests cannot be served now; empty if they can. Changes at most once a second."""

@@ -94,11 +94,12 @@ class Reports:
         wait for ever for those that come after."""
         sound: list[msg.RunTokens] = []
         broken: list[Message] = []
+        decodes, running = member.hello.role == DECODE, self._ledger.running
         for tokens in runs:
-            if not self._decodes(member, tokens.run):
+            entry = running(tokens.run)
+            if not decodes or (entry is not None and entry.decode != member.worker):
                 self._count()
                 continue
-            entry = self._ledger.running(tokens.run)
             why = "" if entry is None else self._impossible(entry, tokens)
             if entry is not None and why and entry.state is State.DECODING:
                 self._count()
@@ -112,16 +113,18 @@ class Reports:
         """Why these tokens cannot follow; empty if they can. A gap before them is found when they are
         added."""
         ids = new.token_ids
+        count = len(ids)
         if ids and max(ids) >= self._vocabulary:
             return f"id {max(ids)}, and the vocabulary has {self._vocabulary:,}"
-        end = new.position + len(ids)
-        if end > entry.reach or (end == entry.reach and new.finish is None):
-            return f"{end} tokens, and it ends with {entry.reach}"
+        end, reach = new.position + count, entry.reach
+        if end > reach or (end == reach and new.finish is None):
+            return f"{end} tokens, and it ends with {reach}"
         if new.finish not in ENDS:
             return f"it ends with {new.finish!r:.40}"
-        for name, values in (("logprobs", new.logprobs), ("ages", new.ages)):
-            if len(values) not in (0, len(ids)):
-                return f"{len(values)} {name} for {len(ids)} tokens"
+        if new.logprobs and len(new.logprobs) != count:
+            return f"{len(new.logprobs)} logprobs for {count} tokens"
+        if new.ages and len(new.ages) != count:
+            return f"{len(new.ages)} ages for {count} tokens"
         return ""
 
 

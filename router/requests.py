@@ -184,16 +184,16 @@ class Requests:
         self, entry: Entry, new: msg.RunTokens, now: float
     ) -> tuple[msg.Emitted, list[Effect]]:
         """The new tokens for the client, and the effects of its end if they are the last."""
-        params, started = entry.params, self._clock()
+        params, stream, ids, started = entry.params, entry.text, new.token_ids, self._clock()
         silent = new.finish == "stop" and not params.include_stop
-        silent = silent and new.token_ids[-1] in params.stop_token_ids
-        found = entry.text.take(new.token_ids[:-1] if silent else new.token_ids)
-        whole = found.tokens == len(new.token_ids) - silent
-        count = len(new.token_ids) if whole else found.tokens  # up to where a stop string ends
-        reason = "stop" if entry.text.stopped else new.finish
-        text = found.text + (entry.text.finish() if reason is not None else "")
+        silent = silent and ids[-1] in params.stop_token_ids
+        found = stream.take(ids[:-1] if silent else ids)
+        if found.tokens < len(ids) - silent:  # up to where a stop string ends
+            ids = ids[: found.tokens]
+        reason = "stop" if stream.stopped else new.finish
+        text = found.text if reason is None else found.text + stream.finish()
         entry.detokenize_s += self._clock() - started
-        ids, ages = new.token_ids[:count], new.ages[:count]
+        count, ages = len(ids), new.ages[: len(ids)]
         times = [max(entry.submitted, now - age) for age in ages] or [now] * count
         self._ledger.tokens(entry, ids, times)
         emission = msg.Emitted(entry.id, ids, text, new.logprobs[:count], ages)

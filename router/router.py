@@ -26,7 +26,7 @@ from router.readiness import Readiness
 from router.reports import Reports
 from router.requests import Requests
 from router.scheduling import Scheduler
-from router.workers import Member, WorkerRegistry, other_protocol
+from router.workers import DECODE, Member, WorkerRegistry, other_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,13 @@ class Router:
         effects += self._requests.refuse_unplaceable(now)
         orders = self._scheduler.place(now)
         effects += self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
-        effects += self._watchers.updates(lambda: self.info(now))
+        news = self.workers.take_news() | self._readiness.take_news()
+        effects += self._watchers.updates(lambda: self.info(now), now, news=news)
         return effects + self._observers.updates(self.ledger, self.workers, now)
 
     def due(self, now: float) -> float:
         waits = (self._next_beat - now, self._scheduler.due(now), self._observers.due(now))
-        also = (self.ledger.deadlines.due(now), self.workers.ways.due(now))
+        also = (self.ledger.deadlines.due(now), self._watchers.due(now), self.workers.ways.due(now))
         return max(0.0, min(*waits, *also))
 
     # ---- workers
@@ -139,7 +140,9 @@ class Router:
             return [welcome]  # Hello was sent again before our Welcome arrived
         # The same process has started anew: it writes under no old grant (another one is rejected).
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
-        return [*effects, welcome, *self.workers.join(hello, now)]
+        joined = self.workers.join(hello, now)
+        self._scheduler.joined(sender, hello.blocks if hello.role == DECODE else None)
+        return [*effects, welcome, *joined]
 
     def _report(self, member: Member, message: Message, now: float) -> list[Effect]:
         """A member's report on itself, on its links to decode pools, or on a run."""
@@ -162,7 +165,7 @@ class Router:
             case msg.PoolStats():
                 member.pool = message
             case msg.Leaving():
-                member.leaving = True
+                self.workers.leaves(member)
             case msg.Filled():
                 orders = self._requests.report(sender, message, now)
                 return self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
@@ -201,17 +204,13 @@ class Router:
             moved = len(self.ledger.on_worker(worker))
             news.left(worker, expected=expected, proven=proven_dead, moved=moved)
         removed = self.workers.remove(worker, proven_dead=proven_dead)
+        self._scheduler.left(worker)
         return self._requests.worker_gone(worker, removed, now, expected=expected)
 
     def _dismissals(self) -> list[Effect]:
         """For the leaving workers on which nothing runs any more."""
-        done = [m for m in self.workers if m.leaving and not m.dismissed]
-        return [
-            effect
-            for member in done
-            if not self.ledger.on_worker(member.worker)
-            for effect in self.workers.dismiss(member)
-        ]
+        done = [m for m in self.workers.leaving if not self.ledger.loads.on_worker(m.worker)]
+        return [effect for member in done for effect in self.workers.dismiss(member)]
 
     def info(self, now: float) -> msg.ClusterInfo:
         """The served model, the workers, and what is missing before requests can be served."""

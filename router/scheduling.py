@@ -1,7 +1,8 @@
 """Scheduler: applies the pure policies to reserve, fill and start requests, and creates the orders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 from baton.kv.grant import Grant
 from baton.lifecycle import PLACED, Event, State
@@ -10,16 +11,11 @@ from baton.wire.messages import Cancel, Fill, Renew, Reserve, Start
 from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
+from router.candidates import Able, decode_choices, prefill_choices
 from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
-from router.placement import (
-    PLACE_DECODE,
-    PLACE_PREFILL,
-    DecodeChoice,
-    PrefillChoice,
-    fills_remotely,
-)
-from router.workers import DECODE, PREFILL, Member, WorkerRegistry
+from router.placement import PLACE_DECODE, PLACE_PREFILL, fills_remotely
+from router.workers import PREFILL, Member, WorkerRegistry
 
 DEFERRED_S = 0.02
 """Delay before a decode worker that deferred a run is asked again: blocks may leave quarantine."""
@@ -46,7 +42,19 @@ class Scheduler:
         self._fill_themselves = fill_themselves
         self._rope = rope
         self._alone = False  # at this step
+        self._granted: list[str] = []  # runs, since the last step
         self._affinity = Affinity()
+
+    def joined(self, worker: str, pool: int | None) -> None:
+        """The worker may be given requests. `pool`: blocks of a decode worker; None: a prefill worker."""
+        self._ledger.loads.joined(worker, pool)
+        if pool is not None:
+            self._affinity.joined(worker)
+
+    def left(self, worker: str) -> None:
+        """The worker is gone."""
+        self._ledger.loads.left(worker)
+        self._affinity.left(worker)
 
     def place(self, now: float) -> list[Effect]:
         """All orders that are possible now."""
@@ -57,7 +65,7 @@ class Scheduler:
         """Seconds until an order becomes possible by the passing of time alone."""
         first = self._ledger.next_queued(now)
         waits = [first.retry_at - now] if first and first.retry_at > now else []
-        window = fill_due(self._waiting(), self._rules, now)
+        window = fill_due([*islice(self._waiting(), 1)], self._rules, now)
         if window is not None and window > 0:
             waits.append(window)
         return min(waits, default=float("inf"))
@@ -71,35 +79,30 @@ class Scheduler:
             entry = self._ledger.next_queued(now)
             if entry is None or entry.retry_at > now:
                 break
-            members = self._able(entry, now)
-            if not members:
-                break
-            size = members[0].hello.block_size
+            size = self._members.block_size
             block_hashes = prefix_hashes(entry, size, self._rope)
             wanted = self._wanted(entry, size)
-            choices = [self._decode_choice(member, block_hashes[1:]) for member in members]
+            choices = decode_choices(
+                self._ledger.loads,
+                self._able(entry, now),
+                blocks=_blocks(wanted, size),
+                cached=self._affinity.shares(block_hashes[1:]),
+            )
             worker = PLACE_DECODE(choices, _blocks(wanted, size))
             if worker is None:
                 break
-            entry.decode, entry.reserved = worker, wanted
-            entry.writers = self._writers(worker)
+            entry.decode, entry.reserved, entry.block_size = worker, wanted, size
+            entry.writers = self._members.writers(worker)
             self._affinity.sent(block_hashes[1:], worker)
             self._ledger.apply(entry, Event.RESERVE, now)
             effects.append(To(worker, Reserve(entry.run, wanted, block_hashes)))
         return effects
 
-    def _writers(self, decode: str) -> frozenset[tuple[str, str]]:
-        """The prefill workers that this decode worker is told of before it reads what is sent to it now.
-        Only these may write to what it grants then: the blocks of a grant wait in quarantine for none but
-        the writers that it knows."""
-        prefills = self._members.of(PREFILL)
-        return frozenset((p.worker, p.hello.epoch) for p in prefills if decode in p.attached)
-
     def _wanted(self, entry: Entry, block_size: int) -> int:
         """Tokens to reserve blocks for: the known ones and a block more. A request reserves more
         after each preemption, so that it is not preempted again at once."""
         ahead: int = block_size * AFTER_PREEMPTION**entry.preemptions
-        return min(entry.reach, len(entry.token_ids) + ahead)
+        return min(entry.reach, entry.length + ahead)
 
     def granted(self, entry: Entry, grant: Grant, now: float) -> None:
         """The decode worker has reserved blocks; the grant names the cached prefix."""
@@ -110,21 +113,19 @@ class Scheduler:
         if entry.runs == 1:
             entry.reused_tokens = entry.cached_tokens
         self._ledger.apply(entry, Event.GRANTED, now)
+        self._granted.append(entry.run)
 
-    def _able(self, entry: Entry, now: float) -> list[Member]:
+    def _able(self, entry: Entry, now: float) -> Able:
         """Decode workers that accept requests and, if needed, can be written to by a prefill worker."""
-        members = [m for m in self._members.alive(DECODE, now) if m.full_until <= now]
-        if self._remote(entry):
-            reaches = self._members.prefill_reaches
-            members = [member for member in members if reaches(member.worker, now)]
-        return members
+        members, remote = self._members, self._remote(entry)
 
-    def _decode_choice(self, member: Member, block_hashes: Sequence[bytes]) -> DecodeChoice:
-        """Free blocks are counted less one for each request there: it will grow soon."""
-        here = [e for e in self._ledger.in_state(*PLACED) if e.decode == member.worker]
-        held = sum(_blocks(entry.holds, member.hello.block_size) + 1 for entry in here)
-        cached = self._affinity.there(block_hashes, member.worker) / max(1, len(block_hashes))
-        return DecodeChoice(member.worker, member.hello.blocks - held, len(here), cached)
+        def able(worker: str) -> Member | None:
+            member = members.get(worker)
+            if member is None or member.full_until > now or not member.accepts(now):
+                return None
+            return member if not remote or members.prefill_reaches(worker, now) else None
+
+        return able
 
     def deferred(self, entry: Entry, now: float) -> None:
         """The pool had no room (the router does not see its quarantine): back to the queue."""
@@ -144,12 +145,10 @@ class Scheduler:
 
     def never_fits(self, now: float) -> tuple[Entry, str] | None:
         """The first queued request and the reason, if no pool here could ever hold it."""
-        entry = self._ledger.next_queued(now)
-        members = list(self._members.of(DECODE))
-        if entry is None or not members:
+        entry, biggest = self._ledger.next_queued(now), self._members.largest_pool
+        if entry is None or not biggest:
             return None
-        biggest = max(member.hello.blocks for member in members)
-        blocks = _blocks(entry.reach, members[0].hello.block_size)
+        blocks = _blocks(entry.reach, self._members.block_size)
         if blocks <= biggest:
             return None
         return entry, (
@@ -169,14 +168,16 @@ class Scheduler:
         return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
 
     def _start_local(self, now: float) -> list[Effect]:
-        reserved = self._ledger.in_state(State.RESERVED)
+        """What is not started at once is filled remotely, unless all prefill workers get lost."""
+        granted, self._granted = self._granted, []
+        runs = [entry.run for entry in self._ledger.reserved()] if self._alone else granted
+        found = [self._ledger.running(run) for run in runs]
+        reserved = [each for each in found if each is not None and each.state is State.RESERVED]
         return [self.start(entry, now) for entry in reserved if not self._remote(entry)]
 
-    def _waiting(self) -> list[Waiting]:
-        return [
-            Waiting(entry.run, entry.unfilled, entry.since)
-            for entry in self._ledger.in_state(State.RESERVED)
-        ]
+    def _waiting(self) -> Iterator[Waiting]:
+        reserved = self._ledger.reserved()
+        return (Waiting(entry.run, entry.unfilled, entry.since) for entry in reserved)
 
     def _fill(self, now: float) -> list[Effect]:
         """A batch waits only for prompts whose blocks are being reserved; later ones form the next."""
@@ -188,7 +189,8 @@ class Scheduler:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
             assert entry.grant is not None
-            worker = PLACE_PREFILL(self._prefill_choices(entry, now), entry.grant.worker)
+            choices = prefill_choices(self._ledger.loads, self._may_fill(entry, now))
+            worker = PLACE_PREFILL(choices, entry.grant.worker)
             if worker is None:
                 moved += self._move_if_out_of_reach(entry, entry.grant.worker, now)
                 continue
@@ -209,17 +211,17 @@ class Scheduler:
         self._ledger.apply(entry, Event.RETRY, now)
         return [order]
 
-    def _prefill_choices(self, entry: Entry, now: float) -> list[PrefillChoice]:
-        filling = self._ledger.in_state(State.FILLING)
-        return [
-            PrefillChoice(
-                member.worker,
-                sum(e.unfilled for e in filling if e.prefill == member.worker),
-                member.attached.keys(),
-            )
-            for member in self._members.alive(PREFILL, now)
-            if (member.worker, member.hello.epoch) in entry.writers
-        ]
+    def _may_fill(self, entry: Entry, now: float) -> Able:
+        """Prefill workers that accept work and may write to the blocks of this entry."""
+        decode, members = entry.decode, self._members
+
+        def able(worker: str) -> Member | None:
+            member = members.get(worker)
+            if member is None or (worker, member.hello.epoch) not in entry.writers:
+                return None
+            return member if decode in member.attached and member.accepts(now) else None
+
+        return able
 
     # ---- decode
 

@@ -43,7 +43,8 @@ class Tries:
     """Of one request. `reached` is the furthest token whose KV was computed, in any of its runs."""
 
     reached: int = 0
-    proven: bool = False  # it has made progress since it was placed
+    placed_at: float = 0.0  # when its current run began
+    proven: bool = False  # it has made progress since then
     deaths: int = 0  # of workers it was on, since its last progress
     refills: int = 0  # fills that failed or arrived damaged, since its last token
     gaps: int = 0  # since its last token
@@ -58,7 +59,8 @@ class Tries:
 
     def emitted(self, length: int) -> None:
         """New tokens came; prompt and tokens are so many now."""
-        self.reached = max(self.reached, length - 1)
+        if length > self.reached:
+            self.reached = length - 1
         self.proven = True
         self.deaths = self.refills = self.gaps = self.detours = 0
 
@@ -86,3 +88,43 @@ class Tries:
     def garbled(self) -> bool:
         """Its tokens do not reach the router."""
         return self.gaps >= MAX_GAPS
+
+
+class Isolation:
+    """The placed requests without progress on their workers, and those among them that are quarantined:
+    only these decide who waits for whom."""
+
+    def __init__(self) -> None:
+        self._unproven: dict[str, Tries] = {}  # in the order in which they were placed
+        self._quarantined: dict[str, Tries] = {}
+
+    def placed(self, name: str, tries: Tries, now: float) -> None:
+        """Its next run begins."""
+        tries.placed_at, tries.proven = now, False
+        self._unproven[name] = tries
+        if tries.quarantined:
+            self._quarantined[name] = tries
+
+    def tried(self, name: str, tries: Tries) -> None:
+        """It may have made progress."""
+        if tries.proven and name in self._unproven:
+            self.left(name)
+
+    def left(self, name: str) -> None:
+        """It is on no worker any more."""
+        self._unproven.pop(name, None)
+        self._quarantined.pop(name, None)
+
+    @property
+    def any_quarantined(self) -> bool:
+        """A quarantined request is on a worker."""
+        return bool(self._quarantined)
+
+    def delays(self, tries: Tries, now: float) -> bool:
+        """Whether a queued request waits for the progress of others."""
+        if any(now - each.placed_at < ISOLATION_S for each in self._quarantined.values()):
+            return True
+        if not tries.quarantined or not self._unproven:
+            return False
+        last = next(reversed(self._unproven.values()))
+        return now - last.placed_at < ISOLATION_S

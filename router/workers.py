@@ -8,6 +8,7 @@ missing.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
@@ -20,6 +21,7 @@ from router.ways import Ways
 PREFILL, DECODE = "prefill", "decode"
 MAX_PATIENCE_S = 86_400.0
 MISSED_BEATS = 3
+SILENT_S = MISSED_BEATS * BEAT_S
 MAX_WORKERS = 1024
 
 
@@ -39,6 +41,8 @@ class Member:
     last_heard: float
     attached: dict[str, Attached] = field(default_factory=dict)  # prefill: by decode worker
     failed: dict[str, str] = field(default_factory=dict)  # prefill: why, by decode worker
+    links: tuple[str, ...] | None = None  # prefill: `attached` in words; None: not put yet
+    writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
     leaving: bool = False  # it gets no new work
@@ -50,15 +54,19 @@ class Member:
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
-        return not self.leaving and self.health(now) is Health.ALIVE
+        return not self.leaving and now - self.last_heard < SILENT_S
+
+    @property
+    def dead_at(self) -> float:
+        """When it counts as dead, if nothing is heard until then."""
+        return self.last_heard + SILENT_S + self.hello.patience_s
 
     def health(self, now: float) -> Health:
         """A worker sends heartbeats from its step loop, so a wedged process falls silent though its
         sockets still answer. It may be silent for as long as its longest step takes."""
-        silent = now - self.last_heard
-        if silent >= MISSED_BEATS * BEAT_S + self.hello.patience_s:
-            return Health.DEAD
-        return Health.SUSPECT if silent >= MISSED_BEATS * BEAT_S else Health.ALIVE
+        if now - self.last_heard < SILENT_S:
+            return Health.ALIVE
+        return Health.DEAD if now >= self.dead_at else Health.SUSPECT
 
 
 class WorkerRegistry:
@@ -70,15 +78,37 @@ class WorkerRegistry:
         self._members: dict[str, Member] = {}
         self.ways = Ways()  # that are down
         self._silent: dict[str, Hello] = {}  # workers given up whose process may still run
+        self._by_role: dict[str, tuple[Member, ...]] = {}
+        self._leaving: dict[str, Member] = {}  # not dismissed yet
+        self._none_dead_before = inf  # no later than the first death by silence
+        self._news = True  # since take_news()
+        self.hellos: tuple[Hello, ...] = ()  # of all members; replaced when one comes or goes
+        self.largest_pool = 0  # blocks
+        self.block_size = 1  # tokens, of all members
         self.decode_since: float | None = None  # when the first decode worker joined
         self.filled_once = False  # a prefill worker could write to a decode worker at some time
 
     def get(self, worker: str) -> Member | None:
         return self._members.get(worker)
 
-    def of(self, role: str) -> Iterator[Member]:
+    def of(self, role: str) -> tuple[Member, ...]:
         """Members of a role, sorted by name, so that placement is deterministic."""
-        return (m for _, m in sorted(self._members.items()) if m.hello.role == role)
+        return self._by_role.get(role, ())
+
+    def _came_or_went(self) -> None:
+        """What is derived from the members, anew."""
+        members = [self._members[name] for name in sorted(self._members)]
+        for role in (PREFILL, DECODE):
+            self._by_role[role] = tuple(m for m in members if m.hello.role == role)
+        self.hellos = tuple(m.hello for m in members)
+        self.largest_pool = max((m.hello.blocks for m in self.of(DECODE)), default=0)
+        self.block_size = next((m.hello.block_size for m in members), 1)
+        self._news = True
+
+    def take_news(self) -> bool:
+        """Whether infos() may have changed since the last call, by more than time."""
+        news, self._news = self._news, False
+        return news
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
@@ -127,7 +157,9 @@ class WorkerRegistry:
     def join(self, hello: Hello, now: float) -> list[Effect]:
         """Add the worker and introduce it: every prefill worker attaches to every decode pool."""
         self._silent.pop(hello.worker, None)
-        self._members[hello.worker] = Member(hello, now)
+        member = self._members[hello.worker] = Member(hello, now)
+        self._none_dead_before = min(self._none_dead_before, member.dead_at)
+        self._came_or_went()
         self.ways.forget(hello.worker)
         news.joined(hello)
         if hello.role == DECODE and self.decode_since is None:
@@ -148,9 +180,12 @@ class WorkerRegistry:
         back = self.ways.opened(prefill.worker, report.worker, now)
         news.attached(prefill.worker, report, back=back)
         prefill.attached[report.worker] = report
-        self.filled_once = True
+        prefill.links = None
+        self.filled_once = self._news = True
         prefill.failed.pop(report.worker, None)
         hello = prefill.hello
+        decode = self._members[report.worker]
+        decode.writers |= {(hello.worker, hello.epoch)}
         joined = msg.WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
         return [To(report.worker, joined)]
 
@@ -158,8 +193,10 @@ class WorkerRegistry:
         """A prefill worker cannot write to this decode worker, which is current(), for now. `moved`: how
         many fills it had."""
         known = report.worker in prefill.failed and report.worker not in prefill.attached
-        prefill.attached.pop(report.worker, None)
+        if prefill.attached.pop(report.worker, None) is not None:
+            self._members[report.worker].writers -= {(prefill.worker, prefill.hello.epoch)}
         prefill.failed[report.worker] = report.why
+        prefill.links, self._news = None, True
         again_s = self.ways.failed(prefill.worker, report.worker, now)
         if not known or moved:
             news.way_lost(prefill.worker, report.worker, report.why, moved=moved, again_s=again_s)
@@ -190,21 +227,40 @@ class WorkerRegistry:
             if silent is None or silent.role == DECODE:
                 return []
             return self._to(DECODE, msg.WriterClear(worker))  # given up earlier, now proven dead
+        self._leaving.pop(worker, None)
+        self._came_or_went()
         if not proven_dead:
             self._silent[worker] = member.hello
+        for decode in map(self._members.get, member.attached):
+            if decode is not None:
+                decode.writers -= {(worker, member.hello.epoch)}
         if member.hello.role == DECODE:
             return self._detach(member)
         return self._to(DECODE, msg.WriterClear(worker)) if proven_dead else []
 
+    def leaves(self, member: Member) -> None:
+        """It gets no new work."""
+        member.leaving = self._news = True
+        if not member.dismissed:
+            self._leaving[member.worker] = member
+
+    @property
+    def leaving(self) -> tuple[Member, ...]:
+        """Members that leave and are not dismissed yet."""
+        return tuple(self._leaving.values())
+
     def dismiss(self, member: Member) -> list[Effect]:
         """Nothing runs on this leaving worker: it may end."""
         member.dismissed = True
+        self._leaving.pop(member.worker, None)
         detach = self._detach(member) if member.hello.role == DECODE else []
         return [*detach, To(member.worker, msg.Dismissed())]
 
     def _detach(self, decode: Member) -> list[Effect]:
         self.ways.forget(decode.worker)
+        self._news, decode.writers = True, frozenset()
         for prefill in self.of(PREFILL):
+            prefill.links = None
             prefill.attached.pop(decode.worker, None)
             prefill.failed.pop(decode.worker, None)
         return self._to(PREFILL, msg.Detach(decode.worker, decode.hello.epoch))
@@ -223,15 +279,37 @@ class WorkerRegistry:
 
     def dead(self, now: float) -> list[str]:
         """Workers that were silent for too long."""
+        if now < self._none_dead_before:
+            return []
+        self._none_dead_before = min((m.dead_at for m in self._members.values()), default=inf)
         return [m.worker for m in self if m.health(now) is Health.DEAD]
+
+    def writers(self, decode: str) -> frozenset[tuple[str, str]]:
+        """The prefill workers, with their epochs, that this decode worker is told of before it reads what
+        is sent to it now. Only these may write to what it grants then: the blocks of a grant wait in
+        quarantine for none but the writers that it knows."""
+        member = self._members.get(decode)
+        return member.writers if member is not None else frozenset()
 
     def prefill_reaches(self, decode: str, now: float) -> bool:
         """A prefill worker that accepts work can write to this decode worker."""
-        return any(decode in prefill.attached for prefill in self.alive(PREFILL, now))
+        return any(self._members[prefill].accepts(now) for prefill, _ in self.writers(decode))
 
-    def prefill_may_reach(self, decode: str, now: float) -> bool:
-        """The same, or such a prefill worker is about to attach to it."""
-        return any(decode not in prefill.failed for prefill in self.alive(PREFILL, now))
+    def any_fill_possible(self, now: float) -> bool:
+        """A prefill worker that accepts work can write to a decode worker that does, or may soon: it has
+        not failed to attach. While no decode worker accepts work, to any that stays."""
+        decodes: set[str] | None = None  # looked for only where a link has failed
+        for prefill in self.of(PREFILL):
+            if not prefill.accepts(now):
+                continue
+            if not prefill.failed:
+                return any(not decode.leaving for decode in self.of(DECODE))
+            if decodes is None:
+                staying = [m for m in self.of(DECODE) if not m.leaving]
+                decodes = {m.worker for m in self.alive(DECODE, now) or staying}
+            if not decodes <= prefill.failed.keys():
+                return True
+        return False
 
     def infos(self, now: float) -> tuple[WorkerInfo, ...]:
         """Every member, for ClusterInfo."""
@@ -241,11 +319,11 @@ class WorkerRegistry:
                 m.hello.role,
                 m.hello.device,
                 "leaving" if m.leaving else m.health(now).value,
-                tuple(map(_transport, m.attached.values())),
+                _links(m),
                 m.hello.load_s,
                 m.hello.how,
             )
-            for m in sorted(self, key=lambda m: m.worker)
+            for m in map(self._members.__getitem__, sorted(self._members))
         )
 
 
@@ -258,6 +336,12 @@ def other_protocol(protocol: str, why: str = "") -> str:
 
 def _attach(hello: Hello) -> msg.Attach:
     return msg.Attach(hello.worker, hello.epoch, hello.regions)
+
+
+def _links(member: Member) -> tuple[str, ...]:
+    if member.links is None:
+        member.links = tuple(map(_transport, member.attached.values()))
+    return member.links
 
 
 def _transport(attached: Attached) -> str:

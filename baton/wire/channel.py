@@ -26,7 +26,7 @@ from baton.package import COMMAND
 from baton.wire.codec import MAX_MESSAGE_BYTES, decode, decode_malformed, encode
 from baton.wire.handshakes import TO_THE_ROUTER, TO_THE_WORKER, Handshakes
 from baton.wire.keys import ClusterKeys
-from baton.wire.messages import Message, Unreachable
+from baton.wire.messages import ClusterInfo, Heartbeat, Message, Observed, Unreachable
 from baton.wire.node import ROUTER
 from baton.wire.rare_line import RareLine
 
@@ -34,6 +34,9 @@ WAITING_MESSAGES = 100_000
 """Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
 HEARTBEAT_MS, SILENT_MS = 2000, 10_000
 """ZeroMQ's own: a connection without an answer for so long is half open, and ended."""
+BROADCAST = (ClusterInfo, Heartbeat, Observed)
+"""Messages of which one goes to many peers: it is packed once."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -78,6 +81,7 @@ class Listener:
         self._guard: ThreadAuthenticator | None = None
         self._clock = clock
         self._reader = _Reader(clock)
+        self._packed: dict[type, tuple[Message, bytes]] = {}  # the last broadcast of each kind
         self.socket = self._context.socket(zmq.ROUTER)
         _common_options(self.socket)
         self.socket.router_mandatory = True
@@ -113,12 +117,20 @@ class Listener:
 
     def send(self, peer: str, *messages: Message) -> bool:
         try:
-            self.socket.send_multipart([peer.encode(), *map(encode, messages)], zmq.DONTWAIT)
+            self.socket.send_multipart([peer.encode(), *map(self._pack, messages)], zmq.DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             return False
         return True
+
+    def _pack(self, message: Message) -> bytes:
+        if not isinstance(message, BROADCAST):
+            return encode(message)
+        last = self._packed.get(type(message))
+        if last is None or last[0] is not message:
+            last = self._packed[type(message)] = (message, encode(message))
+        return last[1]
 
     def receive(self) -> Iterator[tuple[str, list[Message]]]:
         self._handshakes.look(self._clock())

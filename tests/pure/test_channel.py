@@ -72,6 +72,34 @@ def sends(channel: Listener | Dialer, peer: str, *messages: msg.Message) -> bool
     return False
 
 
+def test_one_message_to_many_peers_is_packed_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[msg.Message] = []
+
+    def counted(message: msg.Message) -> bytes:
+        packed.append(message)
+        return encode(message)
+
+    address = f"ipc://{folder / 'router.sock'}"
+    router = Listener(address)
+    peers = [Dialer(f"p{index}", address) for index in range(3)]
+    with closing(router, *peers):
+        for peer in peers:
+            assert sends(peer, ROUTER, msg.GetClusterInfo())
+        assert len(received(router, 3)) == 3
+        monkeypatch.setattr("baton.wire.channel.encode", counted)
+        beats = [msg.Heartbeat("router/1", steps) for steps in (1, 2)]
+        for beat in beats:
+            for index in range(3):
+                assert router.send(f"p{index}", beat, msg.Welcome("router/1", "here", index + 1))
+        assert [each for each in packed if isinstance(each, msg.Heartbeat)] == beats
+        for index, peer in enumerate(peers):
+            welcome = msg.Welcome("router/1", "here", index + 1)
+            expected = [m for beat in beats for m in (beat, welcome)]
+            assert [message for _, message in received(peer, 4)] == expected
+
+
 def junk(address: str, frames: list[bytes], identity: bytes = b"worker") -> Callable[[], None]:
     """A peer that speaks ZeroMQ and nothing else."""
     context = zmq.Context()

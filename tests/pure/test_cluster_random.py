@@ -18,6 +18,7 @@ from decode_worker.worker import ARRIVAL_S, DecodeWorker
 from prefill_worker.worker import PrefillWorker
 from router.batching import Rules
 from router.router import Router
+from tests.pure.slow_loads import wrong_choices, wrong_counts
 from tests.pure.town import Memory, Town, calm_answer
 
 SHAKEN = ("abort", "worker_lost", "fill_failed")
@@ -48,6 +49,7 @@ class WildTown(Town):
             if isinstance(node, DecodeWorker):
                 node.table.check()
         assert_states_agree(self.router)
+        assert not [*wrong_counts(self.router), *wrong_choices(self.router, self.now)]
 
 
 def assert_states_agree(router: Router) -> None:

@@ -1,7 +1,7 @@
 """The ownership protocol, explored (explore.py), and the explorer itself, which must find planted bugs.
 
-Here: all interleavings without a fault to their end (28 to 35 actions, 249 to 481 worlds), and those with
-one fault of any kind up to 8 actions for a pair of workers, 6 for three. Deeper ones: see explore.py."""
+Here: all interleavings without a fault to their end (28 to 36 actions, some 250 to 700 worlds), and those
+with one fault of any kind up to 8 actions for a pair of workers, 6 for three. Deeper: see explore.py."""
 
 from dataclasses import replace
 from typing import Any

@@ -27,7 +27,16 @@ def add(
 
 def walk(ledger: Ledger, entry: Entry, events: tuple[Event, ...], now: float = 0.0) -> None:
     for event in events:
-        ledger.apply(entry, event, now)
+        step(ledger, entry, event, now)
+
+
+def step(ledger: Ledger, entry: Entry, event: Event, now: float = 0.0) -> None:
+    """Apply the event, on the workers that the scheduler would have chosen."""
+    if event is Event.RESERVE:
+        entry.decode, entry.reserved, entry.block_size = "decode", entry.length + 1, 2
+    if event is Event.FILL:
+        entry.prefill = "prefill"
+    ledger.apply(entry, event, now)
 
 
 def names(entries: list[Entry]) -> list[str]:
@@ -86,7 +95,6 @@ def test_a_queued_request_has_no_run_and_no_worker() -> None:
     ledger = Ledger(Observers())
     entry = add(ledger, "a")
     walk(ledger, entry, PATH[:3])
-    entry.decode, entry.prefill = "d", "p"
     entry.grant = Grant("d", "d/0", entry.run, 1, (0,))
     ledger.apply(entry, Event.RETRY, 0.0)
     assert (entry.decode, entry.prefill, entry.grant, entry.receipt) == (None, None, None, None)
@@ -106,9 +114,9 @@ def test_the_line_is_first_come_first_served_and_who_comes_back_has_his_place() 
     ledger = Ledger(Observers())
     entries = [add(ledger, name) for name in "abcd"]
     assert ledger.next_queued(0.0) is entries[0]
-    ledger.apply(entries[0], Event.RESERVE, 0.0)
+    step(ledger, entries[0], Event.RESERVE, 0.0)
     assert ledger.next_queued(0.0) is entries[1]
-    ledger.apply(entries[1], Event.RESERVE, 0.0)
+    step(ledger, entries[1], Event.RESERVE, 0.0)
     assert ledger.next_queued(0.0) is entries[2]
     ledger.apply(entries[1], Event.LOST, 0.0)
     assert ledger.next_queued(0.0) is entries[1]
@@ -131,12 +139,12 @@ def test_a_quarantined_request_is_apart_until_it_has_made_progress() -> None:
     first, second = in_quarantine(ledger, "a", "b")
     other = add(ledger, "c")
     assert ledger.next_queued(0.0) is first
-    ledger.apply(first, Event.RESERVE, 0.0)
+    step(ledger, first, Event.RESERVE, 0.0)
     assert ledger.next_queued(0.0) is None
     walk(ledger, first, PATH[1:])
     ledger.tokens(first, [7], [0.0])
     assert ledger.next_queued(0.0) is second
-    ledger.apply(second, Event.RESERVE, 0.0)
+    step(ledger, second, Event.RESERVE, 0.0)
     ledger.apply(second, Event.FINISH, 0.0)
     assert ledger.next_queued(0.0) is other
 
@@ -156,11 +164,11 @@ def test_nobody_waits_for_the_progress_of_another_for_ever() -> None:
     ledger = Ledger(Observers())
     first, second = in_quarantine(ledger, "a", "b")
     other = add(ledger, "c")
-    ledger.apply(first, Event.RESERVE, 5.0)
+    step(ledger, first, Event.RESERVE, 5.0)
     assert ledger.next_queued(5.0 + ISOLATION_S - 0.1) is None
     assert ledger.next_queued(5.0 + ISOLATION_S) is other
     ledger.apply(first, Event.FINISH, 5.0)
-    ledger.apply(other, Event.RESERVE, 5.0)
+    step(ledger, other, Event.RESERVE, 5.0)
     assert ledger.next_queued(5.0 + ISOLATION_S) is second
 
 
@@ -182,8 +190,6 @@ def test_who_needs_a_worker_is_who_is_decoded_there_or_filled_there_now() -> Non
     for name, events in {"r": 1, "g": 2, "f": 3, "d": 4}.items():
         placed[name] = add(ledger, name)
         walk(ledger, placed[name], PATH[:events])
-        placed[name].decode = "decode"
-    placed["f"].prefill = placed["d"].prefill = "prefill"
     assert sorted(names(ledger.on_worker("decode"))) == ["d", "f", "g", "r"]
     assert names(ledger.on_worker("prefill")) == ["f"]
     assert ledger.on_worker("other") == []
@@ -209,7 +215,7 @@ def test_times_are_read_off_the_states_and_add_up() -> None:
     ledger = Ledger(Observers())
     entry = add(ledger, "a", 10.0)
     for event, now in zip(PATH, (11.0, 13.0, 16.0, 20.0), strict=True):
-        ledger.apply(entry, event, now)
+        step(ledger, entry, event, now)
     entry.handover_s, entry.moved_bytes = 1.5, 77
     entry.first_token = 25.0
     ledger.apply(entry, Event.TOKEN, 25.0)
@@ -229,7 +235,7 @@ def test_the_times_of_all_attempts_are_added() -> None:
     now = 0.0
     for event in (*PATH, Event.LOST, *PATH, Event.FINISH):
         now += 1.0
-        ledger.apply(entry, event, now)
+        step(ledger, entry, event, now)
     times = timings(entry, now, kv_bytes_per_token=0)
     assert times.retries == 1
     assert times.decode_s == 2.0

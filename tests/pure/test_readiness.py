@@ -70,7 +70,7 @@ def test_a_prefill_worker_that_cannot_write_leaves_the_cluster_degraded() -> Non
     made, ready = judged("d1", "p1")
     prefill = made.get("p1")
     assert prefill is not None
-    prefill.failed["d1"] = "no shared memory"
+    made.way_lost(prefill, msg.AttachFailed("d1", "d1/0", "no shared memory"), 0.0, moved=0)
     assert ready.missing(0.0) == ""
     why = "p1 cannot write to d1: no shared memory"
     assert ready.degraded(0.0) == f"{why}; {FILLING_THEMSELVES}"
@@ -113,7 +113,7 @@ def test_workers_that_leave_are_not_counted_on() -> None:
     made, ready = judged("d1", "p1")
     attach(made, "p1", "d1")
     for member in made:
-        member.leaving = True
+        made.leaves(member)
     assert ready.missing(0.0) == "no decode worker accepts requests: d1 leaving"
     assert [info.state for info in made.infos(0.0)] == ["leaving", "leaving"]
     assert not made.prefill_reaches("d1", 0.0)

@@ -150,7 +150,7 @@ def test_comings_and_goings_leave_nothing_behind() -> None:
     for index in range(20):
         made.join(hello(f"d{index}"), 0.0)
         attach(made, "p1", f"d{index}")
-        prefill.failed[f"d{index}"] = "x"
+        made.way_lost(prefill, msg.AttachFailed(f"d{index}", f"d{index}/0", "x"), 0.0, moved=0)
         made.remove(f"d{index}", proven_dead=True)
     assert (prefill.attached, prefill.failed) == ({}, {})
     assert [m.worker for m in made] == ["p1"]

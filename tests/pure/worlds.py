@@ -10,6 +10,7 @@ from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
 from router.router import Router
 from tests.pure.explored import Answers, Client, Violation, Write
+from tests.pure.slow_loads import wrong_counts
 
 FAULTS = {
     "kill": "a worker is killed and replaced; of what it had sent, the first messages arrive",
@@ -162,6 +163,8 @@ def facts_of(node: Any, answers: Answers) -> Facts:
             for entry in ledger.in_state(*LIVE):
                 if (entry.decode is None) != (entry.state is State.QUEUED):
                     raise Violation(f"{entry.id} is {entry.state} on {entry.decode}")
+            for wrong in wrong_counts(node):
+                raise Violation(wrong)
             resting = not (len(ledger) or ledger._runs or node._requests._dropping)
             members = tuple(sorted(member.worker for member in node.workers))
             return Facts(blob, resting, members=members)
