@@ -42,4 +42,4 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         vocabulary=files.vocab_size,
         pace=engine.pace,
     )
-    return run_worker(options, node)
+    return run_worker(options, node, patience_s=hello.patience_s)

@@ -130,6 +130,11 @@ class PrefillWorker:
         self._last_pool: str | None = None  # of the last forward
         self._jobs: dict[str, Job] = {}
 
+    @property
+    def joined(self) -> bool:
+        """Whether a router has taken this worker in."""
+        return self._membership.joined
+
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
         effects = self._membership.handle(message, now)
         if effects is not None:

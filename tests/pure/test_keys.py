@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baton.errors import InputError
-from baton.wire.keys import NAMES, load_keys, make_keys
+from baton.wire.keys import NAMES, is_exposed, load_keys, make_keys
 
 
 def test_made_keys_are_loaded_again(tmp_path: Path) -> None:
@@ -88,3 +88,29 @@ def test_forty_characters_that_are_no_key_are_refused(tmp_path: Path) -> None:
     (tmp_path / "router.public").write_bytes(b"\\" * 40)
     with pytest.raises(InputError, match=r"router\.public is not a CURVE key"):
         load_keys(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "of_root", "exposed"),
+    [
+        (0o400, False, False),
+        (0o600, False, False),
+        (0o440, False, True),
+        (0o404, False, True),
+        (0o440, True, False),  # a Secret of Kubernetes under fsGroup
+        (0o640, True, False),
+        (0o460, True, True),
+        (0o444, True, True),
+    ],
+)
+def test_root_may_let_a_group_read_a_secret(
+    monkeypatch: pytest.MonkeyPatch, mode: int, of_root: bool, exposed: bool
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 10001)
+    assert is_exposed(mode, of_root=of_root) is exposed
+
+
+def test_root_itself_reads_only_what_is_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert is_exposed(0o440, of_root=True)
+    assert not is_exposed(0o400, of_root=True)
