@@ -79,11 +79,13 @@ def _read(path: Path) -> bytes:
     if bytes_of_key != 32:
         raise InputError(f"{path} is not a CURVE key: a key is 40 characters of Z85, 32 bytes")
     mode = status.st_mode & 0o777
-    if path.name.endswith(".secret") and is_exposed(mode, of_root=status.st_uid == 0):
+    if path.name.endswith(".secret") and is_exposed(mode, owner=status.st_uid, reader=os.getuid()):
         raise InputError(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
     return key
 
 
-def is_exposed(mode: int, *, of_root: bool) -> bool:
-    """Whether a secret file of this mode can be read or written by users that its owner did not choose."""
-    return bool(mode & (0o037 if of_root and os.getuid() != 0 else 0o077))
+def is_exposed(mode: int, *, owner: int, reader: int) -> bool:
+    """Whether a secret file of this mode may be used by more users than it is meant for. `owner` and
+    `reader` are user ids."""
+    lent_by_root = owner == 0 != reader
+    return bool(mode & (0o037 if lent_by_root else 0o077))

@@ -118,7 +118,9 @@ class RoleBacklog:
 
     role: Name  # prefill, decode
     requests: Count
-    tokens: Count  # prefill: prompt tokens whose KV is not computed; decode: of the requests, so far
+    tokens: (
+        Count  # prefill: prompt tokens whose KV is not computed; decode: of the requests, so far
+    )
     oldest_s: TotalSeconds  # how long the first of them has waited
 
 

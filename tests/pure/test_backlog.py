@@ -1,4 +1,4 @@
-"""What waits for each role: requests, tokens, and the age of the oldest. Compared with the ledger itself."""
+"""What waits for each role: requests, tokens, age of the oldest. Compared with the ledger itself."""
 
 from hypothesis import given
 from hypothesis import strategies as st

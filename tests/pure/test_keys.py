@@ -91,26 +91,22 @@ def test_forty_characters_that_are_no_key_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "of_root", "exposed"),
+    ("mode", "owner", "exposed"),
     [
-        (0o400, False, False),
-        (0o600, False, False),
-        (0o440, False, True),
-        (0o404, False, True),
-        (0o440, True, False),  # a Secret of Kubernetes under fsGroup
-        (0o640, True, False),
-        (0o460, True, True),
-        (0o444, True, True),
+        (0o400, 10001, False),
+        (0o600, 10001, False),
+        (0o440, 10001, True),
+        (0o404, 10001, True),
+        (0o440, 0, False),  # a Secret of Kubernetes under fsGroup
+        (0o640, 0, False),
+        (0o460, 0, True),
+        (0o444, 0, True),
     ],
 )
-def test_root_may_let_a_group_read_a_secret(
-    monkeypatch: pytest.MonkeyPatch, mode: int, of_root: bool, exposed: bool
-) -> None:
-    monkeypatch.setattr(os, "getuid", lambda: 10001)
-    assert is_exposed(mode, of_root=of_root) is exposed
+def test_root_may_let_a_group_read_a_secret(mode: int, owner: int, exposed: bool) -> None:
+    assert is_exposed(mode, owner=owner, reader=10001) is exposed
 
 
-def test_root_itself_reads_only_what_is_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getuid", lambda: 0)
-    assert is_exposed(0o440, of_root=True)
-    assert not is_exposed(0o400, of_root=True)
+def test_root_itself_reads_only_what_is_its_own_alone() -> None:
+    assert is_exposed(0o440, owner=0, reader=0)
+    assert not is_exposed(0o400, owner=0, reader=0)

@@ -174,7 +174,9 @@ def test_the_announced_end_of_a_worker_is_no_loss_and_an_early_one_costs_no_try(
     entry = desk.router.ledger.get("a")
     assert entry is not None
     assert entry.tries.deaths == 0
-    assert desk.router._observers.counts(desk.router.ledger, desk.router.workers, 0.0).lost_decode == 0
+    assert (
+        desk.router._observers.counts(desk.router.ledger, desk.router.workers, 0.0).lost_decode == 0
+    )
 
 
 def test_blocks_a_leaving_writer_may_write_to_are_free_only_when_it_has_ended() -> None:
