@@ -28,7 +28,7 @@ from baton.wire.records import ProcessDown
 
 ASK_S = 0.5  # between two looks at a process
 DRAINING_S = 2.0  # between two looks for nodes that are to go away
-WAITING_S = 15.0  # until the user is told that there is no place for a process
+WAITING_S = 30.0  # until the user is told that there is no place for a process
 UNLISTED_S = 60.0
 """A worker that the router does not list comes back by itself if a link was cut, or the router is a new
 one. After so long it counts as stuck, and its owner is told what the router says: it kills the worker."""
@@ -276,8 +276,11 @@ class Fleet:
                 self._placer.move(name)
             if member.look is None and not member.waits and now - member.placed >= WAITING_S:
                 member.waits = True
-                what = "1 GPU" if member.needs.gpus else "1 CPU"
-                yield f"{name} waits for a place: no node with {what} free has taken it in"
+                what = (
+                    "a free GPU" if member.needs.gpus else "a free CPU" if member.needs.cpus else ""
+                )
+                place = f"a node with {what}" if what else "this node"
+                yield f"{name} waits for {place} to take it in"
         if now - self._looked_for_draining >= DRAINING_S:
             self._looked_for_draining = now
             yield from self._leave_nodes(self._placer.draining())

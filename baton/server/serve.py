@@ -9,6 +9,7 @@ This process owns the listening socket, so connections wait while the server is 
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,14 +118,16 @@ def run_serve_on_ray(
         fleet.start(server, api_keys)
         client = Client(fleet.address, keys=load_keys(keys), supervise=fleet.check, down=fleet.down)
         with closing(client):
-            ready = False
+            info, ready = None, False
             while not signals.count:
                 for event in client.poll(WATCH_S):
                     if isinstance(event, Notice):
                         _say(event.text)
-                    elif isinstance(event, ClusterInfo) and event.ready and not ready:
-                        ready = True
-                        _say(*describe(event, options.topology), *_welcome(event, settings, port))
+                    elif isinstance(event, ClusterInfo):
+                        info = event
+                if not ready and info is not None and info.ready and _listens(settings, port):
+                    ready = True
+                    _say(*describe(info, options.topology), *_welcome(info, settings, port))
             _say(f"{signals.last.name}: no new requests; again to end now")
             fleet.leave("server")
             deadline = time.monotonic() + settings.shutdown_s + GRACE_S
@@ -133,6 +136,15 @@ def run_serve_on_ray(
                     if isinstance(event, Notice):
                         _say(event.text)
     return INTERRUPTED if signals.count > 1 else 0
+
+
+def _listens(settings: ServerSettings, port: int) -> bool:
+    """Whether the server takes connections."""
+    try:
+        socket.create_connection((settings.host, port), timeout=WATCH_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def with_spare(options: ClusterOptions) -> ClusterOptions:
