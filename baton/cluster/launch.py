@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -175,7 +175,7 @@ def run_worker(
     """Connect to the router and run the node. Returns the exit code. `patience_s`: of its Hello; a loop
     that has not turned for so long is reported as stuck."""
     health = Health(patience_s)
-    listening = nullcontext()
+    listening: AbstractContextManager[object] = nullcontext()
     if options.health is not None:
         listening = closing(HealthServer(options.health, health))
 

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from baton.cluster.on_ray import free_port
 from baton.package import ROOT
 
 PROMPTS = [f"In the year {year} the" for year in range(2000, 2008)]
@@ -30,7 +30,7 @@ TOKENS = 60
 PATIENCE_S = 600.0  # of a machine that does much else
 CPUS = 3  # of a node: one can hold all workers
 ENVIRONMENT = os.environ | {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "600",
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300",
     "RAY_worker_register_timeout_seconds": "600", "RAY_enable_worker_prestart": "0",
 }  # fmt: skip
 pytestmark = pytest.mark.timeout(1800)
@@ -51,14 +51,17 @@ class RayNodes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._before = set(processes("raylet/raylet")) | set(processes("gcs/gcs_server"))
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port('127.0.0.1')}"
         self._start("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false",
                     f"--temp-dir={folder}")  # fmt: skip
         self.head = self._raylets()
         self.others = [self.add(), self.add()]
 
     def _start(self, *options: str) -> None:
+        """Ports are given, because a raylet that has to learn them from its agents waits 15 s only."""
+        ports = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port",
+                 "metrics-export-port")  # fmt: skip
+        options += tuple(f"--{each}={free_port('127.0.0.1')}" for each in ports)
         command = [
             str(Path(sys.executable).parent / "ray"), "start", f"--num-cpus={CPUS}", *options,
             "--object-store-memory=100000000", "--disable-usage-stats",
