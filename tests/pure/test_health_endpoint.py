@@ -8,6 +8,9 @@ import pytest
 
 from baton.errors import InputError
 from baton.health import Health, HealthServer, parse_address
+from baton.wire import messages as msg
+from baton.wire.node import ROUTER
+from tests.pure.town import Town
 
 
 class Clock:
@@ -94,3 +97,16 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_hosts_of_both_families_are_read() -> None:
     assert parse_address("10.0.0.7:81") == ("10.0.0.7", 81)
     assert parse_address("[fd00::7]:81") == ("fd00::7", 81)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_worker_has_joined_while_a_router_knows_it(role: str) -> None:
+    town = Town()
+    (name,) = town.workers(role)
+    worker = town.nodes[name]
+    assert not worker.joined  # type: ignore[attr-defined]
+    town.submit("a", range(1, 9), 3)
+    town.run_all(["a"])
+    assert worker.joined  # type: ignore[attr-defined]
+    worker.handle(ROUTER, msg.Exited(ROUTER), town.now)
+    assert not worker.joined  # type: ignore[attr-defined]
