@@ -28,9 +28,10 @@ from baton.package import ROOT
 PROMPTS = [f"In the year {year} the" for year in range(2000, 2008)]
 TOKENS = 60
 PATIENCE_S = 600.0  # of a machine that does much else
+ATTEMPTS = 10
 CPUS = 3  # of a node: one can hold all workers
 ENVIRONMENT = os.environ | {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300",
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "60",
     "RAY_worker_register_timeout_seconds": "600", "RAY_enable_worker_prestart": "0",
 }  # fmt: skip
 pytestmark = pytest.mark.timeout(1800)
@@ -48,26 +49,33 @@ def wait_for(what: str, happened: Callable[[], Any]) -> Any:
 class RayNodes:
     """Nodes of one Ray cluster, each started by `ray start`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, others: int = 2) -> None:
         self._folder = folder
-        self._before = set(processes("raylet/raylet")) | set(processes("gcs/gcs_server"))
+        self._before = self._servers()
         self.address = f"127.0.0.1:{free_port('127.0.0.1')}"
-        self._start("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false",
-                    f"--temp-dir={folder}")  # fmt: skip
-        self.head = self._raylets()
-        self.others = [self.add(), self.add()]
+        self._start(
+            "--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false",
+            f"--temp-dir={folder}",
+        )  # fmt: skip
+        self.others = [self.add() for _ in range(others)]
 
     def _start(self, *options: str) -> None:
-        """Ports are given, because a raylet that has to learn them from its agents waits 15 s only."""
-        ports = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port",
-                 "metrics-export-port")  # fmt: skip
-        options += tuple(f"--{each}={free_port('127.0.0.1')}" for each in ports)
+        """More than once if need be: a raylet ends if its agents take more than 15 s to start, as on a
+        machine that does much else."""
         command = [
             str(Path(sys.executable).parent / "ray"), "start", f"--num-cpus={CPUS}", *options,
             "--object-store-memory=100000000", "--disable-usage-stats",
         ]  # fmt: skip
-        ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        for _ in range(ATTEMPTS):
+            ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+            if ran.returncode == 0:
+                return
+            if "--head" in options:
+                self.stop()
+        raise AssertionError(ran.stdout + ran.stderr)
+
+    def _servers(self) -> set[int]:
+        return {*processes("raylet/raylet"), *processes("gcs/gcs_server")}
 
     def _raylets(self) -> set[int]:
         return set(processes("raylet/raylet")) - self._before
@@ -98,8 +106,7 @@ class RayNodes:
 
     def stop(self) -> None:
         """End the processes of this cluster and no others."""
-        mine = (set(processes("raylet/raylet")) | set(processes("gcs/gcs_server"))) - self._before
-        mine |= set(processes(str(self._folder)))
+        mine = (self._servers() - self._before) | set(processes(f"{self._folder}/"))
         for pid in mine - {os.getpid()}:
             kill(pid)
 
