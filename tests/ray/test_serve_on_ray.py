@@ -241,11 +241,20 @@ def service(nodes: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     made.process.wait()
 
 
+def router_address(service: Service) -> str:
+    """That of this service: others may run on this machine."""
+    (server,) = [
+        p for p in processes(f"--port {service.port} ") if "baton.server" in command_line(p)
+    ]
+    found = re.search(r"--router (tcp://\S+)", command_line(server))
+    assert found is not None
+    return found[1]
+
+
 def running(service: Service, name: str) -> int:
     """The process of a worker of this service."""
-    router = re.search(r"--router (tcp://\S+)", command_line(processes("-m baton.server")[-1]))
-    assert router is not None
-    (pid,) = [p for p in processes(f"--name {name} ") if router[1] in command_line(p)]
+    address = router_address(service)
+    (pid,) = [p for p in processes(f"--name {name} ") if address in command_line(p)]
     return pid
 
 
@@ -277,9 +286,7 @@ def test_an_actor_that_is_killed_costs_nothing_and_leaves_no_twin(service: Servi
 
 def test_a_router_that_is_killed_costs_nothing_and_keeps_its_address(service: Service) -> None:
     with Load(service):
-        (router,) = [
-            p for p in processes("-m router --address") if "--health" not in command_line(p)
-        ]
+        (router,) = processes(f"-m router --address {router_address(service)} ")
         kill(router)
         wait_for("its restart", lambda: "router died (signal 9)" in service.said())
         service.wait_until_all_serve()
