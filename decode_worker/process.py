@@ -78,7 +78,7 @@ def run(
             engine.pace,
             files.rope,
         )
-        return run_worker(options, node, decoding.wakeups)
+        return run_worker(options, node, decoding.wakeups, patience_s=hello.patience_s)
     finally:
         decoding.close()
 

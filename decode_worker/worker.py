@@ -71,6 +71,11 @@ class DecodeWorker:
         self._membership = Membership(hello, self._start_anew)
         self._reporter = PoolReporter(self.table)
 
+    @property
+    def joined(self) -> bool:
+        """Whether a router has taken this worker in."""
+        return self._membership.joined
+
     # ---- the Node
 
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:

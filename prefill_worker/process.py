@@ -43,6 +43,6 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         pace=engine.pace,
     )
     try:
-        return run_worker(options, node)
+        return run_worker(options, node, patience_s=hello.patience_s)
     finally:
         filling.close()

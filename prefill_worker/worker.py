@@ -94,6 +94,11 @@ class PrefillWorker:
         self._idle = False  # the last step computed nothing
         self._jobs: dict[str, Job] = {}
 
+    @property
+    def joined(self) -> bool:
+        """Whether a router has taken this worker in."""
+        return self._membership.joined
+
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
         effects = self._membership.handle(message, now)
         if effects is not None:

@@ -3,6 +3,8 @@
 import os
 import secrets
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import click
@@ -10,6 +12,8 @@ import click
 from baton.clock import monotonic
 from baton.cluster.launch import leave_with_one_line
 from baton.cluster.options import process_options
+from baton.cluster.stuck import STUCK_S
+from baton.health import Health, HealthServer, parse_address
 from baton.host import core_numbers, die_with, host_id
 from baton.log import LEVELS, set_up_logging
 from baton.model_files import resolve_model
@@ -78,12 +82,18 @@ from router.router import Identity, Router
     show_default=True,
     help="How much is logged to stderr.",
 )
+@click.option(
+    "--health",
+    default=None,
+    metavar="HOST:PORT",
+    help="Answer /livez and /readyz over HTTP there, for a supervisor such as Kubernetes.",
+)
 @click.option("--parent", type=int, default=None, hidden=True)
 @click.option("--pulse", type=int, default=None, hidden=True)
 def main(
     address: str, model: str, batch_size: int, batch_window_ms: float, max_fill_tokens: int,
     max_model_len: int | None, colocated: bool, local_prefill_tokens: int, keys: Path | None,
-    log_level: str, parent: int | None, pulse: int | None,
+    log_level: str, health: str | None, parent: int | None, pulse: int | None,
 ) -> None:  # fmt: skip
     """Follow every request from prompt to last token. Workers and clients join by themselves:
 
@@ -97,6 +107,8 @@ def main(
         if parent is not None and not die_with(parent):
             sys.exit(0)
         set_up_logging("router", log_level)
+        if health is not None:
+            parse_address(health)
         channel = Listener(address, load_keys(keys, router=True) if keys else None)
         try:
             served, tokenizer = _served(model, max_model_len)
@@ -104,12 +116,29 @@ def main(
                 f"router/{secrets.token_hex(4)}", host_id(), os.getpid(), core_numbers()
             )
             router = Router(identity, served, tokenizer, rules, monotonic)
-            beat = None if pulse is None else Pulse(pulse).beat
-            return Loop(router, channel, parent=parent, beat=beat).run()
+            with _heartbeat(health, pulse) as beat:
+                return Loop(router, channel, parent=parent, beat=beat).run()
         finally:
             channel.close()
 
     leave_with_one_line(work)
+
+
+@contextmanager
+def _heartbeat(address: str | None, pulse: int | None) -> Iterator[Callable[[], None]]:
+    """What the loop calls each turn: shows it over HTTP and to the supervisor, if they are there."""
+    beats: list[Callable[[], None]] = [] if pulse is None else [Pulse(pulse).beat]
+    with ExitStack() as stack:
+        if address is not None:
+            health = Health(STUCK_S["router"])
+            stack.enter_context(closing(HealthServer(address, health)))
+            beats.append(health.beat)
+
+        def beat() -> None:
+            for each in beats:
+                each()
+
+        yield beat
 
 
 def _served(model: str, max_model_len: int | None) -> tuple[Served, Tokenizer]:

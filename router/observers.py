@@ -14,6 +14,7 @@ from baton.timeline import Moment
 from baton.wire.messages import ClusterInfo, Observed
 from baton.wire.node import Effect, To
 from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo
+from router.backlog import Backlog
 from router.ledger import Entry, Ledger
 from router.timings import timings
 from router.workers import DECODE, PREFILL, Member, WorkerRegistry
@@ -44,6 +45,7 @@ class Observers:
         self._generated = self._preempted = self._refilled = 0
         self._lost = {PREFILL: 0, DECODE: 0}
         self._next_events = self._next_count = 0.0
+        self._backlog = Backlog()
 
     def add(self, client: str) -> None:
         self._clients[client] = None
@@ -55,6 +57,7 @@ class Observers:
     # ---- from the ledger
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
+        self._backlog.moved(entry, now)
         name = entry.id
         if entry.state in (State.QUEUED, State.FINISHED):
             self._last_token.pop(name, None)
@@ -68,6 +71,7 @@ class Observers:
             self._ended.append(_ended(entry, now, note))
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
+        self._backlog.filled_to(entry, tokens)
         if self._clients:
             self._moments.append(replace(_moment(entry, now, ""), tokens=tokens))
 
@@ -119,12 +123,12 @@ class Observers:
             now,
             tuple(self._moments + decoding_now),
             tuple(self._ended),
-            self.counts(ledger, members) if counting else None,
+            self.counts(ledger, members, now) if counting else None,
         )
         self._moments, self._ended, self._with_tokens = [], [], {}
         return [To(client, observed) for client in self._clients]
 
-    def counts(self, ledger: Ledger, members: WorkerRegistry) -> Counts:
+    def counts(self, ledger: Ledger, members: WorkerRegistry, now: float) -> Counts:
         """The router's counts: current ones, and totals since its start."""
         return Counts(
             waiting=ledger.count(*LIVE) - ledger.count(State.DECODING),
@@ -138,6 +142,7 @@ class Observers:
             itl=tuple(self._itl),
             itl_s=self._itl_s,
             pools=tuple(_pool(member) for member in members.of(DECODE)),
+            backlogs=self._backlog.report(now),
         )
 
 

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from baton.cli.options import (
     SectionCommand,
     SectionGroup,
+    cluster_options,
     job_options,
     sampling_options,
     target_options,
@@ -108,23 +109,35 @@ def infer(ctx: click.Context, /, prompt: str, generation_length: int, **given: A
 @max_num_seqs_option
 @server_options
 @target_options()
+@cluster_options
 @click.pass_context
-def serve(ctx: click.Context, /, model_name: str | None, max_num_seqs: int, **given: Any) -> None:
+def serve(
+    ctx: click.Context, /, model_name: str | None, max_num_seqs: int, cluster: str,
+    ray_address: str | None, **given: Any,
+) -> None:  # fmt: skip
     """Serve OpenAI's API, and a page that shows every request, at http://127.0.0.1:8000.
 
     python main.py serve                             the bundled model
 
     python main.py serve MODEL --port 8000 --num-prefill 1 --num-decode 1
+
+    python main.py serve MODEL --cluster ray --num-prefill 4 --num-decode 8
     """
     from baton.offline.describe import describe_cluster
-    from baton.offline.settings import RunningCluster, target_from
-    from baton.server.serve import run_serve
+    from baton.offline.settings import RunningCluster, options_for_ray, target_from
+    from baton.server.serve import run_serve, run_serve_on_ray
 
     if model_name is not None:
         if _is_explicit(ctx, "model") and given["model"] != model_name:
             raise InputError(f"two models are named, {model_name} and {given['model']}: name one")
         given["model"] = model_name
-    target = target_from(given, partial(_is_explicit, ctx), batch_size=max_num_seqs)
+    is_explicit = partial(_is_explicit, ctx)
+    if cluster == "ray":
+        options = options_for_ray(given, is_explicit, batch_size=max_num_seqs)
+        sys.exit(run_serve_on_ray(options, settings_from(given), describe_cluster, ray_address))
+    if ray_address is not None:
+        raise InputError("--ray-address is for --cluster ray: add it, or leave out the address")
+    target = target_from(given, is_explicit, batch_size=max_num_seqs)
     if isinstance(target, RunningCluster):
         raise InputError(
             "serve starts its own cluster; for a running one use: "

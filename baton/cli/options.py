@@ -127,6 +127,17 @@ def target_options() -> Decorator:
     )  # fmt: skip
 
 
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where `serve` starts its processes."""
+    processes = partial(option, PROCESSES)
+    return apply(
+        processes("--cluster", type=click.Choice(("local", "ray")), default="local",
+                  help="local: on this machine; ray: workers on the nodes of a Ray cluster."),
+        processes("--ray-address", metavar="ADDRESS", show_default="that of this machine",
+                  help="The Ray cluster, as HOST:PORT of its head."),
+    )(command)  # fmt: skip
+
+
 def print_version(ctx: click.Context, option: click.Parameter, given: bool) -> None:
     """Print the version and exit."""
     if given:

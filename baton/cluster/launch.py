@@ -5,15 +5,17 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import click
 import zmq
 
 from baton import failpoint
 from baton.errors import BatonError, InputError
+from baton.health import Health, HealthServer, parse_address
 from baton.host import core_numbers, die_with, host_id, process_age_s
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
@@ -51,6 +53,7 @@ class WorkerOptions:
     drain_timeout: float  # seconds from SIGTERM until it ends at the latest
     keys: ClusterKeys | None
     parent: int | None
+    health: str | None = None  # HOST:PORT
     idle: float = 0.0  # seconds that this process waited for its command (baton/cluster/standby.py)
 
 
@@ -68,6 +71,8 @@ _OPTIONS = [
                  help=f"Folder of CURVE keys; needed for tcp. See `{COMMAND} keys`."),
     click.option("--log-level", type=click.Choice(LEVELS), default="warning", show_default=True,
                  help="How much is logged to stderr."),
+    click.option("--health", default=None, metavar="HOST:PORT",
+                 help="Answer /livez and /readyz over HTTP there, for a supervisor such as Kubernetes."),
     click.option("--parent", type=int, default=None, hidden=True),
     click.option("--idle", type=float, default=0.0, hidden=True),
 ]  # fmt: skip
@@ -91,6 +96,8 @@ def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
     folder = given.pop("keys")
     keys = None if folder is None else load_keys(folder)
     check_address(given["router"], keys)  # before seconds are spent on loading torch and a model
+    if given["health"] is not None:
+        parse_address(given["health"])
     resolve_model(given["model"])
     calm_openmp()
     return WorkerOptions(
@@ -150,16 +157,36 @@ def first_epoch(options: WorkerOptions) -> str:
     return f"{options.name}/0"
 
 
+class WorkerNode(Node, Protocol):
+    """The logic of a worker."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether a router has taken it in."""
+
+
 def run_worker(
-    options: WorkerOptions, node: Node, wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple
+    options: WorkerOptions,
+    node: WorkerNode,
+    wakeups: Callable[[], Sequence[zmq.Socket[bytes]]] = tuple,
+    *,
+    patience_s: float = PATIENCE_FLOOR_S,
 ) -> int:
-    """Connect to the router and run the node. Returns the exit code."""
-    channel = Dialer(options.name, options.router, options.keys)
-    drain_s = options.drain_timeout
-    try:
-        return Loop(node, channel, parent=options.parent, wakeups=wakeups, drain_s=drain_s).run()
-    finally:
-        channel.close()
+    """Connect to the router and run the node. Returns the exit code. `patience_s`: of its Hello; a loop
+    that has not turned for so long is reported as stuck."""
+    health = Health(patience_s)
+    listening: AbstractContextManager[object] = nullcontext()
+    if options.health is not None:
+        listening = closing(HealthServer(options.health, health))
+
+    def beat() -> None:
+        health.beat("" if node.joined else f"not taken in by the router at {options.router}")
+
+    with listening, closing(Dialer(options.name, options.router, options.keys)) as channel:
+        return Loop(
+            node, channel, parent=options.parent, wakeups=wakeups, drain_s=options.drain_timeout,
+            beat=beat,
+        ).run()  # fmt: skip
 
 
 def leave_with_one_line(work: Callable[[], int]) -> NoReturn:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from baton.clock import Clock, monotonic
@@ -151,8 +151,11 @@ class Cluster:
 
     def add(self, beside: Beside) -> None:
         """Start one more process, and supervise it too."""
-        command = [*beside.command, "--router", self.address]
-        child = Child(beside.name, command, None, beside.descriptors)
+        self.launch(replace(beside, command=[*beside.command, "--router", self.address]))
+
+    def launch(self, beside: Beside) -> None:
+        """The same for one whose command names its router."""
+        child = Child(beside.name, beside.command, None, beside.descriptors)
         self._children.append(child)
         self._spawn(child)
 

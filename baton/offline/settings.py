@@ -106,6 +106,40 @@ def target_from(given: Mapping[str, Any], is_explicit: IsExplicit, *, batch_size
     return OwnCluster(options, given["download"])
 
 
+def options_for_ray(
+    given: Mapping[str, Any], is_explicit: IsExplicit, *, batch_size: int
+) -> ClusterOptions:
+    """`given` holds the value of every option. Devices are auto, cpu or cuda: Ray chooses node and GPU.
+    Raises InputError."""
+    for name, why in (
+        ("router", "a running cluster has its own workers"),
+        ("keys", "the cluster makes its own keys"),
+        ("download", "fetch the model on every node before"),
+        ("spare_worker", "a spare cannot wait on every node"),
+    ):
+        if given[name]:
+            raise InputError(f"{flag(name)} and --cluster ray exclude each other: {why}")
+    colocated, devices = given["colocated"], dict[str, tuple[str, ...]]()
+    for role in ("prefill", "decode"):
+        count, named = given[f"num_{role}"], given[f"{role}_device"] or ("auto",)
+        if colocated and role == "prefill":
+            if is_explicit("num_prefill") or given["prefill_device"]:
+                raise InputError("prefill workers and --colocated exclude each other")
+            count = 0
+        elif count < 1:
+            raise InputError(f"--num-{role} must be at least 1, got {count}")
+        for each in named:
+            if each not in ("auto", "cpu", "cuda"):
+                raise InputError(
+                    f"--{role}-device {each}: with --cluster ray it is auto, cpu or cuda; Ray chooses "
+                    "the GPU"
+                )
+        devices[role] = tuple(named[number % len(named)] for number in range(count))
+    topology = Topology(devices["prefill"], devices["decode"], colocated)
+    declared = {each.name: given[each.name] for each in DECLARED}
+    return ClusterOptions(given["model"], topology, batch_size, **declared)
+
+
 def check_numbers(*, batch_size: int, generation_length: int, stop: tuple[str, ...]) -> None:
     """Raises InputError."""
     if batch_size < 1:

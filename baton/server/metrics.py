@@ -147,6 +147,7 @@ class Metrics:
         yield self._gauge("kv_blocks", "Blocks of all pools.", total)
         yield self._gauge("kv_blocks_cached", "Free blocks that may be used again.", cached)
         yield self._gauge("kv_blocks_quarantined", "Blocks a writer may still reach.", quarantined)
+        yield from self._backlogs(counts)
         yield self._count("generation_tokens", "Generated tokens.", counts.generated_tokens)
         yield self._count("num_preemptions", "Preempted in a full pool.", counts.preemptions)
         yield self._count(
@@ -165,6 +166,18 @@ class Metrics:
         itl = HistogramMetricFamily(name, "Between tokens.", labels=("model_name",))
         itl.add_metric([self._model], buckets, counts.itl_s)
         yield itl
+
+    def _backlogs(self, counts: Counts) -> Iterator[Metric]:
+        """What waits for each role: what an autoscaler acts on."""
+        for name, text, field in (
+            ("backlog_requests", "Requests that wait for a worker of the role.", "requests"),
+            ("backlog_tokens", "Their tokens; for prefill, those still to be computed.", "tokens"),
+            ("queue_age_seconds", "How long the first of them has waited.", "oldest_s"),
+        ):
+            family = GaugeMetricFamily(PREFIX + name, text, labels=("model_name", "role"))
+            for each in counts.backlogs:
+                family.add_metric([self._model, each.role], getattr(each, field))
+            yield family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=("model_name",))

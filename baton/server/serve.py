@@ -9,19 +9,27 @@ This process owns the listening socket, so connections wait while the server is 
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from baton.client.blocking import Client, Notice
+from baton.cluster.fleet import Fleet, with_devices
+from baton.cluster.on_ray import RayPlacer, free_port
 from baton.cluster.options import ClusterOptions
 from baton.cluster.spare import WORTH_BYTES
 from baton.cluster.supervisor import Beside, Cluster
 from baton.host import available_memory
+from baton.package import own_version
 from baton.server.options import ServerSettings, bind, write_keys
+from baton.topology import Topology
+from baton.wire.keys import load_keys, make_keys
 from baton.wire.messages import ClusterInfo
 
 INTERRUPTED = 130
@@ -78,6 +86,65 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
+
+
+def run_serve_on_ray(
+    options: ClusterOptions,
+    settings: ServerSettings,
+    describe: Callable[[ClusterInfo, Topology], Sequence[str]],
+    address: str | None,
+) -> int:
+    """The same with the workers on a Ray cluster; router and server run on this node, as actors. Returns
+    the exit code. Raises BatonError."""
+    with closing(bind(settings.host, settings.port)) as probe:  # a port in use is known at once
+        port = probe.getsockname()[1]
+    with (
+        TemporaryDirectory(prefix="baton-keys-") as folder,
+        RayPlacer(address) as placer,
+    ):
+        signals = _Signals()  # after ray, which takes SIGTERM for itself
+        make_keys(keys := Path(folder) / "keys")
+        fleet = Fleet(
+            placer,
+            options := with_devices(options, placer.gpus),
+            host=placer.host,
+            port=free_port(placer.host),
+            version=own_version(),
+            keys={each.name: each.read_bytes() for each in keys.iterdir()},
+        )
+        _say(f"listening on {url(settings, port)}; placing {options.topology}")
+        api_keys = "".join(f"{key}\n" for key in settings.api_keys).encode()
+        server = ["--port", str(port), "--model", options.model, *settings.arguments()]
+        fleet.start(server, api_keys)
+        client = Client(fleet.address, keys=load_keys(keys), supervise=fleet.check, down=fleet.down)
+        with closing(client):
+            info, ready = None, False
+            while not signals.count:
+                for event in client.poll(WATCH_S):
+                    if isinstance(event, Notice):
+                        _say(event.text)
+                    elif isinstance(event, ClusterInfo):
+                        info = event
+                if not ready and info is not None and info.ready and _listens(settings, port):
+                    ready = True
+                    _say(*describe(info, options.topology), *_welcome(info, settings, port))
+            _say(f"{signals.last.name}: no new requests; again to end now")
+            fleet.leave("server")
+            deadline = time.monotonic() + settings.shutdown_s + GRACE_S
+            while fleet.has("server") and signals.count < 2 and time.monotonic() < deadline:
+                for event in client.poll(POLL_S):
+                    if isinstance(event, Notice):
+                        _say(event.text)
+    return INTERRUPTED if signals.count > 1 else 0
+
+
+def _listens(settings: ServerSettings, port: int) -> bool:
+    """Whether the server takes connections."""
+    try:
+        socket.create_connection((settings.host, port), timeout=WATCH_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def with_spare(options: ClusterOptions) -> ClusterOptions:

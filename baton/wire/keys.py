@@ -5,7 +5,9 @@
     member.secret   identifies members (workers and clients); copy it with care
     member.public   the router admits peers that hold the matching secret
 
-The files hold 40 characters of Z85 each (ZeroMQ RFC 32); secrets are readable by their owner only.
+The files hold 40 characters of Z85 each (ZeroMQ RFC 32); secrets are readable by their owner only. One
+that belongs to root may be readable by a group, too: root chose it, as Kubernetes does for Secrets with
+fsGroup.
 """
 
 import os
@@ -65,7 +67,7 @@ def _write(path: Path, key: bytes, mode: int) -> None:
 def _read(path: Path) -> bytes:
     try:
         key = path.read_bytes().strip()
-        mode = path.stat().st_mode & 0o777
+        status = path.stat()
     except OSError as error:
         raise InputError(
             f"cannot read the key {path}: {error.strerror}; make keys with `{COMMAND} keys DIR`"
@@ -76,6 +78,14 @@ def _read(path: Path) -> bytes:
         bytes_of_key = 0
     if bytes_of_key != 32:
         raise InputError(f"{path} is not a CURVE key: a key is 40 characters of Z85, 32 bytes")
-    if path.name.endswith(".secret") and mode & 0o077:
+    mode = status.st_mode & 0o777
+    if path.name.endswith(".secret") and is_exposed(mode, owner=status.st_uid, reader=os.getuid()):
         raise InputError(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
     return key
+
+
+def is_exposed(mode: int, *, owner: int, reader: int) -> bool:
+    """Whether a secret file of this mode may be used by more users than it is meant for. `owner` and
+    `reader` are user ids."""
+    lent_by_root = owner == 0 != reader
+    return bool(mode & (0o037 if lent_by_root else 0o077))

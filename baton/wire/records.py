@@ -113,6 +113,18 @@ class PoolInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleBacklog:
+    """What waits for the workers of one role."""
+
+    role: Name  # prefill, decode
+    requests: Count
+    tokens: (
+        Count  # prefill: prompt tokens whose KV is not computed; decode: of the requests, so far
+    )
+    oldest_s: TotalSeconds  # how long the first of them has waited
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """The router's counts: current ones, or totals since its start."""
 
@@ -127,3 +139,4 @@ class Counts:
     itl: Annotated[tuple[Count, ...], Size(0, 256)]  # gaps between tokens, counted in ITL_BUCKETS_S
     itl_s: TotalSeconds  # their sum
     pools: Annotated[tuple[PoolInfo, ...], Size(0, 4096)]
+    backlogs: Annotated[tuple[RoleBacklog, ...], Size(0, 16)] = ()

@@ -32,7 +32,7 @@ ROWS = (
     (
         "baton.kv", "baton.grammar", "baton.model_files", "baton.topology", "baton.host",
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
-        "baton.table", "baton.pace", "baton.pulse", "prompts",
+        "baton.health", "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
     ("baton.gguf", "baton.model_packages"),
     ("baton.checkpoints",),

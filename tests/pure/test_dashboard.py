@@ -6,7 +6,15 @@ from pathlib import Path
 
 from baton.server.metrics import Metrics
 from baton.wire.messages import ClusterInfo
-from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo, Timings, WorkerInfo
+from baton.wire.records import (
+    ITL_BUCKETS_S,
+    Counts,
+    Ended,
+    PoolInfo,
+    RoleBacklog,
+    Timings,
+    WorkerInfo,
+)
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana.json"
 
@@ -18,7 +26,9 @@ def full() -> Metrics:
     metrics.ended(Ended("r", "stop", 9, 5, "shm", timings))
     metrics.ended(Ended("s", "worker_lost", 9, 5, "", timings))
     itl = tuple(range(len(ITL_BUCKETS_S) + 1))
-    metrics.counts = Counts(1, 2, 50, 3, 4, 5, 6, 7, itl, 8.0, (PoolInfo("d", 9, 4, 2, 1),))
+    backlogs = RoleBacklog("decode", 3, 70, 1.5), RoleBacklog("prefill", 2, 60, 0.5)
+    pools = (PoolInfo("d", 9, 4, 2, 1),)
+    metrics.counts = Counts(1, 2, 50, 3, 4, 5, 6, 7, itl, 8.0, pools, backlogs)
     worker = WorkerInfo("decode-0.a", "decode", "cpu", "alive")
     metrics.info = ClusterInfo(True, "demo", "f", 9, 9, "float32", {}, (worker,), "")
     metrics.rejected("overloaded")
@@ -45,6 +55,9 @@ def test_counts_are_passed_on_as_they_were_told() -> None:
     assert found['baton:kv_blocks_leased{model_name="demo"}'] == 5
     assert found['baton:workers_lost_total{model_name="demo",role="decode"}'] == 6
     assert found['baton:num_preemptions_total{model_name="demo"}'] == 3
+    assert found['baton:backlog_tokens{model_name="demo",role="prefill"}'] == 60
+    assert found['baton:backlog_requests{model_name="demo",role="decode"}'] == 3
+    assert found['baton:queue_age_seconds{model_name="demo",role="decode"}'] == 1.5
     buckets = sum(range(len(ITL_BUCKETS_S) + 1))
     assert found['baton:inter_token_latency_seconds_count{model_name="demo"}'] == buckets
     assert found['baton:inter_token_latency_seconds_sum{model_name="demo"}'] == 8.0

@@ -8,7 +8,7 @@ import pytest
 
 from baton.cli.keys import make
 from baton.errors import InputError
-from baton.wire.keys import NAMES, load_keys, make_keys
+from baton.wire.keys import NAMES, is_exposed, load_keys, make_keys
 
 
 def test_made_keys_are_loaded_again(tmp_path: Path) -> None:
@@ -96,3 +96,25 @@ def test_what_is_printed_with_new_keys_reaches_other_hosts(tmp_path: Path) -> No
         line for line in make(tmp_path / "keys").splitlines() if "decode" in line and "-m" in line
     ]
     assert decode.endswith("--kv-host ADDRESS")
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "exposed"),
+    [
+        (0o400, 10001, False),
+        (0o600, 10001, False),
+        (0o440, 10001, True),
+        (0o404, 10001, True),
+        (0o440, 0, False),  # a Secret of Kubernetes under fsGroup
+        (0o640, 0, False),
+        (0o460, 0, True),
+        (0o444, 0, True),
+    ],
+)
+def test_root_may_let_a_group_read_a_secret(mode: int, owner: int, exposed: bool) -> None:
+    assert is_exposed(mode, owner=owner, reader=10001) is exposed
+
+
+def test_root_itself_reads_only_what_is_its_own_alone() -> None:
+    assert is_exposed(0o440, owner=0, reader=0)
+    assert not is_exposed(0o400, owner=0, reader=0)

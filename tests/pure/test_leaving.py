@@ -24,7 +24,7 @@ ROLES = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
 
 
 def losses(town: Town) -> tuple[int, int]:
-    counts = town.router._observers.counts(town.router.ledger, town.router.workers)
+    counts = town.router._observers.counts(town.router.ledger, town.router.workers, 0.0)
     return counts.lost_prefill, counts.lost_decode
 
 
@@ -174,7 +174,9 @@ def test_the_announced_end_of_a_worker_is_no_loss_and_an_early_one_costs_no_try(
     entry = desk.router.ledger.get("a")
     assert entry is not None
     assert entry.tries.deaths == 0
-    assert desk.router._observers.counts(desk.router.ledger, desk.router.workers).lost_decode == 0
+    assert (
+        desk.router._observers.counts(desk.router.ledger, desk.router.workers, 0.0).lost_decode == 0
+    )
 
 
 def test_blocks_a_leaving_writer_may_write_to_are_free_only_when_it_has_ended() -> None:

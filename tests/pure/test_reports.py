@@ -158,7 +158,7 @@ def test_a_decode_worker_attaches_to_nobody() -> None:
 def test_forged_reports_are_seen_among_the_late_ones() -> None:
     desk = desk_in("filling")
     desk.hear("d1", msg.Filled("a#0", RECEIPT, 0.0))
-    counts = desk.router._observers.counts(desk.router.ledger, desk.router.workers)
+    counts = desk.router._observers.counts(desk.router.ledger, desk.router.workers, 0.0)
     assert counts.late_reports == 1
 
 
@@ -167,7 +167,7 @@ def test_a_worker_that_was_given_up_and_goes_on_is_late_and_told_so() -> None:
     (to,) = desk.hear("p9", msg.Filled("a#0", RECEIPT, 0.0))
     assert isinstance(to.message, msg.Reset)
     desk.hear("p9", msg.Heartbeat("p9/0", 1))
-    counts = desk.router._observers.counts(desk.router.ledger, desk.router.workers)
+    counts = desk.router._observers.counts(desk.router.ledger, desk.router.workers, 0.0)
     assert (counts.late_reports, desk.router.reports.forged) == (1, 0)
 
 
