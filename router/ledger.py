@@ -140,12 +140,12 @@ class Ledger:
         self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
-        """Change the entry's state. RESERVE begins a new run; FINISH removes the entry. `note` is the
-        reason, for observers."""
+        """Change the entry's state. RESERVE begins a new run, as does START without a grant; FINISH
+        removes the entry. `note` is the reason, for observers."""
         state = advance(entry.state, event)
         if state is not entry.state:
             self._move(entry, state, now)
-        if event is Event.RESERVE:
+        if event is Event.RESERVE or (event is Event.START and entry.grant is None):
             self._name_run(entry)
             entry.placed_at, entry.tries.proven = now, False
             self._runs[entry.run] = entry
@@ -178,6 +178,7 @@ class Ledger:
         entry.emitted += token_ids
         if token_ids:
             entry.tries.emitted(entry.length)
+            self.deadlines.placed(entry.id)  # an engine has no grant: its first token ends the wait
         entry.first_token = times[0] if entry.first_token is None else entry.first_token
         self._listener.sampled(entry, times)
 

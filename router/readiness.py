@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from baton.bounds import short
 from baton.wire.records import ProcessDown
-from router.workers import DECODE, PREFILL, Health, Member, WorkerRegistry
+from router.workers import DECODE, ENGINE, PREFILL, Health, Member, WorkerRegistry
 
 PREFILL_GRACE_S = 30.0
 """From the first decode worker's Hello. A prefill worker loads the same model, but is checked longer."""
@@ -71,6 +71,8 @@ class Readiness:
 
     def missing(self, now: float) -> str:
         """Why requests cannot be served now; empty if they can. Changes at most once a second."""
+        if engines := self._staying(ENGINE):
+            return "" if any(not e.paused for e in engines) else _pauses(engines)
         if not self._staying(DECODE):
             return self._absent(DECODE, now)
         if self._colocated or not self._in_grace(now):
@@ -79,6 +81,8 @@ class Readiness:
 
     def degraded(self, now: float) -> str:
         """What is missing although requests are served; empty if nothing is."""
+        if engines := self._staying(ENGINE):
+            return _pauses(engines)
         found = []
         if not self._colocated and self.fill_themselves(now):
             found.append(f"{self._no_prefill(now)}; {FILLING_THEMSELVES}")
@@ -126,6 +130,10 @@ def _unattached(prefills: Sequence[Member]) -> str:
     found = [(p.worker, d, why) for p in prefills for d, why in p.failed.items()]
     whys = [f"{prefill} cannot write to {decode}: {short(why)}" for prefill, decode, why in found]
     return _listed(whys) or "no prefill worker is attached to a decode worker yet"
+
+
+def _pauses(engines: Sequence[Member]) -> str:
+    return _listed([f"{_name(each)}: {short(each.paused)}" for each in engines if each.paused])
 
 
 def _listed(causes: Sequence[str], separator: str = "; ") -> str:

@@ -5,6 +5,7 @@ scheduling.py   orders to workers; batching.py decides what is filled next, plac
 workers.py      which workers have joined and are alive
 readiness.py    whether requests can be served, and what is missing
 reports.py      which of a worker's reports are believed
+engines.py      requests for workers that ask another server
 observers.py    what clients follow
 """
 
@@ -150,6 +151,8 @@ class Router:
                 member.pool = message
             case msg.Leaving():
                 member.leaving = True
+            case msg.Paused(why):
+                member.paused = why
             case msg.Filled():
                 orders = self._requests.report(sender, message, now)
                 return self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work

@@ -10,6 +10,7 @@ from baton.wire.messages import Cancel, Fill, Renew, Reserve, Start
 from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
+from router.engines import Engines
 from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
 from router.placement import (
@@ -47,11 +48,13 @@ class Scheduler:
         self._rope = rope
         self._alone = False  # at this step
         self._affinity = Affinity()
+        self._engines = Engines(ledger, members, rules, self._affinity, rope)
 
     def place(self, now: float) -> list[Effect]:
         """All orders that are possible now."""
         self._alone = self._fill_themselves(now)
-        return [*self._reserve(now), *self._start_local(now), *self._fill(now)]
+        engines = self._engines.place(self.start, now)
+        return [*engines, *self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
         """Seconds until an order becomes possible by the passing of time alone."""
@@ -227,6 +230,7 @@ class Scheduler:
         """Without a receipt the decode worker computes the prompt itself. After a death tokens are not
         buffered, so that a request which kills its workers at some token is known by that place."""
         assert entry.decode is not None
+        self._ledger.apply(entry, Event.START, now)
         params = entry.params
         if entry.tries.deaths:
             params = replace(params, stream_interval_s=0.0)
@@ -237,7 +241,6 @@ class Scheduler:
         )
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport
-        self._ledger.apply(entry, Event.START, now)
         return To(entry.decode, order)
 
     def kv_bytes_per_token(self, entry: Entry) -> int:

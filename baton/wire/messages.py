@@ -59,7 +59,7 @@ from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
 from baton.wire.records import Ages, Logprobs
 
-PROTOCOL = 8
+PROTOCOL = 9
 
 
 # ---- router -> worker -----
@@ -216,7 +216,7 @@ class Hello:
     layout: Name  # KVLayout.fingerprint
     block_size: Tokens
     block_bytes: Bytes
-    blocks: Blocks  # capacity of a decode worker's pool, 0 for prefill
+    blocks: Blocks  # of a decode worker's pool; an engine's: requests at once; 0 for prefill
     regions: Regions
     patience_s: Seconds
     load_s: TotalSeconds
@@ -379,6 +379,23 @@ class RunFailed:
     message: Line
 
 
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """An engine worker takes no new runs, and why; empty: it does again. What runs there goes on."""
+
+    why: Line
+
+
+@dataclass(frozen=True, slots=True)
+class RunReturned:
+    """An engine worker cannot go on with the run; another one may, from its last token. `suspect`: the
+    run may be at fault, as for the death of a worker."""
+
+    run: RunName
+    why: Line
+    suspect: bool
+
+
 # ---- the loop to its own node ----
 
 
@@ -420,7 +437,8 @@ Message = (
     Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
     | Decoded | Deferred | Detach | Dismissed | Drop | Emissions | Emitted | Exited | Expired | Failed
     | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
-    | Leaving | Malformed | Observe | Observed | PoolStats | Preempted | PromptLogprobs
-    | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed | Start
-    | Submit | Supervised | Terminate | Unreachable | Welcome | WriterClear | WriterJoined
+    | Leaving | Malformed | Observe | Observed | Paused | PoolStats | Preempted | PromptLogprobs
+    | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed
+    | RunReturned | Start | Submit | Supervised | Terminate | Unreachable | Welcome | WriterClear
+    | WriterJoined
 )  # fmt: skip
