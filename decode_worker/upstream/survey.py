@@ -154,7 +154,7 @@ async def _token_ids(fetch: Fetch, model: str, dialect: Dialect, expected: Expec
     reply = await _reply(fetch, "POST", dialect.path, body_of(dialect, asked))
     if reply.status != 200:
         raise _error(
-            f"the upstream does not continue token ids (it was asked as {dialect.title} is)", reply
+            f"a test (two tokens after some token ids, asked as {dialect.title} is) failed", reply
         )
     ids: list[int] = []
     try:
