@@ -72,7 +72,7 @@ class Readiness:
     def missing(self, now: float) -> str:
         """Why requests cannot be served now; empty if they can. Changes at most once a second."""
         if engines := self._staying(ENGINE):
-            return "" if any(not e.paused for e in engines) else _pauses(engines)
+            return "" if any(not e.out_of_order for e in engines) else _out_of_order(engines)
         if not self._staying(DECODE):
             return self._absent(DECODE, now)
         if self._colocated or not self._in_grace(now):
@@ -82,7 +82,7 @@ class Readiness:
     def degraded(self, now: float) -> str:
         """What is missing although requests are served; empty if nothing is."""
         if engines := self._staying(ENGINE):
-            return _pauses(engines)
+            return _out_of_order(engines)
         found = []
         if not self._colocated and self.fill_themselves(now):
             found.append(f"{self._no_prefill(now)}; {FILLING_THEMSELVES}")
@@ -132,8 +132,9 @@ def _unattached(prefills: Sequence[Member]) -> str:
     return _listed(whys) or "no prefill worker is attached to a decode worker yet"
 
 
-def _pauses(engines: Sequence[Member]) -> str:
-    return _listed([f"{_name(each)}: {short(each.paused)}" for each in engines if each.paused])
+def _out_of_order(engines: Sequence[Member]) -> str:
+    found = [each for each in engines if each.out_of_order]
+    return _listed([f"{_name(each)}: {short(each.out_of_order)}" for each in found])
 
 
 def _listed(causes: Sequence[str], separator: str = "; ") -> str:

@@ -151,8 +151,8 @@ class Router:
                 member.pool = message
             case msg.Leaving():
                 member.leaving = True
-            case msg.Paused(why):
-                member.paused = why
+            case msg.Paused(why, busy):
+                member.paused, member.out_of_order = why, "" if busy else why
             case msg.Filled():
                 orders = self._requests.report(sender, message, now)
                 return self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work

@@ -46,6 +46,7 @@ class Member:
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
     leaving: bool = False  # it gets no new work
     paused: str = ""  # engine: why it takes no new work for now
+    out_of_order: str = ""  # the same, unless it is only busy
     dismissed: bool = False
 
     @property
@@ -241,7 +242,7 @@ class WorkerRegistry:
                 m.worker,
                 m.hello.role,
                 m.hello.device,
-                "leaving" if m.leaving else "paused" if m.paused else m.health(now).value,
+                "leaving" if m.leaving else "paused" if m.out_of_order else m.health(now).value,
                 tuple(map(_transport, m.attached.values())),
                 m.hello.load_s,
                 m.hello.how,

@@ -381,9 +381,11 @@ class RunFailed:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """An engine worker takes no new runs, and why; empty: it does again. What runs there goes on."""
+    """An engine worker takes no new runs, and why; empty: it does again. What runs there goes on. `busy`:
+    it serves, and has enough to do."""
 
     why: Line
+    busy: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,18 +39,18 @@ class Answer:
     params: GenerationParams
     dialect: Dialect
     vocabulary: int
-    repeats: bool = False
+    repeats: int = 0  # tokens that the upstream generates again; 0: it continues from all
     sent: bool = False  # a token of this run was sent to the router
     ended: bool = False
     call: int = 0  # the HTTP request that serves it
-    _repeated: int = field(init=False, default=0)
+    _repeated: int = field(init=False, default=0)  # of these, so far
     _shift: int = field(init=False, default=0)  # of the seed
 
     @classmethod
     def of(cls, order: Start, dialect: Dialect, vocabulary: int) -> "Answer":
         """For a Start whose params this dialect supports."""
         ids, prompt, params = list(order.token_ids), order.prompt_tokens, order.params
-        repeats = len(ids) > prompt and not _continues(params, dialect)
+        repeats = 0 if _continues(params, dialect) else len(ids) - prompt
         return cls(ids, prompt, params, dialect, vocabulary, repeats)
 
     @property
@@ -81,7 +81,7 @@ class Answer:
         for token in piece.token_ids:
             if token >= self.vocabulary:
                 raise Hopeless(f"it sent token id {token}, the vocabulary has {self.vocabulary:,}")
-            if self.repeats and self._repeated < self.generated:
+            if self._repeated < self.repeats:
                 if token != self.token_ids[self.prompt_tokens + self._repeated]:
                     raise Diverged
                 self._repeated += 1
@@ -100,7 +100,8 @@ class Answer:
                 "it generated other tokens than before from the same prompt and seed, and an answer "
                 "with a grammar cannot go on from its middle"
             )
-        self.repeats, self._shift = False, self.generated
+        self.repeats = self._repeated = 0
+        self._shift = self.generated
 
     def _append(self, token: int) -> tuple[int, str | None]:
         self.token_ids.append(token)
@@ -111,7 +112,7 @@ class Answer:
 
     def _last(self, piece: Piece) -> tuple[int, str | None]:
         """The upstream ended the answer by a token that it did not show, or for a reason of its own."""
-        if self.repeats and self._repeated < self.generated:
+        if self._repeated < self.repeats:
             raise Diverged
         stops = self.params.stop_token_ids
         if piece.finish == "stop" and stops:

@@ -60,6 +60,11 @@ class Health:
         """Why it takes no requests now; empty if it does."""
         return self._down or (self._busy if now < self._busy_until else "")
 
+    @property
+    def out_of_order(self) -> bool:
+        """It does not serve."""
+        return bool(self._down)
+
     def look(self, now: float) -> Look | None:
         """What to do now; the answer comes by found() or missed()."""
         if self._looking or now < self._next_look:

@@ -135,25 +135,19 @@ class EngineWorker:
         if (how := self.health.look(now)) is not None:
             self.upstream.look(how)
         effects += self._buffer.take_due(now, now)
-        if not self._membership.joined or (why := self._paused(now)) == self._told:
+        why = self.health.why(now)
+        if not self._membership.joined or why == self._told:
             return effects
-        self._told = why
-        return [
-            To(ROUTER, msg.Paused(why)),
-            *effects,
-        ]  # before what it makes the router place again
+        if why:
+            logger.warning("takes no new requests: %s", why)
+        else:
+            logger.warning("takes requests again: %s", self.url)
+        self._told, busy = why, bool(why) and not self.health.out_of_order
+        return [To(ROUTER, msg.Paused(why, busy)), *effects]  # before the runs that it returns
 
     def due(self, now: float) -> float:
         waits = (self._membership.due(now), self._buffer.due(now), self.health.due(now))
         return min(waits)
-
-    def _paused(self, now: float) -> str:
-        why = self.health.why(now)
-        if why and not self._told:
-            logger.warning("takes no new requests: %s", why)
-        elif self._told and not why:
-            logger.warning("takes requests again: %s", self.url)
-        return why
 
     # ---- runs
 
