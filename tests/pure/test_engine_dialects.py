@@ -32,14 +32,16 @@ DRAWN = SamplingParams(
 ALL = sorted(DIALECTS.values(), key=lambda each: each.name)
 
 
-def body(dialect: Dialect, sampling: SamplingParams = GREEDY, **params: object) -> dict[str, object]:
+def body(
+    dialect: Dialect, sampling: SamplingParams = GREEDY, **params: object
+) -> dict[str, object]:
     given = GenerationParams(9, sampling, stop_token_ids=(0,), **params)  # type: ignore[arg-type]
     asked = Asked("the-model", (1, 2, 3), 7, given.min_tokens, given)
     return json.loads(json.dumps(body_of(dialect, asked)))
 
 
 def test_the_option_names_every_dialect() -> None:
-    assert KINDS == ("auto", *DIALECTS)
+    assert ("auto", *DIALECTS) == KINDS
 
 
 @pytest.mark.parametrize("dialect", ALL, ids=lambda each: each.name)

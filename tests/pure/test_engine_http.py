@@ -5,6 +5,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -81,7 +82,9 @@ def upstream(server: Server) -> Iterator[HttpUpstream]:
     made.shut()
 
 
-def heard(upstream: HttpUpstream, enough: Callable[[list[Heard]], bool] | None = None) -> list[Heard]:
+def heard(
+    upstream: HttpUpstream, enough: Callable[[list[Heard]], bool] | None = None
+) -> list[Heard]:
     """What is heard, until the end of a call."""
     (socket_,), found = upstream.wakeups(), list[Heard]()
     enough = enough or (lambda news: any(not isinstance(each, Events) for each in news))
@@ -200,10 +203,8 @@ def test_shutting_it_closes_everything(server: Server) -> None:
 
     def stream(connection: socket.socket) -> None:
         connection.sendall(CHUNKED + PART)
-        try:
+        with suppress(ConnectionResetError):
             connection.recv(1)
-        except ConnectionResetError:
-            pass
         closed.set()
 
     server.script = stream

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from decode_worker.upstream.survey import Expected, Reply, Survey, Unfit, Unready, changed, message_of, survey
+from decode_worker.upstream.survey import (
+    Expected,
+    Reply,
+    Survey,
+    Unfit,
+    Unready,
+    changed,
+    message_of,
+    survey,
+)
 
 IDS = tuple(range(10, 30))
 EXPECTED = Expected("auto", "", 512, 100, IDS)
@@ -161,5 +170,3 @@ MESSAGES: list[tuple[bytes, str]] = [
 @pytest.mark.parametrize(("body", "message"), MESSAGES)
 def test_the_message_of_an_error(body: bytes, message: str) -> None:
     assert message_of(body) == message
-
-
