@@ -175,8 +175,8 @@ def test_the_job_of_a_fourth_terminal(address: str, type_in: Type, tmp_path: Pat
 def test_another_cluster_is_a_worker_dies_in_the_middle_and_comes_back(
     address: str, clients: Clients, type_in: Type, folder: Path
 ) -> None:
-    """The HTTP server of the first cluster is the upstream of an engine worker of a second one. Its answers
-    are seeded by position, so that they go on where they were."""
+    """The HTTP server of the first cluster is the upstream of an engine worker of a second one. Its
+    answers are seeded by position, so that they go on where they were."""
     second, port = f"ipc://{folder}/second.sock", free_port()
     serve = ("-m", "server", "--router", address, "--port", port)
     dying = type_in(*serve, BATON_FAILPOINTS="server.chunk:kill:8")
