@@ -194,7 +194,7 @@ def _llama_grammar(spec: GrammarSpec) -> Json:
 
 def read_piece(data: str) -> Piece:
     """One event of a reply, of any dialect. Raises ValueError if it is not an object of JSON."""
-    found = json.loads(data)
+    found = loaded(data)
     if not isinstance(found, dict):
         raise ValueError(f"an event is no JSON object: {data[:80]}")
     if error := found.get("error"):
@@ -207,6 +207,14 @@ def read_piece(data: str) -> Piece:
         ids = _ids(found.get("tokens"), found.get("content"))
         return Piece(ids, finish if found.get("stop") is True else None)
     return Piece()
+
+
+def loaded(text: str | bytes) -> Any:
+    """JSON of another server. Raises ValueError, also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _from_choice(choices: object) -> Piece:

@@ -63,7 +63,8 @@ class Address:
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError as error:
             raise InputError(f"--upstream {url!r} is no URL: {error}") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in url:
+        plain = url.isascii() and url.isprintable() and not {*"@?# "} & {*url}
+        if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
             raise InputError(
                 f"--upstream must be http://HOST:PORT or https://HOST:PORT, got {url!r}; a key "
                 "belongs into --upstream-key-file"

@@ -86,7 +86,7 @@ def _introduce(
         regions=(),
         patience_s=PATIENCE_S,
         load_s=max(0.0, process_age_s() - options.idle),
-        how=f"{title}, model {found.model}",
+        how=f"{title}, model {found.model[:200]}",
     )
 
 
@@ -98,6 +98,6 @@ def _key(file: Path | None) -> str:
         lines = file.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--upstream-key-file {file} cannot be read: {error}") from error
-    if len(lines) != 1 or not lines[0].isascii():
+    if len(lines) != 1 or not (lines[0].isascii() and lines[0].isprintable()):
         raise InputError(f"--upstream-key-file {file} must hold one key, and nothing else")
     return lines[0]

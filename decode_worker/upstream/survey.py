@@ -5,7 +5,6 @@ wrong model, a text without token ids, or a short context are found before the w
 when the upstream comes back after it was gone.
 """
 
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from errno import ECONNREFUSED
@@ -22,6 +21,7 @@ from decode_worker.upstream.dialects import (
     Dialect,
     Json,
     body_of,
+    loaded,
     read_piece,
 )
 from decode_worker.upstream.events import EventReader
@@ -198,7 +198,7 @@ async def _object(fetch: Fetch, method: str, path: str, body: Json | None) -> Js
     if reply.status != 200:
         raise _error(f"{method} {path} failed", reply)
     try:
-        found = json.loads(reply.body)
+        found = loaded(reply.body)
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -244,7 +244,7 @@ def message_of(body: bytes) -> str:
     """The message of an error in OpenAI's shape or FastAPI's, in one line; else the body's beginning."""
     found: Any
     try:
-        found = json.loads(body)
+        found = loaded(body)
     except ValueError:
         found = body[:300].decode("utf-8", "replace")
     if isinstance(found, dict):

@@ -156,9 +156,11 @@ def test_ids_and_end_of_a_reply(event: object, piece: Piece) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "7", '{"choices": [7]}', '{"choices": [{"token_ids": "ab"}]}',
+    ["", "{", "[]", "7", "[" * 100_000, '{"a":' * 100_000, '{"choices": [7]}',
+     '{"choices": [{"token_ids": "ab"}]}',
      '{"choices": [{"token_ids": [1.5]}]}', '{"choices": [{"token_ids": [-1]}]}',
      '{"choices": [{"token_ids": [true]}]}', '{"content": "", "tokens": {"a": 1}}'],
+    ids=lambda text: text[:20],
 )  # fmt: skip
 def test_what_is_no_reply_is_an_error(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - JSON's own, and ours

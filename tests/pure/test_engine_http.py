@@ -249,7 +249,8 @@ def test_an_address(url: str, normal: str) -> None:
 
 @pytest.mark.parametrize(
     "url", ["gpu7:8000", "ftp://gpu7", "http://", "http://gpu7:http", "http://gpu7:99999",
-            "http://user:key@gpu7", "http://gpu7?key=1", ""],
+            "http://user:key@gpu7", "http://gpu7?key=1", "http://gpu7/a b",
+            "http://gpu7/\n", "http://gpü7", "http://gpu7#x", ""],
 )  # fmt: skip
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(InputError, match="--upstream"):

@@ -70,7 +70,7 @@ def test_a_key_file(tmp_path: Path) -> None:
     file.write_text("secret\n")
     assert _key(file) == "secret"
     assert _key(None) == ""
-    for text in ("", "two words", "clé"):
+    for text in ("", "two words", "clé", "a\x01b"):
         file.write_text(text)
         with pytest.raises(InputError, match="one key"):
             _key(file)

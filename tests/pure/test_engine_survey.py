@@ -106,6 +106,8 @@ TWO = {"data": [MODEL, {**MODEL, "id": "other"}]}
 UNFIT: list[tuple[dict[str, Any], str]] = [
     ({"models": None}, "/v1/models failed: status 404"),
     ({"models": b"<html>"}, "no OpenAI-compatible API"),
+    ({"models": b"[" * 100_000}, "no OpenAI-compatible API"),
+    ({"completions": b"data: " + b"[" * 100_000 + b"\n\n"}, "cannot be read"),
     ({"models": {"data": 7}}, "no OpenAI-compatible API"),
     ({"models": {"data": []}}, "serves none"),
     ({"models": TWO}, "--upstream-model: 'm', 'other'"),
