@@ -7,6 +7,9 @@ A run that has tokens already is resumed in one of two ways:
     repeat     from the prompt, with the same seed; the tokens that are known are compared and dropped.
                Other servers draw from a stream of random numbers that begins with the answer.
 
+llama.cpp leaves out ids in the middle of a character, and counts them (Gap): what follows is asked for
+as one reply, which has all.
+
 If the repeated tokens differ, the answer continues from those that were sent, with another seed.
 """
 
@@ -30,6 +33,10 @@ class Diverged(Exception):
     """The upstream generated other tokens than before, from the same prompt and seed."""
 
 
+class Gap(Exception):
+    """The upstream generated more tokens than it sent ids for."""
+
+
 @dataclass(slots=True)
 class Answer:
     """A run at the upstream. Like a Run it can be buffered (token_buffer.py)."""
@@ -43,6 +50,8 @@ class Answer:
     sent: bool = False  # a token of this run was sent to the router
     ended: bool = False
     call: int = 0  # the HTTP request that serves it
+    streamed: bool = True
+    _received: int = field(init=False, default=0)  # ids of the present request
     _repeated: int = field(init=False, default=0)  # of these, so far
     _shift: int = field(init=False, default=0)  # of the seed
 
@@ -69,15 +78,19 @@ class Answer:
             params.max_new_tokens - have,
             max(0, params.min_tokens - have),
             params,
+            self.streamed,
         )
 
     def take(self, piece: Piece) -> Iterator[tuple[int, str | None]]:
         """New tokens, each already in `token_ids`; the last with the finish reason. Raises Faulty,
-        Hopeless or Diverged."""
+        Hopeless, Diverged or Gap."""
         if piece.error:
             raise Faulty(f"an error in the stream: {piece.error}")
         if piece.token_ids is None:
             raise Hopeless(f"it sent text without token ids; needed is {self.dialect.needs}")
+        self._received += len(piece.token_ids)
+        if self.streamed and piece.total is not None and piece.total > self._received:
+            raise Gap
         for token in piece.token_ids:
             if token >= self.vocabulary:
                 raise Hopeless(f"it sent token id {token}, the vocabulary has {self.vocabulary:,}")
@@ -100,8 +113,14 @@ class Answer:
                 "it generated other tokens than before from the same prompt and seed, and an answer "
                 "with a grammar cannot go on from its middle"
             )
-        self.repeats = self._repeated = 0
+        self.repeats = self._repeated = self._received = 0
         self._shift = self.generated
+
+    def ask_whole(self) -> None:
+        """After Gap."""
+        self.streamed = False
+        self.repeats = 0 if _continues(self.params, self.dialect) else self.generated
+        self._repeated = self._received = 0
 
     def _append(self, token: int) -> tuple[int, str | None]:
         self.token_ids.append(token)

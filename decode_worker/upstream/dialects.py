@@ -39,13 +39,15 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to generate: `max_tokens` after these ids, of which the first `min_tokens` end nothing."""
+    """What to generate: `max_tokens` after these ids, of which the first `min_tokens` end nothing. Not
+    `streamed`: as one reply."""
 
     model: str
     token_ids: Sequence[int]
     max_tokens: int
     min_tokens: int
     params: GenerationParams  # resolved
+    streamed: bool = True
 
     @property
     def sampling(self) -> SamplingParams:
@@ -55,12 +57,13 @@ class Asked:
 
 class Piece(NamedTuple):
     """A part of a reply. `token_ids` None: it has text, and no ids. `end_id` ended the answer; it may be
-    missing among the ids."""
+    missing among the ids. `total`: ids of the answer so far, by the server's count."""
 
     token_ids: Sequence[int] | None = ()
     finish: str | None = None
     end_id: int | None = None
     error: str = ""
+    total: int | None = None
 
 
 # ---- requests
@@ -105,7 +108,7 @@ def _completions(dialect: Dialect, asked: Asked) -> Json:
         "model": asked.model,
         "prompt": list(asked.token_ids),
         "max_tokens": asked.max_tokens,
-        "stream": True,
+        "stream": asked.streamed,
         "temperature": 0.0 if sampling.greedy else sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or dialect.top_k_off,
@@ -137,7 +140,7 @@ def _llama(dialect: Dialect, asked: Asked) -> Json:
     body: Json = {
         "prompt": list(asked.token_ids),
         "n_predict": asked.max_tokens,
-        "stream": True,
+        "stream": asked.streamed,
         "temperature": 0.0 if sampling.greedy else sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
@@ -205,7 +208,9 @@ def read_piece(data: str) -> Piece:
     if "content" in found or "tokens" in found:
         finish = {"limit": "length", "none": "abort"}.get(str(found.get("stop_type")), "stop")
         ids = _ids(found.get("tokens"), found.get("content"))
-        return Piece(ids, finish if found.get("stop") is True else None)
+        total = found.get("tokens_predicted")
+        done = found.get("stop") is True
+        return Piece(ids, finish if done else None, total=total if type(total) is int else None)
     return Piece()
 
 

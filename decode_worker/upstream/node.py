@@ -9,6 +9,7 @@ request is served for now).
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored
 from decode_worker.model import Drawn
 from decode_worker.token_buffer import TokenBuffer
-from decode_worker.upstream.answer import Answer, Diverged, Faulty, Hopeless
+from decode_worker.upstream.answer import Answer, Diverged, Faulty, Gap, Hopeless
 from decode_worker.upstream.dialects import DIALECTS, Json, body_of, read_piece
 from decode_worker.upstream.health import Blame, Health, Look, blame
 from decode_worker.upstream.survey import Survey
@@ -241,14 +242,19 @@ class EngineWorker:
         except Hopeless as error:
             return self._failed(run, "worker_error", f"{self.url}: {error}", now)
         except Diverged:
-            return self._repeat_failed(run, answer, now)
+            logger.warning("%s: %s gave other tokens for the same prompt and seed", run, self.url)
+            return self._ask_again(run, answer, answer.go_on, now)
+        except Gap:
+            return self._ask_again(run, answer, answer.ask_whole, now)
         return []
 
-    def _repeat_failed(self, run: str, answer: Answer, now: float) -> list[Effect]:
-        logger.warning("%s: %s gave other tokens for the same prompt and seed", run, self.url)
+    def _ask_again(
+        self, run: str, answer: Answer, prepare: Callable[[], None], now: float
+    ) -> list[Effect]:
+        """In another way than before."""
         self._hang_up(answer)
         try:
-            answer.go_on()
+            prepare()
             self._ask(run, answer)
         except (Hopeless, RequestError) as error:
             return self._failed(run, "worker_error", f"{self.url}: {error}", now)

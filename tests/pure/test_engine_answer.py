@@ -5,7 +5,7 @@ import pytest
 from baton import grammar
 from baton.params import GenerationParams
 from baton.wire.messages import Start
-from decode_worker.upstream.answer import Answer, Diverged, Faulty, Hopeless
+from decode_worker.upstream.answer import Answer, Diverged, Faulty, Gap, Hopeless
 from decode_worker.upstream.dialects import BATON, LLAMA, VLLM, Dialect, Piece
 from sampler.params import SamplingParams
 
@@ -137,3 +137,33 @@ def test_what_may_be_wrong_with_a_reply(piece: Piece, kind: type[Exception], wor
 def test_an_end_that_no_token_makes() -> None:
     with pytest.raises(Hopeless, match="ignore_eos"):
         list(answer(stops=()).take(Piece([7], "stop")))
+
+
+def test_ids_that_a_stream_leaves_out_are_asked_for_as_one_reply() -> None:
+    """llama.cpp sends no ids in the middle of a character, but counts them. Nothing of such a piece is
+    taken: the missing ids come before it."""
+    run = answer(dialect=LLAMA)
+    assert list(run.take(Piece([7], total=1))) == [(7, None)]
+    with pytest.raises(Gap):
+        list(run.take(Piece([9], total=3)))
+    run.ask_whole()
+    assert asked(run) == ((*PROMPT, 7), 5, 0)
+    assert not run.asked("m").streamed
+    assert list(run.take(Piece([8, 9, 0], "stop", total=3))) == [(8, None), (9, None), (0, "stop")]
+
+
+def test_a_gap_at_the_end_of_a_stream() -> None:
+    run = answer(dialect=LLAMA)
+    assert list(run.take(Piece([7], total=1))) == [(7, None)]
+    with pytest.raises(Gap):
+        list(run.take(Piece([], "length", total=6)))
+
+
+def test_a_drawn_answer_with_a_gap_begins_again() -> None:
+    run = answer(sampling=SEEDED, dialect=LLAMA)
+    assert list(run.take(Piece([7], total=1))) == [(7, None)]
+    with pytest.raises(Gap):
+        list(run.take(Piece([9], total=3)))
+    run.ask_whole()
+    assert asked(run) == (PROMPT, 6, 0)
+    assert list(run.take(Piece([7, 8, 9], total=3))) == [(8, None), (9, None)]

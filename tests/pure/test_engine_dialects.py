@@ -138,7 +138,8 @@ PIECES = [
     # llama.cpp
     ({"index": 0, "content": " a", "tokens": [5], "stop": False}, Piece([5])),
     ({"content": "", "tokens": [], "stop": True, "stop_type": "eos"}, Piece([], "stop")),
-    ({"content": "", "tokens": [], "stop": True, "stop_type": "limit"}, Piece([], "length")),
+    ({"content": "", "tokens": [], "stop": True, "stop_type": "limit", "tokens_predicted": 3},
+     Piece([], "length", total=3)),
     # text alone: no ids
     ({"choices": [{"text": " a", "finish_reason": None}]}, Piece(None)),
     ({"content": " a", "stop": False}, Piece(None)),
