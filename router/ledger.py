@@ -140,12 +140,12 @@ class Ledger:
         self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
-        """Change the entry's state. RESERVE begins a new run, as does START without a grant; FINISH
+        """Change the entry's state. RESERVE begins a new run, as does START of a queued one; FINISH
         removes the entry. `note` is the reason, for observers."""
-        state = advance(entry.state, event)
+        state, queued = advance(entry.state, event), entry.state is State.QUEUED
         if state is not entry.state:
             self._move(entry, state, now)
-        if event is Event.RESERVE or (event is Event.START and entry.grant is None):
+        if queued and event is not Event.FINISH:
             self._name_run(entry)
             entry.placed_at, entry.tries.proven = now, False
             self._runs[entry.run] = entry
