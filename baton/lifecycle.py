@@ -28,7 +28,7 @@ class Event(StrEnum):
     GRANTED = "granted"  # Reserved came
     DEFERRED = "deferred"  # no room now
     FILL = "fill"  # Fill was sent
-    START = "start"  # Start was sent: KV is filled, or decode fills it itself
+    START = "start"  # Start was sent: KV is filled, or decode fills it itself; an engine needs no blocks
     TOKEN = "token"  # one more token
     PREEMPTED = "preempted"  # its blocks went to an older request
     RETRY = "retry"  # the KV is not usable: fill again
@@ -42,6 +42,7 @@ PLACED = LIVE[1:]
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.QUEUED, Event.RESERVE): State.RESERVING,
+    (State.QUEUED, Event.START): State.DECODING,
     (State.RESERVING, Event.GRANTED): State.RESERVED,
     (State.RESERVING, Event.DEFERRED): State.QUEUED,
     (State.RESERVED, Event.FILL): State.FILLING,

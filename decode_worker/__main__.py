@@ -7,6 +7,7 @@ import click
 
 from baton.cluster.launch import leave_with_one_line, read_worker_options, worker_options
 from baton.cluster.options import process_options
+from decode_worker.upstream.options import engine_options, read_engine_options
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,7 +18,8 @@ from baton.cluster.options import process_options
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="The KV pool is made for so many sequences of the longest length, if they fit.",
+    help="The KV pool is made for so many sequences of the longest length, if they fit. Of an engine: "
+    "requests at once.",
 )
 @click.option(
     "--run-dir",
@@ -31,16 +33,27 @@ from baton.cluster.options import process_options
     metavar="ADDRESS",
     help="Address of this machine where KV frames from other hosts are taken in (needs --keys).",
 )
-def main(**given: Any) -> None:
+@engine_options
+@click.pass_context
+def main(context: click.Context, **given: Any) -> None:
     """Own the KV pool, and turn filled blocks into tokens, one step at a time.
 
     Joins the router by itself and stays until it is stopped:
 
         python -m decode_worker --router ipc:///tmp/baton/router.sock --device cuda:1
+
+    With --engine openai another server computes the tokens (docs/engines.md):
+
+        python -m decode_worker --router ADDRESS --model MODEL --engine openai --upstream http://gpu7:8000
     """
 
     def work() -> int:
-        options = read_worker_options("decode", given)
+        engine = read_engine_options(context, given)
+        options = read_worker_options("decode" if engine is None else "engine", given)
+        if engine is not None:
+            from decode_worker.upstream.process import run as run_engine
+
+            return run_engine(options, engine)
         from decode_worker.process import run  # torch is loaded from here on
 
         return run(options, **given)

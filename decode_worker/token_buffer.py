@@ -9,12 +9,13 @@ Times are those at which steps begin; a step's tokens exist at its end.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from baton.params import GenerationParams
 from baton.wire.messages import Decoded, RunTokens
 from baton.wire.node import ROUTER, To
 from baton.wire.records import Logprob
 from decode_worker.model import Drawn
-from decode_worker.runs import Run
 
 FEW_RUNS = 10
 """Up to so many runs get exactly their interval."""
@@ -29,11 +30,19 @@ def flush_interval(stream_interval_s: float, runs: int) -> float:
     return max(stream_interval_s, min(stream_interval_s * runs / FEW_RUNS, NOTICEABLE_S))
 
 
+class Streamed(Protocol):
+    """A run whose tokens are buffered. `sent`: its first token was sent."""
+
+    token_ids: list[int]
+    params: GenerationParams
+    sent: bool
+
+
 @dataclass(slots=True)
 class _Buffered:
     """One run's tokens since its last message."""
 
-    run: Run
+    run: Streamed
     position: int
     deadline: float
     due: float  # from this time on they join any message that is sent
@@ -51,7 +60,14 @@ class TokenBuffer:
         self._deadline = float("inf")
 
     def put(
-        self, name: str, run: Run, drawn: Drawn, finish: str | None, now: float, *, runs: int = 1
+        self,
+        name: str,
+        run: Streamed,
+        drawn: Drawn,
+        finish: str | None,
+        now: float,
+        *,
+        runs: int = 1,
     ) -> None:
         """Add a run's new token; `finish` is set with its last. `runs`: how many decode."""
         held = self._held.get(name)

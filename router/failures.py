@@ -13,6 +13,14 @@ def worker_lost(entry: Entry) -> tuple[str, str]:
     )
 
 
+def engine_failed(entry: Entry, why: str) -> tuple[str, str]:
+    """Engine workers returned it too often at one place. `entry` is still in its last state."""
+    return "worker_lost", (
+        f"{entry.tries.deaths} tries in a row ended at the same place of this request, "
+        f"{_place(entry)}, so it is not tried again; the last: {short(why)}; {_sent(entry)}"
+    )
+
+
 def fill_failed(entry: Entry, why: str) -> tuple[str, str]:
     """Not even decode could fill its prompt."""
     return "fill_failed", (

@@ -146,13 +146,14 @@ class Ledger:
         self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
-        """Change the entry's state. RESERVE begins a new run, on the worker in `decode`; FILL goes to the
-        one in `prefill`; FINISH removes the entry. `note` is the reason, for observers."""
-        state = advance(entry.state, event)
+        """Change the entry's state. RESERVE begins a new run, as does START of a queued one, on the worker in
+        `decode`; FILL goes to the one in `prefill`; FINISH removes the entry. `note` is the reason, for
+        observers."""
+        state, queued = advance(entry.state, event), entry.state is State.QUEUED
         if state is not entry.state:
             self._count(entry, state)
             self._move(entry, state, now)
-        if event is Event.RESERVE:
+        if queued and event is not Event.FINISH:
             self._name_run(entry)
             self._isolation.placed(entry.id, entry.tries, now)
             self._runs[entry.run] = entry
@@ -188,6 +189,9 @@ class Ledger:
             length, tries = entry.length, entry.tries
             if not tries.proven:
                 self._isolation.left(entry.id)
+                self.deadlines.placed(
+                    entry.id
+                )  # an engine has no grant: its first token ends the wait
             tries.emitted(length)
             if length > entry.counted:
                 self._count_blocks(entry)
@@ -221,6 +225,8 @@ class Ledger:
             assert prefill is not None
             self.loads.filling(name, prefill, entry.unfilled)
         elif state is State.DECODING:
+            if entry.state is State.QUEUED:  # on an engine
+                self._count_blocks(entry)
             self.loads.decoding(decode)
         elif state is not State.RESERVED:
             self.loads.removed(name, decode, decoding=entry.state is State.DECODING)

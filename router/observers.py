@@ -17,7 +17,7 @@ from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo
 from router.backlog import Backlog
 from router.ledger import Entry, Ledger
 from router.timings import timings
-from router.workers import DECODE, PREFILL, Member, WorkerRegistry
+from router.workers import DECODE, ENGINE, PREFILL, Member, WorkerRegistry
 
 EVENTS_S = 0.1
 COUNT_S = 1.0
@@ -43,7 +43,7 @@ class Observers:
         self._itl = [0] * (len(ITL_BUCKETS_S) + 1)
         self._itl_s = 0.0
         self._generated = self._preempted = self._refilled = 0
-        self._lost = {PREFILL: 0, DECODE: 0}
+        self._lost = {PREFILL: 0, DECODE: 0, ENGINE: 0}
         self._next_events = self._next_count = 0.0
         self._backlog = Backlog()
 
@@ -137,7 +137,7 @@ class Observers:
             preemptions=self._preempted,
             refills=self._refilled,
             lost_prefill=self._lost[PREFILL],
-            lost_decode=self._lost[DECODE],
+            lost_decode=self._lost[DECODE] + self._lost[ENGINE],
             late_reports=ledger.late_reports,
             itl=tuple(self._itl),
             itl_s=self._itl_s,

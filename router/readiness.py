@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from baton.bounds import short
 from baton.wire.records import ProcessDown
-from router.workers import DECODE, PREFILL, Health, Member, WorkerRegistry
+from router.workers import DECODE, ENGINE, PREFILL, Health, Member, WorkerRegistry
 
 PREFILL_GRACE_S = 30.0
 """From the first decode worker's Hello. A prefill worker loads the same model, but is checked longer."""
@@ -77,6 +77,8 @@ class Readiness:
 
     def missing(self, now: float) -> str:
         """Why requests cannot be served now; empty if they can. Changes at most once a second."""
+        if engines := self._staying(ENGINE):
+            return "" if any(not e.out_of_order for e in engines) else _out_of_order(engines)
         if not self._staying(DECODE):
             return self._absent(DECODE, now)
         if self._colocated or not self._in_grace(now):
@@ -85,6 +87,8 @@ class Readiness:
 
     def degraded(self, now: float) -> str:
         """What is missing although requests are served; empty if nothing is."""
+        if engines := self._staying(ENGINE):
+            return _out_of_order(engines)
         found = []
         if not self._colocated and self.fill_themselves(now):
             found.append(f"{self._no_prefill(now)}; {FILLING_THEMSELVES}")
@@ -137,6 +141,11 @@ def _down_ways(prefills: Sequence[Member]) -> list[str]:
 
 def _unattached(prefills: Sequence[Member]) -> str:
     return _listed(_down_ways(prefills)) or "no prefill worker is attached to a decode worker yet"
+
+
+def _out_of_order(engines: Sequence[Member]) -> str:
+    found = [each for each in engines if each.out_of_order]
+    return _listed([f"{_name(each)}: {short(each.out_of_order)}" for each in found])
 
 
 def _listed(causes: Sequence[str], separator: str = "; ") -> str:

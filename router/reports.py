@@ -12,7 +12,7 @@ from baton.lifecycle import State
 from baton.wire import messages as msg
 from baton.wire.messages import Message
 from router.ledger import Entry, Ledger
-from router.workers import DECODE, PREFILL, Member
+from router.workers import DECODE, ENGINE, PREFILL, Member
 
 ENDS = (None, "stop", "length")
 BROKEN = "worker_error"
@@ -51,13 +51,15 @@ class Reports:
                     fits = fits and wanted and len(logprobs) == len(entry.prompt_ids) - 1
             case msg.Deferred(run) | msg.Preempted(run) | msg.Expired(run):
                 fits = self._decodes(member, run)
-            case msg.FillRefused(run) | msg.RunFailed(run):
+            case msg.FillRefused(run) | msg.RunFailed(run) | msg.RunReturned(run):
                 fits = self._decodes(member, run)
             case msg.PoolStats(free, cached, quarantined):
                 blocks = member.hello.blocks if member.hello.role == DECODE else -1
                 fits = max(free, cached, quarantined) <= blocks
             case msg.Attached() | msg.AttachFailed() | msg.WayLost():
                 fits = member.hello.role == PREFILL
+            case msg.Paused():
+                fits = member.hello.role == ENGINE
             case msg.Heartbeat() | msg.Leaving():
                 fits = True
             case _:  # an order, or an answer to a client
@@ -84,7 +86,7 @@ class Reports:
         return entry is None or entry.prefill in (None, member.worker)
 
     def _decodes(self, member: Member, run: str) -> bool:
-        if member.hello.role != DECODE:
+        if member.hello.role not in (DECODE, ENGINE):
             return False
         entry = self._ledger.running(run)
         return entry is None or entry.decode == member.worker

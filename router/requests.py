@@ -106,6 +106,9 @@ class Requests:
                     return [To(entry.client, msg.PromptScored(entry.id, logprobs))]
             case msg.Decoded(runs):
                 return self._decoded(sender, runs, now)
+            case msg.RunReturned(run, why, suspect):
+                if entry := follow(run, State.DECODING, by=sender):
+                    return self._returned(entry, why, now, suspect=suspect)
             case msg.RunFailed(run, code, why):
                 entry = follow(run, *PLACED, by=sender)
                 return self._fail(entry, code, why, now) if entry else []
@@ -263,6 +266,14 @@ class Requests:
         """A fault of the way is no try of the request."""
         entry.tries.detours += 1
         return self._again(entry, why, now)
+
+    def _returned(self, entry: Entry, why: str, now: float, *, suspect: bool) -> list[Effect]:
+        """An engine worker gave the run up: like a worker's death, if the run may be at fault."""
+        entry.tries.deaths += suspect
+        if entry.tries.deadly:
+            return self._fail(entry, *failures.engine_failed(entry, why), now, placed=False)
+        self._ledger.apply(entry, Event.LOST, now, note=why)
+        return []
 
     def _gap(self, entry: Entry, now: float) -> list[Effect]:
         """Tokens of this run did not arrive: continue from those that did."""

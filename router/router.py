@@ -5,6 +5,7 @@ scheduling.py   orders to workers; batching.py decides what is filled next, plac
 workers.py      which workers have joined and are alive
 readiness.py    whether requests can be served, and what is missing
 reports.py      which of a worker's reports are believed
+engines.py      requests for workers that ask another server
 observers.py    what clients follow
 """
 
@@ -141,7 +142,7 @@ class Router:
         # The same process has started anew: it writes under no old grant (another one is rejected).
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
         joined = self.workers.join(hello, now)
-        self._scheduler.joined(sender, hello.blocks if hello.role == DECODE else None)
+        self._scheduler.joined(hello)
         return [*effects, welcome, *joined]
 
     def _report(self, member: Member, message: Message, now: float) -> list[Effect]:
@@ -166,6 +167,8 @@ class Router:
                 member.pool = message
             case msg.Leaving():
                 self.workers.leaves(member)
+            case msg.Paused(why, busy):
+                self.workers.paused(member, why, busy=busy)
             case msg.Filled():
                 orders = self._requests.report(sender, message, now)
                 return self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work

@@ -7,15 +7,16 @@ from itertools import islice
 from baton.kv.grant import Grant
 from baton.lifecycle import PLACED, Event, State
 from baton.rope import FIXED, RopeRule
-from baton.wire.messages import Cancel, Fill, Renew, Reserve, Start
+from baton.wire.messages import Cancel, Fill, Hello, Renew, Reserve, Start
 from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
 from router.candidates import Able, decode_choices, prefill_choices
+from router.engines import Engines
 from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
 from router.placement import PLACE_DECODE, PLACE_PREFILL, fills_remotely
-from router.workers import PREFILL, Member, WorkerRegistry
+from router.workers import DECODE, ENGINE, PREFILL, Member, WorkerRegistry
 
 DEFERRED_S = 0.02
 """Delay before a decode worker that deferred a run is asked again: blocks may leave quarantine."""
@@ -44,12 +45,14 @@ class Scheduler:
         self._alone = False  # at this step
         self._granted: list[str] = []  # runs, since the last step
         self._affinity = Affinity()
+        self._engines = Engines(ledger, members, rules, self._affinity, rope)
 
-    def joined(self, worker: str, pool: int | None) -> None:
-        """The worker may be given requests. `pool`: blocks of a decode worker; None: a prefill worker."""
-        self._ledger.loads.joined(worker, pool)
-        if pool is not None:
-            self._affinity.joined(worker)
+    def joined(self, hello: Hello) -> None:
+        """The worker may be given requests."""
+        if hello.role != ENGINE:  # engines are not chosen by blocks
+            self._ledger.loads.joined(hello.worker, hello.blocks if hello.role == DECODE else None)
+        if hello.role != PREFILL:
+            self._affinity.joined(hello.worker)
 
     def left(self, worker: str) -> None:
         """The worker is gone."""
@@ -59,7 +62,8 @@ class Scheduler:
     def place(self, now: float) -> list[Effect]:
         """All orders that are possible now."""
         self._alone = self._fill_themselves(now)
-        return [*self._reserve(now), *self._start_local(now), *self._fill(now)]
+        engines = self._engines.place(self.start, now)
+        return [*engines, *self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
         """Seconds until an order becomes possible by the passing of time alone."""
@@ -229,6 +233,7 @@ class Scheduler:
         """Without a receipt the decode worker computes the prompt itself. After a death tokens are not
         buffered, so that a request which kills its workers at some token is known by that place."""
         assert entry.decode is not None
+        self._ledger.apply(entry, Event.START, now)
         params = entry.params
         if entry.tries.deaths:
             params = replace(params, stream_interval_s=0.0)
@@ -239,7 +244,6 @@ class Scheduler:
         )
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport
-        self._ledger.apply(entry, Event.START, now)
         return To(entry.decode, order)
 
     def kv_bytes_per_token(self, entry: Entry) -> int:

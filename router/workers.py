@@ -18,7 +18,7 @@ from baton.wire.records import WorkerInfo
 from router import news
 from router.ways import Ways
 
-PREFILL, DECODE = "prefill", "decode"
+PREFILL, DECODE, ENGINE = "prefill", "decode", "engine"
 MAX_PATIENCE_S = 86_400.0
 MISSED_BEATS = 3
 SILENT_S = MISSED_BEATS * BEAT_S
@@ -46,6 +46,8 @@ class Member:
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
     leaving: bool = False  # it gets no new work
+    paused: str = ""  # engine: why it takes no new work for now
+    out_of_order: str = ""  # the same, unless it is only busy
     dismissed: bool = False
 
     @property
@@ -54,7 +56,7 @@ class Member:
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
-        return not self.leaving and now - self.last_heard < SILENT_S
+        return not self.leaving and not self.paused and now - self.last_heard < SILENT_S
 
     @property
     def dead_at(self) -> float:
@@ -119,9 +121,9 @@ class WorkerRegistry:
             return f"the worker's socket is {sender!r}, but its Hello names {hello.worker!r}"
         if hello.protocol != PROTOCOL:
             return other_protocol(str(hello.protocol))
-        if hello.role not in (PREFILL, DECODE):
-            return f"the role must be {PREFILL} or {DECODE}, got {hello.role!r}"
-        sizes = (hello.block_size, hello.block_bytes, *((hello.blocks,) * (hello.role == DECODE)))
+        if hello.role not in (PREFILL, DECODE, ENGINE):
+            return f"the role must be {PREFILL}, {DECODE} or {ENGINE}, got {hello.role!r}"
+        sizes = (hello.block_size, hello.block_bytes, *((hello.blocks,) * (hello.role != PREFILL)))
         if min(sizes) < 1 or not 0 <= hello.patience_s < MAX_PATIENCE_S:
             return (
                 f"block size {hello.block_size}, {hello.block_bytes} bytes a block, {hello.blocks} "
@@ -137,6 +139,8 @@ class WorkerRegistry:
         if len(self._members) >= MAX_WORKERS and hello.worker not in self._members:
             return f"the cluster has {MAX_WORKERS:,} workers, which is the limit"
         other = next((m for m in self if m.worker != hello.worker), None)
+        if other is not None and ENGINE in (hello.role, other.hello.role):
+            return mixture(hello, other.hello)
         if other is not None and other.hello.layout != hello.layout:
             return (
                 f"the worker's KV layout is {hello.layout} ({hello.dtype}, block size "
@@ -167,6 +171,8 @@ class WorkerRegistry:
         effects: list[Effect] = []
         if hello.host == self._host:
             effects.append(Watch(hello.worker, hello.pid))
+        if hello.role == ENGINE:
+            return effects
         if hello.role == DECODE:
             return effects + [To(m.worker, _attach(hello)) for m in self.of(PREFILL)]
         # A writer that sends Hello has stopped all earlier writes: its quarantined blocks are free.
@@ -244,6 +250,11 @@ class WorkerRegistry:
         if not member.dismissed:
             self._leaving[member.worker] = member
 
+    def paused(self, member: Member, why: str, *, busy: bool) -> None:
+        """An engine takes nothing new for now; with an empty `why` it does again."""
+        self._news = True
+        member.paused, member.out_of_order = why, "" if busy else why
+
     @property
     def leaving(self) -> tuple[Member, ...]:
         """Members that leave and are not dismissed yet."""
@@ -318,13 +329,29 @@ class WorkerRegistry:
                 m.worker,
                 m.hello.role,
                 m.hello.device,
-                "leaving" if m.leaving else m.health(now).value,
+                "leaving" if m.leaving else "paused" if m.out_of_order else m.health(now).value,
                 _links(m),
                 m.hello.load_s,
                 m.hello.how,
             )
             for m in map(self._members.__getitem__, sorted(self._members))
         )
+
+
+def mixture(hello: Hello, other: Hello) -> str | None:
+    """Why these two cannot serve one cluster, of which one is an engine; None if they can. A request that
+    moves between them must get the same tokens."""
+    if hello.role != other.role:
+        return (
+            f"the worker's role is {hello.role}, {other.worker}'s is {other.role}: their tokens differ; "
+            "give engine workers a router of their own"
+        )
+    if hello.layout != other.layout:
+        return (
+            f"the worker's upstream is {hello.how}, {other.worker}'s is {other.how}: their tokens "
+            "differ; give each kind of server a router of its own"
+        )
+    return None
 
 
 def other_protocol(protocol: str, why: str = "") -> str:

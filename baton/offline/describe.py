@@ -25,7 +25,7 @@ def _how(info: ClusterInfo) -> str:
 def worker_states(info: ClusterInfo) -> str:
     """For the progress bar: prefill 1/1, decode 1/2."""
     parts = []
-    for role in ("prefill", "decode"):
+    for role in ("prefill", "decode", "engine"):
         workers = _of_role(info, role)
         if workers:
             alive = sum(worker.state == "alive" for worker in workers)
@@ -34,6 +34,8 @@ def worker_states(info: ClusterInfo) -> str:
 
 
 def _topology(info: ClusterInfo, started: Topology | None) -> str:
+    if engines := _of_role(info, "engine"):
+        return _counted(engines, "engine", 0)
     prefill, decode = _of_role(info, "prefill"), _of_role(info, "decode")
     decodes = _counted(decode, "decode", len(started.decode_devices) if started else 0)
     if not prefill:
@@ -57,6 +59,8 @@ def _its(workers: list[WorkerInfo]) -> str:
 
 def _ways(info: ClusterInfo) -> str:
     prefill = _of_role(info, "prefill")
+    if _of_role(info, "engine"):
+        return "none, the engines keep it"
     if not prefill:
         return "none needed, decode fills its own cache"
     ways = dict.fromkeys(way for worker in prefill for way in worker.transports)

@@ -224,7 +224,10 @@ class GenerationService:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
         kind = ChatShape if isinstance(request, ChatRequest) else CompletionShape
         asked = {"logprobs": params.logprobs, "prompt_logprobs": params.prompt_logprobs}
-        return kind(head, self.tokenizer, **asked)
+        shape = kind(head, self.tokenizer, **asked)
+        if isinstance(shape, CompletionShape) and isinstance(request, CompletionRequest):
+            shape.show_ids(request.return_token_ids)
+        return shape
 
     # ---- text
 

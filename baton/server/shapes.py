@@ -159,6 +159,11 @@ class CompletionShape(Shape):
     """/v1/completions."""
 
     whole_object = chunk_object = "text_completion"
+    _ids = False
+
+    def show_ids(self, wanted: bool) -> None:
+        """Whether choices also show their token ids."""
+        self._ids, self.plain = wanted, self.plain and not wanted
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The echoed prompt."""
@@ -169,6 +174,9 @@ class CompletionShape(Shape):
     def piece(self, delta: Delta) -> dict[str, Any]:
         start = len(delta.choice.token_ids) - len(delta.token_ids)
         logprobs = self._generated(delta.choice, start, delta)
+        if self._ids:
+            entry = _entry(delta.choice, "text", delta.text, logprobs)
+            return self._response(self.chunk_object, [entry | {"token_ids": list(delta.token_ids)}])
         return self._chunk(delta.choice, "text", delta.text, logprobs)
 
     def closing(self, choice: Choice) -> dict[str, Any]:
@@ -176,7 +184,8 @@ class CompletionShape(Shape):
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
         logprobs = _joined(self._of_prompt(choice), self._generated(choice, 0, choice))
-        return _entry(choice, "text", choice.echo + choice.text, logprobs, choice.finish_reason)
+        entry = _entry(choice, "text", choice.echo + choice.text, logprobs, choice.finish_reason)
+        return entry | ({"token_ids": choice.token_ids} if self._ids else {})
 
     def _of_prompt(self, choice: Choice) -> dict[str, Any] | None:
         if self._prompt_logprobs < 0:

@@ -216,7 +216,7 @@ class Hello:
     layout: Name  # KVLayout.fingerprint
     block_size: Tokens
     block_bytes: Bytes
-    blocks: Blocks  # capacity of a decode worker's pool, 0 for prefill
+    blocks: Blocks  # of a decode worker's pool; an engine's: requests at once; 0 for prefill
     regions: Regions
     patience_s: Seconds
     load_s: TotalSeconds
@@ -392,6 +392,25 @@ class RunFailed:
     message: Line
 
 
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """An engine worker takes no new runs, and why; empty: it does again. What runs there goes on. `busy`:
+    it serves, and has enough to do."""
+
+    why: Line
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunReturned:
+    """An engine worker cannot go on with the run; another one may, from its last token. `suspect`: the
+    run may be at fault, as for the death of a worker."""
+
+    run: RunName
+    why: Line
+    suspect: bool
+
+
 # ---- the loop to its own node ----
 
 
@@ -433,7 +452,8 @@ Message = (
     Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
     | Decoded | Deferred | Detach | Dismissed | Drop | Emissions | Emitted | Exited | Expired | Failed
     | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
-    | Leaving | Malformed | Observe | Observed | PoolStats | Preempted | PromptLogprobs
-    | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed | Start
-    | Submit | Supervised | Terminate | Unreachable | WayLost | Welcome | WriterClear | WriterJoined
+    | Leaving | Malformed | Observe | Observed | Paused | PoolStats | Preempted | PromptLogprobs
+    | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed
+    | RunReturned | Start | Submit | Supervised | Terminate | Unreachable | WayLost | Welcome
+    | WriterClear | WriterJoined
 )  # fmt: skip

@@ -75,7 +75,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """One worker as the router sees it. `state` is alive, suspect (silent) or leaving."""
+    """One worker as the router sees it. `state` is alive, suspect (silent), paused or leaving."""
 
     worker: Name
     role: Name

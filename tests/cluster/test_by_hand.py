@@ -15,6 +15,7 @@ from baton.wire.keys import load_keys, make_keys
 from sampler.params import SamplingParams
 from tests.cluster import calm
 from tests.cluster.processes import (
+    DEADLINE_S,
     ROOT,
     Talk,
     Terminal,
@@ -169,6 +170,36 @@ def test_the_job_of_a_fourth_terminal(address: str, type_in: Type, tmp_path: Pat
         "long.txt",
         "prompts.txt",
     ]
+
+
+def test_another_cluster_is_a_worker_dies_in_the_middle_and_comes_back(
+    address: str, clients: Clients, type_in: Type, folder: Path
+) -> None:
+    """The HTTP server of the first cluster is the upstream of an engine worker of a second one. Its
+    answers are seeded by position, so that they go on where they were."""
+    second, port = f"ipc://{folder}/second.sock", free_port()
+    serve = ("-m", "server", "--router", address, "--port", port)
+    dying = type_in(*serve, BATON_FAILPOINTS="server.chunk:kill:8")
+    engine = ("-m", "decode_worker", "--router", second, "--engine", "openai")
+    opened = [
+        type_in("-m", "router", "--address", second, "--batch-size", 8),
+        type_in(*engine, "--upstream", f"http://127.0.0.1:{port}/v1", "--max-num-seqs", 6),
+    ]
+    talk = Talk(clients(second))
+    (worker,) = await_workers(talk.client, 1).workers
+    assert worker.role == "engine"
+    assert worker.device == f"http://127.0.0.1:{port}"
+    for i, prompt in enumerate(calm.PROMPTS):
+        talk.ask(f"u{i}", prompt, LENGTH, SAMPLING)
+    assert dying.process.wait(DEADLINE_S) == -signal.SIGKILL
+    opened.append(type_in(*serve))
+    talk.listen(talk.all_ended)
+    check_calm(talk, "u")
+    ends = [talk.ends[f"u{i}"] for i in range(len(calm.PROMPTS))]
+    assert max(end.timings.retries for end in ends if isinstance(end, msg.Finished)) >= 1
+    for each in opened:
+        each.process.terminate()
+        assert each.ends(0, 20).count("error") == 0
 
 
 def test_a_client_killed_in_the_middle_is_nobody_elses_matter(

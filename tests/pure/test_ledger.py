@@ -65,8 +65,20 @@ def test_what_the_table_does_not_allow_does_not_happen() -> None:
     ledger = Ledger(Observers())
     entry = add(ledger, "a")
     with pytest.raises(IllegalTransition):
-        ledger.apply(entry, Event.START, 0.0)
+        ledger.apply(entry, Event.FILL, 0.0)
     assert entry.state is State.QUEUED
+
+
+def test_an_engine_needs_no_blocks_and_its_first_token_ends_the_wait() -> None:
+    ledger = Ledger(Observers())
+    entry = add(ledger, "a")
+    entry.queue_timeout_s = 5.0
+    ledger.waits(entry, 0.0)
+    walk(ledger, entry, (Event.START,), 1.0)
+    assert (entry.run, entry.state) == ("a#0", State.DECODING)
+    assert ledger.deadlines.late_to_start(5.0) == "a"
+    ledger.tokens(entry, [7], [2.0])
+    assert ledger.deadlines.late_to_start(5.0) is None
 
 
 def test_every_attempt_is_a_run_of_its_own_and_reports_on_old_ones_are_void() -> None:

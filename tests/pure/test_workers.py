@@ -44,7 +44,7 @@ def told(effects: list[Effect], worker: str) -> list[msg.Message]:
         ({"block_size": 0}, ("block size 0",)),
         ({"blocks": 0}, ("0 blocks",)),
         ({"patience_s": float("nan")}, ("nan s",)),
-        ({"role": "drummer"}, ("'drummer'", "prefill or decode")),
+        ({"role": "drummer"}, ("'drummer'", "prefill, decode or engine")),
         ({"model": "x" * 16}, ("x" * 12, "m" * 12)),
         ({"layout": "other", "dtype": "bfloat16"}, ("bfloat16", "float32", "p1")),
         ({"layout": "other", "block_size": 32}, ("block size 32", "block size 16")),

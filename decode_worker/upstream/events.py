@@ -1,0 +1,46 @@
+"""EventReader: server-sent events out of bytes. Pure. https://html.spec.whatwg.org/multipage/server-sent-events.html
+
+A reply that is one JSON object, from a server that does not stream, is one event.
+"""
+
+LONGEST_EVENT = 1 << 20
+"""Bytes of an event, and of a reply that is not streamed."""
+DONE = "[DONE]"
+
+
+class EventReader:
+    """Fed with the bytes of one reply."""
+
+    def __init__(self, *, streamed: bool) -> None:
+        """`streamed`: by its content type. Otherwise the whole reply is one event."""
+        self._streamed = streamed
+        self._rest = b""
+        self._data: list[str] = []
+
+    def feed(self, more: bytes) -> list[str]:
+        """The data of the events that are complete now. Raises ValueError if one is too long or not
+        UTF-8."""
+        self._rest += more
+        events: list[str] = []
+        if self._streamed:
+            *lines, self._rest = self._rest.replace(b"\r\n", b"\n").split(b"\n")
+            for line in lines:
+                events += self._line(line.decode())
+        if len(self._rest) + sum(map(len, self._data)) > LONGEST_EVENT:
+            raise ValueError(f"an event has more than {LONGEST_EVENT:,} bytes")
+        return events
+
+    def end(self) -> list[str]:
+        """What is left at the end of the reply."""
+        if self._streamed:
+            return self._line(self._rest.decode()) + self._line("")
+        return [self._rest.decode()] if self._rest.strip() else []
+
+    def _line(self, line: str) -> list[str]:
+        if not line:
+            data, self._data = "\n".join(self._data), []
+            return [data] if data and data != DONE else []
+        name, _, value = line.partition(":")
+        if name in ("data", "error"):  # llama.cpp writes errors in a field of their own
+            self._data.append(value.removeprefix(" "))
+        return []
