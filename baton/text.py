@@ -100,6 +100,10 @@ class Tokenizer:
             self._texts[token_id] = text
         return text
 
+    def token(self, token_id: int) -> str:
+        """The token as the vocabulary has it; empty outside of it."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
     def shown(self, ids: Sequence[int], *, special: bool = False) -> list[int]:
         """The ids that decode() does not leave out."""
         known = self._tokenizer.id_to_token

@@ -18,7 +18,7 @@ from baton.clock import monotonic
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
-from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
+from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_ids, check_request
 from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.bodies import model
@@ -28,17 +28,17 @@ from baton.server.schema import (
     ChatRequest,
     CompletionRequest,
     Defaults,
+    DetokenizeRequest,
     TokenizeRequest,
 )
 from baton.server.shapes import ChatShape, CompletionShape, Shape
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
-from baton.server.templates import Conversation, Renderer
+from baton.server.templates import Renderer
 from baton.text import Tokenizer, chat_ends, encode_prompt
 from sampler.params import SamplingParams
 
 LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
 MANY_TOKENS = 20_000  # of all prompts; more are checked in one
-MANY_MESSAGES = 200
 ROUTER_S = 3.0
 RESTART_S = 15.0
 """A cluster that was ready so shortly ago restarts a worker, and requests wait. Else it is down: 503."""
@@ -111,8 +111,7 @@ class GenerationService:
         """Places for so many choices. Raises ApiError for an unknown model, a full queue, and a cluster
         that is not ready. Waits up to ROUTER_S for a router that restarts. Workers that restart get the
         request as soon as they are ready, if they were a short time ago."""
-        if model is not None and model not in self.names:
-            raise ApiError.unknown_model(model, self.names)
+        self._check_model(model)
         if self.draining:
             raise ApiError.not_ready("the server is shutting down", RETRY_S)
         info = await self.router.answered(ROUTER_S)
@@ -159,7 +158,7 @@ class GenerationService:
             try:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
             except RequestError as error:
-                raise from_request_error(error, "response_format") from error
+                raise from_request_error(error, request.grammar_field()[0]) from error
         each_params = await _in_thread(
             sum(map(len, prompts)) > MANY_TOKENS, self._params, request, params, prompts
         )
@@ -230,26 +229,38 @@ class GenerationService:
 
     async def tokenized(self, request: TokenizeRequest) -> tuple[int, ...]:
         """Token ids of a text or of a conversation."""
-        if request.messages is None:
-            return await self._encode(request.prompt or "", special=request.add_special_tokens)
-        prompting = request.add_generation_prompt
-        turns = await self._conversation(request)
-        text = await self._rendered(Conversation(turns, prompting))
-        return await self._encode(text, special=False)
+        self._check_model(request.model)
+        if request.messages is not None:
+            return await self._ids_of_chat(request)
+        return await self._encode(request.prompt or "", special=request.adds_special_tokens)
+
+    async def detokenized(self, request: DetokenizeRequest) -> str:
+        """The text of token ids. Raises ApiError or RequestError."""
+        self._check_model(request.model)
+        check_ids(request.tokens, self.files.vocab_size, param="tokens")
+        return await asyncio.to_thread(self.tokenizer.decode, request.tokens, special=True)
 
     async def _prompts(self, request: AnyRequest) -> list[tuple[int, ...]]:
-        if isinstance(request, CompletionRequest):
-            special = request.add_special_tokens
-            return [
-                await self._encode(each, special=special) if isinstance(each, str) else each
-                for each in request.prompts
-            ]
-        turns = await self._conversation(request)
-        text = await self._rendered(Conversation(turns, tools=request.offered_tools))
-        ids = await self._encode(text, special=False)  # the template writes special tokens itself
-        if not ids:
+        if isinstance(request, ChatRequest):
+            return [await self._ids_of_chat(request)]
+        special = request.add_special_tokens
+        return [
+            await self._encode(each, special=special) if isinstance(each, str) else each
+            for each in request.prompts
+        ]
+
+    async def _ids_of_chat(self, request: ChatRequest | TokenizeRequest) -> tuple[int, ...]:
+        if self._renderer is None:
+            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
+        text = await self._renderer.render(request.conversation())
+        ids = await self._encode(text, special=request.adds_special_tokens)
+        if not ids and isinstance(request, ChatRequest):
             raise ApiError.bad_request("the conversation is empty", "messages")
-        return [ids]
+        return ids
+
+    def _check_model(self, model: str | None) -> None:
+        if model is not None and model not in self.names:
+            raise ApiError.unknown_model(model, self.names)
 
     def _echoes(self, request: AnyRequest) -> tuple[str, ...]:
         """The text of each prompt, if answers begin with it. A character that a prompt of ids begins and
@@ -262,16 +273,6 @@ class GenerationService:
             each if isinstance(each, str) else decode(each, special=True)
             for each in request.prompts
         )
-
-    async def _conversation(self, request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]]:
-        if self._renderer is None:
-            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
-        return await _in_thread(len(request.messages or ()) > MANY_MESSAGES, request.conversation)
-
-    async def _rendered(self, conversation: Conversation) -> str:
-        if self._renderer is None:
-            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
-        return await self._renderer.render(conversation)
 
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         encode = partial(encode_prompt, self.tokenizer, text, self.context, special=special)

@@ -34,7 +34,7 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
-    ("baton.gguf", "baton.model_packages", "baton.checkpoints"),
+    ("baton.gguf", "baton.model_packages", "baton.checkpoints", "baton.json_schema"),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
         "baton.rope", "sampler",
