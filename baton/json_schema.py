@@ -86,7 +86,7 @@ class _Rewriting:
         self._to_copy: list[str] = []
 
     def whole(self) -> dict[str, Any]:
-        found = self._schema(self._root, "", closing=True)
+        found: dict[str, Any] = self._schema(self._root, "", closing=True)
         copied: dict[str, Any] = {}
         while self._to_copy:
             reference = self._to_copy.pop()

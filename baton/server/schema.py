@@ -80,6 +80,10 @@ class StreamOptions(Fields):
         False, description="With include_usage: in every chunk, that of its choice."
     )
 
+    @property
+    def in_every_chunk(self) -> bool:
+        return self.include_usage and self.continuous_usage_stats
+
 
 class GenerationRequest(StructuredFields):
     """Fields that completions and chat share."""

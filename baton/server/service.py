@@ -31,7 +31,7 @@ from baton.server.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from baton.server.shapes import ChatShape, CompletionShape, Shape
+from baton.server.shapes import ChatShape, CompletionShape, Extras, Shape
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
 from baton.text import Tokenizer, chat_ends, encode_prompt
@@ -221,9 +221,21 @@ class GenerationService:
 
     def _shape(self, request: AnyRequest, name: str, params: GenerationParams) -> Shape:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
-        kind = ChatShape if isinstance(request, ChatRequest) else CompletionShape
-        asked = {"logprobs": params.logprobs, "prompt_logprobs": params.prompt_logprobs}
-        return kind(head, self.tokenizer, **asked)
+        chat, options = isinstance(request, ChatRequest), request.stream_options
+        silent = frozenset() if params.keep_special else self.tokenizer.special_ids
+        if not params.include_stop:
+            silent = silent.union(
+                params.resolved(self._sampling, self.files.eos_token_ids).stop_token_ids
+            )
+        extras = Extras(
+            logprobs=params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+            silent=frozenset(silent),
+            tokens_as_ids=request.return_tokens_as_token_ids,
+            token_ids=request.return_token_ids,
+            continuous_usage=options is not None and options.in_every_chunk,
+        )
+        return (ChatShape if chat else CompletionShape)(head, self.tokenizer, extras)
 
     # ---- text
 

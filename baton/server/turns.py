@@ -54,7 +54,7 @@ def content_form(tree: nodes.Template) -> ContentForm:
     """Read off a template."""
     names = _content_names(tree)
 
-    def goes_through(node: nodes.Expr | None) -> bool:
+    def goes_through(node: nodes.Node | None) -> bool:
         if isinstance(node, nodes.Filter) and node.name in PICKS:
             return _is_content(node.node, names) or goes_through(node.node)
         return _is_content(node, names)
