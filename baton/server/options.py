@@ -65,6 +65,11 @@ class ServerSettings:
     chat_template: Path | None = _option(  # noqa: RUF009
         "--chat-template", None, "A Jinja file instead of the model's own.", type=FILE
     )  # fmt: skip
+    reasoning: str = _option(
+        "--reasoning", "auto",
+        "Tell reasoning (<think>) apart in chats, where the template knows it; or not.",
+        type=click.Choice(("auto", "off"))
+    )  # fmt: skip
     max_queued: int = _option(
         "--max-num-queued-reqs", 256,
         "Requests that may wait for their first token; then 503.", type=click.IntRange(min=1)

@@ -205,6 +205,10 @@ class CompletionRequest(GenerationRequest):
         return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
+    def adds_special_tokens(self) -> bool:
+        return self.add_special_tokens
+
+    @property
     def prompts(self) -> tuple[str | tuple[int, ...], ...]:
         """Each as a text or as token ids."""
         if isinstance(self.prompt, str):
@@ -230,6 +234,7 @@ class ChatRequest(ConversationFields, GenerationRequest):
     max_completion_tokens: Int | None = Field(None, ge=1, lt=2**31)
     logprobs: Bool | None = False
     top_logprobs: Int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    include_reasoning: Bool = Field(True, description="Of models that reason before they answer.")
     echo: Any = Field(None, description="For completions only.")
 
     @property

@@ -32,6 +32,7 @@ from baton.server.schema import (
     TokenizeRequest,
 )
 from baton.server.shapes import ChatShape, CompletionShape, Extras, Shape
+from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
 from baton.text import Tokenizer, chat_ends, encode_prompt
@@ -153,7 +154,18 @@ class GenerationService:
         ticket: Ticket,
         deadlines: Deadlines,
     ) -> PreparedRequest:
-        prompts = await self._prompts(request)
+        special, thinking = request.adds_special_tokens, None
+        if isinstance(request, ChatRequest):
+            text = await self._rendered(request)
+            prompts = [await self._encode(text, special=special)]
+            if not prompts[0]:
+                raise ApiError.bad_request("the conversation is empty", "messages")
+            thinking = None if params.grammar else self._begins_thinking(request, text)
+        else:
+            prompts = [
+                await self._encode(each, special=special) if isinstance(each, str) else each
+                for each in request.prompts
+            ]
         if params.grammar:
             try:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
@@ -168,7 +180,7 @@ class GenerationService:
             prompts=tuple(prompts),
             params=tuple(each_params),
             n=request.n or 1,
-            shape=self._shape(request, name, params),
+            shape=self._shape(request, name, params, thinking),
             ticket=ticket,
             deadlines=deadlines,
             echoes=self._echoes(request),
@@ -219,7 +231,15 @@ class GenerationService:
             raise
         return stream
 
-    def _shape(self, request: AnyRequest, name: str, params: GenerationParams) -> Shape:
+    def _begins_thinking(self, request: ChatRequest, prompt: str) -> bool | None:
+        """Does the answer begin within the model's reasoning? None: it has none that is told apart."""
+        if self.settings.reasoning == "off" or not (self._renderer and self._renderer.reasons):
+            return None
+        return is_open(prompt) if request.continue_final_message else begins(prompt)
+
+    def _shape(
+        self, request: AnyRequest, name: str, params: GenerationParams, thinking: bool | None
+    ) -> Shape:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
         chat, options = isinstance(request, ChatRequest), request.stream_options
         silent = frozenset() if params.keep_special else self.tokenizer.special_ids
@@ -234,6 +254,8 @@ class GenerationService:
             tokens_as_ids=request.return_tokens_as_token_ids,
             token_ids=request.return_token_ids,
             continuous_usage=options is not None and options.in_every_chunk,
+            thinking=thinking,
+            shows_reasoning=not isinstance(request, ChatRequest) or request.include_reasoning,
         )
         return (ChatShape if chat else CompletionShape)(head, self.tokenizer, extras)
 
@@ -243,8 +265,10 @@ class GenerationService:
         """Token ids of a text or of a conversation."""
         self._check_model(request.model)
         if request.messages is not None:
-            return await self._ids_of_chat(request)
-        return await self._encode(request.prompt or "", special=request.adds_special_tokens)
+            text = await self._rendered(request)
+        else:
+            text = request.prompt or ""
+        return await self._encode(text, special=request.adds_special_tokens)
 
     async def detokenized(self, request: DetokenizeRequest) -> str:
         """The text of token ids. Raises ApiError or RequestError."""
@@ -252,23 +276,10 @@ class GenerationService:
         check_ids(request.tokens, self.files.vocab_size, param="tokens")
         return await asyncio.to_thread(self.tokenizer.decode, request.tokens, special=True)
 
-    async def _prompts(self, request: AnyRequest) -> list[tuple[int, ...]]:
-        if isinstance(request, ChatRequest):
-            return [await self._ids_of_chat(request)]
-        special = request.add_special_tokens
-        return [
-            await self._encode(each, special=special) if isinstance(each, str) else each
-            for each in request.prompts
-        ]
-
-    async def _ids_of_chat(self, request: ChatRequest | TokenizeRequest) -> tuple[int, ...]:
+    async def _rendered(self, request: ChatRequest | TokenizeRequest) -> str:
         if self._renderer is None:
             raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
-        text = await self._renderer.render(request.conversation())
-        ids = await self._encode(text, special=request.adds_special_tokens)
-        if not ids and isinstance(request, ChatRequest):
-            raise ApiError.bad_request("the conversation is empty", "messages")
-        return ids
+        return await self._renderer.render(request.conversation())
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model not in self.names:

@@ -12,12 +12,14 @@ from typing import Any
 
 from baton.client.tracker import News
 from baton.server.logprobs import Places, Vocabulary, lists, objects, of_answer, of_prompt
+from baton.server.speech import Said, Speech, told_apart
 from baton.server.sse import event, json_of
 from baton.text import Tokenizer
 from baton.wire.messages import Emitted, Failed, Finished, PromptScored
 from baton.wire.records import Logprob, Timings
 
 MARK = "\0"
+NO_CONTENT = {"content": ""}
 NO_CHOICES = '"choices":[]'
 """As encoded. No text in JSON contains it: there, quotes follow a backslash."""
 
@@ -91,11 +93,14 @@ class Extras:
     tokens_as_ids: bool = False
     token_ids: bool = False
     continuous_usage: bool = False  # in every chunk, that of its choice
+    thinking: bool | None = None  # does the answer begin within reasoning? None: it has none
+    shows_reasoning: bool = True
 
     @property
     def none(self) -> bool:
         """The chunks of a choice differ in their text only."""
-        return self.logprobs < 0 and not self.token_ids and not self.continuous_usage
+        more = self.token_ids or self.continuous_usage or self.thinking is not None
+        return self.logprobs < 0 and not more
 
 
 class Shape(ABC):
@@ -238,23 +243,48 @@ class ChatShape(Shape):
 
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._speeches: dict[int, Speech] = {}  # by choice
+
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The role."""
         more = {"prompt_token_ids": choice.prompt_ids} if self._extras.token_ids else {}
         return self._chunk(choice, "delta", {"role": "assistant", "content": ""}, **more)
 
     def piece(self, delta: Delta) -> dict[str, Any]:
-        said, logprobs = {"content": delta.text}, self._generated(delta)
+        speech, logprobs = self._speech(delta.choice), self._generated(delta)
+        said = {"content": delta.text} if speech is None else self._told(speech.take(delta.text))
         return self._chunk(delta.choice, "delta", said, logprobs, token_ids=delta.token_ids)
 
     def closing(self, choice: Choice) -> dict[str, Any]:
-        return self._chunk(choice, "delta", {}, None, choice.finish_reason)
+        speech = self._speech(choice)
+        last = {} if speech is None else self._told(speech.end(), nothing={})
+        return self._chunk(choice, "delta", last, None, choice.finish_reason)
+
+    def _speech(self, choice: Choice) -> Speech | None:
+        """Of an answer that is streamed."""
+        begun = self._extras.thinking
+        if begun is None:
+            return None
+        return self._speeches.setdefault(choice.index, Speech(begun=begun))
+
+    def _told(self, said: Said, nothing: dict[str, str] = NO_CONTENT) -> dict[str, str]:
+        """As a delta."""
+        reasoning = said.reasoning if self._extras.shows_reasoning else ""
+        found = {"reasoning_content": reasoning, "content": said.content}
+        return {name: text for name, text in found.items() if text} or nothing
 
     def around(self, choices: Sequence[Choice]) -> dict[str, Any]:
         return {"prompt_token_ids": choices[0].prompt_ids} if self._extras.token_ids else {}
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
+        if self._extras.thinking is not None:
+            said = told_apart(choice.text, begun=self._extras.thinking)
+            message["content"] = said.content or (None if said.reasoning else "")
+            if self._extras.shows_reasoning:
+                message["reasoning_content"] = said.reasoning or None
         logprobs = self._generated(choice)
         found = _entry(choice, "message", message, logprobs, choice.finish_reason)
         return found | ({"token_ids": choice.token_ids} if self._extras.token_ids else {})

@@ -36,6 +36,7 @@ from baton.checkpoints.jsonfile import optional_object
 from baton.errors import ModelError, RequestError
 from baton.host import die_with
 from baton.package import ROOT
+from baton.server.speech import END
 from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
 from baton.server.turns import ContentForm, Conversation, content_form, marked, up_to_mark, variants
 
@@ -97,6 +98,12 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot read the chat template {file}: {error}") from error
+
+
+def knows_reasoning(template: ChatTemplate) -> bool:
+    """Does it name the tags?"""
+    source = template.source
+    return any(END in each for each in ([source] if isinstance(source, str) else source.values()))
 
 
 # ---- rendering
@@ -211,6 +218,10 @@ class CompiledTemplate:
 class Renderer(Protocol):
     """Used within one event loop."""
 
+    @property
+    def reasons(self) -> bool:
+        """Does the template know reasoning?"""
+
     async def render(self, conversation: Conversation) -> str:
         """The text. Raises RequestError with the template's own words if it refuses."""
 
@@ -222,6 +233,7 @@ class ThreadRenderer:
     """For the model's own template."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
+        self.reasons = knows_reasoning(template)
         self._template = CompiledTemplate(template, patience_s=patience_s)
         self._threads = ThreadPoolExecutor(THREADS, "chat-template")
 
@@ -238,6 +250,7 @@ class ProcessRenderer:
     """For a template of --chat-template. Construct it in the event loop: its children start then."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
+        self.reasons = knows_reasoning(template)
         self._children = [_Child(template, patience_s) for _ in range(CHILDREN)]
         self._idle: asyncio.Queue[_Child] = asyncio.Queue()
         for child in self._children:
