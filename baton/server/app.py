@@ -84,7 +84,7 @@ def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
     def refuse(method: str, error: ApiError | RequestError) -> Response:
         if isinstance(error, RequestError):
             error = from_request_error(error)
-        if error.status == 503 and method == "POST":
+        if error.status in (429, 503) and method == "POST":
             metrics.rejected(error.code or "")
         return response(error)
 

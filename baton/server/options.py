@@ -74,6 +74,16 @@ class ServerSettings:
         "--max-num-queued-reqs", 256,
         "Requests that may wait for their first token; then 503.", type=click.IntRange(min=1)
     )  # fmt: skip
+    requests_per_key: int = _option(
+        "--max-requests-per-key", 0,
+        "Requests at once of one API key, or without keys of one address; then 429; 0: no limit.",
+        type=click.IntRange(min=0)
+    )  # fmt: skip
+    tokens_per_key: int = _option(
+        "--max-tokens-per-minute-per-key", 0,
+        "Tokens a minute, of prompts and answers, of one key or address; then 429; 0: no limit.",
+        type=click.IntRange(min=0)
+    )  # fmt: skip
     queue_timeout_s: float = _option(
         "--queue-timeout", 60.0,
         "Seconds that a request may wait until a worker takes it; then 503; 0: no limit.",

@@ -23,6 +23,7 @@ from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.bodies import model
 from baton.server.options import ServerSettings
+from baton.server.quotas import Quotas
 from baton.server.schema import (
     AnyRequest,
     ChatRequest,
@@ -73,6 +74,7 @@ class GenerationService:
         self._renderer = renderer
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self.admission = Admission(settings.max_queued)
+        self._quotas = Quotas(requests=settings.requests_per_key, tokens=settings.tokens_per_key)
         self._ready_at = -inf  # later requests may wait for workers that restart
         given = files.generation_config
         self._sampling = SamplingParams(
@@ -137,13 +139,20 @@ class GenerationService:
         if isinstance(request, ChatRequest):
             params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
-        ticket = await self._admit(request.model, tenant, texts * (request.n or 1))
+        place = self._quotas.take(tenant, monotonic())
         try:
-            return await self._prepared(
-                request, params, _name(request, request_id), ticket, deadlines
-            )
+            ticket = await self._admit(request.model, tenant, texts * (request.n or 1))
+            try:
+                found = await self._prepared(
+                    request, params, _name(request, request_id), ticket, deadlines
+                )
+                place.charge(found.estimate, monotonic())
+                return replace(found, place=place)
+            except BaseException:
+                ticket.close()
+                raise
         except BaseException:
-            ticket.close()
+            place.close(0, monotonic())
             raise
 
     async def _prepared(

@@ -24,6 +24,7 @@ from baton.params import GenerationParams
 from baton.server.admission import Ticket
 from baton.server.api_error import ApiError, body, from_failed
 from baton.server.backlog import BACKLOG, Backlog
+from baton.server.quotas import Place
 from baton.server.shapes import Choice, ChunkEncoder, Delta, Shape, usage
 from baton.server.sse import DONE, event, gone
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
@@ -36,6 +37,8 @@ TURN = 32
 """News of a request that are handled before others have their turn."""
 CHUNK_BYTES = 65536
 LONG_ANSWER = 500  # tokens; longer ones are encoded in a thread
+USUAL_ANSWER = 512
+"""Tokens, as in the router's fair shares."""
 SLACK_S = 0.5
 """The router ends what is past its deadline; if it has not by then, this server does."""
 
@@ -69,8 +72,15 @@ class PreparedRequest:
     ticket: Ticket
     deadlines: Deadlines = field(default_factory=Deadlines)
     echoes: tuple[str, ...] = ()  # the text of each prompt; empty: no echo
+    place: Place | None = None  # among its tenant's requests
     include_usage: bool = False
     prompt_only: bool = False  # no generated token is returned
+
+    @property
+    def estimate(self) -> int:
+        """Tokens that it will take, about: few answers are as long as they may be."""
+        answers = sum(min(each.max_new_tokens, USUAL_ANSWER) for each in self.params)
+        return sum(map(len, self.prompts)) + self.n * answers
 
     def submit(self, choice: int) -> Submit:
         """For the router. Made when it is sent: thousands of long prompts would take a second."""
@@ -293,6 +303,8 @@ class GenerationStream:
             self._alarm.cancel()
         self._give_up()
         self._request.ticket.close()
+        if self._request.place is not None:
+            self._request.place.close(self.usage()["total_tokens"], monotonic())
 
     def _give_up(self) -> None:
         self._line.clear()
