@@ -119,6 +119,9 @@ class GenerationRequest(StructuredFields):
     )
     request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     cache_salt: Text | None = Field(None, max_length=256)
+    priority: Int = Field(
+        0, ge=-(2**31), lt=2**31, description="Lower goes first, among those of one key or address."
+    )
     timeout: Number | None = Field(
         None, gt=0, le=LONGEST_TIMEOUT_S, description="Seconds for the whole answer; then 504."
     )

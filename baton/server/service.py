@@ -191,6 +191,7 @@ class GenerationService:
             n=request.n or 1,
             shape=self._shape(request, name, params, thinking),
             ticket=ticket,
+            priority=request.priority,
             deadlines=deadlines,
             echoes=self._echoes(request),
             include_usage=options is not None and options.include_usage,

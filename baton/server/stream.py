@@ -72,6 +72,7 @@ class PreparedRequest:
     ticket: Ticket
     deadlines: Deadlines = field(default_factory=Deadlines)
     echoes: tuple[str, ...] = ()  # the text of each prompt; empty: no echo
+    priority: int = 0
     place: Place | None = None  # among its tenant's requests
     include_usage: bool = False
     prompt_only: bool = False  # no generated token is returned
@@ -91,6 +92,7 @@ class PreparedRequest:
             _of_choice(self.params[prompt], answer),
             tenant=self.ticket.tenant,
             group=self.name,
+            priority=self.priority,
             queue_timeout_s=self.deadlines.queue_timeout_s,
             timeout_s=self.deadlines.left_s,
         )

@@ -59,7 +59,7 @@ from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
 from baton.wire.records import Ages, Logprobs
 
-PROTOCOL = 8
+PROTOCOL = 9
 
 
 # ---- router -> worker -----

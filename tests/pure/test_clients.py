@@ -411,3 +411,17 @@ def test_tokens_may_be_told_as_ids() -> None:
         assert [each["token"] for each in entries] == [f"token_id:{i}" for i in choice["token_ids"]]
 
     served(work)
+
+
+def test_a_priority_reaches_the_router_and_has_bounds() -> None:
+    async def work(client: TownClient) -> None:
+        prepared = await client.service.prepare(
+            ChatRequest.model_validate(HELLO | {"priority": -7}), stream=False
+        )
+        prepared.ticket.close()
+        assert prepared.submit(0).priority == -7
+        for value in (2**31, "1", 0.5, True):
+            answer = await client.ask(CHAT, HELLO | {"priority": value})
+            assert (answer.status, answer.json["error"]["param"]) == (400, "priority")
+
+    served(work)
