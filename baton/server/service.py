@@ -41,6 +41,8 @@ from sampler.params import SamplingParams
 
 LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
 MANY_TOKENS = 20_000  # of all prompts; more are checked in one
+USUAL_ANSWER = 512
+"""Tokens of an answer that are charged first; few are as long as they may be."""
 ROUTER_S = 3.0
 RESTART_S = 15.0
 """A cluster that was ready so shortly ago restarts a worker, and requests wait. Else it is down: 503."""
@@ -139,14 +141,16 @@ class GenerationService:
         if isinstance(request, ChatRequest):
             params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
+        choices = texts * (request.n or 1)
         place = self._quotas.take(tenant, monotonic())
+        place.charge(choices * min(params.max_new_tokens, USUAL_ANSWER), monotonic())
         try:
-            ticket = await self._admit(request.model, tenant, texts * (request.n or 1))
+            ticket = await self._admit(request.model, tenant, choices)
             try:
                 found = await self._prepared(
                     request, params, _name(request, request_id), ticket, deadlines
                 )
-                place.charge(found.estimate, monotonic())
+                place.charge(sum(map(len, found.prompts)), monotonic())
                 return replace(found, place=place)
             except BaseException:
                 ticket.close()

@@ -37,8 +37,6 @@ TURN = 32
 """News of a request that are handled before others have their turn."""
 CHUNK_BYTES = 65536
 LONG_ANSWER = 500  # tokens; longer ones are encoded in a thread
-USUAL_ANSWER = 512
-"""Tokens, as in the router's fair shares."""
 SLACK_S = 0.5
 """The router ends what is past its deadline; if it has not by then, this server does."""
 
@@ -76,12 +74,6 @@ class PreparedRequest:
     place: Place | None = None  # among its tenant's requests
     include_usage: bool = False
     prompt_only: bool = False  # no generated token is returned
-
-    @property
-    def estimate(self) -> int:
-        """Tokens that it will take, about: few answers are as long as they may be."""
-        answers = sum(min(each.max_new_tokens, USUAL_ANSWER) for each in self.params)
-        return sum(map(len, self.prompts)) + self.n * answers
 
     def submit(self, choice: int) -> Submit:
         """For the router. Made when it is sent: thousands of long prompts would take a second."""
