@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.cli.chat import _turn
 from baton.server.schema import ChatRequest
 from baton.server.shapes import ChatShape, Choice, Delta, Extras
 from baton.server.speech import Said, Speech, is_open, told_apart
@@ -138,3 +140,24 @@ def test_a_grammar_is_about_all_that_is_said_and_a_continued_answer_may_have_beg
                 assert prepared.shape._extras.thinking is thinking
 
     asyncio.run(run())
+
+
+class Answers:
+    """A server whose answer comes in these deltas."""
+
+    def __init__(self, *deltas: dict[str, str]) -> None:
+        self.deltas = deltas
+
+    def stream(self, path: str, body: Any) -> Any:
+        return [{"choices": [{"delta": each}]} for each in self.deltas]
+
+
+def test_a_terminal_shows_both_and_the_next_turn_has_the_answer_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client: Any = Answers({"role": "assistant"}, {"reasoning_content": "h"}, {"reasoning_content": "m"},
+                          {"content": "Y"}, {"content": "es"})  # fmt: skip
+    turns = _turn(client, "m", "Hi", [], {})
+    assert turns[-1] == {"role": "assistant", "content": "Yes"}
+    shown = re.sub("\x1b\\[[0-9]*m", "", capsys.readouterr().out)
+    assert shown == "hm\n\nYes\n"
