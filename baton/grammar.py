@@ -1,29 +1,34 @@
 """Grammars: which tokens are allowed next, so that the answer is JSON, fits a schema or matches a regex.
 
-    json_schema({...})  ->  one string on the wire  ->  Grammars.open  ->  Matcher
+    json_schema({...}), regex("..."), choice([...]), written("...")
+      ->  one string on the wire  ->  Grammars.open  ->  Matcher
     Matcher.mask()  ->  one bit for each id  ->  the sampler draws  ->  Matcher.accept(id)
 
 The state of a Matcher is a function of the string and the ids accepted so far, so another worker can
-continue a request from these two. llguidance does the matching; this module adds three things:
+continue a request from these two. llguidance does the matching; this module adds four things:
 
 * llguidance allows unlimited white space between the parts of a JSON text, and a model may print it
   for ever. Here a gap is one space, or a line feed with at most INDENT spaces or tabs.
 * Compiling cannot be interrupted, and llguidance's own limits do not bound all of it: some schemas
   of a few KiB take minutes or gigabytes. Such schemas are refused by their shape.
+* A schema's objects are closed, and what it cannot enforce is refused by name: json_schema.py.
 * The ids that end a text come from the model's files, not from tokenizer.json: their bits are set here.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from baton.checkpoints.added_tokens import Vocabulary, read_vocabulary
 from baton.errors import RequestError
+from baton.json_schema import INVALID as INVALID_GRAMMAR
+from baton.json_schema import NO_ASSERTION, enforceable
 
 LARGEST = 64 * 1024
 """Bytes of a grammar on the wire."""
@@ -34,16 +39,21 @@ MOST_KEY_PATTERNS = 100
 """patternProperties: each is compared with each, at a cost that grows with them; 400 took 12 s."""
 MOST_INTERSECTED = 8
 """Patterns of a schema that intersects its parts: states multiply, 14 took 650 MB."""
+MOST_CHOICES = 1024
+LONGEST_GRAMMAR = 16 * 1024
+"""Characters of a grammar that is written as rules."""
+DEEPEST_GROUP = 64
+"""Brackets within brackets of such a grammar: the library's parser is recursive, and would crash."""
 INDENT = 24
 GAP = rf"( |\n[ \t]{{0,{INDENT}}})"
 
-INVALID = "invalid_grammar"
+INVALID = INVALID_GRAMMAR
 FAILED = "grammar_failed"
 
-_NO_ASSERTION = {"$schema", "$id", "$anchor", "$defs", "$comment", "definitions", "title", "default",
-                 "description", "deprecated", "examples", "readOnly", "writeOnly"}  # fmt: skip
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 """A state takes 1 to 2 kB: 100 MB for one answer. The rest is llguidance's own: 20 ms for a mask."""
+_QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]')
+_DIRECTIVE = re.compile(r"%\s*(json|lark|regex|llguidance)\b")
 _TRIAL = 4  # tokens that `check` walks: some grammars compile and then fail at their first token
 
 
@@ -63,6 +73,16 @@ def regex(pattern: str) -> str:
     return _written({"kind": "regex", "pattern": pattern})
 
 
+def choice(texts: Sequence[str]) -> str:
+    """One of these texts."""
+    return _written({"kind": "choice", "texts": list(texts)})
+
+
+def written(rules: str) -> str:
+    """Text that follows the rules of a grammar: Lark's notation, or the EBNF of llama.cpp (GBNF)."""
+    return _written({"kind": "rules", "rules": rules})
+
+
 def _written(fields: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -74,10 +94,12 @@ def _written(fields: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """The grammar in a string: a JSON schema or a regex, within the limits above."""
+    """The grammar in a string, within the limits above: one of these."""
 
-    schema: Mapping[str, Any] | None
-    pattern: str | None
+    schema: Mapping[str, Any] | None = None
+    pattern: str | None = None
+    texts: tuple[str, ...] = ()
+    rules: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "GrammarSpec":
@@ -86,18 +108,25 @@ class GrammarSpec:
         _check_sizes(fields)
         match fields:
             case {"kind": "json_object", **rest} if not rest:
-                return cls({"type": "object"}, None)
+                return cls({"type": "object"})
             case {"kind": "json_schema", "schema": dict(schema), **rest} if not rest:
+                schema = enforceable(schema)
                 _check_patterns(schema)
                 # the key that would change llguidance's settings; like any unknown one, it is ignored
-                return cls({k: v for k, v in schema.items() if k != "x-guidance"}, None)
+                return cls({k: v for k, v in schema.items() if k != "x-guidance"})
             case {"kind": "regex", "pattern": str(pattern), **rest} if not rest:
                 if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
                     raise _invalid("the regex ends in a backslash that escapes nothing")
-                return cls(None, pattern)
+                return cls(pattern=pattern)
+            case {"kind": "choice", "texts": list(texts), **rest} if not rest:
+                return cls(texts=_checked_texts(texts))
+            case {"kind": "rules", "rules": str(rules), **rest} if not rest:
+                _check_rules(rules)
+                return cls(rules=rules)
         raise _invalid(
-            'a grammar is {"kind": "json_object"}, {"kind": "json_schema", "schema": {...}} or '
-            '{"kind": "regex", "pattern": "..."}'
+            'a grammar is {"kind": "json_object"}, {"kind": "json_schema", "schema": {...}}, '
+            '{"kind": "regex", "pattern": "..."}, {"kind": "choice", "texts": ["..."]} or '
+            '{"kind": "rules", "rules": "..."}'
         )
 
     def compiled_form(self) -> str:
@@ -105,6 +134,10 @@ class GrammarSpec:
         try:
             if self.pattern is not None:
                 return LLMatcher.grammar_from_regex(self.pattern)
+            if self.texts:
+                return grammar_from("choice", json.dumps(self.texts))
+            if self.rules is not None:
+                return grammar_from("grammar", self.rules)
             schema = json.dumps(self.schema, ensure_ascii=False, allow_nan=False)
             return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": GAP})
         except ValueError as error:
@@ -262,12 +295,37 @@ def _values(root: Any) -> Iterator[tuple[Any, int]]:
             waiting.extend((each, depth + 1) for each in inner)
 
 
+def _checked_texts(texts: list[Any]) -> tuple[str, ...]:
+    if not 0 < len(texts) <= MOST_CHOICES:
+        raise _invalid(f"there must be 1 to {MOST_CHOICES:,} choices, not {len(texts):,}")
+    if bad := [each for each in texts if not isinstance(each, str) or not each]:
+        raise _invalid(f"each choice must be a text of at least one character, got {bad[0]!r:.80}")
+    return tuple(texts)
+
+
+def _check_rules(rules: str) -> None:
+    plain = _QUOTED.sub("", rules)
+    found = _DIRECTIVE.search(plain)
+    if found is not None:
+        text = (
+            f"the grammar's %{found[1]} is not supported: give a schema or a regex by its own field"
+        )
+        raise _invalid(text)
+    depth = 0
+    for character in plain:
+        depth += (character in "([{") - (character in ")]}")
+        if depth > DEEPEST_GROUP:
+            raise _invalid(f"the grammar nests more than {DEEPEST_GROUP} brackets")
+
+
 def _check_sizes(fields: Any) -> None:
+    rules = isinstance(fields, dict) and fields.get("kind") == "rules"
+    longest = LONGEST_GRAMMAR if rules else LONGEST_STRING
     for value, depth in _values(fields):
         if depth > DEEPEST:
             raise _invalid(f"the grammar is nested deeper than {DEEPEST} levels")
-        if isinstance(value, str) and len(value) > LONGEST_STRING:
-            raise _invalid(f"a string has {len(value)} characters, {LONGEST_STRING} are the limit")
+        if isinstance(value, str) and len(value) > longest:
+            raise _invalid(f"a string has {len(value)} characters, {longest} are the limit")
 
 
 def _check_patterns(schema: Mapping[str, Any]) -> None:
@@ -280,7 +338,7 @@ def _check_patterns(schema: Mapping[str, Any]) -> None:
         keyed += len(keys) if isinstance(keys, dict) else 0
         found = (value.get("pattern"), value.get("format"))
         patterns.update(each for each in found if isinstance(each, str))
-        asserted = value.keys() - _NO_ASSERTION
+        asserted = value.keys() - NO_ASSERTION
         joined = bool(asserted & {"$ref", "anyOf", "oneOf"}) and len(asserted) > 1
         intersects = intersects or joined or "allOf" in asserted
     if keyed > MOST_KEY_PATTERNS:
@@ -298,6 +356,8 @@ def _first_line(text: str) -> str:
         return "it is too complex"
     if text.startswith("NoExtension"):
         return "no text fits it"
+    if text.startswith("oneOf constraints"):
+        return "the schema's keyword oneOf, whose parts may fit one value together: use anyOf"
     lines = text.split("\n")
     best = next((line for line in lines if line.startswith("error: ")), lines[0])
     return best.removeprefix("error: ")[:160]

@@ -36,7 +36,8 @@ from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, InputError, ModelError, RequestError, WorkerLost
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
-from baton.server.templates import CompiledTemplate, Conversation, read_template
+from baton.server.templates import CompiledTemplate, read_template
+from baton.server.turns import Conversation
 from baton.text import Tokenizer, chat_ends, check_unicode
 from baton.topology import count_gpus, plan_topology
 from baton.wire.keys import load_keys

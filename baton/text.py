@@ -64,7 +64,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(index for index, token in added.items() if token.special)
+        self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._kind = kind_of_bytes(self._tokenizer)
         self.falls_back = self._kind is Bytes.FALLBACK
         self._bytes: dict[int, bytes | None] = {}
@@ -118,10 +118,14 @@ class Tokenizer:
             self._texts[token_id] = text
         return text
 
+    def token(self, token_id: int) -> str:
+        """The token as the vocabulary has it; empty outside of it."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
     def shown(self, ids: Sequence[int], *, special: bool = False) -> list[int]:
         """The ids that decode() does not leave out."""
         known = self._tokenizer.id_to_token
-        skipped = () if special else self._special
+        skipped = () if special else self.special_ids
         return [each for each in ids if each not in skipped and known(each) is not None]
 
     def byte(self, token_id: int) -> int | None:
@@ -135,6 +139,11 @@ class Tokenizer:
             token = self._tokenizer.id_to_token(token_id)
             self._bytes[token_id] = None if token is None else bytes_of(token, self._kind)
         return self._bytes[token_id]
+
+    def raw_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text that it stands in."""
+        found = self.token_bytes(token_id)
+        return self.token_text(token_id).encode() if found is None else found
 
     def _unfinished(self, ids: Sequence[int]) -> int:
         """Bytes at the end that begin a character and do not end it."""

@@ -51,6 +51,7 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
         text,
         tenant=submit.tenant,
         group=submit.group,
+        priority=submit.priority,
         queue_timeout_s=submit.queue_timeout_s,
         timeout_s=submit.timeout_s,
     )

@@ -1,8 +1,9 @@
 """FairQueue: whose request is placed next. Hierarchical start-time fair queueing. Pure.
 
     tenants                 share the cluster equally: API keys, or client addresses
-      groups                share their tenant's part equally: HTTP requests with several prompts
-        requests            first come, first served
+      priorities            the lowest of a tenant's numbers goes first, at no other tenant's cost
+        groups              share their tenant's part equally: HTTP requests with several prompts
+          requests          first come, first served
 
 Shares are measured in tokens. Each tenant has a start tag: the virtual time at which its next request
 begins. The smallest tag is served, the clock moves there, and the tenant's tag grows by the request's
@@ -77,12 +78,38 @@ class Turns:
             self._sweep_at = 2 * len(self._away) + SPARE
 
 
-class Tenant:
-    """The waiting requests of a tenant, by group."""
+class Level:
+    """The waiting requests of a tenant that have one priority, by group."""
 
     def __init__(self) -> None:
         self.turns = Turns()
         self.groups: dict[str, OrderedDict[str, int]] = {}  # costs by name, in order of arrival
+
+
+class Tenant:
+    """The waiting requests of a tenant, by priority."""
+
+    def __init__(self) -> None:
+        self.levels: dict[int, Level] = {}
+        self._order = PriorityQueue()
+
+    def level(self, priority: int) -> Level:
+        """Of this priority, made if it is not there."""
+        if priority not in self.levels:
+            self.levels[priority] = Level()
+            self._order.put(str(priority), priority)
+        return self.levels[priority]
+
+    def first(self) -> Level:
+        """Whose turn it is."""
+        found = self._order.first()
+        assert found is not None
+        return self.levels[int(found[0])]
+
+    def drop(self, priority: int) -> None:
+        """A level with nothing that waits."""
+        del self.levels[priority]
+        self._order.remove(str(priority))
 
 
 class FairQueue:
@@ -91,13 +118,13 @@ class FairQueue:
     def __init__(self) -> None:
         self._turns = Turns()
         self._tenants: dict[str, Tenant] = {}
-        self._places: dict[str, tuple[str, str]] = {}  # tenant and group by request
+        self._places: dict[str, tuple[str, int, str]] = {}  # tenant, priority, group by request
 
-    def add(self, name: str, tenant: str, group: str, cost: int) -> None:
+    def add(self, name: str, tenant: str, group: str, cost: int, priority: int = 0) -> None:
         """A request waits. `cost` is in tokens, at least 1. The name must be new."""
         assert name not in self._places
-        self._places[name] = (tenant, group)
-        here = self._tenants.setdefault(tenant, Tenant())
+        self._places[name] = (tenant, priority, group)
+        here = self._tenants.setdefault(tenant, Tenant()).level(priority)
         here.groups.setdefault(group, OrderedDict())[name] = cost
         here.turns.join(group)
         self._turns.join(tenant)
@@ -107,15 +134,15 @@ class FairQueue:
         tenant = self._turns.first()
         if tenant is None:
             return None
-        here = self._tenants[tenant]
+        here = self._tenants[tenant].first()
         group = here.turns.first()
         assert group is not None
         return next(iter(here.groups[group]))
 
     def serve(self, name: str) -> None:
         """This request is placed: its tenant and group are charged."""
-        tenant, group = self._places[name]
-        here = self._tenants[tenant]
+        tenant, priority, group = self._places[name]
+        here = self._tenants[tenant].levels[priority]
         cost = here.groups[group][name]
         self._turns.serve(tenant, cost)
         here.turns.serve(group, cost)
@@ -123,22 +150,25 @@ class FairQueue:
 
     def remove(self, name: str) -> None:
         """This request does not wait any more; nobody is charged."""
-        tenant, group = self._places.pop(name)
-        here = self._tenants[tenant]
+        tenant, priority, group = self._places.pop(name)
+        levels = self._tenants[tenant]
+        here = levels.levels[priority]
         del here.groups[group][name]
         if not here.groups[group]:
             del here.groups[group]
             here.turns.leave(group)
         if not here.groups:
+            levels.drop(priority)
+        if not levels.levels:
             del self._tenants[tenant]
             self._turns.leave(tenant)
 
-    def settle(self, tenant: str, group: str, cost: int) -> None:
+    def settle(self, tenant: str, group: str, cost: int, priority: int = 0) -> None:
         """A request that was placed has ended, and took so many tokens more than its cost; fewer if
         negative."""
         self._turns.settle(tenant, cost)
-        if tenant in self._tenants:
-            self._tenants[tenant].turns.settle(group, cost)
+        if tenant in self._tenants and priority in self._tenants[tenant].levels:
+            self._tenants[tenant].levels[priority].turns.settle(group, cost)
 
     def __contains__(self, name: str) -> bool:
         return name in self._places

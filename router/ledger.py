@@ -33,6 +33,7 @@ class Entry:
     text: TextStream
     tenant: str = ""
     group: str = ""
+    priority: int = 0
     queue_timeout_s: float = 0.0  # until placed, 0: no limit
     timeout_s: float = 0.0  # until its end
     submitted: float = 0.0
@@ -140,7 +141,7 @@ class Ledger:
         entry.serial = self._serial
         self._entries[entry.id] = self._by_state[State.QUEUED][entry.id] = entry
         self._of_client.setdefault(entry.client, {})[entry.id] = entry
-        self._line.add(entry.id, entry.tenant, entry.group, entry.cost)
+        self._line.add(entry.id, entry.tenant, entry.group, entry.cost, entry.priority)
         self.deadlines.ends(entry.id, entry.timeout_s, now)
         self.waits(entry, now)
         self._listener.happened(entry, None, now, "")
@@ -250,7 +251,8 @@ class Ledger:
             del self._entries[name]
             self._forget_client(entry)
             if entry.runs:
-                self._line.settle(entry.tenant, entry.group, entry.length - entry.cost)
+                more = entry.length - entry.cost
+                self._line.settle(entry.tenant, entry.group, more, entry.priority)
             return
         self._by_state[state][name] = entry
         if state is State.QUEUED:

@@ -20,9 +20,9 @@ class Line:
         self._back = PriorityQueue()  # by order of submission
         self._quarantined = PriorityQueue()
 
-    def add(self, name: str, tenant: str, group: str, cost: int) -> None:
+    def add(self, name: str, tenant: str, group: str, cost: int, priority: int = 0) -> None:
         """A new request, which takes about so many tokens."""
-        self._new.add(name, tenant, group, cost)
+        self._new.add(name, tenant, group, cost, priority)
 
     def put_back(self, name: str, serial: int, *, quarantined: bool) -> None:
         """A request that was placed before."""
@@ -49,9 +49,9 @@ class Line:
         self._back.remove(name)
         self._quarantined.remove(name)
 
-    def settle(self, tenant: str, group: str, cost: int) -> None:
+    def settle(self, tenant: str, group: str, cost: int, priority: int = 0) -> None:
         """A request that was placed has ended, and took so many tokens more than was charged."""
-        self._new.settle(tenant, group, cost)
+        self._new.settle(tenant, group, cost, priority)
 
     def returned(self) -> Iterator[str]:
         """The requests that were placed before."""

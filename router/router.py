@@ -27,7 +27,7 @@ from router.readiness import Readiness
 from router.reports import Reports
 from router.requests import Requests
 from router.scheduling import Scheduler
-from router.workers import DECODE, Member, WorkerRegistry, other_protocol
+from router.workers import Member, WorkerRegistry, other_protocol
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,14 +45,20 @@ def _turn(
         path = "/v1/chat/completions"
         messages = [*turns, {"role": "user", "content": message}]
         body["messages"] = messages
-    text = ""
+    text, thinking = "", False
     for chunk in client.stream(path, body):
         if "error" in chunk:
             raise InputError(chunk["error"]["message"])
         for choice in chunk["choices"]:
-            piece = choice["delta"].get("content") if "delta" in choice else choice["text"]
-            text += piece or ""
-            click.echo(piece or "", nl=False)
+            said = choice.get("delta", {"content": choice.get("text")})
+            thought, piece = said.get("reasoning_content") or "", said.get("content") or ""
+            click.echo(click.style(thought, dim=True) if thought else "", nl=False)
+            thinking = thinking or bool(thought)
+            if piece and thinking:
+                click.echo("\n")
+                thinking = False
+            text += piece
+            click.echo(piece, nl=False)
     click.echo()
     return [*messages, {"role": "assistant", "content": text}] if turns is not None else []
 

@@ -115,6 +115,13 @@ class ApiError(Exception):
         return cls._busy(why, retry_after)
 
     @classmethod
+    def rate_limited(cls, why: str, retry_after: int) -> "ApiError":
+        """The client has used its quota; others have not."""
+        text = f"{why}; try again in {retry_after} s"
+        kind, code = "rate_limit_error", "rate_limit_exceeded"
+        return cls(429, text, kind, code=code, retry_after=retry_after)
+
+    @classmethod
     def _busy(cls, why: str, retry_after: int) -> "ApiError":
         text = f"the server is busy: {why}; try again in {retry_after} s"
         return cls(503, text, OURS, code="overloaded", retry_after=retry_after)

@@ -1,10 +1,8 @@
 """The application: routes and error responses, over service.py and monitor.py."""
 
-import asyncio
 import html
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from baton.errors import RequestError
 from baton.log import REQUEST
-from baton.params import check_ids
 from baton.server import bodies
 from baton.server.api_error import (
     ApiError,
@@ -87,7 +84,7 @@ def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
     def refuse(method: str, error: ApiError | RequestError) -> Response:
         if isinstance(error, RequestError):
             error = from_request_error(error)
-        if error.status == 503 and method == "POST":
+        if error.status in (429, 503) and method == "POST":
             metrics.rejected(error.code or "")
         return response(error)
 
@@ -230,14 +227,14 @@ def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Ro
         """Convert text or messages to token ids."""
         ids = await service.tokenized(payload)
         content = {"tokens": list(ids), "count": len(ids), "max_model_len": service.context}
+        if payload.return_token_strs:
+            content["token_strs"] = [service.tokenizer.token(each) for each in ids]
         return JSONResponse(content)
 
     @app.post(bodies.Path.DETOKENIZE, tags=["text"])
     async def detokenize(request: Request, payload: DetokenizeRequest) -> Response:
         """Convert token ids to text."""
-        check_ids(payload.tokens, service.files.vocab_size, param="tokens")
-        decode = partial(service.tokenizer.decode, payload.tokens, special=True)
-        return JSONResponse({"prompt": await asyncio.to_thread(decode)})
+        return JSONResponse({"prompt": await service.detokenized(payload)})
 
     return {
         bodies.Path.COMPLETIONS: (CompletionRequest, completions),

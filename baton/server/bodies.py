@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from baton.server.api_error import LONGEST_TEXT, ApiError, from_validation_error
-from baton.server.schema import MAX_MESSAGES, MAX_PROMPTS
+from baton.server.conversation import MAX_MESSAGES
+from baton.server.schema import MAX_PROMPTS
 
 MAX_BODY_BYTES = 4 << 20
 DEEPEST_JSON = 32

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.log import REQUEST
@@ -34,6 +35,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 JSON_KIND = re.compile(r"application/[!-~]{1,80}[+]json")
 LAST_STATUS = frozenset({401, 408, 413, 431})
 """After these the connection is closed: their clients must not hold it."""
+EXPOSED = ("X-Request-Id", "Retry-After")
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 logger = logging.getLogger("server.access")
@@ -99,6 +101,18 @@ def hashed(keys: Sequence[str]) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
 
+def shared_with(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
+    """The application for pages of the policy's origins: answers their preflights, which carry no key,
+    and adds to every reply the headers without which a browser hides it from its page."""
+    return CORSMiddleware(
+        app,
+        allow_origins=policy.origins,
+        allow_methods=("GET", "POST", "OPTIONS"),
+        allow_headers=("*",),
+        expose_headers=EXPOSED,
+    )
+
+
 class Guard:
     """Wraps the application. `limits`: of the JSON that a path takes; None for a path that takes none."""
 
@@ -107,6 +121,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._policy = policy
+        self._inside = self._answered if not policy.origins else shared_with(self._answered, policy)
         self._limits = limits
         self.bodies = Bodies()
         self._turn = asyncio.Lock()
@@ -122,11 +137,24 @@ class Guard:
         state = scope.setdefault("state", {})
         state["request_id"], state["tenant"] = request_id, self._policy.tenant(scope, sent)
         REQUEST.set(request_id)
-        error = self._refused(scope, sent)
         if scope["type"] == "websocket":
-            await self._websocket(error, scope, receive, send)
+            await self._websocket(self._refused(scope, sent), scope, receive, send)
             return
         answer = _Response(scope, send, request_id, unread=_has_body(sent))
+        state["answer"] = answer
+        try:
+            if (foreign := self._foreign_host(sent)) is not None:
+                await response(foreign)(scope, receive, answer.send)
+            else:
+                await self._inside(scope, receive, answer.send)
+        finally:
+            answer.log()
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An HTTP request, but for preflights. `send` adds the headers for pages of other origins."""
+        state, sent = scope["state"], Headers(scope=scope)
+        answer: _Response = state.pop("answer")
+        error = self._refused(scope, sent)
         limits = self._limits(scope["path"]) if scope["method"] == "POST" else None
         body_ = self.bodies.body(state["tenant"])
         try:
@@ -136,20 +164,27 @@ class Guard:
             if limits is not None:
                 await _read_whole(whole, body_, sent, receive, JsonScan(limits), self._turn)
                 answer.unread = False
-            await self._app(scope, replay(whole, receive, body_.close), answer.send)
+            await self._app(scope, replay(whole, receive, body_.close), send)
         except ApiError as refused:
-            await answer.error(refused, receive)
+            if answer.begun:
+                raise
+            await response(refused)(scope, receive, send)
         finally:
             body_.close()
-            answer.log()
+
+    def _foreign_host(self, sent: Headers) -> ApiError | None:
+        host = sent.get("host", "")
+        if self._policy.host_allowed(host):
+            return None
+        return ApiError.bad_request(
+            f"host not allowed: {host[:80]!r}; use an address of this server, or start it with "
+            "--allowed-host"
+        )
 
     def _refused(self, scope: Scope, sent: Headers) -> ApiError | None:
+        if (foreign := self._foreign_host(sent)) is not None:
+            return foreign
         host, path = sent.get("host", ""), scope["path"]
-        if not self._policy.host_allowed(host):
-            return ApiError.bad_request(
-                f"host not allowed: {host[:80]!r}; use an address of this server, or start it with "
-                "--allowed-host"
-            )
         if not self._policy.origin_allowed(sent.get("origin"), host):
             return ApiError.forbidden(
                 f"origin not allowed: {sent['origin'][:80]!r}; to allow it, start the server with "
@@ -198,11 +233,9 @@ class _Response:
                 head["Connection"] = "close"
         await self._send(message)
 
-    async def error(self, error: ApiError, receive: Receive) -> None:
-        """Send an error response, if the application has not begun its own."""
-        if self._status:
-            raise error
-        await response(error)(self._scope, receive, self.send)
+    @property
+    def begun(self) -> bool:
+        return bool(self._status)
 
     def log(self) -> None:
         """One line for each request, without its content."""
@@ -232,9 +265,8 @@ async def _read_whole(
         raise ApiError.bad_request("compressed bodies are not supported: send it uncompressed")
     kind = sent.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not JSON_KIND.fullmatch(kind):
-        raise ApiError.bad_request(
-            f"send JSON, with Content-Type: application/json, not {kind[:80]!r}"
-        )
+        given = f"not {kind[:80]!r}" if kind else "which is missing"
+        raise ApiError.bad_request(f"send JSON, with Content-Type: application/json, {given}")
     length = sent.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
         raise ApiError.too_large(MAX_BODY_BYTES)

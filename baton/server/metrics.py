@@ -82,7 +82,7 @@ class Metrics:
         return histogram
 
     def rejected(self, reason: str) -> None:
-        """A request was answered with 503."""
+        """A request was answered with 429 or 503."""
         self._rejections.labels(self._model, reason).inc()
 
     def ended(self, ended: Ended) -> None:

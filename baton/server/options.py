@@ -65,9 +65,24 @@ class ServerSettings:
     chat_template: Path | None = _option(  # noqa: RUF009
         "--chat-template", None, "A Jinja file instead of the model's own.", type=FILE
     )  # fmt: skip
+    reasoning: str = _option(
+        "--reasoning", "auto",
+        "Tell reasoning (<think>) apart in chats, where the template knows it; or not.",
+        type=click.Choice(("auto", "off"))
+    )  # fmt: skip
     max_queued: int = _option(
         "--max-num-queued-reqs", 256,
         "Requests that may wait for their first token; then 503.", type=click.IntRange(min=1)
+    )  # fmt: skip
+    requests_per_key: int = _option(
+        "--max-requests-per-key", 0,
+        "Requests at once of one API key, or without keys of one address; then 429; 0: no limit.",
+        type=click.IntRange(min=0)
+    )  # fmt: skip
+    tokens_per_key: int = _option(
+        "--max-tokens-per-minute-per-key", 0,
+        "Tokens a minute, of prompts and answers, of one key or address; then 429; 0: no limit.",
+        type=click.IntRange(min=0)
     )  # fmt: skip
     queue_timeout_s: float = _option(
         "--queue-timeout", 60.0,

@@ -1,27 +1,15 @@
 """Schema: the requests that HTTP clients send, field by field, and the GenerationParams made of them.
 
-OpenAI's fields with vLLM's extras. Known fields are checked strictly, unknown ones are ignored, because
-clients send fields of other servers. https://platform.openai.com/docs/api-reference
+OpenAI's fields with vLLM's extras. Known fields are checked strictly (fields.py), unknown ones are
+ignored, because clients send fields of other servers. Conversations are in conversation.py, grammars in
+structured.py. https://platform.openai.com/docs/api-reference
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from baton import grammar
-from baton.errors import RequestError
 from baton.params import (
     MAX_LOGPROBS,
     MAX_STOP_CHARACTERS,
@@ -29,13 +17,14 @@ from baton.params import (
     MAX_STOPS,
     GenerationParams,
 )
-from baton.server.api_error import SHOWN, ApiError, from_request_error
+from baton.server.api_error import SHOWN, ApiError
+from baton.server.conversation import ConversationFields, Messages
+from baton.server.fields import GENERATION, TOKENIZE, Fields, Refusals
+from baton.server.structured import StructuredFields
 from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
 
 MAX_N = 16
 MAX_PROMPTS = 256
-MAX_MESSAGES = 16_384
-MAX_PARTS = 1024
 LONGEST_TIMEOUT_S = 86_400.0
 COMPLETION_TOKENS = 16
 """max_tokens of a completion that does not give it (OpenAI's default)."""
@@ -83,45 +72,23 @@ Stops = Annotated[
 Biases = Annotated[dict[str, Number], Field(max_length=MOST_BIASES), BeforeValidator(few_biases)]
 
 
-class IgnoreExtra(BaseModel):
-    """Unknown fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class StreamOptions(IgnoreExtra):
+class StreamOptions(Fields):
     """Options of a stream."""
 
     include_usage: Bool = False
+    continuous_usage_stats: Bool = Field(
+        False, description="With include_usage: in every chunk, that of its choice."
+    )
+
+    @property
+    def in_every_chunk(self) -> bool:
+        return self.include_usage and self.continuous_usage_stats
 
 
-class JsonSchema(IgnoreExtra):
-    """A schema and its name."""
-
-    name: Text = "answer"
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: Bool | None = None
-
-
-class ResponseFormat(IgnoreExtra):
-    """The format that the answer must have."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class StructuredOutputs(IgnoreExtra):
-    """vLLM's field for grammars."""
-
-    json_: dict[str, Any] | None = Field(None, alias="json")
-    regex: Text | None = None
-
-
-NO_STRUCTURE = StructuredOutputs(json=None)
-
-
-class GenerationRequest(IgnoreExtra):
+class GenerationRequest(StructuredFields):
     """Fields that completions and chat share."""
+
+    unsupported: ClassVar[Refusals] = GENERATION
 
     model: Text | None = Field(None, max_length=256, description="One of /v1/models.")
     n: Int | None = Field(1, ge=1, le=MAX_N, description="Answers for each prompt.")
@@ -142,16 +109,19 @@ class GenerationRequest(IgnoreExtra):
     skip_special_tokens: Bool = True
     stream: Bool | None = False
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    guided_json: dict[str, Any] | None = None
-    guided_regex: Text | None = None
-    structured_outputs: StructuredOutputs | None = None
     allowed_token_ids: list[TokenId] | None = Field(
         None, min_length=1, max_length=MOST_ALLOWED, description="Only these may be sampled."
     )
     best_of: Int | None = Field(None, description="Must equal n.")
+    return_token_ids: Bool = Field(False, description="Those of the prompt and of the answer.")
+    return_tokens_as_token_ids: Bool = Field(
+        False, description="In logprobs, token_id:ID instead of a token's text."
+    )
     request_id: Annotated[Text, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     cache_salt: Text | None = Field(None, max_length=256)
+    priority: Int = Field(
+        0, ge=-(2**31), lt=2**31, description="Lower goes first, among those of one key or address."
+    )
     timeout: Number | None = Field(
         None, gt=0, le=LONGEST_TIMEOUT_S, description="Seconds for the whole answer; then 504."
     )
@@ -175,7 +145,7 @@ class GenerationRequest(IgnoreExtra):
             include_stop=self.include_stop_str_in_output,
             keep_special=not self.skip_special_tokens,
             logprobs=logprobs,
-            grammar=self._grammar(),
+            grammar=self.grammar_field()[1],
             cache_salt=self.cache_salt or "",
             stream_interval_s=defaults.stream_interval_s,
         )
@@ -193,35 +163,6 @@ class GenerationRequest(IgnoreExtra):
             return replace(defaults.sampling, **given)
         except ValueError as error:
             raise ApiError.bad_request(str(error)) from error
-
-    def _grammar(self) -> str:
-        """The grammar, given in at most one of the four fields."""
-        form, structured = self.response_format, self.structured_outputs or NO_STRUCTURE
-        if self.structured_outputs and structured.json_ is None and structured.regex is None:
-            raise ApiError.bad_request("json or regex is missing", "structured_outputs")
-        kind = form.type if form is not None else "text"
-        schema = form.json_schema.schema_ if form is not None and form.json_schema else None
-        if kind == "json_schema" and schema is None:
-            raise ApiError.bad_request("json_schema is missing", "response_format")
-        forms: list[tuple[str, Any, Callable[[Any], str]]] = [
-            ("guided_json", self.guided_json, grammar.json_schema),
-            ("structured_outputs", structured.json_, grammar.json_schema),
-            ("response_format", schema if kind == "json_schema" else None, grammar.json_schema),
-            ("guided_regex", self.guided_regex, grammar.regex),
-            ("structured_outputs", structured.regex, grammar.regex),
-            ("response_format", kind == "json_object" or None, lambda _: grammar.json_object()),
-        ]
-        given = [each for each in forms if each[1] is not None]
-        if not given:
-            return ""
-        param, value, write = given[0]
-        if len(given) > 1:
-            text = f"{param} and {given[1][0]} exclude each other: give one grammar"
-            raise ApiError.bad_request(text, param)
-        try:
-            return write(value)
-        except RequestError as error:
-            raise from_request_error(error, param) from error
 
 
 def shape(value: Any) -> str | None:
@@ -268,6 +209,10 @@ class CompletionRequest(GenerationRequest):
         return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
+    def adds_special_tokens(self) -> bool:
+        return self.add_special_tokens
+
+    @property
     def prompts(self) -> tuple[str | tuple[int, ...], ...]:
         """Each as a text or as token ids."""
         if isinstance(self.prompt, str):
@@ -285,62 +230,7 @@ class CompletionRequest(GenerationRequest):
         return replace(params, prompt_logprobs=logprobs) if self.echo else params
 
 
-class Part(IgnoreExtra):
-    """A part of a message: text."""
-
-    type: Literal["text"]
-    text: Text
-
-
-Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
-Content = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[Parts, Tag("parts")],
-    Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
-]
-
-
-class ChatMessage(IgnoreExtra):
-    """One turn. Its template also sees the fields that are not checked here: reasoning_content and others
-    of models to come."""
-
-    role: Annotated[Text, Field(min_length=1, max_length=64)]
-    content: Content | None = None
-    name: Text | None = None
-    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
-    tool_call_id: Text | None = None
-    _given: dict[str, Any] = PrivateAttr()
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _keep(cls, given: Any, check: ModelWrapValidatorHandler["ChatMessage"]) -> "ChatMessage":
-        message = check(given)
-        message._given = given
-        return message
-
-    @model_validator(mode="after")
-    def _has_content(self) -> "ChatMessage":
-        if self.content is None and self.role != "assistant":
-            raise ValueError("only messages of the assistant may have no content")
-        return self
-
-
-Messages = Annotated[
-    list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-]
-
-
-def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages for a template, as they were given, but each content is one text."""
-    found = []
-    for message in messages:
-        turn = dict(message._given)
-        if isinstance(message.content, list):
-            turn["content"] = "".join(part.text for part in message.content)
-        found.append(turn)
-    return found
-
-
-class ChatRequest(GenerationRequest):
+class ChatRequest(ConversationFields, GenerationRequest):
     """/v1/chat/completions."""
 
     messages: Messages
@@ -348,23 +238,13 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Int | None = Field(None, ge=1, lt=2**31)
     logprobs: Bool | None = False
     top_logprobs: Int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[dict[str, Any]] | None = Field(None, max_length=128)
-    tool_choice: Any = None
+    include_reasoning: Bool = Field(True, description="Of models that reason before they answer.")
     echo: Any = Field(None, description="For completions only.")
-
-    def conversation(self) -> list[dict[str, Any]]:
-        """For the template."""
-        return plain_messages(self.messages)
 
     @property
     def wanted_tokens(self) -> int | None:
         """None: as many as fit."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
-
-    @property
-    def offered_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the template may offer."""
-        return self.tools if self.tool_choice != "none" else None
 
     def params(self, defaults: Defaults) -> GenerationParams:
         """Raises ApiError or RequestError."""
@@ -390,13 +270,14 @@ class ChatRequest(GenerationRequest):
 AnyRequest = CompletionRequest | ChatRequest
 
 
-class TokenizeRequest(IgnoreExtra):
+class TokenizeRequest(ConversationFields):
     """A text, or a conversation."""
 
+    unsupported: ClassVar[Refusals] = TOKENIZE
+
+    model: Text | None = Field(None, max_length=256, description="One of /v1/models.")
     prompt: Text | None = None
-    messages: Messages | None = None
-    add_special_tokens: Bool = True
-    add_generation_prompt: Bool = True
+    return_token_strs: Bool = Field(False, description="The tokens as the vocabulary has them.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "TokenizeRequest":
@@ -404,12 +285,9 @@ class TokenizeRequest(IgnoreExtra):
             raise ValueError("prompt: give either a prompt or messages")
         return self
 
-    def conversation(self) -> list[dict[str, Any]]:
-        """For the template."""
-        return plain_messages(self.messages or ())
 
-
-class DetokenizeRequest(IgnoreExtra):
+class DetokenizeRequest(Fields):
     """Token ids."""
 
+    model: Text | None = Field(None, max_length=256, description="One of /v1/models.")
     tokens: list[TokenId] = Field(max_length=1 << 20, fail_fast=True)

@@ -18,27 +18,31 @@ from baton.clock import monotonic
 from baton.errors import RequestError
 from baton.grammar import Grammars
 from baton.model_files import ModelFiles
-from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
+from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_ids, check_request
 from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.bodies import model
 from baton.server.options import ServerSettings
+from baton.server.quotas import Quotas
 from baton.server.schema import (
     AnyRequest,
     ChatRequest,
     CompletionRequest,
     Defaults,
+    DetokenizeRequest,
     TokenizeRequest,
 )
-from baton.server.shapes import ChatShape, CompletionShape, Shape
+from baton.server.shapes import ChatShape, CompletionShape, Extras, Shape
+from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
-from baton.server.templates import Conversation, Renderer
+from baton.server.templates import Renderer
 from baton.text import Tokenizer, chat_ends, encode_prompt
 from sampler.params import SamplingParams
 
 LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
 MANY_TOKENS = 20_000  # of all prompts; more are checked in one
-MANY_MESSAGES = 200
+USUAL_ANSWER = 512
+"""Tokens of an answer that are charged first; few are as long as they may be."""
 ROUTER_S = 3.0
 RESTART_S = 15.0
 """A cluster that was ready so shortly ago restarts a worker, and requests wait. Else it is down: 503."""
@@ -72,6 +76,7 @@ class GenerationService:
         self._renderer = renderer
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self.admission = Admission(settings.max_queued)
+        self._quotas = Quotas(requests=settings.requests_per_key, tokens=settings.tokens_per_key)
         self._ready_at = -inf  # later requests may wait for workers that restart
         given = files.generation_config
         self._sampling = SamplingParams(
@@ -111,8 +116,7 @@ class GenerationService:
         """Places for so many choices. Raises ApiError for an unknown model, a full queue, and a cluster
         that is not ready. Waits up to ROUTER_S for a router that restarts. Workers that restart get the
         request as soon as they are ready, if they were a short time ago."""
-        if model is not None and model not in self.names:
-            raise ApiError.unknown_model(model, self.names)
+        self._check_model(model)
         if self.draining:
             raise ApiError.not_ready("the server is shutting down", RETRY_S)
         info = await self.router.answered(ROUTER_S)
@@ -137,13 +141,22 @@ class GenerationService:
         if isinstance(request, ChatRequest):
             params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
-        ticket = await self._admit(request.model, tenant, texts * (request.n or 1))
+        choices = texts * (request.n or 1)
+        place = self._quotas.take(tenant, monotonic())
+        place.charge(choices * min(params.max_new_tokens, USUAL_ANSWER), monotonic())
         try:
-            return await self._prepared(
-                request, params, _name(request, request_id), ticket, deadlines
-            )
+            ticket = await self._admit(request.model, tenant, choices)
+            try:
+                found = await self._prepared(
+                    request, params, _name(request, request_id), ticket, deadlines
+                )
+                place.charge(sum(map(len, found.prompts)), monotonic())
+                return replace(found, place=place)
+            except BaseException:
+                ticket.close()
+                raise
         except BaseException:
-            ticket.close()
+            place.close(0, monotonic())
             raise
 
     async def _prepared(
@@ -154,12 +167,23 @@ class GenerationService:
         ticket: Ticket,
         deadlines: Deadlines,
     ) -> PreparedRequest:
-        prompts = await self._prompts(request)
+        special, thinking = request.adds_special_tokens, None
+        if isinstance(request, ChatRequest):
+            text = await self._rendered(request)
+            prompts = [await self._encode(text, special=special)]
+            if not prompts[0]:
+                raise ApiError.bad_request("the conversation is empty", "messages")
+            thinking = None if params.grammar else self._begins_thinking(request, text)
+        else:
+            prompts = [
+                await self._encode(each, special=special) if isinstance(each, str) else each
+                for each in request.prompts
+            ]
         if params.grammar:
             try:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
             except RequestError as error:
-                raise from_request_error(error, "response_format") from error
+                raise from_request_error(error, request.grammar_field()[0]) from error
         each_params = await _in_thread(
             sum(map(len, prompts)) > MANY_TOKENS, self._params, request, params, prompts
         )
@@ -169,8 +193,9 @@ class GenerationService:
             prompts=tuple(prompts),
             params=tuple(each_params),
             n=request.n or 1,
-            shape=self._shape(request, name, params),
+            shape=self._shape(request, name, params, thinking),
             ticket=ticket,
+            priority=request.priority,
             deadlines=deadlines,
             echoes=self._echoes(request),
             include_usage=options is not None and options.include_usage,
@@ -220,39 +245,59 @@ class GenerationService:
             raise
         return stream
 
-    def _shape(self, request: AnyRequest, name: str, params: GenerationParams) -> Shape:
+    def _begins_thinking(self, request: ChatRequest, prompt: str) -> bool | None:
+        """Does the answer begin within the model's reasoning? None: it has none that is told apart."""
+        if self.settings.reasoning == "off" or not (self._renderer and self._renderer.reasons):
+            return None
+        return is_open(prompt) if request.continue_final_message else begins(prompt)
+
+    def _shape(
+        self, request: AnyRequest, name: str, params: GenerationParams, thinking: bool | None
+    ) -> Shape:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
-        kind = ChatShape if isinstance(request, ChatRequest) else CompletionShape
-        asked = {"logprobs": params.logprobs, "prompt_logprobs": params.prompt_logprobs}
-        shape = kind(head, self.tokenizer, **asked)
-        if isinstance(shape, CompletionShape) and isinstance(request, CompletionRequest):
-            shape.show_ids(request.return_token_ids)
-        return shape
+        chat, options = isinstance(request, ChatRequest), request.stream_options
+        silent = frozenset() if params.keep_special else self.tokenizer.special_ids
+        if not params.include_stop:
+            silent = silent.union(
+                params.resolved(self._sampling, self.files.eos_token_ids).stop_token_ids
+            )
+        extras = Extras(
+            logprobs=params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+            silent=frozenset(silent),
+            tokens_as_ids=request.return_tokens_as_token_ids,
+            token_ids=request.return_token_ids,
+            continuous_usage=options is not None and options.in_every_chunk,
+            thinking=thinking,
+            shows_reasoning=not isinstance(request, ChatRequest) or request.include_reasoning,
+        )
+        return (ChatShape if chat else CompletionShape)(head, self.tokenizer, extras)
 
     # ---- text
 
     async def tokenized(self, request: TokenizeRequest) -> tuple[int, ...]:
         """Token ids of a text or of a conversation."""
-        if request.messages is None:
-            return await self._encode(request.prompt or "", special=request.add_special_tokens)
-        prompting = request.add_generation_prompt
-        turns = await self._conversation(request)
-        text = await self._rendered(Conversation(turns, prompting))
-        return await self._encode(text, special=False)
+        self._check_model(request.model)
+        if request.messages is not None:
+            text = await self._rendered(request)
+        else:
+            text = request.prompt or ""
+        return await self._encode(text, special=request.adds_special_tokens)
 
-    async def _prompts(self, request: AnyRequest) -> list[tuple[int, ...]]:
-        if isinstance(request, CompletionRequest):
-            special = request.add_special_tokens
-            return [
-                await self._encode(each, special=special) if isinstance(each, str) else each
-                for each in request.prompts
-            ]
-        turns = await self._conversation(request)
-        text = await self._rendered(Conversation(turns, tools=request.offered_tools))
-        ids = await self._encode(text, special=False)  # the template writes special tokens itself
-        if not ids:
-            raise ApiError.bad_request("the conversation is empty", "messages")
-        return [ids]
+    async def detokenized(self, request: DetokenizeRequest) -> str:
+        """The text of token ids. Raises ApiError or RequestError."""
+        self._check_model(request.model)
+        check_ids(request.tokens, self.files.vocab_size, param="tokens")
+        return await asyncio.to_thread(self.tokenizer.decode, request.tokens, special=True)
+
+    async def _rendered(self, request: ChatRequest | TokenizeRequest) -> str:
+        if self._renderer is None:
+            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
+        return await self._renderer.render(request.conversation())
+
+    def _check_model(self, model: str | None) -> None:
+        if model is not None and model not in self.names:
+            raise ApiError.unknown_model(model, self.names)
 
     def _echoes(self, request: AnyRequest) -> tuple[str, ...]:
         """The text of each prompt, if answers begin with it. A character that a prompt of ids begins and
@@ -265,16 +310,6 @@ class GenerationService:
             each if isinstance(each, str) else decode(each, special=True)
             for each in request.prompts
         )
-
-    async def _conversation(self, request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]]:
-        if self._renderer is None:
-            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
-        return await _in_thread(len(request.messages or ()) > MANY_MESSAGES, request.conversation)
-
-    async def _rendered(self, conversation: Conversation) -> str:
-        if self._renderer is None:
-            raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
-        return await self._renderer.render(conversation)
 
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         encode = partial(encode_prompt, self.tokenizer, text, self.context, special=special)

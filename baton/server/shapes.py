@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from baton.client.tracker import News
+from baton.server.logprobs import Places, Vocabulary, lists, objects, of_answer, of_prompt
+from baton.server.speech import Said, Speech, told_apart
 from baton.server.sse import event, json_of
 from baton.text import Tokenizer
 from baton.wire.messages import Emitted, Failed, Finished, PromptScored
 from baton.wire.records import Logprob, Timings
 
 MARK = "\0"
+NO_CONTENT = {"content": ""}
 NO_CHOICES = '"choices":[]'
 """As encoded. No text in JSON contains it: there, quotes follow a backslash."""
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-LEAST = -9999.0
-"""OpenAI's logprob of a token that cannot be drawn. JSON has no minus infinity."""
 
 
 @dataclass(slots=True)
@@ -82,25 +82,40 @@ def usage(choices: Sequence[Choice], prompts: Sequence[Sequence[int]]) -> dict[s
 # ---- JSON
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a request asks for beside the text. `logprobs` and `prompt_logprobs` are as in
+    GenerationParams, `silent` and `tokens_as_ids` as in Vocabulary."""
+
+    logprobs: int = -1
+    prompt_logprobs: int = -1
+    silent: frozenset[int] = frozenset()
+    tokens_as_ids: bool = False
+    token_ids: bool = False
+    continuous_usage: bool = False  # in every chunk, that of its choice
+    thinking: bool | None = None  # does the answer begin within reasoning? None: it has none
+    shows_reasoning: bool = True
+
+    @property
+    def none(self) -> bool:
+        """The chunks of a choice differ in their text only."""
+        more = self.token_ids or self.continuous_usage or self.thinking is not None
+        return self.logprobs < 0 and not more
+
+
 class Shape(ABC):
     """A kind of response: the JSON of its choices and of the response around them."""
 
     whole_object = chunk_object = ""
 
     def __init__(
-        self,
-        head: dict[str, Any],
-        tokenizer: Tokenizer,
-        *,
-        logprobs: int = -1,
-        prompt_logprobs: int = -1,
+        self, head: dict[str, Any], tokenizer: Tokenizer, extras: Extras | None = None
     ) -> None:
-        """`head`: id, time and model. The rest is as in GenerationParams."""
+        """`head`: id, time and model."""
         self._head = head
-        self._tokenizer = tokenizer
-        self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
-        self.plain = logprobs < 0  # the chunks of a choice differ in their text only
-        self._listed: dict[int, tuple[int, int]] = {}  # tokens and characters so far, by choice
+        self._extras = extras = extras or Extras()
+        self._vocabulary = Vocabulary(tokenizer, extras.silent, extras.tokens_as_ids)
+        self.plain = extras.none
 
     @abstractmethod
     def opening(self, choice: Choice) -> dict[str, Any] | None:
@@ -118,6 +133,10 @@ class Shape(ABC):
     def _whole(self, choice: Choice) -> dict[str, Any]:
         """A choice of the whole response."""
 
+    def around(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """More fields of the whole response."""
+        return {}
+
     def ending(self, usage_: dict[str, Any]) -> dict[str, Any]:
         """The chunk with the usage."""
         return self._response(self.chunk_object, [], usage=usage_)
@@ -125,16 +144,21 @@ class Shape(ABC):
     def whole(self, choices: Sequence[Choice], usage_: dict[str, Any]) -> bytes:
         """The response as one JSON object. It may be long: each choice is encoded by itself, so that a
         thread which does this leaves others their turns."""
-        around = json_of(self._response(self.whole_object, [], usage=usage_))
+        more = self.around(choices)
+        around = json_of(self._response(self.whole_object, [], usage=usage_, **more))
         before, after = around.split(NO_CHOICES)
         encoded = ",".join([json_of(self._whole(choice)) for choice in choices])
         return f'{before}"choices":[{encoded}]{after}'.encode()
 
-    def _token(self, token_id: int) -> str:
-        return self._tokenizer.token_text(token_id)
-
-    def _chunk(self, *entry: Any) -> dict[str, Any]:
-        return self._response(self.chunk_object, [_entry(*entry)])
+    def _chunk(
+        self, choice: Choice, *entry: Any, token_ids: Sequence[int] = (), **more: Any
+    ) -> dict[str, Any]:
+        found = _entry(choice, *entry)
+        if self._extras.token_ids:
+            found["token_ids"] = list(token_ids)
+        if self._extras.continuous_usage:
+            more["usage"] = usage([choice], [choice.prompt_ids])
+        return self._response(self.chunk_object, [found], **more)
 
     def _response(self, kind: str, choices: Sequence[Any], **more: Any) -> dict[str, Any]:
         return self._head | {"object": kind, "choices": choices} | more
@@ -159,84 +183,59 @@ class CompletionShape(Shape):
     """/v1/completions."""
 
     whole_object = chunk_object = "text_completion"
-    _ids = False
 
-    def show_ids(self, wanted: bool) -> None:
-        """Whether choices also show their token ids."""
-        self._ids, self.plain = wanted, self.plain and not wanted
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._listed: dict[int, tuple[int, Places]] = {}  # tokens so far, by choice
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The echoed prompt."""
-        if not choice.echo:
+        if not choice.echo and not self._extras.token_ids:
             return None
-        return self._chunk(choice, "text", choice.echo, self._of_prompt(choice))
+        chunk = self._chunk(choice, "text", choice.echo, self._of_prompt(choice))
+        chunk["choices"][0] |= self._prompt_ids(choice)
+        return chunk
 
     def piece(self, delta: Delta) -> dict[str, Any]:
         start = len(delta.choice.token_ids) - len(delta.token_ids)
         logprobs = self._generated(delta.choice, start, delta)
-        if self._ids:
-            entry = _entry(delta.choice, "text", delta.text, logprobs)
-            return self._response(self.chunk_object, [entry | {"token_ids": list(delta.token_ids)}])
-        return self._chunk(delta.choice, "text", delta.text, logprobs)
+        return self._chunk(delta.choice, "text", delta.text, logprobs, token_ids=delta.token_ids)
 
     def closing(self, choice: Choice) -> dict[str, Any]:
         return self._chunk(choice, "text", "", None, choice.finish_reason)
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
         logprobs = _joined(self._of_prompt(choice), self._generated(choice, 0, choice))
-        entry = _entry(choice, "text", choice.echo + choice.text, logprobs, choice.finish_reason)
-        return entry | ({"token_ids": choice.token_ids} if self._ids else {})
+        found = _entry(choice, "text", choice.echo + choice.text, logprobs, choice.finish_reason)
+        if self._extras.token_ids:
+            found |= {"token_ids": choice.token_ids} | self._prompt_ids(choice)
+        return found
+
+    def _prompt_ids(self, choice: Choice) -> dict[str, Any]:
+        return {"prompt_token_ids": choice.prompt_ids} if self._extras.token_ids else {}
 
     def _of_prompt(self, choice: Choice) -> dict[str, Any] | None:
-        if self._prompt_logprobs < 0:
+        top = self._extras.prompt_logprobs
+        if top < 0:
             return None
-        first = self._tokenizer.decode(choice.prompt_ids[:1], special=True)  # no space before it
-        tokens = [first, *map(self._token, choice.prompt_ids[1:])]
-        return self.listed(tokens, [None, *choice.scores], top=self._prompt_logprobs)
+        offsets = of_prompt(self._vocabulary, choice.prompt_ids, choice.echo)
+        scores = [None, *choice.scores]
+        return lists(self._vocabulary, choice.prompt_ids, scores, offsets, top=top)
 
     def _generated(self, choice: Choice, start: int, new: Choice | Delta) -> dict[str, Any] | None:
         """Logprobs of `new`, whose first token is the choice's token number `start`."""
-        if self._logprobs < 0:
+        if self._extras.logprobs < 0:
             return None
-        listed, offset = self._listed.get(choice.index, (0, 0))
-        if listed != start or not start:
-            offset = len(choice.echo) + sum(len(self._token(i)) for i in choice.token_ids[:start])
-        tokens = list(map(self._token, new.token_ids))
-        found = self.listed(tokens, new.logprobs, offset=offset, top=self._logprobs)
-        offset += sum(map(len, found["tokens"]))
-        self._listed[choice.index] = start + len(new.token_ids), offset
-        return found
-
-    def listed(
-        self,
-        tokens: Sequence[str],
-        logprobs: Sequence[Logprob | None],
-        *,
-        offset: int = 0,
-        top: int = 0,
-    ) -> dict[str, Any]:
-        """Logprobs as lists. The first token of a prompt has none."""
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [
-                None if each is None else max(each.value, LEAST) for each in logprobs
-            ],
-            "top_logprobs": [self._top(each) for each in logprobs] if top else None,
-            "text_offset": offsets,
-        }
-
-    def _top(self, logprob: Logprob | None) -> dict[str, float] | None:
-        if logprob is None:
-            return None
-        pairs = zip(logprob.top_ids, logprob.top_values, strict=True)
-        best: dict[str, float] = {}
-        for token_id, value in pairs:  # ids with equal text: the likeliest is kept
-            best.setdefault(self._token(token_id), max(value, LEAST))
-        return best
+        shown = self._vocabulary.bytes
+        listed, places = self._listed.get(choice.index, (0, None))
+        if places is None or listed != start or not start:
+            places = of_answer(self._vocabulary, choice.prompt_ids, len(choice.echo))
+            for each in choice.token_ids[:start]:
+                places.add(shown(each))
+        offsets = [places.add(shown(each)) for each in new.token_ids]
+        self._listed[choice.index] = start + len(new.token_ids), places
+        top = self._extras.logprobs
+        return lists(self._vocabulary, new.token_ids, new.logprobs, offsets, top=top)
 
 
 class ChatShape(Shape):
@@ -244,44 +243,56 @@ class ChatShape(Shape):
 
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._speeches: dict[int, Speech] = {}  # by choice
+
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The role."""
-        return self._chunk(choice, "delta", {"role": "assistant", "content": ""})
+        more = {"prompt_token_ids": choice.prompt_ids} if self._extras.token_ids else {}
+        return self._chunk(choice, "delta", {"role": "assistant", "content": ""}, **more)
 
     def piece(self, delta: Delta) -> dict[str, Any]:
-        content = {"content": delta.text}
-        return self._chunk(delta.choice, "delta", content, self._generated(delta))
+        speech, logprobs = self._speech(delta.choice), self._generated(delta)
+        said = {"content": delta.text} if speech is None else self._told(speech.take(delta.text))
+        return self._chunk(delta.choice, "delta", said, logprobs, token_ids=delta.token_ids)
 
     def closing(self, choice: Choice) -> dict[str, Any]:
-        return self._chunk(choice, "delta", {}, None, choice.finish_reason)
+        speech = self._speech(choice)
+        last = {} if speech is None else self._told(speech.end(), nothing={})
+        return self._chunk(choice, "delta", last, None, choice.finish_reason)
+
+    def _speech(self, choice: Choice) -> Speech | None:
+        """Of an answer that is streamed."""
+        begun = self._extras.thinking
+        if begun is None:
+            return None
+        return self._speeches.setdefault(choice.index, Speech(begun=begun))
+
+    def _told(self, said: Said, nothing: dict[str, str] = NO_CONTENT) -> dict[str, str]:
+        """As a delta."""
+        reasoning = said.reasoning if self._extras.shows_reasoning else ""
+        found = {"reasoning_content": reasoning, "content": said.content}
+        return {name: text for name, text in found.items() if text} or nothing
+
+    def around(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        return {"prompt_token_ids": choices[0].prompt_ids} if self._extras.token_ids else {}
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
-        return _entry(choice, "message", message, self._generated(choice), choice.finish_reason)
+        if self._extras.thinking is not None:
+            said = told_apart(choice.text, begun=self._extras.thinking)
+            message["content"] = said.content or (None if said.reasoning else "")
+            if self._extras.shows_reasoning:
+                message["reasoning_content"] = said.reasoning or None
+        logprobs = self._generated(choice)
+        found = _entry(choice, "message", message, logprobs, choice.finish_reason)
+        return found | ({"token_ids": choice.token_ids} if self._extras.token_ids else {})
 
     def _generated(self, new: Choice | Delta) -> dict[str, Any] | None:
-        return self.listed(new.token_ids, new.logprobs) if self._logprobs >= 0 else None
-
-    def listed(self, token_ids: Sequence[int], logprobs: Sequence[Logprob]) -> dict[str, Any]:
-        """Logprobs as one object a token."""
-        content = []
-        for token_id, logprob in zip(token_ids, logprobs, strict=True):
-            top = zip(logprob.top_ids, logprob.top_values, strict=True)
-            content.append(
-                self._scored(token_id, logprob.value)
-                | {"top_logprobs": [self._scored(each, value) for each, value in top]}
-            )
-        return {"content": content, "refusal": None}
-
-    def _scored(self, token_id: int, value: float) -> dict[str, Any]:
-        text = self._token(token_id)
-        half = REPLACEMENT in text
-        found = self._tokenizer.token_bytes(token_id) if half else text.encode()
-        return {
-            "token": text,
-            "logprob": max(value, LEAST),
-            "bytes": list(found) if found is not None else None,
-        }
+        if self._extras.logprobs < 0:
+            return None
+        return objects(self._vocabulary, new.token_ids, new.logprobs)
 
 
 def _joined(*parts: dict[str, Any] | None) -> dict[str, Any] | None:

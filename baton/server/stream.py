@@ -24,6 +24,7 @@ from baton.params import GenerationParams
 from baton.server.admission import Ticket
 from baton.server.api_error import ApiError, body, from_failed
 from baton.server.backlog import BACKLOG, Backlog
+from baton.server.quotas import Place
 from baton.server.shapes import Choice, ChunkEncoder, Delta, Shape, usage
 from baton.server.sse import DONE, event, gone
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
@@ -69,6 +70,8 @@ class PreparedRequest:
     ticket: Ticket
     deadlines: Deadlines = field(default_factory=Deadlines)
     echoes: tuple[str, ...] = ()  # the text of each prompt; empty: no echo
+    priority: int = 0
+    place: Place | None = None  # among its tenant's requests
     include_usage: bool = False
     prompt_only: bool = False  # no generated token is returned
 
@@ -81,6 +84,7 @@ class PreparedRequest:
             _of_choice(self.params[prompt], answer),
             tenant=self.ticket.tenant,
             group=self.name,
+            priority=self.priority,
             queue_timeout_s=self.deadlines.queue_timeout_s,
             timeout_s=self.deadlines.left_s,
         )
@@ -293,6 +297,8 @@ class GenerationStream:
             self._alarm.cancel()
         self._give_up()
         self._request.ticket.close()
+        if self._request.place is not None:
+            self._request.place.close(self.usage()["total_tokens"], monotonic())
 
     def _give_up(self) -> None:
         self._line.clear()

@@ -13,7 +13,7 @@ A child is `python -m baton.server.templates PARENT`. It reads and writes JSON, 
 
     <- {"source": "...", "tokens": {"bos_token": "<s>", ...}, "patience_s": 5.0}     -> {"text": ""}
        (or "source": {"default": "...", "tool_use": "...", ...}, where there are several)
-    <- {"messages": [...], "add_generation_prompt": true, "tools": null}
+    <- {"messages": [...], "add_generation_prompt": true, "tools": null, ...}      a Conversation
     -> {"text": "..."} or {"error": "..."}
 """
 
@@ -23,7 +23,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,15 +36,14 @@ from baton.checkpoints.jsonfile import optional_object
 from baton.errors import ModelError, RequestError
 from baton.host import die_with
 from baton.package import ROOT
+from baton.server.speech import END
 from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
+from baton.server.turns import ContentForm, Conversation, content_form, marked, up_to_mark, variants
 
 PATIENCE_S = 5.0
 LONGEST_REASON = 500
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Of several templates: the usual one, and the one for messages with tools."""
-REASONING = ("reasoning_content", "thinking", "reasoning")
-ASSISTANT = "assistant"
-SILENT = {"content": ""}
 REFUSES = "the chat template refuses these messages"
 THREADS = 4
 CHILDREN = 2
@@ -61,15 +60,6 @@ class ChatTemplate:
 
     source: str | Mapping[str, str]
     tokens: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """The variables of a template."""
-
-    messages: Sequence[Mapping[str, Any]]
-    add_generation_prompt: bool = True
-    tools: Sequence[Any] | None = None
 
 
 # ---- reading
@@ -110,17 +100,10 @@ def _text(file: Path) -> str:
         raise ModelError(f"cannot read the chat template {file}: {error}") from error
 
 
-def plain(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as transformers shows them to templates: without fields that are null, and with a
-    model's reasoning under each of the names it has had."""
-    found = []
-    for message in messages:
-        turn = {name: value for name, value in message.items() if value is not None}
-        given = [turn[name] for name in REASONING if name in turn]
-        if given:
-            turn = {"thinking": given[0], **turn, "reasoning_content": given[0]}
-        found.append(turn)
-    return found
+def knows_reasoning(template: ChatTemplate) -> bool:
+    """Does it name the tags?"""
+    source = template.source
+    return any(END in each for each in ([source] if isinstance(source, str) else source.values()))
 
 
 # ---- rendering
@@ -140,28 +123,17 @@ class CompiledTemplate:
             for name in (DEFAULT, TOOL_USE)
             if name in self._sources
         }
+        self._forms = {name: self._form(name) for name in self._compiled}
 
     def render(self, conversation: Conversation) -> str:
         """Raises RequestError if the template refuses, and if time or text exceed their limits."""
-        template = self._chosen(offers_tools=bool(conversation.tools))
-        messages = plain(conversation.messages)
-        variables = {
-            "messages": messages,
-            "add_generation_prompt": conversation.add_generation_prompt,
-            "tools": conversation.tools or None,
-            "documents": None,
-        } | self._tokens
+        name = self._chosen(offers_tools=bool(conversation.tools))
+        template = self._compiled[name]
+        if isinstance(template, str):
+            raise RequestError(f"{REFUSES}: {template}")
         self._sandbox.begin()
         try:
-            try:
-                return self._text(template, variables)
-            except jinja2.UndefinedError:  # it may want a content where only tools are called
-                silent = [
-                    SILENT | each if each.get("role") == ASSISTANT else each for each in messages
-                ]
-                if silent == messages:
-                    raise
-                return self._text(template, variables | {"messages": silent})
+            return self._first_text(template, self._forms[name], conversation)
         except jinja2.TemplateError as error:
             raise RequestError(f"{REFUSES}: {error}"[:LONGEST_REASON]) from error
         except (OverflowError, RecursionError, MemoryError) as error:
@@ -185,7 +157,11 @@ class CompiledTemplate:
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
             return str(error)[:LONGEST_REASON]
 
-    def _chosen(self, *, offers_tools: bool) -> jinja2.Template:
+    def _form(self, name: str) -> ContentForm:
+        sound = not isinstance(self._compiled[name], str)
+        return content_form(self._sandbox.parse(self._sources[name])) if sound else ContentForm.TEXT
+
+    def _chosen(self, *, offers_tools: bool) -> str:
         """As transformers chooses."""
         name = TOOL_USE if offers_tools and TOOL_USE in self._compiled else DEFAULT
         if name not in self._compiled:
@@ -195,10 +171,29 @@ class CompiledTemplate:
                 + ("offer tools, or " if TOOL_USE in self._compiled else "")
                 + "choose one with --chat-template FILE"
             )
-        template = self._compiled[name]
-        if isinstance(template, str):
-            raise RequestError(f"{REFUSES}: {template}")
-        return template
+        return name
+
+    def _first_text(
+        self, template: jinja2.Template, form: ContentForm, conversation: Conversation
+    ) -> str:
+        """Of the first form of the messages that the template takes; else the first one's error."""
+        others = self._tokens | {
+            "add_generation_prompt": conversation.add_generation_prompt,
+            "tools": conversation.tools or None,
+            "documents": conversation.documents,
+        }
+        others |= conversation.variables
+        continues = conversation.continue_final_message
+        first: jinja2.UndefinedError | TypeError | None = None
+        for messages in variants(conversation.messages, form):
+            shown = marked(messages) if continues else messages
+            try:
+                text = self._text(template, {"messages": shown} | others)
+                return up_to_mark(text) if continues else text
+            except (jinja2.UndefinedError, TypeError) as error:
+                first = first or error
+        assert first is not None
+        raise first
 
     def _text(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         pieces, length = [], 0
@@ -223,6 +218,10 @@ class CompiledTemplate:
 class Renderer(Protocol):
     """Used within one event loop."""
 
+    @property
+    def reasons(self) -> bool:
+        """Does the template know reasoning?"""
+
     async def render(self, conversation: Conversation) -> str:
         """The text. Raises RequestError with the template's own words if it refuses."""
 
@@ -234,6 +233,7 @@ class ThreadRenderer:
     """For the model's own template."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
+        self.reasons = knows_reasoning(template)
         self._template = CompiledTemplate(template, patience_s=patience_s)
         self._threads = ThreadPoolExecutor(THREADS, "chat-template")
 
@@ -250,6 +250,7 @@ class ProcessRenderer:
     """For a template of --chat-template. Construct it in the event loop: its children start then."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
+        self.reasons = knows_reasoning(template)
         self._children = [_Child(template, patience_s) for _ in range(CHILDREN)]
         self._idle: asyncio.Queue[_Child] = asyncio.Queue()
         for child in self._children:

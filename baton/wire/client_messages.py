@@ -11,6 +11,7 @@ from baton.bounds import (
     Name,
     OptionalName,
     OptionalPid,
+    Range,
     Seconds,
     Size,
     Tokens,
@@ -39,7 +40,8 @@ class Submit:
     """Continue this prompt: text, or token ids. Requests of one `tenant` (an API key, a client's address)
     share one fair part of the cluster, and those of one `group` (one HTTP request) one part of that.
     `queue_timeout_s`: it fails with queue_timeout if no worker has taken it by then; `timeout_s`: with
-    deadline_exceeded if it has not ended by then. 0: no limit."""
+    deadline_exceeded if it has not ended by then. 0: no limit. `priority`: of its tenant's requests the
+    lowest go first."""
 
     request: Name
     prompt: Content | Ids
@@ -48,6 +50,7 @@ class Submit:
     group: OptionalName = ""
     queue_timeout_s: Seconds = 0.0
     timeout_s: Seconds = 0.0
+    priority: Annotated[int, Range(-(2**31), 2**31 - 1)] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,7 +255,7 @@ def test_logprobs_of_the_prompt_are_those_of_generating_it(server: Server) -> No
         ({"logit_bias": {"x": 1}}, 400, "logit_bias", None),
         ({"extra_body": {"stop_token_ids": [-1]}}, 400, "stop_token_ids", None),
         ({"extra_body": {"allowed_token_ids": [2048]}}, 400, "allowed_token_ids", None),
-        ({"extra_body": {"guided_regex": "("}}, 400, "response_format", "invalid_grammar"),
+        ({"extra_body": {"guided_regex": "("}}, 400, "guided_regex", "invalid_grammar"),
         ({"extra_body": {"best_of": 2}}, 400, "best_of", None),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),
     ],

@@ -27,7 +27,8 @@ from baton.server.bodies import (
     parse,
     read,
 )
-from baton.server.schema import MAX_MESSAGES, MAX_PROMPTS, ChatRequest, CompletionRequest
+from baton.server.conversation import MAX_MESSAGES
+from baton.server.schema import MAX_PROMPTS, ChatRequest, CompletionRequest
 
 CONTEXT = 2048
 JSON = st.recursive(

@@ -13,7 +13,16 @@ from baton.client.tracker import News, PendingRequest
 from baton.params import GenerationParams
 from baton.server.admission import GROUP_WINDOW, Admission
 from baton.server.api_error import ApiError
-from baton.server.shapes import ChatShape, Choice, ChunkEncoder, CompletionShape, Delta, Shape
+from baton.server.logprobs import Vocabulary, lists, objects
+from baton.server.shapes import (
+    ChatShape,
+    Choice,
+    ChunkEncoder,
+    CompletionShape,
+    Delta,
+    Extras,
+    Shape,
+)
 from baton.server.sse import event
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, PromptScored, Submit
@@ -28,6 +37,14 @@ class Words:
 
     def token_text(self, token_id: int) -> str:
         return self.decode([token_id])
+
+    def raw_bytes(self, token_id: int) -> bytes:
+        return self.token_text(token_id).encode()
+
+    def token_bytes(self, token_id: int) -> None:
+        """All tokens are text."""
+
+    special_ids: frozenset[int] = frozenset()
 
 
 class PretendClient:
@@ -78,7 +95,7 @@ def prepared(
     **options: Any,
 ) -> PreparedRequest:
     """A request with `each` choices of each prompt."""
-    shape = shape or CompletionShape(HEAD, TOKENS, logprobs=-1)
+    shape = shape or CompletionShape(HEAD, TOKENS, Extras(logprobs=-1))
     ticket = (admission or Admission(256)).take("Ann", len(prompts) * each)
     params = (GenerationParams(5),) * len(prompts)
     return PreparedRequest("r", tuple(prompts), params, each, shape, ticket, **options)
@@ -166,7 +183,7 @@ def chunks(texts: Sequence[str]) -> list[Any]:
 
 @pytest.mark.parametrize("groups", [[1, 1, 1, 1, 1], [1, 2, 2], [1, 4], [5]])
 def test_tokens_that_come_together_are_one_piece(groups: list[int]) -> None:
-    shape = CompletionShape(HEAD, TOKENS, logprobs=1, prompt_logprobs=-1)
+    shape = CompletionShape(HEAD, TOKENS, Extras(logprobs=1, prompt_logprobs=-1))
     spoken: list[News] = []
     for count in groups:
         first = sum(groups[: len(spoken)]) + 1
@@ -189,7 +206,7 @@ def test_tokens_that_come_together_are_one_piece(groups: list[int]) -> None:
 
 
 def test_a_conversation_says_who_speaks_once_for_each_answer() -> None:
-    shape = ChatShape(HEAD, TOKENS, logprobs=2)
+    shape = ChatShape(HEAD, TOKENS, Extras(logprobs=2))
     news = [[*said(1, logprobs=True), END], [*said(2, logprobs=True), END]]
     found = chunks(run(shape, news)[0])
     deltas = [(c["choices"][0]["index"], c["choices"][0]["delta"]) for c in found[:-1]]
@@ -203,7 +220,7 @@ def test_a_conversation_says_who_speaks_once_for_each_answer() -> None:
 
 
 def test_an_answer_that_fails_ends_the_stream_with_its_error() -> None:
-    shape = CompletionShape(HEAD, TOKENS, logprobs=-1)
+    shape = CompletionShape(HEAD, TOKENS, Extras(logprobs=-1))
     failed = Failed("r", "worker_lost", "3 workers died")
     found = chunks(run(shape, [[*said(1), failed]])[0])
     assert found[-1]["error"]["code"] == "worker_lost"
@@ -212,7 +229,7 @@ def test_an_answer_that_fails_ends_the_stream_with_its_error() -> None:
 
 
 def test_an_echo_comes_first_and_its_first_token_has_no_logprob() -> None:
-    shape = CompletionShape(HEAD, TOKENS, logprobs=0, prompt_logprobs=0)
+    shape = CompletionShape(HEAD, TOKENS, Extras(logprobs=0, prompt_logprobs=0))
     scored = PromptScored("r", (Logprob(-0.25),))
     news: list[News] = [scored, Emitted("r", (1,), " w1", (Logprob(-0.5),)), END]
     _, stream = run(shape, [news])
@@ -263,8 +280,8 @@ def test_of_several_answers_to_a_long_prompt_the_first_goes_ahead() -> None:
 def test_a_frame_is_the_event_of_its_piece(text: str, logprobs: int) -> None:
     head = HEAD | {"id": "cmpl-\\u0000"}
     for shape in (
-        CompletionShape(head, TOKENS, logprobs=logprobs, prompt_logprobs=-1),
-        ChatShape(head, TOKENS, logprobs=logprobs),
+        CompletionShape(head, TOKENS, Extras(logprobs=logprobs, prompt_logprobs=-1)),
+        ChatShape(head, TOKENS, Extras(logprobs=logprobs)),
     ):
         frames = ChunkEncoder(shape)
         for index in (0, 1, 0):
@@ -296,14 +313,14 @@ def test_what_is_there_at_the_same_time_goes_together() -> None:
 
 def test_what_cannot_come_has_a_number_that_json_knows() -> None:
     never = Logprob(float("-inf"), (1,), (float("-inf"),))
-    legacy = CompletionShape(HEAD, TOKENS).listed([" w1"], [never], top=1)
+    legacy = lists(Vocabulary(TOKENS), [1], [never], [0], top=1)
     assert (legacy["token_logprobs"], legacy["top_logprobs"]) == ([-9999.0], [{" w1": -9999.0}])
-    chat = ChatShape(HEAD, TOKENS).listed([1], [never])["content"][0]
+    chat = objects(Vocabulary(TOKENS), [1], [never])["content"][0]
     assert (chat["logprob"], chat["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)
 
 
 def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
-    shape = CompletionShape(HEAD, TOKENS, logprobs=-1)
+    shape = CompletionShape(HEAD, TOKENS, Extras(logprobs=-1))
     _, stream = run(shape, [[*said(1), END], [*said(2, 3), END]])
     assert stream.usage() == {
         "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,

@@ -34,6 +34,31 @@ def test_one_tenant_and_group_is_first_come_first_served() -> None:
     assert queue.first() is None
 
 
+def test_the_lowest_priority_number_of_a_tenant_goes_first_at_nobody_else_s_cost() -> None:
+    queue = FairQueue()
+    for index, priority in enumerate((0, 5, -1, 5, -1, 0)):
+        queue.add(f"a{index}", "a", f"g{index % 2}", 10, priority)
+        queue.add(f"b{index}", "b", "", 10)
+    served = [serve(queue) for _ in range(12)]
+    assert [name for name in served if name[0] == "a"] == ["a2", "a4", "a0", "a5", "a1", "a3"]
+    assert [name[0] for name in served] == ["a", "b"] * 6
+    assert (len(queue), queue.first()) == (0, None)
+
+
+def test_what_a_group_took_counts_among_those_of_its_priority() -> None:
+    queue = FairQueue()
+    for index in range(4):
+        for group in ("g", "h"):
+            queue.add(f"{group}{index}", "a", group, 10, -3)
+            queue.add(f"late {group}{index}", "a", group, 10, 3)
+    first = serve(queue)
+    queue.settle("a", first[0], 15, -3)
+    other = "h" if first[0] == "g" else "g"
+    assert [serve(queue)[0] for _ in range(3)] == [other, other, other]
+    queue.remove("late g0")
+    assert [serve(queue)[:4] for _ in range(4)][-1] != "late"
+
+
 STEP = st.one_of(
     st.tuples(st.just("add"), st.integers(0, 3), st.integers(0, 2), COSTS),
     st.tuples(st.just("serve")),

@@ -107,7 +107,6 @@ NUMBERS: list[tuple[str, float, float, type, str, dict[str, Any]]] = [
     ("max_completion_tokens", 1, 2**31 - 1, int, "chat", {}),
     ("top_logprobs", 0, 20, int, "chat", {"logprobs": True}),
 ]
-NOT_NULL = {"min_tokens"}
 EVERYWHERE = ("2147483648", "9007199254740992", "9223372036854775808", "18446744073709551616",
               "-0.0", "NaN", "Infinity", "-Infinity", "1e400", "-1e400", '"1"', "true", "false",
               "null", "[]", "{}", "0.5", "1.0", "1" + "0" * 400)  # fmt: skip
@@ -121,7 +120,7 @@ def written(least: float, most: float) -> Iterator[str]:
 def fits(value: Any, name: str, least: float, most: float, kind: type) -> bool:
     """The rule again, in one line each."""
     if value is None:
-        return name not in NOT_NULL
+        return True
     if type(value) is not int and not (kind is float and type(value) is float):
         return False
     return bool(least <= value <= most)
@@ -301,6 +300,16 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"guided_json": SCHEMA}, grammar.json_schema(SCHEMA)),
         ({"guided_regex": "a+"}, grammar.regex("a+")),
         ({"structured_outputs": {"json": SCHEMA}}, grammar.json_schema(SCHEMA)),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, grammar.json_schema(SCHEMA)),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, grammar.choice(["a", "b"])),
+        ({"structured_outputs": {"grammar": "start: A"}}, grammar.written("start: A")),
+        ({"structured_outputs": {"json_object": True}}, grammar.json_object()),
+        ({"structured_outputs": {"json_object": False, "regex": "a"}}, grammar.regex("a")),
+        ({"guided_json": json.dumps(SCHEMA)}, grammar.json_schema(SCHEMA)),
+        ({"guided_choice": ["a", "b"]}, grammar.choice(["a", "b"])),
+        ({"guided_grammar": "start: A"}, grammar.written("start: A")),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, grammar.json_schema(SCHEMA)),
+        ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, grammar.json_schema(SCHEMA)),
         ({"structured_outputs": {"regex": "a+"}}, grammar.regex("a+")),
         ({"guided_regex": "a+", "response_format": {"type": "text"}}, grammar.regex("a+")),
     ],
@@ -317,7 +326,19 @@ def test_every_way_to_ask_for_a_grammar(fields: dict[str, Any], written: str) ->
         ({"response_format": {"type": "json_schema"}}, "response_format", None),
         ({"guided_json": SCHEMA, "guided_regex": "a"}, "guided_json", None),
         ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "structured_outputs", None),
-        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs", None),
+        ({"structured_outputs": {}}, "structured_outputs", None),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs", None),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs", None),
+        ({"structured_outputs": {"json": {}, "choice": ["a"]}}, "structured_outputs", None),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "unsupported"),
+        ({"guided_choice": ["a"], "guided_grammar": "x"}, "guided_choice", None),
+        ({"guided_choice": []}, "guided_choice", None), ({"guided_choice": [1]}, "guided_choice", None),
+        ({"guided_choice": ["a", ""]}, "guided_choice", "invalid_grammar"),
+        ({"guided_json": "{"}, "guided_json", "invalid_grammar"),
+        ({"guided_json": "3"}, "guided_json", "invalid_grammar"),
+        ({"guided_json": " " * 10**5 + "{}"}, "guided_json", "invalid_grammar"),
+        ({"guided_json": {"not": {"type": "null"}}}, "guided_json", "invalid_grammar"),
+        ({"guided_grammar": "a" * 10**5}, "guided_grammar", "invalid_grammar"),
         ({"guided_regex": "\ud800"}, "guided_regex", "invalid_grammar"),
         ({"guided_regex": "a" * 10**5}, "guided_regex", "invalid_grammar"),
         ({"guided_json": {"enum": ["a" * 10**5]}}, "guided_json", "invalid_grammar"),
@@ -430,13 +451,12 @@ def test_a_template_gets_messages_as_they_were_sent() -> None:
     ]  # fmt: skip
     for kind in (ChatRequest, TokenizeRequest):
         found = kind.model_validate_json(json.dumps({"messages": sent})).conversation()
-        assert json.dumps(found[:2]) == json.dumps(sent[:2])
-        assert found[2] == {"role": "user", "content": "ab"}
+        assert json.dumps(found.messages) == json.dumps(sent)
 
 
 def test_tokenize_takes_a_text_or_messages() -> None:
-    assert answer(TokenizeRequest, '{"prompt": ""}').add_special_tokens
-    assert answer(TokenizeRequest, json.dumps(CHAT)).conversation() == CHAT["messages"]
+    assert answer(TokenizeRequest, '{"prompt": ""}').adds_special_tokens
+    assert answer(TokenizeRequest, json.dumps(CHAT)).conversation().messages == CHAT["messages"]
     refused(answer(TokenizeRequest, "{}"), "prompt")
     refused(answer(TokenizeRequest, json.dumps(CHAT | COMPLETION)), "prompt")
     refused(answer(DetokenizeRequest, "{}"), "tokens")

@@ -17,12 +17,12 @@ from baton.errors import ModelError, RequestError
 from baton.server.templates import (
     ChatTemplate,
     CompiledTemplate,
-    Conversation,
     ProcessRenderer,
     Renderer,
     ThreadRenderer,
     read_template,
 )
+from baton.server.turns import Conversation
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"

@@ -213,20 +213,24 @@ class TownClient:
 
 @asynccontextmanager
 async def serving(
-    town: WordyTown | None = None, *, files: ModelFiles | None = None, **options: Any
+    town: WordyTown | None = None,
+    *,
+    files: ModelFiles | None = None,
+    template: str = CHATML,
+    **options: Any,
 ) -> AsyncIterator[TownClient]:
     """The application, connected to a town. `options` are the server's settings."""
     with tempfile.TemporaryDirectory(prefix="town-") as name:
         folder = Path(name)
-        template = folder / "chat.jinja"
-        template.write_text(CHATML)
+        chat = folder / "chat.jinja"
+        chat.write_text(template)
         address = f"ipc://{folder}/r"
         exchange = Exchange(town or WordyTown(), address)
         settings = ServerSettings(
-            address, "demo", chat_template=template, stream_interval_ms=0.0, **options
+            address, "demo", chat_template=chat, stream_interval_ms=0.0, **options
         )
         router = RouterClient(address)
-        source = read_template(None, template)
+        source = read_template(None, chat)
         assert source is not None
         renderer = ThreadRenderer(source)
         service = GenerationService(settings, files or pretend_files(), router, renderer)

@@ -120,7 +120,8 @@ async function stream(path, body, turn) {
   if (!response.ok) throw new Error(await fault(response));
   onRequest(response.headers.get("x-request-id"));
   const written = document.createTextNode("");
-  turn.append(written);
+  const thoughts = document.createElement("em"); // what the model reasons before it answers
+  turn.append(thoughts, written);
   let first = 0, last = 0, reason = "", tokens = 0;
   for await (const { data } of events(response)) {
     if (data === "[DONE]") break;
@@ -129,11 +130,13 @@ async function stream(path, body, turn) {
     if (chunk.usage) tokens = chunk.usage.completion_tokens;
     for (const choice of chunk.choices) {
       const piece = choice.delta ? choice.delta.content : choice.text;
-      if (piece) {
+      const thought = choice.delta && choice.delta.reasoning_content;
+      if (piece || thought) {
         last = performance.now();
         first ||= last;
         const below = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 40;
-        written.data += piece;
+        if (thought) thoughts.textContent += thought;
+        if (piece) written.data += piece;
         if (below) talk.scrollTop = talk.scrollHeight;
       }
       reason = choice.finish_reason || reason;

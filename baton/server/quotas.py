@@ -1,0 +1,107 @@
+"""Quotas: what one tenant (an API key, else a client's address) may ask for: requests at once, tokens a
+minute. Pure: times in, a Place or a refusal out.
+
+    place = quotas.take(tenant, now)      raises ApiError: 429
+    place.charge(tokens, now)             about so many tokens it will take
+    place.close(used, now)                it is over, and took so many
+
+Tokens are a bucket that fills at the rate and holds a minute's worth. A request starts while something is
+in it, and may overdraw it: so one of any size is possible, and the next waits the longer. It is charged
+an estimate first, or many that start together would all find the bucket full.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from baton.server.api_error import ApiError
+
+MINUTE_S = 60.0
+RETRY_S = 1
+"""After a request that would be one too many at once: nobody knows when the first of them ends."""
+SWEEP = 1024
+"""Tenants that are remembered in any case."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """Of one tenant."""
+
+    tokens: float  # in the bucket at `then`; negative: overdrawn
+    then: float
+    requests: int = 0  # not over yet
+
+
+class Quotas:
+    """`requests`: at once; `tokens`: a minute. 0: no limit."""
+
+    def __init__(self, *, requests: int = 0, tokens: int = 0) -> None:
+        self._requests, self._tokens = requests, tokens
+        self._accounts: dict[str, _Account] = {}
+        self._sweep_at = SWEEP
+
+    def take(self, tenant: str, now: float) -> "Place":
+        """A place for a request. Raises ApiError."""
+        account = self._account(tenant, now)
+        if self._requests and account.requests >= self._requests:
+            why = f"{account.requests} requests of this client are under way, its limit"
+            raise ApiError.rate_limited(why, RETRY_S)
+        if self._tokens and account.tokens <= 0:
+            wait = (1 - account.tokens) * MINUTE_S / self._tokens
+            why = f"this client's {self._tokens:,} tokens a minute are used up"
+            raise ApiError.rate_limited(why, ceil(wait))
+        account.requests += 1
+        return Place(self, tenant)
+
+    def change(self, tenant: str, now: float, *, tokens: int = 0, ended: bool = False) -> None:
+        """For places: so many more tokens are taken; fewer if negative."""
+        account = self._account(tenant, now)
+        account.tokens = min(account.tokens - tokens, self._tokens)
+        account.requests -= ended
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def _account(self, tenant: str, now: float) -> _Account:
+        """With what has come into the bucket until now."""
+        found = self._accounts.get(tenant)
+        if found is None:
+            self._sweep(now)
+            found = self._accounts[tenant] = _Account(self._tokens, now)
+        self._fill(found, now)
+        return found
+
+    def _fill(self, account: _Account, now: float) -> None:
+        came = max(now - account.then, 0.0) * self._tokens / MINUTE_S
+        account.tokens, account.then = min(account.tokens + came, self._tokens), now
+
+    def _sweep(self, now: float) -> None:
+        """Forget those that are like new ones, before there are too many."""
+        if len(self._accounts) < self._sweep_at:
+            return
+        for account in self._accounts.values():
+            self._fill(account, now)
+        self._accounts = {
+            name: each
+            for name, each in self._accounts.items()
+            if each.requests or each.tokens < self._tokens
+        }
+        self._sweep_at = 2 * len(self._accounts) + SWEEP
+
+
+class Place:
+    """One request of a tenant."""
+
+    def __init__(self, quotas: Quotas, tenant: str) -> None:
+        self._quotas, self._tenant = quotas, tenant
+        self._charged, self._open = 0, True
+
+    def charge(self, tokens: int, now: float) -> None:
+        """It will take about so many."""
+        self._quotas.change(self._tenant, now, tokens=tokens)
+        self._charged += tokens
+
+    def close(self, used: int, now: float) -> None:
+        """It is over. Does nothing the second time."""
+        if self._open:
+            self._open = False
+            self._quotas.change(self._tenant, now, tokens=used - self._charged, ended=True)
