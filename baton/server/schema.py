@@ -201,7 +201,6 @@ class CompletionRequest(GenerationRequest):
     logprobs: Int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: Bool | None = False
     add_special_tokens: Bool = True
-    return_token_ids: Bool = Field(False, description="Those of the answer, as vLLM.")
     suffix: None = None
 
     @property
