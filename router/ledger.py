@@ -147,9 +147,9 @@ class Ledger:
         self._listener.happened(entry, None, now, "")
 
     def apply(self, entry: Entry, event: Event, now: float, *, note: str = "") -> None:
-        """Change the entry's state. RESERVE begins a new run on the worker in `decode`, as does START of
-        a queued one; FILL goes to the worker in `prefill`; FINISH removes the entry. `note` is the reason,
-        for observers."""
+        """Change the entry's state. RESERVE begins a new run on the worker in `decode`, as does START
+        of a queued one; FILL goes to the one in `prefill`; FINISH removes the entry. `note` is the
+        reason, for observers."""
         state, queued = advance(entry.state, event), entry.state is State.QUEUED
         if state is not entry.state:
             self._count(entry, state)
