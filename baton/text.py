@@ -348,7 +348,7 @@ class TextStream:
             else:
                 self._new.append(each)
         taken += self._completed()
-        if not self._params.stop:
+        if not self._params.stop and self._cleaned is None:
             return taken
         self._unstoppable -= len(ids)
         return self._release(taken, final=False)

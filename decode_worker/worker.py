@@ -34,9 +34,9 @@ from decode_worker.speculation import Speculation, Wanted, accepted_prefix
 from decode_worker.token_buffer import TokenBuffer
 
 LEASE_S = 60.0
+# Longest wait for KV after its receipt; then it is filled again. A way on which nothing moves is found
+# sooner, by the writer and by the export.
 ARRIVAL_S = 20.0
-"""Longest wait for KV after its receipt; then it is filled again. A way on which nothing moves is found
-sooner, by the writer and by the export."""
 UNSOUND = "numerical_error", "the model's logits for this request are not finite numbers"
 
 

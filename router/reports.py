@@ -96,7 +96,7 @@ class Reports:
         wait for ever for those that come after."""
         sound: list[msg.RunTokens] = []
         broken: list[Message] = []
-        decodes, running = member.hello.role == DECODE, self._ledger.running
+        decodes, running = member.hello.role != PREFILL, self._ledger.running
         for tokens in runs:
             entry = running(tokens.run)
             if not decodes or (entry is not None and entry.decode != member.worker):

@@ -100,7 +100,7 @@ class WorkerRegistry:
     def _came_or_went(self) -> None:
         """What is derived from the members, anew."""
         members = [self._members[name] for name in sorted(self._members)]
-        for role in (PREFILL, DECODE):
+        for role in (PREFILL, DECODE, ENGINE):
             self._by_role[role] = tuple(m for m in members if m.hello.role == role)
         self.hellos = tuple(m.hello for m in members)
         self.largest_pool = max((m.hello.blocks for m in self.of(DECODE)), default=0)

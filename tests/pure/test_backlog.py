@@ -74,6 +74,10 @@ def test_whatever_happens_it_counts_what_is_there(happenings: list[tuple[int, Ev
         entry = entries[number]
         if (entry.state, event) not in TRANSITIONS:
             continue
+        if event in (Event.RESERVE, Event.START) and entry.state is State.QUEUED:
+            entry.decode = "d1"
+        elif event is Event.FILL:
+            entry.prefill = "p1"
         ledger.apply(entry, event, float(now))
         if entry.state is State.FINISHED:
             del entries[number]

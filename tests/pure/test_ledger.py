@@ -74,6 +74,7 @@ def test_an_engine_needs_no_blocks_and_its_first_token_ends_the_wait() -> None:
     entry = add(ledger, "a")
     entry.queue_timeout_s = 5.0
     ledger.waits(entry, 0.0)
+    entry.decode = "engine-0"
     walk(ledger, entry, (Event.START,), 1.0)
     assert (entry.run, entry.state) == ("a#0", State.DECODING)
     assert ledger.deadlines.late_to_start(5.0) == "a"

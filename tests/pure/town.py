@@ -88,7 +88,7 @@ class PretendTokenizer:
     """Words are ids."""
 
     longest_token = 4
-    falls_back = False
+    falls_back = cleans_up = False
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
@@ -96,7 +96,7 @@ class PretendTokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(f"{i} " for i in ids)
 
-    decode_whole = decode
+    decode_whole = decode_loose = decode_whole_loose = decode
 
 
 class PretendPrefill:
