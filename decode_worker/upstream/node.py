@@ -113,6 +113,11 @@ class EngineWorker:
     def __post_init__(self) -> None:
         self._membership = Membership(self.hello, self._start_anew)
 
+    @property
+    def joined(self) -> bool:
+        """Whether a router has taken this worker in."""
+        return self._membership.joined
+
     # ---- the Node
 
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
