@@ -88,7 +88,7 @@ class Listener:
         self.socket.router_handover = True  # a peer that reconnects replaces its old connection
         if keys is not None and address.startswith("tcp://"):
             self._secure(keys)
-        self._handshakes = Handshakes(self.socket, address, TO_THE_ROUTER)
+        self._handshakes = Handshakes(self.socket, address, TO_THE_ROUTER, one_peer=False)
         try:
             self.socket.bind(address)
         except zmq.ZMQError as error:
@@ -165,7 +165,7 @@ class Dialer:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         _common_options(self.socket)
-        self._handshakes = Handshakes(self.socket, address, TO_THE_WORKER)
+        self._handshakes = Handshakes(self.socket, address, TO_THE_WORKER, one_peer=True)
         self.socket.identity = name.encode()
         self.socket.immediate = True
         self.socket.reconnect_ivl = 50

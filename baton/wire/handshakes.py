@@ -49,11 +49,15 @@ class Seen:
 
 @dataclass(slots=True)
 class Handshakes:
-    """Watches one socket. `text`: the line for keys that do not fit, with the address and more."""
+    """Watches one socket. `text`: the line for keys that do not fit, with the address and more.
+    `one_peer`: so that after a handshake it is a damaged message that cannot be decrypted; of one socket
+    with many peers nobody knows whose it is."""
 
     socket: zmq.Socket[bytes]
     address: str
     text: str
+    one_peer: bool
+    _damage: RareLine = field(default_factory=RareLine)
     _line: RareLine = field(default_factory=lambda: RareLine(SAY_AGAIN_S))
     _monitor: zmq.Socket[bytes] = field(init=False)
     _idle_since: float = inf
@@ -72,12 +76,12 @@ class Handshakes:
                 self._idle_since = now
             elif event & TRIES:
                 self._idle_since, self._agreed = inf, False
-            self._agreed |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._agreed |= self.one_peer and event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             wrong_key = event == REFUSED or (event & UNREADABLE and not self._agreed)
             if wrong_key and self.address.startswith("tcp://"):
                 self._say(now)
-            elif event == DAMAGED:
-                logger.warning("a message from %s was damaged on its way", self.address)
+            elif event == DAMAGED and (more := self._damage.more(now)) is not None:
+                logger.warning("a message from %s was damaged on its way%s", self.address, more)
         given_up = now >= self._idle_since + IDLE_S
         if given_up:
             self._idle_since = now

@@ -60,7 +60,10 @@ def inodes(pid: int) -> set[str]:
     """The sockets that a process holds."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(entry)
+        try:
+            target = os.readlink(entry)
+        except FileNotFoundError:  # closed meanwhile
+            continue
         if target.startswith("socket:["):
             found.add(target[8:-1])
     return found
