@@ -9,7 +9,8 @@
 NAME, a file or a folder, is made under its lock, NAME.lock, as NAME.part, and renamed when it is whole.
 What a killed process leaves behind is removed by the next one that takes the lock or sweeps. The least
 recently used go first when all of them exceed the limit. A program that is mapped stays valid. The files
-of a folder are opened later than it is found, so it stays for an hour after its last use.
+of a folder are opened later than it is found, so it stays for an hour after its last use. A process reads
+what it needs of them when it starts, because a service runs for longer.
 """
 
 import fcntl
@@ -157,10 +158,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _delete(path: Path) -> bool:
-    """Delete it and what is left of its making, unless someone holds its lock or it is not ours."""
+def _delete(path: Path, *, used: float | None = None) -> bool:
+    """Delete it and what is left of its making, unless someone holds its lock or it is not ours. `used`:
+    and only if it was last used then."""
     try:
         with _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if used is not None and path.exists() and path.stat().st_mtime != used:
+                return False  # used again, or made anew, since it was listed
             _remove(part := part_of(path))
             with suppress(FileNotFoundError):
                 path.rename(part)  # a folder vanishes at once, whoever is reading it
@@ -209,7 +213,7 @@ def keep_within_limit(*kept: Path) -> None:
     found, now = entries(), time.time()
     read = {each.path for each in found if each.path.is_dir() and now - each.used < UNUSED_S}
     for each in surplus(found, limit(), read.union(kept)):
-        _delete(each.path)
+        _delete(each.path, used=each.used)
 
 
 def sweep() -> int:

@@ -25,7 +25,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
-from baton.checkpoints.added_tokens import Vocabulary, read_vocabulary
+from baton.checkpoints.added_tokens import read_vocabulary
 from baton.errors import RequestError
 from baton.json_schema import INVALID as INVALID_GRAMMAR
 from baton.json_schema import NO_ASSERTION, enforceable
@@ -157,10 +157,13 @@ class _Ids:
 
 class Grammars:
     """The grammars of one model. `vocabulary`: the number of logits, which may differ from that of
-    the tokenizer's tokens. The tokenizer is read when the first request needs it."""
+    the tokenizer's tokens. The file is read at once, because it may be gone when the first request needs
+    it: the cache deletes what has not been used lately. Raises ModelError."""
 
     def __init__(self, tokenizer_file: Path, vocabulary: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer_file = tokenizer_file
+        read = read_vocabulary(tokenizer_file)
+        self._text, self._end_id = read.json(), read.end_id
         self._vocabulary = vocabulary
         self._ends = frozenset(each for each in eos_token_ids if 0 <= each < vocabulary)
 
@@ -202,19 +205,14 @@ class Grammars:
         return _Ids(self._vocabulary, self._ends.union(self._own_ends), self._tokenizer)
 
     @cached_property
-    def _read(self) -> Vocabulary:
-        return read_vocabulary(self._tokenizer_file)
-
-    @cached_property
     def _own_ends(self) -> frozenset[int]:
         """The tokenizer's own end, with which a chat ends, too."""
-        own = self._read.end_id
+        own = self._end_id
         return frozenset(() if own is None or own >= self._vocabulary else (own,))
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        file = self._tokenizer_file
-        text = self._read.json()
+        file, text = self._tokenizer_file, self._text
         try:
             known = LLTokenizer(text)
             # The library needs one end token of its vocabulary; any will do: Matcher sets all ends' bits.

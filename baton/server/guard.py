@@ -81,7 +81,10 @@ class AccessPolicy:
         """Pages of this server and of `origins`; clients other than browsers send no origin."""
         if origin is None or "*" in self.origins or origin in self.origins:
             return True
-        return urlsplit(origin).netloc == host
+        try:
+            return urlsplit(origin).netloc == host
+        except ValueError:  # http://[
+            return False
 
 
 def _digest(token: str) -> bytes:

@@ -55,8 +55,11 @@ class Quotas:
     def change(self, tenant: str, now: float, *, tokens: int = 0, ended: bool = False) -> None:
         """For places: so many more tokens are taken; fewer if negative."""
         account = self._account(tenant, now)
-        account.tokens = min(account.tokens - tokens, self._tokens)
+        if self._tokens:  # without a limit nothing comes back in: what is taken would stay taken
+            account.tokens = min(account.tokens - tokens, self._tokens)
         account.requests -= ended
+        if self._like_new(account):
+            del self._accounts[tenant]
 
     def __len__(self) -> int:
         return len(self._accounts)
@@ -74,6 +77,10 @@ class Quotas:
         came = max(now - account.then, 0.0) * self._tokens / MINUTE_S
         account.tokens, account.then = min(account.tokens + came, self._tokens), now
 
+    def _like_new(self, account: _Account) -> bool:
+        """Nothing is lost if it is forgotten."""
+        return not account.requests and account.tokens >= self._tokens
+
     def _sweep(self, now: float) -> None:
         """Forget those that are like new ones, before there are too many."""
         if len(self._accounts) < self._sweep_at:
@@ -81,9 +88,7 @@ class Quotas:
         for account in self._accounts.values():
             self._fill(account, now)
         self._accounts = {
-            name: each
-            for name, each in self._accounts.items()
-            if each.requests or each.tokens < self._tokens
+            name: each for name, each in self._accounts.items() if not self._like_new(each)
         }
         self._sweep_at = 2 * len(self._accounts) + SWEEP
 

@@ -36,6 +36,7 @@ from baton.server.shapes import ChatShape, CompletionShape, Extras, Shape
 from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
+from baton.server.turns import text_of
 from baton.text import Tokenizer, chat_ends, encode_prompt
 from sampler.params import SamplingParams
 
@@ -249,7 +250,10 @@ class GenerationService:
         """Does the answer begin within the model's reasoning? None: it has none that is told apart."""
         if self.settings.reasoning == "off" or not (self._renderer and self._renderer.reasons):
             return None
-        return is_open(prompt) if request.continue_final_message else begins(prompt)
+        if not request.continue_final_message:
+            return begins(prompt)
+        last = (request.messages or [])[-1]
+        return last.role == "assistant" and is_open(text_of(last.turn), prompt)
 
     def _shape(
         self, request: AnyRequest, name: str, params: GenerationParams, thinking: bool | None

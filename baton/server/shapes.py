@@ -79,6 +79,17 @@ def usage(choices: Sequence[Choice], prompts: Sequence[Sequence[int]]) -> dict[s
     }
 
 
+def billed(choices: Sequence[Choice], n: int) -> int:
+    """Tokens that a tenant is charged for. A prompt counts once for its `n` choices, and only if one of
+    them has come to something: what was refused, or never sent, costs nothing."""
+    prompts = {
+        choice.index // n: len(choice.prompt_ids)
+        for choice in choices
+        if choice.token_ids or choice.scores or choice.finish_reason not in (None, "abort")
+    }
+    return sum(prompts.values()) + sum(len(choice.token_ids) for choice in choices)
+
+
 # ---- JSON
 
 

@@ -98,6 +98,8 @@ def begins(prompt: str) -> bool:
     return prompt.rstrip().endswith(BEGIN)
 
 
-def is_open(prompt: str) -> bool:
-    """Does what follows this text of an assistant stand within its reasoning?"""
-    return prompt.rfind(BEGIN) > prompt.rfind(END)
+def is_open(said: str, prompt: str) -> bool:
+    """Does what follows `said`, an assistant's text at the end of the prompt, stand within its reasoning?
+    The template may have begun that before it. Others in the prompt may speak of the tags."""
+    begun = begins(prompt.rstrip().removesuffix(said.strip()))
+    return (begun or said.lstrip().startswith(BEGIN)) and END not in said

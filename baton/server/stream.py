@@ -25,7 +25,7 @@ from baton.server.admission import Ticket
 from baton.server.api_error import ApiError, body, from_failed
 from baton.server.backlog import BACKLOG, Backlog
 from baton.server.quotas import Place
-from baton.server.shapes import Choice, ChunkEncoder, Delta, Shape, usage
+from baton.server.shapes import Choice, ChunkEncoder, Delta, Shape, billed, usage
 from baton.server.sse import DONE, event, gone
 from baton.wire.messages import Accepted, Emitted, Failed, Finished, Submit
 from baton.wire.records import Timings
@@ -298,7 +298,7 @@ class GenerationStream:
         self._give_up()
         self._request.ticket.close()
         if self._request.place is not None:
-            self._request.place.close(self.usage()["total_tokens"], monotonic())
+            self._request.place.close(billed(self.choices, self._request.n), monotonic())
 
     def _give_up(self) -> None:
         self._line.clear()

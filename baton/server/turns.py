@@ -201,6 +201,14 @@ def _with_object(call: Any) -> Any:
 # ---- the last message goes on
 
 
+def text_of(message: Mapping[str, Any]) -> str:
+    """All that it says in `content`."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(each["text"] for each in content or () if isinstance(each.get("text"), str))
+
+
 def marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """With MARK at the end of the last message's text. Raises RequestError if it has none."""
     last = messages[-1]

@@ -1,6 +1,7 @@
 """The cache on disk: what goes first, what killed processes leave, who may be working meanwhile."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -102,6 +103,30 @@ def test_folders_share_it_and_stay_for_an_hour_after_their_last_use(home: Path) 
     cache.keep_within_limit()
     assert names(home) == {read.name}
     assert [each.path for each in cache.clear()] == [read]
+    assert names(home) == set()
+
+
+def test_what_is_used_between_its_listing_and_its_deletion_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, renewed, idle = (
+        folder(home, cache.GGUF, name, 100, 2 * cache.UNUSED_S) for name in ("ab", "cd", "ef")
+    )
+
+    def meanwhile() -> int:
+        """What others do after the listing."""
+        cache.kept_folder(cache.GGUF, used.name, partial(fill, size=100))
+        shutil.rmtree(renewed)
+        renewed.mkdir()
+        fill(renewed, 100)
+        return 0
+
+    monkeypatch.setattr(cache, "limit", meanwhile)
+    cache.keep_within_limit()
+    assert not idle.exists()
+    assert names(home) == {used.name, renewed.name}
+    assert len(list(used.iterdir())) == len(list(renewed.iterdir())) == 2
+    assert len(cache.clear()) == 2
     assert names(home) == set()
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from baton.client.aio import Queue
 from baton.client.tracker import News, PendingRequest
+from baton.clock import monotonic
 from baton.params import GenerationParams
 from baton.server.admission import GROUP_WINDOW, Admission
 from baton.server.api_error import ApiError
 from baton.server.logprobs import Vocabulary, lists, objects
+from baton.server.quotas import Quotas
 from baton.server.shapes import (
     ChatShape,
     Choice,
@@ -22,6 +24,7 @@ from baton.server.shapes import (
     Delta,
     Extras,
     Shape,
+    billed,
 )
 from baton.server.sse import event
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
@@ -434,3 +437,48 @@ def test_a_router_that_forgets_a_deadline_does_not_keep_the_client(
         assert found.endswith("data: [DONE]\n\n")
     else:
         assert found == "504 deadline_exceeded"
+
+
+def test_a_tenant_pays_for_prompts_that_were_worked_on() -> None:
+    long, short = (7,) * 100, (8, 9)
+
+    def choices() -> list[Choice]:
+        """Two of each prompt."""
+        return [Choice(index, long if index < 2 else short) for index in range(4)]
+
+    assert billed(choices(), 2) == 0
+    for news in (*said(5), END, PromptScored("r", (Logprob(-0.5),))):
+        found = choices()
+        found[3].update(news)
+        assert billed(found, 2) == 2 + isinstance(news, Emitted)
+    for index in range(3):
+        found[index].update(said(5)[0])
+    assert billed(found, 2) == 100 + 2 + 3
+    nothing = choices()
+    nothing[0].update(Failed("r", "invalid_request", "no"))
+    nothing[1].update(Finished("r", "abort", Timings()))
+    assert billed(nothing, 2) == 0
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_request_that_the_router_refuses_leaves_its_tenants_tokens(served: bool) -> None:
+    quotas = Quotas(tokens=60)
+    place = quotas.take("Ann", monotonic())
+    place.charge(600, monotonic())
+    news: list[News] = [*said(1), END] if served else [Failed("r", "overloaded", "no")]
+
+    async def work() -> None:
+        client = PretendClient()
+        stream = GenerationStream(client, prepared([(7,) * 600], place=place))  # type: ignore[arg-type]
+        stream.start()
+        for each in (Accepted("r", 2, 0.0), *news):
+            put(client.requests[0], each)
+        await stream.accepted()
+        assert [_ async for _ in stream.events()]
+
+    asyncio.run(work())
+    if not served:
+        quotas.take("Ann", monotonic())
+        return
+    with pytest.raises(ApiError, match="used up"):
+        quotas.take("Ann", monotonic())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -397,6 +398,21 @@ def test_a_schema_that_holds_itself() -> None:
     schema["items"] = schema
     with pytest.raises(RequestError, match="not JSON"):
         json_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "beside", ["{}", '{"eos_token": "<more>", "extra_special_tokens": ["<x>"]}']
+)
+def test_a_tokenizer_may_be_gone_before_the_first_request(tmp_path: Path, beside: str) -> None:
+    """A long-running service has not used its folder in the cache for days."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    shutil.copy(FILE, folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(beside)
+    grammars = Grammars(folder / "tokenizer.json", VOCABULARY, (END,))
+    shutil.rmtree(folder)
+    grammars.check(json_object())
+    assert not grammars.open(regex("a+"), stop_token_ids=(END,)).finished
 
 
 def test_a_tokenizer_that_is_missing_or_of_no_use(tmp_path: Path) -> None:

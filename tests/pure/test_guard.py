@@ -106,7 +106,8 @@ def test_a_name_that_is_not_ours_is_not_served(host: str, status: int) -> None:
 @pytest.mark.parametrize(
     ("origin", "status"),
     [("http://localhost:8000", 200), ("https://evil.example", 403), ("null", 403),
-     ("http://localhost:9999", 403), ("http://mine.example", 200)],
+     ("http://localhost:9999", 403), ("http://mine.example", 200),
+     ("http://[", 403), ("//]", 403), ("http://[v1.x]:y", 403), ("", 403)],
 )  # fmt: skip
 def test_pages_of_other_sites_may_not_ask(origin: str, status: int) -> None:
     assert ask(AccessPolicy(origins=("http://mine.example",)), origin=origin)[0] == status

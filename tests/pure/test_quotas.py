@@ -80,6 +80,17 @@ def test_who_is_like_new_is_forgotten_and_nobody_else() -> None:
     assert isinstance(quotas.take("held", 0.0), Place)
 
 
+@pytest.mark.parametrize("limits", [{}, {"requests": 1}])
+def test_without_a_limit_on_tokens_nothing_is_kept_of_who_has_left(limits: dict[str, int]) -> None:
+    quotas = Quotas(**limits)
+    for index in range(3 * SWEEP):
+        place = quotas.take(f"c{index}", float(index))
+        place.charge(100, float(index))
+        place.charge(20, float(index))
+        place.close(130 - index % 50, float(index))
+        assert len(quotas) == 0
+
+
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
 
 

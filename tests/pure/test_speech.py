@@ -43,10 +43,21 @@ def test_wherever_it_is_cut(case: tuple[str, bool, Said], cuts: list[int]) -> No
     assert "".join(each.content for each in found) == said.content
 
 
-def test_a_prompt_may_end_within_the_reasoning() -> None:
-    assert is_open("<think>\nhm")
-    assert not is_open("<think>hm</think>\nYes")
-    assert not is_open("plain")
+@pytest.mark.parametrize(
+    ("before", "said", "open_"),
+    [
+        ("a:", "<think>\nhm", True), ("a:", " <think>", True), ("a:", "<think>hm</think>\nYes", False),
+        ("a:", "plain", False), ("a:", "", False), ("u:what is <think>?\na:", "It", False),
+        ("u:</think>\na:", "<think>hm", True), ("a:", "The tag <think> begins it", False),
+        ("a:", "<think>hm</think> It is <think>", False), ("u:</think>\na:<think>\n", "hm ", True),
+        ("a:<think>\n", "hm</think>Yes", False), ("a:<think>\n", "", True),
+    ],
+)  # fmt: skip
+def test_a_continued_answer_may_end_within_its_reasoning(
+    before: str, said: str, open_: bool
+) -> None:
+    assert is_open(said, before + said) is open_
+    assert is_open(said, before + said.strip()) is open_  # a template may strip it
 
 
 HEAD = {"id": "x", "created": 1, "model": "m"}
@@ -124,11 +135,17 @@ def test_models_whose_template_knows_reasoning_have_it_split_off(
 def test_a_grammar_is_about_all_that_is_said_and_a_continued_answer_may_have_begun_to_reason() -> (
     None
 ):
-    talk = [*HELLO["messages"], {"role": "assistant", "content": "<think>hm"}]
+    def talk(asked: str, said: Any, role: str = "assistant") -> dict[str, Any]:
+        turns = [{"role": "user", "content": asked}, {"role": role, "content": said}]
+        return HELLO | {"messages": turns, "continue_final_message": True}
+
+    part = {"type": "text", "text": "<think>hm"}
     cases = (
         (HELLO, True), (HELLO | {"guided_regex": "a+"}, None),
         (HELLO | {"add_generation_prompt": False}, False),
-        (HELLO | {"messages": talk, "continue_final_message": True}, True),
+        (talk("Hi", "<think>hm"), True), (talk("What is <think>?", "It is"), False),
+        (talk("What is </think>?", "<think>hm"), True), (talk("Hi", "<think>", role="user"), False),
+        (talk("And </think>?", [part, {"type": "text", "text": ", well"}]), True),
     )  # fmt: skip
 
     async def run() -> None:
