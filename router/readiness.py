@@ -79,6 +79,8 @@ class Readiness:
         """Why requests cannot be served now; empty if they can. Changes at most once a second."""
         if engines := self._staying(ENGINE):
             return "" if any(not e.out_of_order for e in engines) else _out_of_order(engines)
+        if self._members.of(ENGINE):
+            return self._absent(ENGINE, now)
         if not self._staying(DECODE):
             return self._absent(DECODE, now)
         if self._colocated or not self._in_grace(now):

@@ -257,10 +257,16 @@ class Requests:
         """What was on this way is filled again: its fills, and those of `runs` (sent, and perhaps not
         arrived) that gave no token yet."""
         here = [e for e in self._ledger.in_state(State.FILLING) if e.prefill == prefill]
-        sent = [entry for run in runs if (entry := self._ledger.running(run)) is not None]
+        sent = [e for run in dict.fromkeys(runs) if (e := self._ledger.running(run)) is not None]
         here += [e for e in sent if e.receipt and e.prefill == prefill and e.length == e.began]
+        for entry in self._ledger.reserved():
+            if entry.decode == decode:  # its blocks were granted for the way as it was
+                entry.writers = frozenset(each for each in entry.writers if each[0] != prefill)
         on_it = [entry for entry in here if entry.decode == decode]
-        return [effect for entry in on_it for effect in self._detour(entry, why, now)]
+        effects = [effect for entry in on_it for effect in self._detour(entry, why, now)]
+        for entry in self._ledger.queued_again():  # preempted ones, too, may have lost their way
+            self._ledger.waits(entry, now)
+        return effects
 
     def _detour(self, entry: Entry, why: str, now: float) -> list[Effect]:
         """A fault of the way is no try of the request."""

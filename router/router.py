@@ -159,7 +159,7 @@ class Router:
                 entry = self.ledger.running(run)
                 prefill = self.workers.get(entry.prefill) if entry and entry.prefill else None
                 orders = self._requests.report(sender, message, now)
-                if prefill is None:
+                if prefill is None or sender not in prefill.attached:  # it is known already
                     return orders
                 lost = msg.WayLost(sender, member.hello.epoch, why, ())
                 return orders + self._way_lost(prefill, lost, now)

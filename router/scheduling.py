@@ -121,7 +121,7 @@ class Scheduler:
 
     def _able(self, entry: Entry, now: float) -> Able:
         """Decode workers that accept requests and, if needed, can be written to by a prefill worker."""
-        members, remote = self._members, self._remote(entry)
+        members, remote = self._members, self._remote(entry, now)
 
         def able(worker: str) -> Member | None:
             member = members.get(worker)
@@ -162,8 +162,10 @@ class Scheduler:
 
     # ---- prefill
 
-    def _remote(self, entry: Entry) -> bool:
+    def _remote(self, entry: Entry, now: float) -> bool:
         if entry.to_be_scored or entry.tries.local or self._alone:  # only decode computes logits
+            return False
+        if self._out_of_reach(entry, now):
             return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None
@@ -171,13 +173,23 @@ class Scheduler:
             local = max(local, member.hello.block_size)  # too little for a hand-over
         return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
 
+    def _out_of_reach(self, entry: Entry, now: float) -> bool:
+        """No prefill worker can write to a pool that is large enough: all these ways are down."""
+        members = self._members
+        if not len(members.ways):
+            return False
+        blocks = _blocks(entry.reach, members.block_size)
+        prefills = members.alive(PREFILL, now)
+        fitting = [each.worker for each in members.of(DECODE) if each.hello.blocks >= blocks]
+        return all(decode in prefill.failed for decode in fitting for prefill in prefills)
+
     def _start_local(self, now: float) -> list[Effect]:
         """What is not started at once is filled remotely, unless all prefill workers get lost."""
         granted, self._granted = self._granted, []
         runs = [entry.run for entry in self._ledger.reserved()] if self._alone else granted
         found = [self._ledger.running(run) for run in runs]
         reserved = [each for each in found if each is not None and each.state is State.RESERVED]
-        return [self.start(entry, now) for entry in reserved if not self._remote(entry)]
+        return [self.start(entry, now) for entry in reserved if not self._remote(entry, now)]
 
     def _waiting(self) -> Iterator[Waiting]:
         reserved = self._ledger.reserved()

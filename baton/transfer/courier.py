@@ -140,9 +140,10 @@ class Courier:
 
     @property
     def busy(self) -> bool:
-        """poll() will have news soon. It may have some without, if the way fails while nothing is
-        sent."""
-        return self._owing > 0
+        """poll() will have news soon: also while the owner has not acknowledged what was sent, for the
+        way may fail."""
+        watched = self._watched
+        return self._owing > 0 or bool(self._news) or (watched is not None and watched.owed)
 
     @property
     def takes(self) -> bool:

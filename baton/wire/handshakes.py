@@ -64,7 +64,11 @@ class Handshakes:
     _agreed: bool = False  # the last connection's keys fit
 
     def __post_init__(self) -> None:
-        self._monitor = self.socket.get_monitor_socket(EVENTS)
+        address = f"inproc://handshakes-{id(self)}"
+        self.socket.monitor(address, EVENTS)
+        self._monitor = self.socket.context.socket(zmq.PAIR)
+        self._monitor.rcvhwm = 0  # else the I/O thread would wait for who does not read its events
+        self._monitor.connect(address)
 
     def look(self, now: float) -> Seen:
         """Read what has happened, without waiting."""

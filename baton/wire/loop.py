@@ -99,6 +99,7 @@ class Loop:
         self._wakeups = wakeups
         self._waking: list[zmq.Socket[bytes]] = []
         self._rest: list[tuple[str, list[Message]]] = []  # arrived, not handled yet
+        self._again = False  # a peer was found gone after the step: the node steps again at once
         self._drain_s = drain_s
         self._beat = beat
         self._woken = -1  # readable after a signal
@@ -143,7 +144,8 @@ class Loop:
         if self._stop is not None:
             return
         now = self._clock()
-        wait = 0.0 if self._rest else min(self._node.due(now), LONGEST_WAIT_S)
+        wait = 0.0 if self._rest or self._again else min(self._node.due(now), LONGEST_WAIT_S)
+        self._again = False
         wait = min(wait, max(0.0, self._deadline - now))
         ready = [where for where, _ in self._poller.poll(math.ceil(wait * 1000))]
         if self._woken in ready:
@@ -214,6 +216,7 @@ class Loop:
             effects = [
                 e for each in gone for e in self._node.handle(each.peer, each, self._clock())
             ]
+            self._again |= bool(gone)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         """Only takes note: the node may be in the middle of a step."""

@@ -216,6 +216,8 @@ class HttpUpstream:
         body = b""
         async for data in exchange.body(self._silence_s):
             body += data[: LARGEST_REPLY - len(body)]
+            if len(body) == LARGEST_REPLY:
+                break
         after = _header(head, b"retry-after").decode("ascii", "replace")
         retry = float(after) if after.isdecimal() else None
         self._tell(Refused(call, head.status_code, message_of(body), retry))

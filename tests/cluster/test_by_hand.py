@@ -15,7 +15,6 @@ from baton.wire.keys import load_keys, make_keys
 from sampler.params import SamplingParams
 from tests.cluster import calm
 from tests.cluster.processes import (
-    DEADLINE_S,
     ROOT,
     Talk,
     Terminal,

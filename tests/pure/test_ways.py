@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -250,6 +251,59 @@ def test_a_request_whose_ways_fail_again_and_again_is_filled_by_decode() -> None
     desk.hear("p1", msg.Attached("d1", "d1/0", "frames_tcp", 0.0, ""))
     desk.step()
     desk.hear("d1", msg.Reserved(desk.grant(desk.run("a"))))
+    assert [order.receipt for _, order in sent(desk.step(), msg.Start)] == [None]  # type: ignore[attr-defined]
+
+
+def test_a_faulty_worker_that_names_a_run_twice_ends_nothing() -> None:
+    desk = Desk()
+    desk.to_decoding("a")
+    assert sent(lose(desk, "p1", "d1", "a#0", "a#0"), msg.Cancel)
+    assert desk.router.ledger.entry("a").tries.detours == 1
+
+
+def test_a_way_that_is_down_needs_no_second_word_from_its_other_end() -> None:
+    """Else it would be attached twice at once, and the second Attached would clear a writer at work."""
+    desk = Desk()
+    desk.to_decoding("a")
+    desk.to_decoding("b")
+    desk.hear("d1", msg.FillRefused("a#0", "it did not arrive", True))
+    desk.now = FIRST_S
+    assert len(sent(desk.step(), msg.Attach)) == 1
+    desk.hear("d1", msg.FillRefused("b#1", "it did not arrive", True))
+    desk.now += MOST_S
+    assert not sent(desk.step(), msg.Attach)
+
+
+def test_blocks_that_were_granted_before_a_way_was_lost_are_not_filled_by_it_when_it_is_back() -> (
+    None
+):
+    desk = Desk()
+    desk.submit("a")
+    assert sent(desk.step(), msg.Reserve)
+    desk.hear("d1", msg.Reserved(desk.grant("a#0")))
+    lose(desk, "p1", "d1")
+    desk.hear("p1", msg.Attached("d1", "d1/0", "frames_tcp", 0.0, ""))
+    effects = desk.step()
+    assert not [order for _, order in sent(effects, msg.Fill) if order.grant.run == "a#0"]  # type: ignore[attr-defined]
+    assert desk.run("a") != "a#0" or desk.state("a") is State.QUEUED
+
+
+def test_a_request_for_whose_pool_all_ways_are_down_does_not_stop_the_line() -> None:
+    """Only d1 is large enough for it: d1 fills the prompt itself."""
+    desk = Desk("p1")
+    for decode, blocks in (("d1", 64), ("d2", 2)):
+        desk.pool = blocks
+        desk.join(decode)
+    for decode in ("d1", "d2"):
+        desk.hear("p1", msg.Attached(decode, f"{decode}/0", "frames_tcp", 0.0, ""))
+    lose(desk, "p1", "d1")
+    desk.submit("long", length=40)
+    ((decode, _),) = sent(desk.step(), msg.Reserve)
+    assert decode == "d1"
+    size = desk.router.workers.block_size
+    reserved = desk.router.ledger.entry("long").reserved
+    blocks = tuple(range(-(-reserved // size)))
+    desk.hear("d1", msg.Reserved(replace(desk.grant("long#0", "d1"), blocks=blocks)))
     assert [order.receipt for _, order in sent(desk.step(), msg.Start)] == [None]  # type: ignore[attr-defined]
 
 
