@@ -72,7 +72,8 @@ BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/checkpoints/added_t
          "baton/engine/boot.py", "baton/engine/cpu/compile.py", "tools/faults/__main__.py",
          "baton/grammar_rules.py", "baton/server/websocket.py"}  # fmt: skip
 """STYLE's three, four where a library raises bare Exception, the LLM's thread, two that run the code of
-any architecture, the fault battery, and what answers a WebSocket, as the framework does for HTTP; each turns it into ours or an answer, raises it where it is
+any architecture, the fault battery, and what answers a WebSocket, as the framework does for HTTP; each
+turns it into ours or an answer, raises it where it is
 waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
