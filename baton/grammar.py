@@ -16,7 +16,6 @@ continue a request from these two. llguidance does the matching; this module add
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from baton.checkpoints.added_tokens import read_vocabulary
 from baton.errors import RequestError
+from baton.grammar_rules import as_lark, check_rules
 from baton.json_schema import INVALID as INVALID_GRAMMAR
 from baton.json_schema import NO_ASSERTION, enforceable
 
@@ -42,8 +42,6 @@ MOST_INTERSECTED = 8
 MOST_CHOICES = 1024
 LONGEST_GRAMMAR = 16 * 1024
 """Characters of a grammar that is written as rules."""
-DEEPEST_GROUP = 64
-"""Brackets within brackets of such a grammar: the library's parser is recursive, and would crash."""
 INDENT = 24
 GAP = rf"( |\n[ \t]{{0,{INDENT}}})"
 
@@ -52,8 +50,6 @@ FAILED = "grammar_failed"
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 """A state takes 1 to 2 kB: 100 MB for one answer. The rest is llguidance's own: 20 ms for a mask."""
-_QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]')
-_DIRECTIVE = re.compile(r"%\s*(json|lark|regex|llguidance)\b")
 _TRIAL = 4  # tokens that `check` walks: some grammars compile and then fail at their first token
 
 
@@ -121,7 +117,7 @@ class GrammarSpec:
             case {"kind": "choice", "texts": list(texts), **rest} if not rest:
                 return cls(texts=_checked_texts(texts))
             case {"kind": "rules", "rules": str(rules), **rest} if not rest:
-                _check_rules(rules)
+                check_rules(rules)
                 return cls(rules=rules)
         raise _invalid(
             'a grammar is {"kind": "json_object"}, {"kind": "json_schema", "schema": {...}}, '
@@ -137,7 +133,7 @@ class GrammarSpec:
             if self.texts:
                 return grammar_from("choice", json.dumps(self.texts))
             if self.rules is not None:
-                return grammar_from("grammar", self.rules)
+                return LLMatcher.grammar_from_lark(as_lark(self.rules))
             schema = json.dumps(self.schema, ensure_ascii=False, allow_nan=False)
             return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": GAP})
         except ValueError as error:
@@ -299,21 +295,6 @@ def _checked_texts(texts: list[Any]) -> tuple[str, ...]:
     if bad := [each for each in texts if not isinstance(each, str) or not each]:
         raise _invalid(f"each choice must be a text of at least one character, got {bad[0]!r:.80}")
     return tuple(texts)
-
-
-def _check_rules(rules: str) -> None:
-    plain = _QUOTED.sub("", rules)
-    found = _DIRECTIVE.search(plain)
-    if found is not None:
-        text = (
-            f"the grammar's %{found[1]} is not supported: give a schema or a regex by its own field"
-        )
-        raise _invalid(text)
-    depth = 0
-    for character in plain:
-        depth += (character in "([{") - (character in ")]}")
-        if depth > DEEPEST_GROUP:
-            raise _invalid(f"the grammar nests more than {DEEPEST_GROUP} brackets")
 
 
 def _check_sizes(fields: Any) -> None:

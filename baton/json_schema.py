@@ -11,9 +11,13 @@ together: each alone would forbid what the others name. Where such a part is a d
 elsewhere, too, the part refers to a copy of it that is not closed.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
 from typing import Any
+from urllib.parse import unquote
 
 from baton.errors import RequestError
 
@@ -30,6 +34,9 @@ SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
 TOGETHER = ("allOf", "anyOf", "oneOf")
 """... and those whose schemas describe the same value."""
+FORMS_OF: Sequence[tuple[Sequence[str], tuple[Any, str]]] = (
+    (NAMED, (dict, "an object")), (ONE, (dict | bool, "a schema")), (SEVERAL, (list, "a list")),
+)  # fmt: skip
 WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "uniqueItems": (False,), "contains": (), "propertyNames": (True, {}), "not": (False,),
     "dependentRequired": ({},), "dependentSchemas": ({},), "dependencies": ({},),
@@ -40,12 +47,17 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 closing means."""
 MOST_STEPS = 20_000
 """Parts of parts that are looked at: references may make more of them than a schema has."""
+MOST_PARTS = 50_000
+"""Schemas and names of keys that are written or looked at to close objects, a long name for several: a
+schema of 64 KiB has at most 10,000, but each of a thousand references may repeat a thousand names."""
+NAME = 32
+"""Characters of a name that count as one of these."""
 OPEN = "open:"
 
 
 def enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema with closed objects and without annotations that would be refused. Raises RequestError
-    that names the first keyword which cannot be enforced, and its place."""
+    that names the first keyword which cannot be enforced or read, and its place, or the limit."""
     return _Rewriting(schema).whole()
 
 
@@ -80,18 +92,18 @@ class _Rewriting:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._steps = 0
-        self._copies: dict[
-            str, str
-        ] = {}  # references that are needed open, and their copies' names
+        self._parts_left = MOST_PARTS
+        self._copies: dict[str, str] = {}  # pointers that are needed open, and their copies' names
         self._to_copy: list[str] = []
+        self._targets: dict[str, tuple[str, Any]] = {}  # by reference
 
     def whole(self) -> dict[str, Any]:
         found: dict[str, Any] = self._schema(self._root, "", closing=True)
         copied: dict[str, Any] = {}
         while self._to_copy:
-            reference = self._to_copy.pop()
-            target = self._target(reference)
-            copied[self._copies[reference]] = self._schema(target, reference[1:], closing=False)
+            pointer = self._to_copy.pop()
+            _, target = self._target(f"#{pointer}")
+            copied[self._copies[pointer]] = self._schema(target, pointer, closing=False)
         if copied:
             found["$defs"] = found.get("$defs", {}) | copied
         return found
@@ -100,7 +112,9 @@ class _Rewriting:
         """`place`: its JSON pointer. `closing`: not for a part of what is closed elsewhere."""
         if not isinstance(node, dict):
             return node
+        self._spend(1)
         found = {k: v for k, v in node.items() if not _ignored(k, v, node)}
+        _check_forms(found, place)
         _refuse(found, place)
         alone = self._sources(node) <= 1
         for key in NAMED:
@@ -128,13 +142,17 @@ class _Rewriting:
     ) -> dict[str, Any]:
         shape = _Shape()
         for part in [node] if alone else self._parts(node):
+            if not alone:
+                self._spend_names(part.get("properties"), part.get("patternProperties"))
             shape.add(part)
         if not shape.shaped or shape.said:
             return found
         known = found.get("properties", {})
+        self._spend_names([name for name in shape.names if name not in known])
         found["properties"] = known | {name: {} for name in shape.names if name not in known}
         if shape.patterns:
             matched = found.get("patternProperties", {})
+            self._spend_names([each for each in shape.patterns if each not in matched])
             found["patternProperties"] = {each: {} for each in shape.patterns} | matched
         return found | {"additionalProperties": False}
 
@@ -149,10 +167,10 @@ class _Rewriting:
                 raise RequestError(text, code=INVALID)
             yield part
             inner = [each for key in TOGETHER for each in _listed(part.get(key))]
-            reference = part.get("$ref")
-            if isinstance(reference, str) and reference not in seen:
-                seen.add(reference)
-                inner.append(self._target(reference))
+            pointer, target = self._target(part.get("$ref"))
+            if target is not None and pointer not in seen:
+                seen.add(pointer)
+                inner.append(target)
             waiting += [each for each in reversed(inner) if isinstance(each, dict)]
 
     def _sources(self, node: Mapping[str, Any]) -> int:
@@ -163,25 +181,67 @@ class _Rewriting:
 
     def _opened(self, reference: Any) -> Any:
         """A reference to the same without its closing."""
-        if not isinstance(self._target(reference), dict):
+        pointer, target = self._target(reference)
+        if not isinstance(target, dict):
             return reference
-        if reference not in self._copies:
-            self._copies[reference] = f"{OPEN}{len(self._copies)}"
-            self._to_copy.append(reference)
-        return f"#/$defs/{self._copies[reference]}"
+        if pointer not in self._copies:
+            self._copies[pointer] = next(self._free_names)
+            self._to_copy.append(pointer)
+        return f"#/$defs/{self._copies[pointer]}"
 
-    def _target(self, reference: Any) -> Any:
-        """What a reference within the schema means; None for any other, which the grammar refuses."""
+    @cached_property
+    def _free_names(self) -> Iterator[str]:
+        """Names for copies: no definition of the client's has one, and no reference of its means one."""
+        definitions = self._root.get("$defs")
+        taken = set(definitions) if isinstance(definitions, dict) else set[str]()
+        waiting: list[Any] = [self._root]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                if isinstance(reference := value.get("$ref"), str):
+                    taken.update(unquote(reference).split("/"))
+                waiting.extend(value.values())
+            elif isinstance(value, list):
+                waiting.extend(value)
+        return (name for number in count() if (name := f"{OPEN}{number}") not in taken)
+
+    def _target(self, reference: Any) -> tuple[str, Any]:
+        """What a reference within the schema means, after its JSON pointer, which is the same for all
+        spellings; None for any other, which the grammar refuses."""
         if not isinstance(reference, str) or not reference.startswith("#"):
-            return None
+            return "", None
+        if reference not in self._targets:
+            self._targets[reference] = self._found(reference[1:])
+        return self._targets[reference]
+
+    def _found(self, pointer: str) -> tuple[str, Any]:
+        if pointer and not pointer.startswith("/"):
+            return "", None
         found: Any = self._root
-        for step in reference[1:].split("/")[1:]:
+        steps = [""]
+        for step in pointer.split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name[:9]) < len(found):
-                found = found[int(name[:9])]
+            if isinstance(found, list) and name.isdecimal():
+                index = int(name.lstrip("0")[:9] or "0")
+                name, found = str(index), found[index] if index < len(found) else None
             else:
                 found = found.get(name) if isinstance(found, dict) else None
-        return found if reference == "#" or reference.startswith("#/") else None
+            steps.append(name.replace("~", "~0").replace("/", "~1"))
+        return "/".join(steps), found
+
+    def _spend_names(self, *names: Any) -> None:
+        """Those of a mapping or list; anything else has none."""
+        known = [each for each in names if isinstance(each, dict | list)]
+        self._spend(sum(1 + len(name) // NAME for each in known for name in each))
+
+    def _spend(self, parts: int) -> None:
+        self._parts_left -= parts
+        if self._parts_left < 0:
+            text = (
+                f"the schema, with its objects closed, has more than {MOST_PARTS:,} parts, the limit: "
+                "use fewer references and alternatives beside properties, or set additionalProperties"
+            )
+            raise RequestError(text, code=INVALID)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -199,6 +259,16 @@ def _ignored(key: str, value: Any, node: Mapping[str, Any]) -> bool:
     if key in ("minContains", "maxContains"):
         return "contains" not in node
     return _is(value, WITHOUT_EFFECT.get(key, ()))
+
+
+def _check_forms(node: Mapping[str, Any], place: str) -> None:
+    """Whether the keywords that hold schemas have the form that the standard demands."""
+    for key in node.keys() & {*NAMED, *SEVERAL, *ONE}:
+        forms = [form for keys, form in FORMS_OF if key in keys]
+        if not any(isinstance(node[key], kind) for kind, _ in forms):
+            wanted = " or ".join(name for _, name in forms)
+            text = f"the schema's {f'{place}/{key}'[:100]} must be {wanted}"
+            raise RequestError(f"{text}, got {json.dumps(node[key])[:40]}", code=INVALID)
 
 
 def _refuse(node: Mapping[str, Any], place: str) -> None:

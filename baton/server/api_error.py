@@ -127,6 +127,12 @@ class ApiError(Exception):
         return cls(503, text, OURS, code="overloaded", retry_after=retry_after)
 
     @classmethod
+    def bug(cls, request: str) -> "ApiError":
+        """For what nobody expected; `request`: its id in the log."""
+        text = f"internal error; for details see request {request} in the server's log"
+        return cls(500, text, OURS, code="internal_error")
+
+    @classmethod
     def not_ready(cls, why: str, retry_after: int) -> "ApiError":
         text = f"{why}; try again in {retry_after} s"
         return cls(503, text, OURS, code="not_ready", retry_after=retry_after)

@@ -112,8 +112,7 @@ def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
     @app.exception_handler(500)
     async def on_bug(request: Request, error: Exception) -> Response:
         logger.error("internal error", exc_info=error)
-        text = f"internal error; for details see request {REQUEST.get()} in the server's log"
-        return refuse(request.method, ApiError(500, text, "server_error", code="internal_error"))
+        return refuse(request.method, ApiError.bug(REQUEST.get()))
 
     return refuse
 

@@ -138,7 +138,7 @@ class GenerationService:
         deadlines = self._deadlines(request)
         interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
         defaults = Defaults(self._sampling, self.context, secrets.randbits(63), interval)
-        params = request.params(defaults)
+        params = await _in_thread(request.has_long_grammar, request.params, defaults)
         if isinstance(request, ChatRequest):
             params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
@@ -184,7 +184,7 @@ class GenerationService:
             try:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
             except RequestError as error:
-                raise from_request_error(error, request.grammar_field()[0]) from error
+                raise from_request_error(error, request.grammar_param) from error
         each_params = await _in_thread(
             sum(map(len, prompts)) > MANY_TOKENS, self._params, request, params, prompts
         )

@@ -18,6 +18,8 @@ from baton.server.api_error import ApiError, from_request_error
 from baton.server.fields import STRUCTURED, Fields, Refusals
 
 Text = Annotated[str, Field(strict=True)]
+LONG_GRAMMAR = 4096
+"""Characters of a grammar that is read at once; longer ones and schemas are read in a thread."""
 Schema = dict[str, Any] | Text
 """An object, or its JSON."""
 Choices = Annotated[
@@ -79,6 +81,24 @@ class StructuredFields(Fields):
         except RequestError as error:
             raise from_request_error(error, param) from error
 
+    @property
+    def grammar_param(self) -> str:
+        """The name of the field that asks for a grammar, without reading the grammar."""
+        return next((param for param, _, _ in self._given()), "")
+
+    @property
+    def has_long_grammar(self) -> bool:
+        """Does grammar_field() take long enough to hold up an event loop? A schema may: its size says
+        little about what its references repeat."""
+        fields = (self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
+        within, form = self.structured_outputs, self.response_format
+        values: list[Any] = [*fields]
+        if within is not None:
+            values += [within.json_, within.regex, within.choice, within.grammar]
+        if form is not None:
+            values += [form.schema_, form.json_schema]
+        return any(_is_long(value) for value in values)
+
     def _given(self) -> list[tuple[str, Any, Callable[[Any], str]]]:
         form, asked = self.response_format, self.structured_outputs
         forms: list[tuple[str, Any, Callable[[Any], str]]] = [
@@ -103,6 +123,12 @@ class StructuredFields(Fields):
                 raise ApiError.bad_request(text, "structured_outputs")
             forms += [("structured_outputs", value, write) for value, write in inner]
         return [each for each in forms if each[1] is not None]
+
+
+def _is_long(value: Any) -> bool:
+    if isinstance(value, list):
+        return sum(map(len, value)) > LONG_GRAMMAR
+    return len(value) > LONG_GRAMMAR if isinstance(value, str) else value is not None
 
 
 def _any_object(_: Any) -> str:

@@ -13,16 +13,20 @@ or has too many unfinished messages.
 import asyncio
 import contextlib
 import json
+import logging
 from typing import Any
 
 from fastapi import FastAPI, WebSocket
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from baton.errors import RequestError
+from baton.log import REQUEST
 from baton.server.api_error import ApiError, body, from_request_error
 from baton.server.bodies import MAX_BODY_BYTES, JsonScan, Path, feed, limits_of, read
 from baton.server.service import GenerationService
 from baton.server.stream import GenerationStream
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 64
 """Requests under way on one socket."""
@@ -105,12 +109,20 @@ class _Socket:
         except (ApiError, RequestError) as error:
             known = error if isinstance(error, ApiError) else from_request_error(error)
             await self._send(body(known) | {"id": name})
+        except WebSocketDisconnect:
+            pass  # run() ends, too
+        except Exception as error:
+            logger.error("internal error", exc_info=error)
+            with contextlib.suppress(WebSocketDisconnect):
+                await self._send(body(ApiError.bug(REQUEST.get())) | {"id": name})
         finally:
             if name is not None and (begun := self._streams.pop(name, None)) is not None:
                 begun.close()
 
     async def _send(self, data: dict[str, Any]) -> None:
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        if self._socket.application_state is WebSocketState.DISCONNECTED:
+            raise WebSocketDisconnect  # closed by us, while this answer was under way
         await self._socket.send_text(text)
 
 

@@ -34,6 +34,7 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.health", "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
+    ("baton.grammar_rules",),
     ("baton.gguf", "baton.model_packages", "baton.json_schema"),
     ("baton.checkpoints",),
     ("baton.cache",),
@@ -68,9 +69,11 @@ COPY_THEIR_OWN = {ROOT / f"tests/pure/{name}.py" for name in ("explore", "worlds
 """They copy nodes in memory, some 100,000 times a run, and read no file and no socket."""
 BROAD = {"baton/wire/loop.py", "baton/wire/codec.py", "baton/checkpoints/added_tokens.py",
          "baton/models/convert.py", "baton/gguf/folder.py", "baton/backend.py",
-         "baton/engine/boot.py", "baton/engine/cpu/compile.py", "tools/faults/__main__.py"}  # fmt: skip
-"""STYLE's three, three where a library raises bare Exception, the LLM's thread, two that run the code of
-any architecture, and the fault battery; each turns it into ours or an answer, raises it where it is
+         "baton/engine/boot.py", "baton/engine/cpu/compile.py", "tools/faults/__main__.py",
+         "baton/grammar_rules.py", "baton/server/websocket.py"}  # fmt: skip
+"""STYLE's three, four where a library raises bare Exception, the LLM's thread, two that run the code of
+any architecture, the fault battery, and what answers a WebSocket, as the framework does for HTTP; each
+turns it into ours or an answer, raises it where it is
 waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
             "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
