@@ -23,9 +23,9 @@ PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
 
-# Two files at a time, the long ones first; what measures, or needs a GPU, wants the machine for itself and comes last.
+# Two files at a time; what measures, or needs a GPU, wants the machine for itself and comes last.
 test: lint
-	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/torch tests/pure
+	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure tests/torch
 	$(VENV)/bin/python -m pytest -q $(BESIDE) -m "not ($(ALONE))" tests/cluster tests/gpu
 	$(VENV)/bin/python -m pytest -q -m "$(ALONE)" tests/cluster tests/gpu
 

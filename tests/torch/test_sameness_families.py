@@ -47,5 +47,6 @@ def test_every_family_says_what_transformers_generates(family: str, tmp_path: Pa
                 check_colocated(town)
             else:
                 check_ways(town, prompts, where.get("chunk", WHOLE))
-            drawn.append(town.ask(crowd, length, sampling))  # prefixes are there already
+        with RealTown(model, eos=eos, batch_size=16, blocks=256, **where) as town:
+            drawn.append(town.ask(crowd, length, sampling))
     assert all(each == drawn[0] for each in drawn[1:])
