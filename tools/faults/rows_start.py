@@ -93,7 +93,8 @@ def _refused(
         result.problems.append(f"{name} {words[0]}: it runs on")
         return
     took = time.monotonic() - began
-    what = f"{name or words[0]}: exit code {process.returncode} after {took:.1f} s: {said.strip()[-300:]}"
+    last = said.replace(f"{ROOT}/", "").strip()[-300:]  # the page names no folder of this machine
+    what = f"{name or words[0]}: exit code {process.returncode} after {took:.1f} s: {last}"
     result.notes.append(what)
     lines = [line for line in said.splitlines() if not line.startswith(("listening", "stopped"))]
     good = process.returncode == code and len(lines) == 1 and lines[0].startswith("error: ")
