@@ -39,6 +39,8 @@ from baton.wire.records import ProcessDown
 PREFIX = "baton-"
 PIDS = "pids.json"
 WORKERS = ("prefill", "decode")
+# For router and server: glibc gives each thread a heap of its own otherwise, and none gives back.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 LEAVES_S = 5.0  # added to --drain-timeout: a worker that leaves and still runs then is stuck
 TERM_S, KILL_S = 0.05, 1.0  # stop(): between two SIGTERMs, and until SIGKILL
 TAIL_BYTES = 65536
@@ -403,6 +405,7 @@ class Cluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    env=os.environ if child.is_worker else {**ONE_ARENA, **os.environ},
                     pass_fds=descriptors,
                     start_new_session=True,  # Ctrl-C reaches this process only
                 )

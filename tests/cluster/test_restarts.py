@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,13 @@ def test_a_worker_that_is_told_to_end_is_replaced_and_that_is_no_death(desk: Des
     assert desk.notes == ["prefill-0 ended as it was told to (SIGTERM) and is started again"]
     assert desk.cluster.down() == ()
     assert desk.answers() == [each.text for each in calm.answers(LENGTH, GREEDY)]
+
+
+def test_the_router_has_one_heap_and_workers_have_what_they_like(desk: Desk) -> None:
+    pids = desk.cluster.pids()
+    for name, one in (("router", True), ("prefill-0", False), ("decode-0", False)):
+        environment = Path(f"/proc/{pids[name]}/environ").read_bytes().split(b"\0")
+        assert (b"MALLOC_ARENA_MAX=1" in environment) == one
 
 
 def test_stopping_ends_the_spare_too(desk: Desk) -> None:
