@@ -181,12 +181,12 @@ class RealTown(Town):
         super().turn()
 
     def _let_couriers_work(self) -> None:
-        """Until each has news or nothing to do; its deadlines end this."""
+        """Until each has news or is idle; its deadlines end this. Sockets do not tell of its news."""
         sockets = [s for e in self.decodings.values() for x in e._exports for s in x.wakeups()]
         ways = [way.link for f in self.fillings.values() for way in f._ways._ways.values()]
         couriers = [link for link in ways if isinstance(link, Courier)]
-        while any(each.busy and not each._news for each in couriers):
-            zmq.select(sockets, [], [], 0.01)
+        while any(each._owing > 0 and not each._news for each in couriers):
+            zmq.select(sockets, [], [], 0.0005)
             for decoding in self.decodings.values():
                 decoding.poll()
 

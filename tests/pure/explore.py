@@ -145,7 +145,8 @@ class Explorer:
         rules = Rules(batch_size=4, window_s=0.0, token_budget=64)
         identity = Identity(f"router/{draft.boots}", "here", 1)
         router = Router(identity, served, PretendTokenizer(), rules, float)
-        router._scheduler._affinity = Affinity(slots=64)  # copied with each state
+        scheduler = router._scheduler
+        scheduler._affinity = scheduler._engines._affinity = Affinity(slots=64)  # copied each time
         draft.nodes[ROUTER] = self._node(router)
 
     def _boot_worker(self, draft: Draft, role: str, index: int) -> None:

@@ -29,7 +29,7 @@ def test_every_interleaving_without_a_fault(name: str) -> None:
     assert report.complete
 
 
-@pytest.mark.parametrize(("name", "depth"), [("pair", 7), ("two prefills", 6), ("two decodes", 6)])
+@pytest.mark.parametrize(("name", "depth"), [("pair", 8), ("two prefills", 6), ("two decodes", 6)])
 def test_every_interleaving_with_one_fault(name: str, depth: int) -> None:
     report = Explorer(replace(SETTINGS[name], faults=1)).run(depth)
     assert not report.violation, report

@@ -151,10 +151,13 @@ class Report:
 
 # ---- nodes
 
+MOST_BYTES = 1 << 17
+
 
 def facts_of(node: Any, answers: Answers) -> Facts:
     """The facts of a node. Violation if it is wrong by itself."""
     blob = pickle.dumps(node)
+    assert len(blob) < MOST_BYTES, "a table that is copied with each state: make a small one"
     match node:
         case Router():
             ledger = node.ledger
