@@ -28,7 +28,8 @@ EDGES = [
     [-1.0, math.nan], ["x" * 400], [b"x" * 65],
     [b"x"] * 20 + [b"x" * 65], [b"x"] * 20 + ["x"], {}, {"k": 1}, {"k" * 300: 1}, {"k": math.nan},
 ]  # fmt: skip
-LONG = [[1] * 10**6, [0.5] * 10**6, ["x"] * 10**6, [b"x"] * 10**6, [[]] * 10**6, "x" * 10**6]
+MANY = 1 << 18
+LONG = [[1] * MANY, [0.5] * MANY, ["x"] * MANY, [b"x"] * MANY, [[]] * MANY, "x" * MANY]
 
 
 def sound(kind: type) -> list[Any]:
@@ -156,7 +157,7 @@ def of_each_type() -> dict[Any, tuple[type, int]]:
 
 
 @pytest.mark.parametrize(("kind", "index"), of_each_type().values())
-def test_a_list_of_a_million_is_taken_within_its_bounds_or_refused(kind: type, index: int) -> None:
+def test_a_list_without_end_is_taken_within_its_bounds_or_refused(kind: type, index: int) -> None:
     for value in LONG:
         found = arrives(changed(sound(kind), (index,), value))
         assert isinstance(found, str | kind)
