@@ -6,6 +6,7 @@ are read off these records, never measured a second time.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from baton.kv.grant import Grant
@@ -295,10 +296,19 @@ class Ledger:
     def next_queued(self, now: float) -> Entry | None:
         """The queued request to place next (router/line.py); None also while others wait for the
         progress of one that may be at fault for its workers' deaths (router/tries.py)."""
-        isolation = self._isolation
-        name = self._line.first(quarantined=not isolation.any_quarantined)
-        entry = self._entries[name] if name is not None else None
-        return None if entry is None or isolation.delays(entry.tries, now) else entry
+        entry = self._first()
+        return None if entry is None or self._isolation.wait_s(entry.tries, now) > 0 else entry
+
+    def queued_due(self, now: float) -> float:
+        """Seconds after which the next one may be placed, as far as time decides it."""
+        entry = self._first()
+        if entry is None:
+            return inf
+        return max(entry.retry_at - now, self._isolation.wait_s(entry.tries, now))
+
+    def _first(self) -> Entry | None:
+        name = self._line.first(quarantined=not self._isolation.any_quarantined)
+        return self._entries[name] if name is not None else None
 
     def queued_again(self) -> list[Entry]:
         """Queued entries that were placed before. They are few."""
