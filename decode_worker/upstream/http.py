@@ -196,10 +196,11 @@ class HttpUpstream:
             async with self._request("POST", path, body) as exchange, self._patience() as patience:
                 begun = True
                 head = await exchange.head()
-                patience.reschedule(self._loop.time() + self._silence_s)
                 if head.status_code != 200:
+                    patience.reschedule(None)  # it has a limit of its own
                     await self._refused(call, head, exchange)
                     return
+                patience.reschedule(self._loop.time() + self._silence_s)
                 reader = EventReader(streamed=b"json" not in _header(head, b"content-type"))
                 known = 0
                 async for data in exchange.body():

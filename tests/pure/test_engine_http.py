@@ -186,7 +186,7 @@ def test_what_only_keeps_a_connection_alive_is_silence(
     upstream = connected(server.port, silence_s=0.2)
 
     def drip(connection: socket.socket) -> None:
-        connection.sendall(first)
+        connection.sendall(first + again)
         connection.settimeout(0.02)
         with suppress(ConnectionError):
             while True:
@@ -205,7 +205,8 @@ def test_a_refusal_whose_body_does_not_end_is_told(server: Server) -> None:
     """One that drips is told after half the silence, one that rushes when it is too large."""
 
     def drip(connection: socket.socket, part: bytes) -> None:
-        connection.sendall(b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n")
+        head = b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + chunk(part))
         connection.settimeout(0.02 if len(part) == 1 else None)
         with suppress(ConnectionError):
             while True:
