@@ -73,7 +73,7 @@ class Scheduler:
         """Seconds until an order becomes possible by the passing of time alone."""
         while self._full_until and self._full_until[0] <= now:
             self._full_until.popleft()
-        waits = [until - now for until in (*self._full_until,)[:1]]
+        waits = [self._full_until[0] - now] if self._full_until else []
         window = fill_due([*islice(self._waiting(now, []), 1)], self._rules, now)
         waits += [self._ledger.queued_due(now), 0.0 if window is None else window]
         return min((wait for wait in waits if wait > 0), default=float("inf"))

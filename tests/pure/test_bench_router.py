@@ -1,5 +1,4 @@
-"""`bench router` runs: its pretend cluster speaks the router's protocol, its tokenizer is one. No figure is
-checked."""
+"""`bench router` runs: its pretend cluster speaks the router's protocol, and its tokenizer is one."""
 
 import pytest
 
