@@ -185,7 +185,8 @@ class Ledger:
 
     def tokens(self, entry: Entry, token_ids: Sequence[int], times: Sequence[float]) -> None:
         """Append tokens that were sampled at these times."""
-        entry.state = advance(entry.state, Event.TOKEN)
+        if entry.state is not State.DECODING:  # nearly every call: the table need not be asked
+            entry.state = advance(entry.state, Event.TOKEN)
         entry.emitted += token_ids
         if token_ids:
             length, tries = entry.length, entry.tries
@@ -276,7 +277,7 @@ class Ledger:
         entry = self._runs.get(run)
         if entry is not None and entry.state in states:
             at_work = entry.prefill if entry.state is State.FILLING else entry.decode
-            if by in (None, at_work, entry.decode):
+            if by is None or by == entry.decode or by == at_work:
                 return entry
         self.late_reports += 1
         return None
