@@ -117,7 +117,7 @@ class GenerationService:
     def check_room(self, tenant: str) -> None:
         """Raises the ApiError that every request of this tenant would get now, whatever it asks for: its
         quota is used up, the cluster is not ready, the queue is full. To be asked before a request is
-        parsed, which costs as much as all the rest of a refusal. The queue is this server's own count of
+        parsed, which costs half as much as the rest of a refusal. The queue is this server's own count of
         its requests without a token: it is right also while the router says nothing new. Where _admit()
         would wait for a router, nothing is refused here."""
         self._quotas.check(tenant, monotonic())
