@@ -256,6 +256,8 @@ class Heard:
 class Characters:
     """Sorts ids into whole characters for a tokenizer that falls back to bytes; others decode any ids."""
 
+    __slots__ = ("_begun", "_bytes", "_special", "_tokenizer")
+
     def __init__(self, tokenizer: Tokenizer, *, special: bool) -> None:
         self._tokenizer = tokenizer
         self._special = special
@@ -299,6 +301,11 @@ class TextStream:
     prompt begins and does not end belongs to the answer. Held back are the beginning of a character, a
     space that may be cleaned up, and what may begin a stop string.
     """
+
+    __slots__ = (
+        "_characters", "_cleaned", "_context", "_held", "_new", "_params", "_tokenizer",
+        "_unstoppable", "stopped",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from baton.kv.transports import writes_by_itself
 from baton.pace import Pace, Span
 from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
-from baton.wire.membership import Membership
+from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To, Watch
 from baton.wire.orders import Ignored, unfit_start
@@ -41,7 +41,7 @@ UNSOUND = "numerical_error", "the model's logits for this request are not finite
 
 
 @dataclass(slots=True)
-class DecodeWorker:
+class DecodeWorker(Worker):
     """Handles blocks and token ids; everything about tensors is behind `model`."""
 
     hello: msg.Hello
@@ -71,17 +71,9 @@ class DecodeWorker:
         self._membership = Membership(hello, self._start_anew)
         self._reporter = PoolReporter(self.table)
 
-    @property
-    def joined(self) -> bool:
-        """Whether a router has taken this worker in."""
-        return self._membership.joined
-
     # ---- the Node
 
-    def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
-        effects = self._membership.handle(message, now)
-        if effects is not None:
-            return effects
+    def obey(self, message: Message, now: float) -> list[Effect]:
         match message:
             case msg.Reserve():
                 return self._reserve(message, now)

@@ -15,7 +15,7 @@ from baton.kv.grant import Grant
 from baton.kv.region import Region
 from baton.pace import Pace, Prompt, Span, share_out
 from baton.wire import messages as msg
-from baton.wire.membership import Membership
+from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_fill
@@ -69,7 +69,7 @@ def plan_chunks(
     return [(job, tokens) for job, tokens in zip(here, given, strict=True) if tokens]
 
 
-class PrefillWorker:
+class PrefillWorker(Worker):
     """Handles grants and token ids; everything about tensors is behind `model`."""
 
     def __init__(
@@ -94,15 +94,7 @@ class PrefillWorker:
         self._idle = False  # the last step computed nothing
         self._jobs: dict[str, Job] = {}
 
-    @property
-    def joined(self) -> bool:
-        """Whether a router has taken this worker in."""
-        return self._membership.joined
-
-    def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
-        effects = self._membership.handle(message, now)
-        if effects is not None:
-            return effects
+    def obey(self, message: Message, now: float) -> list[Effect]:
         match message:
             case msg.Attach(worker, epoch, regions):
                 self._drop_all(worker)  # earlier writes were under an older epoch

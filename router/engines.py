@@ -5,10 +5,9 @@ with its prompt and all tokens so far. An engine runs as many requests as its He
 quarantine and resumption are those of every request.
 """
 
-from collections import Counter
 from collections.abc import Callable
 
-from baton.lifecycle import PLACED, State
+from baton.lifecycle import PLACED
 from baton.rope import RopeRule
 from baton.wire.node import Effect
 from router.affinity import Affinity
@@ -37,23 +36,19 @@ class Engines:
         """Start all requests that can be, in the order of the line."""
         engines = self._members.alive(ENGINE, now)
         effects: list[Effect] = []
-        running: Counter[str | None] | None = None
         while engines and self._ledger.count(*PLACED) < self._rules.batch_size:
             entry = self._ledger.next_queued(now)
             if entry is None or entry.retry_at > now:
                 break
-            if running is None:
-                running = Counter(each.decode for each in self._ledger.in_state(State.DECODING))
             hashes = prefix_hashes(entry, engines[0].hello.block_size, self._rope)[1:]
             choices = []
             for engine in engines:
-                name, here = engine.worker, running[engine.worker]
+                name, here = engine.worker, self._ledger.loads.computing(engine.worker)
                 cached = self._affinity.there(hashes, name) / max(1, len(hashes))
                 choices.append(DecodeChoice(name, engine.hello.blocks - here, here, cached))
             worker = PLACE_DECODE(choices, 1)
             if worker is None:
                 break
-            running[worker] += 1
             self._affinity.sent(hashes, worker)
             entry.decode, entry.block_size = worker, engines[0].hello.block_size
             effects.append(start(entry, now))

@@ -6,6 +6,7 @@ are read off these records, never measured a second time.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from baton.kv.grant import Grant
@@ -184,7 +185,8 @@ class Ledger:
 
     def tokens(self, entry: Entry, token_ids: Sequence[int], times: Sequence[float]) -> None:
         """Append tokens that were sampled at these times."""
-        entry.state = advance(entry.state, Event.TOKEN)
+        if entry.state is not State.DECODING:  # nearly every call: the table need not be asked
+            entry.state = advance(entry.state, Event.TOKEN)
         entry.emitted += token_ids
         if token_ids:
             length, tries = entry.length, entry.tries
@@ -275,7 +277,7 @@ class Ledger:
         entry = self._runs.get(run)
         if entry is not None and entry.state in states:
             at_work = entry.prefill if entry.state is State.FILLING else entry.decode
-            if by in (None, at_work, entry.decode):
+            if by is None or by == entry.decode or by == at_work:
                 return entry
         self.late_reports += 1
         return None
@@ -295,10 +297,19 @@ class Ledger:
     def next_queued(self, now: float) -> Entry | None:
         """The queued request to place next (router/line.py); None also while others wait for the
         progress of one that may be at fault for its workers' deaths (router/tries.py)."""
-        isolation = self._isolation
-        name = self._line.first(quarantined=not isolation.any_quarantined)
-        entry = self._entries[name] if name is not None else None
-        return None if entry is None or isolation.delays(entry.tries, now) else entry
+        entry = self._first()
+        return None if entry is None or self._isolation.wait_s(entry.tries, now) > 0 else entry
+
+    def queued_due(self, now: float) -> float:
+        """Seconds after which the next one may be placed, as far as time decides it."""
+        entry = self._first()
+        if entry is None:
+            return inf
+        return max(entry.retry_at - now, self._isolation.wait_s(entry.tries, now))
+
+    def _first(self) -> Entry | None:
+        name = self._line.first(quarantined=not self._isolation.any_quarantined)
+        return self._entries[name] if name is not None else None
 
     def queued_again(self) -> list[Entry]:
         """Queued entries that were placed before. They are few."""

@@ -126,6 +126,11 @@ class Loads:
         load = self._loads.get(worker)
         return tuple(load.amounts) if load is not None else NOTHING
 
+    def computing(self, worker: str) -> int:
+        """Requests that the worker decodes or fills now."""
+        load = self._loads.get(worker)
+        return load.computing if load is not None else 0
+
     # ---- counts
 
     def _computes(self, worker: str, load: Load, more: int) -> None:

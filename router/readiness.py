@@ -7,6 +7,7 @@ reports those that do not run (Supervised), so the words name their last error a
 """
 
 from collections.abc import Sequence
+from math import inf
 
 from baton.bounds import short
 from baton.wire.records import ProcessDown
@@ -74,6 +75,13 @@ class Readiness:
         if self._colocated:
             return True
         return not self._in_grace(now) and not self._members.any_fill_possible(now)
+
+    def due(self, now: float) -> float:
+        """Seconds until the prefill workers are not waited for any more."""
+        since = self._members.decode_since
+        if since is None or not self._in_grace(now):
+            return inf
+        return since + PREFILL_GRACE_S - now
 
     def missing(self, now: float) -> str:
         """Why requests cannot be served now; empty if they can. Changes at most once a second."""

@@ -31,7 +31,9 @@ class Reports:
         """What of this report is about the member's own runs; usually the message itself."""
         match message:
             case msg.Decoded(runs):
-                return self._decoded(member, runs)
+                sound, broken = self._decoded(member, runs)
+                whole = [message] if len(sound) == len(runs) else [msg.Decoded(tuple(sound))]
+                return [*(whole if sound else []), *broken]
             case msg.Reserved(grant):
                 entry = self._ledger.running(grant.run)
                 late = entry is None or entry.decode != member.worker
@@ -91,15 +93,18 @@ class Reports:
         entry = self._ledger.running(run)
         return entry is None or entry.decode == member.worker
 
-    def _decoded(self, member: Member, runs: tuple[msg.RunTokens, ...]) -> list[Message]:
-        """Tokens that cannot be end their request with an error. Without it a client would get them, or
-        wait for ever for those that come after."""
+    def _decoded(
+        self, member: Member, runs: tuple[msg.RunTokens, ...]
+    ) -> tuple[list[msg.RunTokens], list[Message]]:
+        """Those that can be, and reports on the others. Tokens that cannot be end their request with an
+        error. Without it a client would get them, or wait for ever for those that come after."""
         sound: list[msg.RunTokens] = []
         broken: list[Message] = []
-        decodes, running = member.hello.role != PREFILL, self._ledger.running
+        decodes, worker = member.hello.role != PREFILL, member.worker
+        running = self._ledger.running
         for tokens in runs:
             entry = running(tokens.run)
-            if not decodes or (entry is not None and entry.decode != member.worker):
+            if not decodes or (entry is not None and entry.decode != worker):
                 self._count()
                 continue
             why = "" if entry is None else self._impossible(entry, tokens)
@@ -109,7 +114,7 @@ class Reports:
                 broken.append(msg.RunFailed(tokens.run, BROKEN, text))
             else:
                 sound.append(tokens)
-        return [*([msg.Decoded(tuple(sound))] if sound else []), *broken]
+        return sound, broken
 
     def _impossible(self, entry: Entry, new: msg.RunTokens) -> str:
         """Why these tokens cannot follow; empty if they can. A gap before them is found when they are

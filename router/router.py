@@ -3,6 +3,7 @@
 requests.py     what happens to a request; its states are baton/lifecycle.py
 scheduling.py   orders to workers; batching.py decides what is filled next, placement.py where
 workers.py      which workers have joined and are alive
+reach.py        which prefill worker can write to which decode worker now
 readiness.py    whether requests can be served, and what is missing
 reports.py      which of a worker's reports are believed
 engines.py      requests for workers that ask another server
@@ -27,7 +28,7 @@ from router.readiness import Readiness
 from router.reports import Reports
 from router.requests import Requests
 from router.scheduling import Scheduler
-from router.workers import Member, WorkerRegistry, other_protocol
+from router.workers import Member, Way, WorkerRegistry, other_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,9 @@ class Router:
         return effects + self._observers.updates(self.ledger, self.workers, now)
 
     def due(self, now: float) -> float:
-        waits = (self._next_beat - now, self._scheduler.due(now), self._observers.due(now))
-        also = (self.ledger.deadlines.due(now), self._watchers.due(now), self.workers.ways.due(now))
-        return max(0.0, min(*waits, *also))
+        parts = (self._scheduler, self._observers, self._watchers, self.workers, self._readiness)
+        waits = [part.due(now) for part in (*parts, self.ledger.deadlines)]
+        return max(0.0, min(self._next_beat - now, *waits))
 
     # ---- workers
 
@@ -159,7 +160,7 @@ class Router:
                 entry = self.ledger.running(run)
                 prefill = self.workers.get(entry.prefill) if entry and entry.prefill else None
                 orders = self._requests.report(sender, message, now)
-                if prefill is None or sender not in prefill.attached:  # it is known already
+                if prefill is None or prefill.way(sender) is not Way.OPEN:
                     return orders
                 lost = msg.WayLost(sender, member.hello.epoch, why, ())
                 return orders + self._way_lost(prefill, lost, now)

@@ -1,5 +1,6 @@
 """Scheduler: applies the pure policies to reserve, fill and start requests, and creates the orders."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -16,6 +17,7 @@ from router.engines import Engines
 from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
 from router.placement import PLACE_DECODE, PLACE_PREFILL, fills_remotely
+from router.reach import Reach
 from router.workers import DECODE, ENGINE, PREFILL, Member, WorkerRegistry
 
 DEFERRED_S = 0.02
@@ -44,6 +46,8 @@ class Scheduler:
         self._rope = rope
         self._alone = False  # at this step
         self._granted: list[str] = []  # runs, since the last step
+        self._full_until: deque[float] = deque()  # Member.full_until of every Deferred, in order
+        self._reach = Reach(members)
         self._affinity = Affinity()
         self._engines = Engines(ledger, members, rules, self._affinity, rope)
 
@@ -67,12 +71,12 @@ class Scheduler:
 
     def due(self, now: float) -> float:
         """Seconds until an order becomes possible by the passing of time alone."""
-        first = self._ledger.next_queued(now)
-        waits = [first.retry_at - now] if first and first.retry_at > now else []
-        window = fill_due([*islice(self._waiting(), 1)], self._rules, now)
-        if window is not None and window > 0:
-            waits.append(window)
-        return min(waits, default=float("inf"))
+        while self._full_until and self._full_until[0] <= now:
+            self._full_until.popleft()
+        waits = [self._full_until[0] - now] if self._full_until else []
+        window = fill_due([*islice(self._waiting(now, []), 1)], self._rules, now)
+        waits += [self._ledger.queued_due(now), 0.0 if window is None else window]
+        return min((wait for wait in waits if wait > 0), default=float("inf"))
 
     # ---- blocks
 
@@ -136,6 +140,7 @@ class Scheduler:
         member = self._members.get(entry.decode) if entry.decode else None
         if member is not None:
             member.full_until = now + DEFERRED_S
+            self._full_until.append(member.full_until)
         entry.retry_at = now + DEFERRED_S
         self._ledger.apply(entry, Event.DEFERRED, now)
 
@@ -165,23 +170,13 @@ class Scheduler:
     def _remote(self, entry: Entry, now: float) -> bool:
         if entry.to_be_scored or entry.tries.local or self._alone:  # only decode computes logits
             return False
-        if self._out_of_reach(entry, now):
+        if self._reach.out_of(_blocks(entry.reach, self._members.block_size), now):
             return False
         rules, local = self._rules, self._rules.local_tokens
         member = self._members.get(entry.decode) if entry.decode else None
         if entry.cached_tokens and member is not None:
             local = max(local, member.hello.block_size)  # too little for a hand-over
         return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
-
-    def _out_of_reach(self, entry: Entry, now: float) -> bool:
-        """No prefill worker can write to a pool that is large enough: all these ways are down."""
-        members = self._members
-        if not len(members.ways):
-            return False
-        blocks = _blocks(entry.reach, members.block_size)
-        prefills = members.alive(PREFILL, now)
-        fitting = [each.worker for each in members.of(DECODE) if each.hello.blocks >= blocks]
-        return all(decode in prefill.failed for decode in fitting for prefill in prefills)
 
     def _start_local(self, now: float) -> list[Effect]:
         """What is not started at once is filled remotely, unless all prefill workers get lost."""
@@ -191,53 +186,43 @@ class Scheduler:
         reserved = [each for each in found if each is not None and each.state is State.RESERVED]
         return [self.start(entry, now) for entry in reserved if not self._remote(entry, now)]
 
-    def _waiting(self) -> Iterator[Waiting]:
-        reserved = self._ledger.reserved()
-        return (Waiting(entry.run, entry.unfilled, entry.since) for entry in reserved)
+    def _waiting(self, now: float, stuck: list[Entry]) -> Iterator[Waiting]:
+        """What a prefill worker can fill now. What none can is added to `stuck`, as far as is read: in a
+        batch it would take the place of what can be filled."""
+        fillable = self._reach.fillable(now)
+        for entry in self._ledger.reserved():
+            if fillable(entry):
+                yield Waiting(entry.run, entry.unfilled, entry.since)
+            else:
+                stuck.append(entry)
 
     def _fill(self, now: float) -> list[Effect]:
         """A batch waits only for prompts whose blocks are being reserved; later ones form the next."""
-        more = self._ledger.count(State.RESERVING) > 0
-        batch = plan_fill(self._waiting(), self._rules, more_may_come=more, now=now)
-        fills: list[Effect] = []
-        moved: list[Effect] = []
+        more, stuck = self._ledger.count(State.RESERVING) > 0, list[Entry]()
+        batch = plan_fill(self._waiting(now, stuck), self._rules, more_may_come=more, now=now)
+        effects = [order for entry in stuck for order in self._move_if_lost(entry, now)]
         for waiting in batch:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
             assert entry.grant is not None
-            choices = prefill_choices(self._ledger.loads, self._may_fill(entry, now))
+            choices = prefill_choices(self._ledger.loads, self._reach.fillers(entry, now))
             worker = PLACE_PREFILL(choices, entry.grant.worker)
             if worker is None:
-                moved += self._move_if_out_of_reach(entry, entry.grant.worker, now)
                 continue
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
             floor = self._rope.floor(len(entry.prompt_ids), entry.length)
-            fills.append(To(worker, Fill(entry.grant, entry.token_ids[:-1], floor)))
-        return moved + fills
+            effects.append(To(worker, Fill(entry.grant, entry.token_ids[:-1], floor)))
+        return effects
 
-    def _move_if_out_of_reach(self, entry: Entry, decode: str, now: float) -> list[Effect]:
-        """No prefill worker may write to its blocks now. If all failed to attach, or one attached after
-        they were reserved, the request is queued again; otherwise it keeps its blocks and waits."""
-        prefills = self._members.alive(PREFILL, now)
-        later = any(decode in prefill.attached for prefill in prefills)
-        if not later and not (prefills and all(decode in prefill.failed for prefill in prefills)):
+    def _move_if_lost(self, entry: Entry, now: float) -> list[Effect]:
+        """No prefill worker can fill it now: it is queued again, or keeps its blocks and waits."""
+        assert entry.decode is not None
+        if not self._reach.lost(entry.decode, now):
             return []
-        order = To(decode, Cancel(entry.run))
+        order = To(entry.decode, Cancel(entry.run))
         self._ledger.apply(entry, Event.RETRY, now)
         return [order]
-
-    def _may_fill(self, entry: Entry, now: float) -> Able:
-        """Prefill workers that accept work and may write to the blocks of this entry."""
-        decode, members = entry.decode, self._members
-
-        def able(worker: str) -> Member | None:
-            member = members.get(worker)
-            if member is None or (worker, member.hello.epoch) not in entry.writers:
-                return None
-            return member if decode in member.attached and member.accepts(now) else None
-
-        return able
 
     # ---- decode
 

@@ -120,11 +120,10 @@ class Isolation:
         """A quarantined request is on a worker."""
         return bool(self._quarantined)
 
-    def delays(self, tries: Tries, now: float) -> bool:
-        """Whether a queued request waits for the progress of others."""
-        if any(now - each.placed_at < ISOLATION_S for each in self._quarantined.values()):
-            return True
-        if not tries.quarantined or not self._unproven:
-            return False
-        last = next(reversed(self._unproven.values()))
-        return now - last.placed_at < ISOLATION_S
+    def wait_s(self, tries: Tries, now: float) -> float:
+        """Seconds that a queued request still waits for the progress of others, if they make none; 0: it
+        waits for nobody."""
+        placed = [each.placed_at for each in self._quarantined.values()]
+        if tries.quarantined and self._unproven:
+            placed.append(next(reversed(self._unproven.values())).placed_at)
+        return max([0.0, *(at + ISOLATION_S - now for at in placed)])

@@ -32,18 +32,20 @@ class Ways:
 
     def __init__(self) -> None:
         self._ways: dict[tuple[str, str], Way] = {}
+        self._down: set[tuple[str, str]] = set()
         self._next = inf  # no way is due before
 
     def failed(self, prefill: str, decode: str, now: float) -> float:
         """Seconds until it is to be tried again."""
         way = self._ways.get((prefill, decode))
-        if way is None or (way.opened is not None and now - way.opened >= STEADY_S):
+        if way is None or _steady(way, now):
             wait = FIRST_S
         elif way.again < inf:
             return way.again - now  # the same failure, told by the other end
         else:
             wait = min(2 * way.wait_s, MOST_S)
         self._ways[prefill, decode] = Way(wait, now + wait)
+        self._down.add((prefill, decode))
         self._next = min(self._next, now + wait)
         return wait
 
@@ -53,8 +55,14 @@ class Ways:
         if way is None:
             return False
         back = way.opened is None
+        self._down.discard((prefill, decode))
         way.again, way.opened = inf, now
         return back
+
+    @property
+    def any_down(self) -> bool:
+        """Whether a way has failed and is not open again."""
+        return bool(self._down)
 
     def due(self, now: float) -> float:
         """Seconds until a way is to be tried again."""
@@ -64,6 +72,7 @@ class Ways:
         """The ways that are to be tried now. Each is named once for each failure."""
         if now < self._next:
             return []
+        self._ways = {pair: way for pair, way in self._ways.items() if not _steady(way, now)}
         found = [pair for pair, way in self._ways.items() if way.again <= now]
         for pair in found:
             self._ways[pair].again = inf
@@ -77,7 +86,13 @@ class Ways:
 
     def forget(self, worker: str) -> None:
         """The worker is gone, or has begun anew."""
-        self._ways = {pair: way for pair, way in self._ways.items() if worker not in pair}
+        if any(worker in pair for pair in self._ways):
+            self._ways = {pair: way for pair, way in self._ways.items() if worker not in pair}
+            self._down &= self._ways.keys()
 
     def __len__(self) -> int:
         return len(self._ways)
+
+
+def _steady(way: Way, now: float) -> bool:
+    return way.opened is not None and now - way.opened >= STEADY_S

@@ -25,6 +25,14 @@ SILENT_S = MISSED_BEATS * BEAT_S
 MAX_WORKERS = 1024
 
 
+class Way(StrEnum):
+    """From a prefill worker to a decode worker."""
+
+    OPEN = "open"
+    DOWN = "down"  # it failed, and is known to
+    NEW = "new"  # the prefill worker was asked to attach and has not answered
+
+
 class Health(StrEnum):
     """Verdict on a worker by the age of its last message."""
 
@@ -58,10 +66,21 @@ class Member:
         """It can be given work."""
         return not self.leaving and not self.paused and now - self.last_heard < SILENT_S
 
+    def way(self, decode: str) -> Way:
+        """From this prefill worker, as far as is known."""
+        if decode in self.attached:
+            return Way.OPEN
+        return Way.DOWN if decode in self.failed else Way.NEW
+
     @property
     def dead_at(self) -> float:
         """When it counts as dead, if nothing is heard until then."""
         return self.last_heard + SILENT_S + self.hello.patience_s
+
+    def verdict_at(self, now: float) -> float:
+        """When its health changes next, if nothing is heard until then. A dead one's stays."""
+        suspect_at = self.last_heard + SILENT_S
+        return suspect_at if now < suspect_at else self.dead_at if now < self.dead_at else inf
 
     def health(self, now: float) -> Health:
         """A worker sends heartbeats from its step loop, so a wedged process falls silent though its
@@ -82,7 +101,7 @@ class WorkerRegistry:
         self._silent: dict[str, Hello] = {}  # workers given up whose process may still run
         self._by_role: dict[str, tuple[Member, ...]] = {}
         self._leaving: dict[str, Member] = {}  # not dismissed yet
-        self._none_dead_before = inf  # no later than the first death by silence
+        self._none_silent_before = inf  # no member turns suspect or dead by silence before
         self._news = True  # since take_news()
         self.hellos: tuple[Hello, ...] = ()  # of all members; replaced when one comes or goes
         self.largest_pool = 0  # blocks
@@ -161,8 +180,8 @@ class WorkerRegistry:
     def join(self, hello: Hello, now: float) -> list[Effect]:
         """Add the worker and introduce it: every prefill worker attaches to every decode pool."""
         self._silent.pop(hello.worker, None)
-        member = self._members[hello.worker] = Member(hello, now)
-        self._none_dead_before = min(self._none_dead_before, member.dead_at)
+        self._members[hello.worker] = Member(hello, now)
+        self._none_silent_before = min(self._none_silent_before, now + SILENT_S)
         self._came_or_went()
         self.ways.forget(hello.worker)
         news.joined(hello)
@@ -198,7 +217,7 @@ class WorkerRegistry:
     def way_lost(self, prefill: Member, report: WayLost, now: float, *, moved: int) -> None:
         """A prefill worker cannot write to this decode worker, which is current(), for now. `moved`: how
         many fills it had."""
-        known = report.worker in prefill.failed and report.worker not in prefill.attached
+        known = prefill.way(report.worker) is Way.DOWN
         if prefill.attached.pop(report.worker, None) is not None:
             self._members[report.worker].writers -= {(prefill.worker, prefill.hello.epoch)}
         prefill.failed[report.worker] = report.why
@@ -282,6 +301,10 @@ class WorkerRegistry:
     def heard(self, worker: str, now: float) -> None:
         """Any message proves that the worker is alive."""
         if member := self._members.get(worker):
+            if (
+                now - member.last_heard >= SILENT_S
+            ):  # it was suspect: its next verdict comes earlier
+                self._none_silent_before = min(self._none_silent_before, now + SILENT_S)
             member.last_heard = now
 
     def alive(self, role: str, now: float) -> list[Member]:
@@ -290,10 +313,15 @@ class WorkerRegistry:
 
     def dead(self, now: float) -> list[str]:
         """Workers that were silent for too long."""
-        if now < self._none_dead_before:
+        if now < self._none_silent_before:
             return []
-        self._none_dead_before = min((m.dead_at for m in self._members.values()), default=inf)
+        verdicts = (m.verdict_at(now) for m in self._members.values())
+        self._none_silent_before = min(verdicts, default=inf)
         return [m.worker for m in self if m.health(now) is Health.DEAD]
+
+    def due(self, now: float) -> float:
+        """Seconds until a way is to be tried again, or a worker may be silent for too long."""
+        return min(self.ways.due(now), self._none_silent_before - now)
 
     def writers(self, decode: str) -> frozenset[tuple[str, str]]:
         """The prefill workers, with their epochs, that this decode worker is told of before it reads what

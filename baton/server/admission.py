@@ -1,6 +1,7 @@
 """Admission: who may wait here, and how much. Pure: counts in, a ticket or a refusal out.
 
-    ticket = admission.take(tenant, choices)      raises ApiError: 503, or 400 if it can never fit
+    admission.check(tenant, choices)              raises ApiError: 503, or 400 if it can never fit
+    ticket = admission.take(tenant, choices)      the same, and takes the places
     ticket.moved_up()                             a choice has its first token, or has ended
     ticket.close()                                the request is over
 
@@ -105,8 +106,9 @@ class Admission:
         """Places in lines that are taken."""
         return self._in_lines.total
 
-    def take(self, tenant: str, choices: int) -> Ticket:
-        """Places for a request. Raises ApiError."""
+    def check(self, tenant: str, choices: int) -> None:
+        """Are there places for a request? Raises ApiError. If there are for so many choices,
+        there are for fewer."""
         asked = min(choices, self.window)
         in_line = choices - asked
         if in_line > self._in_lines.limit:
@@ -120,6 +122,10 @@ class Admission:
                 raise ApiError.overloaded(places.total, places.limit, RETRY_S)
             if number and not places.within_share(tenant, number):
                 raise ApiError.over_share(places.held(tenant), places.free, RETRY_S)
+
+    def take(self, tenant: str, choices: int) -> Ticket:
+        """Places for a request. Raises ApiError."""
+        self.check(tenant, choices)
         return Ticket(self, tenant, choices)
 
     def change(self, tenant: str, waiting: int, in_line: int, sign: int) -> None:

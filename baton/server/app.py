@@ -75,7 +75,12 @@ def make_app(
     settings = service.settings
     hosts = (*LOOPBACK, settings.host, *settings.allowed_hosts)
     policy = AccessPolicy(hashed(settings.api_keys), hosts, settings.allowed_origins)
-    return Guard(app, policy, lambda path: limits_of(path, service.context))
+
+    def check_room(path: str, tenant: str) -> None:
+        if path in bodies.GENERATING:
+            service.check_room(tenant)
+
+    return Guard(app, policy, lambda path: limits_of(path, service.context), check_room, refuse)
 
 
 def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:

@@ -55,6 +55,10 @@ class Path(StrEnum):
     STREAM = "/v1/stream"
 
 
+GENERATING = frozenset({Path.COMPLETIONS, Path.CHAT})
+"""The routes that take a place in the queue for each body."""
+
+
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
     """The most that one JSON text may hold."""

@@ -14,10 +14,12 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.log import REQUEST
@@ -116,16 +118,34 @@ def shared_with(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     )
 
 
+def any_room(path: str, tenant: str) -> None:
+    """No request is refused before it is read."""
+
+
+def answer_to(method: str, refused: ApiError) -> Response:
+    """An error response that nobody counts."""
+    return response(refused)
+
+
 class Guard:
-    """Wraps the application. `limits`: of the JSON that a path takes; None for a path that takes none."""
+    """Wraps the application."""
 
     def __init__(
-        self, app: ASGIApp, policy: AccessPolicy, limits: Callable[[str], JsonLimits | None]
+        self,
+        app: ASGIApp,
+        policy: AccessPolicy,
+        limits: Callable[[str], JsonLimits | None],
+        check_room: Callable[[str, str], None] = any_room,
+        refuse: Callable[[str, ApiError], Response] = answer_to,
     ) -> None:
+        """`limits`: of the JSON that a path takes; None for a path that takes none. `check_room` is given
+        a path and a tenant, and raises an ApiError if any request of theirs would be refused now.
+        `refuse` makes the response from the method and the error."""
         self._app = app
         self._policy = policy
         self._inside = self._answered if not policy.origins else shared_with(self._answered, policy)
         self._limits = limits
+        self._check_room, self._refuse = check_room, refuse
         self.bodies = Bodies()
         self._turn = asyncio.Lock()
 
@@ -158,20 +178,24 @@ class Guard:
         state, sent = scope["state"], Headers(scope=scope)
         answer: _Response = state.pop("answer")
         error = self._refused(scope, sent)
-        limits = self._limits(scope["path"]) if scope["method"] == "POST" else None
-        body_ = self.bodies.body(state["tenant"])
+        method, path, tenant = scope["method"], scope["path"], state["tenant"]
+        limits = self._limits(path) if method == "POST" else None
+        body_ = self.bodies.body(tenant)
         try:
             if error is not None:
                 raise error
             whole = bytearray()  # of a path that takes none: it is not read
             if limits is not None:
-                await _read_whole(whole, body_, sent, receive, JsonScan(limits), self._turn)
-                answer.unread = False
+                scan, room = JsonScan(limits), partial(self._check_room, path, tenant)
+                scanned = await _read_whole(whole, body_, sent, receive, scan, self._turn, room)
+                answer.unread = False  # so the connection can be used again
+                room()
+                await feed(scan, bytes(whole[scanned:]), self._turn)
             await self._app(scope, replay(whole, receive, body_.close), send)
         except ApiError as refused:
             if answer.begun:
                 raise
-            await response(refused)(scope, receive, send)
+            await self._refuse(method, refused)(scope, receive, send)
         finally:
             body_.close()
 
@@ -262,8 +286,11 @@ async def _read_whole(
     receive: Receive,
     scan: JsonScan,
     turn: asyncio.Lock,
-) -> None:
-    """Read the request's body into `found`, within its limits of size and time. Raises ApiError."""
+    check_room: Callable[[], None],
+) -> int:
+    """Read the request's body into `found`, within its limits of size and time. Returns how many bytes of
+    it are scanned: not the last part, and none while it would be refused anyway. That is decided when all
+    is here, not before: until then there may be room. Raises ApiError."""
     if sent.get("content-encoding", "identity").lower() != "identity":
         raise ApiError.bad_request("compressed bodies are not supported: send it uncompressed")
     kind = sent.get("content-type", "").partition(";")[0].strip().lower()
@@ -273,6 +300,7 @@ async def _read_whole(
     length = sent.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
         raise ApiError.too_large(MAX_BODY_BYTES)
+    scanned = 0
     try:
         async with asyncio.timeout(BODY_S):
             while True:
@@ -283,12 +311,22 @@ async def _read_whole(
                 if len(found) + len(part) > MAX_BODY_BYTES:
                     raise ApiError.too_large(MAX_BODY_BYTES)
                 body_.add(len(part))
-                await feed(scan, part, turn)
                 found += part
                 if not message.get("more_body"):
-                    return
+                    return scanned
+                if _has_room(check_room):
+                    await feed(scan, bytes(found[scanned:]), turn)
+                    scanned = len(found)
     except TimeoutError:
         raise ApiError.slow(BODY_S) from None
+
+
+def _has_room(check_room: Callable[[], None]) -> bool:
+    try:
+        check_room()
+    except ApiError:
+        return False
+    return True
 
 
 def replay(whole: bytearray, receive: Receive, used: Callable[[], None]) -> Receive:

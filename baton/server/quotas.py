@@ -1,7 +1,8 @@
 """Quotas: what one tenant (an API key, else a client's address) may ask for: requests at once, tokens a
 minute. Pure: times in, a Place or a refusal out.
 
-    place = quotas.take(tenant, now)      raises ApiError: 429
+    quotas.check(tenant, now)             raises ApiError: 429
+    place = quotas.take(tenant, now)      the same, and takes a place
     place.charge(tokens, now)             about so many tokens it will take
     place.close(used, now)                it is over, and took so many
 
@@ -39,9 +40,12 @@ class Quotas:
         self._accounts: dict[str, _Account] = {}
         self._sweep_at = SWEEP
 
-    def take(self, tenant: str, now: float) -> "Place":
-        """A place for a request. Raises ApiError."""
-        account = self._account(tenant, now)
+    def check(self, tenant: str, now: float) -> None:
+        """Is there a place for a request? Raises ApiError. Remembers nothing."""
+        account = self._accounts.get(tenant)
+        if account is None:
+            return
+        self._fill(account, now)
         if self._requests and account.requests >= self._requests:
             why = f"{account.requests} requests of this client are under way, its limit"
             raise ApiError.rate_limited(why, RETRY_S)
@@ -49,7 +53,11 @@ class Quotas:
             wait = (1 - account.tokens) * MINUTE_S / self._tokens
             why = f"this client's {self._tokens:,} tokens a minute are used up"
             raise ApiError.rate_limited(why, ceil(wait))
-        account.requests += 1
+
+    def take(self, tenant: str, now: float) -> "Place":
+        """A place for a request. Raises ApiError."""
+        self.check(tenant, now)
+        self._account(tenant, now).requests += 1
         return Place(self, tenant)
 
     def change(self, tenant: str, now: float, *, tokens: int = 0, ended: bool = False) -> None:

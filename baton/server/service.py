@@ -38,6 +38,7 @@ from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
 from baton.server.turns import text_of
 from baton.text import Tokenizer, chat_ends, encode_prompt
+from baton.wire.messages import ClusterInfo
 from sampler.params import SamplingParams
 
 LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
@@ -113,18 +114,33 @@ class GenerationService:
         if self.router.info is not None and self.router.info.ready:
             self._ready_at = monotonic()
 
+    def check_room(self, tenant: str) -> None:
+        """Raises the ApiError that every request of this tenant would get now, whatever it asks for: its
+        quota is used up, the cluster is not ready, the queue is full. To be asked before a request is
+        parsed, which costs half as much as the rest of a refusal. The queue is this server's own count of
+        its requests without a token: it is right also while the router says nothing new. Where _admit()
+        would wait for a router, nothing is refused here."""
+        self._quotas.check(tenant, monotonic())
+        if self.draining or self.router.info is not None:
+            self._check_ready(self.router.info)
+            self.admission.check(tenant, 1)
+
+    def _check_ready(self, info: ClusterInfo | None) -> None:
+        """Can requests be answered, or will they be soon? Raises ApiError."""
+        if self.draining:
+            raise ApiError.not_ready("the server is shutting down", RETRY_S)
+        self.look()
+        ours = info is not None and info.fingerprint == self.files.fingerprint
+        if not ours or monotonic() > self._ready_at + RESTART_S:
+            raise ApiError.not_ready(self.why_not_ready(), RETRY_S)
+
     async def _admit(self, model: str | None, tenant: str, choices: int) -> Ticket:
         """Places for so many choices. Raises ApiError for an unknown model, a full queue, and a cluster
         that is not ready. Waits up to ROUTER_S for a router that restarts. Workers that restart get the
         request as soon as they are ready, if they were a short time ago."""
         self._check_model(model)
-        if self.draining:
-            raise ApiError.not_ready("the server is shutting down", RETRY_S)
-        info = await self.router.answered(ROUTER_S)
-        self.look()
-        ours = info is not None and info.fingerprint == self.files.fingerprint
-        if not ours or monotonic() > self._ready_at + RESTART_S:
-            raise ApiError.not_ready(self.why_not_ready(), RETRY_S)
+        info = None if self.draining else await self.router.answered(ROUTER_S)
+        self._check_ready(info)
         return self.admission.take(tenant, choices)
 
     # ---- requests
@@ -230,6 +246,7 @@ class GenerationService:
         self, payload: Mapping[str, Any], *, tenant: str, size: int
     ) -> PreparedRequest:
         """prepare() for a streamed request, a JSON object of `size` bytes: a chat if it has messages."""
+        self.check_room(tenant)
         kind = ChatRequest if "messages" in payload else CompletionRequest
         request: AnyRequest = await model(kind, payload, size=size)
         return await self.prepare(request, tenant=tenant, stream=True)

@@ -16,11 +16,15 @@ REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH  # by ZAP: the member's key is not kno
 DAMAGED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 """What cannot be decrypted, in the handshake or later. Where this event is watched, libzmq 4.3 leaves the
 connection as it is and reads it no more: its errno is that of the monitor's send. The Dialer replaces its
-connection then; one of a Listener ends by the peer's heartbeat."""
-UNREADABLE = DAMAGED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+connection then. A Listener cannot replace one, so it does not watch this event: then libzmq ends the
+connection at once, and the peer knows."""
+ENDED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+UNREADABLE = DAMAGED | ENDED
 LOST = zmq.EVENT_DISCONNECTED | REFUSED | DAMAGED
 TRIES = zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECTED
-EVENTS = LOST | UNREADABLE | TRIES | zmq.EVENT_HANDSHAKE_SUCCEEDED
+AGREED = zmq.EVENT_HANDSHAKE_SUCCEEDED
+DIALING = LOST | UNREADABLE | TRIES | AGREED
+LISTENING = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | REFUSED | ENDED | AGREED
 IDLE_S = 1.0
 """ZeroMQ begins to try again at once when a connection is lost, and says so. After an error of the
 protocol it does not: a refused key, but also a flipped bit in an encrypted message."""
@@ -50,8 +54,8 @@ class Seen:
 @dataclass(slots=True)
 class Handshakes:
     """Watches one socket. `text`: the line for keys that do not fit, with the address and more.
-    `one_peer`: so that after a handshake it is a damaged message that cannot be decrypted; of one socket
-    with many peers nobody knows whose it is."""
+    `one_peer`: it dials, so that after a handshake it is a damaged message that cannot be decrypted.
+    Otherwise it listens."""
 
     socket: zmq.Socket[bytes]
     address: str
@@ -62,10 +66,11 @@ class Handshakes:
     _monitor: zmq.Socket[bytes] = field(init=False)
     _idle_since: float = inf
     _agreed: bool = False  # the last connection's keys fit
+    _strangers: set[int] = field(default_factory=set)  # accepted, and whether keys fit is not known
 
     def __post_init__(self) -> None:
         address = f"inproc://handshakes-{id(self)}"
-        self.socket.monitor(address, EVENTS)
+        self.socket.monitor(address, DIALING if self.one_peer else LISTENING)
         self._monitor = self.socket.context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0  # else the I/O thread would wait for who does not read its events
         self._monitor.connect(address)
@@ -74,15 +79,17 @@ class Handshakes:
         """Read what has happened, without waiting."""
         cut = False
         while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = int(recv_monitor_message(self._monitor)["event"])
+            seen = recv_monitor_message(self._monitor)
+            event = int(seen["event"])
+            turned_away = not self.one_peer and self._came_or_went(event, int(seen["value"]))
             if event & LOST:
                 cut |= event != REFUSED
                 self._idle_since = now
             elif event & TRIES:
                 self._idle_since, self._agreed = inf, False
-            self._agreed |= self.one_peer and event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._agreed |= self.one_peer and event == AGREED
             wrong_key = event == REFUSED or (event & UNREADABLE and not self._agreed)
-            if wrong_key and self.address.startswith("tcp://"):
+            if (wrong_key or turned_away) and self.address.startswith("tcp://"):
                 self._say(now)
             elif event == DAMAGED and (more := self._damage.more(now)) is not None:
                 logger.warning("a message from %s was damaged on its way%s", self.address, more)
@@ -90,6 +97,18 @@ class Handshakes:
         if given_up:
             self._idle_since = now
         return Seen(cut, given_up)
+
+    def _came_or_went(self, event: int, descriptor: int) -> bool:
+        """Whether a connection has ended before its keys fitted. ZeroMQ does not say of which connection
+        a handshake has succeeded: where several are under way none is judged, and the next try is."""
+        if event == zmq.EVENT_ACCEPTED:
+            self._strangers.add(descriptor)
+        elif event == AGREED:
+            self._strangers.clear()
+        elif event == zmq.EVENT_DISCONNECTED and descriptor in self._strangers:
+            self._strangers.remove(descriptor)
+            return True
+        return False
 
     def _say(self, now: float) -> None:
         if (more := self._line.more(now)) is not None:

@@ -7,6 +7,7 @@ new -- Hello --> waiting -- Welcome --> joined -- Reset, or the router is gone -
 A worker that leaves finishes what runs there. Without a router there is nothing to finish: it ends.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf
@@ -100,3 +101,23 @@ class Membership:
         self.hello = replace(self.hello, epoch=epoch, regions=self._start_anew(epoch))
         self._next_beat = now + KNOCK_S
         return [To(ROUTER, self.hello)]
+
+
+class Worker(ABC):
+    """What all worker nodes share: their membership has the first word."""
+
+    __slots__ = ()
+    _membership: Membership
+
+    @property
+    def joined(self) -> bool:
+        """Whether a router has taken this worker in."""
+        return self._membership.joined
+
+    def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
+        effects = self._membership.handle(message, now)
+        return self.obey(message, now) if effects is None else effects
+
+    @abstractmethod
+    def obey(self, message: Message, now: float) -> list[Effect]:
+        """What is left to this kind of worker: its orders."""

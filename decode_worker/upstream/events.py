@@ -16,6 +16,7 @@ class EventReader:
         self._streamed = streamed
         self._rest = b""
         self._data: list[str] = []
+        self._whole = 0  # characters of data in lines that are complete
 
     def feed(self, more: bytes) -> list[str]:
         """The data of the events that are complete now. Raises ValueError if one is too long or not
@@ -30,6 +31,15 @@ class EventReader:
             raise ValueError(f"an event has more than {LONGEST_EVENT:,} bytes")
         return events
 
+    @property
+    def data(self) -> int:
+        """Characters of data so far. Comments, other fields and empty lines are none: a server sends
+        them to keep a connection open, whether it computes or not."""
+        if not self._streamed:
+            return len(self._rest.strip())
+        rest = self._rest.rstrip(b"\r").decode(errors="replace")
+        return self._whole + len(_data_in(rest) or "")
+
     def end(self) -> list[str]:
         """What is left at the end of the reply."""
         if self._streamed:
@@ -40,7 +50,13 @@ class EventReader:
         if not line:
             data, self._data = "\n".join(self._data), []
             return [data] if data and data != DONE else []
-        name, _, value = line.partition(":")
-        if name in ("data", "error"):  # llama.cpp writes errors in a field of their own
-            self._data.append(value.removeprefix(" "))
+        if (value := _data_in(line)) is not None:
+            self._data.append(value)
+            self._whole += len(value)
         return []
+
+
+def _data_in(line: str) -> str | None:
+    name, _, value = line.partition(":")
+    # llama.cpp writes errors in a field of their own.
+    return value.removeprefix(" ") if name in ("data", "error") else None

@@ -82,7 +82,7 @@ class HttpUpstream:
     """The real Upstream (see node.py)."""
 
     def __init__(self, address: Address, expected: Expected, *, key: str, silence_s: float) -> None:
-        """`silence_s`: the longest wait for the next byte of an answer."""
+        """`silence_s`: the longest wait for the head of an answer, and then for more data in it."""
         self._address, self._expected, self._key = address, expected, key
         self._silence_s = silence_s
         self._tls = ssl.create_default_context() if address.tls else None
@@ -191,33 +191,47 @@ class HttpUpstream:
             self._tell(tell(reason_of(error), refused(error)))
 
     async def _stream(self, call: int, path: str, body: Json) -> None:
-        begun = False
+        begun, other = False, ""
         try:
-            async with self._request("POST", path, body) as exchange:
+            async with self._request("POST", path, body) as exchange, self._patience() as patience:
                 begun = True
-                head = await exchange.head(self._silence_s)
+                head = await exchange.head()
                 if head.status_code != 200:
+                    patience.reschedule(None)  # it has a limit of its own
                     await self._refused(call, head, exchange)
                     return
+                patience.reschedule(self._loop.time() + self._silence_s)
                 reader = EventReader(streamed=b"json" not in _header(head, b"content-type"))
-                async for data in exchange.body(self._silence_s):
+                known = 0
+                async for data in exchange.body():
                     if events := reader.feed(data):
                         self._tell(Events(call, tuple(events)))
+                    if reader.data > known:
+                        known, other = reader.data, ""
+                        patience.reschedule(self._loop.time() + self._silence_s)
+                    else:
+                        other = " but comments"
                 if events := reader.end():
                     self._tell(Events(call, tuple(events)))
                 self._tell(Ended(call))
         except TimeoutError as error:
-            silent = f"it sent nothing for {self._silence_s:g} s"
+            silent = f"it sent nothing{other} for {self._silence_s:g} s"
             self._tell(Broken(call, silent if begun else reason_of(error), begun))
         except (OSError, h11.RemoteProtocolError, ValueError) as error:
             self._tell(Broken(call, reason_of(error), begun))
 
+    def _patience(self) -> asyncio.Timeout:
+        return asyncio.timeout(self._silence_s)
+
     async def _refused(self, call: int, head: h11.Response, exchange: "_Exchange") -> None:
+        """The status says it; the reason is told as far as it comes soon."""
         body = b""
-        async for data in exchange.body(self._silence_s):
-            body += data[: LARGEST_REPLY - len(body)]
-            if len(body) == LARGEST_REPLY:
-                break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(LOOK_S, self._silence_s / 2)):
+                async for data in exchange.body():
+                    body += data[: LARGEST_REPLY - len(body)]
+                    if len(body) == LARGEST_REPLY:
+                        break
         after = _header(head, b"retry-after").decode("ascii", "replace")
         retry = float(after) if after.isdecimal() else None
         self._tell(Refused(call, head.status_code, message_of(body), retry))
@@ -226,8 +240,8 @@ class HttpUpstream:
         """A whole reply. Raises OSError."""
         try:
             async with asyncio.timeout(within_s), self._request(method, path, body) as exchange:
-                head, found = await exchange.head(within_s), b""
-                async for data in exchange.body(within_s):
+                head, found = await exchange.head(), b""
+                async for data in exchange.body():
                     found += data
                     if len(found) > LARGEST_REPLY:
                         raise OSError(f"{path} has more than {LARGEST_REPLY:,} bytes")
@@ -273,27 +287,26 @@ class HttpUpstream:
 
 
 class _Exchange:
-    """The reply on one connection. Raises OSError or h11.RemoteProtocolError."""
+    """The reply on one connection, as slowly as it comes. Raises OSError or h11.RemoteProtocolError."""
 
     def __init__(self, connection: h11.Connection, reader: asyncio.StreamReader) -> None:
         self._connection, self._reader = connection, reader
 
-    async def head(self, silence_s: float) -> h11.Response:
+    async def head(self) -> h11.Response:
         while True:
-            event = await self._next(silence_s)
+            event = await self._next()
             if isinstance(event, h11.Response):
                 return event
             if not isinstance(event, h11.InformationalResponse):
                 raise OSError("it closed the connection without an answer")
 
-    async def body(self, silence_s: float) -> AsyncIterator[bytes]:
-        while isinstance(event := await self._next(silence_s), h11.Data):
+    async def body(self) -> AsyncIterator[bytes]:
+        while isinstance(event := await self._next(), h11.Data):
             yield bytes(event.data)
 
-    async def _next(self, silence_s: float) -> object:
+    async def _next(self) -> object:
         while (event := self._connection.next_event()) is h11.NEED_DATA:
-            async with asyncio.timeout(silence_s):
-                self._connection.receive_data(await self._reader.read(READ_BYTES))
+            self._connection.receive_data(await self._reader.read(READ_BYTES))
         return event
 
 

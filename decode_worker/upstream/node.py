@@ -16,7 +16,7 @@ from typing import Protocol
 from baton.errors import RequestError
 from baton.kv.region import Region
 from baton.wire import messages as msg
-from baton.wire.membership import Membership
+from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored
@@ -93,7 +93,7 @@ class Upstream(Protocol):
 
 
 @dataclass(slots=True)
-class EngineWorker:
+class EngineWorker(Worker):
     """`url` names the upstream in messages, `survey` what was found there at the start."""
 
     hello: msg.Hello
@@ -113,17 +113,9 @@ class EngineWorker:
     def __post_init__(self) -> None:
         self._membership = Membership(self.hello, self._start_anew)
 
-    @property
-    def joined(self) -> bool:
-        """Whether a router has taken this worker in."""
-        return self._membership.joined
-
     # ---- the Node
 
-    def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
-        effects = self._membership.handle(message, now)
-        if effects is not None:
-            return effects
+    def obey(self, message: Message, now: float) -> list[Effect]:
         match message:
             case msg.Start():
                 return self._start(message, now)

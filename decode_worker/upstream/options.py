@@ -29,7 +29,7 @@ class EngineOptions:
     model: str  # its name there; empty: the only one
     kind: str
     key_file: Path | None
-    timeout_s: float  # the longest wait for the next byte of an answer
+    timeout_s: float  # the longest wait for the head of an answer, and then for more data
     max_num_seqs: int  # requests at once
 
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from baton.wire import messages as msg
+from baton.wire.node import ROUTER
 from decode_worker.upstream.dialects import Json
 from decode_worker.upstream.health import Look
 from decode_worker.upstream.node import Broken, EngineWorker, Events, Heard, Looked, Refused
 from decode_worker.upstream.survey import Survey
 from router.batching import Rules
+from tests.pure.slow_loads import wrong_counts
 from tests.pure.town import EOS, VOCABULARY, Town, next_token
 
 
@@ -121,6 +123,12 @@ class EngineTown(Town):
         super().__init__(prefills=0, decodes=0, **{"rules": rules, **options})  # type: ignore[arg-type]
         for index in range(engines):
             self.start_worker("engine", index)
+
+    def turn(self) -> None:
+        """What the router counts is compared with its slow definition."""
+        super().turn()
+        if ROUTER in self.nodes:
+            assert not [*wrong_counts(self.router)]
 
     def start_worker(self, role: str, index: int) -> str:
         if role != "engine":

@@ -345,7 +345,7 @@ class Explorer:
                 return list(node.step(now))
             case "give_up":  # silent for longer than its longest step
                 node.workers.get(about[0]).last_heard = now - LONG
-                node.workers._none_dead_before = now
+                node.workers._none_silent_before = now
             case "doubt":  # silent for longer than a router can be
                 node._membership._router_heard = now - LONG
             case "abort":

@@ -33,7 +33,7 @@ MEASURED = frozenset(
     (
         *("_steps", "steps", "since", "spent", "submitted", "first_token", "handover_s"),
         *("detokenize_s", "placed_at"),
-        *("_none_dead_before", "_seen", "_news", "links"),  # these save work, and nobody watches
+        *("_none_silent_before", "_seen", "_news", "links"),  # these save work, and nobody watches
     )
 )
 """Fields that no decision depends on."""

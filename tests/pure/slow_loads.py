@@ -12,7 +12,7 @@ from router.hashes import prefix_hashes
 from router.ledger import Entry
 from router.placement import PLACE_DECODE, PLACE_PREFILL, DecodeChoice, PrefillChoice
 from router.router import Router
-from router.workers import DECODE, PREFILL, Member, _transport
+from router.workers import DECODE, ENGINE, PREFILL, Member, _transport
 
 
 def wrong_counts(router: Router) -> Iterator[str]:
@@ -23,6 +23,7 @@ def wrong_counts(router: Router) -> Iterator[str]:
     everybody = sorted(members, key=lambda member: member.worker)
     decodes = [member for member in everybody if member.hello.role == DECODE]
     prefills = [member for member in everybody if member.hello.role == PREFILL]
+    engines = [member for member in everybody if member.hello.role == ENGINE]
 
     busy = {e.prefill for e in filling} | {e.decode for e in ledger.in_state(State.DECODING)}
     clients = {entry.client for entry in ledger.in_state(*LIVE)}
@@ -38,7 +39,11 @@ def wrong_counts(router: Router) -> Iterator[str]:
             sorted((tokens(filling, m), 0, m.worker) for m in prefills),
         ),
         "busy workers": (loads.busy, busy),
-        "loads kept": (set(loads._loads), used | {m.worker for m in everybody}),
+        "loads kept": (set(loads._loads), used | {m.worker for m in decodes + prefills}),
+        "ways that are down": (
+            members.ways._down,
+            {(prefill.worker, decode) for prefill in prefills for decode in prefill.failed},
+        ),
         "clients with requests": (set(ledger._of_client), clients),
         "requests without progress": (set(isolation._unproven), unproven),
         "quarantined requests on workers": (
@@ -46,8 +51,8 @@ def wrong_counts(router: Router) -> Iterator[str]:
             {e.id for e in placed if e.tries.quarantined},
         ),
         "members by role": (
-            (members.of(DECODE), members.of(PREFILL)),
-            (tuple(decodes), tuple(prefills)),
+            (members.of(DECODE), members.of(PREFILL), members.of(ENGINE)),
+            (tuple(decodes), tuple(prefills), tuple(engines)),
         ),
         "members' Hellos": (members.hellos, tuple(m.hello for m in everybody)),
         "the largest pool": (
@@ -61,6 +66,9 @@ def wrong_counts(router: Router) -> Iterator[str]:
     for worker in {member.worker for member in everybody} | used:
         expected = {e.id for e in placed if e.decode == worker}
         expected |= {e.id for e in filling if e.prefill == worker}
+        computed = [e.decode for e in ledger.in_state(State.DECODING)]
+        computed += [e.prefill for e in filling]
+        facts[f"computed by {worker}"] = (loads.computing(str(worker)), computed.count(worker))
         facts[f"requests on {worker}"] = ({e.id for e in ledger.on_worker(str(worker))}, expected)
     for client in clients:
         own = [e.id for e in ledger.in_state(*LIVE) if e.client == client]
@@ -77,8 +85,9 @@ def wrong_counts(router: Router) -> Iterator[str]:
     for what, (found, right) in facts.items():
         if found != right:
             yield f"{what}: {found}, by the slow definition {right}"
-    if any(member.dead_at < members._none_dead_before for member in everybody):
-        yield "a worker may be dead and is not looked at"
+    last = max((member.last_heard for member in everybody), default=0.0)
+    if any(member.verdict_at(last) < members._none_silent_before for member in everybody):
+        yield "a worker may be silent for too long and is not looked at"
 
 
 def wrong_choices(router: Router, now: float) -> Iterator[str]:
@@ -105,7 +114,7 @@ def wrong_choices(router: Router, now: float) -> Iterator[str]:
                 yield f"{entry.id} with {blocks} blocks: of {few}, of all {everybody}"
     for entry in ledger.in_state(State.RESERVED):
         assert entry.decode is not None
-        able = scheduler._may_fill(entry, now)
+        able = scheduler._reach.fillers(entry, now)
         fills = [
             PrefillChoice(m.worker, tokens(filling, m), m.attached.keys())
             for m in router.workers.of(PREFILL)

@@ -24,6 +24,28 @@ def test_events_do_not_depend_on_where_the_bytes_are_cut(cuts: list[int]) -> Non
     assert found + reader.end() == EVENTS
 
 
+@given(st.integers(1, len(STREAM)))
+def test_only_data_counts_as_data_however_it_is_cut(size: int) -> None:
+    reader, before = EventReader(streamed=True), 0
+    for start in range(0, len(STREAM), size):
+        reader.feed(STREAM[start : start + size])
+        assert reader.data >= before
+        before = reader.data
+    assert reader.data == len('{"a": "日"}{"b": 2}[1,2]{"error": 3}[DONE]')
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b": keep-alive\n\n", b":", b"\n", b"\r\n", b"event: ping\n\n", b"id: 7\n", b"data:\n\n"],
+)
+def test_what_keeps_a_connection_open_is_no_data(more: bytes) -> None:
+    reader = EventReader(streamed=True)
+    reader.feed(b"data: 1\n\n")
+    for _ in range(3):
+        assert reader.feed(more) == []
+        assert reader.data == 1
+
+
 def test_an_event_without_a_blank_line_at_the_end() -> None:
     reader = EventReader(streamed=True)
     assert reader.feed(b'data: {"a": 1}') == []
@@ -35,6 +57,15 @@ def test_a_reply_that_is_not_streamed_is_one_event() -> None:
     assert reader.feed(b'{"a":\n\n') + reader.feed(b" 1}") == []
     assert reader.end() == ['{"a":\n\n 1}']
     assert EventReader(streamed=False).end() == []
+
+
+def test_nor_are_spaces_of_a_reply_that_is_not_streamed() -> None:
+    reader = EventReader(streamed=False)
+    counts = []
+    for part in (b" ", b"\n", b'{"a":', b" ", b" 1}", b"\n"):
+        reader.feed(part)
+        counts.append(reader.data)
+    assert counts == [0, 0, 5, 5, 9, 9]
 
 
 @pytest.mark.parametrize("streamed", [True, False])

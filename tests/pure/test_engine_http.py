@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -162,6 +163,65 @@ def test_silence_in_the_middle_ends_the_call(server: Server) -> None:
     over.set()
     assert news[-1] == Broken(1, "it sent nothing for 0.05 s", begun=True)
     upstream.shut()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+ALIVE: list[tuple[bytes, bytes, str]] = [
+    (CHUNKED + PART, chunk(b": keep-alive\n\n"), "it sent nothing but comments for 0.2 s"),
+    (CHUNKED + PART, b"1", "it sent nothing for 0.2 s"),  # a chunk's size that never ends
+    (CHUNKED, chunk(b":"), "it sent nothing but comments for 0.2 s"),
+    (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", "it sent nothing for 0.2 s"),
+    (b"", b"HTTP/1.1 102 Processing\r\n\r\n", "it sent nothing for 0.2 s"),
+]
+
+
+@pytest.mark.parametrize(("first", "again", "why"), ALIVE)
+def test_what_only_keeps_a_connection_alive_is_silence(
+    server: Server, first: bytes, again: bytes, why: str
+) -> None:
+    """It is sent far more often than the silence lasts, until the connection is closed."""
+    upstream = connected(server.port, silence_s=0.2)
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(first + again)
+        connection.settimeout(0.02)
+        with suppress(ConnectionError):
+            while True:
+                connection.sendall(again)
+                with suppress(TimeoutError):
+                    if not connection.recv(1):
+                        return
+
+    news = ask(upstream, server, drip)
+    upstream.shut()
+    assert news[-1] == Broken(1, why, begun=True)
+    assert len(news) == 1 + (PART in first)
+
+
+def test_a_refusal_whose_body_does_not_end_is_told(server: Server) -> None:
+    """One that drips is told after half the silence, one that rushes when it is too large."""
+
+    def drip(connection: socket.socket, part: bytes) -> None:
+        head = b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + chunk(part))
+        connection.settimeout(0.02 if len(part) == 1 else None)
+        with suppress(ConnectionError):
+            while True:
+                connection.sendall(chunk(part))
+                with suppress(TimeoutError):
+                    if len(part) == 1 and not connection.recv(1):
+                        return
+
+    for part, silence_s in ((b"x", 0.2), (b"x" * 100_000, LIMIT_S)):
+        upstream = connected(server.port, silence_s=silence_s)
+        (refused,) = ask(upstream, server, partial(drip, part=part))
+        upstream.shut()
+        assert isinstance(refused, Refused)
+        assert refused.status == 503
+        assert refused.why.startswith("x")
 
 
 def test_nothing_listens() -> None:

@@ -18,7 +18,7 @@ import zmq
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError
 from baton.wire import messages as msg
 from baton.wire.channel import Dialer, Listener
-from baton.wire.loop import OWN, Loop, Watcher
+from baton.wire.loop import LONGEST_WAIT_S, OWN, Loop, Watcher
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
 from tests.pure.test_workers import hello
 
@@ -294,6 +294,44 @@ def test_a_peer_out_of_reach_is_told_to_the_node() -> None:
     assert [sender for sender, _ in node.handled] == ["gone"]
 
 
+class Impatient(zmq.Poller):
+    """Waits for nothing, and writes down how long it was to wait, in milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[int] = []
+
+    def poll(self, timeout: int | None = None) -> list[tuple[object, int]]:  # type: ignore[override]
+        self.waits.append(timeout or 0)
+        return super().poll(0)
+
+
+@pytest.mark.parametrize(
+    ("effects", "again"),
+    [
+        ([To("gone", msg.Drop("a#0"))], True),
+        ([To("here", msg.Drop("a#0")), To("gone", msg.Drop("a#0"))], True),
+        ([Watch("ended", 2**31)], True),
+        ([To("here", msg.Drop("a#0"))], False),
+        ([], False),
+    ],
+)
+def test_a_node_steps_at_once_when_a_peer_was_found_gone_after_its_step(
+    effects: list[Effect], again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer may be an order for others, and it is in no hurry by itself."""
+    node = Recorder(steps=[effects, [], [Stop(0, "")]])
+    monkeypatch.setattr(node, "due", lambda now: 10.0)
+    loop = Loop(node, PretendChannel(unreachable={"gone"}))
+    waits = Impatient()
+    for where, what in loop._poller.sockets:
+        waits.register(where, what)
+    loop._poller = waits
+    assert loop.run() == 0
+    longest = int(1000 * LONGEST_WAIT_S)
+    assert waits.waits == [longest, 0 if again else longest, longest]
+
+
 def test_a_worker_whose_router_is_not_there_goes_on_knocking(folder: Path) -> None:
     channel = Dialer("w", f"ipc://{folder}/nobody.sock")
     knock: Effect = To(ROUTER, hello("w"))
@@ -335,7 +373,7 @@ def test_what_came_together_is_answered_together() -> None:
     channel.receive = lambda: iter([waiting.pop()] if waiting else [])  # type: ignore[method-assign]
     node = Recorder(steps=[[], [Stop(0, "")]])
     node.answers = lambda message: [To("p", msg.Released(message.run))]
-    Loop(node, channel).run()
+    Loop(node, channel, clock=lambda: 0.0).run()
     assert channel.calls == [("p", 4)]
 
 

@@ -13,7 +13,8 @@ from baton.wire.node import Effect, To
 from baton.wire.records import ProcessDown
 from router.readiness import FILLING_THEMSELVES, MAX_SUPERVISORS, PREFILL_GRACE_S, Readiness
 from router.ways import MOST_S
-from router.workers import WorkerRegistry
+from router.workers import ENGINE, WorkerRegistry
+from tests.pure.engine_town import EngineTown
 from tests.pure.test_router_edges import RULES, Desk, sent
 from tests.pure.test_workers import SILENT, attach, hello, members
 from tests.pure.town import Town, calm_answer
@@ -41,6 +42,34 @@ def test_what_is_missing_at_the_start_is_said_in_words() -> None:
     assert ready.missing(0.0) == "no prefill worker is attached to a decode worker yet"
     attach(made, "p1", "d1")
     assert (ready.missing(0.0), ready.degraded(0.0)) == ("", "")
+
+
+def test_engines_that_all_leave_are_named() -> None:
+    made = members()
+    ready = Readiness(made, colocated=False)
+    for name in ("e1.1", "e2.1"):
+        made.join(hello(name, role=ENGINE, blocks=4), 0.0)
+    assert ready.missing(0.0) == ""
+    for number, missing in enumerate(["", "no engine worker accepts requests: e1, e2 leaving"], 1):
+        member = made.get(f"e{number}.1")
+        assert member is not None
+        made.leaves(member)
+        assert ready.missing(0.0) == missing
+    made.remove("e1.1", proven_dead=True)
+    assert ready.missing(0.0) == "no engine worker accepts requests: e2 leaving"
+
+
+def test_a_cluster_whose_engines_all_leave_says_so_to_its_clients() -> None:
+    town = EngineTown()
+    town.run(lambda: town.router.info(town.now).ready)
+    for name in town.workers("engine"):
+        town.router.handle(name, msg.Leaving(30.0), town.now)
+    info = town.router.info(town.now)
+    assert not info.ready
+    assert info.waiting_for.startswith("no engine worker accepts requests: engine-0, engine-1")
+    assert info.degraded == ""
+    assert [each.state for each in info.workers] == ["leaving", "leaving"]
+    assert decode(encode(info)) == info
 
 
 def test_a_colocated_cluster_waits_for_no_prefill_worker() -> None:

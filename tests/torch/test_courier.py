@@ -329,6 +329,22 @@ def test_ways_tell_what_becomes_of_them_and_give_up_one_that_holds_the_room_of_o
 # ---- the window
 
 
+def test_a_courier_is_busy_until_the_owner_has_read_what_was_sent(pool: Pool) -> None:
+    courier, grant = courier_to(pool), pool.grant(3, 1)
+    assert courier.busy, "it has not said yet whether the link works"
+    assert isinstance(news(courier), Opened)
+    until(lambda: None if courier.busy else True)
+    with pool._lock:  # the owner reads nothing
+        push(courier, grant, source())
+        assert isinstance(news(courier), Sent)
+        assert courier.busy, "the way may still fail"
+    until(lambda: None if courier.busy else True)
+    courier.abandon(grant)
+    assert not courier.busy
+    courier.close()
+    courier.join(10.0)
+
+
 def test_the_window_follows_the_age_of_what_is_acknowledged() -> None:
     assert next_window(100, 50, 0.01, 120) == 120
     assert next_window(100, 10, 0.01, 120) == 110

@@ -29,6 +29,7 @@ class Words(Tokenizer):
 
     longest_token = 4
     falls_back = False
+    cleans_up = False
 
     def __init__(self) -> None:
         pass
@@ -36,10 +37,10 @@ class Words(Tokenizer):
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [1] * (len(text) // self.longest_token)
 
-    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+    def decode_loose(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "word" * len(ids)
 
-    def decode_whole(self, ids: Sequence[int], *, special: bool = False) -> str:
+    def decode_whole_loose(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "word" * len(ids)
 
 
