@@ -337,6 +337,8 @@ class RequestTracker:
         if request is None:
             if isinstance(news, Accepted):  # an old attempt that this router still works on
                 self._abort(news.request)
+            elif isinstance(news, Finished | Failed):
+                self._no_more_news(news.request)
             return []
         if (why := _nonsense(news)) is not None:
             self.forget(request)
@@ -350,6 +352,14 @@ class RequestTracker:
             request.ended = True
         fresh = request.fresh(news)
         return [] if fresh is None else [Update(request, fresh)]
+
+    def _no_more_news(self, attempt_id: str) -> None:
+        """These were the last of a forgotten request: its id need not be remembered."""
+        request, _, attempt = attempt_id.rpartition(".")
+        if self._forgotten.get(attempt_id) == 0:
+            del self._forgotten[attempt_id]
+        elif attempt.isdecimal() and self._forgotten.get(request) == int(attempt):
+            del self._forgotten[request]
 
     def _end_aborted(self, request: PendingRequest) -> Update:
         self.forget(request)

@@ -1,8 +1,9 @@
 """RequestTracker: whatever happens to the router, the caller sees one uninterrupted stream."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -392,3 +393,27 @@ def test_only_so_many_forgotten_ids_are_remembered() -> None:
     for number in range(FORGOTTEN + 10):
         tracker.forget(tracker.submit(Submit(f"r{number}", (1,), PARAMS), now=0.0))
     assert len(tracker._forgotten) == FORGOTTEN
+
+
+@pytest.mark.parametrize(
+    "end", [Finished("", "abort", Timings()), Failed("", "overloaded", "full")]
+)
+def test_a_forgotten_id_is_remembered_until_its_last_news(end: Finished | Failed) -> None:
+    tracker = RequestTracker(0.0)
+    tracker.received(info(), 0.0)
+    for attempt in range(3):
+        request = tracker.submit(Submit("a.1", (1,), PARAMS), now=0.0)
+        tracker.forget(request)
+        assert tracker._forgotten == {"a.1": attempt}
+        for other in ("a", "b.1", f"a.1.{attempt + 1}", "a.1.x", "a.1."):
+            tracker.received(replace(end, request=other), 1.0)
+        assert tracker._forgotten == {"a.1": attempt}
+        tracker.received(Emitted(request.attempt_id, (9,), "late"), 1.0)
+        if attempt < 2:  # the next attempt is told apart from this one
+            continue
+        tracker.received(replace(end, request=request.attempt_id), 1.0)
+        assert tracker._forgotten == {}
+    first = tracker.submit(Submit("b", (1,), PARAMS), now=0.0)
+    tracker.forget(first)
+    tracker.received(replace(end, request="b"), 1.0)
+    assert tracker._forgotten == {}
