@@ -14,7 +14,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BESIDE  = -n 2 --dist loadfile
-ALONE   = alone or gpu or gpu2
+GPU     = gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
@@ -23,11 +23,11 @@ PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
 
-# Two files at a time; what measures, or needs a GPU, wants the machine for itself and comes last.
+# Two files at a time; what needs a GPU wants it for itself and comes last.
 test: lint
 	$(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure tests/torch
-	$(VENV)/bin/python -m pytest -q $(BESIDE) -m "not ($(ALONE))" tests/cluster tests/gpu
-	$(VENV)/bin/python -m pytest -q -m "$(ALONE)" tests/cluster tests/gpu
+	$(VENV)/bin/python -m pytest -q $(BESIDE) -m "not ($(GPU))" tests/cluster tests/gpu
+	$(VENV)/bin/python -m pytest -q -m "$(GPU)" tests/gpu
 
 # What torch, oneDNN, MKL and the native code may use; docs/architecture.md.
 test-avx2: AS = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
@@ -38,7 +38,7 @@ test-nocompiler: AS = CXX=/nonexistent/c++
 
 test-avx2 test-sse test-nocompiler: $(VENV)/.ready-dev
 	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) tests/torch
-	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) -m "not ($(ALONE))" $(COMMANDS)
+	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) -m "not ($(GPU))" $(COMMANDS)
 
 # An environment of its own that sees the packages of the first, so that nothing is installed twice.
 test-ray: $(VENV)-ray/.ready
@@ -81,7 +81,7 @@ wheel: $(VENV)/.ready
 
 coverage: $(VENV)/.ready-dev
 	$(VENV)/bin/python -m pytest -q $(BESIDE) $(addprefix --cov=,$(PRODUCT)) --cov-report=term:skip-covered --cov-report=html \
-	  -m "not ($(ALONE))" tests/pure tests/torch tests/cluster
+	  -m "not ($(GPU))" tests/pure tests/torch tests/cluster
 
 PRODUCT = baton router prefill_worker decode_worker sampler prompts
 

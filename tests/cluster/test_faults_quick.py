@@ -16,7 +16,6 @@ from tools.faults.ledger import Chunk, read
 from tools.faults.service import Service
 from tools.faults.stage import Fault, Load, under_load
 
-pytestmark = pytest.mark.alone  # it counts on recovering within a minute and a half
 SEED = 14
 FAULTS = (
     Fault(("prefill-0",), "mid-push"),

@@ -14,7 +14,7 @@ from tools.lab.report import slug
 
 Type = Callable[..., Terminal]
 LONG_S = 240.0  # for seconds of work, on a machine that is busy with other things
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ from tools.lab.study import Notebook, Setting, Study
 from tools.measure.split import CHUNKED, COLOCATED, PD, Split, started
 from tools.measure.workload import Load, Planned, burst
 
-pytestmark = pytest.mark.alone
-
 
 def notebook_in(folder: Path) -> Notebook:
     return Notebook(folder / "study.jsonl", lambda text: None)
