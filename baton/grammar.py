@@ -1,6 +1,6 @@
 """Grammars: which tokens are allowed next, so that the answer is JSON, fits a schema or matches a regex.
 
-    json_schema({...}), regex("..."), choice([...]), written("...")
+    json_schema({...}), regex("..."), choice([...]), written("..."), tool_calls(Calls(...))
       ->  one string on the wire  ->  Grammars.open  ->  Matcher
     Matcher.mask()  ->  one bit for each id  ->  the sampler draws  ->  Matcher.accept(id)
 
@@ -29,6 +29,7 @@ from baton.errors import RequestError
 from baton.grammar_rules import as_lark, check_rules
 from baton.json_schema import INVALID as INVALID_GRAMMAR
 from baton.json_schema import NO_ASSERTION, enforceable
+from baton.tool_calls import Calls, SpecialTokens, closed_schemas, rules_of
 
 LARGEST = 64 * 1024
 """Bytes of a grammar on the wire."""
@@ -79,6 +80,11 @@ def written(rules: str) -> str:
     return _written({"kind": "rules", "rules": rules})
 
 
+def tool_calls(calls: Calls) -> str:
+    """Text, or calls of tools, as the model writes them: tool_calls.py."""
+    return _written({"kind": "tool_calls"} | calls.written())
+
+
 def _written(fields: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -96,6 +102,7 @@ class GrammarSpec:
     pattern: str | None = None
     texts: tuple[str, ...] = ()
     rules: str | None = None
+    calls: Calls | None = None
 
     @classmethod
     def parse(cls, text: str) -> "GrammarSpec":
@@ -119,15 +126,21 @@ class GrammarSpec:
             case {"kind": "rules", "rules": str(rules), **rest} if not rest:
                 check_rules(rules)
                 return cls(rules=rules)
+            case {"kind": "tool_calls", **rest}:
+                for schema in closed_schemas(calls := Calls.read(rest)):
+                    _check_patterns(schema)
+                return cls(calls=calls)
         raise _invalid(
             'a grammar is {"kind": "json_object"}, {"kind": "json_schema", "schema": {...}}, '
-            '{"kind": "regex", "pattern": "..."}, {"kind": "choice", "texts": ["..."]} or '
-            '{"kind": "rules", "rules": "..."}'
+            '{"kind": "regex", "pattern": "..."}, {"kind": "choice", "texts": ["..."]}, '
+            '{"kind": "rules", "rules": "..."} or {"kind": "tool_calls", ...}'
         )
 
-    def compiled_form(self) -> str:
-        """The grammar in llguidance's terms."""
+    def compiled_form(self, special: SpecialTokens = SpecialTokens()) -> str:
+        """The grammar in llguidance's terms. `special`: the tokens of the model, for tool calls."""
         try:
+            if self.calls is not None:
+                return LLMatcher.grammar_from_lark(rules_of(self.calls, special, GAP))
             if self.pattern is not None:
                 return LLMatcher.grammar_from_regex(self.pattern)
             if self.texts:
@@ -160,6 +173,8 @@ class Grammars:
         self._tokenizer_file = tokenizer_file
         read = read_vocabulary(tokenizer_file)
         self._text, self._end_id = read.json(), read.end_id
+        added = read.tokenizer.get_added_tokens_decoder()
+        self._added = {each: token.content for each, token in added.items()}
         self._vocabulary = vocabulary
         self._ends = frozenset(each for each in eos_token_ids if 0 <= each < vocabulary)
 
@@ -178,7 +193,7 @@ class Grammars:
     ) -> "Matcher":
         """A Matcher after the ids generated so far. Compiles: some ms, rarely 1 s. The tokenizer's own
         end may end the answer if it is among its stop tokens, as in a chat."""
-        form = GrammarSpec.parse(spec).compiled_form()
+        form = GrammarSpec.parse(spec).compiled_form(self._special)
         matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
@@ -199,6 +214,14 @@ class Grammars:
     @cached_property
     def _ids_of_chats(self) -> _Ids:
         return _Ids(self._vocabulary, self._ends.union(self._own_ends), self._tokenizer)
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        """Tokens that llguidance matches by id only: all special ones, and others in angle brackets."""
+        texts = {each: token for each, token in self._added.items()
+                 if each not in self._ends | self._own_ends and each < self._vocabulary
+                 and self._tokenizer.is_special_token(each)}  # fmt: skip
+        return SpecialTokens(sorted(texts), {token: each for each, token in texts.items()})
 
     @cached_property
     def _own_ends(self) -> frozenset[int]:

@@ -14,7 +14,7 @@ baton/server/tools_reader.py reads what this grammar writes.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from baton.errors import RequestError
 from baton.json_schema import INVALID, enforceable
 
+JSON_SPACE = r"/[ \t\r\n]*/"
 THINK, THOUGHT = "<think>", "</think>"
 """Around the reasoning of models that write it."""
 MOST_CHARACTERS = 512 * 1024
@@ -139,6 +140,19 @@ def arguments_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     return enforceable({**schema, "type": "object"})
 
 
+def closed_schemas(calls: Calls) -> list[dict[str, Any]]:
+    """All of them as they are enforced. Raises RequestError for one that cannot be, and if they grow too
+    large when their objects are closed."""
+    schemas = [arguments_schema(each.schema) for each in calls.tools]
+    if calls.answer is not None:
+        schemas.append(enforceable(calls.answer))
+    size = sum(len(json.dumps(each)) for each in schemas)
+    if size > MOST_CHARACTERS:
+        text = f"the tools' schemas, with their objects closed, have {size:,} characters, {MOST_CHARACTERS:,}"
+        raise RequestError(f"{text} are the limit: offer fewer tools", code=INVALID)
+    return schemas
+
+
 # ---- as rules
 
 
@@ -161,7 +175,7 @@ class SpecialTokens:
         return "" if found is None else f"<[{found}]>"
 
 
-def as_lark(calls: Calls, special: SpecialTokens, gap: str) -> str:
+def rules_of(calls: Calls, special: SpecialTokens, gap: str) -> str:
     """The rules in llguidance's notation. `gap`: a pattern of the white space between parts of JSON.
 
     Where rules compete, one that is lazy wins at its last character. So what is text ends where a mark is
@@ -172,107 +186,121 @@ def as_lark(calls: Calls, special: SpecialTokens, gap: str) -> str:
 class _Rules:
     def __init__(self, calls: Calls, special: SpecialTokens, gap: str) -> None:
         self._calls = calls
+        self._form = calls.format
         self._special = special
         self._gap = gap
         self._free = not calls.forced and calls.answer is None
+        self._names = [f"call_{index}" for index in range(len(calls.tools))]
 
     def lines(self) -> Iterator[str]:
-        anywhere = bool(self._calls.format.opens)
         yield "%llguidance {}"
         yield f"GAP: /{self._gap}/"
-        yield r"SPACE: /\s*/"
+        yield r"SPACE: /[\s\x1c-\x1f]*/"
         yield r"TEXT: /(?s:.*)/"
         yield from self._thinking()
-        if self._calls.answer is not None and not self._calls.forced:
-            yield f"answer: calls | {self._json(self._calls.answer)}"
-        elif self._calls.forced:
-            yield "answer: calls"
-        else:
-            yield from self._after_text() if anywhere else self._or_text()
-        yield from self._several()
-        yield from self._call()
+        yield from self._answer()
+        yield f"call: {_either(*self._names)}"
+        for name, tool in zip(self._names, self._calls.tools, strict=True):
+            yield from self._call(name, tool)
 
     def _thinking(self) -> Iterator[str]:
         if self._calls.thinking is None:
             yield "start: answer"
             return
         other, end = self._special.any_but(THOUGHT), self._special.named(THOUGHT)
-        unfinished = " | unfinished" if self._free else ""
-        yield f"thinking: thought* {_either('thought_end', end and f'TEXT {end}')}"
+        thoughts = f"(TEXT {other})* " if other else ""
+        yield f"thinking: {thoughts}{_either('thought_end', end and f'TEXT {end}')}"
         yield f"thought_end[lazy]: TEXT {_text(THOUGHT)}"
-        yield f"thought: {f'TEXT {other}' if other else 'GAP'}"
-        if self._free:
-            yield "unfinished: thought* TEXT"
+        yield r"BREAK: /[ \t\r\n]{0,8}/"
+        after = f"thinking answer | {thoughts}TEXT" if self._free else "thinking BREAK answer"
         if self._calls.thinking:
-            yield f"start: thinking SPACE answer{unfinished}"
+            yield f"start: {after}"
             return
         begin = self._special.named(THINK)
         yield f"think: {_either('think_begin', begin and f'SPACE {begin}')}"
         yield f"think_begin[lazy]: SPACE {_text(THINK)}"
-        yield f"start: answer | think (thinking SPACE answer{unfinished})"
+        yield f"start: answer | think ({after})"
+
+    def _answer(self) -> Iterator[str]:
+        if self._free:
+            yield from self._after_text() if self._form.opens else self._or_text()
+            return
+        other = self._calls.answer
+        answer = f" | {self._json(other, enforceable)}" if other is not None and not self._calls.forced else ""
+        yield f"answer: calls{answer}"
+        before = self._special.named(self._form.before) if self._form.before else ""
+        lead = f"{before}? " if before else ""
+        yield f"calls: {lead}{self._opened() if self._form.opens else self._listed('call', 'call')}"
 
     def _other(self) -> str:
         """Special tokens that may stand in a free text."""
         taken = () if self._calls.thinking is None else (THINK,)
-        return self._special.any_but(self._calls.format.opens, *taken)
+        return self._special.any_but(self._form.opens, *taken)
 
     def _after_text(self) -> Iterator[str]:
-        """Text, then calls."""
-        form, other = self._calls.format, self._other()
-        mark = self._special.named(form.opens)
-        yield f"text_opens[lazy]: TEXT {_text(form.opens)}"
+        """Text, then calls behind a mark."""
+        other, mark = self._other(), self._special.named(self._form.opens)
+        yield f"text_opens[lazy]: TEXT {_text(self._form.opens)}"
         yield f"opens: {_either('text_opens', mark and f'TEXT {mark}')}"
-        parts = [f"TEXT {other}"] if other else []
-        again = self._calls.several and form.listing is Listing.NEVER
-        if again:
-            yield f"answer: ({_either(*parts, 'opens called')})* TEXT"
+        text = other and f"TEXT {other}"
+        if self._calls.several and self._form.listing is Listing.NEVER:
+            yield f"answer: {_either(text, f'opens {self._called()}')}* TEXT"
         else:
-            free = f"({parts[0]})* " if parts else ""
-            yield f"answer: {free}(TEXT | opens called)"
+            yield f"answer: {f'({text})* ' if text else ''}(TEXT | opens {self._called()})"
 
     def _or_text(self) -> Iterator[str]:
-        """Calls, or text. What is hidden from the user may stand before both."""
+        """Calls, or text. Special tokens, which users do not see, may stand before both."""
         other = self._other()
-        tail = f" ({other} TEXT)*" if other else ""
-        lead = f"(SPACE {other})* " if other else ""
+        lead, tail = (f"(SPACE {other})* ", f" ({other} TEXT)*") if other else ("", "")
         yield f"answer: {lead}(calls | TEXT{tail})"
+        yield f"calls: {self._listed('first', 'first_listed')}"
+        for first in ("first", "first_listed"):
+            yield f"{first}: {_either(*(f'{first}_{name}' for name in self._names))}"
 
-    def _several(self) -> Iterator[str]:
-        """`calls`: one or more, and nothing else; `called`: what follows a mark."""
-        form, many = self._calls.format, self._calls.several
-        inside = "GAP? call" + (f' (GAP? "{form.between}" GAP? call)*' if many and form.between else "")
+    def _opened(self) -> str:
+        """Calls behind marks."""
+        mark = self._special.named(self._form.opens) or _text(self._form.opens)
+        one = f"{mark} {self._called()}"
+        again = self._calls.several and self._form.listing is Listing.NEVER
+        return f"{one} (GAP? {one})*" if again else one
+
+    def _called(self) -> str:
+        """What follows a mark."""
+        if self._form.listing is Listing.ALWAYS:
+            return f"GAP? {self._listed('call', 'call')}"
+        close = self._special.named(self._form.closes)
+        return f"GAP? call GAP? {_either(close, _text(self._form.closes))}"
+
+    def _listed(self, first: str, first_listed: str) -> str:
+        """One call, or several if they may be. Where text may stand in their place, the first has a mark of
+        its own, in which the bracket is."""
+        several, form = self._calls.several, self._form
+        rest = f' (GAP? "{form.between}" GAP? call)*' if several else ""
+        if form.listing is Listing.NEVER:
+            return f"{first}{rest}"
+        bracket = "" if first_listed != "call" else '"[" GAP? '
+        listed = f'{bracket}{first_listed}{rest} GAP? "]"'
         if form.listing is Listing.ALWAYS:
-            yield f'called: GAP? "[" {inside} GAP? "]"'
-        else:
-            close = _either(self._special.named(form.closes), _text(form.closes)) if form.closes else ""
-            yield f"called: GAP? call{f' GAP? {close}' if close else ''}"
-        if form.opens:
-            open_ = self._special.named(form.opens) or _text(form.opens)
-            again = f" (GAP? {open_} called)*" if many and form.listing is Listing.NEVER else ""
-            yield f"calls: {open_} called{again}"
+            return listed
+        return f"({first} | {listed})" if several else first
+
+    def _call(self, name: str, tool: Tool) -> Iterator[str]:
+        arguments = f'{self._json(tool.schema, arguments_schema)} GAP? "}}"'
+        parts = ["{", '"name"', ":", _encoded(tool.name), ",", _encoded(self._form.arguments), ":"]
+        head = " GAP? ".join(map(_text, parts))
+        yield f"{name}_head[lazy]: {head}"
+        yield f"{name}: {name}_head GAP? {name}_rest"
+        yield f"{name}_rest: {arguments}"
+        if not self._free or self._form.opens:
             return
-        before = self._special.named(form.before) if form.before else ""
-        lead = f"{before}? " if before else ""
-        listed = f' | "[" {inside} GAP? "]"' if form.listing is Listing.SEVERAL and many else ""
-        alone = inside if form.listing is Listing.NEVER else "GAP? call"
-        yield f"calls: {lead}({alone}{listed})"
+        # a mark has all space that the reader allows; elsewhere it is limited, as in all JSON
+        for first, bracket in (("first", []), ("first_listed", ["["])):
+            head = f" {JSON_SPACE} ".join(map(_text, [*bracket, *parts]))
+            before = f"({_text(self._form.before)} SPACE)? " if self._form.before else ""
+            yield f"{first}_{name}_head[lazy]: SPACE {before}{head}"
+            yield f"{first}_{name}: {first}_{name}_head GAP? {name}_rest"
 
-    def _call(self) -> Iterator[str]:
-        names = [f"call_{index}" for index in range(len(self._calls.tools))]
-        yield f"call: {_either(*names)}"
-        # What the reader takes for a mark must be one here; elsewhere space is limited as in all JSON.
-        gap = r"/[ \t\r\n]*/" if self._free and not self._calls.format.opens else "GAP?"
-        yield f"JOIN: {gap}"
-        for name, tool in zip(names, self._calls.tools, strict=True):
-            key = _text(_encoded(self._calls.format.arguments))
-            parts = [
-                _text("{"), _text('"name"'), _text(":"), _text(_encoded(tool.name)), _text(","),
-                key, _text(":"),
-            ]  # fmt: skip
-            yield f"{name}_head[lazy]: {' JOIN '.join(parts)}"
-            yield f'{name}: {name}_head GAP? {self._json(tool.schema, arguments_schema)} GAP? "}}"'
-
-    def _json(self, schema: Mapping[str, Any], read: Any = enforceable) -> str:
+    def _json(self, schema: Mapping[str, Any], read: Callable[..., dict[str, Any]]) -> str:
         inside = read(schema) | {"x-guidance": {"whitespace_pattern": self._gap}}
         return f"%json {json.dumps(inside, ensure_ascii=False, allow_nan=False)}"
 
@@ -288,13 +316,4 @@ def _text(text: str) -> str:
 
 def _either(*parts: str) -> str:
     found = [each for each in parts if each]
-    return found[0] if len(found) == 1 else f"({' | '.join(found)})"
-
-
-def check_sizes(calls: Calls) -> None:
-    """Raises RequestError for schemas that grow too large when their objects are closed."""
-    schemas: Iterable[Any] = [arguments_schema(each.schema) for each in calls.tools]
-    size = sum(len(json.dumps(each)) for each in schemas)
-    if size > MOST_CHARACTERS:
-        text = f"the tools' schemas, with their objects closed, have {size:,} characters, {MOST_CHARACTERS:,}"
-        raise RequestError(f"{text} are the limit: offer fewer tools", code=INVALID)
+    return f"({' | '.join(found)})"
