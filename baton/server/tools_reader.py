@@ -256,7 +256,8 @@ class CallReader:
 
     def _inside_list(self) -> bool:
         """A list has begun, or there is none."""
-        return self._form.listing is not Listing.ALWAYS or self._mark != self._form.opens
+        always = self._form.listing is Listing.ALWAYS
+        return not always or not self._mark.endswith(self._form.opens)
 
 
 class _Nested:
