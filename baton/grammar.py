@@ -127,7 +127,8 @@ class GrammarSpec:
                 check_rules(rules)
                 return cls(rules=rules)
             case {"kind": "tool_calls", **rest}:
-                for schema in closed_schemas(calls := Calls.read(rest)):
+                calls = Calls.read({str(key): value for key, value in rest.items()})
+                for schema in closed_schemas(calls):
                     _check_patterns(schema)
                 return cls(calls=calls)
         raise _invalid(

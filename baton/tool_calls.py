@@ -20,11 +20,13 @@ from enum import Enum
 from typing import Any
 
 from baton.errors import RequestError
-from baton.json_schema import INVALID, enforceable
+from baton.json_schema import INVALID, NAMED, ONE, SEVERAL, enforceable
 
 JSON_SPACE = r"/[ \t\r\n]*/"
 THINK, THOUGHT = "<think>", "</think>"
 """Around the reasoning of models that write it."""
+REMARKS = frozenset({"title", "description", "examples", "default", "$comment", "deprecated", "readOnly",
+                     "writeOnly"})  # fmt: skip
 MOST_CHARACTERS = 512 * 1024
 """Of all schemas, with their objects closed: references within a schema may repeat what it has."""
 
@@ -72,7 +74,9 @@ def format_of(template: str) -> CallFormat:
     xml = any(each in template for each in ("<function=", "<arg_key>", "<parameter="))
     if HERMES.opens in template and not xml:
         return HERMES
-    if LLAMA3.before in template or ("<|start_header_id|>" in template and '"parameters"' in template):
+    if LLAMA3.before in template or (
+        "<|start_header_id|>" in template and '"parameters"' in template
+    ):
         return LLAMA3
     return JSON
 
@@ -131,12 +135,29 @@ def _is_tool(value: Any) -> bool:
     return False
 
 
+def bare(schema: Any) -> Any:
+    """A schema without what only describes: a model's tools have more of that than of all else."""
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: value for key, value in schema.items() if key not in REMARKS}
+    for key, value in found.items():
+        if key in NAMED and isinstance(value, dict):
+            found[key] = {name: bare(each) for name, each in value.items()}
+        elif key in SEVERAL and isinstance(value, list):
+            found[key] = [bare(each) for each in value]
+        elif key in ONE:
+            found[key] = bare(value)
+    return found
+
+
 def arguments_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A tool's schema as it is enforced: of an object. Raises RequestError for one that is not, and for what
     cannot be enforced."""
     given = schema.get("type", "object")
     if given != "object" and given != ["object"]:
-        raise RequestError(f'arguments are an object, not of type {json.dumps(given)[:40]}', code=INVALID)
+        raise RequestError(
+            f"arguments are an object, not of type {json.dumps(given)[:40]}", code=INVALID
+        )
     return enforceable({**schema, "type": "object"})
 
 
@@ -226,7 +247,11 @@ class _Rules:
             yield from self._after_text() if self._form.opens else self._or_text()
             return
         other = self._calls.answer
-        answer = f" | {self._json(other, enforceable)}" if other is not None and not self._calls.forced else ""
+        answer = (
+            f" | {self._json(other, enforceable)}"
+            if other is not None and not self._calls.forced
+            else ""
+        )
         yield f"answer: calls{answer}"
         before = self._special.named(self._form.before) if self._form.before else ""
         lead = f"{before}? " if before else ""

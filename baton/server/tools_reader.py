@@ -296,11 +296,12 @@ def heard(text: str, form: CallFormat, names: Iterable[str], *, forced: bool = F
     """Of a whole answer."""
     reader = CallReader(form, names, forced=forced)
     parts = reader.take(text), reader.end()
-    calls: list[Call] = []
-    for piece in (each for part in parts for each in part.calls):
-        if piece.index == len(calls):
-            calls.append(Call(piece.name, piece.arguments))
-        else:
-            last = calls[piece.index]
-            calls[piece.index] = Call(last.name, last.arguments + piece.arguments)
-    return Answer(parts[0].content + parts[1].content, tuple(calls), reader.complete)
+    calls = joined([piece for part in parts for piece in part.calls])
+    return Answer(parts[0].content + parts[1].content, calls, reader.complete)
+
+
+def joined(pieces: Sequence[CallPiece]) -> tuple[Call, ...]:
+    """The calls that these pieces are of, all from the first on."""
+    names = [each.name for each in pieces if each.name]
+    texts = ["".join(p.arguments for p in pieces if p.index == at) for at in range(len(names))]
+    return tuple(map(Call, names, texts))
