@@ -237,9 +237,9 @@ class _Rules:
         if self._calls.thinking:
             yield f"start: {after}"
             return
-        begin = self._special.named(THINK)
-        yield f"think: {_either('think_begin', begin and f'SPACE {begin}')}"
-        yield f"think_begin[lazy]: SPACE {_text(THINK)}"
+        begin, space = self._special.named(THINK), "SPACE" if self._free else "BREAK"
+        yield f"think: {_either('think_begin', begin and f'{space} {begin}')}"
+        yield f"think_begin[lazy]: {space} {_text(THINK)}"
         yield f"start: answer | think ({after})"
 
     def _answer(self) -> Iterator[str]:

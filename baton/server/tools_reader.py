@@ -121,9 +121,8 @@ class CallReader:
 
     def end(self) -> Heard:
         """The answer has ended. What was held back."""
-        if self._at is _At.TEXT and not (self.calls and not self._held.strip()):
-            self._say(self._held)
-        elif self._at is _At.FIRST and not self._forced:
+        undecided = self._at in (_At.FIRST, _At.TEXT) and not self._forced
+        if undecided and (self._held.strip() or not self.calls):
             self._say(self._held)
         self._held = ""
         return self._told()
