@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ ASKED: dict[str, Any] = {
 NAMED = {"type": "function", "function": {"name": "now"}}
 ROME = '{"name": "weather", "arguments": {"city": "Rome"}}'
 TAGGED = f"<tool_call>\n{ROME}\n</tool_call>"
+TOKENS = len(pretend_tokenizer().encode(TAGGED, special=False))
 
 
 def served(work: Callable[[TownClient], Awaitable[Any]], wants: str = "", **options: Any) -> Any:
@@ -97,7 +99,8 @@ def test_a_required_call_fits_the_schema_whatever_the_model_wants() -> None:
 def test_the_named_tool_is_called_once() -> None:
     choice = answer(tool_choice=NAMED)
     (call,) = choice["message"]["tool_calls"]
-    assert (call["type"], call["function"]) == ("function", {"name": "now", "arguments": "{}"})
+    assert (call["type"], call["function"]["name"]) == ("function", "now")
+    assert json.loads(call["function"]["arguments"]) == {}
     assert choice["finish_reason"] == "tool_calls"
 
 
@@ -108,3 +111,126 @@ def test_who_may_call_says_what_it_likes_and_calls() -> None:
     assert [each["function"] for each in choice["message"]["tool_calls"]] == [rome, rome]
     assert len({each["id"] for each in choice["message"]["tool_calls"]}) == 2
     assert choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("wants", "fields", "content", "calls", "reason"),
+    [
+        ("Just text.", {}, "Just text.", 0, "stop"),
+        ("Look at <tool_cal", {}, "Look at <tool_cal", 0, "stop"),
+        (TAGGED, {"tool_choice": "none"}, None, 0, "length"),  # no grammar: the town says words
+        (TAGGED, {"parallel_tool_calls": False}, None, 1, "tool_calls"),
+        (f"{TAGGED}{TAGGED}", {"max_tokens": 2 * TOKENS - 12}, None, 2, "length"),
+        (f"So: {TAGGED}", {"max_tokens": 16}, "So:", 0, "length"),
+        (TAGGED, {"stop": ["Rome"]}, None, 1, "stop"),
+        (TAGGED, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {
+            "mode": "required", "tools": [TOOLS[0]]}}}, None, 1, "tool_calls"),
+        ('{"x": null}', {"response_format": {"type": "json_object"}}, '{"x": null}', 0, "stop"),
+        (TAGGED, {"response_format": {"type": "json_object"}}, None, 1, "tool_calls"),
+    ],
+)  # fmt: skip
+def test_what_is_said_is_told_apart(
+    wants: str, fields: dict[str, Any], content: str | None, calls: int, reason: str
+) -> None:
+    choice = answer(wants, **fields)
+    if fields.get("tool_choice") != "none":
+        assert choice["message"]["content"] == content
+    assert len(choice["message"].get("tool_calls", ())) == calls
+    assert choice["finish_reason"] == reason
+
+
+def test_reasoning_calls_and_content_are_three() -> None:
+    template = HERMES + "{# </think> #}"
+    choice = answer(f"<think>Use <tool_call>?</think>\nYes.\n{TAGGED}", template)
+    message = choice["message"]
+    assert message["reasoning_content"] == "Use <tool_call>?"
+    assert (message["content"], len(message["tool_calls"])) == ("Yes.", 1)
+    forced = answer(f"<think>Hm</think>{TAGGED}", template, tool_choice="required")
+    assert forced["message"]["reasoning_content"] == "Hm"
+
+
+def test_each_choice_has_its_own_calls_and_logprobs_go_with_the_tokens() -> None:
+    async def work(client: TownClient) -> None:
+        fields = ASKED | {"n": 2, "logprobs": True, "tool_choice": NAMED, "temperature": 1, "seed": 1}
+        found = (await client.ask(CHAT, fields, submits=1)).json
+        ids = [each["message"]["tool_calls"][0]["id"] for each in found["choices"]]
+        assert len(set(ids)) == 2
+        spent = sum(len(each["logprobs"]["content"]) for each in found["choices"])
+        assert spent == found["usage"]["completion_tokens"]
+        streamed = await client.ask(CHAT, fields | {"stream": True}, submits=1)
+        events = [json.loads(each[6:]) for each in streamed.body.decode().split("\n") if each[6:7] == "{"]
+        logprobs = [each["choices"][0]["logprobs"] for each in events]
+        assert sum(len(each["content"]) for each in logprobs if each) == spent
+
+    served(work, TAGGED)
+
+
+def test_the_parser_can_be_chosen_and_mistral_gets_ids_of_nine_characters() -> None:
+    async def work(client: TownClient) -> None:
+        message = (await client.ask(CHAT, ASKED, submits=1)).json["choices"][0]["message"]
+        assert len(message["tool_calls"][0]["id"]) == 9
+        assert message["tool_calls"][0]["id"].isalnum()
+
+    served(work, f"[TOOL_CALLS] [{ROME}]", tool_call_parser="mistral")
+
+
+def test_a_conversation_goes_on_after_a_call() -> None:
+    async def work(client: TownClient) -> None:
+        said = (await client.ask(CHAT, ASKED, submits=1)).json["choices"][0]["message"]
+        result = {"role": "tool", "tool_call_id": said["tool_calls"][0]["id"], "content": "Sunny"}
+        talk = {"messages": [*ASKED["messages"], said, result], "tools": TOOLS}
+        ids = (await client.ask("/tokenize", talk)).json["tokens"]
+        text = (await client.ask("/detokenize", {"tokens": ids})).json["prompt"]
+        assert f"<tool_call>{ROME}</tool_call><tool>Sunny" in text
+
+    served(work, TAGGED)
+
+
+def tool(name: str = "f", **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name} | more}
+
+
+BAD = {"type": "object", "properties": {"a": {"not": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "told"),
+    [
+        ({"tools": None, "tool_choice": "required"}, "tool_choice", "there are no tools: give tools"),
+        ({"tools": [], "tool_choice": NAMED}, "tool_choice", "there are no tools"),
+        ({"tool_choice": tool("rain")}, "tool_choice", "names 'rain', which is none of the tools: weather, now"),
+        ({"tool_choice": "any"}, "tool_choice", 'must be "none", "auto", "required"'),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+         "tool_choice", "tool_choice must be"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [tool("x")]}}},
+         "tool_choice", "names 'x'"),
+        ({"tools": [tool(), tool("g"), tool()]}, "tools", r"tools\[2\] has the name 'f' of a tool before it"),
+        ({"tools": [{"type": "web_search"}]}, "tools", r'tools\[0\].type must be function, got "web_search"'),
+        ({"tools": [{"type": "function"}]}, "tools", r"tools\[0\].function must be an object"),
+        ({"tools": [tool("")]}, "tools", r"tools\[0\].function.name must be a text of 1 to 256"),
+        ({"tools": [tool(parameters=[])]}, "tools", "parameters must be a JSON schema"),
+        ({"tools": [tool(strict=1)]}, "tools", "strict must be true or false"),
+        ({"tools": [tool("g"), tool(parameters=BAD)]}, "tools",
+         r"tools\[1\].function.parameters: .*keyword not at /properties/a cannot be enforced.*strict: false"),
+        ({"tools": [tool(parameters={"type": "string"})]}, "tools", 'are an object, not of type "string"'),
+        ({"tools": [tool(str(i), parameters={"properties": {"a": {"enum": ["x" * 4000]}}}) for i in range(20)]}, "tools", "bytes"),
+        ({"guided_regex": "a"}, "guided_regex", "guided_regex and tools exclude each other"),
+        ({"allowed_token_ids": [5]}, "allowed_token_ids", "allowed_token_ids and tools may exclude"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls", "bool"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, told: str) -> None:
+    async def work(client: TownClient) -> None:
+        refused = await client.ask(CHAT, ASKED | fields)
+        error = refused.json["error"]
+        assert (refused.status, error["param"]) == (400, param), error
+        assert re.search(told, error["message"]), error
+
+    served(work, template="{{ messages[0].content }}")
+
+
+def test_arguments_are_any_object_where_the_client_says_so() -> None:
+    """Its schema cannot be enforced."""
+    given = [tool(parameters=BAD, strict=False)]
+    choice = answer('<tool_call>{"name": "f", "arguments": {"b": [1]}}</tool_call>', tools=given)
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"b": [1]}'
