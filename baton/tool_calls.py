@@ -81,6 +81,21 @@ def format_of(template: str) -> CallFormat:
     return JSON
 
 
+def call_text(form: CallFormat, name: str, arguments: str) -> str:
+    """One call; `arguments` is JSON."""
+    return f'{{"name": {_encoded(name)}, "{form.arguments}": {arguments}}}'
+
+
+def calls_text(form: CallFormat, calls: Sequence[str]) -> str:
+    """Calls, each as call_text() writes it, as a whole answer."""
+    if form.closes:
+        return "\n".join(f"{form.opens}\n{each}\n{form.closes}" for each in calls)
+    joined = f"{form.between} ".join(calls)
+    alone = form.listing is Listing.NEVER or (form.listing is Listing.SEVERAL and len(calls) == 1)
+    listed = joined if alone else f"[{joined}]"
+    return f"{form.opens} {listed}" if form.opens else listed
+
+
 # ---- a request's calls
 
 

@@ -37,6 +37,7 @@ from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
 from baton.server.tools import KnownSchemas, ToolUse, answer_schema
+from baton.server.tools_prompt import with_tools_told
 from baton.server.turns import text_of
 from baton.text import Tokenizer, chat_ends, encode_prompt
 from baton.tool_calls import FORMATS, CallFormat
@@ -341,7 +342,10 @@ class GenerationService:
     async def _rendered(self, request: ChatRequest | TokenizeRequest) -> str:
         if self._renderer is None:
             raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
-        return await self._renderer.render(request.conversation())
+        conversation = request.conversation()
+        if not self._renderer.offers:
+            conversation = with_tools_told(conversation, self.call_format)
+        return await self._renderer.render(conversation)
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model not in self.names:

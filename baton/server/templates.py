@@ -20,6 +20,7 @@ A child is `python -m baton.server.templates PARENT`. It reads and writes JSON, 
 import asyncio
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -108,11 +109,19 @@ def knows_reasoning(template: ChatTemplate) -> bool:
 
 
 def call_format(template: ChatTemplate) -> CallFormat:
-    """How its model calls tools, by the template that is used with tools."""
+    """How its model calls tools."""
+    return format_of(_with_tools(template))
+
+
+def knows_tools(template: ChatTemplate) -> bool:
+    """Does it name them, or calls of them?"""
+    return re.search(r"\btool(s|_calls)\b", _with_tools(template)) is not None
+
+
+def _with_tools(template: ChatTemplate) -> str:
+    """The one that is used with tools."""
     source = template.source
-    if isinstance(source, str):
-        return format_of(source)
-    return format_of(source.get(TOOL_USE, source.get(DEFAULT, "")))
+    return source if isinstance(source, str) else source.get(TOOL_USE, source.get(DEFAULT, ""))
 
 
 # ---- rendering
@@ -232,6 +241,10 @@ class Renderer(Protocol):
         """Does the template know reasoning?"""
 
     @property
+    def offers(self) -> bool:
+        """Does the template know tools?"""
+
+    @property
     def calls(self) -> CallFormat:
         """How the template's model calls tools."""
 
@@ -246,7 +259,8 @@ class ThreadRenderer:
     """For the model's own template."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
-        self.reasons, self.calls = knows_reasoning(template), call_format(template)
+        self.reasons, self.offers = knows_reasoning(template), knows_tools(template)
+        self.calls = call_format(template)
         self._template = CompiledTemplate(template, patience_s=patience_s)
         self._threads = ThreadPoolExecutor(THREADS, "chat-template")
 
@@ -263,7 +277,8 @@ class ProcessRenderer:
     """For a template of --chat-template. Construct it in the event loop: its children start then."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
-        self.reasons, self.calls = knows_reasoning(template), call_format(template)
+        self.reasons, self.offers = knows_reasoning(template), knows_tools(template)
+        self.calls = call_format(template)
         self._children = [_Child(template, patience_s) for _ in range(CHILDREN)]
         self._idle: asyncio.Queue[_Child] = asyncio.Queue()
         for child in self._children:

@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.server.tools_prompt import tools_text, with_tools_told
 from baton.server.tools_reader import Answer, Call, CallReader, heard
-from baton.tool_calls import FORMATS, HERMES, JSON, LLAMA3, MISTRAL, CallFormat
+from baton.server.turns import Conversation
+from baton.tool_calls import (
+    FORMATS,
+    HERMES,
+    JSON,
+    LLAMA3,
+    MISTRAL,
+    CallFormat,
+    call_text,
+    calls_text,
+)
 
 NAMES = ("weather", "get time", 'odd"name', "wetter_für")
 ROME, NONE = '{"city": "Rome"}', "{}"
@@ -95,6 +106,37 @@ def test_wherever_it_is_cut(form: CallFormat, text: str, cuts: list[int]) -> Non
         assert "".join(each.arguments for each in own) == call.arguments
         assert all(each.arguments and not each.name for each in own[1:])
     assert reader.complete == whole.complete
+
+
+@pytest.mark.parametrize("form", FORMATS.values())
+def test_what_is_written_reads_the_same(form: CallFormat) -> None:
+    for calls in (BOTH, BOTH[:1]):
+        texts = [call_text(form, each.name, each.arguments) for each in calls]
+        assert heard(calls_text(form, texts), form, NAMES) == Answer("", calls, True)
+
+
+def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    user, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]}
+    turns = [user, said, {"role": "tool", "content": "2"}]
+    told = with_tools_told(Conversation(turns, tools=tools), JSON)
+    text = tools_text(tools, JSON)
+    assert '{"name": "NAME", "arguments": {...}}' in text
+    assert '{"name": "f", "parameters": {"type": "object"}}' in text
+    written = {"role": "assistant", "content": '{"name": "f", "arguments": {"a": 1}}'}
+    assert list(told.messages) == [{"role": "user", "content": f"{text}\n\nHi"}, written, turns[2]]
+    assert told.tools is None
+    system, parts = {"role": "system", "content": "S"}, [{"type": "text", "text": "Hi"}]
+    other = with_tools_told(Conversation([system, user], tools=tools), HERMES).messages[0]
+    assert other["content"].startswith("S\n\nYou can call tools.")
+    assert "<tool_call>\n{" in other["content"]
+    several = with_tools_told(Conversation([user | {"content": parts}], tools=tools), JSON)
+    assert several.messages[0]["content"] == [{"type": "text", "text": f"{text}\n\n"}, *parts]
+    spoken = said | {"content": "Look", "tool_calls": [call, {"function": {"name": "f", "arguments": {}}}]}
+    both = with_tools_told(Conversation([spoken]), JSON).messages[0]["content"]
+    assert both == 'Look\n\n[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {}}]'
+    assert with_tools_told(Conversation([user]), JSON) == Conversation([user])
 
 
 @pytest.mark.parametrize("form", FORMATS.values())
