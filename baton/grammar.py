@@ -16,10 +16,12 @@ continue a request from these two. llguidance does the matching; this module add
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
@@ -46,6 +48,9 @@ LONGEST_GRAMMAR = 16 * 1024
 INDENT = 24
 GAP = rf"( |\n[ \t]{{0,{INDENT}}})"
 
+MOST_RECENT = 8
+"""Compiled grammars that are kept."""
+NO_TOKENS = SpecialTokens()
 INVALID = INVALID_GRAMMAR
 FAILED = "grammar_failed"
 
@@ -137,7 +142,7 @@ class GrammarSpec:
             '{"kind": "rules", "rules": "..."} or {"kind": "tool_calls", ...}'
         )
 
-    def compiled_form(self, special: SpecialTokens = SpecialTokens()) -> str:
+    def compiled_form(self, special: SpecialTokens = NO_TOKENS) -> str:
         """The grammar in llguidance's terms. `special`: the tokens of the model, for tool calls."""
         try:
             if self.calls is not None:
@@ -177,6 +182,8 @@ class Grammars:
         added = read.tokenizer.get_added_tokens_decoder()
         self._added = {each: token.content for each, token in added.items()}
         self._vocabulary = vocabulary
+        self._recent: OrderedDict[str, LLMatcher] = OrderedDict()  # the last used at the end
+        self._lock = Lock()
         self._ends = frozenset(each for each in eos_token_ids if 0 <= each < vocabulary)
 
     def check(self, spec: str) -> None:
@@ -194,10 +201,7 @@ class Grammars:
     ) -> "Matcher":
         """A Matcher after the ids generated so far. Compiles: some ms, rarely 1 s. The tokenizer's own
         end may end the answer if it is among its stop tokens, as in a chat."""
-        form = GrammarSpec.parse(spec).compiled_form(self._special)
-        matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
+        matcher = self._compiled(spec)
         chat = not self._own_ends.isdisjoint(stop_token_ids)
         guide = Matcher(matcher, self._ids_of_chats if chat else self._ids)
         for index, token_id in enumerate(generated):
@@ -207,6 +211,23 @@ class Grammars:
                     code=FAILED,
                 )
         return guide
+
+    def _compiled(self, spec: str) -> LLMatcher:
+        """At its beginning. The last ones are kept: agents offer the same tools again and again."""
+        with self._lock:
+            known = self._recent.pop(spec, None)
+            if known is not None:
+                self._recent[spec] = known
+                return known.deep_copy()
+        form = GrammarSpec.parse(spec).compiled_form(self._special)
+        matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
+        with self._lock:
+            self._recent[spec] = matcher.deep_copy()
+            if len(self._recent) > MOST_RECENT:
+                self._recent.popitem(last=False)
+        return matcher
 
     @cached_property
     def _ids(self) -> _Ids:

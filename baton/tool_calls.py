@@ -1,14 +1,14 @@
 """Tool calls: how models write them, and the grammar that makes a model write them so. Pure.
 
-    hermes     text <tool_call> {"name": ..., "arguments": {...}} </tool_call> <tool_call> ...    Qwen, Hermes
+    hermes     text <tool_call> {"name": ..., "arguments": {...}} </tool_call> <tool_call> ...    Qwen
     mistral    text [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]
     llama3     {"name": ..., "parameters": {...}}; {...}         <|python_tag|> may stand before it
     json       {"name": ..., "arguments": {...}}, or a list of such           any other model
 
 Calls of the first two may stand after text, behind a mark. An answer of the last two is a call from its
-beginning, or text: then `{"name": "one of the tools", "arguments":` is the mark. Behind the mark nothing but
-a call of the request's tools can follow, and its arguments fit the tool's schema. Where no tool must be
-called, everything before the mark is free, special tokens included. Nothing is free where one must be.
+beginning, or text: then `{"name": "one of the tools", "arguments":` is the mark. Behind the mark nothing
+but a call of the request's tools can follow, and its arguments fit the tool's schema. Where no tool must
+be called, everything before the mark is free, special tokens included. Nothing is free where one must be.
 
 baton/server/tools_reader.py reads what this grammar writes.
 """
@@ -166,8 +166,8 @@ def bare(schema: Any) -> Any:
 
 
 def arguments_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool's schema as it is enforced: of an object. Raises RequestError for one that is not, and for what
-    cannot be enforced."""
+    """A tool's schema as it is enforced: of an object. Raises RequestError for one that is not, and for
+    what cannot be enforced."""
     given = schema.get("type", "object")
     if given != "object" and given != ["object"]:
         raise RequestError(
@@ -184,8 +184,9 @@ def closed_schemas(calls: Calls) -> list[dict[str, Any]]:
         schemas.append(enforceable(calls.answer))
     size = sum(len(json.dumps(each)) for each in schemas)
     if size > MOST_CHARACTERS:
-        text = f"the tools' schemas, with their objects closed, have {size:,} characters, {MOST_CHARACTERS:,}"
-        raise RequestError(f"{text} are the limit: offer fewer tools", code=INVALID)
+        text = f"the tools' schemas, with their objects closed, have {size:,} characters"
+        limit = f"{MOST_CHARACTERS:,} are the limit: offer fewer tools"
+        raise RequestError(f"{text}, {limit}", code=INVALID)
     return schemas
 
 
@@ -312,8 +313,8 @@ class _Rules:
         return f"GAP? call GAP? {_either(close, _text(self._form.closes))}"
 
     def _listed(self, first: str, first_listed: str) -> str:
-        """One call, or several if they may be. Where text may stand in their place, the first has a mark of
-        its own, in which the bracket is."""
+        """One call, or several if they may be. Where text may stand in their place, the first has a mark
+        of its own, in which the bracket is."""
         several, form = self._calls.several, self._form
         rest = f' (GAP? "{form.between}" GAP? call)*' if several else ""
         if form.listing is Listing.NEVER:

@@ -285,8 +285,8 @@ class ChatShape(Shape):
         return self._pieces(delta)[0]
 
     def pieces(self, delta: Delta) -> list[dict[str, Any]]:
-        """One chunk for text, one for each part of a call: clients join these by their index. What belongs to
-        the tokens stands in the first."""
+        """One chunk for text, one for each part of a call: clients join these by their index. What
+        belongs to the tokens stands in the first."""
         found = self._pieces(delta)
         calls = self._extras.tools is not None and self._extras.silent_chunks
         empty = calls and found[0]["choices"][0]["delta"] == NO_CONTENT

@@ -1,16 +1,16 @@
-"""Tools: the functions that a request offers, which of them may or must be called, and the grammar of that.
+"""Tools: the functions that a request offers, and which of them may or must be called.
 
-    tools          [{"type": "function", "function": {"name", "description", "parameters", "strict"}}, ...]
+    tools          [{"type": "function", "function": {"name", "description", "parameters", "strict"}}]
     tool_choice    none: no call        auto: text or calls        required: at least one call
                    {"type": "function", "function": {"name": ...}}: one call of this one
-                   {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required", "tools": [...]}}
+                   {"type": "allowed_tools", "allowed_tools": {"mode": auto or required, "tools": [...]}}
     parallel_tool_calls    false: at most one call
 
-    tool_use(tools, tool_choice, parallel) -> ToolUse -> calls(format, ...) -> Calls -> baton.grammar.tool_calls
+    tool_use(tools, tool_choice, parallel) -> ToolUse -> calls(...) -> Calls -> baton.grammar.tool_calls
 
-Another API surface writes its own tools and choice in these terms, OpenAI's for chats, and reads the answer
-with tools_answer.py. A call always fits its tool's schema. Where the schema cannot be enforced, the request is
-refused; with `strict: false` the arguments are any object then.
+Another API surface writes its own tools and choice in these terms, OpenAI's for chats, and reads the
+answer with tools_answer.py. A call always fits its tool's schema. Where the schema cannot be enforced,
+the request is refused; with `strict: false` the arguments are any object then.
 """
 
 import json
@@ -49,7 +49,8 @@ class OfferedTool:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools that may be called. `forced`: at least one must be; `several`: more than one call may be made."""
+    """The tools that may be called. `forced`: at least one must be; `several`: more than one call may be
+    made."""
 
     tools: tuple[OfferedTool, ...]
     forced: bool
@@ -87,8 +88,8 @@ def tool_use(
     by_name: dict[str, OfferedTool] = {}
     for each in offered:
         if each.name in by_name:
-            text = f"{each.place} has the name {each.name[:SHOWN]!r} of a tool before it: names must differ"
-            raise ApiError.bad_request(text, "tools")
+            text = f"{each.place} has the name {each.name[:SHOWN]!r} of a tool before it"
+            raise ApiError.bad_request(f"{text}: names must differ", "tools")
         by_name[each.name] = each
     for name in names:
         if name not in by_name:
@@ -144,8 +145,8 @@ def _offered(tool: Mapping[str, Any], place: str) -> OfferedTool:
 
 
 def answer_schema(written: str, param: str) -> Mapping[str, Any] | None:
-    """Of JSON, which a grammar describes that the field `param` asks for; None without one. Raises ApiError
-    for any other grammar."""
+    """Of JSON, which a grammar describes that the field `param` asks for; None without one. Raises
+    ApiError for any other grammar."""
     if not written:
         return None
     match json.loads(written):
@@ -161,7 +162,7 @@ def answer_schema(written: str, param: str) -> Mapping[str, Any] | None:
 
 
 class KnownSchemas:
-    """The schemas that are known to be enforceable. `check`: compiles a grammar, and raises RequestError."""
+    """The schemas known to be enforceable. `check` compiles a grammar or raises RequestError."""
 
     def __init__(self, check: Callable[[str], None]) -> None:
         self._check = check
@@ -177,8 +178,8 @@ class KnownSchemas:
             if tool.strict is False:
                 return ANY_OBJECT
             text = (
-                f"{tool.place}.function.parameters: {error}; or give the tool strict: false, then its arguments "
-                "are any JSON object"
+                f"{tool.place}.function.parameters: {error}; or give the tool strict: false, then its "
+                "arguments are any JSON object"
             )
             raise ApiError.bad_request(text, "tools", error.code) from error
         return schema

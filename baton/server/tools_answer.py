@@ -36,8 +36,8 @@ class Parts:
 
 
 class AnswerReader:
-    """One answer. `thinking`: it begins within reasoning, may begin with it (False), or has none that is told
-    apart. `tools`: None if it calls none."""
+    """One answer. `thinking`: it begins within reasoning, may begin with it (False), or has none that is
+    told apart (None). `tools`: None if it calls none."""
 
     def __init__(self, thinking: bool | None, tools: ToolReading | None) -> None:
         self._speech = None if thinking is None else Speech(begun=thinking)
@@ -97,8 +97,8 @@ def whole_answer(
 
 
 def call_id(answer: str, choice: int, index: int, form: CallFormat) -> str:
-    """Of call `index` of choice `choice` of the answer with this id. Mistral's templates take letters and digits
-    only, nine of them."""
+    """Of call `index` of choice `choice` of the answer with this id. Mistral's templates take letters and
+    digits only, nine of them."""
     found = blake2b(f"{answer}\0{choice}\0{index}".encode()).hexdigest()[: form.id_length]
     return found if form.id_length < 10 else f"call_{found}"
 

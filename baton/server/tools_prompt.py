@@ -1,8 +1,8 @@
 """Tools prompt: tools and calls told in words, for a chat template that knows none. Pure.
 
-Many models come with such a template. Without this they would not see the tools that they must call. The
-tools stand in the system message, or before the first message of the user: not all templates take a system
-message, and some have one of their own. Calls in earlier turns become what the model wrote.
+Many models come with such a template. Without this they would not see the tools that they must call.
+The tools stand in the system message, or before the first message of the user: not all templates take a
+system message, and some have one of their own. Calls in earlier turns become what the model wrote.
 """
 
 import json

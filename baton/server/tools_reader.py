@@ -8,12 +8,13 @@
     reader.end()      -> Heard(content, calls)  after the last
     heard(text, format, names) -> Answer        of a whole answer
 
-Every way of cutting a text gives the same content and the same calls. A call's first piece has its name and
-no arguments; the arguments follow as the model writes them, so joined they are JSON once the call is complete.
-Another API surface maps the pieces to its own events: `index` counts the calls of an answer.
+Every way of cutting a text gives the same content and the same calls. A call's first piece has its name
+and no arguments; the arguments follow as the model writes them, so joined they are JSON once the call is
+complete. Another API surface maps the pieces to its own events: `index` counts the calls of an answer.
 
 What only looks like a call is content: another name, another key, a mark that stops half-way. White space
-around calls belongs to nothing; a line feed parts two contents. A call that the answer's end cuts off before its name is known is left out.
+around calls belongs to nothing; a line feed parts two contents. A call that the answer's end cuts off
+before its name is known is left out.
 """
 
 import json
@@ -85,8 +86,8 @@ class _Head:
 
 
 class CallReader:
-    """The text of one answer, without its reasoning. `names`: of the tools that may be called. `forced`: the
-    answer is calls and nothing else, so it never becomes content because it is cut off."""
+    """The text of one answer, without its reasoning. `names`: of the tools that may be called. `forced`:
+    the answer is calls and nothing else, so it never becomes content because it is cut off."""
 
     def __init__(self, form: CallFormat, names: Iterable[str], *, forced: bool = False) -> None:
         self._form = form

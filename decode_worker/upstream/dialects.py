@@ -167,16 +167,16 @@ def _grammar(dialect: Dialect, params: GenerationParams) -> Json:
     if spec.pattern is None and spec.schema is None:
         what = "choices and rules" if spec.calls is None else "tool calls that are enforced"
         raise RequestError(
-            f"{what} are not available: behind this cluster is {dialect.title}, which gets JSON schemas and "
-            "regexes only",
+            f"{what} are not available: behind this cluster is {dialect.title}, which gets JSON schemas "
+            "and regexes only",
             code="invalid_grammar",
         )
     return dialect.grammar(spec)
 
 
 def without_free_calls(params: GenerationParams) -> GenerationParams:
-    """Other servers cannot watch a text for the beginning of a call. Where the answer may be text, it is free
-    there, and a call in it is read as one if it happens to be sound (docs/engines.md)."""
+    """Other servers cannot watch a text for the beginning of a call. Where the answer may be text, it is
+    free there, and a call in it is read as one if it happens to be sound (docs/engines.md)."""
     if not params.grammar:
         return params
     calls = GrammarSpec.parse(params.grammar).calls

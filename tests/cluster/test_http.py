@@ -273,7 +273,10 @@ def test_what_is_wrong_is_named(
 
 def called(server: Server, **more: Any) -> Any:
     """A chat that must call a tool; its answer is long."""
-    digits = {"type": "object", "properties": {"digits": {"type": "string", "pattern": "^[0-9]{300}$"}}}
+    digits = {
+        "type": "object",
+        "properties": {"digits": {"type": "string", "pattern": "^[0-9]{300}$"}},
+    }
     schema = digits | {"required": ["digits"]}
     tool: Any = {"type": "function", "function": {"name": "count", "parameters": schema}}
     return server.client.chat.completions.create(

@@ -42,7 +42,12 @@ CITY = {
 NONE: dict[str, Any] = {"type": "object", "properties": {}}
 TOOLS = (Tool("weather", CITY), Tool('get "time"', NONE))
 SCHEMAS = {each.name: each.schema for each in TOOLS}
-TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>")  # as Qwen has them: added, not special
+TAGS = (
+    "<tool_call>",
+    "</tool_call>",
+    "<think>",
+    "</think>",
+)  # as Qwen has them: added, not special
 SPECIAL = ("[TOOL_CALLS]", "<|python_tag|>", "<|other|>")
 
 
@@ -85,7 +90,8 @@ def read(ids: list[int], tokenizer: Tokenizer, calls: Calls, ended: bool) -> Who
 
 # What a model of each kind likes to say, so that walks come to calls.
 LIKES = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", '{"name": "', "weather",
-         '", "arguments": ', '", "parameters": ', "[", "]", "}", ";", ",", " ", '"', "Rome", "a", "\n"]  # fmt: skip
+         '", "arguments": ', '", "parameters": ', "[", "]", "}", ";", ",", " ", '"', "Rome", "a",
+         "\n"]  # fmt: skip
 
 
 @cache
@@ -261,16 +267,16 @@ def test_remarks_are_left_out_of_schemas_and_names_are_none() -> None:
     ("template", "form"),
     [
         # Qwen 2.5 and 3, Hermes 3
-        ('{{- "\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments '
-         'within <tool_call></tool_call> XML tags:\\n<tool_call>\\n{\\"name\\": <function-name>, '
+        ('{{- "\\n</tools>\\n\\nFor each function call, return a json object with function name and '
+         'arguments within <tool_call></tool_call> tags:\\n<tool_call>\\n{\\"name\\": <function-name>, '
          '\\"arguments\\": <args-json-object>}\\n</tool_call><|im_end|>\\n" }}', HERMES),
         # Qwen3-Coder and GLM 4.5: other calls within the same tags
-        ("{{- '\\n<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1>' }}", JSON),
+        ("{{- '\\n<tool_call>\\n<function=example_function_name>\\n<parameter=example_1>' }}", JSON),
         ("<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>", JSON),
         # Mistral 7B v0.3, Nemo
         ('{{- "[AVAILABLE_TOOLS] [" }}{{- "[TOOL_CALLS] [" }}', MISTRAL),
         # Llama 3.1 and 3.2
-        ('{{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}{{- "<|python_tag|>" + call }}', LLAMA3),
+        ('{{- "<|start_header_id|>ipython<|end_header_id|>" }}{{- "<|python_tag|>" + call }}', LLAMA3),
         ("{{- '<|start_header_id|>assistant<|end_header_id|>' }}{{- '\"parameters\": ' }}", LLAMA3),
         # SmolLM2, Llama 3 without tools
         ("{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}", JSON),

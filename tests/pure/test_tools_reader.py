@@ -133,7 +133,10 @@ def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     assert "<tool_call>\n{" in other["content"]
     several = with_tools_told(Conversation([user | {"content": parts}], tools=tools), JSON)
     assert several.messages[0]["content"] == [{"type": "text", "text": f"{text}\n\n"}, *parts]
-    spoken = said | {"content": "Look", "tool_calls": [call, {"function": {"name": "f", "arguments": {}}}]}
+    spoken = said | {
+        "content": "Look",
+        "tool_calls": [call, {"function": {"name": "f", "arguments": {}}}],
+    }
     both = with_tools_told(Conversation([spoken]), JSON).messages[0]["content"]
     assert both == 'Look\n\n[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {}}]'
     assert with_tools_told(Conversation([user]), JSON) == Conversation([user])

@@ -91,11 +91,12 @@ class WordyDecode(PretendDecode):
         )
         return Drawn(shown, chance)
 
-
     def allowed(self, token: int, context: Sequence[int], mask: int) -> int:
         """The first of these that the mask allows."""
         wants = getattr(self.town, "wants", ())
-        said = max(k for k in range(len(wants) + 1) if list(wants[:k]) == list(context[len(context) - k :]))
+        said = max(
+            k for k in range(len(wants) + 1) if list(wants[:k]) == list(context[len(context) - k :])
+        )
         for each in (*wants[said : said + 1], END, token):
             if mask >> each & 1 and (each != END or said == len(wants)):
                 return each
@@ -104,8 +105,8 @@ class WordyDecode(PretendDecode):
 
 
 class WordyTown(Town):
-    """A town with the bundled model's tokenizer. What the router says to its client is kept. `wants`: what
-    its model would like to say where a grammar allows it, as ids."""
+    """A town with the bundled model's tokenizer. What the router says to its client is kept. `wants`:
+    what its model would like to say where a grammar allows it, as ids."""
 
     decode_model = WordyDecode
     wants: Sequence[int] = ()
