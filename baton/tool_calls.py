@@ -14,7 +14,7 @@ baton/server/tools_reader.py reads what this grammar writes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -262,16 +262,26 @@ class _Rules:
         if self._free:
             yield from self._after_text() if self._form.opens else self._or_text()
             return
-        other = self._calls.answer
-        answer = (
-            f" | {self._json(other, enforceable)}"
-            if other is not None and not self._calls.forced
-            else ""
-        )
-        yield f"answer: calls{answer}"
+        calls = self._opened() if self._form.opens else self._listed("call", "call")
         before = self._special.named(self._form.before) if self._form.before else ""
         lead = f"{before}? " if before else ""
-        yield f"calls: {lead}{self._opened() if self._form.opens else self._listed('call', 'call')}"
+        if self._calls.forced or self._calls.answer is None:
+            yield f"answer: {lead}{calls}"
+            return
+        if not self._form.opens:
+            calls = _either(*(self._json(each) for each in self._whole_calls()))
+        yield f"answer: {lead}{calls} | {self._json(enforceable(self._calls.answer))}"
+
+    def _whole_calls(self) -> Iterator[dict[str, Any]]:
+        """One call as JSON. Where the answer is JSON in any case, llguidance must not choose between
+        rules and schemas at the first bracket."""
+        key = self._form.arguments
+        for tool in self._calls.tools:
+            schema = _moved(arguments_schema(tool.schema), f"#/properties/{key}")
+            yield {
+                "type": "object", "properties": {"name": {"const": tool.name}, key: schema},
+                "required": ["name", key], "additionalProperties": False,
+            }  # fmt: skip
 
     def _other(self) -> str:
         """Special tokens that may stand in a free text."""
@@ -326,7 +336,7 @@ class _Rules:
         return f"({first} | {listed})" if several else first
 
     def _call(self, name: str, tool: Tool) -> Iterator[str]:
-        arguments = f'{self._json(tool.schema, arguments_schema)} GAP? "}}"'
+        arguments = f'{self._json(arguments_schema(tool.schema))} GAP? "}}"'
         parts = ["{", '"name"', ":", _encoded(tool.name), ",", _encoded(self._form.arguments), ":"]
         head = " GAP? ".join(map(_text, parts))
         yield f"{name}_head[lazy]: {head}"
@@ -341,9 +351,22 @@ class _Rules:
             yield f"{first}_{name}_head[lazy]: SPACE {before}{head}"
             yield f"{first}_{name}: {first}_{name}_head GAP? {name}_rest"
 
-    def _json(self, schema: Mapping[str, Any], read: Callable[..., dict[str, Any]]) -> str:
-        inside = read(schema) | {"x-guidance": {"whitespace_pattern": self._gap}}
+    def _json(self, schema: Mapping[str, Any]) -> str:
+        inside = {**schema, "x-guidance": {"whitespace_pattern": self._gap}}
         return f"%json {json.dumps(inside, ensure_ascii=False, allow_nan=False)}"
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema that stands elsewhere: its references within itself begin there."""
+    if isinstance(schema, list):
+        return [_moved(each, place) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _moved(value, place) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        found["$ref"] = f"{place}{reference[1:]}"
+    return found
 
 
 def _encoded(text: str) -> str:

@@ -111,7 +111,7 @@ def _chosen(choice: Any) -> tuple[str, list[str]]:
             return "named", [name]
         case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode,
                                                          "tools": [_, *_] as allowed}}:  # fmt: skip
-            names = [name for each in allowed if (name := _allowed(each))]
+            names = [each for each in map(_allowed, allowed) if each]
             if len(names) == len(allowed):
                 return mode, names
     raise ApiError.bad_request(f"tool_choice {CHOICES}", "tool_choice")

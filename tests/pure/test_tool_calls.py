@@ -201,10 +201,12 @@ def test_parallel_calls_go_where_they_may() -> None:
             )
 
 
-def test_an_answer_that_calls_nothing_may_have_a_schema() -> None:
-    grammars, tokenizer, _ = model(True)
-    calls = Calls(HERMES, TOOLS, answer={"type": "object", "properties": {"x": {"type": "null"}}})
-    good = around(call("weather", '{"city": "Oslo"}', HERMES), HERMES)
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize("form", FORMATS.values())
+def test_an_answer_that_calls_nothing_may_have_a_schema(form: CallFormat, marks: bool) -> None:
+    grammars, tokenizer, _ = model(marks)
+    calls = Calls(form, TOOLS, answer={"type": "object", "properties": {"x": {"type": "null"}}})
+    good = around(call("weather", '{"city": "Oslo"}', form), form)
     for text, may in (
         ('{"x": null}', (True, True)), (good, (True, True)), ("Hi", (False, False)),
         (good.replace("Oslo", "Bonn"), (False, False)), ('{"y": 1}', (False, False)),

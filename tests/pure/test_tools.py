@@ -241,7 +241,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, told: str) -
         assert (refused.status, error["param"]) == (400, param), error
         assert re.search(told, error["message"]), error
 
-    served(work, template="{{ messages[0].content }}")
+    served(work, template="{# tools #}{{ messages[0].content }}")
 
 
 def test_arguments_are_any_object_where_the_client_says_so() -> None:
