@@ -203,7 +203,13 @@ class SpecialTokens:
     def any_but(self, *texts: str) -> str:
         """One of them, as a rule's part; empty if there is none."""
         but = {self.by_text[each] for each in texts if each in self.by_text}
-        listed = ",".join(str(each) for each in self.ids if each not in but)
+        ranges: list[tuple[int, int]] = []  # some models have thousands in a row
+        for each in sorted(set(self.ids) - but):
+            if ranges and each == ranges[-1][1] + 1:
+                ranges[-1] = ranges[-1][0], each
+            else:
+                ranges.append((each, each))
+        listed = ",".join(f"{low}-{high}" for low, high in ranges)
         return f"<[{listed}]>" if listed else ""
 
     def named(self, text: str) -> str:

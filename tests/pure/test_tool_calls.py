@@ -29,6 +29,7 @@ from baton.tool_calls import (
     CallFormat,
     Calls,
     Listing,
+    SpecialTokens,
     Tool,
     bare,
     format_of,
@@ -287,3 +288,33 @@ def test_remarks_are_left_out_of_schemas_and_names_are_none() -> None:
 )  # fmt: skip
 def test_a_template_says_how_its_model_calls(template: str, form: CallFormat) -> None:
     assert format_of(template) is form
+
+
+def test_special_tokens_in_a_row_are_one_range() -> None:
+    """Some models have thousands."""
+    special = SpecialTokens([9, 3, 4, 5, 7, 8], {"a": 4})
+    assert special.any_but() == "<[3-5,7-9]>"
+    assert special.any_but("a", "b") == "<[3-3,5-5,7-9]>"
+    assert (special.named("a"), special.named("b"), SpecialTokens().any_but()) == ("<[4]>", "", "")
+
+
+def test_what_agents_send_as_schemas_is_taken() -> None:
+    """As zod, pydantic and MCP servers write them."""
+    grammars, tokenizer, _ = model(True)
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#", "type": "object",
+        "properties": {
+            "url": {"type": "string", "format": "uri", "default": "x"},
+            "path": {"format": "path", "type": "string"},
+            "meta": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}},
+            "n": {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}], "title": "N"},
+        },
+        "required": ["n"], "additionalProperties": False,
+    }  # fmt: skip
+    calls = Calls(HERMES, (Tool("f", schema), Tool("any", {}), *TOOLS))
+    for name, arguments, may in (
+        ("f", '{"meta": {"a": [1]}, "n": null}', True), ("f", '{"n": 0}', False),
+        ("any", '{"x": {"y": []}}', True), ("any", "[]", False),
+    ):  # fmt: skip
+        text = around(call(name, arguments, HERMES), HERMES)
+        assert goes(grammars, tokenizer, calls, text)[0] is may
