@@ -133,8 +133,7 @@ class GrammarSpec:
                 return cls(rules=rules)
             case {"kind": "tool_calls", **rest}:
                 calls = Calls.read({str(key): value for key, value in rest.items()})
-                for schema in closed_schemas(calls):
-                    _check_patterns(schema)
+                _check_patterns(*closed_schemas(calls))
                 return cls(calls=calls)
         raise _invalid(
             'a grammar is {"kind": "json_object"}, {"kind": "json_schema", "schema": {...}}, '
@@ -352,25 +351,29 @@ def _check_sizes(fields: Any) -> None:
             raise _invalid(f"a string has {len(value)} characters, {longest} are the limit")
 
 
-def _check_patterns(schema: Mapping[str, Any]) -> None:
-    patterns: set[str] = set()
-    keyed, intersects = 0, False
-    for value, _ in _values(schema):
-        if not isinstance(value, dict):
-            continue
-        keys = value.get("patternProperties")
-        keyed += len(keys) if isinstance(keys, dict) else 0
-        found = (value.get("pattern"), value.get("format"))
-        patterns.update(each for each in found if isinstance(each, str))
-        asserted = value.keys() - NO_ASSERTION
-        joined = bool(asserted & {"$ref", "anyOf", "oneOf"}) and len(asserted) > 1
-        intersects = intersects or joined or "allOf" in asserted
+def _check_patterns(*schemas: Mapping[str, Any]) -> None:
+    """Of schemas that are compiled together: time and memory of each add up."""
+    keyed, intersected = 0, 0
+    for schema in schemas:
+        patterns: set[str] = set()
+        intersects = False
+        for value, _ in _values(schema):
+            if not isinstance(value, dict):
+                continue
+            keys = value.get("patternProperties")
+            keyed += len(keys) if isinstance(keys, dict) else 0
+            found = (value.get("pattern"), value.get("format"))
+            patterns.update(each for each in found if isinstance(each, str))
+            asserted = value.keys() - NO_ASSERTION
+            joined = bool(asserted & {"$ref", "anyOf", "oneOf"}) and len(asserted) > 1
+            intersects = intersects or joined or "allOf" in asserted
+        intersected += len(patterns) if intersects else 0
     if keyed > MOST_KEY_PATTERNS:
         raise _invalid(f"{keyed} patternProperties are too many, {MOST_KEY_PATTERNS} are the limit")
-    if intersects and len(patterns) > MOST_INTERSECTED:
+    if intersected > MOST_INTERSECTED:
         raise _invalid(
             "the schema intersects its parts (allOf, or $ref or anyOf beside other keywords) and has "
-            f"{len(patterns)} patterns and formats, {MOST_INTERSECTED} are the limit then"
+            f"{intersected} patterns and formats, {MOST_INTERSECTED} are the limit then"
         )
 
 

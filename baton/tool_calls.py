@@ -311,8 +311,13 @@ class _Rules:
         lead, tail = (f"(SPACE {other})* ", f" ({other} TEXT)*") if other else ("", "")
         yield f"answer: {lead}(calls | TEXT{tail})"
         yield f"calls: {self._listed('first', 'first_listed')}"
-        for first in ("first", "first_listed"):
+        for first in self._firsts():
             yield f"{first}: {_either(*(f'{first}_{name}' for name in self._names))}"
+
+    def _firsts(self) -> dict[str, tuple[str, ...]]:
+        """Rules of a first call, and what their marks begin with."""
+        listed = {"first_listed": ("[",)} if self._form.listing is Listing.SEVERAL else {}
+        return {"first": (), **listed}
 
     def _opened(self) -> str:
         """Calls behind marks."""
@@ -339,7 +344,8 @@ class _Rules:
         listed = f'{bracket}{first_listed}{rest} GAP? "]"'
         if form.listing is Listing.ALWAYS:
             return listed
-        return f"({first} | {listed})" if several else first
+        # a list that begins as one of calls is read as one: as a text it would not be of their schemas
+        return f"({first} | {listed})" if several or self._free else first
 
     def _call(self, name: str, tool: Tool) -> Iterator[str]:
         arguments = f'{self._json(arguments_schema(tool.schema))} GAP? "}}"'
@@ -351,7 +357,7 @@ class _Rules:
         if not self._free or self._form.opens:
             return
         # a mark has all space that the reader allows; elsewhere it is limited, as in all JSON
-        for first, bracket in (("first", []), ("first_listed", ["["])):
+        for first, bracket in self._firsts().items():
             head = f" {JSON_SPACE} ".join(map(_text, [*bracket, *parts]))
             before = f"({_text(self._form.before)} SPACE)? " if self._form.before else ""
             yield f"{first}_{name}_head[lazy]: SPACE {before}{head}"

@@ -171,9 +171,14 @@ class KnownSchemas:
 
     def enforced(self, tool: OfferedTool) -> Mapping[str, Any]:
         """What the grammar takes: without descriptions. Raises ApiError."""
+        schema: Mapping[str, Any] = bare(tool.parameters)
+        key = json.dumps(schema)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return schema
         try:
-            schema: Mapping[str, Any] = bare(tool.parameters)
-            self._try(arguments_schema(schema))
+            self._check(grammar.json_schema(arguments_schema(schema)))
         except RequestError as error:
             if tool.strict is False:
                 return ANY_OBJECT
@@ -182,16 +187,8 @@ class KnownSchemas:
                 "arguments are any JSON object"
             )
             raise ApiError.bad_request(text, "tools", error.code) from error
-        return schema
-
-    def _try(self, schema: Mapping[str, Any]) -> None:
-        written = grammar.json_schema(schema)
         with self._lock:
-            if written in self._known:
-                self._known.move_to_end(written)
-                return
-        self._check(written)
-        with self._lock:
-            self._known[written] = None
+            self._known[key] = None
             if len(self._known) > MOST_KNOWN:
                 self._known.popitem(last=False)
+        return schema

@@ -32,6 +32,7 @@ from baton.tool_calls import (
     SpecialTokens,
     Tool,
     bare,
+    calls_text,
     format_of,
 )
 from tests.pure.test_grammar import END, FILE
@@ -197,9 +198,13 @@ def test_parallel_calls_go_where_they_may() -> None:
         for forced in (True, False):
             both = Calls(form, TOOLS, forced)
             assert goes(grammars, tokenizer, both, pair) == (True, True)
-            assert goes(grammars, tokenizer, replace(both, several=False), pair)[0] is (
-                form is JSON and not forced  # a list that is text
-            )
+            assert not goes(grammars, tokenizer, replace(both, several=False), pair)[0]
+            if form.listing is not Listing.NEVER and not forced:
+                alone = calls_text(form, [one, one]).replace(f", {one}", "")  # a list of one
+                assert goes(grammars, tokenizer, replace(both, several=False), alone) == (
+                    True,
+                    True,
+                )
 
 
 @pytest.mark.parametrize("marks", [True, False])
@@ -245,6 +250,15 @@ def test_schemas_that_grow_without_bound_are_refused() -> None:
         str(index): {"$ref": "#/$defs/a", "properties": {"b": {}}} for index in range(60)}}  # fmt: skip
     tools = tuple(Tool(str(index), part) for index in range(3))
     with pytest.raises(RequestError, match="are the limit: offer fewer tools"):
+        tool_calls(Calls(HERMES, tools))
+
+
+def test_patterns_of_several_tools_add_up() -> None:
+    """As in one schema, they take time with the square, or memory."""
+    keyed = {"type": "object", "patternProperties": {f"^{index}": {} for index in range(60)}}
+    tools = (Tool("a", keyed), Tool("b", keyed))
+    assert tool_calls(Calls(HERMES, tools[:1]))
+    with pytest.raises(RequestError, match="120 patternProperties are too many"):
         tool_calls(Calls(HERMES, tools))
 
 
