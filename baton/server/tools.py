@@ -178,7 +178,8 @@ class KnownSchemas:
                 self._known.move_to_end(key)
                 return schema
         try:
-            self._check(grammar.json_schema(arguments_schema(schema)))
+            arguments_schema(schema)
+            self._check(grammar.json_schema({**schema, "type": "object"}))
         except RequestError as error:
             if tool.strict is False:
                 return ANY_OBJECT
