@@ -1,6 +1,6 @@
 """Grammars: which tokens are allowed next, so that the answer is JSON, fits a schema or matches a regex.
 
-    json_schema({...}), regex("..."), choice([...]), written("...")
+    json_schema({...}), regex("..."), choice([...]), written("..."), tool_calls(Calls(...))
       ->  one string on the wire  ->  Grammars.open  ->  Matcher
     Matcher.mask()  ->  one bit for each id  ->  the sampler draws  ->  Matcher.accept(id)
 
@@ -16,10 +16,12 @@ continue a request from these two. llguidance does the matching; this module add
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
@@ -29,6 +31,7 @@ from baton.errors import RequestError
 from baton.grammar_rules import as_lark, check_rules
 from baton.json_schema import INVALID as INVALID_GRAMMAR
 from baton.json_schema import NO_ASSERTION, enforceable
+from baton.tool_calls import Calls, SpecialTokens, closed_schemas, rules_of
 
 LARGEST = 64 * 1024
 """Bytes of a grammar on the wire."""
@@ -45,6 +48,9 @@ LONGEST_GRAMMAR = 16 * 1024
 INDENT = 24
 GAP = rf"( |\n[ \t]{{0,{INDENT}}})"
 
+MOST_RECENT = 8
+"""Compiled grammars that are kept."""
+NO_TOKENS = SpecialTokens()
 INVALID = INVALID_GRAMMAR
 FAILED = "grammar_failed"
 
@@ -79,6 +85,11 @@ def written(rules: str) -> str:
     return _written({"kind": "rules", "rules": rules})
 
 
+def tool_calls(calls: Calls) -> str:
+    """Text, or calls of tools, as the model writes them: tool_calls.py."""
+    return _written({"kind": "tool_calls"} | calls.written())
+
+
 def _written(fields: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -96,6 +107,7 @@ class GrammarSpec:
     pattern: str | None = None
     texts: tuple[str, ...] = ()
     rules: str | None = None
+    calls: Calls | None = None
 
     @classmethod
     def parse(cls, text: str) -> "GrammarSpec":
@@ -119,15 +131,21 @@ class GrammarSpec:
             case {"kind": "rules", "rules": str(rules), **rest} if not rest:
                 check_rules(rules)
                 return cls(rules=rules)
+            case {"kind": "tool_calls", **rest}:
+                calls = Calls.read({str(key): value for key, value in rest.items()})
+                _check_patterns(*closed_schemas(calls))
+                return cls(calls=calls)
         raise _invalid(
             'a grammar is {"kind": "json_object"}, {"kind": "json_schema", "schema": {...}}, '
-            '{"kind": "regex", "pattern": "..."}, {"kind": "choice", "texts": ["..."]} or '
-            '{"kind": "rules", "rules": "..."}'
+            '{"kind": "regex", "pattern": "..."}, {"kind": "choice", "texts": ["..."]}, '
+            '{"kind": "rules", "rules": "..."} or {"kind": "tool_calls", ...}'
         )
 
-    def compiled_form(self) -> str:
-        """The grammar in llguidance's terms."""
+    def compiled_form(self, special: SpecialTokens = NO_TOKENS) -> str:
+        """The grammar in llguidance's terms. `special`: the tokens of the model, for tool calls."""
         try:
+            if self.calls is not None:
+                return LLMatcher.grammar_from_lark(rules_of(self.calls, special, GAP))
             if self.pattern is not None:
                 return LLMatcher.grammar_from_regex(self.pattern)
             if self.texts:
@@ -160,7 +178,11 @@ class Grammars:
         self._tokenizer_file = tokenizer_file
         read = read_vocabulary(tokenizer_file)
         self._text, self._end_id = read.json(), read.end_id
+        added = read.tokenizer.get_added_tokens_decoder()
+        self._added = {each: token.content for each, token in added.items()}
         self._vocabulary = vocabulary
+        self._recent: OrderedDict[str, LLMatcher] = OrderedDict()  # the last used at the end
+        self._lock = Lock()
         self._ends = frozenset(each for each in eos_token_ids if 0 <= each < vocabulary)
 
     def check(self, spec: str) -> None:
@@ -178,10 +200,7 @@ class Grammars:
     ) -> "Matcher":
         """A Matcher after the ids generated so far. Compiles: some ms, rarely 1 s. The tokenizer's own
         end may end the answer if it is among its stop tokens, as in a chat."""
-        form = GrammarSpec.parse(spec).compiled_form()
-        matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
+        matcher = self._compiled(spec)
         chat = not self._own_ends.isdisjoint(stop_token_ids)
         guide = Matcher(matcher, self._ids_of_chats if chat else self._ids)
         for index, token_id in enumerate(generated):
@@ -192,6 +211,23 @@ class Grammars:
                 )
         return guide
 
+    def _compiled(self, spec: str) -> LLMatcher:
+        """At its beginning. The last ones are kept: agents offer the same tools again and again."""
+        with self._lock:
+            known = self._recent.pop(spec, None)
+            if known is not None:
+                self._recent[spec] = known
+                return known.deep_copy()
+        form = GrammarSpec.parse(spec).compiled_form(self._special)
+        matcher = LLMatcher(self._tokenizer, form, log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise _invalid(f"the grammar cannot be compiled: {_first_line(matcher.get_error())}")
+        with self._lock:
+            self._recent[spec] = matcher.deep_copy()
+            if len(self._recent) > MOST_RECENT:
+                self._recent.popitem(last=False)
+        return matcher
+
     @cached_property
     def _ids(self) -> _Ids:
         return _Ids(self._vocabulary, self._ends, self._tokenizer)
@@ -199,6 +235,14 @@ class Grammars:
     @cached_property
     def _ids_of_chats(self) -> _Ids:
         return _Ids(self._vocabulary, self._ends.union(self._own_ends), self._tokenizer)
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        """Tokens that llguidance matches by id only: all special ones, and others in angle brackets."""
+        texts = {each: token for each, token in self._added.items()
+                 if each not in self._ends | self._own_ends and each < self._vocabulary
+                 and self._tokenizer.is_special_token(each)}  # fmt: skip
+        return SpecialTokens(sorted(texts), {token: each for each, token in texts.items()})
 
     @cached_property
     def _own_ends(self) -> frozenset[int]:
@@ -307,25 +351,29 @@ def _check_sizes(fields: Any) -> None:
             raise _invalid(f"a string has {len(value)} characters, {longest} are the limit")
 
 
-def _check_patterns(schema: Mapping[str, Any]) -> None:
-    patterns: set[str] = set()
-    keyed, intersects = 0, False
-    for value, _ in _values(schema):
-        if not isinstance(value, dict):
-            continue
-        keys = value.get("patternProperties")
-        keyed += len(keys) if isinstance(keys, dict) else 0
-        found = (value.get("pattern"), value.get("format"))
-        patterns.update(each for each in found if isinstance(each, str))
-        asserted = value.keys() - NO_ASSERTION
-        joined = bool(asserted & {"$ref", "anyOf", "oneOf"}) and len(asserted) > 1
-        intersects = intersects or joined or "allOf" in asserted
+def _check_patterns(*schemas: Mapping[str, Any]) -> None:
+    """Of schemas that are compiled together: time and memory of each add up."""
+    keyed, intersected = 0, 0
+    for schema in schemas:
+        patterns: set[str] = set()
+        intersects = False
+        for value, _ in _values(schema):
+            if not isinstance(value, dict):
+                continue
+            keys = value.get("patternProperties")
+            keyed += len(keys) if isinstance(keys, dict) else 0
+            found = (value.get("pattern"), value.get("format"))
+            patterns.update(each for each in found if isinstance(each, str))
+            asserted = value.keys() - NO_ASSERTION
+            joined = bool(asserted & {"$ref", "anyOf", "oneOf"}) and len(asserted) > 1
+            intersects = intersects or joined or "allOf" in asserted
+        intersected += len(patterns) if intersects else 0
     if keyed > MOST_KEY_PATTERNS:
         raise _invalid(f"{keyed} patternProperties are too many, {MOST_KEY_PATTERNS} are the limit")
-    if intersects and len(patterns) > MOST_INTERSECTED:
+    if intersected > MOST_INTERSECTED:
         raise _invalid(
             "the schema intersects its parts (allOf, or $ref or anyOf beside other keywords) and has "
-            f"{len(patterns)} patterns and formats, {MOST_INTERSECTED} are the limit then"
+            f"{intersected} patterns and formats, {MOST_INTERSECTED} are the limit then"
         )
 
 

@@ -38,7 +38,8 @@ FORMS_OF: Sequence[tuple[Sequence[str], tuple[Any, str]]] = (
     (NAMED, (dict, "an object")), (ONE, (dict | bool, "a schema")), (SEVERAL, (list, "a list")),
 )  # fmt: skip
 WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
-    "uniqueItems": (False,), "contains": (), "propertyNames": (True, {}), "not": (False,),
+    "uniqueItems": (False,), "contains": (), "not": (False,),
+    "propertyNames": (True, {}, {"type": "string"}),
     "dependentRequired": ({},), "dependentSchemas": ({},), "dependencies": ({},),
     "unevaluatedItems": (True, {}), "unevaluatedProperties": (True, {}, False),
     "$dynamicRef": (), "$recursiveRef": (),

@@ -48,6 +48,7 @@ class GenerationParams:
     min_tokens: Whole = 0  # no stop string, stop token or EOS ends the answer before
     include_stop: bool = False  # the text includes the stop string or token
     keep_special: bool = False  # the text includes special tokens
+    shown_special: Ids = ()  # those that it includes all the same
     logprobs: Annotated[
         int, Range(-1, INT_MAX)
     ] = -1  # of each token, with as many alternatives; -1: none

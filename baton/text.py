@@ -315,11 +315,14 @@ class TextStream:
     ) -> None:
         self._tokenizer = tokenizer
         self._params = params
+        shown = frozenset(params.shown_special)
+        self._hidden = tokenizer.special_ids - shown if shown else frozenset[int]()
+        self._special = params.keep_special or bool(shown)
         self._unstoppable = params.min_tokens  # tokens still to come before a stop string counts
         self._new: list[int] = []  # ids of whole characters, not yet decoded
         for length in CONTEXTS:
-            self._characters = Characters(tokenizer, special=params.keep_special)
-            found = self._characters.add(prompt_ids[-length:])
+            self._characters = Characters(tokenizer, special=self._special)
+            found = self._characters.add(self._visible(prompt_ids[-length:]))
             self._context = [each for each in found if each is not None]  # their text is known
             if length >= len(prompt_ids) or self._decode(self._context).strip():
                 break
@@ -349,7 +352,7 @@ class TextStream:
 
     def _push(self, ids: Sequence[int]) -> str:
         taken = ""
-        for each in self._characters.add(ids):
+        for each in self._characters.add(self._visible(ids)):
             if each is None:
                 taken += self._completed() + REPLACEMENT
             else:
@@ -371,11 +374,17 @@ class TextStream:
         self._new = []
         return taken
 
+    def _visible(self, ids: Sequence[int]) -> Sequence[int]:
+        """Without special tokens that are hidden although others are shown."""
+        if not self._hidden or self._params.keep_special:
+            return ids
+        return [each for each in ids if each not in self._hidden]
+
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode_loose(ids, special=self._params.keep_special)
+        return self._tokenizer.decode_loose(ids, special=self._special)
 
     def _decode_whole(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode_whole_loose(ids, special=self._params.keep_special)
+        return self._tokenizer.decode_whole_loose(ids, special=self._special)
 
     def _release(self, taken: str, *, final: bool) -> str:
         if self.stopped:

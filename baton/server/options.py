@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from baton.errors import InputError
+from baton.tool_calls import FORMATS
 
 LONGEST_KEY = 512
 BACKLOG = 1024
@@ -69,6 +70,11 @@ class ServerSettings:
         "--reasoning", "auto",
         "Tell reasoning (<think>) apart in chats, where the template knows it; or not.",
         type=click.Choice(("auto", "off"))
+    )  # fmt: skip
+    tool_call_parser: str = _option(
+        "--tool-call-parser", "auto",
+        "How the model writes calls of tools; auto: as its chat template says.",
+        type=click.Choice(("auto", *FORMATS))
     )  # fmt: skip
     max_queued: int = _option(
         "--max-num-queued-reqs", 256,

@@ -6,6 +6,7 @@ structured.py. https://platform.openai.com/docs/api-reference
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -21,6 +22,7 @@ from baton.server.api_error import SHOWN, ApiError
 from baton.server.conversation import ConversationFields, Messages
 from baton.server.fields import GENERATION, TOKENIZE, Fields, Refusals
 from baton.server.structured import StructuredFields
+from baton.server.tools import ToolUse, tool_use
 from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
 
 MAX_N = 16
@@ -237,6 +239,7 @@ class ChatRequest(ConversationFields, GenerationRequest):
     max_completion_tokens: Int | None = Field(None, ge=1, lt=2**31)
     logprobs: Bool | None = False
     top_logprobs: Int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    parallel_tool_calls: Bool = Field(True, description="May an answer call several tools?")
     include_reasoning: Bool = Field(True, description="Of models that reason before they answer.")
     echo: Any = Field(None, description="For completions only.")
 
@@ -244,6 +247,11 @@ class ChatRequest(ConversationFields, GenerationRequest):
     def wanted_tokens(self) -> int | None:
         """None: as many as fit."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @cached_property
+    def tool_use(self) -> ToolUse | None:
+        """The tools that may be called; None if there are none. Raises ApiError."""
+        return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     def params(self, defaults: Defaults) -> GenerationParams:
         """Raises ApiError or RequestError."""
@@ -255,12 +263,11 @@ class ChatRequest(ConversationFields, GenerationRequest):
             raise ApiError.bad_request("echo is for completions only", "echo")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError.bad_request("top_logprobs needs logprobs: true", "top_logprobs")
-        if self.tool_choice not in (None, "none", "auto"):
-            raise ApiError.bad_request(
-                "tool_choice must be none or auto: calls cannot be enforced here",
-                "tool_choice",
-                "unsupported",
+        if self.tool_use is not None and self.allowed_token_ids is not None:
+            text = (
+                "allowed_token_ids and tools may exclude each other: give one, or tool_choice none"
             )
+            raise ApiError.bad_request(text, "allowed_token_ids")
         logprobs = (self.top_logprobs or 0) if self.logprobs else -1
         wanted = defaults.context if self.wanted_tokens is None else self.wanted_tokens
         return self._params(defaults, wanted=wanted, logprobs=logprobs)

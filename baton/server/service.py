@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from baton import failpoint
 from baton.client.aio import RouterClient
 from baton.clock import monotonic
 from baton.errors import RequestError
-from baton.grammar import Grammars
+from baton.grammar import Grammars, tool_calls
 from baton.model_files import ModelFiles
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_ids, check_request
 from baton.server.admission import RETRY_S, Admission, Ticket
@@ -36,8 +36,11 @@ from baton.server.shapes import ChatShape, CompletionShape, Extras, Shape
 from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
+from baton.server.tools import KnownSchemas, ToolUse, answer_schema
+from baton.server.tools_prompt import with_tools_told
 from baton.server.turns import text_of
 from baton.text import Tokenizer, chat_ends, encode_prompt
+from baton.tool_calls import FORMATS, CallFormat
 from baton.wire.messages import ClusterInfo
 from sampler.params import SamplingParams
 
@@ -77,6 +80,7 @@ class GenerationService:
         self.draining = False
         self._renderer = renderer
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
+        self._schemas = KnownSchemas(self._grammars.check)
         self.admission = Admission(settings.max_queued)
         self._quotas = Quotas(requests=settings.requests_per_key, tokens=settings.tokens_per_key)
         self._ready_at = -inf  # later requests may wait for workers that restart
@@ -190,7 +194,12 @@ class GenerationService:
             prompts = [await self._encode(text, special=special)]
             if not prompts[0]:
                 raise ApiError.bad_request("the conversation is empty", "messages")
-            thinking = None if params.grammar else self._begins_thinking(request, text)
+            if request.tool_use is not None or not params.grammar:
+                thinking = self._begins_thinking(request, text)
+            if request.tool_use is not None:
+                params = await asyncio.to_thread(
+                    self._with_tools, request, request.tool_use, params, thinking
+                )
         else:
             prompts = [
                 await self._encode(each, special=special) if isinstance(each, str) else each
@@ -200,7 +209,7 @@ class GenerationService:
             try:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
             except RequestError as error:
-                raise from_request_error(error, request.grammar_param) from error
+                raise from_request_error(error, _grammar_param(request)) from error
         each_params = await _in_thread(
             sum(map(len, prompts)) > MANY_TOKENS, self._params, request, params, prompts
         )
@@ -217,6 +226,38 @@ class GenerationService:
             echoes=self._echoes(request),
             include_usage=options is not None and options.include_usage,
             prompt_only=request.wanted_tokens == 0,
+        )
+
+    def _with_tools(
+        self,
+        request: ChatRequest,
+        use: ToolUse,
+        params: GenerationParams,
+        thinking: bool | None,
+    ) -> GenerationParams:
+        """The answer is text or calls of tools. Raises ApiError."""
+        answer = answer_schema(params.grammar, request.grammar_param)
+        calls = use.calls(self.call_format, self._schemas, thinking=thinking, answer=answer)
+        try:
+            written = tool_calls(calls)
+        except RequestError as error:
+            raise from_request_error(error, "tools") from error
+        return replace(params, grammar=written, shown_special=self._marks)
+
+    @property
+    def call_format(self) -> CallFormat:
+        """How the model writes calls of tools."""
+        chosen = self.settings.tool_call_parser
+        if chosen != "auto":
+            return FORMATS[chosen]
+        return self._renderer.calls if self._renderer is not None else FORMATS["json"]
+
+    @cached_property
+    def _marks(self) -> tuple[int, ...]:
+        """Special tokens that tell calls from text."""
+        known = self.call_format.marks
+        return tuple(
+            i for i in sorted(self.tokenizer.special_ids) if self.tokenizer.token(i) in known
         )
 
     def _params(
@@ -277,7 +318,10 @@ class GenerationService:
     ) -> Shape:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
         chat, options = isinstance(request, ChatRequest), request.stream_options
+        use = request.tool_use if isinstance(request, ChatRequest) else None
+        tools = None if use is None else use.reading(self.call_format)
         silent = frozenset() if params.keep_special else self.tokenizer.special_ids
+        silent = silent.difference(params.shown_special)
         if not params.include_stop:
             silent = silent.union(
                 params.resolved(self._sampling, self.files.eos_token_ids).stop_token_ids
@@ -290,6 +334,7 @@ class GenerationService:
             token_ids=request.return_token_ids,
             continuous_usage=options is not None and options.in_every_chunk,
             thinking=thinking,
+            tools=tools,
             shows_reasoning=not isinstance(request, ChatRequest) or request.include_reasoning,
         )
         return (ChatShape if chat else CompletionShape)(head, self.tokenizer, extras)
@@ -314,7 +359,10 @@ class GenerationService:
     async def _rendered(self, request: ChatRequest | TokenizeRequest) -> str:
         if self._renderer is None:
             raise ApiError.bad_request(NO_TEMPLATE, "messages", "no_chat_template")
-        return await self._renderer.render(request.conversation())
+        conversation = request.conversation()
+        if not self._renderer.offers:
+            conversation = with_tools_told(conversation, self.call_format)
+        return await self._renderer.render(conversation)
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model not in self.names:
@@ -340,6 +388,12 @@ class GenerationService:
 async def _in_thread(much: bool, work: Callable[..., Result], *given: Any) -> Result:
     """Long work does not hold up the event loop."""
     return await asyncio.to_thread(work, *given) if much else work(*given)
+
+
+def _grammar_param(request: AnyRequest) -> str:
+    """The field that asks for the request's grammar."""
+    calls = isinstance(request, ChatRequest) and request.tool_use is not None
+    return "tools" if calls else request.grammar_param
 
 
 def _name(request: AnyRequest, request_id: str) -> str:

@@ -12,14 +12,22 @@ from typing import Any
 
 from baton.client.tracker import News
 from baton.server.logprobs import Places, Vocabulary, lists, objects, of_answer, of_prompt
-from baton.server.speech import Said, Speech, told_apart
 from baton.server.sse import event, json_of
+from baton.server.tools_answer import (
+    AnswerReader,
+    Parts,
+    ToolReading,
+    call_id,
+    entries,
+    whole_answer,
+    whole_calls,
+)
 from baton.text import Tokenizer
 from baton.wire.messages import Emitted, Failed, Finished, PromptScored
 from baton.wire.records import Logprob, Timings
 
 MARK = "\0"
-NO_CONTENT = {"content": ""}
+NO_CONTENT: dict[str, Any] = {"content": ""}
 NO_CHOICES = '"choices":[]'
 """As encoded. No text in JSON contains it: there, quotes follow a backslash."""
 
@@ -106,12 +114,17 @@ class Extras:
     continuous_usage: bool = False  # in every chunk, that of its choice
     thinking: bool | None = None  # does the answer begin within reasoning? None: it has none
     shows_reasoning: bool = True
+    tools: ToolReading | None = None  # that the answer may call
 
     @property
     def none(self) -> bool:
         """The chunks of a choice differ in their text only."""
-        more = self.token_ids or self.continuous_usage or self.thinking is not None
-        return self.logprobs < 0 and not more
+        return self.silent_chunks and self.thinking is None and self.tools is None
+
+    @property
+    def silent_chunks(self) -> bool:
+        """A chunk without text says nothing."""
+        return self.logprobs < 0 and not self.token_ids and not self.continuous_usage
 
 
 class Shape(ABC):
@@ -135,6 +148,10 @@ class Shape(ABC):
     @abstractmethod
     def piece(self, delta: Delta) -> dict[str, Any]:
         """A chunk of text."""
+
+    def pieces(self, delta: Delta) -> list[dict[str, Any]]:
+        """All chunks of a delta."""
+        return [self.piece(delta)]
 
     @abstractmethod
     def closing(self, choice: Choice) -> dict[str, Any]:
@@ -256,7 +273,7 @@ class ChatShape(Shape):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._speeches: dict[int, Speech] = {}  # by choice
+        self._readers: dict[int, AnswerReader] = {}  # by choice
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The role."""
@@ -264,41 +281,78 @@ class ChatShape(Shape):
         return self._chunk(choice, "delta", {"role": "assistant", "content": ""}, **more)
 
     def piece(self, delta: Delta) -> dict[str, Any]:
-        speech, logprobs = self._speech(delta.choice), self._generated(delta)
-        said = {"content": delta.text} if speech is None else self._told(speech.take(delta.text))
-        return self._chunk(delta.choice, "delta", said, logprobs, token_ids=delta.token_ids)
+        """The first of pieces(), where tools are not called the only one."""
+        return self._pieces(delta)[0]
+
+    def pieces(self, delta: Delta) -> list[dict[str, Any]]:
+        """One chunk for text, one for each part of a call: clients join these by their index. What
+        belongs to the tokens stands in the first."""
+        found = self._pieces(delta)
+        calls = self._extras.tools is not None and self._extras.silent_chunks
+        empty = calls and found[0]["choices"][0]["delta"] == NO_CONTENT
+        return found[1:] if empty else found
+
+    def _pieces(self, delta: Delta) -> list[dict[str, Any]]:
+        reader = self._reader(delta.choice)
+        told = [{"content": delta.text}]
+        if reader is not None:
+            told = self._told(delta.choice, reader.take(delta.text)) or [NO_CONTENT]
+        logprobs = self._generated(delta)
+        chunk = self._chunk(delta.choice, "delta", told[0], logprobs, token_ids=delta.token_ids)
+        return [chunk, *(self._chunk(delta.choice, "delta", each) for each in told[1:])]
 
     def closing(self, choice: Choice) -> dict[str, Any]:
-        speech = self._speech(choice)
-        last = {} if speech is None else self._told(speech.end(), nothing={})
-        return self._chunk(choice, "delta", last, None, choice.finish_reason)
+        reader, last, reason = self._reader(choice), dict[str, Any](), choice.finish_reason
+        if reader is not None:
+            for each in self._told(choice, reader.end()):  # text only: calls are never held back
+                last |= each
+            reason = reader.finish_reason(reason)
+        return self._chunk(choice, "delta", last, None, reason)
 
-    def _speech(self, choice: Choice) -> Speech | None:
-        """Of an answer that is streamed."""
-        begun = self._extras.thinking
-        if begun is None:
+    def _reader(self, choice: Choice) -> AnswerReader | None:
+        """Of an answer that is streamed; None if its text is all content."""
+        thinking, tools = self._extras.thinking, self._extras.tools
+        if thinking is None and tools is None:
             return None
-        return self._speeches.setdefault(choice.index, Speech(begun=begun))
+        if choice.index not in self._readers:
+            self._readers[choice.index] = AnswerReader(thinking, tools)
+        return self._readers[choice.index]
 
-    def _told(self, said: Said, nothing: dict[str, str] = NO_CONTENT) -> dict[str, str]:
-        """As a delta."""
-        reasoning = said.reasoning if self._extras.shows_reasoning else ""
-        found = {"reasoning_content": reasoning, "content": said.content}
-        return {name: text for name, text in found.items() if text} or nothing
+    def _told(self, choice: Choice, parts: Parts) -> list[dict[str, Any]]:
+        """As deltas."""
+        reasoning = parts.reasoning if self._extras.shows_reasoning else ""
+        texts = {"reasoning_content": reasoning, "content": parts.content}
+        told: dict[str, Any] = {name: text for name, text in texts.items() if text}
+        ids = self._ids(choice, 1 + max((each.index for each in parts.calls), default=-1))
+        return [
+            *([told] if told else []),
+            *({"tool_calls": [e]} for e in entries(parts.calls, ids)),
+        ]
+
+    def _ids(self, choice: Choice, calls: int) -> list[str]:
+        """Of so many calls."""
+        tools, name = self._extras.tools, str(self._head.get("id"))
+        if tools is None:
+            return []
+        return [call_id(name, choice.index, index, tools.form) for index in range(calls)]
 
     def around(self, choices: Sequence[Choice]) -> dict[str, Any]:
         return {"prompt_token_ids": choices[0].prompt_ids} if self._extras.token_ids else {}
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        if self._extras.thinking is not None:
-            said = told_apart(choice.text, begun=self._extras.thinking)
-            message["content"] = said.content or (None if said.reasoning else "")
-            if self._extras.shows_reasoning:
-                message["reasoning_content"] = said.reasoning or None
+        extras = self._extras
+        found = whole_answer(choice.text, choice.finish_reason, extras.thinking, extras.tools)
+        silent = bool(found.reasoning or found.calls)
+        content = found.content or (None if silent else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if extras.thinking is not None and extras.shows_reasoning:
+            message["reasoning_content"] = found.reasoning or None
+        if found.calls:
+            ids = self._ids(choice, len(found.calls))
+            message["tool_calls"] = whole_calls(found.calls, ids)
         logprobs = self._generated(choice)
-        found = _entry(choice, "message", message, logprobs, choice.finish_reason)
-        return found | ({"token_ids": choice.token_ids} if self._extras.token_ids else {})
+        entry = _entry(choice, "message", message, logprobs, found.finish_reason)
+        return entry | ({"token_ids": choice.token_ids} if extras.token_ids else {})
 
     def _generated(self, new: Choice | Delta) -> dict[str, Any] | None:
         if self._extras.logprobs < 0:
@@ -327,9 +381,9 @@ class ChunkEncoder:
         self._around: dict[int, tuple[str, str]] = {}  # by choice
 
     def event(self, delta: Delta) -> bytes:
-        """The same bytes as event(shape.piece(delta))."""
+        """The same bytes as those of event() for each of shape.pieces(delta)."""
         if not self._shape.plain:
-            return event(self._shape.piece(delta))
+            return b"".join(map(event, self._shape.pieces(delta)))
         around = self._around.get(delta.choice.index)
         if around is None:
             marked = event(self._shape.piece(replace(delta, text=MARK))).decode()

@@ -74,14 +74,14 @@ class Speech:
             self._at, self._held = _At.BETWEEN, after
             found = before.rstrip()
         else:
-            whole = self._held[: len(self._held) - _begins(self._held, END)]
+            whole = self._held[: len(self._held) - begins_tag(self._held, END)]
             found = whole.rstrip()
             self._held = self._held[len(found) :]
         self._thought = self._thought or bool(found)
         return found
 
 
-def _begins(text: str, tag: str) -> int:
+def begins_tag(text: str, tag: str) -> int:
     """How many characters at the end of the text begin the tag."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 

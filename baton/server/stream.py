@@ -216,7 +216,7 @@ class GenerationStream:
             async for part in self._parts():
                 ready += encoder.event(part) if isinstance(part, Delta) else event(part)
                 waits = self._open and not self._early and self._queue.empty()
-                if waits or len(ready) >= CHUNK_BYTES:
+                if ready and (waits or len(ready) >= CHUNK_BYTES):
                     failpoint.hit("server.chunk")
                     yield ready
                     ready = b""
@@ -228,7 +228,11 @@ class GenerationStream:
         """JSON chunks."""
         async with contextlib.aclosing(self._parts()) as parts:
             async for part in parts:
-                yield self._request.shape.piece(part) if isinstance(part, Delta) else part
+                if isinstance(part, Delta):
+                    for piece in self._request.shape.pieces(part):
+                        yield piece
+                else:
+                    yield part
 
     async def _parts(self) -> AsyncGenerator[dict[str, Any] | Delta, None]:
         """Chunks, and deltas that are still to be encoded."""

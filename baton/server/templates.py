@@ -20,6 +20,7 @@ A child is `python -m baton.server.templates PARENT`. It reads and writes JSON, 
 import asyncio
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -39,6 +40,7 @@ from baton.package import ROOT
 from baton.server.speech import END
 from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
 from baton.server.turns import ContentForm, Conversation, content_form, marked, up_to_mark, variants
+from baton.tool_calls import CallFormat, format_of
 
 PATIENCE_S = 5.0
 LONGEST_REASON = 500
@@ -104,6 +106,22 @@ def knows_reasoning(template: ChatTemplate) -> bool:
     """Does it name the tags?"""
     source = template.source
     return any(END in each for each in ([source] if isinstance(source, str) else source.values()))
+
+
+def call_format(template: ChatTemplate) -> CallFormat:
+    """How its model calls tools."""
+    return format_of(_with_tools(template))
+
+
+def knows_tools(template: ChatTemplate) -> bool:
+    """Does it name them, or calls of them?"""
+    return re.search(r"\btool(s|_calls)\b", _with_tools(template)) is not None
+
+
+def _with_tools(template: ChatTemplate) -> str:
+    """The one that is used with tools."""
+    source = template.source
+    return source if isinstance(source, str) else source.get(TOOL_USE, source.get(DEFAULT, ""))
 
 
 # ---- rendering
@@ -222,6 +240,14 @@ class Renderer(Protocol):
     def reasons(self) -> bool:
         """Does the template know reasoning?"""
 
+    @property
+    def offers(self) -> bool:
+        """Does the template know tools?"""
+
+    @property
+    def calls(self) -> CallFormat:
+        """How the template's model calls tools."""
+
     async def render(self, conversation: Conversation) -> str:
         """The text. Raises RequestError with the template's own words if it refuses."""
 
@@ -233,7 +259,8 @@ class ThreadRenderer:
     """For the model's own template."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
-        self.reasons = knows_reasoning(template)
+        self.reasons, self.offers = knows_reasoning(template), knows_tools(template)
+        self.calls = call_format(template)
         self._template = CompiledTemplate(template, patience_s=patience_s)
         self._threads = ThreadPoolExecutor(THREADS, "chat-template")
 
@@ -250,7 +277,8 @@ class ProcessRenderer:
     """For a template of --chat-template. Construct it in the event loop: its children start then."""
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
-        self.reasons = knows_reasoning(template)
+        self.reasons, self.offers = knows_reasoning(template), knows_tools(template)
+        self.calls = call_format(template)
         self._children = [_Child(template, patience_s) for _ in range(CHILDREN)]
         self._idle: asyncio.Queue[_Child] = asyncio.Queue()
         for child in self._children:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from baton.params import GenerationParams
 from baton.wire.messages import Start
-from decode_worker.upstream.dialects import Asked, Dialect, Piece
+from decode_worker.upstream.dialects import Asked, Dialect, Piece, without_free_calls
 
 
 class Faulty(Exception):
@@ -58,7 +58,8 @@ class Answer:
     @classmethod
     def of(cls, order: Start, dialect: Dialect, vocabulary: int) -> "Answer":
         """For a Start whose params this dialect supports."""
-        ids, prompt, params = list(order.token_ids), order.prompt_tokens, order.params
+        ids, prompt = list(order.token_ids), order.prompt_tokens
+        params = without_free_calls(order.params)
         repeats = 0 if _continues(params, dialect) else len(ids) - prompt
         return cls(ids, prompt, params, dialect, vocabulary, repeats)
 

@@ -7,7 +7,7 @@ Every sampling parameter is sent, because servers have defaults of their own.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from baton.errors import RequestError
@@ -161,7 +161,27 @@ def _llama(dialect: Dialect, asked: Asked) -> Json:
 
 
 def _grammar(dialect: Dialect, params: GenerationParams) -> Json:
-    return dialect.grammar(GrammarSpec.parse(params.grammar)) if params.grammar else {}
+    if not params.grammar:
+        return {}
+    spec = GrammarSpec.parse(params.grammar)
+    if spec.pattern is None and spec.schema is None:
+        what = "choices and rules" if spec.calls is None else "tool calls that are enforced"
+        raise RequestError(
+            f"{what} are not available: behind this cluster is {dialect.title}, which gets JSON schemas "
+            "and regexes only",
+            code="invalid_grammar",
+        )
+    return dialect.grammar(spec)
+
+
+def without_free_calls(params: GenerationParams) -> GenerationParams:
+    """Other servers cannot watch a text for the beginning of a call. Where the answer may be text, it is
+    free there, and a call in it is read as one if it happens to be sound (docs/engines.md)."""
+    if not params.grammar:
+        return params
+    calls = GrammarSpec.parse(params.grammar).calls
+    free = calls is not None and not calls.forced and calls.answer is None
+    return replace(params, grammar="") if free else params
 
 
 def _structured(spec: GrammarSpec) -> Json:

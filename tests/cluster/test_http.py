@@ -271,18 +271,42 @@ def test_what_is_wrong_is_named(
     assert len(told.body["message"]) < 400
 
 
+def called(server: Server, **more: Any) -> Any:
+    """A chat that must call a tool; its answer is long."""
+    digits = {
+        "type": "object",
+        "properties": {"digits": {"type": "string", "pattern": "^[0-9]{300}$"}},
+    }
+    schema = digits | {"required": ["digits"]}
+    tool: Any = {"type": "function", "function": {"name": "count", "parameters": schema}}
+    return server.client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "Count."}], tools=[tool],
+        tool_choice="required", parallel_tool_calls=False, temperature=0, max_tokens=450, **more,
+    )  # fmt: skip
+
+
 def test_answers_fit_a_grammar_though_the_decode_worker_dies(server: Server) -> None:
+    """A regex, and a tool's schema within a call."""
     grammar = {"guided_regex": "[0-9]{400}"}
     calmly = ask(server, "Digits:", max_tokens=450, extra_body=grammar).choices[0].text
+    calm_call = called(server).choices[0]
     stream = ask(server, "Digits:", max_tokens=450, stream=True, extra_body=grammar)
-    chunks = iter(stream)
+    chunks, calls = iter(stream), iter(called(server, stream=True))
     first = [next(chunks).choices[0].text for _ in range(5)]
+    parts = [next(calls).choices[0] for _ in range(8)]
     before = server.metric("workers_lost_total")
     server.kill("decode-0")
     rest, reason = streamed(chunks)
     assert ("".join(first) + rest, reason) == (calmly, "stop")
     assert re.fullmatch("[0-9]{400}", calmly)
+    parts += [chunk.choices[0] for chunk in calls]
     assert server.metric("workers_lost_total") == before + 1
+    pieces = [each for part in parts for each in part.delta.tool_calls or ()]
+    arguments = "".join(each.function.arguments for each in pieces)
+    assert (pieces[0].function.name, pieces[0].function.arguments) == ("count", "")
+    assert arguments == calm_call.message.tool_calls[0].function.arguments
+    assert re.fullmatch("[0-9]{300}", json.loads(arguments)["digits"])
+    assert (parts[-1].finish_reason, calm_call.finish_reason) == ("tool_calls", "tool_calls")
 
 
 def test_a_stream_goes_on_though_the_router_dies(server: Server) -> None:

@@ -34,7 +34,7 @@ ROWS = (
         "baton.lifecycle", "baton.log", "baton.timing", "baton.config", "baton.dtypes",
         "baton.health", "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
-    ("baton.grammar_rules",),
+    ("baton.grammar_rules", "baton.tool_calls"),
     ("baton.gguf", "baton.model_packages", "baton.json_schema"),
     ("baton.checkpoints",),
     ("baton.cache",),

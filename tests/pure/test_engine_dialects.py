@@ -7,6 +7,7 @@ import pytest
 from baton import grammar
 from baton.errors import RequestError
 from baton.params import GenerationParams
+from baton.tool_calls import HERMES, Calls, Tool
 from decode_worker.upstream.dialects import (
     BATON,
     DIALECTS,
@@ -20,6 +21,7 @@ from decode_worker.upstream.dialects import (
     Piece,
     body_of,
     read_piece,
+    without_free_calls,
 )
 from decode_worker.upstream.options import KINDS
 from sampler.params import SamplingParams
@@ -120,6 +122,19 @@ def test_a_grammar_in_the_words_of_each_server() -> None:
     with pytest.raises(RequestError, match=r"llama\.cpp") as error:
         body(LLAMA, grammar=regex)
     assert error.value.code == "invalid_grammar"
+
+
+def test_what_no_other_server_can_enforce_is_refused_and_free_text_stays_free() -> None:
+    tools = (Tool("f", {"type": "object"}),)
+    forced = grammar.tool_calls(Calls(HERMES, tools, forced=True))
+    for other in (forced, grammar.choice(["a", "b"]), grammar.written('root ::= "a"')):
+        with pytest.raises(RequestError, match="behind this cluster is vLLM") as error:
+            body(VLLM, grammar=other)
+        assert error.value.code == "invalid_grammar"
+    free = GenerationParams(5, grammar=grammar.tool_calls(Calls(HERMES, tools)))
+    assert without_free_calls(free) == GenerationParams(5)
+    for kept in ("", forced, grammar.json_object()):
+        assert without_free_calls(GenerationParams(5, grammar=kept)).grammar == kept
 
 
 PIECES = [

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from baton.errors import TransferError
+from baton.grammar import Grammars
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Logits, Row
@@ -230,6 +231,7 @@ class Town:
     transport = "shm"
     decode_model = PretendDecode
     prefill_model = PretendPrefill
+    grammars: Grammars | None = None  # of decode workers
 
     def __init__(
         self,
@@ -296,7 +298,11 @@ class Town:
             model = self.decode_model(self, self.memories[name])
             speculation = Speculation(self._proposer() if self._proposer else None, most=4)
             self.decode_models.append(model)
-            node = DecodeWorker(hello, model, self._decode_budget, speculation, rope=self.rope)
+            node = DecodeWorker(
+                *(hello, model, self._decode_budget, speculation),
+                grammars=self.grammars,
+                rope=self.rope,
+            )
             self.nodes[name] = node
         else:
             filling = self.prefill_model(self)

@@ -21,6 +21,7 @@ from typing import Any
 
 # ---- the only imports of ours: what a server is put together from (server/run.py does the same)
 from baton.client.aio import RouterClient
+from baton.grammar import Grammars
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import Limits
 from baton.server.app import make_app
@@ -41,6 +42,7 @@ from tests.pure.town import CORES, GREEDY, PretendDecode, Town, next_token
 
 CONTEXT = 512
 JOINING_TURNS = 20  # within them the workers have joined
+END = 0
 FIRST_WORD, WORDS = 257, 740  # token ids of the bundled model's tokenizer that are whole words
 CHATML = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '\n' }}{% endfor %}"
@@ -60,13 +62,23 @@ def pretend_tokenizer() -> Tokenizer:
     return Tokenizer(pretend_files().tokenizer_file)
 
 
+@cache
+def pretend_grammars() -> Grammars:
+    """The decode workers'."""
+    files = pretend_files()
+    return Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
+
+
 class WordyDecode(PretendDecode):
-    """Speaks whole words, other ones for each choice, and knows logprobs: exact binary fractions."""
+    """Speaks whole words, other ones for each choice, and knows logprobs: exact binary fractions. With a
+    grammar it says what the town wants, then the end, where it may."""
 
     def drawn(self, context: Sequence[int], draw: Draw) -> Drawn | None:
         if draw.given is None and context[0] in self.town.poisoned:
             return None
         token = FIRST_WORD + next_token([draw.sampling.choice, *context]) % WORDS
+        if draw.mask is not None:
+            token = self.allowed(token, context, int.from_bytes(draw.mask, "little"))
         shown = token if draw.given is None else draw.given
         if draw.logprobs < 0:
             return Drawn(shown)
@@ -79,13 +91,28 @@ class WordyDecode(PretendDecode):
         )
         return Drawn(shown, chance)
 
+    def allowed(self, token: int, context: Sequence[int], mask: int) -> int:
+        """The first of these that the mask allows."""
+        wants = getattr(self.town, "wants", ())
+        said = max(
+            k for k in range(len(wants) + 1) if list(wants[:k]) == list(context[len(context) - k :])
+        )
+        for each in (*wants[said : said + 1], END, token):
+            if mask >> each & 1 and (each != END or said == len(wants)):
+                return each
+        ids = [each for each in range(mask.bit_length()) if mask >> each & 1]
+        return ids[token % len(ids)]
+
 
 class WordyTown(Town):
-    """A town with the bundled model's tokenizer. What the router says to its client is kept."""
+    """A town with the bundled model's tokenizer. What the router says to its client is kept. `wants`:
+    what its model would like to say where a grammar allows it, as ids."""
 
     decode_model = WordyDecode
+    wants: Sequence[int] = ()
 
     def __init__(self, **options: Any) -> None:
+        self.grammars = pretend_grammars()
         self.said: list[msg.Message] = []
         self.open: set[str] = set()
         super().__init__(**options)

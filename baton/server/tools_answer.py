@@ -1,0 +1,123 @@
+"""Tools answer: an answer in all its parts, while it comes: reasoning, content, calls of tools. Pure.
+
+    reader = AnswerReader(thinking, tools)      one for each answer
+    reader.take(text), reader.end() -> Parts    for each new piece of text, and after the last
+    reader.finish_reason("stop")                tool_calls, if the answer is complete and calls some
+
+entries() and whole_calls() write calls as OpenAI's chats have them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from baton.server.speech import Said, Speech
+from baton.server.tools_reader import Call, CallPiece, CallReader, Heard, joined
+from baton.tool_calls import CallFormat
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReading:
+    """How the calls in a request's answers are read: as CallReader does."""
+
+    form: CallFormat
+    names: tuple[str, ...]
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """New text of each kind."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: tuple[CallPiece, ...] = ()
+
+
+class AnswerReader:
+    """One answer. `thinking`: it begins within reasoning, may begin with it (False), or has none that is
+    told apart (None). `tools`: None if it calls none."""
+
+    def __init__(self, thinking: bool | None, tools: ToolReading | None) -> None:
+        self._speech = None if thinking is None else Speech(begun=thinking)
+        self._calls = (
+            None if tools is None else CallReader(tools.form, tools.names, forced=tools.forced)
+        )
+
+    def take(self, text: str) -> Parts:
+        """New text. What it completes."""
+        said = Said(content=text) if self._speech is None else self._speech.take(text)
+        return self._parts(said)
+
+    def end(self) -> Parts:
+        """The answer has ended. What was held back."""
+        last = self._parts(Said() if self._speech is None else self._speech.end())
+        heard = Heard() if self._calls is None else self._calls.end()
+        return Parts(last.reasoning, last.content + heard.content, (*last.calls, *heard.calls))
+
+    def finish_reason(self, reason: str | None) -> str | None:
+        """An answer that ends with calls says so, unless the last one is cut off."""
+        called = self._calls is not None and self._calls.calls and self._calls.complete
+        return "tool_calls" if reason == "stop" and called else reason
+
+    def _parts(self, said: Said) -> Parts:
+        if self._calls is None:
+            return Parts(said.reasoning, said.content)
+        heard = self._calls.take(said.content)
+        return Parts(said.reasoning, heard.content, heard.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """All of it. `finish_reason`: as OpenAI has it."""
+
+    reasoning: str
+    content: str
+    calls: tuple[Call, ...]
+    finish_reason: str | None
+
+
+def whole_answer(
+    text: str, reason: str | None, thinking: bool | None, tools: ToolReading | None
+) -> WholeAnswer:
+    """The parts of a whole answer, which ended for this reason."""
+    reader = AnswerReader(thinking, tools)
+    parts = reader.take(text), reader.end()
+    calls = joined([piece for part in parts for piece in part.calls])
+    return WholeAnswer(
+        "".join(each.reasoning for each in parts),
+        "".join(each.content for each in parts),
+        calls,
+        reader.finish_reason(reason),
+    )
+
+
+# ---- JSON
+
+
+def call_id(answer: str, choice: int, index: int, form: CallFormat) -> str:
+    """Of call `index` of choice `choice` of the answer with this id. Mistral's templates take letters and
+    digits only, nine of them."""
+    found = blake2b(f"{answer}\0{choice}\0{index}".encode()).hexdigest()[: form.id_length]
+    return found if form.id_length < 10 else f"call_{found}"
+
+
+def entries(calls: Sequence[CallPiece], ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Entries of `tool_calls` in deltas, each for a delta of its own, because clients join them by index.
+    `ids`: of all calls so far."""
+    for each in calls:
+        function: dict[str, Any] = {"arguments": each.arguments}
+        if not each.name:
+            yield {"index": each.index, "function": function}
+            continue
+        about = {"id": ids[each.index], "type": "function"}
+        yield {"index": each.index} | about | {"function": {"name": each.name} | function}
+
+
+def whole_calls(calls: Sequence[Call], ids: Sequence[str]) -> list[dict[str, Any]]:
+    """`tool_calls` of a message."""
+    return [
+        {"id": id_, "type": "function", "function": {"name": e.name, "arguments": e.arguments}}
+        for id_, e in zip(ids, calls, strict=True)
+    ]

@@ -1,0 +1,72 @@
+"""Tools prompt: tools and calls told in words, for a chat template that knows none. Pure.
+
+Many models come with such a template. Without this they would not see the tools that they must call.
+The tools stand in the system message, or before the first message of the user: not all templates take a
+system message, and some have one of their own. Calls in earlier turns become what the model wrote.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from baton.server.turns import Conversation
+from baton.tool_calls import CallFormat, call_text, calls_text
+
+SYSTEM = ("system", "developer")
+
+
+def with_tools_told(conversation: Conversation, form: CallFormat) -> Conversation:
+    """The same for a template that knows no tools."""
+    turns = [_with_calls(each, form) for each in conversation.messages]
+    if conversation.tools:
+        turns = _with_text(turns, tools_text(conversation.tools, form))
+    return replace(conversation, messages=turns, tools=None)
+
+
+def tools_text(tools: Sequence[Any], form: CallFormat) -> str:
+    """What a model must know of them."""
+    functions = [each.get("function", each) if isinstance(each, dict) else each for each in tools]
+    example = calls_text(form, [call_text(form, "NAME", "{...}")])
+    return (
+        "You can call tools. To call one, answer with this and nothing else:\n"
+        f"{example}\n"
+        "The tools, each with a JSON schema of its arguments:\n"
+        f"{json.dumps(functions, ensure_ascii=False)}"
+    )
+
+
+def _with_text(turns: list[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
+    for roles, before in ((SYSTEM, False), (("user",), True)):
+        at = next((i for i, each in enumerate(turns) if each.get("role") in roles), None)
+        if at is not None:
+            joined = _joined(text, turns[at].get("content"), before=before)
+            return [*turns[:at], {**turns[at], "content": joined}, *turns[at + 1 :]]
+    return [{"role": "system", "content": text}, *turns]
+
+
+def _joined(text: str, content: Any, *, before: bool) -> Any:
+    if isinstance(content, list):
+        part = {"type": "text", "text": f"{text}\n\n" if before else f"\n\n{text}"}
+        return [part, *content] if before else [*content, part]
+    parts = [text, content or ""] if before else [content or "", text]
+    return "\n\n".join(each for each in parts if each)
+
+
+def _with_calls(turn: Mapping[str, Any], form: CallFormat) -> Mapping[str, Any]:
+    calls = turn.get("tool_calls")
+    if not isinstance(calls, list) or not calls:
+        return turn
+    texts = [_call_text(each, form) for each in calls]
+    joined = _joined(calls_text(form, texts), turn.get("content"), before=False)
+    others = {name: value for name, value in turn.items() if name != "tool_calls"}
+    return others | {"content": joined}
+
+
+def _call_text(call: Any, form: CallFormat) -> str:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return json.dumps(call, ensure_ascii=False)
+    given = function.get("arguments")
+    arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+    return call_text(form, str(function.get("name", "")), arguments or "{}")

@@ -1,0 +1,307 @@
+"""Tools reader: the text of an answer, told apart while it comes: content, and calls of tools. Pure.
+
+    I will look.  <tool_call> {"name": "weather", "arguments": {"city": "Oslo"}} </tool_call>
+    content                             name                   arguments
+
+    reader = CallReader(format, names)          one for each answer
+    reader.take(text) -> Heard(content, calls)  for each new piece of text, of any size
+    reader.end()      -> Heard(content, calls)  after the last
+    heard(text, format, names) -> Answer        of a whole answer
+
+Every way of cutting a text gives the same content and the same calls. A call's first piece has its name
+and no arguments; the arguments follow as the model writes them, so joined they are JSON once the call is
+complete. Another API surface maps the pieces to its own events: `index` counts the calls of an answer.
+
+What only looks like a call is content: another name, another key, a mark that stops half-way. White space
+around calls belongs to nothing; a line feed parts two contents. A call that the answer's end cuts off
+before its name is known is left out.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from baton.server.speech import begins_tag
+from baton.tool_calls import CallFormat, Listing
+
+JSON_SPACE = " \t\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class CallPiece:
+    """Of call number `index`: its name (in its first piece), or more of its arguments."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What new text completes."""
+
+    content: str = ""
+    calls: tuple[CallPiece, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call. `arguments` is JSON if the answer was not cut off."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole one."""
+
+    content: str
+    calls: tuple[Call, ...]
+    complete: bool  # it does not end within a call
+
+
+class _At(Enum):
+    FIRST = auto()  # before an answer that is a call or a text
+    TEXT = auto()
+    HEAD = auto()  # behind a mark
+    ARGUMENTS = auto()
+    REST = auto()  # of the object that the arguments stand in
+    AFTER = auto()
+
+
+class _Verdict(Enum):
+    MORE = auto()  # it may become a call
+    NONE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The beginning of a call, up to its arguments."""
+
+    name: str
+    length: int
+    listed: bool
+
+
+class CallReader:
+    """The text of one answer, without its reasoning. `names`: of the tools that may be called. `forced`:
+    the answer is calls and nothing else, so it never becomes content because it is cut off."""
+
+    def __init__(self, form: CallFormat, names: Iterable[str], *, forced: bool = False) -> None:
+        self._form = form
+        self._names = {_quoted(each): each for each in names}
+        self._forced = forced
+        self._at = _At.TEXT if form.opens else _At.FIRST
+        self._held = ""  # not told yet
+        self._mark = ""  # what made it look for a call: content after all if there is none
+        self._listed = form.listing is Listing.ALWAYS
+        self._nested = _Nested()
+        self._content = ""
+        self._pieces: list[CallPiece] = []
+        self._spoken = False  # some content has come
+        self._behind_call = False  # none has come since
+        self.calls = 0
+
+    @property
+    def complete(self) -> bool:
+        """The answer does not end within a call."""
+        return self._at in (_At.FIRST, _At.TEXT, _At.AFTER)
+
+    def take(self, text: str) -> Heard:
+        """New text. What it completes."""
+        self._held += text
+        steps = {
+            _At.FIRST: self._first, _At.TEXT: self._text, _At.HEAD: self._head,
+            _At.ARGUMENTS: self._arguments, _At.REST: self._rest, _At.AFTER: self._after,
+        }  # fmt: skip
+        while steps[self._at]():
+            pass
+        return self._told()
+
+    def end(self) -> Heard:
+        """The answer has ended. What was held back."""
+        undecided = self._at in (_At.FIRST, _At.TEXT) and not self._forced
+        if undecided and (self._held.strip() or not self.calls):
+            self._say(self._held)
+        self._held = ""
+        return self._told()
+
+    def _told(self) -> Heard:
+        found = Heard(self._content, tuple(self._pieces))
+        self._content, self._pieces = "", []
+        return found
+
+    def _say(self, text: str) -> None:
+        if self._behind_call and (text := text.lstrip()):
+            text = f"\n{text}" if self._spoken else text
+            self._behind_call = False
+        self._spoken = self._spoken or bool(text)
+        self._content += text
+
+    # ---- steps: each is one in which the place changes, and says whether it does
+
+    def _first(self) -> bool:
+        found = self._found_head(first=True)
+        if found is _Verdict.MORE:
+            return False
+        if isinstance(found, _Head):
+            self._begin(found)
+            return True
+        self._at = _At.TEXT
+        return True
+
+    def _text(self) -> bool:
+        mark = self._form.opens
+        before, found, after = self._held.partition(mark) if mark else (self._held, "", "")
+        if found:
+            told = before.rstrip()
+            self._mark, self._held, self._at = before[len(told) :] + mark, after, _At.HEAD
+            self._say(told)
+            return True
+        whole = before[: len(before) - begins_tag(before, mark)]
+        # white space before a mark, and at the end behind a call, belongs to nothing
+        told = whole.rstrip() if mark or self.calls else whole
+        self._held = before[len(told) :]
+        self._say(told)
+        return False
+
+    def _head(self) -> bool:
+        found = self._found_head(first=False)
+        if found is _Verdict.MORE:
+            return False
+        if isinstance(found, _Head):
+            self._begin(found)
+        else:
+            self._say(self._mark)
+            self._at = _At.TEXT
+        return True
+
+    def _begin(self, head: _Head) -> None:
+        self._pieces.append(CallPiece(self.calls, head.name))
+        self.calls += 1
+        self._listed = self._listed or head.listed
+        self._held = self._held[head.length :]
+        self._nested = _Nested()
+        self._at = _At.ARGUMENTS
+
+    def _arguments(self) -> bool:
+        length = self._nested.read(self._held)
+        if length:
+            self._pieces.append(CallPiece(self.calls - 1, arguments=self._held[:length]))
+        self._held = self._held[length:]
+        if self._nested.open:
+            return False
+        self._nested = _Nested(within=True)
+        self._at = _At.REST
+        return True
+
+    def _rest(self) -> bool:
+        self._held = self._held[self._nested.read(self._held) :]
+        if self._nested.open:
+            return False
+        self._behind_call = True
+        self._at = _At.AFTER
+        return True
+
+    def _after(self) -> bool:
+        form, held = self._form, self._held.lstrip(JSON_SPACE)
+        between = form.between if self._listed or form.listing is Listing.NEVER else ""
+        ends = [each for each in (form.closes, "]" if self._listed else "") if each]
+        if not held and (between or ends):
+            return False
+        for mark, place in [(between, _At.HEAD), *((each, _At.TEXT) for each in ends)]:
+            if mark and held.startswith(mark):
+                self._mark, self._held, self._at = mark, held[len(mark) :], place
+                return True
+            if mark.startswith(held):
+                return False
+        self._at = _At.TEXT
+        return True
+
+    def _found_head(self, *, first: bool) -> _Head | _Verdict:
+        """The beginning of a call at the beginning of what is held."""
+        form, text = self._form, self._held
+        at = len(text) - len(text.lstrip()) if first else 0
+        if first and form.before:
+            if text.startswith(form.before, at):
+                at += len(form.before)
+                at += len(text[at:]) - len(text[at:].lstrip())
+            elif form.before.startswith(text[at:]):
+                return _Verdict.MORE
+        bracket: Sequence[Sequence[str]] = ()
+        if first and form.listing is Listing.SEVERAL:
+            bracket = (("[", ""),)
+        elif not self._inside_list():
+            bracket = (("[",),)
+        parts = (
+            *bracket, ("{",), ('"name"',), (":",), tuple(self._names), (",",),
+            (_quoted(form.arguments),), (":",), ("{",),
+        )  # fmt: skip
+        chosen = []
+        for options in parts:
+            at += len(text[at:]) - len(text[at:].lstrip(JSON_SPACE))
+            for option in options:
+                if text.startswith(option, at):
+                    break
+                if option.startswith(text[at:]):
+                    return _Verdict.MORE
+            else:
+                return _Verdict.NONE
+            chosen.append(option)
+            at += len(option)
+        name = self._names[chosen[-5]]
+        return _Head(name, at - 1, chosen[0] == "[")
+
+    def _inside_list(self) -> bool:
+        """A list has begun, or there is none."""
+        always = self._form.listing is Listing.ALWAYS
+        return not always or not self._mark.endswith(self._form.opens)
+
+
+class _Nested:
+    """A JSON object, read character by character. `within`: it has begun before."""
+
+    def __init__(self, *, within: bool = False) -> None:
+        self._depth = int(within)
+        self._quoted = self._escaped = False
+        self.open = True
+
+    def read(self, text: str) -> int:
+        """How many characters of the text are of it."""
+        for index, each in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped = each == "\\"
+                self._quoted = each != '"'
+            elif each == '"':
+                self._quoted = True
+            elif each in "{[":
+                self._depth += 1
+            elif each in "}]":
+                self._depth -= 1
+                if not self._depth:
+                    self.open = False
+                    return index + 1
+        return len(text)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def heard(text: str, form: CallFormat, names: Iterable[str], *, forced: bool = False) -> Answer:
+    """Of a whole answer."""
+    reader = CallReader(form, names, forced=forced)
+    parts = reader.take(text), reader.end()
+    calls = joined([piece for part in parts for piece in part.calls])
+    return Answer(parts[0].content + parts[1].content, calls, reader.complete)
+
+
+def joined(pieces: Sequence[CallPiece]) -> tuple[Call, ...]:
+    """The calls that these pieces are of, all from the first on."""
+    names = [each.name for each in pieces if each.name]
+    texts = ["".join(p.arguments for p in pieces if p.index == at) for at in range(len(names))]
+    return tuple(map(Call, names, texts))
