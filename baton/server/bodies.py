@@ -53,6 +53,13 @@ class Path(StrEnum):
     TOKENIZE = "/tokenize"
     DETOKENIZE = "/detokenize"
     STREAM = "/v1/stream"
+    RESPONSES = "/v1/responses"
+    RESPONSE_TOKENS = "/v1/responses/input_tokens"
+    MESSAGES = "/v1/messages"
+    MESSAGE_TOKENS = "/v1/messages/count_tokens"
+
+
+CONVERSATIONS = frozenset(Path) - {Path.COMPLETIONS, Path.DETOKENIZE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +81,7 @@ def limits_of(path: str, context: int) -> JsonLimits | None:
             return JsonLimits(ids, COMPLETION_KEYS)
         case Path.DETOKENIZE:
             return JsonLimits(keys=COMPLETION_KEYS)
-        case Path.CHAT | Path.TOKENIZE | Path.STREAM:
-            return JsonLimits()
-    return None
+    return JsonLimits() if path in CONVERSATIONS else None
 
 
 class JsonScan:

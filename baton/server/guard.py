@@ -51,18 +51,22 @@ class AccessPolicy:
 
     def authorized(self, scope_headers: Headers) -> bool:
         """Do the headers carry one of the keys? Compares in constant time."""
-        if not self.keys:
-            return True
-        scheme, _, token = scope_headers.get("authorization", "").partition(" ")
-        given = _digest(token)
-        found = [hmac.compare_digest(given, key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(found)
+        return not self.keys or bool(self._known(scope_headers))
+
+    def _known(self, sent: Headers) -> bytes:
+        """The digest of the first key of ours that the headers carry; empty if they carry none."""
+        scheme, _, token = sent.get("authorization", "").partition(" ")
+        tokens = [token if scheme.lower() == "bearer" else None, sent.get("x-api-key")]
+        for given in [_digest(each) for each in tokens if each is not None]:
+            if any([hmac.compare_digest(given, key) for key in self.keys]):
+                return given
+        return b""
 
     def tenant(self, scope: Scope, sent: Headers) -> str:
         """Who asks, for fair shares: the key, else the client's address. Without keys of the server's own
         an Authorization header proves nothing, and each new one would be a new share."""
         if self.keys:
-            return _digest(sent.get("authorization", "").partition(" ")[2]).hex()[:16]
+            return self._known(sent).hex()[:16]
         client = scope.get("client")
         return str(client[0]) if client else ""
 
@@ -110,7 +114,7 @@ def shared_with(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=policy.origins,
-        allow_methods=("GET", "POST", "OPTIONS"),
+        allow_methods=("GET", "POST", "DELETE", "OPTIONS"),
         allow_headers=("*",),
         expose_headers=EXPOSED,
     )
@@ -147,7 +151,7 @@ class Guard:
         state["answer"] = answer
         try:
             if (foreign := self._foreign_host(sent)) is not None:
-                await response(foreign)(scope, receive, answer.send)
+                await response(foreign, scope["path"])(scope, receive, answer.send)
             else:
                 await self._inside(scope, receive, answer.send)
         finally:
@@ -171,7 +175,7 @@ class Guard:
         except ApiError as refused:
             if answer.begun:
                 raise
-            await response(refused)(scope, receive, send)
+            await response(refused, scope["path"])(scope, receive, send)
         finally:
             body_.close()
 

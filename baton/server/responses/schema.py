@@ -35,8 +35,16 @@ RESPONSES: Refusals = {
     "continue_final_message": ((False,), LEAVE_OUT), "return_token_ids": ((False,), LEAVE_OUT),
     "return_tokens_as_token_ids": ((False,), LEAVE_OUT),
 }  # fmt: skip
+INCLUDED = {
+    LOGPROBS,
+    "reasoning.encrypted_content",  # reasoning comes in the clear
+    # of tools that do not exist here
+    "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
+    "message.input_image.image_url", "web_search_call.action.sources", "web_search_call.results",
+}  # fmt: skip
 NAMES = {
     "messages": "input",
+    "prompt": "input",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
@@ -137,6 +145,8 @@ class ResponsesRequest(Fields):
     def chat(self, items: Sequence[Item]) -> dict[str, Any]:
         """The chat that it asks for, after a conversation of these items, its own input among them. Raises
         ApiError."""
+        if unknown := sorted(set(self.include or ()) - INCLUDED):
+            raise ApiError.bad_request(f"include: {unknown[0][:80]!r} is not known", "include")
         if self.top_logprobs and not self.wants_logprobs:
             text = f"top_logprobs needs include: [{LOGPROBS}]"
             raise ApiError.bad_request(text, "top_logprobs")
