@@ -230,10 +230,10 @@ class Requests:
     def _end(self, entry: Entry, reason: str, now: float, *, running: bool = True) -> list[Effect]:
         """Finish a request. `running`: the decode worker still holds the run."""
         effects = self._withdraw(entry) if running else []
-        client, request = entry.client, entry.id
-        kv_bytes = self._scheduler.kv_bytes_per_token(entry)
+        client, kv_bytes = entry.client, self._scheduler.kv_bytes_per_token(entry)
         self._ledger.apply(entry, Event.FINISH, now, note=reason)
-        return [*effects, To(client, msg.Finished(request, reason, timings(entry, now, kv_bytes)))]
+        ended = msg.Finished(entry.id, reason, timings(entry, now, kv_bytes), entry.text.stop)
+        return [*effects, To(client, ended)]
 
     def _fail(
         self, entry: Entry, code: str, why: str, now: float, *, placed: bool = True

@@ -3,8 +3,8 @@
     {"error": {"message": "...", "type": "...", "param": null | "...", "code": null | "..."}}
 
 4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself. Not after
-deadline_exceeded: its user wanted an end by then, and would get three times as long. The paths of Anthropic's
-API have its form: {"type": "error", "error": {"type": "...", "message": "..."}}.
+deadline_exceeded: its user wanted an end by then, and would get three times as long. The paths of
+Anthropic's API have its form: {"type": "error", "error": {"type": "...", "message": "..."}}.
 https://platform.openai.com/docs/guides/error-codes
 """
 
@@ -73,9 +73,7 @@ class ApiError(Exception):
     @classmethod
     def wrong_key(cls) -> "ApiError":
         """For a wrong key and for none."""
-        text = (
-            "a valid API key is needed: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`"
-        )
+        text = "a valid API key is needed: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`"
         return cls(401, text, "authentication_error", code="invalid_api_key")
 
     @classmethod

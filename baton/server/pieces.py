@@ -1,4 +1,4 @@
-"""Pieces: what the answer of a chat says, for APIs that have an object of its own for each kind of it. Pure.
+"""Pieces: what a chat answers, for APIs that have an object of its own for each kind of it. Pure.
 
     chunk or message of a chat  -> pieces -> events and objects of /v1/responses and /v1/messages
 

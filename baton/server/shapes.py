@@ -36,6 +36,7 @@ class Choice:
     logprobs: list[Logprob] = field(default_factory=list)
     scores: tuple[Logprob, ...] = ()
     finish_reason: str | None = None
+    stop: str = ""  # the stop string that was found
     failed: Failed | None = None
     timings: Timings | None = None
 
@@ -49,8 +50,8 @@ class Choice:
                 self.token_ids += token_ids
                 self.logprobs += logprobs
                 return Delta(self, text, token_ids, logprobs)
-            case Finished(_, reason, timings):
-                self.finish_reason, self.timings = reason, timings
+            case Finished(_, reason, timings, stop):
+                self.finish_reason, self.timings, self.stop = reason, timings, stop
             case Failed():
                 self.failed = news
         return None

@@ -129,11 +129,13 @@ class PromptScored:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request has ended without error. `reason` is length, stop or abort."""
+    """A request has ended without error. `reason` is length, stop or abort; `stop` the stop string that
+    was found."""
 
     request: Name
     reason: Name
     timings: Timings
+    stop: Line = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ CALENDAR = {
     "baton/failpoint.py": "against a file's modification time",
     "baton/log.py": "lines of logs",
     "baton/server/otel.py": "spans carry it",
+    "baton/server/responses/routes.py": "`created_at` of OpenAI's responses",
     "baton/server/service.py": "`created` of OpenAI's objects",
     "baton/server/templates_sandbox.py": "`strftime_now` of chat templates",
     "baton/transfer/frames.py": "against a file's modification time",

@@ -1,11 +1,11 @@
 """Answer: the message and the events of its stream, made of a chat's pieces. Pure.
 
     message_start, ping
-    content_block_start, content_block_delta ..., content_block_stop     for each block: thinking, text, tool_use
-    message_delta, message_stop                                          why it stopped, and the usage
+    content_block_start, content_block_delta ..., content_block_stop     thinking, text, tool_use
+    message_delta, message_stop                                          why it stopped; the usage
 
-A message that is not streamed is made in the same way, of one piece of each kind. The deltas of a block, joined,
-are its text, however the answer was cut. https://docs.claude.com/en/docs/build-with-claude/streaming
+A message that is not streamed is made in the same way, of one piece of each kind. The deltas of a block,
+joined, are its text, however the answer was cut. https://docs.claude.com/en/docs/build-with-claude/streaming
 """
 
 import json
@@ -116,7 +116,7 @@ def usage_of(chat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stop_of(finish_reason: str | None, stop: str, *, cut: bool) -> dict[str, Any]:
-    """Why it stopped. `stop`: the stop sequence, if one was found; `cut`: max_tokens was more than fits."""
+    """Why it stopped. `stop`: the stop sequence that was found; `cut`: max_tokens was more than fits."""
     if stop:
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}
     reasons = {"tool_calls": "tool_use", "length": "max_tokens"}

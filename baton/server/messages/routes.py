@@ -1,6 +1,6 @@
 """Routes of Anthropic's Messages API: answer, stream, count.
 
-    body -> MessagesRequest -> chat -> ChatRequest -> service.py -> chunks -> pieces -> Blocks -> events
+body -> MessagesRequest -> chat -> ChatRequest -> service.py -> chunks -> pieces -> Blocks -> events
 """
 
 import contextlib
@@ -46,8 +46,8 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
         return Response(content, headers=headers, media_type="application/json")
 
     async def begin(request: Request, payload: MessagesRequest) -> tuple[Begun, bool]:
-        """If max_tokens is more than fits beside the prompt, the answer may be as long as fits, and says so
-        at its end, as Anthropic's does. The second is whether it is."""
+        """If max_tokens is more than fits beside the prompt, the answer may be as long as fits, and says
+        so at its end, as Anthropic's does. The second is whether it is."""
         chat = await translated(ChatRequest, payload.chat(), request)
         try:
             return await asker.begin(request, chat), False

@@ -1,7 +1,8 @@
 """Schema: a request of Anthropic's Messages API, field by field, and the chat made of it.
 
-Fields that a chat has beside OpenAI's (seed, min_p, guided_json, chat_template_kwargs, ...) are the chat's here, too: done,
-or refused by name. Those that say who asks, or how (metadata, service_tier, cache_control), have no effect.
+Fields that chats have beside OpenAI's (seed, min_p, guided_json, chat_template_kwargs, ...) are theirs
+here, too: done, or refused by name. Those that say who asks, or how (metadata, service_tier,
+cache_control), have no effect.
 https://docs.claude.com/en/api/messages
 """
 
@@ -16,10 +17,11 @@ from baton.server.messages.turns import Chat, Texts, Turns
 from baton.server.schema import Bool, Int, Number, Text
 
 MESSAGES: Refusals = {
-    "container": ((), LEAVE_OUT), "mcp_servers": ((), "use tools"), "context_management": ((), LEAVE_OUT),
-    "inference_geo": ((), LEAVE_OUT),
+    "container": ((), LEAVE_OUT), "mcp_servers": ((), "use tools"),
+    "context_management": ((), LEAVE_OUT), "inference_geo": ((), LEAVE_OUT),
     # of a chat
-    "n": ((1,), "send several requests"), "best_of": ((1,), LEAVE_OUT), "stop": ((), "use stop_sequences"),
+    "n": ((1,), "send several requests"), "best_of": ((1,), LEAVE_OUT),
+    "stop": ((), "use stop_sequences"),
     "max_completion_tokens": ((), "use max_tokens"), "logprobs": ((False,), LEAVE_OUT),
     "top_logprobs": ((0,), LEAVE_OUT), "response_format": ((), "use output_config.format"),
     "reasoning_effort": ((), "use output_config.effort"), "include_reasoning": ((True,), "use thinking"),

@@ -2,7 +2,7 @@
 
     system                                one message of role system
     user: tool_result, text               messages of role tool, then one of role user
-    assistant: thinking, text, tool_use   one message of the assistant: reasoning_content, content, tool_calls
+    assistant: thinking, text, tool_use   one message: reasoning_content, content, tool_calls
 
 If the last message is one of the assistant that ends with text, the answer goes on with it.
 https://docs.claude.com/en/api/messages
@@ -126,7 +126,9 @@ class Turn(Fields):
     def _blocks_of_the_role(self) -> "Turn":
         for block in self.blocks:
             if block.type not in ALLOWED[self.role]:
-                raise ValueError(f"a message of role {self.role} has no blocks of type {block.type}")
+                raise ValueError(
+                    f"a message of role {self.role} has no blocks of type {block.type}"
+                )
         return self
 
     @property

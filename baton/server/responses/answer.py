@@ -1,9 +1,9 @@
 """Answer: the response object and the events of its stream, made of a chat's pieces. Pure.
 
     created, in_progress                                     the response begins
-    output_item.added                                        an item begins: reasoning, message, function_call
-      content_part.added, *.delta ..., *.done, content_part.done     (a function_call: *.delta ..., *.done)
-    output_item.done                                         it has ended
+    output_item.added                                        reasoning, message or function_call
+      content_part.added, *.delta ..., *.done, content_part.done     (a call: *.delta ..., *.done)
+    output_item.done                                         the item has ended
     completed | incomplete | failed                          the whole response again
 
 A response that is not streamed is made in the same way, of one piece of each kind. The deltas of an item,
@@ -64,7 +64,12 @@ class Output:
             case Reasoning():
                 item = {"id": self._new_id("rs"), "type": "reasoning", "summary": [], "content": []}
             case Content():
-                item = {"id": self._new_id("msg"), "type": "message", "role": "assistant", "content": []}
+                item = {
+                    "id": self._new_id("msg"),
+                    "type": "message",
+                    "role": "assistant",
+                    "content": [],
+                }
             case Call():
                 item = {"id": self._new_id("fc"), "type": "function_call", "call_id": piece.id,
                         "name": piece.name, "arguments": ""}  # fmt: skip

@@ -2,7 +2,7 @@
 
     reasoning, message, function_call, function_call    one turn of the assistant
     function_call_output                                one message of role tool
-    instructions, first messages of system, developer   one message of role system: many templates have one
+    instructions, first messages of system, developer   one message of role system: templates want one
 
 https://platform.openai.com/docs/api-reference/responses/create
 """

@@ -1,6 +1,6 @@
 """Routes of the Responses API: create, stream, look up, delete, count.
 
-    body -> ResponsesRequest -> chat -> ChatRequest -> service.py -> chunks -> pieces -> Output -> events
+body -> ResponsesRequest -> chat -> ChatRequest -> service.py -> chunks -> pieces -> Output -> events
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from baton.server.responses.answer import (
 )
 from baton.server.responses.items import Item, plain_items
 from baton.server.responses.schema import NAMES, ResponsesRequest
-from baton.server.responses.store import Segment, Store
+from baton.server.responses.store import Segment, Store, Stored
 from baton.server.schema import ChatRequest
 from baton.server.service import GenerationService
 from baton.server.sse import EventStream, event, json_of
@@ -46,40 +46,40 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(16)}"
 
 
+def _tenant(request: Request) -> str:
+    return str(request.scope["state"]["tenant"])
+
+
+def _unknown(store: Store, name: str, status: int = 404, **more: Any) -> ApiError:
+    text = (
+        f"no response {name[:80]!r} is stored here: this server keeps the last {store.most_responses:,} "
+        f"({store.most_bytes >> 20} MiB) in memory, each for the key that asked for it, and none over "
+        "a restart; send the whole conversation as input"
+    )
+    return ApiError(status, text, **more)
+
+
 def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
     """Returns what FastPath calls for each path."""
     service = asker.service
 
-    def tenant_of(request: Request) -> str:
-        return str(request.scope["state"]["tenant"])
-
-    def unknown(name: str, status: int = 404, **more: Any) -> ApiError:
-        text = (
-            f"no response {name[:80]!r} is stored here: this server keeps the last {store.most_responses:,} "
-            f"({store.most_bytes >> 20} MiB) in memory, each for the key that asked for it, and none over "
-            "a restart; send the whole conversation as input"
-        )
-        return ApiError(status, text, **more)
-
-    async def conversation(request: Request, name: str | None) -> tuple[Segment, ...]:
-        if name is None:
-            return ()
-        found = store.get(tenant_of(request), name)
-        if found is None:
+    def conversation(request: Request, name: str | None) -> tuple[Segment, ...]:
+        found = None if name is None else store.get(_tenant(request), name)
+        if name is not None and found is None:
             code = "previous_response_not_found"
-            raise unknown(name, 400, param="previous_response_id", code=code)
-        return found.conversation
+            raise _unknown(store, name, 400, param="previous_response_id", code=code)
+        return found.conversation if found else ()
 
     @app.post(bodies.Path.RESPONSES, tags=["openai"])
     async def responses(request: Request, payload: ResponsesRequest) -> Response:
         """Answer a conversation: OpenAI's Responses API."""
-        before = await conversation(request, payload.previous_response_id)
+        before = conversation(request, payload.previous_response_id)
         items = plain_items(payload.input, new_id)
         try:
             chat = payload.chat([*await _items(before), *items])
             held = sum(len(each.data) for each in before)
             begun = await asker.begin(request, await translated(ChatRequest, chat, request, held))
-            turn = _Turn(service, store, tenant_of(request), payload, before, items, begun)
+            turn = _Turn(service, store, _tenant(request), payload, before, items, begun)
             if payload.stream:
                 return EventStream(turn.events(), begun.headers)
             content = await turn.whole(request)
@@ -90,7 +90,7 @@ def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
     @app.post(bodies.Path.RESPONSE_TOKENS, tags=["openai"])
     async def input_tokens(request: Request, payload: ResponsesRequest) -> Response:
         """How many tokens a request's input has."""
-        before = await conversation(request, payload.previous_response_id)
+        before = conversation(request, payload.previous_response_id)
         items = [*await _items(before), *plain_items(payload.input, new_id)]
         try:
             tokens = await counted(service, payload.chat(items), request)
@@ -98,14 +98,28 @@ def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
             raise renamed(error, NAMES) from error
         return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
+    add_stored(app, store)
+    return {
+        bodies.Path.RESPONSES: (ResponsesRequest, responses),
+        bodies.Path.RESPONSE_TOKENS: (ResponsesRequest, input_tokens),
+    }
+
+
+def add_stored(app: FastAPI, store: Store) -> None:
+    """Responses of before."""
+
+    def stored(request: Request, name: str) -> Stored:
+        found = store.get(_tenant(request), name)
+        if found is None:
+            raise _unknown(store, name, kind="not_found_error", code="not_found")
+        return found
+
     @app.get("/v1/responses/{name}", tags=["openai"])
     async def response(
         request: Request, name: str, stream: Annotated[bool, Query()] = False
     ) -> Response:
         """A stored response."""
-        found = store.get(tenant_of(request), name)
-        if found is None:
-            raise unknown(name, kind="not_found_error", code="not_found")
+        found = stored(request, name)
         if stream:
             text = "stream is not supported here: a stored response is complete"
             raise ApiError.bad_request(text, "stream", "unsupported")
@@ -120,9 +134,7 @@ def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
         after: str | None = None,
     ) -> Response:
         """The items before a stored response."""
-        found = store.get(tenant_of(request), name)
-        if found is None:
-            raise unknown(name, kind="not_found_error", code="not_found")
+        found = stored(request, name)
         items = await _items(found.conversation)
         items = items[: len(items) - len(json.loads(found.response)["output"])]
         return JSONResponse(listed(items, limit=limit, descending=order == "desc", after=after))
@@ -130,14 +142,9 @@ def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
     @app.delete("/v1/responses/{name}", tags=["openai"])
     async def delete(request: Request, name: str) -> Response:
         """Forget a stored response. What went on from it is kept."""
-        if not store.forget(tenant_of(request), name):
-            raise unknown(name, kind="not_found_error", code="not_found")
+        stored(request, name)
+        store.forget(_tenant(request), name)
         return JSONResponse({"id": name, "object": "response", "deleted": True})
-
-    return {
-        bodies.Path.RESPONSES: (ResponsesRequest, responses),
-        bodies.Path.RESPONSE_TOKENS: (ResponsesRequest, input_tokens),
-    }
 
 
 def listed(items: list[Item], *, limit: int, descending: bool, after: str | None) -> Item:
@@ -200,7 +207,9 @@ class _Turn:
         head, output, finish_reason = self._head(), self._output(), None
 
         def encoded(*found: Event) -> bytes:
-            return b"".join(event({**e, "sequence_number": next(numbers)}, e["type"]) for e in found)
+            return b"".join(
+                event({**e, "sequence_number": next(numbers)}, e["type"]) for e in found
+            )
 
         def about(status: str, response: Item) -> Event:
             return {"type": f"response.{status}", "response": response}

@@ -1,7 +1,7 @@
 """Schema: a request of the Responses API, field by field, and the chat made of it.
 
-Fields that a chat has beside OpenAI's (top_k, seed, guided_json, chat_template_kwargs, ...) are the chat's here, too:
-done, or refused by name. Those that say who asks, or how, have no effect, as there.
+Fields that chats have beside OpenAI's (top_k, seed, guided_json, chat_template_kwargs, ...) are theirs
+here, too: done, or refused by name. Those that say who asks, or how, have no effect, as there.
 https://platform.openai.com/docs/api-reference/responses/create
 """
 
@@ -29,7 +29,8 @@ RESPONSES: Refusals = {
     # of a chat
     "n": ((1,), "send several requests"), "best_of": ((1,), LEAVE_OUT), "messages": ((), "use input"),
     "response_format": ((), "use text.format"), "max_tokens": ((), "use max_output_tokens"),
-    "max_completion_tokens": ((), "use max_output_tokens"), "reasoning_effort": ((), "use reasoning.effort"),
+    "max_completion_tokens": ((), "use max_output_tokens"),
+    "reasoning_effort": ((), "use reasoning.effort"),
     "logprobs": ((False,), f"use include: [{LOGPROBS}]"), "include_reasoning": ((True,), LEAVE_OUT),
     "verbosity": (("medium",), LEAVE_OUT), "add_generation_prompt": ((True,), LEAVE_OUT),
     "continue_final_message": ((False,), LEAVE_OUT), "return_token_ids": ((False,), LEAVE_OUT),
@@ -143,7 +144,7 @@ class ResponsesRequest(Fields):
         return LOGPROBS in (self.include or ())
 
     def chat(self, items: Sequence[Item]) -> dict[str, Any]:
-        """The chat that it asks for, after a conversation of these items, its own input among them. Raises
+        """The chat that it asks for, after a conversation of these items, its own input included. Raises
         ApiError."""
         if unknown := sorted(set(self.include or ()) - INCLUDED):
             raise ApiError.bad_request(f"include: {unknown[0][:80]!r} is not known", "include")
@@ -240,5 +241,7 @@ def _name(given: Item) -> str:
 
 def _check_names(asked: set[str], known: set[str]) -> None:
     if not asked or asked - known:
-        text = f"tool_choice names {', '.join(sorted(asked)) or 'no tool'}, which tools does not have"
+        text = (
+            f"tool_choice names {', '.join(sorted(asked)) or 'no tool'}, which tools does not have"
+        )
         raise ApiError.bad_request(text[:300], "tool_choice")

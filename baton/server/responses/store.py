@@ -3,9 +3,9 @@
     store.put(tenant, id, response, conversation)
     store.get(tenant, id)                             None if it is not, or not any more, there
 
-The number of responses and the bytes of all are bounded. Beyond, the tenant that holds the most forgets its
-oldest, so nobody's conversations are lost to the many of another. The turns of a conversation are segments
-that its responses share: a conversation of n turns takes n segments, not n * n / 2.
+The number of responses and the bytes of all are bounded. Beyond, the tenant that holds the most forgets
+its oldest, so nobody's conversations are lost to the many of another. The turns of a conversation are
+segments that its responses share: a conversation of n turns takes n segments, not n * n / 2.
 A tenant (an API key, else a client's address) sees its own only.
 """
 
