@@ -98,7 +98,7 @@ class CountRequest(Fields):
         ours = type(self).model_fields.keys()
         found = {name: value for name, value in self._given.items() if name not in ours}
         tools = [_chat_tool(each) for each in self.tools or ()]
-        config = self.output_config or OutputConfig()
+        config = self.output_config or OutputConfig.model_validate({})
         form = config.format or self.output_format
         found |= {
             "model": self.model,
