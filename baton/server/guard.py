@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.log import REQUEST
 from baton.server.admission import Bodies, Body
-from baton.server.api_error import ApiError, response
+from baton.server.api_error import MESSAGES_PATH, ApiError, response
 from baton.server.bodies import MAX_BODY_BYTES, JsonLimits, JsonScan, feed
 
 BODY_S = 10.0
@@ -235,6 +235,8 @@ class _Response:
             self._status = message["status"]
             head = MutableHeaders(raw=message.setdefault("headers", []))
             head.setdefault("X-Request-Id", self._request_id)
+            if self._scope["path"].startswith(MESSAGES_PATH):
+                head["Request-Id"] = head["X-Request-Id"]
             head.setdefault("X-Content-Type-Options", "nosniff")
             if self.unread or self._status in LAST_STATUS:
                 head["Connection"] = "close"

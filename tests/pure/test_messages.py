@@ -327,6 +327,7 @@ def test_errors_have_the_form_of_this_api_and_both_headers_carry_keys() -> None:
                 answer = await client.ask(path, body, headers=headers)
                 assert answer.status == status
                 assert set(answer.json) == {"type", "error"}
+                assert answer.headers["request-id"] == answer.headers["x-request-id"]
                 assert answer.json["error"]["type"] == kind
             assert (await client.ask(COUNT, {"messages": HELLO}, headers=own)).status == 200
 

@@ -36,14 +36,13 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
         try:
             begun, cut = await begin(request, payload)
             turn = _Turn(payload.model or service.names[0], begun, cut)
-            headers = begun.headers | {"Request-Id": begun.prepared.name}
             if payload.stream:
                 sign = event(PING, "ping")
-                return EventStream(turn.events(), headers, keep_alive=sign)
+                return EventStream(turn.events(), begun.headers, keep_alive=sign)
             content = await turn.whole(request)
         except (ApiError, RequestError) as error:
             raise renamed(error, NAMES) from error
-        return Response(content, headers=headers, media_type="application/json")
+        return Response(content, headers=begun.headers, media_type="application/json")
 
     async def begin(request: Request, payload: MessagesRequest) -> tuple[Begun, bool]:
         """If max_tokens is more than fits beside the prompt, the answer may be as long as fits, and says
