@@ -105,6 +105,10 @@ class Admission:
         """Places in lines that are taken."""
         return self._in_lines.total
 
+    def waits(self, tenant: str) -> int:
+        """Places of both kinds that the tenant holds."""
+        return self._waiting.held(tenant) + self._in_lines.held(tenant)
+
     def take(self, tenant: str, choices: int) -> Ticket:
         """Places for a request. Raises ApiError."""
         asked = min(choices, self.window)

@@ -9,7 +9,7 @@ https://platform.openai.com/docs/guides/error-codes
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -60,6 +60,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     retry_after: int | None = None  # seconds
+    headers: dict[str, str] = field(default_factory=dict)  # more of the response
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
@@ -209,7 +210,7 @@ def _shown(error: ApiError) -> str:
 
 def response(error: ApiError, path: str = "") -> JSONResponse:
     """The HTTP response, in the form of the API that has this path."""
-    found: dict[str, str] = {}
+    found = dict(error.headers)
     if error.status == 401:
         found["WWW-Authenticate"] = "Bearer"
     if error.code == "deadline_exceeded":

@@ -26,8 +26,9 @@ from baton.server.api_error import (
 from baton.server.asking import Asker
 from baton.server.bodies import limits_of
 from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
+from baton.server.key_metrics import KeyMetrics
 from baton.server.messages.routes import add_messages
-from baton.server.metrics import Metrics
+from baton.server.metrics import PREFIX, Metrics
 from baton.server.monitor import Monitor
 from baton.server.responses.routes import add_responses
 from baton.server.responses.store import Store
@@ -70,6 +71,9 @@ def make_app(
         lifespan=lifespan,
     )
     monitor.metrics.admission = service.admission
+    if service.tenants:
+        shares = service.tenants, service.quotas, service.admission
+        monitor.metrics.registry.register(KeyMetrics(service.names[0], PREFIX, *shares))
     refuse = add_errors(app, monitor.metrics)
     add_state(app, service, monitor, version)
     add_models(app, service)

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from starlette.requests import Request
 
+from baton.clock import monotonic
 from baton.server import bodies
+from baton.server.api_error import ApiError
 from baton.server.monitor import Monitor
 from baton.server.schema import AnyRequest, TokenizeRequest
 from baton.server.service import GenerationService
@@ -35,10 +37,18 @@ class Asker:
         state = request.scope["state"]
         own = str(state["request_id"])  # the client's, if guard.py accepted it
         given = own if request.headers.get("x-request-id") == own else ""
-        prepared = await self.service.prepare(
-            payload, tenant=state["tenant"], request_id=given, stream=bool(payload.stream)
-        )
-        named = {} if given else {"X-Request-Id": prepared.name}
+        tenant, quotas = state["tenant"], self.service.quotas
+        try:
+            prepared = await self.service.prepare(
+                payload, tenant=tenant, request_id=given, stream=bool(payload.stream)
+            )
+        except ApiError as error:
+            if error.status == 429:
+                error.headers |= quotas.headers(tenant, monotonic())
+            raise
+        named = quotas.headers(tenant, monotonic())
+        if not given:
+            named["X-Request-Id"] = prepared.name
         self._monitor.begin(prepared.name, request.headers.get("traceparent"))
         return Begun(prepared, await self.service.begin(prepared), named)
 

@@ -35,7 +35,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 JSON_KIND = re.compile(r"application/[!-~]{1,80}[+]json")
 LAST_STATUS = frozenset({401, 408, 413, 431})
 """After these the connection is closed: their clients must not hold it."""
-EXPOSED = ("X-Request-Id", "Retry-After")
+EXPOSED = (
+    *("X-Request-Id", "Request-Id", "Retry-After"),
+    *(
+        f"X-RateLimit-{name}-{of}"
+        for name in ("Limit", "Remaining", "Reset")
+        for of in ("Requests", "Tokens")
+    ),
+)
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 logger = logging.getLogger("server.access")
@@ -66,7 +73,7 @@ class AccessPolicy:
         """Who asks, for fair shares: the key, else the client's address. Without keys of the server's own
         an Authorization header proves nothing, and each new one would be a new share."""
         if self.keys:
-            return self._known(sent).hex()[:16]
+            return tenant_of(self._known(sent))
         client = scope.get("client")
         return str(client[0]) if client else ""
 
@@ -106,6 +113,11 @@ def _is_address(name: str) -> bool:
 def hashed(keys: Sequence[str]) -> tuple[bytes, ...]:
     """Keys in the form of AccessPolicy.keys."""
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def tenant_of(digest: bytes) -> str:
+    """The tenant that has the key with this digest."""
+    return digest.hex()[:16]
 
 
 def shared_with(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:

@@ -22,6 +22,7 @@ from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_ids, ch
 from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.bodies import model
+from baton.server.guard import hashed, tenant_of
 from baton.server.options import ServerSettings
 from baton.server.quotas import Quotas
 from baton.server.schema import (
@@ -77,7 +78,10 @@ class GenerationService:
         self._renderer = renderer
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self.admission = Admission(settings.max_queued)
-        self._quotas = Quotas(requests=settings.requests_per_key, tokens=settings.tokens_per_key)
+        self.tenants = tuple(map(tenant_of, hashed(settings.api_keys)))  # of the keys
+        self.quotas = Quotas(
+            requests=settings.requests_per_key, tokens=settings.tokens_per_key, known=self.tenants
+        )
         self._ready_at = -inf  # later requests may wait for workers that restart
         given = files.generation_config
         self._sampling = SamplingParams(
@@ -143,7 +147,7 @@ class GenerationService:
             params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
         choices = texts * (request.n or 1)
-        place = self._quotas.take(tenant, monotonic())
+        place = self.quotas.take(tenant, monotonic())
         place.charge(choices * min(params.max_new_tokens, USUAL_ANSWER), monotonic())
         try:
             ticket = await self._admit(request.model, tenant, choices)
