@@ -40,7 +40,7 @@ class Engines:
         running: Counter[str | None] | None = None
         while engines and self._ledger.count(*PLACED) < self._rules.batch_size:
             entry = self._ledger.next_queued(now)
-            if entry is None or entry.retry_at > now:
+            if entry is None or entry.retry_at > now or entry.pooling:
                 break
             if running is None:
                 running = Counter(each.decode for each in self._ledger.in_state(State.DECODING))

@@ -39,8 +39,11 @@ class Reports:
             case msg.ChunkFilled(run, tokens):
                 entry = self._ledger.running(run)
                 fits = self._fills(member, run) and (entry is None or tokens <= entry.length)
-            case msg.Filled(run) | msg.FillFailed(run):
+            case msg.Filled(run) | msg.FillFailed(run) | msg.Embedded(run):
                 fits = self._fills(member, run)
+                entry = self._ledger.running(run)
+                if entry is not None and isinstance(message, msg.Filled | msg.Embedded):
+                    fits = fits and bool(entry.pooling) is isinstance(message, msg.Embedded)
             case msg.Released():
                 fits = member.hello.role == PREFILL
             case msg.PromptLogprobs(run, logprobs):

@@ -74,6 +74,15 @@ class Scheduler:
             waits.append(window)
         return min(waits, default=float("inf"))
 
+    @property
+    def cannot_embed(self) -> str:
+        """Why this cluster computes no embeddings; empty if it does."""
+        members = self._members
+        engines = members.of(ENGINE) and not (members.of(PREFILL) or members.of(DECODE))
+        if not self._rules.colocated and not engines:
+            return ""
+        return "embeddings are computed by prefill workers, which this cluster does not have"
+
     # ---- blocks
 
     def _reserve(self, now: float) -> list[Effect]:
@@ -163,6 +172,8 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry, now: float) -> bool:
+        if entry.pooling:  # only prefill computes these
+            return True
         if entry.to_be_scored or entry.tries.local or self._alone:  # only decode computes logits
             return False
         if self._out_of_reach(entry, now):
@@ -213,7 +224,8 @@ class Scheduler:
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
             floor = self._rope.floor(len(entry.prompt_ids), entry.length)
-            fills.append(To(worker, Fill(entry.grant, entry.token_ids[:-1], floor)))
+            ids = entry.token_ids if entry.pooling else entry.token_ids[:-1]
+            fills.append(To(worker, Fill(entry.grant, ids, floor, entry.pooling)))
         return moved + fills
 
     def _move_if_out_of_reach(self, entry: Entry, decode: str, now: float) -> list[Effect]:
