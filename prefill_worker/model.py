@@ -66,7 +66,7 @@ class PrefillModel(Protocol):
 
     def embedded(self, grant: Grant) -> bytes:
         """All tokens are computed: their pooled hidden states in float32, of length 1. What was reserved
-        for them is free."""
+        for them is free. TransferError if they are not finite."""
 
     def abandon(self, grant: Grant) -> None:
         """Stop writing under this grant."""

@@ -2,6 +2,8 @@
 
 import torch
 
+from baton.errors import TransferError
+
 
 class Pooled:
     """`pooling`: the mean of all tokens, or the last one (baton/params.py). Sums are kept in float64, so
@@ -20,7 +22,10 @@ class Pooled:
 
     @property
     def vector(self) -> bytes:
-        """float32. The length of a mean does not matter, so the sum is not divided."""
+        """float32. The length of a mean does not matter, so the sum is not divided. Raises TransferError
+        if the numbers are not finite."""
         assert self._sum is not None
+        if not self._sum.isfinite().all():
+            raise TransferError("the hidden states of the prompt are not finite numbers")
         length = self._sum.norm().clamp_min(torch.finfo(torch.float32).tiny)
         return (self._sum / length).float().cpu().numpy().tobytes()

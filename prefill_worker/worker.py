@@ -211,11 +211,11 @@ class PrefillWorker:
 
     def _finish(self, job: Job) -> list[Effect]:
         failpoint.hit("prefill.computed")
-        if job.pooling:
-            del self._jobs[job.grant.run]
-            vector = self._model.embedded(job.grant)
-            return [To(ROUTER, msg.Embedded(job.grant.run, vector, job.compute_s))]
         try:
+            if job.pooling:
+                vector = self._model.embedded(job.grant)
+                del self._jobs[job.grant.run]
+                return [To(ROUTER, msg.Embedded(job.grant.run, vector, job.compute_s))]
             receipt = self._model.finish(job.grant, len(job.token_ids))
         except TransferError as error:
             return self._fail(job, error)

@@ -28,6 +28,7 @@ STATUS: dict[str, int] = {
     "invalid_request": 400,
     "invalid_grammar": 400,
     "context_length_exceeded": 400,
+    "unsupported": 400,
     "overloaded": 503,
     "not_ready": 503,
     "queue_timeout": 503,

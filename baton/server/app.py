@@ -25,6 +25,7 @@ from baton.server.api_error import (
 )
 from baton.server.asking import Asker
 from baton.server.bodies import limits_of
+from baton.server.embeddings import add_embeddings
 from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
 from baton.server.key_metrics import KeyMetrics
 from baton.server.messages.routes import add_messages
@@ -83,6 +84,7 @@ def make_app(
         add_openai(app, asker),
         add_responses(app, asker, Store()),
         add_messages(app, asker),
+        add_embeddings(app, asker),
     ):
         routes |= found
     app.add_middleware(FastPath, routes=routes, refuse=refuse)

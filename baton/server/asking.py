@@ -1,5 +1,6 @@
 """Asking: one HTTP request on its way to the router, for every route that generates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from baton.server.schema import AnyRequest, TokenizeRequest
 from baton.server.service import GenerationService
 from baton.server.stream import GenerationStream, PreparedRequest
 
+Change = Callable[[PreparedRequest], PreparedRequest]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -32,8 +34,10 @@ class Asker:
     def __init__(self, service: GenerationService, monitor: Monitor) -> None:
         self.service, self._monitor = service, monitor
 
-    async def begin(self, request: Request, payload: AnyRequest) -> Begun:
-        """Raises ApiError or RequestError."""
+    async def begin(
+        self, request: Request, payload: AnyRequest, change: Change | None = None
+    ) -> Begun:
+        """`change`: makes it a request of another kind. Raises ApiError or RequestError."""
         state = request.scope["state"]
         own = str(state["request_id"])  # the client's, if guard.py accepted it
         given = own if request.headers.get("x-request-id") == own else ""
@@ -46,6 +50,7 @@ class Asker:
             if error.status == 429:
                 error.headers |= quotas.headers(tenant, monotonic())
             raise
+        prepared = prepared if change is None else change(prepared)
         named = quotas.headers(tenant, monotonic())
         if not given:
             named["X-Request-Id"] = prepared.name

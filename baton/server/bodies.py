@@ -55,11 +55,12 @@ class Path(StrEnum):
     STREAM = "/v1/stream"
     RESPONSES = "/v1/responses"
     RESPONSE_TOKENS = "/v1/responses/input_tokens"
+    EMBEDDINGS = "/v1/embeddings"
     MESSAGES = "/v1/messages"
     MESSAGE_TOKENS = "/v1/messages/count_tokens"
 
 
-CONVERSATIONS = frozenset(Path) - {Path.COMPLETIONS, Path.DETOKENIZE}
+CONVERSATIONS = frozenset(Path) - {Path.COMPLETIONS, Path.EMBEDDINGS, Path.DETOKENIZE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def limits_of(path: str, context: int) -> JsonLimits | None:
     `context` tokens for each of the most prompts, up to MOST_ELEMENTS in all."""
     ids = min(MAX_PROMPTS * context + OTHER_ELEMENTS, MOST_ELEMENTS)
     match path:
-        case Path.COMPLETIONS:
+        case Path.COMPLETIONS | Path.EMBEDDINGS:
             return JsonLimits(ids, COMPLETION_KEYS)
         case Path.DETOKENIZE:
             return JsonLimits(keys=COMPLETION_KEYS)

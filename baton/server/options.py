@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from baton.errors import InputError
+from baton.params import POOLINGS
 
 LONGEST_KEY = 512
 BACKLOG = 1024
@@ -69,6 +70,11 @@ class ServerSettings:
         "--reasoning", "auto",
         "Tell reasoning (<think>) apart in chats, where the template knows it; or not.",
         type=click.Choice(("auto", "off"))
+    )  # fmt: skip
+    pooling: str = _option(
+        "--embedding-pooling", "mean",
+        "What /v1/embeddings makes of the tokens' hidden states, unless a request says it.",
+        type=click.Choice(POOLINGS)
     )  # fmt: skip
     max_queued: int = _option(
         "--max-num-queued-reqs", 256,
