@@ -157,6 +157,23 @@ def test_the_messages_api_streams(server: Server) -> None:
     assert whole["stop_reason"] == events[-2]["delta"]["stop_reason"] == "max_tokens"
 
 
+def test_embeddings_are_the_same_in_any_company_and_leave_no_kv(server: Server) -> None:
+    texts = ["In the future", "On a distant planet " * 20, "x", "In the future"]
+    before = ask(server, texts[0]).choices[0].text
+    found = server.client.embeddings.create(model="demo", input=texts)
+    vectors = [each.embedding for each in found.data]
+    assert [len(each) for each in vectors] == [256] * 4
+    for each in vectors:
+        assert abs(sum(x * x for x in each) - 1) < 1e-5
+    alone = server.client.embeddings.create(model="demo", input=texts[0]).data[0].embedding
+    assert vectors[0] == vectors[3] == alone
+    assert ask(server, texts[0]).choices[0].text == before
+    last = {"pooling": "last"}
+    other = server.client.embeddings.create(model="demo", input=texts[0], extra_body=last)
+    assert other.data[0].embedding != alone
+    until(lambda: server.metric("kv_blocks_leased") == 0, "blocks that are free again")
+
+
 def test_one_large_request_does_not_keep_others_out(server: Server) -> None:
     large = {"n": 16, "max_tokens": 60, "stream": True, "extra_body": {"ignore_eos": True}}
     with ask(server, [[5, 6, 7]] * 16, **large) as stream:
