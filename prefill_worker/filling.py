@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 from baton import failpoint
-from baton.engine.attention import AfterLayer
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
 from baton.engine.pool import Pool
@@ -17,7 +16,7 @@ from baton.transfer.base import Link
 from baton.transfer.registry import Courier, CurveKeys, open_way
 from baton.wire.messages import Attached
 from prefill_worker.model import Chunk, News
-from prefill_worker.pooled import Pooled
+from prefill_worker.pooled import Embeddings
 from prefill_worker.scratch import Scratch
 from prefill_worker.ways import OpenWay, Ways
 
@@ -45,7 +44,7 @@ class Filling:
         self._pools: dict[str, Pool] = {}  # decode pools in shared memory
         self._scratch: Scratch | None = None
         self._cores = CoreTaker()
-        self._pooled: dict[str, Pooled] = {}  # embeddings under way, by run
+        self._embeddings = Embeddings()
 
     # ---- ways to the pools
 
@@ -119,7 +118,8 @@ class Filling:
         shared = self._pools.get(worker)
         if shared is not None:
             rows = [_row(chunk, chunk.grant.table) for chunk in chunks]
-            self._compute(shared, chunks, rows)
+            self._embeddings.fill(self._engine.runner, shared, chunks, rows)
+            self._engine.wait()
             return
         scratch, link = self._scratch, self._ways.to(worker)
         assert scratch is not None
@@ -136,32 +136,11 @@ class Filling:
                 if target:
                     link.push(chunk.grant, layer, scratch.pool.slabs[layer], source, target)
 
-        self._compute(scratch.pool, chunks, rows, push)
-
-    def _compute(
-        self,
-        pool: Pool,
-        chunks: Sequence[Chunk],
-        rows: Sequence[Row],
-        after_layer: AfterLayer | None = None,
-    ) -> None:
-        """Hidden states are computed, of all rows, if one of them is for an embedding."""
-        runner = self._engine.runner
-        if not any(chunk.pooling for chunk in chunks):
-            runner.fill(pool, rows, after_layer)
-            self._engine.wait()
-            return
-        hidden, start = runner.hidden(pool, rows, after_layer), 0
+        self._embeddings.fill(self._engine.runner, scratch.pool, chunks, rows, push)
         self._engine.wait()
-        for chunk in chunks:
-            end = start + len(chunk.token_ids)
-            if chunk.pooling:
-                pooled = self._pooled.setdefault(chunk.grant.run, Pooled(chunk.pooling))
-                pooled.add(hidden[start:end])
-            start = end
 
     def embedded(self, grant: Grant) -> bytes:
-        vector = self._pooled[grant.run].vector
+        vector = self._embeddings.vector(grant.run)
         self.abandon(grant)
         return vector
 
@@ -174,7 +153,7 @@ class Filling:
         return receipt
 
     def abandon(self, grant: Grant) -> None:
-        self._pooled.pop(grant.run, None)
+        self._embeddings.drop(grant.run)
         link = self._ways.get(grant.worker)
         if link is not None:
             link.abandon(grant)

@@ -12,6 +12,7 @@ from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
 from router.candidates import Able, decode_choices, prefill_choices
+from router.embedding import why_no_embeddings
 from router.engines import Engines
 from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
@@ -77,11 +78,7 @@ class Scheduler:
     @property
     def cannot_embed(self) -> str:
         """Why this cluster computes no embeddings; empty if it does."""
-        members = self._members
-        engines = members.of(ENGINE) and not (members.of(PREFILL) or members.of(DECODE))
-        if not self._rules.colocated and not engines:
-            return ""
-        return "embeddings are computed by prefill workers, which this cluster does not have"
+        return why_no_embeddings(self._members, colocated=self._rules.colocated)
 
     # ---- blocks
 
