@@ -44,6 +44,9 @@ class Reports:
                 entry = self._ledger.running(run)
                 if entry is not None and isinstance(message, msg.Filled | msg.Embedded):
                     fits = fits and bool(entry.pooling) is isinstance(message, msg.Embedded)
+                if fits and isinstance(message, msg.Embedded) and not _is_vector(message.vector):
+                    self._count()
+                    return (msg.FillFailed(run, f"{len(message.vector)} bytes are no embedding"),)
             case msg.Released():
                 fits = member.hello.role == PREFILL
             case msg.PromptLogprobs(run, logprobs):
@@ -143,3 +146,8 @@ def _granted_rightly(grant: Grant, entry: Entry, member: Member) -> bool:
     size, table = hello.block_size, grant.table
     asked = len(table) == -(-entry.reserved // size) and max(table, default=0) < hello.blocks
     return asked and len(grant.prefix) * size < entry.length
+
+
+def _is_vector(data: bytes) -> bool:
+    """Of float32."""
+    return len(data) > 0 and len(data) % 4 == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from baton.kv.grant import Grant
 from baton.params import GenerationParams
 from baton.wire import messages as msg
 from router.batching import Rules
@@ -107,6 +108,21 @@ def test_without_prefill_workers_it_waits_for_one_and_a_colocated_cluster_refuse
     town.run_all(["never", "strange"])
     assert town.outcomes["never"].ends == ["unsupported"]
     assert "prefill workers" in town.outcomes["never"].why
+
+
+def test_bytes_that_are_no_vector_are_a_failed_fill() -> None:
+    town, broken = Town(), list[str]()
+
+    def embedded(grant: Grant) -> bytes:
+        broken.append(grant.run)
+        return b"12345" if len(broken) == 1 else embedding(PROMPTS["long"])
+
+    town.prefill_models[0].embedded = embedded  # type: ignore[method-assign]
+    embed(town, "long", PROMPTS["long"])
+    town.run_all(["long"])
+    assert len(broken) == 2
+    assert town.outcomes["long"].embedding == embedding(PROMPTS["long"])
+    assert town.router.reports.forged == 1
 
 
 def test_an_unknown_pooling_and_false_reports_are_refused() -> None:
