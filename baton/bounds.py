@@ -60,6 +60,8 @@ RunName = Annotated[str, Size(1, 320, printable=True)]
 OptionalName = Annotated[str, Size(0, 256, printable=True)]
 Line = Annotated[str, Size(0, 2**16)]
 """For people: a reason, a device, a path."""
+Vector = Annotated[bytes, Size(0, 2**20)]
+"""Numbers in float32, in this machine's order of bytes: little-endian everywhere."""
 Content = Annotated[str, Size(0, 2**26)]
 """A prompt or generated text."""
 

@@ -28,6 +28,10 @@ Whole = Annotated[int, Range(-INT_MAX, INT_MAX)]
 """Wider than the rule below, which says what is wrong in the words of its field."""
 
 
+POOLINGS = ("mean", "last")
+"""How the last hidden states of a prompt's tokens become one: their mean, or the last token's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the served model allows."""

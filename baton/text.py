@@ -303,8 +303,8 @@ class TextStream:
     """
 
     __slots__ = (
-        "_characters", "_cleaned", "_context", "_held", "_new", "_params", "_tokenizer",
-        "_unstoppable", "stopped",
+        "_characters", "_cleaned", "_context", "_held", "_hidden", "_new", "_params", "_special",
+        "_tokenizer", "_unstoppable", "stop", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -328,6 +328,7 @@ class TextStream:
                 break
         self._cleaned = CleanedText() if tokenizer.cleans_up else None
         self._held = ""  # held back: it may begin a stop string
+        self.stop = ""  # the stop string that was found
         self.stopped = False
 
     def push(self, ids: Sequence[int]) -> str:
@@ -397,6 +398,7 @@ class TextStream:
             self.stopped = True
             self._held = ""
             at, stop = min(ends)
+            self.stop = stop
             return text[: at + len(stop) if self._params.include_stop else at]
         if self._unstoppable > 0:  # stop strings do not begin before min_tokens
             self._held = ""

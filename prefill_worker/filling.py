@@ -16,6 +16,7 @@ from baton.transfer.base import Link
 from baton.transfer.registry import Courier, CurveKeys, open_way
 from baton.wire.messages import Attached
 from prefill_worker.model import Chunk, News
+from prefill_worker.pooled import Embeddings
 from prefill_worker.scratch import Scratch
 from prefill_worker.ways import OpenWay, Ways
 
@@ -43,6 +44,7 @@ class Filling:
         self._pools: dict[str, Pool] = {}  # decode pools in shared memory
         self._scratch: Scratch | None = None
         self._cores = CoreTaker()
+        self._embeddings = Embeddings()
 
     # ---- ways to the pools
 
@@ -116,7 +118,7 @@ class Filling:
         shared = self._pools.get(worker)
         if shared is not None:
             rows = [_row(chunk, chunk.grant.table) for chunk in chunks]
-            self._engine.runner.fill(shared, rows)
+            self._embeddings.fill(self._engine.runner, shared, chunks, rows)
             self._engine.wait()
             return
         scratch, link = self._scratch, self._ways.to(worker)
@@ -127,13 +129,20 @@ class Filling:
         def push(layer: int) -> None:
             failpoint.hit("prefill.layer")
             for row, chunk, blocks in zip(rows, chunks, held, strict=True):
+                if chunk.pooling:
+                    continue
                 touched = self._touched(row, len(chunk.grant.prefix))
                 source, target = blocks[touched], chunk.grant.table[touched]
                 if target:
                     link.push(chunk.grant, layer, scratch.pool.slabs[layer], source, target)
 
-        self._engine.runner.fill(scratch.pool, rows, after_layer=push)
+        self._embeddings.fill(self._engine.runner, scratch.pool, chunks, rows, push)
         self._engine.wait()
+
+    def embedded(self, grant: Grant) -> bytes:
+        vector = self._embeddings.vector(grant.run)
+        self.abandon(grant)
+        return vector
 
     def finish(self, grant: Grant, tokens: int) -> Receipt | None:
         link = self._ways.to(grant.worker)
@@ -144,6 +153,7 @@ class Filling:
         return receipt
 
     def abandon(self, grant: Grant) -> None:
+        self._embeddings.drop(grant.run)
         link = self._ways.get(grant.worker)
         if link is not None:
             link.abandon(grant)

@@ -17,6 +17,7 @@ class Chunk:
     token_ids: Sequence[int]
     start: int
     rope_floor: int = 0
+    pooling: str = ""  # of an embedding: its hidden states are wanted, and its KV is not sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,10 @@ class PrefillModel(Protocol):
 
     def finish(self, grant: Grant, tokens: int) -> Receipt | None:
         """All `tokens` are computed: make their KV visible to the owner. None: poll() will say when."""
+
+    def embedded(self, grant: Grant) -> bytes:
+        """All tokens are computed: their pooled hidden states in float32, of length 1. What was reserved
+        for them is free. TransferError if they are not finite."""
 
     def abandon(self, grant: Grant) -> None:
         """Stop writing under this grant."""

@@ -32,6 +32,7 @@ class Job:
     grant: Grant
     token_ids: tuple[int, ...]
     rope_floor: int = 0
+    pooling: str = ""
     done: int = 0
     admitted: bool = False
     sending: bool = False  # computed
@@ -44,7 +45,7 @@ class Job:
     def chunk(self, tokens: int) -> Chunk:
         """Its next tokens, so many."""
         ids = self.token_ids[self.done : self.done + tokens]
-        return Chunk(self.grant, ids, self.done, self.rope_floor)
+        return Chunk(self.grant, ids, self.done, self.rope_floor, self.pooling)
 
 
 def next_pool(jobs: Sequence[Job], last: str | None) -> str:
@@ -181,7 +182,7 @@ class PrefillWorker(Worker):
             return self._ignored.note(run, "Fill of a run that is being filled", now)
         if why := unfit_fill(order, self._hello, self._vocabulary, epoch=epoch, blocks=blocks):
             return [To(ROUTER, msg.FillFailed(run, why))]
-        self._jobs[run] = Job(grant, order.token_ids, order.rope_floor)
+        self._jobs[run] = Job(grant, order.token_ids, order.rope_floor, order.pooling)
         return []
 
     def _admit(self) -> list[Effect]:
@@ -203,6 +204,10 @@ class PrefillWorker(Worker):
     def _finish(self, job: Job) -> list[Effect]:
         failpoint.hit("prefill.computed")
         try:
+            if job.pooling:
+                vector = self._model.embedded(job.grant)
+                del self._jobs[job.grant.run]
+                return [To(ROUTER, msg.Embedded(job.grant.run, vector, job.compute_s))]
             receipt = self._model.finish(job.grant, len(job.token_ids))
         except TransferError as error:
             return self._fail(job, error)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from baton.errors import RequestError
 from baton.model_files import ModelFiles
-from baton.params import Limits, check_request
+from baton.params import POOLINGS, Limits, check_request
 from baton.rope import FIXED, RopeRule
 from baton.text import TextStream, Tokenizer, encode_prompt
 from baton.wire.messages import Submit
@@ -37,6 +38,8 @@ class Served:
 
 def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> Entry:
     """Tokenize and check. Raises RequestError; no value is changed silently."""
+    if submit.pooling not in ("", *POOLINGS):
+        raise RequestError(f"pooling must be one of {', '.join(POOLINGS)}", param="pooling")
     prompt_ids = submit.prompt
     if isinstance(prompt_ids, str):
         prompt_ids = encode_prompt(tokenizer, prompt_ids, served.limits.context)
@@ -49,6 +52,7 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
         prompt_ids,
         params,
         text,
+        pooling=submit.pooling,
         tenant=submit.tenant,
         group=submit.group,
         priority=submit.priority,

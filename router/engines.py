@@ -38,7 +38,7 @@ class Engines:
         effects: list[Effect] = []
         while engines and self._ledger.count(*PLACED) < self._rules.batch_size:
             entry = self._ledger.next_queued(now)
-            if entry is None or entry.retry_at > now:
+            if entry is None or entry.retry_at > now or entry.pooling:
                 break
             hashes = prefix_hashes(entry, engines[0].hello.block_size, self._rope)[1:]
             choices = []

@@ -7,8 +7,8 @@ from router.ledger import Entry
 
 def prefix_hashes(entry: Entry, block_size: int, rope: RopeRule) -> tuple[bytes, ...]:
     """The root and the hashes of the blocks that are full before the last known token, which decode will
-    run. Empty if prompt logprobs are wanted: then the whole prompt must be computed."""
-    if entry.to_be_scored:
+    run. Empty if prompt logprobs or an embedding are wanted: then the whole prompt must be computed."""
+    if entry.to_be_scored or entry.pooling:
         return ()
     if entry.hashed != (entry.length - 1, block_size):  # else cached
         ids = entry.token_ids[:-1]

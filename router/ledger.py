@@ -32,6 +32,7 @@ class Entry:
     prompt_ids: tuple[int, ...]
     params: GenerationParams  # resolved: with the model's defaults and stop ids
     text: TextStream
+    pooling: str = ""  # an embedding is asked for (baton/params.py)
     tenant: str = ""
     group: str = ""
     priority: int = 0

@@ -41,8 +41,14 @@ class Reports:
             case msg.ChunkFilled(run, tokens):
                 entry = self._ledger.running(run)
                 fits = self._fills(member, run) and (entry is None or tokens <= entry.length)
-            case msg.Filled(run) | msg.FillFailed(run):
+            case msg.Filled(run) | msg.FillFailed(run) | msg.Embedded(run):
                 fits = self._fills(member, run)
+                entry = self._ledger.running(run)
+                if entry is not None and isinstance(message, msg.Filled | msg.Embedded):
+                    fits = fits and bool(entry.pooling) is isinstance(message, msg.Embedded)
+                if fits and isinstance(message, msg.Embedded) and not _is_vector(message.vector):
+                    self._count()
+                    return (msg.FillFailed(run, f"{len(message.vector)} bytes are no embedding"),)
             case msg.Released():
                 fits = member.hello.role == PREFILL
             case msg.PromptLogprobs(run, logprobs):
@@ -145,3 +151,8 @@ def _granted_rightly(grant: Grant, entry: Entry, member: Member) -> bool:
     size, table = hello.block_size, grant.table
     asked = len(table) == -(-entry.reserved // size) and max(table, default=0) < hello.blocks
     return asked and len(grant.prefix) * size < entry.length
+
+
+def _is_vector(data: bytes) -> bool:
+    """Of float32."""
+    return len(data) > 0 and len(data) % 4 == 0

@@ -42,6 +42,8 @@ class Requests:
         if self._ledger.get(submit.request) is not None:
             why = f"request id {submit.request!r} is in use"
             return [To(client, msg.Failed(submit.request, "invalid_request", why))]
+        if submit.pooling and (why := self._scheduler.cannot_embed):
+            return [To(client, msg.Failed(submit.request, "unsupported", why))]
         started = self._clock()
         try:
             entry = admit(submit, client, self._served, self._tokenizer)
@@ -92,6 +94,9 @@ class Requests:
                     self._ledger.filled_to(entry, tokens, now)
             case msg.Filled():
                 return self._filled(sender, message, now)
+            case msg.Embedded(run, vector):
+                if entry := follow(run, State.FILLING, by=sender):
+                    return self._embedded(entry, vector, now)
             case msg.FillFailed(run, why) | msg.FillRefused(run, why):
                 entry = follow(run, State.FILLING, State.DECODING, by=sender)
                 if entry is not None and isinstance(message, msg.FillRefused) and message.missing:
@@ -167,6 +172,13 @@ class Requests:
         entry.moved_bytes += message.receipt.moved_bytes
         return [self._scheduler.start(entry, now)]
 
+    def _embedded(self, entry: Entry, vector: bytes, now: float) -> list[Effect]:
+        """Decode gets its blocks back: nobody writes into them any more."""
+        assert entry.decode is not None
+        self._ledger.filled(entry)
+        freed = To(entry.decode, msg.Cancel(entry.run))
+        return [freed, *self._end(entry, "stop", now, running=False, embedding=vector)]
+
     def _decoded(self, sender: str, runs: tuple[msg.RunTokens, ...], now: float) -> list[Effect]:
         emitted: dict[str, list[msg.Emitted]] = {}
         others: list[Effect] = []
@@ -227,13 +239,15 @@ class Requests:
 
     # ---- ends
 
-    def _end(self, entry: Entry, reason: str, now: float, *, running: bool = True) -> list[Effect]:
+    def _end(
+        self, entry: Entry, reason: str, now: float, *, running: bool = True, embedding: bytes = b""
+    ) -> list[Effect]:
         """Finish a request. `running`: the decode worker still holds the run."""
         effects = self._withdraw(entry) if running else []
-        client, request = entry.client, entry.id
-        kv_bytes = self._scheduler.kv_bytes_per_token(entry)
+        client, kv_bytes = entry.client, self._scheduler.kv_bytes_per_token(entry)
         self._ledger.apply(entry, Event.FINISH, now, note=reason)
-        return [*effects, To(client, msg.Finished(request, reason, timings(entry, now, kv_bytes)))]
+        times, stop = timings(entry, now, kv_bytes), entry.text.stop
+        return [*effects, To(client, msg.Finished(entry.id, reason, times, stop, embedding))]
 
     def _fail(
         self, entry: Entry, code: str, why: str, now: float, *, placed: bool = True

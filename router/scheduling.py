@@ -13,6 +13,7 @@ from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
 from router.candidates import Able, decode_choices, prefill_choices
+from router.embedding import why_no_embeddings
 from router.engines import Engines
 from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
@@ -77,6 +78,11 @@ class Scheduler:
         window = fill_due([*islice(self._waiting(now, []), 1)], self._rules, now)
         waits += [self._ledger.queued_due(now), 0.0 if window is None else window]
         return min((wait for wait in waits if wait > 0), default=float("inf"))
+
+    @property
+    def cannot_embed(self) -> str:
+        """Why this cluster computes no embeddings; empty if it does."""
+        return why_no_embeddings(self._members, colocated=self._rules.colocated)
 
     # ---- blocks
 
@@ -168,6 +174,8 @@ class Scheduler:
     # ---- prefill
 
     def _remote(self, entry: Entry, now: float) -> bool:
+        if entry.pooling:  # only prefill computes these
+            return True
         if entry.to_be_scored or entry.tries.local or self._alone:  # only decode computes logits
             return False
         if self._reach.out_of(_blocks(entry.reach, self._members.block_size), now):
@@ -212,7 +220,8 @@ class Scheduler:
             entry.prefill = worker
             self._ledger.apply(entry, Event.FILL, now)
             floor = self._rope.floor(len(entry.prompt_ids), entry.length)
-            effects.append(To(worker, Fill(entry.grant, entry.token_ids[:-1], floor)))
+            ids = entry.token_ids if entry.pooling else entry.token_ids[:-1]
+            effects.append(To(worker, Fill(entry.grant, ids, floor, entry.pooling)))
         return effects
 
     def _move_if_lost(self, entry: Entry, now: float) -> list[Effect]:

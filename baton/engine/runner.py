@@ -40,6 +40,12 @@ class Forward(Protocol):
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """Run the rows for their KV only, as prefill does. Computes no logits."""
 
+    def hidden(
+        self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
+    ) -> torch.Tensor:
+        """Run the rows and return the last hidden states of all their tokens, after the final norm, in
+        fp32 [tokens, width]. They are valid until the next run."""
+
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """Run the rows and return the most likely token for each line of logits, the lowest id among
         equals; None if the largest logit is NaN or infinite."""
@@ -81,15 +87,27 @@ class Runner:
     @torch.inference_mode()
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """See Forward. Skips the lm_head."""
+        self._states(pool, rows, after_layer)
+
+    @torch.inference_mode()
+    def hidden(
+        self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
+    ) -> torch.Tensor:
+        """See Forward."""
+        return self._states(pool, rows, after_layer).last_hidden_state[0].float()
+
+    def _states(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None) -> Any:
+        """What transformers' model without its lm_head returns."""
         forward = self._planned(pool, rows, after_layer)
         with self._rotating(rows):
-            self.body(
+            output = self.body(
                 input_ids=forward.batch.input_ids,
                 position_ids=forward.batch.position_ids,
                 use_cache=False,
                 baton=forward,
             )
         assert forward.layers_done == len(pool.keys)
+        return output
 
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """See Forward."""

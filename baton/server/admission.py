@@ -106,6 +106,10 @@ class Admission:
         """Places in lines that are taken."""
         return self._in_lines.total
 
+    def waits(self, tenant: str) -> int:
+        """Places of both kinds that the tenant holds."""
+        return self._waiting.held(tenant) + self._in_lines.held(tenant)
+
     def check(self, tenant: str, choices: int) -> None:
         """Are there places for a request? Raises ApiError. If there are for so many choices,
         there are for fewer."""

@@ -3,12 +3,13 @@
     {"error": {"message": "...", "type": "...", "param": null | "...", "code": null | "..."}}
 
 4xx where a retry cannot help, 5xx where it may: the openai client then retries by itself. Not after
-deadline_exceeded: its user wanted an end by then, and would get three times as long.
+deadline_exceeded: its user wanted an end by then, and would get three times as long. The paths of
+Anthropic's API have its form: {"type": "error", "error": {"type": "...", "message": "..."}}.
 https://platform.openai.com/docs/guides/error-codes
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +28,7 @@ STATUS: dict[str, int] = {
     "invalid_request": 400,
     "invalid_grammar": 400,
     "context_length_exceeded": 400,
+    "unsupported": 400,
     "overloaded": 503,
     "not_ready": 503,
     "queue_timeout": 503,
@@ -34,6 +36,18 @@ STATUS: dict[str, int] = {
     "timeout": 504,
 }
 """By the codes of router and server; any other code is an internal error: 500."""
+MESSAGES_PATH = "/v1/messages"
+"""The paths of Anthropic's API begin so."""
+MESSAGES_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Its types of errors, by status: https://docs.claude.com/en/api/errors"""
 
 
 @dataclass(eq=False)
@@ -47,6 +61,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     retry_after: int | None = None  # seconds
+    headers: dict[str, str] = field(default_factory=dict)  # more of the response
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
@@ -60,7 +75,7 @@ class ApiError(Exception):
     @classmethod
     def wrong_key(cls) -> "ApiError":
         """For a wrong key and for none."""
-        text = "a valid API key is needed: send it as `Authorization: Bearer KEY`"
+        text = "a valid API key is needed: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`"
         return cls(401, text, "authentication_error", code="invalid_api_key")
 
     @classmethod
@@ -173,10 +188,9 @@ def from_validation_error(error: RequestValidationError | ValidationError) -> Ap
 
 def body(error: ApiError) -> dict[str, Any]:
     """As JSON. The message is cut to LONGEST_MESSAGE and has no halves of surrogate pairs."""
-    message = error.message[:LONGEST_MESSAGE].encode(errors="replace")[:LONGEST_MESSAGE]
     return {
         "error": {
-            "message": message.decode(errors="ignore"),
+            "message": _shown(error),
             "type": error.kind,
             "param": error.param,
             "code": error.code,
@@ -184,13 +198,25 @@ def body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def response(error: ApiError) -> JSONResponse:
-    """The HTTP response."""
-    found: dict[str, str] = {}
+def messages_body(error: ApiError) -> dict[str, Any]:
+    """As JSON, in the form of Anthropic's API."""
+    kind = MESSAGES_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": _shown(error)}}
+
+
+def _shown(error: ApiError) -> str:
+    message = error.message[:LONGEST_MESSAGE].encode(errors="replace")[:LONGEST_MESSAGE]
+    return message.decode(errors="ignore")
+
+
+def response(error: ApiError, path: str = "") -> JSONResponse:
+    """The HTTP response, in the form of the API that has this path."""
+    found = dict(error.headers)
     if error.status == 401:
         found["WWW-Authenticate"] = "Bearer"
     if error.code == "deadline_exceeded":
         found["X-Should-Retry"] = "false"
     if error.retry_after is not None:
         found["Retry-After"] = str(error.retry_after)
-    return JSONResponse(body(error), error.status, headers=found)
+    form = messages_body if path.startswith(MESSAGES_PATH) else body
+    return JSONResponse(form(error), error.status, headers=found)

@@ -23,10 +23,16 @@ from baton.server.api_error import (
     from_validation_error,
     response,
 )
+from baton.server.asking import Asker
 from baton.server.bodies import limits_of
+from baton.server.embeddings import add_embeddings
 from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
-from baton.server.metrics import Metrics
+from baton.server.key_metrics import KeyMetrics
+from baton.server.messages.routes import add_messages
+from baton.server.metrics import PREFIX, Metrics
 from baton.server.monitor import Monitor
+from baton.server.responses.routes import add_responses
+from baton.server.responses.store import Store
 from baton.server.schema import (
     AnyRequest,
     ChatRequest,
@@ -47,7 +53,7 @@ SECURITY = {
 
 Answer = Callable[[Request, Any], Awaitable[Response]]
 Routes = Mapping[str, tuple[type[BaseModel], Answer]]  # of JSON, by path
-Refuse = Callable[[str, ApiError | RequestError], Response]  # takes the method
+Refuse = Callable[[str, str, ApiError | RequestError], Response]  # takes method and path
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +72,22 @@ def make_app(
         lifespan=lifespan,
     )
     monitor.metrics.admission = service.admission
+    if service.tenants:
+        shares = service.tenants, service.quotas, service.admission
+        monitor.metrics.registry.register(KeyMetrics(service.names[0], PREFIX, *shares))
     refuse = add_errors(app, monitor.metrics)
     add_state(app, service, monitor, version)
     add_models(app, service)
-    app.add_middleware(FastPath, routes=add_openai(app, service, monitor), refuse=refuse)
+    asker = Asker(service, monitor)
+    routes: dict[str, Any] = {}
+    for found in (
+        add_openai(app, asker),
+        add_responses(app, asker, Store()),
+        add_messages(app, asker),
+        add_embeddings(app, asker),
+    ):
+        routes |= found
+    app.add_middleware(FastPath, routes=routes, refuse=refuse)
     add_websocket(app, service)
     add_page(app, monitor)
     settings = service.settings
@@ -86,38 +104,38 @@ def make_app(
 def add_errors(app: FastAPI, metrics: Metrics) -> Refuse:
     """Error responses in OpenAI's form. Returns the function that makes one."""
 
-    def refuse(method: str, error: ApiError | RequestError) -> Response:
+    def refuse(method: str, path: str, error: ApiError | RequestError) -> Response:
         if isinstance(error, RequestError):
             error = from_request_error(error)
         if error.status in (429, 503) and method == "POST":
             metrics.rejected(error.code or "")
-        return response(error)
+        return response(error, path)
 
     @app.exception_handler(ApiError)
     @app.exception_handler(RequestError)
     async def on_refusal(request: Request, error: ApiError | RequestError) -> Response:
-        return refuse(request.method, error)
+        return refuse(request.method, request.scope["path"], error)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse(request.method, from_validation_error(error))
+        return refuse(request.method, request.scope["path"], from_validation_error(error))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
         method, path = request.method, request.url.path
         match error.status_code:
             case 404:
-                return refuse(method, ApiError.unknown_path(path))
+                return refuse(method, path, ApiError.unknown_path(path))
             case 405:
-                answer = refuse(method, ApiError.wrong_method(method, path))
+                answer = refuse(method, path, ApiError.wrong_method(method, path))
                 answer.headers.update(error.headers or {})
                 return answer
-        return refuse(method, ApiError(error.status_code, str(error.detail)))
+        return refuse(method, path, ApiError(error.status_code, str(error.detail)))
 
     @app.exception_handler(500)
     async def on_bug(request: Request, error: Exception) -> Response:
         logger.error("internal error", exc_info=error)
-        return refuse(request.method, ApiError.bug(REQUEST.get()))
+        return refuse(request.method, request.scope["path"], ApiError.bug(REQUEST.get()))
 
     return refuse
 
@@ -198,8 +216,9 @@ def add_models(app: FastAPI, service: GenerationService) -> None:
         return described(name)
 
 
-def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Routes:
+def add_openai(app: FastAPI, asker: Asker) -> Routes:
     """Completions, chat, and the tokenizer. Returns what FastPath calls for each path."""
+    service = asker.service
 
     @app.post(bodies.Path.COMPLETIONS, tags=["openai"])
     async def completions(request: Request, payload: CompletionRequest) -> Response:
@@ -212,15 +231,8 @@ def add_openai(app: FastAPI, service: GenerationService, monitor: Monitor) -> Ro
         return await answered(request, payload)
 
     async def answered(request: Request, payload: AnyRequest) -> Response:
-        state = request.scope["state"]
-        own = str(state["request_id"])  # the client's, if guard.py accepted it
-        given = own if request.headers.get("x-request-id") == own else ""
-        prepared = await service.prepare(
-            payload, tenant=state["tenant"], request_id=given, stream=bool(payload.stream)
-        )
-        named = {} if given else {"X-Request-Id": prepared.name}
-        monitor.begin(prepared.name, request.headers.get("traceparent"))
-        stream = await service.begin(prepared)
+        begun = await asker.begin(request, payload)
+        stream, named = begun.stream, begun.headers
         if payload.stream:
             return EventStream(stream.events(), named)
         whole = await stream.whole(request.receive)
@@ -318,7 +330,7 @@ class FastPath:
         try:
             response = await answer(Request(scope, receive), await _payload(kind, receive))
         except (ApiError, RequestError) as error:
-            response = self._refuse("POST", error)
+            response = self._refuse("POST", scope["path"], error)
         await response(scope, receive, send)
 
 

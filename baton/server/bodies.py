@@ -53,9 +53,19 @@ class Path(StrEnum):
     TOKENIZE = "/tokenize"
     DETOKENIZE = "/detokenize"
     STREAM = "/v1/stream"
+    RESPONSES = "/v1/responses"
+    RESPONSE_TOKENS = "/v1/responses/input_tokens"
+    EMBEDDINGS = "/v1/embeddings"
+    MESSAGES = "/v1/messages"
+    MESSAGE_TOKENS = "/v1/messages/count_tokens"
 
 
-GENERATING = frozenset({Path.COMPLETIONS, Path.CHAT})
+CONVERSATIONS = frozenset(Path) - {Path.COMPLETIONS, Path.EMBEDDINGS, Path.DETOKENIZE}
+
+
+GENERATING = frozenset(
+    {Path.COMPLETIONS, Path.CHAT, Path.RESPONSES, Path.MESSAGES, Path.EMBEDDINGS}
+)
 """The routes that take a place in the queue for each body."""
 
 
@@ -74,13 +84,11 @@ def limits_of(path: str, context: int) -> JsonLimits | None:
     `context` tokens for each of the most prompts, up to MOST_ELEMENTS in all."""
     ids = min(MAX_PROMPTS * context + OTHER_ELEMENTS, MOST_ELEMENTS)
     match path:
-        case Path.COMPLETIONS:
+        case Path.COMPLETIONS | Path.EMBEDDINGS:
             return JsonLimits(ids, COMPLETION_KEYS)
         case Path.DETOKENIZE:
             return JsonLimits(keys=COMPLETION_KEYS)
-        case Path.CHAT | Path.TOKENIZE | Path.STREAM:
-            return JsonLimits()
-    return None
+    return JsonLimits() if path in CONVERSATIONS else None
 
 
 class JsonScan:

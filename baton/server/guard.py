@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.log import REQUEST
 from baton.server.admission import Bodies, Body
-from baton.server.api_error import ApiError, response
+from baton.server.api_error import MESSAGES_PATH, ApiError, response
 from baton.server.bodies import MAX_BODY_BYTES, JsonLimits, JsonScan, feed
 
 BODY_S = 10.0
@@ -37,7 +37,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 JSON_KIND = re.compile(r"application/[!-~]{1,80}[+]json")
 LAST_STATUS = frozenset({401, 408, 413, 431})
 """After these the connection is closed: their clients must not hold it."""
-EXPOSED = ("X-Request-Id", "Retry-After")
+EXPOSED = (
+    *("X-Request-Id", "Request-Id", "Retry-After"),
+    *(
+        f"X-RateLimit-{name}-{of}"
+        for name in ("Limit", "Remaining", "Reset")
+        for of in ("Requests", "Tokens")
+    ),
+)
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 logger = logging.getLogger("server.access")
@@ -53,18 +60,22 @@ class AccessPolicy:
 
     def authorized(self, scope_headers: Headers) -> bool:
         """Do the headers carry one of the keys? Compares in constant time."""
-        if not self.keys:
-            return True
-        scheme, _, token = scope_headers.get("authorization", "").partition(" ")
-        given = _digest(token)
-        found = [hmac.compare_digest(given, key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(found)
+        return not self.keys or bool(self._known(scope_headers))
+
+    def _known(self, sent: Headers) -> bytes:
+        """The digest of the first key of ours that the headers carry; empty if they carry none."""
+        scheme, _, token = sent.get("authorization", "").partition(" ")
+        tokens = [token if scheme.lower() == "bearer" else None, sent.get("x-api-key")]
+        for given in [_digest(each) for each in tokens if each is not None]:
+            if any([hmac.compare_digest(given, key) for key in self.keys]):
+                return given
+        return b""
 
     def tenant(self, scope: Scope, sent: Headers) -> str:
         """Who asks, for fair shares: the key, else the client's address. Without keys of the server's own
         an Authorization header proves nothing, and each new one would be a new share."""
         if self.keys:
-            return _digest(sent.get("authorization", "").partition(" ")[2]).hex()[:16]
+            return tenant_of(self._known(sent))
         client = scope.get("client")
         return str(client[0]) if client else ""
 
@@ -106,13 +117,18 @@ def hashed(keys: Sequence[str]) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
 
+def tenant_of(digest: bytes) -> str:
+    """The tenant that has the key with this digest."""
+    return digest.hex()[:16]
+
+
 def shared_with(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     """The application for pages of the policy's origins: answers their preflights, which carry no key,
     and adds to every reply the headers without which a browser hides it from its page."""
     return CORSMiddleware(
         app,
         allow_origins=policy.origins,
-        allow_methods=("GET", "POST", "OPTIONS"),
+        allow_methods=("GET", "POST", "DELETE", "OPTIONS"),
         allow_headers=("*",),
         expose_headers=EXPOSED,
     )
@@ -122,9 +138,9 @@ def any_room(path: str, tenant: str) -> None:
     """No request is refused before it is read."""
 
 
-def answer_to(method: str, refused: ApiError) -> Response:
+def answer_to(method: str, path: str, refused: ApiError) -> Response:
     """An error response that nobody counts."""
-    return response(refused)
+    return response(refused, path)
 
 
 class Guard:
@@ -136,11 +152,11 @@ class Guard:
         policy: AccessPolicy,
         limits: Callable[[str], JsonLimits | None],
         check_room: Callable[[str, str], None] = any_room,
-        refuse: Callable[[str, ApiError], Response] = answer_to,
+        refuse: Callable[[str, str, ApiError], Response] = answer_to,
     ) -> None:
         """`limits`: of the JSON that a path takes; None for a path that takes none. `check_room` is given
         a path and a tenant, and raises an ApiError if any request of theirs would be refused now.
-        `refuse` makes the response from the method and the error."""
+        `refuse` makes the response from method, path and error."""
         self._app = app
         self._policy = policy
         self._inside = self._answered if not policy.origins else shared_with(self._answered, policy)
@@ -167,7 +183,7 @@ class Guard:
         state["answer"] = answer
         try:
             if (foreign := self._foreign_host(sent)) is not None:
-                await response(foreign)(scope, receive, answer.send)
+                await response(foreign, scope["path"])(scope, receive, answer.send)
             else:
                 await self._inside(scope, receive, answer.send)
         finally:
@@ -195,7 +211,7 @@ class Guard:
         except ApiError as refused:
             if answer.begun:
                 raise
-            await self._refuse(method, refused)(scope, receive, send)
+            await self._refuse(method, path, refused)(scope, receive, send)
         finally:
             body_.close()
 
@@ -255,6 +271,8 @@ class _Response:
             self._status = message["status"]
             head = MutableHeaders(raw=message.setdefault("headers", []))
             head.setdefault("X-Request-Id", self._request_id)
+            if self._scope["path"].startswith(MESSAGES_PATH):
+                head["Request-Id"] = head["X-Request-Id"]
             head.setdefault("X-Content-Type-Options", "nosniff")
             if self.unread or self._status in LAST_STATUS:
                 head["Connection"] = "close"

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from baton.errors import InputError
+from baton.params import POOLINGS
 from baton.tool_calls import FORMATS
 
 LONGEST_KEY = 512
@@ -75,6 +76,11 @@ class ServerSettings:
         "--tool-call-parser", "auto",
         "How the model writes calls of tools; auto: as its chat template says.",
         type=click.Choice(("auto", *FORMATS))
+    )  # fmt: skip
+    pooling: str = _option(
+        "--embedding-pooling", "mean",
+        "What /v1/embeddings makes of the tokens' hidden states, unless a request says it.",
+        type=click.Choice(POOLINGS)
     )  # fmt: skip
     max_queued: int = _option(
         "--max-num-queued-reqs", 256,

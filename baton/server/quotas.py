@@ -5,12 +5,14 @@ minute. Pure: times in, a Place or a refusal out.
     place = quotas.take(tenant, now)      the same, and takes a place
     place.charge(tokens, now)             about so many tokens it will take
     place.close(used, now)                it is over, and took so many
+    quotas.headers(tenant, now)           what is left, for the headers x-ratelimit-*
 
 Tokens are a bucket that fills at the rate and holds a minute's worth. A request starts while something is
 in it, and may overdraw it: so one of any size is possible, and the next waits the longer. It is charged
 an estimate first, or many that start together would all find the bucket full.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -35,8 +37,10 @@ class _Account:
 class Quotas:
     """`requests`: at once; `tokens`: a minute. 0: no limit."""
 
-    def __init__(self, *, requests: int = 0, tokens: int = 0) -> None:
+    def __init__(self, *, requests: int = 0, tokens: int = 0, known: Sequence[str] = ()) -> None:
+        """`known`: tenants whose tokens are counted for good."""
         self._requests, self._tokens = requests, tokens
+        self.used = dict.fromkeys(known, 0)  # tokens, by tenant
         self._accounts: dict[str, _Account] = {}
         self._sweep_at = SWEEP
 
@@ -59,6 +63,25 @@ class Quotas:
         self.check(tenant, now)
         self._account(tenant, now).requests += 1
         return Place(self, tenant)
+
+    def headers(self, tenant: str, now: float) -> dict[str, str]:
+        """What a tenant may still ask for, as OpenAI names it. Nobody knows when one under way ends, so
+        their reset is the time after which to try again; that of tokens is when the bucket is full."""
+        found: dict[str, str] = {}
+        account = self._accounts.get(tenant) or _Account(self._tokens, now)
+        self._fill(account, now)
+        if self._requests:
+            left = max(self._requests - account.requests, 0)
+            found |= _headers("requests", self._requests, left, 0.0 if left else RETRY_S)
+        if self._tokens:
+            full_s = (self._tokens - account.tokens) * MINUTE_S / self._tokens
+            found |= _headers("tokens", self._tokens, max(int(account.tokens), 0), full_s)
+        return found
+
+    def under_way(self, tenant: str) -> int:
+        """Its requests that are not over."""
+        account = self._accounts.get(tenant)
+        return account.requests if account else 0
 
     def change(self, tenant: str, now: float, *, tokens: int = 0, ended: bool = False) -> None:
         """For places: so many more tokens are taken; fewer if negative."""
@@ -101,6 +124,20 @@ class Quotas:
         self._sweep_at = 2 * len(self._accounts) + SWEEP
 
 
+def _headers(of: str, limit: int, left: int, reset_s: float) -> dict[str, str]:
+    found = {"limit": str(limit), "remaining": str(left), "reset": duration(reset_s)}
+    return {f"X-RateLimit-{name}-{of}".lower(): value for name, value in found.items()}
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: 6m0s, 1.5s, 20ms. Not shorter than it is."""
+    ms = ceil(seconds * 1000)
+    minutes, rest = divmod(ms, 60_000)
+    if minutes:
+        return f"{minutes}m{ceil(rest / 1000)}s"
+    return f"{rest / 1000:g}s" if rest >= 1000 else f"{rest}ms"
+
+
 class Place:
     """One request of a tenant."""
 
@@ -117,4 +154,6 @@ class Place:
         """It is over. Does nothing the second time."""
         if self._open:
             self._open = False
+            if self._tenant in self._quotas.used:
+                self._quotas.used[self._tenant] += used
             self._quotas.change(self._tenant, now, tokens=used - self._charged, ended=True)

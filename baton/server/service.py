@@ -22,6 +22,7 @@ from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_ids, ch
 from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.bodies import model
+from baton.server.guard import hashed, tenant_of
 from baton.server.options import ServerSettings
 from baton.server.quotas import Quotas
 from baton.server.schema import (
@@ -82,7 +83,10 @@ class GenerationService:
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self._schemas = KnownSchemas(self._grammars.check)
         self.admission = Admission(settings.max_queued)
-        self._quotas = Quotas(requests=settings.requests_per_key, tokens=settings.tokens_per_key)
+        self.tenants = tuple(map(tenant_of, hashed(settings.api_keys)))  # of the keys
+        self.quotas = Quotas(
+            requests=settings.requests_per_key, tokens=settings.tokens_per_key, known=self.tenants
+        )
         self._ready_at = -inf  # later requests may wait for workers that restart
         given = files.generation_config
         self._sampling = SamplingParams(
@@ -124,7 +128,7 @@ class GenerationService:
         parsed, which costs half as much as the rest of a refusal. The queue is this server's own count of
         its requests without a token: it is right also while the router says nothing new. Where _admit()
         would wait for a router, nothing is refused here."""
-        self._quotas.check(tenant, monotonic())
+        self.quotas.check(tenant, monotonic())
         if self.draining or self.router.info is not None:
             self._check_ready(self.router.info)
             self.admission.check(tenant, 1)
@@ -163,7 +167,7 @@ class GenerationService:
             params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
         choices = texts * (request.n or 1)
-        place = self._quotas.take(tenant, monotonic())
+        place = self.quotas.take(tenant, monotonic())
         place.charge(choices * min(params.max_new_tokens, USUAL_ANSWER), monotonic())
         try:
             ticket = await self._admit(request.model, tenant, choices)

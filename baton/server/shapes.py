@@ -44,6 +44,8 @@ class Choice:
     logprobs: list[Logprob] = field(default_factory=list)
     scores: tuple[Logprob, ...] = ()
     finish_reason: str | None = None
+    stop: str = ""  # the stop string that was found
+    embedding: bytes = b""  # float32
     failed: Failed | None = None
     timings: Timings | None = None
 
@@ -57,8 +59,9 @@ class Choice:
                 self.token_ids += token_ids
                 self.logprobs += logprobs
                 return Delta(self, text, token_ids, logprobs)
-            case Finished(_, reason, timings):
+            case Finished(_, reason, timings, stop, embedding):
                 self.finish_reason, self.timings = reason, timings
+                self.stop, self.embedding = stop, embedding
             case Failed():
                 self.failed = news
         return None

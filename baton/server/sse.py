@@ -35,14 +35,18 @@ class EventStream(Response):
     (One that stops reading is disconnected by connection.py.)"""
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
+        self,
+        events: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str] | None = None,
+        *,
+        keep_alive: bytes = KEEP_ALIVE,
     ) -> None:
         quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(
             None, headers=quiet | dict(headers or {}), media_type="text/event-stream; charset=utf-8"
         )
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._sign = events, keep_alive
         self._last_sent, self._sending = 0.0, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +83,7 @@ class EventStream(Response):
             await asyncio.sleep(LOOK_S)
             silent = time.monotonic() - self._last_sent
             if not self._sending and silent >= KEEP_ALIVE_S:
-                await self._send(send, KEEP_ALIVE)
+                await self._send(send, self._sign)
 
 
 async def gone(receive: Receive) -> None:

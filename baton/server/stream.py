@@ -74,6 +74,7 @@ class PreparedRequest:
     place: Place | None = None  # among its tenant's requests
     include_usage: bool = False
     prompt_only: bool = False  # no generated token is returned
+    pooling: str = ""  # an embedding is asked for (baton/params.py)
 
     def submit(self, choice: int) -> Submit:
         """For the router. Made when it is sent: thousands of long prompts would take a second."""
@@ -87,6 +88,7 @@ class PreparedRequest:
             priority=self.priority,
             queue_timeout_s=self.deadlines.queue_timeout_s,
             timeout_s=self.deadlines.left_s,
+            pooling=self.pooling,
         )
 
 
@@ -270,7 +272,7 @@ class GenerationStream:
             await asyncio.gather(left, work, return_exceptions=True)
             self.close()
         encode = partial(self._request.shape.whole, self.choices, self.usage())
-        long = sum(len(choice.token_ids) + len(choice.scores) for choice in self.choices)
+        long = sum(len(c.token_ids) + len(c.scores) + len(c.embedding) for c in self.choices)
         return encode() if long < LONG_ANSWER else await asyncio.to_thread(encode)
 
     async def _drain(self) -> None:

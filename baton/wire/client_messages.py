@@ -16,6 +16,7 @@ from baton.bounds import (
     Size,
     Tokens,
     TotalSeconds,
+    Vector,
 )
 from baton.params import GenerationParams
 from baton.timeline import Moment
@@ -41,7 +42,7 @@ class Submit:
     share one fair part of the cluster, and those of one `group` (one HTTP request) one part of that.
     `queue_timeout_s`: it fails with queue_timeout if no worker has taken it by then; `timeout_s`: with
     deadline_exceeded if it has not ended by then. 0: no limit. `priority`: of its tenant's requests the
-    lowest go first."""
+    lowest go first. `pooling` (baton/params.py): nothing is generated, and Finished has the embedding."""
 
     request: Name
     prompt: Content | Ids
@@ -51,6 +52,7 @@ class Submit:
     queue_timeout_s: Seconds = 0.0
     timeout_s: Seconds = 0.0
     priority: Annotated[int, Range(-(2**31), 2**31 - 1)] = 0
+    pooling: OptionalName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,14 @@ class PromptScored:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request has ended without error. `reason` is length, stop or abort."""
+    """A request has ended without error. `reason` is length, stop or abort; `stop` the stop string that
+    was found; `embedding` what was asked for by Submit.pooling, of length 1."""
 
     request: Name
     reason: Name
     timings: Timings
+    stop: Line = ""
+    embedding: Vector = b""
 
 
 @dataclass(frozen=True, slots=True)

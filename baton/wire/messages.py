@@ -40,6 +40,7 @@ from baton.bounds import (
     Size,
     Tokens,
     TotalSeconds,
+    Vector,
 )
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Regions
@@ -148,11 +149,13 @@ class Renew:
 @dataclass(frozen=True, slots=True)
 class Fill:
     """Compute KV for these tokens (a prompt without its last) into the granted blocks. The Fills of a
-    batch are sent together. `rope_floor`: see baton/rope.py."""
+    batch are sent together. `rope_floor`: see baton/rope.py. With `pooling`: compute the embedding of the
+    tokens, all of them; the blocks are room for it, and nothing in them is kept."""
 
     grant: Grant
     token_ids: Ids
     rope_floor: Tokens = 0
+    pooling: OptionalName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +322,15 @@ class Filled:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """The embedding of the run's tokens, of length 1. The writer has stopped writing."""
+
+    run: RunName
+    vector: Vector
+    compute_s: Seconds
+
+
+@dataclass(frozen=True, slots=True)
 class FillFailed:
     """The run could not be filled. The writer has stopped writing."""
 
@@ -450,7 +462,8 @@ LOCAL = (Exited, Unreachable, Malformed, Terminate)
 
 Message = (
     Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
-    | Decoded | Deferred | Detach | Dismissed | Drop | Emissions | Emitted | Exited | Expired | Failed
+    | Decoded | Deferred | Detach | Dismissed | Drop | Embedded | Emissions | Emitted | Exited | Expired
+    | Failed
     | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
     | Leaving | Malformed | Observe | Observed | Paused | PoolStats | Preempted | PromptLogprobs
     | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed

@@ -34,6 +34,24 @@ def one_by_one(model: str) -> None:
         print("JSON:", fits.choices[0].text)
 
 
+def in_turns(model: str) -> None:
+    """The Responses API, which keeps the conversation."""
+    with openai.OpenAI(base_url=f"{URL}/v1", api_key="none") as client:
+        first = client.responses.create(model=model, input="Who was Ada?", max_output_tokens=40)
+        print("response:", first.output_text)
+        print("and then: ", end="")
+        for event in client.responses.create(
+            model=model,
+            input="And then?",
+            previous_response_id=first.id,
+            max_output_tokens=40,
+            stream=True,
+        ):
+            if event.type == "response.output_text.delta":
+                print(event.delta, end="", flush=True)
+        print()
+
+
 async def at_once(model: str) -> None:
     """Sixteen at the same time."""
     async with openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="none") as client:
@@ -48,6 +66,9 @@ async def at_once(model: str) -> None:
 
 if __name__ == "__main__":
     with openai.OpenAI(base_url=f"{URL}/v1", api_key="none") as first:
-        name = first.models.list().data[0].id
+        known = first.models.list().data[0]
+    name = known.id
     one_by_one(name)
+    if known.model_extra and known.model_extra.get("chat"):
+        in_turns(name)
     asyncio.run(at_once(name))

@@ -114,6 +114,66 @@ def test_streams_and_whole_answers_are_those_of_the_offline_job(server: Server) 
         assert streamed(ask(server, prompt, stream=True)) == (each.text, each.reason)
 
 
+def test_the_responses_api_streams_and_goes_on(server: Server) -> None:
+    responses = server.client.responses
+    asked: dict[str, Any] = {"model": "demo", "max_output_tokens": 400, "temperature": 0}
+    first = responses.create(input="Hello", **asked)
+    assert first.status == "completed"
+    with responses.stream(input="Hello", **asked) as stream:
+        texts = [each.delta for each in stream if each.type == "response.output_text.delta"]
+        assert "".join(texts) == stream.get_final_response().output_text == first.output_text
+    second = responses.create(input="And?", previous_response_id=first.id, **asked)
+    said = [{"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": first.output_text},
+            {"role": "user", "content": "And?"}]  # fmt: skip
+    spelled = responses.create(input=said, **asked)
+    assert second.output_text == spelled.output_text
+    assert second.usage is not None
+    assert spelled.usage is not None
+    assert second.usage.input_tokens == spelled.usage.input_tokens
+    assert responses.retrieve(second.id).output_text == second.output_text
+    responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        responses.retrieve(first.id)
+
+
+def test_the_messages_api_streams(server: Server) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20, "temperature": 0}
+
+    def post(**more: Any) -> str:
+        body = json.dumps(asked | more).encode()
+        request = urllib.request.Request(
+            f"{server.url}/v1/messages", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(answer.read().decode())
+
+    whole = json.loads(post())
+    lines = [each for each in post(stream=True).splitlines() if each.startswith("data: ")]
+    events = [json.loads(each.removeprefix("data: ")) for each in lines]
+    texts = [each["delta"]["text"] for each in events if each["type"] == "content_block_delta"]
+    assert "".join(texts) == whole["content"][0]["text"]
+    assert events[-1] == {"type": "message_stop"}
+    assert whole["stop_reason"] == events[-2]["delta"]["stop_reason"] == "max_tokens"
+
+
+def test_embeddings_are_the_same_in_any_company_and_leave_no_kv(server: Server) -> None:
+    texts = ["In the future", "On a distant planet " * 20, "x", "In the future"]
+    before = ask(server, texts[0]).choices[0].text
+    found = server.client.embeddings.create(model="demo", input=texts)
+    vectors = [each.embedding for each in found.data]
+    assert [len(each) for each in vectors] == [256] * 4
+    for each in vectors:
+        assert abs(sum(x * x for x in each) - 1) < 1e-5
+    alone = server.client.embeddings.create(model="demo", input=texts[0]).data[0].embedding
+    assert vectors[0] == vectors[3] == alone
+    assert ask(server, texts[0]).choices[0].text == before
+    last = {"pooling": "last"}
+    other = server.client.embeddings.create(model="demo", input=texts[0], extra_body=last)
+    assert other.data[0].embedding != alone
+    until(lambda: server.metric("kv_blocks_leased") == 0, "blocks that are free again")
+
+
 def test_one_large_request_does_not_keep_others_out(server: Server) -> None:
     large = {"n": 16, "max_tokens": 60, "stream": True, "extra_body": {"ignore_eos": True}}
     with ask(server, [[5, 6, 7]] * 16, **large) as stream:
@@ -425,7 +485,8 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
     def try_it(case: Any) -> None:
         nonlocal tried
         if isinstance(case.body, dict):
-            for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+            limits = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
+            for name in limits:
                 if type(case.body.get(name)) is int:
                     case.body[name] = min(case.body[name], 20)
         answer = case.call(timeout=60)

@@ -47,7 +47,8 @@ ROWS = (
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow",
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
-    "prefill_worker.filling", "prefill_worker.process", "prefill_worker.scratch", "prefill_worker.ways",
+    "prefill_worker.filling", "prefill_worker.pooled", "prefill_worker.process",
+    "prefill_worker.scratch", "prefill_worker.ways",
     "decode_worker.decoding", "decode_worker.draft", "decode_worker.process", "baton.local",
     "baton.models", "baton.gguf.weights", "tools",
 )  # fmt: skip
@@ -85,6 +86,7 @@ CALENDAR = {
     "baton/failpoint.py": "against a file's modification time",
     "baton/log.py": "lines of logs",
     "baton/server/otel.py": "spans carry it",
+    "baton/server/responses/routes.py": "`created_at` of OpenAI's responses",
     "baton/server/service.py": "`created` of OpenAI's objects",
     "baton/server/templates_sandbox.py": "`strftime_now` of chat templates",
     "baton/transfer/frames.py": "against a file's modification time",

@@ -136,7 +136,7 @@ async def refused_after_parsing(client: TownClient) -> Answer:
 def test_so_do_a_quota_and_a_server_that_stops() -> None:
     async def work() -> None:
         async with serving(requests_per_key=1) as client:
-            place = client.service._quotas.take("127.0.0.1", 0.0)
+            place = client.service.quotas.take("127.0.0.1", 0.0)
             answer = await client.ask(PATH, UNREADABLE)
             assert (answer.status, answer.json["error"]["code"]) == (429, "rate_limit_exceeded")
             assert answer.headers["retry-after"] == "1"

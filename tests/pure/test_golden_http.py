@@ -226,7 +226,7 @@ async def all_refused(client: TownClient) -> dict[str, Any]:
         found[f"body: {name}"] = await ask(COMPLETIONS, body)
     compressed = {"content-encoding": "gzip"}
     found["body: compressed"] = await ask(COMPLETIONS, PROMPT, headers=compressed)
-    found["path: unknown"] = await ask("/v1/embeddings", PROMPT)
+    found["path: unknown"] = await ask("/v1/images/generations", PROMPT)
     found["path: unknown model"] = await ask("/v1/models/gpt-9")
     found["method: GET"] = await ask(COMPLETIONS)
     found["method: DELETE"] = await ask("/v1/models", method="DELETE")

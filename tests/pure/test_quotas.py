@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.clock import monotonic
 from baton.server.api_error import ApiError
-from baton.server.quotas import SWEEP, Place, Quotas
+from baton.server.quotas import SWEEP, Place, Quotas, duration
 from tests.pure.town_app import TownClient, serving
 
 
@@ -126,5 +127,61 @@ def test_a_request_that_is_refused_or_fails_leaves_its_place() -> None:
             good = await client.ask("/v1/chat/completions", HELLO | {"stream": True}, submits=1)
             assert good.status == 200
             assert (await client.ask("/v1/chat/completions", HELLO, submits=1)).status == 200
+
+    asyncio.run(work())
+
+
+def test_what_is_left_is_told_as_openai_tells_it() -> None:
+    quotas = Quotas(requests=2, tokens=60)
+    place = quotas.take("a", 0.0)
+    place.charge(15, 0.0)
+    assert quotas.headers("a", 0.0) == {
+        "x-ratelimit-limit-requests": "2", "x-ratelimit-remaining-requests": "1",
+        "x-ratelimit-reset-requests": "0ms", "x-ratelimit-limit-tokens": "60",
+        "x-ratelimit-remaining-tokens": "45", "x-ratelimit-reset-tokens": "15s",
+    }  # fmt: skip
+    quotas.take("a", 0.0).charge(90, 0.0)
+    found = quotas.headers("a", 5.0)
+    assert found["x-ratelimit-remaining-requests"] == found["x-ratelimit-remaining-tokens"] == "0"
+    assert found["x-ratelimit-reset-requests"] == "1s"
+    assert found["x-ratelimit-reset-tokens"] == "1m40s"
+    assert quotas.headers("b", 5.0)["x-ratelimit-remaining-tokens"] == "60"
+    assert Quotas().headers("a", 0.0) == {}
+    assert len(Quotas(tokens=3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0ms"), (0.0123, "13ms"), (1.0, "1s"), (1.5, "1.5s"), (60.0, "1m0s"), (90.2, "1m31s")],
+)
+def test_durations_are_not_shorter_than_they_are(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_headers_and_metrics_show_the_share_of_each_key() -> None:
+    limits = {"requests_per_key": 3, "tokens_per_key": 1000}
+
+    async def work() -> None:
+        async with serving(api_keys=("key-of-ann", "key-of-bob"), **limits) as client:
+            own = {"authorization": "Bearer key-of-bob"}
+            answer = await client.ask(
+                "/v1/completions", {"prompt": "Hi", "max_tokens": 4}, submits=1, headers=own
+            )
+            took = answer.json["usage"]["total_tokens"]
+            assert answer.headers["x-ratelimit-limit-requests"] == "3"
+            assert answer.headers["x-ratelimit-remaining-requests"] == "2"
+            assert 1000 - took <= int(answer.headers["x-ratelimit-remaining-tokens"]) <= 1000
+            place = client.service.quotas.take(client.service.tenants[1], monotonic())
+            place.charge(10_000, monotonic())
+            again = await client.ask("/v1/completions", {"prompt": "Hi"}, headers=own)
+            assert again.status == 429
+            assert again.headers["x-ratelimit-remaining-tokens"] == "0"
+            found = (await client.ask("/metrics", headers=own)).body.decode()
+            for name, ann, bob in (("tokens_total", 0, took), ("requests", 0, 1)):
+                for number, value in (("1", ann), ("2", bob)):
+                    labels = f'key="{number}",model_name="pretend"'
+                    shown = f"baton:key_{name}{{{labels}}} {float(value)}"
+                    assert shown in found
+            assert "key-of-ann" not in found
 
     asyncio.run(work())

@@ -19,7 +19,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 WRONG = (
     {}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer secre"},
     {"authorization": "Bearer secret2"}, {"authorization": "secret"}, {"authorization": "Basic secret"},
-    {"authorization": "Bearer " + "k" * 100_000}, {"x-api-key": "secret"},
+    {"authorization": "Bearer " + "k" * 100_000}, {"x-api-key": "secre"}, {"api-key": "secret"},
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ filled late, or overwritten by somebody else changes the answer, exactly as in t
 """
 
 import hashlib
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class PretendPrefill:
     def __init__(self, town: "Town") -> None:
         self.town = town
         self.pools: dict[str, Memory] = {}
+        self.pooled: dict[str, list[int]] = {}  # tokens of embeddings, by run
 
     def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
         if worker not in self.town.memories:
@@ -137,6 +139,8 @@ class PretendPrefill:
             cells = self.town.cells(chunk.token_ids, chunk.start, chunk.rope_floor)
             for offset, token in enumerate(cells):
                 self.pools[worker].write(chunk.grant.table, chunk.start + offset, token)
+            if chunk.pooling:
+                self.pooled.setdefault(chunk.grant.run, []).extend(chunk.token_ids)
             first = self.pools[worker].read(chunk.grant.table, 0)
             self.town.survive("prefill", first, chunk.start + len(chunk.token_ids))
 
@@ -148,8 +152,11 @@ class PretendPrefill:
             self.pools[grant.worker].stamps[grant.blocks[0]] = -1
         return Receipt(0, b"", 0.0, "shm")
 
+    def embedded(self, grant: Grant) -> bytes:
+        return array("f", self.pooled.pop(grant.run)).tobytes()
+
     def abandon(self, grant: Grant) -> None:
-        pass
+        self.pooled.pop(grant.run, None)
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self.cores = cores
@@ -223,6 +230,7 @@ class Outcome:
     preemptions: int = 0
     logprobs: list[Logprob] = field(default_factory=list)
     scores: tuple[Logprob, ...] = ()
+    embedding: bytes = b""
 
 
 class Town:
@@ -413,8 +421,9 @@ class Town:
                 assert not self.outcomes[request].ends, f"{request}: tokens after its end"
                 self.outcomes[request].tokens += tokens
                 self.outcomes[request].text += text
-            case msg.Finished(request, reason, timings):
+            case msg.Finished(request, reason, timings, _, embedding):
                 self.outcomes[request].ends.append(reason)
+                self.outcomes[request].embedding = embedding
                 self.outcomes[request].cached_tokens = timings.cached_tokens
                 self.outcomes[request].preemptions = timings.preemptions
             case msg.Failed(request, code, why):

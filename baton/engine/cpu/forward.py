@@ -11,7 +11,7 @@ from baton.engine.batch import pack_lists
 from baton.engine.cpu import program as native
 from baton.engine.cpu.structures import AttentionBatch, ForwardArgs
 from baton.engine.pool import Pool
-from baton.kv.row import Row
+from baton.kv.row import Logits, Row
 
 
 class NativeRunner:
@@ -45,6 +45,16 @@ class NativeRunner:
         """See Forward. Stops after the last layer's keys and values."""
         self._go(self._args(pool, rows), self._last_layer, after_layer)
 
+    def hidden(
+        self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
+    ) -> torch.Tensor:
+        """See Forward: what the lm_head would multiply. It is not run, so its logits need no memory."""
+        wanted = [row._replace(logits=Logits.ALL) for row in rows]
+        args = self._args(pool, wanted, logits=False)
+        self._go(args, self._program.head, after_layer)
+        start, stride, count = self._program.hidden(args.tokens, args.logit_count)
+        return self._arena[start:].as_strided((count, self._program.width), (stride, 1))
+
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """See Forward. Each thread takes the argmax of the logits that it has just computed, which
         saves waking torch's threads."""
@@ -75,14 +85,14 @@ class NativeRunner:
         if done < end:
             self._program.run(args, done, end, threads)
 
-    def _args(self, pool: Pool, rows: Sequence[Row]) -> ForwardArgs:
+    def _args(self, pool: Pool, rows: Sequence[Row], *, logits: bool = True) -> ForwardArgs:
         """The arguments of a forward, as pointers. Avoids tensors where it can: once a step's weights
         have displaced the caches, each torch operation takes tens of microseconds."""
         batch = pack_lists(rows, pool.layout.block_size)
         tokens, logit_count = len(batch.input_ids), len(batch.logit_rows)
         self._reserve(
             tokens * self._program.token_floats + logit_count * self._program.logit_row_floats,
-            logit_count,
+            logit_count if logits else 0,
         )
         longs = [
             array("q", each)

@@ -56,7 +56,8 @@ class StageInfo:
 
 class Program:
     """A forward in `stages` stages, with `vocabulary` logits per row. Layer l's KV is in the pool after
-    `writes[l]` stages. All processes that map the file share its pages."""
+    `writes[l]` stages. Stage `head` is the lm_head, whose input has `width` numbers a row. All processes
+    that map the file share its pages."""
 
     def __init__(self, library: ctypes.CDLL, file: BinaryIO) -> None:
         """ValueError if the file is damaged: every offset, index and extent is checked once, here.
@@ -82,6 +83,10 @@ class Program:
         self.steps = tuple(self._described(each, arrays["weight"]) for each in stages)
         self.stages = len(stages)
         self.writes = [i + 1 for i, each in enumerate(stages) if each.kind == native.WRITE_KV]
+        self.head = max(i for i, each in enumerate(stages) if each.kind == native.PRODUCT)
+        rows = stages[self.head].a
+        self._hidden = buffers[rows.buffer], rows.offset
+        self.width = arrays["weight"][stages[self.head].first].k
         self.vocabulary = next(b.width for b in buffers if b.kind == native.LOGITS)
         self.token_floats, self.logit_row_floats = spec.token_floats, spec.logit_row_floats
         self._begin = begin
@@ -95,6 +100,15 @@ class Program:
         """Run stages first..last-1 of a forward. MemoryError if there is no scratch memory."""
         if self._library.baton_program_run(self._handle, args, first, last, threads):
             raise MemoryError("cannot allocate the scratch memory of a forward")
+
+    def hidden(self, tokens: int, logit_count: int) -> tuple[int, int, int]:
+        """Where in a forward's memory the lm_head's input is once all stages before it have run: the
+        place of its first row and the distance between rows, in floats; and the number of rows."""
+        buffer, offset = self._hidden
+        if native.KINDS[buffer.kind] == "logit_rows":
+            start = self.token_floats * tokens + buffer.offset * logit_count
+            return start + offset, buffer.width, logit_count
+        return buffer.offset * tokens + offset, buffer.width, tokens
 
     def _described(self, stage: native.Stage, weights: Sequence[native.Weight]) -> StageInfo:
         kind = native.STAGES[stage.kind]

@@ -202,6 +202,12 @@ class GraphRunner:
         """See Forward."""
         self.plain.fill(pool, rows, after_layer)
 
+    def hidden(
+        self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None
+    ) -> torch.Tensor:
+        """See Forward."""
+        return self.plain.hidden(pool, rows, after_layer)
+
     def greedy(self, pool: Pool, rows: Sequence[Row]) -> list[int | None]:
         """See Forward."""
         return greedy(self.run(pool, rows))

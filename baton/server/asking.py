@@ -1,0 +1,72 @@
+"""Asking: one HTTP request on its way to the router, for every route that generates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from baton.clock import monotonic
+from baton.server import bodies
+from baton.server.api_error import ApiError
+from baton.server.monitor import Monitor
+from baton.server.schema import AnyRequest, TokenizeRequest
+from baton.server.service import GenerationService
+from baton.server.stream import GenerationStream, PreparedRequest
+
+Change = Callable[[PreparedRequest], PreparedRequest]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request that the router has accepted, and headers of the response. Its stream must be closed."""
+
+    prepared: PreparedRequest
+    stream: GenerationStream
+    headers: dict[str, str]
+
+
+class Asker:
+    """Sends requests to the router."""
+
+    def __init__(self, service: GenerationService, monitor: Monitor) -> None:
+        self.service, self._monitor = service, monitor
+
+    async def begin(
+        self, request: Request, payload: AnyRequest, change: Change | None = None
+    ) -> Begun:
+        """`change`: makes it a request of another kind. Raises ApiError or RequestError."""
+        state = request.scope["state"]
+        own = str(state["request_id"])  # the client's, if guard.py accepted it
+        given = own if request.headers.get("x-request-id") == own else ""
+        tenant, quotas = state["tenant"], self.service.quotas
+        try:
+            prepared = await self.service.prepare(
+                payload, tenant=tenant, request_id=given, stream=bool(payload.stream)
+            )
+        except ApiError as error:
+            if error.status == 429:
+                error.headers |= quotas.headers(tenant, monotonic())
+            raise
+        prepared = prepared if change is None else change(prepared)
+        named = quotas.headers(tenant, monotonic())
+        if not given:
+            named["X-Request-Id"] = prepared.name
+        self._monitor.begin(prepared.name, request.headers.get("traceparent"))
+        return Begun(prepared, await self.service.begin(prepared), named)
+
+
+async def translated(
+    kind: type[Model], value: dict[str, Any], request: Request, more: int = 0
+) -> Model:
+    """A chat made of a request's body and of `more` bytes. Raises ApiError."""
+    size = request.headers.get("content-length") or str(bodies.INLINE + 1)  # sent in chunks
+    return await bodies.model(kind, value, size=int(size) + more)
+
+
+async def counted(service: GenerationService, chat: dict[str, Any], request: Request) -> int:
+    """Tokens of a chat's prompt. Raises ApiError or RequestError."""
+    known = {name: value for name, value in chat.items() if name in TokenizeRequest.model_fields}
+    return len(await service.tokenized(await translated(TokenizeRequest, known, request)))
