@@ -222,7 +222,8 @@ def test_objects_have_the_keys_that_their_schema_names(
     ("keyword", "value", "place"),
     [
         ("uniqueItems", True, "/properties/a/items"), ("not", {"type": "null"}, "/properties/a/items"),
-        ("contains", NUMBER, "/properties/a/items"), ("propertyNames", {"maxLength": 3}, "/properties/a/items"),
+        ("contains", NUMBER, "/properties/a/items"),
+        ("propertyNames", {"maxLength": 3}, "/properties/a/items"),
         ("dependentRequired", {"a": ["b"]}, "/properties/a/items"),
         ("unevaluatedItems", False, "/properties/a/items"),
     ],
