@@ -27,7 +27,10 @@ def with_tools_told(conversation: Conversation, form: CallFormat) -> Conversatio
 def tools_text(tools: Sequence[Any], form: CallFormat) -> str:
     """What a model must know of them."""
     functions = [each.get("function", each) if isinstance(each, dict) else each for each in tools]
-    example = calls_text(form, [call_text(form, "NAME", "{...}")])
+    first = functions[0].get("name") if isinstance(functions[0], dict) else None
+    example = calls_text(
+        form, [call_text(form, str(first), "{...}")]
+    )  # small models copy a placeholder
     return (
         "You can call tools. To call one, answer with this and nothing else:\n"
         f"{example}\n"

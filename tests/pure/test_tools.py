@@ -208,38 +208,38 @@ LARGE = {"type": "object", "properties": {"a": {"enum": ["x" * 4000]}}}
 BAD = {"type": "object", "properties": {"a": {"not": {}}}}
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "told"),
-    [
-        ({"tools": None, "tool_choice": "required"}, "tool_choice", "there are no tools: give tools"),
-        ({"tools": [], "tool_choice": NAMED}, "tool_choice", "there are no tools"),
-        ({"tool_choice": tool("rain")}, "tool_choice", "'rain', which is none of the tools: weather"),
-        ({"tool_choice": "any"}, "tool_choice", 'must be "none", "auto", "required"'),
-        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
-         "tool_choice", "tool_choice must be"),
-        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {
-            "mode": "auto", "tools": [tool("x")]}}}, "tool_choice", "names 'x'"),
-        ({"tools": [tool(), tool("g"), tool()]}, "tools", r"tools\[2\] has the name 'f' of a tool"),
-        ({"tools": [{"type": "x"}]}, "tools", r'tools\[0\].type must be function, got "x"'),
-        ({"tools": [{"type": "function"}]}, "tools", r"tools\[0\].function must be an object"),
-        ({"tools": [tool("")]}, "tools", r"tools\[0\].function.name must be a text of 1 to 256"),
-        ({"tools": [tool(parameters=[])]}, "tools", "parameters must be a JSON schema"),
-        ({"tools": [tool(strict=1)]}, "tools", "strict must be true or false"),
-        ({"tools": [tool("g"), tool(parameters=BAD)]}, "tools",
-         r"tools\[1\].function.parameters: .*keyword not at /properties/a cannot be .*strict: false"),
-        ({"tools": [tool(parameters={"type": "string"})]}, "tools", 'an object, not of type "string"'),
-        ({"tools": [tool(str(i), parameters=LARGE) for i in range(20)]}, "tools", "65536 are the limit"),
-        ({"guided_regex": "a"}, "guided_regex", "guided_regex and tools exclude each other"),
-        ({"allowed_token_ids": [5]}, "allowed_token_ids", "allowed_token_ids and tools may exclude"),
-        ({"parallel_tool_calls": 1}, "parallel_tool_calls", "bool"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, told: str) -> None:
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"tools": None, "tool_choice": "required"}, "tool_choice", "there are no tools: give tools"),
+    ({"tools": [], "tool_choice": NAMED}, "tool_choice", "there are no tools"),
+    ({"tool_choice": tool("rain")}, "tool_choice", "'rain', which is none of the tools: weather"),
+    ({"tool_choice": "any"}, "tool_choice", 'must be "none", "auto", "required"'),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+     "tool_choice", "tool_choice must be"),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {
+        "mode": "auto", "tools": [tool("x")]}}}, "tool_choice", "names 'x'"),
+    ({"tools": [tool(), tool("g"), tool()]}, "tools", r"tools\[2\] has the name 'f' of a tool"),
+    ({"tools": [{"type": "x"}]}, "tools", r'tools\[0\].type must be function, got "x"'),
+    ({"tools": [{"type": "function"}]}, "tools", r"tools\[0\].function must be an object"),
+    ({"tools": [tool("")]}, "tools", r"tools\[0\].function.name must be a text of 1 to 256"),
+    ({"tools": [tool(parameters=[])]}, "tools", "parameters must be a JSON schema"),
+    ({"tools": [tool(strict=1)]}, "tools", "strict must be true or false"),
+    ({"tools": [tool("g"), tool(parameters=BAD)]}, "tools",
+     r"tools\[1\].function.parameters: .*keyword not at /properties/a cannot be .*strict: false"),
+    ({"tools": [tool(parameters={"type": "string"})]}, "tools", 'an object, not of type "string"'),
+    ({"tools": [tool(str(i), parameters=LARGE) for i in range(20)]}, "tools", "65536 are the limit"),
+    ({"guided_regex": "a"}, "guided_regex", "guided_regex and tools exclude each other"),
+    ({"allowed_token_ids": [5]}, "allowed_token_ids", "allowed_token_ids and tools may exclude"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls", "bool"),
+]  # fmt: skip
+
+
+def test_what_is_wrong_is_named() -> None:
     async def work(client: TownClient) -> None:
-        refused = await client.ask(CHAT, ASKED | fields)
-        error = refused.json["error"]
-        assert (refused.status, error["param"]) == (400, param), error
-        assert re.search(told, error["message"]), error
+        for fields, param, told in WRONG:
+            refused = await client.ask(CHAT, ASKED | fields)
+            error = refused.json["error"]
+            assert (refused.status, error["param"]) == (400, param), (fields, error)
+            assert re.search(told, error["message"]), (fields, error)
 
     served(work, template="{# tools #}{{ messages[0].content }}")
 

@@ -122,7 +122,7 @@ def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     turns = [user, said, {"role": "tool", "content": "2"}]
     told = with_tools_told(Conversation(turns, tools=tools), JSON)
     text = tools_text(tools, JSON)
-    assert '{"name": "NAME", "arguments": {...}}' in text
+    assert '{"name": "f", "arguments": {...}}' in text
     assert '{"name": "f", "parameters": {"type": "object"}}' in text
     written = {"role": "assistant", "content": '{"name": "f", "arguments": {"a": 1}}'}
     assert list(told.messages) == [{"role": "user", "content": f"{text}\n\nHi"}, written, turns[2]]
