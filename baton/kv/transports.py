@@ -23,6 +23,8 @@ class Transport:
     needs: str = ""  # field of Owner that must be set
     choice: str | None = None  # the value of --kv-transport that selects it; None: no option does
     queued: bool = False  # its writer may have to wait for the owner, so a thread does
+    by_name: bool = False  # it sends clear text to other hosts: never used under "auto"
+    shuts_out: bool = False  # the owner can shut a writer out: nothing of it arrives from then on
 
 
 TRANSPORTS = (
@@ -42,6 +44,14 @@ TRANSPORTS = (
         choice="frames",
         queued=True,
     ),
+    Transport(
+        *("nixl", "NIXL", (CPU,), True, "nixl"),
+        needs="bind_host",
+        choice="nixl",
+        queued=True,
+        by_name=True,
+        shuts_out=True,
+    ),
 )
 """Best first: a writer uses the first exported transport that works."""
 
@@ -57,10 +67,18 @@ def transport(name: str) -> Transport | None:
 def selects(choice: str, name: str) -> bool:
     """Whether --kv-transport `choice`, or a transport's own name, allows this transport."""
     known = transport(name)
-    return choice in ("auto", name) or (known is not None and choice == known.choice)
+    if choice == "auto":
+        return known is None or not known.by_name
+    return choice == name or (known is not None and choice == known.choice)
 
 
 def writes_by_itself(name: str) -> bool:
     """True for an unknown transport: quarantine is always safe."""
     known = transport(name)
     return known is None or known.writes_by_itself
+
+
+def shuts_out(name: str) -> bool:
+    """Whether an owner can shut out a writer that uses this transport, wherever that is."""
+    known = transport(name)
+    return known is not None and known.shuts_out

@@ -98,7 +98,14 @@ class Dropped:
     grant: Grant
 
 
-News = Opened | Sent | Dropped | Lost
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A fill was abandoned, and nothing of it is being written any more."""
+
+    grant: Grant
+
+
+News = Opened | Sent | Dropped | Stopped | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +130,18 @@ class _Abandon:
 class Courier:
     """One way to one owner. All methods are for one thread, and return at once."""
 
-    def __init__(self, open_link: Callable[[], Link], layout: KVLayout, epoch: str) -> None:
-        """`open_link` is called in the thread; TransferError says why it fails."""
+    def __init__(
+        self,
+        open_link: Callable[[], Link],
+        layout: KVLayout,
+        epoch: str,
+        *,
+        writes: bool = False,
+    ) -> None:
+        """`open_link` is called in the thread; TransferError says why it fails. `writes`: the link writes
+        into the pool by itself, so that it matters when it has stopped."""
         self._open_link, self._layout, self._epoch = open_link, layout, epoch
+        self._writes = writes
         self._orders: SimpleQueue[_Push | _Finish | _Abandon | None] = SimpleQueue()
         self._news: deque[News] = deque()
         self._waiting = 0  # bytes of pushes that are not sent yet
@@ -175,10 +191,13 @@ class Courier:
         self._owing += 1
         self._orders.put(_Finish(grant, tuple(blocks)))
 
-    def abandon(self, grant: Grant) -> None:
-        """Send nothing more under this grant, but for the frame that is being sent now."""
+    def abandon(self, grant: Grant) -> bool:
+        """Send nothing more under this grant, but for what is being sent now. True: some of that may
+        still be written into the pool, and Stopped or Lost will be told."""
         self._abandoned.add(grant.generation)
+        self._owing += self._writes
         self._orders.put(_Abandon(grant))
+        return self._writes
 
     def poll(self) -> list[News]:
         """What has happened since the last call; nothing after Lost or close()."""
@@ -252,6 +271,8 @@ class Courier:
                 case _Abandon(grant):
                     link.abandon(grant)
                     self._abandoned.discard(grant.generation)
+                    if self._writes:
+                        self._news.append(Stopped(grant))
 
     def _send(self, link: Link, push: _Push) -> None:
         if self._watched is not None:
