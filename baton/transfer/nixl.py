@@ -121,7 +121,7 @@ class NixlExport:
     def _advance(self, generation: int, check: _Check, left: int) -> int:
         """Do some of this check. Returns what is left of so many bytes."""
         while check.verdict is Arrival.PENDING and left > 0:
-            left -= next(check.work)
+            left -= next(check.work, 0)
         return left
 
     def _work(self, grant: Grant, receipt: Receipt, filled: Sequence[int]) -> Iterator[int]:
@@ -138,7 +138,6 @@ class NixlExport:
         else:
             self._stamps.write(filled, grant.generation)
             check.verdict = Arrival.READY
-        yield 0
 
     def _bad(self, reason: str) -> Arrival:
         self.dropped[reason] += 1

@@ -182,6 +182,7 @@ class Doors:
             for door in self._doors.values():
                 door.agent.close()
             self._doors.clear()
+        self.slabs = ()
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         try:

@@ -268,6 +268,7 @@ class NixlLink:
         if self._agent is not None:
             self._agent.close()
         self._knock = self._agent = None
+        self._view, self._buffer = memoryview(b""), torch.empty(0, dtype=torch.uint8)
 
     def _of(self, grant: Grant) -> _Outgoing:
         check_grant(grant, self._epoch, closed=self._agent is None)
