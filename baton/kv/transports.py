@@ -6,6 +6,9 @@ torch: the router and the commands read this too.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+
+from baton.errors import InputError
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -24,6 +27,7 @@ class Transport:
     choice: str | None = None  # the value of --kv-transport that selects it; None: no option does
     queued: bool = False  # its writer may have to wait for the owner, so a thread does
     by_name: bool = False  # it sends clear text to other hosts: never used under "auto"
+    modules: tuple[str, ...] = ()  # one of these must be installed
     shuts_out: bool = False  # the owner can shut a writer out: nothing of it arrives from then on
 
 
@@ -50,6 +54,7 @@ TRANSPORTS = (
         choice="nixl",
         queued=True,
         by_name=True,
+        modules=("nixl_cu13", "nixl_cu12"),
         shuts_out=True,
     ),
 )
@@ -82,3 +87,13 @@ def shuts_out(name: str) -> bool:
     """Whether an owner can shut out a writer that uses this transport, wherever that is."""
     known = transport(name)
     return known is not None and known.shuts_out
+
+
+def check_installed(choice: str) -> None:
+    """InputError if --kv-transport names a transport whose package is not installed."""
+    for each in TRANSPORTS:
+        if each.modules and choice == each.choice and not any(map(find_spec, each.modules)):
+            raise InputError(
+                f"--kv-transport {choice}: {each.title} is not installed; "
+                f"pip install 'baton[{choice}]'"
+            )
