@@ -276,9 +276,9 @@ class LateTown(FlappingTown):
             ways.flying = []
         super().kill(name, restart=restart)
 
-    def lands(self, write: Write) -> bool:
-        """By chance. Nobody else may hold its blocks, whenever that is."""
-        if self.dice.random() < 0.7:
+    def lands(self, write: Write, chance: float = 0.3) -> bool:
+        """By chance. Its run still holds the blocks, or they are in quarantine, whenever that is."""
+        if self.dice.random() >= chance:
             return False
         node = self.nodes.get(write.worker)
         if isinstance(node, DecodeWorker) and node.table.epoch == write.grant.epoch:
@@ -292,7 +292,7 @@ class LateTown(FlappingTown):
     def drift(self) -> None:
         """What is adrift moves on."""
         for ways in self.ways_of.values():
-            ways.adrift = [write for write in ways.adrift if not self.lands(write)]
+            ways.adrift = [write for write in ways.adrift if not self.lands(write, 0.02)]
 
 
 @pytest.mark.parametrize("seed", range(6))
