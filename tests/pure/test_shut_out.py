@@ -276,7 +276,7 @@ class LateTown(FlappingTown):
             ways.flying = []
         super().kill(name, restart=restart)
 
-    def lands(self, write: Write, chance: float = 0.3) -> bool:
+    def lands(self, write: Write, chance: float = 0.1) -> bool:
         """By chance. Its run still holds the blocks, or they are in quarantine, whenever that is."""
         if self.dice.random() >= chance:
             return False
@@ -307,13 +307,18 @@ def test_no_late_write_hits_a_block_of_another_run(seed: int) -> None:
     def over() -> bool:
         nonlocal next_change
         town.drift()
-        if town.now >= next_change:
-            next_change = town.now + dice.choice([0.1, 0.5, 3.0])
-            town.cut = set(dice.sample(pairs, dice.randint(0, 4)))
-            prefills = town.workers("prefill")
+        crossing = {
+            (ways.index, write.worker.partition(".")[0])
+            for ways in town.ways_of.values()
+            for write in ways.flying
+        } - town.cut
+        hit = crossing if dice.random() < 0.3 else set()
+        if town.now >= next_change or hit:
+            next_change = town.now + dice.choice([0.5, 2.5, 4.0])
+            town.cut = set(dice.sample(pairs, dice.randint(0, 3))) | hit
             if dice.random() < 0.1:
-                town.kill(dice.choice(prefills))
-            elif dice.random() < 0.3:
+                town.kill(dice.choice(town.workers("prefill")))
+            if dice.random() < 0.2:
                 town.client(msg.Abort(dice.choice(list(prompts))))
         return all(town.outcomes[name].ends for name in prompts)
 
