@@ -51,6 +51,13 @@ def bindings() -> Any:
     raise TransferError("NIXL is not installed: pip install 'baton[nixl]'")
 
 
+@cache
+def errors() -> tuple[type[Exception], ...]:
+    """What its calls raise: many classes, with only Exception in common."""
+    found = [each for name, each in vars(bindings()).items() if name.startswith("nixl")]
+    return tuple(e for e in found if isinstance(e, type) and issubclass(e, Exception))
+
+
 class Agent:
     """For one thread at a time."""
 
@@ -112,21 +119,19 @@ class Agent:
         if self._agent is None:
             return
         for request in self._requests:  # those that cannot be cancelled end with the agent
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(*errors()):
                 self._agent.releaseXferReq(request)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*errors()):
             self._agent.deregisterMem(self._registered, self._backend)
         self._agent, self._kept = None, ()
 
 
 @contextlib.contextmanager
 def _said(what: str) -> Iterator[None]:
-    """NIXL's errors, which have only Exception in common, as TransferError."""
+    """NIXL's errors as TransferError."""
     try:
         yield
-    except TransferError:
-        raise
-    except Exception as error:
+    except errors() as error:
         raise TransferError(f"{what}: {type(error).__name__} {error}".rstrip()) from error
 
 

@@ -204,24 +204,30 @@ class NixlLink:
     def probe(self) -> float:
         """GB/s as far as it can be told within PROBE_S, in memory that no block is in; 0 if it takes
         longer. It is for people: the way works whatever it says."""
-        size, times, rate, deadline = FIRST_PROBE_BYTES, 1, 0.0, time.monotonic() + PROBE_S
-        while times == 1:
-            times = 8 if size > SCRATCH_BYTES else 1
+        deadline = time.monotonic() + PROBE_S
+        size, writes, rate = FIRST_PROBE_BYTES, 1, 0.0
+        rest = self._probe(1, 1, deadline)  # makes the connection
+        rest = None if rest is None else self._probe(1, 1, deadline)
+        while rest is not None and writes == 1:
+            writes = 8 if size > SCRATCH_BYTES else 1
             size = min(size, SCRATCH_BYTES)
-            began = time.monotonic()
-            for _ in range(times):
-                place = self._buffer.data_ptr() + self._take(size)
-                self._begin([(place, size)], [(self._opened.scratch, size)], size)
-            wanted = self._begun
-            self._wait(lambda: self._done >= wanted or time.monotonic() > deadline)  # noqa: B023
-            if self._done < wanted:
+            if (took := self._probe(size, writes, deadline)) is None:
                 break
-            took = time.monotonic() - began
-            rate = size * times / took / 1e9
+            rate = size * writes / max(took - rest, took / 4) / 1e9
             if took > PROBE_S / 20:  # the next one would take several times as long
                 break
             size *= 4
         return rate
+
+    def _probe(self, size: int, writes: int, deadline: float) -> float | None:
+        """Seconds that so many writes of this size take; None: they are not done by then."""
+        began = time.monotonic()
+        for _ in range(writes):
+            place = self._buffer.data_ptr() + self._take(size)
+            self._begin([(place, size)], [(self._opened.scratch, size)], size)
+        wanted = self._begun
+        self._wait(lambda: self._done >= wanted or time.monotonic() > deadline)
+        return time.monotonic() - began if self._done >= wanted else None
 
     def tend(self) -> None:
         """Look whether the way still works, without waiting. TransferError if it is lost."""
