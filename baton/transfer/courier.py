@@ -34,13 +34,14 @@ from baton.transfer.frame_codec import blocks_per_frame
 from baton.transfer.pieces import gather, rows
 
 QUEUE_BYTES = 64 << 20
-TEND_S = 0.2
-"""So often the thread looks at a link that has nothing to send and whose owner owes it an answer."""
 
 
 @runtime_checkable
 class Watched(Protocol):
     """A link that knows whether what it sent has arrived. Others are lost when push or finish fails."""
+
+    tend_s: float
+    """So often the thread looks at it while it has nothing to send and its owner owes it an answer."""
 
     def tend(self) -> None:
         """Look whether the way still works, without waiting. TransferError if it is lost."""
@@ -286,7 +287,9 @@ class Courier:
         watched = self._watched
         while True:
             try:
-                return self._orders.get(timeout=TEND_S if watched and watched.owed else None)
+                return self._orders.get(
+                    timeout=watched.tend_s if watched and watched.owed else None
+                )
             except Empty:
                 assert watched is not None
                 watched.tend()

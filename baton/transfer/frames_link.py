@@ -56,6 +56,7 @@ class FramesLink:
     there."""
 
     slabs: Sequence[torch.Tensor] | None = None
+    tend_s = 0.2
 
     def __init__(self, region: Region, layout: KVLayout, writer: Writer) -> None:
         """Waits at most CONNECT_S for the owner. TransferError if it does not accept this process."""

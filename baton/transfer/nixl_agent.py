@@ -61,13 +61,16 @@ def errors() -> tuple[type[Exception], ...]:
 class Agent:
     """For one thread at a time."""
 
-    def __init__(self, name: str, tensors: Sequence[torch.Tensor], device: str | None) -> None:
+    def __init__(
+        self, name: str, tensors: Sequence[torch.Tensor], device: str | None, *, thread: bool
+    ) -> None:
         """Registers these tensors, which stay where they are. `device`: the network interface to use;
-        None, or UCX_NET_DEVICES in the environment: what UCX finds."""
+        None, or UCX_NET_DEVICES in the environment: what UCX finds. `thread`: take in what peers write;
+        without it write() and done() move what this agent writes."""
         self._nixl = bindings()
         os.environ.setdefault("UCX_TLS", WITHOUT_SHARED_MEMORY)
         config = self._nixl.nixlAgentConfig()
-        config.useProgThread, config.pthrDelay = True, POLL_US
+        config.useProgThread, config.pthrDelay = thread, POLL_US
         with _creating, _said("an agent cannot be created"):
             if not _given and device is not None:
                 os.environ["UCX_NET_DEVICES"] = device

@@ -141,7 +141,7 @@ class Doors:
         self.server_key = keys.public
         self._scratch = torch.zeros(SCRATCH_BYTES, dtype=torch.uint8)
         self._device = interface_of(host.strip("[]"))
-        Agent("check", [self._scratch], self._device).close()  # does NIXL work here?
+        Agent("check", [self._scratch], self._device, thread=False).close()  # does NIXL work here?
         self._context = zmq.Context()
         socket = self._context.socket(zmq.ROUTER)
         try:
@@ -202,7 +202,7 @@ class Doors:
         self._opened += 1
         name = f"{self.owner.epoch}.{self._opened}"
         try:
-            agent = Agent(name, [*self.slabs, self._scratch], self._device)
+            agent = Agent(name, [*self.slabs, self._scratch], self._device, thread=True)
         except TransferError as error:
             logger.warning("no door for %s: %s", order.writer, error)
             return Refused(str(error))

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import urlsplit
 
 import torch
@@ -24,12 +25,12 @@ from baton.kv.layout import KVLayout
 from baton.kv.region import Receipt, Region
 from baton.transfer.base import Writer
 from baton.transfer.block_crcs import block_crc, pack_crcs
-from baton.transfer.checks import Address, check_grant, check_push, in_order
+from baton.transfer.checks import Address, check_grant, check_push, check_source, in_order
 from baton.transfer.frame_codec import blocks_per_frame, largest_frame
 from baton.transfer.lanes import CONNECT_S, WINDOW_BYTES, next_window
 from baton.transfer.nixl_agent import Agent, Memory, way_to
 from baton.transfer.nixl_doors import SCRATCH_BYTES, Knock, Open
-from baton.transfer.pieces import gather, rows, stretches
+from baton.transfer.pieces import block_bytes, gather, rows, stretches
 from baton.transfer.stamps import Digest, pack_blocks
 
 PROBE_S = 1.0
@@ -91,6 +92,7 @@ class NixlLink:
 
     transport = "nixl"
     slabs: Sequence[torch.Tensor] | None = None
+    tend_s = 0.001  # its writes move on only then
 
     def __init__(self, region: Region, layout: KVLayout, writer: Writer) -> None:
         """Waits at most CONNECT_S for the owner. TransferError if it does not let this process in."""
@@ -130,7 +132,7 @@ class NixlLink:
             f"{writer.name}.{secrets.token_hex(4)}",
             way_to(urlsplit(endpoint).hostname or ""),
         )
-        self._agent = Agent(name, [self._buffer], way)
+        self._agent = Agent(name, [self._buffer], way, thread=False)
         self._knock = Knock(endpoint, keys, server)
         order = Open(self._epoch, writer.name)
         self._opened = self._knock.open(order, min(CONNECT_S, writer.deadline_s))
@@ -150,31 +152,43 @@ class NixlLink:
         check_push(grant, self._layout, layer, source, target)
         self._of(grant)
         view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
+        check_source(source, len(view.keys))
         for first in range(0, len(source), many):
-            payload = gather(view, source[first : first + many])
-            self.push_copy(grant, layer, payload, target[first : first + many])
+            some = source[first : first + many]
+            size = len(some) * block_bytes(self._layout, layer)
+            put = partial(gather, view, some)
+            self._send(grant, layer, size, put, target[first : first + many])
 
     def push_copy(
         self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
     ) -> None:
         """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks."""
+        self._send(grant, layer, payload.numel(), lambda out: out.copy_(payload), target)
+
+    def _send(
+        self,
+        grant: Grant,
+        layer: int,
+        size: int,
+        put: Callable[[torch.Tensor], torch.Tensor],
+        target: Sequence[int],
+    ) -> None:
+        """Begin one write. `put` copies the blocks to where it is told, as pieces.gather() does."""
         started = time.perf_counter()
         outgoing = self._of(grant)
         outgoing.broken = True  # until it is on its way
         before = max((outgoing.last.get((layer, block), 0) for block in target), default=0)
         self._wait(lambda: self._done >= before)  # of two writes of a block the later one wins
-        place = self._take(payload.numel())
-        copy = self._buffer[place : place + payload.numel()]
-        copy.copy_(payload)
-        data = self._view[place : place + payload.numel()]
+        place = self._take(size)
+        copy, data = put(self._buffer[place : place + size]), self._view[place : place + size]
         for index, block in enumerate(target):
             crc = block_crc(data, self._layout, layer, len(target), index)
             outgoing.crcs[layer][block] = crc
         failpoint.hit("prefill.payload", copy.numpy)
-        self._begin(*self._places(layer, place, target), payload.numel())
+        self._begin(*self._places(layer, place, target), size)
         outgoing.last.update(((layer, block), self._begun) for block in target)
         outgoing.writes, outgoing.broken = self._begun, False
-        outgoing.moved += payload.numel()
+        outgoing.moved += size
         outgoing.seconds += time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:

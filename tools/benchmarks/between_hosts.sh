@@ -18,10 +18,13 @@ ip -n $b address add 10.77.0.2/24 dev veth0
 for each in $a $b; do ip -n $each link set lo up; ip -n $each link set veth0 up; done
 
 tcp() {
-    ip netns exec $a iperf3 --server --one-off --daemon >/dev/null
-    ip netns exec $b iperf3 --client 10.77.0.1 --time 5 --connect-timeout 3000 --format g | grep -E 'sender|receiver'
+    ip netns exec $a iperf3 --server --one-off >/dev/null &
+    sleep 1  # until it listens
+    ip netns exec $b iperf3 --client 10.77.0.1 --time 5 --format g | grep -E 'sender|receiver'
 }
-echo "iperf3, one connection:"; sleep 1; tcp
+echo "iperf3, one connection:"
+tcp
 ip netns exec $a "$python" main.py bench handover --host 10.77.0.1 --through "ip netns exec $b" \
     --transport frames_tcp --transport nixl "$@"
-echo "iperf3 again:"; sleep 1; tcp
+echo "iperf3 again:"
+tcp
