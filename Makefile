@@ -46,7 +46,8 @@ test-ray: $(VENV)-ray/.ready
 	$(VENV)-ray/bin/python -m pytest -q tests/ray
 
 test-nixl: $(VENV)-nixl/.ready
-	$(VENV)-nixl/bin/python -m pytest -q tests/torch/test_transfer_nixl.py tests/torch/test_transfer_contract.py
+	$(VENV)-nixl/bin/python -m pytest -q tests/torch/test_transfer_nixl.py tests/torch/test_transfer_contract.py \
+	  tests/cluster/test_by_hand.py -k "nixl or transfer"
 
 $(VENV)-ray/.ready $(VENV)-nixl/.ready: $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready
 	$(VENV)/bin/python -m venv $(VENV)-$*

@@ -1,6 +1,5 @@
 """One contract, every transport: what arrives is what was sent, or it is BAD."""
 
-import importlib.util
 import os
 import select
 import signal
@@ -28,12 +27,11 @@ from baton.transfer.in_place import InPlaceExport, InPlaceLink
 from baton.transfer.pieces import rows
 from baton.transfer.registry import CurveKeys, make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs
+from tests.nixl_here import NIXL, WITHOUT_NIXL
 from tests.torch.faulty import Fault, FaultyLink
 
 LAYOUT = KVLayout((LayerShape(2, 8, 8), LayerShape(1, 12, 4), LayerShape(2, 8, 8)), 4, "float32")
 BLOCKS = 24
-NIXL = any(importlib.util.find_spec(name) for name in ("nixl_cu12", "nixl_cu13"))
-WITHOUT_NIXL = "NIXL is not installed; `make test-nixl` runs this with it"
 TRANSPORTS = (IN_PLACE, "shm", "frames", "frames_tcp", "pinned", *(["nixl"] if NIXL else []))
 BETWEEN_PROCESSES = TRANSPORTS[1:]
 COPYING = ("frames", "frames_tcp", "pinned")

@@ -27,11 +27,10 @@ from baton.transfer.nixl_doors import Close, Open, Refused, decode
 from baton.transfer.nixl_doors import Opened as DoorOpened
 from baton.transfer.nixl_link import NixlLink, Ring
 from baton.transfer.registry import open_link, open_way
+from tests.nixl_here import NIXL, WITHOUT_NIXL
 from tests.torch.test_transfer_contract import (
     KEYS,
     LAYOUT,
-    NIXL,
-    WITHOUT_NIXL,
     Owner,
     fill,
     folder,
