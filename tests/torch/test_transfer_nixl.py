@@ -4,6 +4,7 @@ tests/pure/test_shut_out.py has the protocol around them."""
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,3 +266,96 @@ def test_an_owner_that_stops_or_dies_is_given_up_and_nothing_hangs() -> None:
         process.wait(10)
         process.stdin.close()
         process.stdout.close()
+
+
+# ---- a link that is cut
+
+
+def can_make_namespaces() -> bool:
+    """Whether this process may make network namespaces."""
+    name = f"baton-try-{os.getpid()}"
+    ip = shutil.which("ip")
+    if os.geteuid() != 0 or ip is None:
+        return False
+    made = subprocess.run([ip, "netns", "add", name], capture_output=True).returncode == 0
+    return made and subprocess.run([ip, "netns", "del", name]).returncode == 0
+
+
+class Side:
+    """A process of nixl_sides.py in a network namespace."""
+
+    def __init__(self, namespace: str, role: str, where: str) -> None:
+        plain = msgpack.packb([KEYS.public, KEYS.secret]).hex()
+        inside = ["ip", "netns", "exec", namespace, sys.executable, "-m", "tests.torch.nixl_sides"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([*inside, role, where, plain], stdin=pipe, stdout=pipe)
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().strip()
+
+    def say(self, command: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
+        return self.line()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(20)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[tuple[str, str]]:
+    """Two, joined by a cable: 10.78.0.1 and 10.78.0.2, both on veth0."""
+    here, there = f"baton-{os.getpid()}-a", f"baton-{os.getpid()}-b"
+    ip(f"netns add {here}")
+    ip(f"netns add {there}")
+    ip(f"-n {here} link add veth0 type veth peer name veth0 netns {there}")
+    for name, number in ((here, 1), (there, 2)):
+        ip(f"-n {name} address add 10.78.0.{number}/24 dev veth0")
+        ip(f"-n {name} link set lo up")
+        ip(f"-n {name} link set veth0 up")
+    yield here, there
+    ip(f"netns del {here}")
+    ip(f"netns del {there}")
+
+
+def ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True)
+
+
+@with_nixl
+@pytest.mark.skipif(not can_make_namespaces(), reason="makes network namespaces, as root, by `ip`")
+@pytest.mark.parametrize("shut_out", [True, False])
+def test_what_is_sent_before_a_cut_lands_after_it_unless_the_writer_is_shut_out(
+    namespaces: tuple[str, str], shut_out: bool
+) -> None:
+    here, there = namespaces
+    owner = Side(here, "owner", "10.78.0.1")
+    writer = Side(there, "writer", owner.line())
+    try:
+        assert writer.say("open") == "done"
+        owner.say("let-in")
+        assert writer.say("fill 1 1 2 3") == "done"
+        assert owner.say("holds 1 1 2 3") == "True"
+        ip(f"-n {there} link set veth0 down")
+        assert writer.say("push 2 4") == "done"  # it is on its way now, and nobody can take it back
+        assert "received nothing for 2 s" in writer.say("settle 0")
+        owner.say("noise")
+        if shut_out:
+            owner.say("shut-out")
+        ip(f"-n {there} link set veth0 up")
+        if not shut_out:  # the danger is real
+            until(lambda: True if owner.say("holds 2 4") == "True" else None)
+        assert writer.say("close") == "done"
+        assert writer.say("open") == "done"
+        assert writer.say("fill 3 1 2") == "done"
+        assert owner.say("holds 3 1 2") == "True"
+        assert owner.say("holds 99 4") == str(shut_out)
+    finally:
+        writer.close()
+        owner.close()
