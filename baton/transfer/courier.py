@@ -46,6 +46,9 @@ class Watched(Protocol):
     def tend(self) -> None:
         """Look whether the way still works, without waiting. TransferError if it is lost."""
 
+    def written(self, grant: Grant) -> bool:
+        """finish() and abandon() would not have to wait for the owner. Without waiting."""
+
     @property
     def owed(self) -> bool:
         """The owner has not acknowledged all yet."""
@@ -128,6 +131,11 @@ class _Abandon:
     grant: Grant
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """No order."""
+
+
 class Courier:
     """One way to one owner. All methods are for one thread, and return at once."""
 
@@ -144,6 +152,7 @@ class Courier:
         self._open_link, self._layout, self._epoch = open_link, layout, epoch
         self._writes = writes
         self._orders: SimpleQueue[_Push | _Finish | _Abandon | None] = SimpleQueue()
+        self._ending: deque[_Finish | _Abandon] = deque()  # of the thread
         self._news: deque[News] = deque()
         self._waiting = 0  # bytes of pushes that are not sent yet
         self._lock = threading.Lock()
@@ -264,6 +273,16 @@ class Courier:
                         self._send(link, push)
                     with self._lock:
                         self._waiting -= push.payload.numel()
+                case _Finish() | _Abandon() as order:
+                    self._ending.append(order)
+            self._end(link)
+
+    def _end(self, link: Link) -> None:
+        """Finish and abandon what need not be waited for, in order: other fills go on meanwhile."""
+        while self._ending and (
+            self._watched is None or self._watched.written(self._ending[0].grant)
+        ):
+            match self._ending.popleft():
                 case _Finish(grant, blocks):
                     if grant.generation not in self._abandoned:
                         self._news.append(Sent(grant, link.finish(grant, blocks)))
@@ -282,14 +301,13 @@ class Courier:
         copied = range(len(push.target))  # gather() returns a slab of these blocks alone
         link.push(push.grant, push.layer, push.payload, copied, push.target)
 
-    def _next(self) -> _Push | _Finish | _Abandon | None:
-        """The next order. Waits for it, and looks after the link meanwhile."""
+    def _next(self) -> _Push | _Finish | _Abandon | _Look | None:
+        """The next order. Waits for it; instead it may be time to look after the link."""
         watched = self._watched
-        while True:
-            try:
-                return self._orders.get(
-                    timeout=watched.tend_s if watched and watched.owed else None
-                )
-            except Empty:
-                assert watched is not None
-                watched.tend()
+        try:
+            soon = watched is not None and (watched.owed or bool(self._ending))
+            return self._orders.get(timeout=watched.tend_s if watched and soon else None)
+        except Empty:
+            assert watched is not None
+            watched.tend()
+            return _Look()

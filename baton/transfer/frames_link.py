@@ -186,6 +186,10 @@ class FramesLink:
         self._lanes.tend()
         self._forget_arrived()
 
+    def written(self, grant: Grant) -> bool:
+        """True: the owner counts and hashes what arrives."""
+        return True
+
     def _forget_arrived(self) -> None:
         self._unsure = {r: m for r, m in self._unsure.items() if not self._lanes.arrived(m)}
 

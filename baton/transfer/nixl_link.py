@@ -262,6 +262,11 @@ class NixlLink:
                 f"the owner of the KV pool received nothing for {self._deadline_s:g} s"
             )
 
+    def written(self, grant: Grant) -> bool:
+        """All of its writes that have begun are done."""
+        outgoing = self._outgoing.get(grant.generation)
+        return outgoing is None or self._done >= outgoing.writes
+
     @property
     def unsure(self) -> tuple[str, ...]:
         """None: a run that is finished has arrived."""
