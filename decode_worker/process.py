@@ -109,9 +109,10 @@ def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str |
     chosen = [each for each in TRANSPORTS if each.choice == kv_transport]
     kinds = [each.name for each in chosen if given[each.needs] is not None]
     if not kinds:
-        folder_too = " or --run-dir DIR" * any(each.needs == "run_dir" for each in chosen)
+        here = any(each.needs == "run_dir" for each in chosen)
+        instead = "or --run-dir DIR" if here else "to decode workers (it is for several hosts)"
         raise InputError(
-            f"--kv-transport {kv_transport} needs a socket: give --kv-host ADDRESS{folder_too}"
+            f"--kv-transport {kv_transport} needs a socket: give --kv-host ADDRESS {instead}"
         )
     return kinds
 

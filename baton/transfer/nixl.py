@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import zmq
 
 from baton.bounds import Plain
+from baton.errors import TransferError
 from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
@@ -47,6 +48,8 @@ class NixlExport:
     """The owner's side. See base.Export."""
 
     def __init__(self, slabs: Slabs, owner: Owner) -> None:
+        if slabs.device.type != "cpu":
+            raise TransferError(f"nixl moves KV between CPUs, the pool is on {slabs.device}")
         self.dropped: Counter[str] = Counter()
         self._layout, self._blocks = slabs.layout, slabs.blocks
         self._memory = [each.numpy().data for each in slabs.tensors[:-1]]

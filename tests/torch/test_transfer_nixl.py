@@ -11,23 +11,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import msgpack
 import pytest
+import torch
 import zmq
 
-from baton.errors import TransferError
+from baton.errors import InputError, TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Region
+from baton.transfer import base
 from baton.transfer.base import Link
 from baton.transfer.courier import Courier, Lost, News, Opened, Sent, Stopped
 from baton.transfer.curve import CurveKeys
+from baton.transfer.nixl import NixlExport
 from baton.transfer.nixl_agent import interface_of, way_to
 from baton.transfer.nixl_doors import Close, Open, Refused, decode
 from baton.transfer.nixl_doors import Opened as DoorOpened
 from baton.transfer.nixl_link import NixlLink, Ring
 from baton.transfer.registry import open_link, open_way
+from baton.transfer.slabs import allocate_slabs
+from decode_worker.process import _kinds
 from tests.nixl_here import NIXL, WITHOUT_NIXL
 from tests.torch.test_transfer_contract import (
     KEYS,
@@ -85,6 +91,20 @@ def test_an_address_has_the_interface_that_carries_it() -> None:
     assert interface_of("127.0.0.2") == way_to("127.0.0.1") == "lo"
     assert interface_of("192.0.2.77") is None
     assert way_to("no such host") is None
+
+
+def test_what_cannot_be_is_refused_before_nixl_is_asked() -> None:
+    with pytest.raises(InputError, match="--kv-transport nixl needs a socket: give --kv-host"):
+        _kinds("nixl", Path("/tmp"), None)
+    slabs = allocate_slabs(LAYOUT, 2, "cpu", shared=False)
+    abroad = base.Owner("e", None, "127.0.0.1", KEYS)
+    for wrong, owner, match in [
+        (replace(slabs, device=torch.device("cuda:1")), abroad, "the pool is on cuda:1"),
+        (slabs, replace(abroad, bind_host="0.0.0.0"), "one address of this machine"),
+        (slabs, replace(abroad, keys=None), "needs CURVE keys"),
+    ]:
+        with pytest.raises(TransferError, match=match):
+            NixlExport(wrong, owner)
 
 
 # ---- doors
