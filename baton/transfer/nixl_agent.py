@@ -31,7 +31,6 @@ WITHOUT_SHARED_MEMORY = "^sysv,posix,cma,xpmem"
 Memory = tuple[int, int]
 """Address and bytes."""
 
-_given = "UCX_NET_DEVICES" in os.environ  # by the user
 _creating = threading.Lock()
 
 
@@ -68,12 +67,10 @@ class Agent:
         None, or UCX_NET_DEVICES in the environment: what UCX finds. `thread`: take in what peers write;
         without it write() and done() move what this agent writes."""
         self._nixl = bindings()
-        os.environ.setdefault("UCX_TLS", WITHOUT_SHARED_MEMORY)
+        wanted = {"UCX_TLS": WITHOUT_SHARED_MEMORY, "UCX_NET_DEVICES": device or "all"}
         config = self._nixl.nixlAgentConfig()
         config.useProgThread, config.pthrDelay = thread, POLL_US
-        with _creating, _said("an agent cannot be created"):
-            if not _given and device is not None:
-                os.environ["UCX_NET_DEVICES"] = device
+        with _said("an agent cannot be created"), _environment(wanted):
             self._agent = self._nixl.nixlAgent(name, config)
             self._backend = [self._agent.createBackend("UCX", {})]
         memory = [(each.data_ptr(), each.numel(), 0, "") for each in tensors]
@@ -127,6 +124,19 @@ class Agent:
         with contextlib.suppress(*errors()):
             self._agent.deregisterMem(self._registered, self._backend)
         self._agent, self._kept = None, ()
+
+
+@contextlib.contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Variables for UCX, which reads them when an agent is created. Those of the user stay."""
+    with _creating:
+        ours = {name: value for name, value in wanted.items() if name not in os.environ}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for name in ours:
+                del os.environ[name]
 
 
 @contextlib.contextmanager
