@@ -94,6 +94,6 @@ def check_installed(choice: str) -> None:
     for each in TRANSPORTS:
         if each.modules and choice == each.choice and not any(map(find_spec, each.modules)):
             raise InputError(
-                f"--kv-transport {choice}: {each.title} is not installed; "
-                f"pip install 'baton[{choice}]'"
+                f"--kv-transport {choice}: {each.title} is not installed; install this package's "
+                f"extra {choice!r}, or {' or '.join(each.modules).replace('_', '-')} by pip"
             )

@@ -47,7 +47,7 @@ def bindings() -> Any:
                 raise TransferError(f"NIXL cannot be used: {error}") from error
         except ImportError as error:
             raise TransferError(f"NIXL cannot be used: {error}") from error
-    raise TransferError("NIXL is not installed: pip install 'baton[nixl]'")
+    raise TransferError("NIXL is not installed: pip install nixl-cu12, or nixl-cu13")
 
 
 @cache
