@@ -9,6 +9,7 @@
 # make families   every causal language model that transformers knows, tiny, against transformers: docs/models.md
 # make wheel   dist/: the sdist, and the wheel made from it
 # make test-ray   `serve --cluster ray` on a real Ray cluster of three nodes here; ray goes into .venv-ray, a few minutes
+# make test-nixl  KV by NIXL, between processes here; nixl goes into .venv-nixl, a minute
 # make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ GPU     = gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler test-ray check lint families faults tsan asan setup wheel coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler test-ray test-nixl check lint families faults tsan asan setup wheel coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -40,15 +41,19 @@ test-avx2 test-sse test-nocompiler: $(VENV)/.ready-dev
 	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) tests/torch
 	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) -m "not ($(GPU))" $(COMMANDS)
 
-# An environment of its own that sees the packages of the first, so that nothing is installed twice.
+# Environments of their own that see the packages of the first, so that nothing is installed twice.
 test-ray: $(VENV)-ray/.ready
 	$(VENV)-ray/bin/python -m pytest -q tests/ray
 
-$(VENV)-ray/.ready: requirements-ray.txt $(VENV)/.ready
-	$(VENV)/bin/python -m venv $(VENV)-ray
+test-nixl: $(VENV)-nixl/.ready
+	$(VENV)-nixl/bin/python -m pytest -q tests/torch/test_transfer_nixl.py tests/torch/test_transfer_contract.py \
+	  tests/cluster/test_by_hand.py -k "nixl or transfer"
+
+$(VENV)-ray/.ready $(VENV)-nixl/.ready: $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready
+	$(VENV)/bin/python -m venv $(VENV)-$*
 	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > $$($(VENV)-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
-	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r requirements-ray.txt
+	  > $$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r requirements-$*.txt
 	@touch $@
 
 check: lint
@@ -115,4 +120,4 @@ $(VENV)/.ready-dev: requirements-dev.txt requirements.txt $(VENV)/.ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ray .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part
+	rm -rf $(VENV) $(VENV)-ray $(VENV)-nixl .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part

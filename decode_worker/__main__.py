@@ -31,7 +31,7 @@ from decode_worker.upstream.options import engine_options, read_engine_options
     "--kv-host",
     default=None,
     metavar="ADDRESS",
-    help="Address of this machine where KV frames from other hosts are taken in (needs --keys).",
+    help="Address of this machine where KV from other hosts is taken in (needs --keys).",
 )
 @engine_options
 @click.pass_context

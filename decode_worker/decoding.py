@@ -15,7 +15,7 @@ from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Row
 from baton.transfer.base import Export
-from baton.transfer.registry import CurveKeys, make_exports
+from baton.transfer.registry import CurveKeys, let_in, make_exports, shut_out
 from baton.transfer.slabs import Slabs
 from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
@@ -88,6 +88,12 @@ class Decoding:
     def retire(self, grant: Grant) -> None:
         for export in self._exports:
             export.retire(grant)
+
+    def let_in(self, writer: str) -> None:
+        let_in(self._exports, writer)
+
+    def shut_out(self, writer: str) -> None:
+        shut_out(self._exports, writer)
 
     def close(self) -> None:
         """Free sockets and shared memory."""

@@ -56,6 +56,13 @@ class DecodeModel(Protocol):
     def retire(self, grant: Grant) -> None:
         """The grant is over: drop what still arrives under it."""
 
+    def let_in(self, writer: str) -> None:
+        """This prefill worker may be given grants from now on."""
+
+    def shut_out(self, writer: str) -> None:
+        """Nothing that this writer has begun to write arrives any more, as far as the transport can see
+        to that; where it cannot, the writer has stopped."""
+
     def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
         """Export the pool again: the new regions are closed to writers of the old epoch."""
 

@@ -9,7 +9,7 @@ from baton.engine.boot import boot
 from baton.engine.pool import decode_pool_blocks, pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
-from baton.kv.transports import TRANSPORTS, selects
+from baton.kv.transports import TRANSPORTS, check_installed, selects
 from baton.model_files import ModelFiles, resolve_model
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
@@ -32,6 +32,7 @@ def run(
     num_speculative_tokens: int,
 ) -> int:
     """Load, join, decode until stopped. Returns the exit code."""
+    check_installed(kv_transport)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     files = resolve_model(options.model)
@@ -108,8 +109,10 @@ def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str |
     chosen = [each for each in TRANSPORTS if each.choice == kv_transport]
     kinds = [each.name for each in chosen if given[each.needs] is not None]
     if not kinds:
+        here = any(each.needs == "run_dir" for each in chosen)
+        instead = "or --run-dir DIR" if here else "to decode workers (it is for several hosts)"
         raise InputError(
-            f"--kv-transport {kv_transport} needs a socket: give --kv-host ADDRESS or --run-dir DIR"
+            f"--kv-transport {kv_transport} needs a socket: give --kv-host ADDRESS {instead}"
         )
     return kinds
 

@@ -18,13 +18,12 @@ from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
 from baton.kv.row import Row
-from baton.kv.transports import writes_by_itself
 from baton.pace import Pace, Span
 from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
 from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Message
-from baton.wire.node import ROUTER, Effect, To, Watch
+from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_start
 from decode_worker.batching import Share, plan_step
 from decode_worker.model import DecodeModel, Draw, Drawn
@@ -32,6 +31,7 @@ from decode_worker.pool_reporter import PoolReporter
 from decode_worker.runs import Arriving, Run, RunStep, make_room
 from decode_worker.speculation import Speculation, Wanted, accepted_prefix
 from decode_worker.token_buffer import TokenBuffer
+from decode_worker.writers import Writers
 
 LEASE_S = 60.0
 # Longest wait for KV after its receipt; then it is filled again. A way on which nothing moves is found
@@ -59,6 +59,7 @@ class DecodeWorker(Worker):
     arriving: dict[str, Arriving] = field(init=False, default_factory=dict)
     _membership: Membership = field(init=False)
     _reporter: PoolReporter = field(init=False)
+    _writers: Writers = field(init=False)
     _buffer: TokenBuffer = field(init=False, default_factory=TokenBuffer)
     _step_began: float = field(init=False, default=0.0)  # the last step
     _more_kv: bool = field(init=False, default=False)  # KV has arrived that is not received yet
@@ -70,6 +71,7 @@ class DecodeWorker(Worker):
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
         self._membership = Membership(hello, self._start_anew)
         self._reporter = PoolReporter(self.table)
+        self._writers = Writers(self.table, self.model, hello.host)
 
     # ---- the Node
 
@@ -89,10 +91,10 @@ class DecodeWorker(Worker):
                 self.model.use_cores(cores)
             case msg.Released(run, writer):
                 self.table.writer_released(writer, run)
-            case msg.WriterJoined(writer, host, pid, transport):
-                return self._writer_joined(writer, host, pid, transport)
+            case msg.WriterJoined():
+                return self._writers.joined(message)
             case msg.WriterClear(writer) | msg.Exited(writer):
-                self.table.writer_clear(writer)
+                self._writers.clear(writer)
         return []
 
     def step(self, now: float) -> list[Effect]:
@@ -145,13 +147,6 @@ class DecodeWorker(Worker):
         self.speculation.forget(run)
         if (grant := self.table.release(run, writer)) is not None:
             self.model.retire(grant)
-
-    def _writer_joined(self, writer: str, host: str, pid: int, transport: str) -> list[Effect]:
-        self.table.writer_clear(writer)
-        if not writes_by_itself(transport):  # late bytes are dropped: no quarantine
-            return []
-        self.table.writer_joined(writer)
-        return [Watch(writer, pid)] if host == self.hello.host else []
 
     def _start_anew(self, epoch: str) -> tuple[Region, ...]:
         """The router has reset this worker, or is gone: end every run, even if writers still write."""

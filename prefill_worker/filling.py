@@ -152,13 +152,12 @@ class Filling:
             self._scratch.give_back(grant.run)
         return receipt
 
-    def abandon(self, grant: Grant) -> None:
+    def abandon(self, grant: Grant) -> bool:
         self._embeddings.drop(grant.run)
-        link = self._ways.get(grant.worker)
-        if link is not None:
-            link.abandon(grant)
         if self._scratch is not None:
             self._scratch.give_back(grant.run)
+        link = self._ways.get(grant.worker)
+        return bool(link is not None and link.abandon(grant))  # a link itself has stopped
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self._cores.use(cores)

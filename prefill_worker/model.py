@@ -28,7 +28,14 @@ class Sent:
     receipt: Receipt
 
 
-News = Sent | msg.Attached | msg.AttachFailed | msg.WayLost
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Nothing is written any more for this run, which was abandoned."""
+
+    run: str
+
+
+News = Sent | Stopped | msg.Attached | msg.AttachFailed | msg.WayLost
 
 
 class PrefillModel(Protocol):
@@ -68,8 +75,9 @@ class PrefillModel(Protocol):
         """All tokens are computed: their pooled hidden states in float32, of length 1. What was reserved
         for them is free. TransferError if they are not finite."""
 
-    def abandon(self, grant: Grant) -> None:
-        """Stop writing under this grant."""
+    def abandon(self, grant: Grant) -> bool:
+        """Stop writing under this grant. True: something may be on its way into the pool, and poll() will
+        say Stopped, or that the way is lost."""
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
         """Compute on these cores from the next forward on."""

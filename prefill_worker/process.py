@@ -4,6 +4,7 @@ import torch
 
 from baton.cluster.launch import WorkerOptions, introduce, run_worker
 from baton.engine.boot import boot
+from baton.kv.transports import check_installed
 from baton.model_files import resolve_model
 from baton.transfer.registry import CurveKeys
 from prefill_worker.filling import Filling
@@ -12,6 +13,7 @@ from prefill_worker.worker import PrefillWorker
 
 def run(options: WorkerOptions, *, kv_transport: str) -> int:
     """Load, join, fill until stopped. Returns the exit code."""
+    check_installed(kv_transport)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     files = resolve_model(options.model)

@@ -11,7 +11,7 @@ from baton.transfer import courier
 from baton.transfer.base import Link
 from baton.transfer.courier import Courier, Lost, Opened
 from baton.wire.messages import Attached, AttachFailed, WayLost
-from prefill_worker.model import News, Sent
+from prefill_worker.model import News, Sent, Stopped
 
 OpenWay = Callable[[str, str, Sequence[Region]], Link | Courier]
 """Decode worker, its epoch, its pool's regions -> a link. TransferError if no transport works."""
@@ -100,6 +100,8 @@ class Ways:
                         news.append(Attached(worker, way.epoch, transport, gb_per_s, why))
                     case courier.Sent(grant, receipt):
                         news.append(Sent(grant.run, receipt))
+                    case courier.Stopped(grant):
+                        news.append(Stopped(grant.run))
                     case Lost(why, runs):
                         news.append(
                             WayLost(worker, way.epoch, why, runs)

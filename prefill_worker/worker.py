@@ -19,7 +19,7 @@ from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_fill
-from prefill_worker.model import Chunk, News, PrefillModel, Sent
+from prefill_worker.model import Chunk, News, PrefillModel, Sent, Stopped
 
 POLL_S = 0.001
 """Between two looks at what ends elsewhere: links are opened and KV is sent by threads."""
@@ -94,6 +94,7 @@ class PrefillWorker(Worker):
         self._last_pool: str | None = None  # of the last forward
         self._idle = False  # the last step computed nothing
         self._jobs: dict[str, Job] = {}
+        self._stopping: dict[str, tuple[str, Message]] = {}  # by run: its pool, what to say then
 
     def obey(self, message: Message, now: float) -> list[Effect]:
         match message:
@@ -114,10 +115,9 @@ class PrefillWorker(Worker):
             case msg.Fill():
                 return self._accept(message, now)
             case msg.Drop(run):
-                job = self._jobs.pop(run, None)
-                if job is not None:
-                    self._model.abandon(job.grant)
-                return [To(ROUTER, msg.Released(run))]
+                if job := self._jobs.pop(run, None):
+                    return self._stop(job, msg.Released(run))
+                return [] if run in self._stopping else [To(ROUTER, msg.Released(run))]
         return []
 
     def step(self, now: float) -> list[Effect]:
@@ -168,11 +168,18 @@ class PrefillWorker(Worker):
         if isinstance(news, Sent):
             job = self._jobs.pop(news.run, None)
             return [To(ROUTER, msg.Filled(news.run, news.receipt, job.compute_s))] if job else []
-        if isinstance(news, msg.WayLost):
-            here = [run for run, job in self._jobs.items() if job.grant.worker == news.worker]
-            self._drop_all(news.worker)
-            news = replace(news, runs=tuple(dict.fromkeys((*news.runs, *here))))
-        return [To(ROUTER, news)]
+        if isinstance(news, Stopped):
+            _, said = self._stopping.pop(news.run, ("", None))
+            return [To(ROUTER, said)] if said else []
+        if not isinstance(news, msg.WayLost):
+            return [To(ROUTER, news)]
+        here = [run for run, job in self._jobs.items() if job.grant.worker == news.worker]
+        stopped = [said for pool, said in self._stopping.values() if pool == news.worker]
+        self._drop_all(news.worker)
+        news = replace(news, runs=tuple(dict.fromkeys((*news.runs, *here))))
+        return [
+            To(ROUTER, each) for each in (news, *stopped)
+        ]  # in this order: first it is shut out
 
     def _accept(self, order: msg.Fill, now: float) -> list[Effect]:
         """A Fill that is given twice is ignored, one that cannot be fails: neither writes a block."""
@@ -219,14 +226,21 @@ class PrefillWorker(Worker):
 
     def _fail(self, job: Job, error: TransferError) -> list[Effect]:
         self._jobs.pop(job.grant.run, None)
-        self._model.abandon(job.grant)
-        return [To(ROUTER, msg.FillFailed(job.grant.run, str(error)))]
+        return self._stop(job, msg.FillFailed(job.grant.run, str(error)))
+
+    def _stop(self, job: Job, said: Message) -> list[Effect]:
+        """Give the fill up, and say so once nothing is written for it any more."""
+        if not self._model.abandon(job.grant):
+            return [To(ROUTER, said)]
+        self._stopping[job.grant.run] = job.grant.worker, said
+        return []
 
     def _drop_all(self, worker: str | None = None) -> None:
         for run, job in list(self._jobs.items()):
             if worker is None or job.grant.worker == worker:
                 self._model.abandon(job.grant)
                 del self._jobs[run]
+        self._stopping = {r: s for r, s in self._stopping.items() if worker not in (None, s[0])}
 
     def _start_anew(self, epoch: str) -> tuple[Region, ...]:
         """The router has reset this worker, or is gone: stop all writes of the old epoch."""

@@ -184,8 +184,7 @@ class Router:
         on_it = (prefill.worker, report.worker, report.runs)
         orders = self._requests.way_lost(*on_it, report.why, now)
         moved = [e for e in orders if isinstance(e, To) and isinstance(e.message, msg.Cancel)]
-        self.workers.way_lost(prefill, report, now, moved=len(moved))
-        return orders
+        return orders + self.workers.way_lost(prefill, report, now, moved=len(moved))
 
     def _peer_gone(self, peer: str, now: float, *, proven_dead: bool) -> list[Effect]:
         """The peer's process is dead or cannot be reached. A worker that is alive after all gets Reset

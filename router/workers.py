@@ -5,11 +5,12 @@ cannot be watched: workers on other hosts, stalled and wedged processes. router/
 missing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
+from baton.kv.transports import shuts_out
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
 from baton.wire.messages import PROTOCOL, Attached, Hello, WayLost
@@ -214,17 +215,18 @@ class WorkerRegistry:
         joined = msg.WriterJoined(hello.worker, hello.host, hello.pid, report.transport)
         return [To(report.worker, joined)]
 
-    def way_lost(self, prefill: Member, report: WayLost, now: float, *, moved: int) -> None:
+    def way_lost(self, prefill: Member, report: WayLost, now: float, *, moved: int) -> list[Effect]:
         """A prefill worker cannot write to this decode worker, which is current(), for now. `moved`: how
-        many fills it had."""
+        many fills it had. What it has written is shut out, if its transport can do that."""
         known = prefill.way(report.worker) is Way.DOWN
-        if prefill.attached.pop(report.worker, None) is not None:
+        if (was := prefill.attached.pop(report.worker, None)) is not None:
             self._members[report.worker].writers -= {(prefill.worker, prefill.hello.epoch)}
         prefill.failed[report.worker] = report.why
         prefill.links, self._news = None, True
         again_s = self.ways.failed(prefill.worker, report.worker, now)
         if not known or moved:
             news.way_lost(prefill.worker, report.worker, report.why, moved=moved, again_s=again_s)
+        return _shut_out(prefill.worker, [was] if was is not None else [])
 
     def current(self, report: Attached | WayLost) -> bool:
         """It is about a decode worker that is here, and its present pool."""
@@ -244,7 +246,7 @@ class WorkerRegistry:
 
     def remove(self, worker: str, *, proven_dead: bool) -> list[Effect]:
         """Remove a worker and inform its peers. A prefill worker that is only silent may still write: its
-        blocks stay in quarantine until it sends Hello or is proven dead."""
+        blocks stay in quarantine until it sends Hello or is proven dead, unless it can be shut out."""
         member = self._members.pop(worker, None)
         self.ways.forget(worker)
         if member is None:
@@ -261,7 +263,9 @@ class WorkerRegistry:
                 decode.writers -= {(worker, member.hello.epoch)}
         if member.hello.role == DECODE:
             return self._detach(member)
-        return self._to(DECODE, msg.WriterClear(worker)) if proven_dead else []
+        if not proven_dead:
+            return _shut_out(worker, member.attached.values())
+        return self._to(DECODE, msg.WriterClear(worker))
 
     def leaves(self, member: Member) -> None:
         """It gets no new work."""
@@ -391,6 +395,11 @@ def other_protocol(protocol: str, why: str = "") -> str:
 
 def _attach(hello: Hello) -> msg.Attach:
     return msg.Attach(hello.worker, hello.epoch, hello.regions)
+
+
+def _shut_out(prefill: str, ways: Iterable[Attached]) -> list[Effect]:
+    """To decode workers that can shut this writer out, wherever it is."""
+    return [To(way.worker, msg.WriterClear(prefill)) for way in ways if shuts_out(way.transport)]
 
 
 def _links(member: Member) -> tuple[str, ...]:

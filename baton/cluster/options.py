@@ -110,7 +110,8 @@ class ClusterOptions:
     )  # fmt: skip
     kv_transport: str = _declared(
         "auto", "prefill", "decode", section=PROCESSES, type=click.Choice(CHOICES),
-        help="How KV blocks get from prefill to decode; auto takes the fastest that works.",
+        help="How KV blocks get from prefill to decode; auto takes the fastest that works. nixl (between "
+        "hosts, not encrypted) is used only where both workers ask for it.",
     )  # fmt: skip
     batch_window_ms: float = _declared(
         10.0, "router", section=PROCESSES, type=FiniteRange(0, 60_000), metavar="MS",

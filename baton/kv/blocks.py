@@ -12,8 +12,8 @@
 * `release` is the only operation that frees blocks, however the run ended. While a writer that writes
   to the pool directly (shared memory, CUDA IPC) may still be writing, its blocks go to *quarantine*
   first, so a late write can never land in another request's block.
-* They leave quarantine when the writer confirms that it has stopped (`writer_released`), is proven dead
-  or has restarted (`writer_clear`). No timeout frees a block.
+* They leave quarantine when the writer confirms that it has stopped (`writer_released`), is proven dead,
+  has restarted or was shut out (`writer_clear`). No timeout frees a block.
 
 Plain integers, no torch, no clock: tests explore every interleaving.
 """
@@ -179,7 +179,7 @@ class BlockTable:
         self._settle(lambda held: {writer} if held.run == run else set())
 
     def writer_clear(self, writer: str) -> None:
-        """The writer is dead or has restarted: it writes under no old grant."""
+        """The writer is dead, has restarted or was shut out: it writes under no old grant."""
         self.writers.discard(writer)
         self._settle(lambda held: {writer})
 

@@ -75,6 +75,7 @@ class Writer:
     device: torch.device
     keys: CurveKeys | None = None
     deadline_s: float = 10.0  # longest wait without progress
+    name: str = ""  # unique to this process
 
 
 class Export(Protocol):

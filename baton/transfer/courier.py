@@ -34,16 +34,20 @@ from baton.transfer.frame_codec import blocks_per_frame
 from baton.transfer.pieces import gather, rows
 
 QUEUE_BYTES = 64 << 20
-TEND_S = 0.2
-"""So often the thread looks at a link that has nothing to send and whose owner owes it an answer."""
 
 
 @runtime_checkable
 class Watched(Protocol):
     """A link that knows whether what it sent has arrived. Others are lost when push or finish fails."""
 
+    tend_s: float
+    """So often the thread looks at it while it has nothing to send and its owner owes it an answer."""
+
     def tend(self) -> None:
         """Look whether the way still works, without waiting. TransferError if it is lost."""
+
+    def written(self, grant: Grant) -> bool:
+        """finish() and abandon() would not have to wait for the owner. Without waiting."""
 
     @property
     def owed(self) -> bool:
@@ -98,7 +102,14 @@ class Dropped:
     grant: Grant
 
 
-News = Opened | Sent | Dropped | Lost
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A fill was abandoned, and nothing of it is being written any more."""
+
+    grant: Grant
+
+
+News = Opened | Sent | Dropped | Stopped | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +131,28 @@ class _Abandon:
     grant: Grant
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """No order."""
+
+
 class Courier:
     """One way to one owner. All methods are for one thread, and return at once."""
 
-    def __init__(self, open_link: Callable[[], Link], layout: KVLayout, epoch: str) -> None:
-        """`open_link` is called in the thread; TransferError says why it fails."""
+    def __init__(
+        self,
+        open_link: Callable[[], Link],
+        layout: KVLayout,
+        epoch: str,
+        *,
+        writes: bool = False,
+    ) -> None:
+        """`open_link` is called in the thread; TransferError says why it fails. `writes`: the link writes
+        into the pool by itself, so that it matters when it has stopped."""
         self._open_link, self._layout, self._epoch = open_link, layout, epoch
+        self._writes = writes
         self._orders: SimpleQueue[_Push | _Finish | _Abandon | None] = SimpleQueue()
+        self._ending: deque[_Finish | _Abandon] = deque()  # of the thread
         self._news: deque[News] = deque()
         self._waiting = 0  # bytes of pushes that are not sent yet
         self._lock = threading.Lock()
@@ -175,10 +201,13 @@ class Courier:
         self._owing += 1
         self._orders.put(_Finish(grant, tuple(blocks)))
 
-    def abandon(self, grant: Grant) -> None:
-        """Send nothing more under this grant, but for the frame that is being sent now."""
+    def abandon(self, grant: Grant) -> bool:
+        """Send nothing more under this grant, but for what is being sent now. True: some of that may
+        still be written into the pool, and Stopped or Lost will be told."""
         self._abandoned.add(grant.generation)
+        self._owing += self._writes
         self._orders.put(_Abandon(grant))
+        return self._writes
 
     def poll(self) -> list[News]:
         """What has happened since the last call; nothing after Lost or close()."""
@@ -244,6 +273,16 @@ class Courier:
                         self._send(link, push)
                     with self._lock:
                         self._waiting -= push.payload.numel()
+                case _Finish() | _Abandon() as order:
+                    self._ending.append(order)
+            self._end(link)
+
+    def _end(self, link: Link) -> None:
+        """Finish and abandon what need not be waited for, in order: other fills go on meanwhile."""
+        while self._ending and (
+            self._watched is None or self._watched.written(self._ending[0].grant)
+        ):
+            match self._ending.popleft():
                 case _Finish(grant, blocks):
                     if grant.generation not in self._abandoned:
                         self._news.append(Sent(grant, link.finish(grant, blocks)))
@@ -252,6 +291,8 @@ class Courier:
                 case _Abandon(grant):
                     link.abandon(grant)
                     self._abandoned.discard(grant.generation)
+                    if self._writes:
+                        self._news.append(Stopped(grant))
 
     def _send(self, link: Link, push: _Push) -> None:
         if self._watched is not None:
@@ -260,12 +301,13 @@ class Courier:
         copied = range(len(push.target))  # gather() returns a slab of these blocks alone
         link.push(push.grant, push.layer, push.payload, copied, push.target)
 
-    def _next(self) -> _Push | _Finish | _Abandon | None:
-        """The next order. Waits for it, and looks after the link meanwhile."""
+    def _next(self) -> _Push | _Finish | _Abandon | _Look | None:
+        """The next order. Waits for it; instead it may be time to look after the link."""
         watched = self._watched
-        while True:
-            try:
-                return self._orders.get(timeout=TEND_S if watched and watched.owed else None)
-            except Empty:
-                assert watched is not None
-                watched.tend()
+        try:
+            soon = watched is not None and (watched.owed or bool(self._ending))
+            return self._orders.get(timeout=watched.tend_s if watched and soon else None)
+        except Empty:
+            assert watched is not None
+            watched.tend()
+            return _Look()

@@ -56,6 +56,7 @@ class FramesLink:
     there."""
 
     slabs: Sequence[torch.Tensor] | None = None
+    tend_s = 0.2
 
     def __init__(self, region: Region, layout: KVLayout, writer: Writer) -> None:
         """Waits at most CONNECT_S for the owner. TransferError if it does not accept this process."""
@@ -184,6 +185,10 @@ class FramesLink:
         """Look whether the way still works, without waiting. TransferError if it is lost."""
         self._lanes.tend()
         self._forget_arrived()
+
+    def written(self, grant: Grant) -> bool:
+        """True: the owner counts and hashes what arrives."""
+        return True
 
     def _forget_arrived(self) -> None:
         self._unsure = {r: m for r, m in self._unsure.items() if not self._lanes.arrived(m)}

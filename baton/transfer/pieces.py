@@ -71,15 +71,16 @@ def block_bytes(layout: KVLayout, layer: int) -> int:
     return layout.key_block_bytes(layer) + layout.value_block_bytes(layer)
 
 
-def gather(view: Rows, blocks: Sequence[int]) -> torch.Tensor:
-    """A copy of these blocks on the CPU, uint8 [bytes]: all keys, then all values."""
+def gather(view: Rows, blocks: Sequence[int], out: torch.Tensor | None = None) -> torch.Tensor:
+    """A copy of these blocks on the CPU, uint8 [bytes]: all keys, then all values. `out`: where to, if
+    the blocks are on the CPU too."""
     check_source(blocks, len(view.keys))
     index = torch.tensor(blocks, dtype=torch.int64, device=view.keys.device)
     if view.keys.is_cuda:
         parts = [view.keys.index_select(0, index), view.values.index_select(0, index)]
         return torch.cat([part.view(-1) for part in parts]).cpu()
     keys, values = view.keys[0].numel() * len(blocks), view.values[0].numel() * len(blocks)
-    copy = torch.empty(keys + values, dtype=torch.uint8)
+    copy = torch.empty(keys + values, dtype=torch.uint8) if out is None else out
     torch.index_select(view.keys, 0, index, out=copy[:keys].view(len(blocks), -1))
     torch.index_select(view.values, 0, index, out=copy[keys:].view(len(blocks), -1))
     return copy

@@ -8,26 +8,51 @@ import logging
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from baton.errors import TransferError
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
-from baton.kv.transports import RANK, TRANSPORTS, Transport, selects, transport
+from baton.kv.transports import RANK, TRANSPORTS, Transport, selects, transport, writes_by_itself
 from baton.transfer.base import Export, Link, Owner, Writer
 from baton.transfer.courier import Courier
 from baton.transfer.curve import CurveKeys
 from baton.transfer.slabs import Slabs
 
-__all__ = ["Courier", "CurveKeys", "make_exports", "open_link", "open_way"]
+__all__ = ["Courier", "CurveKeys", "let_in", "make_exports", "open_link", "open_way", "shut_out"]
 
 PATIENCE_S = 5.0
 """So long an owner may take nothing before a courier gives its way up. What was on it is filled
 elsewhere."""
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """An export that can shut a writer out, wherever that is (Transport.shuts_out)."""
+
+    def let_in(self, writer: str) -> None:
+        """This writer may be given grants from now on."""
+
+    def shut_out(self, writer: str) -> None:
+        """Nothing that this writer has begun to write since let_in() arrives any more."""
+
+
+def let_in(exports: Sequence[Export], writer: str) -> None:
+    """See Guarded."""
+    for export in exports:
+        if isinstance(export, Guarded):
+            export.let_in(writer)
+
+
+def shut_out(exports: Sequence[Export], writer: str) -> None:
+    """See Guarded."""
+    for export in exports:
+        if isinstance(export, Guarded):
+            export.shut_out(writer)
 
 
 def make_exports(
@@ -47,6 +72,7 @@ def make_exports(
         each.name
         for each in TRANSPORTS
         if slabs.device.type in each.devices
+        and not each.by_name
         and (not each.needs or getattr(owner, each.needs) is not None)
     ]
     exports: list[Export] = []
@@ -89,7 +115,7 @@ def open_link(
     transport's name."""
     offered = _offered(regions, wanted)
     link, passed_over = _first(
-        offered, layout, Writer(torch.device(device), keys, deadline_s), writer
+        offered, layout, Writer(torch.device(device), keys, deadline_s, writer), writer
     )
     if link is None:
         raise _unreachable(regions, passed_over, f"{writer} on {device}", wanted)
@@ -108,7 +134,7 @@ def open_way(
 ) -> Link | Courier:
     """As open_link(), for a worker's loop: a transport that may wait for its peer is opened and used by a
     Courier, if no other works. `epoch`: of the pool."""
-    possible = Writer(torch.device(device), keys, PATIENCE_S)
+    possible = Writer(torch.device(device), keys, PATIENCE_S, writer)
     offered = _offered(regions, wanted)
     direct = [region for region in offered if not _queued(region)]
     queued = [region for region in offered if _queued(region)]
@@ -125,7 +151,8 @@ def open_way(
             raise _unreachable(regions, also, f"{writer} on {device}", wanted)
         return link
 
-    return Courier(open_later, layout, epoch)
+    by_itself = any(writes_by_itself(region.transport) for region in queued)
+    return Courier(open_later, layout, epoch, writes=by_itself)
 
 
 def _queued(region: Region) -> bool:

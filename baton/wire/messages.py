@@ -124,7 +124,8 @@ class WriterJoined:
 
 @dataclass(frozen=True, slots=True)
 class WriterClear:
-    """To decode: this writer is dead or has restarted; no earlier write of it can still arrive."""
+    """To decode: this writer is dead or has restarted, so that no earlier write of it can still arrive;
+    or its transport can shut it out (baton/kv/transports.py), which decode then does."""
 
     writer: Name
 

@@ -25,6 +25,7 @@ from tests.cluster.processes import (
     terminals,
     until,
 )
+from tests.nixl_here import NIXL, WITHOUT_NIXL
 
 Type = Callable[..., Terminal]
 LENGTH = 30
@@ -246,13 +247,24 @@ def test_workers_that_do_not_fit_are_refused(
 # ---- tcp
 
 
-def test_over_tcp_with_keys_and_kv_as_frames(type_in: Type, folder: Path, clients: Clients) -> None:
+@pytest.mark.parametrize(
+    ("choice", "transport"),
+    [
+        ("frames", "frames_tcp"),
+        pytest.param("nixl", "nixl", marks=pytest.mark.skipif(not NIXL, reason=WITHOUT_NIXL)),
+    ],
+)
+def test_over_tcp_with_keys(
+    type_in: Type, folder: Path, clients: Clients, choice: str, transport: str
+) -> None:
+    folder = folder / choice
+    folder.mkdir()
     keys, address = folder / "keys", f"tcp://127.0.0.1:{free_port()}"
     make_keys(keys)
     abroad = folder / "abroad"  # another machine has no router.secret
     shutil.copytree(keys, abroad)
     (abroad / "router.secret").unlink()
-    common = ("--router", address, "--keys", abroad, "--kv-transport", "frames", *LIGHT)
+    common = ("--router", address, "--keys", abroad, "--kv-transport", choice, *LIGHT)
     opened = [
         type_in("-m", "prefill_worker", *common),
         type_in("-m", "decode_worker", *common, "--kv-host", "127.0.0.1"),
@@ -266,7 +278,7 @@ def test_over_tcp_with_keys_and_kv_as_frames(type_in: Type, folder: Path, client
     talk = Talk(clients(address, keys=load_keys(abroad)))
     info = await_workers(talk.client, 2, check=all_run)
     (transports,) = [each.transports for each in info.workers if each.role == "prefill"]
-    assert [each.partition(" ")[0] for each in transports] == ["frames_tcp"]
+    assert [each.partition(" ")[0] for each in transports] == [transport]
     for i, prompt in enumerate(calm.PROMPTS):
         talk.ask(f"t{i}", prompt, LENGTH, SAMPLING)
     make_keys(folder / "others")
@@ -290,7 +302,8 @@ def test_over_tcp_with_keys_and_kv_as_frames(type_in: Type, folder: Path, client
     for each in opened:
         each.process.terminate()
         said = each.ends(0, 10).splitlines()
-        assert [line for line in said if "turned away" not in line] == []
+        expected = ("turned away", "KV over NIXL is not encrypted")
+        assert [line for line in said if not any(each in line for each in expected)] == []
 
 
 def test_commands_that_cannot_work_leave_with_one_line(type_in: Type, folder: Path) -> None:

@@ -158,6 +158,12 @@ class Reader:
     def retire(self, grant: Grant) -> None:
         pass
 
+    def let_in(self, writer: str) -> None:
+        pass
+
+    def shut_out(self, writer: str) -> None:
+        pass
+
     def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
         return ()
 

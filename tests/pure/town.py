@@ -187,6 +187,12 @@ class PretendDecode:
     def retire(self, grant: Grant) -> None:
         pass
 
+    def let_in(self, writer: str) -> None:
+        pass
+
+    def shut_out(self, writer: str) -> None:
+        pass
+
     def renew_epoch(self, epoch: str) -> tuple[Region, ...]:
         return ()
 

@@ -4,10 +4,12 @@
     duplicate   it is sent twice                            drop_end   finish() is not announced
     stall       from the next push on, nothing arrives any more
 
-On frames the fault is on the wire. On the others it is in the shared memory, after finish(); in place
+On frames and NIXL the fault is on the wire; NIXL has no end to drop, so there half of each write is
+missing. On the others it is in the shared memory, after finish(); in place
 only the stamps can be checked, so there the flip is in a stamp.
 """
 
+import ctypes
 import random
 from collections.abc import Sequence
 from enum import StrEnum
@@ -20,6 +22,8 @@ from baton.kv.region import Receipt
 from baton.transfer.base import Link
 from baton.transfer.frames_link import FramesLink, Parts
 from baton.transfer.in_place import InPlaceLink
+from baton.transfer.nixl_agent import Memory
+from baton.transfer.nixl_link import NixlLink
 from baton.transfer.pinned import PinnedLink
 
 
@@ -42,6 +46,8 @@ class FaultyLink:
         self._flipped = False
         if isinstance(link, FramesLink):
             self._send, link.send = link.send, self._send_badly
+        elif isinstance(link, NixlLink):
+            self._write, link.write = link.write, self._write_badly
         elif not isinstance(link, PinnedLink | InPlaceLink):
             raise TransferError(f"no faults are known for {link.transport}")
 
@@ -99,6 +105,21 @@ class FaultyLink:
                 self._send(parts, lane)
         if ends:
             self._flipped = False
+
+    def _write_badly(self, source: Sequence[Memory], target: Sequence[Memory]) -> int:
+        match self.fault:
+            case Fault.FLIP:  # what is written differs from what was hashed
+                address, size = self._random.choice(list(source))
+                byte = ctypes.c_ubyte.from_address(address + self._random.randrange(size))
+                byte.value ^= 1 << self._random.randrange(8)
+            case Fault.DUPLICATE:
+                self._write(source, target)
+            case Fault.TRUNCATE:
+                source = [(address, size - 1) for address, size in source]
+                target = [(address, size - 1) for address, size in target]
+            case Fault.DROP_END | Fault.STALL:
+                source, target = source[:1], target[:1]
+        return self._write(source, target)
 
     def _flip(self, part: bytes | memoryview) -> bytes:
         spoilt = bytearray(part)

@@ -16,7 +16,7 @@ from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer import base
 from baton.transfer.base import Link, Writer
-from baton.transfer.courier import QUEUE_BYTES, Courier, Lost, Opened, Sent
+from baton.transfer.courier import QUEUE_BYTES, Courier, Lost, Opened, Sent, Stopped
 from baton.transfer.frames import FramesExport
 from baton.transfer.frames_link import FramesLink
 from baton.transfer.lanes import Lane, next_window
@@ -363,3 +363,82 @@ def test_a_lane_counts_what_is_on_its_way_and_believes_no_impossible_ack() -> No
     assert lane.take(1, 3.0)
     assert (lane.on_its_way, lane.bytes, lane.window) == (0, 0, 50)
     assert not lane.take(1, 3.0)
+
+
+# ---- a link whose writes take their time
+
+
+class SlowToWrite:
+    """A link that has written a fill when it is told so."""
+
+    transport, why, slabs, tend_s = "slow", "", None, 0.001
+    unsure: tuple[str, ...] = ()
+    quiet_since: float | None = None
+
+    def __init__(self) -> None:
+        self.pushed: list[int] = []  # generations, in order
+        self.ready: set[int] = set()
+        self.ended: list[int] = []
+
+    @property
+    def owed(self) -> bool:
+        return bool(set(self.pushed) - self.ready)
+
+    def written(self, grant: Grant) -> bool:
+        return grant.generation in self.ready
+
+    def push_copy(
+        self, grant: Grant, layer: int, payload: torch.Tensor, target: tuple[int, ...]
+    ) -> None:
+        self.pushed.append(grant.generation)
+
+    def push(self, *given: object) -> None:
+        raise AssertionError("what a courier sends is a copy")
+
+    def finish(self, grant: Grant, blocks: tuple[int, ...]) -> Receipt:
+        self.ended.append(grant.generation)
+        return Receipt(0, b"", 0.0, self.transport)
+
+    def abandon(self, grant: Grant) -> None:
+        self.ended.append(grant.generation)
+
+    def tend(self) -> None:
+        pass
+
+    def stop(self, why: str) -> None:
+        pass
+
+    def probe(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_fill_that_is_not_written_yet_holds_up_no_other() -> None:
+    link = SlowToWrite()
+    courier = Courier(lambda: link, LAYOUT, "epoch-1", writes=True)  # type: ignore[arg-type, return-value]
+    slab = torch.zeros(LAYOUT.slab_bytes(4)[0], dtype=torch.uint8)
+    first, second = (Grant("d0", "epoch-1", f"r{n}#0", n, (n,)) for n in (1, 2))
+    told: list[object] = []
+
+    def hear(kind: type) -> object | None:
+        told.extend(courier.poll())
+        return next((each for each in told if isinstance(each, kind)), None)
+
+    courier.push(first, 0, slab, [1], [1])
+    courier.finish(first, [1])
+    courier.push(second, 0, slab, [2], [2])
+    assert courier.abandon(second)
+    until(lambda: True if link.pushed[:1] == [1] else None)
+    assert link.ended == []
+    link.ready.add(2)  # in order: the second waits for the first
+    courier.push(Grant("d0", "epoch-1", "r3#0", 3, (3,)), 0, slab, [3], [3])
+    until(lambda: True if link.pushed[-1] == 3 else None)
+    assert link.ended == []
+    link.ready |= {1, 3}
+    assert until(lambda: hear(Stopped)) == Stopped(second)
+    assert hear(Sent) is not None
+    assert link.ended == [1, 2]
+    courier.close()
+    courier.join(10)

@@ -27,11 +27,12 @@ from baton.transfer.in_place import InPlaceExport, InPlaceLink
 from baton.transfer.pieces import rows
 from baton.transfer.registry import CurveKeys, make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs
+from tests.nixl_here import NIXL, WITHOUT_NIXL
 from tests.torch.faulty import Fault, FaultyLink
 
 LAYOUT = KVLayout((LayerShape(2, 8, 8), LayerShape(1, 12, 4), LayerShape(2, 8, 8)), 4, "float32")
 BLOCKS = 24
-TRANSPORTS = (IN_PLACE, "shm", "frames", "frames_tcp", "pinned")
+TRANSPORTS = (IN_PLACE, "shm", "frames", "frames_tcp", "pinned", *(["nixl"] if NIXL else []))
 BETWEEN_PROCESSES = TRANSPORTS[1:]
 COPYING = ("frames", "frames_tcp", "pinned")
 PUBLIC, SECRET = zmq.curve_keypair()
@@ -46,6 +47,7 @@ class Owner:
     export: Export
     epoch: str = "epoch-1"
     granted: int = 0
+    links: int = 0
 
     def grant(self, *blocks: int, expect: bool = True) -> Grant:
         self.granted += 1
@@ -57,7 +59,9 @@ class Owner:
     def link(self) -> Link:
         if self.export.region.transport == IN_PLACE:  # another process has no such link
             return InPlaceLink(LAYOUT, self.slabs.tensors, epoch=self.epoch)
-        return open_link([self.export.region], LAYOUT, device="cpu", writer="p0", keys=KEYS)
+        region, self.links = self.export.region, self.links + 1
+        asked = {"writer": f"p{self.links}", "wanted": region.transport}
+        return open_link([region], LAYOUT, device="cpu", keys=KEYS, **asked)
 
     def settle(
         self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
@@ -100,7 +104,12 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(
+    params=[
+        *(each for each in TRANSPORTS if each != "nixl"),
+        pytest.param("nixl", marks=pytest.mark.skipif(not NIXL, reason=WITHOUT_NIXL)),
+    ]
+)
 def owner(request: pytest.FixtureRequest, folder: Path) -> Iterator[Owner]:
     made = make_owner(request.param, folder)
     yield made
@@ -369,8 +378,9 @@ def test_another_pool_is_not_opened_by_mistake(folder: Path) -> None:
         owner = make_owner(transport, folder)
         region = owner.export.region
         owner.close()
+        asked = {"writer": "p0", "wanted": transport, "deadline_s": 0.2}
         with pytest.raises(TransferError, match=transport):
-            open_link([region], LAYOUT, device="cpu", writer="p0", keys=KEYS, deadline_s=0.2)
+            open_link([region], LAYOUT, device="cpu", keys=KEYS, **asked)
 
 
 def pool_mappings() -> set[str]:
@@ -417,7 +427,8 @@ links = []
 for fields, grant in zip(regions, grants):
     grant = Grant(*grant[:4], tuple(grant[4]))
     keys = CurveKeys(public, secret)
-    link = open_link([Region(*fields)], LAYOUT, device="cpu", writer="p1", keys=keys)
+    asked = {"writer": "p1", "wanted": fields[0]}
+    link = open_link([Region(*fields)], LAYOUT, device="cpu", keys=keys, **asked)
     write(link, grant, 0, reference(1)[0], grant.blocks)
     links.append(link)
 own = allocate_slabs(LAYOUT, BLOCKS, "cpu", shared=True)

@@ -3,7 +3,9 @@
     python main.py bench handover --megabytes 25.6 --megabytes 64 --repeats 7
     python main.py bench handover --device cuda:0   # both processes on one GPU
     python main.py bench handover --transport frames_tcp --host 10.0.0.1    # by this network interface
+    python main.py bench handover --transport nixl --host 10.0.0.1 --through "ip netns exec other"
 
+tools/benchmarks/between_hosts.sh makes two network namespaces and measures between them, beside iperf3.
 The owner is this process, the writer another one. The time runs from the writer's first push until the
 grant is READY at the owner. For shared memory, and CUDA IPC on one GPU, that is only stamping and
 checking, as prefill computes in place. The transports take turns, so a slow moment hits all of
@@ -83,7 +85,9 @@ def write(plan: dict[str, Any]) -> None:
     region = Region(**plan["region"])
     keys = CurveKeys(plan["public"], plan["secret"])
     device = torch.device(plan["device"])
-    link = open_link([region], LAYOUT, device=device, writer="writer", keys=keys)
+    link = open_link(
+        [region], LAYOUT, device=device, writer="writer", wanted=region.transport, keys=keys
+    )
     blocks = list(range(plan["blocks"]))
     sizes = LAYOUT.slab_bytes(plan["blocks"])
     own = None
@@ -111,7 +115,7 @@ class Pair:
 
     def __init__(
         self, transport: str, blocks: int, folder: Path, keys: CurveKeys, device: torch.device,
-        host: str,
+        host: str, through: Sequence[str],
     ) -> None:  # fmt: skip
         self.blocks = blocks
         self.slabs: Slabs = allocate_slabs(LAYOUT, blocks, device, shared=True)
@@ -120,6 +124,7 @@ class Pair:
         )
         self.writer = subprocess.Popen(
             [
+                *through,
                 sys.executable,
                 "-m",
                 "tools.benchmarks.handover",
@@ -197,11 +202,12 @@ def compare(
     device: torch.device,
     transports: Sequence[str],
     host: str = "127.0.0.1",
+    through: Sequence[str] = (),
 ) -> list[Figure]:
     """All transports at one size, in turns, after a warm-up each."""
     keys = CurveKeys(*zmq.curve_keypair())
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        return _compare(megabytes, repeats, device, transports, Path(name), keys, host)
+        return _compare(megabytes, repeats, device, transports, Path(name), keys, host, through)
 
 
 def _compare(
@@ -212,9 +218,10 @@ def _compare(
     folder: Path,
     keys: CurveKeys,
     host: str,
+    through: Sequence[str],
 ) -> list[Figure]:
     blocks = max(1, round(megabytes * 1e6 / LAYOUT.block_bytes))
-    pairs = {name: Pair(name, blocks, folder, keys, device, host) for name in transports}
+    pairs = {name: Pair(name, blocks, folder, keys, device, host, through) for name in transports}
     for pair in pairs.values():
         pair.once()
     taken: dict[str, list[Once]] = {name: [] for name in pairs}
@@ -253,10 +260,16 @@ def _compare(
     "--transport", "only", multiple=True, help="These alone.  [default: all of the device]"
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address for tcp.")
+@click.option(
+    "--through",
+    default="",
+    metavar="COMMAND",
+    help="Starts the writer, elsewhere: 'ip netns exec b'.",
+)
 @click.option("--writer", "plan", type=click.Path(path_type=Path), default=None, hidden=True)
 def main(
     megabytes: tuple[float, ...], repeats: int, device: str, only: tuple[str, ...], host: str,
-    plan: Path | None,
+    through: str, plan: Path | None,
 ) -> None:  # fmt: skip
     """Hand KV blocks between two processes by every transport; print times, GB/s and CPU time."""
     torch.set_num_threads(1)  # as workers that share a machine are started
@@ -265,7 +278,8 @@ def main(
         return
     place = torch.device(device)
     names = only or (GPU_TRANSPORTS if place.type == "cuda" else CPU_TRANSPORTS)
-    figures = [f for size in megabytes for f in compare(size, repeats, place, names, host)]
+    given = (repeats, place, names, host, through.split())
+    figures = [f for size in megabytes for f in compare(size, *given)]
     columns = f"{'median':>11}{'spread':>20}{'GB/s':>8}{'CPU s/GB':>10}{'busiest':>9}"
     print(f"{'transport':<12}{'MB':>8}{'copied':>9}{columns}")
     for f in figures:
