@@ -66,6 +66,7 @@ def make_app(
         lifespan=lifespan,
     )
     monitor.metrics.admission = service.admission
+    service.metrics = monitor.metrics
     refuse = add_errors(app, monitor.metrics)
     add_state(app, service, monitor, version)
     add_models(app, service)

@@ -22,6 +22,7 @@ from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_ids, ch
 from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.bodies import model
+from baton.server.metrics import Metrics
 from baton.server.options import ServerSettings
 from baton.server.quotas import Quotas
 from baton.server.schema import (
@@ -77,6 +78,7 @@ class GenerationService:
         self._renderer = renderer
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self.admission = Admission(settings.max_queued)
+        self.metrics: Metrics | None = None  # what it tells of its requests
         self._quotas = Quotas(requests=settings.requests_per_key, tokens=settings.tokens_per_key)
         self._ready_at = -inf  # later requests may wait for workers that restart
         given = files.generation_config
@@ -244,6 +246,9 @@ class GenerationService:
         except BaseException:
             stream.close()
             raise
+        if self.metrics is not None:
+            self.metrics.asked(request.n, stream.allowed)
+            stream.when_closed = self.metrics.answered
         return stream
 
     def _begins_thinking(self, request: ChatRequest, prompt: str) -> bool | None:
