@@ -244,12 +244,16 @@ def _moment(entry: Entry, at: float, note: str, *, sampled: bool = False) -> Mom
 
 
 def _first_token(entry: Entry) -> FirstToken:
+    """Where decode has filled the prompt, or an engine, that is prefill too."""
     at = entry.first_token if entry.first_token is not None else entry.since
+    took = timings(entry, at, 0)
+    if entry.receipt is None and len(entry.prompt_ids) - 1 > entry.cached_tokens:
+        took = replace(took, prefill_s=took.prefill_s + max(0.0, at - entry.since))
     return FirstToken(
         request=entry.id,
         prompt_tokens=len(entry.prompt_ids),
         transport=entry.transport,
-        timings=timings(entry, at, 0),
+        timings=took,
     )
 
 

@@ -1,5 +1,6 @@
 """What those who watch are told: every chunk of a prompt, and when a run's own filling ends."""
 
+from baton.lifecycle import State
 from baton.server.totals import Totals
 from baton.timeline import Life, Moment, Timeline
 from baton.wire import messages as msg
@@ -125,6 +126,18 @@ def test_the_first_token_is_told_before_the_end_with_what_it_took() -> None:
     (ended,) = (each for message in found for each in message.ended)
     assert ended.timings.ttft_s == first.timings.ttft_s
     assert ended.timings.total_s > first.timings.ttft_s
+
+
+def test_a_prompt_that_decode_fills_by_itself_took_prefill_time() -> None:
+    rules = Rules(batch_size=4, window_s=0.0, token_budget=64, colocated=True)
+    town = Town(prefills=0, rules=rules)
+    found = observed(town)
+    town.submit("a", range(1, 60), 4)
+    town.run(lambda: town.router.ledger.count(State.DECODING) == 1)
+    town.now += 0.5  # it is being filled
+    town.run(lambda: any(each.first for each in found))
+    (first,) = (each for message in found for each in message.first)
+    assert 0.5 <= first.timings.prefill_s <= first.timings.ttft_s
 
 
 def test_requests_on_a_worker_without_a_token_are_counted() -> None:
