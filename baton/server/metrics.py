@@ -71,7 +71,7 @@ class Metrics:
     def __init__(self, model: str, prefix: str = PREFIX) -> None:
         self.registry = CollectorRegistry()
         self._model = model.encode("utf-8", "replace").decode()
-        self._prefix = prefix
+        self.prefix = prefix
         self._totals = Totals()
         self._counts: Counts | None = None
         self._first: OrderedDict[str, Timings] = OrderedDict()  # by request
@@ -123,14 +123,14 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         names = ("model_name", *labels)
-        counter = Counter(self._prefix + name, text, names, registry=self.registry)
+        counter = Counter(self.prefix + name, text, names, registry=self.registry)
         if not labels:
             counter.labels(self._model)
         return counter
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         histogram = Histogram(
-            self._prefix + name, text, ("model_name",), registry=self.registry, buckets=buckets
+            self.prefix + name, text, ("model_name",), registry=self.registry, buckets=buckets
         )
         histogram.labels(self._model)
         return histogram
@@ -290,7 +290,7 @@ class Metrics:
         yield self._count("kv_transfer_failures", "KV that was filled again.", refilled, "reason")
         lost = {"prefill": counts.lost_prefill, "decode": counts.lost_decode}
         yield self._count("workers_lost", "Workers that died or were given up.", lost, "role")
-        name, text = self._prefix + "inter_token_latency_seconds", "Between tokens."
+        name, text = self.prefix + "inter_token_latency_seconds", "Between tokens."
         itl = HistogramMetricFamily(name, text, labels=("model_name",))
         itl.add_metric([self._model], _buckets(ITL_BUCKETS_S, counts.itl), counts.itl_s)
         yield itl
@@ -320,7 +320,7 @@ class Metrics:
 
     def _work(self) -> Iterator[Metric]:
         """What the workers have computed."""
-        name, text = self._prefix + "iteration_tokens_total", "Tokens of one forward."
+        name, text = self.prefix + "iteration_tokens_total", "Tokens of one forward."
         forwards = HistogramMetricFamily(name, text, labels=("model_name", "role"))
         for role in sorted({*self._totals.roles, *(self._roles & {"prefill", "decode"})}):
             work = self._totals.work(role)
@@ -338,7 +338,7 @@ class Metrics:
         yield self._count(f"{name}_per_pos", "By place in the draft.", by_place, "position")
 
     def _family(self, name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
-        return GaugeMetricFamily(self._prefix + name, text, labels=labels)
+        return GaugeMetricFamily(self.prefix + name, text, labels=labels)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = self._family(name, text, ("model_name",))
@@ -350,7 +350,7 @@ class Metrics:
     ) -> Metric:
         """`value`: a number, or one for each value of `label`."""
         labels = ("model_name", label) if label else ("model_name",)
-        family = CounterMetricFamily(self._prefix + name, text, labels=labels)
+        family = CounterMetricFamily(self.prefix + name, text, labels=labels)
         for own, number in value.items() if isinstance(value, dict) else [("", value)]:
             family.add_metric([self._model, *([own] if label else [])], number)
         return family
