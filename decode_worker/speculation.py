@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from baton.wire.tally import Tally
+
 LONGEST, SHORTEST = 4, 2
 """Lengths of the n-grams that prompt lookup matches. A single token seldom predicts well."""
 
@@ -78,6 +80,7 @@ class Speculation:
         self._proposer = proposer
         self.most = most if proposer is not None else 0
         self._lengths: dict[str, int] = {}
+        self.tally = Tally()  # of the worker that drafts
 
     def draft(self, wanted: Sequence[Wanted], budget: int) -> dict[str, list[int]]:
         """Draft tokens by run, at most `budget` in all."""
@@ -96,6 +99,7 @@ class Speculation:
         """Adapt the length of the run's next draft: twice as long if all tokens were accepted, else one
         longer than what was accepted. A sequence that is hard to predict wastes one row a step."""
         if drafted:
+            self.tally.draft(drafted, accepted)
             length = self._lengths.get(run, self.most)
             self._lengths[run] = min(self.most, 2 * length if accepted == drafted else accepted + 1)
 

@@ -17,7 +17,6 @@ from baton.grammar import Grammars, Matcher
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
-from baton.kv.row import Row
 from baton.pace import Pace, Span
 from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
@@ -26,7 +25,7 @@ from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_start
 from decode_worker.batching import Share, plan_step
-from decode_worker.model import DecodeModel, Draw, Drawn
+from decode_worker.model import DecodeModel, Drawn
 from decode_worker.pool_reporter import PoolReporter
 from decode_worker.runs import Arriving, Run, RunStep, make_room
 from decode_worker.speculation import Speculation, Wanted, accepted_prefix
@@ -69,7 +68,7 @@ class DecodeWorker(Worker):
     def __post_init__(self) -> None:
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
-        self._membership = Membership(hello, self._start_anew)
+        self._membership = Membership(hello, self._start_anew, self.speculation.tally)
         self._reporter = PoolReporter(self.table)
         self._writers = Writers(self.table, self.model, hello.host)
 
@@ -221,22 +220,19 @@ class DecodeWorker(Worker):
         if not shares:
             return effects
         drafts = self._draft(shares) if self.speculation.most else {}
-        rows: list[Row] = []
-        draws: list[Draw] = []
         steps: list[RunStep] = []
         for share in shares:
             try:
-                new = self.runs[share.run].next_step(share, drafts.get(share.run, []))
+                steps.append(self.runs[share.run].next_step(share, drafts.get(share.run, [])))
             except RequestError as error:  # its grammar allows no token
                 effects += self._fail(share.run, error.code, str(error), now)
-                continue
-            rows.append(new.row)
-            draws += new.draws
-            steps.append(new)
-        if not rows:
+        if not steps:
             return effects
+        rows = [each.row for each in steps]
+        draws = [draw for each in steps for draw in each.draws]
         began = self.model.clock()
         drawn = self.model.step(rows, draws)
+        self.speculation.tally.forward(sum(len(row.token_ids) for row in rows))
         chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
         self.pace = self.pace.after(chunks, self.model.clock() - began)
         return effects + self._accept(steps, drawn, now)

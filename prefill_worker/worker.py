@@ -140,6 +140,7 @@ class PrefillWorker(Worker):
         took = self._model.clock() - began
         self._pace = self._pace.after([Span(job.done, count) for job, count in plan], took)
         total = sum(count for _, count in plan)
+        self._membership.tally.forward(total)
         for job, count in plan:
             job.done += count
             job.compute_s += took * count / total

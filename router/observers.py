@@ -11,9 +11,17 @@ from math import inf
 
 from baton.lifecycle import LIVE, PLACED, Event, State
 from baton.timeline import Moment
-from baton.wire.messages import ClusterInfo, Observed
+from baton.wire.messages import ClusterInfo, Observed, PoolStats
 from baton.wire.node import Effect, To
-from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, PoolInfo
+from baton.wire.records import (
+    ITL_BUCKETS_S,
+    Counts,
+    Ended,
+    FirstToken,
+    PoolInfo,
+    Work,
+    WorkerWork,
+)
 from router.backlog import Backlog
 from router.ledger import Entry, Ledger
 from router.timings import timings
@@ -34,10 +42,15 @@ ON_WORKER = {
 class Observers:
     """The ledger's Listener, and what it sends to the clients that observe."""
 
-    def __init__(self) -> None:
+    def __init__(self, router: str = "") -> None:
+        """`router`: its epoch."""
+        self._router = router
         self._clients: dict[str, None] = {}
         self._moments: list[Moment] = []
+        self._first: list[FirstToken] = []
         self._ended: list[Ended] = []
+        self._tokenless: set[str] = set()  # requests on a worker
+        self._works: dict[str, WorkerWork] = {}
         self._with_tokens: dict[str, Entry] = {}
         self._last_token: dict[str, float] = {}
         self._itl = [0] * (len(ITL_BUCKETS_S) + 1)
@@ -62,6 +75,9 @@ class Observers:
         if entry.state in (State.QUEUED, State.FINISHED):
             self._last_token.pop(name, None)
             self._with_tokens.pop(name, None)
+            self._tokenless.discard(name)
+        elif not entry.emitted:
+            self._tokenless.add(name)
         self._preempted += event is Event.PREEMPTED
         self._refilled += event is Event.RETRY
         if not self._clients:
@@ -79,8 +95,17 @@ class Observers:
         if member is not None:
             self._lost[member.hello.role] += 1
 
+    def worked(self, member: Member, work: Work | None) -> None:
+        """A worker's heartbeat."""
+        if work is not None:
+            self._works[member.worker] = WorkerWork(member.worker, member.hello.role, work)
+
     def sampled(self, entry: Entry, times: Sequence[float]) -> None:
         name = entry.id
+        if len(entry.emitted) == len(times):  # the request's first ones
+            self._tokenless.discard(name)
+            if self._clients:
+                self._first.append(_first_token(entry))
         self._generated += len(times)
         last = self._last_token.get(name)
         if last is None and self._clients:  # a run's first token ends its prefill
@@ -107,7 +132,8 @@ class Observers:
     def updates(self, ledger: Ledger, members: WorkerRegistry, now: float) -> list[Effect]:
         """Observed for every observer, if anything is due."""
         if not self._clients:
-            self._moments, self._ended, self._with_tokens = [], [], {}
+            self._clear()
+            self._works.clear()  # totals: the next heartbeats bring them again
             return []
         counting = now >= self._next_count
         if not counting and (now < self._next_events or not (self._moments or self._with_tokens)):
@@ -124,9 +150,16 @@ class Observers:
             tuple(self._moments + decoding_now),
             tuple(self._ended),
             self.counts(ledger, members, now) if counting else None,
+            tuple(self._first),
         )
-        self._moments, self._ended, self._with_tokens = [], [], {}
+        self._clear()
+        if counting:  # also the last report of a worker that is gone, once
+            kept = {name: each for name, each in self._works.items() if members.get(name)}
+            self._works = kept
         return [To(client, observed) for client in self._clients]
+
+    def _clear(self) -> None:
+        self._moments, self._first, self._ended, self._with_tokens = [], [], [], {}
 
     def counts(self, ledger: Ledger, members: WorkerRegistry, now: float) -> Counts:
         """The router's counts: current ones, and totals since its start."""
@@ -143,6 +176,9 @@ class Observers:
             itl_s=self._itl_s,
             pools=tuple(_pool(member) for member in members.of(DECODE)),
             backlogs=self._backlog.report(now),
+            tokenless=len(self._tokenless),
+            works=tuple(self._works.values()),
+            router=self._router,
         )
 
 
@@ -207,6 +243,20 @@ def _moment(entry: Entry, at: float, note: str, *, sampled: bool = False) -> Mom
     )
 
 
+def _first_token(entry: Entry) -> FirstToken:
+    """Where decode has filled the prompt, or an engine, that is prefill too."""
+    at = entry.first_token if entry.first_token is not None else entry.since
+    took = timings(entry, at, 0)
+    if entry.receipt is None and len(entry.prompt_ids) - 1 > entry.cached_tokens:
+        took = replace(took, prefill_s=took.prefill_s + max(0.0, at - entry.since))
+    return FirstToken(
+        request=entry.id,
+        prompt_tokens=len(entry.prompt_ids),
+        transport=entry.transport,
+        timings=took,
+    )
+
+
 def _ended(entry: Entry, now: float, reason: str) -> Ended:
     return Ended(
         request=entry.id,
@@ -221,5 +271,6 @@ def _ended(entry: Entry, now: float, reason: str) -> Ended:
 def _pool(member: Member) -> PoolInfo:
     blocks, pool = member.hello.blocks, member.pool
     if pool is None:
-        return PoolInfo(member.worker, blocks, blocks, 0, 0)
-    return PoolInfo(member.worker, blocks, pool.free, pool.cached, pool.quarantined)
+        pool = PoolStats(blocks, 0, 0)
+    size = member.hello.block_size
+    return PoolInfo(member.worker, blocks, pool.free, pool.cached, pool.quarantined, size)

@@ -47,7 +47,7 @@ class Router:
     def __init__(
         self, identity: Identity, served: Served, tokenizer: Tokenizer, rules: Rules, clock: Clock
     ) -> None:
-        self._observers = Observers()
+        self._observers = Observers(identity.epoch)
         self.ledger = Ledger(self._observers)
         self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
         self._readiness = Readiness(self.workers, colocated=rules.colocated)
@@ -166,6 +166,8 @@ class Router:
                 return orders + self._way_lost(prefill, lost, now)
             case msg.PoolStats():
                 member.pool = message
+            case msg.Heartbeat():
+                self._observers.worked(member, message.work)
             case msg.Leaving():
                 self.workers.leaves(member)
             case msg.Paused(why, busy):

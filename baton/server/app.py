@@ -29,7 +29,7 @@ from baton.server.embeddings import add_embeddings
 from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
 from baton.server.key_metrics import KeyMetrics
 from baton.server.messages.routes import add_messages
-from baton.server.metrics import PREFIX, Metrics
+from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.responses.routes import add_responses
 from baton.server.responses.store import Store
@@ -72,9 +72,11 @@ def make_app(
         lifespan=lifespan,
     )
     monitor.metrics.admission = service.admission
+    service.metrics = monitor.metrics
     if service.tenants:
         shares = service.tenants, service.quotas, service.admission
-        monitor.metrics.registry.register(KeyMetrics(service.names[0], PREFIX, *shares))
+        keys = KeyMetrics(service.names[0], monitor.metrics.prefix, *shares)
+        monitor.metrics.registry.register(keys)
     refuse = add_errors(app, monitor.metrics)
     add_state(app, service, monitor, version)
     add_models(app, service)

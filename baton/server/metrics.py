@@ -1,12 +1,23 @@
 """Metrics for Prometheus at /metrics: vLLM's names under our prefix, plus those of the KV hand-over.
 
-A request is observed when it ends, whichever client sent it. The router's counts are exported as last
-received. https://prometheus.io/docs/instrumenting/exposition_formats/
+    FirstToken, Ended      of every request, whichever client sent it: observed at once, see started()
+    Counts                 the router's and the workers' totals, as last received, see totals.py
+    asked(), answered()    requests of this server's clients
+
+https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, zip_longest
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -15,23 +26,41 @@ from prometheus_client.core import (
 )
 
 from baton.server.admission import Admission
+from baton.server.totals import Totals
 from baton.wire.messages import ClusterInfo
-from baton.wire.records import ITL_BUCKETS_S, Counts, Ended
+from baton.wire.records import (
+    FORWARD_TOKENS,
+    ITL_BUCKETS_S,
+    Counts,
+    Ended,
+    FirstToken,
+    Timings,
+    Work,
+)
 
 PREFIX = "baton:"
 GOOD = ("stop", "length")
+UNSOUND = "numerical_error"
+FAILURES = ("abort", "worker_lost", UNSOUND, "queue_timeout", "deadline_exceeded")
+REJECTIONS = ("overloaded", "not_ready", "rate_limit_exceeded")
+"""Series that begin at 0: else a rate does not see the first of its kind. Others begin when they come."""
 LATENCIES_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0),
 )
 HANDOVERS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+CHOICES = (1, 2, 5, 10, 20)
+REMEMBERED = 50_000
+"""Requests that have a token and have not ended; more than a cluster has at once."""
 
-TIMES = {  # name: help, the field of Timings
+AT_FIRST_TOKEN = {  # name: help, the field of Timings
     "time_to_first_token_seconds": ("From submission to the first token.", "ttft_s"),
-    "e2e_request_latency_seconds": ("From submission to the end.", "total_s"),
     "request_queue_time_seconds": ("Waiting for room, or for a batch to fill.", "queue_s"),
     "request_prefill_time_seconds": ("Prefill, hand-over apart.", "prefill_s"),
+}
+AT_END = {
+    "e2e_request_latency_seconds": ("From submission to the end.", "total_s"),
     "request_decode_time_seconds": ("Decode, from Start to the end.", "decode_s"),
 }
 
@@ -39,73 +68,152 @@ TIMES = {  # name: help, the field of Timings
 class Metrics:
     """One model's metrics. As a collector of its own registry it exports the router's counts."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, prefix: str = PREFIX) -> None:
         self.registry = CollectorRegistry()
-        self._model = model
-        self.counts: Counts | None = None
+        self._model = model.encode("utf-8", "replace").decode()
+        self.prefix = prefix
+        self._totals = Totals()
+        self._counts: Counts | None = None
+        self._first: OrderedDict[str, Timings] = OrderedDict()  # by request
         self.info: ClusterInfo | None = None
+        self._dtype = ""  # of the last info
+        self._roles: set[str] = set()  # of all workers there were
         self.router_restarts = 0
         self.admission: Admission | None = None
         self._rejections = self._counter("admission_rejections", "Rejected for now.", "reason")
         self._times = {
-            name: self._histogram(name, text, LATENCIES_S) for name, (text, _) in TIMES.items()
+            name: self._histogram(name, text, LATENCIES_S)
+            for name, (text, _) in (AT_FIRST_TOKEN | AT_END).items()
         }
+        self._inference = self._histogram(
+            "request_inference_time_seconds", "All but the queue.", LATENCIES_S
+        )
         self._per_token = self._histogram(
             "request_time_per_output_token_seconds", "Decode time by tokens.", LATENCIES_S
         )
         self._handover = self._histogram("kv_transfer_seconds", "Hand-over.", HANDOVERS_S)
         self._prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens.", TOKENS)
+        self._computed = self._histogram(
+            "request_prefill_kv_computed_tokens", "Prompt tokens that were not cached.", TOKENS
+        )
         self._answer_lengths = self._histogram(
             "request_generation_tokens", "Generated tokens.", TOKENS
+        )
+        self._longest = self._histogram(
+            "request_max_num_generation_tokens", "Tokens of a request's longest choice.", TOKENS
+        )
+        self._n = self._histogram("request_params_n", "Choices for each prompt.", CHOICES)
+        self._most = self._histogram(
+            "request_params_max_tokens", "Tokens that a choice may have.", TOKENS
         )
         self._prompt = self._counter("prompt_tokens", "Prompt tokens.")
         self._cached = self._counter("prefix_cache_hits", "Prompt tokens whose KV was cached.")
         self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
         self._success = self._counter("request_success", "Succeeded.", "finished_reason")
         self._failed = self._counter("request_failure", "Failed.", "reason")
+        known = (self._success, GOOD), (self._failed, FAILURES), (self._rejections, REJECTIONS)
+        for counter, reasons in known:
+            for reason in reasons:
+                counter.labels(self._model, reason)
+        self._corrupted = self._counter("corrupted_requests", "Failed: logits were not finite.")
         self._bytes = self._counter("kv_transfer_bytes", "KV bytes copied.", "transport")
         self._retries = self._counter("request_retries", "Runs restarted after a loss.")
         self.registry.register(self)
+        ProcessCollector(registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         names = ("model_name", *labels)
-        counter = Counter(PREFIX + name, text, names, registry=self.registry)
+        counter = Counter(self.prefix + name, text, names, registry=self.registry)
         if not labels:
             counter.labels(self._model)
         return counter
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         histogram = Histogram(
-            PREFIX + name, text, ("model_name",), registry=self.registry, buckets=buckets
+            self.prefix + name, text, ("model_name",), registry=self.registry, buckets=buckets
         )
         histogram.labels(self._model)
         return histogram
+
+    # ---- what happens
 
     def rejected(self, reason: str) -> None:
         """A request was answered with 429 or 503."""
         self._rejections.labels(self._model, reason).inc()
 
+    def asked(self, n: int, max_tokens: Sequence[int]) -> None:
+        """A client's request is accepted: `n` choices for each prompt, of at most so many tokens."""
+        self._n.labels(self._model).observe(n)
+        most = self._most.labels(self._model)
+        for each in max_tokens:
+            most.observe(each)
+
+    def answered(self, tokens: int) -> None:
+        """A client's request is over; its longest choice has so many tokens."""
+        self._longest.labels(self._model).observe(tokens)
+
+    def started(self, first: FirstToken) -> None:
+        """A request has its first token. After the loss of a router it has one more, and what it took
+        since; only the KV that was moved for it counts again."""
+        timings = first.timings
+        if first.request not in self._first:
+            self._read(first.prompt_tokens, timings)
+            self._observe(AT_FIRST_TOKEN, timings)
+            computed = max(0, first.prompt_tokens - timings.cached_tokens)
+            self._computed.labels(self._model).observe(computed)
+        self._moved(first.transport, timings, None)
+        self._first[first.request] = timings
+        if len(self._first) > REMEMBERED:
+            self._first.popitem(last=False)
+
     def ended(self, ended: Ended) -> None:
-        """A request has ended."""
+        """A request has ended. What is known since its first token was observed then, unless this server
+        has not seen it."""
         model, timings = self._model, ended.timings
         good = ended.reason in GOOD
         (self._success if good else self._failed).labels(model, ended.reason).inc()
-        self._prompt.labels(model).inc(ended.prompt_tokens)
-        self._queried.labels(model).inc(ended.prompt_tokens)
-        self._cached.labels(model).inc(timings.cached_tokens)
-        self._retries.labels(model).inc(timings.retries)
-        if ended.transport:
-            self._handover.labels(model).observe(timings.handover_s)
-            self._bytes.labels(model, ended.transport).inc(timings.moved_bytes)
+        self._corrupted.labels(model).inc(ended.reason == UNSOUND)
+        first = self._first.pop(ended.request, None)
+        self._moved(ended.transport, timings, first)
+        if first is None:
+            self._read(ended.prompt_tokens, timings)
         if not good:
             return
-        for name, (_, field) in TIMES.items():
-            self._times[name].labels(model).observe(getattr(timings, field))
+        if first is None:
+            self._observe(AT_FIRST_TOKEN, timings)
+        self._observe(AT_END, timings)
+        self._inference.labels(model).observe(max(0.0, timings.total_s - timings.queue_s))
         self._prompt_lengths.labels(model).observe(ended.prompt_tokens)
         self._answer_lengths.labels(model).observe(ended.tokens)
         if ended.tokens > 1:
             spent = (timings.total_s - timings.ttft_s) / (ended.tokens - 1)
             self._per_token.labels(model).observe(max(0.0, spent))
+
+    def counted(self, counts: Counts) -> Counts:
+        """The router's counts of now. Returns them with totals since this server's start."""
+        self._counts = self._totals.add(counts)
+        return self._counts
+
+    def _read(self, prompt_tokens: int, timings: Timings) -> None:
+        self._prompt.labels(self._model).inc(prompt_tokens)
+        self._queried.labels(self._model).inc(prompt_tokens)
+        self._cached.labels(self._model).inc(timings.cached_tokens)
+
+    def _observe(self, which: Mapping[str, tuple[str, str]], timings: Timings) -> None:
+        for name, (_, field) in which.items():
+            self._times[name].labels(self._model).observe(getattr(timings, field))
+
+    def _moved(self, transport: str, timings: Timings, before: Timings | None) -> None:
+        """Runs and hand-overs since `before`, if it was observed. They may be fewer: another router may
+        have begun the request anew."""
+        retries, spent_s, moved = timings.retries, timings.handover_s, timings.moved_bytes
+        if before is not None:
+            retries, spent_s = retries - before.retries, spent_s - before.handover_s
+            moved -= before.moved_bytes
+        self._retries.labels(self._model).inc(max(0, retries))
+        if transport and (before is None or spent_s > 0):
+            self._handover.labels(self._model).observe(spent_s)
+            self._bytes.labels(self._model, transport).inc(max(0, moved))
 
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""
@@ -119,12 +227,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
-        labels = ("model_name", "role", "worker")
-        up = GaugeMetricFamily(PREFIX + "worker_up", "1: gets work.", labels=labels)
-        for each in self.info.workers if self.info else ():
-            name = each.worker.partition(".")[0]
-            up.add_metric([self._model, each.role, name], each.state == "alive")
-        yield up
+        yield from self._workers()
         yield self._gauge("router_up", "1: the router answers.", self.info is not None)
         yield self._count("router_losses", "Routers lost.", self.router_restarts)
         if self.admission is not None:
@@ -132,9 +235,33 @@ class Metrics:
             yield self._gauge("num_requests_in_lines", "Behind others of one request.", in_lines)
             waiting = self.admission.waiting
             yield self._gauge("num_requests_admitted", "Here, without a token yet.", waiting)
-        counts = self.counts
-        if counts is None:
-            return
+        if self._counts is not None:
+            yield from self._counted(self._counts)
+            yield from self._work()
+
+    def _workers(self) -> Iterator[Metric]:
+        """By role and name. While a process is replaced, its successor has the same. Also by role, so
+        that the end of the last one of a role is seen."""
+        labels = ("model_name", "role", "worker")
+        up = self._family("worker_up", "1: gets work.", labels)
+        load = self._family("worker_load_seconds", "From its start until it could join.", labels)
+        found: dict[tuple[str, str], tuple[bool, float]] = {}
+        for each in self.info.workers if self.info else ():
+            key = each.role, _short(each.worker)
+            alive = each.state == "alive"
+            if alive or key not in found:
+                found[key] = alive, each.load_s
+        for key, (alive, load_s) in found.items():
+            up.add_metric([self._model, *key], alive)
+            load.add_metric([self._model, *key], load_s)
+        number = self._family("num_workers", "Workers that get work.", ("model_name", "role"))
+        self._roles.update(role for role, _ in found)
+        for role in sorted(self._roles):
+            alive_here = sum(alive for (own, _), (alive, _) in found.items() if own == role)
+            number.add_metric([self._model, role], alive_here)
+        yield from (up, load, number)
+
+    def _counted(self, counts: Counts) -> Iterator[Metric]:
         pools = counts.pools
         used = sum(pool.blocks - pool.free for pool in pools)
         total = sum(pool.blocks for pool in pools)
@@ -142,11 +269,15 @@ class Metrics:
         quarantined = sum(pool.quarantined for pool in pools)
         yield self._gauge("num_requests_running", "On a worker.", counts.running)
         yield self._gauge("num_requests_waiting", "Without a decode step yet.", counts.waiting)
+        yield self._gauge(
+            "num_requests_without_token", "On a worker, without a token yet.", counts.tokenless
+        )
         yield self._gauge("kv_cache_usage_perc", "Blocks held, of all.", used / max(total, 1))
         yield self._gauge("kv_blocks_leased", "Blocks held by requests.", used)
         yield self._gauge("kv_blocks", "Blocks of all pools.", total)
         yield self._gauge("kv_blocks_cached", "Free blocks that may be used again.", cached)
         yield self._gauge("kv_blocks_quarantined", "Blocks a writer may still reach.", quarantined)
+        yield self._cache_config(counts)
         yield from self._backlogs(counts)
         yield self._count("generation_tokens", "Generated tokens.", counts.generated_tokens)
         yield self._count("num_preemptions", "Preempted in a full pool.", counts.preemptions)
@@ -159,13 +290,21 @@ class Metrics:
         yield self._count("kv_transfer_failures", "KV that was filled again.", refilled, "reason")
         lost = {"prefill": counts.lost_prefill, "decode": counts.lost_decode}
         yield self._count("workers_lost", "Workers that died or were given up.", lost, "role")
-        name, running, buckets = PREFIX + "inter_token_latency_seconds", 0, []
-        for end, number in zip((*map(str, ITL_BUCKETS_S), "+Inf"), counts.itl, strict=True):
-            running += number
-            buckets.append((end, running))
-        itl = HistogramMetricFamily(name, "Between tokens.", labels=("model_name",))
-        itl.add_metric([self._model], buckets, counts.itl_s)
+        name, text = self.prefix + "inter_token_latency_seconds", "Between tokens."
+        itl = HistogramMetricFamily(name, text, labels=("model_name",))
+        itl.add_metric([self._model], _buckets(ITL_BUCKETS_S, counts.itl), counts.itl_s)
         yield itl
+
+    def _cache_config(self, counts: Counts) -> Metric:
+        """vLLM's name and labels, one series for each pool."""
+        labels = ("model_name", "worker", "block_size", "num_gpu_blocks", "cache_dtype")
+        family = self._family("cache_config_info", "1; the labels describe a KV pool.", labels)
+        self._dtype = self.info.dtype if self.info else self._dtype
+        pools = {_short(pool.worker): pool for pool in counts.pools}
+        for name, pool in pools.items():
+            sizes = str(pool.block_size), str(pool.blocks)
+            family.add_metric([self._model, name, *sizes, self._dtype], 1)
+        return family
 
     def _backlogs(self, counts: Counts) -> Iterator[Metric]:
         """What waits for each role: what an autoscaler acts on."""
@@ -174,13 +313,35 @@ class Metrics:
             ("backlog_tokens", "Their tokens; for prefill, those still to be computed.", "tokens"),
             ("queue_age_seconds", "How long the first of them has waited.", "oldest_s"),
         ):
-            family = GaugeMetricFamily(PREFIX + name, text, labels=("model_name", "role"))
+            family = self._family(name, text, ("model_name", "role"))
             for each in counts.backlogs:
                 family.add_metric([self._model, each.role], getattr(each, field))
             yield family
 
+    def _work(self) -> Iterator[Metric]:
+        """What the workers have computed."""
+        name, text = self.prefix + "iteration_tokens_total", "Tokens of one forward."
+        forwards = HistogramMetricFamily(name, text, labels=("model_name", "role"))
+        for role in sorted({*self._totals.roles, *(self._roles & {"prefill", "decode"})}):
+            work = self._totals.work(role)
+            buckets = _buckets(FORWARD_TOKENS, work.forwards)
+            forwards.add_metric([self._model, role], buckets, work.tokens)
+        yield forwards
+        yield from self._drafts(self._totals.work("decode"))
+
+    def _drafts(self, work: Work) -> Iterator[Metric]:
+        accepted, name = sum(work.accepted), "spec_decode_num_accepted_tokens"
+        by_place = {str(place): number for place, number in enumerate(work.accepted)}
+        yield self._count("spec_decode_num_drafts", "Drafts.", work.drafts)
+        yield self._count("spec_decode_num_draft_tokens", "Tokens of them.", work.draft_tokens)
+        yield self._count(name, "Those that were accepted.", accepted)
+        yield self._count(f"{name}_per_pos", "By place in the draft.", by_place, "position")
+
+    def _family(self, name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
+        return GaugeMetricFamily(self.prefix + name, text, labels=labels)
+
     def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(PREFIX + name, text, labels=("model_name",))
+        family = self._family(name, text, ("model_name",))
         family.add_metric([self._model], value)
         return family
 
@@ -189,7 +350,19 @@ class Metrics:
     ) -> Metric:
         """`value`: a number, or one for each value of `label`."""
         labels = ("model_name", label) if label else ("model_name",)
-        family = CounterMetricFamily(PREFIX + name, text, labels=labels)
+        family = CounterMetricFamily(self.prefix + name, text, labels=labels)
         for own, number in value.items() if isinstance(value, dict) else [("", value)]:
             family.add_metric([self._model, *([own] if label else [])], number)
         return family
+
+
+def _short(worker: str) -> str:
+    """Without the part that names its process."""
+    return worker.partition(".")[0]
+
+
+def _buckets(ends: Sequence[float], numbers: Sequence[int]) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus wants them, up to +Inf. What lies behind it is not read."""
+    names = (*map(str, ends), "+Inf")
+    found = zip_longest(names, numbers[: len(names)], fillvalue=0)
+    return list(zip(names, accumulate(number for _, number in found), strict=True))

@@ -34,6 +34,7 @@ class Monitor:
         self._info: ClusterInfo | None = None
         self._backlog: deque[Moment] = deque()
         self._ended: deque[tuple[float, Ended]] = deque()
+        self._ttft: deque[tuple[float, float]] = deque()
         self._counted: deque[tuple[float, Counts]] = deque()
         self.timeline = Timeline()
 
@@ -44,6 +45,9 @@ class Monitor:
         self._backlog.extend(message.moments)
         while self._backlog and self._backlog[0].at < now - BACKLOG_S:
             self._backlog.popleft()
+        for first in message.first:
+            self.metrics.started(first)
+            self._ttft.append((now, first.timings.ttft_s))
         for each in message.ended:
             self.metrics.ended(each)
             life = self.timeline.get(each.request)
@@ -52,6 +56,8 @@ class Monitor:
             self._ended.append((now, each))
         while self._ended and self._ended[0][0] < now - RECENT_S:
             self._ended.popleft()
+        while self._ttft and self._ttft[0][0] < now - RECENT_S:
+            self._ttft.popleft()
         if message.moments and self._pages:
             self._send(event(_moments(now, message.moments), "moments"))
         if message.counts is not None:
@@ -70,6 +76,7 @@ class Monitor:
             if self._info is None:  # the next router has another clock
                 self._counted.clear()
                 self._ended.clear()
+                self._ttft.clear()
                 self._backlog.clear()
             self._send(event(_cluster(self._info), "cluster"))
 
@@ -97,7 +104,7 @@ class Monitor:
         before, counts = self._counted[0][1], self._counted[-1][1]
         seconds = self._counted[-1][0] - self._counted[0][0]
         gaps = [b - a for a, b in zip(before.itl, counts.itl, strict=True)]
-        ttft = sorted(e.timings.ttft_s for _, e in self._ended if e.reason in GOOD)
+        ttft = sorted(ttft_s for _, ttft_s in self._ttft)
         generated = counts.generated_tokens - before.generated_tokens
         return {
             "running": counts.running,
@@ -116,7 +123,7 @@ class Monitor:
         return sum((stall.end or stall.start) - stall.start for stall in stalls)
 
     def _count(self, now: float, counts: Counts) -> None:
-        self.metrics.counts = counts
+        counts = self.metrics.counted(counts)
         self._counted.append((now, counts))
         while self._counted[0][0] < now - SPAN_S:
             self._counted.popleft()

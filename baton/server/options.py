@@ -6,6 +6,7 @@ From a declaration follow the field of ServerSettings, the option of `python mai
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from baton.tool_calls import FORMATS
 
 LONGEST_KEY = 512
 BACKLOG = 1024
+METRIC_NAME = re.compile("[a-zA-Z_:][a-zA-Z0-9_:]*")
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -121,6 +123,10 @@ class ServerSettings:
         "--otlp-endpoint", "",
         "Send OpenTelemetry traces there (needs packages, see docs/serving.md).", metavar="URL"
     )  # fmt: skip
+    metrics_prefix: str = _option(
+        "--metrics-prefix", "baton:",
+        "How the names at /metrics begin; with vllm: dashboards for vLLM fit.", metavar="PREFIX"
+    )  # fmt: skip
     log_format: str = _option(
         "--log-format", "text",
         "A line for people, or a JSON object a line.", type=click.Choice(("text", "json"))
@@ -163,6 +169,11 @@ def settings_from(given: Mapping[str, Any]) -> ServerSettings:
     for key in keys:
         if not 0 < len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable():
             raise InputError(f"an API key must have 1 to {LONGEST_KEY} printable ASCII characters")
+    if not METRIC_NAME.fullmatch(found.metrics_prefix):
+        raise InputError(
+            f"--metrics-prefix {found.metrics_prefix!r:.60} cannot begin the name of a metric: it must "
+            f"match {METRIC_NAME.pattern}, such as baton: or vllm:"
+        )
     if (found.certificate is None) != (found.private_key is None):
         raise InputError("--ssl-certfile and --ssl-keyfile belong together: give both or neither")
     return replace(found, api_keys=keys, api_key_file=None)

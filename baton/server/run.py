@@ -57,7 +57,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     router = RouterClient(settings.router, keys=keys)
     renderer = _renderer(settings, files)
     service = GenerationService(settings, files, router, renderer)
-    metrics = Metrics(service.names[0])
+    metrics = Metrics(service.names[0], settings.metrics_prefix)
     otlp = settings.otlp_endpoint
     monitor = Monitor(router, metrics, exporting_to(otlp, service.names[0]) if otlp else None)
 

@@ -23,6 +23,7 @@ from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.bodies import model
 from baton.server.guard import hashed, tenant_of
+from baton.server.metrics import Metrics
 from baton.server.options import ServerSettings
 from baton.server.quotas import Quotas
 from baton.server.schema import (
@@ -83,6 +84,7 @@ class GenerationService:
         self._grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
         self._schemas = KnownSchemas(self._grammars.check)
         self.admission = Admission(settings.max_queued)
+        self.metrics: Metrics | None = None  # what it tells of its requests
         self.tenants = tuple(map(tenant_of, hashed(settings.api_keys)))  # of the keys
         self.quotas = Quotas(
             requests=settings.requests_per_key, tokens=settings.tokens_per_key, known=self.tenants
@@ -306,6 +308,9 @@ class GenerationService:
         except BaseException:
             stream.close()
             raise
+        if self.metrics is not None:
+            self.metrics.asked(request.n, stream.allowed)
+            stream.when_closed = self.metrics.answered
         return stream
 
     def _begins_thinking(self, request: ChatRequest, prompt: str) -> bool | None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -126,6 +126,13 @@ class GenerationStream:
         self._line = deque(range(len(self.choices)))
         self._open = len(self.choices)
         self._alarm: asyncio.TimerHandle | None = None
+        self.when_closed: Callable[[int], None] | None = None
+        """Called once, with the tokens of the longest choice."""
+
+    @property
+    def allowed(self) -> list[int]:
+        """The most tokens that each choice may have."""
+        return [own.max_new_tokens for own in self._request.params for _ in range(self._request.n)]
 
     def start(self) -> None:
         """Submit the first choices. From here on the stream must be closed."""
@@ -302,6 +309,9 @@ class GenerationStream:
         if self._alarm is not None:
             self._alarm.cancel()
         self._give_up()
+        if self.when_closed is not None:
+            self.when_closed(max(len(each.token_ids) for each in self.choices))
+            self.when_closed = None
         self._request.ticket.close()
         if self._request.place is not None:
             self._request.place.close(billed(self.choices, self._request.n), monotonic())

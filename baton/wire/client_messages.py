@@ -20,7 +20,16 @@ from baton.bounds import (
 )
 from baton.params import GenerationParams
 from baton.timeline import Moment
-from baton.wire.records import Ages, Counts, Ended, Logprobs, ProcessDown, Timings, WorkerInfo
+from baton.wire.records import (
+    Ages,
+    Counts,
+    Ended,
+    FirstToken,
+    Logprobs,
+    ProcessDown,
+    Timings,
+    WorkerInfo,
+)
 from sampler.params import SamplingParams
 
 # ---- client -> router
@@ -158,3 +167,4 @@ class Observed:
     moments: Annotated[tuple[Moment, ...], Size(0, LIST_MAX)]
     ended: Annotated[tuple[Ended, ...], Size(0, LIST_MAX)]
     counts: Counts | None  # once a second
+    first: Annotated[tuple[FirstToken, ...], Size(0, LIST_MAX)] = ()

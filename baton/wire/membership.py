@@ -16,6 +16,7 @@ from baton.kv.region import Region
 from baton.wire import messages as msg
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
+from baton.wire.tally import Tally
 
 BEAT_S = 1.0
 KNOCK_S = 0.25
@@ -31,10 +32,17 @@ all writers join again, and the loop itself reports those that died."""
 
 class Membership:
     """Keeps one worker in a cluster. `start_anew(epoch)` drops everything of the old epoch and returns
-    the regions of the worker's pool in the new one."""
+    the regions of the worker's pool in the new one. Heartbeats carry the `tally`, once
+    it has counted anything."""
 
-    def __init__(self, hello: Hello, start_anew: Callable[[str], tuple[Region, ...]]) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        start_anew: Callable[[str], tuple[Region, ...]],
+        tally: Tally | None = None,
+    ) -> None:
         self.hello = hello
+        self.tally = tally or Tally()
         self._start_anew = start_anew
         self._life = 0
         self.joined = False  # the router has welcomed this epoch of the worker
@@ -80,8 +88,10 @@ class Membership:
         if now < self._next_beat:
             return []
         self._next_beat = now + (BEAT_S if self.joined else KNOCK_S)
-        knock = msg.Heartbeat(self.hello.epoch, self._steps) if self.joined else self.hello
-        return [To(ROUTER, knock)]
+        if not self.joined:
+            return [To(ROUTER, self.hello)]
+        beat = msg.Heartbeat(self.hello.epoch, self._steps, self.tally.report())
+        return [To(ROUTER, beat)]
 
     def due(self, now: float) -> float:
         return max(0.0, min(self._next_beat, self._leaves_by) - now)

@@ -58,7 +58,7 @@ from baton.wire.client_messages import Observed as Observed
 from baton.wire.client_messages import PromptScored as PromptScored
 from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
-from baton.wire.records import Ages, Logprobs
+from baton.wire.records import Ages, Logprobs, Work
 
 PROTOCOL = 9
 
@@ -238,10 +238,12 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent from the step loop, in both directions, so a wedged process falls silent."""
+    """Sent from the step loop, in both directions, so a wedged process falls silent. `work`: of a worker
+    that computes."""
 
     epoch: Name
     steps: Count
+    work: Work | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ ITL_BUCKETS_S = (
     *(0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0),
 )
 """Upper ends of the buckets of Counts.itl, in seconds; one more bucket holds longer gaps."""
+FORWARD_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper ends of the buckets of Work.forwards, in tokens; one more bucket holds larger forwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,16 @@ class Timings:
     retries: Count = 0
     preemptions: Count = 0  # how often it lost its blocks to an older request and began again
     cached_tokens: Tokens = 0  # prompt tokens found in the prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """A request of any client has its first token. `timings`: what it took until then."""
+
+    request: Name
+    prompt_tokens: Tokens
+    transport: OptionalName  # of its KV; empty if decode filled its own blocks
+    timings: Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,27 @@ class PoolInfo:
     free: Blocks
     cached: Blocks
     quarantined: Blocks
+    block_size: Tokens = 0  # tokens of a block
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a worker has computed since its process began. It only grows."""
+
+    forwards: Annotated[tuple[Count, ...], Size(0, 256)] = ()  # by tokens, in FORWARD_TOKENS
+    tokens: Count = 0  # in all forwards
+    drafts: Count = 0
+    draft_tokens: Count = 0
+    accepted: Annotated[tuple[Count, ...], Size(0, 256)] = ()  # draft tokens, by place in the draft
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerWork:
+    """The last that a worker has reported of its work."""
+
+    worker: Name
+    role: Name
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +173,6 @@ class Counts:
     itl_s: TotalSeconds  # their sum
     pools: Annotated[tuple[PoolInfo, ...], Size(0, 4096)]
     backlogs: Annotated[tuple[RoleBacklog, ...], Size(0, 16)] = ()
+    tokenless: Count = 0  # requests on a worker that have no token yet
+    works: Annotated[tuple[WorkerWork, ...], Size(0, 8192)] = ()
+    router: OptionalName = ""  # its epoch: the totals of another one begin at 0

@@ -367,7 +367,7 @@ class Explorer:
         if isinstance(message, msg.LOCAL):
             key: Any = message
         elif isinstance(message, msg.Heartbeat):
-            key = encode(replace(message, steps=0))
+            key = encode(replace(message, steps=0, work=None))
         else:
             key = encode(message)
         number = self._messages.known(key)

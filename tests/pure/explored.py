@@ -32,7 +32,7 @@ BLOCK = 2
 MEASURED = frozenset(
     (
         *("_steps", "steps", "since", "spent", "submitted", "first_token", "handover_s"),
-        *("detokenize_s", "placed_at"),
+        *("detokenize_s", "placed_at", "tally", "_tally", "_works"),
         *("_none_silent_before", "_seen", "_news", "links"),  # these save work, and nobody watches
     )
 )

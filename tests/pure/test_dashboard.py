@@ -13,7 +13,9 @@ from baton.wire.records import (
     PoolInfo,
     RoleBacklog,
     Timings,
+    Work,
     WorkerInfo,
+    WorkerWork,
 )
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana.json"
@@ -28,7 +30,9 @@ def full() -> Metrics:
     itl = tuple(range(len(ITL_BUCKETS_S) + 1))
     backlogs = RoleBacklog("decode", 3, 70, 1.5), RoleBacklog("prefill", 2, 60, 0.5)
     pools = (PoolInfo("d", 9, 4, 2, 1),)
-    metrics.counts = Counts(1, 2, 50, 3, 4, 5, 6, 7, itl, 8.0, pools, backlogs)
+    works = (WorkerWork("decode-0.a", "decode", Work((1, 2), 9, 2, 8, (2, 1))),)
+    counts = Counts(1, 2, 50, 3, 4, 5, 6, 7, itl, 8.0, pools, backlogs, 1, works, "r/1")
+    metrics.counted(counts)
     worker = WorkerInfo("decode-0.a", "decode", "cpu", "alive")
     metrics.info = ClusterInfo(True, "demo", "f", 9, 9, "float32", {}, (worker,), "")
     metrics.rejected("overloaded")
@@ -61,6 +65,9 @@ def test_counts_are_passed_on_as_they_were_told() -> None:
     buckets = sum(range(len(ITL_BUCKETS_S) + 1))
     assert found['baton:inter_token_latency_seconds_count{model_name="demo"}'] == buckets
     assert found['baton:inter_token_latency_seconds_sum{model_name="demo"}'] == 8.0
+    assert found['baton:spec_decode_num_accepted_tokens_total{model_name="demo"}'] == 3
+    assert found['baton:iteration_tokens_total_count{model_name="demo",role="decode"}'] == 3
+    assert found['baton:num_requests_without_token{model_name="demo"}'] == 1
     assert found['baton:worker_up{model_name="demo",role="decode",worker="decode-0"}'] == 1
 
 
