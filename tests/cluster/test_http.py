@@ -496,14 +496,15 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
             assert answer.json()["error"]["message"]
 
     for each in schema.get_all_operations():
-        operation = each.ok()
+        operation = each.ok()  # those made of others' fields get fewer examples: theirs are large
         if operation.path == "/timeline":  # it never ends
             continue
         modes = list(GenerationMode) if operation.method == "post" else [GenerationMode.POSITIVE]
+        few = operation.path.startswith(("/v1/responses", "/v1/messages", "/v1/embeddings"))
         for mode in modes:
             fuzz = given(case=operation.as_strategy(generation_mode=mode))(try_it)
             settings(
-                max_examples=25, deadline=None, derandomize=True, database=None,
+                max_examples=8 if few else 25, deadline=None, derandomize=True, database=None,
                 suppress_health_check=list(HealthCheck),
             )(fuzz)()  # fmt: skip
     assert tried > 200
