@@ -236,7 +236,7 @@ def add_openai(app: FastAPI, asker: Asker) -> Routes:
         begun = await asker.begin(request, payload)
         stream, named = begun.stream, begun.headers
         if payload.stream:
-            return EventStream(stream.events(), named)
+            return EventStream(stream.events(), named, close=stream.close)
         whole = await stream.whole(request.receive)
         return Response(whole, headers=named, media_type="application/json")
 

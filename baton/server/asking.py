@@ -9,7 +9,6 @@ from starlette.requests import Request
 
 from baton.clock import monotonic
 from baton.server import bodies
-from baton.server.api_error import ApiError
 from baton.server.monitor import Monitor
 from baton.server.schema import AnyRequest, TokenizeRequest
 from baton.server.service import GenerationService
@@ -42,14 +41,9 @@ class Asker:
         own = str(state["request_id"])  # the client's, if guard.py accepted it
         given = own if request.headers.get("x-request-id") == own else ""
         tenant, quotas = state["tenant"], self.service.quotas
-        try:
-            prepared = await self.service.prepare(
-                payload, tenant=tenant, request_id=given, stream=bool(payload.stream)
-            )
-        except ApiError as error:
-            if error.status == 429:
-                error.headers |= quotas.headers(tenant, monotonic())
-            raise
+        prepared = await self.service.prepare(
+            payload, tenant=tenant, request_id=given, stream=bool(payload.stream)
+        )
         prepared = prepared if change is None else change(prepared)
         named = quotas.headers(tenant, monotonic())
         if not given:

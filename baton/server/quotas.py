@@ -52,11 +52,16 @@ class Quotas:
         self._fill(account, now)
         if self._requests and account.requests >= self._requests:
             why = f"{account.requests} requests of this client are under way, its limit"
-            raise ApiError.rate_limited(why, RETRY_S)
+            raise self._refused(tenant, why, RETRY_S, now)
         if self._tokens and account.tokens <= 0:
             wait = (1 - account.tokens) * MINUTE_S / self._tokens
             why = f"this client's {self._tokens:,} tokens a minute are used up"
-            raise ApiError.rate_limited(why, ceil(wait))
+            raise self._refused(tenant, why, ceil(wait), now)
+
+    def _refused(self, tenant: str, why: str, retry_s: int, now: float) -> ApiError:
+        error = ApiError.rate_limited(why, retry_s)
+        error.headers |= self.headers(tenant, now)
+        return error
 
     def take(self, tenant: str, now: float) -> "Place":
         """A place for a request. Raises ApiError."""

@@ -10,7 +10,7 @@ Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -32,7 +32,8 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
 
 class EventStream(Response):
     """Streams the bytes of a generator. Closes the generator at its end, and when the client disconnects.
-    (One that stops reading is disconnected by connection.py.)"""
+    (One that stops reading is disconnected by connection.py.) `close` is called then, too: a generator
+    that was not begun has nothing that would run."""
 
     def __init__(
         self,
@@ -40,13 +41,14 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
         *,
         keep_alive: bytes = KEEP_ALIVE,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(
             None, headers=quiet | dict(headers or {}), media_type="text/event-stream; charset=utf-8"
         )
         del self.headers["content-length"]
-        self._events, self._sign = events, keep_alive
+        self._events, self._sign, self._close = events, keep_alive, close
         self._last_sent, self._sending = 0.0, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +67,7 @@ class EventStream(Response):
                 task.cancel()
             await asyncio.gather(pump, *others, return_exceptions=True)
             await self._events.aclose()
+            self._close()
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

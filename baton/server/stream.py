@@ -305,7 +305,7 @@ class GenerationStream:
                 self._queue.put_nowait((pending, aborted))
 
     def close(self) -> None:
-        """Abort choices that are still running: their results are no longer needed."""
+        """Abort choices that are still running: their results are not needed. May be called again."""
         if self._alarm is not None:
             self._alarm.cancel()
         self._give_up()

@@ -34,7 +34,7 @@ def ask(
             raise RequestError("no")
         return Response()
 
-    def refuse(method: str, error: ApiError | RequestError) -> Response:
+    def refuse(method: str, path: str, error: ApiError | RequestError) -> Response:
         seen.append((f"refused {method} {type(error).__name__}", str(error).encode()))
         return JSONResponse({}, 400)
 

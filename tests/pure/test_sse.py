@@ -97,3 +97,29 @@ def test_what_goes_wrong_in_the_generator_is_not_hidden() -> None:
 
     with pytest.raises(ValueError, match="a bug"):
         asyncio.run(EventStream(broken())({}, stays, send))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_holds_the_request_is_closed_also_if_the_client_leaves_before_the_first_byte(
+    begun: bool,
+) -> None:
+    """A generator that was not begun runs no `finally`."""
+    closed, began = [], []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        began.append(True)
+        await asyncio.Event().wait()
+        yield b""
+
+    async def send(message: dict[str, Any]) -> None:
+        if not begun:
+            await asyncio.Event().wait()
+
+    async def leaves_soon() -> dict[str, Any]:
+        while begun and not began:
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    stream = EventStream(events(), close=lambda: closed.append(True))
+    asyncio.run(asyncio.wait_for(stream({}, leaves_soon, send), 20))
+    assert (bool(began), closed) == (begun, [True])

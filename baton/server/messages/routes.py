@@ -38,7 +38,9 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
             turn = _Turn(payload.model or service.names[0], begun, cut)
             if payload.stream:
                 sign = event(PING, "ping")
-                return EventStream(turn.events(), begun.headers, keep_alive=sign)
+                return EventStream(
+                    turn.events(), begun.headers, keep_alive=sign, close=begun.stream.close
+                )
             content = await turn.whole(request)
         except (ApiError, RequestError) as error:
             raise renamed(error, NAMES) from error

@@ -81,7 +81,7 @@ def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
             begun = await asker.begin(request, await translated(ChatRequest, chat, request, held))
             turn = _Turn(service, store, _tenant(request), payload, before, items, begun)
             if payload.stream:
-                return EventStream(turn.events(), begun.headers)
+                return EventStream(turn.events(), begun.headers, close=begun.stream.close)
             content = await turn.whole(request)
         except (ApiError, RequestError) as error:
             raise renamed(error, NAMES) from error
