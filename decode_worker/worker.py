@@ -156,7 +156,9 @@ class DecodeWorker(Worker):
         self._buffer.clear()
         for grant in self.table.renew_epoch(epoch):
             self.model.retire(grant)
-        return self.model.renew_epoch(epoch)
+        regions = self.model.renew_epoch(epoch)
+        self._writers.all_shut_out()
+        return regions
 
     # ---- runs
 

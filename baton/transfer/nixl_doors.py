@@ -194,6 +194,8 @@ class Doors:
                     case Close():
                         self._close_of(identity)
         except zmq.ContextTerminated:
+            pass
+        finally:
             socket.close(0)
 
     def _open(self, order: Open, identity: bytes) -> Opened | Refused:

@@ -11,6 +11,7 @@ import pytest
 
 from baton.errors import InputError
 from baton.kv import transports
+from baton.kv.blocks import BlockTable
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
 from baton.kv.transports import TRANSPORTS, check_installed, selects, shuts_out
@@ -23,7 +24,7 @@ from router.workers import PREFILL
 from tests.pure.test_router_edges import Desk, sent
 from tests.pure.test_ways import FlappingTown, Missing, SlowWays, ask, assert_right, lose
 from tests.pure.test_workers import hello
-from tests.pure.town import PretendPrefill
+from tests.pure.town import PretendPrefill, Town
 
 GRANT = Grant("d0", "e", "r1#0", 1, (1, 2))
 
@@ -331,3 +332,57 @@ def test_no_late_write_hits_a_block_of_another_run(seed: int) -> None:
     for node in town.nodes.values():
         if isinstance(node, DecodeWorker):
             assert node.table.quarantined_blocks == 0
+
+
+# ---- a writer of whose end nobody tells
+
+
+class ElsewhereTown(Town):
+    """Prefill workers on another host: decode watches none of them."""
+
+    transport = "nixl"
+
+    def turns(self, number: int) -> None:
+        for _ in range(number):
+            self.turn()
+
+
+def filling_elsewhere() -> tuple[ElsewhereTown, str, str]:
+    """Three prompts are being filled. The decode worker, the prefill worker."""
+    town = ElsewhereTown(prefills=1, decodes=1, blocks=16)
+    for i in range(3):
+        town.submit(f"r{i}", list(range(2, 14)), 30)
+    town.turns(12)
+    (decode,), (prefill,) = town.workers("decode"), town.workers("prefill")
+    town.watching.get(prefill, set()).discard(decode)
+    return town, decode, prefill
+
+
+def table_of(town: ElsewhereTown, decode: str) -> BlockTable:
+    node = town.nodes[decode]
+    assert isinstance(node, DecodeWorker)
+    return node.table
+
+
+def test_a_writer_that_dies_with_the_router_holds_no_block_for_ever() -> None:
+    town, decode, prefill = filling_elsewhere()
+    town.watching.pop(prefill, None)
+    town.kill(prefill, restart=False)
+    town.kill(ROUTER)
+    town.start_worker("prefill", 0)
+    town.turns(400)
+    assert table_of(town, decode).quarantined_blocks == 0
+    assert table_of(town, decode).idle
+
+
+def test_a_writer_that_dies_while_decode_is_given_up_holds_no_block_for_ever() -> None:
+    town, decode, prefill = filling_elsewhere()
+    town.stalled.add(decode)
+    while town.router.workers.get(decode) is not None:
+        town.turn()
+    town.kill(prefill)
+    town.turns(30)
+    town.stalled.clear()
+    town.run_all(["r0", "r1", "r2"])
+    assert [town.outcomes[f"r{i}"].ends for i in range(3)] == [["length"]] * 3
+    assert table_of(town, decode).idle
