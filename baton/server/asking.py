@@ -1,5 +1,6 @@
 """Asking: one HTTP request on its way to the router, for every route that generates."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from baton.server.stream import GenerationStream, PreparedRequest
 
 Change = Callable[[PreparedRequest], PreparedRequest]
 Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,22 @@ async def translated(
     kind: type[Model], value: dict[str, Any], request: Request, more: int = 0
 ) -> Model:
     """A chat made of a request's body and of `more` bytes. Raises ApiError."""
-    size = request.headers.get("content-length") or str(bodies.INLINE + 1)  # sent in chunks
-    return await bodies.model(kind, value, size=int(size) + more)
+    return await bodies.model(kind, value, size=body_size(request) + more)
 
 
-async def counted(service: GenerationService, chat: dict[str, Any], request: Request) -> int:
-    """Tokens of a chat's prompt. Raises ApiError or RequestError."""
+def body_size(request: Request) -> int:
+    """In bytes. One that is sent in chunks counts as a long one."""
+    return int(request.headers.get("content-length") or bodies.INLINE + 1)
+
+
+async def in_thread_if_long(work: Callable[[], T], size: int, limit: int = bodies.INLINE) -> T:
+    """Do it, for a text of so many bytes; beyond the limit beside the event loop."""
+    return work() if size <= limit else await asyncio.to_thread(work)
+
+
+async def counted(
+    service: GenerationService, chat: dict[str, Any], request: Request, more: int = 0
+) -> int:
+    """Tokens of a chat's prompt. `more`: as in translated(). Raises ApiError or RequestError."""
     known = {name: value for name, value in chat.items() if name in TokenizeRequest.model_fields}
-    return len(await service.tokenized(await translated(TokenizeRequest, known, request)))
+    return len(await service.tokenized(await translated(TokenizeRequest, known, request, more)))

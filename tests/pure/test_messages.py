@@ -209,7 +209,8 @@ def test_an_answer_without_text_is_an_empty_text() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "found"),
-    [('{"a": [1]}', {"a": [1]}), ("", {}), ('{"a": ', {UNREAD: '{"a": '}), ("[1]", {UNREAD: "[1]"})],
+    [('{"a": [1]}', {"a": [1]}), ("", {}), ('{"a": ', {UNREAD: '{"a": '}), ("[1]", {UNREAD: "[1]"}),
+     ('{"a": 1e999}', {UNREAD: '{"a": 1e999}'}), ('{"a": NaN}', {UNREAD: '{"a": NaN}'})],
 )  # fmt: skip
 def test_arguments_that_are_no_object_are_shown_as_they_are(
     arguments: str, found: dict[str, Any]

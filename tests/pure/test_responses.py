@@ -17,7 +17,7 @@ from baton.server.api_error import ApiError
 from baton.server.pieces import Call, Content, Piece, Reasoning, pieces_of, renamed
 from baton.server.responses.answer import Output
 from baton.server.responses.items import messages_of, plain_items
-from baton.server.responses.routes import listed
+from baton.server.responses.routes import listed, new_id
 from baton.server.responses.schema import ResponsesRequest
 from baton.server.responses.store import OVERHEAD, Segment, Store
 from tests.pure.town_app import TownClient, serving
@@ -405,6 +405,35 @@ def test_a_conversation_goes_on_after_a_response_of_ones_own() -> None:
             assert third.status == 200
             gone = await client.ask(f"{RESPONSES}/{third.json['id']}", headers=ann)
             assert gone.status == 404
+
+    asyncio.run(work())
+
+
+def test_thoughts_of_one_turn_are_joined() -> None:
+    part = "summary_text"
+    thoughts = [
+        {"type": "reasoning", "content": [], "summary": [{"type": part, "text": t}]} for t in "abc"
+    ]
+    items = [says("user", "Hi"), *thoughts, says("assistant", "Yes."), *thoughts]
+    spelled = messages_of(None, plain_items(ResponsesRequest(input=items).input, new_id))
+    assert [each.get("reasoning_content") for each in spelled] == [None, "abc", "abc"]
+
+
+def test_a_conversation_that_goes_on_is_no_longer_than_one_that_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a request of a hundred bytes costs as much as all that was ever stored."""
+    monkeypatch.setattr("baton.server.bodies.MAX_BODY_BYTES", 600)
+
+    async def work() -> None:
+        async with serving() as client:
+            first = (await client.ask(RESPONSES, GREEDY, submits=1)).json
+            goes_on = {"input": "And? " * 60, "previous_response_id": first["id"]}
+            for path in (RESPONSES, f"{RESPONSES}/input_tokens"):
+                answer = await client.ask(path, goes_on)
+                assert answer.status == 400
+                assert answer.json["error"]["param"] == "previous_response_id"
+                assert "at most 600 are allowed" in answer.json["error"]["message"]
 
     asyncio.run(work())
 

@@ -99,6 +99,7 @@ def read_input(arguments: str) -> dict[str, Any]:
     """Of a call."""
     try:
         found = json.loads(arguments) if arguments.strip() else {}
+        json.dumps(found, allow_nan=False)  # 1e999 is JSON, and becomes what is not
     except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {UNREAD: arguments}

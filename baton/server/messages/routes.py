@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from baton.errors import RequestError
 from baton.server import bodies
 from baton.server.api_error import ApiError, from_failed, messages_body
-from baton.server.asking import Asker, Begun, counted, translated
+from baton.server.asking import Asker, Begun, body_size, counted, in_thread_if_long, translated
 from baton.server.messages.answer import PING, Blocks, Event, message_of, stop_of, usage_of
 from baton.server.messages.schema import NAMES, CountRequest, MessagesRequest
 from baton.server.pieces import pieces_of, renamed
@@ -49,7 +49,8 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
     async def begin(request: Request, payload: MessagesRequest) -> tuple[Begun, bool]:
         """If max_tokens is more than fits beside the prompt, the answer may be as long as fits, and says
         so at its end, as Anthropic's does. The second is whether it is."""
-        chat = await translated(ChatRequest, payload.chat(), request)
+        value = await in_thread_if_long(payload.chat, body_size(request))
+        chat = await translated(ChatRequest, value, request)
         try:
             return await asker.begin(request, chat), False
         except (ApiError, RequestError) as error:
@@ -61,7 +62,8 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
     async def count_tokens(request: Request, payload: CountRequest) -> Response:
         """How many tokens a request's input has."""
         try:
-            tokens = await counted(service, payload.chat(), request)
+            value = await in_thread_if_long(payload.chat, body_size(request))
+            tokens = await counted(service, value, request)
         except (ApiError, RequestError) as error:
             raise renamed(error, NAMES) from error
         return JSONResponse({"input_tokens": tokens})

@@ -217,6 +217,9 @@ def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]]) ->
             found.append(output)
         else:
             _add_to_turn(found, item)
+    for turn in found:
+        if "reasoning_content" in turn:
+            turn["reasoning_content"] = "".join(turn["reasoning_content"])
     first = [{"role": "system", "content": "\n\n".join(system)}] if system else []
     return first + found
 
@@ -230,7 +233,7 @@ def _add_to_turn(found: list[Item], item: Mapping[str, Any]) -> None:
     match item["type"]:
         case "reasoning":
             thought = _said(item.get("content") or item["summary"])
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+            turn.setdefault("reasoning_content", []).append(thought)  # joined at the end, once
         case "function_call":
             function = {"name": item["name"], "arguments": item["arguments"]}
             call = {"id": item["call_id"], "type": "function", "function": function}

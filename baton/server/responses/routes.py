@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from baton.errors import RequestError
 from baton.server import bodies
 from baton.server.api_error import ApiError
-from baton.server.asking import Asker, Begun, counted, translated
+from baton.server.asking import Asker, Begun, body_size, counted, in_thread_if_long, translated
 from baton.server.pieces import pieces_of, renamed
 from baton.server.responses.answer import (
     Event,
@@ -74,11 +74,9 @@ def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
     async def responses(request: Request, payload: ResponsesRequest) -> Response:
         """Answer a conversation: OpenAI's Responses API."""
         before = conversation(request, payload.previous_response_id)
-        items = plain_items(payload.input, new_id)
         try:
-            chat = payload.chat([*await _items(before), *items])
-            held = sum(len(each.data) for each in before)
-            begun = await asker.begin(request, await translated(ChatRequest, chat, request, held))
+            items, chat, more = await _chat(payload, before, request)
+            begun = await asker.begin(request, await translated(ChatRequest, chat, request, more))
             turn = _Turn(service, store, _tenant(request), payload, before, items, begun)
             if payload.stream:
                 return EventStream(turn.events(), begun.headers, close=begun.stream.close)
@@ -91,9 +89,9 @@ def add_responses(app: FastAPI, asker: Asker, store: Store) -> dict[str, Any]:
     async def input_tokens(request: Request, payload: ResponsesRequest) -> Response:
         """How many tokens a request's input has."""
         before = conversation(request, payload.previous_response_id)
-        items = [*await _items(before), *plain_items(payload.input, new_id)]
         try:
-            tokens = await counted(service, payload.chat(items), request)
+            _, chat, more = await _chat(payload, before, request)
+            tokens = await counted(service, chat, request, more)
         except (ApiError, RequestError) as error:
             raise renamed(error, NAMES) from error
         return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
@@ -166,14 +164,38 @@ def listed(items: list[Item], *, limit: int, descending: bool, after: str | None
     }
 
 
+def _read(segments: Sequence[Segment]) -> list[Item]:
+    """The items of a conversation."""
+    return [item for each in segments for item in json.loads(each.data)]
+
+
 async def _items(segments: Sequence[Segment]) -> list[Item]:
-    """Those of a conversation."""
+    """The same. Long ones are read in a thread."""
+    return await in_thread_if_long(lambda: _read(segments), _size(segments), LONG_ITEMS)
 
-    def read() -> list[Item]:
-        return [item for each in segments for item in json.loads(each.data)]
 
-    long = sum(len(each.data) for each in segments) > LONG_ITEMS
-    return await asyncio.to_thread(read) if long else read()
+def _size(segments: Sequence[Segment]) -> int:
+    return sum(len(each.data) for each in segments)
+
+
+async def _chat(
+    payload: ResponsesRequest, before: Sequence[Segment], request: Request
+) -> tuple[list[Item], Item, int]:
+    """The request's own items, the chat of the whole conversation, and the bytes of `before`. Raises
+    ApiError: a conversation is no longer than a body that brings all of it."""
+    own, held = body_size(request), _size(before)
+    if held and own + held > bodies.MAX_BODY_BYTES:
+        text = (
+            f"the conversation before has {held:,} bytes, with this input {own + held:,}; at most "
+            f"{bodies.MAX_BODY_BYTES:,} are allowed: go on with a shorter one, sent as input"
+        )
+        raise ApiError.bad_request(text, "previous_response_id")
+
+    def build() -> tuple[list[Item], Item]:
+        items = plain_items(payload.input, new_id)
+        return items, payload.chat([*_read(before), *items])
+
+    return *await in_thread_if_long(build, own + held), held
 
 
 def _bytes(value: Any) -> bytes:

@@ -58,6 +58,10 @@ Metadata = Annotated[
 ]
 
 
+LONGEST_LABEL = 512
+"""Characters of what a response only repeats."""
+
+
 class TextFormat(Fields):
     """The format that the text must have."""
 
@@ -124,9 +128,9 @@ class ResponsesRequest(Fields):
     stream: Bool | None = False
     stream_options: ResponsesStreamOptions | None = None
     metadata: Metadata | None = None
-    user: Text | None = None
-    safety_identifier: Text | None = None
-    prompt_cache_key: Text | None = None
+    user: Text | None = Field(None, max_length=LONGEST_LABEL)
+    safety_identifier: Text | None = Field(None, max_length=LONGEST_LABEL)
+    prompt_cache_key: Text | None = Field(None, max_length=LONGEST_LABEL)
     service_tier: Any = None
     _given: dict[str, Any] = PrivateAttr()
 
