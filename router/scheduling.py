@@ -70,7 +70,7 @@ class Scheduler:
         self._alone = self._fill_themselves(now)
         if self._ledger.aside() is not None:
             self._ledger.call_back(self._embeddable(now))
-        engines = self._engines.place(self.start, now)
+        engines = self._engines.place(self._next, self.start, now)
         return [*engines, *self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
