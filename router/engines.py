@@ -32,13 +32,19 @@ class Engines:
         self._ledger, self._members, self._rules = ledger, members, rules
         self._affinity, self._rope = affinity, rope
 
-    def place(self, start: Callable[[Entry, float], Effect], now: float) -> list[Effect]:
-        """Start all requests that can be, in the order of the line."""
+    def place(
+        self,
+        following: Callable[[float], Entry | None],
+        start: Callable[[Entry, float], Effect],
+        now: float,
+    ) -> list[Effect]:
+        """Start all requests that can be, in the order of the line. `following`: the next in line, no
+        embedding: engines compute none, and are in no cluster with workers that do."""
         engines = self._members.alive(ENGINE, now)
         effects: list[Effect] = []
         while engines and self._ledger.count(*PLACED) < self._rules.batch_size:
-            entry = self._ledger.next_queued(now)
-            if entry is None or entry.retry_at > now or entry.pooling:
+            entry = following(now)
+            if entry is None:
                 break
             hashes = prefix_hashes(entry, engines[0].hello.block_size, self._rope)[1:]
             choices = []

@@ -120,12 +120,24 @@ class FairQueue:
         self._tenants: dict[str, Tenant] = {}
         self._places: dict[str, tuple[str, int, str]] = {}  # tenant, priority, group by request
 
-    def add(self, name: str, tenant: str, group: str, cost: int, priority: int = 0) -> None:
-        """A request waits. `cost` is in tokens, at least 1. The name must be new."""
+    def add(
+        self,
+        name: str,
+        tenant: str,
+        group: str,
+        cost: int,
+        priority: int = 0,
+        *,
+        back: bool = False,
+    ) -> None:
+        """A request waits. `cost` is in tokens, at least 1. The name must be new. `back`: it was here
+        before, and comes first in its group."""
         assert name not in self._places
         self._places[name] = (tenant, priority, group)
         here = self._tenants.setdefault(tenant, Tenant()).level(priority)
         here.groups.setdefault(group, OrderedDict())[name] = cost
+        if back:
+            here.groups[group].move_to_end(name, last=False)
         here.turns.join(group)
         self._turns.join(tenant)
 

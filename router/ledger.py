@@ -312,8 +312,28 @@ class Ledger:
         name = self._line.first(quarantined=not self._isolation.any_quarantined)
         return self._entries[name] if name is not None else None
 
+    def set_aside(self, entry: Entry) -> None:
+        """The next one lets others pass until it is called back."""
+        self._line.set_aside(entry.id, entry.reach)
+
+    def aside(self) -> Entry | None:
+        """The shortest one that is set aside."""
+        name = self._line.aside
+        return self._entries[name] if name is not None else None
+
+    def call_back(self, most: float) -> None:
+        """Those set aside that have no more tokens wait in line again, at their old places."""
+        found = sorted(map(self.entry, self._line.call_back(most)), key=lambda each: -each.serial)
+        for entry in found:
+            if entry.runs:
+                quarantined = entry.tries.quarantined
+                self._line.put_back(entry.id, entry.serial, quarantined=quarantined)
+            else:
+                share = (entry.tenant, entry.group, entry.cost, entry.priority)
+                self._line.add(entry.id, *share, back=True)
+
     def queued_again(self) -> list[Entry]:
-        """Queued entries that were placed before. They are few."""
+        """Queued entries that were placed before, which are few, and those set aside."""
         return [self._entries[name] for name in self._line.returned()]
 
     def on_worker(self, worker: str) -> list[Entry]:

@@ -154,8 +154,11 @@ class Requests:
         return effects
 
     def refuse_unplaceable(self, now: float) -> list[Effect]:
-        """Fail requests that no pool here could ever hold."""
+        """Fail requests that no pool here could ever hold, and embeddings that came before the workers,
+        if these compute none."""
         effects: list[Effect] = []
+        while (entry := self._ledger.aside()) and (why := self._scheduler.cannot_embed):
+            effects += self._fail(entry, "unsupported", why, now)
         while rejection := self._scheduler.never_fits(now):
             effects += self._fail(rejection[0], "context_length_exceeded", rejection[1], now)
         return effects

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from math import inf
 
 from baton.kv.grant import Grant
 from baton.lifecycle import PLACED, Event, State
@@ -67,7 +68,9 @@ class Scheduler:
     def place(self, now: float) -> list[Effect]:
         """All orders that are possible now."""
         self._alone = self._fill_themselves(now)
-        engines = self._engines.place(self.start, now)
+        if self._ledger.aside() is not None:
+            self._ledger.call_back(self._embeddable(now))
+        engines = self._engines.place(self._next, self.start, now)
         return [*engines, *self._reserve(now), *self._start_local(now), *self._fill(now)]
 
     def due(self, now: float) -> float:
@@ -90,8 +93,8 @@ class Scheduler:
         """In the order of the line (line.py): a request that cannot be placed stops it."""
         effects: list[Effect] = []
         while self._ledger.count(*PLACED) < self._rules.batch_size:
-            entry = self._ledger.next_queued(now)
-            if entry is None or entry.retry_at > now:
+            entry = self._next(now)
+            if entry is None:
                 break
             size = self._members.block_size
             block_hashes = prefix_hashes(entry, size, self._rope)
@@ -111,6 +114,28 @@ class Scheduler:
             self._ledger.apply(entry, Event.RESERVE, now)
             effects.append(To(worker, Reserve(entry.run, wanted, block_hashes)))
         return effects
+
+    def _next(self, now: float) -> Entry | None:
+        """The first of the line, if it may be placed now. Embeddings that no worker can compute are set
+        aside: they would stop requests that need no prefill worker."""
+        most: float | None = None
+        while (entry := self._ledger.next_queued(now)) is not None and entry.pooling:
+            most = self._embeddable(now) if most is None else most
+            if entry.reach <= most:
+                break
+            self._ledger.set_aside(entry)
+        return None if entry is None or entry.retry_at > now else entry
+
+    def _embeddable(self, now: float) -> float:
+        """Tokens of the longest embedding for which workers are there now, busy or not."""
+        members = self._members
+        if self._alone:
+            return 0.0
+        reached = [m for m in members.alive(DECODE, now) if members.prefill_reaches(m.worker, now)]
+        most = max((each.hello.blocks for each in reached), default=0)
+        if most == members.largest_pool:  # what fits nowhere stays in line, to be refused
+            return inf if most else 0.0
+        return most * members.block_size
 
     def _wanted(self, entry: Entry, block_size: int) -> int:
         """Tokens to reserve blocks for: the known ones and a block more. A request reserves more
@@ -225,9 +250,10 @@ class Scheduler:
         return effects
 
     def _move_if_lost(self, entry: Entry, now: float) -> list[Effect]:
-        """No prefill worker can fill it now: it is queued again, or keeps its blocks and waits."""
+        """No prefill worker can fill it now: it is queued again, or keeps its blocks and waits. While
+        decode workers fill, an embedding waits without blocks, and its deadline runs."""
         assert entry.decode is not None
-        if not self._reach.lost(entry.decode, now):
+        if not (entry.pooling and self._alone) and not self._reach.lost(entry.decode, now):
             return []
         order = To(entry.decode, Cancel(entry.run))
         self._ledger.apply(entry, Event.RETRY, now)

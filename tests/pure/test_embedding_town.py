@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from baton.errors import TransferError
 from baton.kv.grant import Grant
+from baton.kv.region import Region
 from baton.params import GenerationParams
 from baton.wire import messages as msg
 from router.batching import Rules
@@ -148,3 +150,79 @@ def test_an_unknown_pooling_and_false_reports_are_refused() -> None:
     assert forged
     assert town.outcomes["talk"].tokens == calm_answer(prompt, 3)[0]
     assert town.router.reports.forged == 1
+
+
+def test_one_that_has_blocks_when_the_last_prefill_worker_goes_waits_without_them() -> None:
+    """Else it would wait for ever: its deadline ended with its grant, and nobody fills it."""
+    town = Town(blocks=16)
+    town.submit("first", [5, 6, 7, 8, 9], 3)
+    town.run_all(["first"])
+    prefill = town.workers("prefill")[0]
+    reserved = list[str]()
+
+    def gone(sender: str, receiver: str, message: msg.Message) -> None:
+        if isinstance(message, msg.Reserved):
+            reserved.append(message.grant.run)
+            if prefill in town.nodes:
+                town.kill(prefill, restart=False)
+
+    town.before = gone
+    embed(town, "waits", range(2, 16), queue_timeout_s=5.0)
+    embed(town, "goes on", range(2, 16))
+    for _ in range(20):
+        town.turn()
+    town.before = None
+    assert reserved
+    town.submit("talk", [5, 6, 7, 8, 9], 3)  # takes blocks that the embeddings had
+    town.run(lambda: bool(town.outcomes["waits"].ends and town.outcomes["talk"].ends))
+    assert town.outcomes["waits"].ends == ["queue_timeout"]
+    assert town.outcomes["talk"].tokens == calm_answer([5, 6, 7, 8, 9], 3)[0]
+    assert not town.outcomes["goes on"].ends
+    town.start_worker("prefill", 0)
+    town.run_all(["goes on"])
+    assert town.outcomes["goes on"].embedding == embedding(range(2, 16))
+
+
+def degraded(case: str) -> Town:
+    """A town in which the decode worker fills by itself: its prefill worker is gone, or cannot write."""
+    town = Town()
+    town.submit("first", [5, 6, 7, 8, 9], 3)
+    town.run_all(["first"])
+    [prefill], [decode] = town.workers("prefill"), town.workers("decode")
+    if case == "gone":
+        town.kill(prefill, restart=False)
+    else:
+        failing = town.prefill_models[0]
+
+        def attach(worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
+            raise TransferError("no way")
+
+        failing.attach = attach  # type: ignore[method-assign]
+        town.mail[prefill, ROUTER].append(msg.WayLost(decode, f"{decode}/0", "cut", ()))
+    town.submit("probe", [5, 6, 7, 8, 9], 3)
+    town.run_all(["probe"])
+    return town
+
+
+@pytest.mark.parametrize("case", ["gone", "all ways down"])
+def test_while_no_worker_can_compute_them_they_stop_nobody_and_later_they_go_on(case: str) -> None:
+    town = degraded(case)
+    embed(town, "timed", [3, 4, 5], queue_timeout_s=5.0)
+    for number in range(3):
+        embed(town, f"embed {number}", [3, 4 + number])
+        town.submit(f"talk {number}", [5, 6, 7, 8, 9 + number], 3)
+    talks = [f"talk {number}" for number in range(3)]
+    town.run(lambda: all(town.outcomes[name].ends for name in [*talks, "timed"]))
+    for number, name in enumerate(talks):
+        assert town.outcomes[name].tokens == calm_answer([5, 6, 7, 8, 9 + number], 3)[0]
+    assert town.outcomes["timed"].ends == ["queue_timeout"]
+    assert not any(town.outcomes[f"embed {number}"].ends for number in range(3))
+    town.client(msg.Abort("embed 1"))
+    if case == "gone":
+        town.start_worker("prefill", 0)
+    else:
+        del town.prefill_models[0].attach
+    town.run_all(["embed 0", "embed 1", "embed 2"])
+    assert town.outcomes["embed 1"].ends == ["abort"]
+    for number in (0, 2):
+        assert town.outcomes[f"embed {number}"].embedding == embedding([3, 4 + number])

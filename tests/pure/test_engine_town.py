@@ -10,6 +10,7 @@ from router.batching import Rules
 from router.workers import MISSED_BEATS
 from sampler.params import SamplingParams
 from tests.pure.engine_town import EngineTown, drawn_answer
+from tests.pure.test_embedding_town import embed
 from tests.pure.town import GREEDY, calm_answer
 
 PROMPTS = {"a": [5, 6, 7], "b": [9], "c": [1, 2, 3, 4, 5, 6, 7, 8, 9], "d": [30, 31]}
@@ -270,3 +271,18 @@ def test_a_worker_that_leaves_finishes_what_runs_there() -> None:
     assert_calm(town)
     town.run(lambda: leaver not in town.workers(), turns=int(MISSED_BEATS) * 100)
     assert len(town.served()[0].asked) == before
+
+
+def test_embeddings_that_came_before_the_engines_are_refused_and_stop_nobody() -> None:
+    town = EngineTown(engines=0)
+    for number in range(2):
+        embed(town, f"embed {number}", [3, 4])
+        town.submit(f"talk {number}", [5, 6, 7], 3)
+    for _ in range(5):
+        town.turn()
+    town.start_worker("engine", 0)
+    town.run_all([f"{kind} {number}" for kind in ("embed", "talk") for number in range(2)])
+    for number in range(2):
+        assert town.outcomes[f"embed {number}"].ends == ["unsupported"]
+        assert "prefill workers" in town.outcomes[f"embed {number}"].why
+        assert town.outcomes[f"talk {number}"].tokens == calm_answer([5, 6, 7], 3)[0]

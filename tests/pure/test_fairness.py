@@ -243,6 +243,26 @@ def test_requests_that_come_back_go_first_in_order_of_submission() -> None:
     assert line.first(quarantined=True) == "d"
 
 
+def test_what_is_set_aside_lets_others_pass_and_returns_to_its_place() -> None:
+    line = Line()
+    for name in "abcd":
+        line.add(name, "tenant", "group", 1)
+    line.set_aside("a", 7)
+    line.set_aside("b", 9)
+    assert line.first(quarantined=True) == "c"
+    assert (line.aside, sorted(line.returned())) == ("a", ["a", "b"])
+    assert line.call_back(6) == []
+    assert line.call_back(8) == ["a"]
+    line.add("a", "tenant", "group", 1, back=True)
+    order = []
+    while (name := line.first(quarantined=True)) is not None:
+        order.append(name)
+        line.place(name)
+    assert order == ["a", "c", "d"]
+    line.remove("b")
+    assert (line.aside, line.call_back(99)) == (None, [])
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(-5, 5) | st.none()), max_size=300))
 def test_a_priority_queue_gives_the_smallest_of_what_is_there(

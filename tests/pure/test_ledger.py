@@ -123,6 +123,23 @@ def line_of(ledger: Ledger) -> list[str]:
     return found
 
 
+def test_what_is_set_aside_returns_to_its_place_whether_it_was_placed_before_or_not() -> None:
+    ledger = Ledger(Observers())
+    entries = [add(ledger, name) for name in "abcde"]
+    step(ledger, entries[0], Event.RESERVE, 0.0)
+    ledger.apply(entries[0], Event.LOST, 0.0)
+    for entry in entries[:4]:
+        assert ledger.next_queued(0.0) is entry
+        ledger.set_aside(entry)
+    assert ledger.next_queued(0.0) is entries[4]
+    ledger.apply(entries[2], Event.FINISH, 0.0)
+    ledger.call_back(entries[0].reach - 1)
+    assert ledger.next_queued(0.0) is entries[4]
+    ledger.call_back(entries[0].reach)
+    assert ledger.aside() is None
+    assert line_of(ledger) == ["a", "b", "d", "e"]
+
+
 def test_the_line_is_first_come_first_served_and_who_comes_back_has_his_place() -> None:
     ledger = Ledger(Observers())
     entries = [add(ledger, name) for name in "abcd"]
