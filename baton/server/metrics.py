@@ -7,8 +7,9 @@
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
+from collections import Counter as Counted
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, zip_longest
 
 from prometheus_client import (
@@ -27,6 +28,7 @@ from prometheus_client.core import (
 
 from baton.server.admission import Admission
 from baton.server.totals import Totals
+from baton.timeline import short_name
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import (
     FORWARD_TOKENS,
@@ -240,14 +242,15 @@ class Metrics:
             yield from self._work()
 
     def _workers(self) -> Iterator[Metric]:
-        """By role and name. While a process is replaced, its successor has the same. Also by role, so
-        that the end of the last one of a role is seen."""
+        """By role and name. While a process is replaced, its successor has the same name. Also by role,
+        so that the end of the last one of a role is seen."""
         labels = ("model_name", "role", "worker")
         up = self._family("worker_up", "1: gets work.", labels)
         load = self._family("worker_load_seconds", "From its start until it could join.", labels)
         found: dict[tuple[str, str], tuple[bool, float]] = {}
-        for each in self.info.workers if self.info else ():
-            key = each.role, _short(each.worker)
+        workers, shared = self.info.workers if self.info else (), self._shared()
+        for each in workers:
+            key = each.role, _label(each.role, each.worker, shared)
             alive = each.state == "alive"
             if alive or key not in found:
                 found[key] = alive, each.load_s
@@ -255,11 +258,18 @@ class Metrics:
             up.add_metric([self._model, *key], alive)
             load.add_metric([self._model, *key], load_s)
         number = self._family("num_workers", "Workers that get work.", ("model_name", "role"))
-        self._roles.update(role for role, _ in found)
+        self._roles.update(each.role for each in workers)
         for role in sorted(self._roles):
-            alive_here = sum(alive for (own, _), (alive, _) in found.items() if own == role)
+            alive_here = sum(each.role == role and each.state == "alive" for each in workers)
             number.add_metric([self._model, role], alive_here)
         yield from (up, load, number)
+
+    def _shared(self) -> set[tuple[str, str]]:
+        """Roles and short names of which several workers are alive: no successors, but workers that were
+        started with one name. Only their full names tell them apart."""
+        workers = self.info.workers if self.info else ()
+        alive = [(w.role, short_name(w.worker)) for w in workers if w.state == "alive"]
+        return {key for key, number in Counted(alive).items() if number > 1}
 
     def _counted(self, counts: Counts) -> Iterator[Metric]:
         pools = counts.pools
@@ -300,7 +310,8 @@ class Metrics:
         labels = ("model_name", "worker", "block_size", "num_gpu_blocks", "cache_dtype")
         family = self._family("cache_config_info", "1; the labels describe a KV pool.", labels)
         self._dtype = self.info.dtype if self.info else self._dtype
-        pools = {_short(pool.worker): pool for pool in counts.pools}
+        shared = self._shared()
+        pools = {_label("decode", pool.worker, shared): pool for pool in counts.pools}
         for name, pool in pools.items():
             sizes = str(pool.block_size), str(pool.blocks)
             family.add_metric([self._model, name, *sizes, self._dtype], 1)
@@ -356,9 +367,10 @@ class Metrics:
         return family
 
 
-def _short(worker: str) -> str:
-    """Without the part that names its process."""
-    return worker.partition(".")[0]
+def _label(role: str, worker: str, shared: Collection[tuple[str, str]]) -> str:
+    """The short name, so that a successor continues the series; the full one where it is `shared`."""
+    short = short_name(worker)
+    return worker if (role, short) in shared else short
 
 
 def _buckets(ends: Sequence[float], numbers: Sequence[int]) -> list[tuple[str, float]]:

@@ -27,6 +27,7 @@ from baton.wire.records import (
     Counts,
     Ended,
     FirstToken,
+    PoolInfo,
     Timings,
     Work,
     WorkerInfo,
@@ -162,6 +163,37 @@ def test_a_worker_and_its_successor_are_one_series() -> None:
     assert samples(metrics)["baton:worker_up", *labels] == 1
     metrics.info = replace(metrics.info, workers=())
     assert samples(metrics)["baton:num_workers", *labels[:2]] == 0
+
+
+def test_workers_of_one_name_are_told_apart_and_all_are_counted() -> None:
+    def up(metrics: Metrics) -> dict[str, float]:
+        found = samples(metrics).items()
+        return {key[-1][1]: number for key, number in found if key[0] == "baton:worker_up"}
+
+    def info(*workers: tuple[str, str, str]) -> ClusterInfo:
+        rows = tuple(WorkerInfo(name, role, "cpu", state) for name, role, state in workers)
+        return ClusterInfo(True, "demo", "f", 9, 9, "float32", {}, rows, "")
+
+    metrics = Metrics("m")
+    metrics.info = info(
+        *((f"prefill.{boot}", "prefill", "alive") for boot in ("aa", "bb")),
+        *((f"10.0.0.{host}.cc", "decode", "alive") for host in (7, 8)),
+        ("bare", "decode", "suspect"),
+    )
+    assert up(metrics) == {
+        "prefill.aa": 1, "prefill.bb": 1, "10.0.0.7": 1, "10.0.0.8": 1, "bare": 0,
+    }  # fmt: skip
+    for role in ("prefill", "decode"):
+        assert value(metrics, "num_workers", role=role) == 2
+    check_form(metrics)
+
+    metrics.info = info(("decode.aa", "decode", "alive"), ("decode.bb", "decode", "alive"))
+    names = "decode.aa", "decode.bb", "10.0.0.7.aa", "10.0.0.8.bb"
+    pools = tuple(PoolInfo(name, 9, 4, 2, 1) for name in names)
+    metrics.counted(replace(counts_of("r/1", 1), pools=pools))
+    told = {dict(key[1:])["worker"] for key in samples(metrics) if "cache_config" in key[0]}
+    assert told == {"decode.aa", "decode.bb", "10.0.0.7", "10.0.0.8"}
+    check_form(metrics)
 
 
 def test_every_name_has_the_prefix_but_those_of_the_process() -> None:
