@@ -28,7 +28,7 @@ STAGES = {
 
 
 def short_name(worker: str) -> str:
-    """A worker's name without its last part, which tells one boot from another. The rest may have dots."""
+    """A worker's name without its last part, which tells one boot from another. Others are kept."""
     return worker.rpartition(".")[0] or worker
 
 

@@ -66,6 +66,12 @@ AT_END = {
     "request_decode_time_seconds": ("Decode, from Start to the end.", "decode_s"),
 }
 
+AT_EMBEDDING = {
+    name: field
+    for name, field in (AT_FIRST_TOKEN | AT_END).items()
+    if field[1] in ("queue_s", "prefill_s", "total_s")
+}
+
 
 class Metrics:
     """One model's metrics. As a collector of its own registry it exports the router's counts."""
@@ -160,9 +166,7 @@ class Metrics:
         timings = first.timings
         if first.request not in self._first:
             self._read(first.prompt_tokens, timings)
-            self._observe(AT_FIRST_TOKEN, timings)
-            computed = max(0, first.prompt_tokens - timings.cached_tokens)
-            self._computed.labels(self._model).observe(computed)
+            self._began(AT_FIRST_TOKEN, first.prompt_tokens, timings)
         self._moved(first.transport, timings, None)
         self._first[first.request] = timings
         if len(self._first) > REMEMBERED:
@@ -177,12 +181,15 @@ class Metrics:
         self._corrupted.labels(model).inc(ended.reason == UNSOUND)
         first = self._first.pop(ended.request, None)
         self._moved(ended.transport, timings, first)
+        if ended.embedding:
+            self._embedded(ended, good=good)
+            return
         if first is None:
             self._read(ended.prompt_tokens, timings)
         if not good:
             return
         if first is None:
-            self._observe(AT_FIRST_TOKEN, timings)
+            self._began(AT_FIRST_TOKEN, ended.prompt_tokens, timings)
         self._observe(AT_END, timings)
         self._inference.labels(model).observe(max(0.0, timings.total_s - timings.queue_s))
         self._prompt_lengths.labels(model).observe(ended.prompt_tokens)
@@ -196,10 +203,25 @@ class Metrics:
         self._counts = self._totals.add(counts)
         return self._counts
 
+    def _embedded(self, ended: Ended, *, good: bool) -> None:
+        """It has no first token and no answer, and looks up no prefix."""
+        self._prompt.labels(self._model).inc(ended.prompt_tokens)
+        if good:
+            self._began(AT_EMBEDDING, ended.prompt_tokens, ended.timings)
+            self._prompt_lengths.labels(self._model).observe(ended.prompt_tokens)
+
     def _read(self, prompt_tokens: int, timings: Timings) -> None:
         self._prompt.labels(self._model).inc(prompt_tokens)
         self._queried.labels(self._model).inc(prompt_tokens)
         self._cached.labels(self._model).inc(timings.cached_tokens)
+
+    def _began(
+        self, which: Mapping[str, tuple[str, str]], prompt_tokens: int, timings: Timings
+    ) -> None:
+        """The prompt is computed."""
+        self._observe(which, timings)
+        computed = max(0, prompt_tokens - timings.cached_tokens)
+        self._computed.labels(self._model).observe(computed)
 
     def _observe(self, which: Mapping[str, tuple[str, str]], timings: Timings) -> None:
         for name, (_, field) in which.items():
