@@ -84,6 +84,7 @@ class Metrics:
         self._counts: Counts | None = None
         self._first: OrderedDict[str, Timings] = OrderedDict()  # by request
         self.info: ClusterInfo | None = None
+        self._router = ""
         self._dtype = ""  # of the last info
         self._roles: set[str] = set()  # of all workers there were
         self.router_restarts = 0
@@ -160,17 +161,33 @@ class Metrics:
         """A client's request is over; its longest choice has so many tokens."""
         self._longest.labels(self._model).observe(tokens)
 
-    def started(self, first: FirstToken) -> None:
+    def at_router(self, router: str, live: Collection[str]) -> None:
+        """To be called before its events: with another router, only the requests that are `live`, those
+        of this server, go on. The ends of all others are not told any more."""
+        if router != self._router:
+            for request in self._first.keys() - live:
+                del self._first[request]
+        self._router = router
+
+    def started(self, first: FirstToken) -> bool:
         """A request has its first token. After the loss of a router it has one more, and what it took
-        since; only the KV that was moved for it counts again."""
-        timings = first.timings
-        if first.request not in self._first:
+        since; only the KV that was moved for it counts again. Returns whether it is its first."""
+        timings, new = first.timings, first.request not in self._first
+        if new:
             self._read(first.prompt_tokens, timings)
             self._began(AT_FIRST_TOKEN, first.prompt_tokens, timings)
         self._moved(first.transport, timings, None)
         self._first[first.request] = timings
         if len(self._first) > REMEMBERED:
             self._first.popitem(last=False)
+        return new
+
+    def replaced(self, ended: Ended) -> None:
+        """An attempt has ended in whose place there is another: the request goes on."""
+        first = self._first.get(ended.request)
+        self._moved(ended.transport, ended.timings, first)
+        if first is not None:
+            self._first[ended.request] = ended.timings
 
     def ended(self, ended: Ended) -> None:
         """A request has ended. What is known since its first token was observed then, unless this server
