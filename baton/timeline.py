@@ -27,6 +27,11 @@ STAGES = {
 """Stage names by state. `wait`: for a Fill batch."""
 
 
+def short_name(worker: str) -> str:
+    """A worker's name without its last part, which tells one boot from another. Others are kept."""
+    return worker.rpartition(".")[0] or worker
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A request entered a state, or has more tokens, filled or generated."""

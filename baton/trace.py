@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
-from baton.timeline import Life, Stage
+from baton.timeline import Life, Stage, short_name
 
 ROUTER = "router"
 IN_QUEUE = ("queue", "reserve", "wait")
@@ -29,7 +29,7 @@ def chrome_trace(
     for life in every:
         for stage in life.stages:
             end = stage.end if stage.end is not None else max(latest, stage.start)
-            where = ROUTER if stage.name in IN_QUEUE else stage.worker.partition(".")[0] or "?"
+            where = ROUTER if stage.name in IN_QUEUE else short_name(stage.worker) or "?"
             placed.setdefault(where, []).append((stage.start - begin, end - begin, stage, life))
     events: list[dict[str, Any]] = []
     workers = placed.keys() - {ROUTER}

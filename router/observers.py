@@ -265,6 +265,7 @@ def _ended(entry: Entry, now: float, reason: str) -> Ended:
         tokens=len(entry.emitted),
         transport=entry.transport,
         timings=timings(entry, now, 0),
+        embedding=bool(entry.pooling),
     )
 
 

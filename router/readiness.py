@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import inf
 
 from baton.bounds import short
+from baton.timeline import short_name
 from baton.wire.records import ProcessDown
 from router.workers import DECODE, ENGINE, PREFILL, Health, Member, WorkerRegistry
 
@@ -166,7 +167,7 @@ def _listed(causes: Sequence[str], separator: str = "; ") -> str:
 
 def _name(member: Member) -> str:
     """Its name without what distinguishes one boot from another."""
-    return member.worker.partition(".")[0]
+    return short_name(member.worker)
 
 
 def _death(down: ProcessDown, restart_in_s: float) -> str:

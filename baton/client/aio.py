@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from baton.client.attempts import Attempts
 from baton.client.tracker import Event, News, PendingRequest, RequestTracker, RouterLost, Update
 from baton.clock import monotonic
 from baton.wire.channel import Dialer
@@ -68,6 +69,16 @@ class RouterClient:
     def restarts(self) -> int:
         """How many routers were lost."""
         return self._tracker.losses
+
+    @property
+    def attempts(self) -> Attempts:
+        """Which ids at the router belong to one request."""
+        return self._tracker.attempts
+
+    @property
+    def live(self) -> set[str]:
+        """The requests under way, by the ids of their first attempts."""
+        return self._tracker.live
 
     async def answered(self, timeout_s: float) -> ClusterInfo | None:
         """What the router serves, as soon as one answers; None after `timeout_s`."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any
 
+from baton.client.attempts import Attempts
 from baton.wire.messages import (
     Abort,
     Accepted,
@@ -55,6 +56,7 @@ class PendingRequest:
     submit: Submit
     context: Any = None
     attempt: int = 0
+    submitted: float = 0.0  # when the caller did
     sent: bool = False  # the router has been sent the Submit of this attempt
     accepted: bool = False
     scored: bool = False
@@ -177,6 +179,7 @@ class RequestTracker:
         self.info: ClusterInfo | None = None  # None while no router answers
         self.lost_since: float | None = now
         self.losses = 0
+        self.attempts = Attempts()
         self._give_up_s = give_up_s
         self._greeting: list[Message] = (
             [GetClusterInfo(), Observe()] if observe else [GetClusterInfo()]
@@ -193,12 +196,13 @@ class RequestTracker:
         """Track a new request. It is sent at once, or when a router answers. Its times begin now. The
         id of a forgotten one may be used again: as another attempt, it gets no news of the first."""
         attempt = self._forgotten.pop(submit.request, -1) + 1
-        request = PendingRequest(submit, context, attempt)
+        request = PendingRequest(submit, context, attempt, now)
         if submit.queue_timeout_s > 0:
             request.placed_by = now + submit.queue_timeout_s
         if submit.timeout_s > 0:
             request.ended_by = now + submit.timeout_s
         self._requests[request.attempt_id] = request
+        self.attempts.forget(request.attempt_id)
         if self.lost_since is None:
             self._send(request, now)
         return request
@@ -229,6 +233,11 @@ class RequestTracker:
         for request in requests:
             self.forget(request)
         return [Update(each, Failed(each.id, code, message)) for each in requests]
+
+    @property
+    def live(self) -> set[str]:
+        """The requests under way, by the ids of their first attempts."""
+        return {self.attempts.of(name).request for name in self._requests}
 
     @property
     def waiting(self) -> int:
@@ -374,8 +383,13 @@ class RequestTracker:
         # If only the connection was cut, it is the same router, and the old attempts still run.
         orphans, self._orphans = self._orphans, []
         self._outgoing += map(Abort, (*orphans, *(each.attempt_id for each in lost)))
+        ids = [each.attempt_id for each in lost]
         for each in lost:
             each.next_attempt()
+        self.attempts.replaced(
+            (old, each.attempt_id, now - each.submitted)
+            for old, each in zip(ids, lost, strict=True)
+        )
         requests = list(self._requests.values())
         self._requests = {each.attempt_id: each for each in requests}
         for each in requests:

@@ -43,6 +43,7 @@ from baton.server.schema import (
 from baton.server.service import GenerationService
 from baton.server.sse import EventStream
 from baton.server.websocket import add_websocket
+from baton.timeline import short_name
 
 PAGE = Path(__file__).parent / "page"
 SECURITY = {
@@ -163,7 +164,7 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
         """Like /health, with the state of every worker."""
         why, info = service.why_not_ready(), service.router.info
         workers = [
-            {"worker": w.worker.partition(".")[0], "role": w.role, "state": w.state}
+            {"worker": short_name(w.worker), "role": w.role, "state": w.state}
             for w in (info.workers if info else ())
         ]
         content = {

@@ -7,8 +7,9 @@
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
+from collections import Counter as Counted
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, zip_longest
 
 from prometheus_client import (
@@ -27,6 +28,7 @@ from prometheus_client.core import (
 
 from baton.server.admission import Admission
 from baton.server.totals import Totals
+from baton.timeline import short_name
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import (
     FORWARD_TOKENS,
@@ -64,6 +66,12 @@ AT_END = {
     "request_decode_time_seconds": ("Decode, from Start to the end.", "decode_s"),
 }
 
+AT_EMBEDDING = {
+    name: field
+    for name, field in (AT_FIRST_TOKEN | AT_END).items()
+    if field[1] in ("queue_s", "prefill_s", "total_s")
+}
+
 
 class Metrics:
     """One model's metrics. As a collector of its own registry it exports the router's counts."""
@@ -76,6 +84,7 @@ class Metrics:
         self._counts: Counts | None = None
         self._first: OrderedDict[str, Timings] = OrderedDict()  # by request
         self.info: ClusterInfo | None = None
+        self._router = ""
         self._dtype = ""  # of the last info
         self._roles: set[str] = set()  # of all workers there were
         self.router_restarts = 0
@@ -152,19 +161,33 @@ class Metrics:
         """A client's request is over; its longest choice has so many tokens."""
         self._longest.labels(self._model).observe(tokens)
 
-    def started(self, first: FirstToken) -> None:
+    def at_router(self, router: str, live: Collection[str]) -> None:
+        """To be called before its events: with another router, only the requests that are `live`, those
+        of this server, go on. The ends of all others are not told any more."""
+        if router != self._router:
+            for request in self._first.keys() - live:
+                del self._first[request]
+        self._router = router
+
+    def started(self, first: FirstToken) -> bool:
         """A request has its first token. After the loss of a router it has one more, and what it took
-        since; only the KV that was moved for it counts again."""
-        timings = first.timings
-        if first.request not in self._first:
+        since; only the KV that was moved for it counts again. Returns whether it is its first."""
+        timings, new = first.timings, first.request not in self._first
+        if new:
             self._read(first.prompt_tokens, timings)
-            self._observe(AT_FIRST_TOKEN, timings)
-            computed = max(0, first.prompt_tokens - timings.cached_tokens)
-            self._computed.labels(self._model).observe(computed)
+            self._began(AT_FIRST_TOKEN, first.prompt_tokens, timings)
         self._moved(first.transport, timings, None)
         self._first[first.request] = timings
         if len(self._first) > REMEMBERED:
             self._first.popitem(last=False)
+        return new
+
+    def replaced(self, ended: Ended) -> None:
+        """An attempt has ended in whose place there is another: the request goes on."""
+        first = self._first.get(ended.request)
+        self._moved(ended.transport, ended.timings, first)
+        if first is not None:
+            self._first[ended.request] = ended.timings
 
     def ended(self, ended: Ended) -> None:
         """A request has ended. What is known since its first token was observed then, unless this server
@@ -175,12 +198,15 @@ class Metrics:
         self._corrupted.labels(model).inc(ended.reason == UNSOUND)
         first = self._first.pop(ended.request, None)
         self._moved(ended.transport, timings, first)
+        if ended.embedding:
+            self._embedded(ended, good=good)
+            return
         if first is None:
             self._read(ended.prompt_tokens, timings)
         if not good:
             return
         if first is None:
-            self._observe(AT_FIRST_TOKEN, timings)
+            self._began(AT_FIRST_TOKEN, ended.prompt_tokens, timings)
         self._observe(AT_END, timings)
         self._inference.labels(model).observe(max(0.0, timings.total_s - timings.queue_s))
         self._prompt_lengths.labels(model).observe(ended.prompt_tokens)
@@ -194,10 +220,25 @@ class Metrics:
         self._counts = self._totals.add(counts)
         return self._counts
 
+    def _embedded(self, ended: Ended, *, good: bool) -> None:
+        """It has no first token and no answer, and looks up no prefix."""
+        self._prompt.labels(self._model).inc(ended.prompt_tokens)
+        if good:
+            self._began(AT_EMBEDDING, ended.prompt_tokens, ended.timings)
+            self._prompt_lengths.labels(self._model).observe(ended.prompt_tokens)
+
     def _read(self, prompt_tokens: int, timings: Timings) -> None:
         self._prompt.labels(self._model).inc(prompt_tokens)
         self._queried.labels(self._model).inc(prompt_tokens)
         self._cached.labels(self._model).inc(timings.cached_tokens)
+
+    def _began(
+        self, which: Mapping[str, tuple[str, str]], prompt_tokens: int, timings: Timings
+    ) -> None:
+        """The prompt is computed."""
+        self._observe(which, timings)
+        computed = max(0, prompt_tokens - timings.cached_tokens)
+        self._computed.labels(self._model).observe(computed)
 
     def _observe(self, which: Mapping[str, tuple[str, str]], timings: Timings) -> None:
         for name, (_, field) in which.items():
@@ -240,14 +281,15 @@ class Metrics:
             yield from self._work()
 
     def _workers(self) -> Iterator[Metric]:
-        """By role and name. While a process is replaced, its successor has the same. Also by role, so
-        that the end of the last one of a role is seen."""
+        """By role and name. While a process is replaced, its successor has the same name. Also by role,
+        so that the end of the last one of a role is seen."""
         labels = ("model_name", "role", "worker")
         up = self._family("worker_up", "1: gets work.", labels)
         load = self._family("worker_load_seconds", "From its start until it could join.", labels)
         found: dict[tuple[str, str], tuple[bool, float]] = {}
-        for each in self.info.workers if self.info else ():
-            key = each.role, _short(each.worker)
+        workers, shared = self.info.workers if self.info else (), self._shared()
+        for each in workers:
+            key = each.role, _label(each.role, each.worker, shared)
             alive = each.state == "alive"
             if alive or key not in found:
                 found[key] = alive, each.load_s
@@ -255,11 +297,18 @@ class Metrics:
             up.add_metric([self._model, *key], alive)
             load.add_metric([self._model, *key], load_s)
         number = self._family("num_workers", "Workers that get work.", ("model_name", "role"))
-        self._roles.update(role for role, _ in found)
+        self._roles.update(each.role for each in workers)
         for role in sorted(self._roles):
-            alive_here = sum(alive for (own, _), (alive, _) in found.items() if own == role)
+            alive_here = sum(each.role == role and each.state == "alive" for each in workers)
             number.add_metric([self._model, role], alive_here)
         yield from (up, load, number)
+
+    def _shared(self) -> set[tuple[str, str]]:
+        """Roles and short names of which several workers are alive: no successors, but workers that were
+        started with one name. Only their full names tell them apart."""
+        workers = self.info.workers if self.info else ()
+        alive = [(w.role, short_name(w.worker)) for w in workers if w.state == "alive"]
+        return {key for key, number in Counted(alive).items() if number > 1}
 
     def _counted(self, counts: Counts) -> Iterator[Metric]:
         pools = counts.pools
@@ -300,7 +349,8 @@ class Metrics:
         labels = ("model_name", "worker", "block_size", "num_gpu_blocks", "cache_dtype")
         family = self._family("cache_config_info", "1; the labels describe a KV pool.", labels)
         self._dtype = self.info.dtype if self.info else self._dtype
-        pools = {_short(pool.worker): pool for pool in counts.pools}
+        shared = self._shared()
+        pools = {_label("decode", pool.worker, shared): pool for pool in counts.pools}
         for name, pool in pools.items():
             sizes = str(pool.block_size), str(pool.blocks)
             family.add_metric([self._model, name, *sizes, self._dtype], 1)
@@ -356,9 +406,10 @@ class Metrics:
         return family
 
 
-def _short(worker: str) -> str:
-    """Without the part that names its process."""
-    return worker.partition(".")[0]
+def _label(role: str, worker: str, shared: Collection[tuple[str, str]]) -> str:
+    """The short name, so that a successor continues the series; the full one where it is `shared`."""
+    short = short_name(worker)
+    return worker if (role, short) in shared else short
 
 
 def _buckets(ends: Sequence[float], numbers: Sequence[int]) -> list[tuple[str, float]]:

@@ -3,8 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
 
 from baton.client.aio import RouterClient
 from baton.server.metrics import GOOD, Metrics
@@ -14,13 +14,15 @@ from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
 from baton.verdict import Facts, verdict
 from baton.wire.messages import ClusterInfo, Observed
-from baton.wire.records import ITL_BUCKETS_S, Counts, Ended
+from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, FirstToken
 
 RECENT_S = 60.0
 SPAN_S = 10.0
 BACKLOG_S = 120.0
 BEHIND = 256
 """Events a page may be behind before it is disconnected."""
+
+Told = TypeVar("Told", FirstToken, Ended)
 
 
 class Monitor:
@@ -45,15 +47,20 @@ class Monitor:
         self._backlog.extend(message.moments)
         while self._backlog and self._backlog[0].at < now - BACKLOG_S:
             self._backlog.popleft()
-        for first in message.first:
-            self.metrics.started(first)
-            self._ttft.append((now, first.timings.ttft_s))
+        if message.counts is not None:
+            self.metrics.at_router(message.counts.router, self._router.live)
+        for first in map(self._whole, message.first):
+            if self.metrics.started(first):
+                self._ttft.append((now, first.timings.ttft_s))
         for each in message.ended:
-            self.metrics.ended(each)
             life = self.timeline.get(each.request)
             if self._spans is not None and life is not None:
                 self._spans.ended(each, life, now)
-            self._ended.append((now, each))
+            if self._router.attempts.of(each.request).current:
+                self.metrics.ended(self._whole(each))
+                self._ended.append((now, each))
+            else:
+                self.metrics.replaced(self._whole(each))
         while self._ended and self._ended[0][0] < now - RECENT_S:
             self._ended.popleft()
         while self._ttft and self._ttft[0][0] < now - RECENT_S:
@@ -62,6 +69,19 @@ class Monitor:
             self._send(event(_moments(now, message.moments), "moments"))
         if message.counts is not None:
             self._count(now, message.counts)
+
+    def _whole(self, event: Told) -> Told:
+        """Told of this server's request, not of the attempt that began when a router was lost: under the
+        first attempt's id, and the time before was spent waiting."""
+        attempt, times = self._router.attempts.of(event.request), event.timings
+        before_s = attempt.after_s
+        times = replace(
+            times,
+            queue_s=times.queue_s + before_s,
+            ttft_s=times.ttft_s + before_s,
+            total_s=times.total_s + before_s,
+        )
+        return replace(event, request=attempt.request, timings=times)
 
     def begin(self, name: str, traceparent: str | None) -> None:
         """A client's request is sent to the router."""

@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from baton.errors import InputError
-from baton.timeline import Life
+from baton.timeline import Life, short_name
 from baton.wire.records import Ended
 
 NANO = 1_000_000_000
@@ -80,7 +80,7 @@ class Spans:
                 stage.name,
                 context=within,
                 start_time=at(stage.start),
-                attributes={"baton.worker": stage.worker.partition(".")[0] or "router"},
+                attributes={"baton.worker": short_name(stage.worker) or "router"},
             )
             span.end(at(stage.start if stage.end is None else stage.end))
         root.end(at(now if last is None else last))

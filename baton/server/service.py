@@ -308,7 +308,7 @@ class GenerationService:
         except BaseException:
             stream.close()
             raise
-        if self.metrics is not None:
+        if self.metrics is not None and not request.pooling:  # else nothing is generated
             self.metrics.asked(request.n, stream.allowed)
             stream.when_closed = self.metrics.answered
         return stream

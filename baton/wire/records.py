@@ -83,6 +83,7 @@ class Ended:
     tokens: Tokens  # generated
     transport: OptionalName  # of its KV; empty if decode filled its own blocks
     timings: Timings
+    embedding: bool = False  # it asked for one: there is nothing to generate, and no prefix is used
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,18 @@ def test_what_cannot_be_done_is_refused_by_name() -> None:
     asyncio.run(work())
 
 
+def test_it_has_no_parameters_of_a_generation_in_the_metrics() -> None:
+    async def work() -> None:
+        async with serving() as client:
+            answer = await client.ask(EMBEDDINGS, {"input": "Hello"}, submits=1)
+            assert answer.status == 200
+            lines = (await client.ask("/metrics")).body.decode().splitlines()
+        for name in ("params_n", "params_max_tokens", "max_num_generation_tokens"):
+            assert f'baton:request_{name}_count{{model_name="pretend"}} 0.0' in lines
+
+    asyncio.run(work())
+
+
 def test_it_counts_against_the_quota_of_its_key() -> None:
     async def work() -> None:
         async with serving(tokens_per_key=1000, api_keys=("secret",)) as client:

@@ -20,13 +20,14 @@ from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import settings_from
 from baton.server.totals import Totals
-from baton.wire.messages import ClusterInfo, Observed
+from baton.wire.messages import ClusterInfo, Observe, Observed
 from baton.wire.records import (
     FORWARD_TOKENS,
     ITL_BUCKETS_S,
     Counts,
     Ended,
     FirstToken,
+    PoolInfo,
     Timings,
     Work,
     WorkerInfo,
@@ -34,6 +35,8 @@ from baton.wire.records import (
 )
 from baton.wire.tally import Tally
 from tests.pure.test_dashboard import full
+from tests.pure.test_embedding_town import embed
+from tests.pure.town import Town
 from tests.pure.town_app import serving
 
 TIMES = Timings(
@@ -164,6 +167,37 @@ def test_a_worker_and_its_successor_are_one_series() -> None:
     assert samples(metrics)["baton:num_workers", *labels[:2]] == 0
 
 
+def test_workers_of_one_name_are_told_apart_and_all_are_counted() -> None:
+    def up(metrics: Metrics) -> dict[str, float]:
+        found = samples(metrics).items()
+        return {key[-1][1]: number for key, number in found if key[0] == "baton:worker_up"}
+
+    def info(*workers: tuple[str, str, str]) -> ClusterInfo:
+        rows = tuple(WorkerInfo(name, role, "cpu", state) for name, role, state in workers)
+        return ClusterInfo(True, "demo", "f", 9, 9, "float32", {}, rows, "")
+
+    metrics = Metrics("m")
+    metrics.info = info(
+        *((f"prefill.{boot}", "prefill", "alive") for boot in ("aa", "bb")),
+        *((f"10.0.0.{host}.cc", "decode", "alive") for host in (7, 8)),
+        ("bare", "decode", "suspect"),
+    )
+    assert up(metrics) == {
+        "prefill.aa": 1, "prefill.bb": 1, "10.0.0.7": 1, "10.0.0.8": 1, "bare": 0,
+    }  # fmt: skip
+    for role in ("prefill", "decode"):
+        assert value(metrics, "num_workers", role=role) == 2
+    check_form(metrics)
+
+    metrics.info = info(("decode.aa", "decode", "alive"), ("decode.bb", "decode", "alive"))
+    names = "decode.aa", "decode.bb", "10.0.0.7.aa", "10.0.0.8.bb"
+    pools = tuple(PoolInfo(name, 9, 4, 2, 1) for name in names)
+    metrics.counted(replace(counts_of("r/1", 1), pools=pools))
+    told = {dict(key[1:])["worker"] for key in samples(metrics) if "cache_config" in key[0]}
+    assert told == {"decode.aa", "decode.bb", "10.0.0.7", "10.0.0.8"}
+    check_form(metrics)
+
+
 def test_every_name_has_the_prefix_but_those_of_the_process() -> None:
     metrics = Metrics("m", "vllm:")
     metrics.counted(counts_of("r/1", 3, WorkerWork("d.1", "decode", Work((1,), 3, 1, 4, (1, 0)))))
@@ -236,8 +270,38 @@ def test_what_this_server_has_not_seen_begin_is_observed_at_its_end() -> None:
     metrics.ended(ENDED)
     assert value(metrics, "time_to_first_token_seconds_count") == 1
     assert value(metrics, "prompt_tokens_total") == 9
+    assert value(metrics, "request_prefill_kv_computed_tokens_sum") == 5
     metrics.ended(replace(ENDED, request="s", reason="worker_lost"))
     assert value(metrics, "time_to_first_token_seconds_count") == 1
+
+
+def test_an_embedding_generates_nothing_and_looks_up_no_prefix() -> None:
+    metrics, town = Metrics("m"), Town()
+
+    def observe(sender: str, receiver: str, message: object) -> None:
+        if isinstance(message, Observed):
+            for ended in message.ended:
+                metrics.ended(ended)
+
+    town.before = observe
+    town.client(Observe(), "observer")
+    embed(town, "e", range(2, 25))
+    town.run_all(["e"])
+    while not value(metrics, "request_success_total", finished_reason="stop"):
+        town.turn()
+    for name in ("e2e_request_latency_seconds", "request_queue_time_seconds",
+                 "request_prefill_time_seconds", "request_prefill_kv_computed_tokens",
+                 "request_prompt_tokens"):  # fmt: skip
+        assert value(metrics, f"{name}_count") == 1, name
+    for name in ("time_to_first_token_seconds", "request_generation_tokens",
+                 "request_decode_time_seconds", "request_inference_time_seconds",
+                 "request_time_per_output_token_seconds"):  # fmt: skip
+        assert value(metrics, f"{name}_count") == 0, name
+    assert value(metrics, "request_prefill_kv_computed_tokens_sum") == 23
+    assert value(metrics, "prompt_tokens_total") == 23
+    assert value(metrics, "prefix_cache_queries_total") == 0
+    metrics.ended(Ended("f", "abort", 9, 0, "", Timings(), embedding=True))
+    assert value(metrics, "prefix_cache_queries_total") == 0
 
 
 def test_an_aborted_request_had_its_first_token_too() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from baton.kv.grant import Grant
 from baton.lifecycle import State
+from baton.timeline import short_name
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from baton.wire.membership import BEAT_S
@@ -136,6 +137,16 @@ def test_silence_is_not_death_and_readiness_follows_death() -> None:
     for worker in ("d1", "p1"):
         made.remove(worker, proven_dead=False)
     assert ready.missing(SILENT + 6.0) == "no decode worker has joined"
+
+
+def test_only_the_boot_is_left_out_of_a_workers_name() -> None:
+    made, ready = judged("d.10.0.0.7.ab12")
+    for member in made:
+        made.leaves(member)
+    assert ready.missing(0.0) == "no decode worker accepts requests: d.10.0.0.7 leaving"
+    assert [short_name(name) for name in ("10.0.0.7.ab12", "decode-0.ab", "bare", "")] == [
+        "10.0.0.7", "decode-0", "bare", "",
+    ]  # fmt: skip
 
 
 def test_workers_that_leave_are_not_counted_on() -> None:

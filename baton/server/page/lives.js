@@ -9,6 +9,11 @@ const STALL_S = 0.5;
 const KEPT_S = 150;
 export const QUEUE = "queue";
 
+/** A worker's name without its last part, which tells one boot from another. */
+export function shortName(worker) {
+  return worker.slice(0, Math.max(worker.lastIndexOf("."), 0)) || worker;
+}
+
 export class Lives {
   constructor() {
     this.all = new Map(); // request -> life
@@ -62,7 +67,7 @@ export class Lives {
       return;
     }
     const stage = NAMES[moment.state];
-    const worker = moment.worker.split(".")[0];
+    const worker = shortName(moment.worker);
     this.begin(life, stage, at, stage === "prefill" || stage === "decode" ? worker : QUEUE);
     life.lastToken = at;
   }

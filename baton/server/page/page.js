@@ -2,7 +2,7 @@
 
 import { ask, events } from "./api.js";
 import { startChat } from "./chat.js";
-import { Lives } from "./lives.js";
+import { Lives, shortName } from "./lives.js";
 import { Picture, drawLegend } from "./timeline.js";
 
 const byId = (id) => document.getElementById(id);
@@ -64,7 +64,7 @@ const show = {
       : `waiting: ${data.waiting_for}`;
     byId("workers").tBodies[0].replaceChildren(...data.workers.map((worker) => {
       const row = document.createElement("tr");
-      const name = worker.worker.split(".")[0];
+      const name = shortName(worker.worker);
       for (const value of [name, worker.role, worker.device, worker.state, worker.how]) {
         const cell = document.createElement("td");
         cell.textContent = value;
@@ -73,7 +73,7 @@ const show = {
       row.cells[3].className = worker.state;
       return row;
     }));
-    lives.known = new Set(data.workers.map((worker) => worker.worker.split(".")[0]));
+    lives.known = new Set(data.workers.map((worker) => shortName(worker.worker)));
     for (const name of lives.known) lives.lane(name);
   },
   moments(data) {
