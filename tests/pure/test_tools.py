@@ -200,6 +200,36 @@ def test_a_conversation_goes_on_after_a_call() -> None:
     served(work, TAGGED)
 
 
+ONE_CALL = (
+    "{% for m in messages %}{% if 'tool_calls' in m %}{% if not m.tool_calls | length == 1 %}"
+    "{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}"
+    "<call>{{ m.tool_calls[0].function.name }}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}"
+    "{% endfor %}{{ tools | length }}{# <tool_call> #}"
+)
+
+
+def test_a_template_that_takes_one_call_gets_one_a_turn() -> None:
+    async def work(client: TownClient) -> None:
+        said = (await client.ask(CHAT, ASKED, submits=1)).json["choices"][0]["message"]
+        assert len(said["tool_calls"]) == 1
+        calls = [{"id": i, "type": "function", "function": {"name": f"f{i}", "arguments": "{}"}}
+                 for i in "abc"]  # fmt: skip
+        told = [("b", "B"), ("?", "C"), ("a", "A1"), ("a", "A2"), ("?", "D")]
+        turns = [
+            *ASKED["messages"],
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            *({"role": "tool", "tool_call_id": i, "content": text} for i, text in told),
+            {"role": "user", "content": "So?"},
+        ]
+        found = await client.ask("/tokenize", {"messages": turns, "tools": TOOLS})
+        assert found.status == 200, found.json
+        text = (await client.ask("/detokenize", {"tokens": found.json["tokens"]})).json["prompt"]
+        results = "<call>fa<tool>A1<tool>A2<call>fb<tool>B<call>fc<tool>C<tool>D<user>So?"
+        assert results in text
+
+    served(work, f"{TAGGED}\n{TAGGED}", template=ONE_CALL)
+
+
 def tool(name: str = "f", **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name} | more}
 
