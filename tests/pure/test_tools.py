@@ -9,6 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from baton.errors import RequestError
+from baton.server.api_error import ApiError
+from baton.server.tools import ANY_OBJECT, MOST_KNOWN, KnownSchemas, OfferedTool
 from tests.pure.town_app import TownClient, WordyTown, pretend_tokenizer, serving
 
 CHAT = "/v1/chat/completions"
@@ -279,3 +282,46 @@ def test_arguments_are_any_object_where_the_client_says_so() -> None:
     given = [tool(parameters=BAD, strict=False)]
     choice = answer('<tool_call>{"name": "f", "arguments": {"b": [1]}}</tool_call>', tools=given)
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"b": [1]}'
+
+
+def offered(count: int, values: int, *, strict: bool | None = None) -> list[OfferedTool]:
+    """Tools whose schemas have so many thousand characters, and a description that does not count."""
+    described = {"description": "d" * 9_000, "type": "object"}
+    enums = [[f"{i}" * 1000 + f"{j}" for j in range(values)] for i in range(count)]
+    schemas = [described | {"properties": {"a": {"enum": each}}} for each in enums]
+    return [OfferedTool(str(i), each, strict, "t") for i, each in enumerate(schemas)]
+
+
+def test_no_schema_is_compiled_if_all_are_too_large() -> None:
+    checked: list[str] = []
+    with pytest.raises(
+        ApiError, match=r"of these 7 tools have 7\d{4} bytes .*, 65536 are the limit"
+    ):
+        KnownSchemas(checked.append).enforced(offered(7, 10, strict=False))
+    assert not checked
+    assert len(KnownSchemas(checked.append).enforced(offered(6, 10))) == 6
+    assert len(checked) == 6
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_schema_is_compiled_once_whether_it_can_be_enforced_or_not(fails: bool) -> None:
+    checked: list[str] = []
+
+    def check(spec: str) -> None:
+        checked.append(spec)
+        if fails:
+            raise RequestError("too slow", code="invalid_grammar")
+
+    schemas = KnownSchemas(check)
+    found = [schemas.enforced(offered(2, 10, strict=False)) for _ in range(2)]
+    assert len(checked) == 2
+    assert found[0] == found[1]
+    assert (found[0][0] == ANY_OBJECT) is fails
+    if fails:
+        with pytest.raises(ApiError, match="too slow; or give the tool strict: false"):
+            schemas.enforced(offered(1, 10))
+    for each in range(MOST_KNOWN):
+        schemas.enforced([OfferedTool("f", {"properties": {f"n{each}": {}}}, False, "t")])
+    checked.clear()
+    schemas.enforced(offered(1, 10, strict=False))
+    assert len(checked) == 1  # forgotten: so many are remembered
