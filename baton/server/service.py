@@ -244,6 +244,8 @@ class GenerationService:
         """The answer is text or calls of tools. Raises ApiError."""
         answer = answer_schema(params.grammar, request.grammar_param)
         calls = use.calls(self.call_format, self._schemas, thinking=thinking, answer=answer)
+        if self._renderer is not None and self._renderer.one_call:
+            calls = replace(calls, several=False)
         try:
             written = tool_calls(calls)
         except RequestError as error:

@@ -39,13 +39,23 @@ from baton.host import die_with
 from baton.package import ROOT
 from baton.server.speech import END
 from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
-from baton.server.turns import ContentForm, Conversation, content_form, marked, up_to_mark, variants
+from baton.server.turns import (
+    ContentForm,
+    Conversation,
+    content_form,
+    marked,
+    one_call_each,
+    up_to_mark,
+    variants,
+)
 from baton.tool_calls import CallFormat, format_of
 
 PATIENCE_S = 5.0
 LONGEST_REASON = 500
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Of several templates: the usual one, and the one for messages with tools."""
+ONE_CALL = "single tool-calls"
+"""In the refusal of templates that take one call a turn: "This model only supports ... at once!"."""
 REFUSES = "the chat template refuses these messages"
 THREADS = 4
 CHILDREN = 2
@@ -118,6 +128,11 @@ def knows_tools(template: ChatTemplate) -> bool:
     return re.search(r"\btool(s|_calls)\b", _with_tools(template)) is not None
 
 
+def takes_one_call(template: ChatTemplate) -> bool:
+    """Does it refuse turns with several calls, as those of Llama 3 do?"""
+    return ONE_CALL in _with_tools(template)
+
+
 def _with_tools(template: ChatTemplate) -> str:
     """The one that is used with tools."""
     source = template.source
@@ -151,7 +166,8 @@ class CompiledTemplate:
             raise RequestError(f"{REFUSES}: {template}")
         self._sandbox.begin()
         try:
-            return self._first_text(template, self._forms[name], conversation)
+            single = ONE_CALL in self._sources[name]
+            return self._first_text(template, self._forms[name], conversation, single=single)
         except jinja2.TemplateError as error:
             raise RequestError(f"{REFUSES}: {error}"[:LONGEST_REASON]) from error
         except (OverflowError, RecursionError, MemoryError) as error:
@@ -192,7 +208,12 @@ class CompiledTemplate:
         return name
 
     def _first_text(
-        self, template: jinja2.Template, form: ContentForm, conversation: Conversation
+        self,
+        template: jinja2.Template,
+        form: ContentForm,
+        conversation: Conversation,
+        *,
+        single: bool,
     ) -> str:
         """Of the first form of the messages that the template takes; else the first one's error."""
         others = self._tokens | {
@@ -201,9 +222,11 @@ class CompiledTemplate:
             "documents": conversation.documents,
         }
         others |= conversation.variables
+        given = conversation.messages
+        given = one_call_each(given) if single else given
         continues = conversation.continue_final_message
         first: jinja2.UndefinedError | TypeError | None = None
-        for messages in variants(conversation.messages, form):
+        for messages in variants(given, form):
             shown = marked(messages) if continues else messages
             try:
                 text = self._text(template, {"messages": shown} | others)
@@ -248,6 +271,10 @@ class Renderer(Protocol):
     def calls(self) -> CallFormat:
         """How the template's model calls tools."""
 
+    @property
+    def one_call(self) -> bool:
+        """Does the template take one call a turn?"""
+
     async def render(self, conversation: Conversation) -> str:
         """The text. Raises RequestError with the template's own words if it refuses."""
 
@@ -260,7 +287,7 @@ class ThreadRenderer:
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
         self.reasons, self.offers = knows_reasoning(template), knows_tools(template)
-        self.calls = call_format(template)
+        self.calls, self.one_call = call_format(template), takes_one_call(template)
         self._template = CompiledTemplate(template, patience_s=patience_s)
         self._threads = ThreadPoolExecutor(THREADS, "chat-template")
 
@@ -278,7 +305,7 @@ class ProcessRenderer:
 
     def __init__(self, template: ChatTemplate, *, patience_s: float = PATIENCE_S) -> None:
         self.reasons, self.offers = knows_reasoning(template), knows_tools(template)
-        self.calls = call_format(template)
+        self.calls, self.one_call = call_format(template), takes_one_call(template)
         self._children = [_Child(template, patience_s) for _ in range(CHILDREN)]
         self._idle: asyncio.Queue[_Child] = asyncio.Queue()
         for child in self._children:

@@ -17,6 +17,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from threading import Lock
 from typing import Any
 
@@ -28,7 +29,7 @@ from baton.tool_calls import CallFormat, Calls, Tool, arguments_schema, bare
 
 LONGEST_NAME = 256
 MOST_KNOWN = 1024
-"""Schemas of which it is remembered that they can be enforced: agents send theirs with every request."""
+"""Schemas whose verdicts are remembered: agents send theirs with every request."""
 ANY_OBJECT: Mapping[str, Any] = {"type": "object", "additionalProperties": True}
 NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 CHOICES = (
@@ -70,7 +71,8 @@ class ToolUse:
     ) -> Calls:
         """What the answer may be. `answer`: the schema of one that calls no tool, None if it is free;
         `thinking`: as in Calls. Raises ApiError for a tool's schema that cannot be enforced."""
-        tools = tuple(Tool(each.name, schemas.enforced(each)) for each in self.tools)
+        enforced = schemas.enforced(self.tools)
+        tools = tuple(Tool(e.name, s) for e, s in zip(self.tools, enforced, strict=True))
         return Calls(form, tools, self.forced, self.several, thinking, answer)
 
 
@@ -162,34 +164,73 @@ def answer_schema(written: str, param: str) -> Mapping[str, Any] | None:
 
 
 class KnownSchemas:
-    """The schemas known to be enforceable. `check` compiles a grammar or raises RequestError."""
+    """Which schemas can be enforced. `check` compiles a grammar or raises RequestError."""
 
     def __init__(self, check: Callable[[str], None]) -> None:
         self._check = check
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._known: OrderedDict[bytes, _Verdict] = OrderedDict()
         self._lock = Lock()  # requests are read in several threads
 
-    def enforced(self, tool: OfferedTool) -> Mapping[str, Any]:
-        """What the grammar takes: without descriptions. Raises ApiError."""
-        schema: Mapping[str, Any] = bare(tool.parameters)
-        key = json.dumps(schema)
+    def enforced(self, tools: Sequence[OfferedTool]) -> list[Mapping[str, Any]]:
+        """What the grammar takes of each: its schema without descriptions. Raises ApiError."""
+        schemas = [bare(each.parameters) for each in tools]
+        _check_total(tools, schemas)  # before any is compiled, which takes a second at worst
+        return [self._one(*each) for each in zip(tools, schemas, strict=True)]
+
+    def _one(self, tool: OfferedTool, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        refusal = self._verdict(schema)
+        if refusal is None:
+            return schema
+        if tool.strict is False:
+            return ANY_OBJECT
+        text = (
+            f"{tool.place}.function.parameters: {refusal.text}; or give the tool strict: false, then its "
+            "arguments are any JSON object"
+        )
+        raise ApiError.bad_request(text, "tools", refusal.code)
+
+    def _verdict(self, schema: Mapping[str, Any]) -> "_Refusal | None":
+        """None: it can be enforced."""
+        key = sha256(json.dumps(schema).encode()).digest()
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
-                return schema
+                return self._known[key]
+        verdict: _Verdict = None
         try:
             arguments_schema(schema)
             self._check(grammar.json_schema({**schema, "type": "object"}))
         except RequestError as error:
-            if tool.strict is False:
-                return ANY_OBJECT
-            text = (
-                f"{tool.place}.function.parameters: {error}; or give the tool strict: false, then its "
-                "arguments are any JSON object"
-            )
-            raise ApiError.bad_request(text, "tools", error.code) from error
+            verdict = _Refusal(str(error), error.code)
         with self._lock:
-            self._known[key] = None
+            self._known[key] = verdict
             if len(self._known) > MOST_KNOWN:
                 self._known.popitem(last=False)
-        return schema
+        return verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why a schema cannot be enforced."""
+
+    text: str
+    code: str | None
+
+
+_Verdict = _Refusal | None
+
+
+def _check_total(tools: Sequence[OfferedTool], schemas: Sequence[Any]) -> None:
+    """A schema that alone is too large is not counted: it is judged without being compiled."""
+    sizes = [_size(each) for each in schemas]
+    total = sum(each for each in sizes if each <= grammar.LARGEST)
+    if total > grammar.LARGEST:
+        text = f"the schemas of these {len(tools)} tools have {total} bytes without descriptions"
+        limit = f"{grammar.LARGEST} are the limit: offer fewer tools, or smaller schemas"
+        raise ApiError.bad_request(f"{text}, {limit}", "tools", grammar.INVALID)
+
+
+def _size(schema: Any) -> int:
+    """Bytes, as the grammar has it."""
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    return len(text.encode(errors="surrogatepass"))

@@ -2,15 +2,17 @@
 
 Many models come with such a template. Without this they would not see the tools that they must call.
 The tools stand in the system message, or before the first message of the user: not all templates take a
-system message, and some have one of their own. Calls in earlier turns become what the model wrote.
+system message, and some have one of their own. Calls in earlier turns become what the model wrote. Their
+results become what the user says next: such a template skips roles that it does not know, or refuses
+them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from baton.server.turns import Conversation
+from baton.server.turns import RESULTS, Conversation, text_of
 from baton.tool_calls import CallFormat, call_text, calls_text
 
 SYSTEM = ("system", "developer")
@@ -18,7 +20,7 @@ SYSTEM = ("system", "developer")
 
 def with_tools_told(conversation: Conversation, form: CallFormat) -> Conversation:
     """The same for a template that knows no tools."""
-    turns = [_with_calls(each, form) for each in conversation.messages]
+    turns = [_with_calls(each, form) for each in _with_results(conversation.messages)]
     if conversation.tools:
         turns = _with_text(turns, tools_text(conversation.tools, form))
     return replace(conversation, messages=turns, tools=None)
@@ -54,6 +56,43 @@ def _joined(text: str, content: Any, *, before: bool) -> Any:
         return [part, *content] if before else [*content, part]
     parts = [text, content or ""] if before else [content or "", text]
     return "\n\n".join(each for each in parts if each)
+
+
+def _with_results(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Consecutive results, and what the user says behind them, are one turn: roles must alternate."""
+    found: list[Mapping[str, Any]] = []
+    names: dict[Any, str] = {}  # by the call's id
+    results: list[str] = []
+    for turn in turns:
+        names |= dict(_called(turn))
+        if turn.get("role") in RESULTS:
+            results.append(_result(turn, names))
+            continue
+        told = "\n\n".join(results)
+        if told and turn.get("role") == "user":
+            turn = {**turn, "content": _joined(told, turn.get("content"), before=True)}
+        elif told:
+            found.append({"role": "user", "content": told})
+        results = []
+        found.append(turn)
+    if results:
+        found.append({"role": "user", "content": "\n\n".join(results)})
+    return found
+
+
+def _called(turn: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Id and name of each of its calls."""
+    calls = turn.get("tool_calls")
+    for each in calls if isinstance(calls, list) else ():
+        match each:
+            case {"id": str(id_), "function": {"name": str(name)}}:
+                yield id_, name
+
+
+def _result(turn: Mapping[str, Any], names: Mapping[Any, str]) -> str:
+    id_, own = turn.get("tool_call_id"), turn.get("name")
+    name = names.get(id_) if isinstance(id_, str) else None
+    return f"Result of {name or own or 'the tool'}: {text_of(turn)}"
 
 
 def _with_calls(turn: Mapping[str, Any], form: CallFormat) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
 from typing import Any
 
 from jinja2 import nodes
@@ -21,6 +22,8 @@ from baton.errors import RequestError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 ASSISTANT = "assistant"
+RESULTS = ("tool", "function")
+"""Roles of what came of a call."""
 SILENT = {"content": ""}
 PICKS = frozenset({"selectattr", "rejectattr", "map", "select", "reject", "groupby"})
 """Filters that go through the items of what they are given."""
@@ -196,6 +199,54 @@ def _with_object(call: Any) -> Any:
     except (ValueError, RecursionError):
         return call  # the model's own mistake: it is shown as it was made
     return call | {"function": function | {"arguments": found}} if isinstance(found, dict) else call
+
+
+# ---- templates that take one call a turn
+
+
+def one_call_each(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Several calls of a turn become a turn each, with its results behind it. A result belongs to the
+    call that it names by id, any other to the first call that has none."""
+    found: list[Mapping[str, Any]] = []
+    at = 0
+    while at < len(messages):
+        turn = messages[at]
+        calls = _calls(turn)
+        at += 1
+        if len(calls) < 2:
+            found.append(turn)
+            continue
+        begin = at
+        while at < len(messages) and messages[at].get("role") in RESULTS:
+            at += 1
+        found.extend(_parted(turn, calls, messages[begin:at]))
+    return found
+
+
+def _parted(
+    turn: Mapping[str, Any], calls: Sequence[Any], results: Sequence[Mapping[str, Any]]
+) -> Iterator[Mapping[str, Any]]:
+    own: list[list[Mapping[str, Any]]] = [[] for _ in calls]
+    places = {
+        each["id"]: place
+        for place, each in enumerate(calls)
+        if isinstance(each, dict) and isinstance(each.get("id"), str)
+    }
+    others: list[Mapping[str, Any]] = []
+    for each in results:
+        id_ = each.get("tool_call_id")
+        place = places.get(id_) if isinstance(id_, str) else None
+        (others if place is None else own[place]).append(each)
+    waiting = iter(others)
+    for mine in own:
+        if not mine:
+            mine.extend(islice(waiting, 1))
+    own[-1].extend(waiting)
+    said = {*REASONING, "content"}  # once
+    again = {name: value for name, value in turn.items() if name not in said}
+    for place, call in enumerate(calls):
+        yield {**(again if place else turn), "tool_calls": [call]}
+        yield from own[place]
 
 
 # ---- the last message goes on

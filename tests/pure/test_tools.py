@@ -9,6 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from baton.errors import RequestError
+from baton.server.api_error import ApiError
+from baton.server.tools import ANY_OBJECT, MOST_KNOWN, KnownSchemas, OfferedTool
 from tests.pure.town_app import TownClient, WordyTown, pretend_tokenizer, serving
 
 CHAT = "/v1/chat/completions"
@@ -200,6 +203,36 @@ def test_a_conversation_goes_on_after_a_call() -> None:
     served(work, TAGGED)
 
 
+ONE_CALL = (
+    "{% for m in messages %}{% if 'tool_calls' in m %}{% if not m.tool_calls | length == 1 %}"
+    "{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}"
+    "<call>{{ m.tool_calls[0].function.name }}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}"
+    "{% endfor %}{{ tools | length }}{# <tool_call> #}"
+)
+
+
+def test_a_template_that_takes_one_call_gets_one_a_turn() -> None:
+    async def work(client: TownClient) -> None:
+        said = (await client.ask(CHAT, ASKED, submits=1)).json["choices"][0]["message"]
+        assert len(said["tool_calls"]) == 1
+        calls = [{"id": i, "type": "function", "function": {"name": f"f{i}", "arguments": "{}"}}
+                 for i in "abc"]  # fmt: skip
+        told = [("b", "B"), ("?", "C"), ("a", "A1"), ("a", "A2"), ("?", "D")]
+        turns = [
+            *ASKED["messages"],
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            *({"role": "tool", "tool_call_id": i, "content": text} for i, text in told),
+            {"role": "user", "content": "So?"},
+        ]
+        found = await client.ask("/tokenize", {"messages": turns, "tools": TOOLS})
+        assert found.status == 200, found.json
+        text = (await client.ask("/detokenize", {"tokens": found.json["tokens"]})).json["prompt"]
+        results = "<call>fa<tool>A1<tool>A2<call>fb<tool>B<call>fc<tool>C<tool>D<user>So?"
+        assert results in text
+
+    served(work, f"{TAGGED}\n{TAGGED}", template=ONE_CALL)
+
+
 def tool(name: str = "f", **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name} | more}
 
@@ -249,3 +282,46 @@ def test_arguments_are_any_object_where_the_client_says_so() -> None:
     given = [tool(parameters=BAD, strict=False)]
     choice = answer('<tool_call>{"name": "f", "arguments": {"b": [1]}}</tool_call>', tools=given)
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"b": [1]}'
+
+
+def offered(count: int, values: int, *, strict: bool | None = None) -> list[OfferedTool]:
+    """Tools whose schemas have so many thousand characters, and a description that does not count."""
+    described = {"description": "d" * 9_000, "type": "object"}
+    enums = [[f"{i}" * 1000 + f"{j}" for j in range(values)] for i in range(count)]
+    schemas = [described | {"properties": {"a": {"enum": each}}} for each in enums]
+    return [OfferedTool(str(i), each, strict, "t") for i, each in enumerate(schemas)]
+
+
+def test_no_schema_is_compiled_if_all_are_too_large() -> None:
+    checked: list[str] = []
+    with pytest.raises(
+        ApiError, match=r"of these 7 tools have 7\d{4} bytes .*, 65536 are the limit"
+    ):
+        KnownSchemas(checked.append).enforced(offered(7, 10, strict=False))
+    assert not checked
+    assert len(KnownSchemas(checked.append).enforced(offered(6, 10))) == 6
+    assert len(checked) == 6
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_schema_is_compiled_once_whether_it_can_be_enforced_or_not(fails: bool) -> None:
+    checked: list[str] = []
+
+    def check(spec: str) -> None:
+        checked.append(spec)
+        if fails:
+            raise RequestError("too slow", code="invalid_grammar")
+
+    schemas = KnownSchemas(check)
+    found = [schemas.enforced(offered(2, 10, strict=False)) for _ in range(2)]
+    assert len(checked) == 2
+    assert found[0] == found[1]
+    assert (found[0][0] == ANY_OBJECT) is fails
+    if fails:
+        with pytest.raises(ApiError, match="too slow; or give the tool strict: false"):
+            schemas.enforced(offered(1, 10))
+    for each in range(MOST_KNOWN):
+        schemas.enforced([OfferedTool("f", {"properties": {f"n{each}": {}}}, False, "t")])
+    checked.clear()
+    schemas.enforced(offered(1, 10, strict=False))
+    assert len(checked) == 1  # forgotten: so many are remembered

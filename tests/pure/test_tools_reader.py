@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.server.templates import ChatTemplate, CompiledTemplate
 from baton.server.tools_prompt import tools_text, with_tools_told
 from baton.server.tools_reader import Answer, Call, CallReader, heard
 from baton.server.turns import Conversation
@@ -125,7 +126,8 @@ def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     assert '{"name": "f", "arguments": {...}}' in text
     assert '{"name": "f", "parameters": {"type": "object"}}' in text
     written = {"role": "assistant", "content": '{"name": "f", "arguments": {"a": 1}}'}
-    assert list(told.messages) == [{"role": "user", "content": f"{text}\n\nHi"}, written, turns[2]]
+    result = {"role": "user", "content": "Result of the tool: 2"}
+    assert list(told.messages) == [{"role": "user", "content": f"{text}\n\nHi"}, written, result]
     assert told.tools is None
     system, parts = {"role": "system", "content": "S"}, [{"type": "text", "text": "Hi"}]
     other = with_tools_told(Conversation([system, user], tools=tools), HERMES).messages[0]
@@ -140,6 +142,42 @@ def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     both = with_tools_told(Conversation([spoken]), JSON).messages[0]["content"]
     assert both == 'Look\n\n[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {}}]'
     assert with_tools_told(Conversation([user]), JSON) == Conversation([user])
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+SKIPPING = (
+    "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<assistant>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [ALTERNATING, SKIPPING])
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("after", ["", "And now?"])
+def test_a_template_that_knows_no_tools_shows_their_results(
+    template: str, parts: bool, after: str
+) -> None:
+    calls = [
+        {"id": id_, "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for id_, name in (("1", "f"), ("2", "g"))
+    ]
+    turns: list[dict[str, object]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "2", "content": "RAIN"},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "SUN"}]},
+        {"role": "function", "name": "h", "content": None},
+    ]
+    if after:
+        said = [{"type": "text", "text": after}] if parts else after
+        turns.append({"role": "user", "content": said})
+    told = with_tools_told(Conversation(turns), JSON)
+    text = CompiledTemplate(ChatTemplate(template, {})).render(told)
+    results = "<user>Result of g: RAIN\n\nResult of f: SUN\n\nResult of h: "
+    assert text.endswith(results + (f"\n\n{after}" if after else ""))
 
 
 @pytest.mark.parametrize("form", FORMATS.values())
