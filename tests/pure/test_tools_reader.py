@@ -1,6 +1,7 @@
 """Calls of tools, told apart from content wherever the text is cut."""
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.server.templates import ChatTemplate, CompiledTemplate
+from baton.server.tools_answer import AT_ONCE, ToolReading, WholeAnswer, entries, whole_answer
 from baton.server.tools_prompt import tools_text, with_tools_told
-from baton.server.tools_reader import Answer, Call, CallReader, heard
+from baton.server.tools_reader import Answer, Call, CallPiece, CallReader, heard, joined
 from baton.server.turns import Conversation
 from baton.tool_calls import (
     FORMATS,
@@ -114,6 +116,46 @@ def test_what_is_written_reads_the_same(form: CallFormat) -> None:
     for calls in (BOTH, BOTH[:1]):
         texts = [call_text(form, each.name, each.arguments) for each in calls]
         assert heard(calls_text(form, texts), form, NAMES) == Answer("", calls, True)
+
+
+class Passes(list[CallPiece]):
+    """Pieces, and how often somebody went through them."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[CallPiece]:
+        self.count += 1
+        return super().__iter__()
+
+
+def test_many_calls_cost_no_more_each_than_few() -> None:
+    """Pieces are gone through once, and a call's id is made once."""
+    pieces = Passes()
+    for index in range(100):
+        pieces += [
+            CallPiece(index, "f"),
+            CallPiece(index, "", '{"a"'),
+            CallPiece(index, "", ": 1}"),
+        ]
+    pieces.count = 0
+    assert joined(pieces) == (Call("f", '{"a": 1}'),) * 100
+    assert pieces.count == 1
+    asked: list[int] = []
+
+    def id_of(index: int) -> str:
+        asked.append(index)
+        return f"call_{index}"
+
+    told = [each for piece in pieces for each in entries([piece], id_of)]
+    assert asked == [*range(100)]
+    assert [each["id"] for each in told if "id" in each] == [f"call_{i}" for i in range(100)]
+
+
+def test_an_answer_longer_than_is_read_at_once_is_the_same() -> None:
+    text = tagged(*[WEATHER, TIME] * 200)
+    assert len(text) > 4 * AT_ONCE
+    found = whole_answer(text, "stop", None, ToolReading(HERMES, NAMES))
+    assert found == WholeAnswer("", "", BOTH * 200, "tool_calls")
 
 
 def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
