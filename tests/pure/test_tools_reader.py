@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -121,10 +122,10 @@ def test_what_is_written_reads_the_same(form: CallFormat) -> None:
 class Passes(list[CallPiece]):
     """Pieces, and how often somebody went through them."""
 
-    count = 0
+    passes = 0
 
     def __iter__(self) -> Iterator[CallPiece]:
-        self.count += 1
+        self.passes += 1
         return super().__iter__()
 
 
@@ -137,9 +138,9 @@ def test_many_calls_cost_no_more_each_than_few() -> None:
             CallPiece(index, "", '{"a"'),
             CallPiece(index, "", ": 1}"),
         ]
-    pieces.count = 0
+    pieces.passes = 0
     assert joined(pieces) == (Call("f", '{"a": 1}'),) * 100
-    assert pieces.count == 1
+    assert pieces.passes == 1
     asked: list[int] = []
 
     def id_of(index: int) -> str:
@@ -162,7 +163,7 @@ def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     user, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]}
-    turns = [user, said, {"role": "tool", "content": "2"}]
+    turns: list[dict[str, Any]] = [user, said, {"role": "tool", "content": "2"}]
     told = with_tools_told(Conversation(turns, tools=tools), JSON)
     text = tools_text(tools, JSON)
     assert '{"name": "f", "arguments": {...}}' in text
@@ -206,7 +207,7 @@ def test_a_template_that_knows_no_tools_shows_their_results(
         {"id": id_, "type": "function", "function": {"name": name, "arguments": "{}"}}
         for id_, name in (("1", "f"), ("2", "g"))
     ]
-    turns: list[dict[str, object]] = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": None, "tool_calls": calls},
         {"role": "tool", "tool_call_id": "2", "content": "RAIN"},
