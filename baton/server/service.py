@@ -250,7 +250,8 @@ class GenerationService:
             written = tool_calls(calls)
         except RequestError as error:
             raise from_request_error(error, "tools") from error
-        return replace(params, grammar=written, shown_special=self._marks)
+        # others would hide a call that stands behind them: the reader knows texts, the grammar ids
+        return replace(params, grammar=written, shown_special=self._marks, keep_special=False)
 
     @property
     def call_format(self) -> CallFormat:

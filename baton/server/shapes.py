@@ -8,6 +8,7 @@ https://platform.openai.com/docs/api-reference (completions and chat), as vLLM s
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from baton.client.tracker import News
@@ -326,18 +327,13 @@ class ChatShape(Shape):
         reasoning = parts.reasoning if self._extras.shows_reasoning else ""
         texts = {"reasoning_content": reasoning, "content": parts.content}
         told: dict[str, Any] = {name: text for name, text in texts.items() if text}
-        ids = self._ids(choice, 1 + max((each.index for each in parts.calls), default=-1))
-        return [
-            *([told] if told else []),
-            *({"tool_calls": [e]} for e in entries(parts.calls, ids)),
-        ]
+        calls = entries(parts.calls, partial(self._call_id, choice))
+        return [*([told] if told else []), *({"tool_calls": [each]} for each in calls)]
 
-    def _ids(self, choice: Choice, calls: int) -> list[str]:
-        """Of so many calls."""
-        tools, name = self._extras.tools, str(self._head.get("id"))
-        if tools is None:
-            return []
-        return [call_id(name, choice.index, index, tools.form) for index in range(calls)]
+    def _call_id(self, choice: Choice, index: int) -> str:
+        tools = self._extras.tools
+        assert tools is not None  # only then are there calls
+        return call_id(str(self._head.get("id")), choice.index, index, tools.form)
 
     def around(self, choices: Sequence[Choice]) -> dict[str, Any]:
         return {"prompt_token_ids": choices[0].prompt_ids} if self._extras.token_ids else {}
@@ -351,8 +347,7 @@ class ChatShape(Shape):
         if extras.thinking is not None and extras.shows_reasoning:
             message["reasoning_content"] = found.reasoning or None
         if found.calls:
-            ids = self._ids(choice, len(found.calls))
-            message["tool_calls"] = whole_calls(found.calls, ids)
+            message["tool_calls"] = whole_calls(found.calls, partial(self._call_id, choice))
         logprobs = self._generated(choice)
         entry = _entry(choice, "message", message, logprobs, found.finish_reason)
         return entry | ({"token_ids": choice.token_ids} if extras.token_ids else {})

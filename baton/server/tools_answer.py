@@ -7,7 +7,7 @@
 entries() and whole_calls() write calls as OpenAI's chats have them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 from baton.server.speech import Said, Speech
 from baton.server.tools_reader import Call, CallPiece, CallReader, Heard, joined
 from baton.tool_calls import CallFormat
+
+AT_ONCE = 4096
+"""Characters that a reader takes of a whole answer: it copies what is left of them with every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,8 @@ def whole_answer(
 ) -> WholeAnswer:
     """The parts of a whole answer, which ended for this reason."""
     reader = AnswerReader(thinking, tools)
-    parts = reader.take(text), reader.end()
+    cuts = range(0, len(text), AT_ONCE)
+    parts = [*(reader.take(text[at : at + AT_ONCE]) for at in cuts), reader.end()]
     calls = joined([piece for part in parts for piece in part.calls])
     return WholeAnswer(
         "".join(each.reasoning for each in parts),
@@ -103,21 +107,21 @@ def call_id(answer: str, choice: int, index: int, form: CallFormat) -> str:
     return found if form.id_length < 10 else f"call_{found}"
 
 
-def entries(calls: Sequence[CallPiece], ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+def entries(calls: Sequence[CallPiece], id_of: Callable[[int], str]) -> Iterator[dict[str, Any]]:
     """Entries of `tool_calls` in deltas, each for a delta of its own, because clients join them by index.
-    `ids`: of all calls so far."""
+    `id_of`: of a call by its index; asked for once, where it begins."""
     for each in calls:
         function: dict[str, Any] = {"arguments": each.arguments}
         if not each.name:
             yield {"index": each.index, "function": function}
             continue
-        about = {"id": ids[each.index], "type": "function"}
+        about = {"id": id_of(each.index), "type": "function"}
         yield {"index": each.index} | about | {"function": {"name": each.name} | function}
 
 
-def whole_calls(calls: Sequence[Call], ids: Sequence[str]) -> list[dict[str, Any]]:
+def whole_calls(calls: Sequence[Call], id_of: Callable[[int], str]) -> list[dict[str, Any]]:
     """`tool_calls` of a message."""
     return [
-        {"id": id_, "type": "function", "function": {"name": e.name, "arguments": e.arguments}}
-        for id_, e in zip(ids, calls, strict=True)
+        {"id": id_of(i), "type": "function", "function": {"name": e.name, "arguments": e.arguments}}
+        for i, e in enumerate(calls)
     ]

@@ -302,6 +302,11 @@ def heard(text: str, form: CallFormat, names: Iterable[str], *, forced: bool = F
 
 def joined(pieces: Sequence[CallPiece]) -> tuple[Call, ...]:
     """The calls that these pieces are of, all from the first on."""
-    names = [each.name for each in pieces if each.name]
-    texts = ["".join(p.arguments for p in pieces if p.index == at) for at in range(len(names))]
-    return tuple(map(Call, names, texts))
+    names: list[str] = []
+    texts: list[list[str]] = []
+    for each in pieces:
+        if each.name:
+            names.append(each.name)
+            texts.append([])
+        texts[each.index].append(each.arguments)
+    return tuple(map(Call, names, map("".join, texts)))

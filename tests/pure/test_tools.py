@@ -12,6 +12,7 @@ import pytest
 from baton.errors import RequestError
 from baton.server.api_error import ApiError
 from baton.server.tools import ANY_OBJECT, MOST_KNOWN, KnownSchemas, OfferedTool
+from baton.text import TextStream
 from tests.pure.town_app import TownClient, WordyTown, pretend_tokenizer, serving
 
 CHAT = "/v1/chat/completions"
@@ -201,6 +202,19 @@ def test_a_conversation_goes_on_after_a_call() -> None:
         assert f"<tool_call>{ROME}</tool_call><tool>Sunny" in text
 
     served(work, TAGGED)
+
+
+def test_special_tokens_before_a_call_do_not_hide_it() -> None:
+    async def work(client: TownClient) -> None:
+        fields = ASKED | {"skip_special_tokens": False, "tool_choice": "required"}
+        prepared = await client.service.prepare_json(fields, tenant="", size=1)
+        prepared.ticket.close()
+        tokenizer = client.service.tokenizer
+        said = [min(tokenizer.special_ids), *tokenizer.encode(ROME, special=False)]
+        stream = TextStream(tokenizer, prepared.prompts[0], prepared.params[0])
+        assert stream.push(said) + stream.finish() == ROME
+
+    served(work, template="{# tools #}{{ messages[0].content }}")
 
 
 ONE_CALL = (

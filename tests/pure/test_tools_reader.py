@@ -1,15 +1,18 @@
 """Calls of tools, told apart from content wherever the text is cut."""
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.server.templates import ChatTemplate, CompiledTemplate
+from baton.server.tools_answer import AT_ONCE, ToolReading, WholeAnswer, entries, whole_answer
 from baton.server.tools_prompt import tools_text, with_tools_told
-from baton.server.tools_reader import Answer, Call, CallReader, heard
+from baton.server.tools_reader import Answer, Call, CallPiece, CallReader, heard, joined
 from baton.server.turns import Conversation
 from baton.tool_calls import (
     FORMATS,
@@ -116,11 +119,51 @@ def test_what_is_written_reads_the_same(form: CallFormat) -> None:
         assert heard(calls_text(form, texts), form, NAMES) == Answer("", calls, True)
 
 
+class Passes(list[CallPiece]):
+    """Pieces, and how often somebody went through them."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[CallPiece]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_many_calls_cost_no_more_each_than_few() -> None:
+    """Pieces are gone through once, and a call's id is made once."""
+    pieces = Passes()
+    for index in range(100):
+        pieces += [
+            CallPiece(index, "f"),
+            CallPiece(index, "", '{"a"'),
+            CallPiece(index, "", ": 1}"),
+        ]
+    pieces.passes = 0
+    assert joined(pieces) == (Call("f", '{"a": 1}'),) * 100
+    assert pieces.passes == 1
+    asked: list[int] = []
+
+    def id_of(index: int) -> str:
+        asked.append(index)
+        return f"call_{index}"
+
+    told = [each for piece in pieces for each in entries([piece], id_of)]
+    assert asked == [*range(100)]
+    assert [each["id"] for each in told if "id" in each] == [f"call_{i}" for i in range(100)]
+
+
+def test_an_answer_longer_than_is_read_at_once_is_the_same() -> None:
+    text = tagged(*[WEATHER, TIME] * 200)
+    assert len(text) > 4 * AT_ONCE
+    found = whole_answer(text, "stop", None, ToolReading(HERMES, NAMES))
+    assert found == WholeAnswer("", "", BOTH * 200, "tool_calls")
+
+
 def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     user, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]}
-    turns = [user, said, {"role": "tool", "content": "2"}]
+    turns: list[dict[str, Any]] = [user, said, {"role": "tool", "content": "2"}]
     told = with_tools_told(Conversation(turns, tools=tools), JSON)
     text = tools_text(tools, JSON)
     assert '{"name": "f", "arguments": {...}}' in text
@@ -164,7 +207,7 @@ def test_a_template_that_knows_no_tools_shows_their_results(
         {"id": id_, "type": "function", "function": {"name": name, "arguments": "{}"}}
         for id_, name in (("1", "f"), ("2", "g"))
     ]
-    turns: list[dict[str, object]] = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": None, "tool_calls": calls},
         {"role": "tool", "tool_call_id": "2", "content": "RAIN"},
