@@ -489,6 +489,9 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
             for name in limits:
                 if type(case.body.get(name)) is int:
                     case.body[name] = min(case.body[name], 20)
+            limit = case.body.get("timeout")
+            if type(limit) in (int, float) and 0 < limit < 60:
+                case.body["timeout"] = 60  # a busy machine may take longer: 504
         answer = case.call(timeout=60)
         tried += 1
         assert answer.status_code < 500, f"{case.method} {case.path} {case.body}: {answer.text}"
