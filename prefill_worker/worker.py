@@ -178,9 +178,8 @@ class PrefillWorker(Worker):
         stopped = [said for pool, said in self._stopping.values() if pool == news.worker]
         self._drop_all(news.worker)
         news = replace(news, runs=tuple(dict.fromkeys((*news.runs, *here))))
-        return [
-            To(ROUTER, each) for each in (news, *stopped)
-        ]  # in this order: first it is shut out
+        # in this order: the writer is shut out before its stopped fills free their blocks
+        return [To(ROUTER, each) for each in (news, *stopped)]
 
     def _accept(self, order: msg.Fill, now: float) -> list[Effect]:
         """A Fill that is given twice is ignored, one that cannot be fails: neither writes a block."""

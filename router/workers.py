@@ -305,9 +305,7 @@ class WorkerRegistry:
     def heard(self, worker: str, now: float) -> None:
         """Any message proves that the worker is alive."""
         if member := self._members.get(worker):
-            if (
-                now - member.last_heard >= SILENT_S
-            ):  # it was suspect: its next verdict comes earlier
+            if now - member.last_heard >= SILENT_S:  # suspect: its next verdict comes earlier now
                 self._none_silent_before = min(self._none_silent_before, now + SILENT_S)
             member.last_heard = now
 

@@ -1,6 +1,5 @@
 """Asking: one HTTP request on its way to the router, for every route that generates."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +16,6 @@ from baton.server.stream import GenerationStream, PreparedRequest
 
 Change = Callable[[PreparedRequest], PreparedRequest]
 Model = TypeVar("Model", bound=BaseModel)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +62,6 @@ async def translated(
 def body_size(request: Request) -> int:
     """In bytes. One that is sent in chunks counts as a long one."""
     return int(request.headers.get("content-length") or bodies.INLINE + 1)
-
-
-async def in_thread_if_long(work: Callable[[], T], size: int, limit: int = bodies.INLINE) -> T:
-    """Do it, for a text of so many bytes; beyond the limit beside the event loop."""
-    return work() if size <= limit else await asyncio.to_thread(work)
 
 
 async def counted(

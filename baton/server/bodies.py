@@ -9,6 +9,7 @@ parser stops at the first error, and up to there both agree.
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
@@ -43,6 +44,7 @@ TO_SPACES = bytes.maketrans(STRUCTURE + b'"', b" " * (len(STRUCTURE) + 1))
 SEPARATORS = STRUCTURE + b'" \t\n\r'
 
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
 
 
 class Path(StrEnum):
@@ -174,14 +176,17 @@ def parse(text: bytes) -> Any:
 
 async def read(text: bytes) -> Any:
     """The JSON value of a scanned text. Large ones are parsed in a thread. Raises ApiError."""
-    return parse(text) if len(text) <= INLINE else await asyncio.to_thread(parse, text)
+    return await in_thread(len(text) > INLINE, parse, text)
 
 
 async def model(kind: type[Model], value: Any, *, size: int) -> Model:
     """The request in a JSON value of so many bytes. Raises ApiError."""
-    if size <= INLINE:
-        return _model(kind, value)
-    return await asyncio.to_thread(_model, kind, value)
+    return await in_thread(size > INLINE, _model, kind, value)
+
+
+async def in_thread(much: bool, work: Callable[..., Result], *given: Any) -> Result:
+    """Long work does not hold up the event loop."""
+    return await asyncio.to_thread(work, *given) if much else work(*given)
 
 
 def _model(kind: type[Model], payload: Any) -> Model:

@@ -6,11 +6,11 @@ CompletionRequest | ChatRequest  -> prepare -> PreparedRequest -> begin -> Gener
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from math import inf
-from typing import Any, TypeVar
+from typing import Any
 
 from baton import failpoint
 from baton.client.aio import RouterClient
@@ -21,7 +21,7 @@ from baton.model_files import ModelFiles
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_ids, check_request
 from baton.server.admission import RETRY_S, Admission, Ticket
 from baton.server.api_error import ApiError, from_request_error
-from baton.server.bodies import model
+from baton.server.bodies import in_thread, model
 from baton.server.guard import hashed, tenant_of
 from baton.server.metrics import Metrics
 from baton.server.options import ServerSettings
@@ -58,8 +58,6 @@ NO_TEMPLATE = (
     "this model has no chat template, so it cannot chat: use /v1/completions, or start the server "
     "with --chat-template FILE"
 )
-
-Result = TypeVar("Result")
 
 
 class GenerationService:
@@ -164,7 +162,7 @@ class GenerationService:
         deadlines = self._deadlines(request)
         interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
         defaults = Defaults(self._sampling, self.context, secrets.randbits(63), interval)
-        params = await _in_thread(request.has_long_grammar, request.params, defaults)
+        params = await in_thread(request.has_long_grammar, request.params, defaults)
         if isinstance(request, ChatRequest):
             params = params.stopping_at(self._chat_ends)
         texts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
@@ -216,7 +214,7 @@ class GenerationService:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
             except RequestError as error:
                 raise from_request_error(error, _grammar_param(request)) from error
-        each_params = await _in_thread(
+        each_params = await in_thread(
             sum(map(len, prompts)) > MANY_TOKENS, self._params, request, params, prompts
         )
         options = request.stream_options
@@ -394,12 +392,7 @@ class GenerationService:
 
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         encode = partial(encode_prompt, self.tokenizer, text, self.context, special=special)
-        return await _in_thread(len(text) >= LONG_TEXT, encode)
-
-
-async def _in_thread(much: bool, work: Callable[..., Result], *given: Any) -> Result:
-    """Long work does not hold up the event loop."""
-    return await asyncio.to_thread(work, *given) if much else work(*given)
+        return await in_thread(len(text) >= LONG_TEXT, encode)
 
 
 def _grammar_param(request: AnyRequest) -> str:

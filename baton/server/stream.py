@@ -24,6 +24,7 @@ from baton.params import GenerationParams
 from baton.server.admission import Ticket
 from baton.server.api_error import ApiError, body, from_failed
 from baton.server.backlog import BACKLOG, Backlog
+from baton.server.bodies import in_thread
 from baton.server.quotas import Place
 from baton.server.shapes import Choice, ChunkEncoder, Delta, Shape, billed, usage
 from baton.server.sse import DONE, event, gone
@@ -280,7 +281,7 @@ class GenerationStream:
             self.close()
         encode = partial(self._request.shape.whole, self.choices, self.usage())
         long = sum(len(c.token_ids) + len(c.scores) + len(c.embedding) for c in self.choices)
-        return encode() if long < LONG_ANSWER else await asyncio.to_thread(encode)
+        return await in_thread(long >= LONG_ANSWER, encode)
 
     async def _drain(self) -> None:
         async for each in self.deltas():

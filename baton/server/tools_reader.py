@@ -113,7 +113,7 @@ class CallReader:
         """New text. What it completes."""
         self._held += text
         steps = {
-            _At.FIRST: self._first, _At.TEXT: self._text, _At.HEAD: self._head,
+            _At.FIRST: self._head, _At.TEXT: self._text, _At.HEAD: self._head,
             _At.ARGUMENTS: self._arguments, _At.REST: self._rest, _At.AFTER: self._after,
         }  # fmt: skip
         while steps[self._at]():
@@ -142,16 +142,6 @@ class CallReader:
 
     # ---- steps: each is one in which the place changes, and says whether it does
 
-    def _first(self) -> bool:
-        found = self._found_head(first=True)
-        if found is _Verdict.MORE:
-            return False
-        if isinstance(found, _Head):
-            self._begin(found)
-            return True
-        self._at = _At.TEXT
-        return True
-
     def _text(self) -> bool:
         mark = self._form.opens
         before, found, after = self._held.partition(mark) if mark else (self._held, "", "")
@@ -168,7 +158,8 @@ class CallReader:
         return False
 
     def _head(self) -> bool:
-        found = self._found_head(first=False)
+        """Also of an answer that may begin with a call: it has no mark."""
+        found = self._found_head(first=self._at is _At.FIRST)
         if found is _Verdict.MORE:
             return False
         if isinstance(found, _Head):

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from baton.errors import RequestError
 from baton.server import bodies
 from baton.server.api_error import ApiError, from_failed, messages_body
-from baton.server.asking import Asker, Begun, body_size, counted, in_thread_if_long, translated
+from baton.server.asking import Asker, Begun, body_size, counted, translated
 from baton.server.messages.answer import PING, Blocks, Event, message_of, stop_of, usage_of
 from baton.server.messages.schema import NAMES, CountRequest, MessagesRequest
 from baton.server.pieces import pieces_of, renamed
@@ -49,7 +49,7 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
     async def begin(request: Request, payload: MessagesRequest) -> tuple[Begun, bool]:
         """If max_tokens is more than fits beside the prompt, the answer may be as long as fits, and says
         so at its end, as Anthropic's does. The second is whether it is."""
-        value = await in_thread_if_long(payload.chat, body_size(request))
+        value = await bodies.in_thread(body_size(request) > bodies.INLINE, payload.chat)
         chat = await translated(ChatRequest, value, request)
         try:
             return await asker.begin(request, chat), False
@@ -62,7 +62,7 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
     async def count_tokens(request: Request, payload: CountRequest) -> Response:
         """How many tokens a request's input has."""
         try:
-            value = await in_thread_if_long(payload.chat, body_size(request))
+            value = await bodies.in_thread(body_size(request) > bodies.INLINE, payload.chat)
             tokens = await counted(service, value, request)
         except (ApiError, RequestError) as error:
             raise renamed(error, NAMES) from error

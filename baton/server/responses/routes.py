@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from baton.errors import RequestError
 from baton.server import bodies
 from baton.server.api_error import ApiError
-from baton.server.asking import Asker, Begun, body_size, counted, in_thread_if_long, translated
+from baton.server.asking import Asker, Begun, body_size, counted, translated
 from baton.server.pieces import pieces_of, renamed
 from baton.server.responses.answer import (
     Event,
@@ -171,7 +171,7 @@ def _read(segments: Sequence[Segment]) -> list[Item]:
 
 async def _items(segments: Sequence[Segment]) -> list[Item]:
     """The same. Long ones are read in a thread."""
-    return await in_thread_if_long(lambda: _read(segments), _size(segments), LONG_ITEMS)
+    return await bodies.in_thread(_size(segments) > LONG_ITEMS, _read, segments)
 
 
 def _size(segments: Sequence[Segment]) -> int:
@@ -195,7 +195,7 @@ async def _chat(
         items = plain_items(payload.input, new_id)
         return items, payload.chat([*_read(before), *items])
 
-    return *await in_thread_if_long(build, own + held), held
+    return *await bodies.in_thread(own + held > bodies.INLINE, build), held
 
 
 def _bytes(value: Any) -> bytes:
