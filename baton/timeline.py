@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import msgpack
+
 from baton.bounds import Line, Name, OptionalName, Seconds, Tokens, TotalSeconds
 
 STALL_S = 0.5
@@ -87,6 +89,13 @@ class Life:
             self.last_token = at if moment.state == "decoding" else None
 
     @property
+    def stalled_s(self) -> float:
+        """Seconds of all its stalls."""
+        return sum(
+            (each.end or each.start) - each.start for each in self.stages if each.name == "stall"
+        )
+
+    @property
     def _decoding(self) -> bool:
         return bool(self.stages) and self.stages[-1].name == "decode"
 
@@ -115,12 +124,13 @@ class Life:
 
 
 class Timeline:
-    """All live requests and the last `remembered` that have ended."""
+    """All live requests and the last `remembered` that have ended. Those are kept packed: as objects,
+    10,000 of them are half a million small pieces of memory, 50 MiB, with gaps that only grow."""
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered
         self._live: dict[str, Life] = {}
-        self._ended: OrderedDict[str, Life] = OrderedDict()
+        self._ended: OrderedDict[str, bytes] = OrderedDict()
 
     def add(self, moments: Iterable[Moment]) -> None:
         """Add moments in the order in which they were sent."""
@@ -131,16 +141,31 @@ class Timeline:
             life.add(moment)
             if life.ended:
                 del self._live[moment.request]
-                self._ended[moment.request] = life
+                self._ended[moment.request] = _packed(life)
                 while len(self._ended) > self._remembered:
                     self._ended.popitem(last=False)
 
     def get(self, request: str) -> Life | None:
-        return self._live.get(request) or self._ended.get(request)
+        life, packed = self._live.get(request), self._ended.get(request)
+        return life or (_unpacked(request, packed) if packed is not None else None)
 
     def __iter__(self) -> Iterator[Life]:
-        yield from self._ended.values()
+        for request, packed in self._ended.items():
+            yield _unpacked(request, packed)
         yield from self._live.values()
 
     def __len__(self) -> int:
         return len(self._live) + len(self._ended)
+
+
+def _packed(life: Life) -> bytes:
+    stages = [(each.name, each.start, each.end, each.worker) for each in life.stages]
+    packed: bytes = msgpack.packb(
+        (stages, life.prompt_tokens, life.tokens, life.ended, life.last_token)
+    )
+    return packed
+
+
+def _unpacked(request: str, packed: bytes) -> Life:
+    stages, *rest = msgpack.unpackb(packed)
+    return Life(request, [Stage(*each) for each in stages], *rest)

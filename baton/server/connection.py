@@ -25,6 +25,9 @@ from baton.server.api_error import ApiError, response
 HEAD_S = 10.0
 """Time limit for the head of a request."""
 HEAD_BYTES = 16 << 10
+READ_BYTES = 16 << 10
+"""At most so much is read at once. asyncio allocates it before it reads, 256 KiB by default, and a heap
+that must have room for that between small pieces grows for hours."""
 LINGER_S = 2.0
 """After an early error response, so long the client may go on sending before the connection is reset. At
 once, a reset could overtake the response."""
@@ -238,6 +241,7 @@ class ServerProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.conn = StrictConnection(h11.SERVER)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         super().connection_made(ServerTransport(transport, self.loop, self._unread))
         self._start_timer()
 

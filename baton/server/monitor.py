@@ -2,14 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
-from dataclasses import asdict, replace
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import asdict, fields, replace
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from baton.client.aio import RouterClient
 from baton.server.metrics import GOOD, Metrics
 from baton.server.otel import Spans
-from baton.server.sse import event
+from baton.server.sse import event, json_of
 from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
 from baton.verdict import Facts, verdict
@@ -21,6 +22,8 @@ SPAN_S = 10.0
 BACKLOG_S = 120.0
 BEHIND = 256
 """Events a page may be behind before it is disconnected."""
+NAMES = tuple(each.name for each in fields(Moment))
+VALUES = attrgetter(*NAMES)
 
 Told = TypeVar("Told", FirstToken, Ended)
 
@@ -34,8 +37,8 @@ class Monitor:
         self.metrics = metrics
         self._pages: set[asyncio.Queue[bytes]] = set()
         self._info: ClusterInfo | None = None
-        self._backlog: deque[Moment] = deque()
-        self._ended: deque[tuple[float, Ended]] = deque()
+        self._backlog: deque[tuple[float, str]] = deque()  # as JSON, a small piece each
+        self._ended: deque[tuple[float, Facts]] = deque()
         self._ttft: deque[tuple[float, float]] = deque()
         self._counted: deque[tuple[float, Counts]] = deque()
         self.timeline = Timeline()
@@ -44,8 +47,11 @@ class Monitor:
         """Events of requests; once a second also the counts."""
         now = message.now
         self.timeline.add(message.moments)
-        self._backlog.extend(message.moments)
-        while self._backlog and self._backlog[0].at < now - BACKLOG_S:
+        moments = [json_of(dict(zip(NAMES, VALUES(each), strict=True))) for each in message.moments]
+        self._backlog.extend((now, moment) for moment in moments)
+        if moments and self._pages:
+            self._send(_moments(now, moments))
+        while self._backlog and self._backlog[0][0] < now - BACKLOG_S:
             self._backlog.popleft()
         if message.counts is not None:
             self.metrics.at_router(message.counts.router, self._router.live)
@@ -58,15 +64,13 @@ class Monitor:
                 self._spans.ended(each, life, now)
             if self._router.attempts.of(each.request).current:
                 self.metrics.ended(self._whole(each))
-                self._ended.append((now, each))
+                self._ended.append((now, facts(each, life.stalled_s if life else 0.0)))
             else:
                 self.metrics.replaced(self._whole(each))
         while self._ended and self._ended[0][0] < now - RECENT_S:
             self._ended.popleft()
         while self._ttft and self._ttft[0][0] < now - RECENT_S:
             self._ttft.popleft()
-        if message.moments and self._pages:
-            self._send(event(_moments(now, message.moments), "moments"))
         if message.counts is not None:
             self._count(now, message.counts)
 
@@ -108,7 +112,7 @@ class Monitor:
             yield event(_cluster(self._info), "cluster")
             if self._counted:
                 now = self._counted[-1][0]
-                yield event(_moments(now, self._backlog), "moments")
+                yield _moments(now, [moment for _, moment in self._backlog])
                 yield event(self.numbers(), "numbers")
             while queue in self._pages:
                 yield await queue.get()
@@ -134,13 +138,8 @@ class Monitor:
             "itl_ms": _two(lambda q: quantile(gaps, q), any(gaps)),
             "kv_used": sum(pool.blocks - pool.free for pool in counts.pools),
             "kv_total": sum(pool.blocks for pool in counts.pools),
-            "verdict": verdict([facts(e, self._stalled(e.request)) for _, e in self._ended]),
+            "verdict": verdict([each for _, each in self._ended]),
         }
-
-    def _stalled(self, request: str) -> float:
-        life = self.timeline.get(request)
-        stalls = (s for s in life.stages if s.name == "stall") if life else ()
-        return sum((stall.end or stall.start) - stall.start for stall in stalls)
 
     def _count(self, now: float, counts: Counts) -> None:
         counts = self.metrics.counted(counts)
@@ -190,8 +189,9 @@ def _two(at: Any, known: bool) -> dict[str, float] | None:
     return {"p50": 1000 * at(0.5), "p99": 1000 * at(0.99)} if known else None
 
 
-def _moments(now: float, moments: Any) -> dict[str, Any]:
-    return {"now": now, "moments": [asdict(moment) for moment in moments]}
+def _moments(now: float, moments: Iterable[str]) -> bytes:
+    """An event with all of these."""
+    return f'event: moments\ndata: {{"now":{now},"moments":[{",".join(moments)}]}}\n\n'.encode()
 
 
 def _cluster(info: ClusterInfo | None) -> dict[str, Any]:

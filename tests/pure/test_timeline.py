@@ -1,5 +1,6 @@
 """Lives put together from moments, the trace made of them, and the verdict on them."""
 
+import gc
 import json
 import math
 import random
@@ -113,10 +114,36 @@ def test_any_life_has_stages_without_gaps_and_a_trace_that_can_be_read(seed: int
     moments = sorted((m for life in told for m in life), key=lambda m: m.at)
     timeline = Timeline()
     timeline.add(moments)
+    assert {life.request: life for life in timeline} == alone(moments)
+    assert all(timeline.get(life.request) == life for life in timeline)
     for life in timeline:
         for stage, following in pairwise(life.stages):
             assert stage.start <= following.start == stage.end
     check_trace(json.loads(json.dumps(chrome_trace(timeline, model="demo"))))
+
+
+def alone(moments: list[Moment]) -> dict[str, Life]:
+    """Each request's life, built from its moments only, and never packed."""
+    lives: dict[str, Life] = {}
+    for moment in moments:
+        life = lives.setdefault(moment.request, Life(moment.request))
+        if not life.ended:
+            life.add(moment)
+    return lives
+
+
+def test_lives_that_have_ended_are_one_piece_of_memory_each() -> None:
+    dice = random.Random(1)
+    timeline = Timeline()
+    gc.collect()
+    before = len(gc.get_objects())
+    for index in range(300):
+        timeline.add(walk(dice, f"r{index}", float(index)))
+    ended = sum(bool(life.ended) for life in timeline)
+    live = len(timeline) - ended
+    assert ended > 50
+    gc.collect()
+    assert len(gc.get_objects()) - before < 30 * live + ended / 2
 
 
 def check_trace(trace: dict) -> None:
