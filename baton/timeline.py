@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgpack
 
-from baton.bounds import Line, Name, OptionalName, Seconds, Tokens, TotalSeconds
+from baton.bounds import Bytes, Line, Name, OptionalName, Seconds, Tokens, TotalSeconds
 
 STALL_S = 0.5
 """No new token for longer than this while decoding is a stall: a reader notices it."""
@@ -45,6 +45,8 @@ class Moment:
     tokens: Tokens = 0  # queued: of the prompt; filling: filled so far; then: generated so far
     handover_s: Seconds = 0.0  # with the first decoding: how much of the time before was hand-over
     note: Line = ""  # reason of an end or a retry
+    transport: OptionalName = ""  # of that hand-over
+    moved_bytes: Bytes = 0  # by it; 0 where memory is shared
 
 
 @dataclass(slots=True)

@@ -92,18 +92,19 @@ def _slice(
         {"ph": "X", "name": stage.name, "cat": "request", "args": args, **where,
          "ts": start * MICRO, "dur": (end - start) * MICRO},
     ]  # fmt: skip
-    flow = {"name": "KV", "cat": "handover", "id": life.request, **where}
-    if stage.name in ("prefill", "handover") and _next(life, stage) == "decode":
-        found.append({"ph": "s", "ts": start * MICRO, **flow})
-    elif stage.name == "decode" and any(s.name in ("prefill", "handover") for s in life.stages):
-        found.append({"ph": "f", "bp": "e", "ts": start * MICRO, **flow})
+    at = next(index for index, each in enumerate(life.stages) if each is stage)
+    flow = {"name": "KV", "cat": "handover", "ts": start * MICRO, **where}
+    if _hands_over(life, at):
+        found.append({"ph": "s", "id": f"{life.request} {at + 1}", **flow})
+    if _hands_over(life, at - 1):
+        found.append({"ph": "f", "bp": "e", "id": f"{life.request} {at}", **flow})
     return found
 
 
-def _next(life: Life, stage: Stage) -> str:
-    """The name of the next stage."""
-    after = next(i for i, each in enumerate(life.stages, start=1) if each is stage)
-    return life.stages[after].name if after < len(life.stages) else ""
+def _hands_over(life: Life, at: int) -> bool:
+    """Does an arrow lead from this stage to the next? A request that is filled again has several."""
+    pair = [stage.name for stage in life.stages[max(at, 0) : at + 2]]
+    return len(pair) == 2 and pair[0] in ("prefill", "handover") and pair[1] == "decode"
 
 
 def _running(pid: int, lives: list[Life], begin: float, latest: float) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ prompts of this length. Every sentence includes the figure behind it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+RECENT_S = 60.0
 FAILED_SHARE = 0.01  # of the requests: worth reporting
 SLOW_TTFT = 2.0  # times the cost of prefill and one decode step
 BOUND_SHARE = 0.4  # of TTFT: a smaller part is not its bound
@@ -32,10 +33,14 @@ class Facts:
     stalled_s: float = 0.0
 
 
-def verdict(recent: Sequence[Facts]) -> str:
-    """One line, shorter than 160 characters."""
+def verdict(recent: Sequence[Facts], live: int = 0) -> str:
+    """One line, shorter than 160 characters. `recent`: the requests that ended in the last RECENT_S;
+    `live`: how many wait or run."""
+    if not recent and live:
+        runs = "1 request runs" if live == 1 else f"{live:,} requests run"
+        return f"{runs}; none has ended in the last {RECENT_S:.0f} s."
     if not recent:
-        return "No traffic yet."
+        return f"No request has ended in the last {RECENT_S:.0f} s."
     for look in (_failures, _stalls, _room, _ttft, _split):
         if line := look(recent):
             return line

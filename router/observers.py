@@ -232,14 +232,17 @@ def _moment(entry: Entry, at: float, note: str, *, sampled: bool = False) -> Mom
     decoding = entry.state is State.DECODING
     filling = decoding and not sampled and entry.receipt is None and entry.unfilled > 0
     generated = (decoding and not filling) or entry.state is State.FINISHED
+    receipt = entry.receipt if decoding else None
     return Moment(
         request=entry.id,
         at=at,
         state=State.FILLING.value if filling else entry.state.value,
         worker=worker or "",
         tokens=len(entry.emitted) + (0 if generated else len(entry.prompt_ids)),
-        handover_s=entry.receipt.seconds if decoding and entry.receipt else 0.0,
+        handover_s=receipt.seconds if receipt else 0.0,
         note=note,
+        transport=receipt.transport if receipt else "",
+        moved_bytes=receipt.moved_bytes if receipt else 0,
     )
 
 

@@ -13,11 +13,10 @@ from baton.server.otel import Spans
 from baton.server.sse import event, json_of
 from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
-from baton.verdict import Facts, verdict
+from baton.verdict import RECENT_S, Facts, verdict
 from baton.wire.messages import ClusterInfo, Observed
 from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, FirstToken
 
-RECENT_S = 60.0
 SPAN_S = 10.0
 BACKLOG_S = 120.0
 BEHIND = 256
@@ -130,15 +129,24 @@ class Monitor:
         gaps = [b - a for a, b in zip(before.itl, counts.itl, strict=True)]
         ttft = sorted(ttft_s for _, ttft_s in self._ttft)
         generated = counts.generated_tokens - before.generated_tokens
+        recent = [each for _, each in self._ended]
         return {
+            "now": self._counted[-1][0],
             "running": counts.running,
             "waiting": counts.waiting,
             "tokens_per_s": generated / seconds if seconds else None,
             "ttft_ms": _two(lambda q: ttft[min(int(q * len(ttft)), len(ttft) - 1)], bool(ttft)),
-            "itl_ms": _two(lambda q: quantile(gaps, q), any(gaps)),
+            "itl_most_ms": _two(lambda q: quantile(gaps, q), any(gaps)),
             "kv_used": sum(pool.blocks - pool.free for pool in counts.pools),
             "kv_total": sum(pool.blocks for pool in counts.pools),
-            "verdict": verdict([each for _, each in self._ended]),
+            "verdict": verdict(recent, counts.running or counts.waiting),
+            "rests_on": {  # how many, in how many seconds
+                "ended": len(recent),
+                "first_tokens": len(ttft),
+                "recent_s": RECENT_S,
+                "gaps": sum(gaps),
+                "span_s": seconds,
+            },
         }
 
     def _count(self, now: float, counts: Counts) -> None:
@@ -200,6 +208,7 @@ def _cluster(info: ClusterInfo | None) -> dict[str, Any]:
     return {
         "ready": info.ready,
         "waiting_for": info.waiting_for,
+        "degraded": info.degraded,
         "model": info.model,
         "context": info.context,
         "workers": [asdict(worker) for worker in info.workers],

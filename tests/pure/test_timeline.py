@@ -165,6 +165,9 @@ def check_trace(trace: dict) -> None:
         slices.sort()
         for (_, end), (start, _) in pairwise(slices):
             assert start >= end - 1e-3, f"slices overlap in {place}"
+    arrows = {kind: [e["id"] for e in trace["traceEvents"] if e["ph"] == kind] for kind in "sf"}
+    assert sorted(arrows["s"]) == sorted(arrows["f"])
+    assert len(set(arrows["s"])) == len(arrows["s"])
     times = [e["ts"] for e in trace["traceEvents"] if "ts" in e]
     assert times == sorted(times)
 
@@ -189,7 +192,7 @@ FINE = Facts(
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ([], "No traffic yet"),
+        ([], "No request has ended in the last 60 s."),
         ([FINE], "Balanced: prefill is 9% of the work, the median prompt 200 tokens"),
         ([FINE, replace(FINE, good=False)], "1 of the last 2 requests did not end well"),
         ([FINE, replace(FINE, retries=1)], "lost a worker and went on"),
@@ -202,6 +205,11 @@ FINE = Facts(
 )  # fmt: skip
 def test_a_verdict_says_what_it_rests_on(facts: list[Facts], words: str) -> None:
     assert words in verdict(facts)
+
+
+def test_a_verdict_on_nothing_says_what_runs() -> None:
+    assert verdict([], 64) == "64 requests run; none has ended in the last 60 s."
+    assert verdict([], 1) == "1 request runs; none has ended in the last 60 s."
 
 
 def test_one_failure_in_many_is_not_the_news() -> None:

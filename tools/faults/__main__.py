@@ -139,7 +139,7 @@ def interrupted(number: int, frame: FrameType | None) -> None:
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seed", type=int, default=1, show_default=True, help="Of workloads and moments.")
 @click.option(
-    "--scale", type=click.FloatRange(0.001, 10), default=1.0, show_default=True,
+    "--scale", type=click.FloatRange(0.001, 100), default=1.0, show_default=True,
     help="Factor on requests and faults.",
 )  # fmt: skip
 @click.option(

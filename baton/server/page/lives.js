@@ -36,7 +36,7 @@ export class Lives {
     let life = this.all.get(moment.request);
     if (!life || (life.ended && moment.state === "queued")) {
       if (life?.ended && moment.state !== "queued") return;
-      life = { request: moment.request, bars: [], prompt: 0, tokens: 0, ended: "", lastToken: 0 };
+      life = { request: moment.request, bars: [], prompt: 0, tokens: 0, ended: "", lastToken: 0, first: null };
       this.all.set(moment.request, life);
     }
     if (life.ended) return;
@@ -44,6 +44,8 @@ export class Lives {
     const at = open ? Math.max(moment.at, open.start) : moment.at;
     if (moment.state === "queued" && !open) life.prompt = moment.tokens;
     if (moment.state === "decoding" || moment.state === "finished") life.tokens = Math.max(life.tokens, moment.tokens);
+    if (moment.state === "decoding" && moment.tokens > 0) life.first ??= at;
+    if (moment.transport) [life.transport, life.moved] = [moment.transport, moment.moved_bytes];
     if (open?.stage === "decode" && at - Math.max(open.start, life.lastToken) > STALL_S) {
       const last = Math.max(open.start, life.lastToken);
       this.close(life, last);
@@ -60,6 +62,7 @@ export class Lives {
         const from = this.cut(life, at - moment.handover_s);
         this.begin(life, "handover", from, open.lane);
       }
+      if (moment.state === "decoding" && (open.stage === "prefill" || open.stage === "handover")) life.bars.at(-1).handover = true;
       this.close(life, at);
     }
     if (moment.state === "finished") {

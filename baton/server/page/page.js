@@ -3,7 +3,7 @@
 import { ask, events } from "./api.js";
 import { startChat } from "./chat.js";
 import { Lives, shortName } from "./lives.js";
-import { Picture, drawLegend } from "./timeline.js";
+import { Picture, describe, digits, drawLegend } from "./timeline.js";
 
 const byId = (id) => document.getElementById(id);
 const lives = new Lives();
@@ -30,15 +30,29 @@ drawLegend();
 for (const button of document.querySelectorAll("[data-span]")) {
   button.addEventListener("click", () => {
     picture.span = Number(button.dataset.span);
+    picture.pause(false);
     for (const other of document.querySelectorAll("[data-span]")) other.ariaPressed = String(other === button);
   });
 }
-byId("pause").addEventListener("click", (event) => {
-  const paused = event.target.ariaPressed !== "true";
-  event.target.ariaPressed = String(paused);
-  event.target.textContent = paused ? "Resume" : "Pause";
-  picture.pause(paused);
-});
+byId("nearer").addEventListener("click", () => picture.zoom(0.5));
+byId("farther").addEventListener("click", () => picture.zoom(2));
+byId("pause").addEventListener("click", (event) => picture.pause(event.target.ariaPressed !== "true"));
+picture.onPause = (paused) => {
+  byId("pause").ariaPressed = String(paused);
+  byId("pause").textContent = paused ? "Resume" : "Pause";
+};
+picture.onSelect = (life) => {
+  byId("detail").hidden = !life;
+  if (life) detail();
+};
+byId("detail-close").addEventListener("click", () => picture.select(null));
+function detail() {
+  const life = picture.selected;
+  if (!life) return;
+  const lines = describe(life, picture.now()).join("\n");
+  if (byId("detail-text").textContent !== lines) byId("detail-text").textContent = lines;
+}
+setInterval(detail, 500);
 for (const [id, live] of [["show-chat", false], ["show-live", true]]) {
   byId(id).addEventListener("click", () => {
     document.body.classList.toggle("see-live", live);
@@ -57,14 +71,48 @@ byId("trace").addEventListener("click", async (event) => {
 
 // ---- the feed
 
+const GONE_S = 60; // so long a worker that is gone keeps its row
+let workers = new Map(); // by name, what was last said of each: {worker, since: when it was gone}
+
+/** What happened to a worker: a mark on the time axis, and a line below the table. */
+function happened(words) {
+  picture.mark(words);
+  const line = document.createElement("li");
+  line.textContent = `${new Date().toLocaleTimeString()} ${words}`;
+  byId("events").prepend(line);
+  if (byId("events").children.length > 20) byId("events").lastChild.remove();
+}
+
+/** Tells what happened to workers since the last news. */
+function compare(current) {
+  const first = workers.size === 0, now = performance.now() / 1000, before = workers;
+  const named = new Map(current.map((worker) => [shortName(worker.worker), worker]));
+  workers = new Map();
+  for (const [name, worker] of named) {
+    const old = before.get(name);
+    if (!first && (!old || old.since || old.worker.worker !== worker.worker)) happened(`${name} joined`);
+    else if (old && old.worker.state !== worker.state) happened(`${name}: ${worker.state}`);
+    workers.set(name, { worker, since: null });
+  }
+  for (const [name, old] of before) {
+    if (named.has(name)) continue;
+    if (!old.since) happened(`${name} is gone`);
+    const since = old.since ?? now;
+    if (now - since < GONE_S) workers.set(name, { worker: { ...old.worker, state: "gone" }, since });
+  }
+}
+
 const show = {
   cluster(data) {
     byId("dot").className = `dot ${data.ready ? "ready" : "lost"}`;
     byId("model").textContent = data.ready ? `${data.model}, context ${data.context.toLocaleString("en")}`
       : `waiting: ${data.waiting_for}`;
-    byId("workers").tBodies[0].replaceChildren(...data.workers.map((worker) => {
+    byId("model").title = byId("model").textContent;
+    byId("degraded").hidden = !data.degraded && data.ready;
+    byId("degraded").textContent = data.ready ? data.degraded : `Not ready: ${data.waiting_for}`;
+    compare(data.workers);
+    byId("workers").tBodies[0].replaceChildren(...[...workers].map(([name, { worker }]) => {
       const row = document.createElement("tr");
-      const name = shortName(worker.worker);
       for (const value of [name, worker.role, worker.device, worker.state, worker.how]) {
         const cell = document.createElement("td");
         cell.textContent = value;
@@ -73,7 +121,7 @@ const show = {
       row.cells[3].className = worker.state;
       return row;
     }));
-    lives.known = new Set(data.workers.map((worker) => shortName(worker.worker)));
+    lives.known = new Set(workers.keys());
     for (const name of lives.known) lives.lane(name);
   },
   moments(data) {
@@ -82,18 +130,24 @@ const show = {
     lives.prune(data.now);
   },
   numbers(data) {
-    const two = (pair) => (pair ? `${number(pair.p50)} / ${number(pair.p99)} ms` : "–");
+    picture.clock(data.now);
+    const { ended, first_tokens: firsts, recent_s: recent, gaps, span_s: span } = data.rests_on;
+    const two = (pair, sign = "") => (pair ? `${sign}${digits(pair.p50)} / ${sign}${digits(pair.p99)}` : "–");
     byId("running").textContent = data.running ?? "–";
     byId("waiting").textContent = data.waiting ?? "–";
     byId("tokens_per_s").textContent = data.tokens_per_s === null ? "–" : Math.round(data.tokens_per_s).toLocaleString("en");
+    byId("rate-basis").textContent = `(${Math.round(span)} s)`;
     byId("ttft_ms").textContent = two(data.ttft_ms);
-    byId("itl_ms").textContent = two(data.itl_ms);
-    byId("kv").textContent = `${data.kv_used} / ${data.kv_total}`;
+    byId("ttft-basis").textContent = `(${firsts} in ${recent} s)`;
+    byId("itl_ms").textContent = two(data.itl_most_ms, "≤ ");
+    byId("itl-basis").textContent = `(${gaps.toLocaleString("en")} in ${Math.round(span)} s)`;
+    byId("kv").textContent = `${data.kv_used.toLocaleString("en")} / ${data.kv_total.toLocaleString("en")}`;
     byId("pool").value = data.kv_total ? data.kv_used / data.kv_total : 0;
-    if (byId("verdict").textContent !== data.verdict) byId("verdict").textContent = data.verdict;
+    const line = ended ? `${data.verdict} (${ended} ended in ${recent} s)` : data.verdict;
+    if (byId("verdict").textContent !== line) byId("verdict").textContent = line;
+    picture.note(data.now, data.itl_most_ms ?? {});
   },
 };
-const number = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
 async function follow() {
   for (let wait = 500; ; wait = Math.min(2 * wait, 10_000)) {
@@ -101,11 +155,14 @@ async function follow() {
       const answer = await ask("/timeline");
       if (!answer.ok) throw new Error(String(answer.status));
       byId("feed").textContent = "";
+      document.body.classList.remove("stale");
       wait = 500;
       for await (const { name, data } of events(answer)) show[name]?.(JSON.parse(data));
     } catch { /* reported below */ }
+    picture.stop();
+    document.body.classList.add("stale");
     byId("dot").className = "dot lost";
-    byId("feed").textContent = "disconnected, trying again";
+    byId("feed").textContent = "The server does not answer. What you see is the last it said.";
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
