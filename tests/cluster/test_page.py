@@ -128,7 +128,8 @@ MARKDOWN = {
     "\\*no\\* **open": "*no* **open",
 }
 BLOCKS = {
-    "- a\n- b\n  - c\n\n1. d": "<ul><li>a</li><li><p>b</p><ul><li>c</li></ul></li></ul><ol><li>d</li></ol>",
+    "- a\n- b\n  - c": "<ul><li>a</li><li><p>b</p><ul><li>c</li></ul></li></ul>",
+    "1. d\n2. e": "<ol><li>d</li><li>e</li></ol>",
     "# T\n> q": "<h3>T</h3><blockquote><p>q</p></blockquote>",
 }
 RENDERED = """import("/page/markdown.js").then(({render}) => {
