@@ -43,7 +43,7 @@ inline Edge edge_of(const Weight& weight, long panel) {
     bool late = scaled(weight.type);  // the sums are scaled before the bias is added
     if (weight.bias) std::memcpy(late ? edge.bias : edge.start, weight.bias + first, bytes);
     if (late) std::memcpy(edge.scale, weight.scales + first, bytes);
-    if (weight.type == WeightType::i8)
+    if (weight.type == WeightType::i8 && !SIGNED_ROWS)
         std::memcpy(edge.start, starts_of(weight.panels, weight.n, weight.k, panel),
                     sizeof edge.start);
     return edge;
@@ -91,7 +91,7 @@ inline void widen(const uint32_t* words, long steps, float* to) {
 template <WeightType type, int M>
 __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float* start, float* sums,
                                              long stride) {
-    constexpr int registers = registers_of(M);
+    constexpr int registers = registers_of(M), each = row_words_of(type);
     for (int column = 0; column < CHANNELS; column += registers * WIDTH) {
         const uint32_t* words = chunk.words + column;
         const char* ahead = chunk.ahead;
@@ -103,18 +103,23 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
                 tile[r][v] = get<Part>((chunk.first ? start : sums + r * stride) + column + v * WIDTH);
         long step = 0;
         do {
-            Step<type> weights[registers];
 #pragma GCC unroll 16
             for (int line = 0; line < registers * WIDTH * 4; line += 64)
                 __builtin_prefetch(ahead + column * 4 + line);  // the others with their columns
-#pragma GCC unroll 16
-            for (int v = 0; v < registers; v++) weights[v] = Step<type>(get<PartU>(words + v * WIDTH));
-#pragma GCC unroll 16
-            for (int r = 0; r < M; r++)
+#pragma GCC unroll 4
+            for (int i = 0; i < each; i++) {
+                PartU weights[registers];
 #pragma GCC unroll 16
                 for (int v = 0; v < registers; v++)
-                    tile[r][v] = weights[v].add(
-                        tile[r][v], rows.words + r * rows.stride + step * row_words_of(type));
+                    weights[v] = factor<type>(get<PartU>(words + v * WIDTH), i);
+#pragma GCC unroll 16
+                for (int r = 0; r < M; r++) {
+                    PartU row = PartU{} + get<uint32_t>(rows.words + r * rows.stride + step * each + i);
+#pragma GCC unroll 16
+                    for (int v = 0; v < registers; v++)
+                        tile[r][v] = add<type>(tile[r][v], row, weights[v]);
+                }
+            }
             words += CHANNELS;
             ahead += chunk.stride;
         } while (++step < chunk.steps);
