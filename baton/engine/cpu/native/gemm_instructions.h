@@ -4,7 +4,7 @@
 
 #include "gemm_word.h"
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -12,7 +12,7 @@ namespace baton {
 
 // As store(bf16*, Vec), but the instruction makes denormals 0, which vdpbf16ps does anyway.
 inline void put_bf16(uint32_t* words, Vec values) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
     auto half = _mm512_cvtneps_pbh((__m512)values);
     std::memcpy(words, &half, sizeof half);
 #else
@@ -28,25 +28,28 @@ inline PartU widened_bytes(PartU words, int i) {
     return (PartU)((PartI)(words << (24 - 8 * i)) >> 24);
 }
 
-// int8: sums are int32, modulo 2^32. Inline assembly: with the intrinsic of vpdpbusd GCC keeps operands and
-// sums in memory.
+// int8: sums are int32, modulo 2^32. Inline assembly: with the intrinsic of vpdpbusd GCC keeps operands and sums
+// in memory; and it adds two products to each other before it adds them to a sum, which keeps more of them waiting
+// than there are registers.
 inline Part add_bytes(Part sums, PartU row, PartU weights) {
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(row), "v"(weights));
-    return sums;
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(row), "x"(weights));
-    return sums;
 #elif defined(__ARM_FEATURE_DOTPROD)
     asm("sdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(row), "w"(weights));
-    return sums;
-#elif defined(__AVX512F__) && defined(__AVX512BW__)
-    return (Part)((PartU)sums + (PartU)_mm512_madd_epi16((__m512i)row, (__m512i)weights));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    return (Part)((PartU)sums + (PartU)_mm256_madd_epi16((__m256i)row, (__m256i)weights));
+#elif defined(__AVX512F__) ? defined(__AVX512BW__) : defined(__AVX2__)
+    Part products;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sums), "=&v"(products) : "v"(row), "v"(weights));
 #else
-    return (Part)((PartU)sums + row * weights);
+    sums = (Part)((PartU)sums + row * weights);
+#if defined(__x86_64__)
+    asm("" : "+x"(sums));
+#elif defined(__aarch64__)
+    asm("" : "+w"(sums));
 #endif
+#endif
+    return sums;
 }
 
 // Two bf16 of a row times those of the channels; the lower one is added first. Only with PAIRS.
