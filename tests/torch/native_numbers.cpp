@@ -97,7 +97,7 @@ struct Problem {
 
 void products(WeightType type, long n, long k) {
     const Problem problem(type, n, k);
-    const long m = 101;
+    const long m = 61;  // so many that chunks are widened
     const auto rows = randoms(m * k), out = problem.times(rows.data(), m, 3);
     for (long i = 0; i < m; i++) {
         const float* row = rows.data() + i * k;
@@ -259,7 +259,7 @@ int main() {
     for (int type = 0; type < 4; type++) {
         products(WeightType(type), 65, 3);
         products(WeightType(type), 130, 67);
-        products(WeightType(type), 70, 2101);  // more than a chunk
+        products(WeightType(type), 70, 1101);  // more than a chunk
     }
     std::puts("products: right");
     for (long window : {0L, 37L})

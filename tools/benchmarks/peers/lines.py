@@ -70,8 +70,8 @@ def obey(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
         engine.prefill(order["prompt"])
     else:
         ids = engine.generate(order["prompts"], order["new"])
-    spent = {
-        "seconds": time.perf_counter() - begun,
-        "cpu_seconds": time.process_time() - used,
-    }
-    return spent | ({"ids": [list(islice(each, order["new"])) for each in ids]} if ids else {})
+    answer: dict[str, Any] = {"seconds": time.perf_counter() - begun}
+    answer["cpu_seconds"] = time.process_time() - used
+    if ids:
+        answer["ids"] = [list(islice(each, order["new"])) for each in ids]
+    return answer
