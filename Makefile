@@ -2,6 +2,8 @@
 # make test    set up what is missing, then format, lint, types and the whole test suite, on the CPU
 # make test-avx2, test-sse, test-nocompiler
 #              the tests that compute, as a CPU with AVX2 alone, with neither, and with no C++ compiler
+# make test-arm64   native code compiled for arm64, its numbers checked under qemu-user; needs Debian's
+#              g++-aarch64-linux-gnu and qemu-user, and says so; a minute or two
 # make tsan    native code under the thread sanitizer;  make asan: under those of addresses and undefined behaviour
 # make check   the quick half of that: format, lint, types, and the tests that need nothing (a minute or two)
 # make faults  the reliability battery, under half an hour on two cores: docs/faults.md and the README's table
@@ -19,7 +21,7 @@ GPU     = gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler test-ray test-nixl check lint families faults tsan asan setup wheel coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl check lint families faults tsan asan setup wheel coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -40,6 +42,9 @@ test-nocompiler: AS = CXX=/nonexistent/c++
 test-avx2 test-sse test-nocompiler: $(VENV)/.ready-dev
 	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) tests/torch
 	$(AS) $(VENV)/bin/python -m pytest -q -rs $(BESIDE) -m "not ($(GPU))" $(COMMANDS)
+
+test-arm64: $(VENV)/.ready
+	$(VENV)/bin/python -m tests.torch.emulated
 
 # Environments of their own that see the packages of the first, so that nothing is installed twice.
 test-ray: $(VENV)-ray/.ready

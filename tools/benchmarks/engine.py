@@ -4,6 +4,10 @@ A cell is a shape, a dtype and a task: decode of 1, 4, 16 or 64 prompts of 64 to
 in tokens/s of the whole call with prefill; or prefill of one prompt of 512 tokens. In every cell the arms
 take turns, round by round, and each round measures the machine's limits too. Random weights, greedy, EOS
 ignored.
+
+--cpu-time counts the CPU seconds of the arm's process instead of the time that passes: on a shared
+machine they vary less. Threads that wait for each other count too, so use it with --threads 1. The limits
+remain those of the time that passes.
 """
 
 import os
@@ -101,9 +105,11 @@ def run_cell(
     meter: Meter,
     rounds: int,
     new: int,
+    clock: str = "seconds",
 ) -> tuple[dict[str, Arm], list[Limits], dict[str, float]]:
     """Run every arm `rounds` times in turn. Returns the arms, the limits of each round, and the share of
-    CHECKED tokens up to which each arm's answers equal those of transformers."""
+    CHECKED tokens up to which each arm's answers equal those of transformers. `clock`: which seconds of
+    an answer count (peers/lines.py)."""
     numbers = random.Random(cell.batch)
     length = PROMPT if cell.batch else PREFILL
     prompts = [
@@ -126,7 +132,7 @@ def run_cell(
             elif number:
                 answers[name] = got.get("ids", [])
                 tokens = sum(map(len, answers[name])) if cell.batch else PREFILL
-                rates[name].append(tokens / got["seconds"])
+                rates[name].append(tokens / got[clock])
         if number:
             limits.append(meter.limits())
     arms = {name: Arm(tuple(rates[name]), whys.get(name, "")) for name in children}
@@ -183,6 +189,9 @@ def line_of(
 @click.option("--threads", type=int, default=None, help="[default: all cores]")
 @click.option("--peers", type=click.Path(path_type=Path), default=HOME, show_default=True)
 @click.option(
+    "--cpu-time", is_flag=True, help="CPU seconds of the arm's process, not time that passes."
+)
+@click.option(
     "--work-dir",
     type=click.Path(path_type=Path),
     default=None,
@@ -197,12 +206,18 @@ def line_of(
 def main(
     shapes: tuple[str, ...], dtypes: tuple[str, ...], batches: tuple[int, ...],
     wanted: tuple[str, ...], rounds: int, new_tokens: int, threads: int | None, peers: Path,
-    work_dir: Path | None, output: Path | None,
+    cpu_time: bool, work_dir: Path | None, output: Path | None,
 ) -> None:  # fmt: skip
     """Our engine against every installed peer, and against this machine's limits."""
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     names = arms_of(wanted, peers)
+    clock = "cpu_seconds" if cpu_time else "seconds"
+    if cpu_time and OURS[1] in names:
+        raise click.BadParameter(
+            f"{OURS[1]!r} runs in several processes: name the other arms with --arm",
+            param_hint="--cpu-time",
+        )
     head = ["tokens/s, median", "", *names, "roofline", "ours/peer", "of roofline", "goal"]
     lines, records = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -219,7 +234,7 @@ def main(
                     for batch in batches:
                         cell = Cell(shape, dtype, batch)
                         arms, limits, same = run_cell(
-                            cell, children, failed, meter, rounds, new_tokens
+                            cell, children, failed, meter, rounds, new_tokens, clock
                         )
                         line, record = line_of(cell, arms, limits, new_tokens)
                         lines.append(line)

@@ -41,6 +41,7 @@ TARGETS = (
     Target("x86-64-v4", "x86_64", ("-march=x86-64-v4",), V4),
     Target("x86-64-v4-vnni", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), (*V4, "avx512_vnni")),
     Target("arm64", "aarch64", ("-march=armv8-a",), ("asimd",)),
+    Target("arm64-dotprod", "aarch64", ("-march=armv8.2-a+dotprod",), ("asimd", "asimddp")),
 )
 
 

@@ -4,9 +4,10 @@
     {"do": "generate", "prompts": [[ids], ...], "new": 100}         -> {"seconds": s, "ids": [[ids], ...]}
     {"do": "prefill", "prompt": [ids]}                              -> {"seconds": s}
 
-"generate" is prefill and decode of all prompts as one batch, greedy, EOS ignored. An arm answers an order
-that it cannot do with {"failure": why}. This file imports nothing of the project, as the arms of other
-environments import it from their own folder.
+Each answer also has "cpu_seconds", those of all threads of this process. "generate" is prefill and decode
+of all prompts as one batch, greedy, EOS ignored. An arm answers an order that it cannot do with
+{"failure": why}. This file imports nothing of the project, as the arms of other environments import it
+from their own folder.
 """
 
 import json
@@ -61,13 +62,16 @@ def first_line(error: Exception) -> str:
 
 def obey(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
     """Do one order."""
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
+    ids: list[Ids] = []
     if order["do"] == "load":
         engine.load(order["folder"], order["dtype"], order["threads"])
-        return {"seconds": time.perf_counter() - begun}
-    if order["do"] == "prefill":
+    elif order["do"] == "prefill":
         engine.prefill(order["prompt"])
-        return {"seconds": time.perf_counter() - begun}
-    ids = engine.generate(order["prompts"], order["new"])
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "ids": [list(islice(each, order["new"])) for each in ids]}
+    else:
+        ids = engine.generate(order["prompts"], order["new"])
+    answer: dict[str, Any] = {"seconds": time.perf_counter() - begun}
+    answer["cpu_seconds"] = time.process_time() - used
+    if ids:
+        answer["ids"] = [list(islice(each, order["new"])) for each in ids]
+    return answer

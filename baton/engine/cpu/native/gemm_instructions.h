@@ -4,7 +4,7 @@
 
 #include "gemm_word.h"
 
-#if defined(__AVX2__) || defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -12,7 +12,7 @@ namespace baton {
 
 // As store(bf16*, Vec), but the instruction makes denormals 0, which vdpbf16ps does anyway.
 inline void put_bf16(uint32_t* words, Vec values) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
     auto half = _mm512_cvtneps_pbh((__m512)values);
     std::memcpy(words, &half, sizeof half);
 #else
@@ -20,26 +20,36 @@ inline void put_bf16(uint32_t* words, Vec values) {
 #endif
 }
 
-// int8: bytes of the row are unsigned, those of the weights signed; sums are int32, modulo 2^32.
+// int8: word `i` of BYTE_WORDS, with the sign of its bytes.
+inline PartU widened_bytes(PartU words, int i) {
+    typedef int16_t Halves __attribute__((vector_size(WIDTH * 4)));
+    if constexpr (BYTE_WORDS == 1) return words;
+    if constexpr (BYTE_WORDS == 2) return (PartU)((i ? (Halves)words : (Halves)(words << 8)) >> 8);
+    return (PartU)((PartI)(words << (24 - 8 * i)) >> 24);
+}
+
+// int8: sums are int32, modulo 2^32. Inline assembly: with the intrinsic of vpdpbusd GCC keeps operands and sums
+// in memory; and it adds two products to each other before it adds them to a sum, which keeps more of them waiting
+// than there are registers.
 inline Part add_bytes(Part sums, PartU row, PartU weights) {
-#if defined(__AVX512VNNI__) && defined(__AVX512F__)
-    // Inline assembly: with the intrinsic GCC keeps operands and sums in memory.
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(row), "v"(weights));
-    return sums;
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(row), "x"(weights));
-    return sums;
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    typedef int16_t Half __attribute__((vector_size(WIDTH * 4)));  // even and odd bytes, widened
-    __m256i even = _mm256_madd_epi16((__m256i)(row & 0x00ff00ff), (__m256i)((Half)(weights << 8) >> 8));
-    __m256i odd = _mm256_madd_epi16((__m256i)((row >> 8) & 0x00ff00ff), (__m256i)((Half)weights >> 8));
-    return (Part)((PartU)sums + (PartU)even + (PartU)odd);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    asm("sdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(row), "w"(weights));
+#elif defined(__AVX512F__) ? defined(__AVX512BW__) : defined(__AVX2__)
+    Part products;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sums), "=&v"(products) : "v"(row), "v"(weights));
 #else
-    PartU total = (PartU)sums;
-    for (int shift = 24; shift >= 0; shift -= 8)
-        total += (PartU)((PartI)(weights << shift) >> 24) * ((row << shift) >> 24);
-    return (Part)total;
+    sums = (Part)((PartU)sums + row * weights);
+#if defined(__x86_64__)
+    asm("" : "+x"(sums));
+#elif defined(__aarch64__)
+    asm("" : "+w"(sums));
 #endif
+#endif
+    return sums;
 }
 
 // Two bf16 of a row times those of the channels; the lower one is added first. Only with PAIRS.

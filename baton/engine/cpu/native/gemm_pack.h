@@ -6,9 +6,9 @@
 //     panels [N / 64][steps][64]     rows [M][steps][row_words_of(type)]
 //
 // bf16: rows are rounded to bf16. w8: likewise; the weights are bytes with one scale per channel.
-// int8: symmetric, one scale per channel and one per row. Row bytes have an offset of +128, because
-// vpdpbusd needs unsigned bytes. To correct it, a panel's sums start at -128 sum(weight), which is stored
-// after the panels. int32 holds a sum exactly up to K = 133,000.
+// int8: symmetric, one scale per channel and one per row. Unless rows are signed (SIGNED_ROWS) their values
+// have an offset of +128. To correct it, a panel's sums start at -128 sum(weight), which is stored after
+// the panels. int32 holds a sum exactly up to K = 133,000.
 #pragma once
 
 #include <cstddef>
@@ -124,11 +124,26 @@ inline size_t rows_bytes(WeightType type, long m, long k) {
     return scales_bytes(type, m) + size_t(m) * words_of_row(type, k) * sizeof(uint32_t);
 }
 
+// The words of 16 values of a row, of int8.
+inline void put_row_bytes(uint32_t* words, Vec values, float inverse) {
+    constexpr int offset = SIGNED_ROWS ? 0 : 128;
+    if constexpr (BYTE_WORDS == 4) {
+        VecI numbers = quantized(values, inverse) + offset;
+        std::memcpy(words, &numbers, sizeof numbers);
+        return;
+    }
+    put_words<WeightType::i8>(words, values, inverse, int8_t(offset));  // flipping the highest bit adds 128
+    if constexpr (BYTE_WORDS == 2)
+        for (int i = LANES / 4 - 1; i >= 0; i--) {
+            words[2 * i + 1] = words[i] >> 8 & 0x00ff00ff;
+            words[2 * i] = words[i] & 0x00ff00ff;
+        }
+}
+
 // The words of 16 values of a row.
 template <WeightType type>
 inline void put_row_words(uint32_t* words, Vec values, float inverse) {
-    constexpr int8_t offset = int8_t(0x80);  // flips the highest bit: +128
-    if constexpr (type == WeightType::i8) put_words<type>(words, values, inverse, offset);
+    if constexpr (type == WeightType::i8) put_row_bytes(words, values, inverse);
     else if constexpr (PAIRS) put_bf16(words, values);
     else store((float*)words, rounded(values));
 }

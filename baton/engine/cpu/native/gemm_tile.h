@@ -15,11 +15,15 @@
 namespace baton {
 
 constexpr int ROWS = 6;         // of a tile, at most
-constexpr long CHUNK = 1024;    // steps, 256 KiB
-constexpr long WIDE = 512;      // steps of a chunk that is widened, 128 KiB
+// Steps of a chunk, and of one that is widened: 256 KiB and 128 KiB. Where registers are narrow, several passes
+// go over a chunk while the next one is fetched; L2 must hold both, and has 256 KiB on older AVX2 CPUs.
+constexpr long CHUNK = WIDTH == LANES ? 1024 : 256;
+constexpr long WIDE = WIDTH == LANES ? 512 : 256;
 constexpr long STEP_BYTES = CHANNELS * sizeof(uint32_t);
 constexpr long AHEAD = 4096;    // prefetch distance in bytes
 constexpr long PART_ROWS = 96;  // of a task, roughly
+
+inline long divided(long total, long parts) { return (total + parts - 1) / parts; }
 
 // Registers side by side for a tile of `rows`; with fewer rows there can be more.
 constexpr int registers_of(int rows) {
@@ -28,6 +32,9 @@ constexpr int registers_of(int rows) {
         registers *= 2;
     return registers;
 }
+
+// How often such a tile goes over a chunk, each time for other columns.
+constexpr int passes_of(int rows) { return CHANNELS / (registers_of(rows) * WIDTH); }
 
 // Initial values of a panel's sums, and the factors and biases applied at the end, for 64 channels.
 struct Edge {
@@ -43,7 +50,7 @@ inline Edge edge_of(const Weight& weight, long panel) {
     bool late = scaled(weight.type);  // the sums are scaled before the bias is added
     if (weight.bias) std::memcpy(late ? edge.bias : edge.start, weight.bias + first, bytes);
     if (late) std::memcpy(edge.scale, weight.scales + first, bytes);
-    if (weight.type == WeightType::i8)
+    if (weight.type == WeightType::i8 && !SIGNED_ROWS)
         std::memcpy(edge.start, starts_of(weight.panels, weight.n, weight.k, panel),
                     sizeof edge.start);
     return edge;
@@ -61,18 +68,19 @@ struct Chunk {
     const uint32_t* words;
     long steps;
     bool first, last;
-    const char* ahead;  // the address to prefetch; moves by `stride` bytes with each step
+    const char* ahead;  // the address to prefetch; moves by `stride` bytes with each step of all passes
     long stride;
 };
 
-// A single tile prefetches a little ahead of itself. Of several tiles each prefetches a part of the
-// next chunk, which follows in memory, so that memory is busy while they multiply.
-inline void fetch_ahead(Chunk& chunk, const uint32_t* packed, long bytes, int tile, int tiles) {
+// A single tile in one pass prefetches a little ahead of itself. Of several tiles or passes each prefetches a
+// part of the next chunk, which follows in memory, so that memory is busy while they multiply, and is read in
+// its order: a pass reads every fourth line only.
+inline void fetch_ahead(Chunk& chunk, const uint32_t* packed, long bytes, int tile, int tiles, int passes) {
     const char* words = (const char*)packed;
     const long each = bytes / chunk.steps;
-    chunk.stride = (each + tiles - 1) / tiles;
+    chunk.stride = divided(each, tiles);
     chunk.ahead = words + AHEAD;
-    if (tiles > 1) chunk.ahead = words + bytes + chunk.steps * (tile * chunk.stride);
+    if (tiles > 1 || passes > 1) chunk.ahead = words + bytes + chunk.steps * (tile * chunk.stride);
 }
 
 // With many rows the chunk is widened once, to steps of floats, instead of once for each tile.
@@ -91,10 +99,12 @@ inline void widen(const uint32_t* words, long steps, float* to) {
 template <WeightType type, int M>
 __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float* start, float* sums,
                                              long stride) {
-    constexpr int registers = registers_of(M);
-    for (int column = 0; column < CHANNELS; column += registers * WIDTH) {
+    constexpr int registers = registers_of(M), each = row_words_of(type);
+    const long stride_ahead = divided(chunk.stride, passes_of(M));
+    for (int pass = 0; pass < passes_of(M); pass++) {
+        const int column = pass * registers * WIDTH;
         const uint32_t* words = chunk.words + column;
-        const char* ahead = chunk.ahead;
+        const char* ahead = chunk.ahead + pass * chunk.steps * stride_ahead;
         Part tile[M][registers];
 #pragma GCC unroll 16
         for (int r = 0; r < M; r++)
@@ -103,20 +113,25 @@ __attribute__((noinline)) void multiply_tile(Rows rows, Chunk chunk, const float
                 tile[r][v] = get<Part>((chunk.first ? start : sums + r * stride) + column + v * WIDTH);
         long step = 0;
         do {
-            Step<type> weights[registers];
 #pragma GCC unroll 16
             for (int line = 0; line < registers * WIDTH * 4; line += 64)
-                __builtin_prefetch(ahead + column * 4 + line);  // the others with their columns
-#pragma GCC unroll 16
-            for (int v = 0; v < registers; v++) weights[v] = Step<type>(get<PartU>(words + v * WIDTH));
-#pragma GCC unroll 16
-            for (int r = 0; r < M; r++)
+                __builtin_prefetch(ahead + line);
+#pragma GCC unroll 4
+            for (int i = 0; i < each; i++) {
+                PartU weights[registers];
 #pragma GCC unroll 16
                 for (int v = 0; v < registers; v++)
-                    tile[r][v] = weights[v].add(
-                        tile[r][v], rows.words + r * rows.stride + step * row_words_of(type));
+                    weights[v] = factor<type>(get<PartU>(words + v * WIDTH), i);
+#pragma GCC unroll 16
+                for (int r = 0; r < M; r++) {
+                    PartU row = PartU{} + get<uint32_t>(rows.words + r * rows.stride + step * each + i);
+#pragma GCC unroll 16
+                    for (int v = 0; v < registers; v++)
+                        tile[r][v] = add<type>(tile[r][v], row, weights[v]);
+                }
+            }
             words += CHANNELS;
-            ahead += chunk.stride;
+            ahead += stride_ahead;
         } while (++step < chunk.steps);
 #pragma GCC unroll 16
         for (int r = 0; r < M; r++)
@@ -170,8 +185,6 @@ inline void multiply_chunk(const Rows& rows, int m, const Chunk& chunk, const Ed
         std::memcpy(out + r * out_stride, padded[r], channels * sizeof(float));
 }
 
-inline long divided(long total, long parts) { return (total + parts - 1) / parts; }
-
 // The tasks of a product: each is one panel for a part of the rows. Many rows are divided so that the
 // threads finish together, few only where there are more threads than panels: each part reads its
 // panel again, which costs about as much as three tiles.
@@ -224,11 +237,11 @@ inline void multiply_part(const Weight& weight, const Rows& rows, long panel, co
         for (int tile = 0, tiles = int(divided(count, ROWS)); tile < tiles; tile++) {
             Range some = share(count, {tile, tiles});  // as even as possible, all <= ROWS
             long row = part.begin + some.begin;
-            fetch_ahead(chunk, packed, some_steps * STEP_BYTES, tile, tiles);
+            const int m = int(some.end - some.begin);
+            fetch_ahead(chunk, packed, some_steps * STEP_BYTES, tile, tiles, passes_of(m));
             Rows here{rows.words + row * rows.stride + step * row_words_of(type), rows.stride,
                       rows.scales + row};
-            multiply_chunk<type, form>(here, int(some.end - some.begin), chunk, edge,
-                                       out + row * out_stride, out_stride, channels);
+            multiply_chunk<type, form>(here, m, chunk, edge, out + row * out_stride, out_stride, channels);
         }
     }
 }

@@ -32,8 +32,27 @@ constexpr bool halves(WeightType type) {
     return type == WeightType::bf16 || type == WeightType::w8;
 }
 
+// Words of a row for each word of a channel in int8. 1: its four bytes, multiplied at once. 2: they are widened
+// to 16 bits, rows in advance, the even two in the first word and the odd two in the second. 4: to 32 bits.
+#if (defined(__AVX512F__) && defined(__AVX512VNNI__)) || (defined(__AVXVNNI__) && !defined(__AVX512F__)) || \
+    defined(__ARM_FEATURE_DOTPROD)
+constexpr int BYTE_WORDS = 1;
+#elif defined(__AVX512F__) ? defined(__AVX512BW__) : defined(__AVX2__)
+constexpr int BYTE_WORDS = 2;
+#else
+constexpr int BYTE_WORDS = 4;
+#endif
+
+// Whether the bytes of a row are signed. Otherwise 128 is added to them, because vpdpbusd needs that.
+#ifdef __ARM_FEATURE_DOTPROD
+constexpr bool SIGNED_ROWS = true;
+#else
+constexpr bool SIGNED_ROWS = false;
+#endif
+
 // Words of a row for each word of a channel.
 constexpr int row_words_of(WeightType type) {
+    if (type == WeightType::i8) return BYTE_WORDS;
     return halves(type) ? per_word(type) / (PAIRS ? 2 : 1) : 1;
 }
 
@@ -42,6 +61,7 @@ constexpr bool scaled(WeightType type) { return type == WeightType::i8 || type =
 
 // In gemm_instructions.h. Products of floats do without it: compiling its headers takes as long as they do.
 void put_bf16(uint32_t* words, Vec values);
+PartU widened_bytes(PartU words, int i);
 Part add_bytes(Part sums, PartU row, PartU weights);
 Part add_pairs(Part sums, PartU row, PartU weights);
 
@@ -58,34 +78,23 @@ inline PartU paired(PartU words, int i) {
            ((PartU)widened<WeightType::w8>(words, 2 * i + 1) & 0xffff0000);
 }
 
-// A step's weights in the form in which they are multiplied, made once for all rows of a tile.
+// Word `i` of row_words_of() into which the words of WIDTH channels are turned to be multiplied.
 template <WeightType type>
-struct Step {
-    static constexpr int parts = row_words_of(type);
-    PartU part[parts];  // each is multiplied by a word of a row
-    Step() = default;
+inline PartU factor(PartU packed, int i) {
+    if constexpr (halves(type) && !PAIRS) return (PartU)widened<type>(packed, i);
+    else if constexpr (type == WeightType::w8) return paired(packed, i);
+    else if constexpr (type == WeightType::i8) return widened_bytes(packed, i);
+    else return packed;
+}
 
-    explicit Step(PartU packed) {
-#pragma GCC unroll 4
-        for (int i = 0; i < parts; i++)
-            if constexpr (halves(type) && !PAIRS) part[i] = (PartU)widened<type>(packed, i);
-            else if constexpr (type == WeightType::w8) part[i] = paired(packed, i);
-            else part[i] = packed;
-    }
-
-    // sums + row * weights: `parts` words of a row times the words of WIDTH channels. Floats are fused
-    // multiply-adds (GCC and clang contract them).
-    Part add(Part sums, const uint32_t* from) const {
-#pragma GCC unroll 4
-        for (int i = 0; i < parts; i++) {
-            PartU row = PartU{} + get<uint32_t>(from + i);
-            if constexpr (type == WeightType::i8) sums = add_bytes(sums, row, part[i]);
-            else if constexpr (halves(type) && PAIRS) sums = add_pairs(sums, row, part[i]);
-            else sums += (Part)row * (Part)part[i];
-        }
-        return sums;
-    }
-};
+// sums + row * weights: a word of a row, in all lanes, times a factor(). Floats are fused multiply-adds (GCC
+// and clang contract them).
+template <WeightType type>
+inline Part add(Part sums, PartU row, PartU weights) {
+    if constexpr (type == WeightType::i8) return add_bytes(sums, row, weights);
+    else if constexpr (halves(type) && PAIRS) return add_pairs(sums, row, weights);
+    else return sums + (Part)row * (Part)weights;
+}
 
 // One row or channel in int8: value = scale * q with -127 <= q <= 127. A value that is not finite
 // makes the scale NaN, so that the results show it; values smaller than any model's become 0.
