@@ -24,7 +24,7 @@ from baton.checkpoints import kinds
 from baton.checkpoints.families import architecture_of, default_of, text_part
 from baton.checkpoints.jsonfile import Json, optional_object, read_object, reason
 from baton.checkpoints.vocabulary import tokenizer_of
-from baton.checkpoints.weights import header_of, sample_of, weight_files
+from baton.checkpoints.weights import header_of, refuse_quantized, sample_of, weight_files
 from baton.errors import ModelError
 from baton.gguf.folder import gguf_file, prepared_folder
 from baton.model_packages import KNOWN, how_to_get, packaged_model
@@ -218,6 +218,7 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in weights:
         header = header_of(path)
+        refuse_quantized(name, header)
         digest.update(f"{path.name} {path.stat().st_size}".encode() + header + sample_of(path))
     about = folder / "generation_config.json"
     generation = optional_object(about, f"{folder} is incomplete")
