@@ -20,6 +20,8 @@ NARROW = ("F8_", "F6_", "F4")
 """Dtypes of quantized numbers begin so. They are nothing without their scales."""
 PACKED = ("weight", "weight_packed", "qzeros", "_blocks", "_packed")
 """Names of tensors with integers for weights end so; others are masks and counters."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+"""Names of the matrix with a row for each token end so."""
 LARGEST_HEADER = 100_000_000  # as in the safetensors library
 
 
@@ -101,6 +103,17 @@ def refuse_quantized(name: str, header: bytes) -> None:
             raise ModelError(
                 f"{name} is quantized ({tensor} holds {dtype}), though its config.json does not say so: "
                 "use the same model in bf16, fp16 or fp32"
+            )
+
+
+def check_vocabulary(name: str, header: bytes, vocabulary: int) -> None:
+    """ModelError if a file's header has an embedding of another number of tokens. Loading tells, too, but
+    by then a prompt may have been refused, for ids outside of the vocabulary."""
+    for tensor, about in json.loads(header).items():
+        if tensor.endswith(EMBEDDINGS) and about["shape"][:1] != [vocabulary]:
+            raise ModelError(
+                f"{name} does not match its config.json: {tensor} is {about['shape']} in the checkpoint, "
+                f"and vocab_size is {vocabulary:,}; fetch both again from one place"
             )
 
 

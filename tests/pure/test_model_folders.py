@@ -291,6 +291,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
             ("yes", "quantization_config", "yes"),
         )
     },
+    "another vocabulary": (
+        put(model__safetensors=safetensors([1.0, 2.0], name="model.embed_tokens.weight")),
+        "{folder} does not match its config.json: model.embed_tokens.weight is [2] in the checkpoint, "
+        "and vocab_size is 320; fetch both again from one place",
+    ),
     **{
         f"quantized, and unsaid: {tensor} {dtype}": (
             put(model__safetensors=safetensors([1.0], name=tensor, dtype=dtype)),

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from tests.torch.catalog import NAMES
-from tests.torch.matrix import COMPILED, DOCUMENT, LENGTHS, TOKENS, WHERE, Verdict, document, judge, recorded
+from tests.torch.matrix import (
+    COMPILED,
+    DOCUMENT,
+    LENGTHS,
+    TOKENS,
+    WHERE,
+    Verdict,
+    document,
+    judge,
+    recorded,
+)
 from tests.torch.test_native_program import library
 
 TRAITS = {
