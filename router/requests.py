@@ -86,7 +86,7 @@ class Requests:
                 if entry := follow(run, State.DECODING, by=sender):
                     is_full = isinstance(message, msg.Preempted)
                     event = Event.PREEMPTED if is_full else Event.OUTGROWN
-                    self._ledger.apply(entry, event, now, note=event)
+                    self._ledger.apply(entry, event, now, note=event.value)
             case msg.Expired(run):
                 if entry := follow(run, *PLACED, by=sender):
                     return self._refill(entry, "its lease on KV blocks ran out", now)

@@ -97,7 +97,7 @@ def refuse_quantized(name: str, header: bytes) -> None:
     """ModelError for quantized weights, by the dtypes in a file's header: config.json may say nothing
     of them, and transformers would take the numbers without their scales."""
     for tensor, about in json.loads(header).items():
-        dtype = str(about.get("dtype", ""))
+        dtype = str(about.get("dtype", "")) if tensor != "__metadata__" else ""
         is_packed = dtype[:1] in ("I", "U") and tensor.endswith(PACKED)
         if dtype.startswith(NARROW) or is_packed:
             raise ModelError(
@@ -110,7 +110,7 @@ def check_vocabulary(name: str, header: bytes, vocabulary: int) -> None:
     """ModelError if a file's header has an embedding of another number of tokens. Loading tells, too, but
     by then a prompt may have been refused, for ids outside of the vocabulary."""
     for tensor, about in json.loads(header).items():
-        if tensor.endswith(EMBEDDINGS) and about["shape"][:1] != [vocabulary]:
+        if tensor.endswith(EMBEDDINGS) and list(about["shape"])[:1] != [vocabulary]:
             raise ModelError(
                 f"{name} does not match its config.json: {tensor} is {about['shape']} in the checkpoint, "
                 f"and vocab_size is {vocabulary:,}; fetch both again from one place"
