@@ -9,6 +9,7 @@
 # make faults  the reliability battery, under half an hour on two cores: docs/faults.md and the README's table
 #              FAULTS="--only F2 --scale 0.1 --seed 7" for a part of it
 # make families   every causal language model that transformers knows, tiny, against transformers: docs/models.md
+#              FAMILIES="phi3 olmo" for a part of it
 # make wheel   dist/: the sdist, and the wheel made from it
 # make test-ray   `serve --cluster ray` on a real Ray cluster of three nodes here; ray goes into .venv-ray, a few minutes
 # make test-nixl  KV by NIXL, between processes here; nixl goes into .venv-nixl, a minute
@@ -78,7 +79,7 @@ OVER_TORCH = baton/__init__.py baton/api.py baton/llm.py baton/local.py
 TYPED  = baton prefill_worker decode_worker tools
 
 families: $(VENV)/.ready-dev
-	$(VENV)/bin/python -m tests.torch.matrix
+	$(VENV)/bin/python -m tests.torch.matrix --write $(FAMILIES)
 
 faults: $(VENV)/.ready
 	$(VENV)/bin/python -m tools.faults $(FAULTS)

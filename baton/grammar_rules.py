@@ -7,15 +7,18 @@ too. Each pattern reads a character once, and the first lexeme without an end en
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from llguidance.gbnf_to_lark import gbnf_to_lark
+from llguidance.gbnf_to_lark import ASTNode, GrammarParser, RuleNode, RuleRefNode, resolve
 
 from baton.errors import RequestError
 from baton.json_schema import INVALID
 
 DEEPEST_GROUP = 64
 """Brackets within brackets: the library's parser is recursive, and would crash."""
+
+ROOT = "root"
+"""The rule of GBNF with which a text begins; Lark's `start`, which is no terminal."""
 
 _IS_LARK = re.compile(r"(?m)^[^\S\n]*(?:%llguidance\b|start\s*:)")
 """The library's own test, which takes the square of the time: its white space may span lines."""
@@ -65,9 +68,42 @@ def as_lark(rules: str) -> str:
     if _is_lark(rules):
         return rules
     try:
-        return gbnf_to_lark(rules)
+        found = GrammarParser().parse(rules)
+        _mark_terminals(found)
+        resolve(found)
     except Exception as error:  # the library raises plain ones
         raise ValueError(f"Failed to convert the grammar from GBNF to Lark: {error}") from error
+    ordered = sorted(found.values(), key=lambda rule: rule.order)
+    return "\n".join(["%llguidance {}\n", *map(str, ordered), ""])
+
+
+def _mark_terminals(rules: Mapping[str, RuleNode]) -> None:
+    """Mark the rules that refer to terminals alone, each once. The library looks for them, too: at all
+    rules again after each find, which for a chain of rules is the square of the time."""
+    wanted = {name: _references(rule) for name, rule in rules.items() if name != ROOT}
+    users: dict[str, list[str]] = {}
+    for name, references in wanted.items():
+        for reference in references:
+            users.setdefault(reference, []).append(name)
+    ready = [name for name, references in wanted.items() if not references]
+    while ready:
+        name = ready.pop()
+        rules[name].rule_is_terminal = True
+        for user in users.get(name, ()):
+            wanted[user].discard(name)
+            if not wanted[user]:
+                ready.append(user)
+
+
+def _references(rule: RuleNode) -> set[str]:
+    """The names of the rules that this one refers to."""
+    found, waiting = set[str](), list[ASTNode](rule.children())
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, RuleRefNode):
+            found.add(node.name)
+        waiting += node.children()
+    return found
 
 
 def _is_lark(rules: str) -> bool:

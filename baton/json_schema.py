@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from baton.errors import RequestError
 
@@ -54,6 +54,8 @@ schema of 64 KiB has at most 10,000, but each of a thousand references may repea
 NAME = 32
 """Characters of a name that count as one of these."""
 OPEN = "open:"
+PLAIN = "/~!$&'()*+,;=:@?"
+"""Characters that stand for themselves in a reference, beside letters, digits and `-._~`."""
 
 
 def enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,15 +97,14 @@ class _Rewriting:
         self._steps = 0
         self._parts_left = MOST_PARTS
         self._copies: dict[str, str] = {}  # pointers that are needed open, and their copies' names
-        self._to_copy: list[str] = []
+        self._to_copy: list[tuple[str, Any]] = []  # their pointers and schemas
         self._targets: dict[str, tuple[str, Any]] = {}  # by reference
 
     def whole(self) -> dict[str, Any]:
         found: dict[str, Any] = self._schema(self._root, "", closing=True)
         copied: dict[str, Any] = {}
         while self._to_copy:
-            pointer = self._to_copy.pop()
-            _, target = self._target(f"#{pointer}")
+            pointer, target = self._to_copy.pop()
             copied[self._copies[pointer]] = self._schema(target, pointer, closing=False)
         if copied:
             found["$defs"] = found.get("$defs", {}) | copied
@@ -134,8 +135,9 @@ class _Rewriting:
         for key in ONE:
             if isinstance(found.get(key), dict):
                 found[key] = self._schema(found[key], f"{place}/{key}", closing=True)
-        if "$ref" in found and not (closing and alone):
-            found["$ref"] = self._opened(found["$ref"])
+        if "$ref" in found:
+            spelled = self._spelled if closing and alone else self._opened
+            found["$ref"] = spelled(found["$ref"])
         return self._closed(node, found, alone=alone) if closing else found
 
     def _closed(
@@ -184,11 +186,16 @@ class _Rewriting:
         """A reference to the same without its closing."""
         pointer, target = self._target(reference)
         if not isinstance(target, dict):
-            return reference
+            return self._spelled(reference)
         if pointer not in self._copies:
             self._copies[pointer] = next(self._free_names)
-            self._to_copy.append(pointer)
+            self._to_copy.append((pointer, target))
         return f"#/$defs/{self._copies[pointer]}"
+
+    def _spelled(self, reference: Any) -> Any:
+        """A reference as the grammar reads it, which demands a valid URI."""
+        pointer, target = self._target(reference)
+        return reference if target is None else f"#{quote(pointer, safe=PLAIN)}"
 
     @cached_property
     def _free_names(self) -> Iterator[str]:
@@ -215,20 +222,28 @@ class _Rewriting:
             self._targets[reference] = self._found(reference[1:])
         return self._targets[reference]
 
-    def _found(self, pointer: str) -> tuple[str, Any]:
-        if pointer and not pointer.startswith("/"):
-            return "", None
+    def _found(self, reference: str) -> tuple[str, Any]:
+        """By RFC 6901 a reference is percent-decoded first, and then it is a pointer. Where this finds
+        nothing: some encode each name alone, `/` too, and others write names as they are."""
+        steps = reference.split("/")
+        for each in (unquote(reference).split("/"), [unquote(step) for step in steps], steps):
+            pointer, target = self._walked(each[1:]) if not each[0] else ("", None)
+            if target is not None:
+                return pointer, target
+        return "", None
+
+    def _walked(self, steps: Sequence[str]) -> tuple[str, Any]:
         found: Any = self._root
-        steps = [""]
-        for step in pointer.split("/")[1:]:
+        pointer = [""]
+        for step in steps:
             name = step.replace("~1", "/").replace("~0", "~")
             if isinstance(found, list) and name.isdecimal():
                 index = int(name.lstrip("0")[:9] or "0")
                 name, found = str(index), found[index] if index < len(found) else None
             else:
                 found = found.get(name) if isinstance(found, dict) else None
-            steps.append(name.replace("~", "~0").replace("/", "~1"))
-        return "/".join(steps), found
+            pointer.append(name.replace("~", "~0").replace("/", "~1"))
+        return "/".join(pointer), found
 
     def _spend_names(self, *names: Any) -> None:
         """Those of a mapping or list; anything else has none."""

@@ -3,8 +3,8 @@
 Only the router's ledger applies the table. Nothing here depends on a clock, a socket or a worker.
 
 A request returns to QUEUED when one of its workers is lost, when its KV arrived damaged, when the pool
-had no room, or when its blocks went to an older request. It keeps the tokens already sent, and continues
-where it stopped.
+had no room, when its blocks went to an older request, or when it outgrew its KV. It keeps the tokens
+already sent, and continues where it stopped.
 """
 
 from enum import StrEnum
@@ -31,6 +31,7 @@ class Event(StrEnum):
     START = "start"  # Start was sent: KV is filled, or decode fills it itself; an engine needs no blocks
     TOKEN = "token"  # one more token
     PREEMPTED = "preempted"  # its blocks went to an older request
+    OUTGROWN = "outgrown"  # at its length all its KV is computed again (baton/rope.py)
     RETRY = "retry"  # the KV is not usable: fill again
     LOST = "lost"  # a worker it was on is gone
     FINISH = "finish"  # ended, for any reason
@@ -50,6 +51,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.FILLING, Event.START): State.DECODING,
     (State.DECODING, Event.TOKEN): State.DECODING,
     (State.DECODING, Event.PREEMPTED): State.QUEUED,
+    (State.DECODING, Event.OUTGROWN): State.QUEUED,
     **{(state, Event.RETRY): State.QUEUED for state in PLACED},
     **{(state, Event.LOST): State.QUEUED for state in PLACED},
     **{(state, Event.FINISH): State.FINISHED for state in LIVE},

@@ -24,7 +24,13 @@ from baton.checkpoints import kinds
 from baton.checkpoints.families import architecture_of, default_of, text_part
 from baton.checkpoints.jsonfile import Json, optional_object, read_object, reason
 from baton.checkpoints.vocabulary import tokenizer_of
-from baton.checkpoints.weights import header_of, sample_of, weight_files
+from baton.checkpoints.weights import (
+    check_vocabulary,
+    header_of,
+    refuse_quantized,
+    sample_of,
+    weight_files,
+)
 from baton.errors import ModelError
 from baton.gguf.folder import gguf_file, prepared_folder
 from baton.model_packages import KNOWN, how_to_get, packaged_model
@@ -216,8 +222,9 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
     if not weights:
         raise ModelError(kinds.without_weights(folder, kinds.names_in(folder)))
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in weights:
-        header = header_of(path)
+    headers = [header_of(path) for path in weights]
+    for path, header in zip(weights, headers, strict=True):
+        refuse_quantized(name, header)
         digest.update(f"{path.name} {path.stat().st_size}".encode() + header + sample_of(path))
     about = folder / "generation_config.json"
     generation = optional_object(about, f"{folder} is incomplete")
@@ -226,6 +233,8 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
         optional_object(folder / beside, f"{folder} is incomplete")
     fingerprint = digest.hexdigest()[:32]
     files = _described(name, config, generation, folder, tokenizer_of(folder), fingerprint)
+    for header in headers:
+        check_vocabulary(name, header, files.vocab_size)
     return replace(files, weights=tuple(weights))
 
 

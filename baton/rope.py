@@ -11,8 +11,8 @@ P is the sequence's *rope floor*. It travels with the tokens, so chunks, batches
 preemption or a death give every token its own rope length again.
 
 Phi-3's generate() differs. When the sequence grows beyond the threshold of its longrope, everything is
-computed again with the long factors. Here such a run is preempted at this point, and its refill has all
-tokens known by then as its rope floor.
+computed again with the long factors. Here such a run returns its blocks at this point (Outgrown), and its
+refill has all tokens known by then as its rope floor.
 
 The keys and values of a token depend on the rope lengths up to it. So they are part of the prefix cache's
 hashes (baton/kv/prefix.py).

@@ -18,6 +18,9 @@ from decode_worker.draft import DraftModel, check_draft
 from decode_worker.speculation import PromptLookup, Proposer, Speculation
 from decode_worker.worker import DecodeWorker
 
+NGRAM = "ngram"
+"""The speculative model that is none: drafts are looked up in the text so far."""
+
 
 def run(
     options: WorkerOptions,
@@ -31,26 +34,32 @@ def run(
     speculative_model: str | None,
     num_speculative_tokens: int,
 ) -> int:
-    """Load, join, decode until stopped. Returns the exit code."""
+    """Load, join, decode until stopped. Returns the exit code. What needs no weights is checked before
+    they are read, which may take minutes: transports, tokenizer, draft model."""
     check_installed(kv_transport)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    folder = private_folder(run_dir or _folder_of(options.router))
+    kinds = _kinds(kv_transport, folder, kv_host)
     files = resolve_model(options.model)
+    grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
+    draft = _draft_files(speculative_model, files)
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
     context = files.context(options.max_model_len)
-    proposer = _proposer(speculative_model, options, files, max_num_seqs * context)
+    proposer: Proposer | None = PromptLookup() if speculative_model == NGRAM else None
+    if draft is not None:
+        proposer = _draft_model(draft, options, max_num_seqs * context)
     speculation = Speculation(proposer, num_speculative_tokens)
     blocks = decode_pool_blocks(
         engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context
     )
-    folder = private_folder(run_dir or _folder_of(options.router))
     shared = any(each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name))
     slabs = allocate_slabs(engine.layout, blocks, engine.device, shared=shared, folder=folder)
     keys = options.keys
     decoding = Decoding(
         engine,
         slabs,
-        kinds=_kinds(kv_transport, folder, kv_host),
+        kinds=kinds,
         run_dir=folder,
         bind_host=kv_host,
         keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
@@ -74,7 +83,7 @@ def run(
             options.max_num_batched_tokens,
             speculation,
             prefix_caching,
-            Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
+            grammars,
             files.vocab_size,
             engine.pace,
             files.rope,
@@ -84,16 +93,17 @@ def run(
         decoding.close()
 
 
-def _proposer(
-    name: str | None, options: WorkerOptions, target: ModelFiles, tokens: int
-) -> Proposer | None:
-    """A draft model gets its own KV pool for so many `tokens`."""
-    if name is None:
+def _draft_files(name: str | None, target: ModelFiles) -> ModelFiles | None:
+    """The files of the draft model, if there is one. Raises ModelError, InputError."""
+    if name is None or name == NGRAM:
         return None
-    if name == "ngram":
-        return PromptLookup()
     files = resolve_model(name)
     check_draft(files, target)
+    return files
+
+
+def _draft_model(files: ModelFiles, options: WorkerOptions, tokens: int) -> DraftModel:
+    """It gets a KV pool of its own for so many `tokens`."""
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
     blocks = pool_blocks(engine.layout, engine.device, None, tokens)
     return DraftModel(

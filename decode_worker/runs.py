@@ -148,6 +148,11 @@ class RunStep(NamedTuple):
     filled: int
 
 
+def outgrown(runs: dict[str, Run]) -> list[str]:
+    """Those whose KV must be computed again before their next step (baton/rope.py)."""
+    return [name for name, run in runs.items() if len(run.token_ids) >= run.recompute_at]
+
+
 def make_room(
     runs: dict[str, Run],
     table: BlockTable,
@@ -157,12 +162,10 @@ def make_room(
 ) -> list[str]:
     """Take blocks for the next step of every run, oldest first. A run that cannot grow preempts the
     youngest, possibly itself; `preempt` must remove it from `runs`. With blocks to spare each run grows
-    for `ahead` more tokens. A run whose KV must be computed again is preempted before.
+    for `ahead` more tokens.
 
     Returns the runs that must wait: at most the only run, if grants that are not started hold the rest.
     """
-    for name in [each for each, run in runs.items() if len(run.token_ids) >= run.recompute_at]:
-        preempt(name)
     waiting = []
     for name in list(runs):
         run = runs.get(name)

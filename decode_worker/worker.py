@@ -27,7 +27,7 @@ from baton.wire.orders import Ignored, unfit_start
 from decode_worker.batching import Share, plan_step
 from decode_worker.model import DecodeModel, Drawn
 from decode_worker.pool_reporter import PoolReporter
-from decode_worker.runs import Arriving, Run, RunStep, make_room
+from decode_worker.runs import Arriving, Run, RunStep, make_room, outgrown
 from decode_worker.speculation import Speculation, Wanted, accepted_prefix
 from decode_worker.token_buffer import TokenBuffer
 from decode_worker.writers import Writers
@@ -240,13 +240,15 @@ class DecodeWorker(Worker):
         return effects + self._accept(steps, drawn, now)
 
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
-        def preempt(name: str) -> None:
+        def give_back(name: str, why: type[msg.Preempted | msg.Outgrown] = msg.Preempted) -> None:
             self._publish(name, self.runs[name])  # reusable until evicted
             self._release(name, None)
-            effects.extend([*self._buffer.flush(now), To(ROUTER, msg.Preempted(name))])
+            effects.extend([*self._buffer.flush(now), To(ROUTER, why(name))])
 
+        for name in outgrown(self.runs):
+            give_back(name, msg.Outgrown)
         ahead = self.speculation.most
-        return make_room(self.runs, self.table, self.hello.block_size, preempt, ahead)
+        return make_room(self.runs, self.table, self.hello.block_size, give_back, ahead)
 
     def _draft(self, shares: Sequence[Share]) -> dict[str, list[int]]:
         """Draft tokens by run, within the budget, the blocks and the maximum length of each."""

@@ -53,7 +53,8 @@ class Entry:
     tries: Tries = field(default_factory=Tries)
     scored: bool = False  # the prompt's logprobs were sent to the client
     transport: str = ""  # of its last KV hand-over
-    preemptions: int = 0
+    preemptions: int = 0  # in a full pool
+    outgrown: int = 0  # how often it outgrew its KV
     block_hashes: tuple[bytes, ...] = ()  # of its full blocks, the root first
     hashed: tuple[int, int] = (0, 0)  # tokens and block size for which they were computed
     reserved: int = 0  # tokens of its last Reserve
@@ -166,6 +167,8 @@ class Ledger:
             self.deadlines.ended(entry.id)
         elif event in (Event.LOST, Event.RETRY):
             self.waits(entry, now)
+        entry.preemptions += event is Event.PREEMPTED
+        entry.outgrown += event is Event.OUTGROWN
         self._listener.happened(entry, event, now, note)
         if state in (State.QUEUED, State.FINISHED):
             self._runs.pop(entry.run, None)

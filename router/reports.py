@@ -57,7 +57,7 @@ class Reports:
                 if entry is not None:
                     wanted = entry.params.prompt_logprobs >= 0
                     fits = fits and wanted and len(logprobs) == len(entry.prompt_ids) - 1
-            case msg.Deferred(run) | msg.Preempted(run) | msg.Expired(run):
+            case msg.Deferred(run) | msg.Preempted(run) | msg.Outgrown(run) | msg.Expired(run):
                 fits = self._decodes(member, run)
             case msg.FillRefused(run) | msg.RunFailed(run) | msg.RunReturned(run):
                 fits = self._decodes(member, run)

@@ -82,10 +82,11 @@ class Requests:
             case msg.Deferred(run):
                 if entry := follow(run, State.RESERVING, by=sender):
                     self._scheduler.deferred(entry, now)
-            case msg.Preempted(run):
+            case msg.Preempted(run) | msg.Outgrown(run):
                 if entry := follow(run, State.DECODING, by=sender):
-                    entry.preemptions += 1
-                    self._ledger.apply(entry, Event.PREEMPTED, now, note="preempted")
+                    is_full = isinstance(message, msg.Preempted)
+                    event = Event.PREEMPTED if is_full else Event.OUTGROWN
+                    self._ledger.apply(entry, event, now, note=event.value)
             case msg.Expired(run):
                 if entry := follow(run, *PLACED, by=sender):
                     return self._refill(entry, "its lease on KV blocks ran out", now)

@@ -21,7 +21,7 @@ def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
         total_s=now - entry.submitted,
         kv_bytes=filled_tokens * kv_bytes_per_token,
         moved_bytes=entry.moved_bytes,
-        retries=max(0, entry.runs - 1 - entry.preemptions),
+        retries=max(0, entry.runs - 1 - entry.preemptions - entry.outgrown),
         preemptions=entry.preemptions,
         cached_tokens=entry.reused_tokens,
     )

@@ -21,6 +21,7 @@ TWO_WAY = "it is not a decoder-only language model"
 ENCODER_DECODER = f"{TWO_WAY} but an encoder-decoder"
 ENCODER = f"{TWO_WAY} but an encoder, which continues no text"
 VISION = f"{TWO_WAY} but one that also takes images or sound"
+ANOTHER = "use a causal language model of another family"
 FAMILIES_BY_REASON = {
     "its attention cannot be pointed at a paged KV pool": """
         bloom codegen cpmant ctrl falcon gpt_neo gpt_neox_japanese gptj mpt openai-gpt reformer
@@ -74,7 +75,7 @@ def architecture_of(name: str, config: Json) -> str:
     known = causal.get(family, "")
     says = named[0] if named else known or f"a model of the family {family}"
     if why := _why_not(config, family, says):
-        raise ModelError(f"{name} is {says}, which cannot be served: {why}")
+        raise ModelError(f"{name} is {says}, which cannot be served: {why}; {ANOTHER}")
     if "auto_map" in config and not is_known(family):
         raise ModelError(
             f"{name} needs Python code from its own folder (auto_map in config.json): such code is "

@@ -13,9 +13,11 @@ DEEPEST = 64
 """Objects and arrays within each other. transformers copies them recursively, so Python's own limit is
 too late."""
 HEAD = 512  # bytes that say what a file is
+GGML = "a GGML file, older than GGUF"
 BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull` in its folder)"),
     (b"GGUF", "a GGUF file"),
+    *((magic, GGML) for magic in (b"lmgg", b"fmgg", b"tjgg")),
     (b"PK\x03\x04", "a zip archive, as PyTorch's pickles are"),
     (b"\x80\x02", "a pickle"),
     (b"\x80\x04", "a pickle"),

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
-from baton.checkpoints.jsonfile import head_of, read_object, reason, what_it_is
+from baton.checkpoints.jsonfile import GGML, head_of, read_object, reason, what_it_is
 from baton.errors import ModelError
 from baton.package import COMMAND
 
@@ -31,6 +31,8 @@ OTHERS = (  # endings of files with weights that nothing here reads
     (".engine", "TensorRT"),
     (".npz", "NumPy"),
     (".ggml", "GGML"),
+    (".nemo", "NeMo"),
+    (".llamafile", "a llamafile"),
 )
 MOST_NAMES = 10_000  # whose folders are looked into
 
@@ -121,11 +123,15 @@ def single_file(path: Path) -> str:
     if path.suffix == ".safetensors":
         needs = "" if has_config else ", with config.json and a tokenizer beside it"
         return f"{path} is a safetensors file: use its folder, {quote(str(folder))}{needs}"
+    if other := _other_weights([path.name]):
+        return f"{path} is {other.partition(' (')[0]}, which is not read: {SAME_IN_SAFETENSORS}"
+    if what == GGML:
+        return f"{path} is {what}, which is not read: use the same model in GGUF or safetensors"
+    if path.suffix == ".zip":
+        return f"{path} is a zip archive: unpack it, and use the folder with its config.json"
     if (what is not None and "pickle" in what) or path.suffix in PICKLES:
         way = _convert(folder) if has_config else "convert its folder, which needs a config.json"
         return f"{path} is a pickle, which is never loaded: {way}"
-    if other := _other_weights([path.name]):
-        return f"{path} is {other.partition(' (')[0]}, which is not read: {SAME_IN_SAFETENSORS}"
     kind = f" ({what})" if what else ""
     return (
         f"{path} is a file{kind}, and a model is a folder with config.json, model.safetensors and "

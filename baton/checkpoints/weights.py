@@ -16,6 +16,12 @@ from baton.errors import ModelError
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NAMED = "transformers_weights"
+NARROW = ("F8_", "F6_", "F4")
+"""Dtypes of quantized numbers begin so. They are nothing without their scales."""
+PACKED = ("weight", "weight_packed", "qzeros", "_blocks", "_packed")
+"""Names of tensors with integers for weights end so; others are masks and counters."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+"""Names of the matrix with a row for each token end so."""
 LARGEST_HEADER = 100_000_000  # as in the safetensors library
 
 
@@ -85,6 +91,30 @@ def header_of(path: Path) -> bytes:
     if needed != size:
         raise ModelError(f"{path} is {size} bytes, its header says {needed}: fetch it again")
     return header
+
+
+def refuse_quantized(name: str, header: bytes) -> None:
+    """ModelError for quantized weights, by the dtypes in a file's header: config.json may say nothing
+    of them, and transformers would take the numbers without their scales."""
+    for tensor, about in json.loads(header).items():
+        dtype = str(about.get("dtype", "")) if tensor != "__metadata__" else ""
+        is_packed = dtype[:1] in ("I", "U") and tensor.endswith(PACKED)
+        if dtype.startswith(NARROW) or is_packed:
+            raise ModelError(
+                f"{name} is quantized ({tensor} holds {dtype}), though its config.json does not say so: "
+                "use the same model in bf16, fp16 or fp32"
+            )
+
+
+def check_vocabulary(name: str, header: bytes, vocabulary: int) -> None:
+    """ModelError if a file's header has an embedding of another number of tokens. Loading tells, too, but
+    by then a prompt may have been refused, for ids outside of the vocabulary."""
+    for tensor, about in json.loads(header).items():
+        if tensor.endswith(EMBEDDINGS) and list(about["shape"])[:1] != [vocabulary]:
+            raise ModelError(
+                f"{name} does not match its config.json: {tensor} is {about['shape']} in the checkpoint, "
+                f"and vocab_size is {vocabulary:,}; fetch both again from one place"
+            )
 
 
 def count_weights(files: Iterable[Path]) -> int:

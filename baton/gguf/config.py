@@ -17,6 +17,7 @@ from enum import Enum
 from baton.checkpoints.jsonfile import Json
 from baton.errors import ModelError
 from baton.gguf.header import SIZES, Header, Tensor
+from baton.gguf.kinds import what_it_is
 
 
 class Undo(Enum):
@@ -147,13 +148,17 @@ class _Reader:
         self._named = named if isinstance(named, str) else ""
         kind = self._values.get("general.type", "model")
         if kind != "model":
-            raise self._refused(f"holds no model: its general.type is {str(kind)[:40]!r}")
+            kind = str(kind)[:40]
+            called = f"its general.type is {kind!r}{what_it_is(kind)}"
+            raise self._refused(f"holds no model: {called}; use the file with the model")
         family = FAMILIES.get(self._named)
         if family is None:
-            called = (
-                f"has the architecture {self._named[:80]!r}" if named else "names no architecture"
+            called = f"has the architecture {self._named[:80]!r}{what_it_is(self._named)}"
+            called = called if self._named else "names no architecture"
+            read = ", ".join(FAMILIES)
+            raise self._refused(
+                f"{called}, and is not read: {read} are; use one of these, or a model in safetensors"
             )
-            raise self._refused(f"{called}, which is not read: {', '.join(FAMILIES)} are")
         self._family = family
 
     def _refused(self, why: str) -> ModelError:

@@ -293,8 +293,15 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The run has given its blocks back: the pool is full and an older run needs them, or its KV must be
-    computed again with other rotary frequencies (baton/rope.py)."""
+    """The run has given its blocks back: the pool is full and an older run needs them."""
+
+    run: RunName
+
+
+@dataclass(frozen=True, slots=True)
+class Outgrown:
+    """The run has given its blocks back: at its length all its KV must be computed again, with other
+    rotary frequencies (baton/rope.py)."""
 
     run: RunName
 
@@ -468,7 +475,8 @@ Message = (
     | Decoded | Deferred | Detach | Dismissed | Drop | Embedded | Emissions | Emitted | Exited | Expired
     | Failed
     | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
-    | Leaving | Malformed | Observe | Observed | Paused | PoolStats | Preempted | PromptLogprobs
+    | Leaving | Malformed | Observe | Observed | Outgrown | Paused | PoolStats | Preempted
+    | PromptLogprobs
     | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed
     | RunReturned | Start | Submit | Supervised | Terminate | Unreachable | WayLost | Welcome
     | WriterClear | WriterJoined

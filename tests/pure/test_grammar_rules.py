@@ -1,6 +1,7 @@
 """Rules of a grammar that a client wrote: nothing gets past the checks by the way it is written."""
 
 import contextlib
+import re
 import time
 
 import pytest
@@ -118,7 +119,48 @@ def test_the_notation_is_what_the_library_takes_it_for(rules: str) -> None:
 
 @pytest.mark.parametrize("rules", ['root ::= "a" | [b-d]+', 'start: "a"'])
 def test_both_notations_become_larks(rules: str) -> None:
-    assert as_lark(rules) == any_to_lark(rules)
+    assert _rules_of(as_lark(rules)) == _rules_of(any_to_lark(rules))
+
+
+CHAIN = "".join(f"a{i}::=a{i + 1}\n" for i in range(40)) + "a40::=[x]\n"
+GBNF = {
+    "terminals in a chain": f"root::=a0\n{CHAIN}",
+    "backwards": "root::=a0\n" + "".join(reversed(CHAIN.splitlines(keepends=True))),
+    "recursion": 'root::=a | "(" root ")"\na::=b+\nb::=c | a\nc::="x"',
+    "itself": 'root::=a\na::=a "x" | b\nb::="y"*',
+    "twice": 'root::=a a b\na::=b b\nb::="x"\nb::=root',
+    "a start": "root::=a\nstart::=a\na::=[b]",
+    "names": 'root::=fooBar-x A_b\nfooBar-x::=A_b{2,3}\nA_b::=("q" | [r]) | root',
+    "comments": "# of all\nroot::=a # here\n# of a\n#\na::=.",
+    "empty": 'root::="" | a\na::=',
+    "nobody's": 'root::="a"\nlonely::=c\nc::="c"',
+    "unknown": "root::=a",
+    "no root": 'a::="b"',
+}
+
+
+@pytest.mark.parametrize("rules", GBNF.values(), ids=GBNF)
+def test_gbnf_becomes_what_the_library_makes_of_it(rules: str) -> None:
+    try:
+        theirs = any_to_lark(rules)
+    except Exception as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            as_lark(rules)
+    else:
+        assert _rules_of(as_lark(rules)) == _rules_of(theirs)
+
+
+def _rules_of(lark: str) -> list[str]:
+    """Its lines; the library also puts empty ones between rules."""
+    return [line for line in lark.splitlines() if line]
+
+
+def test_the_time_of_a_conversion_grows_with_the_length() -> None:
+    """Each rule needs the next one. A search that begins again after each find takes half a minute."""
+    rules = "root::=a0\n" + "".join(f'a{i}::=""a{i + 1}\n' for i in range(10_000))
+    before = time.process_time()
+    assert "A9999:" in as_lark(f"{rules}a10000::=[x]\n")
+    assert time.process_time() - before < 10
 
 
 def test_what_is_neither_is_refused() -> None:

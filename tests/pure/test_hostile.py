@@ -26,7 +26,7 @@ from tests.pure.town import Town, calm_answer
 KINDS = {kind: get_type_hints(kind) for kind in get_args(msg.Message) if kind not in msg.LOCAL}
 FROM_WORKERS = (
     msg.Hello, msg.Leaving, msg.Heartbeat, msg.Attached, msg.AttachFailed, msg.Reserved, msg.Deferred,
-    msg.Preempted, msg.Expired, msg.ChunkFilled, msg.Filled, msg.FillFailed, msg.Released,
+    msg.Preempted, msg.Outgrown, msg.Expired, msg.ChunkFilled, msg.Filled, msg.FillFailed, msg.Released,
     msg.FillRefused, msg.Decoded, msg.PromptLogprobs, msg.PoolStats, msg.RunFailed,
 )  # fmt: skip
 FROM_CLIENTS = (msg.Submit, msg.Abort, msg.GetClusterInfo, msg.Observe, msg.Supervised)

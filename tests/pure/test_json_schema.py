@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import RequestError
-from baton.grammar import json_schema
+from baton.grammar import Grammars, json_schema
 from baton.json_schema import enforceable
 from baton.server.api_error import ApiError
 from baton.server.schema import CompletionRequest
+from baton.text import Tokenizer
+from tests.pure.test_grammar import END, FILE, VOCABULARY
 
 MUCH: dict[str, Any] = {f"p{i}": {} for i in range(2300)}
 REPEATING = {"properties": MUCH | {f"r{i}": {"$ref": "#", "properties": {}} for i in range(1100)}}
@@ -160,3 +162,52 @@ def test_anything_is_rewritten_or_refused(schema: dict[str, Any]) -> None:
 )
 def test_which_grammars_are_read_in_a_thread(fields: dict[str, Any], long: bool) -> None:
     assert CompletionRequest.model_validate({"prompt": "x"} | fields).has_long_grammar is long
+
+
+def follows(schema: Mapping[str, Any], value: Any) -> bool:
+    """Is this the beginning of a text that the schema's grammar allows?"""
+    guide = Grammars(FILE, VOCABULARY, (END,)).open(json_schema(schema))
+    text = json.dumps(value, separators=(",", ":"))
+    return all(guide.accept(each) for each in Tokenizer(FILE).encode(text, special=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("a b", "a%20b"), ("a b", "a b"), ("a%b", "a%25b"), ("a%b", "a%b"), ("a%20b", "a%2520b"),
+        ("a%20b", "a%20b"), ("é", "é"), ("é", "%C3%A9"), ("a/b", "a~1b"), ("a/b", "a%2Fb"),
+        ("a/b", "a%7E1b"), ("a~b", "a~0b"), ("a~b", "a%7e0b"), ("a#b", "a#b"), ("a#b", "a%23b"),
+        ("List[int]", "List[int]"), ("List[int]", "List%5Bint%5D"), ("a<b>", "a<b>"), ("a|b", "a|b"),
+        ('a"b', 'a"b'), ("a\\b", "a%5Cb"), ("a+b", "a+b"), ("a?b", "a?b"), ("", ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("beside", [{}, {"properties": {"own": {}}}], ids=["alone", "opened"])
+def test_a_reference_means_the_definition_of_that_name(
+    name: str, reference: str, beside: dict[str, Any]
+) -> None:
+    """In every spelling, and the grammar holds what stands there."""
+    inner = {"type": "object", "properties": {"q": {"const": 7}}, "required": ["q"]}
+    schema = {
+        "properties": {"x": {"$ref": f"#/$defs/{reference}", **beside}}, "required": ["x"],
+        "$defs": {name: inner, "other": {"const": 8}},
+    }  # fmt: skip
+    assert follows(schema, {"x": {"q": 7}})
+    assert not follows(schema, {"x": {"q": 8}})
+    assert not follows(schema, {"x": 8})
+
+
+def test_a_name_as_it_is_gives_way_to_the_decoded_one() -> None:
+    both = {"a%20b": {"const": 1}, "a b": {"const": 2}}
+    for reference, meant in (("$defs/a%20b", 2), ("$defs/a%2520b", 1), ("%24defs/a%20b", 2)):
+        schema = {"$ref": f"#/{reference}", "$defs": both}
+        assert [each for each in (1, 2) if follows(schema, each)] == [meant]
+
+
+@pytest.mark.parametrize(
+    "reference", ["#/$defs/none", "#none", "#/$defs/a%2", "other.json", "#/$defs/a%FF"]
+)
+def test_a_reference_to_nothing_is_refused(reference: str) -> None:
+    with pytest.raises(RequestError, match="cannot be compiled"):
+        Grammars(FILE, VOCABULARY, (END,)).check(
+            json_schema({"$ref": reference, "$defs": {"a": {}}})
+        )

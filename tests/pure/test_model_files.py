@@ -23,10 +23,10 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def safetensors(numbers: list[float], name: str = "w") -> bytes:
-    """A file of one fp32 tensor."""
+def safetensors(numbers: list[float], name: str = "w", dtype: str = "F32") -> bytes:
+    """A file of one tensor, whose bytes are those of fp32."""
     data = struct.pack(f"<{len(numbers)}f", *numbers)
-    entry = {"dtype": "F32", "shape": [len(numbers)], "data_offsets": [0, len(data)]}
+    entry = {"dtype": dtype, "shape": [len(numbers)], "data_offsets": [0, len(data)]}
     header = json.dumps({"__metadata__": {"format": "pt"}, name: entry}).encode()
     return len(header).to_bytes(8, "little") + header + data
 

@@ -108,7 +108,20 @@ FETCH = "fetch the model again"
 NOT_READ = "{folder} is not a model folder: config.json cannot be read:"
 T5 = config(model_type="t5", architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True)
 VISION = "one that also takes images or sound"
+ANOTHER = "use a causal language model of another family"
 TWO_WAY = "which cannot be served: it is not a decoder-only language model but"
+
+UNSAID = """
+    model.layers.0.mlp.up_proj.weight F8_E4M3
+    lm_head.weight F8_E5M2
+    model.layers.0.mlp.up_proj.qweight I32
+    a.weight_packed I32
+    a.weight I8
+    b.weight U8
+    x.gate_up_proj_blocks U8
+    a.w F4
+""".strip().splitlines()
+"""Tensors of quantized weights, and their dtypes."""
 
 REFUSED: dict[str, tuple[Change, str]] = {
     # ---- other things than a model
@@ -204,19 +217,20 @@ REFUSED: dict[str, tuple[Change, str]] = {
     # ---- other kinds of model
     "an encoder": (
         config(model_type="bert", architectures=["BertForMaskedLM"]),
-        f"{{folder}} is BertForMaskedLM, {TWO_WAY} an encoder, which continues no text",
+        f"{{folder}} is BertForMaskedLM, {TWO_WAY} an encoder, which continues no text; {ANOTHER}",
     ),
     "an encoder of another family": (
         config(model_type="modernbert", architectures=None),
-        f"{{folder}} is a model of the family modernbert, {TWO_WAY} an encoder, which continues no text",
+        f"{{folder}} is a model of the family modernbert, {TWO_WAY} an encoder, which continues no text; "
+        f"{ANOTHER}",
     ),
     "an encoder-decoder": (
         T5,
-        f"{{folder}} is T5ForConditionalGeneration, {TWO_WAY} an encoder-decoder",
+        f"{{folder}} is T5ForConditionalGeneration, {TWO_WAY} an encoder-decoder; {ANOTHER}",
     ),
     "one of another family": (
         config(model_type="led", architectures=["LEDForConditionalGeneration"]),
-        f"{{folder}} is LEDForConditionalGeneration, {TWO_WAY} an encoder-decoder",
+        f"{{folder}} is LEDForConditionalGeneration, {TWO_WAY} an encoder-decoder; {ANOTHER}",
     ),
     "a vision model": (
         config(
@@ -225,11 +239,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
             vision_config={"model_type": "clip_vision_model"},
             text_config={"model_type": "llama"},
         ),
-        f"{{folder}} is LlavaForConditionalGeneration, {TWO_WAY} {VISION}",
+        f"{{folder}} is LlavaForConditionalGeneration, {TWO_WAY} {VISION}; {ANOTHER}",
     ),
     "a vision model that transformers also lists as causal": (
         config(model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"]),
-        f"{{folder}} is Gemma3ForConditionalGeneration, {TWO_WAY} {VISION}",
+        f"{{folder}} is Gemma3ForConditionalGeneration, {TWO_WAY} {VISION}; {ANOTHER}",
     ),
     "a speech model": (
         config(model_type="wav2vec2", architectures=["Wav2Vec2ForCTC"]),
@@ -244,7 +258,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a running state": (
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
         "{folder} is MambaForCausalLM, which cannot be served: it keeps a running state beside, or "
-        "instead of, keys and values",
+        f"instead of, keys and values; {ANOTHER}",
     ),
     "an unknown family": (
         config(model_type="llama_of_tomorrow"),
@@ -276,6 +290,19 @@ REFUSED: dict[str, tuple[Change, str]] = {
             ("of an unknown kind", "quantization_config", {"quant_method": [1], "a": 1}),
             ("yes", "quantization_config", "yes"),
         )
+    },
+    "another vocabulary": (
+        put(model__safetensors=safetensors([1.0, 2.0], name="model.embed_tokens.weight")),
+        "{folder} does not match its config.json: model.embed_tokens.weight is [2] in the checkpoint, "
+        "and vocab_size is 320; fetch both again from one place",
+    ),
+    **{
+        f"quantized, and unsaid: {tensor} {dtype}": (
+            put(model__safetensors=safetensors([1.0], name=tensor, dtype=dtype)),
+            f"{{folder}} is quantized ({tensor} holds {dtype}), though its config.json does not say so: "
+            "use the same model in bf16, fp16 or fp32",
+        )
+        for tensor, dtype in (each.split() for each in UNSAID)
     },
     "quantized inside": (
         config(text_config=LLAMA | {"quantization_config": {"quant_method": "mxfp4"}}),
@@ -523,6 +550,12 @@ def test_what_transformers_loads_is_accepted(what: str, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in files.weights] == [WHOLE]
 
 
+def test_integers_that_are_no_weights_are_not_taken_for_quantized_ones(tmp_path: Path) -> None:
+    mask = safetensors([1.0], name="transformer.h.0.attn.bias", dtype="U8")
+    put(model__safetensors=mask)(model(tmp_path / "model"))
+    assert resolve_model(str(tmp_path / "model")).weights
+
+
 # ---- a file instead of a folder
 
 
@@ -535,6 +568,12 @@ def test_what_transformers_loads_is_accepted(what: str, tmp_path: Path) -> None:
         ("m.pt", b"", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
         ("m", b"\x80\x02}q", f"{{file}} is a pickle, which is never loaded: {CONVERT}"),
         ("m.onnx", b"\x08", f"{{file}} is ONNX, which is not read: {SAFETENSORS}"),
+        ("m.npz", b"PK\x03\x04", f"{{file}} is NumPy, which is not read: {SAFETENSORS}"),
+        ("m.nemo", b"PK\x03\x04", f"{{file}} is NeMo, which is not read: {SAFETENSORS}"),
+        ("ggml.bin", b"lmgg", "{file} is a GGML file, older than GGUF, which is not read: use the same "
+                              "model in GGUF or safetensors"),
+        ("m.zip", b"PK\x03\x04", "{file} is a zip archive: unpack it, and use the folder with its "
+                                 "config.json"),
         ("model.safetensors", WHOLE, "{file} is a safetensors file: use its folder, {folder}"),
         ("m.txt", b"hello", "{file} is a file, and a model is a folder with config.json, "
                             "model.safetensors and tokenizer.json"),

@@ -48,6 +48,7 @@ def reported(run: str) -> list[msg.Message]:
     """A report of every kind about this run."""
     return [
         msg.Reserved(Grant("d1", "d1/0", run, 9, (5,))), msg.Deferred(run), msg.Preempted(run),
+        msg.Outgrown(run),
         msg.Expired(run), msg.ChunkFilled(run, 1), msg.Filled(run, RECEIPT, 0.0),
         msg.FillFailed(run, "why"), msg.Released(run), msg.FillRefused(run, "why"),
         msg.Decoded((msg.RunTokens(run, 3, (5,)),)), msg.PromptLogprobs(run, (Logprob(-1.0),) * 2),

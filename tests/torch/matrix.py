@@ -1,7 +1,8 @@
 """The matrix of families: what becomes of each causal language model that transformers knows.
 
-    python -m tests.torch.matrix                    all of them, into docs/models.md (`make families`)
-    python -m tests.torch.matrix cohere glm4        these, to the terminal
+    python -m tests.torch.matrix --write                all of them, into docs/models.md (`make families`)
+    python -m tests.torch.matrix --write cohere glm4    these; the others keep their rows
+    python -m tests.torch.matrix cohere glm4            these, to the terminal
 
 Each is made tiny, saved as a folder and loaded as any other model. An accepted one answers a ragged batch
 greedily, with prefill and decode apart (chunks of 7 tokens, two pools) and colocated. Prompts are longer
@@ -36,6 +37,7 @@ TOKENS = 40
 BLOCK = 4
 WHERE = (dict(prefills=1, decodes=2, chunk=7, transport="frames"), dict(prefills=0))
 COMPILED = "compiled for this CPU"
+UNKNOWN = "not judged yet: run `make families`"
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,12 @@ transformers makes no small one of these from a config alone; most of them see, 
 
 def document(verdicts: Sequence[Verdict]) -> str:
     """docs/models.md."""
+    verdicts = sorted(verdicts, key=lambda each: each.family)
     served = [each for each in verdicts if each.backend]
     refused = [each for each in verdicts if each.refusal]
     others = {each.family: each.not_built for each in verdicts if each.not_built}
+    judged = {each.family for each in verdicts}
+    others |= {name: UNKNOWN for name in text_families() if name not in judged}
     others |= {name: f"as {name}_text" for name in NAMES if f"{name}_text" in NAMES}
     return PAGE.format(
         version=transformers.__version__,
@@ -148,6 +153,26 @@ def document(verdicts: Sequence[Verdict]) -> str:
     )
 
 
+def recorded(text: str) -> dict[str, Verdict]:
+    """The verdicts of a document, by family; none if it is of another transformers."""
+    if f"transformers {transformers.__version__}\n" not in text:
+        return {}
+    found = [
+        *(Verdict(name, backend=_backend(how), compared=compared, wrong=compared - equal)
+          for name, how, count in _cells(text, "Served")
+          for equal, compared in [map(int, count.split(" of "))]),
+        *(Verdict(name, refusal=why) for name, why in _cells(text, "Refused")),
+        *(Verdict(name, not_built=why) for name, why in _cells(text, "Not tried") if why != UNKNOWN),
+    ]  # fmt: skip
+    return {each.family: each for each in found if each.family in text_families()}
+
+
+def _cells(text: str, section: str) -> list[list[str]]:
+    """The cells of each row of a section's table."""
+    rows = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
+    return [row[2:-2].split(" | ") for row in rows if row.startswith("| ")][2:]
+
+
 def _rows(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
 
@@ -160,23 +185,32 @@ def _how(backend: str) -> str:
     return "compiled" if backend == COMPILED else backend
 
 
-def main(names: Sequence[str]) -> int:
-    """Judge these, or all and write the document. 1 if one is wrong."""
+def _backend(how: str) -> str:
+    return COMPILED if how == "compiled" else how
+
+
+def main(names: Sequence[str], *, write: bool) -> int:
+    """Judge these, or all. The document is written after each, so that a run may be interrupted. 1 if
+    one is wrong."""
     os.environ["XDG_CACHE_HOME"] = str(CACHE)
     warnings.filterwarnings("ignore")  # of modeling code: other families' business
     torch.set_num_threads(1)  # a second thread would only wait for its turn
-    verdicts = []
+    known = recorded(DOCUMENT.read_text(encoding="utf-8")) if write else {}
+    right = True
     for family in names or list(text_families()):
         with tempfile.TemporaryDirectory() as folder:
             verdict = judge(family, Path(folder) / family)
-        verdicts.append(verdict)
+        right = right and verdict.right
         text = verdict.not_built or verdict.refusal or verdict.backend
         wrong = "" if verdict.right else "WRONG "
         print(f"{wrong}{family:24} {_equal(verdict):>10}  {text}", flush=True)
-    if not names:
-        DOCUMENT.write_text(document(verdicts), encoding="utf-8")
-    return int(not all(each.right for each in verdicts))
+        if write:
+            known[family] = verdict
+            DOCUMENT.write_text(document(list(known.values())), encoding="utf-8")
+    return int(not right)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    wanted = [each for each in arguments if each != "--write"]
+    sys.exit(main(wanted, write=len(wanted) < len(arguments)))

@@ -10,6 +10,7 @@ from baton.engine.boot import boot
 from baton.engine.cuda.fp8 import (
     FP8,
     LARGEST,
+    MULTIPLE,
     Fp8Linear,
     dequantized,
     in_fp8,
@@ -18,11 +19,13 @@ from baton.engine.cuda.fp8 import (
 )
 from baton.engine.cuda.select import with_fp8
 from baton.engine.device import refuse_without_fp8
+from baton.engine.loading import prepare
 from baton.engine.runner import Runner
 from baton.engine.selftest import in_torch
 from baton.errors import InputError, ModelError
 from baton.model_files import resolve_model
-from tests.torch.families import make_model
+from tests.torch.catalog import tiny_config
+from tests.torch.families import make_model, random_model
 
 NUMBERS = st.floats(-1e4, 1e4, width=32)
 
@@ -101,6 +104,18 @@ def test_linears_of_unfit_sizes_stay() -> None:
     assert type(model.model.decoder.layers[0].fc1) is nn.Linear
     assert done == before - 2  # that one and the head
     assert isinstance(Runner(model), Runner)
+
+
+def test_routers_stay() -> None:
+    config = tiny_config("granitemoe")
+    config.num_local_experts = MULTIPLE  # a size that would fit
+    model = prepare(random_model(config))
+    routers = [each for name, each in model.named_modules() if name.endswith("router.layer")]
+    assert [len(each.weight) for each in routers] == [MULTIPLE] * config.num_hidden_layers
+    quantize_linears(model, dequantized)
+    after = [each for name, each in model.named_modules() if name.endswith("router.layer")]
+    assert after == routers
+    assert any(isinstance(each, Fp8Linear) for each in model.modules())
 
 
 def test_fp8_is_refused_without_the_card_and_what_is_there_is_named() -> None:

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from tests.torch.catalog import NAMES
-from tests.torch.matrix import COMPILED, DOCUMENT, LENGTHS, TOKENS, WHERE, Verdict, document, judge
+from tests.torch.matrix import (
+    COMPILED,
+    DOCUMENT,
+    LENGTHS,
+    TOKENS,
+    WHERE,
+    Verdict,
+    document,
+    judge,
+    recorded,
+)
 from tests.torch.test_native_program import library
 
 TRAITS = {
@@ -40,3 +50,16 @@ def test_a_wrong_family_shows() -> None:
     assert not Verdict("llama", backend=COMPILED).right  # nothing was compared
     page = document([Verdict("llama", backend=COMPILED, compared=160, wrong=1)])
     assert "| llama | compiled | 159 of 160 |" in page
+
+
+def test_the_document_holds_what_it_was_made_from() -> None:
+    """So a part of the families can be judged again, and the others keep their rows."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    known = recorded(text)
+    assert document(list(known.values())) == text
+    assert known["llama"] == Verdict("llama", backend=COMPILED, compared=320)
+    assert known["bert"].refusal.startswith("bert is BertLMHeadModel, which cannot be served: ")
+    assert known["git"].not_built
+    one = recorded(document([Verdict("jetmoe", backend="in torch", compared=9, wrong=2)]))
+    assert one == {"jetmoe": Verdict("jetmoe", backend="in torch", compared=9, wrong=2)}
+    assert recorded(text.replace("transformers 5", "transformers 4")) == {}

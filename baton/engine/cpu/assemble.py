@@ -73,7 +73,7 @@ class _Assembler:
         self._file = file
         self._library = library
         self._plan = plan
-        self._kind = native.WEIGHTS[weights]
+        self._weights = weights
         self._threads = threads
         self._numbers: dict[Base, int] = {}
         self._known: dict[tuple[object, ...], int] = {}
@@ -189,11 +189,13 @@ class _Assembler:
         if source.dtype not in (torch.float32, torch.bfloat16):
             source = source.float()
         n, k = source.shape
-        panels = _aligned(self._library.baton_packed_bytes(self._kind, n, k))
-        scaled = self._kind in (native.WEIGHTS[each] for each in native.SCALED)
+        quantized = self._weights in native.SCALED
+        scaled = quantized and not step.exact
+        kind = native.WEIGHTS[torch.float32 if quantized and step.exact else self._weights]
+        panels = _aligned(self._library.baton_packed_bytes(kind, n, k))
         scales = torch.empty(n) if scaled else None
         self._library.baton_pack(
-            *(self._kind, source.data_ptr(), source.dtype == torch.bfloat16),
+            *(kind, source.data_ptr(), source.dtype == torch.bfloat16),
             *(*source.stride(), n, k, panels.data_ptr()),
             *(None if scales is None else scales.data_ptr(), self._threads),
         )
@@ -207,7 +209,7 @@ class _Assembler:
                 ]
             )
         places = [self.append(each) for each in (panels, scales, bias)]
-        return native.Weight(self._kind, n, k, *places)
+        return native.Weight(kind, n, k, *places)
 
     def layer(
         self, number: int, params: AttentionParams, layout: KVLayout

@@ -2,7 +2,7 @@
 
 A value lives from the level that computes it to the last level that reads it. Values that are used
 in one level only stay in a thread's scratch memory. Products of the same rows (query, key and value;
-gate and up) become one product with concatenated weights.
+gate and up) become one product with concatenated weights; those that are never quantized keep apart.
 """
 
 from collections.abc import Iterable
@@ -24,6 +24,7 @@ class Merged:
     weights: tuple[torch.Tensor, ...]  # [K, N_i]
     biases: tuple[torch.Tensor | None, ...]
     to: Base
+    exact: bool = False  # its weights are never quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,11 @@ def _steps(level: Level) -> list[Step]:
     steps: list[Step] = [
         RowWork(space, fuse(micros)) for space, micros in level.rows.items() if micros
     ]
-    groups: dict[tuple[Base, int, Space], list[int]] = {}
+    groups: dict[tuple[Base, int, Space, bool], list[int]] = {}
     for i, product in enumerate(level.products):
         base, offset = product.rows.base.root()
-        groups.setdefault((base, offset + product.rows.offset, product.to.space), []).append(i)
+        alike = base, offset + product.rows.offset, product.to.space, product.exact
+        groups.setdefault(alike, []).append(i)
     for members in groups.values():
         products = [level.products[i] for i in members]
         to = products[0].to
@@ -107,8 +109,9 @@ def _steps(level: Level) -> list[Step]:
                 product.to.parent, product.to.offset = to, to.width
                 to.width += product.to.width
                 to.last_use = max(to.last_use, product.to.last_use)
-        weights = tuple(product.weight for product in products)
-        steps.append(Merged(products[0].rows, weights, tuple(p.bias for p in products), to))
+        first = products[0]
+        weights, biases = tuple(p.weight for p in products), tuple(p.bias for p in products)
+        steps.append(Merged(first.rows, weights, biases, to, first.exact))
     return steps + list(level.grouped) + list(level.attends)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from baton.engine.cpu.capture import LOGIT_ROWS, TOKENS, Captured
+from baton.engine.cpu.routers import routers
 from baton.engine.cpu.values import (
     At,
     Base,
@@ -57,6 +58,7 @@ class Lowering:
         self.late = False  # whether the last attention has been lowered
         self.unwritten: dict[Base, list[tuple[Value, Operand]]] = {}
         """Bases that are written in parts, before they are read: each part, and what is copied there."""
+        self.routers = routers(captured.graph)
         self._gathered: dict[Value, Value] = {}
         self._inputs = iter(("ids", "positions", "logit_rows"))
 

@@ -315,7 +315,8 @@ def product(
     rows = lowering.together(rows)
     level = lowering.row_level(rows) + 1
     to = lowering.fresh(node, level)
-    lowering.level(level).products.append(Product(rows, weight, bias, to.base))
+    exact = node in lowering.routers or weight.shape[1] == 1
+    lowering.level(level).products.append(Product(rows, weight, bias, to.base, exact))
     lowering.use(rows, level)
     lowering.use(to, level)
     return to

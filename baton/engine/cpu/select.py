@@ -121,7 +121,10 @@ def compiled(
 
 
 def _library(weights: torch.dtype, cache_dtype: str) -> ctypes.CDLL:
-    sources = program_sources([TYPES[WEIGHTS[weights]]], [TYPES[CACHES[cache_dtype]]])
+    kinds = (
+        [weights, torch.float32] if weights in SCALED else [weights]
+    )  # routers are not quantized
+    sources = program_sources([TYPES[WEIGHTS[e]] for e in kinds], [TYPES[CACHES[cache_dtype]]])
     try:
         return declare(build(sources, f"program-{dtype_name(weights)}"))
     except NoNative as error:

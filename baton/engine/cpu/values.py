@@ -116,6 +116,7 @@ class Product:
     weight: Constant
     bias: Constant | None
     to: Base
+    exact: bool = False  # its weight is never quantized (routers.py)
 
 
 @dataclass(eq=False, slots=True)

@@ -5,7 +5,8 @@ token. Half the bytes of bf16 and twice its rate on cards of compute capability 
 
 A row's scale maps its largest number to the dtype's largest, 448. With three bits of mantissa the
 relative error of a number is at most 1/16. Not quantized: embeddings and lm_head (their errors affect
-the logits directly), sizes that are not multiples of 16, experts that are not linear modules.
+the logits directly), routers (an error may choose another expert), sizes that are not multiples of 16,
+experts that are not linear modules.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,9 @@ class Quantized:
     values: torch.Tensor  # float8_e4m3 [R, K]
     scales: torch.Tensor  # f32 [R, 1]
 
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Where a config says how many experts a layer has: as many outputs has its router."""
 
 Product = Callable[[Quantized, Quantized], torch.Tensor]  # rows [T, K], weight [N, K] -> [T, N]
 
@@ -72,14 +76,16 @@ class Fp8Linear(nn.Module):
 
 
 def quantize_linears(model: PreTrainedModel, product: Product) -> int:
-    """Replace a model's linears by FP8 ones, except the lm_head. Returns how many."""
+    """Replace a model's linears by FP8 ones, except lm_head and routers. Returns how many."""
     done, head = 0, model.get_output_embeddings()
+    config = model.config.get_text_config(decoder=True)
+    experts = {getattr(config, name, None) for name in EXPERTS}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) not in (nn.Linear, Conv1D) or child is head:
                 continue
             weight = child.weight if type(child) is nn.Linear else child.weight.t()
-            if any(size % MULTIPLE for size in weight.shape):
+            if weight.shape[0] in experts or any(size % MULTIPLE for size in weight.shape):
                 continue
             module.add_module(name, Fp8Linear(weight.detach(), child.bias, product))
             done += 1
