@@ -29,10 +29,15 @@ PROMPTS = [f"In the year {year} the" for year in range(2000, 2008)]
 TOKENS = 60
 PATIENCE_S = 600.0  # of a machine that does much else
 ATTEMPTS = 10
+AGENTS = (
+    "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--runtime-env-agent-port",
+    "--metrics-export-port",
+)  # fmt: skip
 CPUS = 3  # of a node: one can hold all workers
 ENVIRONMENT = os.environ | {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "60",
     "RAY_worker_register_timeout_seconds": "600", "RAY_enable_worker_prestart": "0",
+    "RAY_agent_register_timeout_ms": "600000", "RAY_health_check_timeout_ms": "60000",
 }  # fmt: skip
 pytestmark = pytest.mark.timeout(1800)
 
@@ -60,14 +65,15 @@ class RayNodes:
         self.others = [self.add() for _ in range(others)]
 
     def _start(self, *options: str) -> None:
-        """More than once if need be: a raylet ends if its agents take more than 15 s to start, as on a
-        machine that does much else."""
+        """Ports of a node's agents are given: a raylet waits only 15 s for those that agents choose, and ends,
+        as on a machine that does much else. More than once if need be: somebody may take such a port."""
         command = [
             str(Path(sys.executable).parent / "ray"), "start", f"--num-cpus={CPUS}", *options,
             "--object-store-memory=100000000", "--disable-usage-stats",
         ]  # fmt: skip
         for _ in range(ATTEMPTS):
-            ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+            ports = [f"{option}={free_port('127.0.0.1')}" for option in AGENTS]
+            ran = subprocess.run([*command, *ports], env=ENVIRONMENT, capture_output=True, text=True)
             if ran.returncode == 0:
                 return
             if "--head" in options:
@@ -145,14 +151,19 @@ class Service:
             return answer.status, json.loads(answer.read())
 
     def complete(self, prompt: str) -> str:
-        """A greedy completion."""
-        status, answer = self.ask(
-            "/v1/completions",
-            {"model": "demo", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0,
-             "ignore_eos": True},
-        )  # fmt: skip
-        assert status == 200, answer
-        return str(answer["choices"][0]["text"])
+        """A greedy completion. A request that comes while there is no router is refused after some seconds
+        and sent again, as OpenAI's clients do; one that was taken in must be answered."""
+        body = {
+            "model": "demo", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0,
+            "ignore_eos": True,
+        }  # fmt: skip
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            status, answer = self.ask("/v1/completions", body)
+            if status == 200:
+                return str(answer["choices"][0]["text"])
+            refused = (status, answer["error"].get("code")) == (503, "not_ready")
+            assert refused and time.monotonic() < deadline, (status, answer)
 
     def workers(self) -> set[str]:
         """Names of the workers that are alive, as the router sees it."""
