@@ -60,8 +60,8 @@ class Asked:
 
 class Piece(NamedTuple):
     """A part of a reply. `token_ids` None: it has text, and no ids. `end_id` ended the answer; it may be
-    missing among the ids. `total`: ids of the answer so far, by the server's count. `model`: who answers, where
-    the server says it."""
+    missing among the ids. `total`: ids of the answer so far, by the server's count. `model`: who answers,
+    where the server says it."""
 
     token_ids: Sequence[int] | None = ()
     finish: str | None = None
@@ -103,7 +103,10 @@ def check_supported(dialect: Dialect, params: GenerationParams) -> None:
             raise RequestError(
                 f"{name} is not available: the engine behind this cluster is {dialect.title}, which is "
                 f"asked for {'text' if dialect.text else 'token ids'} and does not take it; leave it out"
-                + (", or turn it off where the model's own settings turn it on" * (dialect is PLAIN))
+                + (
+                    ", or turn it off where the model's own settings turn it on"
+                    * (dialect is PLAIN)
+                )
             )
 
 
@@ -206,8 +209,8 @@ def _llama(dialect: Dialect, asked: Asked) -> Json:
 
 
 def _penalized(asked: Asked) -> int:
-    """How many of the last tokens count for penalties: all, if there are penalties. llama.cpp keeps room for
-    so many. Versions of late 2026 refuse -1, which meant its whole context before."""
+    """How many of the last tokens count for penalties: all, if there are penalties. llama.cpp keeps room
+    for so many. Versions of late 2026 refuse -1, which meant its whole context before."""
     sampling = asked.sampling
     neutral = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
     return 0 if neutral == (1.0, 0.0, 0.0) else len(asked.token_ids) + asked.max_tokens
@@ -257,8 +260,8 @@ def _tensorrt_grammar(spec: GrammarSpec) -> Json:
 
 def _no_grammar(spec: GrammarSpec) -> Json:
     raise RequestError(
-        "answers in a form are not available: the engine behind this cluster returns text alone, and how it "
-        "would be asked for one is not known",
+        "answers in a form are not available: the engine behind this cluster returns text alone, and how "
+        "it would be asked for one is not known",
         code="invalid_grammar",
     )
 
@@ -375,13 +378,11 @@ TEXT = Dialect(
     seed_bits=31, text=True, body=_text,
 )  # fmt: skip
 PLAIN = Dialect(
-    "plain-text", "a server of text with OpenAI's fields alone", _NEEDS_TEXT, "/v1/completions", "/health",
-    {}, frozenset(), _no_grammar, seed_bits=31, text=True, body=_plain,
+    "plain-text", "a server of text with OpenAI's fields alone", _NEEDS_TEXT, "/v1/completions",
+    "/health", {}, frozenset(), _no_grammar, seed_bits=31, text=True, body=_plain,
 )  # fmt: skip
 
-DIALECTS = {
-    each.name: each for each in (VLLM, SGLANG, TENSORRT, LLAMA, BATON, OTHER, TEXT, PLAIN)
-}
+DIALECTS = {each.name: each for each in (VLLM, SGLANG, TENSORRT, LLAMA, BATON, OTHER, TEXT, PLAIN)}
 OWNERS = {
     "vllm": VLLM, "sglang": SGLANG, "tensorrt_llm": TENSORRT, "tensorrt-llm": TENSORRT,
     "llamacpp": LLAMA, "llama.cpp": LLAMA, "baton": BATON,

@@ -184,7 +184,11 @@ class HttpUpstream:
             dialect = DIALECTS[self._first.dialect if self._first else "other"]
             reply = await self._fetch("GET", dialect.health, None, within_s=LOOK_S)
             fails = reply.status in (401, 403) or reply.status >= 500
-            why = f"{dialect.health} answered {reply.status}: {message_of(reply.body)}" if fails else ""
+            why = (
+                f"{dialect.health} answered {reply.status}: {message_of(reply.body)}"
+                if fails
+                else ""
+            )
             if not why and self._first is not None:
                 why = await still_there(partial(self._fetch, within_s=LOOK_S), self._first)
             self._tell(tell(why))

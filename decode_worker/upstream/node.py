@@ -95,8 +95,8 @@ class Upstream(Protocol):
 
 @dataclass(slots=True)
 class EngineWorker(Worker):
-    """`url` names the upstream in messages, `survey` what was found there at the start. `texts`: for a server
-    of text."""
+    """`url` names the upstream in messages, `survey` what was found there at the start. `texts`: for a
+    server of text."""
 
     hello: msg.Hello
     upstream: Upstream
@@ -253,8 +253,8 @@ class EngineWorker(Worker):
         return []
 
     def _swapped(self, piece: Piece) -> str:
-        """Why this is not the model that was found at the start: an upstream may be started again with another
-        one between two looks."""
+        """Why this is not the model that was found at the start: an upstream may be started again with
+        another one between two looks."""
         known = self.survey.answers_as
         if not known or piece.model in ("", known):
             return ""

@@ -11,7 +11,17 @@ from baton.cluster.options import FiniteRange, flag
 from baton.errors import InputError
 
 OWN, OPENAI = "baton", "openai"
-KINDS = ("auto", "vllm", "sglang", "tensorrt-llm", "llama.cpp", "baton", "other", "text", "plain-text")
+KINDS = (
+    "auto",
+    "vllm",
+    "sglang",
+    "tensorrt-llm",
+    "llama.cpp",
+    "baton",
+    "other",
+    "text",
+    "plain-text",
+)
 """As in dialects.py, which takes a grammar library to import: `--help` does without."""
 
 COMMON = {

@@ -76,12 +76,12 @@ def _texts(found: Survey, tokenizer: Tokenizer, url: str) -> Texts | None:
     texts = Texts(tokenizer, found.adds)
     if not texts.lossless(SAMPLE):
         raise InputError(
-            f"{url} returns text without token ids, and the tokenizer of --model loses a part of a text (case, "
-            "spaces): its answers cannot be passed on"
+            f"{url} returns text without token ids, and the tokenizer of --model loses a part of a text "
+            "(case, spaces): its answers cannot be passed on"
         )
     NOTICE.warning(
-        "%s returns text without token ids: its answers are tokenized here, and an answer that is resumed is "
-        "generated again from its prompt (docs/engines.md)",
+        "%s returns text without token ids: its answers are tokenized here, and an answer that is resumed "
+        "is generated again from its prompt (docs/engines.md)",
         url,
     )
     return texts

@@ -8,7 +8,7 @@ A server of unknown kind that takes or returns no ids is asked for text instead.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import ECONNREFUSED
 from typing import Any, NamedTuple
 
@@ -51,8 +51,8 @@ Fetch = Callable[[str, str, Json | None], Awaitable[Reply]]
 
 
 class Unready(BatonError):
-    """The upstream cannot be used yet: it does not answer, or answers that it is busy or loading. `status`: of
-    its answer, if there was one."""
+    """The upstream cannot be used yet: it does not answer, or answers that it is busy or loading. `status`:
+    of its answer, if there was one."""
 
     def __init__(self, why: str, status: int = 0) -> None:
         super().__init__(why)
@@ -87,12 +87,13 @@ class Survey:
     model: str
     slots: int = 0  # requests that it runs at once, 0: not known
     answers_as: str = ""  # the model's name in its answers, if they have one
+    listed: bool = True  # in its /v1/models
     adds: bool = True  # a server of text puts the tokenizer's special tokens before a prompt
 
 
 async def survey(fetch: Fetch, expected: Expected) -> Survey:
     """Raises Unready or Unfit, with what the upstream said."""
-    found = await _listed(fetch, expected)
+    found, listed = await _listed(fetch, expected)
     dialect = _dialect(found, expected.kind)
     context, slots = await _limits(fetch, found, dialect)
     if 0 < context < expected.context:
@@ -104,16 +105,18 @@ async def survey(fetch: Fetch, expected: Expected) -> Survey:
     if not dialect.text:
         try:
             names = await _token_ids(fetch, found["id"], dialect, expected)
-            return Survey(dialect.name, found["id"], slots, names)
+            return Survey(dialect.name, found["id"], slots, names, listed)
         except NoIds:
             if dialect is not OTHER or expected.kind != "auto":
                 raise
     asked_as = (TEXT, PLAIN) if not dialect.text else (dialect,)
-    return await _text(fetch, found["id"], asked_as, expected)
+    return replace(await _text(fetch, found["id"], asked_as, expected), listed=listed)
 
 
 async def still_there(fetch: Fetch, found: Survey) -> str:
     """Why the server is not the one that was found, at a glance; empty if it may be. Raises OSError."""
+    if not found.listed:
+        return ""
     reply = await fetch("GET", "/v1/models", None)
     if reply.status != 200:  # its health is looked at elsewhere
         return ""
@@ -131,26 +134,26 @@ def changed(before: Survey, now: Survey) -> str:
     if same and before.answers_as == now.answers_as:
         return ""
     return (
-        f"it was {before.dialect} with {before.answers_as or before.model!r:.200} and is {now.dialect} with "
-        f"{now.answers_as or now.model!r:.200} now: restart this worker"
+        f"it was {before.dialect} with {before.answers_as or before.model!r:.200} and is {now.dialect} "
+        f"with {now.answers_as or now.model!r:.200} now: restart this worker"
     )
 
 
 # ---- what serves there
 
 
-async def _listed(fetch: Fetch, expected: Expected) -> Json:
-    """The entry of /v1/models. Whoever names the model and the kind needs no list, or a right one: some servers
-    list what lies on their disk, and serve what they were started with."""
+async def _listed(fetch: Fetch, expected: Expected) -> tuple[Json, bool]:
+    """The entry of /v1/models, and whether it is there. Whoever names the model and the kind needs no right
+    list: some servers list what lies on their disk, and serve what they were started with."""
     try:
-        return _model(await _object(fetch, "GET", "/v1/models", None), expected.model)
+        return _model(await _object(fetch, "GET", "/v1/models", None), expected.model), True
     except Unfit:
         if not expected.model or expected.kind == "auto":
             raise
     except Unready as error:
         if not expected.model or expected.kind == "auto" or error.status not in REFUSALS:
             raise
-    return {"id": expected.model}
+    return {"id": expected.model}, False
 
 
 def _model(listed: Json, wanted: str) -> Json:
@@ -167,10 +170,12 @@ def _model(listed: Json, wanted: str) -> Json:
         if wanted in ("", entry["id"]):
             return entry
     if not wanted:
-        raise Unfit("the upstream serves none: --upstream-model and --upstream-kind say what it has")
+        raise Unfit(
+            "the upstream serves none: --upstream-model and --upstream-kind say what it has"
+        )
     raise Unfit(
-        f"the upstream does not list the model {wanted!r}; it lists {shown}. If it serves it all the same, "
-        "say which kind of server it is by --upstream-kind"
+        f"the upstream does not list the model {wanted!r}; it lists {shown}. If it serves it all the "
+        "same, say which kind of server it is by --upstream-kind"
     )
 
 
@@ -211,6 +216,7 @@ async def _same_tokenizer(fetch: Fetch, model: str, dialect: Dialect, expected: 
 
 async def _token_ids(fetch: Fetch, model: str, dialect: Dialect, expected: Expected) -> str:
     """Ask for two tokens, as a request would. The model's name in the answer. Raises NoIds."""
+    unknown = dialect is OTHER and expected.kind == "auto"  # text is another way
     params = GenerationParams(PROBE_TOKENS, SamplingParams(temperature=0.0), ignore_eos=True)
     asked = Asked(model, expected.ids[:PROBE_IDS], PROBE_TOKENS, 0, params)
     reply = await _reply(fetch, "POST", dialect.path, body_of(dialect, asked))
@@ -218,8 +224,14 @@ async def _token_ids(fetch: Fetch, model: str, dialect: Dialect, expected: Expec
         error = _error(
             f"a test (two tokens after some token ids, asked as {dialect.title} is) failed", reply
         )
-        raise NoIds(str(error)) if reply.status in REFUSALS and isinstance(error, Unfit) else error
-    pieces = _pieces(reply.body)
+        form = reply.status in REFUSALS and (isinstance(error, Unfit) or unknown)
+        raise NoIds(str(error)) if form else error
+    try:
+        pieces = _pieces(reply.body)
+    except Unready as error:
+        if unknown:
+            raise NoIds(str(error)) from error
+        raise
     ids = [token for piece in pieces for token in piece.token_ids or ()]
     if not ids:
         raise NoIds(
@@ -250,16 +262,17 @@ async def _text(
     pieces = _pieces(reply.body)
     if not any(piece.text or piece.finish for piece in pieces):
         raise Unfit(
-            f"the upstream's answer to a test is no completion: {reply.body[:80].decode(errors='replace')}"
+            "the upstream's answer to a test is no completion: "
+            f"{reply.body[:80].decode(errors='replace')}"
         )
     counted = _counted(reply.body)
     ways = (len(expected.ids) + expected.first, len(expected.ids))
     if counted is not None and counted not in ways:
         raise Unfit(
-            f"the upstream counts {counted} tokens in a text that has {ways[0]} in --model: it serves a model "
-            "with another tokenizer; give the one that it serves"
+            f"the upstream counts {counted} tokens in a text that has {ways[0]} in --model: it serves a "
+            "model with another tokenizer; give the one that it serves"
         )
-    return Survey(dialect.name, model, 0, _name_in(pieces), counted in (None, ways[0]))
+    return Survey(dialect.name, model, 0, _name_in(pieces), adds=counted in (None, ways[0]))
 
 
 def _counted(body: bytes) -> int | None:

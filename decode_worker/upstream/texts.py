@@ -31,8 +31,8 @@ class Untellable(ValueError):
 
 
 def words(text: str) -> list[str]:
-    """The text in pieces. One begins with each space after something else, after a wide character, and after
-    LONGEST_WORD characters."""
+    """The text in pieces. One begins with each space after something else, after a wide character, and
+    after LONGEST_WORD characters."""
     found: list[str] = []
     start = 0
     for index in range(1, len(text)):
@@ -63,8 +63,8 @@ class Texts:
         return whole[: len(whole) - len(plain)] if whole[-len(plain) :] == plain else []
 
     def prompt(self, ids: Sequence[int], generated: int = 0) -> str:
-        """The text to send for these ids, of which the last so many were generated. Raises RequestError if
-        the server would see other ids than those of the prompt."""
+        """The text to send for these ids, of which the last so many were generated. Raises
+        RequestError if the server would see other ids than those of the prompt."""
         first = self.first if self.adds else []
         given = list(ids[: len(ids) - generated])
         begins = given[: len(first)] == first
@@ -115,4 +115,3 @@ class Reader:
         found = words(self._rest + more)
         self._rest = found.pop() if found and not ends else ""
         return [token for word in found for token in self.texts.ids(word)]
-

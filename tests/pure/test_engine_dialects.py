@@ -191,13 +191,23 @@ PIECES = [
     # errors within a stream
     ({"error": {"message": "the engine\n died", "code": 500}}, Piece(error="the engine died")),
     ({"error": "no memory"}, Piece(error="no memory")),
+    ({"object": "error", "message": "too long", "code": 400}, Piece(error="too long")),
+    ({"detail": "Internal\nError"}, Piece(error="Internal Error")),
+    ({"error": None, "choices": [{"token_ids": [5]}]}, Piece([5])),
     ({"object": "ping"}, Piece()),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("event", "piece"), PIECES)
 def test_ids_and_end_of_a_reply(event: object, piece: Piece) -> None:
-    assert read_piece(json.dumps(event)) == piece
+    assert read_piece(json.dumps(event))._replace(text="") == piece
+
+
+def test_text_and_model_of_a_reply() -> None:
+    found = read_piece('{"model": "m", "choices": [{"text": " a", "finish_reason": "length"}]}')
+    assert found == Piece(None, "length", text=" a", model="m")
+    assert read_piece('{"model": 7, "choices": [{"text": 8}]}').model == ""
+    assert read_piece('{"content": "", "stop": true, "model": "x.gguf"}').model == "x.gguf"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ that dies, the end.
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -29,10 +30,7 @@ PROMPTS = [f"In the year {year} the" for year in range(2000, 2008)]
 TOKENS = 60
 PATIENCE_S = 600.0  # of a machine that does much else
 ATTEMPTS = 10
-AGENTS = (
-    "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--runtime-env-agent-port",
-    "--metrics-export-port",
-)  # fmt: skip
+UNUSED = ("metrics_agent_port", "dashboard_agent_listen_port")
 CPUS = 3  # of a node: one can hold all workers
 ENVIRONMENT = os.environ | {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "60",
@@ -65,20 +63,36 @@ class RayNodes:
         self.others = [self.add() for _ in range(others)]
 
     def _start(self, *options: str) -> None:
-        """Ports of a node's agents are given: a raylet waits only 15 s for those that agents choose, and ends,
-        as on a machine that does much else. More than once if need be: somebody may take such a port."""
+        """More than once if need be: somebody may take the port."""
         command = [
             str(Path(sys.executable).parent / "ray"), "start", f"--num-cpus={CPUS}", *options,
             "--object-store-memory=100000000", "--disable-usage-stats",
         ]  # fmt: skip
         for _ in range(ATTEMPTS):
-            ports = [f"{option}={free_port('127.0.0.1')}" for option in AGENTS]
-            ran = subprocess.run([*command, *ports], env=ENVIRONMENT, capture_output=True, text=True)
+            node, port = secrets.token_hex(28), free_port("127.0.0.1")
+            ran = subprocess.Popen(
+                [*command, f"--runtime-env-agent-port={port}"],
+                env=ENVIRONMENT | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node},
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            while ran.poll() is None:
+                self._answer_for_agents(node)
+                threading.Event().wait(0.1)
+            said = ran.communicate()[0]
             if ran.returncode == 0:
                 return
             if "--head" in options:
                 self.stop()
-        raise AssertionError(ran.stdout + ran.stderr)
+        raise AssertionError(said)
+
+    def _answer_for_agents(self, node: str) -> None:
+        """A raylet ends if its agents do not say within 15 s, in these files, that they have no port, as on a
+        machine that does much else."""
+        with suppress(FileNotFoundError):  # the session has no folder yet
+            session = (self._folder / "session_latest").resolve(strict=True)
+            for name in UNUSED:
+                if not (file := session / f"{name}_{node}").exists():
+                    file.write_text("-1")
 
     def _servers(self) -> set[int]:
         return {*processes("raylet/raylet"), *processes("gcs/gcs_server")}
@@ -151,8 +165,8 @@ class Service:
             return answer.status, json.loads(answer.read())
 
     def complete(self, prompt: str) -> str:
-        """A greedy completion. A request that comes while there is no router is refused after some seconds
-        and sent again, as OpenAI's clients do; one that was taken in must be answered."""
+        """A greedy completion. A request that comes while there is no router is refused after some
+        seconds and sent again, as OpenAI's clients do; one that was taken in must be answered."""
         body = {
             "model": "demo", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0,
             "ignore_eos": True,
@@ -163,7 +177,8 @@ class Service:
             if status == 200:
                 return str(answer["choices"][0]["text"])
             refused = (status, answer["error"].get("code")) == (503, "not_ready")
-            assert refused and time.monotonic() < deadline, (status, answer)
+            assert refused, (status, answer)
+            assert time.monotonic() < deadline, answer
 
     def workers(self) -> set[str]:
         """Names of the workers that are alive, as the router sees it."""
