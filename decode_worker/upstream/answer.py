@@ -74,7 +74,7 @@ class Answer:
         return len(self.token_ids) - self.prompt_tokens
 
     def asked(self, model: str) -> Asked:
-        """What to ask the upstream for now. Raises RequestError where a prompt that is no text must be one."""
+        """What to ask for now. Raises RequestError if the prompt must be a text and is none."""
         params, have = self.params, 0 if self.repeats else self.generated
         if self._shift and params.sampling is not None:
             other = (params.sampling.choice + self._shift) % 2**31

@@ -241,7 +241,10 @@ class EngineWorker(Worker):
                 if answer.ended:
                     self._drop(run)
                     break
-        except (Faulty, ValueError) as error:
+        except Faulty as error:
+            return self._returned(run, f"{self.url}: {error}", now)
+        except ValueError as error:  # whatever it is, it would answer the next request so, too
+            self.health.down(f"{self.url}: {error}", now)
             return self._returned(run, f"{self.url}: {error}", now)
         except Hopeless as error:
             return self._failed(run, "worker_error", f"{self.url}: {error}", now)

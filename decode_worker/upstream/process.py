@@ -80,8 +80,8 @@ def _texts(found: Survey, tokenizer: Tokenizer, url: str) -> Texts | None:
             "(case, spaces): its answers cannot be passed on"
         )
     NOTICE.warning(
-        "%s returns text without token ids: its answers are tokenized here, and an answer that is resumed "
-        "is generated again from its prompt (docs/engines.md)",
+        "%s returns text without token ids: its answers are tokenized here, and an answer that is "
+        "resumed is generated again from its prompt (docs/engines.md)",
         url,
     )
     return texts

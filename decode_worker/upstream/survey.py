@@ -51,8 +51,8 @@ Fetch = Callable[[str, str, Json | None], Awaitable[Reply]]
 
 
 class Unready(BatonError):
-    """The upstream cannot be used yet: it does not answer, or answers that it is busy or loading. `status`:
-    of its answer, if there was one."""
+    """The upstream cannot be used yet: it does not answer, or answers that it is busy or loading.
+    `status`: of its answer, if there was one."""
 
     def __init__(self, why: str, status: int = 0) -> None:
         super().__init__(why)
@@ -143,8 +143,8 @@ def changed(before: Survey, now: Survey) -> str:
 
 
 async def _listed(fetch: Fetch, expected: Expected) -> tuple[Json, bool]:
-    """The entry of /v1/models, and whether it is there. Whoever names the model and the kind needs no right
-    list: some servers list what lies on their disk, and serve what they were started with."""
+    """The entry of /v1/models, and whether it is there. Whoever names the model and the kind needs no
+    right list: some servers list what lies on their disk, and serve what they were started with."""
     try:
         return _model(await _object(fetch, "GET", "/v1/models", None), expected.model), True
     except Unfit:

@@ -91,7 +91,8 @@ class PretendUpstream:
         if self.mute:
             self.news.append(Looked(how, "no answer in time", answered=False))
         else:
-            other = "another model" if self.model != "m" and how is Look.WHOLE else ""
+            wrong = "another model" if self.model != "m" else "no JSON" if self.garbled else ""
+            other = wrong if how is Look.WHOLE else ""
             self.news.append(Looked(how, "connection refused" if self.dead else other))
 
     def poll(self) -> list[Heard]:

@@ -86,8 +86,8 @@ class RayNodes:
         raise AssertionError(said)
 
     def _answer_for_agents(self, node: str) -> None:
-        """A raylet ends if its agents do not say within 15 s, in these files, that they have no port, as on a
-        machine that does much else."""
+        """A raylet ends if its agents do not say in these files within 15 s that they have no port, as on
+        a machine that does much else."""
         with suppress(FileNotFoundError):  # the session has no folder yet
             session = (self._folder / "session_latest").resolve(strict=True)
             for name in UNUSED:
