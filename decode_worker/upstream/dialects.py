@@ -285,7 +285,7 @@ def read_piece(data: str) -> Piece:
     if not isinstance(found, dict):
         raise ValueError(f"an event is no JSON object: {data[:80]}")
     if error := _error_in(found):
-        return Piece(error=" ".join(str(error).split())[:500] or "an error without a message")
+        return Piece(error=error)
     model = found["model"] if isinstance(found.get("model"), str) else ""
     if "choices" in found:
         return _from_choice(found["choices"])._replace(model=model)
@@ -299,13 +299,17 @@ def read_piece(data: str) -> Piece:
     return Piece()
 
 
-def _error_in(event: Json) -> object:
-    """Its message, of any shape; None if the event is no error."""
-    if error := event.get("error"):
-        return error.get("message", error) if isinstance(error, dict) else error
-    if event.get("object") == "error" or not event.keys() - {"detail", "message", "type", "code"}:
-        return event.get("message") or event.get("detail")
-    return None
+def _error_in(event: Json) -> str:
+    """The message of an error, of any shape; empty if the event is none."""
+    error = event.get("error")
+    if isinstance(error, dict):
+        error = error.get("message", error)
+    elif not error:
+        alone = event and not event.keys() - {"detail", "message", "type", "code"}
+        if event.get("object") != "error" and not alone:
+            return ""
+        error = event.get("message") or event.get("detail")
+    return " ".join(str(error or "").split())[:500] or "an error without a message"
 
 
 def loaded(text: str | bytes) -> Any:

@@ -194,6 +194,9 @@ PIECES = [
     ({"object": "error", "message": "too long", "code": 400}, Piece(error="too long")),
     ({"detail": "Internal\nError"}, Piece(error="Internal Error")),
     ({"error": None, "choices": [{"token_ids": [5]}]}, Piece([5])),
+    ({"error": {"message": ""}}, Piece(error="an error without a message")),
+    ({"object": "error", "code": 500}, Piece(error="an error without a message")),
+    ({}, Piece()),
     ({"object": "ping"}, Piece()),
 ]  # fmt: skip
 
