@@ -305,10 +305,10 @@ def _error_in(event: Json) -> str:
     if isinstance(error, dict):
         error = error.get("message", error)
     elif not error:
-        alone = event and not event.keys() - {"detail", "message", "type", "code"}
+        error = event.get("message") or event.get("detail")
+        alone = error and not event.keys() - {"detail", "message", "type", "code"}
         if event.get("object") != "error" and not alone:
             return ""
-        error = event.get("message") or event.get("detail")
     return " ".join(str(error or "").split())[:500] or "an error without a message"
 
 

@@ -198,6 +198,7 @@ PIECES = [
     ({"object": "error", "code": 500}, Piece(error="an error without a message")),
     ({}, Piece()),
     ({"object": "ping"}, Piece()),
+    ({"type": "ping"}, Piece()),
 ]  # fmt: skip
 
 
