@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,7 +61,11 @@ class RayNodes:
             "--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false",
             f"--temp-dir={folder}",
         )  # fmt: skip
-        self.others = [self.add() for _ in range(others)]
+        try:
+            self.others = [self.add() for _ in range(others)]
+        except BaseException:
+            self.stop()
+            raise
 
     def _start(self, *options: str) -> None:
         """More than once if need be: somebody may take the port."""
@@ -125,10 +130,11 @@ class RayNodes:
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
     def stop(self) -> None:
-        """End the processes of this cluster and no others."""
+        """End the processes of this cluster and no others, and remove its files."""
         mine = (self._servers() - self._before) | set(processes(f"{self._folder}/"))
         for pid in mine - {os.getpid()}:
             kill(pid)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Service:
