@@ -327,12 +327,12 @@ def _from_choice(choices: object) -> Piece:
     if not isinstance(choice, dict):
         raise ValueError(f"a choice is no JSON object: {choice!r:.80}")
     finish = choice.get("finish_reason")
-    end = choice.get("stop_reason", choice.get("matched_stop"))
+    end, text = choice.get("stop_reason", choice.get("matched_stop")), choice.get("text")
     return Piece(
-        _ids(choice.get("token_ids"), choice.get("text")),
+        _ids(choice.get("token_ids"), text),
         None if finish is None else str(finish),
         end if type(end) is int else None,
-        text=text if isinstance(text := choice.get("text"), str) else "",
+        text=text if isinstance(text, str) else "",
     )
 
 

@@ -221,11 +221,11 @@ async def _token_ids(fetch: Fetch, model: str, dialect: Dialect, expected: Expec
     asked = Asked(model, expected.ids[:PROBE_IDS], PROBE_TOKENS, 0, params)
     reply = await _reply(fetch, "POST", dialect.path, body_of(dialect, asked))
     if reply.status != 200:
-        error = _error(
+        refusal = _error(
             f"a test (two tokens after some token ids, asked as {dialect.title} is) failed", reply
         )
-        form = reply.status in REFUSALS and (isinstance(error, Unfit) or unknown)
-        raise NoIds(str(error)) if form else error
+        form = reply.status in REFUSALS and (isinstance(refusal, Unfit) or unknown)
+        raise NoIds(str(refusal)) if form else refusal
     try:
         pieces = _pieces(reply.body)
     except Unready as error:
