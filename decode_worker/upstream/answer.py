@@ -5,7 +5,8 @@ A run that has tokens already is resumed in one of two ways:
     continue   from prompt and tokens, as every run here. The next token must not depend on which of them
                were generated: greedy, or seeds by position; no grammar, no penalty on generated tokens.
     repeat     from the prompt, with the same seed; the tokens that are known are compared and dropped.
-               Other servers draw from a stream of random numbers that begins with the answer.
+               Other servers draw from a stream of random numbers that begins with the answer, and a
+               text that is tokenized again need not be the same tokens.
 
 llama.cpp leaves out ids in the middle of a character, and counts them (Gap): what follows is asked for
 as one reply, which has all.
@@ -13,12 +14,13 @@ as one reply, which has all.
 If the repeated tokens differ, the answer continues from those that were sent, with another seed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from baton.params import GenerationParams
 from baton.wire.messages import Start
 from decode_worker.upstream.dialects import Asked, Dialect, Piece, without_free_calls
+from decode_worker.upstream.texts import Reader, Texts, Untellable
 
 
 class Faulty(Exception):
@@ -46,40 +48,48 @@ class Answer:
     params: GenerationParams
     dialect: Dialect
     vocabulary: int
+    texts: Texts | None = None  # for a dialect of text
     repeats: int = 0  # tokens that the upstream generates again; 0: it continues from all
     sent: bool = False  # a token of this run was sent to the router
     ended: bool = False
     call: int = 0  # the HTTP request that serves it
     streamed: bool = True
+    _reader: Reader | None = field(init=False, default=None)
     _received: int = field(init=False, default=0)  # ids of the present request
     _repeated: int = field(init=False, default=0)  # of these, so far
     _shift: int = field(init=False, default=0)  # of the seed
 
     @classmethod
-    def of(cls, order: Start, dialect: Dialect, vocabulary: int) -> "Answer":
+    def of(
+        cls, order: Start, dialect: Dialect, vocabulary: int, texts: Texts | None = None
+    ) -> "Answer":
         """For a Start whose params this dialect supports."""
         ids, prompt = list(order.token_ids), order.prompt_tokens
         params = without_free_calls(order.params)
         repeats = 0 if _continues(params, dialect) else len(ids) - prompt
-        return cls(ids, prompt, params, dialect, vocabulary, repeats)
+        return cls(ids, prompt, params, dialect, vocabulary, texts, repeats)
 
     @property
     def generated(self) -> int:
         return len(self.token_ids) - self.prompt_tokens
 
     def asked(self, model: str) -> Asked:
-        """What to ask the upstream for now."""
+        """What to ask for now. Raises RequestError if the prompt must be a text and is none."""
         params, have = self.params, 0 if self.repeats else self.generated
         if self._shift and params.sampling is not None:
             other = (params.sampling.choice + self._shift) % 2**31
             params = replace(params, sampling=replace(params.sampling, choice=other))
+        ids = self.token_ids[: self.prompt_tokens + have]
+        text = "" if self.texts is None else self.texts.prompt(ids, have)
+        self._reader = None if self.texts is None else Reader(self.texts)
         return Asked(
             model,
-            self.token_ids[: self.prompt_tokens + have],
+            ids,
             params.max_new_tokens - have,
             max(0, params.min_tokens - have),
             params,
             self.streamed,
+            text,
         )
 
     def take(self, piece: Piece) -> Iterator[tuple[int, str | None]]:
@@ -87,12 +97,20 @@ class Answer:
         Hopeless, Diverged or Gap."""
         if piece.error:
             raise Faulty(f"an error in the stream: {piece.error}")
+        if self._reader is not None:
+            yield from self._take_text(piece, self._reader)
+            return
         if piece.token_ids is None:
             raise Hopeless(f"it sent text without token ids; needed is {self.dialect.needs}")
         self._received += len(piece.token_ids)
         if self.streamed and piece.total is not None and piece.total > self._received:
             raise Gap
-        for token in piece.token_ids:
+        yield from self._take_ids(piece.token_ids)
+        if piece.finish is not None and not self.ended:
+            yield self._last(piece)
+
+    def _take_ids(self, ids: Sequence[int]) -> Iterator[tuple[int, str | None]]:
+        for token in ids:
             if token >= self.vocabulary:
                 raise Hopeless(f"it sent token id {token}, the vocabulary has {self.vocabulary:,}")
             if self._repeated < self.repeats:
@@ -103,7 +121,20 @@ class Answer:
             yield self._append(token)
             if self.ended:
                 return
-        if piece.finish is not None:
+
+    def _take_text(self, piece: Piece, reader: Reader) -> Iterator[tuple[int, str | None]]:
+        """Its own limit ends the answer, whether the text has as many tokens here or not."""
+        try:
+            ids = reader.feed(piece.text, ends=piece.finish is not None)
+        except Untellable as error:
+            raise Hopeless(str(error)) from error
+        yield from self._take_ids(ids[:-1])
+        if ids and not self.ended:
+            limited = piece.finish == "length" and self._repeated == self.repeats
+            for token, finish in self._take_ids(ids[-1:]):
+                self.ended |= limited
+                yield token, finish or ("length" if limited else None)
+        if piece.finish is not None and not self.ended:
             yield self._last(piece)
 
     def go_on(self) -> None:
@@ -154,6 +185,6 @@ def _continues(params: GenerationParams, dialect: Dialect) -> bool:
     """The next token is the same whether the last ones were generated or part of the prompt."""
     sampling = params.sampling
     assert sampling is not None, "params of a run are resolved"
-    if params.grammar or sampling.presence_penalty or sampling.frequency_penalty:
+    if params.grammar or sampling.presence_penalty or sampling.frequency_penalty or dialect.text:
         return False
     return sampling.greedy or dialect.seeds_by_position

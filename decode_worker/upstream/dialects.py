@@ -1,7 +1,8 @@
 """Dialects: how each kind of server is asked to continue token ids, and where its reply has ids. Pure.
 
-Two forms cover all of them: OpenAI's completions with a field that asks for ids, and llama.cpp's own.
-Every sampling parameter is sent, because servers have defaults of their own.
+Three forms cover all of them: OpenAI's completions with a field that asks for ids, llama.cpp's own, and
+completions of a text, for servers that know no ids (texts.py). Every sampling parameter is sent, because
+servers have defaults of their own; to a server that refuses fields, OpenAI's alone.
 """
 
 import hashlib
@@ -34,13 +35,14 @@ class Dialect:
     top_k_off: int = -1
     seed_bits: int = 63
     seeds_by_position: bool = False  # a seeded answer goes on as it was from prompt and tokens
+    text: bool = False  # prompts and answers are text
     body: "Callable[[Dialect, Asked], Json]" = field(default=lambda dialect, asked: {})
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What to generate: `max_tokens` after these ids, of which the first `min_tokens` end nothing. Not
-    `streamed`: as one reply."""
+    `streamed`: as one reply. `text`: that of the ids, for a dialect of text."""
 
     model: str
     token_ids: Sequence[int]
@@ -48,6 +50,7 @@ class Asked:
     min_tokens: int
     params: GenerationParams  # resolved
     streamed: bool = True
+    text: str = ""
 
     @property
     def sampling(self) -> SamplingParams:
@@ -57,13 +60,16 @@ class Asked:
 
 class Piece(NamedTuple):
     """A part of a reply. `token_ids` None: it has text, and no ids. `end_id` ended the answer; it may be
-    missing among the ids. `total`: ids of the answer so far, by the server's count."""
+    missing among the ids. `total`: ids of the answer so far, by the server's count. `model`: who answers,
+    where the server says it."""
 
     token_ids: Sequence[int] | None = ()
     finish: str | None = None
     end_id: int | None = None
     error: str = ""
     total: int | None = None
+    text: str = ""
+    model: str = ""
 
 
 # ---- requests
@@ -84,12 +90,23 @@ def check_supported(dialect: Dialect, params: GenerationParams) -> None:
         "min_tokens": params.min_tokens > 0,
         "allowed_token_ids": sampling.allowed_token_ids is not None,
         "cache_salt": bool(params.cache_salt),
+        "ignore_eos": params.ignore_eos and dialect.text,
     }
+    if dialect is PLAIN:
+        wanted |= {
+            "top_k": sampling.top_k > 0,
+            "min_p": sampling.min_p > 0,
+            "repetition_penalty": sampling.repetition_penalty != 1.0,
+        }
     for name, given in wanted.items():
         if given and name not in dialect.optional:
             raise RequestError(
                 f"{name} is not available: the engine behind this cluster is {dialect.title}, which is "
-                f"asked for token ids and does not take it; leave it out"
+                f"asked for {'text' if dialect.text else 'token ids'} and does not take it; leave it out"
+                + (
+                    ", or turn it off where the model's own settings turn it on"
+                    * (dialect is PLAIN)
+                )
             )
 
 
@@ -134,6 +151,37 @@ def _completions(dialect: Dialect, asked: Asked) -> Json:
     return body | _grammar(dialect, params)
 
 
+def _text(dialect: Dialect, asked: Asked) -> Json:
+    """OpenAI's completions of a text, with the fields that most servers know beside OpenAI's own."""
+    sampling = asked.sampling
+    return _plain(dialect, asked) | {
+        "top_k": sampling.top_k or dialect.top_k_off,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+
+
+def _plain(dialect: Dialect, asked: Asked) -> Json:
+    """OpenAI's completions of a text, with OpenAI's own fields alone."""
+    sampling = asked.sampling
+    body: Json = {
+        "model": asked.model,
+        "prompt": asked.text,
+        "max_tokens": asked.max_tokens,
+        "stream": asked.streamed,
+        "temperature": 0.0 if sampling.greedy else sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed_of(sampling, dialect.seed_bits),
+    }
+    if sampling.presence_penalty:
+        body["presence_penalty"] = sampling.presence_penalty
+    if sampling.frequency_penalty:
+        body["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    return body | _grammar(dialect, asked.params)
+
+
 def _llama(dialect: Dialect, asked: Asked) -> Json:
     """llama.cpp's /completion. The order of its samplers is made that of this project."""
     params, sampling = asked.params, asked.sampling
@@ -146,7 +194,7 @@ def _llama(dialect: Dialect, asked: Asked) -> Json:
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": -1,
+        "repeat_last_n": _penalized(asked),
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
@@ -158,6 +206,14 @@ def _llama(dialect: Dialect, asked: Asked) -> Json:
     if sampling.logit_bias:
         body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias]
     return body | _grammar(dialect, params)
+
+
+def _penalized(asked: Asked) -> int:
+    """How many of the last tokens count for penalties: all, if there are penalties. llama.cpp keeps room
+    for so many. Versions of late 2026 refuse -1, which meant its whole context before."""
+    sampling = asked.sampling
+    neutral = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+    return 0 if neutral == (1.0, 0.0, 0.0) else len(asked.token_ids) + asked.max_tokens
 
 
 def _grammar(dialect: Dialect, params: GenerationParams) -> Json:
@@ -202,6 +258,14 @@ def _tensorrt_grammar(spec: GrammarSpec) -> Json:
     return {"response_format": {"type": "json", "schema": spec.schema}}
 
 
+def _no_grammar(spec: GrammarSpec) -> Json:
+    raise RequestError(
+        "answers in a form are not available: the engine behind this cluster returns text alone, and how "
+        "it would be asked for one is not known",
+        code="invalid_grammar",
+    )
+
+
 def _llama_grammar(spec: GrammarSpec) -> Json:
     if spec.pattern is not None:
         raise RequestError(
@@ -220,18 +284,32 @@ def read_piece(data: str) -> Piece:
     found = loaded(data)
     if not isinstance(found, dict):
         raise ValueError(f"an event is no JSON object: {data[:80]}")
-    if error := found.get("error"):
-        message = error.get("message") if isinstance(error, dict) else error
-        return Piece(error=" ".join(str(message).split())[:500] or "an error without a message")
+    if error := _error_in(found):
+        return Piece(error=error)
+    model = found["model"] if isinstance(found.get("model"), str) else ""
     if "choices" in found:
-        return _from_choice(found["choices"])
+        return _from_choice(found["choices"])._replace(model=model)
     if "content" in found or "tokens" in found:
         finish = {"limit": "length", "none": "abort"}.get(str(found.get("stop_type")), "stop")
         ids = _ids(found.get("tokens"), found.get("content"))
         total = found.get("tokens_predicted")
         done = found.get("stop") is True
-        return Piece(ids, finish if done else None, total=total if type(total) is int else None)
+        total = total if type(total) is int else None
+        return Piece(ids, finish if done else None, total=total, model=model)
     return Piece()
+
+
+def _error_in(event: Json) -> str:
+    """The message of an error, of any shape; empty if the event is none."""
+    error = event.get("error")
+    if isinstance(error, dict):
+        error = error.get("message", error)
+    elif not error:
+        error = event.get("message") or event.get("detail")
+        alone = error and not event.keys() - {"detail", "message", "type", "code"}
+        if event.get("object") != "error" and not alone:
+            return ""
+    return " ".join(str(error or "").split())[:500] or "an error without a message"
 
 
 def loaded(text: str | bytes) -> Any:
@@ -249,11 +327,12 @@ def _from_choice(choices: object) -> Piece:
     if not isinstance(choice, dict):
         raise ValueError(f"a choice is no JSON object: {choice!r:.80}")
     finish = choice.get("finish_reason")
-    end = choice.get("stop_reason", choice.get("matched_stop"))
+    end, text = choice.get("stop_reason", choice.get("matched_stop")), choice.get("text")
     return Piece(
-        _ids(choice.get("token_ids"), choice.get("text")),
+        _ids(choice.get("token_ids"), text),
         None if finish is None else str(finish),
         end if type(end) is int else None,
+        text=text if isinstance(text, str) else "",
     )
 
 
@@ -266,6 +345,7 @@ def _ids(ids: object, text: object) -> Sequence[int] | None:
     return ids
 
 
+_NEEDS_TEXT = "OpenAI's completions of a text"
 _FULL = frozenset({"min_tokens", "allowed_token_ids", "cache_salt"})
 
 VLLM = Dialect(
@@ -297,7 +377,16 @@ OTHER = Dialect(
     "/v1/models", {"return_token_ids": True}, frozenset(), _structured, body=_completions,
 )  # fmt: skip
 
-DIALECTS = {each.name: each for each in (VLLM, SGLANG, TENSORRT, LLAMA, BATON, OTHER)}
+TEXT = Dialect(
+    "text", "a server of text", _NEEDS_TEXT, "/v1/completions", "/health", {}, frozenset(), _no_grammar,
+    seed_bits=31, text=True, body=_text,
+)  # fmt: skip
+PLAIN = Dialect(
+    "plain-text", "a server of text with OpenAI's fields alone", _NEEDS_TEXT, "/v1/completions",
+    "/health", {}, frozenset(), _no_grammar, seed_bits=31, text=True, body=_plain,
+)  # fmt: skip
+
+DIALECTS = {each.name: each for each in (VLLM, SGLANG, TENSORRT, LLAMA, BATON, OTHER, TEXT, PLAIN)}
 OWNERS = {
     "vllm": VLLM, "sglang": SGLANG, "tensorrt_llm": TENSORRT, "tensorrt-llm": TENSORRT,
     "llamacpp": LLAMA, "llama.cpp": LLAMA, "baton": BATON,

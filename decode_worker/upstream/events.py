@@ -24,7 +24,10 @@ class EventReader:
         self._rest += more
         events: list[str] = []
         if self._streamed:
-            *lines, self._rest = self._rest.replace(b"\r\n", b"\n").split(b"\n")
+            open_end = b"\r" if self._rest.endswith(b"\r") else b""  # \n may follow
+            rest = self._rest.removesuffix(open_end).replace(b"\r\n", b"\n")
+            *lines, rest = rest.replace(b"\r", b"\n").split(b"\n")
+            self._rest = rest + open_end
             for line in lines:
                 events += self._line(line.decode())
         if len(self._rest) + sum(map(len, self._data)) > LONGEST_EVENT:
@@ -43,7 +46,7 @@ class EventReader:
     def end(self) -> list[str]:
         """What is left at the end of the reply."""
         if self._streamed:
-            return self._line(self._rest.decode()) + self._line("")
+            return self._line(self._rest.removesuffix(b"\r").decode()) + self._line("")
         return [self._rest.decode()] if self._rest.strip() else []
 
     def _line(self, line: str) -> list[str]:
@@ -57,6 +60,6 @@ class EventReader:
 
 
 def _data_in(line: str) -> str | None:
-    name, _, value = line.partition(":")
+    name, _, value = line.removeprefix("\ufeff").partition(":")
     # llama.cpp writes errors in a field of their own.
     return value.removeprefix(" ") if name in ("data", "error") else None

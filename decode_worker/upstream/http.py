@@ -34,6 +34,7 @@ from decode_worker.upstream.survey import (
     message_of,
     reason_of,
     refused,
+    still_there,
     survey,
 )
 
@@ -183,8 +184,14 @@ class HttpUpstream:
             dialect = DIALECTS[self._first.dialect if self._first else "other"]
             reply = await self._fetch("GET", dialect.health, None, within_s=LOOK_S)
             fails = reply.status in (401, 403) or reply.status >= 500
-            why = f"{dialect.health} answered {reply.status}: {message_of(reply.body)}"
-            self._tell(tell(why if fails else ""))
+            why = (
+                f"{dialect.health} answered {reply.status}: {message_of(reply.body)}"
+                if fails
+                else ""
+            )
+            if not why and self._first is not None:
+                why = await still_there(partial(self._fetch, within_s=LOOK_S), self._first)
+            self._tell(tell(why))
         except (Unready, Unfit) as error:
             self._tell(tell(str(error)))
         except OSError as error:

@@ -23,9 +23,10 @@ from baton.wire.orders import Ignored
 from decode_worker.model import Drawn
 from decode_worker.token_buffer import TokenBuffer
 from decode_worker.upstream.answer import Answer, Diverged, Faulty, Gap, Hopeless
-from decode_worker.upstream.dialects import DIALECTS, Json, body_of, read_piece
+from decode_worker.upstream.dialects import DIALECTS, Json, Piece, body_of, read_piece
 from decode_worker.upstream.health import Blame, Health, Look, blame
 from decode_worker.upstream.survey import Survey
+from decode_worker.upstream.texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +95,15 @@ class Upstream(Protocol):
 
 @dataclass(slots=True)
 class EngineWorker(Worker):
-    """`url` names the upstream in messages, `survey` what was found there at the start."""
+    """`url` names the upstream in messages, `survey` what was found there at the start. `texts`: for a
+    server of text."""
 
     hello: msg.Hello
     upstream: Upstream
     url: str
     survey: Survey
     vocabulary: int
+    texts: Texts | None = None
     runs: dict[str, Answer] = field(init=False, default_factory=dict)
     health: Health = field(init=False, default_factory=Health)
     _calls: dict[int, str] = field(init=False, default_factory=dict)  # call -> run
@@ -160,7 +163,7 @@ class EngineWorker(Worker):
         if len(self.runs) >= self.hello.blocks:
             why = f"all {self.hello.blocks} places of {self.url} are taken"
             return [To(ROUTER, msg.RunReturned(run, why, suspect=False))]
-        answer = Answer.of(order, dialect, self.vocabulary)
+        answer = Answer.of(order, dialect, self.vocabulary, self.texts)
         try:
             self._ask(run, answer)
         except RequestError as error:
@@ -229,12 +232,19 @@ class EngineWorker(Worker):
         answer = self.runs[run]
         try:
             for text in data:
-                for token, finish in answer.take(read_piece(text)):
+                piece = read_piece(text)
+                if why := self._swapped(piece):
+                    self.health.down(why, now)
+                    return self._returned(run, why, now)
+                for token, finish in answer.take(piece):
                     self._buffer.put(run, answer, Drawn(token), finish, now, runs=len(self.runs))
                 if answer.ended:
                     self._drop(run)
                     break
-        except (Faulty, ValueError) as error:
+        except Faulty as error:
+            return self._returned(run, f"{self.url}: {error}", now)
+        except ValueError as error:  # whatever it is, it would answer the next request so, too
+            self.health.down(f"{self.url}: {error}", now)
             return self._returned(run, f"{self.url}: {error}", now)
         except Hopeless as error:
             return self._failed(run, "worker_error", f"{self.url}: {error}", now)
@@ -244,6 +254,14 @@ class EngineWorker(Worker):
         except Gap:
             return self._ask_again(run, answer, answer.ask_whole, now)
         return []
+
+    def _swapped(self, piece: Piece) -> str:
+        """Why this is not the model that was found at the start: an upstream may be started again with
+        another one between two looks."""
+        known = self.survey.answers_as
+        if not known or piece.model in ("", known):
+            return ""
+        return f"{self.url}: {piece.model!r:.200} answered, where {known!r:.200} did"
 
     def _ask_again(
         self, run: str, answer: Answer, prepare: Callable[[], None], now: float

@@ -11,7 +11,17 @@ from baton.cluster.options import FiniteRange, flag
 from baton.errors import InputError
 
 OWN, OPENAI = "baton", "openai"
-KINDS = ("auto", "vllm", "sglang", "tensorrt-llm", "llama.cpp", "baton", "other")
+KINDS = (
+    "auto",
+    "vllm",
+    "sglang",
+    "tensorrt-llm",
+    "llama.cpp",
+    "baton",
+    "other",
+    "text",
+    "plain-text",
+)
 """As in dialects.py, which takes a grammar library to import: `--help` does without."""
 
 COMMON = {
@@ -39,7 +49,7 @@ _OPTIONS = [
     click.option("--upstream", metavar="URL", default=None,
                  help="That server: http://HOST:PORT of vLLM, SGLang, TensorRT-LLM, llama.cpp, ..."),
     click.option("--upstream-kind", type=click.Choice(KINDS), default="auto", show_default=True,
-                 help="How to ask it for token ids; auto: by what /v1/models says."),
+                 help="How to ask it for tokens; auto: by what /v1/models says, and by trying."),
     click.option("--upstream-model", metavar="NAME", default=None,
                  help="The model's name there.  [default: the only one]"),
     click.option("--upstream-key-file", type=click.Path(path_type=Path, dir_okay=False), default=None,

@@ -17,6 +17,7 @@ from decode_worker.upstream.http import Address, HttpUpstream
 from decode_worker.upstream.node import EngineWorker
 from decode_worker.upstream.options import EngineOptions
 from decode_worker.upstream.survey import SAMPLE, Expected, Survey, Unfit, Unready
+from decode_worker.upstream.texts import Texts
 
 PATIENCE_S = 10.0
 """The node never computes: its steps take microseconds."""
@@ -31,20 +32,23 @@ def run(options: WorkerOptions, engine: EngineOptions) -> int:
     """Look at the upstream, join, pass requests on until stopped. Returns the exit code."""
     address, key = Address.parse(engine.upstream), _key(engine.key_file)
     files = resolve_model(options.model)
-    ids = tuple(Tokenizer(files.tokenizer_file).encode(SAMPLE, special=False))
+    tokenizer = Tokenizer(files.tokenizer_file)
+    ids = tuple(tokenizer.encode(SAMPLE, special=False))
     expected = Expected(
         engine.kind,
         engine.model,
         files.context(options.max_model_len),
         files.vocab_size,
         ids,
+        len(Texts(tokenizer).first),
     )
     http = HttpUpstream(address, expected, key=key, silence_s=engine.timeout_s)
     try:
         found = _await(http, address.url)
+        texts = _texts(found, tokenizer, address.url)
         slots = min(engine.max_num_seqs, found.slots or engine.max_num_seqs)
         hello = _introduce(options, address.url, found, files.fingerprint, slots)
-        node = EngineWorker(hello, http, address.url, found, files.vocab_size)
+        node = EngineWorker(hello, http, address.url, found, files.vocab_size, texts)
         return run_worker(options, node, http.wakeups)
     finally:
         http.shut()
@@ -63,6 +67,24 @@ def _await(http: HttpUpstream, url: str) -> Survey:
                 said = str(error)
                 NOTICE.warning("waiting for the upstream %s: %s", url, said)
         threading.Event().wait(AGAIN_S)
+
+
+def _texts(found: Survey, tokenizer: Tokenizer, url: str) -> Texts | None:
+    """For a server of text. Raises InputError if --model's tokens cannot say every text."""
+    if not DIALECTS[found.dialect].text:
+        return None
+    texts = Texts(tokenizer, found.adds)
+    if not texts.lossless(SAMPLE):
+        raise InputError(
+            f"{url} returns text without token ids, and the tokenizer of --model loses a part of a text "
+            "(case, spaces): its answers cannot be passed on"
+        )
+    NOTICE.warning(
+        "%s returns text without token ids: its answers are tokenized here, and an answer that is "
+        "resumed is generated again from its prompt (docs/engines.md)",
+        url,
+    )
+    return texts
 
 
 def _introduce(

@@ -3,10 +3,12 @@
 It asks for the models, for the ids of a text, and for two tokens after a few ids, as a request would. A
 wrong model, a text without token ids, or a short context are found before the worker joins, and again
 when the upstream comes back after it was gone.
+
+A server of unknown kind that takes or returns no ids is asked for text instead.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from errno import ECONNREFUSED
 from typing import Any, NamedTuple
 
@@ -17,9 +19,12 @@ from decode_worker.upstream.dialects import (
     LLAMA,
     OTHER,
     OWNERS,
+    PLAIN,
+    TEXT,
     Asked,
     Dialect,
     Json,
+    Piece,
     body_of,
     loaded,
     read_piece,
@@ -30,6 +35,8 @@ from sampler.params import SamplingParams
 SAMPLE = "Two naïve façades, 日本語 and\n\tdef f(x): return x  # 3.14"
 """Tokenizers that agree on this text are the same, or near enough to be told by nobody."""
 PROBE_IDS, PROBE_TOKENS = 8, 2
+REFUSALS = (400, 404, 405, 415, 422, 500, 501)
+"""What servers answer to a request whose form they do not know."""
 
 
 class Reply(NamedTuple):
@@ -44,11 +51,20 @@ Fetch = Callable[[str, str, Json | None], Awaitable[Reply]]
 
 
 class Unready(BatonError):
-    """The upstream cannot be used yet: it does not answer, or answers that it is busy or loading."""
+    """The upstream cannot be used yet: it does not answer, or answers that it is busy or loading.
+    `status`: of its answer, if there was one."""
+
+    def __init__(self, why: str, status: int = 0) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 class Unfit(InputError):
     """The upstream cannot be used as it is."""
+
+
+class NoIds(Unfit):
+    """It takes no token ids, or returns none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +76,7 @@ class Expected:
     context: int
     vocabulary: int
     ids: tuple[int, ...]
+    first: int = 0  # special tokens that the tokenizer puts before a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +86,14 @@ class Survey:
     dialect: str
     model: str
     slots: int = 0  # requests that it runs at once, 0: not known
+    answers_as: str = ""  # the model's name in its answers, if they have one
+    listed: bool = True  # in its /v1/models
+    adds: bool = True  # a server of text puts the tokenizer's special tokens before a prompt
 
 
 async def survey(fetch: Fetch, expected: Expected) -> Survey:
     """Raises Unready or Unfit, with what the upstream said."""
-    listed = await _object(fetch, "GET", "/v1/models", None)
-    found = _model(listed, expected.model)
+    found, listed = await _listed(fetch, expected)
     dialect = _dialect(found, expected.kind)
     context, slots = await _limits(fetch, found, dialect)
     if 0 < context < expected.context:
@@ -83,21 +102,58 @@ async def survey(fetch: Fetch, expected: Expected) -> Survey:
             f"{expected.context:,}: start the router and the workers with --max-model-len {context}"
         )
     await _same_tokenizer(fetch, found["id"], dialect, expected)
-    await _token_ids(fetch, found["id"], dialect, expected)
-    return Survey(dialect.name, found["id"], slots)
+    if not dialect.text:
+        try:
+            names = await _token_ids(fetch, found["id"], dialect, expected)
+            return Survey(dialect.name, found["id"], slots, names, listed)
+        except NoIds:
+            if dialect is not OTHER or expected.kind != "auto":
+                raise
+    asked_as = (TEXT, PLAIN) if not dialect.text else (dialect,)
+    return replace(await _text(fetch, found["id"], asked_as, expected), listed=listed)
+
+
+async def still_there(fetch: Fetch, found: Survey) -> str:
+    """Why the server is not the one that was found, at a glance; empty if it may be. Raises OSError."""
+    if not found.listed:
+        return ""
+    reply = await fetch("GET", "/v1/models", None)
+    if reply.status != 200:  # its health is looked at elsewhere
+        return ""
+    try:
+        entries = loaded(reply.body)["data"]
+        names = [entry["id"] for entry in entries]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return "" if found.model in names or not names else f"it serves {_shown(names)} now"
 
 
 def changed(before: Survey, now: Survey) -> str:
     """Why a worker that began with one cannot go on with the other; empty if it can."""
-    if (before.dialect, before.model) == (now.dialect, now.model):
+    same = (before.dialect, before.model) == (now.dialect, now.model)
+    if same and before.answers_as == now.answers_as:
         return ""
     return (
-        f"it was {before.dialect} with {before.model!r:.200} and is {now.dialect} with "
-        f"{now.model!r:.200} now: restart this worker"
+        f"it was {before.dialect} with {before.answers_as or before.model!r:.200} and is {now.dialect} "
+        f"with {now.answers_as or now.model!r:.200} now: restart this worker"
     )
 
 
 # ---- what serves there
+
+
+async def _listed(fetch: Fetch, expected: Expected) -> tuple[Json, bool]:
+    """The entry of /v1/models, and whether it is there. Whoever names the model and the kind needs no
+    right list: some servers list what lies on their disk, and serve what they were started with."""
+    try:
+        return _model(await _object(fetch, "GET", "/v1/models", None), expected.model), True
+    except Unfit:
+        if not expected.model or expected.kind == "auto":
+            raise
+    except Unready as error:
+        if not expected.model or expected.kind == "auto" or error.status not in REFUSALS:
+            raise
+    return {"id": expected.model}, False
 
 
 def _model(listed: Json, wanted: str) -> Json:
@@ -107,13 +163,24 @@ def _model(listed: Json, wanted: str) -> Json:
         raise Unfit("/v1/models of the upstream is no list: it has no OpenAI-compatible API")
     entries = [e for e in data if isinstance(e, dict) and isinstance(e.get("id"), str)]
     names = [entry["id"] for entry in entries]
-    shown = ", ".join(repr(name)[:80] for name in names[:8]) or "none"
+    shown = _shown(names)
     if not wanted and len({entry.get("root") or entry["id"] for entry in entries}) > 1:
         raise Unfit(f"the upstream serves several models: name one by --upstream-model: {shown}")
     for entry in entries:
         if wanted in ("", entry["id"]):
             return entry
-    raise Unfit(f"the upstream does not serve the model {wanted!r}; it serves {shown}")
+    if not wanted:
+        raise Unfit(
+            "the upstream serves none: --upstream-model and --upstream-kind say what it has"
+        )
+    raise Unfit(
+        f"the upstream does not list the model {wanted!r}; it lists {shown}. If it serves it all the "
+        "same, say which kind of server it is by --upstream-kind"
+    )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(repr(name)[:80] for name in names[:8]) or "none"
 
 
 def _dialect(found: Json, kind: str) -> Dialect:
@@ -147,26 +214,27 @@ async def _same_tokenizer(fetch: Fetch, model: str, dialect: Dialect, expected: 
         )
 
 
-async def _token_ids(fetch: Fetch, model: str, dialect: Dialect, expected: Expected) -> None:
-    """Ask for two tokens, as a request would."""
+async def _token_ids(fetch: Fetch, model: str, dialect: Dialect, expected: Expected) -> str:
+    """Ask for two tokens, as a request would. The model's name in the answer. Raises NoIds."""
+    unknown = dialect is OTHER and expected.kind == "auto"  # text is another way
     params = GenerationParams(PROBE_TOKENS, SamplingParams(temperature=0.0), ignore_eos=True)
     asked = Asked(model, expected.ids[:PROBE_IDS], PROBE_TOKENS, 0, params)
     reply = await _reply(fetch, "POST", dialect.path, body_of(dialect, asked))
     if reply.status != 200:
-        raise _error(
+        refusal = _error(
             f"a test (two tokens after some token ids, asked as {dialect.title} is) failed", reply
         )
-    ids: list[int] = []
+        form = reply.status in REFUSALS and (isinstance(refusal, Unfit) or unknown)
+        raise NoIds(str(refusal)) if form else refusal
     try:
-        for text in _events(reply.body):
-            piece = read_piece(text)
-            if piece.error:
-                raise Unready(f"its answer to a test is an error: {piece.error}")
-            ids += piece.token_ids or ()
-    except ValueError as error:
-        raise Unfit(f"the upstream's answer to a test cannot be read: {error}") from error
+        pieces = _pieces(reply.body)
+    except Unready as error:
+        if unknown:
+            raise NoIds(str(error)) from error
+        raise
+    ids = [token for piece in pieces for token in piece.token_ids or ()]
     if not ids:
-        raise Unfit(
+        raise NoIds(
             "the upstream returns text without token ids, and text that is tokenized again is not the "
             f"same sequence; it was asked as {dialect.title} is, which needs {dialect.needs}. Another "
             f"kind of server: --upstream-kind {'|'.join(DIALECTS)}"
@@ -176,6 +244,61 @@ async def _token_ids(fetch: Fetch, model: str, dialect: Dialect, expected: Expec
             f"the upstream returned the token ids {ids[:8]} for {PROBE_TOKENS} tokens of a vocabulary of "
             f"{expected.vocabulary:,}: it serves another model, or it is no {dialect.title}"
         )
+    return _name_in(pieces)
+
+
+async def _text(
+    fetch: Fetch, model: str, dialects: Sequence[Dialect], expected: Expected
+) -> Survey:
+    """Ask for two tokens after a text: in the first of these ways that is not refused."""
+    params = GenerationParams(PROBE_TOKENS, SamplingParams(temperature=0.0))
+    asked = Asked(model, expected.ids, PROBE_TOKENS, 0, params, streamed=False, text=SAMPLE)
+    for dialect in dialects:
+        reply = await _reply(fetch, "POST", dialect.path, body_of(dialect, asked))
+        if reply.status not in REFUSALS:
+            break
+    if reply.status != 200:
+        raise _error(f"a test (two tokens after a text, asked as {dialect.title} is) failed", reply)
+    pieces = _pieces(reply.body)
+    if not any(piece.text or piece.finish for piece in pieces):
+        raise Unfit(
+            "the upstream's answer to a test is no completion: "
+            f"{reply.body[:80].decode(errors='replace')}"
+        )
+    counted = _counted(reply.body)
+    ways = (len(expected.ids) + expected.first, len(expected.ids))
+    if counted is not None and counted not in ways:
+        raise Unfit(
+            f"the upstream counts {counted} tokens in a text that has {ways[0]} in --model: it serves a "
+            "model with another tokenizer; give the one that it serves"
+        )
+    return Survey(dialect.name, model, 0, _name_in(pieces), adds=counted in (None, ways[0]))
+
+
+def _counted(body: bytes) -> int | None:
+    """Tokens of the prompt by the upstream's own count."""
+    try:
+        usage = loaded(body).get("usage") or {}
+        counted = usage.get("prompt_tokens")
+    except (ValueError, AttributeError):
+        return None
+    return counted if type(counted) is int and counted > 0 else None
+
+
+def _name_in(pieces: Sequence[Piece]) -> str:
+    return next((piece.model for piece in pieces if piece.model), "")
+
+
+def _pieces(body: bytes) -> list[Piece]:
+    """Of a reply to a test."""
+    try:
+        pieces = [read_piece(text) for text in _events(body)]
+    except ValueError as error:
+        raise Unfit(f"the upstream's answer to a test cannot be read: {error}") from error
+    for piece in pieces:
+        if piece.error:
+            raise Unready(f"its answer to a test is an error: {piece.error}")
+    return pieces
 
 
 def _events(body: bytes) -> list[str]:
@@ -219,7 +342,7 @@ def _error(what: str, reply: Reply) -> BatonError:
     if reply.status in (401, 403):
         return Unfit(f"{said}; give its key by --upstream-key-file")
     if reply.status in (429, 503) or reply.status >= 500:
-        return Unready(said)
+        return Unready(said, reply.status)
     return Unfit(said)
 
 

@@ -68,6 +68,8 @@ class PretendUpstream:
         self.deadly: Callable[[Sequence[int]], bool] = lambda known: False
         self.asked: list[Json] = []
         self.mute = False  # it accepts and sends nothing
+        self.model = "m"
+        self.garbled = False  # what it sends is no JSON
 
     # ---- the Upstream
 
@@ -89,7 +91,9 @@ class PretendUpstream:
         if self.mute:
             self.news.append(Looked(how, "no answer in time", answered=False))
         else:
-            self.news.append(Looked(how, "connection refused" if self.dead else ""))
+            wrong = "another model" if self.model != "m" else "no JSON" if self.garbled else ""
+            other = wrong if how is Look.WHOLE else ""
+            self.news.append(Looked(how, "connection refused" if self.dead else other))
 
     def poll(self) -> list[Heard]:
         news, self.news = self.news, []
@@ -98,8 +102,9 @@ class PretendUpstream:
                 self.die("it crashed")
                 self.dead = False  # and is back at once
                 return news + self.poll()
-            event = call.next()
-            news.append(Events(number, (json.dumps(event),)))
+            event = {"model": self.model, **call.next()}
+            text = json.dumps(event)
+            news.append(Events(number, (text[:-3] if self.garbled else text,)))
             if event["choices"][0]["finish_reason"]:
                 del self.open[number]
         return news
@@ -141,7 +146,7 @@ class EngineTown(Town):
         )  # fmt: skip
         upstream = self.upstreams[name] = PretendUpstream()
         self.nodes[name] = EngineWorker(
-            hello, upstream, f"http://up-{index}", Survey("vllm", "m"), VOCABULARY
+            hello, upstream, f"http://up-{index}", Survey("vllm", "m", 0, "m"), VOCABULARY
         )
         return name
 

@@ -6,8 +6,10 @@ from baton import grammar
 from baton.params import GenerationParams
 from baton.wire.messages import Start
 from decode_worker.upstream.answer import Answer, Diverged, Faulty, Gap, Hopeless
-from decode_worker.upstream.dialects import BATON, LLAMA, VLLM, Dialect, Piece
+from decode_worker.upstream.dialects import BATON, LLAMA, TEXT, VLLM, Dialect, Piece
+from decode_worker.upstream.texts import Texts
 from sampler.params import SamplingParams
+from tests.pure.test_text_kinds import made
 
 GREEDY = SamplingParams(temperature=0.0)
 SEEDED = SamplingParams(temperature=0.8, seed=5)
@@ -167,3 +169,85 @@ def test_a_drawn_answer_with_a_gap_begins_again() -> None:
     run.ask_whole()
     assert asked(run) == (PROMPT, 6, 0)
     assert list(run.take(Piece([7, 8, 9], total=3))) == [(8, None), (9, None)]
+
+
+# ---- answers that come as text
+
+TEXTS = Texts(made("byte level"))
+ASKED = TEXTS.tokenizer.encode("The quick")
+END = 999
+
+
+def text_answer(known: str = "", *, most: int = 40, sampling: SamplingParams = GREEDY) -> Answer:
+    ids = [token for word in known.split("|") if word for token in TEXTS.ids(word)]
+    given = GenerationParams(most, sampling, stop_token_ids=(END,))
+    return Answer.of(Start("r#0", (*ASKED, *ids), len(ASKED), given), TEXT, 1000, TEXTS)
+
+
+def told(run: Answer, *pieces: Piece) -> tuple[str, str | None]:
+    """The text of the new tokens, and the end."""
+    run.asked("m")
+    new = [each for piece in pieces for each in run.take(piece)]
+    assert [finish for _, finish in new[:-1]] == [None] * (len(new) - 1)
+    ids = [token for token, _ in new if token != END]
+    return TEXTS.tokenizer.decode(ids, special=True), new[-1][1] if new else None
+
+
+def says(text: str, finish: str | None = None) -> Piece:
+    return Piece(None, finish, text=text)
+
+
+def test_a_text_becomes_tokens_that_end_as_it_does() -> None:
+    run = text_answer()
+    asked = run.asked("m")
+    assert (asked.text, asked.max_tokens) == ("The quick", 40)
+    assert told(run, says(" br"), says("own fox jum"), says("ps", "stop")) == (
+        " brown fox jumps",
+        "stop",
+    )
+    assert run.token_ids[-1] == END
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED])
+def test_a_text_is_resumed_from_its_prompt_whatever_its_parts_are(sampling: SamplingParams) -> None:
+    run = text_answer(" brown| fox", sampling=sampling)
+    assert run.asked("m").text == "The quick"
+    assert told(run, says(" brown f"), says("ox"), says(" jumps over", "length")) == (
+        " jumps over",
+        "length",
+    )
+
+
+def test_another_text_than_before_goes_on_from_what_was_sent() -> None:
+    run = text_answer(" brown| fox")
+    run.asked("m")
+    with pytest.raises(Diverged):
+        list(run.take(says(" brown dog ")))
+    run.go_on()
+    assert run.asked("m").text == "The quick brown fox"
+    assert told(run, says(" jumps"), says("", "stop")) == (" jumps", "stop")
+
+
+def test_a_text_that_ends_before_what_is_known_is_another_one() -> None:
+    for finish in ("stop", "length"):
+        run = text_answer(" brown| fox")
+        run.asked("m")
+        with pytest.raises(Diverged):
+            list(run.take(says(" brown", finish)))
+
+
+def test_a_text_with_more_tokens_here_than_there_ends_with_the_limit() -> None:
+    run = text_answer(most=3)
+    assert told(run, says(" a b c d e f", "length"))[1] == "length"
+    assert run.generated == 3
+
+
+def test_a_text_without_a_token_is_an_answer_too() -> None:
+    assert told(text_answer(), says("", "stop")) == ("", "stop")
+
+
+def test_an_error_within_a_text() -> None:
+    run = text_answer()
+    run.asked("m")
+    with pytest.raises(Faulty, match="no memory"):
+        list(run.take(Piece(error="no memory")))

@@ -13,8 +13,10 @@ from decode_worker.upstream.dialects import (
     DIALECTS,
     LLAMA,
     OTHER,
+    PLAIN,
     SGLANG,
     TENSORRT,
+    TEXT,
     VLLM,
     Asked,
     Dialect,
@@ -32,13 +34,14 @@ DRAWN = SamplingParams(
     frequency_penalty=0.4, logit_bias=((3, -1.5),), seed=5,
 )  # fmt: skip
 ALL = sorted(DIALECTS.values(), key=lambda each: each.name)
+FULL = [each for each in ALL if each not in (TEXT, PLAIN)]
 
 
 def body(
     dialect: Dialect, sampling: SamplingParams = GREEDY, **params: object
 ) -> dict[str, object]:
     given = GenerationParams(9, sampling, stop_token_ids=(0,), **params)  # type: ignore[arg-type]
-    asked = Asked("the-model", (1, 2, 3), 7, given.min_tokens, given)
+    asked = Asked("the-model", (1, 2, 3), 7, given.min_tokens, given, text="a b c")
     return json.loads(json.dumps(body_of(dialect, asked)))
 
 
@@ -46,7 +49,7 @@ def test_the_option_names_every_dialect() -> None:
     assert ("auto", *DIALECTS) == KINDS
 
 
-@pytest.mark.parametrize("dialect", ALL, ids=lambda each: each.name)
+@pytest.mark.parametrize("dialect", FULL, ids=lambda each: each.name)
 def test_every_server_gets_ids_streams_and_returns_ids(dialect: Dialect) -> None:
     sent = body(dialect)
     assert sent["prompt"] == [1, 2, 3]
@@ -56,7 +59,7 @@ def test_every_server_gets_ids_streams_and_returns_ids(dialect: Dialect) -> None
     assert sent.items() >= dialect.ids.items()
 
 
-@pytest.mark.parametrize("dialect", ALL, ids=lambda each: each.name)
+@pytest.mark.parametrize("dialect", FULL, ids=lambda each: each.name)
 def test_all_of_the_sampling_is_sent(dialect: Dialect) -> None:
     """Servers have defaults of their own: a parameter that is left out is theirs."""
     sent = body(dialect, DRAWN)
@@ -67,6 +70,28 @@ def test_all_of_the_sampling_is_sent(dialect: Dialect) -> None:
     assert sent["logit_bias"] == ([[3, -1.5]] if dialect is LLAMA else {"3": -1.5})
     plain = body(dialect)
     assert sent.keys() - plain.keys() == {"logit_bias"}
+
+
+def test_a_server_of_text_gets_text_and_what_it_may_know() -> None:
+    sent = body(TEXT, DRAWN)
+    assert (sent["prompt"], sent["max_tokens"], sent["stream"]) == ("a b c", 7, True)
+    assert [sent[name] for name in ("top_k", "min_p", "repetition_penalty")] == [40, 0.1, 1.2]
+    assert body(TEXT)["top_k"] == -1
+    assert not {"ignore_eos", "stop_token_ids", "return_token_ids"} & sent.keys()
+
+
+def test_a_server_that_refuses_fields_gets_those_of_openai() -> None:
+    openai = {"model", "prompt", "max_tokens", "stream", "temperature", "top_p", "seed"}
+    assert body(PLAIN).keys() == openai
+    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.25}
+    assert body(PLAIN, SamplingParams(**penalties)).items() >= penalties.items()  # type: ignore[arg-type]
+
+
+def test_llama_cpp_keeps_as_many_tokens_as_a_penalty_looks_at() -> None:
+    """-1, once its whole context, is refused since late 2026; and it keeps room for what is named."""
+    assert body(LLAMA)["repeat_last_n"] == 0
+    for penalty in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        assert body(LLAMA, SamplingParams(**{penalty: 1.5}))["repeat_last_n"] == 10  # type: ignore[arg-type]
 
 
 def test_no_top_k_is_what_each_server_calls_it() -> None:
@@ -90,6 +115,11 @@ REFUSED = [
     (LLAMA, {"min_tokens": 2}, "min_tokens"),
     (OTHER, {"min_tokens": 2}, "min_tokens"),
     (TENSORRT, {"cache_salt": "a"}, "cache_salt"),
+    (TEXT, {"ignore_eos": True}, "ignore_eos"),
+    (TEXT, {"min_tokens": 2}, "min_tokens"),
+    (PLAIN, {"sampling": SamplingParams(top_k=5)}, "top_k"),
+    (PLAIN, {"sampling": SamplingParams(min_p=0.1)}, "min_p"),
+    (PLAIN, {"sampling": SamplingParams(repetition_penalty=1.1)}, "repetition_penalty"),
     *[(each, {"logprobs": 0}, "logprobs") for each in ALL],
     *[(each, {"prompt_logprobs": 0}, "prompt logprobs") for each in ALL],
 ]
@@ -161,13 +191,27 @@ PIECES = [
     # errors within a stream
     ({"error": {"message": "the engine\n died", "code": 500}}, Piece(error="the engine died")),
     ({"error": "no memory"}, Piece(error="no memory")),
+    ({"object": "error", "message": "too long", "code": 400}, Piece(error="too long")),
+    ({"detail": "Internal\nError"}, Piece(error="Internal Error")),
+    ({"error": None, "choices": [{"token_ids": [5]}]}, Piece([5])),
+    ({"error": {"message": ""}}, Piece(error="an error without a message")),
+    ({"object": "error", "code": 500}, Piece(error="an error without a message")),
+    ({}, Piece()),
     ({"object": "ping"}, Piece()),
+    ({"type": "ping"}, Piece()),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("event", "piece"), PIECES)
 def test_ids_and_end_of_a_reply(event: object, piece: Piece) -> None:
-    assert read_piece(json.dumps(event)) == piece
+    assert read_piece(json.dumps(event))._replace(text="") == piece
+
+
+def test_text_and_model_of_a_reply() -> None:
+    found = read_piece('{"model": "m", "choices": [{"text": " a", "finish_reason": "length"}]}')
+    assert found == Piece(None, "length", text=" a", model="m")
+    assert read_piece('{"model": 7, "choices": [{"text": 8}]}').model == ""
+    assert read_piece('{"content": "", "stop": true, "model": "x.gguf"}').model == "x.gguf"
 
 
 @pytest.mark.parametrize(

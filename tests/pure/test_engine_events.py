@@ -46,6 +46,16 @@ def test_what_keeps_a_connection_open_is_no_data(more: bytes) -> None:
         assert reader.data == 1
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@given(st.integers(1, 20))
+def test_lines_end_in_any_of_three_ways(end: bytes, size: int) -> None:
+    stream = b"\xef\xbb\xbf" + b"data: 1|data: 2||: ping||data: 3||".replace(b"|", end)
+    reader, found = EventReader(streamed=True), []
+    for start in range(0, len(stream), size):
+        found += reader.feed(stream[start : start + size])
+    assert found + reader.end() == ["1\n2", "3"]
+
+
 def test_an_event_without_a_blank_line_at_the_end() -> None:
     reader = EventReader(streamed=True)
     assert reader.feed(b'data: {"a": 1}') == []

@@ -138,6 +138,9 @@ HALF: list[tuple[bytes, str]] = [
     (b"SSH-2.0-OpenSSH\r\n\r\n", ""),
     (CHUNKED + b"zz\r\n", ""),
     (SSE + b"Content-Length: 9\r\n\r\ndata: \xff\n\n", ""),
+    # closed in the middle of a character, by HTTP's rules at the end of the reply, or not
+    (SSE + b'Connection: close\r\n\r\ndata: {"choices":[{"text":"\xe6\x97', "utf-8"),
+    (CHUNKED + b'16\r\ndata: {"choices":"\xe6\x97\xa5', ""),
 ]
 
 
@@ -290,6 +293,25 @@ def test_a_look(server: Server, upstream: HttpUpstream, sent: bytes, why: str) -
     assert isinstance(looked, Looked)
     assert why in looked.why
     assert bool(why) == bool(looked.why)
+
+
+def test_a_look_sees_another_model(server: Server, upstream: HttpUpstream) -> None:
+    """Started again with another one while nothing ran there."""
+    served = ["a"]
+
+    def answer(connection: socket.socket) -> None:
+        path = server.requests[-1].split(b" ")[1]
+        event = b'data: {"choices":[{"token_ids":[5]}]}\n\n'
+        listed = b'{"data":[{"id":"%s"}]}' % served[0].encode()
+        body = event if path.endswith(b"/completions") else listed
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    server.script = answer
+    assert upstream.survey().model == "a"
+    for model, why in (("a", ""), ("b", "it serves 'b' now")):
+        served[0] = model
+        upstream.look(Look.LIGHT)
+        assert heard(upstream) == [Looked(Look.LIGHT, why)]
 
 
 ADDRESSES = [

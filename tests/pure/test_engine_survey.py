@@ -14,6 +14,7 @@ from decode_worker.upstream.survey import (
     Unready,
     changed,
     message_of,
+    still_there,
     survey,
 )
 
@@ -102,6 +103,104 @@ def test_names_of_one_model_are_one_model() -> None:
     assert look(Server(models=models)).model == "m"
 
 
+SOMEBODY = {"models": {"data": [{"id": "m", "owned_by": "somebody"}]}, "tokenize": None}
+
+
+class TextServer(Server):
+    """Of a kind that is not known: it takes text alone, and refuses a field that it does not know, or
+    not. `counted`: tokens of SAMPLE by its count."""
+
+    def __init__(self, refusal: Reply, *, strict: bool, counted: int | None = len(IDS)) -> None:
+        super().__init__(**SOMEBODY)
+        self._refusal, self._strict, self._counted = refusal, strict, counted
+
+    async def fetch(self, method: str, path: str, body: Any) -> Reply:
+        if path != "/v1/completions":
+            return await super().fetch(method, path, body)
+        self.asked.append((method, path, body))
+        if not isinstance(body["prompt"], str) or (self._strict and "top_k" in body):
+            return self._refusal
+        answer: dict[str, Any] = {
+            "model": "m-1", "choices": [{"text": " ab", "finish_reason": "length"}]
+        }  # fmt: skip
+        if self._counted is not None:
+            answer["usage"] = {"prompt_tokens": self._counted}
+        return Reply(200, json.dumps(answer).encode())
+
+
+NO_IDS = [
+    Reply(422, b'{"detail":[{"loc":["body","prompt"],"msg":"Input should be a valid string"}]}'),
+    Reply(400, b'{"detail":"prompt must be a string."}'),
+    Reply(500, b"Internal Server Error"),
+    Reply(200, b'data: {"choices":[{"text":"ab"}]}\n\n'),
+    Reply(200, b'data: {"error":"prompt must be a string"}\n\n'),
+]
+
+
+@pytest.mark.parametrize("refusal", NO_IDS, ids=lambda each: str(each.body[:20]))
+def test_a_server_that_knows_no_ids_is_asked_for_text(refusal: Reply) -> None:
+    found = look(TextServer(refusal, strict=False))
+    assert (found.dialect, found.answers_as, found.adds) == ("text", "m-1", True)
+
+
+def test_a_server_that_refuses_fields_is_asked_with_those_of_openai() -> None:
+    server = TextServer(NO_IDS[0], strict=True)
+    assert look(server).dialect == "plain-text"
+    assert "top_k" not in server.asked[-1][2]
+
+
+@pytest.mark.parametrize(
+    ("counted", "adds"), [(len(IDS) + 1, True), (len(IDS), False), (None, True)]
+)
+def test_whether_a_server_puts_special_tokens_first_is_read_off_its_count(
+    counted: int | None, adds: bool
+) -> None:
+    expected = Expected("auto", "", 512, 100, IDS, first=1)
+    server = TextServer(NO_IDS[0], strict=False, counted=counted)
+    assert look(server, expected).adds is adds
+
+
+def test_another_tokenizer_is_known_by_its_count() -> None:
+    with pytest.raises(Unfit, match="another tokenizer"):
+        look(TextServer(NO_IDS[0], strict=False, counted=7))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "other"])
+def test_a_kind_that_was_named_is_not_asked_for_text(kind: str) -> None:
+    with pytest.raises(Unfit):
+        look(TextServer(NO_IDS[1], strict=False), Expected(kind, "", 512, 100, IDS))
+
+
+def test_a_busy_server_is_no_server_of_text() -> None:
+    with pytest.raises(Unready):
+        look(TextServer(Reply(503, b"busy"), strict=False))
+
+
+@pytest.mark.parametrize(
+    "models", [Reply(500, b"no cache"), None, {"data": []}, {"data": [{"id": "x"}]}]
+)
+def test_who_names_model_and_kind_needs_no_right_list(models: Any) -> None:
+    server = TextServer(NO_IDS[0], strict=True)
+    server.answers["models"] = models
+    found = look(server, Expected("plain-text", "/a/folder", 512, 100, IDS))
+    assert (found.dialect, found.model, found.listed) == ("plain-text", "/a/folder", False)
+    assert asyncio.run(still_there(server.fetch, found)) == ""
+    with pytest.raises((Unfit, Unready)):
+        look(server, Expected("auto", "/a/folder", 512, 100, IDS))
+
+
+def test_another_model_in_the_same_place_is_noticed_at_a_glance() -> None:
+    before = Survey("llama.cpp", "a.gguf")
+    glances: list[tuple[Any, str]] = [
+        ({"data": [{"id": "a.gguf"}]}, ""), ({"data": [{"id": "b.gguf"}]}, "'b.gguf' now"),
+        ({"data": []}, ""), (None, ""), (b"<html>", ""), ({"data": [7]}, ""),
+    ]  # fmt: skip
+    for models, why in glances:
+        found = asyncio.run(still_there(Server(models=models).fetch, before))
+        assert found.endswith(why)
+        assert bool(found) == bool(why)
+
+
 TWO = {"data": [MODEL, {**MODEL, "id": "other"}]}
 UNFIT: list[tuple[dict[str, Any], str]] = [
     ({"models": None}, "/v1/models failed: status 404"),
@@ -161,6 +260,7 @@ def test_another_server_in_its_place_is_noticed() -> None:
     assert changed(before, Survey("vllm", "m", 9)) == ""
     assert "restart this worker" in changed(before, Survey("vllm", "other"))
     assert "sglang" in changed(before, Survey("sglang", "m"))
+    assert "'n'" in changed(Survey("vllm", "m", 4, "m"), Survey("vllm", "m", 4, "n"))
 
 
 MESSAGES: list[tuple[bytes, str]] = [

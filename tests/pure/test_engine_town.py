@@ -202,6 +202,30 @@ def test_a_silent_upstream_is_given_up_and_its_requests_move() -> None:
     assert not town.served()[0].open
 
 
+def test_an_upstream_with_another_model_gives_no_token() -> None:
+    """Started again between two looks: the first event of an answer shows it."""
+    town = EngineTown()
+    town_with_requests(town)
+    town.run(lambda: any(outcome.tokens for outcome in town.outcomes.values()))
+    town.served()[0].model = "n"
+    town.run_all(PROMPTS)
+    assert_calm(town)
+    town.run(lambda: bool(town.router.info(town.now).degraded))
+    assert "http://up-0: another model" in town.router.info(town.now).degraded
+
+
+def test_what_an_upstream_garbles_is_generated_elsewhere() -> None:
+    town = EngineTown()
+    town_with_requests(town)
+    town.run(lambda: any(outcome.tokens for outcome in town.outcomes.values()))
+    town.served()[0].garbled = True
+    town.run_all(PROMPTS)
+    assert_calm(town)
+    town.run(lambda: bool(town.router.info(town.now).degraded))
+    town.served()[0].garbled = False
+    town.run(lambda: not town.router.info(town.now).degraded)
+
+
 def test_a_request_that_kills_its_upstreams_takes_no_other_with_it() -> None:
     town = EngineTown()
     for upstream in town.served():

@@ -30,6 +30,9 @@ VERSIONS = ("1.29", "1.37")  # the oldest and the newest that the manifests are 
 LAST_WORDS_S = 5  # of a process, after its own deadline
 UID = 10001
 
+KEDA_SINCE = "2.17"
+"""The version of KEDA that brought the youngest field used here, `fallback.behavior`. With an older one
+`kubectl apply` refuses the ScaledObjects: it checks fields strictly."""
 KEDA: dict[str, Any] = {  # the fields of its two kinds that we use; its own schema is not on PyPI
     "ScaledObject": {
         "required": ["scaleTargetRef", "triggers"],
@@ -390,6 +393,13 @@ def test_what_keda_scales_has_no_number_of_its_own() -> None:
     for each in scaled.values():
         kinds = [trigger["metricType"] for trigger in each["spec"]["triggers"]]
         assert "AverageValue" in kinds  # without one KEDA refuses `fallback`
+
+
+def test_the_documents_name_the_version_of_keda_that_has_all_fields() -> None:
+    for file in ("README.md", "components/autoscaling/kustomization.yaml"):
+        assert re.findall(r"KEDA \(([\d.]+) or newer", (FOLDER / file).read_text()) == [KEDA_SINCE]
+    for each in of_kind("autoscaled", "ScaledObject").values():
+        assert "behavior" in each["spec"]["fallback"]  # without it an older KEDA would do
 
 
 def test_the_document_names_every_secret() -> None:
