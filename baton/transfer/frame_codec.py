@@ -17,13 +17,13 @@ import msgpack
 
 from baton.kv.layout import KVLayout
 from baton.transfer.pieces import block_bytes
+from baton.transfer.sealing import SEAL_BYTES
 from baton.transfer.stamps import pack_blocks
 
 VERSION = 2
 MAX_LANES = 16
 FRAME_BYTES = 1 << 20
 FRAME_BLOCKS = 4096
-CURVE_BYTES = 64  # added to each frame by CURVE (RFC 26: a command name, a nonce and a box)
 HEADER_BYTES = FRAME_BYTES  # enough for an End with 262,000 blocks
 PROBED = b"probed"
 
@@ -121,11 +121,16 @@ def blocks_per_frame(layout: KVLayout, layer: int) -> int:
     return max(1, min(FRAME_BLOCKS, FRAME_BYTES // block_bytes(layout, layer)))
 
 
+def largest_message(layout: KVLayout) -> int:
+    """The most bytes of a header and its payload."""
+    return HEADER_BYTES + largest_frame(layout)
+
+
 def largest_frame(layout: KVLayout) -> int:
     """The socket's message limit in bytes. ZeroMQ compares it with the bytes on the wire, so it
-    includes what CURVE adds."""
+    includes the seal."""
     blocks = (block_bytes(layout, layer) for layer in range(len(layout.layers)))
-    return max(FRAME_BYTES, *blocks) + CURVE_BYTES
+    return max(FRAME_BYTES, *blocks) + SEAL_BYTES
 
 
 def _naturals(*values: object) -> bool:

@@ -1,5 +1,5 @@
-"""Frames: KV bytes as ZeroMQ messages. Works everywhere; over tcp it uses CURVE, which authenticates
-and encrypts.
+"""Frames: KV bytes as ZeroMQ messages. Works everywhere; over tcp both sides are authenticated, and what
+they send is sealed (sealing.py).
 
 The owner writes each piece into the pool as it arrives. The blocks are granted but not stamped, so
 no other run reads them. When the End agrees with what was counted and hashed, the blocks are
@@ -10,10 +10,10 @@ stamped. The pieces of a lane must arrive in order. Anything else is dropped and
     gap        an earlier piece is missing           late       after the End
     layer, blocks, size   outside the grant or the layout; lane: not the one of its layer
     digest, total, unfilled   the End contradicts what arrived
-    lost       nothing came any more
+    lost       nothing came any more              forged     not what its writer sealed next
 
-Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it
-LOST. What was read is acknowledged, whatever became of it: the writer learns that the way works
+Every reason but junk, forged, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it
+LOST. What was read, and is not forged, is acknowledged, whatever became of it: the writer learns that the way works
 (lanes.py).
 """
 
@@ -36,11 +36,13 @@ from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
-from baton.transfer.curve import secure_server
-from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame
+from baton.transfer.curve import login_server
+from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame, largest_message
 from baton.transfer.frames_link import FramesLink
+from baton.transfer.gate import Gate
 from baton.transfer.lanes import TCP_LANES, affinity, io_threads
 from baton.transfer.pieces import all_rows, block_bytes, scatter
+from baton.transfer.sealing import Part, Seals, Tickets
 from baton.transfer.slabs import Slabs, private_folder
 from baton.transfer.stamps import Digest, Expected, Stamps, joined, lacking, pack_blocks
 from baton.wire.rare_line import RareLine
@@ -50,6 +52,7 @@ WAITING_FRAMES = 32  # of each connection
 POLL_MESSAGES = 256
 PATIENCE_S = 10.0
 ABANDONED_S = 1.0
+MOST_PARTS = 2
 MAX_CONNECTIONS = 16_384
 """Connections whose messages are counted; those that were silent for longest are forgotten."""
 WAY = ("gap", "lost")
@@ -69,6 +72,25 @@ def remove_abandoned(folder: Path, now: float) -> None:
                 probe.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink()
+
+
+@dataclass(slots=True)
+class _Connection:
+    sealed: bool  # within the host nothing is
+    seals: Seals | None  # None though it is sealed: it has been forgotten
+    read: int = 0  # messages
+
+    def open(self, parts: Sequence[Part], room: bytearray) -> Sequence[Part] | None:
+        """What was sent, perhaps in `room`; None if it is forged."""
+        if not self.sealed:
+            return parts
+        if self.seals is None or not 0 < len(parts) <= MOST_PARTS:
+            return None
+        return self.seals.receives.open(parts, room)
+
+    def close(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """What is to be sent to a connection that is not forgotten."""
+        return self.seals.sends.close(parts) if self.seals is not None else parts
 
 
 @dataclass(slots=True)
@@ -125,13 +147,16 @@ class FramesExport:
         self._patience_s, self._clock = patience_s, clock
         self._file: Path | None = None
         self._context = zmq.Context(io_threads(TCP_LANES if tcp else 1))
-        self._read: dict[bytes, int] = {}  # messages of each connection so far
+        self._tickets = Tickets()
+        self._room = bytearray(largest_message(slabs.layout)) if tcp else bytearray()
+        self._connections: dict[bytes, _Connection] = {}  # by identity, the longest silent first
         self._owed: set[bytes] = set()  # connections that get an Ack
         self._damage_line = RareLine()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
         self._socket.linger = 0
         self._socket.maxmsgsize = largest_frame(slabs.layout)
+        self._gate: Gate | None = None
         try:
             endpoints = self._bind_tcp(owner) if tcp else [self._bind_ipc(owner)]
         except (zmq.ZMQError, TransferError, OSError) as error:
@@ -141,6 +166,7 @@ class FramesExport:
             "host": host_id(),
             "epoch": owner.epoch,
             "endpoints": [endpoint.encode() for endpoint in endpoints],
+            "gate": self._gate.endpoint.encode() if self._gate else b"",
             "server_key": owner.keys.public if tcp and owner.keys else b"",
         }
         self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)
@@ -154,7 +180,7 @@ class FramesExport:
         return f"ipc://{name}"
 
     def _bind_tcp(self, owner: Owner) -> list[str]:
-        """A port for each lane. What it accepts is decrypted by one I/O thread."""
+        """A gate, and a port for each lane. What that accepts is read by one I/O thread."""
         host = owner.bind_host
         if host is None:
             raise TransferError("frames_tcp needs an address of this machine to bind")
@@ -162,8 +188,9 @@ class FramesExport:
             raise TransferError("tcp needs CURVE keys")
         if host in ("*", "0.0.0.0", "::", "[::]"):
             raise TransferError(f"bind to one address of this machine, not to {host}")
-        secure_server(self._socket, owner.keys)
         host = f"[{host}]" if ":" in host and "[" not in host else host
+        self._gate = Gate(self._context, host, owner.keys, self._tickets)
+        login_server(self._socket)
         self._socket.setsockopt(zmq.IPV6, int("[" in host))
         found = []
         for index in range(TCP_LANES):
@@ -183,7 +210,7 @@ class FramesExport:
         """See base.Export."""
         more = self._take()
         for identity in self._owed:
-            self._answer(identity, Ack(self._read[identity]).encode())
+            self._answer(identity, Ack(self._connections[identity].read).encode())
         self._owed.clear()
         return more
 
@@ -242,34 +269,46 @@ class FramesExport:
         while parts[-1].more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
             parts = [*parts, part] if len(parts) < 4 else [*parts[:3], part]
-        identity, header, *payload = (
-            (part.buffer for part in parts) if len(parts) > 1 else (b"", b"")
-        )
-        self._note(bytes(identity))
-        match decode(bytes(header)) if len(parts) in (2, 3) else None:
+        identity, sealed = bytes(parts[0].buffer), [part.buffer for part in parts[1:]]
+        connection = self._connection(identity, parts[-1])
+        opened = connection.open(sealed, self._room)
+        if opened is None:
+            self.dropped["forged"] += 1
+        else:
+            connection.read += 1
+            self._owed.add(identity)
+            self._take_message(identity, opened)
+        return sum(map(len, sealed))
+
+    def _take_message(self, identity: bytes, parts: Sequence[Part]) -> None:
+        header, payload = bytes(parts[0]) if parts else b"", parts[1:]
+        match decode(header) if 0 < len(parts) <= MOST_PARTS else None:
             case Piece() as piece if payload:
-                self._take_piece(piece, bytes(header), payload[0])
+                self._take_piece(piece, header, memoryview(payload[0]))
             case End() as end if not payload:
                 self._take_end(end)
             case Probe(last=last) if payload:
                 if last:
-                    self._answer(bytes(identity), PROBED)
+                    self._answer(identity, PROBED)
             case _:
                 self.dropped["junk"] += 1
-        return sum(len(part.buffer) for part in parts)
 
-    def _note(self, identity: bytes) -> None:
-        """One more message of this connection."""
-        if not identity:
-            return
-        self._read[identity] = self._read.pop(identity, 0) + 1
-        self._owed.add(identity)
-        if len(self._read) > MAX_CONNECTIONS:
-            del self._read[next(each for each in self._read if each not in self._owed)]
+    def _connection(self, identity: bytes, part: zmq.Frame) -> _Connection:
+        """Where this part of a message came from."""
+        found = self._connections.pop(identity, None)
+        if found is None:
+            seals = self._tickets.seals(_login(part)) if self._gate else None
+            found = _Connection(self._gate is not None, seals)
+            if len(self._connections) >= MAX_CONNECTIONS:
+                silent = (each for each in self._connections if each not in self._owed)
+                del self._connections[next(silent)]
+        self._connections[identity] = found
+        return found
 
     def _answer(self, identity: bytes, message: bytes) -> None:
         try:
-            self._socket.send_multipart([identity, message], zmq.NOBLOCK)
+            sealed = self._connections[identity].close([message])
+            self._socket.send_multipart([identity, *sealed], zmq.NOBLOCK)
         except zmq.ZMQError:
             self.dropped["unanswered"] += 1
 
@@ -362,6 +401,13 @@ class FramesExport:
     def _bad(self, reason: str) -> Arrival:
         self.dropped[reason] += 1
         return Arrival.BAD
+
+
+def _login(part: zmq.Frame) -> bytes:
+    try:
+        return str(part.get("User-Id")).encode()
+    except zmq.ZMQError:  # it did not log in
+        return b""
 
 
 export, link = FramesExport, FramesLink  # see baton/kv/transports.py

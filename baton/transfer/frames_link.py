@@ -1,5 +1,5 @@
 """The writer's side of frames: blocks are gathered into messages of at most 1 MiB and sent in order, each
-layer by one lane (lanes.py). Over tcp there are several lanes, for CURVE encrypts with one core a lane.
+layer by one lane (lanes.py). Over tcp there are several lanes, and what they send is sealed (sealing.py).
 
 A push waits for room in the lane's window, and raises TransferError if the way is lost. Frames hold
 copies, so the caller may reuse its blocks as soon as push() returns. courier.py keeps the waiting out of
@@ -20,7 +20,6 @@ from baton.kv.layout import KVLayout
 from baton.kv.region import Receipt, Region
 from baton.transfer.base import Writer
 from baton.transfer.checks import Address, check_grant, check_push, in_order
-from baton.transfer.curve import secure_client
 from baton.transfer.frame_codec import (
     FRAME_BYTES,
     MAX_LANES,
@@ -29,8 +28,10 @@ from baton.transfer.frame_codec import (
     Probe,
     blocks_per_frame,
 )
+from baton.transfer.gate import ask_for_tickets
 from baton.transfer.lanes import CONNECT_S, Lanes, Parts
 from baton.transfer.pieces import gather, rows
+from baton.transfer.sealing import Ticket
 from baton.transfer.stamps import Digest, joined, pack_blocks
 
 PROBE_S = 1.0
@@ -83,19 +84,19 @@ class FramesLink:
 
     def _connect(self, address: Address, endpoints: Sequence[str], writer: Writer) -> None:
         keys, server = writer.keys, address.field("server_key", bytes)
-        local = self.transport == "frames" and all(e.startswith("ipc://") for e in endpoints)
-        if local:
+        gate = address.field("gate", bytes).decode("utf-8", "replace")
+        deadline = time.monotonic() + min(CONNECT_S, writer.deadline_s)
+        tickets: list[Ticket] = []
+        if self.transport == "frames" and all(e.startswith("ipc://") for e in endpoints):
             address.check_host()
-        elif not all(endpoint.startswith("tcp://") for endpoint in endpoints):
+        elif not all(endpoint.startswith("tcp://") for endpoint in (gate, *endpoints)):
             raise TransferError("the endpoint is not a tcp address")
         elif keys is None or server not in keys.trusted:
             raise TransferError("tcp needs CURVE keys, and the pool owner's key must be trusted")
-
-        def secure(socket: zmq.Socket[bytes]) -> None:
-            if keys is not None and not local:
-                secure_client(socket, keys, server)
-
-        self._lanes.connect(endpoints, secure, min(CONNECT_S, writer.deadline_s))
+        else:
+            left = deadline - time.monotonic()
+            tickets = ask_for_tickets(gate, len(endpoints), keys, server, left)
+        self._lanes.connect(endpoints, tickets, deadline - time.monotonic())
 
     def push(
         self,

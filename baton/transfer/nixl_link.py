@@ -27,9 +27,10 @@ from baton.transfer.base import Writer
 from baton.transfer.block_crcs import block_crc, pack_crcs
 from baton.transfer.checks import Address, check_grant, check_push, check_source, in_order
 from baton.transfer.frame_codec import blocks_per_frame, largest_frame
+from baton.transfer.knock import Knock
 from baton.transfer.lanes import CONNECT_S, WINDOW_BYTES, next_window
 from baton.transfer.nixl_agent import Agent, Memory, way_to
-from baton.transfer.nixl_doors import SCRATCH_BYTES, Knock, Open
+from baton.transfer.nixl_doors import SCRATCH_BYTES, Close, Open, Opened, Refused, decode
 from baton.transfer.pieces import block_bytes, gather, rows, stretches
 from baton.transfer.stamps import Digest, pack_blocks
 
@@ -134,8 +135,14 @@ class NixlLink:
         )
         self._agent = Agent(name, [self._buffer], way, thread=False)
         self._knock = Knock(endpoint, keys, server)
-        order = Open(self._epoch, writer.name)
-        self._opened = self._knock.open(order, min(CONNECT_S, writer.deadline_s))
+        order, within_s = Open(self._epoch, writer.name), min(CONNECT_S, writer.deadline_s)
+        match decode(self._knock.ask(order.encode(), within_s)):
+            case Opened() as opened:
+                self._opened = opened
+            case Refused(why):
+                raise TransferError(f"the owner refuses: {why}")
+            case _:
+                raise TransferError("the owner's answer is malformed: it runs another version")
         if len(self._opened.slabs) != len(self._layout.layers):
             raise TransferError("the owner's pool has another number of layers")
         self._peer = self._agent.connect(self._opened.metadata)
@@ -289,7 +296,7 @@ class NixlLink:
     def close(self) -> None:
         """Leave: the owner destroys the door. Writes under way end somewhere."""
         if self._knock is not None:
-            self._knock.close()
+            self._knock.close(Close().encode())
         if self._agent is not None:
             self._agent.close()
         self._knock = self._agent = None
