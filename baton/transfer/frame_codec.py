@@ -20,10 +20,11 @@ from baton.transfer.pieces import block_bytes
 from baton.transfer.sealing import SEAL_BYTES
 from baton.transfer.stamps import pack_blocks
 
-VERSION = 2
+VERSION = 3
 MAX_LANES = 16
 FRAME_BYTES = 1 << 20
 FRAME_BLOCKS = 4096
+MOST_RUNS = 16  # of a frame; a run has two seals
 HEADER_BYTES = FRAME_BYTES  # enough for an End with 262,000 blocks
 PROBED = b"probed"
 
@@ -38,11 +39,14 @@ class Piece:
     sequence: int
     layer: int
     blocks: tuple[int, ...]
+    seal: int = 0  # the number of the payload's first seal
+    runs: tuple[int, ...] = ()  # so many blocks, keys then values, are sealed together; none: nothing is
 
     def encode(self) -> bytes:
         """The header in msgpack."""
         fields = [self.epoch, self.generation, self.lane, self.sequence, self.layer]
-        return msgpack.packb([VERSION, "kv", *fields, pack_blocks(self.blocks)])
+        packed = [pack_blocks(self.blocks), self.seal, pack_blocks(self.runs)]
+        return msgpack.packb([VERSION, "kv", *fields, *packed])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +95,21 @@ def decode(header: bytes) -> Piece | End | Probe | Ack | None:
     """The message behind a header; None unless it is well-formed and of this version."""
     if len(header) > HEADER_BYTES:
         return None
-    limits = {"max_array_len": 10, "max_map_len": 0, "max_ext_len": 0, "max_str_len": 256}
+    limits = {"max_array_len": 12, "max_map_len": 0, "max_ext_len": 0, "max_str_len": 256}
     try:
         fields = msgpack.unpackb(header, max_bin_len=HEADER_BYTES, **limits)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
         return None
     match fields:
-        case [2, "kv", str(epoch), generation, lane, sequence, layer, bytes(packed)]:
-            blocks = _unpack_blocks(packed)
-            if blocks and _naturals(generation, lane, sequence, layer) and lane < MAX_LANES:
-                return Piece(epoch, generation, lane, sequence, layer, blocks)
-        case [2, "end", str(epoch), generation, lane, lanes, *rest] if len(rest) == 4:
+        case [3, "kv", str(epoch), *numbers, bytes(packed), seal, bytes(sealed)] if len(
+            numbers
+        ) == 4 and _naturals(*numbers, seal):
+            generation, lane, sequence, layer = numbers
+            blocks, runs = _unpack_blocks(packed), _unpack_blocks(sealed)
+            fits = blocks and runs is not None and lane < MAX_LANES
+            if fits and (not runs or (0 not in runs and sum(runs) == len(blocks))):
+                return Piece(epoch, generation, lane, sequence, layer, blocks, seal, runs)
+        case [3, "end", str(epoch), generation, lane, lanes, *rest] if len(rest) == 4:
             sequence, total, digest, packed = rest
             if not (isinstance(digest, bytes) and isinstance(packed, bytes)):
                 return None
@@ -109,9 +117,9 @@ def decode(header: bytes) -> Piece | End | Probe | Ack | None:
             fits = _naturals(generation, lane, lanes, sequence, total) and lane < lanes <= MAX_LANES
             if blocks is not None and fits:
                 return End(epoch, generation, lane, lanes, sequence, total, digest, blocks)
-        case [2, "probe", bool(last)]:
+        case [3, "probe", bool(last)]:
             return Probe(last)
-        case [2, "ack", messages] if _naturals(messages):
+        case [3, "ack", messages] if _naturals(messages):
             return Ack(messages)
     return None
 
@@ -121,16 +129,11 @@ def blocks_per_frame(layout: KVLayout, layer: int) -> int:
     return max(1, min(FRAME_BLOCKS, FRAME_BYTES // block_bytes(layout, layer)))
 
 
-def largest_message(layout: KVLayout) -> int:
-    """The most bytes of a header and its payload."""
-    return HEADER_BYTES + largest_frame(layout)
-
-
 def largest_frame(layout: KVLayout) -> int:
     """The socket's message limit in bytes. ZeroMQ compares it with the bytes on the wire, so it
-    includes the seal."""
+    includes the seals."""
     blocks = (block_bytes(layout, layer) for layer in range(len(layout.layers)))
-    return max(FRAME_BYTES, *blocks) + SEAL_BYTES
+    return max(FRAME_BYTES, *blocks) + 2 * MOST_RUNS * SEAL_BYTES
 
 
 def _naturals(*values: object) -> bool:

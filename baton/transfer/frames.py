@@ -9,7 +9,7 @@ stamped. The pieces of a lane must arrive in order. Anything else is dropped and
     unknown    no such grant (retired, never made)   repeated   a sequence number seen before
     gap        an earlier piece is missing           late       after the End
     layer, blocks, size   outside the grant or the layout; lane: not the one of its layer
-    digest, total, unfilled   the End contradicts what arrived
+    digest, total, unfilled   the End contradicts what arrived          seal: the payload does not open
     lost       nothing came any more              forged     not what its writer sealed next
 
 Every reason but junk, forged, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it
@@ -36,13 +36,15 @@ from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
+from baton.transfer.crc import crc32
 from baton.transfer.curve import login_server
-from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame, largest_message
+from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame
 from baton.transfer.frames_link import FramesLink
 from baton.transfer.gate import Gate
 from baton.transfer.lanes import TCP_LANES, affinity, io_threads
+from baton.transfer.packing import Places
 from baton.transfer.pieces import all_rows, block_bytes, scatter
-from baton.transfer.sealing import Part, Seals, Tickets
+from baton.transfer.sealing import SEAL_BYTES, Part, Seals, Tickets
 from baton.transfer.slabs import Slabs, private_folder
 from baton.transfer.stamps import Digest, Expected, Stamps, joined, lacking, pack_blocks
 from baton.wire.rare_line import RareLine
@@ -80,17 +82,15 @@ class _Connection:
     seals: Seals | None  # None though it is sealed: it has been forgotten
     read: int = 0  # messages
 
-    def open(self, parts: Sequence[Part], room: bytearray) -> Sequence[Part] | None:
-        """What was sent, perhaps in `room`; None if it is forged."""
+    def open(self, header: Part, parts: int) -> bytes | None:
+        """The header of a message of so many parts; None if it is forged."""
         if not self.sealed:
-            return parts
-        if self.seals is None or not 0 < len(parts) <= MOST_PARTS:
-            return None
-        return self.seals.receives.open(parts, room)
+            return bytes(header)
+        return self.seals.receives.open(header, parts) if self.seals is not None else None
 
-    def close(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """What is to be sent to a connection that is not forgotten."""
-        return self.seals.sends.close(parts) if self.seals is not None else parts
+    def close(self, header: bytes) -> bytes:
+        """A header to be sent, the only part of its message."""
+        return self.seals.sends.close(header, 1) if self.seals is not None else header
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ class FramesExport:
         self._file: Path | None = None
         self._context = zmq.Context(io_threads(TCP_LANES if tcp else 1))
         self._tickets = Tickets()
-        self._room = bytearray(largest_message(slabs.layout)) if tcp else bytearray()
+        self._room = bytearray(largest_frame(slabs.layout)) if tcp else bytearray()
         self._connections: dict[bytes, _Connection] = {}  # by identity, the longest silent first
         self._owed: set[bytes] = set()  # connections that get an Ack
         self._damage_line = RareLine()
@@ -269,22 +269,23 @@ class FramesExport:
         while parts[-1].more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
             parts = [*parts, part] if len(parts) < 4 else [*parts[:3], part]
-        identity, sealed = bytes(parts[0].buffer), [part.buffer for part in parts[1:]]
-        connection = self._connection(identity, parts[-1])
-        opened = connection.open(sealed, self._room)
-        if opened is None:
+        identity, *rest = (part.buffer for part in parts)
+        connection = self._connection(bytes(identity), parts[-1])
+        header = connection.open(rest[0], len(rest)) if rest and len(rest) <= MOST_PARTS else b""
+        if header is None:
             self.dropped["forged"] += 1
         else:
             connection.read += 1
-            self._owed.add(identity)
-            self._take_message(identity, opened)
-        return sum(map(len, sealed))
+            self._owed.add(bytes(identity))
+            self._take_message(bytes(identity), connection, header, rest[1:])
+        return sum(map(len, rest))
 
-    def _take_message(self, identity: bytes, parts: Sequence[Part]) -> None:
-        header, payload = bytes(parts[0]) if parts else b"", parts[1:]
-        match decode(header) if 0 < len(parts) <= MOST_PARTS else None:
+    def _take_message(
+        self, identity: bytes, connection: _Connection, header: bytes, payload: Sequence[memoryview]
+    ) -> None:
+        match decode(header):
             case Piece() as piece if payload:
-                self._take_piece(piece, header, memoryview(payload[0]))
+                self._take_piece(piece, connection, header, payload[0])
             case End() as end if not payload:
                 self._take_end(end)
             case Probe(last=last) if payload:
@@ -307,24 +308,41 @@ class FramesExport:
 
     def _answer(self, identity: bytes, message: bytes) -> None:
         try:
-            sealed = self._connections[identity].close([message])
-            self._socket.send_multipart([identity, *sealed], zmq.NOBLOCK)
+            sealed = self._connections[identity].close(message)
+            self._socket.send_multipart([identity, sealed], zmq.NOBLOCK)
         except zmq.ZMQError:
             self.dropped["unanswered"] += 1
 
-    def _take_piece(self, piece: Piece, header: bytes, payload: memoryview) -> None:
+    def _take_piece(
+        self, piece: Piece, connection: _Connection, header: bytes, payload: memoryview
+    ) -> None:
         found = self._admit(piece)
         if found is None:
             return
         incoming, lane = found
-        damage = self._unfit(piece, len(payload), incoming)
-        if damage:
-            self._damaged(incoming, damage)
+        damage = self._unfit(piece, connection, len(payload), incoming)
+        crc = None if damage else self._unpack(piece, connection, payload)
+        if crc is None:
+            self._damaged(incoming, damage or "seal")
             return
-        lane.digest.add(header, payload)
-        scatter(payload, self._rows[piece.layer], piece.blocks)
+        lane.digest.add_crc(header, crc)
         incoming.pushed[piece.layer].update(piece.blocks)
-        lane.moved += len(payload)
+        lane.moved += len(piece.blocks) * block_bytes(self._slabs.layout, piece.layer)
+
+    def _unpack(
+        self, piece: Piece, connection: _Connection, payload: memoryview
+    ) -> int | None:
+        """Write the payload into its blocks. Returns its CRC; None if a seal does not open."""
+        slab = self._slabs.tensors[piece.layer]
+        rows = self._rows[piece.layer]
+        if connection.seals is None:
+            scatter(payload, rows, piece.blocks)
+            return crc32(payload, 0)
+        places = Places(self._slabs.layout, piece, slab, self._room)
+        if not connection.seals.receives.open_into(piece.seal, payload, places.pieces):
+            return None
+        places.settle(rows)
+        return places.crc
 
     def _admit(self, message: Piece | End) -> tuple[_Incoming, _Lane] | None:
         """The fill and lane that this message continues; None if it is dropped."""
@@ -350,7 +368,9 @@ class FramesExport:
             return incoming, lane
         return None
 
-    def _unfit(self, piece: Piece, size: int, incoming: _Incoming) -> str:
+    def _unfit(
+        self, piece: Piece, connection: _Connection, size: int, incoming: _Incoming
+    ) -> str:
         """Why this piece contradicts its grant or the layout; empty if it does not."""
         if piece.layer >= len(self._rows):
             return "layer"
@@ -359,8 +379,10 @@ class FramesExport:
             return "blocks"
         if incoming.lane_of.setdefault(piece.layer, piece.lane) != piece.lane:
             return "lane"  # of two pushes of a block the later one would not always win
+        if connection.sealed != bool(piece.runs):
+            return "seal"
         whole = len(piece.blocks) * block_bytes(self._slabs.layout, piece.layer)
-        return "" if size == whole else "size"
+        return "" if size == whole + 2 * SEAL_BYTES * len(piece.runs) else "size"
 
     def _take_end(self, end: End) -> None:
         found = self._admit(end)

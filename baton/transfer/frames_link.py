@@ -30,7 +30,7 @@ from baton.transfer.frame_codec import (
 )
 from baton.transfer.gate import ask_for_tickets
 from baton.transfer.lanes import CONNECT_S, Lanes, Parts
-from baton.transfer.pieces import gather, rows
+from baton.transfer.packing import Packed, Payload, pack
 from baton.transfer.sealing import Ticket
 from baton.transfer.stamps import Digest, joined, pack_blocks
 
@@ -109,21 +109,29 @@ class FramesLink:
         """See base.Link. Returns when the last frame is in the queue."""
         started = time.perf_counter()
         check_push(grant, self._layout, layer, source, target)
-        outgoing = self._of(grant)
-        view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
+        outgoing, many = self._of(grant), blocks_per_frame(self._layout, layer)
         for first in range(0, len(source), many):
-            payload = gather(view, source[first : first + many])
-            self._send_next(outgoing, grant, layer, payload, target[first : first + many])
+            chosen = target[first : first + many]
+            packed = self.pack(layer, slab, source[first : first + many], chosen)
+            self._send_next(outgoing, grant, layer, packed, chosen)
         outgoing.seconds += time.perf_counter() - started
 
-    def push_copy(
-        self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
+    def pack(
+        self, layer: int, slab: torch.Tensor, source: Sequence[int], target: Sequence[int]
+    ) -> Packed:
+        """The payload of at most blocks_per_frame() blocks, for push_packed()."""
+        seals = self._lanes.seals(layer % len(self._lanes))
+        sends = None if seals is None else seals.sends
+        return pack(self._layout, layer, slab, source, target, sends)
+
+    def push_packed(
+        self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]
     ) -> None:
-        """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks. It is sent
-        from where it is: nobody may change it any more."""
+        """As push(), of what pack() returned."""
+        assert isinstance(packed, Packed)
         started = time.perf_counter()
         outgoing = self._of(grant)
-        self._send_next(outgoing, grant, layer, payload, target)
+        self._send_next(outgoing, grant, layer, packed, target)
         outgoing.seconds += time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
@@ -232,20 +240,20 @@ class FramesLink:
         outgoing: _Outgoing,
         grant: Grant,
         layer: int,
-        payload: torch.Tensor,
+        packed: Packed,
         target: Sequence[int],
     ) -> None:
         outgoing.broken = True  # until it is sent
         index = layer % len(self._lanes)
         lane = outgoing.lanes[index]
-        piece = Piece(grant.epoch, grant.generation, index, lane.sequence, layer, tuple(target))
-        header = piece.encode()
-        lane.digest.add(header, payload)
-        failpoint.hit("prefill.payload", payload.numpy)
-        self.send([header, payload.numpy().data], index)
+        way = (grant.epoch, grant.generation, index, lane.sequence)
+        header = Piece(*way, layer, tuple(target), packed.seal, packed.runs).encode()
+        lane.digest.add_crc(header, packed.crc)
+        failpoint.hit("prefill.payload", packed.payload.numpy)
+        self.send([header, packed.payload.numpy().data], index)
         outgoing.broken = False
         lane.sequence += 1
-        lane.moved += payload.numel()
+        lane.moved += packed.size
 
     def _send(self, parts: Parts, lane: int = 0) -> None:
         self._lanes.send(parts, lane)

@@ -32,7 +32,6 @@ QUEUED = 64  # messages that ZeroMQ queues for a connection
 SOON_S, LATE_S = 0.2, 1.0  # an Ack of this age makes the window larger, or smaller
 LOOK_S = 0.1  # longest wait before a request to stop is noticed
 LINGER_MS = 500
-ANSWER_BYTES = 256
 
 Parts = list[Part]
 
@@ -105,7 +104,6 @@ class Lanes:
         self._deadline_s, self._clock = deadline_s, clock
         self._context = zmq.Context(io_threads(count))
         self._poller = zmq.Poller()
-        self._room = bytearray(ANSWER_BYTES)
         self._progress = 0.0  # when an Ack came, or the first frame after a rest was sent
         self.probed = 0  # probes that were answered
         self.stopped = ""  # why another thread wants send() to end
@@ -158,6 +156,10 @@ class Lanes:
         """Since when no Ack has come; None if nothing is on its way."""
         return self._progress if self.on_its_way else None
 
+    def seals(self, index: int) -> Seals | None:
+        """Those of one lane; None if nothing is sealed."""
+        return self._lanes[index].seals
+
     def marks(self) -> tuple[int, ...]:
         """How much was sent by each lane so far."""
         return tuple(lane.sent for lane in self._lanes)
@@ -172,7 +174,7 @@ class Lanes:
         lane = self._lanes[index]
         self.tend()
         if lane.seals is not None:
-            parts = lane.seals.sends.close(parts)
+            parts = [lane.seals.sends.close(parts[0], len(parts)), *parts[1:]]
         size, waited = sum(map(len, parts)), self._clock()
         while not lane.has_room(size) or not _sent(lane.socket, parts):
             self.tend(LOOK_S)
@@ -212,13 +214,12 @@ class Lanes:
     def _read(self, lane: Lane) -> None:
         while True:
             try:
-                parts: Sequence[Part] | None = lane.socket.recv_multipart(zmq.NOBLOCK)
+                header: bytes | None = lane.socket.recv_multipart(zmq.NOBLOCK)[0]
             except zmq.Again:
                 return
-            if lane.seals is not None and parts is not None:
-                parts = lane.seals.receives.open(parts, self._room)
-            header = bytes(parts[0]) if parts else b""  # forged
-            match decode(header):
+            if lane.seals is not None and header is not None:
+                header = lane.seals.receives.open(header, 1)
+            match decode(header or b""):  # or it is forged
                 case Ack(messages) if lane.take(messages, self._clock()):
                     self._progress = self._clock()
                 case _:

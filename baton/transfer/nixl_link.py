@@ -31,6 +31,7 @@ from baton.transfer.knock import Knock
 from baton.transfer.lanes import CONNECT_S, WINDOW_BYTES, next_window
 from baton.transfer.nixl_agent import Agent, Memory, way_to
 from baton.transfer.nixl_doors import SCRATCH_BYTES, Close, Open, Opened, Refused, decode
+from baton.transfer.packing import Payload
 from baton.transfer.pieces import block_bytes, gather, rows, stretches
 from baton.transfer.stamps import Digest, pack_blocks
 
@@ -67,6 +68,18 @@ class Ring:
     def give_back(self) -> None:
         """What was taken first is free."""
         self._taken.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Blocks that wait to be sent."""
+
+    payload: torch.Tensor  # uint8 [bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of blocks in it."""
+        return self.payload.numel()
 
 
 @dataclass(slots=True)
@@ -166,11 +179,18 @@ class NixlLink:
             put = partial(gather, view, some)
             self._send(grant, layer, size, put, target[first : first + many])
 
-    def push_copy(
-        self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
+    def pack(
+        self, layer: int, slab: torch.Tensor, source: Sequence[int], target: Sequence[int]
+    ) -> Payload:
+        """A copy of at most blocks_per_frame() blocks, for push_packed()."""
+        return Copy(gather(rows(self._layout, layer, slab), source))
+
+    def push_packed(
+        self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]
     ) -> None:
-        """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks."""
-        self._send(grant, layer, payload.numel(), lambda out: out.copy_(payload), target)
+        """As push(), of what pack() returned."""
+        assert isinstance(packed, Copy)
+        self._send(grant, layer, packed.size, lambda out: out.copy_(packed.payload), target)
 
     def _send(
         self,

@@ -12,9 +12,12 @@ CURVE authenticates both sides by their key files and agrees on fresh keys for e
 travels inside it, so its keys are secret and last as long as its lane. AES runs in the CPU's own
 instructions: docs/decisions/0007-sealed-frames.md has the figures.
 
-A ticket has one key for each direction. The nonce counts messages and parts, so what is changed, left out,
-repeated, moved or cut short by a stranger on the network does not open. The login itself is readable: it
-keeps out who did not see it, and what it lets in still has to open.
+A ticket has one key for each direction. Headers are sealed in the order in which they are sent, under a
+nonce that counts them: one that a stranger on the network has changed, left out, repeated or moved does
+not open, nor do those after it. Payloads are sealed in a count of their own, straight out of the writer's
+pool and before it is known when they are sent; their header names the number, and they are opened straight
+into the owner's pool. The login is readable: it keeps out who has not seen it, and what comes by it still
+has to open.
 """
 
 import secrets
@@ -53,39 +56,53 @@ class Ticket:
 
 
 class Seal:
-    """One direction of one lane: seals messages, or opens them in the same order. For one thread."""
+    """One direction of one lane. Headers are for one thread, payloads for one thread, perhaps another."""
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
-        self._messages = 0
+        self._headers, self._payloads = AESGCM(key), AESGCM(key)
+        self._next_header = self._next_payload = 0
 
-    def close(self, parts: Sequence[Part]) -> list[Part]:
-        """The next message, each part sealed."""
-        sealed: list[Part] = [
-            self._cipher.encrypt(self._nonce(index), part, bytes([len(parts)]))
-            for index, part in enumerate(parts)
-        ]
-        self._messages += 1
-        return sealed
+    def close(self, header: Part, parts: int) -> bytes:
+        """The next header, of a message of so many parts."""
+        number, self._next_header = self._next_header, self._next_header + 1
+        return self._headers.encrypt(_nonce(b"h", number), header, bytes([parts]))
 
-    def open(self, parts: Sequence[Part], room: bytearray) -> list[Part] | None:
-        """The next message, in `room`; None unless it is what the other side sealed next."""
-        opened: list[Part] = []
-        view, end, about = memoryview(room), 0, bytes([len(parts)])
-        for index, part in enumerate(parts):
-            start, end = end, end + len(part) - SEAL_BYTES
-            if not start <= end <= len(room):
-                return None
-            try:
-                self._cipher.decrypt_into(self._nonce(index), part, about, view[start:end])
-            except InvalidTag:
-                return None
-            opened.append(view[start:end])
-        self._messages += 1
-        return opened
+    def open(self, sealed: Part, parts: int) -> bytes | None:
+        """The next header; None unless it is what the other side sealed next."""
+        try:
+            nonce = _nonce(b"h", self._next_header)
+            header = self._headers.decrypt(nonce, sealed, bytes([parts]))
+        except InvalidTag:
+            return None
+        self._next_header += 1
+        return header
 
-    def _nonce(self, part: int) -> bytes:
-        return self._messages.to_bytes(11, "big") + bytes([part])
+    def close_into(self, pieces: Sequence[Part], out: memoryview) -> int:
+        """Seal these one after the other, each with SEAL_BYTES more. Returns the number of the first."""
+        first, start = self._next_payload, 0
+        self._next_payload += len(pieces)
+        for number, piece in enumerate(pieces, first):
+            end = start + len(piece) + SEAL_BYTES
+            self._payloads.encrypt_into(_nonce(b"p", number), piece, None, out[start:end])
+            start = end
+        return first
+
+    def open_into(self, first: int, sealed: memoryview, pieces: Sequence[memoryview]) -> bool:
+        """Open what close_into() sealed from this number on, into these places. False: it is forged,
+        and the places hold anything."""
+        start = 0
+        try:
+            for number, piece in enumerate(pieces, first):
+                end = start + len(piece) + SEAL_BYTES
+                self._payloads.decrypt_into(_nonce(b"p", number), sealed[start:end], None, piece)
+                start = end
+        except InvalidTag:
+            return False
+        return True
+
+
+def _nonce(kind: bytes, number: int) -> bytes:
+    return kind + number.to_bytes(11, "big")
 
 
 @dataclass(frozen=True, slots=True)
