@@ -70,9 +70,7 @@ class Watched(Protocol):
     ) -> Payload:
         """A copy of at most blocks_per_frame() blocks, ready to be sent. From any one thread."""
 
-    def push_packed(
-        self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]
-    ) -> None:
+    def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
         """As push(), of what pack() returned."""
 
 

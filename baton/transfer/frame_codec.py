@@ -3,6 +3,7 @@
     Piece   keys, then values, of some blocks of one layer; sequence counts 0, 1, 2, ... in a lane
     End     everything was sent by this lane: its bytes and digest, the number of lanes, the filled blocks
     Probe   meaningless bytes that measure the bandwidth; the owner answers the last one
+    BROKEN  from the owner: what it received is not what was sealed
     Ack     from the owner: it has read so many messages of this connection
 
 A grant is filled by one or more lanes, each a connection of its own. All pieces of a layer take the same
@@ -27,6 +28,7 @@ FRAME_BLOCKS = 4096
 MOST_RUNS = 16  # of a frame; a run has two seals
 HEADER_BYTES = FRAME_BYTES  # enough for an End with 262,000 blocks
 PROBED = b"probed"
+BROKEN = b"broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class Piece:
     layer: int
     blocks: tuple[int, ...]
     seal: int = 0  # the number of the payload's first seal
-    runs: tuple[int, ...] = ()  # so many blocks, keys then values, are sealed together; none: nothing is
+    runs: tuple[
+        int, ...
+    ] = ()  # so many blocks, keys then values, are sealed together; none: nothing is
 
     def encode(self) -> bytes:
         """The header in msgpack."""
@@ -106,8 +110,9 @@ def decode(header: bytes) -> Piece | End | Probe | Ack | None:
         ) == 4 and _naturals(*numbers, seal):
             generation, lane, sequence, layer = numbers
             blocks, runs = _unpack_blocks(packed), _unpack_blocks(sealed)
-            fits = blocks and runs is not None and lane < MAX_LANES
-            if fits and (not runs or (0 not in runs and sum(runs) == len(blocks))):
+            if not blocks or runs is None or lane >= MAX_LANES:
+                return None
+            if not runs or (0 not in runs and sum(runs) == len(blocks)):
                 return Piece(epoch, generation, lane, sequence, layer, blocks, seal, runs)
         case [3, "end", str(epoch), generation, lane, lanes, *rest] if len(rest) == 4:
             sequence, total, digest, packed = rest

@@ -12,9 +12,9 @@ stamped. The pieces of a lane must arrive in order. Anything else is dropped and
     digest, total, unfilled   the End contradicts what arrived          seal: the payload does not open
     lost       nothing came any more              forged     not what its writer sealed next
 
-Every reason but junk, forged, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it
-LOST. What was read, and is not forged, is acknowledged, whatever became of it: the writer learns that the way works
-(lanes.py).
+Every reason but junk, forged, epoch, unknown, repeated and late also makes the grant BAD; gap and lost
+make it LOST. What was read, and is not forged, is acknowledged, whatever became of it: the writer learns
+that the way works (lanes.py).
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
 from baton.transfer.crc import crc32
 from baton.transfer.curve import login_server
-from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame
+from baton.transfer.frame_codec import BROKEN, PROBED, Ack, End, Piece, Probe, decode, largest_frame
 from baton.transfer.frames_link import FramesLink
 from baton.transfer.gate import Gate
 from baton.transfer.lanes import TCP_LANES, affinity, io_threads
@@ -81,6 +81,7 @@ class _Connection:
     sealed: bool  # within the host nothing is
     seals: Seals | None  # None though it is sealed: it has been forgotten
     read: int = 0  # messages
+    broken: bool = False  # something forged came
 
     def open(self, header: Part, parts: int) -> bytes | None:
         """The header of a message of so many parts; None if it is forged."""
@@ -271,9 +272,12 @@ class FramesExport:
             parts = [*parts, part] if len(parts) < 4 else [*parts[:3], part]
         identity, *rest = (part.buffer for part in parts)
         connection = self._connection(bytes(identity), parts[-1])
-        header = connection.open(rest[0], len(rest)) if rest and len(rest) <= MOST_PARTS else b""
+        header = connection.open(rest[0], len(rest)) if rest else b""
         if header is None:
             self.dropped["forged"] += 1
+            if not connection.broken:
+                connection.broken = True
+                self._answer(bytes(identity), BROKEN)
         else:
             connection.read += 1
             self._owed.add(bytes(identity))
@@ -283,7 +287,7 @@ class FramesExport:
     def _take_message(
         self, identity: bytes, connection: _Connection, header: bytes, payload: Sequence[memoryview]
     ) -> None:
-        match decode(header):
+        match decode(header) if len(payload) < MOST_PARTS else None:
             case Piece() as piece if payload:
                 self._take_piece(piece, connection, header, payload[0])
             case End() as end if not payload:
@@ -329,9 +333,7 @@ class FramesExport:
         incoming.pushed[piece.layer].update(piece.blocks)
         lane.moved += len(piece.blocks) * block_bytes(self._slabs.layout, piece.layer)
 
-    def _unpack(
-        self, piece: Piece, connection: _Connection, payload: memoryview
-    ) -> int | None:
+    def _unpack(self, piece: Piece, connection: _Connection, payload: memoryview) -> int | None:
         """Write the payload into its blocks. Returns its CRC; None if a seal does not open."""
         slab = self._slabs.tensors[piece.layer]
         rows = self._rows[piece.layer]
@@ -368,9 +370,7 @@ class FramesExport:
             return incoming, lane
         return None
 
-    def _unfit(
-        self, piece: Piece, connection: _Connection, size: int, incoming: _Incoming
-    ) -> str:
+    def _unfit(self, piece: Piece, connection: _Connection, size: int, incoming: _Incoming) -> str:
         """Why this piece contradicts its grant or the layout; empty if it does not."""
         if piece.layer >= len(self._rows):
             return "layer"

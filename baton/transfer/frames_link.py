@@ -124,9 +124,7 @@ class FramesLink:
         sends = None if seals is None else seals.sends
         return pack(self._layout, layer, slab, source, target, sends)
 
-    def push_packed(
-        self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]
-    ) -> None:
+    def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
         """As push(), of what pack() returned."""
         assert isinstance(packed, Packed)
         started = time.perf_counter()

@@ -1,5 +1,5 @@
-"""The gate of an owner of frames over tcp: a socket with CURVE at which writers get tickets for their lanes
-(sealing.py). A thread answers, so that a busy owner delays nobody who attaches."""
+"""The gate of an owner of frames over tcp: a socket with CURVE at which writers get tickets for their
+lanes (sealing.py). A thread answers, so that a busy owner delays nobody who attaches."""
 
 import contextlib
 import threading
@@ -40,14 +40,18 @@ def encode_answer(tickets: list[Ticket]) -> bytes:
 def decode_answer(message: bytes) -> list[Ticket] | None:
     """The tickets; None unless it is well-formed and of this version."""
     match _unpacked(message, ANSWER_BYTES):
-        case [1, "tickets", [*rows]] if all(_is_ticket(row) for row in rows):
-            with contextlib.suppress(ValueError):
-                return [Ticket(*row) for row in rows]
+        case [1, "tickets", [*rows]]:
+            tickets = [ticket for row in rows if (ticket := _ticket(row)) is not None]
+            return tickets if len(tickets) == len(rows) else None
     return None
 
 
-def _is_ticket(row: object) -> bool:
-    return isinstance(row, list) and len(row) == 4 and all(isinstance(x, bytes) for x in row)
+def _ticket(row: object) -> Ticket | None:
+    match row:
+        case [bytes(name), bytes(secret), bytes(to_owner), bytes(to_writer)]:
+            with contextlib.suppress(ValueError):
+                return Ticket(name, secret, to_owner, to_writer)
+    return None
 
 
 def _unpacked(message: bytes, most: int) -> object:

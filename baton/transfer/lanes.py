@@ -1,7 +1,7 @@
 """Lanes: the connections of one writer to one owner of frames, side by side, and what is on its way.
 
-Each has an I/O thread, which copies to and from the kernel, so several of them use several cores. The owner
-acknowledges what it has read, whatever becomes of it. So the writer knows that the way works:
+Each has an I/O thread, which copies to and from the kernel, so several of them use several cores. The
+owner acknowledges what it has read, whatever becomes of it. So the writer knows that the way works:
 
     no Ack for `deadline_s` while something is on its way     the way is lost
     the connection ends                                       the way is lost, at once
@@ -22,7 +22,7 @@ from zmq.utils.monitor import parse_monitor_message
 from baton.errors import TransferError
 from baton.host import core_numbers
 from baton.transfer.curve import login_client
-from baton.transfer.frame_codec import PROBED, Ack, decode
+from baton.transfer.frame_codec import BROKEN, PROBED, Ack, decode
 from baton.transfer.sealing import Part, Seals, Ticket
 
 TCP_LANES = 4
@@ -32,6 +32,8 @@ QUEUED = 64  # messages that ZeroMQ queues for a connection
 SOON_S, LATE_S = 0.2, 1.0  # an Ack of this age makes the window larger, or smaller
 LOOK_S = 0.1  # longest wait before a request to stop is noticed
 LINGER_MS = 500
+TEND_S = 0.001
+"""So often send() looks for Acks while it need not wait: a look takes 50 us."""
 
 Parts = list[Part]
 
@@ -105,6 +107,7 @@ class Lanes:
         self._context = zmq.Context(io_threads(count))
         self._poller = zmq.Poller()
         self._progress = 0.0  # when an Ack came, or the first frame after a rest was sent
+        self._tended = -TEND_S  # when Acks were looked for
         self.probed = 0  # probes that were answered
         self.stopped = ""  # why another thread wants send() to end
         self._lanes: list[Lane] = []
@@ -125,9 +128,7 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def connect(
-        self, endpoints: Sequence[str], tickets: Sequence[Ticket], within_s: float
-    ) -> None:
+    def connect(self, endpoints: Sequence[str], tickets: Sequence[Ticket], within_s: float) -> None:
         """One lane to each, sealed by its ticket if there are any. Waits until the owner's I/O threads
         have accepted all. TransferError if one is refused, or `within_s` is over."""
         for lane, ticket in zip(self._lanes, tickets, strict=bool(tickets)):
@@ -172,7 +173,8 @@ class Lanes:
         """Send one message by this lane. Waits for room in its window. TransferError if the way is
         lost."""
         lane = self._lanes[index]
-        self.tend()
+        if self.stopped or self._clock() - self._tended >= TEND_S:
+            self.tend()
         if lane.seals is not None:
             parts = [lane.seals.sends.close(parts[0], len(parts)), *parts[1:]]
         size, waited = sum(map(len, parts)), self._clock()
@@ -189,6 +191,7 @@ class Lanes:
         """Read Acks; wait so long for the first. TransferError if the way is lost."""
         if self.stopped:
             raise TransferError(self.stopped)
+        self._tended = self._clock()
         for socket, _ in self._poller.poll(int(wait_s * 1000)):
             if any(socket is lane.monitor for lane in self._lanes):
                 self._heard(socket)
@@ -219,6 +222,8 @@ class Lanes:
                 return
             if lane.seals is not None and header is not None:
                 header = lane.seals.receives.open(header, 1)
+            if header == BROKEN:
+                raise TransferError("the connection was damaged: the owner got other bytes than were sent")
             match decode(header or b""):  # or it is forged
                 case Ack(messages) if lane.take(messages, self._clock()):
                     self._progress = self._clock()

@@ -185,9 +185,7 @@ class NixlLink:
         """A copy of at most blocks_per_frame() blocks, for push_packed()."""
         return Copy(gather(rows(self._layout, layer, slab), source))
 
-    def push_packed(
-        self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]
-    ) -> None:
+    def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
         """As push(), of what pack() returned."""
         assert isinstance(packed, Copy)
         self._send(grant, layer, packed.size, lambda out: out.copy_(packed.payload), target)

@@ -3,8 +3,8 @@
     not sealed    a copy: all keys, then all values
     sealed        for each run of adjacent blocks: its keys, sealed, then its values, sealed
 
-A sealed run needs no other copy: AES reads it in one pool and writes it, encrypted, into the payload. At the
-owner it reads the payload and writes into the other pool.
+A sealed run needs no other copy: AES reads it in one pool and writes it, encrypted, into the payload. At
+the owner it reads the payload and writes into the other pool.
 """
 
 from collections.abc import Sequence
@@ -98,9 +98,7 @@ class Places:
     """Where a sealed payload is opened: in the owner's blocks, or in `room` where a run's blocks are not
     adjacent or not in this memory; then settle() copies them."""
 
-    def __init__(
-        self, layout: KVLayout, piece: Piece, slab: torch.Tensor, room: bytearray
-    ) -> None:
+    def __init__(self, layout: KVLayout, piece: Piece, slab: torch.Tensor, room: bytearray) -> None:
         self.pieces: list[memoryview] = []
         self._aside: list[tuple[memoryview, tuple[int, ...]]] = []
         memory = None if slab.is_cuda else slab.numpy().data

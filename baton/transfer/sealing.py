@@ -1,23 +1,23 @@
-"""Sealing: frames between hosts are encrypted with AES-256-GCM, under keys that were handed over by CURVE.
+"""Sealing: frames between hosts are encrypted with AES-256-GCM, under keys that CURVE has handed over.
 
     writer                                           owner
     ------                                           -----
     Ask(lanes) ------- tcp, CURVE (gate.py) ------>  issue(): a ticket for each lane
                <------ tickets --------------------
     name, secret ----- tcp, a lane --------------->  admit(): once; whoever has no ticket is refused
-    sealed messages == tcp, a lane ==============>   seals(): opened, or dropped as forged
+    sealed frames ==== tcp, a lane ==============>   seals(): opened, or dropped as forged
                <====== sealed Acks ===============
 
-CURVE authenticates both sides by their key files and agrees on fresh keys for each connection; a ticket
-travels inside it, so its keys are secret and last as long as its lane. AES runs in the CPU's own
+CURVE authenticates both sides by their key files and agrees on fresh keys for each connection. A ticket
+travels inside it, so its keys are secret; they last as long as its lane. AES runs in the CPU's own
 instructions: docs/decisions/0007-sealed-frames.md has the figures.
 
 A ticket has one key for each direction. Headers are sealed in the order in which they are sent, under a
 nonce that counts them: one that a stranger on the network has changed, left out, repeated or moved does
-not open, nor do those after it. Payloads are sealed in a count of their own, straight out of the writer's
-pool and before it is known when they are sent; their header names the number, and they are opened straight
-into the owner's pool. The login is readable: it keeps out who has not seen it, and what comes by it still
-has to open.
+not open, and the way is given up. Payloads are sealed in a count of their own, straight out of the pool of
+their writer, and before it is known when they are sent. Their header names the number, and they are opened
+straight into the owner's pool. The login can be read by strangers: it keeps out who has not seen it, and what comes
+by it still has to open.
 """
 
 import secrets
