@@ -70,6 +70,9 @@ class Watched(Protocol):
     ) -> Payload:
         """A copy of at most blocks_per_frame() blocks, ready to be sent. From any one thread."""
 
+    def drop(self, packed: Payload) -> None:
+        """What pack() returned is not pushed."""
+
     def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
         """As push(), of what pack() returned."""
 
@@ -278,6 +281,8 @@ class Courier:
                 case _Push() as push:
                     if push.grant.generation not in self._abandoned:
                         self._send(link, push)
+                    elif self._watched is not None and not isinstance(push.packed, Gathered):
+                        self._watched.drop(push.packed)
                     with self._lock:
                         self._waiting -= push.packed.size
                 case _Finish() | _Abandon() as order:

@@ -124,6 +124,9 @@ class FramesLink:
         sends = None if seals is None else seals.sends
         return pack(self._layout, layer, slab, source, target, sends)
 
+    def drop(self, packed: Payload) -> None:
+        """What pack() returned is not pushed. Nothing has to be given back."""
+
     def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
         """As push(), of what pack() returned."""
         assert isinstance(packed, Packed)

@@ -391,6 +391,9 @@ class SlowToWrite:
     def pack(self, layer: int, slab: torch.Tensor, *places: object) -> Gathered:
         return Gathered(slab.clone())
 
+    def drop(self, packed: object) -> None:
+        pass
+
     def push_packed(self, grant: Grant, *given: object) -> None:
         self.pushed.append(grant.generation)
 

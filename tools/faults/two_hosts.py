@@ -38,7 +38,8 @@ PORT = 7000
 READY_S = 240.0
 JOB_S = 600.0
 NOWHERE = "02:00:00:00:00:99"  # no cable has this address: what is sent there is dropped in silence
-COMMON = ("--model", "demo", "--no-enable-prefix-caching")
+MODEL = ("--model", "demo")
+AFRESH = "--no-enable-prefix-caching"  # or later jobs would hand over nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,14 +231,14 @@ def launch(a: Host, b: Host, folder: Path, transport: str) -> None:
     abroad = folder / "abroad"  # host b has no router.secret
     shutil.copytree(keys, abroad)
     (abroad / "router.secret").unlink()
-    a.start("router", "-m", "router", "--address", router, "--keys", keys, *COMMON)
+    a.start("router", "-m", "router", "--address", router, "--keys", keys, *MODEL)
     for number, (host, its) in enumerate(((a, keys), (b, abroad))):
-        common = ("--router", router, "--keys", its, *COMMON, "--device", "cpu", "--threads", 1)
+        common = ("--router", router, "--keys", its, *MODEL, "--device", "cpu", "--threads", 1)
         if transport != "auto":
             common = (*common, "--kv-transport", transport)
         kv = ("--kv-host", f"10.79.{number + 1}.{number + 1}")
         host.start(f"prefill-{number}", "-m", "prefill_worker", *common)
-        host.start(f"decode-{number}", "-m", "decode_worker", *common, *kv)
+        host.start(f"decode-{number}", "-m", "decode_worker", *common, *kv, AFRESH)
 
 
 def count(log: Path, *words: str) -> int:
@@ -255,17 +256,20 @@ def measure(
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     asked = ["main.py", "--prompts", file, "-l", length, "-b", 8, "--format", "jsonl"]
     alone = folder / "alone.jsonl"
-    words = [sys.executable, *map(str, asked), "-o", str(alone), *COMMON]
+    words = [sys.executable, *map(str, asked), "-o", str(alone), *MODEL, AFRESH]
     subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with two_hosts(folder) as (a, b):
         launch(a, b, folder, transport)
         joined = ("--router", f"tcp://10.79.0.1:{PORT}", "--keys", folder / "keys")
         log, out = folder / "jobs.log", folder / "out.jsonl"
         cables: Cables | None = None
+        ready_by = time.monotonic() + READY_S
         while cables is None or not cables.over:
             began = time.monotonic()
             turn = (lambda: None) if cables is None else (lambda: cables.turn(outcome))
             well = run_job(a, [*asked, *joined, "-o", out], turn, log)
+            if cables is None and not well and time.monotonic() < ready_by:
+                continue  # the router is not there yet
             took = time.monotonic() - began
             outcome.jobs, outcome.requests = outcome.jobs + 1, outcome.requests + prompts
             outcome.failed += not well
