@@ -223,7 +223,9 @@ class Lanes:
             if lane.seals is not None and header is not None:
                 header = lane.seals.receives.open(header, 1)
             if header == BROKEN:
-                raise TransferError("the connection was damaged: the owner got other bytes than were sent")
+                raise TransferError(
+                    "the connection was damaged: the owner got other bytes than were sent"
+                )
             match decode(header or b""):  # or it is forged
                 case Ack(messages) if lane.take(messages, self._clock()):
                     self._progress = self._clock()

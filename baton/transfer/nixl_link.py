@@ -198,17 +198,13 @@ class NixlLink:
             return Gathered(gather(view, source))
         return self._put(layer, view, source, place, size)
 
-    def _put(
-        self, layer: int, view: Rows, source: Sequence[int], place: int, size: int
-    ) -> Placed:
+    def _put(self, layer: int, view: Rows, source: Sequence[int], place: int, size: int) -> Placed:
         gather(view, source, self._buffer[place : place + size])
         data, count = self._view[place : place + size], len(source)
         crcs = (block_crc(data, self._layout, layer, count, index) for index in range(count))
         return Placed(place, size, tuple(crcs))
 
-    def push_packed(
-        self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]
-    ) -> None:
+    def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
         """As push(), of what pack() returned."""
         assert isinstance(packed, Placed)
         self._wait(lambda: not self._flights or self._bytes + packed.size <= self._window)

@@ -14,10 +14,10 @@ instructions: docs/decisions/0007-sealed-frames.md has the figures.
 
 A ticket has one key for each direction. Headers are sealed in the order in which they are sent, under a
 nonce that counts them: one that a stranger on the network has changed, left out, repeated or moved does
-not open, and the way is given up. Payloads are sealed in a count of their own, straight out of the pool of
-their writer, and before it is known when they are sent. Their header names the number, and they are opened
-straight into the owner's pool. The login can be read by strangers: it keeps out who has not seen it, and what comes
-by it still has to open.
+not open, and the way is given up. Payloads are sealed in a count of their own, straight out of the pool
+of their writer, and before it is known when they are sent. Their header names the number, and they are
+opened straight into the owner's pool. The login can be read by strangers: it keeps out who has not seen
+it, and what comes by it still has to open.
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""Two hosts out of namespaces, joined by cables that are cut, flap and go dead in one direction, under load.
+"""Two hosts out of namespaces, joined by cables that are cut, flap and go half-open, under load.
 
     python -m tools.faults.two_hosts                        needs root, ip, unshare, nsenter
     python -m tools.faults.two_hosts --kv-transport nixl    where NIXL is installed
@@ -56,7 +56,7 @@ class Fault:
 
 def dead(direction: str, cable: int) -> tuple[str, str]:
     """Nothing that one host sends arrives, and it is not told so; and the end of it."""
-    here, there = (1, 2) if direction == "a" else (2, 1)
+    there = 2 if direction == "a" else 1
     device = f"dev veth{cable}"
     address = f"10.79.{cable}.{there}"
     return (
@@ -172,7 +172,6 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     lost: int = 0  # ways, as the router logs them
     opened_again: int = 0
-    unavailable: list[str] = field(default_factory=list)  # warnings about the whole cluster
     slowest_job_s: float = 0.0
     calm_job_s: float = 0.0
 
@@ -210,7 +209,9 @@ class Cables:
         return not self._steps and time.monotonic() - self._began >= self._ends
 
 
-def run_job(host: Host, words: Sequence[object], turn: Callable[[], None], log: Path) -> bool:
+def run_job(
+    host: Host, words: Sequence[object], cables: Cables | None, outcome: Outcome, log: Path
+) -> bool:
     """Whether a job ends well, and in time."""
     with log.open("ab") as said:
         job = subprocess.Popen(host.command(*words), stdout=said, stderr=said, cwd=ROOT)
@@ -218,7 +219,8 @@ def run_job(host: Host, words: Sequence[object], turn: Callable[[], None], log: 
         while job.poll() is None:
             if time.monotonic() > deadline:
                 job.kill()
-            turn()
+            if cables is not None:
+                cables.turn(outcome)
             time.sleep(0.05)
     return job.returncode == 0
 
@@ -266,8 +268,7 @@ def measure(
         ready_by = time.monotonic() + READY_S
         while cables is None or not cables.over:
             began = time.monotonic()
-            turn = (lambda: None) if cables is None else (lambda: cables.turn(outcome))
-            well = run_job(a, [*asked, *joined, "-o", out], turn, log)
+            well = run_job(a, [*asked, *joined, "-o", out], cables, outcome, log)
             if cables is None and not well and time.monotonic() < ready_by:
                 continue  # the router is not there yet
             took = time.monotonic() - began
@@ -277,7 +278,9 @@ def measure(
             out.unlink(missing_ok=True)
             if cables is None:
                 if not well:
-                    raise SystemExit(f"error: the job fails without a fault:\n{log.read_text()[-2000:]}")
+                    raise SystemExit(
+                        f"error: the job fails without a fault:\n{log.read_text()[-2000:]}"
+                    )
                 cables = Cables(a, b, calm_s)
                 outcome.calm_job_s = round(took, 1)
             outcome.slowest_job_s = round(max(outcome.slowest_job_s, took), 1)
