@@ -6,9 +6,9 @@
     python main.py bench handover --transport nixl --host 10.0.0.1 --through "ip netns exec other"
     python main.py bench handover --transport frames_tcp --megabytes 151 --layer-ms 50    # overlapped
 
-With --layer-ms the writer does as a prefill worker does: it computes each layer for so long (CPU time) and
-gives its blocks to a courier. "after" is the time from the end of the last layer's computation until READY;
-it alternates with pushes of the same blocks without computation.
+With --layer-ms the writer does as a prefill worker does: it computes each layer for so long (CPU time)
+and gives its blocks to a courier. "after" is the time from the end of the last layer's computation until
+READY; it alternates with pushes of the same blocks without computation.
 
 tools/benchmarks/between_hosts.sh makes two network namespaces and measures between them, beside iperf3.
 The owner is this process, the writer another one. The time runs from the writer's first push until the
