@@ -216,6 +216,33 @@ def test_a_way_that_is_cut_is_lost_and_another_one_works(
     again.close()
 
 
+def test_bits_that_flip_on_the_wire_never_arrive_as_kv(pool: Pool, proxies: list[Proxy]) -> None:
+    """In a payload the fill is bad; in a header, or a length of ZeroMQ's, the way is lost. Neither way is
+    it READY with a byte that nobody sent."""
+    courier, grant, slabs = courier_to(pool, 2.0), pool.grant(*range(16)), source()
+    assert isinstance(news(courier), Opened)
+    misbehave(proxies, Faults(flip=1.0))  # a bit of each chunk that passes
+    push(courier, grant, slabs)
+    found = news(courier)
+    if isinstance(found, Sent):
+        arrival = pool.settle(grant, found.receipt) if not lost(courier) else Arrival.LOST
+        assert arrival in (Arrival.BAD, Arrival.LOST)
+    assert sum(proxy.flipped for proxy in proxies) > 0
+    courier.close()
+
+
+def lost(courier: Courier) -> bool:
+    """Whether the way is lost, once nothing more is to be heard of it."""
+    heard: list[object] = []
+
+    def over() -> bool | None:
+        heard.extend(courier.poll())
+        return True if heard or not courier.busy else None
+
+    until(over)
+    return any(isinstance(each, Lost) for each in heard)
+
+
 def test_a_slow_way_is_used_as_long_as_something_arrives(pool: Pool, proxies: list[Proxy]) -> None:
     """16 MiB at 4 MB/s take longer than the deadline."""
     courier, grant = courier_to(pool, 3.0), pool.grant(*range(32))
