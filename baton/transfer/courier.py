@@ -31,6 +31,7 @@ from baton.kv.region import Receipt
 from baton.transfer.base import Link
 from baton.transfer.checks import check_grant, check_push
 from baton.transfer.frame_codec import blocks_per_frame
+from baton.transfer.packing import Gathered, Payload
 from baton.transfer.pieces import gather, rows
 
 QUEUE_BYTES = 64 << 20
@@ -64,10 +65,16 @@ class Watched(Protocol):
     def stop(self, why: str) -> None:
         """From any thread: what waits in this link raises TransferError soon."""
 
-    def push_copy(
-        self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
-    ) -> None:
-        """As push(), of what pieces.gather() returned, which nobody changes any more."""
+    def pack(
+        self, layer: int, slab: torch.Tensor, source: Sequence[int], target: Sequence[int]
+    ) -> Payload:
+        """A copy of at most blocks_per_frame() blocks, ready to be sent. From any one thread."""
+
+    def drop(self, packed: Payload) -> None:
+        """What pack() returned is not pushed."""
+
+    def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
+        """As push(), of what pack() returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,7 @@ News = Opened | Sent | Dropped | Stopped | Lost
 class _Push:
     grant: Grant
     layer: int
-    payload: torch.Tensor
+    packed: Payload
     target: tuple[int, ...]
 
 
@@ -187,13 +194,16 @@ class Courier:
         """As Link.push, later: the blocks are copied now, and may be reused."""
         check_grant(grant, self._epoch, closed=self._closed)
         check_push(grant, self._layout, layer, source, target)
-        view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
+        many, watched = blocks_per_frame(self._layout, layer), self._watched
         for first in range(0, len(source), many):
-            payload = gather(view, source[first : first + many])
+            some, chosen = source[first : first + many], tuple(target[first : first + many])
+            if watched is not None:
+                packed = watched.pack(layer, slab, some, chosen)
+            else:
+                packed = Gathered(gather(rows(self._layout, layer, slab), some))
             with self._lock:
-                self._waiting += payload.numel()
-            chosen = tuple(target[first : first + many])
-            self._orders.put(_Push(grant, layer, payload, chosen))
+                self._waiting += packed.size
+            self._orders.put(_Push(grant, layer, packed, chosen))
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> None:
         """As Link.finish, later: Sent will name the receipt."""
@@ -271,8 +281,10 @@ class Courier:
                 case _Push() as push:
                     if push.grant.generation not in self._abandoned:
                         self._send(link, push)
+                    elif self._watched is not None and not isinstance(push.packed, Gathered):
+                        self._watched.drop(push.packed)
                     with self._lock:
-                        self._waiting -= push.payload.numel()
+                        self._waiting -= push.packed.size
                 case _Finish() | _Abandon() as order:
                     self._ending.append(order)
             self._end(link)
@@ -295,11 +307,11 @@ class Courier:
                         self._news.append(Stopped(grant))
 
     def _send(self, link: Link, push: _Push) -> None:
-        if self._watched is not None:
-            self._watched.push_copy(push.grant, push.layer, push.payload, push.target)
-            return
-        copied = range(len(push.target))  # gather() returns a slab of these blocks alone
-        link.push(push.grant, push.layer, push.payload, copied, push.target)
+        packed, copied = push.packed, range(len(push.target))
+        if isinstance(packed, Gathered):  # before the link was open, or it packs nothing
+            link.push(push.grant, push.layer, packed.payload, copied, push.target)
+        elif self._watched is not None:
+            self._watched.push_packed(push.grant, push.layer, packed, push.target)
 
     def _next(self) -> _Push | _Finish | _Abandon | _Look | None:
         """The next order. Waits for it; instead it may be time to look after the link."""

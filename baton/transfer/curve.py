@@ -2,10 +2,11 @@
 
 By default ZeroMQ accepts every client that knows the server's public key. Each exporting context
 therefore runs a ZAP handler that accepts the trusted keys only, in a thread that ends with the
-context.
+context. Sockets of the same context may ask for a login instead (ZeroMQ's PLAIN), see sealing.py.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import zmq
@@ -32,16 +33,37 @@ class CurveKeys:
         return self.peers or frozenset((self.public,))
 
 
-def secure_server(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
-    """Accept only clients with a trusted key. Call this before bind."""
+Admit = Callable[[bytes, bytes], bool]
+"""Name and secret -> whether they let a connection in."""
+
+
+def _nobody(name: bytes, secret: bytes) -> bool:
+    return False
+
+
+def secure_server(socket: zmq.Socket[bytes], keys: CurveKeys, admit: Admit = _nobody) -> None:
+    """Accept only clients with a trusted key. Call this before bind, for one socket of a context.
+    `admit`, called in a thread: who gets into the context's sockets that login_server() prepared."""
     socket.curve_server = True
     socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
     socket.zap_domain = b"baton-kv"
     gate = socket.context.socket(zmq.REP)
     gate.linger = 0
     gate.bind("inproc://zeromq.zap.01")
-    thread = threading.Thread(target=_guard, args=(gate, keys.trusted), name="kv-gate", daemon=True)
-    thread.start()
+    order = (gate, keys.trusted, admit)
+    threading.Thread(target=_guard, args=order, name="kv-gate", daemon=True).start()
+
+
+def login_server(socket: zmq.Socket[bytes]) -> None:
+    """Accept only clients that log in; their messages have the name as "User-Id". Call this before bind,
+    after secure_server() for another socket of the context."""
+    socket.plain_server = True
+    socket.zap_domain = b"baton-kv"
+
+
+def login_client(socket: zmq.Socket[bytes], name: bytes, secret: bytes) -> None:
+    """Log in. Call this before connect."""
+    socket.plain_username, socket.plain_password = name, secret
 
 
 def secure_client(socket: zmq.Socket[bytes], keys: CurveKeys, server: bytes) -> None:
@@ -50,15 +72,18 @@ def secure_client(socket: zmq.Socket[bytes], keys: CurveKeys, server: bytes) -> 
     socket.curve_serverkey = server
 
 
-def _guard(gate: zmq.Socket[bytes], trusted: frozenset[bytes]) -> None:
+def _guard(gate: zmq.Socket[bytes], trusted: frozenset[bytes], admit: Admit) -> None:
     """Answer ZeroMQ's authentication requests (RFC 27) until the context ends."""
     try:
         while True:
             request = gate.recv_multipart()
-            key = z85.encode(request[6]) if len(request) == 7 and request[5] == b"CURVE" else b""
-            verdict = [b"200", b"OK"] if key in trusted else [b"400", b"not a trusted key"]
-            gate.send_multipart(
-                [b"1.0", request[1] if len(request) > 1 else b"", *verdict, b"", b""]
-            )
+            verdict, name = [b"400", b"not a trusted key"], b""
+            match request[5:]:
+                case [b"CURVE", key] if z85.encode(key) in trusted:
+                    verdict = [b"200", b"OK"]
+                case [b"PLAIN", user, secret] if admit(user, secret):
+                    verdict, name = [b"200", b"OK"], user
+            number = request[1] if len(request) > 1 else b""
+            gate.send_multipart([b"1.0", number, *verdict, name, b""])
     except zmq.ContextTerminated:
         gate.close()

@@ -3,6 +3,7 @@
     Piece   keys, then values, of some blocks of one layer; sequence counts 0, 1, 2, ... in a lane
     End     everything was sent by this lane: its bytes and digest, the number of lanes, the filled blocks
     Probe   meaningless bytes that measure the bandwidth; the owner answers the last one
+    BROKEN  from the owner: what it received is not what was sealed
     Ack     from the owner: it has read so many messages of this connection
 
 A grant is filled by one or more lanes, each a connection of its own. All pieces of a layer take the same
@@ -17,15 +18,17 @@ import msgpack
 
 from baton.kv.layout import KVLayout
 from baton.transfer.pieces import block_bytes
+from baton.transfer.sealing import SEAL_BYTES
 from baton.transfer.stamps import pack_blocks
 
-VERSION = 2
+VERSION = 3
 MAX_LANES = 16
 FRAME_BYTES = 1 << 20
 FRAME_BLOCKS = 4096
-CURVE_BYTES = 64  # added to each frame by CURVE (RFC 26: a command name, a nonce and a box)
+MOST_RUNS = 16  # of a frame; a run has two seals
 HEADER_BYTES = FRAME_BYTES  # enough for an End with 262,000 blocks
 PROBED = b"probed"
+BROKEN = b"broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,16 @@ class Piece:
     sequence: int
     layer: int
     blocks: tuple[int, ...]
+    seal: int = 0  # the number of the payload's first seal
+    runs: tuple[
+        int, ...
+    ] = ()  # so many blocks, keys then values, are sealed together; none: nothing is
 
     def encode(self) -> bytes:
         """The header in msgpack."""
         fields = [self.epoch, self.generation, self.lane, self.sequence, self.layer]
-        return msgpack.packb([VERSION, "kv", *fields, pack_blocks(self.blocks)])
+        packed = [pack_blocks(self.blocks), self.seal, pack_blocks(self.runs)]
+        return msgpack.packb([VERSION, "kv", *fields, *packed])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +99,22 @@ def decode(header: bytes) -> Piece | End | Probe | Ack | None:
     """The message behind a header; None unless it is well-formed and of this version."""
     if len(header) > HEADER_BYTES:
         return None
-    limits = {"max_array_len": 10, "max_map_len": 0, "max_ext_len": 0, "max_str_len": 256}
+    limits = {"max_array_len": 12, "max_map_len": 0, "max_ext_len": 0, "max_str_len": 256}
     try:
         fields = msgpack.unpackb(header, max_bin_len=HEADER_BYTES, **limits)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
         return None
     match fields:
-        case [2, "kv", str(epoch), generation, lane, sequence, layer, bytes(packed)]:
-            blocks = _unpack_blocks(packed)
-            if blocks and _naturals(generation, lane, sequence, layer) and lane < MAX_LANES:
-                return Piece(epoch, generation, lane, sequence, layer, blocks)
-        case [2, "end", str(epoch), generation, lane, lanes, *rest] if len(rest) == 4:
+        case [3, "kv", str(epoch), *numbers, bytes(packed), seal, bytes(sealed)] if len(
+            numbers
+        ) == 4 and _naturals(*numbers, seal):
+            generation, lane, sequence, layer = numbers
+            blocks, runs = _unpack_blocks(packed), _unpack_blocks(sealed)
+            if not blocks or runs is None or lane >= MAX_LANES:
+                return None
+            if not runs or (0 not in runs and sum(runs) == len(blocks)):
+                return Piece(epoch, generation, lane, sequence, layer, blocks, seal, runs)
+        case [3, "end", str(epoch), generation, lane, lanes, *rest] if len(rest) == 4:
             sequence, total, digest, packed = rest
             if not (isinstance(digest, bytes) and isinstance(packed, bytes)):
                 return None
@@ -109,9 +122,9 @@ def decode(header: bytes) -> Piece | End | Probe | Ack | None:
             fits = _naturals(generation, lane, lanes, sequence, total) and lane < lanes <= MAX_LANES
             if blocks is not None and fits:
                 return End(epoch, generation, lane, lanes, sequence, total, digest, blocks)
-        case [2, "probe", bool(last)]:
+        case [3, "probe", bool(last)]:
             return Probe(last)
-        case [2, "ack", messages] if _naturals(messages):
+        case [3, "ack", messages] if _naturals(messages):
             return Ack(messages)
     return None
 
@@ -123,9 +136,9 @@ def blocks_per_frame(layout: KVLayout, layer: int) -> int:
 
 def largest_frame(layout: KVLayout) -> int:
     """The socket's message limit in bytes. ZeroMQ compares it with the bytes on the wire, so it
-    includes what CURVE adds."""
+    includes the seals."""
     blocks = (block_bytes(layout, layer) for layer in range(len(layout.layers)))
-    return max(FRAME_BYTES, *blocks) + CURVE_BYTES
+    return max(FRAME_BYTES, *blocks) + 2 * MOST_RUNS * SEAL_BYTES
 
 
 def _naturals(*values: object) -> bool:

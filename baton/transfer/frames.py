@@ -1,5 +1,5 @@
-"""Frames: KV bytes as ZeroMQ messages. Works everywhere; over tcp it uses CURVE, which authenticates
-and encrypts.
+"""Frames: KV bytes as ZeroMQ messages. Works everywhere; over tcp both sides are authenticated, and what
+they send is sealed (sealing.py).
 
 The owner writes each piece into the pool as it arrives. The blocks are granted but not stamped, so
 no other run reads them. When the End agrees with what was counted and hashed, the blocks are
@@ -9,12 +9,12 @@ stamped. The pieces of a lane must arrive in order. Anything else is dropped and
     unknown    no such grant (retired, never made)   repeated   a sequence number seen before
     gap        an earlier piece is missing           late       after the End
     layer, blocks, size   outside the grant or the layout; lane: not the one of its layer
-    digest, total, unfilled   the End contradicts what arrived
-    lost       nothing came any more
+    digest, total, unfilled   the End contradicts what arrived          seal: the payload does not open
+    lost       nothing came any more              forged     not what its writer sealed next
 
-Every reason but junk, epoch, unknown, repeated and late also makes the grant BAD; gap and lost make it
-LOST. What was read is acknowledged, whatever became of it: the writer learns that the way works
-(lanes.py).
+Every reason but junk, forged, epoch, unknown, repeated and late also makes the grant BAD; gap and lost
+make it LOST. What was read, and is not forged, is acknowledged, whatever became of it: the writer learns
+that the way works (lanes.py).
 """
 
 import contextlib
@@ -36,11 +36,15 @@ from baton.host import host_id
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.transfer.base import Owner
-from baton.transfer.curve import secure_server
-from baton.transfer.frame_codec import PROBED, Ack, End, Piece, Probe, decode, largest_frame
+from baton.transfer.crc import crc32
+from baton.transfer.curve import login_server
+from baton.transfer.frame_codec import BROKEN, PROBED, Ack, End, Piece, Probe, decode, largest_frame
 from baton.transfer.frames_link import FramesLink
+from baton.transfer.gate import Gate
 from baton.transfer.lanes import TCP_LANES, affinity, io_threads
+from baton.transfer.packing import Places
 from baton.transfer.pieces import all_rows, block_bytes, scatter
+from baton.transfer.sealing import SEAL_BYTES, Part, Seals, Tickets
 from baton.transfer.slabs import Slabs, private_folder
 from baton.transfer.stamps import Digest, Expected, Stamps, joined, lacking, pack_blocks
 from baton.wire.rare_line import RareLine
@@ -50,6 +54,7 @@ WAITING_FRAMES = 32  # of each connection
 POLL_MESSAGES = 256
 PATIENCE_S = 10.0
 ABANDONED_S = 1.0
+MOST_PARTS = 2
 MAX_CONNECTIONS = 16_384
 """Connections whose messages are counted; those that were silent for longest are forgotten."""
 WAY = ("gap", "lost")
@@ -69,6 +74,24 @@ def remove_abandoned(folder: Path, now: float) -> None:
                 probe.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink()
+
+
+@dataclass(slots=True)
+class _Connection:
+    sealed: bool  # within the host nothing is
+    seals: Seals | None  # None though it is sealed: it has been forgotten
+    read: int = 0  # messages
+    broken: bool = False  # something forged came
+
+    def open(self, header: Part, parts: int) -> bytes | None:
+        """The header of a message of so many parts; None if it is forged."""
+        if not self.sealed:
+            return bytes(header)
+        return self.seals.receives.open(header, parts) if self.seals is not None else None
+
+    def close(self, header: bytes) -> bytes:
+        """A header to be sent, the only part of its message."""
+        return self.seals.sends.close(header, 1) if self.seals is not None else header
 
 
 @dataclass(slots=True)
@@ -125,13 +148,16 @@ class FramesExport:
         self._patience_s, self._clock = patience_s, clock
         self._file: Path | None = None
         self._context = zmq.Context(io_threads(TCP_LANES if tcp else 1))
-        self._read: dict[bytes, int] = {}  # messages of each connection so far
+        self._tickets = Tickets()
+        self._room = bytearray(largest_frame(slabs.layout)) if tcp else bytearray()
+        self._connections: dict[bytes, _Connection] = {}  # by identity, the longest silent first
         self._owed: set[bytes] = set()  # connections that get an Ack
         self._damage_line = RareLine()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
         self._socket.linger = 0
         self._socket.maxmsgsize = largest_frame(slabs.layout)
+        self._gate: Gate | None = None
         try:
             endpoints = self._bind_tcp(owner) if tcp else [self._bind_ipc(owner)]
         except (zmq.ZMQError, TransferError, OSError) as error:
@@ -141,6 +167,7 @@ class FramesExport:
             "host": host_id(),
             "epoch": owner.epoch,
             "endpoints": [endpoint.encode() for endpoint in endpoints],
+            "gate": self._gate.endpoint.encode() if self._gate else b"",
             "server_key": owner.keys.public if tcp and owner.keys else b"",
         }
         self.region = Region(self._transport, slabs.layout.fingerprint, slabs.blocks, address)
@@ -154,7 +181,7 @@ class FramesExport:
         return f"ipc://{name}"
 
     def _bind_tcp(self, owner: Owner) -> list[str]:
-        """A port for each lane. What it accepts is decrypted by one I/O thread."""
+        """A gate, and a port for each lane. What that accepts is read by one I/O thread."""
         host = owner.bind_host
         if host is None:
             raise TransferError("frames_tcp needs an address of this machine to bind")
@@ -162,8 +189,9 @@ class FramesExport:
             raise TransferError("tcp needs CURVE keys")
         if host in ("*", "0.0.0.0", "::", "[::]"):
             raise TransferError(f"bind to one address of this machine, not to {host}")
-        secure_server(self._socket, owner.keys)
         host = f"[{host}]" if ":" in host and "[" not in host else host
+        self._gate = Gate(self._context, host, owner.keys, self._tickets)
+        login_server(self._socket)
         self._socket.setsockopt(zmq.IPV6, int("[" in host))
         found = []
         for index in range(TCP_LANES):
@@ -183,7 +211,7 @@ class FramesExport:
         """See base.Export."""
         more = self._take()
         for identity in self._owed:
-            self._answer(identity, Ack(self._read[identity]).encode())
+            self._answer(identity, Ack(self._connections[identity].read).encode())
         self._owed.clear()
         return more
 
@@ -242,50 +270,81 @@ class FramesExport:
         while parts[-1].more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
             parts = [*parts, part] if len(parts) < 4 else [*parts[:3], part]
-        identity, header, *payload = (
-            (part.buffer for part in parts) if len(parts) > 1 else (b"", b"")
-        )
-        self._note(bytes(identity))
-        match decode(bytes(header)) if len(parts) in (2, 3) else None:
+        identity, *rest = (part.buffer for part in parts)
+        connection = self._connection(bytes(identity), parts[-1])
+        header = connection.open(rest[0], len(rest)) if rest else b""
+        if header is None:
+            self.dropped["forged"] += 1
+            if not connection.broken:
+                connection.broken = True
+                self._answer(bytes(identity), BROKEN)
+        else:
+            connection.read += 1
+            self._owed.add(bytes(identity))
+            self._take_message(bytes(identity), connection, header, rest[1:])
+        return sum(map(len, rest))
+
+    def _take_message(
+        self, identity: bytes, connection: _Connection, header: bytes, payload: Sequence[memoryview]
+    ) -> None:
+        match decode(header) if len(payload) < MOST_PARTS else None:
             case Piece() as piece if payload:
-                self._take_piece(piece, bytes(header), payload[0])
+                self._take_piece(piece, connection, header, payload[0])
             case End() as end if not payload:
                 self._take_end(end)
             case Probe(last=last) if payload:
                 if last:
-                    self._answer(bytes(identity), PROBED)
+                    self._answer(identity, PROBED)
             case _:
                 self.dropped["junk"] += 1
-        return sum(len(part.buffer) for part in parts)
 
-    def _note(self, identity: bytes) -> None:
-        """One more message of this connection."""
-        if not identity:
-            return
-        self._read[identity] = self._read.pop(identity, 0) + 1
-        self._owed.add(identity)
-        if len(self._read) > MAX_CONNECTIONS:
-            del self._read[next(each for each in self._read if each not in self._owed)]
+    def _connection(self, identity: bytes, part: zmq.Frame) -> _Connection:
+        """Where this part of a message came from."""
+        found = self._connections.pop(identity, None)
+        if found is None:
+            seals = self._tickets.seals(_login(part)) if self._gate else None
+            found = _Connection(self._gate is not None, seals)
+            if len(self._connections) >= MAX_CONNECTIONS:
+                silent = (each for each in self._connections if each not in self._owed)
+                del self._connections[next(silent)]
+        self._connections[identity] = found
+        return found
 
     def _answer(self, identity: bytes, message: bytes) -> None:
         try:
-            self._socket.send_multipart([identity, message], zmq.NOBLOCK)
+            sealed = self._connections[identity].close(message)
+            self._socket.send_multipart([identity, sealed], zmq.NOBLOCK)
         except zmq.ZMQError:
             self.dropped["unanswered"] += 1
 
-    def _take_piece(self, piece: Piece, header: bytes, payload: memoryview) -> None:
+    def _take_piece(
+        self, piece: Piece, connection: _Connection, header: bytes, payload: memoryview
+    ) -> None:
         found = self._admit(piece)
         if found is None:
             return
         incoming, lane = found
-        damage = self._unfit(piece, len(payload), incoming)
-        if damage:
-            self._damaged(incoming, damage)
+        damage = self._unfit(piece, connection, len(payload), incoming)
+        crc = None if damage else self._unpack(piece, connection, payload)
+        if crc is None:
+            self._damaged(incoming, damage or "seal")
             return
-        lane.digest.add(header, payload)
-        scatter(payload, self._rows[piece.layer], piece.blocks)
+        lane.digest.add_crc(header, crc)
         incoming.pushed[piece.layer].update(piece.blocks)
-        lane.moved += len(payload)
+        lane.moved += len(piece.blocks) * block_bytes(self._slabs.layout, piece.layer)
+
+    def _unpack(self, piece: Piece, connection: _Connection, payload: memoryview) -> int | None:
+        """Write the payload into its blocks. Returns its CRC; None if a seal does not open."""
+        slab = self._slabs.tensors[piece.layer]
+        rows = self._rows[piece.layer]
+        if connection.seals is None:
+            scatter(payload, rows, piece.blocks)
+            return crc32(payload, 0)
+        places = Places(self._slabs.layout, piece, slab, self._room)
+        if not connection.seals.receives.open_into(piece.seal, payload, places.pieces):
+            return None
+        places.settle(rows)
+        return places.crc
 
     def _admit(self, message: Piece | End) -> tuple[_Incoming, _Lane] | None:
         """The fill and lane that this message continues; None if it is dropped."""
@@ -311,7 +370,7 @@ class FramesExport:
             return incoming, lane
         return None
 
-    def _unfit(self, piece: Piece, size: int, incoming: _Incoming) -> str:
+    def _unfit(self, piece: Piece, connection: _Connection, size: int, incoming: _Incoming) -> str:
         """Why this piece contradicts its grant or the layout; empty if it does not."""
         if piece.layer >= len(self._rows):
             return "layer"
@@ -320,8 +379,10 @@ class FramesExport:
             return "blocks"
         if incoming.lane_of.setdefault(piece.layer, piece.lane) != piece.lane:
             return "lane"  # of two pushes of a block the later one would not always win
+        if connection.sealed != bool(piece.runs):
+            return "seal"
         whole = len(piece.blocks) * block_bytes(self._slabs.layout, piece.layer)
-        return "" if size == whole else "size"
+        return "" if size == whole + 2 * SEAL_BYTES * len(piece.runs) else "size"
 
     def _take_end(self, end: End) -> None:
         found = self._admit(end)
@@ -362,6 +423,13 @@ class FramesExport:
     def _bad(self, reason: str) -> Arrival:
         self.dropped[reason] += 1
         return Arrival.BAD
+
+
+def _login(part: zmq.Frame) -> bytes:
+    try:
+        return str(part.get("User-Id")).encode()
+    except zmq.ZMQError:  # it did not log in
+        return b""
 
 
 export, link = FramesExport, FramesLink  # see baton/kv/transports.py

@@ -1,5 +1,5 @@
 """The writer's side of frames: blocks are gathered into messages of at most 1 MiB and sent in order, each
-layer by one lane (lanes.py). Over tcp there are several lanes, for CURVE encrypts with one core a lane.
+layer by one lane (lanes.py). Over tcp there are several lanes, and what they send is sealed (sealing.py).
 
 A push waits for room in the lane's window, and raises TransferError if the way is lost. Frames hold
 copies, so the caller may reuse its blocks as soon as push() returns. courier.py keeps the waiting out of
@@ -20,7 +20,6 @@ from baton.kv.layout import KVLayout
 from baton.kv.region import Receipt, Region
 from baton.transfer.base import Writer
 from baton.transfer.checks import Address, check_grant, check_push, in_order
-from baton.transfer.curve import secure_client
 from baton.transfer.frame_codec import (
     FRAME_BYTES,
     MAX_LANES,
@@ -29,8 +28,10 @@ from baton.transfer.frame_codec import (
     Probe,
     blocks_per_frame,
 )
+from baton.transfer.gate import ask_for_tickets
 from baton.transfer.lanes import CONNECT_S, Lanes, Parts
-from baton.transfer.pieces import gather, rows
+from baton.transfer.packing import Packed, Payload, pack
+from baton.transfer.sealing import Ticket
 from baton.transfer.stamps import Digest, joined, pack_blocks
 
 PROBE_S = 1.0
@@ -83,19 +84,19 @@ class FramesLink:
 
     def _connect(self, address: Address, endpoints: Sequence[str], writer: Writer) -> None:
         keys, server = writer.keys, address.field("server_key", bytes)
-        local = self.transport == "frames" and all(e.startswith("ipc://") for e in endpoints)
-        if local:
+        gate = address.field("gate", bytes).decode("utf-8", "replace")
+        deadline = time.monotonic() + min(CONNECT_S, writer.deadline_s)
+        tickets: list[Ticket] = []
+        if self.transport == "frames" and all(e.startswith("ipc://") for e in endpoints):
             address.check_host()
-        elif not all(endpoint.startswith("tcp://") for endpoint in endpoints):
+        elif not all(endpoint.startswith("tcp://") for endpoint in (gate, *endpoints)):
             raise TransferError("the endpoint is not a tcp address")
         elif keys is None or server not in keys.trusted:
             raise TransferError("tcp needs CURVE keys, and the pool owner's key must be trusted")
-
-        def secure(socket: zmq.Socket[bytes]) -> None:
-            if keys is not None and not local:
-                secure_client(socket, keys, server)
-
-        self._lanes.connect(endpoints, secure, min(CONNECT_S, writer.deadline_s))
+        else:
+            left = deadline - time.monotonic()
+            tickets = ask_for_tickets(gate, len(endpoints), keys, server, left)
+        self._lanes.connect(endpoints, tickets, deadline - time.monotonic())
 
     def push(
         self,
@@ -108,21 +109,30 @@ class FramesLink:
         """See base.Link. Returns when the last frame is in the queue."""
         started = time.perf_counter()
         check_push(grant, self._layout, layer, source, target)
-        outgoing = self._of(grant)
-        view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
+        outgoing, many = self._of(grant), blocks_per_frame(self._layout, layer)
         for first in range(0, len(source), many):
-            payload = gather(view, source[first : first + many])
-            self._send_next(outgoing, grant, layer, payload, target[first : first + many])
+            chosen = target[first : first + many]
+            packed = self.pack(layer, slab, source[first : first + many], chosen)
+            self._send_next(outgoing, grant, layer, packed, chosen)
         outgoing.seconds += time.perf_counter() - started
 
-    def push_copy(
-        self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
-    ) -> None:
-        """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks. It is sent
-        from where it is: nobody may change it any more."""
+    def pack(
+        self, layer: int, slab: torch.Tensor, source: Sequence[int], target: Sequence[int]
+    ) -> Packed:
+        """The payload of at most blocks_per_frame() blocks, for push_packed()."""
+        seals = self._lanes.seals(layer % len(self._lanes))
+        sends = None if seals is None else seals.sends
+        return pack(self._layout, layer, slab, source, target, sends)
+
+    def drop(self, packed: Payload) -> None:
+        """What pack() returned is not pushed. Nothing has to be given back."""
+
+    def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
+        """As push(), of what pack() returned."""
+        assert isinstance(packed, Packed)
         started = time.perf_counter()
         outgoing = self._of(grant)
-        self._send_next(outgoing, grant, layer, payload, target)
+        self._send_next(outgoing, grant, layer, packed, target)
         outgoing.seconds += time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
@@ -231,20 +241,20 @@ class FramesLink:
         outgoing: _Outgoing,
         grant: Grant,
         layer: int,
-        payload: torch.Tensor,
+        packed: Packed,
         target: Sequence[int],
     ) -> None:
         outgoing.broken = True  # until it is sent
         index = layer % len(self._lanes)
         lane = outgoing.lanes[index]
-        piece = Piece(grant.epoch, grant.generation, index, lane.sequence, layer, tuple(target))
-        header = piece.encode()
-        lane.digest.add(header, payload)
-        failpoint.hit("prefill.payload", payload.numpy)
-        self.send([header, payload.numpy().data], index)
+        way = (grant.epoch, grant.generation, index, lane.sequence)
+        header = Piece(*way, layer, tuple(target), packed.seal, packed.runs).encode()
+        lane.digest.add_crc(header, packed.crc)
+        failpoint.hit("prefill.payload", packed.payload.numpy)
+        self.send([header, packed.payload.numpy().data], index)
         outgoing.broken = False
         lane.sequence += 1
-        lane.moved += payload.numel()
+        lane.moved += packed.size
 
     def _send(self, parts: Parts, lane: int = 0) -> None:
         self._lanes.send(parts, lane)

@@ -1,7 +1,7 @@
 """Lanes: the connections of one writer to one owner of frames, side by side, and what is on its way.
 
-A socket encrypts in the I/O thread of its connection, so several of them use several cores. The owner
-acknowledges what it has read, whatever becomes of it. So the writer knows that the way works:
+Each has an I/O thread, which copies to and from the kernel, so several of them use several cores. The
+owner acknowledges what it has read, whatever becomes of it. So the writer knows that the way works:
 
     no Ack for `deadline_s` while something is on its way     the way is lost
     the connection ends                                       the way is lost, at once
@@ -21,7 +21,9 @@ from zmq.utils.monitor import parse_monitor_message
 
 from baton.errors import TransferError
 from baton.host import core_numbers
-from baton.transfer.frame_codec import PROBED, Ack, decode
+from baton.transfer.curve import login_client
+from baton.transfer.frame_codec import BROKEN, PROBED, Ack, decode
+from baton.transfer.sealing import Part, Seals, Ticket
 
 TCP_LANES = 4
 CONNECT_S = 5.0
@@ -30,8 +32,10 @@ QUEUED = 64  # messages that ZeroMQ queues for a connection
 SOON_S, LATE_S = 0.2, 1.0  # an Ack of this age makes the window larger, or smaller
 LOOK_S = 0.1  # longest wait before a request to stop is noticed
 LINGER_MS = 500
+TEND_S = 0.001
+"""So often send() looks for Acks while it need not wait: a look takes 50 us."""
 
-Parts = list[bytes | memoryview]
+Parts = list[Part]
 
 
 @dataclass(slots=True)
@@ -42,6 +46,7 @@ class Lane:
     monitor: zmq.Socket[bytes]
     most: int  # bytes on their way
     window: int
+    seals: Seals | None = None
     sent: int = 0  # messages
     acked: int = 0
     bytes: int = 0  # on their way
@@ -102,6 +107,7 @@ class Lanes:
         self._context = zmq.Context(io_threads(count))
         self._poller = zmq.Poller()
         self._progress = 0.0  # when an Ack came, or the first frame after a rest was sent
+        self._tended = -TEND_S  # when Acks were looked for
         self.probed = 0  # probes that were answered
         self.stopped = ""  # why another thread wants send() to end
         self._lanes: list[Lane] = []
@@ -122,14 +128,14 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def connect(
-        self, endpoints: Sequence[str], secure: Callable[[zmq.Socket[bytes]], None], within_s: float
-    ) -> None:
-        """One lane to each. Waits until the owner's I/O threads have accepted all. `secure` prepares a
-        socket. TransferError if one is refused, or `within_s` is over."""
+    def connect(self, endpoints: Sequence[str], tickets: Sequence[Ticket], within_s: float) -> None:
+        """One lane to each, sealed by its ticket if there are any. Waits until the owner's I/O threads
+        have accepted all. TransferError if one is refused, or `within_s` is over."""
+        for lane, ticket in zip(self._lanes, tickets, strict=bool(tickets)):
+            login_client(lane.socket, ticket.name, ticket.secret)
+            lane.seals = Seals.of_writer(ticket)
         for lane, endpoint in zip(self._lanes, endpoints, strict=True):
             lane.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-            secure(lane.socket)
             lane.socket.connect(endpoint)
         waiting = {id(lane.monitor) for lane in self._lanes}
         deadline = self._clock() + within_s
@@ -151,6 +157,10 @@ class Lanes:
         """Since when no Ack has come; None if nothing is on its way."""
         return self._progress if self.on_its_way else None
 
+    def seals(self, index: int) -> Seals | None:
+        """Those of one lane; None if nothing is sealed."""
+        return self._lanes[index].seals
+
     def marks(self) -> tuple[int, ...]:
         """How much was sent by each lane so far."""
         return tuple(lane.sent for lane in self._lanes)
@@ -162,9 +172,12 @@ class Lanes:
     def send(self, parts: Parts, index: int) -> None:
         """Send one message by this lane. Waits for room in its window. TransferError if the way is
         lost."""
-        lane, size = self._lanes[index], sum(map(len, parts))
-        self.tend()
-        waited = self._clock()
+        lane = self._lanes[index]
+        if self.stopped or self._clock() - self._tended >= TEND_S:
+            self.tend()
+        if lane.seals is not None:
+            parts = [lane.seals.sends.close(parts[0], len(parts)), *parts[1:]]
+        size, waited = sum(map(len, parts)), self._clock()
         while not lane.has_room(size) or not _sent(lane.socket, parts):
             self.tend(LOOK_S)
             if not self.on_its_way and self._clock() - waited >= self._deadline_s:
@@ -178,6 +191,7 @@ class Lanes:
         """Read Acks; wait so long for the first. TransferError if the way is lost."""
         if self.stopped:
             raise TransferError(self.stopped)
+        self._tended = self._clock()
         for socket, _ in self._poller.poll(int(wait_s * 1000)):
             if any(socket is lane.monitor for lane in self._lanes):
                 self._heard(socket)
@@ -203,10 +217,16 @@ class Lanes:
     def _read(self, lane: Lane) -> None:
         while True:
             try:
-                header = lane.socket.recv_multipart(zmq.NOBLOCK)[0]
+                header: bytes | None = lane.socket.recv_multipart(zmq.NOBLOCK)[0]
             except zmq.Again:
                 return
-            match decode(header):
+            if lane.seals is not None and header is not None:
+                header = lane.seals.receives.open(header, 1)
+            if header == BROKEN:
+                raise TransferError(
+                    "the connection was damaged: the owner got other bytes than were sent"
+                )
+            match decode(header or b""):  # or it is forged
                 case Ack(messages) if lane.take(messages, self._clock()):
                     self._progress = self._clock()
                 case _:

@@ -14,7 +14,6 @@ loses the first. NIXL encrypts nothing and asks nobody who he is, so CURVE guard
 nobody knows where to write.
 """
 
-import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -23,18 +22,16 @@ from dataclasses import dataclass, field
 import msgpack
 import torch
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from baton.errors import TransferError
 from baton.transfer.base import Owner
-from baton.transfer.curve import CurveKeys, secure_client, secure_server
+from baton.transfer.curve import CurveKeys, secure_server
 from baton.transfer.nixl_agent import Agent, interface_of
 
 VERSION = 1
 MAX_DOORS = 256
 SCRATCH_BYTES = 1 << 20
 HEADER_BYTES = 1 << 16
-LINGER_MS = 500
 
 logger = logging.getLogger(__name__)
 
@@ -223,59 +220,3 @@ class Doors:
             for writer, door in list(self._doors.items()):
                 if door.identity == identity:
                     self._doors.pop(writer).agent.close()
-
-
-class Knock:
-    """The writer's side: one connection to the owner's thread."""
-
-    def __init__(self, endpoint: str, keys: CurveKeys, server_key: bytes) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger, self._socket.reconnect_ivl = LINGER_MS, -1
-        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._events = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
-        )
-        secure_client(self._socket, keys, server_key)
-        self._socket.connect(endpoint)
-
-    def open(self, order: Open, within_s: float) -> Opened:
-        """The owner's answer. TransferError if it refuses, or `within_s` is over."""
-        limit_ms = int(within_s * 1000)
-        self._socket.sndtimeo = limit_ms
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT)
-        poller.register(self._events, zmq.POLLIN)
-        sent = False
-        while found := dict(poller.poll(limit_ms)):
-            if self._events in found:
-                self.tend()
-            if not sent and found.get(self._socket, 0) & zmq.POLLOUT:
-                self._socket.send(order.encode())
-                poller.modify(self._socket, zmq.POLLIN)
-                sent = True
-            elif found.get(self._socket, 0) & zmq.POLLIN:
-                match decode(self._socket.recv()):
-                    case Opened() as opened:
-                        return opened
-                    case Refused(why):
-                        raise TransferError(f"the owner refuses: {why}")
-        raise TransferError(f"no answer within {within_s:g} s")
-
-    def tend(self) -> None:
-        """TransferError if the connection is over."""
-        while self._events.poll(0):
-            event = parse_monitor_message(self._events.recv_multipart())["event"]
-            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                raise TransferError("the owner refused this process's key: use its --keys folder")
-            raise TransferError("the connection was cut")
-
-    def close(self) -> None:
-        """Tell the owner that the door is not needed any more."""
-        with contextlib.suppress(zmq.ZMQError):  # the connection is over
-            self._socket.send(Close().encode(), zmq.NOBLOCK)
-        self._socket.disable_monitor()
-        self._events.close(0)
-        self._socket.close()
-        self._context.term()

@@ -8,11 +8,11 @@ courier.py keeps the waiting out of a worker's loop.
 """
 
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from urllib.parse import urlsplit
 
 import torch
@@ -27,31 +27,39 @@ from baton.transfer.base import Writer
 from baton.transfer.block_crcs import block_crc, pack_crcs
 from baton.transfer.checks import Address, check_grant, check_push, check_source, in_order
 from baton.transfer.frame_codec import blocks_per_frame, largest_frame
+from baton.transfer.knock import Knock
 from baton.transfer.lanes import CONNECT_S, WINDOW_BYTES, next_window
 from baton.transfer.nixl_agent import Agent, Memory, way_to
-from baton.transfer.nixl_doors import SCRATCH_BYTES, Knock, Open
-from baton.transfer.pieces import block_bytes, gather, rows, stretches
+from baton.transfer.nixl_doors import SCRATCH_BYTES, Close, Open, Opened, Refused, decode
+from baton.transfer.packing import Gathered, Payload
+from baton.transfer.pieces import Rows, block_bytes, gather, rows, stretches
 from baton.transfer.stamps import Digest, pack_blocks
 
 PROBE_S = 1.0
 FIRST_PROBE_BYTES = 16 << 10
+AHEAD_BYTES = 64 << 20
+"""Registered memory for blocks that are packed before their turn has come."""
 PAUSE_S = 100e-6
 """Between two looks at writes that are waited for. NIXL has nothing that a thread could sleep on."""
 
 
 class Ring:
-    """Room in a buffer of so many bytes, taken and given back in the same order. Pure."""
+    """Room in a buffer, taken from one place after the other. For any thread."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, first: int, size: int) -> None:
+        """The bytes from `first` on."""
+        self._first, self._size = first, size
+        self._lock = threading.Lock()
         self._taken: deque[tuple[int, int]] = deque()  # first byte, end
+        self._over: set[int] = set()  # first bytes of those given back behind one that is not
 
     def take(self, size: int) -> int | None:
         """Where so many bytes are free, now taken; None if they are not."""
-        place = self._place(size)
-        if place is not None:
-            self._taken.append((place, place + size))
-        return place
+        with self._lock:
+            place = self._place(size)
+            if place is not None:
+                self._taken.append((place, place + size))
+            return None if place is None else self._first + place
 
     def _place(self, size: int) -> int | None:
         if not self._taken:
@@ -63,9 +71,21 @@ class Ring:
             return end
         return 0 if size <= first else None
 
-    def give_back(self) -> None:
-        """What was taken first is free."""
-        self._taken.popleft()
+    def give_back(self, place: int) -> None:
+        """What was taken there is free, once all that was taken before it is."""
+        with self._lock:
+            self._over.add(place - self._first)
+            while self._taken and self._taken[0][0] in self._over:
+                self._over.discard(self._taken.popleft()[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Blocks that lie in the registered buffer and can be written from there."""
+
+    place: int
+    size: int
+    crcs: tuple[int, ...]  # of the blocks
 
 
 @dataclass(slots=True)
@@ -83,6 +103,8 @@ class _Flight:
     """A write that is not done."""
 
     request: int
+    ring: Ring
+    place: int
     size: int
     began: float
 
@@ -126,16 +148,23 @@ class NixlLink:
         if writer.device.type != "cpu":
             raise TransferError(f"nixl moves KV between CPUs, the writer is on {writer.device}")
         size = max(WINDOW_BYTES, 2 * largest_frame(self._layout))
-        self._buffer = torch.empty(size, dtype=torch.uint8)
-        self._view, self._ring = self._buffer.numpy().data, Ring(size)
+        self._ring, self._ahead = Ring(0, size), Ring(size, AHEAD_BYTES)
+        self._buffer = torch.empty(size + AHEAD_BYTES, dtype=torch.uint8)
+        self._view = self._buffer.numpy().data
         name, way = (
             f"{writer.name}.{secrets.token_hex(4)}",
             way_to(urlsplit(endpoint).hostname or ""),
         )
         self._agent = Agent(name, [self._buffer], way, thread=False)
         self._knock = Knock(endpoint, keys, server)
-        order = Open(self._epoch, writer.name)
-        self._opened = self._knock.open(order, min(CONNECT_S, writer.deadline_s))
+        order, within_s = Open(self._epoch, writer.name), min(CONNECT_S, writer.deadline_s)
+        match decode(self._knock.ask(order.encode(), within_s)):
+            case Opened() as opened:
+                self._opened = opened
+            case Refused(why):
+                raise TransferError(f"the owner refuses: {why}")
+            case _:
+                raise TransferError("the owner's answer is malformed: it runs another version")
         if len(self._opened.slabs) != len(self._layout.layers):
             raise TransferError("the owner's pool has another number of layers")
         self._peer = self._agent.connect(self._opened.metadata)
@@ -154,38 +183,51 @@ class NixlLink:
         view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
         check_source(source, len(view.keys))
         for first in range(0, len(source), many):
-            some = source[first : first + many]
+            some, chosen = source[first : first + many], target[first : first + many]
             size = len(some) * block_bytes(self._layout, layer)
-            put = partial(gather, view, some)
-            self._send(grant, layer, size, put, target[first : first + many])
+            place = self._take(size)
+            packed = self._put(layer, view, some, place, size)
+            self._send(grant, layer, packed, chosen, self._ring)
 
-    def push_copy(
-        self, grant: Grant, layer: int, payload: torch.Tensor, target: Sequence[int]
-    ) -> None:
-        """As push(), of what pieces.gather() returned for at most blocks_per_frame() blocks."""
-        self._send(grant, layer, payload.numel(), lambda out: out.copy_(payload), target)
+    def pack(
+        self, layer: int, slab: torch.Tensor, source: Sequence[int], target: Sequence[int]
+    ) -> Payload:
+        """A copy of at most blocks_per_frame() blocks: in the registered buffer, if it has room."""
+        view, size = rows(self._layout, layer, slab), len(source) * block_bytes(self._layout, layer)
+        if not self._view or (place := self._ahead.take(size)) is None:
+            return Gathered(gather(view, source))
+        return self._put(layer, view, source, place, size)
+
+    def _put(self, layer: int, view: Rows, source: Sequence[int], place: int, size: int) -> Placed:
+        gather(view, source, self._buffer[place : place + size])
+        data, count = self._view[place : place + size], len(source)
+        crcs = (block_crc(data, self._layout, layer, count, index) for index in range(count))
+        return Placed(place, size, tuple(crcs))
+
+    def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
+        """As push(), of what pack() returned."""
+        assert isinstance(packed, Placed)
+        self._wait(lambda: not self._flights or self._bytes + packed.size <= self._window)
+        self._send(grant, layer, packed, target, self._ahead)
+
+    def drop(self, packed: Payload) -> None:
+        """What pack() returned is not pushed."""
+        assert isinstance(packed, Placed)
+        self._ahead.give_back(packed.place)
 
     def _send(
-        self,
-        grant: Grant,
-        layer: int,
-        size: int,
-        put: Callable[[torch.Tensor], torch.Tensor],
-        target: Sequence[int],
+        self, grant: Grant, layer: int, packed: Placed, target: Sequence[int], ring: Ring
     ) -> None:
-        """Begin one write. `put` copies the blocks to where it is told, as pieces.gather() does."""
+        """Begin one write, of what lies in this part of the buffer."""
         started = time.perf_counter()
         outgoing = self._of(grant)
         outgoing.broken = True  # until it is on its way
         before = max((outgoing.last.get((layer, block), 0) for block in target), default=0)
         self._wait(lambda: self._done >= before)  # of two writes of a block the later one wins
-        place = self._take(size)
-        copy, data = put(self._buffer[place : place + size]), self._view[place : place + size]
-        for index, block in enumerate(target):
-            crc = block_crc(data, self._layout, layer, len(target), index)
-            outgoing.crcs[layer][block] = crc
-        failpoint.hit("prefill.payload", copy.numpy)
-        self._begin(*self._places(layer, place, target), size)
+        outgoing.crcs[layer].update(zip(target, packed.crcs, strict=True))
+        place, size = packed.place, packed.size
+        failpoint.hit("prefill.payload", self._buffer[place : place + size].numpy)
+        self._begin(*self._places(layer, place, target), ring, place, size)
         outgoing.last.update(((layer, block), self._begun) for block in target)
         outgoing.writes, outgoing.broken = self._begun, False
         outgoing.moved += size
@@ -237,8 +279,9 @@ class NixlLink:
         """Seconds that so many writes of this size take; None: they are not done by then."""
         began = time.monotonic()
         for _ in range(writes):
-            place = self._buffer.data_ptr() + self._take(size)
-            self._begin([(place, size)], [(self._opened.scratch, size)], size)
+            place = self._take(size)
+            ours = [(self._buffer.data_ptr() + place, size)]
+            self._begin(ours, [(self._opened.scratch, size)], self._ring, place, size)
         wanted = self._begun
         self._wait(lambda: self._done >= wanted or time.monotonic() > deadline)
         return time.monotonic() - began if self._done >= wanted else None
@@ -251,7 +294,7 @@ class NixlLink:
             raise TransferError(self.stopped)
         while self._flights and self._agent.done(self._flights[0].request):
             flight, now = self._flights.popleft(), time.monotonic()
-            self._ring.give_back()
+            flight.ring.give_back(flight.place)
             self._done, self._progress = self._done + 1, now
             self._bytes -= flight.size
             age_s = now - flight.began
@@ -289,11 +332,11 @@ class NixlLink:
     def close(self) -> None:
         """Leave: the owner destroys the door. Writes under way end somewhere."""
         if self._knock is not None:
-            self._knock.close()
+            self._knock.close(Close().encode())
         if self._agent is not None:
             self._agent.close()
         self._knock = self._agent = None
-        self._view, self._buffer = memoryview(b""), torch.empty(0, dtype=torch.uint8)
+        self._view = memoryview(b"")  # whoever still packs in another thread has the buffer
 
     def _of(self, grant: Grant) -> _Outgoing:
         check_grant(grant, self._epoch, closed=self._agent is None)
@@ -328,7 +371,9 @@ class NixlLink:
             time.sleep(PAUSE_S)
         return place
 
-    def _begin(self, source: Sequence[Memory], target: Sequence[Memory], size: int) -> None:
+    def _begin(
+        self, source: Sequence[Memory], target: Sequence[Memory], ring: Ring, place: int, size: int
+    ) -> None:
         try:
             request, now = self.write(source, target), time.monotonic()
         except TransferError as error:
@@ -336,7 +381,7 @@ class NixlLink:
             raise
         if not self._flights:
             self._progress = now
-        self._flights.append(_Flight(request, size, now))
+        self._flights.append(_Flight(request, ring, place, size, now))
         self._begun += 1
         self._bytes += size
 

@@ -33,6 +33,10 @@ class Digest:
         for part in parts:
             data = part.numpy().data if isinstance(part, torch.Tensor) else part
             crc = crc32(data, crc)
+        self.add_crc(label, crc)
+
+    def add_crc(self, label: bytes, crc: int) -> None:
+        """One piece of which the CRC-32 is known."""
         self._hash.update(struct.pack("<II", len(label), crc) + label)
 
     @property

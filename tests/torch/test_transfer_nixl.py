@@ -57,21 +57,25 @@ with_nixl = pytest.mark.skipif(not NIXL, reason=WITHOUT_NIXL)
 
 
 def test_a_ring_gives_room_that_nobody_else_has() -> None:
-    dice, ring, taken = random.Random(1), Ring(100), []
+    dice, ring, taken, over = random.Random(1), Ring(1000, 100), [], set()
     for _ in range(3000):
         if taken and dice.random() < 0.45:
-            taken.pop(0)
-            ring.give_back()
+            given = dice.choice([0, 0, len(taken) - 1])  # in order, or not
+            over.add(taken[given])
+            ring.give_back(1000 + taken[given][0])
+            while taken and taken[0] in over:
+                over.discard(taken.pop(0))
             continue
         size = dice.randint(1, 60)
         place = ring.take(size)
         if place is not None:
+            place -= 1000
             assert 0 <= place <= 100 - size
             assert all(place >= end or place + size <= first for first, end in taken)
             taken.append((place, place + size))
         else:
             assert taken  # an empty ring has room for anything that fits
-    assert Ring(10).take(11) is None
+    assert Ring(0, 10).take(11) is None
 
 
 def test_what_is_said_at_a_door_is_read_back_and_anything_else_is_not() -> None:

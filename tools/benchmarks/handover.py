@@ -4,6 +4,11 @@
     python main.py bench handover --device cuda:0   # both processes on one GPU
     python main.py bench handover --transport frames_tcp --host 10.0.0.1    # by this network interface
     python main.py bench handover --transport nixl --host 10.0.0.1 --through "ip netns exec other"
+    python main.py bench handover --transport frames_tcp --megabytes 151 --layer-ms 50    # overlapped
+
+With --layer-ms the writer does as a prefill worker does: it computes each layer for so long (CPU time)
+and gives its blocks to a courier. "after" is the time from the end of the last layer's computation until
+READY; it alternates with pushes of the same blocks without computation.
 
 tools/benchmarks/between_hosts.sh makes two network namespaces and measures between them, beside iperf3.
 The owner is this process, the writer another one. The time runs from the writer's first push until the
@@ -24,7 +29,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgpack
@@ -36,10 +41,12 @@ from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Receipt, Region
 from baton.package import ROOT
 from baton.transfer.base import Export, Link
-from baton.transfer.registry import CurveKeys, make_exports, open_link
+from baton.transfer.courier import Courier, Opened, Sent
+from baton.transfer.registry import CurveKeys, make_exports, open_link, open_way
 from baton.transfer.slabs import Slabs, allocate_slabs
 
 LAYOUT = KVLayout(tuple(LayerShape(12, 64, 64) for _ in range(12)), 16, "float32")  # GPT-2 small
+T = TypeVar("T")
 CPU_TRANSPORTS = ("shm", "pinned", "frames", "frames_tcp")
 GPU_TRANSPORTS = ("cuda_ipc", "pinned", "frames")
 
@@ -60,6 +67,7 @@ class Figure:
     busiest_s_per_gb: (
         float | None
     )  # CPU time of the busiest thread: its inverse bounds GB/s on free cores
+    after_ms: float | None  # with --layer-ms: the median from the last layer's end until READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Once:
     seconds: float
     moved: int  # bytes
     cpu_s: float  # of both processes
+    after_s: float  # since the last layer was computed
 
 
 def thread_times() -> dict[str, float]:
@@ -85,29 +94,64 @@ def write(plan: dict[str, Any]) -> None:
     region = Region(**plan["region"])
     keys = CurveKeys(plan["public"], plan["secret"])
     device = torch.device(plan["device"])
-    link = open_link(
-        [region], LAYOUT, device=device, writer="writer", wanted=region.transport, keys=keys
-    )
+    asked: dict[str, Any] = {"device": device, "writer": "writer", "keys": keys}
+    link: Link | Courier
+    if plan["courier"]:
+        link = open_way([region], LAYOUT, epoch="bench", wanted=region.transport, **asked)
+        assert isinstance(link, Courier)
+        _news(link, Opened)
+    else:
+        link = open_link([region], LAYOUT, wanted=region.transport, **asked)
     blocks = list(range(plan["blocks"]))
     sizes = LAYOUT.slab_bytes(plan["blocks"])
     own = None
-    if link.slabs is None:
+    if isinstance(link, Courier) or link.slabs is None:
         own = [torch.ones(size, dtype=torch.uint8, device=device) for size in sizes]
     for line in sys.stdin:
-        grant = Grant("owner", "bench", f"r{line.strip()}#0", int(line), tuple(blocks))
+        number, layer_s = json.loads(line)
+        grant = Grant("owner", "bench", f"r{number}#0", number, tuple(blocks))
         began = time.process_time()
-        receipt = _fill(link, grant, own, blocks)
+        receipt, computed = _fill(link, grant, own, blocks, layer_s)
         spent = time.process_time() - began
-        told = [receipt.moved_bytes, receipt.digest.hex(), spent, thread_times()]
+        told = [receipt.moved_bytes, receipt.digest.hex(), spent, computed, thread_times()]
         print(json.dumps(told), flush=True)
     link.close()
 
 
-def _fill(link: Link, grant: Grant, own: list[torch.Tensor] | None, blocks: list[int]) -> Receipt:
+def _fill(
+    link: Link | Courier,
+    grant: Grant,
+    own: list[torch.Tensor] | None,
+    blocks: list[int],
+    layer_s: float,
+) -> tuple[Receipt, float]:
+    """The receipt, and when (time.monotonic) the last layer was computed."""
+    computed = time.monotonic()
     for layer in range(len(LAYOUT.layers)) if own else ():
         assert own is not None
+        _compute(layer_s)
+        computed = time.monotonic()
         link.push(grant, layer, own[layer], blocks, blocks)
-    return link.finish(grant, blocks)
+    if isinstance(link, Courier):
+        link.finish(grant, blocks)
+        return _news(link, Sent).receipt, computed
+    return link.finish(grant, blocks), computed
+
+
+def _compute(seconds: float) -> None:
+    """Products, for so much CPU time of this thread."""
+    a, until = torch.ones(256, 256), time.thread_time() + seconds
+    while time.thread_time() < until:
+        a @ a
+
+
+def _news(courier: Courier, kind: type[T]) -> T:
+    while True:
+        for each in courier.poll():
+            if isinstance(each, kind):
+                return each
+            raise SystemExit(f"error: the way came to {each}")
+        time.sleep(0.0002)
 
 
 class Pair:
@@ -115,9 +159,9 @@ class Pair:
 
     def __init__(
         self, transport: str, blocks: int, folder: Path, keys: CurveKeys, device: torch.device,
-        host: str, through: Sequence[str],
+        host: str, through: Sequence[str], layer_s: float | None,
     ) -> None:  # fmt: skip
-        self.blocks = blocks
+        self.blocks, self.layer_s = blocks, layer_s
         self.slabs: Slabs = allocate_slabs(LAYOUT, blocks, device, shared=True)
         (self.export,) = make_exports(
             [transport], self.slabs, epoch="bench", run_dir=folder, bind_host=host, keys=keys
@@ -137,7 +181,7 @@ class Pair:
             text=True,
         )
         plan = {"region": asdict(self.export.region), "blocks": blocks}
-        plan |= {"device": str(device)}
+        plan |= {"device": str(device), "courier": layer_s is not None}
         plan |= {"public": keys.public, "secret": keys.secret}
         (folder / transport).write_bytes(msgpack.packb(plan))
         self.generation = 0
@@ -152,7 +196,7 @@ class Pair:
         ]
         return max(spent, default=0.0)
 
-    def once(self) -> Once:
+    def once(self, *, overlapped: bool = False) -> Once:
         """One hand-over, until READY."""
         assert self.writer.stdin is not None
         assert self.writer.stdout is not None
@@ -166,16 +210,18 @@ class Pair:
         for socket in self.export.wakeups():
             poller.register(socket, zmq.POLLIN)
         began, spent = time.perf_counter(), time.process_time()
-        print(self.generation, file=self.writer.stdin, flush=True)
+        order = [self.generation, self.layer_s if overlapped else 0.0]
+        print(json.dumps(order), file=self.writer.stdin, flush=True)
         while self.writer.stdout.fileno() not in dict(poller.poll(60_000)):
             self.export.poll()
-        moved, digest, cpu_s, writer_times = json.loads(self.writer.stdout.readline())
+        moved, digest, cpu_s, computed, writer_times = json.loads(self.writer.stdout.readline())
         self.times.append((thread_times(), writer_times))
         receipt = Receipt(moved, bytes.fromhex(digest), 0.0)
         _await(self.export, grant, receipt)
         took, spent = time.perf_counter() - began, time.process_time() - spent
+        after_s = time.monotonic() - computed
         self.export.retire(grant)
-        return Once(took, moved, spent + cpu_s)
+        return Once(took, moved, spent + cpu_s, after_s)
 
     def close(self) -> None:
         """End the writer and free the memory."""
@@ -203,11 +249,13 @@ def compare(
     transports: Sequence[str],
     host: str = "127.0.0.1",
     through: Sequence[str] = (),
+    layer_s: float | None = None,
 ) -> list[Figure]:
     """All transports at one size, in turns, after a warm-up each."""
     keys = CurveKeys(*zmq.curve_keypair())
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        return _compare(megabytes, repeats, device, transports, Path(name), keys, host, through)
+        given = (transports, Path(name), keys, host, through, layer_s)
+        return _compare(megabytes, repeats, device, *given)
 
 
 def _compare(
@@ -219,22 +267,27 @@ def _compare(
     keys: CurveKeys,
     host: str,
     through: Sequence[str],
+    layer_s: float | None,
 ) -> list[Figure]:
     blocks = max(1, round(megabytes * 1e6 / LAYOUT.block_bytes))
-    pairs = {name: Pair(name, blocks, folder, keys, device, host, through) for name in transports}
+    given = (blocks, folder, keys, device, host, through, layer_s)
+    pairs = {name: Pair(name, *given) for name in transports}
     for pair in pairs.values():
         pair.once()
     taken: dict[str, list[Once]] = {name: [] for name in pairs}
+    after: dict[str, list[float]] = {name: [] for name in pairs}
     for _ in range(repeats):
         for name, pair in pairs.items():
             taken[name].append(pair.once())
+            if layer_s is not None:
+                after[name].append(pair.once(overlapped=True).after_s)
     figures = []
     for name, pair in pairs.items():
         pair.close()
         times = [once.seconds * 1000 for once in taken[name]]
         moved, median = taken[name][0].moved, statistics.median(times)
         cpu_s = statistics.median(once.cpu_s for once in taken[name])
-        all_moved = moved * len(taken[name])
+        all_moved = moved * len(pair.times[1:])
         figures.append(
             Figure(
                 transport=name,
@@ -246,7 +299,12 @@ def _compare(
                 gb_per_s=round(moved / median / 1e6, 2) if moved else None,
                 best_gb_per_s=round(moved / min(times) / 1e6, 2) if moved else None,
                 cpu_s_per_gb=round(1e9 * cpu_s / moved, 2) if moved else None,
-                busiest_s_per_gb=round(1e9 * pair.busiest_s() / all_moved, 2) if moved else None,
+                busiest_s_per_gb=(
+                    round(1e9 * pair.busiest_s() / all_moved, 2)
+                    if moved and layer_s is None
+                    else None
+                ),
+                after_ms=(round(statistics.median(after[name]) * 1000, 1) if after[name] else None),
             )
         )
     return figures
@@ -266,10 +324,16 @@ def _compare(
     metavar="COMMAND",
     help="Starts the writer, elsewhere: 'ip netns exec b'.",
 )
+@click.option(
+    "--layer-ms",
+    type=float,
+    default=None,
+    help="Overlap with a prefill that computes each layer for so long.  [default: no]",
+)
 @click.option("--writer", "plan", type=click.Path(path_type=Path), default=None, hidden=True)
 def main(
     megabytes: tuple[float, ...], repeats: int, device: str, only: tuple[str, ...], host: str,
-    through: str, plan: Path | None,
+    through: str, layer_ms: float | None, plan: Path | None,
 ) -> None:  # fmt: skip
     """Hand KV blocks between two processes by every transport; print times, GB/s and CPU time."""
     torch.set_num_threads(1)  # as workers that share a machine are started
@@ -278,18 +342,20 @@ def main(
         return
     place = torch.device(device)
     names = only or (GPU_TRANSPORTS if place.type == "cuda" else CPU_TRANSPORTS)
-    given = (repeats, place, names, host, through.split())
+    layer_s = None if layer_ms is None else layer_ms / 1000
+    given = (repeats, place, names, host, through.split(), layer_s)
     figures = [f for size in megabytes for f in compare(size, *given)]
-    columns = f"{'median':>11}{'spread':>20}{'GB/s':>8}{'CPU s/GB':>10}{'busiest':>9}"
+    columns = f"{'median':>11}{'spread':>20}{'GB/s':>8}{'CPU s/GB':>10}{'busiest':>9}{'after':>12}"
     print(f"{'transport':<12}{'MB':>8}{'copied':>9}{columns}")
     for f in figures:
         spread = f"{f.fastest_ms:.2f} .. {f.slowest_ms:.2f}"
         speed = f"{f.gb_per_s:.2f}" if f.gb_per_s is not None else "-"
         cpu = f"{f.cpu_s_per_gb:.2f}" if f.cpu_s_per_gb is not None else "-"
         busiest = f"{f.busiest_s_per_gb:.2f}" if f.busiest_s_per_gb is not None else "-"
+        after = f"{f.after_ms:.1f} ms" if f.after_ms is not None else "-"
         print(
             f"{f.transport:<12}{f.megabytes:>8.1f}{f.moved_megabytes:>9.1f}"
-            f"{f.median_ms:>8.2f} ms{spread:>20}{speed:>8}{cpu:>10}{busiest:>9}"
+            f"{f.median_ms:>8.2f} ms{spread:>20}{speed:>8}{cpu:>10}{busiest:>9}{after:>12}"
         )
     machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     print(json.dumps({**machine, "figures": [asdict(figure) for figure in figures]}))

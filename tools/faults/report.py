@@ -37,8 +37,9 @@ battery; where others used it meanwhile, or with `--lenient-times`, it is a note
 NOT_COVERED = """\
 Not covered: F18 (a full /dev/shm: the KV pool is a memfd and needs no /dev/shm), F17 (memory exhausted),
 F19 (a clock that jumps: nothing waits by the calendar, which a test reads off the code), F23 (needs a
-GPU), flipped bytes on the KV link between hosts (CURVE closes the
-connection; F7 flips them inside the process instead), and 30 minutes of idling (L7 takes 20 s).
+GPU), flipped bytes on the KV link between hosts (seals do not open, see
+tests/torch/test_transfer_sealing.py; F7 flips bytes inside the process instead), and 30 minutes of
+idling (L7 takes 20 s).
 """.splitlines()
 
 
