@@ -9,6 +9,7 @@ import zmq
 from baton import failpoint
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
+from baton.engine.errors import within_memory
 from baton.engine.pool import Pool, spare_blocks
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
@@ -64,6 +65,10 @@ class Decoding:
             )
         return tuple(export.region for export in self._exports)
 
+    def prepare(self, most_rows: int, most_tokens: int) -> None:
+        """Before serving: see Engine.prepare."""
+        self._engine.prepare(self._pool, most_rows, most_tokens)
+
     def expect(self, grant: Grant) -> None:
         for export in self._exports:
             export.expect(grant)
@@ -110,6 +115,10 @@ class Decoding:
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         failpoint.hit("decode.step")
         failpoint.hit("decode.kv", lambda: self._pool.keys[0][rows[0].blocks[0]])
+        with within_memory("a decode step", self._engine.device):
+            return self._step(rows, draws)
+
+    def _step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         if not draws:
             self._engine.runner.fill(self._pool, rows)
             self._engine.wait()

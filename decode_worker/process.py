@@ -6,7 +6,7 @@ import torch
 
 from baton.cluster.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.engine.boot import boot
-from baton.engine.pool import decode_pool_blocks, pool_blocks, spare_blocks
+from baton.engine.pool import Beside, decode_pool_blocks, pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
 from baton.kv.transports import TRANSPORTS, check_installed, selects
@@ -27,6 +27,7 @@ def run(
     kv_cache_memory_bytes: int | None,
     run_dir: Path | None,
     kv_host: str | None,
+    beside: tuple[int, int],
     prefix_caching: bool,
     speculative_model: str | None,
     num_speculative_tokens: int,
@@ -39,9 +40,13 @@ def run(
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
     context = files.context(options.max_model_len)
     proposer = _proposer(speculative_model, options, files, max_num_seqs * context)
-    speculation = Speculation(proposer, num_speculative_tokens)
+    speculation = Speculation(proposer, num_speculative_tokens, engine.draft_rows)
     blocks = decode_pool_blocks(
-        engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context
+        engine.layout,
+        engine.device,
+        kv_cache_memory_bytes,
+        max_num_seqs * context,
+        Beside(*beside) if any(beside) else None,
     )
     folder = private_folder(run_dir or _folder_of(options.router))
     shared = any(each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name))
@@ -55,6 +60,7 @@ def run(
         bind_host=kv_host,
         keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
     )
+    decoding.prepare(max_num_seqs, context)
     hello = introduce(
         options,
         "decode",

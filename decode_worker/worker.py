@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from baton import failpoint
-from baton.errors import RequestError
+from baton.errors import OutOfMemory, RequestError
 from baton.grammar import Grammars, Matcher
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
-from baton.pace import Pace, Span
+from baton.pace import Pace, Span, TokenBudget
 from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
 from baton.wire.membership import Membership, Worker
@@ -62,6 +62,7 @@ class DecodeWorker(Worker):
     _buffer: TokenBuffer = field(init=False, default_factory=TokenBuffer)
     _step_began: float = field(init=False, default=0.0)  # the last step
     _more_kv: bool = field(init=False, default=False)  # KV has arrived that is not received yet
+    _budget: TokenBudget = field(init=False)
     _blocked: bool = field(init=False, default=False)  # all runs wait for blocks
     _ignored: Ignored = field(init=False, default_factory=Ignored)  # orders that cannot be
 
@@ -69,6 +70,7 @@ class DecodeWorker(Worker):
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
         self._membership = Membership(hello, self._start_anew, self.speculation.tally)
+        self._budget = TokenBudget(self.token_budget)
         self._reporter = PoolReporter(self.table)
         self._writers = Writers(self.table, self.model, hello.host)
 
@@ -217,7 +219,7 @@ class DecodeWorker(Worker):
         effects: list[Effect] = []
         waiting = self._make_room(effects, now)
         progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
-        shares = plan_step(progress, token_budget=self.token_budget, pace=self.pace)
+        shares = plan_step(progress, token_budget=self._budget.now, pace=self.pace)
         self._blocked = not shares
         if not shares:
             return effects
@@ -233,17 +235,39 @@ class DecodeWorker(Worker):
         rows = [each.row for each in steps]
         draws = [draw for each in steps for draw in each.draws]
         began = self.model.clock()
-        drawn = self.model.step(rows, draws)
+        try:
+            drawn = self.model.step(rows, draws)
+        except OutOfMemory as error:
+            return effects + self._take_less(steps, error, now)
+        self._budget.went_well()
         self.speculation.tally.forward(sum(len(row.token_ids) for row in rows))
         chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
         self.pace = self.pace.after(chunks, self.model.clock() - began)
         return effects + self._accept(steps, drawn, now)
 
+    def _take_less(
+        self, steps: Sequence[RunStep], error: OutOfMemory, now: float
+    ) -> list[Effect]:
+        """The memory did not suffice for a forward, of which nothing counts. The next one has fewer tokens
+        of prompts and drafts, or the youngest run less; one that fails alone ends."""
+        for each in steps:
+            self.runs[each.run].computed -= len(each.row.token_ids) - len(each.draft)
+        if self._budget.ran_out(sum(len(each.row.token_ids) for each in steps), len(steps)):
+            return []
+        if len(self.runs) == 1:
+            return self._fail(steps[0].run, "worker_error", str(error), now)
+        effects: list[Effect] = []
+        self._preempt(next(reversed(self.runs)), effects, now)
+        return effects
+
+    def _preempt(self, name: str, effects: list[Effect], now: float) -> None:
+        self._publish(name, self.runs[name])  # reusable until evicted
+        self._release(name, None)
+        effects.extend([*self._buffer.flush(now), To(ROUTER, msg.Preempted(name))])
+
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def preempt(name: str) -> None:
-            self._publish(name, self.runs[name])  # reusable until evicted
-            self._release(name, None)
-            effects.extend([*self._buffer.flush(now), To(ROUTER, msg.Preempted(name))])
+            self._preempt(name, effects, now)
 
         ahead = self.speculation.most
         return make_room(self.runs, self.table, self.hello.block_size, preempt, ahead)
@@ -256,7 +280,7 @@ class DecodeWorker(Worker):
             if share.samples and share.tokens == 1 and (run := self.runs[share.run]).matcher is None
         ]
         taken = sum(share.tokens for share in shares)
-        return self.speculation.draft(wanted, self.token_budget - taken)
+        return self.speculation.draft(wanted, self._budget.now - taken)
 
     def _accept(
         self, steps: Sequence[RunStep], drawn: Sequence[Drawn | None], now: float

@@ -66,7 +66,7 @@ def look(logits: Tensor, token_ids: Tensor, counts: Sequence[int], index: Tensor
     """The numbers of report(), without waiting for the device. `index`: what reported() says, int64 on
     the device."""
     if len(index) < len(counts):
-        logits, token_ids = logits[index], token_ids[index]
+        logits, token_ids = logits.index_select(0, index), token_ids.index_select(0, index)
     logprobs = logits.float().log_softmax(dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])[:, 0]
     # One more than requested, to detect equals of the last one that were left out.

@@ -127,11 +127,11 @@ class SamplingBatch:
         return replace(
             self,
             shape=None,
-            values={name: values[index] for name, values in self.values.items()},
+            values={name: of.index_select(0, index) for name, of in self.values.items()},
             active=active,
             largest={each.name: max(given[each.name]) for each in active},
             given=given,
-            **{name: getattr(self, name)[index] for name in PER_ROW},
+            **{name: getattr(self, name).index_select(0, index) for name in PER_ROW},
         )
 
 
@@ -254,7 +254,7 @@ def _same(batch: SamplingBatch) -> list[Filter]:
 
 def _some(scores: Tensor, index: Tensor) -> Tensor:
     """These rows, without a copy if they are all."""
-    return scores if len(index) == len(scores) else scores[index]
+    return scores if len(index) == len(scores) else scores.index_select(0, index)
 
 
 Way = Callable[[Tensor, SamplingBatch], tuple[Tensor, Tensor | None]]

@@ -210,19 +210,24 @@ def keep_allowed(logits: Tensor, masks: Masks) -> Tensor:
     kept = kept.view(len(bits), -1)[:, :vocab]
     everywhere = len(bits) == len(logits)
     # In place: for large tensors new memory costs more than the arithmetic.
-    torch.minimum(logits if everywhere else logits[masks.rows], kept, out=kept)
+    mine = logits if everywhere else logits.index_select(0, masks.rows)
+    torch.minimum(mine, kept, out=kept)
     return kept if everywhere else logits.index_copy(0, masks.rows, kept)
 
 
 # With `inside` all ids are within the vocabulary. To find those that are not the host waits for the device.
 
 
+def single(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """[n]: these logits of [rows, vocab]."""
+    return logits.reshape(-1).index_select(0, rows * logits.shape[-1] + tokens)
+
+
 def keep_only(logits: Tensor, allowed: Allowed, *, inside: bool = False) -> Tensor:
     """Keeps a row's allowed ids."""
-    rows = logits[allowed.rows]
+    rows = logits.index_select(0, allowed.rows)
     places, tokens = allowed.at if inside else allowed.at[:, allowed.at[1] < logits.shape[-1]]
-    kept = torch.full_like(rows, NO)
-    kept[places, tokens] = rows[places, tokens]
+    kept = torch.full_like(rows, NO).index_put((places, tokens), single(rows, places, tokens))
     return logits.index_copy(0, allowed.rows, kept)
 
 
@@ -231,7 +236,7 @@ def add(logits: Tensor, additions: Additions, *, inside: bool = False) -> Tensor
     if not inside:
         known = tokens < logits.shape[-1]
         rows, tokens, amounts = rows[known], tokens[known], amounts[known]
-    return logits.index_put((rows, tokens), logits[rows, tokens] + amounts)
+    return logits.index_put((rows, tokens), single(logits, rows, tokens) + amounts)
 
 
 def apply_repetition_penalty(
@@ -240,5 +245,5 @@ def apply_repetition_penalty(
     """Makes each (row, token id) pair of `seen` [2, n] less likely, once even if it is repeated: a
     negative logit is multiplied by the row's penalty, any other is divided by it."""
     rows, tokens = seen if inside else seen[:, seen[1] < logits.shape[-1]]
-    old, factor = logits[rows, tokens], penalty.float()[rows]
+    old, factor = single(logits, rows, tokens), penalty.float().index_select(0, rows)
     return logits.index_put((rows, tokens), torch.where(old < 0, old * factor, old / factor))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
-from torch.nn.attention.bias import causal_lower_right
 
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch
@@ -139,6 +138,8 @@ def lower_right(
     many bytes. That form warns where flash attention does not apply, so it is asked first."""
     queries, keys = q.shape[2], k.shape[2]
     if can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, False, grouped)):
+        from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler: seconds
+
         return causal_lower_right(queries, keys)
     return triangle(queries, keys, q.device)
 

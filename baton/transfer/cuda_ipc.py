@@ -46,7 +46,7 @@ from baton.transfer.checks import (
 from baton.transfer.device import PROBE_BYTES, CopyStream
 from baton.transfer.in_place import InPlaceExport
 from baton.transfer.pieces import block_bytes, rows, stretches
-from baton.transfer.slabs import CudaHandle, Slabs
+from baton.transfer.slabs import CudaHandle, Slabs, refuse_expandable
 from baton.transfer.stamps import Stamps, digest_of_blocks
 
 CUDA_IPC_HANDLE_BYTES = 64
@@ -146,6 +146,7 @@ def gpu_id(index: int) -> str:
 
 def _share(slabs: Slabs) -> list[CudaHandle]:
     if not slabs.exported:
+        refuse_expandable(slabs.tensors[0])
         try:
             shares = [each.untyped_storage()._share_cuda_() for each in slabs.tensors]
             torch.cuda.synchronize(slabs.device)  # the stamps are zeroed before the first open

@@ -1,6 +1,7 @@
 """The CUDA calls that transports need. On the CPU each is a plain copy or does nothing, so the code
 around them is the same everywhere and is tested without a GPU."""
 
+import contextlib
 import logging
 import os
 import time
@@ -90,6 +91,7 @@ class RegisteredPages:
                 )
             if int(code) != 0:
                 self.release()
+                forget_error(self._device)
                 size = tensor.numel() >> 20
                 raise TransferError(f"CUDA cannot register {size} MiB of memory: error {int(code)}")
             self._registered.append(tensor.data_ptr())
@@ -106,6 +108,13 @@ class RegisteredPages:
         for address in self._registered:
             torch.cuda.cudart().cudaHostUnregister(address)
         self._registered = []
+
+
+def forget_error(device: torch.device) -> None:
+    """Clear the error that a CUDA call has returned. CUDA keeps it, and the next kernel's launch would
+    report it as its own: torch has no call for this, so a launch of ours takes it."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device=device)
 
 
 def available_memory() -> int:

@@ -42,7 +42,7 @@ from baton.transfer.frames_link import FramesLink
 from baton.transfer.lanes import TCP_LANES, affinity, io_threads
 from baton.transfer.pieces import all_rows, block_bytes, scatter
 from baton.transfer.slabs import Slabs, private_folder
-from baton.transfer.stamps import Digest, Expected, Stamps, joined, lacking, pack_blocks
+from baton.transfer.stamps import Digest, Expected, joined, lacking, pack_blocks
 from baton.wire.rare_line import RareLine
 
 POLL_BYTES = 8 << 20
@@ -119,7 +119,7 @@ class FramesExport:
         self._transport = "frames_tcp" if tcp else "frames"
         self._slabs = slabs
         self._rows = all_rows(slabs.layout, slabs.tensors)
-        self._stamps = Stamps(slabs.tensors[-1])
+        self._stamps = slabs.stamps
         self._expected = Expected(owner.epoch, slabs.blocks)
         self._incoming: dict[int, _Incoming] = {}
         self._patience_s, self._clock = patience_s, clock
@@ -175,7 +175,7 @@ class FramesExport:
     def expect(self, grant: Grant) -> None:
         """See base.Export."""
         self._expected.add(grant)
-        self._stamps.write(grant.blocks, 0)
+        self._stamps.clear(grant)
         pushed: list[set[int]] = [set() for _ in self._rows]
         self._incoming[grant.generation] = _Incoming(grant, pushed, self._clock())
 
