@@ -245,11 +245,9 @@ class DecodeWorker(Worker):
         self.pace = self.pace.after(chunks, self.model.clock() - began)
         return effects + self._accept(steps, drawn, now)
 
-    def _take_less(
-        self, steps: Sequence[RunStep], error: OutOfMemory, now: float
-    ) -> list[Effect]:
-        """The memory did not suffice for a forward, of which nothing counts. The next one has fewer tokens
-        of prompts and drafts, or the youngest run less; one that fails alone ends."""
+    def _take_less(self, steps: Sequence[RunStep], error: OutOfMemory, now: float) -> list[Effect]:
+        """The memory did not suffice for a forward, of which nothing counts. The next has fewer tokens of
+        prompts and drafts, or lacks the youngest run; one that fails alone ends."""
         for each in steps:
             self.runs[each.run].computed -= len(each.row.token_ids) - len(each.draft)
         if self._budget.ran_out(sum(len(each.row.token_ids) for each in steps), len(steps)):

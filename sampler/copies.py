@@ -53,7 +53,7 @@ def pinned(tensor: Tensor) -> Tensor:
 
 
 def _by_size(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """The tensors with the widest numbers first, so that each one's bytes are aligned; and their places."""
+    """The tensors with the widest numbers first, so that all are aligned; and their places."""
     order = sorted(range(len(tensors)), key=lambda place: -tensors[place].element_size())
     return [tensors[place] for place in order], order
 

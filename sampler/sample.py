@@ -195,7 +195,9 @@ class Drawn:
     scores: Tensor  # float32 [rows, vocab]: the shaped logits
     tokens: Tensor  # int64 [rows]
     valid: Tensor  # bool [rows]
-    sure: Tensor | None  # bool [rows]: False where the token is still to be drawn; None: all are sure
+    sure: (
+        Tensor | None
+    )  # bool [rows]: False where the token is still to be drawn; None: all are sure
 
 
 def launch(logits: Tensor, batch: SamplingBatch) -> Drawn:

@@ -215,7 +215,7 @@ def keep_allowed(logits: Tensor, masks: Masks) -> Tensor:
     return kept if everywhere else logits.index_copy(0, masks.rows, kept)
 
 
-# With `inside` all ids are within the vocabulary. To find those that are not the host waits for the device.
+# With `inside` all ids are within the vocabulary. To leave out others the host waits for the device.
 
 
 def single(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:

@@ -99,9 +99,7 @@ def boot(
         ) from error
 
 
-def _boot(
-    files: ModelFiles, device: str, dtype: str, block_size: int, *, decodes: bool
-) -> Engine:
+def _boot(files: ModelFiles, device: str, dtype: str, block_size: int, *, decodes: bool) -> Engine:
     torch_device = pick_device(device)
     set_up(torch_device)
     cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)

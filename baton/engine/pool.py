@@ -16,7 +16,9 @@ from baton.errors import OutOfMemory
 from baton.kv.layout import KVLayout
 
 CPU_SHARE, DEVICE_SHARE = 0.25, 0.85  # of free memory by default; main memory has other users
-WORKING_BYTES = 1 << 30  # of a worker on a GPU beside weights and pool: CUDA's own, forwards, graphs
+WORKING_BYTES = (
+    1 << 30
+)  # of a worker on a GPU beside weights and pool: CUDA's own, forwards, graphs
 
 
 @dataclass(frozen=True, slots=True)

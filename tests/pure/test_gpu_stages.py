@@ -73,7 +73,9 @@ def test_every_stage_of_the_first_call_starts_and_reports(tmp_path: Path, python
 def test_a_stage_that_hangs_or_fails_is_told_and_the_rest_goes_on(
     tmp_path: Path, python: Path
 ) -> None:
-    lines = run("first", tmp_path / "out", python, hangs="sdpa", fails="test_fast", BATON_STAGE_S="1")
+    lines = run(
+        "first", tmp_path / "out", python, hangs="sdpa", fails="test_fast", BATON_STAGE_S="1"
+    )
     expected = dict.fromkeys(FIRST, "ok") | {"sdpa": "timed out after 1 s", "fast": "failed with 3"}
     assert ends(lines) == expected
     assert next(line for line in lines if line.startswith("fast")).endswith("no card")

@@ -1,5 +1,5 @@
-"""Memory that runs out in a forward is an answer: fewer tokens, fewer runs, at last one request's failure;
-never the end of a worker."""
+"""Memory that runs out in a forward is an answer: fewer tokens, fewer runs, at last the failure of one
+request; never the end of a worker."""
 
 from collections.abc import Sequence
 

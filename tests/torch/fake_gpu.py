@@ -1,6 +1,7 @@
-"""A GPU that is not there: tensors on torch's device `meta` have shapes and dtypes, but no numbers. Copies
-between it and the host are counted, and whoever looks at a number there, or needs one to know the shape of
-a result, gets an error: on a GPU that is a wait."""
+"""A GPU that is not there: tensors on torch's device `meta` have shapes and dtypes, but no numbers.
+
+Copies between it and the host are counted, and whoever looks at a number there, or needs one to know the
+shape of a result, gets an error: on a GPU that is a wait."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 GPU = torch.device("meta")
-LOOKS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.item")
+LOOKS = (
+    "aten._local_scalar_dense",
+    "aten.nonzero",
+    "aten.masked_select",
+    "aten.equal",
+    "aten.item",
+)
 
 
 @dataclass
@@ -34,7 +41,10 @@ class Counting(TorchDispatchMode):
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
         if first is not None and first.device == GPU:
             assert not name.startswith(LOOKS), f"{name}: the host waits for a number of the device"
-            if name.startswith("aten._to_copy") and torch.device(kwargs["device"]) != GPU:
+            if (
+                name.startswith("aten._to_copy")
+                and torch.device(kwargs.get("device") or GPU) != GPU
+            ):
                 self.copies.down.append(name)
                 return torch.zeros(first.shape, dtype=kwargs.get("dtype") or first.dtype)
             if name.startswith("aten.index.Tensor"):

@@ -194,7 +194,7 @@ def test_the_ladder_is_short_and_its_largest_bucket_comes_first() -> None:
 
     assert ladder(Paged(), 64, 2048, 10**6) == [(1 << bit, 0) for bit in reversed(range(7))]
     assert ladder(Paged(), 1, 1, 10) == [(1, 0)]
-    assert [rows for rows, _ in ladder(Paged(), 1000, 9, 10)][0] == 256
+    assert ladder(Paged(), 1000, 9, 10)[0] == (256, 0)
     gathered = ladder(StaticAttention(), 64, 2048, 10**6)
     assert gathered[0] == (64, 2048)
     assert len(gathered) <= 45
@@ -254,9 +254,9 @@ def test_a_pool_beside_others_takes_its_share_and_not_what_is_free(
 
 
 def test_what_torch_has_no_memory_for_is_our_error_without_its_frames() -> None:
-    with pytest.raises(OutOfMemory, match=r"^cpu has no memory left for a step: CUDA out of") as it:
-        with within_memory("a step", CPU):
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB")
+    said = r"^cpu has no memory left for a step: CUDA out of"
+    with pytest.raises(OutOfMemory, match=said) as it, within_memory("a step", CPU):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB")
     assert it.value.__context__ is None
     with pytest.raises(ValueError, match="other"), within_memory("a step", CPU):
         raise ValueError("other")
@@ -391,7 +391,8 @@ def test_a_pool_for_ipc_is_allocated_before_anybody_looks_at_its_segments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "torch.cuda.memory_snapshot", lambda: pytest.fail("the export looks, and may be passed over")
+        "torch.cuda.memory_snapshot",
+        lambda: pytest.fail("the export looks, and may be passed over"),
     )
     whole = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: whole(*size, dtype=dtype))

@@ -171,7 +171,9 @@ def test_what_a_device_draws_unseen_is_what_the_host_draws(
              known[row : row + 1])[0]
         for row in range(len(params))
     ]  # fmt: skip
-    assert [each and each.token_id for each in alone] == [each and each.token_id for each in expected]
+    assert [each and each.token_id for each in alone] == [
+        each and each.token_id for each in expected
+    ]
 
 
 def only(params: Sequence[SamplingParams], row: int, vocab: int) -> SamplingBatch:

@@ -110,9 +110,7 @@ def with_one_more(batch: s.SamplingBatch, on: Tensor, narrow: Narrow) -> s.Sampl
     largest = {**batch.largest, more.name: 1.0}
     given, active = {**batch.given, more.name: tuple(on.tolist())}, (*batch.active, more)
     ways = s.arranged(batch.greedy.tolist(), given, active)
-    return replace(
-        batch, active=active, values=values, largest=largest, given=given, ways=ways
-    )
+    return replace(batch, active=active, values=values, largest=largest, given=given, ways=ways)
 
 
 @pytest.mark.parametrize("narrow", [Narrow.SAME, Narrow.NEVER])

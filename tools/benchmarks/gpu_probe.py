@@ -81,7 +81,7 @@ def small(device: torch.device) -> Sizes:
 def there(sizes: Sizes) -> Found:
     """What this machine has."""
     cuda = torch.backends.cuda
-    for command in (["nvidia-smi"], ["nvidia-smi", "topo", "-m"], ["df", "-h", "/dev/shm"]):  # noqa: S108
+    for command in (["nvidia-smi"], ["nvidia-smi", "topo", "-m"], ["df", "-h", "/dev/shm"]):
         if shutil.which(command[0]):
             click.echo(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
     return {
@@ -99,8 +99,8 @@ def there(sizes: Sizes) -> Found:
 
 
 def sdpa(sizes: Sizes) -> Found:
-    """Each backend on a chunk from the start, a chunk behind others and a decode step: the first call of a
-    new shape, a later one, and the error against math in fp32."""
+    """Each backend on a chunk from the start, one behind others and a step: the first call of a new
+    shape, a later one, and the error against math in fp32."""
     found: Found = {}
     queries, keys = sizes.chunk
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
@@ -150,8 +150,10 @@ def _attended(sizes: Sizes, backend: SDPBackend, queries: int, keys: int, kind: 
 
 
 def kernel(sizes: Sizes) -> Found:
-    """The attention that boot() chose against the gathered one, alone: time, error, bytes of KV a second."""
-    engine = boot(resolve_model(sizes.model), device=str(sizes.device), dtype="auto", block_size=BLOCK)
+    """The attention that boot() chose against the gathered one, alone: time, error, GB of KV a second."""
+    engine = boot(
+        resolve_model(sizes.model), device=str(sizes.device), dtype="auto", block_size=BLOCK
+    )
     runner: Any = engine.runner
     plain = runner.plain if isinstance(runner, GraphRunner) else runner
     plan = getattr(plain, "plan_kernel", GatherAttention)
@@ -198,11 +200,15 @@ def _kernel(
 
 def model(sizes: Sizes) -> Found:
     """Decode steps of a model in one process: recorded and not, greedy and sampled; operations a step."""
-    engine = boot(resolve_model(sizes.model), device=str(sizes.device), dtype="auto", block_size=BLOCK)
+    engine = boot(
+        resolve_model(sizes.model), device=str(sizes.device), dtype="auto", block_size=BLOCK
+    )
     found: Found = {"how": engine.runner.backend}
     for batch in sizes.batches:
         for context in sizes.contexts:
-            name, cell = attempt(f"{batch} x {context}", partial(_steps, sizes, engine, batch, context))
+            name, cell = attempt(
+                f"{batch} x {context}", partial(_steps, sizes, engine, batch, context)
+            )
             found[name] = cell
             click.echo(f"{name}: {cell}")
     return found
@@ -250,7 +256,7 @@ def launches(run: Callable[[], object], device: torch.device) -> int:
 
 
 def beside(sizes: Sizes, *, mps: bool) -> Found:
-    """Prefill and decode in two processes on one device: ITL of streams alone, and beside long prompts."""
+    """Prefill and decode as two processes on one device: ITL of streams, alone and beside prompts."""
     where = (str(sizes.device),)
     split = Split(PD, colocated=False, max_num_batched_tokens=2 * sizes.prompt)
     options = options_for(split, model=sizes.model, dtype="auto", streams=sizes.streams + 4)
@@ -276,8 +282,8 @@ def no_mps() -> Iterator[str]:
 
 @contextmanager
 def started_mps() -> Iterator[str]:
-    """NVIDIA's daemon that lets processes run on a card at the same time, if it is there: for all processes
-    started within."""
+    """NVIDIA's daemon that lets processes run on a card at the same time, if it is there: for those that
+    are started within."""
     control = shutil.which("nvidia-cuda-mps-control")
     if control is None:
         yield "there is no nvidia-cuda-mps-control"

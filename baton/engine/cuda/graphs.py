@@ -13,8 +13,8 @@ than the largest bucket) run unrecorded.
 `prepare` records a ladder of buckets over a worker's pool before it serves. From then on nothing is
 recorded, because that takes 0.2 to 1 s in which every stream waits: a step takes the smallest recorded
 bucket that it fits, or runs unrecorded, and so do steps over other pools. Without `prepare` a bucket is
-recorded when it is first needed, and discarded when another pool is used. `Recorder` abstracts the recording: CUDA graphs, or plain repetition on any
-device, for tests.
+recorded when it is first needed, and discarded when another pool is used. `Recorder` abstracts the
+recording: CUDA graphs, or plain repetition on any device, for tests.
 """
 
 import logging
@@ -204,7 +204,9 @@ class GraphRunner:
         self.backend = plain.backend
         self.failure = ""  # why recording stopped; existing recordings stay in use
         self.replayed = 0  # number of replayed steps
-        self.draft_rows: int | None = FEW_ROWS  # with more sequences drafts cost more than they save
+        self.draft_rows: int | None = (
+            FEW_ROWS  # with more sequences drafts cost more than they save
+        )
         self._attention = attention
         self._make_recorder = make_recorder
         self.forget()
