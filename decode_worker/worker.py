@@ -25,6 +25,7 @@ from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_start
 from decode_worker.batching import Share, plan_step
+from decode_worker.memory import take_less
 from decode_worker.model import DecodeModel, Drawn
 from decode_worker.pool_reporter import PoolReporter
 from decode_worker.runs import Arriving, Run, RunStep, make_room
@@ -233,39 +234,31 @@ class DecodeWorker(Worker):
         if not steps:
             return effects
         rows = [each.row for each in steps]
-        draws = [draw for each in steps for draw in each.draws]
         began = self.model.clock()
         try:
-            drawn = self.model.step(rows, draws)
+            drawn = self.model.step(rows, [draw for each in steps for draw in each.draws])
         except OutOfMemory as error:
-            return effects + self._take_less(steps, error, now)
+            return effects + self._give_way(take_less(self.runs, steps, self._budget), error, now)
         self._budget.went_well()
         self.speculation.tally.forward(sum(len(row.token_ids) for row in rows))
         chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
         self.pace = self.pace.after(chunks, self.model.clock() - began)
         return effects + self._accept(steps, drawn, now)
 
-    def _take_less(self, steps: Sequence[RunStep], error: OutOfMemory, now: float) -> list[Effect]:
-        """The memory did not suffice for a forward, of which nothing counts. The next has fewer tokens of
-        prompts and drafts, or lacks the youngest run; one that fails alone ends."""
-        for each in steps:
-            self.runs[each.run].computed -= len(each.row.token_ids) - len(each.draft)
-        if self._budget.ran_out(sum(len(each.row.token_ids) for each in steps), len(steps)):
-            return []
-        if len(self.runs) == 1:
-            return self._fail(steps[0].run, "worker_error", str(error), now)
-        effects: list[Effect] = []
-        self._preempt(next(reversed(self.runs)), effects, now)
-        return effects
+    def _give_way(self, name: str | None, error: OutOfMemory, now: float) -> list[Effect]:
+        """Preempt this run, for which the memory does not suffice; alone it ends. None: nobody has to."""
+        if name is not None and len(self.runs) == 1:
+            return self._fail(name, "worker_error", str(error), now)
+        return [] if name is None else self._preempt(name, now)
 
-    def _preempt(self, name: str, effects: list[Effect], now: float) -> None:
+    def _preempt(self, name: str, now: float) -> list[Effect]:
         self._publish(name, self.runs[name])  # reusable until evicted
         self._release(name, None)
-        effects.extend([*self._buffer.flush(now), To(ROUTER, msg.Preempted(name))])
+        return [*self._buffer.flush(now), To(ROUTER, msg.Preempted(name))]
 
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def preempt(name: str) -> None:
-            self._preempt(name, effects, now)
+            effects.extend(self._preempt(name, now))
 
         ahead = self.speculation.most
         return make_room(self.runs, self.table, self.hello.block_size, preempt, ahead)
