@@ -38,8 +38,9 @@ from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
-from baton.transfer import cuda_ipc, device, slabs
+from baton.transfer import cuda_ipc, device, pieces, slabs
 from baton.transfer.base import Owner
+from baton.transfer.device import gathered_copy
 from baton.transfer.registry import make_exports
 from baton.transfer.slabs import Slabs, allocate_slabs
 from decode_worker.draft import DraftModel
@@ -423,6 +424,36 @@ def test_an_error_of_registering_pages_does_not_hit_the_next_launch(
     with pytest.raises(TransferError):
         pages.register()
     launch()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "gathers"),
+    [((5, 1, 3, 0, 4), (0, 4, 2, 5, 1), True), ((1, 2, 3, 4), (2, 3, 4, 5), False)],
+)
+def test_scattered_blocks_go_together_and_the_copies_end_after_the_last_kernel(
+    source: tuple[int, ...], target: tuple[int, ...], gathers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two GPUs, whose memory is the CPU's."""
+    events: list[str] = []
+    own = SimpleNamespace(device=CUDA, wait_event=lambda event: events.append("own stream waits"))
+    event = SimpleNamespace(record=lambda stream: events.append(f"event on {stream}"))
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: own)
+    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: "the other's")
+    monkeypatch.setattr("torch.cuda.Event", lambda: event)
+    monkeypatch.setattr("baton.transfer.device.gathered_copy",
+                        lambda *given: (events.append("gathered"), gathered_copy(*given)))  # fmt: skip
+    torch.manual_seed(0)
+    one, two = (pieces.Rows(*torch.randint(0, 255, (2, 6, 8)).byte()) for _ in range(2))
+    expected = pieces.Rows(two.keys.clone(), two.values.clone())
+    expected.keys[list(target)] = one.keys[list(source)]
+    expected.values[list(target)] = one.values[list(source)]
+    monkeypatch.setattr(device.torch.Tensor, "is_cuda", True)
+    device.CopyStream(CUDA, 1.0).copy_blocks(two, one, target, source)
+    monkeypatch.undo()
+    assert torch.equal(two.keys, expected.keys)
+    assert torch.equal(two.values, expected.values)
+    assert events == (["gathered", "event on the other's", "own stream waits"] if gathers else [])
 
 
 def test_the_stamps_of_a_grant_are_cleared_once_for_all_exports(tmp_path: Any) -> None:
