@@ -36,6 +36,10 @@ class DraftModel:
         self._free = list(range(blocks))
         self._runs: dict[str, _Sequence] = {}
 
+    def prepare(self, most_rows: int) -> None:
+        """Before serving: see Engine.prepare."""
+        self._engine.prepare(self._pool, most_rows, self._context)
+
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         """Nothing where memory runs out; the sequences are then computed again."""
         try:

@@ -102,9 +102,11 @@ def _proposer(
     check_draft(files, target)
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
     blocks = pool_blocks(engine.layout, engine.device, None, tokens)
-    return DraftModel(
+    draft = DraftModel(
         engine, blocks, context=files.max_positions, chunk=options.max_num_batched_tokens
     )
+    draft.prepare(engine.draft_rows or 1)
+    return draft
 
 
 def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str | list[str]:

@@ -82,11 +82,13 @@ def _rebuilt(things: Any, sent: Iterator[Tensor]) -> Any:
     """In the order of _each()."""
     if isinstance(things, Tensor):
         return next(sent)
+    found: list[Tensor] = []
+    _each(things, found.append)
+    if not found:
+        return things
     if isinstance(things, tuple):
         return tuple([_rebuilt(each, sent) for each in things])
     if isinstance(things, dict):
         return {key: _rebuilt(each, sent) for key, each in things.items()}
-    if is_dataclass(things) and not isinstance(things, type):
-        changed = {each.name: getattr(things, each.name) for each in fields(things)}
-        return replace(things, **{name: _rebuilt(each, sent) for name, each in changed.items()})
-    return things
+    changed = {each.name: _rebuilt(getattr(things, each.name), sent) for each in fields(things)}
+    return replace(things, **changed)

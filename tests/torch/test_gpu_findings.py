@@ -41,10 +41,16 @@ from baton.model_files import resolve_model
 from baton.transfer import cuda_ipc, device, pieces, slabs
 from baton.transfer.base import Owner
 from baton.transfer.device import gathered_copy
+from baton.transfer.in_place import InPlaceExport, InPlaceLink
 from baton.transfer.registry import make_exports
 from baton.transfer.slabs import Slabs, allocate_slabs
+from decode_worker.decoding import Decoding
 from decode_worker.draft import DraftModel
+from decode_worker.model import Draw
 from decode_worker.speculation import PromptLookup, Speculation, Wanted
+from prefill_worker.filling import Filling
+from prefill_worker.model import Chunk
+from sampler.params import SamplingParams
 from tests.torch.fake_gpu import GPU, fake_gpu
 from tests.torch.families import make_model
 from tests.torch.test_graphs import LENGTHS, Counting, Play, plain
@@ -283,6 +289,47 @@ def test_a_draft_model_without_memory_drafts_nothing_and_computes_again(
     monkeypatch.setattr(torch.Tensor, "index_copy_", whole)
     assert len(draft._free) == 16
     assert draft.propose(wanted) == expected
+
+
+def test_a_step_and_a_chunk_that_find_no_memory_say_so_and_smaller_ones_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch's error comes up where keys of more than four tokens are written."""
+    runner, layout = plain("gpt2")
+    engine: Any = SimpleNamespace(layout=layout, device=CPU, runner=runner, wait=lambda: None)
+    pool = allocate_slabs(layout, 8, CPU, shared=False)
+    decoding = Decoding(
+        engine, pool, kinds=(), run_dir=None, bind_host=None, keys=None,
+        export=lambda epoch: InPlaceExport(pool, epoch=epoch),
+    )  # fmt: skip
+    filling = Filling(
+        engine, writer="w", transport="auto", scratch_tokens=0, keys=None,
+        open_link=lambda *_: InPlaceLink(layout, pool.tensors, epoch="d/0"),
+    )  # fmt: skip
+    filling.attach("d", "d/0", decoding.renew_epoch("d/0"))
+    grant = Grant("d", "d/0", "r#0", 1, (0, 1, 2, 3))
+    decoding.expect(grant)
+    whole = torch.Tensor.index_copy_
+
+    def full(self: torch.Tensor, dim: int, index: torch.Tensor, *given: Any) -> torch.Tensor:
+        if len(index) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, dim, index, *given)
+
+    monkeypatch.setattr(torch.Tensor, "index_copy_", full)
+    prompt, draw = [3, 1, 4, 1, 5, 9], Draw(SamplingParams(temperature=0.0), 6, ())
+    with pytest.raises(OutOfMemory, match="memory left for a chunk of a prompt: CUDA out of"):
+        filling.fill("d", [Chunk(grant, prompt, 0)])
+    for start in (0, 3):
+        filling.fill("d", [Chunk(grant, prompt[start : start + 3], start)])
+    with pytest.raises(OutOfMemory, match="memory left for a decode step: CUDA out of"):
+        decoding.step([Row(prompt, 0, [4, 5], Logits.LAST)], [draw])
+    (drawn,) = decoding.step([Row([9], 5, [0, 1], Logits.LAST)], [draw])
+    monkeypatch.setattr(torch.Tensor, "index_copy_", whole)
+    (alone,) = decoding.step([Row(prompt, 0, [4, 5], Logits.LAST)], [draw])
+    assert drawn == alone
+    assert drawn is not None
+    decoding.close()
 
 
 # ---- 7: a capture that fails
