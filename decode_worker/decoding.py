@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -115,8 +116,8 @@ class Decoding:
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         failpoint.hit("decode.step")
         failpoint.hit("decode.kv", lambda: self._pool.keys[0][rows[0].blocks[0]])
-        with within_memory("a decode step", self._engine.device):
-            return self._step(rows, draws)
+        run = partial(self._step, rows, draws)
+        return within_memory("a decode step", self._engine.device, run)
 
     def _step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         if not draws:

@@ -7,6 +7,7 @@ drafts greedily.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from baton.engine.boot import Engine
 from baton.engine.errors import within_memory
@@ -43,8 +44,7 @@ class DraftModel:
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         """Nothing where memory runs out; the sequences are then computed again."""
         try:
-            with within_memory("drafts", self._engine.device):
-                return self._propose(wanted)
+            return within_memory("drafts", self._engine.device, partial(self._propose, wanted))
         except OutOfMemory:
             for each in wanted:
                 self.forget(each.run)

@@ -3,6 +3,7 @@ pool; elsewhere into its own scratch pool, pushed layer by layer while the next 
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from baton import failpoint
 from baton.engine.boot import Engine
@@ -116,8 +117,8 @@ class Filling:
         return len(grant.prefix) * self._engine.layout.block_size if shared else 0
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
-        with within_memory("a chunk of a prompt", self._engine.device):
-            self._fill(worker, chunks)
+        run = partial(self._fill, worker, chunks)
+        within_memory("a chunk of a prompt", self._engine.device, run)
 
     def _fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         shared = self._pools.get(worker)

@@ -143,11 +143,12 @@ def test_a_chunk_attends_to_the_same_in_torchs_own_form(
         ]  # fmt: skip
 
     monkeypatch.setattr(gather, "can_use_flash_attention", lambda params: flash)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    torchs = SimpleNamespace(scaled_dot_product_attention=noted)
+    monkeypatch.setattr(gather, "F", torchs)  # torch's own form asks for torch's own function
     found = GatherAttention(pack(given, 4, CPU), 4, as_there)(query, pool, 0, params)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     if params.softcap is None:
-        (later,) = [each for each in asked if each is not None and each.shape != (2, 1, 1, 6)][:1]
+        (later,) = [each for each in asked if each is not None]
         assert isinstance(later, CausalBias) is flash
         if flash:
             assert later.variant is CausalVariant.LOWER_RIGHT
@@ -262,11 +263,16 @@ def test_a_pool_beside_others_takes_its_share_and_not_what_is_free(
 
 def test_what_torch_has_no_memory_for_is_our_error_without_its_frames() -> None:
     said = r"^cpu has no memory left for a step: CUDA out of"
-    with pytest.raises(OutOfMemory, match=said) as it, within_memory("a step", CPU):
+
+    def full() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB")
+
+    with pytest.raises(OutOfMemory, match=said) as it:
+        within_memory("a step", CPU, full)
     assert it.value.__context__ is None
-    with pytest.raises(ValueError, match="other"), within_memory("a step", CPU):
-        raise ValueError("other")
+    with pytest.raises(ValueError, match="invalid literal"):
+        within_memory("a step", CPU, lambda: int("x"))
+    assert within_memory("a step", CPU, lambda: 7) == 7
 
 
 def test_a_draft_model_without_memory_drafts_nothing_and_computes_again(
@@ -585,8 +591,8 @@ def test_the_stand_in_sees_a_look_and_every_copy() -> None:
     with fake_gpu() as copies:
         numbers = torch.ones(4).to(GPU)
         numbers.cpu()
-        for look in (numbers.sum().item, numbers.nonzero, numbers.tolist,
-                     lambda: numbers[numbers > 0]):  # fmt: skip
+        numbers.tolist()
+        for look in (numbers.sum().item, numbers.nonzero, lambda: numbers[numbers > 0]):
             with pytest.raises(AssertionError, match="the host waits"):
                 look()
-    assert (len(copies.up), len(copies.down)) == (1, 1)
+    assert (len(copies.up), len(copies.down)) == (1, 2)
