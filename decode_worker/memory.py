@@ -12,4 +12,5 @@ def take_less(runs: Mapping[str, Run], steps: Sequence[RunStep], budget: TokenBu
     for each in steps:
         runs[each.run].computed -= len(each.row.token_ids) - len(each.draft)
     tokens = sum(len(each.row.token_ids) for each in steps)
-    return None if budget.ran_out(tokens, len(steps)) else next(reversed([*runs]))
+    least = sum(not each.filled for each in steps) + any(each.filled for each in steps)
+    return None if budget.ran_out(tokens, least) else next(reversed([*runs]))

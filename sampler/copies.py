@@ -33,7 +33,8 @@ def up(things: Things, device: torch.device | str) -> Things:
     flat = torch.cat([part.reshape(-1).view(torch.uint8) for part in parts])
     sent = pinned(flat).to(device, non_blocking=True)
     there = dict(zip(order, _split(sent, parts), strict=True))
-    return _rebuilt(things, iter([there[place] for place in range(len(found))]))
+    moved: Things = _rebuilt(things, iter([there[place] for place in range(len(found))]))
+    return moved
 
 
 def down(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -60,7 +61,7 @@ def _by_size(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
 
 def _split(flat: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
     """Parts of these bytes with the shapes and dtypes of `like`."""
-    for part, each in zip(flat.split([each.nbytes for each in like]), like, strict=True):
+    for part, each in zip(torch.split(flat, [each.nbytes for each in like]), like, strict=True):
         yield part.view(each.dtype).view(each.shape)
 
 

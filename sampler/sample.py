@@ -139,7 +139,9 @@ def arranged(
     greedy: Sequence[bool], given: dict[str, tuple[float, ...]], active: Iterable[Filter]
 ) -> Ways:
     """Which row takes which way."""
-    few, nucleus, wide = [], [], []
+    few: list[int] = []
+    nucleus: list[int] = []
+    wide: list[int] = []
     never = [(given[each.name], each.off) for each in active if each.narrow is Narrow.NEVER]
     rows = zip(given["top_k"], given["top_p"], given["min_p"], strict=True)
     for row, (top_k, top_p, min_p) in enumerate(rows):

@@ -52,7 +52,9 @@ def step(
     if again := [row for row, certain in enumerate(found[2].tolist()) if not certain]:
         found, looked = read(redrawn(drawn, batch, again))
     tokens, valid, _, *answers = found
-    chosen = [None] * len(counts) if looked is None else told(looked, answers, counts)
+    chosen: list[Chosen | None] = [None] * len(counts)
+    if looked is not None:
+        chosen = told(looked, answers, counts)
     return [
         Result(token, its) if good else None
         for token, good, its in zip(tokens.tolist(), valid.tolist(), chosen, strict=True)

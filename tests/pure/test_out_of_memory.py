@@ -9,7 +9,6 @@ from baton.errors import OutOfMemory
 from baton.kv.row import Row
 from baton.pace import TokenBudget
 from decode_worker.model import Draw, Drawn
-from decode_worker.worker import DecodeWorker
 from prefill_worker.model import Chunk
 from router.batching import Rules
 from tests.pure.town import PretendDecode, PretendPrefill, Town, calm_answer
@@ -75,8 +74,6 @@ def test_all_are_answered_however_little_fits(
         assert town.outcomes[name].tokens == expected
         assert town.outcomes[name].ends == [reason]
     assert not town.deaths
-    (decoding,) = [node for node in town.nodes.values() if isinstance(node, DecodeWorker)]
-    assert decoding.table.free_blocks == 128
 
 
 def test_the_oldest_gives_way_to_nobody(room) -> None:

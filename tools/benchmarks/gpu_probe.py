@@ -141,10 +141,9 @@ def _attended(sizes: Sizes, backend: SDPBackend, queries: int, keys: int, kind: 
     cold = timed(run, sizes.device, 1, warm_ups=0)
     steady = timed(run, sizes.device, sizes.rounds)
     with sdpa_kernel(SDPBackend.MATH):
-        expected = F.scaled_dot_product_attention(
-            *(each.float() for each in (first, k, v)),
-            None if kind == "none" else square, enable_gqa=True,
-        )  # fmt: skip
+        exact, keys32, values32 = first.float(), k.float(), v.float()
+        seen = None if kind == "none" else square
+        expected = F.scaled_dot_product_attention(exact, keys32, values32, seen, enable_gqa=True)
     error = float((run().float() - expected).abs().max())
     return {"first ms": 1e3 * cold, "ms": 1e3 * steady, "error": error}
 
@@ -188,7 +187,7 @@ def _kernel(
     ours, slow = plan(packed, BLOCK), GatherAttention(packed, BLOCK)
     error = (ours(query, pool, 0, params) - slow(query, pool, 0, params)).abs().max()
     times = {
-        name: timed(lambda run=run: run(query, pool, 0, params), sizes.device, sizes.rounds)
+        name: timed(partial(run, query, pool, 0, params), sizes.device, sizes.rounds)
         for name, run in (("chosen", ours), ("gathered", slow))
     }
     moved = batch * context * layout.block_bytes / BLOCK
@@ -231,8 +230,11 @@ def _steps(sizes: Sizes, engine: Any, batch: int, context: int) -> Found:
         )
         sample_step(logits, built, [-1] * batch)
 
-    cells = {"forward": lambda: runner.run(pool, rows), "greedy": lambda: runner.greedy(pool, rows),
-             "sampled": sampled}  # fmt: skip
+    cells: dict[str, Callable[[], object]] = {
+        "forward": lambda: runner.run(pool, rows),
+        "greedy": lambda: runner.greedy(pool, rows),
+        "sampled": sampled,
+    }
     if isinstance(runner, GraphRunner):
         cells["unrecorded"] = lambda: runner.plain.run(pool, rows)
     found: Found = {f"{name} ms": 1e3 * timed(run, engine.device, sizes.rounds)
@@ -261,7 +263,8 @@ def beside(sizes: Sizes, *, mps: bool) -> Found:
     split = Split(PD, colocated=False, max_num_batched_tokens=2 * sizes.prompt)
     options = options_for(split, model=sizes.model, dtype="auto", streams=sizes.streams + 4)
     options = replace(options, topology=Topology(where, where))
-    slo, found = Slo(1e9, 1e9), {}
+    found: Found = {}
+    slo = Slo(1e9, 1e9)
     with started_mps() if mps else no_mps() as state, running(split, options) as arm:
         found["mps"] = state
         for name, count in (("alone", 0), ("beside prompts", 3)):

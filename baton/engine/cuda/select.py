@@ -46,7 +46,7 @@ def on_cuda(
     plain, layout = in_torch(model, cache_dtype, block_size)
     if weights == FP8:
         with_fp8(plain, layout, in_fp8)
-    graphs = partial(CudaGraphs, device) if decodes else Again
+    graphs: Callable[[], Recorder] = partial(CudaGraphs, device) if decodes else Again
     ways: list[Way] = [("torch", lambda: GraphRunner(plain, StaticAttention(), graphs))]
     if find_spec("flashinfer"):
         ways.insert(0, ("FlashInfer", lambda: with_flashinfer(plain, graphs)))
