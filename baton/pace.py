@@ -6,7 +6,7 @@ share_out(). Pure; prefill and decode workers measure and ask.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import NamedTuple
 
@@ -96,6 +96,29 @@ class Pace:
 
         fixed = self.forward_s / expected
         return Pace(moved(self.forward_s, fixed), moved(self.token_s, 1 - fixed))
+
+
+@dataclass(slots=True)
+class TokenBudget:
+    """How many tokens one forward may have: `most`, and fewer for a while after memory ran out. It grows
+    by a sixteenth with each forward that went well, so that one in a dozen tries at most is lost."""
+
+    most: int
+    now: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.now = self.most
+
+    def ran_out(self, tokens: int, least: int = 1) -> bool:
+        """A forward with so many tokens did not fit the memory. False if none with fewer can be tried:
+        it had no more than the `least` of any forward."""
+        if tokens <= least:
+            return False
+        self.now = max(least, tokens // 2)
+        return True
+
+    def went_well(self) -> None:
+        self.now = min(self.most, self.now + 1 + self.now // 16)
 
 
 def share_out(prompts: Sequence[Prompt], pace: Pace, *, token_budget: int) -> list[int]:

@@ -33,6 +33,15 @@ from decode_worker.upstream.options import engine_options, read_engine_options
     metavar="ADDRESS",
     help="Address of this machine where KV from other hosts is taken in (needs --keys).",
 )
+@click.option(
+    "--beside",
+    type=click.IntRange(min=0),
+    nargs=2,
+    default=(0, 0),
+    metavar="PREFILLS DECODES",
+    help="Other workers on this GPU. Unless --kv-cache-memory-bytes is given, memory is left for their "
+    "weights, and the rest is divided among the pools.",
+)
 @engine_options
 @click.pass_context
 def main(context: click.Context, **given: Any) -> None:

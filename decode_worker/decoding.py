@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import torch
 import zmq
 
 from baton import failpoint
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
+from baton.engine.errors import within_memory
 from baton.engine.pool import Pool, spare_blocks
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
@@ -19,8 +20,9 @@ from baton.transfer.registry import CurveKeys, let_in, make_exports, shut_out
 from baton.transfer.slabs import Slabs
 from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
-from sampler.logprobs import Chosen, report
-from sampler.sample import SamplingBatch, sample_finite
+from sampler.logprobs import Chosen
+from sampler.sample import SamplingBatch
+from sampler.step import step as sample_step
 
 
 class Decoding:
@@ -63,6 +65,10 @@ class Decoding:
                 keys=self._keys,
             )
         return tuple(export.region for export in self._exports)
+
+    def prepare(self, most_rows: int, most_tokens: int) -> None:
+        """Before serving: see Engine.prepare."""
+        self._engine.prepare(self._pool, most_rows, most_tokens)
 
     def expect(self, grant: Grant) -> None:
         for export in self._exports:
@@ -110,6 +116,10 @@ class Decoding:
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         failpoint.hit("decode.step")
         failpoint.hit("decode.kv", lambda: self._pool.keys[0][rows[0].blocks[0]])
+        run = partial(self._step, rows, draws)
+        return within_memory("a decode step", self._engine.device, run)
+
+    def _step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         if not draws:
             self._engine.runner.fill(self._pool, rows)
             self._engine.wait()
@@ -118,34 +128,21 @@ class Decoding:
             greedy = self._engine.runner.greedy(self._pool, rows)
             return [None if token is None else Drawn(token) for token in greedy]
         logits = self._engine.runner.run(self._pool, rows)  # [len(draws), vocabulary], fp32
-        tokens, finite = self._drawn(logits, draws)
-        chosen: Sequence[Chosen | None] = [None] * len(draws)
-        if any(draw.logprobs >= 0 for draw in draws):
-            chosen = report(logits, tokens, [draw.logprobs for draw in draws])
-        return [
-            Drawn(token, _logprob(its)) if good else None
-            for token, good, its in zip(tokens.tolist(), finite.tolist(), chosen, strict=True)
-        ]
-
-    def _drawn(
-        self, logits: torch.Tensor, draws: Sequence[Draw]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's token and whether its logits are finite: int64 and bool [rows]."""
         batch = SamplingBatch.build(
             [draw.sampling for draw in draws],
             [draw.position for draw in draws],
             [draw.seen for draw in draws],
-            logits.device,
+            "cpu",
             generated=[draw.generated for draw in draws],
             forbidden=[draw.forbidden for draw in draws],
             masks=[draw.mask for draw in draws],
+            vocab=logits.shape[-1],
         )
-        tokens, finite = sample_finite(logits, batch)
-        if any(draw.given is not None for draw in draws):
-            given = [-1 if draw.given is None else draw.given for draw in draws]
-            known = torch.tensor(given, device=tokens.device)
-            tokens = torch.where(known >= 0, known, tokens)
-        return tokens, finite
+        counts, known = [draw.logprobs for draw in draws], [draw.given for draw in draws]
+        return [
+            None if drawn is None else Drawn(drawn.token_id, _logprob(drawn.chosen))
+            for drawn in sample_step(logits, batch, counts, known)
+        ]
 
 
 def _logprob(chosen: Chosen | None) -> Logprob | None:

@@ -7,10 +7,12 @@ drafts greedily.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from baton.engine.boot import Engine
+from baton.engine.errors import within_memory
 from baton.engine.pool import Pool
-from baton.errors import InputError
+from baton.errors import InputError, OutOfMemory
 from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 from decode_worker.speculation import Wanted
@@ -35,7 +37,20 @@ class DraftModel:
         self._free = list(range(blocks))
         self._runs: dict[str, _Sequence] = {}
 
+    def prepare(self, most_rows: int) -> None:
+        """Before serving: see Engine.prepare."""
+        self._engine.prepare(self._pool, most_rows, self._context)
+
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        """Nothing where memory runs out; the sequences are then computed again."""
+        try:
+            return within_memory("drafts", self._engine.device, partial(self._propose, wanted))
+        except OutOfMemory:
+            for each in wanted:
+                self.forget(each.run)
+            return [[] for _ in wanted]
+
+    def _propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in wanted]
         open_ = [i for i, each in enumerate(wanted) if each.most and self._room(each)]
         self._catch_up([wanted[i] for i in open_])

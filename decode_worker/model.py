@@ -70,7 +70,8 @@ class DecodeModel(Protocol):
         """Compute on these cores from the next step on."""
 
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
-        """One forward, then one result for each draw, in order; None where logits are not finite."""
+        """One forward, then one result for each draw, in order; None where logits are not finite. Raises
+        OutOfMemory; then nothing of the forward counts."""
 
     def clock(self) -> float:
         """Monotonic seconds, to time a step."""

@@ -6,7 +6,7 @@ import torch
 
 from baton.cluster.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.engine.boot import boot
-from baton.engine.pool import decode_pool_blocks, pool_blocks, spare_blocks
+from baton.engine.pool import Beside, decode_pool_blocks, pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
 from baton.kv.transports import TRANSPORTS, check_installed, selects
@@ -30,6 +30,7 @@ def run(
     kv_cache_memory_bytes: int | None,
     run_dir: Path | None,
     kv_host: str | None,
+    beside: tuple[int, int],
     prefix_caching: bool,
     speculative_model: str | None,
     num_speculative_tokens: int,
@@ -49,9 +50,13 @@ def run(
     proposer: Proposer | None = PromptLookup() if speculative_model == NGRAM else None
     if draft is not None:
         proposer = _draft_model(draft, options, max_num_seqs * context)
-    speculation = Speculation(proposer, num_speculative_tokens)
+    speculation = Speculation(proposer, num_speculative_tokens, engine.draft_rows)
     blocks = decode_pool_blocks(
-        engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context
+        engine.layout,
+        engine.device,
+        kv_cache_memory_bytes,
+        max_num_seqs * context,
+        Beside(*beside) if any(beside) else None,
     )
     shared = any(each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name))
     slabs = allocate_slabs(engine.layout, blocks, engine.device, shared=shared, folder=folder)
@@ -64,6 +69,7 @@ def run(
         bind_host=kv_host,
         keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
     )
+    decoding.prepare(max_num_seqs, context)
     hello = introduce(
         options,
         "decode",
@@ -106,9 +112,11 @@ def _draft_model(files: ModelFiles, options: WorkerOptions, tokens: int) -> Draf
     """It gets a KV pool of its own for so many `tokens`."""
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
     blocks = pool_blocks(engine.layout, engine.device, None, tokens)
-    return DraftModel(
+    draft = DraftModel(
         engine, blocks, context=files.max_positions, chunk=options.max_num_batched_tokens
     )
+    draft.prepare(engine.draft_rows or 1)
+    return draft
 
 
 def _kinds(kv_transport: str, folder: Path | None, kv_host: str | None) -> str | list[str]:

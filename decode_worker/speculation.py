@@ -76,15 +76,19 @@ class PromptLookup:
 class Speculation:
     """A proposer, and how many tokens it drafts for each run; none without a proposer."""
 
-    def __init__(self, proposer: Proposer | None = None, most: int = 0) -> None:
+    def __init__(
+        self, proposer: Proposer | None = None, most: int = 0, rows: int | None = None
+    ) -> None:
+        """`rows`: with more runs in a step nothing is drafted. None: no limit."""
         self._proposer = proposer
+        self._rows = rows
         self.most = most if proposer is not None else 0
         self._lengths: dict[str, int] = {}
         self.tally = Tally()  # of the worker that drafts
 
     def draft(self, wanted: Sequence[Wanted], budget: int) -> dict[str, list[int]]:
         """Draft tokens by run, at most `budget` in all."""
-        if self._proposer is None:
+        if self._proposer is None or (self._rows is not None and len(wanted) > self._rows):
             return {}
         asked = []
         for each in wanted:

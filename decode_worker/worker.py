@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from baton import failpoint
-from baton.errors import RequestError
+from baton.errors import OutOfMemory, RequestError
 from baton.grammar import Grammars, Matcher
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
-from baton.pace import Pace, Span
+from baton.pace import Pace, Span, TokenBudget
 from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
 from baton.wire.membership import Membership, Worker
@@ -25,6 +25,7 @@ from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_start
 from decode_worker.batching import Share, plan_step
+from decode_worker.memory import take_less
 from decode_worker.model import DecodeModel, Drawn
 from decode_worker.pool_reporter import PoolReporter
 from decode_worker.runs import Arriving, Run, RunStep, make_room, outgrown
@@ -62,6 +63,7 @@ class DecodeWorker(Worker):
     _buffer: TokenBuffer = field(init=False, default_factory=TokenBuffer)
     _step_began: float = field(init=False, default=0.0)  # the last step
     _more_kv: bool = field(init=False, default=False)  # KV has arrived that is not received yet
+    _budget: TokenBudget = field(init=False)
     _blocked: bool = field(init=False, default=False)  # all runs wait for blocks
     _ignored: Ignored = field(init=False, default_factory=Ignored)  # orders that cannot be
 
@@ -69,6 +71,7 @@ class DecodeWorker(Worker):
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
         self._membership = Membership(hello, self._start_anew, self.speculation.tally)
+        self._budget = TokenBudget(self.token_budget)
         self._reporter = PoolReporter(self.table)
         self._writers = Writers(self.table, self.model, hello.host)
 
@@ -217,7 +220,7 @@ class DecodeWorker(Worker):
         effects: list[Effect] = []
         waiting = self._make_room(effects, now)
         progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
-        shares = plan_step(progress, token_budget=self.token_budget, pace=self.pace)
+        shares = plan_step(progress, token_budget=self._budget.now, pace=self.pace)
         self._blocked = not shares
         if not shares:
             return effects
@@ -231,19 +234,33 @@ class DecodeWorker(Worker):
         if not steps:
             return effects
         rows = [each.row for each in steps]
-        draws = [draw for each in steps for draw in each.draws]
         began = self.model.clock()
-        drawn = self.model.step(rows, draws)
+        try:
+            drawn = self.model.step(rows, [draw for each in steps for draw in each.draws])
+        except OutOfMemory as error:
+            return effects + self._give_way(take_less(self.runs, steps, self._budget), error, now)
+        self._budget.went_well()
         self.speculation.tally.forward(sum(len(row.token_ids) for row in rows))
         chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
         self.pace = self.pace.after(chunks, self.model.clock() - began)
         return effects + self._accept(steps, drawn, now)
 
+    def _give_way(self, name: str | None, error: OutOfMemory, now: float) -> list[Effect]:
+        """Preempt this run, for which the memory does not suffice; alone it ends. None: nobody has to."""
+        if name is not None and len(self.runs) == 1:
+            return self._fail(name, "worker_error", str(error), now)
+        return [] if name is None else self._preempt(name, now)
+
+    def _preempt(
+        self, name: str, now: float, why: type[msg.Preempted | msg.Outgrown] = msg.Preempted
+    ) -> list[Effect]:
+        self._publish(name, self.runs[name])  # reusable until evicted
+        self._release(name, None)
+        return [*self._buffer.flush(now), To(ROUTER, why(name))]
+
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def give_back(name: str, why: type[msg.Preempted | msg.Outgrown] = msg.Preempted) -> None:
-            self._publish(name, self.runs[name])  # reusable until evicted
-            self._release(name, None)
-            effects.extend([*self._buffer.flush(now), To(ROUTER, why(name))])
+            effects.extend(self._preempt(name, now, why))
 
         for name in outgrown(self.runs):
             give_back(name, msg.Outgrown)
@@ -258,7 +275,7 @@ class DecodeWorker(Worker):
             if share.samples and share.tokens == 1 and (run := self.runs[share.run]).matcher is None
         ]
         taken = sum(share.tokens for share in shares)
-        return self.speculation.draft(wanted, self.token_budget - taken)
+        return self.speculation.draft(wanted, self._budget.now - taken)
 
     def _accept(
         self, steps: Sequence[RunStep], drawn: Sequence[Drawn | None], now: float

@@ -3,10 +3,12 @@ pool; elsewhere into its own scratch pool, pushed layer by layer while the next 
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from baton import failpoint
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
+from baton.engine.errors import within_memory
 from baton.engine.pool import Pool
 from baton.errors import TransferError
 from baton.kv.grant import Grant
@@ -115,6 +117,10 @@ class Filling:
         return len(grant.prefix) * self._engine.layout.block_size if shared else 0
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
+        run = partial(self._fill, worker, chunks)
+        within_memory("a chunk of a prompt", self._engine.device, run)
+
+    def _fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         shared = self._pools.get(worker)
         if shared is not None:
             rows = [_row(chunk, chunk.grant.table) for chunk in chunks]

@@ -66,7 +66,8 @@ class PrefillModel(Protocol):
         """Tokens at the beginning whose cached KV can be read in place, so it is not computed again."""
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
-        """One forward: compute the chunks' KV and write it into the granted blocks."""
+        """One forward: compute the chunks' KV and write it into the granted blocks. Raises TransferError,
+        and OutOfMemory; then nothing of the forward counts."""
 
     def finish(self, grant: Grant, tokens: int) -> Receipt | None:
         """All `tokens` are computed: make their KV visible to the owner. None: poll() will say when."""

@@ -17,7 +17,13 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     files = resolve_model(options.model)
-    engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
+    engine = boot(
+        files,
+        device=options.device,
+        dtype=options.dtype,
+        block_size=options.block_size,
+        decodes=False,
+    )
     context = files.context(options.max_model_len)
     keys = options.keys
     filling = Filling(

@@ -10,10 +10,10 @@ from math import inf
 
 from baton import failpoint
 from baton.bounds import INT_MAX
-from baton.errors import TransferError
+from baton.errors import BatonError, OutOfMemory, TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Region
-from baton.pace import Pace, Prompt, Span, share_out
+from baton.pace import Pace, Prompt, Span, TokenBudget, share_out
 from baton.wire import messages as msg
 from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Hello, Message
@@ -89,7 +89,7 @@ class PrefillWorker(Worker):
         self._pools: dict[str, tuple[str, int]] = {}  # attached: its epoch and blocks
         self._ignored = Ignored()  # orders that cannot be
         self._model = model
-        self._budget = token_budget
+        self._budget = TokenBudget(token_budget)
         self._pace = pace or Pace()
         self._last_pool: str | None = None  # of the last forward
         self._idle = False  # the last step computed nothing
@@ -125,7 +125,7 @@ class PrefillWorker(Worker):
         for news in self._model.poll():
             effects += self._hear(news) if self._membership.joined else []
         effects += self._admit()
-        plan = plan_chunks(self._ready(), self._budget, self._pace, self._last_pool)
+        plan = plan_chunks(self._ready(), self._budget.now, self._pace, self._last_pool)
         self._idle = not plan
         if not plan:
             return effects
@@ -137,6 +137,11 @@ class PrefillWorker(Worker):
             self._model.fill(self._last_pool, chunks)
         except TransferError as error:
             return effects + [e for job, _ in plan for e in self._fail(job, error)]
+        except OutOfMemory as error:  # the next forward has fewer tokens
+            if not self._budget.ran_out(sum(count for _, count in plan)):
+                effects += [e for job, _ in plan for e in self._fail(job, error)]
+            return effects
+        self._budget.went_well()
         took = self._model.clock() - began
         self._pace = self._pace.after([Span(job.done, count) for job, count in plan], took)
         total = sum(count for _, count in plan)
@@ -224,7 +229,7 @@ class PrefillWorker(Worker):
         del self._jobs[job.grant.run]
         return [To(ROUTER, msg.Filled(job.grant.run, receipt, job.compute_s))]
 
-    def _fail(self, job: Job, error: TransferError) -> list[Effect]:
+    def _fail(self, job: Job, error: BatonError) -> list[Effect]:
         self._jobs.pop(job.grant.run, None)
         return self._stop(job, msg.FillFailed(job.grant.run, str(error)))
 

@@ -23,6 +23,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from sampler.copies import free_to_read
 from sampler.params import RULES
 from sampler.shape import NO
 
@@ -75,8 +76,10 @@ def keep_top_p(scores: Tensor, top_p: Tensor, _: float = 1.0) -> Tensor:
     those. Both variants keep the same values. Which of several equal tokens at the edge is kept may
     differ; transformers' unstable sort does not define it either.
     """
-    kept = scores.clone()
     cut = top_p < 1
+    if not free_to_read(scores):  # which rows need less is known to the device alone
+        return torch.where(cut[:, None], keep_nucleus(scores, top_p, scores.shape[-1]), scores)
+    kept = scores.clone()
     narrow = ((scores > NO).sum(dim=-1) <= FEW) & (scores.shape[-1] > FEW)
     for chosen, width in ((cut & narrow, FEW), (cut & ~narrow, scores.shape[-1])):
         rows = chosen.nonzero()[:, 0]

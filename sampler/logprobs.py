@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sampler.copies import down, up
 from sampler.narrow import largest
 
 
@@ -16,6 +17,21 @@ class Chosen:
 
     logprob: float
     top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What look() has found, on the device: of each row that is reported."""
+
+    logprobs: Tensor  # float32 [rows, vocab]
+    chosen: Tensor  # float32 [rows]
+    values: Tensor  # float32 [rows, k], descending
+    ids: Tensor  # int64 [rows, k]
+
+    @property
+    def answers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the host needs of it."""
+        return self.chosen, self.values, self.ids
 
 
 def report(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Chosen | None]:
@@ -31,40 +47,52 @@ def report(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Cho
             "logits, token_ids and counts must have one entry per row, got "
             f"{len(logits)}, {len(token_ids)} and {len(counts)}"
         )
+    wanted = reported(counts)
+    if not wanted:
+        return [None] * len(counts)
+    index = up(torch.tensor(wanted), logits.device)
+    looked = look(logits, token_ids, counts, index)
+    return told(looked, down(looked.answers), counts)
+
+
+def reported(counts: Sequence[int]) -> list[int]:
+    """The rows with a count. ValueError for counts below -1."""
     if bad := [count for count in counts if count < -1]:
         raise ValueError(f"counts must be at least -1, got {bad[0]}")
-    wanted = [row for row, count in enumerate(counts) if count >= 0]
-    answers: list[Chosen | None] = [None] * len(counts)
-    if not wanted:
-        return answers
-    if len(wanted) < len(counts):
-        rows = torch.tensor(wanted, device=logits.device)
-        logits, token_ids = logits[rows], token_ids[rows]
+    return [row for row, count in enumerate(counts) if count >= 0]
+
+
+def look(logits: Tensor, token_ids: Tensor, counts: Sequence[int], index: Tensor) -> Looked:
+    """The numbers of report(), without waiting for the device. `index`: what reported() says, int64 on
+    the device."""
+    if len(index) < len(counts):
+        logits, token_ids = logits.index_select(0, index), token_ids.index_select(0, index)
     logprobs = logits.float().log_softmax(dim=-1)
-    chosen = logprobs.gather(1, token_ids[:, None])[:, 0].tolist()
-    tops = _tops(logprobs, [counts[row] for row in wanted])
-    for row, logprob, top in zip(wanted, chosen, tops, strict=True):
-        answers[row] = Chosen(logprob, top)
-    return answers
-
-
-def _tops(logprobs: Tensor, counts: list[int]) -> list[tuple[tuple[int, float], ...]]:
-    most = max(counts)
-    if not most:
-        return [()] * len(counts)
+    chosen = logprobs.gather(1, token_ids[:, None])[:, 0]
     # One more than requested, to detect equals of the last one that were left out.
-    values, ids = largest(logprobs, min(most + 1, logprobs.shape[-1]))
-    tops = []
-    for row, (count, its_ids, its_values) in enumerate(
-        zip(counts, ids.tolist(), values.tolist(), strict=True)
-    ):
-        pairs = list(zip(its_ids, its_values, strict=True))
+    most = max(counts)
+    count = min(most + 1, logprobs.shape[-1]) if most else 0
+    none = chosen.new_empty(len(index), 0)
+    values, ids = largest(logprobs, count) if count else (none, none.long())
+    return Looked(logprobs, chosen, values, ids)
+
+
+def told(looked: Looked, answers: Sequence[Tensor], counts: Sequence[int]) -> list[Chosen | None]:
+    """report()'s answer, from `looked.answers` on the CPU. Waits for the device if a row has equals of
+    its last token that were left out."""
+    chosen, values, ids = (each.tolist() for each in answers)
+    found: list[Chosen | None] = [None] * len(counts)
+    wanted = [row for row, count in enumerate(counts) if count >= 0]
+    for place, row in enumerate(wanted):
+        count, its_values = counts[row], values[place]
+        pairs = list(zip(ids[place], its_values, strict=True))
         if 0 < count < len(pairs) and its_values[count] == (edge := its_values[count - 1]):
-            equals = (logprobs[row] == edge).nonzero()[:, 0].tolist()
+            line = down([looked.logprobs[place]])[0]
+            equals = (line == edge).nonzero()[:, 0].tolist()
             pairs = [pair for pair in pairs if pair[1] > edge] + [(id_, edge) for id_ in equals]
         pairs.sort(key=lambda pair: (-pair[1], pair[0]))
-        tops.append(tuple(pairs[:count]))
-    return tops
+        found[row] = Chosen(chosen[place], tuple(pairs[:count]))
+    return found
 
 
 def logprobs_of(logits: Tensor, token_ids: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ def draw(scores: Tensor, seeds: Tensor, choices: Tensor, positions: Tensor) -> T
     lanes = torch.arange(blocks.shape[1], device=scores.device)
     block = _first(blocks.sum(dim=-1), uniforms(*counter, -1 - lanes))  # lanes < 0: blocks
     tokens = block[:, None] * BLOCK + torch.arange(BLOCK, device=scores.device)
-    rows = torch.arange(len(scores), device=scores.device)
-    return block * BLOCK + _first(blocks[rows, block], uniforms(*counter, tokens))
+    mine = blocks.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
+    return block * BLOCK + _first(mine, uniforms(*counter, tokens))
 
 
 def draw_from(

@@ -63,7 +63,7 @@ _OPTIONS = [
     click.option("--model", default="demo", show_default=True,
                  help="A name of configs/model_paths.yaml, a folder, or a Hugging Face id."),
     click.option("--device", default="auto", show_default=True,
-                 help="cuda:0, cuda:1, cpu, mps, or auto."),
+                 help="cuda:0, cuda:1, cpu, or auto."),
     click.option("--name", default=None, help="This worker's name in logs and reports."),
     click.option("--threads", type=click.IntRange(min=1), default=None,
                  help="CPU threads to compute with.  [default: the cores that the router hands out]"),
@@ -98,6 +98,10 @@ def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
     check_address(given["router"], keys)  # before seconds are spent on loading torch and a model
     if given["health"] is not None:
         parse_address(given["health"])
+    if given["device"] == "mps":
+        raise InputError(
+            "a worker cannot use mps: no KV transport reads an Apple GPU; use --device cpu"
+        )
     resolve_model(given["model"])
     calm_openmp()
     return WorkerOptions(

@@ -32,7 +32,7 @@ from baton.errors import BatonError, InputError, ModelError, OutOfMemory, Protoc
 from baton.host import core_numbers, process_runs
 from baton.package import ROOT
 from baton.pulse import Ear
-from baton.topology import threads_per_worker
+from baton.topology import Topology, threads_per_worker
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import ProcessDown
 
@@ -182,6 +182,7 @@ class Cluster:
                     command += ["--threads", threads]
                 if role == "decode":
                     command += ["--max-num-seqs", str(options.batch_size)]
+                    command += _beside(options.topology, device)
                 commands.append((name, command))
         return commands
 
@@ -455,6 +456,9 @@ class Cluster:
         for child in self._children:
             child.deafen()
         if self._children:
+            if keep := os.environ.get("BATON_KEEP_LOGS"):
+                logs = Path(keep) / self.run_dir.name
+                shutil.copytree(self.run_dir / "logs", logs, dirs_exist_ok=True)
             shutil.rmtree(self.run_dir, ignore_errors=True)
         self._children, self._spare = [], None
 
@@ -468,6 +472,17 @@ class Cluster:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+def _beside(topology: Topology, device: str) -> list[str]:
+    """The option that tells a decode worker who shares its GPU."""
+    prefills, decodes = (
+        sum(each == device for each in devices)
+        for devices in (topology.prefill_devices, topology.decode_devices)
+    )
+    if not device.startswith("cuda") or prefills + decodes < 2:
+        return []
+    return ["--beside", str(prefills), str(decodes - 1)]
 
 
 def _sweep() -> None:

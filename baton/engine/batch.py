@@ -10,11 +10,13 @@ A token's slot is where its keys and values go: block * block_size + position wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
 
 from baton.kv.row import Logits, Row
+from sampler.copies import up
 
 Numbers = TypeVar("Numbers", list[int], torch.Tensor)
 
@@ -79,24 +81,20 @@ def pack_lists(rows: Sequence[Row], block_size: int, width: int | None = None) -
 
 
 def pack(rows: Sequence[Row], block_size: int, device: torch.device) -> Batch[torch.Tensor]:
-    """The packed rows as tensors on the device."""
+    """The packed rows as tensors on the device, in one copy."""
     batch = pack_lists(rows, block_size)
-
-    def moved(numbers: list[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
-
-    tokens = moved(  # one transfer for three
-        [batch.input_ids, batch.position_ids, batch.slots], torch.int64
-    )
-    return Batch(
+    tokens = torch.tensor([batch.input_ids, batch.position_ids, batch.slots])  # i64 [3, T]
+    whole = partial(torch.tensor, dtype=torch.int32)
+    packed = Batch(
         input_ids=tokens[0:1],
         position_ids=tokens[1:2],
         slots=tokens[2],
-        query_offsets=moved(batch.query_offsets, torch.int32),
-        context_lengths=moved(batch.context_lengths, torch.int32),
-        block_table=moved(batch.block_table, torch.int32).view(len(rows), batch.table_width),
-        logit_rows=moved(batch.logit_rows, torch.int64),
+        query_offsets=whole(batch.query_offsets),
+        context_lengths=whole(batch.context_lengths),
+        block_table=whole(batch.block_table).view(len(rows), batch.table_width),
+        logit_rows=torch.tensor(batch.logit_rows, dtype=torch.int64),
         table_width=batch.table_width,
         starts=batch.starts,
         lengths=batch.lengths,
     )
+    return up(packed, device)

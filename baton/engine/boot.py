@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from baton.engine.device import (
     pick_dtype,
     refuse_without_fp8,
     release_memory,
+    set_up,
 )
 from baton.engine.errors import unexpected
 from baton.engine.pool import Pool
@@ -36,6 +37,16 @@ WEIGHTS = {INT8: torch.int8, INT8_WEIGHT_ONLY: torch.qint8, FP8: torch.float8_e4
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
+class Recording(Protocol):
+    """A forward that records decode steps (cuda/graphs.py)."""
+
+    draft_rows: int | None
+
+    def prepare(self, pool: Pool, most_rows: int, most_tokens: int) -> None:
+        """Record what steps over this pool need; nothing is recorded later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """A model ready to run."""
@@ -48,20 +59,34 @@ class Engine:
     token_s: float  # seconds per token of a small prefill: a pessimistic estimate
     pace: Pace  # the first estimate of how long forwards take
 
+    def prepare(self, pool: Pool, most_rows: int, most_tokens: int) -> None:
+        """Do before serving from this pool what would delay a step: at most `most_rows` sequences of
+        `most_tokens` tokens. Nothing where steps are not recorded."""
+        if isinstance(self.runner, Recording):
+            self.runner.prepare(pool, most_rows, most_tokens)
+
+    @property
+    def draft_rows(self) -> int | None:
+        """With more sequences in a step drafts cost more than they save. None: no limit."""
+        return self.runner.draft_rows if isinstance(self.runner, Recording) else None
+
     def wait(self) -> None:
         """Wait for queued GPU work, so that its time is not attributed to the next step."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
 
-def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
+def boot(
+    files: ModelFiles, *, device: str, dtype: str, block_size: int, decodes: bool = True
+) -> Engine:
     """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. With a dtype of
-    WEIGHTS the KV cache is bf16 and the other computation fp32 on a CPU, bf16 on a GPU.
+    WEIGHTS the KV cache is bf16 and the other computation fp32 on a CPU, bf16 on a GPU. `decodes`: False
+    for a worker that only fills, whose steps are not recorded.
 
     The code of hundreds of architectures runs here for the first time. An error that nobody expected is a
     ModelError too, because the next attempt would end in the same way; its traceback goes to the log."""
     try:
-        return _boot(files, device=device, dtype=dtype, block_size=block_size)
+        return _boot(files, device, dtype, block_size, decodes=decodes)
     except BatonError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -74,11 +99,12 @@ def boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engi
         ) from error
 
 
-def _boot(files: ModelFiles, *, device: str, dtype: str, block_size: int) -> Engine:
+def _boot(files: ModelFiles, device: str, dtype: str, block_size: int, *, decodes: bool) -> Engine:
     torch_device = pick_device(device)
+    set_up(torch_device)
     cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
     weights = WEIGHTS.get(dtype, cache_dtype)
-    forward, layout = _forward(files, torch_device, weights, cache_dtype, block_size)
+    forward, layout = _forward(files, torch_device, weights, cache_dtype, block_size, decodes)
     token_s, pace = _measure(forward, layout)
     name = dtype if dtype in WEIGHTS else dtype_name(weights)
     return Engine(files, forward, layout, torch_device, name, token_s, pace)
@@ -90,6 +116,7 @@ def _forward(
     weights: torch.dtype,
     cache_dtype: torch.dtype,
     block_size: int,
+    decodes: bool,
 ) -> tuple[Forward, KVLayout]:
     """The fastest forward for this model on this device. Only `load` imports transformers, which takes
     seconds, and a stored program does not need it."""
@@ -103,7 +130,7 @@ def _forward(
         return model
 
     try:
-        return _fastest(files, load, device, weights, cache_dtype, block_size)
+        return _fastest(files, load, device, weights, cache_dtype, block_size, decodes)
     finally:
         if load.cache_info().currsize:
             load.cache_clear()
@@ -117,6 +144,7 @@ def _fastest(
     weights: torch.dtype,
     cache_dtype: torch.dtype,
     block_size: int,
+    decodes: bool,
 ) -> tuple[Forward, KVLayout]:
     fast = find_spec("baton.engine.cpu") is not None
     if weights == WEIGHTS[FP8]:
@@ -130,7 +158,9 @@ def _fastest(
     if device.type == "cuda" and fast:
         from baton.engine.cuda.select import on_cuda
 
-        return on_cuda(load(), weights=weights, cache_dtype=cache_dtype, block_size=block_size)
+        return on_cuda(
+            load(), weights=weights, cache_dtype=cache_dtype, block_size=block_size, decodes=decodes
+        )
     if weights in WEIGHTS.values():
         raise InputError(
             "int8 and fp8 weights need baton/engine/cpu and baton/engine/cuda, which are not there"

@@ -16,11 +16,11 @@ FP8_CAPABILITY = (8, 9)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; InputError if it does not exist. "auto" prefers a GPU (cuda, also for
-    ROCm), then mps, then the CPU."""
+    """The device called `name`; InputError if it does not exist. "auto" is a GPU (cuda, also for ROCm),
+    else the CPU: no transport moves KV out of an Apple GPU, so no worker can use one."""
     gpus = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda:0" if gpus else "mps" if _has_mps() else "cpu")
+        return torch.device("cuda:0" if gpus else "cpu")
     available = ["cpu", *(["mps"] if _has_mps() else []), *(f"cuda:{i}" for i in range(gpus))]
     found = "cuda:0" if name == "cuda" else name
     if found not in available:
@@ -42,6 +42,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def set_up(device: torch.device) -> None:
+    """Settings of torch for this device, before the first forward. cuDNN's attention is torch's first
+    choice on Hopper from 2.11 on. It makes a plan of 20 to 40 ms for each exact shape and keeps all of
+    them; here every length is another shape. With few KV heads it may also be wrong (pytorch#193893)."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def refuse_without_fp8(device: torch.device) -> None:

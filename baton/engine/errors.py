@@ -1,12 +1,18 @@
 """Reasons why a faster way to run a model is not available, and words for errors that nobody expected."""
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from baton.errors import OutOfMemory
+
 OF_TORCH = str(Path(torch.__file__).parent)
 MOST_WORDS = 300  # characters of an error's own text
+
+Result = TypeVar("Result")
 
 
 class CompileError(Exception):
@@ -19,6 +25,18 @@ class NotRecorded(Exception):
 
 class Unsupported(Exception):
     """A kernel library does not support this model's attention."""
+
+
+def within_memory(what: str, device: torch.device, run: Callable[[], Result]) -> Result:
+    """What `run` returns; OutOfMemory if torch runs out of memory in it. That is raised without torch's
+    error, whose frames hold the tensors of the forward, and torch gives back what nobody uses then."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        failed = " ".join(str(error).split())[:MOST_WORDS] or type(error).__name__
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    raise OutOfMemory(f"{device} has no memory left for {what}: {failed}")
 
 
 def unexpected(error: BaseException) -> str:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch
 from baton.engine.pool import Pool
+from sampler.copies import up
 
 CPU_KEYS, GPU_KEYS = 1024, 2**16  # per group: on a CPU they should stay in its cache
 
@@ -26,7 +28,7 @@ class Group:
     tokens: torch.Tensor  # i64 [rows * queries]: which of the T packed tokens are its queries
     slots: torch.Tensor  # i64 [rows * keys]: where its keys are, padded with the row's first
     mask: torch.Tensor | None  # bool [rows, 1, queries, keys]; None: all keys, or causal
-    causal: bool  # query i attends to keys 0..i
+    causal: bool  # the last query attends to all keys, each one before it to one fewer
 
 
 PlanGroups = Callable[[Batch[torch.Tensor], int, int | None], list[Group]]
@@ -85,7 +87,7 @@ def _group(
     starts = [batch.starts[row] for row in rows]
     firsts = [0 if window is None else max(0, start - window + 1) for start in starts]
     keys = max(start + length - first for start, first in zip(starts, firsts, strict=True))
-    host = torch.tensor([list(rows), starts, firsts]).to(device)
+    host = up(torch.tensor([list(rows), starts, firsts]), device)
     row, start, first = host[:, :, None]  # [rows, 1] each
 
     offset = batch.query_offsets[row].long()
@@ -95,7 +97,9 @@ def _group(
     block = batch.block_table[row, inside // block_size].long()
     slots = (block * block_size + inside % block_size).flatten()
 
-    causal = len(rows) == 1 and starts[0] == 0 and length > 1 and keys <= (window or keys)
+    causal = len(rows) == 1 and length > 1 and keys <= (window or keys)
+    if device.type == "cpu":  # a mask made once is faster there than one for each layer
+        causal = causal and starts[0] == 0
     if causal or (len(rows) == 1 and length == 1):
         return Group(len(rows), tokens, slots, None, causal)
     query = (start + torch.arange(length, device=device))[:, None, :, None]
@@ -117,10 +121,32 @@ def sdpa(
     if queries == 1:  # heads that share keys become queries of one head, so no key is repeated
         q = q.unflatten(1, (kv_heads, -1)).squeeze(3)
     grouped = q.shape[1] != kv_heads
+    mask, square = group.mask, group.causal and queries == k.shape[2]
+    if group.causal and not square:
+        mask = lower_right(q, k, v, grouped=grouped)
     mixed = F.scaled_dot_product_attention(
-        q, k, v, group.mask, is_causal=group.causal, scale=params.scaling, enable_gqa=grouped
+        q, k, v, mask, is_causal=square, scale=params.scaling, enable_gqa=grouped
     )
     return mixed.flatten(1, 2)[:, :, None] if queries == 1 else mixed
+
+
+def lower_right(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, grouped: bool
+) -> torch.Tensor:
+    """The mask of a chunk behind what is in the pool. Only in torch's own form does it reach flash
+    attention; with a mask of booleans scores are written to memory, for 2,048 x 8,192 a hundred times as
+    many bytes. That form warns where flash attention does not apply, so it is asked first."""
+    queries, keys = q.shape[2], k.shape[2]
+    if can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, False, grouped)):
+        from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler: seconds
+
+        return causal_lower_right(queries, keys)
+    return triangle(queries, keys, q.device)
+
+
+def triangle(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """bool [queries, keys]: the last query sees all keys, each one before it one fewer."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def spelled_out(
@@ -134,7 +160,7 @@ def spelled_out(
         scores = torch.tanh(scores / params.softcap) * params.softcap
     mask = group.mask
     if group.causal:
-        mask = torch.ones(queries, queries, dtype=torch.bool, device=q.device).tril()[None, None]
+        mask = triangle(queries, k.shape[2], q.device)[None, None]
     if mask is not None:
         scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
     scores = scores.float()

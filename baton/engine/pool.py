@@ -16,6 +16,9 @@ from baton.errors import OutOfMemory
 from baton.kv.layout import KVLayout
 
 CPU_SHARE, DEVICE_SHARE = 0.25, 0.85  # of free memory by default; main memory has other users
+WORKING_BYTES = (
+    1 << 30
+)  # of a worker on a GPU beside weights and pool: CUDA's own, forwards, graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +113,33 @@ def pool_blocks(
     return blocks
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """How many other workers share the GPU of a decode worker."""
+
+    prefills: int
+    decodes: int
+
+    def share(self, total: int, weights: int) -> int:
+        """Bytes of this worker's pool, on a GPU of `total` bytes, when each worker holds so many bytes of
+        weights. It does not depend on who has loaded by now: a share of what is free at some moment
+        would leave a worker that loads later without memory."""
+        workers = 1 + self.prefills + self.decodes
+        left = int(total * DEVICE_SHARE) - workers * (weights + WORKING_BYTES)
+        return max(0, left) // (1 + self.decodes)
+
+
 def decode_pool_blocks(
-    layout: KVLayout, device: torch.device, memory_bytes: int | None, max_tokens_wanted: int
+    layout: KVLayout,
+    device: torch.device,
+    memory_bytes: int | None,
+    max_tokens_wanted: int,
+    beside: Beside | None = None,
 ) -> int:
-    """pool_blocks() of a decode worker, its spare blocks included."""
+    """pool_blocks() of a decode worker, its spare blocks included. `beside`: who shares its GPU."""
+    if memory_bytes is None and beside is not None and device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        memory_bytes = beside.share(total, torch.cuda.memory_allocated(device))
     spare = spare_blocks(device) * layout.block_size
     return pool_blocks(
         layout, device, memory_bytes, max_tokens_wanted + spare, tokens_needed=1 + spare

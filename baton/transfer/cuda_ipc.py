@@ -45,8 +45,8 @@ from baton.transfer.checks import (
 )
 from baton.transfer.device import PROBE_BYTES, CopyStream
 from baton.transfer.in_place import InPlaceExport
-from baton.transfer.pieces import block_bytes, rows, stretches
-from baton.transfer.slabs import CudaHandle, Slabs
+from baton.transfer.pieces import block_bytes, rows
+from baton.transfer.slabs import CudaHandle, Slabs, refuse_expandable
 from baton.transfer.stamps import Stamps, digest_of_blocks
 
 CUDA_IPC_HANDLE_BYTES = 64
@@ -94,8 +94,7 @@ class CudaIpcLink:
         view, pool = (rows(self._layout, layer, each) for each in (slab, self._pool[layer]))
         check_source(source, len(view.keys))
         self._copies.after_computing()
-        for stretch in stretches(source, target, len(source)):
-            self._copies.copy(pool, stretch, view)
+        self._copies.copy_blocks(pool, view, target, source)
         moved, seconds = self._pushed.get(grant.generation, (0, 0.0))
         moved += len(source) * block_bytes(self._layout, layer)
         self._pushed[grant.generation] = moved, seconds + time.perf_counter() - started
@@ -146,6 +145,7 @@ def gpu_id(index: int) -> str:
 
 def _share(slabs: Slabs) -> list[CudaHandle]:
     if not slabs.exported:
+        refuse_expandable(slabs.tensors[0])
         try:
             shares = [each.untyped_storage()._share_cuda_() for each in slabs.tensors]
             torch.cuda.synchronize(slabs.device)  # the stamps are zeroed before the first open

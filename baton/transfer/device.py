@@ -1,6 +1,7 @@
 """The CUDA calls that transports need. On the CPU each is a plain copy or does nothing, so the code
 around them is the same everywhere and is tested without a GPU."""
 
+import contextlib
 import logging
 import os
 import time
@@ -9,10 +10,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from baton.errors import TransferError
-from baton.transfer.pieces import Rows, Stretch
+from baton.transfer.pieces import Rows, Stretch, stretches
+from sampler.copies import up
 
 HOST_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable
 PROBE_BYTES = 8 << 20
+FEW_PARTS = 4  # stretches that are copied one by one
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,22 @@ class CopyStream:
             return
         with torch.cuda.stream(self._stream):
             target.copy(stretch, source, non_blocking=True)
+
+    def copy_blocks(
+        self, target: Rows, source: Rows, to: Sequence[int], blocks: Sequence[int]
+    ) -> None:
+        """Queue copies of the blocks of source to blocks `to` of target. Scattered ones between GPUs go
+        through a buffer on each, three kernels instead of two small copies for each stretch."""
+        parts = stretches(blocks, to, len(blocks))
+        if self._stream is None or len(parts) <= FEW_PARTS or not target.keys.is_cuda:
+            for part in parts:
+                self.copy(target, part, source)
+            return
+        with torch.cuda.stream(self._stream):
+            gathered_copy(target, source, to, blocks)
+        there = torch.cuda.Event()  # the last kernel runs on the other GPU's stream
+        there.record(torch.cuda.current_stream(target.keys.device))
+        self._stream.wait_event(there)
 
     def pending(self) -> Iterator[int]:
         """Yields 0 while queued copies are running. TransferError after the deadline."""
@@ -90,6 +109,7 @@ class RegisteredPages:
                 )
             if int(code) != 0:
                 self.release()
+                forget_error(self._device)
                 size = tensor.numel() >> 20
                 raise TransferError(f"CUDA cannot register {size} MiB of memory: error {int(code)}")
             self._registered.append(tensor.data_ptr())
@@ -106,6 +126,22 @@ class RegisteredPages:
         for address in self._registered:
             torch.cuda.cudart().cudaHostUnregister(address)
         self._registered = []
+
+
+def gathered_copy(target: Rows, source: Rows, to: Sequence[int], blocks: Sequence[int]) -> None:
+    """Copy source's `blocks` to target's blocks `to`, side by side in between."""
+    index = up(torch.tensor(blocks), source.keys.device)
+    places = up(torch.tensor(to), target.keys.device)
+    for ours, theirs in ((target.keys, source.keys), (target.values, source.values)):
+        together = theirs.index_select(0, index).to(ours.device, non_blocking=True)
+        ours.index_copy_(0, places, together)
+
+
+def forget_error(device: torch.device) -> None:
+    """Clear the error that a CUDA call has returned. CUDA keeps it, and the next kernel's launch would
+    report it as its own: torch has no call for this, so a launch of ours takes it."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device=device)
 
 
 def available_memory() -> int:

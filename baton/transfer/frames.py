@@ -46,7 +46,7 @@ from baton.transfer.packing import Places
 from baton.transfer.pieces import all_rows, block_bytes, scatter
 from baton.transfer.sealing import SEAL_BYTES, Part, Seals, Tickets
 from baton.transfer.slabs import Slabs, private_folder
-from baton.transfer.stamps import Digest, Expected, Stamps, joined, lacking, pack_blocks
+from baton.transfer.stamps import Digest, Expected, joined, lacking, pack_blocks
 from baton.wire.rare_line import RareLine
 
 POLL_BYTES = 8 << 20
@@ -142,7 +142,7 @@ class FramesExport:
         self._transport = "frames_tcp" if tcp else "frames"
         self._slabs = slabs
         self._rows = all_rows(slabs.layout, slabs.tensors)
-        self._stamps = Stamps(slabs.tensors[-1])
+        self._stamps = slabs.stamps
         self._expected = Expected(owner.epoch, slabs.blocks)
         self._incoming: dict[int, _Incoming] = {}
         self._patience_s, self._clock = patience_s, clock
@@ -203,7 +203,7 @@ class FramesExport:
     def expect(self, grant: Grant) -> None:
         """See base.Export."""
         self._expected.add(grant)
-        self._stamps.write(grant.blocks, 0)
+        self._stamps.clear(grant)
         pushed: list[set[int]] = [set() for _ in self._rows]
         self._incoming[grant.generation] = _Incoming(grant, pushed, self._clock())
 

@@ -36,13 +36,13 @@ class InPlaceExport:
             NAME, slabs.layout.fingerprint, slabs.blocks, {"epoch": epoch}
         )
         self.dropped: Counter[str] = Counter()
-        self._stamps = Stamps(slabs.tensors[-1])
+        self._stamps = slabs.stamps
         self._expected = Expected(epoch, slabs.blocks)
 
     def expect(self, grant: Grant) -> None:
         """Clear the stamps of the grant's blocks."""
         self._expected.add(grant)
-        self._stamps.write(grant.blocks, 0)
+        self._stamps.clear(grant)
 
     def poll(self) -> bool:
         """False: the writer's stores are complete and visible before it sends a receipt."""

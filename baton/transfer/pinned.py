@@ -75,7 +75,7 @@ class PinnedExport:
         self._copies = CopyStream(slabs.device, deadline_s)
         self._pool, self._pool_rows = slabs.tensors, all_rows(slabs.layout, slabs.tensors)
         self._mirror_rows = all_rows(slabs.layout, self._mirror.tensors)
-        self._stamps = Stamps(slabs.tensors[-1])
+        self._stamps = slabs.stamps
         self._mirror_stamps = Stamps(self._mirror.tensors[-1])
         self._expected = Expected(owner.epoch, slabs.blocks)
         self._jobs: dict[int, _Job] = {}
@@ -83,7 +83,7 @@ class PinnedExport:
     def expect(self, grant: Grant) -> None:
         """Clear the stamps of the grant's blocks, in the pool and in the mirror."""
         self._expected.add(grant)
-        self._stamps.write(grant.blocks, 0)
+        self._stamps.clear(grant)
         self._mirror_stamps.write(grant.blocks, 0)
 
     def poll(self) -> bool:

@@ -25,6 +25,7 @@ import torch
 
 from baton.errors import OutOfMemory, TransferError
 from baton.kv.layout import KVLayout
+from baton.transfer.stamps import Stamps
 
 PAGE = 16384  # the largest page size of all supported systems (Apple silicon)
 MAGIC = b"baton-kv-pool-1\n"
@@ -73,13 +74,21 @@ class Slabs:
     tensors: tuple[torch.Tensor, ...]
     shared: SharedFile | None = None
     exported: list[CudaHandle] = field(default_factory=list)
+    _stamps: Stamps | None = None
+
+    @property
+    def stamps(self) -> Stamps:
+        """The stamps of this pool, for all its exports."""
+        if self._stamps is None:
+            self._stamps = Stamps(self.tensors[-1])
+        return self._stamps
 
     def close(self) -> None:
         """Release the memory. It is freed with the last tensor over it."""
         for each in self.exported:  # or the memory is never freed, see cuda_ipc.py
             torch.UntypedStorage._release_ipc_counter_cuda(each.counter, each.counter_offset)
         self.exported = []
-        self.tensors = ()
+        self.tensors, self._stamps = (), None
         if self.shared is not None:
             self.shared.close()
             self.shared = None
@@ -113,8 +122,6 @@ def allocate_slabs(
             f"{free >> 20} MiB left; take fewer blocks"
         ) from error
     tensors[-1].zero_()
-    if device.type == "cuda" and shared:
-        _refuse_expandable(tensors[0])
     return Slabs(layout, blocks, device, tensors)
 
 
@@ -205,8 +212,9 @@ def _carve(memory: mmap.mmap, layout: KVLayout, blocks: int) -> list[torch.Tenso
     return tensors
 
 
-def _refuse_expandable(tensor: torch.Tensor) -> None:
-    """CUDA IPC shares whole cudaMalloc allocations, which expandable segments are not."""
+def refuse_expandable(tensor: torch.Tensor) -> None:
+    """TransferError if it cannot be exported: CUDA IPC shares whole cudaMalloc allocations, which
+    expandable segments are not."""
     address = tensor.data_ptr()
     for segment in torch.cuda.memory_snapshot():
         inside = segment["address"] <= address < segment["address"] + segment["total_size"]

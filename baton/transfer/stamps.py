@@ -75,6 +75,7 @@ class Stamps:
         self._stamps = slab.view(torch.int64)  # [blocks]
         self._stream = torch.cuda.Stream(slab.device) if slab.is_cuda else None
         self._near = None if slab.is_cuda else self._stamps.numpy()  # the same memory
+        self._cleared = 0  # the generation of the last grant whose blocks were marked as not filled
 
     def write(self, blocks: Sequence[int], generation: int) -> None:
         """Mark these blocks as filled under `generation`; 0 marks them as not filled."""
@@ -86,6 +87,13 @@ class Stamps:
             self._stamps.index_fill_(0, index, generation)
         if self._stream is not None:
             self._stream.synchronize()
+
+    def clear(self, grant: Grant) -> None:
+        """Mark the blocks of a new grant as not filled: once, however many exports of the pool announce
+        it, because each time would wait for the GPU."""
+        if grant.generation != self._cleared or self._near is not None:
+            self.write(grant.blocks, 0)
+            self._cleared = grant.generation
 
     def filled(self, grant: Grant) -> list[int]:
         """The grant's blocks that carry its generation, in the grant's order."""

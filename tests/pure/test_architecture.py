@@ -46,7 +46,8 @@ ROWS = (
 
 TORCH_ZONE = (
     "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow",
-    "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape",
+    "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape", "sampler.copies",
+    "sampler.step",
     "prefill_worker.filling", "prefill_worker.pooled", "prefill_worker.process",
     "prefill_worker.scratch", "prefill_worker.ways",
     "decode_worker.decoding", "decode_worker.draft", "decode_worker.process", "baton.local",

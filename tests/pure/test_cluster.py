@@ -669,6 +669,45 @@ def test_the_commands_are_those_one_would_type(tmp_path: Path) -> None:
     assert commands["decode-0"][commands["decode-0"].index("--max-num-seqs") + 1] == "7"
 
 
+@pytest.mark.parametrize(
+    ("prefill", "decode", "beside"),
+    [
+        (("cuda:0",), ("cuda:0",), [["1", "0"]]),
+        (("cuda:0",), ("cuda:1",), [None]),
+        (
+            ("cuda:0", "cuda:1"),
+            ("cuda:0", "cuda:0", "cuda:1"),
+            [["1", "1"], ["1", "1"], ["1", "0"]],
+        ),
+        (("cpu",), ("cpu", "cpu"), [None, None]),
+        ((), ("cuda:0",), [None]),
+    ],
+)
+def test_decode_workers_are_told_who_shares_their_gpu(
+    prefill: tuple[str, ...], decode: tuple[str, ...], beside: list[list[str] | None]
+) -> None:
+    topology = Topology(prefill, decode, colocated=not prefill)
+    commands = dict(Cluster(ClusterOptions("demo", topology, batch_size=1)).commands())
+    told = []
+    for index in range(len(decode)):
+        command = commands[f"decode-{index}"]
+        at = command.index("--beside") + 1 if "--beside" in command else None
+        told.append(command[at : at + 2] if at is not None else None)
+    assert told == beside
+    assert not any("--beside" in command for name, command in commands.items() if "prefill" in name)
+
+
+def test_logs_are_kept_where_the_environment_says_so(
+    home: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATON_KEEP_LOGS", str(home / "kept"))
+    cluster = start(router="lasting")
+    run_dir = cluster.run_dir
+    cluster.stop()
+    assert not run_dir.exists()
+    assert (home / "kept" / run_dir.name / "router.log").is_file()
+
+
 def test_a_model_folder_is_named_from_the_root_whatever_the_folder_we_are_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

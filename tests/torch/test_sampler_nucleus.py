@@ -148,7 +148,7 @@ def test_neighbours_change_neither_way_nor_token() -> None:
     tokens, sure = s._draw_nucleus(logits, batch)
     assert 0 < sure.sum() < 40
     for row in range(40):
-        alone = s._draw_nucleus(logits[row : row + 1], batch.of(torch.tensor([row])))
+        alone = s._draw_nucleus(logits[row : row + 1], batch.of([row], torch.tensor([row])))
         assert alone[1] == sure[row]
         assert alone[0] == tokens[row]
 

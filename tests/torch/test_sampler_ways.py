@@ -108,7 +108,9 @@ def with_one_more(batch: s.SamplingBatch, on: Tensor, narrow: Narrow) -> s.Sampl
     more = Filter("presence_penalty", off=0, keep=without_the_likeliest, narrow=narrow)
     values = {**batch.values, more.name: on}
     largest = {**batch.largest, more.name: 1.0}
-    return replace(batch, active=(*batch.active, more), values=values, largest=largest)
+    given, active = {**batch.given, more.name: tuple(on.tolist())}, (*batch.active, more)
+    ways = s.arranged(batch.greedy.tolist(), given, active)
+    return replace(batch, active=active, values=values, largest=largest, given=given, ways=ways)
 
 
 @pytest.mark.parametrize("narrow", [Narrow.SAME, Narrow.NEVER])

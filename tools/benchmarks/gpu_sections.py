@@ -65,16 +65,18 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def timed(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds of a call with the device's work done, after two warm-up calls."""
+def timed(
+    run: Callable[[], object], device: torch.device, rounds: int, *, warm_ups: int = 2
+) -> float:
+    """Median seconds of a call with the device's work done, after the warm-up calls."""
     times = []
-    for _ in range(rounds + 2):
+    for _ in range(rounds + warm_ups):
         _wait(device)
         begun = time.perf_counter()
         run()
         _wait(device)
         times.append(time.perf_counter() - begun)
-    return statistics.median(times[2:])
+    return statistics.median(times[warm_ups:])
 
 
 def _wait(device: torch.device) -> None:

@@ -9,6 +9,7 @@ the logits directly), routers (an error may choose another expert), sizes that a
 experts that are not linear modules.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,10 +39,35 @@ Product = Callable[[Quantized, Quantized], torch.Tensor]  # rows [T, K], weight 
 
 def quantize(rows: torch.Tensor) -> Quantized:
     """Quantize each row of [R, K]. The result is contiguous, as the product requires, even if `rows`
-    is a transposed view."""
-    rows = rows.float().contiguous()
-    scales = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp_min(1e-12)
-    return Quantized((rows / scales).clamp(-LARGEST, LARGEST).to(FP8), scales)
+    is a transposed view.
+
+    Five kernels: a row's largest number in one pass, and no clamp, because a number divided by its row's
+    scale exceeds 448 by rounding at most, which the conversion rounds down."""
+    rows = rows.contiguous()
+    largest = torch.linalg.vector_norm(rows, torch.inf, -1, keepdim=True, dtype=torch.float32)
+    scales = (largest / LARGEST).clamp_min(1e-12)
+    return Quantized((rows / scales).to(FP8), scales)
+
+
+class Shared:
+    """Quantizes rows once for all linears that take them: q, k and v, or gate and up. They come as the
+    same tensor, one after the other."""
+
+    def __init__(self) -> None:
+        self._of: weakref.ref[torch.Tensor] | None = None
+        self._rows: Quantized | None = None
+
+    def quantized(self, rows: torch.Tensor) -> Quantized:
+        """Of rows [..., K], flattened. The result is kept while the tensor lives, or until the next."""
+        if self._of is None or self._of() is not rows or self._rows is None:
+            self._rows = None  # its memory is free for the next
+            self._rows = quantize(rows.flatten(0, -2))
+            self._of = weakref.ref(rows, self._forget)
+        return self._rows
+
+    def _forget(self, of: "weakref.ref[torch.Tensor]") -> None:
+        if self._of is of:
+            self._of = self._rows = None
 
 
 def in_fp8(rows: Quantized, weight: Quantized) -> torch.Tensor:
@@ -63,21 +89,28 @@ def dequantized(rows: Quantized, weight: Quantized) -> torch.Tensor:
 class Fp8Linear(nn.Module):
     """rows [..., K] @ weight.T + bias, weight [N, K] in FP8."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, product: Product) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        product: Product,
+        shared: Shared | None = None,
+    ) -> None:
         super().__init__()
+        self.shared = shared or Shared()
         self.weight = quantize(weight)
         self.bias = bias
         self.product = product
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        product = self.product(quantize(rows.flatten(0, -2)), self.weight).to(rows.dtype)
+        product = self.product(self.shared.quantized(rows), self.weight).to(rows.dtype)
         product = product if self.bias is None else product + self.bias
         return product.unflatten(0, rows.shape[:-1])
 
 
 def quantize_linears(model: PreTrainedModel, product: Product) -> int:
     """Replace a model's linears by FP8 ones, except lm_head and routers. Returns how many."""
-    done, head = 0, model.get_output_embeddings()
+    done, head, shared = 0, model.get_output_embeddings(), Shared()
     config = model.config.get_text_config(decoder=True)
     experts = {getattr(config, name, None) for name in EXPERTS}
     for module in list(model.modules()):
@@ -87,6 +120,6 @@ def quantize_linears(model: PreTrainedModel, product: Product) -> int:
             weight = child.weight if type(child) is nn.Linear else child.weight.t()
             if weight.shape[0] in experts or any(size % MULTIPLE for size in weight.shape):
                 continue
-            module.add_module(name, Fp8Linear(weight.detach(), child.bias, product))
+            module.add_module(name, Fp8Linear(weight.detach(), child.bias, product, shared))
             done += 1
     return done

@@ -10,14 +10,17 @@ A padding row is one token in the pool's spare block. It reads only what it has 
 and its logits are dropped. Other steps (a row of several tokens, after_layer, more rows or blocks
 than the largest bucket) run unrecorded.
 
-A bucket is recorded when it is first needed. Recordings belong to one pool and are discarded when
-another pool is used. `Recorder` abstracts the recording: CUDA graphs, or plain repetition on any
-device, for tests.
+`prepare` records a ladder of buckets over a worker's pool before it serves. From then on nothing is
+recorded, because that takes 0.2 to 1 s in which every stream waits: a step takes the smallest recorded
+bucket that it fits, or runs unrecorded, and so do steps over other pools. Without `prepare` a bucket is
+recorded when it is first needed, and discarded when another pool is used. `Recorder` abstracts the
+recording: CUDA graphs, or plain repetition on any device, for tests.
 """
 
 import logging
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -29,6 +32,7 @@ from baton.engine.gather import GPU_KEYS, GatherAttention, Group
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner
 from baton.kv.row import Logits, Row
+from sampler.copies import pinned
 from sampler.narrow import greedy
 
 log = logging.getLogger(__name__)
@@ -39,6 +43,9 @@ WARM_UPS = 2
 NARROWEST = 4  # blocks per table row
 CHEAP = 4096  # blocks that may be gathered even if few of them are needed
 WASTE = 4  # beyond CHEAP, how many blocks may be gathered per needed block
+WIDER = 4  # the next table width of the ladder, as a multiple
+FEW_ROWS = 4
+"""A row of several tokens leaves the graph, and its attention is computed by itself in every layer."""
 
 Replay = Callable[[], None]
 
@@ -83,8 +90,17 @@ class CudaGraphs:
             ):
                 forward()
         except (RuntimeError, ValueError) as error:  # includes CUDA errors and out of memory
+            self._leave(current)
             raise NotRecorded(str(error)) from error
         return graph.replay
+
+    def _leave(self, stream: torch.cuda.Stream) -> None:
+        """Go on with this stream and with the usual memory. After a capture that fails torch does
+        neither: what comes next would be launched on the capture's stream, and allocated in its pool
+        (pytorch#195513)."""
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError):  # it was closed, or not opened yet
+            torch._C._cuda_endAllocateToPool(stream.device.index, self._memory)
 
 
 class StepAttention(Protocol):
@@ -168,12 +184,13 @@ class Buffers:
         )
 
     def load(self, rows: Sequence[Row], block_size: int) -> None:
-        """Overwrite all input in one transfer."""
+        """Overwrite all input in one transfer, for which the host does not wait."""
         batch = pack_lists(rows, block_size, self.width)
         flat = [batch.input_ids, batch.position_ids, batch.slots, batch.context_lengths]
         parts = [*flat, batch.block_table]
         numbers = array("q", [number for part in parts for number in part])
-        self._numbers.copy_(torch.frombuffer(numbers, dtype=torch.int64))
+        given = torch.frombuffer(numbers, dtype=torch.int64)
+        self._numbers.copy_(pinned(given), non_blocking=True)
 
 
 class GraphRunner:
@@ -187,6 +204,9 @@ class GraphRunner:
         self.backend = plain.backend
         self.failure = ""  # why recording stopped; existing recordings stay in use
         self.replayed = 0  # number of replayed steps
+        self.draft_rows: int | None = (
+            FEW_ROWS  # with more sequences drafts cost more than they save
+        )
         self._attention = attention
         self._make_recorder = make_recorder
         self.forget()
@@ -194,9 +214,24 @@ class GraphRunner:
     def forget(self) -> None:
         """Release the pool and all recordings over it."""
         self._pool: Pool | None = None
+        self._prepared = False
         self._recorder: Recorder | None = None
         self._steps: dict[tuple[int, int], tuple[Buffers, Replay]] = {}
         self._logits: dict[int, torch.Tensor] = {}  # by rows: [rows, vocabulary]
+
+    @torch.inference_mode()
+    def prepare(self, pool: Pool, most_rows: int, most_tokens: int) -> None:
+        """Record every bucket that steps over this pool need: of 1, 2, 4 ... `most_rows` sequences with
+        `most_tokens` tokens at most. The largest comes first, so the others find its memory. A
+        step that cannot be recorded is one that runs unrecorded."""
+        self.forget()
+        self._pool, self._recorder = pool, self._make_recorder()
+        most_blocks = min(pool.layout.blocks_for(most_tokens), MOST_BLOCKS)
+        for count, width in ladder(self._attention, most_rows, most_blocks, pool.blocks):
+            rows = [Row([0], 0, [pool.spare or 0], Logits.LAST)] * count
+            if self._ready(pool, rows, (count, width)) is None:
+                break
+        self._prepared = True
 
     def fill(self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None) -> None:
         """See Forward."""
@@ -221,6 +256,8 @@ class GraphRunner:
         if bucket is None:
             return self.plain.run(pool, rows, after_layer)
         if self._pool is not pool:
+            if self._prepared:
+                return self.plain.run(pool, rows)
             self.forget()
             self._pool, self._recorder = pool, self._make_recorder()
         spares = [Row([0], 0, [pool.spare or 0])] * (bucket[0] - len(rows))
@@ -257,7 +294,11 @@ class GraphRunner:
         if pool.spare is None and count != len(rows):
             return None
         width = self._attention.width(used)
-        return None if width is None else (count, width)
+        if width is None or not self._prepared:
+            return None if width is None else (count, width)
+        rows_of = {count} if pool.spare is None else range(count, MOST_ROWS + 1)
+        fitting = [b for b in self._steps if b[0] in rows_of and b[1] >= width]
+        return min(fitting, default=None)  # fewer rows before a narrower table
 
     def _record(self, pool: Pool, buffers: Buffers) -> Replay | None:
         def forward() -> None:
@@ -276,6 +317,24 @@ class GraphRunner:
             self.failure = (str(error) or "no reason given").splitlines()[0]
             log.warning("decode steps are no longer recorded, which is slower: %s", self.failure)
             return None
+
+
+def ladder(
+    attention: StepAttention, most_rows: int, most_blocks: int, pool_blocks: int
+) -> list[tuple[int, int]]:
+    """The buckets to record, largest first: rows by powers of two, table widths by powers of WIDER. A
+    bucket that would gather many times what the whole pool holds is left out."""
+    lengths = [NARROWEST]
+    while lengths[-1] < most_blocks:
+        lengths.append(min(WIDER * lengths[-1], most_blocks))
+    widths = {attention.width([length]) for length in lengths} - {None}
+    largest = min(power_of_two(most_rows), MOST_ROWS)
+    return [
+        (1 << bit, width)
+        for bit in reversed(range(largest.bit_length()))
+        for width in sorted((each for each in widths if each is not None), reverse=True)
+        if width << bit <= max(CHEAP, WASTE * pool_blocks)
+    ]
 
 
 def power_of_two(least: int) -> int:

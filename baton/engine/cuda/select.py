@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from baton.engine.cuda.fp8 import FP8, Product, in_fp8, quantize_linears
-from baton.engine.cuda.graphs import CudaGraphs, GraphRunner, Recorder, StaticAttention
+from baton.engine.cuda.graphs import Again, CudaGraphs, GraphRunner, Recorder, StaticAttention
 from baton.engine.errors import Unsupported
 from baton.engine.pool import Pool
 from baton.engine.rotary import VARYING
@@ -32,20 +32,28 @@ Way = tuple[str, Callable[[], GraphRunner]]
 
 
 def on_cuda(
-    model: Any, *, weights: torch.dtype, cache_dtype: torch.dtype, block_size: int
+    model: Any,
+    *,
+    weights: torch.dtype,
+    cache_dtype: torch.dtype,
+    block_size: int,
+    decodes: bool = True,
 ) -> tuple[Forward, KVLayout]:
-    """The model's forward and the layout of its KV pool. Raises ModelError, and InputError for FP8
-    weights without a linear layer to apply them to."""
+    """The model's forward and the layout of its KV pool. Without `decodes` no step is recorded. Raises
+    ModelError, and InputError for FP8 weights without a linear layer to apply them to."""
     device = next(model.parameters()).device
     torch.cuda.set_device(device)  # libraries launch on the current one
     plain, layout = in_torch(model, cache_dtype, block_size)
     if weights == FP8:
         with_fp8(plain, layout, in_fp8)
-    graphs = partial(CudaGraphs, device)
+    graphs: Callable[[], Recorder] = partial(CudaGraphs, device) if decodes else Again
     ways: list[Way] = [("torch", lambda: GraphRunner(plain, StaticAttention(), graphs))]
     if find_spec("flashinfer"):
         ways.insert(0, ("FlashInfer", lambda: with_flashinfer(plain, graphs)))
-    return fastest(plain, layout, ways), layout
+    chosen = fastest(plain, layout, ways)
+    if not decodes and isinstance(chosen, GraphRunner):
+        return chosen.plain, layout
+    return chosen, layout
 
 
 def with_flashinfer(plain: Runner, make_recorder: Callable[[], Recorder]) -> GraphRunner:

@@ -1,0 +1,1 @@
+../tools/benchmarks/gpu_first.sh
