@@ -4,11 +4,12 @@
     FEW or less    tiles whose keys are split: attend, then reduce
     more than FEW                                            tiles of up to 128 queries: attend alone
 
-Which way a row takes, and what it computes there, depends on that row alone. So a row has the same result to
-the last bit whoever else is in the batch, and however wide the block table is.
+Which way a row takes, and what it computes there, depends on that row alone. So its result is the same to
+the last bit, whoever else is in the batch, and however wide the block table is.
 
 A forward needs no transfer beyond its batch if its rows have one token each, or if it is recorded: then a
-tile's row follows from its number. Otherwise the tiles are listed on the host, once for all layers of a kind.
+tile's row follows from its number. Otherwise the tiles are listed on the host, once for all layers with
+such tiles.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,16 +39,22 @@ NARROWEST, WIDENING = 16, 4  # widths of recorded block tables: 16 blocks, 64, 2
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What may be changed for speed. Chosen without a GPU: `tools.benchmarks.gpu_triton` measures others."""
+    """What changes speed only. Chosen without a GPU; tools/benchmarks/gpu_triton.py tries others."""
 
     split: int = 256  # keys of a program in a decode step, a power of two
     few: int = 16  # tokens of a row whose keys are split
     queries: int = 128  # rows of a tile of a prompt's chunk
     step: int = 64  # keys at a time
     step_bytes: int = 80 << 10  # of shared memory for the keys and values in flight
-    stages: int = 3  # steps in flight
+    buffers: int = 2  # steps whose keys are on their way while one is computed
     splits_joined: int = 16  # at a time
-    scratch_bytes: int = 128 << 20  # for unfinished results; longer lists of tiles are launched in parts
+    scratch_bytes: int = 128 << 20  # for unfinished results; more tiles are launched in parts
+
+    @property
+    def stages(self) -> int:
+        """Triton's num_stages. Its pipeline loads the block table before the keys, so it takes two
+        stages to have one step on its way."""
+        return 2 * self.buffers + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +102,32 @@ class Heads:
 def decode_tile(heads: Heads, tuning: Tuning) -> Tile:
     """For rows of few tokens: memory is the limit, so as few queries as the matrix units take."""
     rows = max(16, power_of_two(heads.group))
-    step, stages = _step(heads, tuning, min(tuning.step, tuning.split))
-    return Tile(rows, rows // heads.group, step, 4, stages)
+    step = _step(heads, tuning, min(tuning.step, tuning.split))
+    return Tile(rows, rows // heads.group, step, _warps(rows, heads), tuning.stages)
 
 
 def prefill_tile(heads: Heads, tuning: Tuning) -> Tile:
     """For chunks of prompts: arithmetic is the limit, so as many queries as the registers hold."""
-    _, value_dim = heads.padded
-    most = tuning.queries * 128 // max(128, value_dim, heads.padded[0])
+    most = tuning.queries * 128 // max(128, *heads.padded)
     if heads.dtype == torch.float32:
         most //= 2
     rows = max(16, most, power_of_two(heads.group))
-    step, stages = _step(heads, tuning, tuning.step)
-    return Tile(
-        rows, rows // heads.group, step, 8 if rows * value_dim >= 128 * 128 else 4, min(2, stages)
-    )
+    step = _step(heads, tuning, tuning.step)
+    return Tile(rows, rows // heads.group, step, _warps(rows, heads), tuning.stages)
 
 
-def _step(heads: Heads, tuning: Tuning, most: int) -> tuple[int, int]:
-    """Keys at a time, and steps in flight, that fit into the shared memory meant for them."""
-    per_key = sum(heads.padded) * heads.dtype.itemsize
-    for stages in (tuning.stages, 2):
-        step = most
-        while step > 16 and step * per_key * stages > tuning.step_bytes:
-            step //= 2
-        if step >= min(32, most):
-            break
-    return step, stages
+def _warps(rows: int, heads: Heads) -> int:
+    """Four, or eight where the results of a tile would fill their registers."""
+    return 8 if rows * heads.padded[1] >= 128 * 128 else 4
+
+
+def _step(heads: Heads, tuning: Tuning, most: int) -> int:
+    """Keys at a time that fit into the shared memory meant for them."""
+    bytes_per_key = sum(heads.padded) * heads.dtype.itemsize
+    step = most
+    while step > 16 and step * bytes_per_key * tuning.buffers > tuning.step_bytes:
+        step //= 2
+    return step
 
 
 def tiles_of(
@@ -150,7 +156,7 @@ class Tiles:
 
 @dataclass(slots=True)
 class TritonAttention:
-    """The kernel of one forward: a PlanKernel (runner.py). Its `kernels` are those of triton_kernels.py."""
+    """The kernel of one forward; the class is a PlanKernel (runner.py)."""
 
     batch: Batch[torch.Tensor]
     block_size: int
@@ -254,10 +260,12 @@ class _Launch:
     ) -> None:
         batch, heads, params = self.forward.batch, self.heads, self.params
         key_padded, value_padded = heads.padded
+        count = tiles.count if count is None else count
+        given, splits = (parts, parts[0].shape[2]) if parts else ((self.output, self.output), 1)
         launch(
             self.forward.kernels.attend,
-            (tiles.count if count is None else count, heads.kv_heads, parts[0].shape[2] if parts else 1),
-            *(self.output, *(parts or (self.output, self.output)), self.query, self.keys, self.values),
+            (count, heads.kv_heads, splits),
+            *(self.output, *given, self.query, self.keys, self.values),
             *(batch.block_table, batch.context_lengths, batch.query_offsets),
             *(self._list(tiles), self._sinks()),
             *(params.scaling, params.softcap or 1.0, params.window or 0, batch.table_width),
@@ -267,13 +275,13 @@ class _Launch:
             CAPPED=params.softcap is not None,
             WINDOWED=params.window is not None,
             SINKS=params.sinks is not None,
-            KV_HEADS=heads.kv_heads,
+            HEADS_KV=heads.kv_heads,
             GROUP=heads.group,
             TOKENS=tiles.tokens,
             DK=heads.key_dim,
             DV=heads.value_dim,
-            DK_PADDED=key_padded,
-            DV_PADDED=value_padded,
+            KP=key_padded,
+            VP=value_padded,
             PAGE=self.forward.block_size,
             SPLIT=split,
             M=tile.rows,
@@ -293,11 +301,11 @@ class _Launch:
             *(self._list(tiles), self._sinks(), parts.shape[2], first, tiles.per_row),
             LISTED=tiles.listed is not None,
             SINKS=self.params.sinks is not None,
-            KV_HEADS=heads.kv_heads,
+            HEADS_KV=heads.kv_heads,
             GROUP=heads.group,
             TOKENS=tiles.tokens,
             DV=heads.value_dim,
-            DV_PADDED=heads.padded[1],
+            VP=heads.padded[1],
             S=self.forward.tuning.splits_joined,
             num_warps=4,
         )

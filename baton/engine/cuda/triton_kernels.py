@@ -13,31 +13,55 @@ them. SPLIT = 0: one program visits all keys of its tile and finishes (prefill).
 Splits and steps begin at fixed positions of the sequence. A wider block table, which another row may
 need, adds programs that see no key, and these change no bit of a row's result.
 
-Scores are in base 2 (multiplied by log2 e), because exp2 is one instruction. Keys past the context of a row
-are not loaded: unwritten memory may hold NaN.
+Scores are in base 2 (multiplied by log2 e), because exp2 is one instruction. Keys past the context of a
+row are not loaded: unwritten memory may hold NaN.
+
+    GROUP     query heads that share a KV head       M        rows of a tile's matrix, a power of two
+    TOKENS    query tokens of a tile                 N        keys of a step, a power of two
+    DK, DV    numbers of a key, of a value           KP, VP   the same, padded to a power of two
+    PAGE      tokens of a block of the pool          HEADS_KV KV heads
 """
 
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)  # module constants that kernels read must be constexpr
+LOG2E = tl.constexpr(1.4426950408889634)  # what kernels read from a module must be constexpr
 
 
 @triton.jit
-def place_of(tile, tiles, per_row, LISTED: tl.constexpr, TOKENS: tl.constexpr):
-    """A tile's row, and its first token within the row."""
+def place_of(tile, tiles, offsets, per_row, LISTED: tl.constexpr, TOKENS: tl.constexpr):
+    """The row of a tile, the tile's first token in the row, the row's first query among all, and how many
+    it has. The tiles are listed in `tiles`, i32 [tiles, 2], or each row has `per_row`."""
     if LISTED:
         row = tl.load(tiles + 2 * tile)
         begin = tl.load(tiles + 2 * tile + 1)
     else:
         row = tile // per_row
         begin = tile % per_row * TOKENS
-    return row, begin
+    first = tl.load(offsets + row).to(tl.int32)
+    count = tl.load(offsets + row + 1).to(tl.int32) - first
+    return row, begin, first, count
+
+
+@triton.jit
+def extent_of(start, begin, context, window, split,
+              WINDOWED: tl.constexpr, TOKENS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """The keys low to high - 1 that some query of the tile sees in this split. `start`: position of the
+    row's first query. Splits are counted from the one with the first key that the tile sees."""
+    low = 0
+    high = tl.minimum(start + begin + TOKENS, context)
+    if WINDOWED:
+        low = tl.maximum(start + begin - window + 1, 0)
+    if SPLIT:
+        edge = (low // SPLIT + split) * SPLIT
+        low = tl.maximum(low, edge)
+        high = tl.minimum(high, edge + SPLIT)
+    return low, high
 
 
 @triton.jit
 def share_of(peak, total, sinks, head, real, SINKS: tl.constexpr):
-    """What the weighted values are multiplied by at the end. A sink is a further score without a value."""
+    """What the weighted values are multiplied by at the end. A sink is one more score without value."""
     if SINKS:
         sink = tl.load(sinks + head, mask=real, other=0.0).to(tl.float32) * LOG2E
         top = tl.maximum(peak, sink)
@@ -49,55 +73,33 @@ def share_of(peak, total, sinks, head, real, SINKS: tl.constexpr):
 
 
 @triton.jit
-def visit(
-    query,
-    keys,
-    values,
-    table,  # of the tile's row
-    kv_head,
-    position,
-    first,
-    low,
-    high,
-    scale,
-    softcap,
-    window,
-    peak,
-    total,
-    mixed,
-    MASKED: tl.constexpr,  # False: every query sees all N keys
-    CAPPED: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    DK_PADDED: tl.constexpr,
-    DV_PADDED: tl.constexpr,
-    PAGE: tl.constexpr,
-    N: tl.constexpr,
-):
-    """One step of a tile: N keys from position `first`. Returns the new peak, total and mixed."""
+def visit(query, keys, values, table, kv_head, position, first, low, high,
+          scale, softcap, window, peak, total, mixed,
+          MASKED: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, HEADS_KV: tl.constexpr,
+          DK: tl.constexpr, DV: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr,
+          PAGE: tl.constexpr, N: tl.constexpr):  # fmt: skip
+    """One step of a tile: N keys from position `first`. Returns the new peak, total and mixed. MASKED:
+    False if every query sees all N keys."""
     key = first + tl.arange(0, N)
     there = (key >= low) & (key < high)
-    dk = tl.arange(0, DK_PADDED)
-    dv = tl.arange(0, DV_PADDED)
+    dk = tl.arange(0, KP)
+    dv = tl.arange(0, VP)
+    of_keys = (dk < DK)[None, :]
+    of_values = (dv < DV)[None, :]
     if MASKED:
+        of_keys = there[:, None] & of_keys
+        of_values = there[:, None] & of_values
         block = tl.load(table + key // PAGE, mask=there, other=0)
     else:
         block = tl.load(table + key // PAGE)
-    vector = (block.to(tl.int64) * PAGE + key % PAGE) * KV_HEADS + kv_head  # of this head, in the pool
-    key_places = keys + vector[:, None] * DK + dk[None, :]
-    value_places = values + vector[:, None] * DV + dv[None, :]
-    if MASKED:
-        k = tl.load(key_places, mask=there[:, None] & (dk < DK)[None, :], other=0.0)
-        v = tl.load(value_places, mask=there[:, None] & (dv < DV)[None, :], other=0.0)
-    else:
-        k = tl.load(key_places, mask=(dk < DK)[None, :], other=0.0)
-        v = tl.load(value_places, mask=(dv < DV)[None, :], other=0.0)
+    vector = (block.to(tl.int64) * PAGE + key % PAGE) * HEADS_KV + kv_head  # in the pool
+    k = tl.load(keys + vector[:, None] * DK + dk[None, :], mask=of_keys, other=0.0)
+    v = tl.load(values + vector[:, None] * DV + dv[None, :], mask=of_values, other=0.0)
 
     scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale  # [M, N]
     if CAPPED:  # softcap * tanh(scores / softcap)
-        scores = softcap - 2.0 * softcap / (tl.exp2(scores * (2.0 * LOG2E / softcap)) + 1.0)
+        power = tl.exp2(scores * (2.0 * LOG2E / softcap))
+        scores = softcap - 2.0 * softcap / (power + 1.0)
     scores = scores * LOG2E
     if MASKED:
         seen = there[None, :] & (key[None, :] <= position[:, None])
@@ -106,7 +108,7 @@ def visit(
         scores = tl.where(seen, scores, float("-inf"))
 
     higher = tl.maximum(peak, tl.max(scores, 1))
-    base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen no key yet
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen no key yet
     weights = tl.exp2(scores - base[:, None])
     kept = tl.exp2(peak - base)
     total = total * kept + tl.sum(weights, 1)
@@ -114,212 +116,107 @@ def visit(
     return higher, total, mixed
 
 
-@triton.jit(do_not_specialize=["width", "window", "first_tile", "per_row"])
+@triton.jit(do_not_specialize=["window", "width", "first_tile", "per_row"])
 def attend(
     output,  # [T, heads, DV]
-    parts,  # f32 [tiles, KV_HEADS, splits, TOKENS * GROUP, DV]: values weighted by each split
-    sums,  # f32 [tiles, KV_HEADS, splits, TOKENS * GROUP, 2]: its peak and total
-    queries,  # [T, heads, DK]
-    keys,  # [blocks, PAGE, KV_HEADS, DK]
-    values,  # [blocks, PAGE, KV_HEADS, DV]
-    tables,  # [rows, width]
-    contexts,  # [rows]
-    offsets,  # [rows + 1]
-    tiles,  # i32 [tiles, 2]: row and first token, if LISTED
-    sinks,  # [heads], if SINKS
-    scale,
-    softcap,
-    window,
-    width,
+    parts,  # f32 [tiles, HEADS_KV, splits, TOKENS * GROUP, DV]: values weighted by each split
+    sums,  # f32 [tiles, HEADS_KV, splits, TOKENS * GROUP, 2]: its peak and total
+    queries, keys, values,  # [T, heads, DK], [blocks, PAGE, HEADS_KV, DK], [blocks, PAGE, HEADS_KV, DV]
+    tables, contexts, offsets,  # [rows, width], [rows], [rows + 1]
+    tiles, sinks,  # see place_of; [heads]
+    scale, softcap, window, width,
     first_tile,  # of this launch: `parts` and `sums` begin with it
-    per_row,  # tiles of each row, if not LISTED
-    LISTED: tl.constexpr,
-    DIRECT: tl.constexpr,  # one program sees all keys of its tile: finish here
-    CAPPED: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    SINKS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,  # query heads that share a KV head
-    TOKENS: tl.constexpr,  # of a tile
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    DK_PADDED: tl.constexpr,
-    DV_PADDED: tl.constexpr,
-    PAGE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
-    """One tile, KV head and split a program: grid [tiles, KV_HEADS, splits]."""
+    per_row,
+    LISTED: tl.constexpr, DIRECT: tl.constexpr,  # DIRECT: one program sees all keys, and finishes
+    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr,
+    HEADS_KV: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr,
+    DK: tl.constexpr, DV: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr,
+    PAGE: tl.constexpr, SPLIT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """One tile, KV head and split a program: grid [tiles, HEADS_KV, splits]."""
     place, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    row, begin = place_of(place + first_tile, tiles, per_row, LISTED, TOKENS)
-    first_query = tl.load(offsets + row).to(tl.int32)
-    count = tl.load(offsets + row + 1).to(tl.int32) - first_query
+    row, begin, first_query, count = place_of(
+        place + first_tile, tiles, offsets, per_row, LISTED, TOKENS
+    )
     context = tl.load(contexts + row).to(tl.int32)
-
+    start = context - count
+    low, high = extent_of(start, begin, context, window, split, WINDOWED, TOKENS, SPLIT)
     m = tl.arange(0, M)
-    token = begin + m // GROUP
-    head = kv_head * GROUP + m % GROUP
+    token, head = begin + m // GROUP, kv_head * GROUP + m % GROUP
     real = (m < TOKENS * GROUP) & (token < count)
-    position = context - count + token
-
-    low = 0  # keys from low to high - 1
-    high = tl.minimum(context - count + begin + TOKENS, context)
-    if WINDOWED:
-        low = tl.maximum(context - count + begin - window + 1, 0)
-    if SPLIT:
-        start = (low // SPLIT + split) * SPLIT
-        low = tl.maximum(low, start)
-        high = tl.minimum(high, start + SPLIT)
-
-    dk = tl.arange(0, DK_PADDED)
-    dv = tl.arange(0, DV_PADDED)
-    at = (first_query + token).to(tl.int64)
+    position = start + token
+    at = (first_query + token).to(tl.int64) * (HEADS_KV * GROUP) + head
+    dk, dv = tl.arange(0, KP), tl.arange(0, VP)
     query = tl.load(
-        queries + ((at * KV_HEADS * GROUP + head) * DK)[:, None] + dk[None, :],
-        mask=real[:, None] & (dk < DK)[None, :],
-        other=0.0,
+        queries + at[:, None] * DK + dk[None, :], mask=real[:, None] & (dk < DK)[None, :], other=0.0
     )
     table = tables + row.to(tl.int64) * width
     peak = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
-    mixed = tl.zeros([M, DV_PADDED], tl.float32)
-    from_step = low // N * N
-    if SPLIT == 0 and not WINDOWED:  # most keys of a long prompt are seen by the whole tile
-        from_step = tl.minimum(context - count + begin + 1, context) // N * N
-        for first in range(0, from_step, N):
+    mixed = tl.zeros([M, VP], tl.float32)
+    edge = low // N * N
+    if SPLIT == 0 and not WINDOWED:  # the whole tile sees most keys of a long prompt
+        edge = tl.minimum(start + begin + 1, context) // N * N
+        for first in range(0, edge, N):
             peak, total, mixed = visit(
-                query,
-                keys,
-                values,
-                table,
-                kv_head,
-                position,
-                first,
-                low,
-                high,
-                scale,
-                softcap,
-                window,
-                peak,
-                total,
-                mixed,
-                False,
-                CAPPED,
-                WINDOWED,
-                KV_HEADS,
-                DK,
-                DV,
-                DK_PADDED,
-                DV_PADDED,
-                PAGE,
-                N,
-            )
-    for first in range(from_step, high, N):
+                query, keys, values, table, kv_head, position, first, low, high,
+                scale, softcap, window, peak, total, mixed,
+                False, CAPPED, WINDOWED, HEADS_KV, DK, DV, KP, VP, PAGE, N)  # fmt: skip
+    for first in range(edge, high, N):
         peak, total, mixed = visit(
-            query,
-            keys,
-            values,
-            table,
-            kv_head,
-            position,
-            first,
-            low,
-            high,
-            scale,
-            softcap,
-            window,
-            peak,
-            total,
-            mixed,
-            True,
-            CAPPED,
-            WINDOWED,
-            KV_HEADS,
-            DK,
-            DV,
-            DK_PADDED,
-            DV_PADDED,
-            PAGE,
-            N,
-        )
-
+            query, keys, values, table, kv_head, position, first, low, high,
+            scale, softcap, window, peak, total, mixed,
+            True, CAPPED, WINDOWED, HEADS_KV, DK, DV, KP, VP, PAGE, N)  # fmt: skip
+    stored = real[:, None] & (dv < DV)[None, :]
     if DIRECT:
         found = mixed * share_of(peak, total, sinks, head, real, SINKS)[:, None]
-        tl.store(
-            output + ((at * KV_HEADS * GROUP + head) * DV)[:, None] + dv[None, :],
-            found.to(output.dtype.element_ty),
-            mask=real[:, None] & (dv < DV)[None, :],
-        )
+        found = found.to(output.dtype.element_ty)
+        tl.store(output + at[:, None] * DV + dv[None, :], found, mask=stored)
     else:
-        splits = tl.num_programs(2)
-        part = ((place.to(tl.int64) * KV_HEADS + kv_head) * splits + split) * (TOKENS * GROUP) + m
+        part = (place.to(tl.int64) * HEADS_KV + kv_head) * tl.num_programs(2) + split
+        part = part * (TOKENS * GROUP) + m
         tl.store(sums + 2 * part, peak, mask=real)
         tl.store(sums + 2 * part + 1, total, mask=real)
         if low < high:  # `reduce` does not read the values of a split without keys
-            tl.store(
-                parts + part[:, None] * DV + dv[None, :],
-                mixed,
-                mask=real[:, None] & (dv < DV)[None, :],
-            )
+            tl.store(parts + part[:, None] * DV + dv[None, :], mixed, mask=stored)
 
 
 @triton.jit(do_not_specialize=["splits", "first_tile", "per_row"])
 def reduce(
-    output,  # as for attend
-    parts,
-    sums,
-    offsets,
-    tiles,
-    sinks,
-    splits,
-    first_tile,
-    per_row,
-    LISTED: tl.constexpr,
-    SINKS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PADDED: tl.constexpr,
+    output, parts, sums, offsets, tiles, sinks,  # as for attend
+    splits, first_tile, per_row,
+    LISTED: tl.constexpr, SINKS: tl.constexpr,
+    HEADS_KV: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr,
+    DV: tl.constexpr, VP: tl.constexpr,
     S: tl.constexpr,  # splits at a time
-):
+):  # fmt: skip
     """Joins the splits of one query token and head: grid [tiles * TOKENS, heads]."""
-    place = tl.program_id(0) // TOKENS
-    head = tl.program_id(1)
-    row, begin = place_of(place + first_tile, tiles, per_row, LISTED, TOKENS)
-    first_query = tl.load(offsets + row).to(tl.int32)
-    count = tl.load(offsets + row + 1).to(tl.int32) - first_query
-    token = begin + tl.program_id(0) % TOKENS
-    if token < count:
-        m = tl.program_id(0) % TOKENS * GROUP + head % GROUP
-        first_part = (place.to(tl.int64) * KV_HEADS + head // GROUP) * splits
+    place, of_tile, head = tl.program_id(0) // TOKENS, tl.program_id(0) % TOKENS, tl.program_id(1)
+    _, begin, first_query, count = place_of(
+        place + first_tile, tiles, offsets, per_row, LISTED, TOKENS
+    )
+    if begin + of_tile < count:
+        m = of_tile * GROUP + head % GROUP
+        first_part = (place.to(tl.int64) * HEADS_KV + head // GROUP) * splits
         s = tl.arange(0, S)
-        dv = tl.arange(0, DV_PADDED)
-        peak = tl.full([S], float("-inf"), tl.float32)
+        dv = tl.arange(0, VP)
+        peaks = tl.full([S], float("-inf"), tl.float32)
         for first in range(0, splits, S):
             part = (first_part + first + s) * (TOKENS * GROUP) + m
             found = tl.load(sums + 2 * part, mask=first + s < splits, other=float("-inf"))
-            peak = tl.maximum(peak, found)
-        top = tl.max(peak, 0)
+            peaks = tl.maximum(peaks, found)
+        top = tl.max(peaks, 0)
         totals = tl.zeros([S], tl.float32)
-        mixed = tl.zeros([S, DV_PADDED], tl.float32)
+        mixed = tl.zeros([S, VP], tl.float32)
         for first in range(0, splits, S):
             part = (first_part + first + s) * (TOKENS * GROUP) + m
             peak = tl.load(sums + 2 * part, mask=first + s < splits, other=float("-inf"))
-            seen = peak > float("-inf")
+            seen = peak > float("-inf")  # a split may hold no key that this query sees
             kept = tl.exp2(peak - top)
             totals += kept * tl.load(sums + 2 * part + 1, mask=seen, other=0.0)
-            values = tl.load(
-                parts + part[:, None] * DV + dv[None, :],
-                mask=seen[:, None] & (dv < DV)[None, :],
-                other=0.0,
-            )
+            stored = seen[:, None] & (dv < DV)[None, :]
+            values = tl.load(parts + part[:, None] * DV + dv[None, :], mask=stored, other=0.0)
             mixed += kept[:, None] * values
-        share = share_of(top, tl.sum(totals, 0), sinks, head, True, SINKS)
-        at = (first_query + token).to(tl.int64)
-        tl.store(
-            output + (at * KV_HEADS * GROUP + head) * DV + dv,
-            (tl.sum(mixed, 0) * share).to(output.dtype.element_ty),
-            mask=dv < DV,
-        )
+        found = tl.sum(mixed, 0) * share_of(top, tl.sum(totals, 0), sinks, head, True, SINKS)
+        at = (first_query + begin + of_tile).to(tl.int64) * (HEADS_KV * GROUP) + head
+        tl.store(output + at * DV + dv, found.to(output.dtype.element_ty), mask=dv < DV)
