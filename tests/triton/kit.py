@@ -16,8 +16,11 @@ from baton.engine.cuda.graphs import Buffers
 from baton.engine.cuda.triton_attention import TritonAttention, Tuning
 from baton.engine.cuda.triton_check import Layer, Setting
 from baton.engine.pool import Pool
+from baton.engine.probe import discover_layout
+from baton.engine.runner import Runner
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.row import Row
+from tests.torch.families import make_model
 
 PAGE = 4
 TINY = Tuning(split=16, few=4, queries=32, step=16, splits_joined=4, scratch_bytes=8 << 10)
@@ -38,6 +41,12 @@ def setting(
 ) -> Setting:
     """The tiny setting of most tests."""
     return Setting(PAGE, dtype, device, TINY, kernels)
+
+
+def plain_on(family: str, device: torch.device) -> tuple[Runner, KVLayout]:
+    """A tiny model of this family in torch, and its layout in blocks of PAGE tokens."""
+    model: Any = make_model(family).to(device)
+    return Runner(model), discover_layout(model, PAGE, torch.float32)
 
 
 def module_of(source: str, folder: Path, name: str) -> Any:

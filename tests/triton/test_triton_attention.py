@@ -97,9 +97,9 @@ def test_what_triton_does_not_compile_is_unsupported() -> None:
 
 
 def test_a_model_runs_over_them_and_a_line_says_so(device: torch.device) -> None:
-    from tests.torch.test_graphs import LENGTHS, STEPS, Play, plain
+    from tests.torch.test_graphs import LENGTHS, STEPS, Play
 
-    slow, layout = plain("gpt_oss")  # windows in every other layer, sinks, experts
+    slow, layout = kit.plain_on("gpt_oss", device)  # windows in every other layer, sinks, experts
     way = ("Triton", lambda: checks.with_triton(slow, layout, Again, kit.TINY))
     fast = fastest(slow, layout, [way])
     assert isinstance(fast, GraphRunner), fast.backend
