@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import pack
 from baton.engine.cuda import triton_kernels
-from baton.engine.cuda.triton_attention import TritonAttention, Tuning
+from baton.engine.cuda.triton_attention import TritonAttention, tuned
 from baton.engine.pool import Pool
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.row import Row
@@ -35,7 +35,7 @@ TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
-SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes of a program at most
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227}  # KiB of a program at most, by architecture
 
 PLAIN = AttentionParams(0.125)
 PECULIAR = AttentionParams(0.125, window=1024, softcap=50.0, sinks=torch.zeros(1))
@@ -107,7 +107,7 @@ def make(kernel: Any, given: tuple[Any, ...], named: dict[str, Any], arch: int) 
     )
 
 
-def all_made(shape: str, arch: int, tuning: Tuning | None = None) -> Iterator[tuple[str, Made]]:
+def all_made(shape: str, arch: int) -> Iterator[tuple[str, Made]]:
     """The kernels of a decode step, of a short one whose keys need no splits, and of a mixed batch."""
     heads, layer, dtype, params = SHAPES[shape]
     page, cpu = 16, torch.device("cpu")
@@ -123,14 +123,14 @@ def all_made(shape: str, arch: int, tuning: Tuning | None = None) -> Iterator[tu
         kernels.attend, kernels.reduce = Noted(triton_kernels.attend), Noted(triton_kernels.reduce)
         batch = pack(rows, page, cpu)
         query = torch.zeros(len(batch.slots), heads, layer.key_dim, dtype=pool.keys[0].dtype)
-        TritonAttention(batch, page, tuning or Tuning(), kernels)(query, pool, 0, params)
+        TritonAttention(batch, page, tuned(divmod(arch, 10)), kernels)(query, pool, 0, params)
         for each in (kernels.attend, kernels.reduce):
             for given, named in each.launches:
                 yield case, make(each.kernel, given, named, arch)
 
 
 @click.command()
-@click.option("--arch", "archs", multiple=True, type=int, default=[90], show_default=True)
+@click.option("--arch", "archs", multiple=True, type=click.Choice([*SHARED]), default=[90])
 @click.option("--shape", "shapes", multiple=True, type=click.Choice([*SHAPES]), default=[*SHAPES])
 def main(archs: tuple[int, ...], shapes: tuple[str, ...]) -> None:
     """Compile and print one line for each kernel."""
@@ -139,7 +139,8 @@ def main(archs: tuple[int, ...], shapes: tuple[str, ...]) -> None:
             for case, made in all_made(shape, arch):
                 print(
                     f"sm_{arch} {shape:<13}{case:<7}{made.name:<7}{made.registers:>4} registers"
-                    f"{made.spilled:>5} B spilled{made.shared:>8} B shared  {' '.join(made.matrix)}",
+                    f"{made.spilled:>5} B spilled{made.shared:>8} B shared of "
+                    f"{SHARED[arch]} KiB  {' '.join(made.matrix)}",
                     flush=True,
                 )
 

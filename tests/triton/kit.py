@@ -73,7 +73,7 @@ class World:
     @classmethod
     def of(cls, spans: Sequence[tuple[int, int]], layer: Layer, device: torch.device) -> "World":
         """Random keys, values and queries. Blocks are given out from the end."""
-        dice = torch.Generator().manual_seed(1)
+        dice, layer = torch.Generator().manual_seed(1), layer.on(device)
         layout = KVLayout((layer.shape,), PAGE, "float32")
         needed = [layout.blocks_for(start + count) for start, count in spans]
         free = list(range(sum(needed)))

@@ -146,6 +146,12 @@ def test_tiles_have_room_for_a_group_and_fit_the_card(
         assert registers <= 128 or (group > 64 and dims[1] > 256)
 
 
+def test_a_card_with_less_shared_memory_gets_smaller_steps() -> None:
+    server, desktop = attention.tuned((9, 0)), attention.tuned((8, 9))
+    assert server == attention.Tuning()
+    assert desktop.step_bytes < server.step_bytes
+
+
 def test_every_query_is_in_one_tile_and_long_tiles_come_first() -> None:
     lengths, starts = [1, 40, 3, 17], [5, 0, 900, 100]
     found = attention.tiles_of(lengths, starts, 10, taken=lambda length: length > 16)

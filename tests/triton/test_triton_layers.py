@@ -120,7 +120,7 @@ def test_every_mutation_is_seen_by_the_check() -> None:
 
 
 @pytest.mark.timeout(1300)
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, 89, 90])
 def test_they_compile_for_cards_that_are_not_here(arch: int) -> None:
     """No register is spilled, shared memory suffices, and products use the matrix units."""
     shapes = ["qwen2-0.5b", "gpt-oss", "deepseek"]
@@ -130,7 +130,7 @@ def test_they_compile_for_cards_that_are_not_here(arch: int) -> None:
         assert "   0 B spilled" in line
         assert "MMA" in line or "reduce" in line
         shared = int(line.partition(" B shared")[0].split()[-1])
-        assert shared <= {80: 163, 90: 227}[arch] << 10, line
+        assert shared <= int(line.split(" of ")[1].split()[0]) << 10, line
     assert "HGMMA" in lines or arch < 90
 
 

@@ -57,6 +57,15 @@ class Tuning:
         return 2 * self.buffers + 1
 
 
+DESKTOP = {(8, 6), (8, 9), (12, 0), (12, 1)}
+"""Compute capabilities whose programs may have 99 KiB of shared memory; others have 163 or more."""
+
+
+def tuned(capability: tuple[int, int]) -> Tuning:
+    """For a GPU of this compute capability."""
+    return Tuning(step_bytes=32 << 10) if capability in DESKTOP else Tuning()
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """The shape of a kernel's programs."""
@@ -268,7 +277,8 @@ class _Launch:
             *(self.output, *given, self.query, self.keys, self.values),
             *(batch.block_table, batch.context_lengths, batch.query_offsets),
             *(self._list(tiles), self._sinks()),
-            *(params.scaling, params.softcap or 1.0, params.window or 0, batch.table_width),
+            *(float(params.scaling), float(params.softcap or 1), params.window or 0),
+            batch.table_width,
             *(first, tiles.per_row),
             LISTED=tiles.listed is not None,
             DIRECT=parts is None,

@@ -16,7 +16,13 @@ from baton.engine.attention import AttentionParams, Kernel
 from baton.engine.batch import Batch, pack
 from baton.engine.cuda import triton_kernels
 from baton.engine.cuda.graphs import Buffers, GraphRunner, Recorder
-from baton.engine.cuda.triton_attention import VERSION, TritonAttention, TritonSteps, Tuning
+from baton.engine.cuda.triton_attention import (
+    VERSION,
+    TritonAttention,
+    TritonSteps,
+    Tuning,
+    tuned,
+)
 from baton.engine.errors import Unsupported
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
@@ -36,6 +42,12 @@ class Layer:
     heads: int
     shape: LayerShape
     params: AttentionParams
+
+    def on(self, device: torch.device) -> "Layer":
+        """This layer, its sinks on the device."""
+        sinks = self.params.sinks
+        moved = None if sinks is None else sinks.to(device)
+        return replace(self, params=replace(self.params, sinks=moved))
 
     def same(self, other: "Layer") -> bool:
         """Whether both are one kind: the values of sinks make no other kernel."""
@@ -118,7 +130,7 @@ class Setting:
     def error_of(self, case: Case, layer: Layer) -> float:
         """The largest difference from the gathered attention in float32, relative to its largest result.
         NaN if a result is."""
-        dice = torch.Generator().manual_seed(0)
+        dice, layer = torch.Generator().manual_seed(0), layer.on(self.device)
         rows = self._rows(case, layer, dice)
         plain = batch = pack(rows, self.page, self.device)
         if case.width:
@@ -171,9 +183,13 @@ def with_triton(
 ) -> GraphRunner:
     """Triton's attention for recorded steps and for all other forwards. Unsupported if this device or
     this model does not allow it, or the kernels fail the check."""
-    tuning, device = tuning or Tuning(), plain.device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
-        raise Unsupported("the card is older than compute capability {}.{}".format(*CAPABILITY))
+    device = plain.device
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < CAPABILITY:
+            raise Unsupported("the card is older than compute capability {}.{}".format(*CAPABILITY))
+        tuning = tuning or tuned(capability)
+    tuning = tuning or Tuning()
     noting = Noting()
     Runner(plain.model, noting.plan).fill(Pool.private(layout, 1, device), [Row([0], 0, [0])])
     Setting(layout.block_size, layout.dtype, device, tuning).check(noting.layers)
