@@ -31,6 +31,7 @@ from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.row import Row
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int32: "*i32", torch.int64: "*i64",
@@ -76,7 +77,7 @@ class Noted:
 
 def make(kernel: Any, given: tuple[Any, ...], named: dict[str, Any], arch: int) -> Made:
     """The kernel of this launch, compiled as the launch itself would."""
-    options = {name: named[name] for name in ("num_warps", "num_stages") if name in named}
+    options = {name: named[name] for name in OPTIONS if name in named}
     constants = {name: each for name, each in named.items() if name not in options}
     signature: dict[str, str] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}

@@ -328,9 +328,10 @@ class _Launch:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:
-    """Unsupported if Triton cannot compile or load the kernel for this device."""
+    """Unsupported if Triton cannot compile or load the kernel for this device. Fusing products and sums is
+    said here, because its default differs among Triton's versions."""
     try:
-        kernel[grid](*given, **constants)
+        kernel[grid](*given, **constants, enable_fp_fusion=True)
     except TritonError as error:
         raise Unsupported(f"{type(error).__name__}: {error}") from error
 
