@@ -12,7 +12,7 @@ import torch
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import pack
 from baton.engine.cuda import triton_kernels
-from baton.engine.cuda.graphs import Buffers
+from baton.engine.cuda.graphs import Again, Buffers, CudaGraphs, Recorder
 from baton.engine.cuda.triton_attention import TritonAttention, Tuning
 from baton.engine.cuda.triton_check import Layer, Setting
 from baton.engine.pool import Pool
@@ -47,6 +47,11 @@ def plain_on(family: str, device: torch.device) -> tuple[Runner, KVLayout]:
     """A tiny model of this family in torch, and its layout in blocks of PAGE tokens."""
     model: Any = make_model(family).to(device)
     return Runner(model), discover_layout(model, PAGE, torch.float32)
+
+
+def recorder(device: torch.device) -> Recorder:
+    """CUDA graphs where there is a GPU, else the function called again."""
+    return CudaGraphs(device) if device.type == "cuda" else Again()
 
 
 def module_of(source: str, folder: Path, name: str) -> Any:

@@ -2,13 +2,17 @@
 
 On the CPU Triton's interpreter runs the kernels, on a GPU they are compiled (conftest.py)."""
 
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from baton.engine.attention import AttentionParams
-from baton.engine.cuda.graphs import Again, GraphRunner
+from baton.engine.batch import pack
+from baton.engine.cuda.graphs import GraphRunner
 from baton.engine.cuda.select import fastest
 from baton.engine.errors import Unsupported
 from baton.kv.layout import LayerShape
@@ -47,10 +51,6 @@ def test_a_row_has_the_same_bits_however_wide_the_table_is(device: torch.device)
 
 
 def test_a_recorded_step_may_have_several_tokens_a_row(device: torch.device) -> None:
-    from dataclasses import replace
-
-    from baton.engine.batch import pack
-
     world = kit.World.of([(37, 7), (3, 7), (14, 7)], kit.PLAIN, device)
     batch = pack(world.rows, kit.PAGE, device)
     recorded = replace(batch, starts=(), lengths=())  # as graphs.py: all is on the device
@@ -74,8 +74,6 @@ class Broken:
 
 
 def test_kernels_that_compute_something_else_are_not_used(device: torch.device) -> None:
-    from types import ModuleType
-
     broken: Any = ModuleType("broken")
     broken.attend = broken.reduce = Broken()
     with pytest.raises(Unsupported, match=r"^in a decode step the results .* differ by 100.0%"):
@@ -100,7 +98,8 @@ def test_a_model_runs_over_them_and_a_line_says_so(device: torch.device) -> None
     from tests.torch.test_graphs import LENGTHS, STEPS, Play
 
     slow, layout = kit.plain_on("gpt_oss", device)  # windows in every other layer, sinks, experts
-    way = ("Triton", lambda: checks.with_triton(slow, layout, Again, kit.TINY))
+    make = partial(kit.recorder, device)
+    way = ("Triton", lambda: checks.with_triton(slow, layout, make, kit.TINY))
     fast = fastest(slow, layout, [way])
     assert isinstance(fast, GraphRunner), fast.backend
     assert fast.backend == f"in torch, Triton {attention.VERSION}, CUDA graphs"

@@ -1,14 +1,16 @@
 """The Triton kernels for every kind of layer that families have, in each dtype (`make test-triton`)."""
 
+import os
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from baton.engine.attention import AttentionParams
-from baton.engine.cuda.graphs import Again, GraphRunner
+from baton.engine.cuda.graphs import GraphRunner
 from baton.engine.cuda.select import fastest
 from baton.kv.layout import LayerShape
 from baton.package import ROOT
@@ -86,7 +88,8 @@ def test_every_family_runs_over_them(family: str, device: torch.device) -> None:
     from tests.torch.test_graphs import LENGTHS, STEPS, Play
 
     slow, layout = kit.plain_on(family, device)
-    way = ("Triton", lambda: checks.with_triton(slow, layout, Again, kit.TINY))
+    make = partial(kit.recorder, device)
+    way = ("Triton", lambda: checks.with_triton(slow, layout, make, kit.TINY))
     fast = fastest(slow, layout, [way])
     assert isinstance(fast, GraphRunner), fast.backend
     one, two = Play(slow, layout, LENGTHS), Play(fast, layout, LENGTHS)
@@ -109,8 +112,6 @@ def run(module: str, *options: str) -> str:
 
 def environment() -> dict[str, str]:
     """Without the interpreter, in which nothing is compiled."""
-    import os
-
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
