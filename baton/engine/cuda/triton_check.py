@@ -99,7 +99,10 @@ def cases(page: int, tuning: Tuning) -> list[Case]:
         Case("a decode step of short rows", short),
         Case("a recorded step", singles, wide),
         Case("a recorded step of short rows", short, narrow),
-        Case("a mixed batch", ((split - 1, 3), (0, 3 * few + 1), (7, 1), (2 * page + 1, few + 2))),
+        Case(
+            "a mixed batch",
+            ((split - 1, 3), (0, 3 * few + 1), (7, 1), (2 * split + 2 * page + 1, few + 4)),
+        ),
         Case("a mixed batch of short rows", ((2, 3), (0, few + 1), (3, 1))),
     ]
 
@@ -153,9 +156,9 @@ class Setting:
         return float((ours - theirs).abs().max() / theirs.abs().max())
 
     def _rows(self, case: Case, layer: Layer, dice: torch.Generator) -> list[Row]:
-        """The rows of a case, their blocks in random order."""
+        """The rows of a case, their blocks in random order. Nobody's is block 0, which pads tables."""
         needed = [-(-(start + count) // self.page) for start, count in case.rows]
-        order = torch.randperm(sum(needed), generator=dice).tolist()
+        order = (torch.randperm(sum(needed), generator=dice) + 1).tolist()
         return [
             Row([0] * count, start, [order.pop() for _ in range(blocks)])
             for (start, count), blocks in zip(case.rows, needed, strict=True)
@@ -163,7 +166,7 @@ class Setting:
 
     def _pool(self, rows: Sequence[Row], layer: Layer, dice: torch.Generator) -> Pool:
         """A pool with the keys and values of the rows. The rest is NaN: it must not be read."""
-        blocks = sum(len(row.blocks) for row in rows)
+        blocks = 1 + sum(len(row.blocks) for row in rows)
         pool = Pool.private(KVLayout((layer.shape,), self.page, self.dtype), blocks, self.device)
         for part in (pool.keys[0], pool.values[0]):
             part.fill_(float("nan"))
