@@ -328,10 +328,9 @@ class _Launch:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:
-    """Unsupported if Triton cannot compile or load the kernel for this device. Fusing products and sums is
-    said here, because its default differs among Triton's versions."""
+    """Unsupported if Triton cannot compile or load the kernel for this device."""
     try:
-        kernel[grid](*given, **constants, enable_fp_fusion=True)
+        kernel[grid](*given, **constants, enable_fp_fusion=True)  # the default differs by version
     except TritonError as error:
         raise Unsupported(f"{type(error).__name__}: {error}") from error
 
