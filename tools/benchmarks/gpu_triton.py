@@ -17,7 +17,14 @@ import torch
 
 from baton.engine.attention import AttentionParams, Kernel
 from baton.engine.batch import pack
-from baton.engine.cuda.graphs import Again, Buffers, CudaGraphs, StaticAttention, StepAttention
+from baton.engine.cuda.graphs import (
+    Again,
+    Buffers,
+    CudaGraphs,
+    Recorder,
+    StaticAttention,
+    StepAttention,
+)
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
 from baton.kv.layout import KVLayout, LayerShape
@@ -63,7 +70,9 @@ def attention(plan: Plan, shapes: dict[str, Shape] = SHAPES) -> Iterator[Cell]:
             for way, steps in ways.items():
                 run = partial(decode, plan, shape, batch, steps)
                 yield attempt(f"{name} attention of {batch} by {way}", run)
-        for way, make in {"triton": TritonAttention, "torch": GatherAttention}.items():
+        makers: dict[str, Callable[..., Kernel]]
+        makers = {"triton": TritonAttention, "torch": GatherAttention}
+        for way, make in makers.items():
             yield attempt(
                 f"{name} attention of a chunk by {way}", partial(chunk, plan, shape, make)
             )
@@ -131,6 +140,7 @@ def per_layer(
             kernel(query, pool, layer, shape.params)
 
     if recorded:
-        recorder = CudaGraphs(plan.device) if plan.device.type == "cuda" else Again()
+        on_card = plan.device.type == "cuda"
+        recorder: Recorder = CudaGraphs(plan.device) if on_card else Again()
         return timed(recorder.record(run), plan.device, plan.rounds) / len(pool.keys)
     return timed(run, plan.device, plan.rounds) / len(pool.keys)
