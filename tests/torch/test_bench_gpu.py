@@ -117,7 +117,8 @@ def test_the_script_runs_tests_and_figures_at_the_root(tmp_path: Path) -> None:
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip
     texts = {each.name: each.read_text() for each in (tmp_path / "out").iterdir()}
-    assert texts["tests.txt"] == f"{ROOT}: -m pytest -q tests/gpu\n"
+    tests = "tests/gpu tests/triton/test_triton_attention.py"
+    assert texts["tests.txt"] == f"{ROOT}: -m pytest -q {tests}\n"
     assert texts["gpu.txt"].startswith(f"{ROOT}: -m tools.benchmarks.gpu --budget 330 --output ")
 
 
@@ -140,7 +141,7 @@ def test_a_session_takes_what_the_issue_asks_for() -> None:
     assert (plan.batches, plan.prefills) == ((1, 8, 64, 256), (2048, 8192))
     names = list(all_sections(plan, [f"random:{shape}" for shape in gpu.SHAPES]))
     assert names[:4] == ["limits", *(f"engine random:{shape}" for shape in gpu.SHAPES)]
-    assert {"hand-over", "first token", "fp8 random:qwen2-7b"} < set(names)
+    assert {"attention", "hand-over", "first token", "fp8 random:qwen2-7b"} < set(names)
 
 
 def test_the_share_is_of_whichever_limit_is_nearer() -> None:

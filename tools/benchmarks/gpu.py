@@ -31,6 +31,7 @@ from baton.package import ROOT
 from baton.table import table
 from tools.benchmarks import gpu_sections as sections
 from tools.benchmarks.gpu_sections import REASONS, Cell, Plan, reason
+from tools.benchmarks.gpu_triton import attention
 
 SHAPES = ("gpt2-8k", "qwen2-0.5b", "qwen2-7b")
 Found = dict[str, Any]
@@ -52,6 +53,8 @@ def all_sections(plan: Plan, models: list[str]) -> dict[str, Callable[[], Iterat
     found: dict[str, Callable[[], Iterator[Cell]]] = {"limits": partial(sections.limits, plan)}
     for model in models:
         found[f"engine {model}"] = partial(sections.engine, plan, model)
+    if plan.device.type == "cuda":
+        found["attention"] = partial(attention, plan)
     found["hand-over"] = partial(sections.handover, plan)
     found["first token"] = partial(sections.first_token, plan)
     for model in models:

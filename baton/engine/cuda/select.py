@@ -1,6 +1,7 @@
 """Selects how a model runs on a GPU: decode steps as CUDA graphs, attention by FlashInfer if it is
-installed and supports the model, FP8 weights on request. At boot each must reproduce the results of
-the plain runner on this card; otherwise it is not used, and `backend` names the reason.
+installed and supports the model, else by our Triton kernels, else in torch; FP8 weights on request. At
+boot each must reproduce the results of the plain runner on this card; otherwise it is not used, and
+`backend` names the reason.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +48,10 @@ def on_cuda(
     if weights == FP8:
         with_fp8(plain, layout, in_fp8)
     graphs: Callable[[], Recorder] = partial(CudaGraphs, device) if decodes else Again
-    ways: list[Way] = [("torch", lambda: GraphRunner(plain, StaticAttention(), graphs))]
+    ways: list[Way] = [
+        ("Triton", lambda: with_triton(plain, layout, graphs)),
+        ("torch", lambda: GraphRunner(plain, StaticAttention(), graphs)),
+    ]
     if find_spec("flashinfer"):
         ways.insert(0, ("FlashInfer", lambda: with_flashinfer(plain, graphs)))
     chosen = fastest(plain, layout, ways)
@@ -64,6 +68,15 @@ def with_flashinfer(plain: Runner, make_recorder: Callable[[], Recorder]) -> Gra
     runner = Runner(plain.model, attention.ragged)
     runner.backend = f"{plain.backend}, FlashInfer {VERSION}"
     return GraphRunner(runner, attention, make_recorder)
+
+
+def with_triton(
+    plain: Runner, layout: KVLayout, make_recorder: Callable[[], Recorder]
+) -> GraphRunner:
+    """Our Triton kernels for recorded steps and for all other forwards. ImportError without triton."""
+    from baton.engine.cuda import triton_check
+
+    return triton_check.with_triton(plain, layout, make_recorder)
 
 
 def with_fp8(plain: Runner, layout: KVLayout, product: Product) -> None:
