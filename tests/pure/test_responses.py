@@ -179,6 +179,21 @@ def test_errors_of_the_chat_name_the_fields_of_this_api() -> None:
     assert found.param == "max_output_tokens"
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("prompt: must be a text, got 'the prompt'", "input: must be a text, got 'the prompt'"),
+        ("stop: got {'prompt': \"it's stop\"}", "ends: got {'prompt': \"it's stop\"}"),
+        ("stop: got 'prompt, cut o", "ends: got 'prompt, cut o"),
+        ("the schema's keyword not at /properties/stop", "the schema's keyword not at /properties/stop"),
+        ("a model's stop and the user's prompt", "a model's ends and the user's input"),
+    ],
+)  # fmt: skip
+def test_what_a_client_sent_keeps_its_words(message: str, shown: str) -> None:
+    error = ApiError.bad_request(message)
+    assert renamed(error, {"prompt": "input", "stop": "ends"}).message == shown
+
+
 # ---- answers
 
 KINDS = st.sampled_from(("reasoning", "content", "call"))
