@@ -2,7 +2,7 @@
 
 import { ask, events } from "./api.js";
 import { startChat } from "./chat.js";
-import { Lives, shortName } from "./lives.js";
+import { Lives } from "./lives.js";
 import { Picture, drawLegend } from "./timeline.js";
 
 const byId = (id) => document.getElementById(id);
@@ -62,9 +62,10 @@ const show = {
     byId("dot").className = `dot ${data.ready ? "ready" : "lost"}`;
     byId("model").textContent = data.ready ? `${data.model}, context ${data.context.toLocaleString("en")}`
       : `waiting: ${data.waiting_for}`;
+    lives.workers(data.workers);
     byId("workers").tBodies[0].replaceChildren(...data.workers.map((worker) => {
       const row = document.createElement("tr");
-      const name = shortName(worker.worker);
+      const name = lives.label(worker.worker);
       for (const value of [name, worker.role, worker.device, worker.state, worker.how]) {
         const cell = document.createElement("td");
         cell.textContent = value;
@@ -73,8 +74,6 @@ const show = {
       row.cells[3].className = worker.state;
       return row;
     }));
-    lives.known = new Set(data.workers.map((worker) => shortName(worker.worker)));
-    for (const name of lives.known) lives.lane(name);
   },
   moments(data) {
     picture.clock(data.now);
