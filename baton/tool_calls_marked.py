@@ -21,6 +21,7 @@ from enum import Enum, auto
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from baton import finite
 from baton.errors import RequestError
 from baton.json_schema import INVALID, NO_ASSERTION
 
@@ -166,16 +167,19 @@ def parameters_of(name: str, schema: Mapping[str, Any]) -> Parameters:
         if not KEY.fullmatch(key):
             text = f"{name[:80]} has a parameter {key[:80]!r}: the model cannot write its name"
             raise RequestError(text, code=INVALID)
-    more = schema.get("additionalProperties", True)
+    more, required = schema.get("additionalProperties", True), schema.get("required")
+    needed = required if isinstance(required, list) else []
     return Parameters(
         {key: parameter_of(each, schema, key) for key, each in properties.items()},
-        frozenset(schema.get("required", ())),
+        frozenset(each for each in needed if isinstance(each, str)),
         None if more is False else parameter_of({} if more is True else more, schema),
     )
 
 
 def parameter_of(schema: Any, root: Mapping[str, Any], key: str | None = None) -> Parameter:
     """What its values are. `root`: the tool's schema, which the parameter's may refer to."""
+    if schema is False:
+        raise RequestError(f"no value fits the parameter {str(key)[:80]}", code=INVALID)
     if schema is True:
         schema = {}
     found = _resolved(schema, root)
@@ -273,8 +277,8 @@ def marked_text(marks: Marks, name: str, arguments: str, number: int) -> str:
 
 def _parameters_text(marks: ParameterMarks, arguments: str) -> str:
     try:
-        given = json.loads(arguments)
-    except ValueError:
+        given = finite.loads(arguments)
+    except (ValueError, RecursionError):
         given = {"...": "..."}
     values = given.items() if isinstance(given, dict) else [("...", arguments)]
     return "".join(
@@ -320,7 +324,7 @@ class MarkedRules:
     def call(self, name: str, tool: str, schema: Mapping[str, Any]) -> Iterator[str]:
         """The rule `name` of a call of this tool."""
         marks = self._marks
-        head = [*self._literals(marks.begins), json.dumps(tool)]
+        head = [*self._literals(marks.begins), _quoted(tool)]
         if marks.numbered:
             head.append('":" NUMBER')
         for each in marks.named:
@@ -336,7 +340,7 @@ class MarkedRules:
     def _parameters(self, name: str, marks: ParameterMarks, given: Parameters) -> Iterator[str]:
         parts = []
         for index, (key, each) in enumerate(given.known.items()):
-            yield f"{name}_{index}: {self._one(marks, json.dumps(key), each)}"
+            yield f"{name}_{index}: {self._one(marks, _quoted(key), each)}"
             parts.append(f"{name}_{index}{'' if key in given.required else '?'}")
         if given.others is not None:
             known = "|".join(re.escape(each) for each in given.known).replace("/", r"\/")
@@ -351,7 +355,7 @@ class MarkedRules:
         keyed = " WS? ".join(map(self._literal, marks.keyed))
         head = f"WS? {self._literal(marks.opens)} {key} {keyed}"
         if given.texts:
-            texts = " | ".join(map(json.dumps, given.texts))
+            texts = " | ".join(map(_quoted, given.texts))
             return f"{head} ({texts}) {self._literal(marks.closes)}"
         if given.kind is Kind.JSON:
             return f"{head} {self._json(given.schema)} {self._literal(marks.closes)}"
@@ -367,9 +371,10 @@ class MarkedRules:
         """A text, with the special tokens in it by their ids."""
         tokens = [each for each in self._marks.tokens if self._special.named(each)]
         split = re.split(f"({'|'.join(map(re.escape, tokens))})", text) if tokens else [text]
-        parts = (
-            self._special.named(each) or json.dumps(each, ensure_ascii=False)
-            for each in split
-            if each
-        )
+        parts = (self._special.named(each) or _quoted(each) for each in split if each)
         return " ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    """As a rule's part."""
+    return json.dumps(text, ensure_ascii=False)

@@ -58,10 +58,8 @@ class Monitor:
             life = self.timeline.get(each.request)
             if self._spans is not None and life is not None:
                 self._spans.ended(each, life, now)
-            if (
-                self._whole(each).request in self._alone
-            ):  # the router was only silent: counted before
-                continue
+            if self._whole(each).request in self._alone:
+                continue  # counted before: the router was only silent
             if self._router.attempts.of(each.request).current:
                 self.metrics.ended(self._whole(each))
                 self._ended.append((now, each))

@@ -188,6 +188,7 @@ def test_what_a_value_is_follows_from_its_schema(schema: Any, kind: Kind) -> Non
     [
         ("f", {"anyOf": [{"properties": {"a": {}}}, {}]}, "anyOf"),
         ("f", {"properties": {"a>b": {}}}, "a>b"), ('get "time"', {}, "get"),
+        ("f", {"properties": {"a": False}}, "parameter a"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_written_is_refused_by_name(
