@@ -34,9 +34,10 @@ from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, InputError, ModelError, RequestError, WorkerLost
+from baton.llm_tools import ToolChats, ToolTurn
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
-from baton.server.templates import CompiledTemplate, read_template
+from baton.server.templates import ChatTemplate, CompiledTemplate, read_template
 from baton.server.turns import Conversation
 from baton.text import Tokenizer, chat_ends, check_unicode
 from baton.topology import count_gpus, plan_topology
@@ -153,6 +154,8 @@ class LLM:
         self._tokenizer = Tokenizer(self._files.tokenizer_file) if self._files else None
         override = Path(chat_template) if chat_template is not None else None
         template = read_template(self._files.folder if self._files else None, override)
+        self._chat_template = template
+        self._tool_chats: ToolChats | None = None
         self._template = CompiledTemplate(template) if template is not None else None
 
     # ---- calls
@@ -183,14 +186,32 @@ class LLM:
         self,
         messages: Sequence[Message],
         sampling: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] = (),
+        tool_choice: str | Message = "auto",
+        parallel_tool_calls: bool = True,
         **options: Unpack[Options],
     ) -> Completion:
         """The assistant's answer to {"role": ..., "content": ...} messages. InputError if the model
-        has no chat template; RequestError if the template refuses them."""
-        ids = self.chat_ids(messages)
+        has no chat template; RequestError if the template refuses them.
+
+        `tools` and what belongs to them are OpenAI's. The answer's `tool_calls` are names and arguments,
+        JSON of their schemas, its `text` what else it says, and it ends with finish_reason tool_calls."""
         if not options.get("ignore_eos"):
             options["stop_token_ids"] = (*options.get("stop_token_ids", ()), *self.chat_stop_ids)
-        return self.generate([ids], sampling, **options)[0]
+        if not tools:
+            return self.generate([self.chat_ids(messages)], sampling, **options)[0]
+        tokenizer, template = self._for_chats()
+        if self._tool_chats is None:
+            assert self._files is not None  # with them came the tokenizer
+            self._tool_chats = ToolChats(self._files, template, tokenizer)
+        turn = self._tool_chats.turn(messages, tools, tool_choice, parallel=parallel_tool_calls)
+        ids = tokenizer.encode(turn.text, special=False)
+        call = self._call([ids], sampling, options, NOT_STREAMED_S, turn)
+        with closing(self._texts(call)) as texts:
+            for _ in texts:
+                pass
+        return turn.read(call.completions[0])
 
     def stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]
@@ -231,16 +252,21 @@ class LLM:
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins: a prompt. To stream
         the answer, give stream() `stop_token_ids=llm.chat_stop_ids`."""
+        tokenizer, _ = self._for_chats()
+        assert self._template is not None
+        return tokenizer.encode(self._template.render(Conversation(messages)), special=False)
+
+    def _for_chats(self) -> tuple[Tokenizer, ChatTemplate]:
         if self._tokenizer is None:
             raise InputError(
                 f"the files of {self.model.name} are not on this machine, and chat() needs its "
                 "tokenizer: give the LLM its model"
             )
-        if self._template is None:
+        if self._chat_template is None:
             raise InputError(
                 f"{self.model.name} has no chat template: use generate(), or give the LLM a chat_template"
             )
-        return self._tokenizer.encode(self._template.render(Conversation(messages)), special=False)
+        return self._tokenizer, self._chat_template
 
     @property
     def chat_stop_ids(self) -> tuple[int, ...]:
@@ -281,12 +307,14 @@ class LLM:
         sampling: SamplingParams | None,
         options: Options,
         interval_s: float,
+        turn: ToolTurn | None = None,
     ) -> "_Call":
         """Everything checked, nothing started."""
         if not isinstance(prompts, str | list):
             raise InputError(f"prompts must be a string or a list, got {type(prompts).__name__}")
         listed = [prompts] if isinstance(prompts, str) else prompts
         params = _params(sampling or self.model.sampling, options, interval_s)
+        params = params if turn is None else turn.guided(params)
         submits = {}
         for index, prompt in enumerate(listed):
             try:

@@ -5,10 +5,13 @@
     llama3     {"name": ..., "parameters": {...}}; {...}         <|python_tag|> may stand before it
     json       {"name": ..., "arguments": {...}}, or a list of such           any other model
 
-Calls of the first two may stand after text, behind a mark. An answer of the last two is a call from its
-beginning, or text: then `{"name": "one of the tools", "arguments":` is the mark. Behind the mark nothing
-but a call of the request's tools can follow, and its arguments fit the tool's schema. Where no tool must
-be called, everything before the mark is free, special tokens included. Nothing is free where one must be.
+    others                                                                    tool_calls_marked.py
+
+Calls of the first two, and of the others, may stand after text, behind a mark. An answer of llama3 and
+json is a call from its beginning, or text: then `{"name": "one of the tools", "arguments":` is the mark.
+Behind the mark nothing but a call of the request's tools can follow, and its arguments fit the tool's
+schema. Where no tool must be called, everything before the mark is free, special tokens included. Nothing
+is free where one must be.
 
 baton/server/tools_reader.py reads what this grammar writes.
 """
@@ -21,6 +24,15 @@ from typing import Any
 
 from baton.errors import RequestError
 from baton.json_schema import INVALID, NAMED, ONE, SEVERAL, enforceable
+from baton.tool_calls_marked import (
+    MARKED,
+    MarkedRules,
+    Marks,
+    check_marked,
+    marked_in,
+    marked_text,
+    moved,
+)
 
 JSON_SPACE = r"/[ \t\r\n]*/"
 THINK, THOUGHT = "<think>", "</think>"
@@ -51,11 +63,13 @@ class CallFormat:
     arguments: str = "arguments"  # the key
     listing: Listing = Listing.NEVER
     id_length: int = 24  # characters of a call's id: what its template takes
+    marked: Marks | None = None  # the name stands outside of JSON, between these
 
     @property
     def marks(self) -> tuple[str, ...]:
         """Texts that may be special tokens of a model."""
-        return tuple(each for each in (self.opens, self.closes, self.before) if each)
+        more = self.marked.tokens if self.marked else ()
+        return tuple(each for each in (self.opens, self.closes, self.before, *more) if each)
 
 
 HERMES = CallFormat("hermes", "<tool_call>", "</tool_call>")
@@ -64,15 +78,25 @@ MISTRAL = CallFormat(
 )  # fmt: skip
 LLAMA3 = CallFormat("llama3", before="<|python_tag|>", between=";", arguments="parameters")
 JSON = CallFormat("json", between=",", listing=Listing.SEVERAL)
-FORMATS: Mapping[str, CallFormat] = {each.name: each for each in (HERMES, MISTRAL, LLAMA3, JSON)}
+OTHERS = tuple(
+    CallFormat(
+        name, opens, marked=marks, id_length=9 if name.startswith("mistral") else 24,
+        listing=Listing.ALWAYS if marks.shuts else Listing.NEVER,
+    )
+    for name, (opens, marks) in MARKED.items()
+)  # fmt: skip
+FORMATS: Mapping[str, CallFormat] = {
+    each.name: each for each in (HERMES, MISTRAL, LLAMA3, JSON, *OTHERS)
+}
 
 
 def format_of(template: str) -> CallFormat:
     """That of a chat template's model, by what the template says."""
+    if (name := marked_in(template)) is not None:
+        return FORMATS[name]
     if MISTRAL.opens in template:
         return MISTRAL
-    xml = any(each in template for each in ("<function=", "<arg_key>", "<parameter="))
-    if HERMES.opens in template and not xml:
+    if HERMES.opens in template:
         return HERMES
     if LLAMA3.before in template or (
         "<|start_header_id|>" in template and '"parameters"' in template
@@ -81,13 +105,20 @@ def format_of(template: str) -> CallFormat:
     return JSON
 
 
-def call_text(form: CallFormat, name: str, arguments: str) -> str:
-    """One call; `arguments` is JSON."""
+def call_text(form: CallFormat, name: str, arguments: str, number: int = 0) -> str:
+    """One call; `arguments` is JSON. `number`: of the calls before it."""
+    if form.marked is not None:
+        return marked_text(form.marked, name, arguments, number)
     return f'{{"name": {_encoded(name)}, "{form.arguments}": {arguments}}}'
 
 
 def calls_text(form: CallFormat, calls: Sequence[str]) -> str:
     """Calls, each as call_text() writes it, as a whole answer."""
+    if form.marked is not None and form.marked.shuts:
+        return "".join((form.opens, *calls, form.marked.shuts))
+    if form.marked is not None:
+        gap = "\n" if form.marked.begins else ""
+        return "".join(f"{form.opens}{gap}{each}" for each in calls)
     if form.closes:
         return "\n".join(f"{form.opens}\n{each}\n{form.closes}" for each in calls)
     joined = f"{form.between} ".join(calls)
@@ -183,6 +214,9 @@ def closed_schemas(calls: Calls) -> list[dict[str, Any]]:
     if calls.answer is not None:
         schemas.append(enforceable(calls.answer))
     size = sum(len(json.dumps(each)) for each in schemas)
+    if calls.format.marked is not None:
+        for tool, schema in zip(calls.tools, schemas, strict=False):
+            check_marked(calls.format.marked, tool.name, schema)
     if size > MOST_CHARACTERS:
         text = f"the tools' schemas, with their objects closed, have {size:,} characters"
         limit = f"{MOST_CHARACTERS:,} are the limit: offer fewer tools"
@@ -234,12 +268,16 @@ class _Rules:
         self._gap = gap
         self._free = not calls.forced and calls.answer is None
         self._names = [f"call_{index}" for index in range(len(calls.tools))]
+        marked = calls.format.marked
+        self._marked = None if marked is None else MarkedRules(marked, special, self._json)
 
     def lines(self) -> Iterator[str]:
         yield "%llguidance {}"
         yield f"GAP: /{self._gap}/"
         yield r"SPACE: /[\s\x1c-\x1f]*/"
         yield r"TEXT: /(?s:.*)/"
+        if self._marked is not None:
+            yield from self._marked.shared()
         yield from self._thinking()
         yield from self._answer()
         yield f"call: {_either(*self._names)}"
@@ -283,7 +321,7 @@ class _Rules:
         rules and schemas at the first bracket."""
         key = self._form.arguments
         for tool in self._calls.tools:
-            schema = _moved(arguments_schema(tool.schema), f"#/properties/{key}")
+            schema = moved(arguments_schema(tool.schema), f"#/properties/{key}")
             yield {
                 "type": "object", "properties": {"name": {"const": tool.name}, key: schema},
                 "required": ["name", key], "additionalProperties": False,
@@ -328,6 +366,8 @@ class _Rules:
 
     def _called(self) -> str:
         """What follows a mark."""
+        if self._marked is not None:
+            return self._marked.called(several=self._calls.several)
         if self._form.listing is Listing.ALWAYS:
             return f"GAP? {self._listed('call', 'call')}"
         close = self._special.named(self._form.closes)
@@ -348,6 +388,9 @@ class _Rules:
         return f"({first} | {listed})" if several or self._free else first
 
     def _call(self, name: str, tool: Tool) -> Iterator[str]:
+        if self._marked is not None:
+            yield from self._marked.call(name, tool.name, arguments_schema(tool.schema))
+            return
         arguments = f'{self._json(arguments_schema(tool.schema))} GAP? "}}"'
         parts = ["{", '"name"', ":", _encoded(tool.name), ",", _encoded(self._form.arguments), ":"]
         head = " GAP? ".join(map(_text, parts))
@@ -366,19 +409,6 @@ class _Rules:
     def _json(self, schema: Mapping[str, Any]) -> str:
         inside = {**schema, "x-guidance": {"whitespace_pattern": self._gap}}
         return f"%json {json.dumps(inside, ensure_ascii=False, allow_nan=False)}"
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """A schema that stands elsewhere: its references within itself begin there."""
-    if isinstance(schema, list):
-        return [_moved(each, place) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: _moved(value, place) for key, value in schema.items()}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        found["$ref"] = f"{place}{reference[1:]}"
-    return found
 
 
 def _encoded(text: str) -> str:

@@ -7,6 +7,8 @@ Format: "Trace Event Format", https://docs.google.com/document/d/1CvAClvFfyA5R-P
 
 import heapq
 from collections.abc import Iterable
+from itertools import pairwise
+from math import inf
 from typing import Any
 
 from baton.timeline import Life, Stage, short_name
@@ -26,10 +28,13 @@ def chrome_trace(
     latest = now if now is not None else max(ends, default=0.0)
     begin = min(starts, default=0.0)
     placed: dict[str, list[tuple[float, float, Stage, Life]]] = {ROUTER: []}
+    shared = _shared(stage for life in every for stage in life.stages)
     for life in every:
         for stage in life.stages:
             end = stage.end if stage.end is not None else max(latest, stage.start)
-            where = ROUTER if stage.name in IN_QUEUE else short_name(stage.worker) or "?"
+            short = short_name(stage.worker)
+            where = stage.worker if short in shared else short or "?"
+            where = ROUTER if stage.name in IN_QUEUE else where
             placed.setdefault(where, []).append((stage.start - begin, end - begin, stage, life))
     events: list[dict[str, Any]] = []
     workers = placed.keys() - {ROUTER}
@@ -42,6 +47,24 @@ def chrome_trace(
     events += _running(len(names), every, begin, latest)
     events.sort(key=lambda event: event.get("ts", -1.0))
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"model": model}}
+
+
+def _shared(stages: Iterable[Stage]) -> set[str]:
+    """Short names of several workers that worked at the same time: no successors of each other, but
+    workers that were started with one name. Only their full names tell them apart."""
+    spans: dict[str, dict[str, tuple[float, float]]] = {}
+    for stage in stages:
+        if stage.name in IN_QUEUE or not stage.worker:
+            continue
+        own = spans.setdefault(short_name(stage.worker), {})
+        begin, end = own.get(stage.worker, (stage.start, stage.start))
+        last = stage.end if stage.end is not None else inf
+        own[stage.worker] = min(begin, stage.start), max(end, last)
+    return {
+        short
+        for short, own in spans.items()
+        if any(a[1] > b[0] for a, b in pairwise(sorted(own.values())))
+    }
 
 
 def _meta(kind: str, pid: int, tid: int, **args: Any) -> dict[str, Any]:

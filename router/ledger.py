@@ -15,12 +15,10 @@ from baton.lifecycle import LIVE, Event, State, advance
 from baton.params import GenerationParams
 from baton.text import TextStream
 from router.deadlines import Deadlines
+from router.expected import STEP, Expected
 from router.line import Line
 from router.loads import Loads
 from router.tries import Isolation, Tries
-
-TYPICAL_ANSWER = 512
-"""Many requests allow far more tokens than they generate: at first at most so many are charged."""
 
 
 @dataclass(slots=True)
@@ -70,6 +68,7 @@ class Entry:
     reused_tokens: int = 0  # the same of the first grant
     retry_at: float = 0.0  # earliest time of the next placement
     reach: int = 0  # most tokens the sequence can have; the same for every attempt
+    charged: int = 0  # tokens of its tenant's share: first as an estimate, from its first run on
 
     def __post_init__(self) -> None:
         self.reach = len(self.prompt_ids) + self.params.max_new_tokens
@@ -99,11 +98,6 @@ class Entry:
         """Blocks that the current run has, as far as the router can tell."""
         return -(-max(self.reserved, self.length) // self.block_size)
 
-    @property
-    def cost(self) -> int:
-        """Tokens of its tenant's share that it takes, as an estimate; at its end `length` is known."""
-        return len(self.prompt_ids) + min(self.params.max_new_tokens, TYPICAL_ANSWER)
-
 
 class Listener(Protocol):
     """Observes all changes of the ledger."""
@@ -129,6 +123,7 @@ class Ledger:
         self._runs: dict[str, Entry] = {}
         self._of_client: dict[str, dict[str, Entry]] = {}
         self._line = Line()
+        self._expected = Expected()
         self._isolation = Isolation()
         self.loads = Loads()
         self.deadlines = Deadlines()
@@ -144,7 +139,9 @@ class Ledger:
         entry.serial = self._serial
         self._entries[entry.id] = self._by_state[State.QUEUED][entry.id] = entry
         self._of_client.setdefault(entry.client, {})[entry.id] = entry
-        self._line.add(entry.id, entry.tenant, entry.group, entry.cost, entry.priority)
+        answer = self._expected.tokens(entry.tenant, entry.params.max_new_tokens)
+        entry.charged = len(entry.prompt_ids) + answer
+        self._line.add(entry.id, entry.tenant, entry.group, entry.charged, entry.priority)
         self.deadlines.ends(entry.id, entry.timeout_s, now)
         self.waits(entry, now)
         self._listener.happened(entry, None, now, "")
@@ -202,6 +199,8 @@ class Ledger:
             tries.emitted(length)
             if length > entry.counted:
                 self._count_blocks(entry)
+            if length >= entry.charged + STEP:
+                self._charge(entry)
         if entry.first_token is None:
             entry.first_token = times[0]
         self._listener.sampled(entry, times)
@@ -257,12 +256,19 @@ class Ledger:
             del self._entries[name]
             self._forget_client(entry)
             if entry.runs:
-                more = entry.length - entry.cost
-                self._line.settle(entry.tenant, entry.group, more, entry.priority)
+                self._charge(entry)
+            if entry.emitted:
+                self._expected.ended(entry.tenant, len(entry.emitted))
             return
         self._by_state[state][name] = entry
         if state is State.QUEUED:
             self._line.put_back(name, entry.serial, quarantined=entry.tries.quarantined)
+
+    def _charge(self, entry: Entry) -> None:
+        """What it has taken beside what was charged, while it runs, too: a long answer is no credit."""
+        more = entry.length - entry.charged
+        self._line.settle(entry.tenant, entry.group, more, entry.priority)
+        entry.charged = entry.length
 
     def get(self, request: str) -> Entry | None:
         return self._entries.get(request)
@@ -332,7 +338,7 @@ class Ledger:
                 quarantined = entry.tries.quarantined
                 self._line.put_back(entry.id, entry.serial, quarantined=quarantined)
             else:
-                share = (entry.tenant, entry.group, entry.cost, entry.priority)
+                share = (entry.tenant, entry.group, entry.charged, entry.priority)
                 self._line.add(entry.id, *share, back=True)
 
     def queued_again(self) -> list[Entry]:

@@ -233,4 +233,5 @@ class Router:
             waiting_for=missing,
             degraded="" if missing else self._readiness.degraded(now),
             router_pid=self._identity.pid,
+            pool_tokens=members.largest_pool * members.block_size,
         )

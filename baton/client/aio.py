@@ -18,7 +18,7 @@ from baton.client.tracker import Event, News, PendingRequest, RequestTracker, Ro
 from baton.clock import monotonic
 from baton.wire.channel import Dialer
 from baton.wire.keys import ClusterKeys
-from baton.wire.messages import ClusterInfo, Observed, Submit
+from baton.wire.messages import ClusterInfo, Failed, Finished, Observed, Submit
 from baton.wire.node import ROUTER
 
 TICK_S = 0.25
@@ -38,12 +38,18 @@ class RouterClient:
         self._tracker = RequestTracker(0.0)
         self._channel: Dialer | None = None
         self._observe: Callable[[Observed], None] | None = None
+        self._alone: Callable[[str, str], None] | None = None
         self._answered = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
-    def connect(self, observe: Callable[[Observed], None] | None = None) -> None:
-        """`observe` is called with the events of all requests of the router."""
-        self._observe = observe
+    def connect(
+        self,
+        observe: Callable[[Observed], None] | None = None,
+        alone: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`observe` is called with the events of all requests of the router. `alone`: with the id and
+        the reason of each request of this client that ends while no router answers."""
+        self._observe, self._alone = observe, alone
         self._tracker = RequestTracker(
             monotonic(), give_up_s=GIVE_UP_S, observe=observe is not None
         )
@@ -97,12 +103,15 @@ class RouterClient:
 
     def abort(self, request: PendingRequest) -> None:
         """End a request, with no further news. Does nothing if it has ended."""
+        if not request.ended and self._tracker.lost_since is not None:
+            self._ends(request, "abort")
         self._tracker.forget(request)
         self._send()
 
     def fail_all(self, code: str, message: str) -> None:
         """Fail every request now."""
-        self._pass_on(self._tracker.fail_all(code, message))
+        alone = self._tracker.lost_since is not None
+        self._pass_on(self._tracker.fail_all(code, message), alone=alone)
         self._send()
 
     @property
@@ -132,19 +141,30 @@ class RouterClient:
             for message in messages:
                 if isinstance(message, Observed) and self._observe is not None:
                     self._observe(message)
-                self._pass_on(self._tracker.received(message, monotonic()))
+                lost = self._tracker.lost_since is not None and isinstance(message, ClusterInfo)
+                self._pass_on(self._tracker.received(message, monotonic()), alone=lost)
         self._send()
 
     def _tick(self) -> None:
         self._receive()
-        self._pass_on(self._tracker.tick(monotonic()))
+        events = self._tracker.tick(monotonic())
+        self._pass_on(events, alone=self._tracker.lost_since is not None)
         self._send()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
-    def _pass_on(self, events: Sequence[Event]) -> None:
+    def _ends(self, request: PendingRequest, reason: str) -> None:
+        if self._alone is not None:
+            self._alone(request.id, reason)
+
+    def _pass_on(self, events: Sequence[Event], *, alone: bool = False) -> None:
+        """`alone`: no router answers, or none did until now."""
         for event in events:
             match event:
                 case Update(request, news):
+                    if alone and isinstance(news, Failed):
+                        self._ends(request, news.code)
+                    elif alone and isinstance(news, Finished):
+                        self._ends(request, news.reason)
                     request.context.put_nowait((request, news))
                 case ClusterInfo():
                     self._answered.set()

@@ -32,6 +32,7 @@ class Completion:
     submitted: float = 0.0
     ended: float = 0.0
     arrivals: tuple[float, ...] = ()  # one per token: its message's arrival minus the token's age
+    tool_calls: tuple[tuple[str, str], ...] = ()  # of LLM.chat: names, and arguments as JSON
 
 
 @dataclass(frozen=True, slots=True)

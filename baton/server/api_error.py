@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from baton.errors import RequestError
+from baton.log import REQUEST
 
 SHOWN = 80  # characters of what a client sent
 LONGEST_TEXT = 300
@@ -198,10 +199,11 @@ def body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def messages_body(error: ApiError) -> dict[str, Any]:
-    """As JSON, in the form of Anthropic's API."""
+def messages_body(error: ApiError, request_id: str = "") -> dict[str, Any]:
+    """As JSON, in the form of Anthropic's API. `request_id`: if it is not that of the context."""
     kind = MESSAGES_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": _shown(error)}}
+    about = {"type": kind, "message": _shown(error)}
+    return {"type": "error", "error": about, "request_id": request_id or REQUEST.get()}
 
 
 def _shown(error: ApiError) -> str:

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from baton.clock import monotonic
+from baton.log import REQUEST
 from baton.server import bodies
 from baton.server.monitor import Monitor
 from baton.server.schema import AnyRequest, TokenizeRequest
@@ -26,6 +27,11 @@ class Begun:
     stream: GenerationStream
     headers: dict[str, str]
 
+    @property
+    def request_id(self) -> str:
+        """As the response's head has it."""
+        return self.headers.get("X-Request-Id") or REQUEST.get()
+
 
 class Asker:
     """Sends requests to the router."""
@@ -34,15 +40,21 @@ class Asker:
         self.service, self._monitor = service, monitor
 
     async def begin(
-        self, request: Request, payload: AnyRequest, change: Change | None = None
+        self,
+        request: Request,
+        payload: AnyRequest,
+        change: Change | None = None,
+        *,
+        cut: bool = False,
     ) -> Begun:
-        """`change`: makes it a request of another kind. Raises ApiError or RequestError."""
+        """`change`: makes it a request of another kind; `cut`: as in prepare(). Raises ApiError or
+        RequestError."""
         state = request.scope["state"]
         own = str(state["request_id"])  # the client's, if guard.py accepted it
         given = own if request.headers.get("x-request-id") == own else ""
         tenant, quotas = state["tenant"], self.service.quotas
         prepared = await self.service.prepare(
-            payload, tenant=tenant, request_id=given, stream=bool(payload.stream)
+            payload, tenant=tenant, request_id=given, stream=bool(payload.stream), cut=cut
         )
         prepared = prepared if change is None else change(prepared)
         named = quotas.headers(tenant, monotonic())

@@ -8,7 +8,6 @@ parser stops at the first error, and up to there both agree.
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from baton import finite
 from baton.server.api_error import LONGEST_TEXT, ApiError, from_validation_error
 from baton.server.conversation import MAX_MESSAGES
 from baton.server.schema import MAX_PROMPTS
@@ -169,7 +169,7 @@ def parse(text: bytes) -> Any:
     """Raises ApiError. UTF-8 only: in another encoding the scan would have taken bytes of characters for
     quotes."""
     try:
-        return json.loads(text.decode("utf-8-sig", "surrogatepass"))
+        return finite.loads(text.decode("utf-8-sig", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise ApiError.bad_request(f"the body is not valid JSON: {error}"[:LONGEST_TEXT]) from None
 

@@ -182,6 +182,11 @@ class Metrics:
             self._first.popitem(last=False)
         return new
 
+    def ended_alone(self, request: str, reason: str) -> None:
+        """A request has ended while no router answered: its times are not known."""
+        self._first.pop(request, None)
+        (self._success if reason in GOOD else self._failed).labels(self._model, reason).inc()
+
     def replaced(self, ended: Ended) -> None:
         """An attempt has ended in whose place there is another: the request goes on."""
         first = self._first.get(ended.request)

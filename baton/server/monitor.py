@@ -1,7 +1,7 @@
 """Monitor: the router's events of every request, for the page, the metrics and the trace."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import asdict, fields, replace
 from operator import attrgetter
@@ -19,6 +19,7 @@ from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, FirstToken
 
 SPAN_S = 10.0
 BACKLOG_S = 120.0
+REMEMBERED = 10_000
 BEHIND = 256
 """Events a page may be behind before it is disconnected."""
 NAMES = tuple(each.name for each in fields(Moment))
@@ -41,6 +42,7 @@ class Monitor:
         self._ttft: deque[tuple[float, float]] = deque()
         self._counted: deque[tuple[float, Counts]] = deque()
         self.timeline = Timeline()
+        self._alone: OrderedDict[str, None] = OrderedDict()  # requests that ended without a router
 
     def observed(self, message: Observed) -> None:
         """Events of requests; once a second also the counts."""
@@ -61,6 +63,8 @@ class Monitor:
             life = self.timeline.get(each.request)
             if self._spans is not None and life is not None:
                 self._spans.ended(each, life, now)
+            if self._whole(each).request in self._alone:
+                continue  # counted before: the router was only silent
             if self._router.attempts.of(each.request).current:
                 self.metrics.ended(self._whole(each))
                 self._ended.append((now, facts(each, life.stalled_s if life else 0.0)))
@@ -72,6 +76,13 @@ class Monitor:
             self._ttft.popleft()
         if message.counts is not None:
             self._count(now, message.counts)
+
+    def ended_alone(self, request: str, reason: str) -> None:
+        """A request of this server has ended while no router answered."""
+        self.metrics.ended_alone(request, reason)
+        self._alone[request] = None
+        if len(self._alone) > REMEMBERED:
+            self._alone.popitem(last=False)
 
     def _whole(self, event: Told) -> Told:
         """Told of this server's request, not of the attempt that began when a router was lost: under the

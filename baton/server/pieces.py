@@ -64,13 +64,27 @@ def pieces_of(said: Mapping[str, Any], logprobs: Mapping[str, Any] | None = None
     return found
 
 
+_QUOTES = ("'(?:\\\\.|[^'\\\\])*(?:'|$)", r'"(?:\\.|[^"\\])*(?:"|$)', "`[^`]*(?:`|$)")
+QUOTED = re.compile(rf"(?<!\w)(?:{'|'.join(_QUOTES)})")
+"""What a client sent stands in quotes in a message, maybe cut off. An apostrophe in a word is none."""
+
+
 def renamed(error: ApiError | RequestError, names: Mapping[str, str]) -> ApiError:
-    """The error with the names that fields have in another API. `names`: by those of a chat."""
+    """The error with the names that fields have in another API. `names`: by those of a chat. What the
+    client sent keeps its words: what is quoted, and the steps of a path."""
     if isinstance(error, RequestError):
         error = from_request_error(error)
     if error.status != 400:
         return error
     words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    message = re.sub(rf"\b({words})\b", lambda found: names[found[0]], error.message)
+    field = re.compile(rf"(?<![\w/.])({words})(?![\w/])")
+    parts, at = list[str](), 0
+    for quoted in (*QUOTED.finditer(error.message), None):
+        end = len(error.message) if quoted is None else quoted.start()
+        parts.append(field.sub(lambda found: names[found[0]], error.message[at:end]))
+        if quoted is not None:
+            parts.append(quoted[0])
+            at = quoted.end()
+    message = "".join(parts)
     param = error.param if error.param is None else names.get(error.param, error.param)
     return replace(error, message=message, param=param)

@@ -63,7 +63,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        router.connect(monitor.observed)
+        router.connect(monitor.observed, monitor.ended_alone)
         refreshing = asyncio.create_task(_refresh(monitor, service))
         try:
             yield

@@ -39,6 +39,7 @@ from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
 from baton.server.tools import KnownSchemas, ToolUse, answer_schema
+from baton.server.tools_ids import numbered
 from baton.server.tools_prompt import with_tools_told
 from baton.server.turns import text_of
 from baton.text import Tokenizer, chat_ends, encode_prompt
@@ -154,10 +155,17 @@ class GenerationService:
     # ---- requests
 
     async def prepare(
-        self, request: AnyRequest, *, tenant: str = "", request_id: str = "", stream: bool
+        self,
+        request: AnyRequest,
+        *,
+        tenant: str = "",
+        request_id: str = "",
+        stream: bool,
+        cut: bool = False,
     ) -> PreparedRequest:
         """Check and tokenize. `tenant`: who asks, for fair shares. `stream`: the client reads tokens as
-        they are generated. Raises ApiError or RequestError if the request is invalid, or cannot be
+        they are generated. `cut`: where more tokens are asked for than fit beside the prompt, the answer
+        may be as long as fits. Raises ApiError or RequestError if the request is invalid, or cannot be
         answered now. Its places are free again when its GenerationStream is closed."""
         deadlines = self._deadlines(request)
         interval = self.settings.stream_interval_ms / 1e3 if stream else NOT_STREAMED_S
@@ -173,7 +181,7 @@ class GenerationService:
             ticket = await self._admit(request.model, tenant, choices)
             try:
                 found = await self._prepared(
-                    request, params, _name(request, request_id), ticket, deadlines
+                    request, params, _name(request, request_id), ticket, deadlines, cut=cut
                 )
                 place.charge(sum(map(len, found.prompts)), monotonic())
                 return replace(found, place=place)
@@ -191,6 +199,8 @@ class GenerationService:
         name: str,
         ticket: Ticket,
         deadlines: Deadlines,
+        *,
+        cut: bool,
     ) -> PreparedRequest:
         special, thinking = request.adds_special_tokens, None
         if isinstance(request, ChatRequest):
@@ -214,9 +224,8 @@ class GenerationService:
                 await asyncio.to_thread(self._grammars.check, params.grammar)
             except RequestError as error:
                 raise from_request_error(error, _grammar_param(request)) from error
-        each_params = await in_thread(
-            sum(map(len, prompts)) > MANY_TOKENS, self._params, request, params, prompts
-        )
+        check = partial(self._params, cut=cut or request.wanted_tokens is None)
+        each_params = await in_thread(sum(map(len, prompts)) > MANY_TOKENS, check, params, prompts)
         options = request.stream_options
         return PreparedRequest(
             name=name,
@@ -267,16 +276,21 @@ class GenerationService:
             i for i in sorted(self.tokenizer.special_ids) if self.tokenizer.token(i) in known
         )
 
+    @property
+    def _room(self) -> int:
+        """Tokens that a request may have: the largest KV pool may be smaller than the context."""
+        pool = self.router.info.pool_tokens if self.router.info else 0
+        return min(self.context, pool or self.context)
+
     def _params(
-        self, request: AnyRequest, params: GenerationParams, prompts: Sequence[tuple[int, ...]]
+        self, params: GenerationParams, prompts: Sequence[tuple[int, ...]], *, cut: bool
     ) -> list[GenerationParams]:
-        """Those of each prompt, checked with it. Raises RequestError."""
-        limits = Limits(self.context, self.files.vocab_size)
+        """Those of each prompt, checked with it. `cut`: not more tokens than fit. Raises RequestError."""
+        limits, room = Limits(self.context, self.files.vocab_size), self._room
         found: list[GenerationParams] = []
         for prompt in prompts:
-            own = params
-            if request.wanted_tokens is None:  # all that fit
-                left = max(self.context - len(prompt), 1)
+            own, left = params, max(room - len(prompt), 1)
+            if cut and own.max_new_tokens > left:
                 own = replace(own, max_new_tokens=left, min_tokens=min(own.min_tokens, left))
             check_request(prompt, own, limits)
             found.append(own)
@@ -329,7 +343,7 @@ class GenerationService:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
         chat, options = isinstance(request, ChatRequest), request.stream_options
         use = request.tool_use if isinstance(request, ChatRequest) else None
-        tools = None if use is None else use.reading(self.call_format)
+        tools = None if use is None else use.reading(self.call_format, self._schemas)
         silent = frozenset() if params.keep_special else self.tokenizer.special_ids
         silent = silent.difference(params.shown_special)
         if not params.include_stop:
@@ -342,6 +356,7 @@ class GenerationService:
             silent=frozenset(silent),
             tokens_as_ids=request.return_tokens_as_token_ids,
             token_ids=request.return_token_ids,
+            later_usage=options is not None and options.include_usage,
             continuous_usage=options is not None and options.in_every_chunk,
             thinking=thinking,
             tools=tools,
@@ -372,6 +387,9 @@ class GenerationService:
         conversation = request.conversation()
         if not self._renderer.offers:
             conversation = with_tools_told(conversation, self.call_format)
+        elif (marks := self.call_format.marked) is not None and marks.numbered:
+            messages = numbered(conversation.messages)
+            conversation = replace(conversation, messages=messages)
         return await self._renderer.render(conversation)
 
     def _check_model(self, model: str | None) -> None:

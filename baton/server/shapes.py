@@ -115,6 +115,7 @@ class Extras:
     silent: frozenset[int] = frozenset()
     tokens_as_ids: bool = False
     token_ids: bool = False
+    later_usage: bool = False  # in the last chunk, which the others announce by a null
     continuous_usage: bool = False  # in every chunk, that of its choice
     thinking: bool | None = None  # does the answer begin within reasoning? None: it has none
     shows_reasoning: bool = True
@@ -190,6 +191,8 @@ class Shape(ABC):
             found["token_ids"] = list(token_ids)
         if self._extras.continuous_usage:
             more["usage"] = usage([choice], [choice.prompt_ids])
+        elif self._extras.later_usage:
+            more["usage"] = None
         return self._response(self.chunk_object, [found], **more)
 
     def _response(self, kind: str, choices: Sequence[Any], **more: Any) -> dict[str, Any]:

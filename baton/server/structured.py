@@ -6,13 +6,12 @@ structured_outputs     {"json" | "regex" | "choice" | "grammar" | "json_object":
 guided_json, guided_regex, guided_choice, guided_grammar     vLLM's older names of these
 """
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from baton import grammar
+from baton import finite, grammar
 from baton.errors import RequestError
 from baton.server.api_error import ApiError, from_request_error
 from baton.server.fields import STRUCTURED, Fields, Refusals
@@ -146,7 +145,7 @@ def _of_schema(given: Any) -> str:
             text = f"the schema has {len(given):,} characters, {grammar.LARGEST:,} are the limit"
             raise RequestError(text, code=grammar.INVALID)
         try:
-            given = json.loads(given)
+            given = finite.loads(given)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"the schema is not JSON: {error}", code=grammar.INVALID) from error
         if not isinstance(given, dict):

@@ -26,6 +26,7 @@ from baton.errors import RequestError
 from baton.server.api_error import SHOWN, ApiError
 from baton.server.tools_answer import ToolReading
 from baton.tool_calls import CallFormat, Calls, Tool, arguments_schema, bare
+from baton.tool_calls_marked import check_marked, parameters_of
 
 LONGEST_NAME = 256
 MOST_KNOWN = 1024
@@ -57,9 +58,14 @@ class ToolUse:
     forced: bool
     several: bool
 
-    def reading(self, form: CallFormat) -> ToolReading:
-        """How the calls in its answers are read."""
-        return ToolReading(form, tuple(each.name for each in self.tools), self.forced)
+    def reading(self, form: CallFormat, schemas: "KnownSchemas") -> ToolReading:
+        """How the calls in its answers are read. Raises ApiError, as calls() does."""
+        names = tuple(each.name for each in self.tools)
+        if form.marked is None or form.marked.parameter is None:
+            return ToolReading(form, names, self.forced)
+        enforced = zip(names, schemas.enforced(self.tools, form), strict=True)
+        parameters = {name: parameters_of(name, arguments_schema(each)) for name, each in enforced}
+        return ToolReading(form, names, self.forced, parameters)
 
     def calls(
         self,
@@ -71,7 +77,7 @@ class ToolUse:
     ) -> Calls:
         """What the answer may be. `answer`: the schema of one that calls no tool, None if it is free;
         `thinking`: as in Calls. Raises ApiError for a tool's schema that cannot be enforced."""
-        enforced = schemas.enforced(self.tools)
+        enforced = schemas.enforced(self.tools, form)
         tools = tuple(Tool(e.name, s) for e, s in zip(self.tools, enforced, strict=True))
         return Calls(form, tools, self.forced, self.several, thinking, answer)
 
@@ -95,7 +101,7 @@ def tool_use(
         by_name[each.name] = each
     for name in names:
         if name not in by_name:
-            known = ", ".join(by_name)[:200]
+            known = ", ".join(map(repr, by_name))[:200]
             text = f"tool_choice names {name[:SHOWN]!r}, which is none of the tools: {known}"
             raise ApiError.bad_request(text, "tool_choice")
     found = tuple(by_name[each] for each in dict.fromkeys(names)) if names else tuple(offered)
@@ -171,14 +177,21 @@ class KnownSchemas:
         self._known: OrderedDict[bytes, _Verdict] = OrderedDict()
         self._lock = Lock()  # requests are read in several threads
 
-    def enforced(self, tools: Sequence[OfferedTool]) -> list[Mapping[str, Any]]:
+    def enforced(self, tools: Sequence[OfferedTool], form: CallFormat) -> list[Mapping[str, Any]]:
         """What the grammar takes of each: its schema without descriptions. Raises ApiError."""
         schemas = [bare(each.parameters) for each in tools]
         _check_total(tools, schemas)  # before any is compiled, which takes a second at worst
-        return [self._one(*each) for each in zip(tools, schemas, strict=True)]
+        return [self._one(*each, form) for each in zip(tools, schemas, strict=True)]
 
-    def _one(self, tool: OfferedTool, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _one(
+        self, tool: OfferedTool, schema: Mapping[str, Any], form: CallFormat
+    ) -> Mapping[str, Any]:
         refusal = self._verdict(schema)
+        if refusal is None and form.marked is not None:
+            try:
+                check_marked(form.marked, tool.name, arguments_schema(schema))
+            except RequestError as error:
+                refusal = _Refusal(str(error), error.code)
         if refusal is None:
             return schema
         if tool.strict is False:

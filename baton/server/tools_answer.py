@@ -7,14 +7,16 @@
 entries() and whole_calls() write calls as OpenAI's chats have them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 from baton.server.speech import Said, Speech
-from baton.server.tools_reader import Call, CallPiece, CallReader, Heard, joined
+from baton.server.tools_marked import reader_of
+from baton.server.tools_reader import Call, CallPiece, Heard, joined
 from baton.tool_calls import CallFormat
+from baton.tool_calls_marked import Parameters
 
 AT_ONCE = 4096
 """Characters that a reader takes of a whole answer: it copies what is left of them with every call."""
@@ -22,11 +24,12 @@ AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class ToolReading:
-    """How the calls in a request's answers are read: as CallReader does."""
+    """How the calls in a request's answers are read: as reader_of() has it."""
 
     form: CallFormat
     names: tuple[str, ...]
     forced: bool = False
+    parameters: Mapping[str, Parameters] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,9 @@ class AnswerReader:
     def __init__(self, thinking: bool | None, tools: ToolReading | None) -> None:
         self._speech = None if thinking is None else Speech(begun=thinking)
         self._calls = (
-            None if tools is None else CallReader(tools.form, tools.names, forced=tools.forced)
+            None
+            if tools is None
+            else reader_of(tools.form, tools.names, tools.parameters, forced=tools.forced)
         )
 
     def take(self, text: str) -> Parts:
@@ -95,6 +100,23 @@ def whole_answer(
         calls,
         reader.finish_reason(reason),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole one without reasoning."""
+
+    content: str
+    calls: tuple[Call, ...]
+    complete: bool  # it does not end within a call
+
+
+def heard(text: str, reading: ToolReading) -> Answer:
+    """Of a whole answer without reasoning."""
+    reader = reader_of(reading.form, reading.names, reading.parameters, forced=reading.forced)
+    parts = reader.take(text), reader.end()
+    calls = joined([piece for part in parts for piece in part.calls])
+    return Answer(parts[0].content + parts[1].content, calls, reader.complete)
 
 
 # ---- JSON

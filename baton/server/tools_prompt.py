@@ -99,16 +99,16 @@ def _with_calls(turn: Mapping[str, Any], form: CallFormat) -> Mapping[str, Any]:
     calls = turn.get("tool_calls")
     if not isinstance(calls, list) or not calls:
         return turn
-    texts = [_call_text(each, form) for each in calls]
+    texts = [_call_text(each, form, number) for number, each in enumerate(calls)]
     joined = _joined(calls_text(form, texts), turn.get("content"), before=False)
     others = {name: value for name, value in turn.items() if name != "tool_calls"}
     return others | {"content": joined}
 
 
-def _call_text(call: Any, form: CallFormat) -> str:
+def _call_text(call: Any, form: CallFormat, number: int) -> str:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         return json.dumps(call, ensure_ascii=False)
     given = function.get("arguments")
     arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
-    return call_text(form, str(function.get("name", "")), arguments or "{}")
+    return call_text(form, str(function.get("name", "")), arguments or "{}", number)

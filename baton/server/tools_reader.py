@@ -6,7 +6,6 @@
     reader = CallReader(format, names)          one for each answer
     reader.take(text) -> Heard(content, calls)  for each new piece of text, of any size
     reader.end()      -> Heard(content, calls)  after the last
-    heard(text, format, names) -> Answer        of a whole answer
 
 Every way of cutting a text gives the same content and the same calls. A call's first piece has its name
 and no arguments; the arguments follow as the model writes them, so joined they are JSON once the call is
@@ -53,16 +52,9 @@ class Call:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole one."""
+class At(Enum):
+    """Where in an answer a reader is."""
 
-    content: str
-    calls: tuple[Call, ...]
-    complete: bool  # it does not end within a call
-
-
-class _At(Enum):
     FIRST = auto()  # before an answer that is a call or a text
     TEXT = auto()
     HEAD = auto()  # behind a mark
@@ -71,7 +63,9 @@ class _At(Enum):
     AFTER = auto()
 
 
-class _Verdict(Enum):
+class Verdict(Enum):
+    """What held text is."""
+
     MORE = auto()  # it may become a call
     NONE = auto()
 
@@ -93,11 +87,11 @@ class CallReader:
         self._form = form
         self._names = {_quoted(each): each for each in names}
         self._forced = forced
-        self._at = _At.TEXT if form.opens else _At.FIRST
+        self._at = At.TEXT if form.opens else At.FIRST
         self._held = ""  # not told yet
         self._mark = ""  # what made it look for a call: content after all if there is none
         self._listed = form.listing is Listing.ALWAYS
-        self._nested = _Nested()
+        self._nested = Nested()
         self._content = ""
         self._pieces: list[CallPiece] = []
         self._spoken = False  # some content has come
@@ -107,14 +101,14 @@ class CallReader:
     @property
     def complete(self) -> bool:
         """The answer does not end within a call."""
-        return self._at in (_At.FIRST, _At.TEXT, _At.AFTER)
+        return self._at in (At.FIRST, At.TEXT, At.AFTER)
 
     def take(self, text: str) -> Heard:
         """New text. What it completes."""
         self._held += text
         steps = {
-            _At.FIRST: self._head, _At.TEXT: self._text, _At.HEAD: self._head,
-            _At.ARGUMENTS: self._arguments, _At.REST: self._rest, _At.AFTER: self._after,
+            At.FIRST: self._head, At.TEXT: self._text, At.HEAD: self._head,
+            At.ARGUMENTS: self._arguments, At.REST: self._rest, At.AFTER: self._after,
         }  # fmt: skip
         while steps[self._at]():
             pass
@@ -122,7 +116,7 @@ class CallReader:
 
     def end(self) -> Heard:
         """The answer has ended. What was held back."""
-        undecided = self._at in (_At.FIRST, _At.TEXT) and not self._forced
+        undecided = self._at in (At.FIRST, At.TEXT) and not self._forced
         if undecided and (self._held.strip() or not self.calls):
             self._say(self._held)
         self._held = ""
@@ -147,7 +141,7 @@ class CallReader:
         before, found, after = self._held.partition(mark) if mark else (self._held, "", "")
         if found:
             told = before.rstrip()
-            self._mark, self._held, self._at = before[len(told) :] + mark, after, _At.HEAD
+            self._mark, self._held, self._at = before[len(told) :] + mark, after, At.HEAD
             self._say(told)
             return True
         whole = before[: len(before) - begins_tag(before, mark)]
@@ -159,14 +153,14 @@ class CallReader:
 
     def _head(self) -> bool:
         """Also of an answer that may begin with a call: it has no mark."""
-        found = self._found_head(first=self._at is _At.FIRST)
-        if found is _Verdict.MORE:
+        found = self._found_head(first=self._at is At.FIRST)
+        if found is Verdict.MORE:
             return False
         if isinstance(found, _Head):
             self._begin(found)
         else:
             self._say(self._mark)
-            self._at = _At.TEXT
+            self._at = At.TEXT
         return True
 
     def _begin(self, head: _Head) -> None:
@@ -174,8 +168,8 @@ class CallReader:
         self.calls += 1
         self._listed = self._listed or head.listed
         self._held = self._held[head.length :]
-        self._nested = _Nested()
-        self._at = _At.ARGUMENTS
+        self._nested = Nested()
+        self._at = At.ARGUMENTS
 
     def _arguments(self) -> bool:
         length = self._nested.read(self._held)
@@ -184,8 +178,8 @@ class CallReader:
         self._held = self._held[length:]
         if self._nested.open:
             return False
-        self._nested = _Nested(within=True)
-        self._at = _At.REST
+        self._nested = Nested(within=True)
+        self._at = At.REST
         return True
 
     def _rest(self) -> bool:
@@ -193,7 +187,7 @@ class CallReader:
         if self._nested.open:
             return False
         self._behind_call = True
-        self._at = _At.AFTER
+        self._at = At.AFTER
         return True
 
     def _after(self) -> bool:
@@ -202,16 +196,16 @@ class CallReader:
         ends = [each for each in (form.closes, "]" if self._listed else "") if each]
         if not held and (between or ends):
             return False
-        for mark, place in [(between, _At.HEAD), *((each, _At.TEXT) for each in ends)]:
+        for mark, place in [(between, At.HEAD), *((each, At.TEXT) for each in ends)]:
             if mark and held.startswith(mark):
                 self._mark, self._held, self._at = mark, held[len(mark) :], place
                 return True
             if mark.startswith(held):
                 return False
-        self._at = _At.TEXT
+        self._at = At.TEXT
         return True
 
-    def _found_head(self, *, first: bool) -> _Head | _Verdict:
+    def _found_head(self, *, first: bool) -> _Head | Verdict:
         """The beginning of a call at the beginning of what is held."""
         form, text = self._form, self._held
         at = len(text) - len(text.lstrip()) if first else 0
@@ -220,7 +214,7 @@ class CallReader:
                 at += len(form.before)
                 at += len(text[at:]) - len(text[at:].lstrip())
             elif form.before.startswith(text[at:]):
-                return _Verdict.MORE
+                return Verdict.MORE
         bracket: Sequence[Sequence[str]] = ()
         if first and form.listing is Listing.SEVERAL:
             bracket = (("[", ""),)
@@ -237,9 +231,9 @@ class CallReader:
                 if text.startswith(option, at):
                     break
                 if option.startswith(text[at:]):
-                    return _Verdict.MORE
+                    return Verdict.MORE
             else:
-                return _Verdict.NONE
+                return Verdict.NONE
             chosen.append(option)
             at += len(option)
         name = self._names[chosen[-5]]
@@ -251,13 +245,18 @@ class CallReader:
         return not always or not self._mark.endswith(self._form.opens)
 
 
-class _Nested:
+class Nested:
     """A JSON object, read character by character. `within`: it has begun before."""
 
     def __init__(self, *, within: bool = False) -> None:
         self._depth = int(within)
         self._quoted = self._escaped = False
         self.open = True
+
+    @property
+    def begun(self) -> bool:
+        """Some of it has been read."""
+        return self._depth > 0
 
     def read(self, text: str) -> int:
         """How many characters of the text are of it."""
@@ -281,14 +280,6 @@ class _Nested:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def heard(text: str, form: CallFormat, names: Iterable[str], *, forced: bool = False) -> Answer:
-    """Of a whole answer."""
-    reader = CallReader(form, names, forced=forced)
-    parts = reader.take(text), reader.end()
-    calls = joined([piece for part in parts for piece in part.calls])
-    return Answer(parts[0].content + parts[1].content, calls, reader.complete)
 
 
 def joined(pieces: Sequence[CallPiece]) -> tuple[Call, ...]:

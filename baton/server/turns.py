@@ -9,7 +9,6 @@
 The variables are those of transformers' apply_chat_template.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -18,6 +17,7 @@ from typing import Any
 
 from jinja2 import nodes
 
+from baton import finite
 from baton.errors import RequestError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -195,7 +195,7 @@ def _with_object(call: Any) -> Any:
     if not isinstance(arguments, str) and arguments is not None:
         return call
     try:
-        found = json.loads(arguments) if arguments and arguments.strip() else {}
+        found = finite.loads(arguments) if arguments and arguments.strip() else {}
     except (ValueError, RecursionError):
         return call  # the model's own mistake: it is shown as it was made
     return call | {"function": function | {"arguments": found}} if isinstance(found, dict) else call

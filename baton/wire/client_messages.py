@@ -86,7 +86,8 @@ class Abort:
 class ClusterInfo:
     """The served model and the workers. `ready`: requests can be served now. `degraded`: what is missing
     although requests are served, such as every prefill worker; empty if nothing is. `router_pid`: the
-    router that says so, on its host; 0 if that is not known."""
+    router that says so, on its host; 0 if that is not known. `pool_tokens`: what the largest KV pool
+    holds; 0 while there is none."""
 
     ready: bool
     model: Line
@@ -99,6 +100,7 @@ class ClusterInfo:
     waiting_for: Line  # what is missing while not ready, for people
     degraded: Line = ""
     router_pid: OptionalPid = 0
+    pool_tokens: Tokens = 0
 
 
 @dataclass(frozen=True, slots=True)

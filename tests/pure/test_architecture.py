@@ -22,6 +22,7 @@ ROWS = (
     ("baton", "tools"),  # the door: `from baton import LLM, generate`, and nothing else
     ("baton.api",),
     ("baton.llm",),
+    ("baton.llm_tools",),
     ("baton.local", "baton.offline", "baton.server", "baton.models"),
     ("router", "prefill_worker", "decode_worker", "baton.backend"),
     ("baton.cluster",),
@@ -35,12 +36,13 @@ ROWS = (
         "baton.health", "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
     ("baton.grammar_rules", "baton.tool_calls"),
+    ("baton.tool_calls_marked",),
     ("baton.gguf", "baton.model_packages", "baton.json_schema"),
     ("baton.checkpoints",),
     ("baton.cache",),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
-        "baton.rope", "sampler",
+        "baton.finite", "baton.rope", "sampler",
     ),
 )  # fmt: skip
 

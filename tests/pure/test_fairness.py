@@ -5,12 +5,18 @@ from collections import Counter, deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.lifecycle import LIVE, Event, State
 from baton.params import GenerationParams
 from baton.wire import messages as msg
 from router.batching import Rules
+from router.expected import REMEMBERED, UNKNOWN, Expected
 from router.fairness import FairQueue
+from router.ledger import Ledger
 from router.line import Line
+from router.observers import Observers
 from router.priority import PriorityQueue
+from tests.pure.test_ledger import add_of
+from tests.pure.test_ledger import step as move
 from tests.pure.test_router_edges import Desk, sent
 from tests.pure.town import Town
 
@@ -350,3 +356,83 @@ def test_a_request_that_needs_many_blocks_is_not_starved_by_small_ones_of_others
         town.client(msg.Submit(names[-1], (number + 1, 2), params, f"t{number % 3}", ""))
     town.run_all([*names, "big", "running"])
     assert started.index("big") <= 4
+
+
+ROUND = 25  # tokens that every running request gets
+SLOTS = 4
+PROMPT = 3
+
+
+def served(lengths: dict[str, int], most: int, rounds: int) -> list[Counter[str]]:
+    """Tokens of each tenant after each round. Their requests always wait, allow `most` tokens, and end
+    when they have those of their tenant."""
+    ledger, tokens, numbers = Ledger(Observers()), Counter[str](), Counter[str]()
+    history = []
+
+    def submit(tenant: str) -> None:
+        add_of(ledger, f"{tenant} {numbers[tenant]}", tenant, most)
+        numbers[tenant] += 1
+
+    for tenant in lengths:
+        for _ in range(2 * SLOTS):
+            submit(tenant)
+    for _ in range(rounds):
+        while ledger.count(*LIVE) - ledger.count(State.QUEUED) < SLOTS:
+            entry = ledger.next_queued(0.0)
+            assert entry is not None
+            for event in (Event.RESERVE, Event.GRANTED, Event.FILL, Event.START):
+                move(ledger, entry, event)
+            tokens[entry.tenant] += PROMPT
+            submit(entry.tenant)
+        for entry in ledger.in_state(State.DECODING):
+            new = min(ROUND, lengths[entry.tenant] - len(entry.emitted))
+            ledger.tokens(entry, [7] * new, [0.0] * new)
+            tokens[entry.tenant] += new
+            if len(entry.emitted) == lengths[entry.tenant]:
+                move(ledger, entry, Event.FINISH)
+        history.append(Counter(tokens))
+    return history
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(20, 120), st.integers(1, 12), st.sampled_from([2000, 100_000]))
+def test_who_sends_longer_answers_takes_no_more_than_its_share(
+    short: int, times: int, most: int
+) -> None:
+    """However long: what the two differ by does not grow. It is at most what the requests take that run
+    at one time, as these are not interrupted, and what is charged before the first of them has ended."""
+    lengths = {"long": short * times, "short": short}
+    history = served(lengths, most, 40 * times * short // ROUND // SLOTS + 40)
+    bound = SLOTS * (max(lengths.values()) + PROMPT + UNKNOWN)
+    assert max(abs(each["long"] - each["short"]) for each in history) <= bound
+
+
+def test_answers_are_expected_to_be_as_long_as_the_last_ones() -> None:
+    expected = Expected()
+    assert (expected.tokens("a", 9000), expected.tokens("a", 9)) == (UNKNOWN, 9)
+    for _ in range(40):
+        expected.ended("a", 4000)
+        expected.ended("b", 2)
+    assert abs(expected.tokens("a", 9000) - 4000) < 10
+    assert expected.tokens("b", 9000) == 2
+    for number in range(REMEMBERED):
+        expected.ended(f"visitor {number}", 5)
+    assert expected.tokens("a", 9000) == UNKNOWN
+
+
+def test_a_long_answer_counts_while_it_is_generated() -> None:
+    history = served({"long": 5000, "short": 50}, 5000, 19)
+    assert history[-1]["short"] > 0
+    ledger = Ledger(Observers())
+    entry = add_of(ledger, "a", "hog", 9000)
+    for event in (Event.RESERVE, Event.GRANTED, Event.FILL, Event.START):
+        move(ledger, entry, event)
+    add_of(ledger, "b", "hog", 10)
+    ledger.tokens(entry, [7] * 3000, [0.0] * 3000)
+    for number in range(50):
+        add_of(ledger, f"c{number}", "other", 100)
+    others = 0
+    while (first := ledger.next_queued(0.0)) is not None and first.tenant == "other":
+        move(ledger, first, Event.RESERVE)
+        others += 1
+    assert 25 <= others <= 35

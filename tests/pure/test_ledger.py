@@ -25,6 +25,15 @@ def add(
     return entry
 
 
+def add_of(ledger: Ledger, name: str, tenant: str, most: int) -> Entry:
+    """A request of this tenant, which may have so many tokens."""
+    params = GenerationParams(most, GREEDY)
+    text = TextStream(PretendTokenizer(), (1, 2, 3), params)
+    entry = Entry(name, "client", (1, 2, 3), params, text, tenant=tenant)
+    ledger.add(entry, 0.0)
+    return entry
+
+
 def walk(ledger: Ledger, entry: Entry, events: tuple[Event, ...], now: float = 0.0) -> None:
     for event in events:
         step(ledger, entry, event, now)

@@ -286,6 +286,11 @@ def test_a_stream_says_what_the_whole_message_says() -> None:
             answer = await client.ask(MESSAGES, long, submits=1)
             assert answer.json["stop_reason"] == "model_context_window_exceeded"
             assert answer.json["usage"]["output_tokens"] == CONTEXT - 13
+        async with serving(WordyTown(blocks=16)) as client:  # a pool smaller than the context
+            answer = await client.ask(MESSAGES, long, submits=1)
+            assert answer.json["stop_reason"] == "model_context_window_exceeded"
+            free = await client.ask("/v1/chat/completions", {"messages": HELLO}, submits=1)
+            assert free.json["choices"][0]["finish_reason"] == "length"
             longer = {"messages": [says("user", "x" * 9 * CONTEXT)], "max_tokens": 9}
             assert (await client.ask(MESSAGES, longer)).status == 400
         async with serving(template="{{ messages[0]['content'] }}<think>{# </think> #}") as client:

@@ -179,6 +179,21 @@ def test_errors_of_the_chat_name_the_fields_of_this_api() -> None:
     assert found.param == "max_output_tokens"
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("prompt: must be a text, got 'the prompt'", "input: must be a text, got 'the prompt'"),
+        ("stop: got {'prompt': \"it's stop\"}", "ends: got {'prompt': \"it's stop\"}"),
+        ("stop: got 'prompt, cut o", "ends: got 'prompt, cut o"),
+        ("the schema's keyword not at /properties/stop", "the schema's keyword not at /properties/stop"),
+        ("a model's stop and the user's prompt", "a model's ends and the user's input"),
+    ],
+)  # fmt: skip
+def test_what_a_client_sent_keeps_its_words(message: str, shown: str) -> None:
+    error = ApiError.bad_request(message)
+    assert renamed(error, {"prompt": "input", "stop": "ends"}).message == shown
+
+
 # ---- answers
 
 KINDS = st.sampled_from(("reasoning", "content", "call"))
@@ -237,10 +252,22 @@ def test_an_answer_without_text_is_an_empty_message() -> None:
 
 
 def test_logprobs_wait_for_their_text() -> None:
+    """In events they have no bytes."""
+
+    def score(token: str) -> dict[str, Any]:
+        top = {"token": token, "logprob": -1.0, "bytes": [*token.encode()]}
+        return top | {"top_logprobs": [top]}
+
     output = Output(ids(), logprobs=True)
-    list(output.take([Content("", [1]), Content("a", [2]), Content("", [3])]))
-    list(output.end("completed"))
-    assert output.items[0]["content"][0]["logprobs"] == [1, 2, 3]
+    scores = [score(""), score("a"), score("")]
+    events = list(output.take([Content("", scores[:1]), Content("a", scores[1:2])]))
+    events += [*output.take([Content("", scores[2:])]), *output.end("completed")]
+    assert output.items[0]["content"][0]["logprobs"] == scores
+    told = [each["logprobs"] for each in events if "logprobs" in each]
+    assert [len(each) for each in told] == [2, 3]
+    assert all(
+        each.keys() == {"token", "logprob", "top_logprobs"} for all_ in told for each in all_
+    )
 
 
 def test_deltas_and_messages_of_a_chat_become_pieces() -> None:

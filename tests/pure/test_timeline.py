@@ -230,3 +230,20 @@ def test_a_verdict_is_one_line_whatever_happened(facts: list[Facts]) -> None:
     assert 0 < len(line) < 160
     assert "\n" not in line
     assert "nan" not in line
+
+
+@pytest.mark.parametrize(
+    ("begins", "shown"),
+    [(2.0, ["queue (router)", "decode-0"]), (0.5, ["queue (router)", "decode-0.a", "decode-0.b"])],
+)
+def test_workers_of_one_name_at_one_time_are_shown_each_for_itself(
+    begins: float, shown: list[str]
+) -> None:
+    """A successor, which begins when the other has ended, goes on in its row."""
+    lives = [
+        Life("1", [Stage("decode", 0.0, 1.0, "decode-0.a")], ended="stop"),
+        Life("2", [Stage("decode", begins, begins + 1, "decode-0.b")], ended="stop"),
+    ]
+    events = chrome_trace(lives)["traceEvents"]
+    names = [each["args"]["name"] for each in events if each["name"] == "process_name"]
+    assert [each for each in names if each != "requests that decode"] == shown

@@ -43,6 +43,8 @@ CITY = {
 }  # fmt: skip
 NONE: dict[str, Any] = {"type": "object", "properties": {}}
 TOOLS = (Tool("weather", CITY), Tool('get "time"', NONE))
+PLAIN = [each for each in FORMATS.values() if each.marked is None]
+"""The others are in test_tool_calls_marked.py."""
 SCHEMAS = {each.name: each.schema for each in TOOLS}
 TAGS = (
     "<tool_call>",
@@ -104,7 +106,7 @@ def liked_ids(marks: bool) -> frozenset[int]:
 
 @settings(max_examples=80, deadline=None, phases=[Phase.generate])  # to shrink a walk takes minutes
 @given(
-    st.sampled_from(list(FORMATS.values())), st.booleans(), st.booleans(), st.booleans(),
+    st.sampled_from(PLAIN), st.booleans(), st.booleans(), st.booleans(),
     st.sampled_from([None, True, False]), st.randoms(use_true_random=False),
 )  # fmt: skip
 def test_what_is_drawn_reads_as_text_and_calls_that_fit_their_schemas(
@@ -152,7 +154,7 @@ def goes(grammars: Grammars, tokenizer: Tokenizer, calls: Calls, text: str) -> t
 
 
 @pytest.mark.parametrize("marks", [True, False])
-@pytest.mark.parametrize("form", FORMATS.values())
+@pytest.mark.parametrize("form", PLAIN)
 def test_free_text_is_free_until_a_call_begins(form: CallFormat, marks: bool) -> None:
     grammars, tokenizer, _ = model(marks)
     calls = Calls(form, TOOLS)
@@ -173,7 +175,7 @@ def test_free_text_is_free_until_a_call_begins(form: CallFormat, marks: bool) ->
 
 
 @pytest.mark.parametrize("marks", [True, False])
-@pytest.mark.parametrize("form", FORMATS.values())
+@pytest.mark.parametrize("form", PLAIN)
 def test_reasoning_is_free_and_what_follows_is_not(form: CallFormat, marks: bool) -> None:
     """A mark within it is none."""
     grammars, tokenizer, _ = model(marks)
@@ -191,7 +193,7 @@ def test_reasoning_is_free_and_what_follows_is_not(form: CallFormat, marks: bool
 
 def test_parallel_calls_go_where_they_may() -> None:
     grammars, tokenizer, _ = model(True)
-    for form in FORMATS.values():
+    for form in PLAIN:
         one = call("weather", '{"city": "Oslo"}', form)
         pair = {HERMES: f"{around(one, form)}\n{around(one, form)}", LLAMA3: f"{one}; {one}",
                 MISTRAL: f"[TOOL_CALLS] [{one}, {one}]", JSON: f"[{one}, {one}]"}[form]  # fmt: skip
@@ -208,7 +210,7 @@ def test_parallel_calls_go_where_they_may() -> None:
 
 
 @pytest.mark.parametrize("marks", [True, False])
-@pytest.mark.parametrize("form", FORMATS.values())
+@pytest.mark.parametrize("form", PLAIN)
 def test_an_answer_that_calls_nothing_may_have_a_schema(form: CallFormat, marks: bool) -> None:
     grammars, tokenizer, _ = model(marks)
     calls = Calls(form, TOOLS, answer={"type": "object", "properties": {"x": {"type": "null"}}})
@@ -288,8 +290,16 @@ def test_remarks_are_left_out_of_schemas_and_names_are_none() -> None:
          'arguments within <tool_call></tool_call> tags:\\n<tool_call>\\n{\\"name\\": <function-name>, '
          '\\"arguments\\": <args-json-object>}\\n</tool_call><|im_end|>\\n" }}', HERMES),
         # Qwen3-Coder and GLM 4.5: other calls within the same tags
-        ("{{- '\\n<tool_call>\\n<function=example_function_name>\\n<parameter=example_1>' }}", JSON),
-        ("<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>", JSON),
+        ("{{- '\\n<tool_call>\\n<function=example_function_name>\\n<parameter=example_1>' }}",
+         FORMATS["qwen3_coder"]),
+        ("<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>", FORMATS["glm45"]),
+        ("'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + name + '<｜tool▁sep｜>' + arguments",
+         FORMATS["deepseek_v31"]),
+        ("'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + type + '<｜tool▁sep｜>' + name + '```json'",
+         FORMATS["deepseek_v3"]),
+        ("<|tool_calls_section_begin|>{{ id }}<|tool_call_argument_begin|>", FORMATS["kimi_k2"]),
+        ("{%- set toolcall_begin_token = '<minimax:tool_call>' -%}", FORMATS["minimax_m2"]),
+        ("{{- '[TOOL_CALLS]' + name + '[ARGS]' + arguments }}", FORMATS["mistral_v13"]),
         # Mistral 7B v0.3, Nemo
         ('{{- "[AVAILABLE_TOOLS] [" }}{{- "[TOOL_CALLS] [" }}', MISTRAL),
         # Llama 3.1 and 3.2

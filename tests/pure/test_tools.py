@@ -13,6 +13,7 @@ from baton.errors import RequestError
 from baton.server.api_error import ApiError
 from baton.server.tools import ANY_OBJECT, MOST_KNOWN, KnownSchemas, OfferedTool
 from baton.text import TextStream
+from baton.tool_calls import HERMES as PLAIN
 from tests.pure.town_app import TownClient, WordyTown, pretend_tokenizer, serving
 
 CHAT = "/v1/chat/completions"
@@ -311,9 +312,9 @@ def test_no_schema_is_compiled_if_all_are_too_large() -> None:
     with pytest.raises(
         ApiError, match=r"of these 7 tools have 7\d{4} bytes .*, 65536 are the limit"
     ):
-        KnownSchemas(checked.append).enforced(offered(7, 10, strict=False))
+        KnownSchemas(checked.append).enforced(offered(7, 10, strict=False), PLAIN)
     assert not checked
-    assert len(KnownSchemas(checked.append).enforced(offered(6, 10))) == 6
+    assert len(KnownSchemas(checked.append).enforced(offered(6, 10), PLAIN)) == 6
     assert len(checked) == 6
 
 
@@ -327,15 +328,15 @@ def test_a_schema_is_compiled_once_whether_it_can_be_enforced_or_not(fails: bool
             raise RequestError("too slow", code="invalid_grammar")
 
     schemas = KnownSchemas(check)
-    found = [schemas.enforced(offered(2, 10, strict=False)) for _ in range(2)]
+    found = [schemas.enforced(offered(2, 10, strict=False), PLAIN) for _ in range(2)]
     assert len(checked) == 2
     assert found[0] == found[1]
     assert (found[0][0] == ANY_OBJECT) is fails
     if fails:
         with pytest.raises(ApiError, match="too slow; or give the tool strict: false"):
-            schemas.enforced(offered(1, 10))
+            schemas.enforced(offered(1, 10), PLAIN)
     for each in range(MOST_KNOWN):
-        schemas.enforced([OfferedTool("f", {"properties": {f"n{each}": {}}}, False, "t")])
+        schemas.enforced([OfferedTool("f", {"properties": {f"n{each}": {}}}, False, "t")], PLAIN)
     checked.clear()
-    schemas.enforced(offered(1, 10, strict=False))
+    schemas.enforced(offered(1, 10, strict=False), PLAIN)
     assert len(checked) == 1  # forgotten: so many are remembered

@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.server.templates import ChatTemplate, CompiledTemplate
-from baton.server.tools_answer import AT_ONCE, ToolReading, WholeAnswer, entries, whole_answer
+from baton.server.tools_answer import (
+    AT_ONCE,
+    Answer,
+    ToolReading,
+    WholeAnswer,
+    entries,
+    heard,
+    whole_answer,
+)
 from baton.server.tools_prompt import tools_text, with_tools_told
-from baton.server.tools_reader import Answer, Call, CallPiece, CallReader, heard, joined
+from baton.server.tools_reader import Call, CallPiece, CallReader, joined
 from baton.server.turns import Conversation
 from baton.tool_calls import (
     FORMATS,
@@ -26,6 +34,8 @@ from baton.tool_calls import (
 )
 
 NAMES = ("weather", "get time", 'odd"name', "wetter_für")
+PLAIN = [each for each in FORMATS.values() if each.marked is None]
+"""The others are in test_tool_calls_marked.py."""
 ROME, NONE = '{"city": "Rome"}', "{}"
 TRICKY = '{"a": "</tool_call> } ] \\" \\\\", "b": [{"name": "weather"}, [1, {}]], "ü": "\\u00e9"}'
 
@@ -84,7 +94,7 @@ CASES: list[tuple[CallFormat, str, str, tuple[Call, ...], bool]] = [
 def test_a_whole_answer(
     form: CallFormat, text: str, content: str, calls: tuple[Call, ...], complete: bool
 ) -> None:
-    assert heard(text, form, NAMES) == Answer(content, calls, complete)
+    assert heard(text, ToolReading(form, NAMES)) == Answer(content, calls, complete)
 
 
 MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[", "]", ";", ",", " ", "\n",
@@ -95,12 +105,12 @@ TEXTS = st.one_of(
 )
 
 
-@given(st.sampled_from(list(FORMATS.values())), TEXTS, st.lists(st.integers(0, 250), max_size=12))
+@given(st.sampled_from(PLAIN), TEXTS, st.lists(st.integers(0, 250), max_size=12))
 def test_wherever_it_is_cut(form: CallFormat, text: str, cuts: list[int]) -> None:
     reader = CallReader(form, NAMES)
     places = sorted({0, *(each for each in cuts if each < len(text)), len(text)})
     found = [*(reader.take(text[a:b]) for a, b in pairwise(places)), reader.end()]
-    whole = heard(text, form, NAMES)
+    whole = heard(text, ToolReading(form, NAMES))
     pieces = [piece for each in found for piece in each.calls]
     assert "".join(each.content for each in found) == whole.content
     assert [each.name for each in pieces if each.name] == [each.name for each in whole.calls]
@@ -112,11 +122,11 @@ def test_wherever_it_is_cut(form: CallFormat, text: str, cuts: list[int]) -> Non
     assert reader.complete == whole.complete
 
 
-@pytest.mark.parametrize("form", FORMATS.values())
+@pytest.mark.parametrize("form", PLAIN)
 def test_what_is_written_reads_the_same(form: CallFormat) -> None:
     for calls in (BOTH, BOTH[:1]):
         texts = [call_text(form, each.name, each.arguments) for each in calls]
-        assert heard(calls_text(form, texts), form, NAMES) == Answer("", calls, True)
+        assert heard(calls_text(form, texts), ToolReading(form, NAMES)) == Answer("", calls, True)
 
 
 class Passes(list[CallPiece]):
@@ -223,9 +233,9 @@ def test_a_template_that_knows_no_tools_shows_their_results(
     assert text.endswith(results + (f"\n\n{after}" if after else ""))
 
 
-@pytest.mark.parametrize("form", FORMATS.values())
+@pytest.mark.parametrize("form", PLAIN)
 def test_an_answer_that_must_be_calls_is_never_content(form: CallFormat) -> None:
     """Even if it is cut off before the first name."""
     lead = form.opens or '{"na'
-    assert heard(lead, form, NAMES, forced=True).content == ""
-    assert heard(lead, form, NAMES, forced=True).calls == ()
+    assert heard(lead, ToolReading(form, NAMES, forced=True)).content == ""
+    assert heard(lead, ToolReading(form, NAMES, forced=True)).calls == ()

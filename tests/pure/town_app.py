@@ -269,7 +269,7 @@ async def serving(
 
         app = make_app(service, monitor, lifespan, "0.0.0")
         try:
-            router.connect(monitor.observed)
+            router.connect(monitor.observed, monitor.ended_alone)
             assert await router.answered(10.0) is not None
             service.look()
             yield TownClient(app, exchange, service)

@@ -218,6 +218,30 @@ def test_chat_uses_the_template(llm: LLM, tmp_path: Path) -> None:
         assert chatty.chat_stop_ids == ()
 
 
+CITY = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": CITY}}]
+
+
+def test_a_chat_calls_the_tools_that_it_must(tmp_path: Path) -> None:
+    file, messages = tmp_path / "chat.jinja", [{"role": "user", "content": "Hi"}]
+    file.write_text(
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}<tool_call>\n<function=a>"
+        "<parameter=b>"
+    )
+    with LLM("demo", chat_template=file, max_num_seqs=1) as chatty:
+        answer = chatty.chat(messages, GREEDY, tools=TOOLS, tool_choice="required",
+                             parallel_tool_calls=False, max_new_tokens=300)  # fmt: skip
+        assert answer.tool_calls == (("weather", '{"city": "Oslo"}'),)
+        assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+        free = chatty.chat(messages, GREEDY, tools=TOOLS, tool_choice="none", max_new_tokens=3)
+        assert (free.tool_calls, free.finish_reason) == ((), "length")
+        named = {"type": "function", "function": {"name": "x"}}
+        with pytest.raises(RequestError, match="none of the tools"):
+            chatty.chat(messages, tools=TOOLS, tool_choice=named)
+        with pytest.raises(RequestError, match="regex and tools exclude each other"):
+            chatty.chat(messages, tools=TOOLS, regex="a")
+
+
 def test_a_chat_ends_at_the_end_of_its_tokenizer_and_generate_does_not(
     llm: LLM, tmp_path: Path
 ) -> None:

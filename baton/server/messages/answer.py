@@ -8,10 +8,10 @@ A message that is not streamed is made in the same way, of one piece of each kin
 joined, are its text, however the answer was cut. https://docs.claude.com/en/docs/build-with-claude/streaming
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from baton import finite
 from baton.server.pieces import Call, Content, Piece, Reasoning
 
 Event = dict[str, Any]
@@ -56,9 +56,10 @@ class Blocks:
             case Reasoning():
                 block = {"type": "thinking", "thinking": "", "signature": ""}
             case Content():
-                block = {"type": "text", "text": ""}
+                block = {"type": "text", "text": "", "citations": None}
             case Call():
-                block = {"type": "tool_use", "id": piece.id, "name": piece.name, "input": {}}
+                block = {"type": "tool_use", "id": piece.id, "name": piece.name, "input": {},
+                         "caller": {"type": "direct"}}  # fmt: skip
         self.content.append(block)
         yield self._about("content_block_start", content_block=dict(block))
 
@@ -98,8 +99,7 @@ class Blocks:
 def read_input(arguments: str) -> dict[str, Any]:
     """Of a call."""
     try:
-        found = json.loads(arguments) if arguments.strip() else {}
-        json.dumps(found, allow_nan=False)  # 1e999 is JSON, and becomes what is not
+        found = finite.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {UNREAD: arguments}
@@ -113,17 +113,29 @@ def usage_of(chat: Mapping[str, Any]) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": chat["completion_tokens"],
+        "output_tokens_details": None,
+        "server_tool_use": None,
     }
 
 
 def stop_of(finish_reason: str | None, stop: str, *, cut: bool) -> dict[str, Any]:
     """Why it stopped. `stop`: the stop sequence that was found; `cut`: max_tokens was more than fits."""
     if stop:
-        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+        return _stopped("stop_sequence", stop)
     reasons = {"tool_calls": "tool_use", "length": "max_tokens"}
     if cut:
         reasons["length"] = "model_context_window_exceeded"
-    return {"stop_reason": reasons.get(finish_reason or "", "end_turn"), "stop_sequence": None}
+    return _stopped(reasons.get(finish_reason or "", "end_turn"))
+
+
+def not_stopped() -> dict[str, Any]:
+    """Of a message that begins."""
+    return _stopped(None)
+
+
+def _stopped(reason: str | None, stop: str | None = None) -> dict[str, Any]:
+    about = {"stop_reason": reason, "stop_sequence": stop}
+    return about | {"stop_details": None, "container": None}
 
 
 def message_of(
@@ -134,4 +146,5 @@ def message_of(
 ) -> dict[str, Any]:
     """The whole message. `head`: its id and model."""
     found = {"type": "message", "role": "assistant", "content": list(content)}
-    return dict(head) | found | dict(stopped) | {"usage": dict(usage)}
+    about = {"cache_creation": None, "inference_geo": None, "service_tier": None}
+    return dict(head) | found | dict(stopped) | {"usage": dict(usage) | about}

@@ -17,13 +17,19 @@ from baton.errors import RequestError
 from baton.server import bodies
 from baton.server.api_error import ApiError, from_failed, messages_body
 from baton.server.asking import Asker, Begun, body_size, counted, translated
-from baton.server.messages.answer import PING, Blocks, Event, message_of, stop_of, usage_of
+from baton.server.messages.answer import (
+    PING,
+    Blocks,
+    Event,
+    message_of,
+    not_stopped,
+    stop_of,
+    usage_of,
+)
 from baton.server.messages.schema import NAMES, CountRequest, MessagesRequest
 from baton.server.pieces import pieces_of, renamed
 from baton.server.schema import ChatRequest
 from baton.server.sse import EventStream, event, json_of
-
-TOO_LONG = "context_length_exceeded"
 
 
 def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
@@ -51,12 +57,8 @@ def add_messages(app: FastAPI, asker: Asker) -> dict[str, Any]:
         so at its end, as Anthropic's does. The second is whether it is."""
         value = await bodies.in_thread(body_size(request) > bodies.INLINE, payload.chat)
         chat = await translated(ChatRequest, value, request)
-        try:
-            return await asker.begin(request, chat), False
-        except (ApiError, RequestError) as error:
-            if error.code != TOO_LONG:
-                raise
-        return await asker.begin(request, chat.model_copy(update={"max_tokens": None})), True
+        begun = await asker.begin(request, chat, cut=True)
+        return begun, begun.prepared.params[0].max_new_tokens < payload.max_tokens
 
     @app.post(bodies.Path.MESSAGE_TOKENS, tags=["anthropic"])
     async def count_tokens(request: Request, payload: CountRequest) -> Response:
@@ -97,8 +99,7 @@ class _Turn:
         """Server-sent events. A chunk's are yielded together."""
         stream, blocks, finish_reason = self.begun.stream, Blocks(), None
         try:
-            stopped = {"stop_reason": None, "stop_sequence": None}
-            begins = message_of(self._head(), (), stopped, usage_of(stream.usage()))
+            begins = message_of(self._head(), (), not_stopped(), usage_of(stream.usage()))
             yield _encoded({"type": "message_start", "message": begins}, PING)
             async with contextlib.aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
@@ -106,7 +107,7 @@ class _Turn:
                         failed = stream.choices[0].failed
                         assert failed is not None
                         error = from_failed(failed.code, failed.message)
-                        yield _encoded(messages_body(error))
+                        yield _encoded(messages_body(error, self.begun.request_id))
                         return
                     for choice in chunk["choices"]:
                         if found := _encoded(*blocks.take(pieces_of(choice["delta"]))):

@@ -18,7 +18,21 @@ export class Lives {
   constructor() {
     this.all = new Map(); // request -> life
     this.lanes = new Map(); // name -> {bars, rows: time at which each row is free}
+    this.shared = new Set(); // short names of several workers that are there at once
     this.lane(QUEUE);
+  }
+
+  /** The workers of the cluster. Several that were started with one name go by their full names. */
+  workers(all) {
+    const alive = all.filter((each) => each.state === "alive").map((each) => shortName(each.worker));
+    this.shared = new Set(alive.filter((name, index) => alive.indexOf(name) !== index));
+    this.known = new Set(all.map((each) => this.label(each.worker)));
+    for (const name of this.known) this.lane(name);
+  }
+
+  label(worker) {
+    const short = shortName(worker);
+    return this.shared.has(short) ? worker : short;
   }
 
   lane(name) {
@@ -70,7 +84,7 @@ export class Lives {
       return;
     }
     const stage = NAMES[moment.state];
-    const worker = shortName(moment.worker);
+    const worker = this.label(moment.worker);
     this.begin(life, stage, at, stage === "prefill" || stage === "decode" ? worker : QUEUE);
     life.lastToken = at;
   }

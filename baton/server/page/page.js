@@ -2,7 +2,7 @@
 
 import { ask, events } from "./api.js";
 import { startChat } from "./chat.js";
-import { Lives, shortName } from "./lives.js";
+import { Lives } from "./lives.js";
 import { Picture, describe, digits, drawLegend } from "./timeline.js";
 
 const byId = (id) => document.getElementById(id);
@@ -86,7 +86,7 @@ function happened(words) {
 /** Tells what happened to workers since the last news. */
 function compare(current) {
   const first = workers.size === 0, now = performance.now() / 1000, before = workers;
-  const named = new Map(current.map((worker) => [shortName(worker.worker), worker]));
+  const named = new Map(current.map((worker) => [lives.label(worker.worker), worker]));
   workers = new Map();
   for (const [name, worker] of named) {
     const old = before.get(name);
@@ -110,6 +110,7 @@ const show = {
     byId("model").title = byId("model").textContent;
     byId("degraded").hidden = !data.degraded && data.ready;
     byId("degraded").textContent = data.ready ? data.degraded : `Not ready: ${data.waiting_for}`;
+    lives.workers(data.workers);
     compare(data.workers);
     byId("workers").tBodies[0].replaceChildren(...[...workers].map(([name, { worker }]) => {
       const row = document.createElement("tr");
@@ -121,8 +122,7 @@ const show = {
       row.cells[3].className = worker.state;
       return row;
     }));
-    lives.known = new Set(workers.keys());
-    for (const name of lives.known) lives.lane(name);
+    for (const name of workers.keys()) lives.known.add(name);
   },
   moments(data) {
     picture.clock(data.now);

@@ -88,8 +88,9 @@ class Output:
                 self._texts.append(text)
                 scores, self._early = self._early, []
                 self._logprobs += scores
+                told = in_event(scores)
                 yield self._about(
-                    "response.output_text.delta", content_index=0, delta=text, logprobs=scores
+                    "response.output_text.delta", content_index=0, delta=text, logprobs=told
                 )
             case Call(_, arguments) if arguments:
                 self._texts.append(arguments)
@@ -110,7 +111,7 @@ class Output:
             if item["type"] == "reasoning":
                 yield self._about("response.reasoning_text.done", **whole)
             else:
-                scores = self._logprobs
+                scores = in_event(self._logprobs)
                 yield self._about("response.output_text.done", **whole, logprobs=scores)
             yield self._about("response.content_part.done", content_index=0, part=part)
         item["status"] = status
@@ -128,6 +129,20 @@ class Output:
         """An event of the last item."""
         place: Event = {"type": kind, "output_index": len(self.items) - 1}
         return place | ({} if "item" in more else {"item_id": self.items[-1]["id"]}) | more
+
+
+def in_event(scores: Sequence[Mapping[str, Any]]) -> list[Item]:
+    """Logprobs of a chat, as this API's events have them: without bytes."""
+    return [
+        {
+            "token": each["token"],
+            "logprob": each["logprob"],
+            "top_logprobs": [
+                {"token": top["token"], "logprob": top["logprob"]} for top in each["top_logprobs"]
+            ],
+        }
+        for each in scores
+    ]
 
 
 def usage_of(chat: Mapping[str, Any], reasoning_tokens: int) -> dict[str, Any]:

@@ -323,5 +323,5 @@ class _Turn:
             "truncation": "disabled",
             "user": request.user,
         }
-        whole: Item = json.loads(_bytes(head), parse_constant=lambda _: None)  # NaN is no JSON
+        whole: Item = json.loads(_bytes(head))
         return whole

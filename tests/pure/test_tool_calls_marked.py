@@ -1,0 +1,240 @@
+"""Calls whose name stands outside of JSON: the grammar, and the reader wherever the text is cut."""
+
+import json
+import random
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from baton.errors import RequestError
+from baton.grammar import tool_calls
+from baton.server.templates import ChatTemplate, CompiledTemplate
+from baton.server.tools_answer import Answer, ToolReading, heard
+from baton.server.tools_ids import numbered
+from baton.server.tools_marked import reader_of
+from baton.server.tools_reader import Call
+from baton.server.turns import Conversation
+from baton.tool_calls import FORMATS, CallFormat, Calls, Tool, call_text, calls_text, format_of
+from baton.tool_calls_marked import Kind, parameter_of, parameters_of
+from tests.pure.test_tool_calls import END, allowed, goes, model, shown
+
+MARKED = [each for each in FORMATS.values() if each.marked is not None]
+BY_PARAMETER = [each for each in MARKED if each.marked and each.marked.parameter]
+CITY: dict[str, Any] = {
+    "type": "object", "additionalProperties": False,
+    "properties": {
+        "city": {"$ref": "#/$defs/city"}, "note": {"type": "string"}, "days": {"type": "integer"},
+        "where": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "tags": {"type": "array", "items": {"$ref": "#/$defs/city"}},
+    },
+    "required": ["city"], "$defs": {"city": {"enum": ["Rome", "Oslo"]}},
+}  # fmt: skip
+FREE: dict[str, Any] = {"type": "object", "additionalProperties": True}
+NONE: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+TOOLS = (Tool("weather", CITY), Tool("get_time.now", NONE), Tool("any", FREE))
+SCHEMAS = {each.name: each.schema for each in TOOLS}
+ROME = '{"city": "Rome"}'
+LONG = json.dumps({
+    "city": "Oslo", "note": 'a "b"\n</param <arg_ü>', "days": 3, "where": None, "tags": ["Rome"],
+}, ensure_ascii=False)  # fmt: skip
+
+
+@cache
+def reading(form: CallFormat, forced: bool = False) -> ToolReading:
+    parameters = {each.name: parameters_of(each.name, each.schema) for each in TOOLS}
+    return ToolReading(form, tuple(SCHEMAS), forced, parameters)
+
+
+def written(form: CallFormat, *calls: tuple[str, str]) -> str:
+    return calls_text(form, [call_text(form, *call, i) for i, call in enumerate(calls)])
+
+
+def as_values(answer: Answer) -> list[tuple[str, Any]]:
+    return [(each.name, json.loads(each.arguments)) for each in answer.calls]
+
+
+@pytest.mark.parametrize("form", MARKED)
+def test_what_is_written_reads_the_same_and_the_grammar_takes_it(form: CallFormat) -> None:
+    grammars, tokenizer, _ = model(False)
+    for calls in (
+        [("weather", ROME)], [("weather", LONG), ("get_time.now", "{}"), ("weather", ROME)],
+        [("any", '{"x": {"y": [1, "</a>"]}, "z": "1"}')], [("any", "{}")],
+    ):  # fmt: skip
+        text = written(form, *calls)
+        found = heard(text, reading(form))
+        given = [(name, json.loads(arguments)) for name, arguments in calls]
+        if form in BY_PARAMETER and calls[0][0] == "any" and given[0][1]:
+            given = [("any", {"x": {"y": [1, "</a>"]}, "z": 1})]  # a text that reads as JSON
+        assert (found.content, as_values(found), found.complete) == ("", given, True)
+        said = f"I look.\n{text}"
+        assert heard(said, reading(form)).content == "I look."
+        for forced, lead in ((True, ""), (False, ""), (False, "I look.\n")):
+            spec = Calls(form, TOOLS, forced)
+            assert goes(grammars, tokenizer, spec, lead + text) == (True, True), lead + text
+
+
+@pytest.mark.parametrize("form", MARKED)
+def test_behind_the_mark_nothing_else_goes(form: CallFormat) -> None:
+    grammars, tokenizer, _ = model(False)
+    calls = Calls(form, TOOLS)
+    for text, may in (
+        ("Hello!", True), (written(form, ("weather", '{"city": "Bonn"}')), False),
+        (written(form, ("rain", "{}")), False), (written(form, ("weather", "{}")), False),
+        (written(form, ("get_time.now", '{"a": 1}')), False),
+        (written(form, ("weather", '{"city": "Rome", "days": "x"}')), False),
+    ):  # fmt: skip
+        assert goes(grammars, tokenizer, calls, text)[0] is may, text
+    pair = written(form, ("weather", ROME), ("weather", ROME))
+    assert not goes(grammars, tokenizer, Calls(form, TOOLS, several=False), pair)[0]
+    assert not goes(grammars, tokenizer, Calls(form, TOOLS, forced=True), "Hello")[0]
+    answer = Calls(form, TOOLS, answer={"type": "object", "properties": {"x": {"type": "null"}}})
+    assert goes(grammars, tokenizer, answer, '{"x": null}') == (True, True)
+    assert goes(grammars, tokenizer, answer, written(form, ("weather", ROME))) == (True, True)
+
+
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])
+@given(st.sampled_from(MARKED), st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_what_is_drawn_reads_as_calls_that_fit_their_schemas(
+    form: CallFormat, several: bool, forced: bool, draw: random.Random
+) -> None:
+    """Mostly what a model likes to say, so that walks come to the end of a call."""
+    grammars, tokenizer, size = model(False)
+    likes = tokenizer.encode(written(form, ("weather", LONG), ("any", '{"b": [1]}')), special=False)
+    guide, ids = grammars.open(tool_calls(Calls(form, TOOLS, forced, several))), list[int]()
+    at = 0
+    while len(ids) < 130 and not guide.finished:
+        may = allowed(guide, size)
+        liked = [each for each in likes[at : at + 1] if each in may]
+        if not liked and END in may and draw.random() < 0.5:
+            break
+        ids.append(liked[0] if liked and draw.random() < 0.95 else draw.choice(may))
+        at = likes.index(ids[-1], at) + 1 if ids[-1] in likes[at:] else at
+        assert guide.accept(ids[-1])
+    ended = guide.finished or END in allowed(guide, 1)
+    found = heard(shown(ids, tokenizer, form), reading(form, forced))
+    for index, call in enumerate(found.calls):
+        if ended or index < len(found.calls) - 1:
+            jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+    assert several or len(found.calls) < 2
+    assert not (forced and ended) or found.calls
+
+
+PARTS = ["<tool_call>", "</tool_call>", "<function=", "weather", ">\n", "<parameter=", "city", "Rome",
+         "\n</parameter>", "</function>", "[TOOL_CALLS]", "[ARGS]", "{", "}", '"', "a", "\n", " ", ":0",
+         "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<｜tool▁calls▁begin｜>", "note",
+         "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"]  # fmt: skip
+THREE = ("weather", LONG), ("any", '{"b": [1]}'), ("weather", ROME)
+WRITTEN = [f"Look: {written(form, *THREE)} Done." for form in MARKED]
+TEXTS = st.one_of(
+    st.sampled_from(WRITTEN),
+    st.lists(st.sampled_from([*PARTS, *WRITTEN]), max_size=8).map("".join),
+)
+
+
+@given(st.sampled_from(MARKED), TEXTS, st.lists(st.integers(0, 600), max_size=20))
+def test_wherever_it_is_cut(form: CallFormat, text: str, cuts: list[int]) -> None:
+    known = reading(form)
+    reader = reader_of(form, known.names, known.parameters)
+    places = sorted({0, *(each for each in cuts if each < len(text)), len(text)})
+    found = [*(reader.take(text[a:b]) for a, b in pairwise(places)), reader.end()]
+    whole = heard(text, known)
+    pieces = [piece for each in found for piece in each.calls]
+    assert "".join(each.content for each in found) == whole.content
+    assert [each.name for each in pieces if each.name] == [each.name for each in whole.calls]
+    for index, call in enumerate(whole.calls):
+        own = [each for each in pieces if each.index == index]
+        assert (own[0].name, own[0].arguments) == (call.name, "")
+        assert "".join(each.arguments for each in own) == call.arguments
+        assert all(each.arguments and not each.name for each in own[1:])
+    assert reader.complete == whole.complete
+
+
+@pytest.mark.parametrize("form", MARKED)
+def test_arguments_come_while_they_are_written(form: CallFormat) -> None:
+    known = reading(form)
+    reader = reader_of(form, known.names, known.parameters)
+    note = json.dumps({"city": "Oslo", "note": "word " * 50})
+    text = written(form, ("weather", note))
+    told = [len("".join(piece.arguments for piece in reader.take(each).calls)) for each in text]
+    assert max(told) < 60
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind"),
+    [
+        ({"type": "string"}, Kind.TEXT), ({"enum": ["a", "b"]}, Kind.TEXT), ({"const": "a"}, Kind.TEXT),
+        ({"type": ["string", "null"]}, Kind.NULLABLE), ({}, Kind.ANY), (True, Kind.ANY),
+        ({"anyOf": [{"$ref": "#/$defs/s"}, {"type": "null"}]}, Kind.NULLABLE),
+        ({"type": "string", "pattern": "^a"}, Kind.JSON), ({"type": "string", "minLength": 2}, Kind.JSON),
+        ({"enum": ["a", 1]}, Kind.JSON), ({"enum": ["a\nb"]}, Kind.JSON),
+        ({"type": "integer"}, Kind.JSON),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, Kind.JSON),
+        ({"$ref": "#/$defs/s"}, Kind.TEXT), ({"enum": ["null"]}, Kind.TEXT),
+        ({"anyOf": [{"enum": ["null"]}, {"type": "null"}]}, Kind.JSON),
+    ],
+)  # fmt: skip
+def test_what_a_value_is_follows_from_its_schema(schema: Any, kind: Kind) -> None:
+    assert parameter_of(schema, {"$defs": {"s": {"type": "string"}}}).kind is kind
+
+
+@pytest.mark.parametrize("form", BY_PARAMETER)
+@pytest.mark.parametrize(
+    ("name", "schema", "word"),
+    [
+        ("f", {"anyOf": [{"properties": {"a": {}}}, {}]}, "anyOf"),
+        ("f", {"properties": {"a>b": {}}}, "a>b"), ('get "time"', {}, "get"),
+        ("f", {"properties": {"a": False}}, "parameter a"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written_is_refused_by_name(
+    form: CallFormat, name: str, schema: Any, word: str
+) -> None:
+    with pytest.raises(RequestError, match=word):
+        tool_calls(Calls(form, (Tool(name, schema),)))
+
+
+CODER = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or () %}"
+    "\n<tool_call>\n<function={{ c.function.name }}>\n"
+    "{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n"
+    "{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor %}"
+    "</function>\n</tool_call>{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_renders_the_calls_of_before_and_they_read_the_same() -> None:
+    form = format_of(CODER)
+    assert form.name == "qwen3_coder"
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": LONG}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    text = CompiledTemplate(ChatTemplate(CODER, {})).render(Conversation(turns))
+    found = heard(text.removeprefix("<assistant>"), reading(form))
+    assert as_values(found) == [("weather", json.loads(LONG))]
+    assert found.calls == (Call("weather", LONG),)
+
+
+def test_calls_and_their_results_get_the_ids_that_a_model_gave_them() -> None:
+    """Kimi K2 numbers the calls of a conversation, and its template shows their ids."""
+
+    def called(id_: str, name: str) -> dict[str, Any]:
+        return {"id": id_, "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [called("x", "a"), called("y", "b")]},
+        {"role": "tool", "tool_call_id": "y", "content": "2"},
+        {"role": "tool", "tool_call_id": "other", "content": "3"},
+        {"role": "assistant", "tool_calls": [called("x", "a")]},
+        {"role": "tool", "tool_call_id": "x", "content": "4"},
+    ]
+    found = numbered(turns)
+    ids = [[each["id"] for each in turn.get("tool_calls", ())] for turn in found]
+    assert ids == [[], ["functions.a:0", "functions.b:1"], [], [], ["functions.a:2"], []]
+    results = [turn.get("tool_call_id") for turn in found]
+    assert results == [None, None, "functions.b:1", "other", None, "functions.a:2"]
+    assert found[0] == turns[0]
