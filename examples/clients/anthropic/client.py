@@ -1,4 +1,7 @@
-"""Anthropic's Python package: whole, streamed, tools and their results, counting, errors, async. Needs a chat model."""
+"""Anthropic's Python package: whole, streamed, tools and their results, counting, errors, async.
+
+Needs a chat model.
+"""
 
 import asyncio
 import os
@@ -6,12 +9,20 @@ import os
 import anthropic
 
 MODEL = os.environ["MODEL"]
-ASKED = {"model": MODEL, "max_tokens": 60, "extra_body": {"temperature": 0}}  # the package has no such field any more
+ASKED = {
+    "model": MODEL,
+    "max_tokens": 60,
+    "extra_body": {"temperature": 0},
+}  # the package has no such field any more
 ADA = [{"role": "user", "content": "Who was Ada Lovelace? Answer in one sentence."}]
 TOOL = {
     "name": "weather",
     "description": "The weather of a city",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
 }
 
 
@@ -33,7 +44,9 @@ def main(client: anthropic.Anthropic) -> None:
         (block,) = [each for each in call.content if each.type == "tool_use"][:1]
         assert set(block.input) == {"city"}
         print("tool:", choice["type"], block.name, block.input)
-    with client.messages.stream(**ASKED, messages=turns, tools=[TOOL], tool_choice={"type": "any"}) as stream:
+    with client.messages.stream(
+        **ASKED, messages=turns, tools=[TOOL], tool_choice={"type": "any"}
+    ) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_message()
     assert final.content[0].input == block.input
@@ -45,10 +58,15 @@ def main(client: anthropic.Anthropic) -> None:
             for each in call.content if each.type == "tool_use"
         ]},
     ]  # fmt: skip
-    after = client.messages.create(**ASKED, messages=turns, tools=[TOOL], tool_choice={"type": "none"})
+    after = client.messages.create(
+        **ASKED, messages=turns, tools=[TOOL], tool_choice={"type": "none"}
+    )
     print("after the tool:", after.content[0].text)
     begun = [*ADA, {"role": "assistant", "content": "Ada Lovelace was"}]
-    print("continued: Ada Lovelace was", client.messages.create(**ASKED, messages=begun).content[0].text)
+    print(
+        "continued: Ada Lovelace was",
+        client.messages.create(**ASKED, messages=begun).content[0].text,
+    )
     try:
         client.messages.create(model="another", max_tokens=9, messages=ADA)
     except anthropic.NotFoundError as error:
@@ -60,7 +78,9 @@ def main(client: anthropic.Anthropic) -> None:
 async def at_once() -> None:
     """Eight at the same time."""
     async with anthropic.AsyncAnthropic() as client:
-        answers = await asyncio.gather(*(client.messages.create(**ASKED, messages=ADA) for _ in range(8)))
+        answers = await asyncio.gather(
+            *(client.messages.create(**ASKED, messages=ADA) for _ in range(8))
+        )
     assert len({answer.content[0].text for answer in answers}) == 1
     print("async:", len(answers), "equal answers")
 

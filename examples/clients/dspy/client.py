@@ -1,4 +1,7 @@
-"""DSPy: Predict, ChainOfThought and typed outputs, by its chat and its JSON adapter. Needs a chat model."""
+"""DSPy: Predict, ChainOfThought and typed outputs, by its chat and its JSON adapter.
+
+Needs a chat model.
+"""
 
 import os
 from typing import Literal
@@ -16,8 +19,8 @@ class Mood(dspy.Signature):
 def main() -> None:
     """The JSON adapter sends a schema, so its answers are typed; the other's are as good as the model."""
     model = dspy.LM(
-        f"openai/{os.environ['MODEL']}", api_base=os.environ["OPENAI_BASE_URL"], temperature=0, max_tokens=200,
-        cache=False,
+        f"openai/{os.environ['MODEL']}", api_base=os.environ["OPENAI_BASE_URL"],
+        temperature=0, max_tokens=200, cache=False,
     )  # fmt: skip
     print("LM:", model("Name the capital of France.")[0])
     dspy.configure(lm=model, adapter=dspy.JSONAdapter())

@@ -1,4 +1,7 @@
-"""instructor: TOOLS, JSON_SCHEMA, PARALLEL_TOOLS, lists, partial objects, Responses. Needs a chat model."""
+"""instructor: TOOLS, JSON_SCHEMA, PARALLEL_TOOLS, lists, partial objects, Responses.
+
+Needs a chat model.
+"""
 
 import os
 from collections.abc import Iterable
@@ -34,13 +37,18 @@ class GoogleSearch(BaseModel):
 
 
 def main() -> None:
-    """Each mode in which the server enforces the schema; in JSON and MD_JSON it is the model's own work."""
+    """The modes whose schema the server enforces; in JSON and MD_JSON the model must know it."""
     modes = (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA, instructor.Mode.RESPONSES_TOOLS)
     for mode in modes:
         client = instructor.from_openai(OpenAI(), mode=mode)
         limit = "max_output_tokens" if "responses" in mode.value else "max_tokens"
         found = client.chat.completions.create(
-            model=MODEL, messages=ASK, response_model=Person, max_retries=0, temperature=0, **{limit: 200}
+            model=MODEL,
+            messages=ASK,
+            response_model=Person,
+            max_retries=0,
+            temperature=0,
+            **{limit: 200},
         )
         assert isinstance(found, Person)
         print(mode.name, found)
@@ -59,10 +67,10 @@ def main() -> None:
     parallel = instructor.from_openai(OpenAI(), mode=instructor.Mode.PARALLEL_TOOLS)
     calls = parallel.chat.completions.create(
         model=MODEL, temperature=0, max_tokens=600, response_model=Iterable[Weather | GoogleSearch],
-        extra_body={"tool_choice": "required"},  # instructor says auto, and a small model then prefers to talk
+        extra_body={"tool_choice": "required"},  # instructor says auto; a small model then talks
         messages=[
             {"role": "system", "content": "You must always use tools"},
-            {"role": "user", "content": "What is the weather in Toronto and in Dallas, and who won the Super Bowl?"},
+            {"role": "user", "content": "The weather in Toronto and Dallas, and who won the Super Bowl?"},
         ],
     )  # fmt: skip
     found = list(calls)

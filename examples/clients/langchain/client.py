@@ -1,4 +1,4 @@
-"""LangChain: invoke, stream, structured output in three methods, bind_tools, embeddings, Responses, ChatAnthropic.
+"""LangChain: invoke, stream, three methods of structured output, bind_tools, embeddings, ChatAnthropic.
 
 Needs a chat model.
 """
@@ -49,7 +49,10 @@ def main() -> None:
         assert forced.tool_calls, forced
         print("bind_tools", choice, forced.tool_calls[0]["args"])
     turns = [HumanMessage("The weather in Oslo?"), forced]
-    turns += [ToolMessage(weather.invoke(each["args"]), tool_call_id=each["id"]) for each in forced.tool_calls]
+    turns += [
+        ToolMessage(weather.invoke(each["args"]), tool_call_id=each["id"])
+        for each in forced.tool_calls
+    ]
     print("after the tool:", model.bind_tools([weather]).invoke(turns).text[:80])
     gathered = None
     for chunk in model.bind_tools([weather], tool_choice="any").stream("The weather in Oslo?"):
@@ -60,12 +63,19 @@ def main() -> None:
     print("Responses:", by_responses.invoke(ASK).text)
     print("Responses, json_schema:", by_responses.with_structured_output(City).invoke(ASK))
 
-    vectors = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False).embed_documents(["a cat", "a dog"])
+    vectors = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False).embed_documents(
+        ["a cat", "a dog"]
+    )
     print("embeddings:", len(vectors), "of", len(vectors[0]))
 
     claude = ChatAnthropic(model=MODEL, temperature=0, max_tokens=100)
     print("ChatAnthropic:", claude.invoke(ASK).text)
-    print("ChatAnthropic, tool:", claude.bind_tools([weather], tool_choice="any").invoke("The weather in Oslo?").tool_calls[0]["args"])
+    print(
+        "ChatAnthropic, tool:",
+        claude.bind_tools([weather], tool_choice="any")
+        .invoke("The weather in Oslo?")
+        .tool_calls[0]["args"],
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""LiteLLM: the library (chat, streams, tools, schemas, text, embeddings, Responses), and its proxy. Needs a chat model."""
+"""LiteLLM: chat, streams, tools, schemas, text, embeddings, Responses; and its proxy.
+
+Needs a chat model.
+"""
 
 import json
 import os
@@ -33,10 +36,15 @@ TOOL = {"type": "function", "function": {
 
 
 def library() -> None:
-    """Model names say which provider's API it is: ours is `openai/` and `hosted_vllm/`, also `anthropic/`."""
+    """A model's name begins with the provider whose API it is: ours are those of three."""
     for provider in ("openai", "hosted_vllm", "anthropic"):
         base = URL.removesuffix("/v1") if provider == "anthropic" else URL
-        asked = {"model": f"{provider}/{MODEL}", "api_base": base, "temperature": 0, "max_tokens": 60}
+        asked = {
+            "model": f"{provider}/{MODEL}",
+            "api_base": base,
+            "temperature": 0,
+            "max_tokens": 60,
+        }
         whole = litellm.completion(**asked, messages=ASK)
         parts = litellm.completion(**asked, messages=ASK, stream=True)
         text = "".join(part.choices[0].delta.content or "" for part in parts)
@@ -48,14 +56,22 @@ def library() -> None:
         (call, *_) = called.choices[0].message.tool_calls
         print(f"{provider}: {text} | {call.function.name} {json.loads(call.function.arguments)}")
     asked = {"model": f"openai/{MODEL}", "api_base": URL}
-    shaped = litellm.completion(**asked, messages=ASK, response_format=City, temperature=0, max_tokens=100)
+    shaped = litellm.completion(
+        **asked, messages=ASK, response_format=City, temperature=0, max_tokens=100
+    )
     print("schema:", City.model_validate_json(shaped.choices[0].message.content))
     story = litellm.text_completion(
-        model=f"text-completion-openai/{MODEL}", api_base=URL, prompt="Once", max_tokens=8, temperature=0
+        model=f"text-completion-openai/{MODEL}",
+        api_base=URL,
+        prompt="Once",
+        max_tokens=8,
+        temperature=0,
     )
     print("text:", repr(story.choices[0].text))
     print("embeddings:", len(litellm.embedding(**asked, input=["a cat"]).data[0]["embedding"]))
-    print("Responses:", litellm.responses(**asked, input=ASK[0]["content"], temperature=0).output_text)
+    print(
+        "Responses:", litellm.responses(**asked, input=ASK[0]["content"], temperature=0).output_text
+    )
 
 
 def proxy() -> None:
@@ -63,8 +79,13 @@ def proxy() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    served = {"model_name": "small", "litellm_params": {"model": f"openai/{MODEL}", "api_base": URL, "api_key": "none"}}
-    Path("config.yaml").write_text(json.dumps({"model_list": [served], "general_settings": {"master_key": "sk-own"}}))
+    served = {
+        "model_name": "small",
+        "litellm_params": {"model": f"openai/{MODEL}", "api_base": URL, "api_key": "none"},
+    }
+    Path("config.yaml").write_text(
+        json.dumps({"model_list": [served], "general_settings": {"master_key": "sk-own"}})
+    )
     program = str(Path(sys.executable).with_name("litellm"))
     words = [program, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
     with open("proxy.log", "wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as running:
@@ -72,7 +93,9 @@ def proxy() -> None:
             wait_for(f"http://127.0.0.1:{port}/health/liveliness", running)
             client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-own")
             whole = client.chat.completions.create(model="small", messages=ASK, temperature=0)
-            stream = client.chat.completions.create(model="small", messages=ASK, temperature=0, stream=True)
+            stream = client.chat.completions.create(
+                model="small", messages=ASK, temperature=0, stream=True
+            )
             text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
             assert text == whole.choices[0].message.content
             print("proxy:", text)

@@ -1,4 +1,7 @@
-"""LlamaIndex: complete, chat, streams, structured output, tools, and an index over embeddings. Needs a chat model."""
+"""LlamaIndex: complete, chat, streams, structured output, tools, an index over embeddings.
+
+Needs a chat model.
+"""
 
 import os
 
@@ -40,13 +43,19 @@ def main() -> None:
     assert isinstance(shaped, City)
     print("structured:", shaped)
     tool = FunctionTool.from_defaults(weather)
-    answer = model.chat_with_tools([tool], user_msg="What is the weather in Oslo?", tool_required=True)
+    answer = model.chat_with_tools(
+        [tool], user_msg="What is the weather in Oslo?", tool_required=True
+    )
     (call, *_) = model.get_tool_calls_from_response(answer)
     print("tool:", call.tool_name, call.tool_kwargs, tool(**call.tool_kwargs))
     vectors = OpenAILikeEmbedding(model_name=MODEL, api_base=BASE, api_key="none")
     facts = ["Oslo is the capital of Norway.", "A cat has four legs.", "Rain is wet."]
-    index = VectorStoreIndex.from_documents([Document(text=each) for each in facts], embed_model=vectors)
-    found = index.as_query_engine(llm=model, similarity_top_k=1).query("Which city is the capital of Norway?")
+    index = VectorStoreIndex.from_documents(
+        [Document(text=each) for each in facts], embed_model=vectors
+    )
+    found = index.as_query_engine(llm=model, similarity_top_k=1).query(
+        "Which city is the capital of Norway?"
+    )
     print("index:", found.source_nodes[0].text, "->", str(found)[:60])
 
 

@@ -1,4 +1,7 @@
-"""OpenAI's Agents SDK: tools, a handoff, output_type, streams, over Responses and over chat. Needs a chat model."""
+"""OpenAI's Agents SDK: tools, a handoff, output_type, streams, over Responses and over chat.
+
+Needs a chat model.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,7 @@
-"""OpenAI's Python package: sync, async, streams, parse, tools, Responses, embeddings. Needs a chat model."""
+"""OpenAI's Python package: sync, async, streams, parse, tools, Responses, embeddings.
+
+Needs a chat model.
+"""
 
 import asyncio
 import json
@@ -112,11 +115,23 @@ async def at_once() -> None:
             model=MODEL, messages=ASK, temperature=0, max_tokens=40, stream=True
         )
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-    print("async:", len(answers), "answers,", sum(a.usage.completion_tokens for a in answers), "tokens;", text)
+    print(
+        "async:",
+        len(answers),
+        "answers,",
+        sum(a.usage.completion_tokens for a in answers),
+        "tokens;",
+        text,
+    )
 
 
 def others(client: openai.OpenAI) -> None:
-    """Embeddings, logprobs, n, and an error."""
+    """JSON by a field of ours, embeddings, logprobs, n, and an error."""
+    guided = client.completions.create(
+        model=MODEL, prompt="A city:", max_tokens=60, temperature=0,
+        extra_body={"guided_json": City.model_json_schema()},
+    )  # fmt: skip
+    print("guided_json:", City.model_validate_json(guided.choices[0].text))
     vectors = client.embeddings.create(model=MODEL, input=["a cat", "a dog"]).data
     print("embeddings:", len(vectors), "of", len(vectors[0].embedding), "numbers")
     several = client.chat.completions.create(

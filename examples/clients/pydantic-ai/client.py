@@ -1,4 +1,7 @@
-"""Pydantic AI: text, streams, tools, output_type by tool and native, Responses, Anthropic. Needs a chat model."""
+"""Pydantic AI: text, streams, tools, output_type by tool and native, Responses, Anthropic.
+
+Needs a chat model.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,7 @@
-"""smolagents: a model, a stream, and an agent that calls tools, results and a final answer. Needs a chat model."""
+"""smolagents: a model, a stream, and an agent that calls tools, results and a final answer.
+
+Needs a chat model.
+"""
 
 import os
 
@@ -24,7 +27,11 @@ class Weather(Tool):
 def main() -> None:
     """The agent's turns are limited: a small model seldom knows when it is done."""
     model = OpenAIModel(
-        os.environ["MODEL"], api_base=os.environ["OPENAI_BASE_URL"], api_key="none", temperature=0, max_tokens=100
+        os.environ["MODEL"],
+        api_base=os.environ["OPENAI_BASE_URL"],
+        api_key="none",
+        temperature=0,
+        max_tokens=100,
     )
     ask = [{"role": "user", "content": [{"type": "text", "text": "Name the capital of France."}]}]
     whole = model.generate(ask).content
@@ -32,7 +39,9 @@ def main() -> None:
     print("model:", whole)
     agent = ToolCallingAgent(tools=[Weather()], model=model, max_steps=2, verbosity_level=0)
     answer = agent.run("Call weather with the city Oslo.")
-    calls = [call.name for step in agent.memory.steps for call in getattr(step, "tool_calls", None) or ()]
+    calls = [
+        call.name for step in agent.memory.steps for call in getattr(step, "tool_calls", None) or ()
+    ]
     assert calls, "no tool was called"
     print("calls:", calls, "weather of:", ASKED)
     print("answer:", str(answer)[:120])
