@@ -10,6 +10,7 @@
 # make wheel   dist/: the sdist, and the wheel made from it
 # make test-ray   `serve --cluster ray` on a real Ray cluster of three nodes here; ray goes into .venv-ray, a few minutes
 # make test-nixl  KV by NIXL, between processes here; nixl goes into .venv-nixl, a minute
+# make test-otel  traces by OTLP, to a stand-in for a collector; the exporter goes into .venv-otel, a minute
 # make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ GPU     = gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler test-ray test-nixl check lint families faults tsan asan setup wheel coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler test-ray test-nixl test-otel check lint families faults tsan asan setup wheel coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -49,7 +50,10 @@ test-nixl: $(VENV)-nixl/.ready
 	$(VENV)-nixl/bin/python -m pytest -q tests/torch/test_transfer_nixl.py tests/torch/test_transfer_contract.py \
 	  tests/cluster/test_by_hand.py -k "nixl or transfer"
 
-$(VENV)-ray/.ready $(VENV)-nixl/.ready: $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready
+test-otel: $(VENV)-otel/.ready
+	$(VENV)-otel/bin/python -m pytest -q tests/otel
+
+$(VENV)-ray/.ready $(VENV)-nixl/.ready $(VENV)-otel/.ready: $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready
 	$(VENV)/bin/python -m venv $(VENV)-$*
 	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
@@ -120,4 +124,4 @@ $(VENV)/.ready-dev: requirements-dev.txt requirements.txt $(VENV)/.ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ray $(VENV)-nixl .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part
+	rm -rf $(VENV) $(VENV)-ray $(VENV)-nixl $(VENV)-otel .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part

@@ -1,4 +1,5 @@
-// Vercel's AI SDK: generateText, streamText, objects, tools and steps, embeddings; four providers. Needs a chat model.
+// Vercel's AI SDK: generateText, streamText, objects, tools and steps, embeddings; four providers.
+// Needs a chat model.
 import assert from 'node:assert'
 import { createAnthropic } from '@ai-sdk/anthropic'
 import { createOpenAI } from '@ai-sdk/openai'

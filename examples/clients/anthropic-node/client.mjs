@@ -1,4 +1,5 @@
-// Anthropic's TypeScript package: whole, streamed, a tool and its result, counting, errors. Needs a chat model.
+// Anthropic's TypeScript package: whole, streamed, a tool and its result, counting, errors.
+// Needs a chat model.
 import assert from 'node:assert'
 import Anthropic from '@anthropic-ai/sdk'
 

@@ -1,4 +1,5 @@
-// Chromium: OpenAI's package in a page of another origin, with preflights. Needs a chat model.
+// Chromium: OpenAI's package in a page of another origin, with preflights.
+// Needs a chat model.
 // The server allows the page's origin: python main.py serve smollm2 --allowed-origin http://localhost:5173
 import assert from 'node:assert'
 import { readFile } from 'node:fs/promises'

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The llm command: a prompt, a stream, a conversation, a schema, a tool. Needs a chat model.
+# The llm command: a prompt, a stream, a conversation, a schema, a tool.
+# Needs a chat model.
 set -eu
 mkdir -p "$HOME/llm"
 export LLM_USER_PATH="$HOME/llm"

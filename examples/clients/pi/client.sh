@@ -1,5 +1,6 @@
 #!/bin/sh
-# pi, a coding agent: over chat completions, over Responses and over Anthropic's Messages. Needs a chat model.
+# pi, a coding agent: over chat completions, over Responses and over Anthropic's Messages.
+# Needs a chat model.
 set -eu
 export PI_OFFLINE=1 PI_TELEMETRY=0 PI_CODING_AGENT_DIR="$PWD/agent"
 mkdir -p agent work
