@@ -209,7 +209,7 @@ def run(client: Client, args: argparse.Namespace) -> Report:
         started = subprocess.Popen(
             command(client, made), cwd=scratch, env=variables(client, made, args, model),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", start_new_session=True,
+            text=True, errors="replace",
         )  # fmt: skip
         lines = []
         assert started.stdout is not None
