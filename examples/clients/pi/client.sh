@@ -1,20 +1,19 @@
 #!/bin/sh
-# pi, a coding agent: over chat completions, over Responses and over Anthropic's Messages.
+# pi, a coding agent: one turn over chat completions and one over Responses.
 # Needs a chat model.
 set -eu
 export PI_OFFLINE=1 PI_TELEMETRY=0 PI_CODING_AGENT_DIR="$PWD/agent"
 mkdir -p agent work
-provider() { printf '"%s": {"baseUrl": "%s", "api": "%s", "apiKey": "none", "models": [{"id": "%s", "contextWindow": 8192, "maxTokens": 40}]}' "$@"; }
+provider() { printf '"%s": {"baseUrl": "%s", "api": "%s", "apiKey": "none", "models": [{"id": "%s", "contextWindow": 8192, "maxTokens": 200}]}' "$@"; }
 {
   echo '{"providers": {'
   provider chat "$OPENAI_BASE_URL" openai-completions "$MODEL"; echo ,
-  provider responses "$OPENAI_BASE_URL" openai-responses "$MODEL"; echo ,
-  provider messages "$BATON_URL" anthropic-messages "$MODEL"
+  provider responses "$OPENAI_BASE_URL" openai-responses "$MODEL"
   echo '}}'
 } > agent/models.json
 cd work
 echo 'The secret word is plum.' > note.txt
-for api in chat responses messages; do
+for api in chat responses; do
   echo "\$ pi --provider $api --print ..."
   pi --provider $api --model "$MODEL" --no-session --mode json --print \
     'Answer with exactly this and nothing else: {"name": "read", "arguments": {"path": "note.txt"}}' < /dev/null > events.jsonl
