@@ -14,6 +14,7 @@
 # make test-ray   `serve --cluster ray` on a real Ray cluster of three nodes here; ray goes into .venv-ray, a few minutes
 # make test-nixl  KV by NIXL, between processes here; nixl goes into .venv-nixl, a minute
 # make test-triton  the GPU's attention kernels, interpreted or on the GPU that is here; .venv-triton, minutes
+# make test-otel  traces by OTLP, to a stand-in for a collector; the exporter goes into .venv-otel, a minute
 # make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ GPU     = gpu or gpu2
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton check lint families faults tsan asan setup wheel coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton test-otel check lint families faults tsan asan setup wheel coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -59,7 +60,11 @@ test-nixl: $(VENV)-nixl/.ready
 test-triton: $(VENV)-triton/.ready
 	$(VENV)-triton/bin/python -m pytest -q $(BESIDE) tests/triton
 
-$(VENV)-ray/.ready $(VENV)-nixl/.ready $(VENV)-triton/.ready: $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready
+test-otel: $(VENV)-otel/.ready
+	$(VENV)-otel/bin/python -m pytest -q tests/otel
+
+EXTRA_ENVIRONMENTS = $(VENV)-ray/.ready $(VENV)-nixl/.ready $(VENV)-triton/.ready $(VENV)-otel/.ready
+$(EXTRA_ENVIRONMENTS): $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready
 	$(VENV)/bin/python -m venv $(VENV)-$*
 	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
@@ -130,4 +135,4 @@ $(VENV)/.ready-dev: requirements-dev.txt requirements.txt $(VENV)/.ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ray $(VENV)-nixl $(VENV)-triton .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part
+	rm -rf $(VENV) $(VENV)-ray $(VENV)-nixl $(VENV)-triton $(VENV)-otel .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part

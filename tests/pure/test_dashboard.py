@@ -54,6 +54,41 @@ def test_the_dashboard_asks_for_what_is_there() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
+def test_every_query_asks_for_labels_that_are_there() -> None:
+    """What a query selects or groups by, and what a legend shows, is a label of the query's metrics:
+    a label that does not exist is no error to Prometheus, but one series without a name."""
+    labels: dict[str, set[str]] = {}
+    for line in full().exposition().decode().splitlines():
+        if found := re.match(r"([\w:]+)\{(.*)\} ", line):
+            labels.setdefault(found[1], set()).update(re.findall(r'(\w+)="', found[2]))
+    scraped = {"instance", "job"}  # Prometheus adds them
+    checked = 0
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
+        for target in panel["targets"]:
+            query = target["expr"]
+            metrics = re.findall(r"baton:\w+", query)
+            known = scraped.union(*(labels[name] for name in metrics))
+            lists = re.findall(r"\b(?:by|without|on|ignoring|group_left)\s*\(([^)]*)\)", query)
+            asked = {each.strip() for words in lists for each in words.split(",") if each.strip()}
+            asked |= set(re.findall(r"(\w+)\s*[=!]~?\"", query))
+            shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            assert asked | shown <= known, query
+            assert shown <= asked or not re.search(r"\bsum\b", query), f"{query} drops {shown}"
+            checked += len(asked)
+    assert checked > 15
+
+
+def test_no_two_panels_share_a_place() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24, panel["title"]  # Grafana's columns
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
 def test_counts_are_passed_on_as_they_were_told() -> None:
     found = values(full().exposition().decode())
     assert found['baton:kv_blocks_leased{model_name="demo"}'] == 5

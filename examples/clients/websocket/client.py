@@ -1,15 +1,12 @@
-"""Two requests on one WebSocket, one of them cancelled.
-
-python examples/clients/websocket_client.py [URL]
-"""
+"""A WebSocket: two requests at once, one of them cancelled."""
 
 import asyncio
 import json
-import sys
+import os
 
 from websockets.asyncio.client import connect
 
-URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
+URL = os.environ["BATON_URL"]
 
 
 async def main() -> None:
