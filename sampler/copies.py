@@ -50,7 +50,8 @@ def down(tensors: Sequence[Tensor]) -> list[Tensor]:
 def pinned(tensor: Tensor) -> Tensor:
     """A tensor of the CPU in page-locked memory, from which a copy to a GPU does not block. torch does
     not use the memory again before the copies out of it are done."""
-    return tensor.pin_memory() if torch.cuda.is_initialized() else tensor
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call, unused-ignore]
+    return tensor.pin_memory() if on_gpu else tensor
 
 
 def _by_size(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
