@@ -179,15 +179,16 @@ class NixlLink:
     ) -> None:
         """See base.Link. Waits for room in the buffer."""
         check_push(grant, self._layout, layer, source, target)
-        self._of(grant)
+        started, outgoing = time.perf_counter(), self._of(grant)
         view, many = rows(self._layout, layer, slab), blocks_per_frame(self._layout, layer)
         check_source(source, len(view.keys))
         for first in range(0, len(source), many):
             some, chosen = source[first : first + many], target[first : first + many]
             size = len(some) * block_bytes(self._layout, layer)
-            place = self._take(size)
-            packed = self._put(layer, view, some, place, size)
-            self._send(grant, layer, packed, chosen, self._ring)
+            outgoing.broken = True  # until it is on its way
+            packed = self._put(layer, view, some, self._take(size), size)
+            self._send(outgoing, layer, packed, chosen, self._ring)
+        outgoing.seconds += time.perf_counter() - started
 
     def pack(
         self, layer: int, slab: torch.Tensor, source: Sequence[int], target: Sequence[int]
@@ -207,8 +208,11 @@ class NixlLink:
     def push_packed(self, grant: Grant, layer: int, packed: Payload, target: Sequence[int]) -> None:
         """As push(), of what pack() returned."""
         assert isinstance(packed, Placed)
+        started, outgoing = time.perf_counter(), self._of(grant)
+        outgoing.broken = True  # until it is on its way
         self._wait(lambda: not self._flights or self._bytes + packed.size <= self._window)
-        self._send(grant, layer, packed, target, self._ahead)
+        self._send(outgoing, layer, packed, target, self._ahead)
+        outgoing.seconds += time.perf_counter() - started
 
     def drop(self, packed: Payload) -> None:
         """What pack() returned is not pushed."""
@@ -216,12 +220,9 @@ class NixlLink:
         self._ahead.give_back(packed.place)
 
     def _send(
-        self, grant: Grant, layer: int, packed: Placed, target: Sequence[int], ring: Ring
+        self, outgoing: _Outgoing, layer: int, packed: Placed, target: Sequence[int], ring: Ring
     ) -> None:
         """Begin one write, of what lies in this part of the buffer."""
-        started = time.perf_counter()
-        outgoing = self._of(grant)
-        outgoing.broken = True  # until it is on its way
         before = max((outgoing.last.get((layer, block), 0) for block in target), default=0)
         self._wait(lambda: self._done >= before)  # of two writes of a block the later one wins
         outgoing.crcs[layer].update(zip(target, packed.crcs, strict=True))
@@ -231,7 +232,6 @@ class NixlLink:
         outgoing.last.update(((layer, block), self._begun) for block in target)
         outgoing.writes, outgoing.broken = self._begun, False
         outgoing.moved += size
-        outgoing.seconds += time.perf_counter() - started
 
     def finish(self, grant: Grant, blocks: Sequence[int]) -> Receipt:
         """See base.Link. Returns when everything is in the owner's memory."""

@@ -48,6 +48,7 @@ from baton.transfer.slabs import Slabs, allocate_slabs
 LAYOUT = KVLayout(tuple(LayerShape(12, 64, 64) for _ in range(12)), 16, "float32")  # GPT-2 small
 T = TypeVar("T")
 CPU_TRANSPORTS = ("shm", "pinned", "frames", "frames_tcp")
+BY_COURIER = ("frames", "frames_tcp", "nixl")
 GPU_TRANSPORTS = ("cuda_ipc", "pinned", "frames")
 
 
@@ -342,6 +343,12 @@ def main(
         return
     place = torch.device(device)
     names = only or (GPU_TRANSPORTS if place.type == "cuda" else CPU_TRANSPORTS)
+    if layer_ms is not None:
+        names = only or BY_COURIER[:2]
+        if without := [name for name in names if name not in BY_COURIER]:
+            raise click.UsageError(
+                f"--layer-ms is for {', '.join(BY_COURIER)}; {without[0]} has no courier"
+            )
     layer_s = None if layer_ms is None else layer_ms / 1000
     given = (repeats, place, names, host, through.split(), layer_s)
     figures = [f for size in megabytes for f in compare(size, *given)]
