@@ -44,7 +44,7 @@ def shortened(said: str) -> str:
     """So many lines and columns as a reader wants to see, without colours and control characters."""
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
     plain = re.sub(r"[^\n\x20-\x7e\u00a0-\uffff]", "", plain).strip("\n")
-    lines = [line.rstrip() for line in plain.split("\n")]
+    lines = [re.sub(r"^## ", " ## ", line.rstrip()) for line in plain.split("\n")]  # no section
     cut = [
         line if len(line) <= MOST_COLUMNS else line[: MOST_COLUMNS - 4] + " ..." for line in lines
     ]

@@ -15,14 +15,17 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from baton.server.otel import exporting_to
 from baton.timeline import Moment, Timeline
 from baton.wire.records import Ended, Timings
 from tests.cluster.processes import short_folder, terminals
 from tests.cluster.test_http import Server
+
+WITHOUT = "OpenTelemetry's exporter is not installed; `make test-otel` runs this with it"
+PROTO = "opentelemetry.proto"
+wire = pytest.importorskip(f"{PROTO}.collector.trace.v1.trace_service_pb2", reason=WITHOUT)
+Span = pytest.importorskip(f"{PROTO}.trace.v1.trace_pb2", reason=WITHOUT).Span
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{CALLER}-01"
@@ -41,7 +44,7 @@ class Collector:
 
     def take(self, kind: str, body: bytes) -> None:
         self.kinds.add(kind)
-        for each in ExportTraceServiceRequest.FromString(body).resource_spans:
+        for each in wire.ExportTraceServiceRequest.FromString(body).resource_spans:
             attributes = {a.key: a.value.string_value for a in each.resource.attributes}
             self.services.add(attributes["service.name"])
             for scope in each.scope_spans:

@@ -83,7 +83,7 @@ def shown(name: str, **changes: Any) -> Any:
 
 def test_a_run_replaces_the_clients_earlier_one_and_no_other() -> None:
     first = report.with_report("", shown("b"), DAY)
-    both = report.with_report(first, shown("a", said="## no heading\n\n<!-- none -->"), DAY)
+    both = report.with_report(first, shown("a", said="## noheading\n\n<!-- none -->"), DAY)
     again = report.with_report(both, shown("b", versions="b 2.0", worked=False), DAY)
     assert both.startswith("# ")
     assert re.findall(r"^\| \[(\w)\].*\| (\w+) \|$", again, re.MULTILINE) == [

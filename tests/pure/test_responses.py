@@ -51,6 +51,57 @@ def says(role: str, text: str) -> dict[str, Any]:
 # ---- requests
 
 
+def test_functions_of_a_namespace_are_flat_in_the_chat_and_told_apart_in_the_answer() -> None:
+    """As Codex sends them: agents.add beside add, a call of it, and a forced one."""
+    group = {"type": "namespace", "name": "agents", "description": "All.", "tools": [TOOL, OTHER]}
+    forced = {"type": "function", "name": "add", "namespace": "agents"}
+    turns = [says("user", "Hi"), CALL | {"namespace": "agents"}, RESULT]
+    request = ResponsesRequest.model_validate(
+        {"input": turns, "tools": [TOOL, group], "tool_choice": forced}
+    )
+    items = plain_items(request.input, ids())
+    chat = request.chat(items)
+    names = [each["function"]["name"] for each in chat["tools"]]
+    assert names == ["add", "agents__add", "agents__sub"]
+    assert chat["tool_choice"]["function"] == {"name": "agents__add"}
+    assert chat["messages"][1]["tool_calls"][0]["function"]["name"] == "agents__add"
+    assert items[1]["namespace"] == "agents"
+    (_, shown) = request.shown_tools()
+    assert (shown["type"], [each["name"] for each in shown["tools"]]) == (
+        "namespace",
+        ["add", "sub"],
+    )
+    output = Output(ids(), namespaces=request.namespaces())
+    calls = [Call(0, "{}", "c1", "agents__add"), Call(1, "{}", "c2", "add")]
+    events = [*output.take(calls), *output.end("completed")]
+    told = [(each.get("namespace"), each["name"]) for each in output.items]
+    assert told == [("agents", "add"), (None, "add")]
+    for event in events:
+        TypeAdapter(ResponseStreamEvent).validate_python(event | {"sequence_number": 0})
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ({"type": "namespace"}, "a namespace must have a name"),
+        ({"type": "namespace", "name": "a"}, "the namespace 'a' must have a list of tools"),
+        ({"type": "namespace", "name": "a", "tools": [1]}, "must have a list of tools"),
+        ({"type": "namespace", "name": "a", "tools": [{"type": "function"}]}, "must have a name"),
+        (
+            {"type": "namespace", "name": "a", "tools": [{"type": "custom", "name": "b"}]},
+            "'custom'",
+        ),
+        (
+            {"type": "namespace", "name": "a", "tools": [{"type": "namespace", "name": "b"}]},
+            "'namespace'",
+        ),
+    ],
+)
+def test_what_is_no_namespace_of_functions_is_refused(tool: Any, words: str) -> None:
+    with pytest.raises(ApiError, match=words):
+        chat_of(tools=[tool])
+
+
 @pytest.mark.parametrize(
     ("instructions", "given", "messages"),
     [

@@ -16,6 +16,7 @@ from typing import Any
 
 from baton.server.pieces import Call, Content, Piece, Reasoning
 from baton.server.responses.items import Item, NewId
+from baton.server.responses.namespaces import Named
 
 Event = dict[str, Any]
 SERVER_ERROR = "server_error"
@@ -26,9 +27,11 @@ STATUSES = {"length": "incomplete", "abort": "incomplete"}
 class Output:
     """The items of one response."""
 
-    def __init__(self, new_id: NewId, *, logprobs: bool = False) -> None:
-        """`logprobs`: show them."""
-        self._new_id, self._shows = new_id, logprobs
+    def __init__(
+        self, new_id: NewId, *, logprobs: bool = False, namespaces: Named | None = None
+    ) -> None:
+        """`logprobs`: show them. `namespaces`: of the functions that may be called."""
+        self._new_id, self._shows, self._namespaces = new_id, logprobs, namespaces or {}
         self._at: object = None  # of which kind the last item is; None: it has ended
         self._texts: list[str] = []  # of the last item
         self._logprobs: list[Any] = []
@@ -73,6 +76,8 @@ class Output:
             case Call():
                 item = {"id": self._new_id("fc"), "type": "function_call", "call_id": piece.id,
                         "name": piece.name, "arguments": ""}  # fmt: skip
+                if piece.name in self._namespaces:
+                    item["namespace"], item["name"] = self._namespaces[piece.name]
         item["status"] = "in_progress"
         self.items.append(item)
         yield self._about("response.output_item.added", item=dict(item))

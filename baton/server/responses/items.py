@@ -108,12 +108,13 @@ class CallItem(Fields):
     type: Literal["function_call"]
     call_id: Id
     name: Id
+    namespace: Id | None = None
     arguments: Text
     id: Id | None = None
 
     def plain(self, new_id: NewId) -> Item:
         """As the API shows it."""
-        return {
+        shown = {
             "id": self.id or new_id("fc"),
             "type": "function_call",
             "call_id": self.call_id,
@@ -121,6 +122,7 @@ class CallItem(Fields):
             "arguments": self.arguments,
             "status": "completed",
         }
+        return shown if self.namespace is None else shown | {"namespace": self.namespace}
 
 
 class OutputItem(Fields):
@@ -235,11 +237,17 @@ def _add_to_turn(found: list[Item], item: Mapping[str, Any]) -> None:
             thought = _said(item.get("content") or item["summary"])
             turn.setdefault("reasoning_content", []).append(thought)  # joined at the end, once
         case "function_call":
-            function = {"name": item["name"], "arguments": item["arguments"]}
+            name = chat_name(item.get("namespace"), item["name"])
+            function = {"name": name, "arguments": item["arguments"]}
             call = {"id": item["call_id"], "type": "function", "function": function}
             turn.setdefault("tool_calls", []).append(call)
         case _:
             turn["content"] = _content(item["content"])
+
+
+def chat_name(namespace: str | None, name: str) -> str:
+    """What a chat calls this function."""
+    return name if namespace is None else f"{namespace}__{name}"
 
 
 def _content(parts: Sequence[Mapping[str, Any]]) -> str | list[Item]:

@@ -286,7 +286,8 @@ class _Turn:
         return len(await asyncio.to_thread(encode))
 
     def _output(self) -> Output:
-        return Output(new_id, logprobs=self.request.wants_logprobs)
+        request = self.request
+        return Output(new_id, logprobs=request.wants_logprobs, namespaces=request.namespaces())
 
     def _head(self) -> Item:
         """What the request says about the response."""

@@ -14,7 +14,8 @@ from baton.params import MAX_LOGPROBS
 from baton.server.api_error import ApiError
 from baton.server.conversation import MAX_TOOLS
 from baton.server.fields import LEAVE_OUT, UNSUPPORTED, Fields, Refusals
-from baton.server.responses.items import Input, Item, messages_of
+from baton.server.responses.items import Input, Item, chat_name, messages_of
+from baton.server.responses.namespaces import Named, flat, named
 from baton.server.schema import Bool, Int, Number, Text
 
 LOGPROBS = "message.output_text.logprobs"
@@ -180,7 +181,8 @@ class ResponsesRequest(Fields):
 
     def _tools(self) -> tuple[list[Item], Any]:
         """As a chat has them: the tools that may be called, and the choice. Raises ApiError."""
-        tools, choice = [_chat_tool(each) for each in self.tools or ()], self.tool_choice
+        tools = [_chat_tool(each) for each in flat(self.tools or ())]
+        choice = self.tool_choice
         names = {each["function"]["name"] for each in tools}
         if choice is None or isinstance(choice, str):
             if choice not in (None, "none", "auto", "required"):
@@ -201,18 +203,21 @@ class ResponsesRequest(Fields):
         _check_names({name := _name(choice)}, names)
         return tools, {"type": "function", "function": {"name": name}}
 
+    def namespaces(self) -> Named:
+        """Which functions of the chat are of a namespace."""
+        return named(self.tools or ())
+
     def shown_tools(self) -> list[Item]:
         """As a response shows them."""
-        return [
-            {
-                "type": "function",
-                "name": each.get("name"),
-                "description": each.get("description"),
-                "parameters": each.get("parameters"),
-                "strict": each.get("strict", True),
-            }
-            for each in self.tools or ()
-        ]
+        return [_shown(each) for each in self.tools or ()]
+
+
+def _shown(tool: Item) -> Item:
+    about = {"name": tool.get("name"), "description": tool.get("description")}
+    if tool.get("type") == "namespace":
+        return {"type": "namespace", **about, "tools": [_shown(each) for each in tool["tools"]]}
+    more = {"parameters": tool.get("parameters"), "strict": tool.get("strict", True)}
+    return {"type": "function", **about, **more}
 
 
 def _chat_format(form: TextFormat) -> Item:
@@ -240,7 +245,7 @@ def _objects(given: Any) -> list[Item]:
 
 
 def _name(given: Item) -> str:
-    return str(given.get("name", ""))
+    return chat_name(given.get("namespace"), str(given.get("name", "")))
 
 
 def _check_names(asked: set[str], known: set[str]) -> None:
