@@ -235,7 +235,17 @@ def launch(a: Host, b: Host, folder: Path, transport: str) -> None:
     (abroad / "router.secret").unlink()
     a.start("router", "-m", "router", "--address", router, "--keys", keys, *MODEL)
     for number, (host, its) in enumerate(((a, keys), (b, abroad))):
-        common = ("--router", router, "--keys", its, *MODEL, "--device", "cpu", "--threads", 1)
+        common: tuple[object, ...] = (
+            "--router",
+            router,
+            "--keys",
+            its,
+            *MODEL,
+            "--device",
+            "cpu",
+            "--threads",
+            1,
+        )
         if transport != "auto":
             common = (*common, "--kv-transport", transport)
         kv = ("--kv-host", f"10.79.{number + 1}.{number + 1}")
