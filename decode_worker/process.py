@@ -47,9 +47,7 @@ def run(
     draft = _draft_files(speculative_model, files)
     engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
     context = files.context(options.max_model_len)
-    proposer: Proposer | None = PromptLookup() if speculative_model == NGRAM else None
-    if draft is not None:
-        proposer = _draft_model(draft, options, max_num_seqs * context)
+    proposer = _proposer(speculative_model, draft, options, max_num_seqs * context)
     speculation = Speculation(proposer, num_speculative_tokens, engine.draft_rows)
     blocks = decode_pool_blocks(
         engine.layout,
@@ -106,6 +104,15 @@ def _draft_files(name: str | None, target: ModelFiles) -> ModelFiles | None:
     files = resolve_model(name)
     check_draft(files, target)
     return files
+
+
+def _proposer(
+    name: str | None, draft: ModelFiles | None, options: WorkerOptions, tokens: int
+) -> Proposer | None:
+    """What drafts tokens, if anything does."""
+    if draft is not None:
+        return _draft_model(draft, options, tokens)
+    return PromptLookup() if name == NGRAM else None
 
 
 def _draft_model(files: ModelFiles, options: WorkerOptions, tokens: int) -> DraftModel:
