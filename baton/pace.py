@@ -109,12 +109,17 @@ class TokenBudget:
     def __post_init__(self) -> None:
         self.now = self.most
 
-    def ran_out(self, tokens: int, least: int = 1) -> bool:
-        """A forward with so many tokens did not fit the memory. False if none with fewer can be tried:
-        it had no more than the `least` of any forward."""
-        if tokens <= least:
+    @property
+    def runs(self) -> int | None:
+        """How many runs one forward may have, the oldest, while memory is short: each has a token. None:
+        all of them."""
+        return self.now if self.now < self.most else None
+
+    def ran_out(self, tokens: int) -> bool:
+        """A forward with so many tokens did not fit the memory. False if none with fewer can be tried."""
+        if tokens <= 1:
             return False
-        self.now = max(least, tokens // 2)
+        self.now = tokens // 2
         return True
 
     def went_well(self) -> None:

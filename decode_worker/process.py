@@ -13,6 +13,7 @@ from baton.kv.transports import TRANSPORTS, check_installed, selects
 from baton.model_files import ModelFiles, resolve_model
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
+from baton.wire.keys import ClusterKeys
 from decode_worker.decoding import Decoding
 from decode_worker.draft import DraftModel, check_draft
 from decode_worker.speculation import PromptLookup, Proposer, Speculation
@@ -49,24 +50,14 @@ def run(
     context = files.context(options.max_model_len)
     proposer = _proposer(speculative_model, draft, options, max_num_seqs * context)
     speculation = Speculation(proposer, num_speculative_tokens, engine.draft_rows)
+    share = Beside(*beside) if any(beside) else None
     blocks = decode_pool_blocks(
-        engine.layout,
-        engine.device,
-        kv_cache_memory_bytes,
-        max_num_seqs * context,
-        Beside(*beside) if any(beside) else None,
+        engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context, share
     )
     shared = any(each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name))
     slabs = allocate_slabs(engine.layout, blocks, engine.device, shared=shared, folder=folder)
-    keys = options.keys
-    decoding = Decoding(
-        engine,
-        slabs,
-        kinds=kinds,
-        run_dir=folder,
-        bind_host=kv_host,
-        keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
-    )
+    keys = _curve_keys(options.keys)
+    decoding = Decoding(engine, slabs, kinds=kinds, run_dir=folder, bind_host=kv_host, keys=keys)
     decoding.prepare(max_num_seqs, context)
     hello = introduce(
         options,
@@ -95,6 +86,10 @@ def run(
         return run_worker(options, node, decoding.wakeups, patience_s=hello.patience_s)
     finally:
         decoding.close()
+
+
+def _curve_keys(keys: ClusterKeys | None) -> CurveKeys | None:
+    return CurveKeys(keys.member_public, keys.member_secret) if keys else None
 
 
 def _draft_files(name: str | None, target: ModelFiles) -> ModelFiles | None:

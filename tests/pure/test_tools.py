@@ -259,7 +259,7 @@ BAD = {"type": "object", "properties": {"a": {"not": {}}}}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": None, "tool_choice": "required"}, "tool_choice", "there are no tools: give tools"),
     ({"tools": [], "tool_choice": NAMED}, "tool_choice", "there are no tools"),
-    ({"tool_choice": tool("rain")}, "tool_choice", "'rain', which is none of the tools: weather"),
+    ({"tool_choice": tool("rain")}, "tool_choice", "'rain', which is none of the tools: 'weather'"),
     ({"tool_choice": "any"}, "tool_choice", 'must be "none", "auto", "required"'),
     ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
      "tool_choice", "tool_choice must be"),
