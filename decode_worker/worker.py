@@ -329,4 +329,4 @@ class DecodeWorker(Worker):
             hashes, size = self.block_hashes[name], self.hello.block_size
             lengths = self.rope.lengths(run.rope_floor, 0, run.computed)
             hashes = extended(hashes, run.token_ids[: run.computed], size, lengths)
-            self.table.publish(name, hashes[1:])
+            self.table.publish(name, hashes[1 : 1 + run.computed // size])

@@ -20,12 +20,14 @@ class Pooled:
         self._pooling = pooling
         self._sum: torch.Tensor | None = None
 
-    def add(self, hidden: torch.Tensor) -> None:
-        """The next tokens'. [tokens, width]"""
+    def after(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The sum with the next tokens, [tokens, width]; keep() makes it count."""
         new = hidden.double()
         new = new.sum(0) if self._pooling == "mean" else new[-1]
-        keeps = self._pooling == "mean" and self._sum is not None
-        self._sum = self._sum + new if keeps and self._sum is not None else new
+        return self._sum + new if self._pooling == "mean" and self._sum is not None else new
+
+    def keep(self, sum_: torch.Tensor) -> None:
+        self._sum = sum_
 
     @property
     def vector(self) -> bytes:
@@ -52,17 +54,23 @@ class Embeddings:
         rows: Sequence[Row],
         after_layer: AfterLayer | None = None,
     ) -> None:
-        """One forward. Hidden states are computed, of all rows, if one of them is for an embedding."""
+        """One forward. Hidden states are computed, of all rows, if one of them is for an embedding. Where
+        the memory does not suffice, nothing of it counts."""
         if not any(chunk.pooling for chunk in chunks):
             runner.fill(pool, rows, after_layer)
             return
         hidden, start = runner.hidden(pool, rows, after_layer), 0
+        found: list[tuple[str, Pooled, torch.Tensor]] = []
         for chunk in chunks:
             end = start + len(chunk.token_ids)
             if chunk.pooling:
-                pooled = self._pooled.setdefault(chunk.grant.run, Pooled(chunk.pooling))
-                pooled.add(hidden[start:end])
+                run = chunk.grant.run
+                pooled = self._pooled.get(run) or Pooled(chunk.pooling)
+                found.append((run, pooled, pooled.after(hidden[start:end])))
             start = end
+        for run, pooled, sum_ in found:
+            pooled.keep(sum_)
+            self._pooled[run] = pooled
 
     def vector(self, run: str) -> bytes:
         """All tokens are computed. Raises TransferError if it is not finite."""

@@ -458,7 +458,8 @@ class Cluster:
         if self._children:
             if keep := os.environ.get("BATON_KEEP_LOGS"):
                 logs = Path(keep) / self.run_dir.name
-                shutil.copytree(self.run_dir / "logs", logs, dirs_exist_ok=True)
+                with suppress(OSError):  # a full disk must not keep the rest from ending
+                    shutil.copytree(self.run_dir / "logs", logs, dirs_exist_ok=True)
             shutil.rmtree(self.run_dir, ignore_errors=True)
         self._children, self._spare = [], None
 

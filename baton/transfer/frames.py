@@ -154,7 +154,8 @@ class FramesExport:
         self._owed: set[bytes] = set()  # connections that get an Ack
         self._damage_line = RareLine()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.sndhwm = self._socket.rcvhwm = WAITING_FRAMES
+        self._socket.rcvhwm = WAITING_FRAMES
+        self._socket.sndhwm = 0  # Acks are few and small, and a dropped one would end a sealed way
         self._socket.linger = 0
         self._socket.maxmsgsize = largest_frame(slabs.layout)
         self._gate: Gate | None = None

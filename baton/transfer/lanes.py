@@ -32,6 +32,7 @@ QUEUED = 64  # messages that ZeroMQ queues for a connection
 SOON_S, LATE_S = 0.2, 1.0  # an Ack of this age makes the window larger, or smaller
 LOOK_S = 0.1  # longest wait before a request to stop is noticed
 LINGER_MS = 500
+MOST_ACK_BYTES = 1 << 12
 TEND_S = 0.001
 """So often send() looks for Acks while it need not wait: a look takes 50 us."""
 
@@ -116,6 +117,7 @@ class Lanes:
             socket = self._context.socket(zmq.DEALER)
             socket.sndhwm = socket.rcvhwm = QUEUED
             socket.linger = LINGER_MS
+            socket.maxmsgsize = MOST_ACK_BYTES  # the owner is not proven before an Ack opens
             socket.affinity = affinity(self._context, index)
             socket.reconnect_ivl = -1  # what was on its way is lost: the fills on it are given up
             socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing before the connection is up

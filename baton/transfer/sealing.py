@@ -61,6 +61,7 @@ class Seal:
     def __init__(self, key: bytes) -> None:
         self._headers, self._payloads = AESGCM(key), AESGCM(key)
         self._next_header = self._next_payload = 0
+        self._taking = threading.Lock()
 
     def close(self, header: Part, parts: int) -> bytes:
         """The next header, of a message of so many parts."""
@@ -79,8 +80,9 @@ class Seal:
 
     def close_into(self, pieces: Sequence[Part], out: memoryview) -> int:
         """Seal these one after the other, each with SEAL_BYTES more. Returns the number of the first."""
-        first, start = self._next_payload, 0
-        self._next_payload += len(pieces)
+        with self._taking:  # of numbers: no two pieces may have one
+            first, start = self._next_payload, 0
+            self._next_payload += len(pieces)
         for number, piece in enumerate(pieces, first):
             end = start + len(piece) + SEAL_BYTES
             self._payloads.encrypt_into(_nonce(b"p", number), piece, None, out[start:end])

@@ -152,7 +152,9 @@ def agrees(value: Any, provider: str, name: str) -> None:
 def unknown(value: Any, place: str = "") -> Iterator[str]:
     """Fields that a model of the openai package does not know."""
     if isinstance(value, BaseModel):
-        yield from (f"{place}.{name}" for name in value.model_extra or {} if name not in NOT_IN_PACKAGE)
+        yield from (
+            f"{place}.{name}" for name in value.model_extra or {} if name not in NOT_IN_PACKAGE
+        )
         for name in type(value).model_fields:
             yield from unknown(getattr(value, name), f"{place}.{name}")
     elif isinstance(value, list):

@@ -51,6 +51,6 @@ def test_an_embedding_is_pooled_of_any_chunks_and_has_length_1(pooling: str) -> 
     for size in (1, 4, 11):
         pooled = Pooled(pooling)
         for part in states.split(size):
-            pooled.add(part)
+            pooled.keep(pooled.after(part))
         found = torch.frombuffer(bytearray(pooled.vector), dtype=torch.float32)
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
