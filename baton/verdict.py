@@ -33,12 +33,14 @@ class Facts:
     stalled_s: float = 0.0
 
 
-def verdict(recent: Sequence[Facts], live: int = 0) -> str:
+def verdict(recent: Sequence[Facts], running: int = 0, waiting: int = 0) -> str:
     """One line, shorter than 160 characters. `recent`: the requests that ended in the last RECENT_S;
-    `live`: how many wait or run."""
-    if not recent and live:
-        runs = "1 request runs" if live == 1 else f"{live:,} requests run"
-        return f"{runs}; none has ended in the last {RECENT_S:.0f} s."
+    `running`, `waiting`: how many do now."""
+    if not recent and (running or waiting):
+        live, does = (running, "run") if running else (waiting, "wait")
+        told = f"1 request {does}s" if live == 1 else f"{live:,} requests {does}"
+        nothing = "" if running else ", none runs"
+        return f"{told}{nothing}; none has ended in the last {RECENT_S:.0f} s."
     if not recent:
         return f"No request has ended in the last {RECENT_S:.0f} s."
     for look in (_failures, _stalls, _room, _ttft, _split):

@@ -150,7 +150,7 @@ class Monitor:
             "itl_most_ms": _two(lambda q: quantile(gaps, q), any(gaps)),
             "kv_used": sum(pool.blocks - pool.free for pool in counts.pools),
             "kv_total": sum(pool.blocks for pool in counts.pools),
-            "verdict": verdict(recent, counts.running or counts.waiting),
+            "verdict": verdict(recent, counts.running, counts.waiting),
             "rests_on": {  # how many, in how many seconds
                 "ended": len(recent),
                 "first_tokens": len(ttft),

@@ -210,6 +210,7 @@ def test_a_verdict_says_what_it_rests_on(facts: list[Facts], words: str) -> None
 def test_a_verdict_on_nothing_says_what_runs() -> None:
     assert verdict([], 64) == "64 requests run; none has ended in the last 60 s."
     assert verdict([], 1) == "1 request runs; none has ended in the last 60 s."
+    assert verdict([], 0, 5) == "5 requests wait, none runs; none has ended in the last 60 s."
 
 
 def test_one_failure_in_many_is_not_the_news() -> None:

@@ -179,7 +179,7 @@ def test_folders_that_cannot_be_are_refused(tmp_path):
 
 
 def test_folders_with_nothing_to_convert_are_refused(tmp_path):
-    folder = folder_with(tmp_path, {})
+    folder = folder_with(tmp_path, {}, vocab_size=6)
     new = tmp_path / "new"
     with pytest.raises(ModelError, match=r"it has no \.bin, \.pt, \.pth file"):
         convert_folder(folder, new)

@@ -107,11 +107,11 @@ def test_linears_of_unfit_sizes_stay() -> None:
 
 
 def test_routers_stay() -> None:
-    config = tiny_config("granitemoe")
+    config = tiny_config("jetmoe")
     config.num_local_experts = MULTIPLE  # a size that would fit
     model = prepare(random_model(config))
     routers = [each for name, each in model.named_modules() if name.endswith("router.layer")]
-    assert [len(each.weight) for each in routers] == [MULTIPLE] * config.num_hidden_layers
+    assert {len(each.weight) for each in routers} == {MULTIPLE}
     quantize_linears(model, dequantized)
     after = [each for name, each in model.named_modules() if name.endswith("router.layer")]
     assert after == routers

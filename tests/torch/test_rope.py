@@ -140,7 +140,10 @@ def test_preemption_in_a_full_pool_changes_no_token(case: Callable[[str], Case],
     small = replace(engine, layout=replace(engine.layout, block_size=4))
     with replace(it, model=replace(it.model, engine=small)).town(blocks=64) as town:
         assert town.ask(it.prompts, LENGTH) == it.answers
-        assert sum(end.timings.preemptions for end in town.finished.values()) > 0
+        preempted = sum(end.timings.preemptions for end in town.finished.values())
+        assert bool(preempted) is (
+            kind == "dynamic"
+        )  # phi3 begins again by its own length: no preemption
 
 
 @BOTH

@@ -18,7 +18,7 @@ ROUTERS = {  # what their weights are called
     "qwen2_moe": ("gate.weight",),  # and shared_expert_gate.weight, which has one output
     "gpt_oss": ("router.weight",),  # with a bias
     "deepseek_v3": ("mlp.gate.weight",),  # by groups, behind a dense layer
-    "granitemoe": ("router.layer.weight",),
+    "granitemoe": ("block_sparse_moe.router.weight",),
     "llama": (),
 }
 

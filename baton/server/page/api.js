@@ -1,6 +1,21 @@
 // HTTP calls: JSON, and server-sent events read with fetch, because EventSource cannot send the API key.
 
-let key = sessionStorage.getItem("key") || "";
+let key = stored("key") || "";
+
+/** What this browser keeps, null where it keeps nothing: storage may be forbidden. */
+export function stored(name, storage = () => sessionStorage) {
+  try {
+    return storage().getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+export function store(name, value, storage = () => sessionStorage) {
+  try {
+    storage().setItem(name, value);
+  } catch { /* then it lasts as long as the page */ }
+}
 
 export function headers(more = {}) {
   return key ? { Authorization: `Bearer ${key}`, ...more } : more;
@@ -26,7 +41,7 @@ function askForKey() {
       asking = null;
       if (dialog.returnValue === "ok" && field.value) {
         key = field.value;
-        sessionStorage.setItem("key", key);
+        store("key", key);
       }
       resolve(dialog.returnValue === "ok");
     }, { once: true });

@@ -282,6 +282,7 @@ async function answer(said) {
     text.value = said.content;
     return bubble("error", `tools: ${error.message}`);
   }
+  const { turns } = conversation; // another one, once a new conversation has begun
   talk.querySelectorAll(".turn.error").forEach((turn) => turn.remove());
   const asked = model.chat ? show(said) : null;
   byId("welcome").hidden = true;
@@ -301,7 +302,10 @@ async function answer(said) {
   }
   const { turn } = view, stopped = failed?.name === "AbortError";
   if (failed) turn.about = stopped ? "stopped" : String(failed.message || failed);
-  if (failed && !turn.content && !turn.tool_calls) { // unanswered: it can be sent again
+  if (conversation.turns !== turns) {
+    clearTimeout(view.drawing);
+    view.node.remove();
+  } else if (failed && !turn.content && !turn.tool_calls) { // unanswered: it can be sent again
     clearTimeout(view.drawing);
     view.node.remove();
     asked?.remove();

@@ -17,7 +17,8 @@ export class Conversation {
   restore(model) {
     this.model = model;
     const kept = read(KEPT);
-    if (kept?.model === model && Array.isArray(kept.turns)) this.turns = kept.turns;
+    const good = (turn) => typeof turn?.content === "string" && typeof turn.role === "string";
+    if (kept?.model === model && Array.isArray(kept.turns) && kept.turns.every(good)) this.turns = kept.turns;
   }
 
   /** Add turns that belong together: what was said, and its answer. */

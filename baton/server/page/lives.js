@@ -49,7 +49,6 @@ export class Lives {
   add(moment) {
     let life = this.all.get(moment.request);
     if (!life || (life.ended && moment.state === "queued")) {
-      if (life?.ended && moment.state !== "queued") return;
       life = { request: moment.request, bars: [], prompt: 0, tokens: 0, ended: "", lastToken: 0, first: null };
       this.all.set(moment.request, life);
     }

@@ -2,12 +2,12 @@
 // is nothing to sanitize: every node is made here, by createElement, and links go to http(s) only.
 // Time is linear in the text: a delimiter that is not closed is looked for once.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$/;
+const FENCE = /^ {0,3}(`{3,}(?!`)|~{3,}(?!~))([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})(?=\s|$)/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)(?:([-*+])|(\d{1,9})[.)])\s+(.*)$/;
-const DIVIDER = /^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
+const DIVIDER = /^:?-+:?$/; // a cell of the line below a table's head
 const DEEPEST = 8; // quotes and lists in each other; deeper ones are text
 
 /** The text as a fragment. */
@@ -41,7 +41,7 @@ function blocks(lines, parent, depth) {
       i++;
     } else if ((found = HEADING.exec(line))) {
       finish();
-      inline(found[2], make(`h${Math.min(6, found[1].length + 2)}`, parent)); // h1 and h2 are the page's
+      inline(title(line.slice(found[0].length)), make(`h${Math.min(6, found[1].length + 2)}`, parent)); // h1, h2 are the page's
       i++;
     } else if (RULE.test(line)) {
       finish();
@@ -55,7 +55,7 @@ function blocks(lines, parent, depth) {
     } else if (depth < DEEPEST && (found = ITEM.exec(line)) && found[1].length < 4) {
       finish();
       i = list(lines, i, found, parent, depth);
-    } else if (line.includes("|") && i + 1 < lines.length && lines[i + 1].includes("-") && DIVIDER.test(lines[i + 1])) {
+    } else if (line.includes("|") && i + 1 < lines.length && divides(lines[i + 1])) {
       finish();
       i = table(lines, i, parent);
     } else {
@@ -68,7 +68,7 @@ function blocks(lines, parent, depth) {
 
 /** A code block with a button that copies it. One that is not closed yet goes on to the end. */
 function fence(lines, at, found, parent) {
-  const [, mark, language] = found;
+  const [, mark, info] = found, [language] = info.trim().split(/\s/, 1);
   const code = [];
   let i = at + 1;
   const closes = (line) => line.trim().startsWith(mark) && !line.trim().replaceAll(mark[0], "");
@@ -110,8 +110,18 @@ function list(lines, at, found, parent, depth) {
   return i;
 }
 
+/** A heading without the # that may close it. */
+function title(text) {
+  const whole = text.trim();
+  let end = whole.length;
+  while (whole[end - 1] === "#") end--;
+  return end === 0 || /\s/.test(whole[end - 1]) ? whole.slice(0, end).trim() : whole;
+}
+
+const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+const divides = (line) => line.includes("-") && cells(line).every((cell) => DIVIDER.test(cell));
+
 function table(lines, at, parent) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
   const frame = make("div", parent);
   frame.className = "wide";
   const made = make("table", frame);

@@ -1,6 +1,6 @@
 // The page: puts the parts together, and reads the feed.
 
-import { ask, events } from "./api.js";
+import { ask, events, headers, store, stored } from "./api.js";
 import { startChat } from "./chat.js";
 import { Lives } from "./lives.js";
 import { Picture, describe, digits, drawLegend } from "./timeline.js";
@@ -13,9 +13,9 @@ const picture = new Picture(lives);
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function setTheme(theme) {
-  const wanted = theme || localStorage.getItem("theme") || (dark.matches ? "dark" : "light");
+  const wanted = theme || stored("theme", () => localStorage) || (dark.matches ? "dark" : "light");
   document.documentElement.className = wanted;
-  if (theme) localStorage.setItem("theme", theme);
+  if (theme) store("theme", theme, () => localStorage);
   picture.readColours();
 }
 byId("theme").addEventListener("click", () => {
@@ -61,7 +61,7 @@ for (const [id, live] of [["show-chat", false], ["show-live", true]]) {
   });
 }
 byId("trace").addEventListener("click", async (event) => {
-  if (!sessionStorage.getItem("key")) return; // the link itself does
+  if (!headers().Authorization) return; // the link itself does
   event.preventDefault();
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await (await ask("/trace.json")).blob());
@@ -169,13 +169,12 @@ async function follow() {
 
 async function begin() {
   for (;;) {
+    let models = null;
     try {
-      const models = await (await ask("/v1/models")).json();
-      startChat(models.data[0], (request) => request && picture.mine.add(request));
-      return;
-    } catch {
-      await new Promise((resolve) => setTimeout(resolve, 1000));
-    }
+      models = await (await ask("/v1/models")).json();
+    } catch { /* it may be starting */ }
+    if (models?.data?.length) return startChat(models.data[0], (request) => request && picture.mine.add(request));
+    await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }
 
