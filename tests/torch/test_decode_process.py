@@ -31,7 +31,8 @@ def run(folder: Path, **settings: Any) -> None:
         keys=None, parent=None,
     )  # fmt: skip
     given: dict[str, Any] = dict(
-        beside=(0, 0), kv_transport="auto", max_num_seqs=1, kv_cache_memory_bytes=None, run_dir=None, kv_host=None,
+        beside=(0, 0), kv_transport="auto", max_num_seqs=1, kv_cache_memory_bytes=None, run_dir=None,
+        kv_host=None,
         prefix_caching=True, speculative_model=None, num_speculative_tokens=4,
     )  # fmt: skip
     process.run(options, **given | settings)
