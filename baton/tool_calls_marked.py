@@ -30,6 +30,10 @@ NAME = re.compile(r"[\w./-]+")
 KEY = re.compile(r'[^<>"\s](?:[^<>"\n]*[^<>"\s])?')
 """Of a parameter."""
 WHOLE = "whole"
+PLACE = f"#/$defs/{WHOLE}"
+"""Where the schema of a tool stands within the schema of a parameter that refers to its definitions."""
+MOST_COPIED = 512 * 1024
+"""Characters of a tool's schema in all such parameters together: each of them has its own copy."""
 TOP = {"type", "properties", "required", "additionalProperties"}
 """What the schema of a tool whose parameters stand one by one may say at its top."""
 Literals = tuple[str, ...]
@@ -144,12 +148,17 @@ class Parameters:
 
 def check_marked(marks: Marks, name: str, schema: Mapping[str, Any]) -> None:
     """Raises RequestError for a tool whose calls cannot be written so."""
+    check_name(name)
+    if marks.parameter is not None:
+        parameters_of(name, schema)
+
+
+def check_name(name: str) -> None:
+    """Raises RequestError for a tool's name that cannot stand in a call."""
     if not NAME.fullmatch(name):
         rule = "use letters, digits, _, - and ."
         text = f"the tool's name {name[:80]!r} cannot be written in calls: {rule}"
         raise RequestError(text, code=INVALID)
-    if marks.parameter is not None:
-        parameters_of(name, schema)
 
 
 def parameters_of(name: str, schema: Mapping[str, Any]) -> Parameters:
@@ -162,22 +171,36 @@ def parameters_of(name: str, schema: Mapping[str, Any]) -> Parameters:
             f"{beyond[0]} at its top: describe its properties only"
         )
         raise RequestError(text, code=INVALID)
+    more, required = schema.get("additionalProperties", True), schema.get("required")
+    named = (
+        [each for each in required if isinstance(each, str)] if isinstance(required, list) else []
+    )
     properties = schema.get("properties", {})
-    for key in properties:
+    unnamed = {} if more is False else {each: more for each in named if each not in properties}
+    for key in (*properties, *unnamed):
         if not KEY.fullmatch(key):
             text = f"{name[:80]} has a parameter {key[:80]!r}: the model cannot write its name"
             raise RequestError(text, code=INVALID)
-    more, required = schema.get("additionalProperties", True), schema.get("required")
-    needed = required if isinstance(required, list) else []
-    return Parameters(
-        {key: parameter_of(each, schema, key) for key, each in properties.items()},
-        frozenset(each for each in needed if isinstance(each, str)),
-        None if more is False else parameter_of({} if more is True else more, schema),
-    )
+    refer = sum(map(_refers, properties.values())) + _refers(more) * (len(unnamed) + 1)
+    if refer and refer * len(json.dumps(schema)) > MOST_COPIED:
+        text = f"{refer} parameters of {name[:80]} refer to its definitions: offer fewer"
+        raise RequestError(text, code=INVALID)
+    if len(unnamed) * len(json.dumps(more)) > MOST_COPIED:
+        text = f"{len(unnamed)} parameters that {name[:80]} requires are none of its properties"
+        raise RequestError(f"{text}: describe them there", code=INVALID)
+    whole = moved(schema, PLACE) if refer else None
+    known = {key: parameter_of(each, schema, key, whole) for key, each in properties.items()}
+    others = None if more is False else parameter_of(more, schema, None, whole)
+    if others is not None:
+        known |= dict.fromkeys(unnamed, others)
+    return Parameters(known, frozenset(named), others)
 
 
-def parameter_of(schema: Any, root: Mapping[str, Any], key: str | None = None) -> Parameter:
-    """What its values are. `root`: the tool's schema, which the parameter's may refer to."""
+def parameter_of(
+    schema: Any, root: Mapping[str, Any], key: str | None = None, whole: Any = None
+) -> Parameter:
+    """What its values are. `root`: the tool's schema, which the parameter's may refer to; `whole`: the
+    same, moved to PLACE, for all parameters of the tool."""
     if schema is False:
         raise RequestError(f"no value fits the parameter {str(key)[:80]}", code=INVALID)
     if schema is True:
@@ -201,7 +224,11 @@ def parameter_of(schema: Any, root: Mapping[str, Any], key: str | None = None) -
                     texts = _texts({k: v for k, v in inner.items() if k not in NO_ASSERTION})
                     if texts is not None and "null" not in texts:
                         return Parameter(Kind.NULLABLE, texts=(*texts, "null") if texts else ())
-    return Parameter(Kind.JSON, _standing_alone(schema, root, key))
+    if not _refers(schema):
+        return Parameter(Kind.JSON, schema)
+    return Parameter(
+        Kind.JSON, _standing_alone(key, moved(root, PLACE) if whole is None else whole)
+    )
 
 
 def _texts(said: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -234,15 +261,16 @@ def _resolved(schema: Any, root: Mapping[str, Any]) -> Any:
     return schema
 
 
-def _standing_alone(schema: Any, root: Mapping[str, Any], key: str | None) -> Any:
-    """With all that it refers to."""
-    if '"$ref"' not in json.dumps(schema):
-        return schema
+def _refers(schema: Any) -> bool:
+    return '"$ref"' in json.dumps(schema)
+
+
+def _standing_alone(key: str | None, whole: Any) -> Any:
+    """The schema of a parameter with all that it refers to. `whole`: the tool's."""
     step = "additionalProperties"
     if key is not None:
         step = f"properties/{quote(key.replace('~', '~0').replace('/', '~1'))}"
-    whole = f"#/$defs/{WHOLE}"
-    return {"$ref": f"{whole}/{step}", "$defs": {WHOLE: moved(root, whole)}}
+    return {"$ref": f"{PLACE}/{step}", "$defs": {WHOLE: whole}}
 
 
 def moved(schema: Any, place: str) -> Any:

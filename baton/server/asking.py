@@ -60,7 +60,8 @@ class Asker:
         named = quotas.headers(tenant, monotonic())
         if not given:
             named["X-Request-Id"] = prepared.name
-        self._monitor.begin(prepared.name, request.headers.get("traceparent"))
+        choices = len(prepared.prompts) * prepared.n
+        self._monitor.begin(prepared.name, request.headers.get("traceparent"), choices)
         return Begun(prepared, await self.service.begin(prepared), named)
 
 

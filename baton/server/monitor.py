@@ -97,8 +97,11 @@ class Monitor:
         )
         return replace(event, request=attempt.request, timings=times)
 
-    def begin(self, name: str, traceparent: str | None) -> None:
-        """A client's request is sent to the router."""
+    def begin(self, name: str, traceparent: str | None, choices: int = 1) -> None:
+        """A client's request is sent to the router, with so many choices. Another of this name, which
+        ended alone, is not this one."""
+        for each in (name, *(f"{name}-{choice}" for choice in range(choices))):
+            self._alone.pop(each, None)
         if self._spans is not None:
             self._spans.begin(name, traceparent)
 

@@ -39,6 +39,7 @@ from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
 from baton.server.tools import KnownSchemas, ToolUse, answer_schema
+from baton.server.tools_answer import ToolReading
 from baton.server.tools_ids import numbered
 from baton.server.tools_prompt import with_tools_told
 from baton.server.turns import text_of
@@ -202,7 +203,7 @@ class GenerationService:
         *,
         cut: bool,
     ) -> PreparedRequest:
-        special, thinking = request.adds_special_tokens, None
+        special, thinking, tools = request.adds_special_tokens, None, None
         if isinstance(request, ChatRequest):
             text = await self._rendered(request)
             prompts = [await self._encode(text, special=special)]
@@ -211,7 +212,7 @@ class GenerationService:
             if request.tool_use is not None or not params.grammar:
                 thinking = self._begins_thinking(request, text)
             if request.tool_use is not None:
-                params = await asyncio.to_thread(
+                params, tools = await asyncio.to_thread(
                     self._with_tools, request, request.tool_use, params, thinking
                 )
         else:
@@ -232,7 +233,7 @@ class GenerationService:
             prompts=tuple(prompts),
             params=tuple(each_params),
             n=request.n or 1,
-            shape=self._shape(request, name, params, thinking),
+            shape=self._shape(request, name, params, thinking, tools),
             ticket=ticket,
             priority=request.priority,
             deadlines=deadlines,
@@ -247,8 +248,8 @@ class GenerationService:
         use: ToolUse,
         params: GenerationParams,
         thinking: bool | None,
-    ) -> GenerationParams:
-        """The answer is text or calls of tools. Raises ApiError."""
+    ) -> tuple[GenerationParams, ToolReading]:
+        """The answer is text or calls of tools, which are read so. Raises ApiError."""
         answer = answer_schema(params.grammar, request.grammar_param)
         calls = use.calls(self.call_format, self._schemas, thinking=thinking, answer=answer)
         if self._renderer is not None and self._renderer.one_call:
@@ -258,7 +259,8 @@ class GenerationService:
         except RequestError as error:
             raise from_request_error(error, "tools") from error
         # others would hide a call that stands behind them: the reader knows texts, the grammar ids
-        return replace(params, grammar=written, shown_special=self._marks, keep_special=False)
+        params = replace(params, grammar=written, shown_special=self._marks, keep_special=False)
+        return params, use.reading(self.call_format, self._schemas)
 
     @property
     def call_format(self) -> CallFormat:
@@ -338,12 +340,15 @@ class GenerationService:
         return last.role == "assistant" and is_open(text_of(last.turn), prompt)
 
     def _shape(
-        self, request: AnyRequest, name: str, params: GenerationParams, thinking: bool | None
+        self,
+        request: AnyRequest,
+        name: str,
+        params: GenerationParams,
+        thinking: bool | None,
+        tools: ToolReading | None,
     ) -> Shape:
         head = {"id": name, "created": int(time.time()), "model": request.model or self.names[0]}
         chat, options = isinstance(request, ChatRequest), request.stream_options
-        use = request.tool_use if isinstance(request, ChatRequest) else None
-        tools = None if use is None else use.reading(self.call_format, self._schemas)
         silent = frozenset() if params.keep_special else self.tokenizer.special_ids
         silent = silent.difference(params.shown_special)
         if not params.include_stop:

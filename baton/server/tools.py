@@ -26,7 +26,7 @@ from baton.errors import RequestError
 from baton.server.api_error import SHOWN, ApiError
 from baton.server.tools_answer import ToolReading
 from baton.tool_calls import CallFormat, Calls, Tool, arguments_schema, bare
-from baton.tool_calls_marked import check_marked, parameters_of
+from baton.tool_calls_marked import check_marked, check_name, parameters_of
 
 LONGEST_NAME = 256
 MOST_KNOWN = 1024
@@ -186,6 +186,12 @@ class KnownSchemas:
     def _one(
         self, tool: OfferedTool, schema: Mapping[str, Any], form: CallFormat
     ) -> Mapping[str, Any]:
+        if form.marked is not None:
+            try:
+                check_name(tool.name)
+            except RequestError as error:
+                text = f"{tool.place}.function.name: {error}"
+                raise ApiError.bad_request(text, "tools", error.code) from error
         refusal = self._verdict(schema)
         if refusal is None and form.marked is not None:
             try:

@@ -243,9 +243,10 @@ def _one(text: str, kind: Kind) -> str:
     if kind is Kind.NULLABLE:
         return "null" if text == "null" else json.dumps(text, ensure_ascii=False)
     try:
-        return json.dumps(finite.loads(text), ensure_ascii=False)
+        finite.loads(text)
     except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
+    return text  # written anew, half a surrogate pair would be no text, and 1e5 another number
 
 
 def _skipped(text: str, at: int) -> int:

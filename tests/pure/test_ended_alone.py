@@ -38,3 +38,14 @@ def test_they_are_counted_by_their_reasons_and_once() -> None:
 
     with TemporaryDirectory(prefix="alone-") as folder:
         asyncio.run(work(f"ipc://{Path(folder)}/r"))
+
+
+def test_a_request_of_the_same_name_is_counted_again() -> None:
+    metrics = Metrics("m")
+    monitor = Monitor(RouterClient("ipc:///nowhere"), metrics)
+    for each in ("r-0", "r-1", "s-0"):
+        monitor.ended_alone(each, "abort")
+    monitor.begin("r", None, 2)
+    late = tuple(Ended(each, "timeout", 1, 0, "", Timings()) for each in ("r-0", "r-1", "s-0"))
+    monitor.observed(Observed(0.0, (), late, None))
+    assert (ends(metrics, "abort"), ends(metrics, "timeout")) == (3, 2)

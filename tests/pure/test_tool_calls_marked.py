@@ -12,15 +12,24 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from baton.errors import RequestError
-from baton.grammar import tool_calls
+from baton.grammar import GAP, NO_TOKENS, tool_calls
 from baton.server.templates import ChatTemplate, CompiledTemplate
 from baton.server.tools_answer import Answer, ToolReading, heard
 from baton.server.tools_ids import numbered
 from baton.server.tools_marked import reader_of
 from baton.server.tools_reader import Call
 from baton.server.turns import Conversation
-from baton.tool_calls import FORMATS, CallFormat, Calls, Tool, call_text, calls_text, format_of
-from baton.tool_calls_marked import Kind, parameter_of, parameters_of
+from baton.tool_calls import (
+    FORMATS,
+    CallFormat,
+    Calls,
+    Tool,
+    call_text,
+    calls_text,
+    format_of,
+    rules_of,
+)
+from baton.tool_calls_marked import MOST_COPIED, Kind, parameter_of, parameters_of
 from tests.pure.test_tool_calls import END, allowed, goes, model, shown
 
 MARKED = [each for each in FORMATS.values() if each.marked is not None]
@@ -238,3 +247,68 @@ def test_calls_and_their_results_get_the_ids_that_a_model_gave_them() -> None:
     results = [turn.get("tool_call_id") for turn in found]
     assert results == [None, None, "functions.b:1", "other", None, "functions.a:2"]
     assert found[0] == turns[0]
+
+
+@pytest.mark.parametrize("form", BY_PARAMETER)
+def test_what_would_be_copied_for_each_parameter_has_a_limit(form: CallFormat) -> None:
+    """Each parameter that refers to a definition has its own copy of the tool's schema."""
+
+    def tool(parameters: int) -> Tool:
+        tags = {"type": "array", "items": {"$ref": "#/$defs/a"}}
+        properties = {f"p{each}": tags for each in range(parameters)}
+        definitions = {"a": {"enum": [str(each) for each in range(1000)]}}
+        return Tool("f", {"type": "object", "properties": properties, "$defs": definitions})
+
+    few = Calls(form, (tool(50),))
+    tool_calls(few)
+    assert len(rules_of(few, NO_TOKENS, GAP)) < 1.1 * MOST_COPIED
+    with pytest.raises(RequestError, match="150 parameters of f refer to its definitions: offer"):
+        tool_calls(Calls(form, (tool(150),)))
+
+
+def test_the_copies_of_a_schema_are_one_until_they_are_written() -> None:
+    tags = {"type": "array", "items": {"$ref": "#/$defs/a"}}
+    schema = {
+        "type": "object", "properties": {"a": tags, "b": tags}, "additionalProperties": tags,
+        "$defs": {"a": {"type": "integer"}},
+    }  # fmt: skip
+    found = parameters_of("f", schema)
+    assert found.others is not None
+    first, *others = (each.schema["$defs"] for each in (*found.known.values(), found.others))
+    assert all(each["whole"] is first["whole"] for each in others)
+
+
+@pytest.mark.parametrize("form", BY_PARAMETER)
+@pytest.mark.parametrize(
+    "more", [{}, {"additionalProperties": True}, {"additionalProperties": {"$ref": "#/$defs/a"}}]
+)
+def test_what_is_required_is_written_also_if_it_is_no_property(
+    form: CallFormat, more: dict[str, Any]
+) -> None:
+    grammars, tokenizer, _ = model(False)
+    definitions = {"a": {"type": "array", "items": {"$ref": "#/$defs/b"}}, "b": {"type": "integer"}}
+    schema = {"type": "object", "required": ["x"], "$defs": definitions} | more
+    calls = Calls(form, (Tool("f", schema),), True)
+    assert goes(grammars, tokenizer, calls, written(form, ("f", "{}"))) == (False, False)
+    assert not goes(grammars, tokenizer, calls, written(form, ("f", '{"y": [1]}')))[0]
+    for arguments in ('{"x": [1]}', '{"x": [1], "y": [2]}'):
+        text = written(form, ("f", arguments))
+        assert goes(grammars, tokenizer, calls, text) == (True, True), text
+    with pytest.raises(RequestError, match="a>b"):
+        tool_calls(Calls(form, (Tool("f", schema | {"required": ["a>b"]}),)))
+
+
+def test_what_is_required_and_no_property_has_a_limit() -> None:
+    more = {"enum": [str(each) for each in range(1000)]}
+    required = [str(each) for each in range(100)]
+    with pytest.raises(RequestError, match="100 parameters that f requires are none of its prop"):
+        parameters_of("f", {"type": "object", "required": required, "additionalProperties": more})
+
+
+@pytest.mark.parametrize("form", BY_PARAMETER)
+@pytest.mark.parametrize("value", [r'"\ud800"', "1e5", r'{"a": "\ud800", "b": 1E+2}', "0.10"])
+def test_a_value_that_reads_as_json_stays_as_it_is(form: CallFormat, value: str) -> None:
+    text = written(form, ("any", '{"x": "VALUE"}')).replace("VALUE", value)
+    (call,) = heard(text, reading(form)).calls
+    assert call.arguments == f'{{"x": {value}}}'
+    call.arguments.encode()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from threading import current_thread, main_thread
 from typing import Any
 
 import jsonschema
@@ -11,7 +12,7 @@ import pytest
 
 from baton.errors import RequestError
 from baton.server.api_error import ApiError
-from baton.server.tools import ANY_OBJECT, MOST_KNOWN, KnownSchemas, OfferedTool
+from baton.server.tools import ANY_OBJECT, MOST_KNOWN, KnownSchemas, OfferedTool, ToolUse
 from baton.text import TextStream
 from baton.tool_calls import HERMES as PLAIN
 from tests.pure.town_app import TownClient, WordyTown, pretend_tokenizer, serving
@@ -340,3 +341,29 @@ def test_a_schema_is_compiled_once_whether_it_can_be_enforced_or_not(fails: bool
     checked.clear()
     schemas.enforced(offered(1, 10, strict=False), PLAIN)
     assert len(checked) == 1  # forgotten: so many are remembered
+
+
+def test_a_name_that_cannot_be_written_is_refused_whatever_strict_says() -> None:
+    async def work(client: TownClient) -> None:
+        for strict in (None, False):
+            refused = await client.ask(CHAT, ASKED | {"tools": [tool("my tool", strict=strict)]})
+            error = refused.json["error"]
+            assert (refused.status, error["param"]) == (400, "tools")
+            assert error["message"].startswith("tools[0].function.name: the tool's name 'my tool'")
+            assert "strict" not in error["message"]
+
+    served(work, tool_call_parser="kimi_k2")
+
+
+def test_schemas_are_not_read_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    read = ToolUse.reading
+
+    def reading(*given: Any) -> Any:
+        threads.append(current_thread())
+        return read(*given)
+
+    monkeypatch.setattr(ToolUse, "reading", reading)
+    answer(TAGGED)
+    assert threads
+    assert main_thread() not in threads

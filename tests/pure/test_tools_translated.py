@@ -87,3 +87,20 @@ def test_a_message_is_forced_to_use_a_tool() -> None:
             assert [each["type"] for each in content] == ["tool_use"]
 
     served(work)
+
+
+def test_half_a_surrogate_pair_in_an_input_fails_no_message() -> None:
+    async def work(client: TownClient) -> None:
+        tool = {"name": "note", "input_schema": {"type": "object", "additionalProperties": True}}
+        asked = {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool], "max_tokens": 120,
+                 "temperature": 0}  # fmt: skip
+        whole = await client.ask(MESSAGES, asked, submits=1)
+        assert (whole.status, whole.json["content"][0]["input"]) == (200, {"a": "?"})
+        stream = await client.ask(MESSAGES, asked | {"stream": True}, submits=1)
+        deltas = [e["delta"] for e in events_of(stream.body) if e["type"] == "content_block_delta"]
+        joined = "".join(each.get("partial_json", "") for each in deltas)
+        assert joined == r'{"a": "\ud800"}'
+
+    value = r'<parameter=a>\n"\ud800"\n</parameter>'.replace(r"\n", "\n")
+    call = f"<tool_call>\n<function=note>\n{value}\n</function>\n</tool_call>"
+    served(work, call, tool_call_parser="qwen3_coder")

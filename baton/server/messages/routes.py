@@ -93,7 +93,7 @@ class _Turn:
         list(blocks.end())
         stopped = stop_of(choice["finish_reason"], stream.choices[0].stop, cut=self.cut)
         found = message_of(self._head(), blocks.content, stopped, usage_of(answer["usage"]))
-        return json_of(found).encode()
+        return json_of(found).encode(errors="replace")  # an input may have half a surrogate pair
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events. A chunk's are yielded together."""
