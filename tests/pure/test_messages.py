@@ -204,7 +204,7 @@ def test_an_answer_without_text_is_an_empty_text() -> None:
     blocks = Blocks()
     assert list(blocks.take([Content("")])) == []
     assert [each["type"] for each in blocks.end()] == ["content_block_start", "content_block_stop"]
-    assert blocks.content == [text("")]
+    assert blocks.content == [text("") | {"citations": None}]
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_a_stream_says_what_the_whole_message_says() -> None:
         assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
         begun, ended = events[0]["message"], events[-2]
         assert begun["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
-        assert begun | {"id": "", "content": whole["content"], "usage": ended["usage"]} | ended[
-            "delta"
-        ] == whole | {"id": ""}
+        usage = begun["usage"] | ended["usage"]
+        told = begun | {"id": "", "content": whole["content"], "usage": usage} | ended["delta"]
+        assert told == whole | {"id": ""}
         deltas = [each["delta"] for each in events if each["type"] == "content_block_delta"]
         joined = "".join(each.get("text", each.get("thinking", "")) for each in deltas)
         block = whole["content"][0]
@@ -275,7 +275,7 @@ def test_a_stream_says_what_the_whole_message_says() -> None:
             assert (plain["stop_reason"], plain["usage"]["output_tokens"]) == ("max_tokens", 9)
             stop = said[5:8]
             stopped = await ask(client, stop_sequences=["never", stop])
-            assert stopped["content"] == [text(said[: said.index(stop)])]
+            assert stopped["content"] == [text(said[: said.index(stop)]) | {"citations": None}]
             assert (stopped["stop_reason"], stopped["stop_sequence"]) == ("stop_sequence", stop)
             again = await client.ask(MESSAGES, {"messages": HELLO, "max_tokens": 2}, submits=1)
             usage = again.json["usage"]
@@ -332,7 +332,7 @@ def test_errors_have_the_form_of_this_api_and_both_headers_carry_keys() -> None:
             for path, body, headers, status, kind in asked:
                 answer = await client.ask(path, body, headers=headers)
                 assert answer.status == status
-                assert set(answer.json) == {"type", "error"}
+                assert set(answer.json) == {"type", "error", "request_id"}
                 assert answer.headers["request-id"] == answer.headers["x-request-id"]
                 assert answer.json["error"]["type"] == kind
             assert (await client.ask(COUNT, {"messages": HELLO}, headers=own)).status == 200
