@@ -17,7 +17,8 @@ import msgpack
 from baton.bounds import Bytes, Line, Name, OptionalName, Seconds, Tokens, TotalSeconds
 
 STALL_S = 0.5
-"""No new token for longer than this while decoding is a stall: a reader notices it."""
+"""No new token for longer than this while decoding is a stall: a reader notices it. The router says so
+(Moment.gap_s): only it knows the time of each token."""
 REMEMBERED = 10_000
 STAGES = {
     "queued": "queue",
@@ -47,6 +48,7 @@ class Moment:
     note: Line = ""  # reason of an end or a retry
     transport: OptionalName = ""  # of that hand-over
     moved_bytes: Bytes = 0  # by it; 0 where memory is shared
+    gap_s: TotalSeconds = 0.0  # since the token before, if it ends here
 
 
 @dataclass(slots=True)
@@ -68,7 +70,6 @@ class Life:
     prompt_tokens: int = 0
     tokens: int = 0
     ended: str = ""  # the reason; empty while it is live
-    last_token: float | None = None
 
     def add(self, moment: Moment) -> None:
         """A moment with an older time counts at the time of the one before it."""
@@ -79,16 +80,14 @@ class Life:
         if moment.state in ("decoding", "finished"):
             self.tokens = max(self.tokens, moment.tokens)
         if open_ is not None and open_.name == "decode":
-            self._note_stall(at)
+            self._note_stall(at, moment.gap_s)
         if moment.state == "decoding" and self._decoding:
-            self.last_token = at
             return
         self._close(at, moment.handover_s)
         if moment.state == "finished":
             self.ended = moment.note or "finished"
         elif moment.state in STAGES:
             self.stages.append(Stage(STAGES[moment.state], at, worker=moment.worker))
-            self.last_token = at if moment.state == "decoding" else None
 
     @property
     def stalled_s(self) -> float:
@@ -101,11 +100,11 @@ class Life:
     def _decoding(self) -> bool:
         return bool(self.stages) and self.stages[-1].name == "decode"
 
-    def _note_stall(self, at: float) -> None:
-        stage = self.stages[-1]
-        last = max(stage.start, self.last_token or stage.start)
-        if at - last <= STALL_S:
+    def _note_stall(self, at: float, gap_s: float) -> None:
+        if gap_s <= STALL_S:
             return
+        stage = self.stages[-1]
+        last = max(stage.start, at - gap_s)
         stage.end = last
         self.stages.append(Stage("stall", last, at, stage.worker))
         self.stages.append(Stage("decode", at, worker=stage.worker))
@@ -162,9 +161,7 @@ class Timeline:
 
 def _packed(life: Life) -> bytes:
     stages = [(each.name, each.start, each.end, each.worker) for each in life.stages]
-    packed: bytes = msgpack.packb(
-        (stages, life.prompt_tokens, life.tokens, life.ended, life.last_token)
-    )
+    packed: bytes = msgpack.packb((stages, life.prompt_tokens, life.tokens, life.ended))
     return packed
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import inf
 
 from baton.lifecycle import LIVE, PLACED, Event, State
-from baton.timeline import Moment
+from baton.timeline import STALL_S, Moment
 from baton.wire.messages import ClusterInfo, Observed, PoolStats
 from baton.wire.node import Effect, To
 from baton.wire.records import (
@@ -71,9 +71,10 @@ class Observers:
 
     def happened(self, entry: Entry, event: Event | None, now: float, note: str) -> None:
         self._backlog.moved(entry, now)
-        name = entry.id
+        name, gap_s = entry.id, 0.0
         if entry.state in (State.QUEUED, State.FINISHED):
-            self._last_token.pop(name, None)
+            last = self._last_token.pop(name, None)
+            gap_s = 0.0 if last is None else max(0.0, now - last)
             self._with_tokens.pop(name, None)
             self._tokenless.discard(name)
         elif not entry.emitted:
@@ -82,7 +83,7 @@ class Observers:
         self._refilled += event is Event.RETRY
         if not self._clients:
             return
-        self._moments.append(_moment(entry, now, note))
+        self._moments.append(_moment(entry, now, note, gap_s=gap_s))
         if event is Event.FINISH:
             self._ended.append(_ended(entry, now, note))
 
@@ -115,6 +116,8 @@ class Observers:
                 gap = at - last if at > last else 0.0  # ages are a worker's word
                 self._itl[bisect_left(ITL_BUCKETS_S, gap)] += 1
                 self._itl_s += gap
+                if gap > STALL_S and self._clients:
+                    self._moments.append(_moment(entry, at, "", sampled=True, gap_s=gap))
             last = at
         self._last_token[name] = times[-1]
         if self._clients:
@@ -224,7 +227,9 @@ class Watchers:
         return [To(client, info) for client in behind]
 
 
-def _moment(entry: Entry, at: float, note: str, *, sampled: bool = False) -> Moment:
+def _moment(
+    entry: Entry, at: float, note: str, *, sampled: bool = False, gap_s: float = 0.0
+) -> Moment:
     """`sampled`: the current run has tokens. Before that, a run without a receipt counts as filling: the
     decode worker computes its prompt."""
     role = ON_WORKER.get(entry.state)
@@ -243,6 +248,7 @@ def _moment(entry: Entry, at: float, note: str, *, sampled: bool = False) -> Mom
         note=note,
         transport=receipt.transport if receipt else "",
         moved_bytes=receipt.moved_bytes if receipt else 0,
+        gap_s=gap_s,
     )
 
 

@@ -71,6 +71,26 @@ def test_a_run_that_decode_fills_by_itself_is_in_prefill_until_it_speaks() -> No
     assert (life.prompt_tokens, life.tokens) == (59, 4)
 
 
+def test_a_stall_is_a_gap_between_tokens_and_not_between_reports() -> None:
+    """Tokens of an answer that is not streamed are reported by the second."""
+    moments = watched(Town(), range(1, 9), 200, stream_interval_s=1.0)
+    assert "stall" not in {stage.name for stage in life_of(moments).stages}
+
+
+def test_a_worker_that_stands_still_is_a_stall() -> None:
+    town = Town()
+    found = observed(town)
+    town.submit("a", range(1, 9), 100)
+    town.run(lambda: len(town.outcomes["a"].tokens) > 3)
+    town.now += 2.0
+    town.run_all(["a"])
+    town.now += EVENTS_S
+    town.run(lambda: any(message.ended for message in found))
+    moments = [each for message in found for each in message.moments]
+    stalls = [stage for stage in life_of(moments).stages if stage.name == "stall"]
+    assert [round((stall.end or 0) - stall.start) for stall in stalls] == [2]
+
+
 def test_a_late_word_of_a_chunk_changes_nothing() -> None:
     town = Town(prefill_budget=BUDGET)
     late: list[msg.ChunkFilled] = []

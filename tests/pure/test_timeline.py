@@ -37,7 +37,9 @@ def walk(dice: random.Random, name: str, at: float) -> list[Moment]:
         at += dice.choice([0.0, 0.001, 0.2, 0.9])
         tokens = len(told) if state in (State.DECODING, State.FINISHED) else 0
         handed = 0.01 if event is Event.START else 0.0
-        told.append(Moment(name, at, state.value, WORKERS.get(state, ""), tokens, handed, "note"))
+        gap = dice.choice([0.0, 0.1, 0.7, 3.0])
+        worker = WORKERS.get(state, "")
+        told.append(Moment(name, at, state.value, worker, tokens, handed, "note", gap_s=gap))
     return told
 
 
@@ -85,14 +87,24 @@ def test_the_hand_over_of_a_prompt_in_chunks_is_taken_from_all_of_them(
 def test_a_long_silence_while_decoding_is_a_stall() -> None:
     life = lived(
         Moment("a", 0.0, "decoding", "d"),
-        Moment("a", 0.1, "decoding", "d", 1),
-        Moment("a", 0.1 + STALL_S, "decoding", "d", 2),
-        Moment("a", 2.1, "decoding", "d", 3),
-        Moment("a", 2.2, "finished", tokens=3, note="length"),
+        Moment("a", 0.25, "decoding", "d", 1),
+        Moment("a", 0.5, "decoding", "d", 2, gap_s=0.25),
+        Moment("a", 2.5, "decoding", "d", 3, gap_s=2.0),
+        Moment("a", 2.75, "finished", tokens=3, note="length", gap_s=0.25),
     )
     assert [(s.name, s.start, s.end) for s in life.stages] == [
-        ("decode", 0.0, 0.6), ("stall", 0.6, 2.1), ("decode", 2.1, 2.2),
+        ("decode", 0.0, 0.5), ("stall", 0.5, 2.5), ("decode", 2.5, 2.75),
     ]  # fmt: skip
+
+
+def test_tokens_that_are_told_late_are_no_stall() -> None:
+    life = lived(
+        Moment("a", 0.0, "decoding", "d"),
+        Moment("a", 0.1, "decoding", "d", 1),
+        Moment("a", 2.1, "decoding", "d", 300),
+        Moment("a", 2.9, "finished", tokens=400, note="length", gap_s=STALL_S),
+    )
+    assert [(s.name, s.start, s.end) for s in life.stages] == [("decode", 0.0, 2.9)]
 
 
 def test_who_begins_to_watch_in_the_middle_sees_the_rest() -> None:

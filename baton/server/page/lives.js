@@ -49,7 +49,7 @@ export class Lives {
   add(moment) {
     let life = this.all.get(moment.request);
     if (!life || (life.ended && moment.state === "queued")) {
-      life = { request: moment.request, bars: [], prompt: 0, tokens: 0, ended: "", lastToken: 0, first: null };
+      life = { request: moment.request, bars: [], prompt: 0, tokens: 0, ended: "", first: null };
       this.all.set(moment.request, life);
     }
     if (life.ended) return;
@@ -59,17 +59,14 @@ export class Lives {
     if (moment.state === "decoding" || moment.state === "finished") life.tokens = Math.max(life.tokens, moment.tokens);
     if (moment.state === "decoding" && moment.tokens > 0) life.first ??= at;
     if (moment.transport) [life.transport, life.moved] = [moment.transport, moment.moved_bytes];
-    if (open?.stage === "decode" && at - Math.max(open.start, life.lastToken) > STALL_S) {
-      const last = Math.max(open.start, life.lastToken);
+    if (open?.stage === "decode" && moment.gap_s > STALL_S) {
+      const last = Math.max(open.start, at - moment.gap_s);
       this.close(life, last);
       this.begin(life, "stall", last, open.lane);
       this.close(life, at);
       this.begin(life, "decode", at, open.lane);
     }
-    if (moment.state === "decoding" && life.bars.at(-1)?.stage === "decode") {
-      life.lastToken = at;
-      return;
-    }
+    if (moment.state === "decoding" && life.bars.at(-1)?.stage === "decode") return;
     if (open) {
       if (open.stage === "prefill" && moment.handover_s > 0) {
         const from = this.cut(life, at - moment.handover_s);
@@ -85,7 +82,6 @@ export class Lives {
     const stage = NAMES[moment.state];
     const worker = this.label(moment.worker);
     this.begin(life, stage, at, stage === "prefill" || stage === "decode" ? worker : QUEUE);
-    life.lastToken = at;
   }
 
   begin(life, stage, start, name) {
