@@ -1,6 +1,5 @@
 """Devices and dtypes: selection, description, free memory, and giving memory back."""
 
-import ctypes
 import gc
 import os
 import platform
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from baton.errors import InputError
-from baton.host import available_memory, core_numbers, meminfo, run_on
+from baton.host import available_memory, core_numbers, meminfo, run_on, trim_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FP8_CAPABILITY = (8, 9)
@@ -111,9 +110,7 @@ def release_memory() -> None:
     model, so a worker that has compiled one would keep all of them until the collector runs on its own;
     and the C library keeps what is freed where it can."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
+    trim_memory()
 
 
 def total_memory() -> int:
