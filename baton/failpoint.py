@@ -34,11 +34,13 @@ SITES = frozenset(
     + [
         "worker.begin",  # a worker's process: before torch and the model are loaded
         "prefill.chunk",  # before a forward
+        "prefill.forward",  # in a forward, where memory may run out
         "prefill.layer",  # one layer's blocks are pushed to another process's pool
         "prefill.computed",  # KV is written, not yet stamped; Filled is not sent
         "prefill.payload",  # bytes of a frame, after their digest was taken
         "prefill.stamp",  # the first block's stamp in the decode worker's pool
         "decode.step",  # before a forward
+        "decode.forward",  # in a forward, where memory may run out
         "decode.kv",  # the first row's first block of KV, before a forward
         "decode.first_token",
         "decode.token",
@@ -75,6 +77,10 @@ def _nan(argument: float, subject: Subject | None) -> None:
     subject()[:] = float("nan")
 
 
+def _oom(argument: float, subject: Subject | None) -> None:
+    raise MemoryError("a failpoint")
+
+
 def _damage(argument: float, subject: Subject | None) -> None:
     """Flip one bit of a sequence of bytes."""
     assert subject is not None, "this site has no memory to change"
@@ -90,10 +96,12 @@ ACTIONS: Mapping[str, Callable[[float, Subject | None], None]] = {
     "delay": _delay,
     "nan": _nan,
     "damage": _damage,
+    "oom": _oom,
 }
-WITH_SUBJECT = {
+ONLY_AT = {
     "nan": ("decode.kv",),
     "damage": ("prefill.payload", "prefill.stamp"),
+    "oom": ("prefill.forward", "decode.forward"),
 }
 
 
@@ -112,7 +120,7 @@ class Point:
             raise ValueError(f"no site {self.site!r}; sites are {', '.join(sorted(SITES))}")
         if self.action not in ACTIONS:
             raise ValueError(f"no action {self.action!r}; actions are {', '.join(ACTIONS)}")
-        allowed = WITH_SUBJECT.get(self.action, (self.site,))
+        allowed = ONLY_AT.get(self.action, (self.site,))
         if self.site not in allowed:
             raise ValueError(f"{self.action} works at {', '.join(allowed)}, not at {self.site}")
         if self.nth < 1 or not 0 <= self.seconds < 3600:

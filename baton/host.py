@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def process_runs(pid: int) -> bool:
 
 def available_memory() -> int | None:
     """Bytes of main memory that can be allocated now; None if the system does not report it."""
-    limits = [meminfo("MemAvailable"), _cgroup_room()]
+    limits = [meminfo("MemAvailable"), _cgroup_room(), _process_room()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -92,6 +93,15 @@ def _cgroup_room() -> int | None:
     if not limit or not used or limit[0] == "max":
         return None
     return max(0, int(limit[0]) - int(used[0]))
+
+
+def _process_room() -> int | None:
+    """Bytes left of the address space that this process may have (`ulimit -v`); None without a limit."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _lines(Path("/proc/self/statm"))
+    if most == resource.RLIM_INFINITY or not pages:
+        return None
+    return max(0, most - int(pages[0].split()[0]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _lines(path: Path) -> list[str]:

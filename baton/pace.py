@@ -105,6 +105,9 @@ class TokenBudget:
 
     most: int
     now: int = field(init=False)
+    _alone: bool = field(
+        init=False, default=False
+    )  # a single token did not fit, and may be tried again
 
     def __post_init__(self) -> None:
         self.now = self.most
@@ -116,13 +119,15 @@ class TokenBudget:
         return self.now if self.now < self.most else None
 
     def ran_out(self, tokens: int) -> bool:
-        """A forward with so many tokens did not fit the memory. False if none with fewer can be tried."""
-        if tokens <= 1:
-            return False
-        self.now = tokens // 2
-        return True
+        """A forward with so many tokens did not fit the memory. False if it was a single token, tried for
+        the second time: others may have given memory back in between."""
+        again = tokens > 1 or not self._alone
+        self._alone = tokens == 1 and again
+        self.now = max(1, tokens // 2)
+        return again
 
     def went_well(self) -> None:
+        self._alone = False
         self.now = min(self.most, self.now + 1 + self.now // 16)
 
 

@@ -120,6 +120,7 @@ class Decoding:
         return within_memory("a decode step", self._engine.device, run)
 
     def _step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
+        failpoint.hit("decode.forward")
         if not draws:
             self._engine.runner.fill(self._pool, rows)
             self._engine.wait()

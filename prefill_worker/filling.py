@@ -121,6 +121,7 @@ class Filling:
         within_memory("a chunk of a prompt", self._engine.device, run)
 
     def _fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
+        failpoint.hit("prefill.forward")
         shared = self._pools.get(worker)
         if shared is not None:
             rows = [_row(chunk, chunk.grant.table) for chunk in chunks]

@@ -26,6 +26,7 @@ from baton.engine.runner import Forward
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory
 from baton.kv.layout import KVLayout
 from baton.kv.row import Row
+from baton.memory import out_of_memory
 from baton.model_files import ModelFiles
 from baton.pace import Pace
 
@@ -89,9 +90,11 @@ def boot(
         return _boot(files, device, dtype, block_size, decodes=decodes)
     except BatonError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(f"{files.name} does not fit the memory: {unexpected(error)}") from error
     except Exception as error:
+        if out_of_memory(error):
+            raise OutOfMemory(
+                f"{files.name} does not fit the memory: {unexpected(error)}"
+            ) from error
         logger.exception("%s cannot be loaded", files.name)
         raise ModelError(
             f"{files.name} cannot be served here: its first forwards end with {unexpected(error)}; "

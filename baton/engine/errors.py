@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from baton.errors import OutOfMemory
+from baton.memory import out_of_memory
 
 OF_TORCH = str(Path(torch.__file__).parent)
 MOST_WORDS = 300  # characters of an error's own text
@@ -28,11 +29,13 @@ class Unsupported(Exception):
 
 
 def within_memory(what: str, device: torch.device, run: Callable[[], Result]) -> Result:
-    """What `run` returns; OutOfMemory if torch runs out of memory in it. That is raised without torch's
-    error, whose frames hold the tensors of the forward, and torch gives back what nobody uses then."""
+    """What `run` returns; OutOfMemory if memory runs out in it. That is raised without the first error,
+    whose frames hold the tensors of the forward, and torch gives back what nobody uses then."""
     try:
         return run()
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError, OSError, ImportError) as error:
+        if not out_of_memory(error):
+            raise
         failed = " ".join(str(error).split())[:MOST_WORDS] or type(error).__name__
     if device.type == "cuda":
         torch.cuda.empty_cache()

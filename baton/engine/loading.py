@@ -31,6 +31,7 @@ from baton.engine.attention import NAME, paged_attention
 from baton.engine.device import dtype_name, free_memory
 from baton.errors import ModelError, OutOfMemory
 from baton.gguf.weights import gguf_weights, weight_count
+from baton.memory import out_of_memory
 from baton.model_files import CONTEXT_KEYS, ModelFiles
 
 AttentionInterface.register(NAME, paged_attention)  # without a mask function, so no mask is built
@@ -57,7 +58,9 @@ def load_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> P
         if files.folder is None:
             return prepare(_random_model(files, device, dtype))
         return prepare(_checkpoint(files, files.folder, device, dtype))
-    except torch.OutOfMemoryError as error:
+    except (*LOAD_ERRORS, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise OutOfMemory(_too_large(files.name, None, device)) from error
 
 
@@ -98,9 +101,9 @@ def _checkpoint(
             ignore_mismatched_sizes=True,  # refused below, with the shapes
             output_loading_info=True,
         )
-    except torch.OutOfMemoryError:
-        raise
     except LOAD_ERRORS as error:
+        if out_of_memory(error):
+            raise
         raise ModelError(f"{name} cannot be loaded from {folder}: {reason(error)}") from error
     _refuse_gaps(name, model, report)
     _refuse_nonsense(name, model, dtype)
@@ -179,9 +182,9 @@ def _from_gguf(
             attn_implementation=NAME,
             output_loading_info=True,
         )
-    except torch.OutOfMemoryError:
-        raise
     except LOAD_ERRORS as error:
+        if out_of_memory(error):
+            raise
         raise ModelError(f"{files.name} cannot be loaded from {path}: {reason(error)}") from error
     _refuse_gaps(files.name, model, report)
     _refuse_nonsense(files.name, model, dtype)

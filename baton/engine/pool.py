@@ -14,6 +14,7 @@ import torch
 from baton.engine.device import free_memory
 from baton.errors import OutOfMemory
 from baton.kv.layout import KVLayout
+from baton.memory import out_of_memory
 
 CPU_SHARE, DEVICE_SHARE = 0.25, 0.85  # of free memory by default; main memory has other users
 WORKING_BYTES = (
@@ -69,9 +70,9 @@ class Pool:
         sizes = layout.slab_bytes(blocks)
         try:
             slabs = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
-        except (
-            RuntimeError
-        ) as error:  # torch.OutOfMemoryError on a GPU, a plain RuntimeError on a CPU
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise OutOfMemory(_too_small(sum(sizes), free_memory(device), device)) from error
         slabs[-1].zero_()
         return cls.over(layout, blocks, slabs, spare=spare)

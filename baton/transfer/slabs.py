@@ -25,6 +25,7 @@ import torch
 
 from baton.errors import OutOfMemory, TransferError
 from baton.kv.layout import KVLayout
+from baton.memory import out_of_memory
 from baton.transfer.stamps import Stamps
 
 PAGE = 16384  # the largest page size of all supported systems (Apple silicon)
@@ -115,11 +116,15 @@ def allocate_slabs(
     sizes = layout.slab_bytes(blocks)
     try:
         tensors = tuple(torch.empty(size, dtype=torch.uint8, device=device) for size in sizes)
-    except torch.OutOfMemoryError as error:
-        free, _ = torch.cuda.mem_get_info(device)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        left = ""
+        if device.type == "cuda":
+            left = f" and {device} has {torch.cuda.mem_get_info(device)[0] >> 20} MiB left"
         raise OutOfMemory(
-            f"a KV pool of {blocks} blocks needs {sum(sizes) >> 20} MiB and {device} has "
-            f"{free >> 20} MiB left; take fewer blocks"
+            f"a KV pool of {blocks} blocks needs {sum(sizes) >> 20} MiB{left}, which is more than "
+            f"{device} can give; take fewer blocks"
         ) from error
     tensors[-1].zero_()
     return Slabs(layout, blocks, device, tensors)

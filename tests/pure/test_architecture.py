@@ -42,7 +42,7 @@ ROWS = (
     ("baton.cache",),
     (
         "baton.errors", "baton.bounds", "baton.clock", "baton.failpoint", "baton.package",
-        "baton.finite", "baton.rope", "sampler",
+        "baton.finite", "baton.memory", "baton.rope", "sampler",
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from baton import failpoint
-from baton.failpoint import ACTIONS, FIRED, MESSAGES, SITES, VARIABLE, WITH_SUBJECT, Point, parse
+from baton.failpoint import ACTIONS, FIRED, MESSAGES, ONLY_AT, SITES, VARIABLE, Point, parse
 from baton.wire import messages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,5 +146,5 @@ def test_every_site_is_in_the_code_and_nothing_else_is() -> None:
 
 
 def test_actions_that_need_memory_name_their_sites() -> None:
-    assert set(WITH_SUBJECT) == {"nan", "damage"}
-    assert set(ACTIONS) > set(WITH_SUBJECT)
+    assert set(ONLY_AT) == {"nan", "damage", "oom"}
+    assert set(ACTIONS) > set(ONLY_AT)

@@ -110,6 +110,11 @@ def test_the_budget_halves_at_once_and_grows_slowly() -> None:
     assert budget.runs == 500
     assert budget.ran_out(9)
     assert budget.now == 4
+    assert budget.ran_out(1)  # once more
+    assert not budget.ran_out(1)
+    assert budget.ran_out(1)  # of another request
+    budget.went_well()
+    assert budget.ran_out(1)
     assert not budget.ran_out(1)
     steps = 0
     while budget.now < 2048:

@@ -47,6 +47,7 @@ ROWS: Mapping[str, Row] = {
     "F6": rows_loop.f6,
     "F7": rows_kv.f7,
     "F9": rows_kv.f9,
+    "F17": rows_kv.f17,
     "F10": rows_job.f10,
     "F11": rows_job.f11,
     "F12": rows_slow.f12,

@@ -35,7 +35,7 @@ Times have bars where the notes name one. A missed one fails the row where the m
 battery; where others used it meanwhile, or with `--lenient-times`, it is a note in capitals.
 """.splitlines()
 NOT_COVERED = """\
-Not covered: F18 (a full /dev/shm: the KV pool is a memfd and needs no /dev/shm), F17 (memory exhausted),
+Not covered: F18 (a full /dev/shm: the KV pool is a memfd and needs no /dev/shm),
 F19 (a clock that jumps: nothing waits by the calendar, which a test reads off the code), F23 (needs a
 GPU), flipped bytes on the KV link between hosts (seals do not open, see
 tests/torch/test_transfer_sealing.py; F7 flips bytes inside the process instead), and 30 minutes of

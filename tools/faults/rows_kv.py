@@ -1,20 +1,31 @@
-"""F7, F9, F16: KV that arrives damaged, a pool in which everybody is preempted, logits that are NaN."""
+"""F7, F9, F16, F17: KV that arrives damaged, a pool in which everybody is preempted, logits that are NaN,
+memory that runs out."""
 
 import asyncio
+import contextlib
+import os
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tools.faults.battery import CLIENTS, FRAMES, POOL_MIB, REQUESTS, Battery, Result
 from tools.faults.check import check
 from tools.faults.client import run_clients
 from tools.faults.rows_kill import with_leftovers
-from tools.faults.service import Service
+from tools.faults.service import ROOT, Service
 from tools.faults.stage import longest_gap
 from tools.faults.workload import Mix
 
 BLOCK_BYTES = 131_080  # of the bundled model in float32, with its stamp
 NAN_ROUNDS = 20
 COUNTS_S = 5.0
+OOM_FORWARDS = 100
+SQUEEZES = 5
+ROOM = 4 << 20  # bytes that a limited worker may still take
+BIG, START_BYTES = "qwen2-7b", 3 << 30
 
 
 def f7(battery: Battery) -> list[Result]:
@@ -138,3 +149,89 @@ def _load(
     ledger.close()
     result.judge(check(ledger.events, battery.reference, mix.ids))
     result.notes.append(f"longest wait of a stream for a token {longest_gap(ledger.events):.1f} s")
+
+
+def f17(battery: Battery) -> list[Result]:
+    """Memory that runs out: within forwards, by a failpoint; of whole processes, whose address space is
+    limited to what they have; and of a start."""
+    return [*_forwards(battery), *_squeezed(battery), _start_without_memory(battery)]
+
+
+def _forwards(battery: Battery) -> list[Result]:
+    """Nothing is lost, and nobody dies: less is computed at a time."""
+    result = Result("F17-forwards", "memory runs out within a forward, prefill and decode")
+    wanted = battery.count(OOM_FORWARDS, least=10)
+    points = ("prefill.forward:oom:%7", "decode.forward:oom:%50")
+    with battery.service() as service:
+        before, pids = battery.warm(service), service.pids()
+        for point in points:
+            service.arm(point)
+        sites = ("prefill.forward", "decode.forward")
+        more = lambda: any(_acted(service, site) < wanted for site in sites)  # noqa: E731
+        _load(battery, service, result, more=more)
+        for point in points:
+            service.disarm(point)
+        result.injected = len(service.fired())
+        result.require(service.pids() == pids, f"somebody died: {pids} are {service.pids()} now")
+        for site in sites:
+            result.require(_acted(service, site) >= wanted, f"{_acted(service, site)} at {site}")
+        result.compare(before, service.census())
+    return with_leftovers([(result, service)])
+
+
+def _acted(service: Service, site: str) -> int:
+    return sum(each.site == site for each in service.fired())
+
+
+def _squeezed(battery: Battery) -> list[Result]:
+    """Workers may have no more memory than now, while prompts come. Whoever dies of it is replaced, and
+    its requests go on elsewhere."""
+    result = Result("F17-limit", "workers may have no more memory than at rest, under load")
+    with battery.service() as service:
+        battery.warm(service)
+        deaths = 0
+        for _ in range(battery.count(SQUEEZES, least=2)):
+            pids = {n: p for n, p in service.pids().items() if n.startswith(("prefill", "decode"))}
+            for pid in pids.values():
+                _limit(pid, _address_space(pid) + ROOM)
+            result.injected += len(pids)
+            mix = Mix(f"F17-{result.injected}", battery.seed, battery.bodies)
+            _load(battery, service, result, each=10, mix=mix)
+            deaths += sum(service.pids().get(name) != pid for name, pid in pids.items())
+            for pid in service.pids().values():
+                _limit(pid, resource.RLIM_INFINITY)
+            service.await_whole()
+        result.notes.append(f"{deaths} of {result.injected} limited workers died of it")
+        # A replaced worker begins with other caches than the one before: not compared.
+        after = service.census()
+        result.leaked += after.leased + after.quarantined
+    return with_leftovers([(result, service)])
+
+
+def _address_space(pid: int) -> int:
+    """Bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _limit(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        _, most = resource.prlimit(pid, resource.RLIMIT_AS)
+        resource.prlimit(pid, resource.RLIMIT_AS, (number, most))
+
+
+def _start_without_memory(battery: Battery) -> Result:
+    """A model that does not fit ends the start with code 6, and one line that says what it needs."""
+    result = Result("F17-start", "a start without memory for the model", injected=1, in_table=False)
+    words = [sys.executable, "main.py", "-b", "1", "-l", "4", "--model", BIG, "-o", os.devnull]
+    limit = (START_BYTES, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        words, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
+    )  # fmt: skip
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    what = f"{BIG} with {START_BYTES >> 20} MiB: exit code {done.returncode}: {' '.join(errors)[-300:]}"
+    result.notes.append(what)
+    good = done.returncode == 6 and len(errors) == 1 and "GiB are free" in errors[0]
+    result.require(good and "Traceback" not in done.stderr, what)
+    return result
