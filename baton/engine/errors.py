@@ -1,5 +1,6 @@
 """Reasons why a faster way to run a model is not available, and words for errors that nobody expected."""
 
+import logging
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ OF_TORCH = str(Path(torch.__file__).parent)
 MOST_WORDS = 300  # characters of an error's own text
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 
 class CompileError(Exception):
@@ -39,7 +42,9 @@ def within_memory(what: str, device: torch.device, run: Callable[[], Result]) ->
         failed = " ".join(str(error).split())[:MOST_WORDS] or type(error).__name__
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    raise OutOfMemory(f"{device} has no memory left for {what}: {failed}")
+    said = f"{device} has no memory left for {what}: {failed}"
+    logger.warning("%s", said)
+    raise OutOfMemory(said)
 
 
 def unexpected(error: BaseException) -> str:

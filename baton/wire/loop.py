@@ -21,6 +21,7 @@ from baton import failpoint
 from baton.clock import Clock, monotonic
 from baton.errors import BatonError
 from baton.host import process_runs
+from baton.memory import out_of_memory
 from baton.wire.channel import Channel
 from baton.wire.messages import Exited, Message, Terminate, Unreachable
 from baton.wire.node import Effect, Node, Stop, To, Watch
@@ -125,9 +126,10 @@ class Loop:
             self._stop = Stop(error.exit_code, str(error))
         except KeyboardInterrupt:
             self._stop = Stop(130, "interrupted")
-        except Exception:
+        except Exception as error:
             logger.exception("unexpected error, the process ends")
-            self._stop = Stop(1, "a bug: see the lines above")
+            bug = "memory ran out" if out_of_memory(error) else "a bug: see the lines above"
+            self._stop = Stop(1, bug)
         finally:
             signal.set_wakeup_fd(wakeup_before)
             waker.close()

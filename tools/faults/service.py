@@ -201,6 +201,12 @@ class Service:
         files = sorted((folder / "logs").glob("*.log")) if folder else []
         return "".join(f"== {f.name}\n{f.read_text(errors='replace')[-2000:]}" for f in files)
 
+    def logged(self, words: str) -> int:
+        """Lines of its processes' logs with these words."""
+        folder = self.run_folder()
+        files = sorted((folder / "logs").glob("*.log")) if folder else []
+        return sum(f.read_text(errors="replace").count(words) for f in files)
+
     async def state(self) -> dict[str, Any]:
         """What /readyz says; empty if nobody answers."""
         try:
