@@ -16,6 +16,12 @@ from hypothesis import HealthCheck, settings
 
 from tests.order import in_order
 
+pytest.register_assert_rewrite(  # what they check is told in full, as in a file of tests
+    "tests.cluster.serving",
+    *(f"tests.pure.{each}" for each in ("actors", "cuts", "desk", "listening", "looping")),
+    "tests.torch.owners",
+)
+
 settings.register_profile(
     "calm",
     derandomize=True,
