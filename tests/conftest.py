@@ -1,16 +1,26 @@
 """What all tests share: hypothesis finds the same examples every time, and no example has a clock;
 and signals are what they are in a terminal, also where the tests run in the background (nohup, CI):
 there they are ignored, and every process started from here would inherit that. What is compiled for
-tests is kept beside pytest's own cache."""
+tests is kept beside pytest's own cache; bytecode is kept whatever the environment says, or each of some
+hundred processes would compile the product again."""
 
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.order import in_order
+
+pytest.register_assert_rewrite(  # what they check is told in full, as in a file of tests
+    "tests.cluster.serving",
+    *(f"tests.pure.{each}" for each in ("actors", "cuts", "desk", "listening", "looping")),
+    "tests.torch.owners",
+)
 
 settings.register_profile(
     "calm",
@@ -25,7 +35,17 @@ settings.load_profile("calm")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "home")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where workers share the tests, which take file after file in this order."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order = in_order([item.nodeid.partition("::")[0] for item in items])
+        items[:] = [items[number] for number in order]
 
 
 def pytest_collection_finish() -> None:

@@ -31,7 +31,7 @@ class Said:
 @dataclass(frozen=True, eq=False)
 class Model:
     """A model, loaded once for our engine and once more for transformers itself. Itself and no other:
-    what was found out about it is kept."""
+    what transformers says is kept, also for another engine over the same reference."""
 
     files: ModelFiles
     engine: Engine
@@ -46,43 +46,61 @@ class Model:
         eos: tuple[int, ...] = (),
         repetition_penalty: float = 1.0,
     ) -> Said:
-        """What transformers.generate says greedily."""
-        ids = torch.tensor([list(prompt)])
-        out = self.reference.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(
-                max_new_tokens=length,
-                do_sample=False,
-                eos_token_id=list(eos) or None,
-                pad_token_id=0,
-                repetition_penalty=repetition_penalty,
-                return_dict_in_generate=True,
-                output_scores=True,
-            ),
-        )
-        best = torch.cat(out.scores).topk(2).values
-        leads = (best[:, 0] - best[:, 1]).tolist()
-        return Said(out.sequences[0, len(prompt) :].tolist(), leads)
+        """What transformers.generate says greedily. It is asked once."""
+        said = _generate(self.reference, tuple(prompt), length, eos, repetition_penalty)
+        return Said(list(said.tokens), list(said.leads))
 
     def clear_prompts(
         self, lengths: Sequence[int], length: int, *, repetition_penalty: float = 1.0
     ) -> list[list[int]]:
         """Prompts of these lengths, with a clear winner at every step of their continuations."""
-        found = _clear_prompts(self, tuple(lengths), length, repetition_penalty)
+        found = _clear_prompts(
+            self.reference, self.files.vocab_size, tuple(lengths), length, repetition_penalty
+        )
         return [list(prompt) for prompt in found]
 
 
 @cache
+def _generate(
+    reference: PreTrainedModel,
+    prompt: tuple[int, ...],
+    length: int,
+    eos: tuple[int, ...],
+    repetition_penalty: float,
+) -> Said:
+    ids = torch.tensor([prompt])
+    out = reference.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=GenerationConfig(
+            max_new_tokens=length,
+            do_sample=False,
+            eos_token_id=list(eos) or None,
+            pad_token_id=0,
+            repetition_penalty=repetition_penalty,
+            return_dict_in_generate=True,
+            output_scores=True,
+        ),
+    )
+    best = torch.cat(out.scores).topk(2).values
+    leads = (best[:, 0] - best[:, 1]).tolist()
+    return Said(out.sequences[0, len(prompt) :].tolist(), leads)
+
+
+@cache
 def _clear_prompts(
-    model: Model, lengths: tuple[int, ...], length: int, repetition_penalty: float
+    reference: PreTrainedModel,
+    vocab_size: int,
+    lengths: tuple[int, ...],
+    length: int,
+    repetition_penalty: float,
 ) -> list[list[int]]:
     numbers = torch.Generator().manual_seed(11)
     prompts: list[list[int]] = []
     for size in lengths:
         for _ in range(50):
-            ids = torch.randint(1, model.files.vocab_size, (size,), generator=numbers).tolist()
-            if model.generate(ids, length, repetition_penalty=repetition_penalty).lead > CLEAR:
+            ids = torch.randint(1, vocab_size, (size,), generator=numbers).tolist()
+            if _generate(reference, tuple(ids), length, (), repetition_penalty).lead > CLEAR:
                 prompts.append(ids)
                 break
     assert len(prompts) == len(lengths), "no prompt has a clear answer"

@@ -1,16 +1,14 @@
 """Evaluation through a real server: the same numbers as in process."""
 
 import json
-import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from baton.model_files import resolve_model
 from baton.text import Tokenizer
-from tests.cluster.processes import short_folder, terminals, until
+from tests.cluster.processes import terminals
+from tests.cluster.serving import Server
 from tools.evaluation import data
 from tools.evaluation.engine import EngineSubject
 from tools.evaluation.perplexity import score_texts
@@ -21,21 +19,10 @@ FILES = resolve_model(data.BUNDLED_MODEL)
 TEXT = "In an ancient castle, there is a hidden clock. Nobody has ever heard it strike. " * 12
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with short_folder() as folder, terminals() as type_in:
-        served = type_in("main.py", "serve", "--port", 0, TMPDIR=str(folder))
-        found = until(lambda: re.search(r"listening on (\S+);", served.said), "the port")
-        until(lambda: "ready " in served.said or not served.runs(), "the server")
-        yield found[1]
-        served.signal(signal.SIGTERM)
-        served.ends(0, 20)
-
-
-def test_a_server_and_the_engine_give_the_same_numbers(url: str) -> None:
+def test_a_server_and_the_engine_give_the_same_numbers(server: Server) -> None:
     tokenizer = Tokenizer(FILES.tokenizer_file)
     here = EngineSubject(FILES, device="cpu", dtype="auto", threads=None)
-    there = ServerSubject(url, FILES, served=None)
+    there = ServerSubject(server.url, FILES, served=None)
     assert (there.about.model, there.about.context) == (here.about.model, here.about.context)
 
     ids = tokenizer.encode(TEXT)
@@ -52,14 +39,22 @@ def test_a_server_and_the_engine_give_the_same_numbers(url: str) -> None:
     assert list(here.write(prompts, 12)) == list(there.write(prompts, 12))
 
 
-def test_the_command_asks_the_server(url: str, tmp_path: Path) -> None:
+def test_the_command_asks_the_server(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     with terminals() as type_in:
         said = type_in(
-            "main.py", "eval", "core", "--max-per-task", 6, "--url", f"{url}/v1", "--json", file
+            "main.py",
+            "eval",
+            "core",
+            "--max-per-task",
+            6,
+            "--url",
+            f"{server.url}/v1",
+            "--json",
+            file,
         ).ends(0)
     found = json.loads(file.read_text())
-    assert found["subject"]["asked"] == url
+    assert found["subject"]["asked"] == server.url
     assert found["settings"]["max_per_task"] == 6
     assert {each["examples"] for each in found["core"]["tasks"]} == {6}
     assert "CORE" in said

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.processes import children_of, short_folder, terminals
-from tests.cluster.test_http import Server
+from tests.cluster.serving import Server
 
 LISTEN, UNBOUND = "0A", "0000"
 SECRET_PROMPT = "an unmistakable pangram about quartz and jackdaws"

@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import os
 import re
-import signal
+import subprocess
+import sys
 import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -21,73 +19,8 @@ from websockets.asyncio.client import connect
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import Ends, Terminal, children_of, short_folder, terminals, until
-
-LENGTH = 30
-GREEDY = SamplingParams(temperature=0.0)
-CHATML = (
-    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
-Type = Callable[..., Terminal]
-
-
-class Server:
-    """One `main.py serve` in a terminal."""
-
-    def __init__(self, type_in: Type, folder: Path, *options: object) -> None:
-        self.template = folder / "chat.jinja"
-        self.template.write_text(CHATML)
-        self.terminal = type_in(
-            "main.py", "serve", "--port", 0, "--chat-template", self.template, *options,
-            TMPDIR=str(folder),
-        )  # fmt: skip
-        found = until(lambda: re.search(r"listening on (\S+);", self.said), "the port")
-        self.url = found[1]
-        until(lambda: "ready " in self.said or not self.terminal.runs(), "the server")
-        assert self.terminal.runs(), self.said
-        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    @property
-    def said(self) -> str:
-        return self.terminal.said
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-            return str(answer.read().decode())
-
-    def metric(self, name: str) -> float:
-        """The sum over its labels. A new server has the router's counts after a second."""
-
-        def series() -> list[str]:
-            lines = self.get("/metrics").splitlines()
-            return [line for line in lines if re.match(rf"baton:{name}(\{{|\s)", line)]
-
-        found = until(series, name)
-        return sum(float(line.rpartition(" ")[2]) for line in found)
-
-    def kill(self, name: str) -> None:
-        pid = children_of(self.terminal.process.pid)[name]
-        ended = Ends({name: pid})
-        os.kill(pid, signal.SIGKILL)
-        ended.wait()  # until then it may still accept a connection
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with short_folder() as folder, terminals() as type_in:
-        served = Server(type_in, folder)
-        yield served
-        served.client.close()
-        served.terminal.signal(signal.SIGTERM)
-        served.terminal.ends(0, 20)
-        assert "Traceback" not in served.said
-        assert list(folder.glob("baton-*")) == []
-
-
-def ask(server: Server, prompt: Any, **more: Any) -> Any:
-    options: dict[str, Any] = {"temperature": 0, "max_tokens": LENGTH} | more
-    return server.client.completions.create(model="demo", prompt=prompt, **options)
+from tests.cluster.processes import ROOT, until
+from tests.cluster.serving import GREEDY, LENGTH, Server, ask, post
 
 
 def streamed(stream: Any) -> tuple[str, str | None]:
@@ -267,14 +200,6 @@ def test_a_conversation_goes_through_the_template(server: Server) -> None:
     assert "".join(delta.content or "" for delta in deltas) == text
     counted = json.loads(post(server, "/tokenize", {"messages": messages}))
     assert counted["count"] == chat.usage.prompt_tokens
-
-
-def post(server: Server, path: str, body: Any) -> str:
-    request = urllib.request.Request(
-        server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return str(answer.read().decode())
 
 
 def test_logprobs_of_the_prompt_are_those_of_generating_it(server: Server) -> None:
@@ -477,6 +402,28 @@ def test_the_page_is_fed_with_every_request(server: Server) -> None:
     assert "decoding" in states
 
 
+def test_talking_from_the_terminal(server: Server) -> None:
+    """`python main.py chat`."""
+
+    def chat(*words: str, said: str = "") -> str:
+        ran = subprocess.run(
+            [sys.executable, "main.py", "chat", "--url", server.url, "--temperature", "0", *words],
+            cwd=ROOT, input=said, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        return ran.stdout
+
+    once = chat("In the future", "--max-tokens", "12")
+    assert len(once) > 20
+    many = chat("--max-tokens", "12", said="In the future\n\nand then\n/new\nIn the future\n")
+    first, second, third, rest = many.split("\n")
+    assert (first, third, rest) == (once.strip("\n"), first, "")
+    assert second != first
+
+
+UNLIMITED = {"/v1/chat/completions": "max_tokens", "/v1/responses": "max_output_tokens"}
+"""Where an answer fills the context if nothing limits it, and the field that does."""
+
+
 def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
     """Made up from the API's own description, operation by operation."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -489,6 +436,9 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
             for name in limits:
                 if type(case.body.get(name)) is int:
                     case.body[name] = min(case.body[name], 20)
+            field = UNLIMITED.get(case.path)
+            if field and not any(name in case.body for name in limits):
+                case.body[field] = 20
             limit = case.body.get("timeout")
             if type(limit) in (int, float) and 0 < limit < 60:
                 case.body["timeout"] = 60  # a busy machine may take longer: 504

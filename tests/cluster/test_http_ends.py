@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from tests.cluster.processes import Terminal, short_folder, terminals, until
-from tests.cluster.test_http import Server
+from tests.cluster.serving import Server
 
 Type = Callable[..., Terminal]
 LONG = {"model": "demo", "prompt": "In the future", "max_tokens": 2000,
@@ -116,11 +116,11 @@ def test_a_port_that_is_taken_is_known_at_once(type_in: Type) -> None:
 class Alone:
     """`python -m server` without a router: it answers /livez, and 503."""
 
-    def __init__(self, folder: Path, *, descriptors: int) -> None:
+    def __init__(self, folder: Path, *, descriptors: int, module: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.log = folder / "log"
-        command = [sys.executable, "-m", "server", "--router", f"ipc://{folder}/none", "--port"]
+        command = [sys.executable, "-m", module, "--router", f"ipc://{folder}/none", "--port"]
 
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
@@ -141,8 +141,8 @@ class Alone:
 
 
 @contextmanager
-def alone(folder: Path, *, descriptors: int) -> Iterator[Alone]:
-    server = Alone(folder, descriptors=descriptors)
+def alone(folder: Path, *, descriptors: int, module: str = "server") -> Iterator[Alone]:
+    server = Alone(folder, descriptors=descriptors, module=module)
     try:
         yield server
     finally:
@@ -169,7 +169,8 @@ def test_without_descriptors_it_waits_and_then_goes_on() -> None:
 
 def test_what_is_sent_too_slowly_ends() -> None:
     """After its error too, though a byte comes now and then."""
-    with short_folder() as folder, alone(folder, descriptors=256) as server:
+    module = "tests.cluster.impatient_server"
+    with short_folder() as folder, alone(folder, descriptors=256, module=module) as server:
         head = (
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 4000000\r\n\r\n"

@@ -114,15 +114,21 @@ def test_a_model_too_short_for_the_question_is_refused(
         disagg.run(Setting(tmp_path, quick=True), notebook_in(tmp_path))
 
 
-def test_a_process_that_dies_spoils_its_run_and_is_gone_with_the_others() -> None:
-    load = Load("long", (Planned(0.0, tuple(range(5, 25)), 2000),))
+def test_runs_can_be_taken_back_and_a_process_that_dies_spoils_its_run() -> None:
+    """The arm goes on after the first, and is gone with all its processes after the second."""
+    endless = Load("long", (Planned(0.0, tuple(range(5, 25)), 2000),))
     split = Split("P/D", False, 2048)
     with started(split, model="demo", dtype="auto", streams=4) as arm:
+        (trace,) = arm.drive(endless, enough=lambda now, running: now > 0.05)
+        assert len(trace.tokens) < 2000
+        after = arm.drive(burst(3, prompt=32, new_tokens=4, seed=1, context=2304))
+        assert [len(each.tokens) for each in after] == [4, 4, 4]
+        assert [len(each.token_ids) for each in after] == [4, 4, 4]
         pids = arm.pids()
         killer = threading.Thread(target=_kill_when_busy, args=(pids["decode-0"],))
         killer.start()
         with pytest.raises(WorkerLost, match="decode-0 died"):
-            arm.drive(load)
+            arm.drive(endless)
     killer.join()
     assert len(pids) == 3
     until(lambda: not any(map(process_runs, pids.values())), "the cluster's end")
@@ -135,16 +141,6 @@ def _kill_when_busy(pid: int) -> None:
     before = ticks()
     until(lambda: ticks() > before, "the first steps")
     os.kill(pid, signal.SIGKILL)
-
-
-def test_runs_can_be_taken_back_and_the_arm_goes_on() -> None:
-    endless = Load("long", (Planned(0.0, tuple(range(5, 25)), 2000),))
-    with started(Split("colocated", True, 2048), model="demo", dtype="auto", streams=4) as arm:
-        (trace,) = arm.drive(endless, enough=lambda now, running: now > 0.05)
-        assert len(trace.tokens) < 2000
-        after = arm.drive(burst(3, prompt=32, new_tokens=4, seed=1, context=2304))
-    assert [len(each.tokens) for each in after] == [4, 4, 4]
-    assert [len(each.token_ids) for each in after] == [4, 4, 4]
 
 
 def test_torch_compile_gets_its_seconds_and_not_more() -> None:

@@ -1,5 +1,6 @@
 """`python main.py`, whole, with its processes: one file, whatever the topology and whoever is killed."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from baton.client.batch import Completion
+from baton.model_files import BUNDLED
 from baton.offline.outputs import rendered
 from sampler.params import SamplingParams
 from tests.cluster import calm
 from tests.cluster.processes import (
-    ROOT,
     Ends,
     Terminal,
     children_of,
@@ -181,17 +182,28 @@ def test_interrupted_before_the_workers_are_there(job: Job) -> None:
 
 def test_what_only_a_worker_can_find_out_is_one_line(job: Job, tmp_path: Path) -> None:
     """It looked well from outside: its exit code and its words become those of the command."""
-    gaps = tmp_path / "gaps"
-    gaps.mkdir()
-    for each in (ROOT / "baton" / "models" / "demo").glob("*.json"):
-        (gaps / each.name).write_bytes(each.read_bytes())
-    weights = load_file(ROOT / "baton" / "models" / "demo" / "model.safetensors")
-    (missing,) = [name for name in weights if name.endswith("h.1.mlp.c_fc.weight")]
-    del weights[missing]
-    save_file(weights, gaps / "model.safetensors", metadata={"format": "pt"})
-    incomplete = job.start("--quiet", "--model", gaps)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for each in BUNDLED["demo"].glob("*.json"):
+        (damaged / each.name).write_bytes(each.read_bytes())
+    weights = load_file(BUNDLED["demo"] / "model.safetensors")
+    (name,) = [each for each in weights if each.endswith("h.1.mlp.c_fc.weight")]
+    weights[name][3, 5] = float("nan")
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    no_number = job.start("--quiet", "--model", damaged)
     no_way = job.start("--quiet", "--kv-transport", "cuda_ipc", "-o", job.folder / "other.txt")
-    incomplete.refuses(3, "h.1.mlp.c_fc.weight")
+    no_number.refuses(3)
+    assert no_number.said == (
+        f"error: {damaged} is damaged: its weight {name} holds NaN, which is not a number; fetch or "
+        "convert the model again\n"
+    )
     no_way.refuses(4, "CUDA IPC")
     job.check_nothing_left()
     assert not list(job.folder.glob("*.part"))
+
+
+def test_an_adapter_is_refused_before_a_process_is_started(type_in: Type, tmp_path: Path) -> None:
+    about = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-2-7b"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    typed = type_in("main.py", "infer", "--model", tmp_path)
+    typed.refuses(3, f"{tmp_path} is a LoRA adapter and not a whole model: merge it into its base")

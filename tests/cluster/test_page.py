@@ -4,13 +4,12 @@ import asyncio
 import json
 import random
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster.browser import CHROMIUM, browser
 from tests.cluster.processes import short_folder, terminals
-from tests.cluster.test_http import Server
+from tests.cluster.serving import Server
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 
@@ -34,18 +33,7 @@ PRESS = (
 DECODE = {False: "[0, 158, 115]", True: "[39, 192, 147]"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with short_folder() as folder, terminals() as type_in:
-        served = Server(type_in, folder)
-        yield served
-        served.client.close()
-        served.terminal.signal(signal.SIGTERM)
-        served.terminal.ends(0, 20)
-
-
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+@pytest.mark.parametrize(("width", "height", "dark"), [(1440, 900, False), (390, 844, True)])
 def test_a_message_is_answered_and_seen_on_its_way(
     server: Server, width: int, height: int, dark: bool
 ) -> None:

@@ -1,10 +1,8 @@
-"""`python main.py run-batch` and `chat`, with everything behind them."""
+"""`python main.py run-batch`, with everything behind it."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +10,7 @@ import pytest
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import ROOT, Terminal, journaled, short_folder, terminals, until
-from tests.cluster.test_http import Server
+from tests.cluster.processes import Terminal, journaled, short_folder, terminals, until
 
 LENGTH = 60
 Type = Callable[..., Terminal]
@@ -55,24 +52,3 @@ def test_a_batch_that_is_killed_goes_on_and_is_complete(type_in: Type, tmp_path:
     assert texts == [each.text for each in expected]
     assert answers[12]["response"]["status_code"] == 400
     assert answers[12]["response"]["body"]["error"]["param"] == "temperature"
-
-
-def test_talking_from_the_terminal(type_in: Type) -> None:
-    def chat(*words: str, said: str = "") -> str:
-        ran = subprocess.run(
-            [sys.executable, "main.py", "chat", "--url", server.url, "--temperature", "0", *words],
-            cwd=ROOT, input=said, capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
-        return ran.stdout
-
-    with short_folder() as folder:
-        server = Server(type_in, folder)
-        once = chat("In the future", "--max-tokens", "12")
-        assert len(once) > 20
-        many = chat("--max-tokens", "12", said="In the future\n\nand then\n/new\nIn the future\n")
-        first, second, third, rest = many.split("\n")
-        assert (first, third, rest) == (once.strip("\n"), first, "")
-        assert second != first
-        server.client.close()
-        server.terminal.signal(signal.SIGINT)
-        server.terminal.ends(0, 20)

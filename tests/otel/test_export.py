@@ -17,18 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from baton.server.otel import exporting_to
-from baton.timeline import Moment, Timeline
-from baton.wire.records import Ended, Timings
 from tests.cluster.processes import short_folder, terminals
-from tests.cluster.test_http import Server
+from tests.cluster.serving import Server
+from tests.pure.traced import CALLER, END, ENDED, PARENT, TRACE, life
 
 WITHOUT = "OpenTelemetry's exporter is not installed; `make test-otel` runs this with it"
 PROTO = "opentelemetry.proto"
 wire = pytest.importorskip(f"{PROTO}.collector.trace.v1.trace_service_pb2", reason=WITHOUT)
 Span = pytest.importorskip(f"{PROTO}.trace.v1.trace_pb2", reason=WITHOUT).Span
 
-TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-PARENT = f"00-{TRACE}-{CALLER}-01"
 PATIENCE_S = 60.0
 STAGES = {"queue", "prefill", "handover", "decode"}
 
@@ -111,21 +108,10 @@ def is_whole(found: dict[str, Span], root: Span) -> None:
 
 def test_a_trace_arrives_as_otlp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # ms; 5 s otherwise
-    timeline = Timeline()
-    timeline.add(
-        [
-            Moment("cmpl-1-0", 100.0, "queued", tokens=9),
-            Moment("cmpl-1-0", 100.5, "filling", "prefill-0.ab"),
-            Moment("cmpl-1-0", 102.0, "decoding", "decode-0.cd", handover_s=0.25),
-            Moment("cmpl-1-0", 102.375, "finished", tokens=7, note="stop"),
-        ]
-    )
-    life = timeline.get("cmpl-1-0")
-    assert life is not None
     with collecting() as collector:
         made = exporting_to(collector.url, "demo")
         made.begin("cmpl-1", PARENT)
-        made.ended(Ended("cmpl-1-0", "stop", 9, 7, "shm", Timings()), life, 102.375)
+        made.ended(ENDED, life(), END)
         found = collector.trace("text_completion demo")
         assert collector.services == {"baton"}
         assert collector.kinds == {"application/x-protobuf /v1/traces"}

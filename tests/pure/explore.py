@@ -73,7 +73,6 @@ from tests.pure.worlds import (
 CLIENT, KERNEL = "client", "kernel"
 LONG = 1e6  # seconds: past every timeout
 REST_ACTIONS, REST_S = 1000, 10.0  # limits of a drain: it waits for no lease, which lasts 60 s
-
 TRACED = 60  # actions of a drain that are printed
 
 
@@ -94,8 +93,7 @@ class Explorer:
         """Every world that `depth` actions can reach."""
         start = self._start()
         came: dict[World, tuple[World, Action] | None] = {start: None}
-        level, reached = [start], 0
-        world, path = start, list[Action]()
+        level, reached, world, path = [start], 0, start, list[Action]()
         try:
             self._drain(start, path)
             while level and reached < depth:
@@ -376,9 +374,8 @@ class Explorer:
         return self._messages.add(key, decode(key) if isinstance(key, bytes) else key)
 
     def _pool(self, pool: Pool) -> int:
-        key = pool.frozen()
-        number = self._pools.known(key)
-        return self._pools.add(key, pool) if number is None else number
+        known = self._pools.known(key := pool.frozen())
+        return self._pools.add(key, pool) if known is None else known
 
     def _node(self, node: Any) -> int:
         key = value_of(node)
@@ -494,9 +491,8 @@ def main() -> None:
     options = parser.parse_args()
     for name in [options.setting] if options.setting else SETTINGS:
         began = time.monotonic()
-        kinds = tuple(options.kinds)
-        explorer = Explorer(replace(SETTINGS[name], faults=options.faults, kinds=kinds))
-        report = explorer.run(options.depth)
+        setting = replace(SETTINGS[name], faults=options.faults, kinds=tuple(options.kinds))
+        report = Explorer(setting).run(options.depth)
         print(f"{name}: {report} ({time.monotonic() - began:.1f} s)", flush=True)
 
 

@@ -1,6 +1,7 @@
 """The architecture, read off the code: who imports whom, what is heavy, what is never written here."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,13 +100,12 @@ no wait and no request."""
 
 
 def python_files() -> list[Path]:
-    """Every Python file of ours, product and tests."""
-    hidden = {"build", "dist", "node_modules", "__pycache__"}
-    return [
-        path
-        for path in sorted(ROOT.rglob("*.py"))
-        if not any(p.startswith(".") or p in hidden for p in path.relative_to(ROOT).parts)
-    ]
+    """Every Python file of ours, product and tests. Environments, with thousands, are not walked."""
+    hidden, found = {"build", "dist", "node_modules", "__pycache__"}, list[Path]()
+    for folder, names, files in os.walk(ROOT):
+        names[:] = [each for each in names if not each.startswith(".") and each not in hidden]
+        found += [Path(folder, each) for each in files if each.endswith(".py")]
+    return sorted(each for each in found if not each.name.startswith("."))
 
 
 def relative(path: Path) -> str:
@@ -129,8 +129,13 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in PRODUCT}
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def imports(path: Path) -> tuple[tuple[str, int], ...]:
     """Every module this file imports, wherever the import stands, and its line."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, int]]:
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((each.name, node.lineno) for each in node.names)

@@ -1,7 +1,6 @@
 """Connections of all kinds of clients, on real sockets: each ends, and says why where it can."""
 
 import asyncio
-import json
 import logging
 import os
 import resource
@@ -9,129 +8,18 @@ import socket
 import ssl
 import struct
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import h11
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.server import accept, connection
 from baton.server.accept import Acceptor, reserve_of
-from baton.server.bodies import limits_of
-from baton.server.connection import ServerProtocol, check_head
-from baton.server.guard import AccessPolicy, Guard, hashed
-from baton.server.options import ServerSettings
-from baton.server.run import configured
-
-HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-KEY = b"Authorization: Bearer k\r\n"
-PATIENCE_S = 20  # no answer within it fails the test
-
-
-class App:
-    """Answers at once with what it was sent; /flood never stops sending, /big sends it all at once."""
-
-    def __init__(self) -> None:
-        self.ended = asyncio.Event()
-        self.asked: list[str] = []
-        self.tenants: set[str] = set()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.asked.append(scope["path"])
-        self.tenants.add(scope["state"]["tenant"])
-        if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.accept"})
-            while (message := await receive())["type"] == "websocket.receive":
-                await send({"type": "websocket.send", "text": str(len(message["text"]))})
-            return
-        body = (await receive()).get("body", b"")
-        start = {"type": "http.response.start", "status": 200, "headers": []}
-        await send(start)
-        part = {"type": "http.response.body", "body": b"x" * 60_000, "more_body": True}
-        if scope["path"] == "/flood":
-            pump = asyncio.create_task(self.pump(send, part))
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            pump.cancel()
-            self.ended.set()
-        elif scope["path"] == "/big":
-            await send(part | {"body": b"x" * 20_000_000, "more_body": False})
-        else:
-            await send({"type": "http.response.body", "body": str(len(body)).encode()})
-
-    async def pump(self, send: Any, part: Any) -> None:
-        while True:
-            await send(part)
-            await asyncio.sleep(0)
-
-
-class Served:
-    """A server in this process."""
-
-    def __init__(self, port: int, app: App, guard: Guard, server: uvicorn.Server) -> None:
-        self.port, self.app, self.guard, self.server = port, app, guard, server
-
-    async def open(self, *sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        for part in sent:
-            writer.write(part)
-        return reader, writer
-
-    async def ask(self, *sent: bytes) -> bytes:
-        """All that comes until the server ends the connection."""
-        reader, writer = await self.open(*sent)
-        try:
-            return await asyncio.wait_for(reader.read(), PATIENCE_S)
-        except ConnectionResetError:
-            return b""
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def serving(*keys: str, certificate: Path | None = None) -> AsyncIterator[Served]:
-    """`certificate`: of https, with its private key in the same file."""
-    app = App()
-    guard = Guard(app, AccessPolicy(hashed(keys)), lambda path: limits_of(path, 2048))
-    settings = ServerSettings("ipc:///nowhere", "demo", certificate=certificate)
-    config = configured(guard, settings)
-    config.lifespan, config.timeout_keep_alive = "off", 1
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        serving = asyncio.create_task(server.serve(sockets=[]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        acceptor = Acceptor(
-            listener,
-            lambda: ServerProtocol(config, server.server_state, server.lifespan.state),
-            config.ssl,
-        )
-        try:
-            yield Served(listener.getsockname()[1], app, guard, server)
-        finally:
-            acceptor.close()
-            server.should_exit = server.force_exit = True
-            await serving
-            await acceptor.wait_closed()
-
-
-def answered(sent: bytes, status: int, code: str) -> dict[str, str]:
-    """Checks an error response; its headers."""
-    head, _, body = sent.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    assert first.startswith(f"HTTP/1.1 {status} "), sent[:300]
-    assert json.loads(body)["error"]["code"] == code
-    headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
-    assert headers["connection"] == "close"
-    return headers
+from baton.server.connection import check_head
+from tests.pure.listening import HEAD, KEY, PATIENCE_S, POST, answered, serving
 
 
 async def read_all(client: socket.socket) -> None:
@@ -167,15 +55,16 @@ BAD_HEADS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BAD_HEADS)
-def test_what_is_not_http_is_refused_and_ended(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_http_is_refused_and_ended(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         async with serving("k") as served:
-            answered(await served.ask(BAD_HEADS[name]), 400, "invalid_http")
-            assert b" 200 " in await served.ask(HEAD + KEY + b"Connection: close\r\n\r\n")
+            for name, sent in BAD_HEADS.items():
+                answered(await served.ask(sent), 400, "invalid_http", name)
+                good = await served.ask(HEAD + KEY + b"Connection: close\r\n\r\n")
+                assert b" 200 " in good, f"after {name}"
+                assert "Traceback" not in caplog.text, name
 
     asyncio.run(work())
-    assert "Traceback" not in caplog.text
 
 
 def test_junk_behind_a_request_is_no_request() -> None:

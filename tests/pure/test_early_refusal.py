@@ -15,8 +15,8 @@ from baton.server.api_error import MESSAGES_PATH, ApiError
 from baton.server.bodies import GENERATING, PIECE, limits_of
 from baton.server.guard import AccessPolicy, Guard
 from baton.server.quotas import Quotas
-from tests.pure.test_connection import POST
-from tests.pure.test_connection import serving as listening
+from tests.pure.listening import POST
+from tests.pure.listening import serving as listening
 from tests.pure.test_websocket import exchange
 from tests.pure.town_app import Answer, TownClient, serving
 

@@ -15,9 +15,9 @@ from router.ledger import Ledger
 from router.line import Line
 from router.observers import Observers
 from router.priority import PriorityQueue
+from tests.pure.desk import Desk, sent
 from tests.pure.test_ledger import add_of
 from tests.pure.test_ledger import step as move
-from tests.pure.test_router_edges import Desk, sent
 from tests.pure.town import Town
 
 MOST = 1000  # tokens of a request here

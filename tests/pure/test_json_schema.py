@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pytest
@@ -164,11 +165,21 @@ def test_which_grammars_are_read_in_a_thread(fields: dict[str, Any], long: bool)
     assert CompletionRequest.model_validate({"prompt": "x"} | fields).has_long_grammar is long
 
 
+@cache
+def grammars() -> Grammars:
+    return Grammars(FILE, VOCABULARY, (END,))
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer(FILE)
+
+
 def follows(schema: Mapping[str, Any], value: Any) -> bool:
     """Is this the beginning of a text that the schema's grammar allows?"""
-    guide = Grammars(FILE, VOCABULARY, (END,)).open(json_schema(schema))
+    guide = grammars().open(json_schema(schema))
     text = json.dumps(value, separators=(",", ":"))
-    return all(guide.accept(each) for each in Tokenizer(FILE).encode(text, special=False))
+    return all(guide.accept(each) for each in tokenizer().encode(text, special=False))
 
 
 @pytest.mark.parametrize(
@@ -208,6 +219,4 @@ def test_a_name_as_it_is_gives_way_to_the_decoded_one() -> None:
 )
 def test_a_reference_to_nothing_is_refused(reference: str) -> None:
     with pytest.raises(RequestError, match="cannot be compiled"):
-        Grammars(FILE, VOCABULARY, (END,)).check(
-            json_schema({"$ref": reference, "$defs": {"a": {}}})
-        )
+        grammars().check(json_schema({"$ref": reference, "$defs": {"a": {}}}))

@@ -14,10 +14,10 @@ from baton.wire.membership import Membership
 from baton.wire.node import ROUTER, Stop, To
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
+from tests.pure.desk import Desk, sent
 from tests.pure.test_cluster_nodes import CALM_MESSAGES, PROMPTS, assert_calm, town_with_requests
 from tests.pure.test_cluster_random import assert_ended, guard, prompts_of, town_of
 from tests.pure.test_membership import HELLO, WELCOME
-from tests.pure.test_router_edges import Desk, sent
 from tests.pure.town import Town, calm_answer
 
 ROLES = ["prefill-0", "prefill-1", "decode-0", "decode-1"]

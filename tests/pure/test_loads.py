@@ -21,8 +21,8 @@ from router.loads import Loads
 from router.observers import LOOK_S, UPDATE_S, Watchers
 from router.placement import DecodeChoice, choose_decode
 from router.workers import DECODE, Member
+from tests.pure.desk import Desk, sent
 from tests.pure.slow_loads import wrong_choices, wrong_counts
-from tests.pure.test_router_edges import Desk, sent
 from tests.pure.test_workers import hello
 from tests.pure.town import Town
 

@@ -1,15 +1,13 @@
 """The loop under every node: what it carries out, what it notices, how it ends."""
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,85 +16,16 @@ import zmq
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError
 from baton.wire import messages as msg
 from baton.wire.channel import Dialer, Listener
-from baton.wire.loop import LONGEST_WAIT_S, OWN, Loop, Watcher
+from baton.wire.loop import LONGEST_WAIT_S, OWN, Loop
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
+from tests.pure.looping import MANY_TURNS, PretendChannel, Recorder, Ticking, close_pretend_channels
 from tests.pure.test_workers import hello
-
-MANY_TURNS = 2000
-
-
-class Recorder:
-    """A node that writes down what it is given, and answers with what it is told to."""
-
-    def __init__(self, *, steps: list[list[Effect]] | None = None) -> None:
-        self.handled: list[tuple[str, msg.Message]] = []
-        self.answers: Callable[[msg.Message], list[Effect]] = lambda message: []
-        self.steps = steps or []
-        self.turns = 0
-
-    def handle(self, sender: str, message: msg.Message, now: float) -> list[Effect]:
-        self.handled.append((sender, message))
-        return self.answers(message)
-
-    def step(self, now: float) -> list[Effect]:
-        self.turns += 1
-        if self.turns > MANY_TURNS:
-            return [Stop(9, "nothing came of it")]
-        return self.steps.pop(0) if self.steps else []
-
-    def due(self, now: float) -> float:
-        return 0.0 if self.steps else 0.01
-
-
-class PretendChannel:
-    """No network: what is sent is kept, some peers are out of reach."""
-
-    def __init__(self, *, unreachable: set[str] | None = None) -> None:
-        self._context = zmq.Context()
-        self.socket = self._context.socket(zmq.ROUTER)
-        self.socket.linger = 0
-        self.unreachable = unreachable or set()
-        self.sent: list[tuple[str, msg.Message]] = []
-        self.calls: list[tuple[str, int]] = []  # to whom, how many messages together
-        OPEN.append(self)
-
-    def send(self, peer: str, *messages: msg.Message) -> bool:
-        if peer in self.unreachable:
-            return False
-        self.sent += [(peer, message) for message in messages]
-        self.calls.append((peer, len(messages)))
-        return True
-
-    def receive(self) -> Iterator[tuple[str, list[msg.Message]]]:
-        return iter(())
-
-    def close(self) -> None:
-        self.socket.close()
-        self._context.term()
-
-
-class Ticking:
-    """A clock that moves on by a millisecond whenever it is looked at."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
-
-
-OPEN: list[PretendChannel] = []
-"""Pretend channels of the test that runs; closed behind it."""
 
 
 @pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
-    """The loop takes SIGTERM for itself; tests give it back, and close what they opened."""
-    before = signal.getsignal(signal.SIGTERM)
+def all_closed() -> Iterator[None]:
     yield
-    while OPEN:
-        OPEN.pop().close()
-    signal.signal(signal.SIGTERM, before)
+    close_pretend_channels()
 
 
 @pytest.fixture
@@ -104,27 +33,6 @@ def folder() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="bt-"))
     yield made
     shutil.rmtree(made)
-
-
-@contextlib.contextmanager
-def child(code: str = "import sys; sys.stdin.read()") -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends when its stdin is closed; it is waited for at the very end only."""
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        process.kill()
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
-
-
-def zombie(process: subprocess.Popen[bytes]) -> int:
-    """The pid, once the process has ended and nobody has waited for it."""
-    assert process.stdin is not None
-    process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    return process.pid
 
 
 def test_a_stop_ends_the_loop_with_its_code_and_says_why_on_one_line(
@@ -395,60 +303,6 @@ def test_of_much_that_came_together_the_rest_is_handled_after_a_step() -> None:
     assert [message for _, message in node.handled] == together
 
 
-# ---- deaths
-
-
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd (Linux 5.3)")
-def test_the_death_of_a_watched_process_is_noticed_even_if_nobody_waits_for_it() -> None:
-    with child() as process:
-        node = Recorder(steps=[[Watch("p1", process.pid)], []])
-        node.answers = lambda message: [Stop(0, "")]
-        loop = Loop(node, PretendChannel())
-        loop._turn()
-        assert node.handled == []
-        zombie(process)
-        assert loop.run() == 0
-        assert node.handled == [("p1", msg.Exited("p1"))]
-        assert node.turns <= 4
-
-
-def test_a_process_that_is_gone_already_is_noticed_at_once() -> None:
-    with child() as process:
-        pid = process.pid
-    node = Recorder(steps=[[Watch("p1", pid)], [Stop(0, "")]])
-    Loop(node, PretendChannel()).run()
-    assert node.handled == [("p1", msg.Exited("p1"))]
-
-
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd (Linux 5.3)")
-def test_when_the_parent_ends_so_does_the_loop() -> None:
-    with child() as process:
-        node = Recorder()
-        loop = Loop(node, PretendChannel(), parent=process.pid)
-        loop._turn()
-        zombie(process)
-        assert loop.run() == 0
-        assert node.turns <= 4
-
-
-def test_a_parent_that_is_gone_already_means_not_to_start() -> None:
-    with child() as process:
-        pid = process.pid
-    node = Recorder()
-    assert Loop(node, PretendChannel(), parent=pid).run() == 0
-    assert node.turns == 0
-
-
-def test_without_pidfd_processes_are_looked_at_once_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "pidfd_open", raising=False)
-    watcher = Watcher(zmq.Poller())
-    with child() as process:
-        assert watcher.watch("p1", process.pid)
-        assert watcher.gone([]) == []
-    assert watcher.gone([]) == ["p1"]
-    assert watcher.gone([]) == []
-
-
 # ---- found by review; each is a bug until its mark is taken away
 
 
@@ -476,31 +330,6 @@ def test_sigterm_is_heard_while_nothing_happens(monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - began < 1.8
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd (Linux 5.3)")
-def test_watching_the_same_process_twice_takes_one_descriptor() -> None:
-    watcher = Watcher(zmq.Poller())
-    with child() as process:
-        for _ in range(5):
-            watcher.watch("p1", process.pid)
-        watched = len(watcher._peers)
-        zombie(process)
-        watcher.gone(list(watcher._peers))
-    assert watched == 1
-
-
-@pytest.mark.parametrize("number", ["EMFILE", "ENOSYS", "EPERM"])
-def test_a_system_without_pidfd_does_not_make_the_living_dead(
-    monkeypatch: pytest.MonkeyPatch, number: str
-) -> None:
-    import errno
-
-    def refuse(pid: int) -> int:
-        raise OSError(getattr(errno, number), "not here")
-
-    monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
-    assert Watcher(zmq.Poller()).watch("me", os.getpid())
-
-
 def test_what_was_ordered_first_is_sent_first_though_a_peer_is_gone() -> None:
     channel = PretendChannel(unreachable={"client"})
     node = Recorder(
@@ -526,8 +355,3 @@ def test_a_storm_of_messages_does_not_keep_the_node_from_its_steps() -> None:
     channel.socket.bind("inproc://storm")
     assert Loop(node, channel, clock=Ticking()).run() == 0
     assert handled_before_a_step <= 10_000
-
-
-@pytest.mark.parametrize("pid", [2**31, 2**63, 2**80])
-def test_a_number_that_no_process_can_have_is_a_process_that_has_ended(pid: int) -> None:
-    assert not Watcher(zmq.Poller()).watch("forged", pid)

@@ -10,30 +10,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from baton.errors import InputError
 from baton.server import otel
 from baton.server.otel import Spans, exporting_to
-from baton.timeline import Moment, Timeline
-from baton.wire.records import Ended, Timings
-
-PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+from tests.pure.traced import END, ENDED, PARENT, life
 
 
 def test_a_trace_is_the_clients_with_a_span_for_each_stage() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    timeline = Timeline()
-    timeline.add(
-        [
-            Moment("cmpl-1-0", 100.0, "queued", tokens=9),
-            Moment("cmpl-1-0", 100.5, "filling", "prefill-0.ab"),
-            Moment("cmpl-1-0", 102.0, "decoding", "decode-0.cd", handover_s=0.25),
-            Moment("cmpl-1-0", 102.375, "finished", tokens=7, note="stop"),
-        ]
-    )
-    life = timeline.get("cmpl-1-0")
-    assert life is not None
     made = Spans(provider, "demo")
     made.begin("cmpl-1", PARENT)
-    made.ended(Ended("cmpl-1-0", "stop", 9, 7, "shm", Timings()), life, 102.375)
+    made.ended(ENDED, life(), END)
     found = {span.name: span for span in exporter.get_finished_spans()}
     assert list(found) == ["queue", "prefill", "handover", "decode", "text_completion demo"]
     root = found["text_completion demo"]

@@ -10,7 +10,7 @@ from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from router.batching import Rules
-from tests.pure.test_router_edges import RECEIPT, Desk, sent
+from tests.pure.desk import RECEIPT, Desk, sent
 from tests.pure.town import Town, calm_answer
 
 INNOCENT = {f"r{i}": (range(100 + 20 * i, 106 + 20 * i + i), 4 + i) for i in range(8)}

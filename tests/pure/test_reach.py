@@ -10,8 +10,8 @@ from router.scheduling import DEFERRED_S
 from router.tries import ISOLATION_S, QUARANTINE_AFTER
 from router.ways import FIRST_S, STEADY_S, Ways
 from router.workers import SILENT_S
+from tests.pure.desk import Desk, sent
 from tests.pure.slow_loads import wrong_counts
-from tests.pure.test_router_edges import Desk, sent
 
 
 def desk_with_a_pending_way() -> Desk:

@@ -15,8 +15,8 @@ from baton.wire.records import ProcessDown
 from router.readiness import FILLING_THEMSELVES, MAX_SUPERVISORS, PREFILL_GRACE_S, Readiness
 from router.ways import MOST_S
 from router.workers import ENGINE, WorkerRegistry
+from tests.pure.desk import RULES, Desk, sent
 from tests.pure.engine_town import EngineTown
-from tests.pure.test_router_edges import RULES, Desk, sent
 from tests.pure.test_workers import SILENT, attach, hello, members
 from tests.pure.town import Town, calm_answer
 

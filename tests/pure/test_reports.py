@@ -18,8 +18,8 @@ from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.node import To, Watch
 from baton.wire.records import Logprob
+from tests.pure.desk import RECEIPT, Desk, sent
 from tests.pure.test_codec import values
-from tests.pure.test_router_edges import RECEIPT, Desk, sent
 from tests.pure.test_workers import hello
 from tests.pure.town import VOCABULARY
 

@@ -11,7 +11,7 @@ from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.node import Effect
 from router.batching import Rules
-from tests.pure.test_router_edges import Desk, sent
+from tests.pure.desk import Desk, sent
 from tests.pure.town import Town, calm_answer
 
 ALONE = Rules(batch_size=1, window_s=0.0, token_budget=64, colocated=True)

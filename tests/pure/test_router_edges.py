@@ -5,85 +5,17 @@ import dataclasses
 import pytest
 
 from baton.kv.grant import Grant
-from baton.kv.region import Receipt
 from baton.lifecycle import State
-from baton.params import GenerationParams, Limits
 from baton.wire import messages as msg
 from baton.wire.membership import Membership
-from baton.wire.node import Effect, Stop, To
+from baton.wire.node import Stop, To
 from baton.wire.records import Timings
 from prefill_worker.worker import PrefillWorker
-from router.admission import Served
-from router.batching import Rules
-from router.router import Identity, Router
+from tests.pure.desk import RECEIPT, RULES, Desk, sent
 from tests.pure.test_workers import hello
-from tests.pure.town import EOS, GREEDY, VOCABULARY, PretendPrefill, PretendTokenizer, Town
+from tests.pure.town import PretendPrefill, Town
 
-RECEIPT = Receipt(0, b"", 0.0, "shm")
 A_FILL = msg.Fill(Grant("d1", "d1/0", "a#0", 1, (0,)), (1, 2))
-RULES = Rules(batch_size=4, window_s=0.0, token_budget=64)
-
-
-class Desk:
-    """A router with pretend workers d1 and p1 at its doors; every effect is kept."""
-
-    def __init__(self, *workers: str, rules: Rules = RULES, pool: int = 64) -> None:
-        served = Served("m", "m" * 16, Limits(512, VOCABULARY), (EOS,), GREEDY)
-        self.router = Router(
-            Identity("router/1", "here", 1), served, PretendTokenizer(), rules, lambda: 0.0
-        )
-        self.now = 0.0
-        self.pool = pool
-        for worker in workers or ("d1", "p1"):
-            self.join(worker)
-        for p in [w for w in workers or ("d1", "p1") if w.startswith("p")]:
-            for d in [w for w in workers or ("d1", "p1") if w.startswith("d")]:
-                self.hear(p, msg.Attached(d, f"{d}/0", "shm", 0.0, ""))
-
-    def join(self, worker: str, **changes: object) -> list[Effect]:
-        blocks = self.pool if worker.startswith("d") else 0
-        return self.hear(worker, dataclasses.replace(hello(worker), blocks=blocks, **changes))
-
-    def hear(self, sender: str, message: msg.Message) -> list[Effect]:
-        return self.router.handle(sender, message, self.now)
-
-    def step(self) -> list[Effect]:
-        return self.router.step(self.now)
-
-    def submit(
-        self, name: str, prompt: tuple[int, ...] = (1, 2, 3), length: int = 4
-    ) -> list[Effect]:
-        return self.hear("client", msg.Submit(name, prompt, GenerationParams(length)))
-
-    def grant(self, run: str, worker: str = "d1") -> Grant:
-        return Grant(worker, f"{worker}/0", run, 1, (0,))
-
-    def state(self, name: str) -> State | None:
-        entry = self.router.ledger.get(name)
-        return entry.state if entry else None
-
-    def run(self, name: str) -> str:
-        """The name of the request's current run."""
-        return self.router.ledger.entry(name).run
-
-    def to_filling(self, name: str = "a") -> None:
-        self.submit(name)
-        self.step()
-        self.hear("d1", msg.Reserved(self.grant(self.run(name))))
-        self.step()
-        assert self.state(name) is State.FILLING
-
-    def to_decoding(self, name: str = "a") -> None:
-        self.to_filling(name)
-        self.hear("p1", msg.Filled(self.run(name), RECEIPT, 0.0))
-        assert self.state(name) is State.DECODING
-
-
-def sent(effects: list[Effect], kind: type) -> list[tuple[str, object]]:
-    return [
-        (e.peer, e.message) for e in effects if isinstance(e, To) and isinstance(e.message, kind)
-    ]
-
 
 REPORTS = [
     msg.Heartbeat("x/0", 1), msg.Reserved(Grant("x", "x/0", "a#0", 1, (0,))), msg.Deferred("a#0"),
@@ -447,14 +379,14 @@ def test_a_decode_worker_nobody_can_fill_gets_nothing_to_be_filled() -> None:
 def test_a_lost_connection_is_no_proof_that_a_writer_has_stopped() -> None:
     """The loop says the same of both. It needs a word of its own for a peer that cannot be reached."""
     from baton.wire.loop import Loop
-    from tests.pure.test_loop import OPEN, PretendChannel, Recorder
+    from tests.pure.looping import PretendChannel, Recorder, close_pretend_channels
 
     node = Recorder(steps=[[To("p1", msg.Drop("a#0"))], [Stop(0, "")]])
     channel = PretendChannel(unreachable={"p1"})
     try:
         assert Loop(node, channel).run() == 0
     finally:
-        OPEN.pop().close()
+        close_pretend_channels()
     assert [m for _, m in node.handled] != [msg.Exited("p1")]
 
 

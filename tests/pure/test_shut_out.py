@@ -21,7 +21,7 @@ from decode_worker.worker import DecodeWorker
 from prefill_worker.model import Chunk, News, Sent, Stopped
 from prefill_worker.worker import PrefillWorker
 from router.workers import PREFILL
-from tests.pure.test_router_edges import Desk, sent
+from tests.pure.desk import Desk, sent
 from tests.pure.test_ways import FlappingTown, Missing, SlowWays, ask, assert_right, lose
 from tests.pure.test_workers import hello
 from tests.pure.town import PretendPrefill, Town

@@ -3,7 +3,6 @@
 import json
 import random
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import jsonschema
@@ -30,6 +29,7 @@ from baton.tool_calls import (
     rules_of,
 )
 from baton.tool_calls_marked import MOST_COPIED, Kind, parameter_of, parameters_of
+from tests.pure.cuts import check_cuts
 from tests.pure.test_tool_calls import END, allowed, goes, model, shown
 
 MARKED = [each for each in FORMATS.values() if each.marked is not None]
@@ -149,18 +149,7 @@ TEXTS = st.one_of(
 def test_wherever_it_is_cut(form: CallFormat, text: str, cuts: list[int]) -> None:
     known = reading(form)
     reader = reader_of(form, known.names, known.parameters)
-    places = sorted({0, *(each for each in cuts if each < len(text)), len(text)})
-    found = [*(reader.take(text[a:b]) for a, b in pairwise(places)), reader.end()]
-    whole = heard(text, known)
-    pieces = [piece for each in found for piece in each.calls]
-    assert "".join(each.content for each in found) == whole.content
-    assert [each.name for each in pieces if each.name] == [each.name for each in whole.calls]
-    for index, call in enumerate(whole.calls):
-        own = [each for each in pieces if each.index == index]
-        assert (own[0].name, own[0].arguments) == (call.name, "")
-        assert "".join(each.arguments for each in own) == call.arguments
-        assert all(each.arguments and not each.name for each in own[1:])
-    assert reader.complete == whole.complete
+    check_cuts(reader, heard(text, known), text, cuts)
 
 
 @pytest.mark.parametrize("form", MARKED)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from baton.tool_calls import (
     call_text,
     calls_text,
 )
+from tests.pure.cuts import check_cuts
 
 NAMES = ("weather", "get time", 'odd"name', "wetter_für")
 PLAIN = [each for each in FORMATS.values() if each.marked is None]
@@ -107,19 +107,7 @@ TEXTS = st.one_of(
 
 @given(st.sampled_from(PLAIN), TEXTS, st.lists(st.integers(0, 250), max_size=12))
 def test_wherever_it_is_cut(form: CallFormat, text: str, cuts: list[int]) -> None:
-    reader = CallReader(form, NAMES)
-    places = sorted({0, *(each for each in cuts if each < len(text)), len(text)})
-    found = [*(reader.take(text[a:b]) for a, b in pairwise(places)), reader.end()]
-    whole = heard(text, ToolReading(form, NAMES))
-    pieces = [piece for each in found for piece in each.calls]
-    assert "".join(each.content for each in found) == whole.content
-    assert [each.name for each in pieces if each.name] == [each.name for each in whole.calls]
-    for index, call in enumerate(whole.calls):
-        own = [each for each in pieces if each.index == index]
-        assert (own[0].name, own[0].arguments) == (call.name, "")
-        assert "".join(each.arguments for each in own) == call.arguments
-        assert all(each.arguments and not each.name for each in own[1:])
-    assert reader.complete == whole.complete
+    check_cuts(CallReader(form, NAMES), heard(text, ToolReading(form, NAMES)), text, cuts)
 
 
 @pytest.mark.parametrize("form", PLAIN)

@@ -18,7 +18,7 @@ from router.router import Router
 from router.tries import LOCAL_AFTER_DETOURS
 from router.ways import FIRST_S, MOST_S, STEADY_S, Ways
 from router.workers import PREFILL, WorkerRegistry
-from tests.pure.test_router_edges import RECEIPT, Desk, sent
+from tests.pure.desk import RECEIPT, Desk, sent
 from tests.pure.test_workers import hello, told
 from tests.pure.town import PretendDecode, PretendPrefill, Town, calm_answer
 

@@ -22,7 +22,7 @@ from baton.transfer.base import Link
 from baton.transfer.curve import CurveKeys
 from baton.transfer.registry import make_exports, open_link
 from baton.transfer.slabs import allocate_slabs
-from tests.torch.test_transfer_contract import BLOCKS, LAYOUT, Owner, fill, holds, reference
+from tests.torch.owners import BLOCKS, LAYOUT, Owner, fill, holds, reference
 
 WRITER, DEADLINE_S = "p1", 2.0
 

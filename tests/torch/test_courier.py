@@ -26,7 +26,7 @@ from baton.transfer.slabs import Slabs, allocate_slabs
 from baton.wire.messages import WayLost
 from prefill_worker import ways as ways_module
 from prefill_worker.ways import Ways
-from tests.torch.test_transfer_contract import KEYS
+from tests.torch.owners import KEYS
 from tools.faults.proxy import Faults, Proxy
 
 LAYOUT = KVLayout(tuple(LayerShape(8, 64, 64) for _ in range(8)), 16, "float32")  # 64 KiB a block

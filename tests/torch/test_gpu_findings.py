@@ -1,8 +1,8 @@
 """What a reading of the GPU's path found, each as far as it shows without a card: what torch's functions
-are asked for, in which order, and what is left behind when one of them fails."""
+are asked for, in which order, and what is left behind when one of them fails. Two subjects are files of
+their own: test_gpu_recordings.py, test_gpu_transports.py."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,44 +16,32 @@ from baton.cluster.launch import read_worker_options
 from baton.engine import gather
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import pack
-from baton.engine.boot import Recording, boot
+from baton.engine.boot import boot
 from baton.engine.cuda import fp8
 from baton.engine.cuda.fp8 import Fp8Linear, dequantized, quantize_linears
-from baton.engine.cuda.graphs import (
-    Again,
-    CudaGraphs,
-    GraphRunner,
-    Replay,
-    StaticAttention,
-    ladder,
-)
 from baton.engine.device import pick_device
-from baton.engine.errors import NotRecorded, within_memory
+from baton.engine.errors import within_memory
 from baton.engine.gather import GatherAttention, plan_groups, triangle
 from baton.engine.pool import Beside, Pool, decode_pool_blocks
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner
-from baton.errors import InputError, OutOfMemory, TransferError
+from baton.errors import InputError, OutOfMemory
 from baton.kv.grant import Grant
 from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
-from baton.transfer import cuda_ipc, device, pieces, slabs
-from baton.transfer.base import Owner
-from baton.transfer.device import gathered_copy
 from baton.transfer.in_place import InPlaceExport, InPlaceLink
-from baton.transfer.registry import make_exports
-from baton.transfer.slabs import Slabs, allocate_slabs
+from baton.transfer.slabs import allocate_slabs
 from decode_worker.decoding import Decoding
 from decode_worker.draft import DraftModel
 from decode_worker.model import Draw
-from decode_worker.speculation import PromptLookup, Speculation, Wanted
+from decode_worker.speculation import Wanted
 from prefill_worker.filling import Filling
 from prefill_worker.model import Chunk
 from sampler.params import SamplingParams
 from tests.torch.fake_gpu import GPU, fake_gpu
 from tests.torch.families import make_model
-from tests.torch.test_graphs import LENGTHS, Counting, Play, plain
+from tests.torch.test_graphs import plain
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 LAYOUT = KVLayout((LayerShape(2, 8, 8), LayerShape(1, 8, 4)), 4, "float32")
@@ -91,7 +79,6 @@ def test_cudnn_is_off_before_anything_runs_on_a_gpu(
 
 
 # ---- 2: chunks behind others
-
 
 CASES = [(3, 9, None), (5, 4, None), (4, 0, None), (3, 9, 50), (3, 9, 4), (1, 7, None)]
 
@@ -153,84 +140,6 @@ def test_a_chunk_attends_to_the_same_in_torchs_own_form(
         if flash:
             assert later.variant is CausalVariant.LOWER_RIGHT
             assert (later.seq_len_q, later.seq_len_kv) == (3, 12)
-
-
-# ---- 4, 10: recordings
-
-
-def test_a_ladder_is_recorded_before_serving_and_nothing_while_serving() -> None:
-    recorder = Counting()
-    slow, layout = plain("qwen2")
-    runner = GraphRunner(slow, StaticAttention(), lambda: recorder)
-    play = Play(runner, layout, LENGTHS)
-    assert isinstance(runner, Recording)
-    runner.prepare(play.pool, 6, 32)
-    at_load = recorder.recorded
-    assert at_load == len(ladder(StaticAttention(), 6, 8, play.pool.blocks))
-    other = Play(slow, layout, LENGTHS)
-    replayed = 0
-    for present in ((0, 1, 2), (0, 1, 2, 3, 4), (4,), (2, 0), (1, 3)) * 3:
-        torch.testing.assert_close(play.step(present), other.step(present), atol=1e-4, rtol=0)
-        replayed += 1
-        assert runner.replayed == replayed
-    assert recorder.recorded == at_load
-    beside = Play(runner, layout, LENGTHS)  # another pool
-    torch.testing.assert_close(
-        beside.step((0, 1)), Play(slow, layout, LENGTHS).step((0, 1)), atol=1e-4, rtol=0
-    )
-    assert (recorder.recorded, runner.replayed) == (at_load, replayed)
-    play.step((0, 1))
-    assert runner.replayed == replayed + 1
-
-
-def test_more_rows_or_blocks_than_the_ladder_has_run_unrecorded() -> None:
-    recorder = Counting()
-    slow, layout = plain("gpt2")
-    runner = GraphRunner(slow, StaticAttention(), lambda: recorder)
-    play, other = Play(runner, layout, LENGTHS), Play(slow, layout, LENGTHS)
-    runner.prepare(play.pool, 2, 12)
-    at_load = recorder.recorded
-    for present in ((0, 1, 2), (2,)):  # three rows; a sequence of 17 tokens
-        torch.testing.assert_close(play.step(present), other.step(present), atol=1e-5, rtol=0)
-    assert (recorder.recorded, runner.replayed) == (at_load, 0)
-
-
-def test_the_ladder_is_short_and_its_largest_bucket_comes_first() -> None:
-    class Paged(StaticAttention):
-        def width(self, blocks: Any) -> int:
-            return 0
-
-    assert ladder(Paged(), 64, 2048, 10**6) == [(1 << bit, 0) for bit in reversed(range(7))]
-    assert ladder(Paged(), 1, 1, 10) == [(1, 0)]
-    assert ladder(Paged(), 1000, 9, 10)[0] == (256, 0)
-    gathered = ladder(StaticAttention(), 64, 2048, 10**6)
-    assert gathered[0] == (64, 2048)
-    assert len(gathered) <= 45
-    assert all(rows * width <= 4096 for rows, width in ladder(StaticAttention(), 256, 2048, 100))
-
-
-def test_a_step_that_cannot_be_recorded_at_load_ends_the_ladder() -> None:
-    class Failing:
-        tried = 0
-
-        def record(self, forward: Replay) -> Replay:
-            Failing.tried += 1
-            raise NotRecorded("no")
-
-    slow, layout = plain("gpt2")
-    runner = GraphRunner(slow, StaticAttention(), Failing)
-    play, other = Play(runner, layout, LENGTHS), Play(slow, layout, LENGTHS)
-    runner.prepare(play.pool, 4, 32)
-    torch.testing.assert_close(play.step((0, 1)), other.step((0, 1)))
-    assert Failing.tried == 1
-
-
-def test_with_many_runs_nothing_is_drafted_where_steps_are_recorded() -> None:
-    wanted = [Wanted(f"r{i}", [1, 2, 3, 1, 2, 3, 1, 2], 3) for i in range(3)]
-    assert len(Speculation(PromptLookup(), 3).draft(wanted, 99)) == 3
-    assert len(Speculation(PromptLookup(), 3, rows=3).draft(wanted, 99)) == 3
-    assert Speculation(PromptLookup(), 3, rows=2).draft(wanted, 99) == {}
-    assert GraphRunner(plain("gpt2")[0], StaticAttention(), Again).draft_rows == 4
 
 
 # ---- 6: memory
@@ -336,195 +245,6 @@ def test_a_step_and_a_chunk_that_find_no_memory_say_so_and_smaller_ones_go_on(
     assert drawn == alone
     assert drawn is not None
     decoding.close()
-
-
-# ---- 7: a capture that fails
-
-
-class Card:
-    """torch.cuda as far as a capture needs it: the current stream, and the pools that are open."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, *, fails: str) -> None:
-        self.usual = self.current = SimpleNamespace(name="usual", device=CUDA,
-                                                    wait_stream=lambda other: None)  # fmt: skip
-        self.own = SimpleNamespace(name="own", device=CUDA, wait_stream=lambda other: None)
-        self.open: list[Any] = []
-        card = self
-
-        class Stream:
-            def __init__(self, stream: Any) -> None:
-                self.stream = stream
-
-            def __enter__(self) -> None:
-                self.before, card.current = card.current, self.stream
-
-            def __exit__(self, *error: object) -> None:
-                card.current = self.before
-
-        class Graph(Stream):
-            """As torch's: what comes after the end of a capture does not happen if that fails."""
-
-            def __init__(self, graph: Any, *, pool: Any, stream: Any, **_: Any) -> None:
-                super().__init__(stream)
-                self.pool = pool
-
-            def __enter__(self) -> None:
-                super().__enter__()
-                if fails == "begin":
-                    raise RuntimeError("cannot begin")
-                card.open.append(self.pool)
-
-            def __exit__(self, *error: object) -> None:
-                if fails in ("end", "forward"):
-                    raise RuntimeError("operation failed due to a previous error during capture")
-                card.open.remove(self.pool)
-                super().__exit__(*error)
-
-        def end(index: int, pool: Any) -> None:
-            if pool not in card.open:
-                raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
-            card.open.remove(pool)
-
-        patch.setattr("torch.cuda.Stream", lambda device: card.own)
-        patch.setattr("torch.cuda.graph_pool_handle", lambda: (0, 1))
-        patch.setattr("torch.cuda.current_stream", lambda device: card.current)
-        patch.setattr("torch.cuda.set_stream", lambda stream: setattr(card, "current", stream))
-        patch.setattr("torch.cuda.stream", Stream)
-        patch.setattr("torch.cuda.graph", Graph)
-        patch.setattr("torch.cuda.CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-        patch.setattr("torch._C._cuda_endAllocateToPool", end, raising=False)
-
-
-@pytest.mark.parametrize("fails", ["", "begin", "forward", "end", "warm-up"])
-def test_after_a_capture_that_fails_the_usual_stream_and_memory_are_used(
-    fails: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    card = Card(monkeypatch, fails=fails)
-    runs: list[str] = []
-
-    def forward() -> None:
-        runs.append(card.current.name)
-        if fails == "warm-up" or (fails == "forward" and len(runs) == 3):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    failing: Any = pytest.raises(NotRecorded) if fails else nullcontext()
-    with failing:
-        CudaGraphs(CUDA).record(forward)
-    assert card.current is card.usual
-    assert card.open == []
-    assert set(runs) == {"own"}
-
-
-# ---- 8, 9, 14: transports
-
-
-def test_expandable_segments_rule_out_ipc_and_no_other_transport(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
-    """With "auto" IPC is passed over, and by name it is refused. Its memory is the CPU's."""
-    tmp_path.chmod(0o700)
-    given = Slabs(LAYOUT, 3, CUDA, allocate_slabs(LAYOUT, 3, CPU, shared=False).tensors)
-    segment = {"address": 0, "total_size": 2**63, "is_expandable": False}
-    monkeypatch.setattr("torch.cuda.memory_snapshot", lambda: [segment])
-    slabs.refuse_expandable(given.tensors[0])
-    segment["is_expandable"] = True
-    with pytest.raises(TransferError, match="remove expandable_segments:True"):
-        cuda_ipc.export(given, Owner("e"))
-    monkeypatch.setattr("baton.transfer.pinned.PinnedExport.__init__", refused)
-    exports = make_exports("auto", given, epoch="e", run_dir=tmp_path)
-    assert [export.region.transport for export in exports] == ["frames"]
-    for export in exports:
-        export.close()
-
-
-def refused(*_: Any, **__: Any) -> None:
-    raise TransferError("this machine has no card")
-
-
-def test_a_pool_for_ipc_is_allocated_before_anybody_looks_at_its_segments(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        "torch.cuda.memory_snapshot",
-        lambda: pytest.fail("the export looks, and may be passed over"),
-    )
-    whole = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: whole(*size, dtype=dtype))
-    assert allocate_slabs(LAYOUT, 3, CUDA, shared=True).device == CUDA
-
-
-def test_an_error_of_registering_pages_does_not_hit_the_next_launch(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pending: list[str] = []
-
-    def register(*_: object) -> int:
-        pending.append("CUDA error: resource already mapped")
-        return 712
-
-    def launch(*_: object, **__: object) -> None:
-        if pending:
-            raise RuntimeError(pending.pop())
-
-    cudart = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=lambda address: None)
-    monkeypatch.setattr("torch.cuda.cudart", lambda: cudart)
-    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
-    monkeypatch.setattr(device.torch, "zeros", launch)
-    pages = device.RegisteredPages([torch.ones(8, dtype=torch.uint8)], CUDA)
-    pages.register_or_warn()
-    assert "error 712" in caplog.text
-    launch()  # the next kernel
-    with pytest.raises(TransferError):
-        pages.register()
-    launch()
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "gathers"),
-    [((5, 1, 3, 0, 4), (0, 4, 2, 5, 1), True), ((1, 2, 3, 4), (2, 3, 4, 5), False)],
-)
-def test_scattered_blocks_go_together_and_the_copies_end_after_the_last_kernel(
-    source: tuple[int, ...], target: tuple[int, ...], gathers: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two GPUs, whose memory is the CPU's."""
-    events: list[str] = []
-    own = SimpleNamespace(device=CUDA, wait_event=lambda event: events.append("own stream waits"))
-    event = SimpleNamespace(record=lambda stream: events.append(f"event on {stream}"))
-    monkeypatch.setattr("torch.cuda.Stream", lambda device: own)
-    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
-    monkeypatch.setattr("torch.cuda.current_stream", lambda device: "the other's")
-    monkeypatch.setattr("torch.cuda.Event", lambda: event)
-    monkeypatch.setattr("baton.transfer.device.gathered_copy",
-                        lambda *given: (events.append("gathered"), gathered_copy(*given)))  # fmt: skip
-    torch.manual_seed(0)
-    one, two = (pieces.Rows(*torch.randint(0, 255, (2, 6, 8)).byte()) for _ in range(2))
-    expected = pieces.Rows(two.keys.clone(), two.values.clone())
-    expected.keys[list(target)] = one.keys[list(source)]
-    expected.values[list(target)] = one.values[list(source)]
-    monkeypatch.setattr(device.torch.Tensor, "is_cuda", True)
-    device.CopyStream(CUDA, 1.0).copy_blocks(two, one, target, source)
-    monkeypatch.undo()
-    assert torch.equal(two.keys, expected.keys)
-    assert torch.equal(two.values, expected.values)
-    assert events == (["gathered", "event on the other's", "own stream waits"] if gathers else [])
-
-
-def test_the_stamps_of_a_grant_are_cleared_once_for_all_exports(tmp_path: Any) -> None:
-    """On a GPU, where each time is a wait; here its stamps are made to believe that they are there."""
-    tmp_path.chmod(0o700)
-    pool = allocate_slabs(LAYOUT, 6, CPU, shared=True, folder=tmp_path)
-    exports = make_exports(["shm", "pinned", "frames"], pool, epoch="e", run_dir=tmp_path)
-    written: list[tuple[int, ...]] = []
-    stamps = pool.stamps
-    stamps._near = None
-    stamps.write = lambda blocks, generation: written.append(tuple(blocks))  # type: ignore[method-assign]
-    for generation, blocks in ((1, (2, 4)), (2, (2, 4)), (3, (5,))):
-        for export in exports:
-            export.expect(Grant("w", "e", f"r#{generation}", generation, blocks))
-    assert written == [(2, 4), (2, 4), (5,)]
-    for export in exports:
-        export.close()
-    pool.close()
 
 
 # ---- 11: fp8

@@ -15,7 +15,7 @@ from baton.wire.messages import Emitted, Failed, Finished, Message, Submit
 from baton.wire.node import Effect, Node
 from decode_worker.worker import DecodeWorker
 from sampler.params import SamplingParams
-from tests.cluster import reference
+from tests.cluster import calm
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "In the future, artificial intelligence will"
@@ -87,7 +87,7 @@ def asked(cluster: LocalCluster, *prompts: str, length: int = 12) -> list[list[i
 
 
 def test_tokens_are_those_of_transformers(cluster: LocalCluster) -> None:
-    model = reference.load("demo", block_size=16)
+    model = calm.demo()
     prompts = model.clear_prompts([2, 17, 100], 16)  # in chunks of 64 tokens, too
     cluster.submit(
         *(Submit(f"q{i}", tuple(ids), greedy(16, ignore_eos=True)) for i, ids in enumerate(prompts))

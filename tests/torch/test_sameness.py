@@ -9,8 +9,9 @@ import torch
 
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
+from tests.cluster import calm
 from tests.cluster.real_town import WHOLE, RealTown
-from tests.cluster.reference import Model, load
+from tests.cluster.reference import Model
 from tests.cluster.ways import MIXTURE, check_colocated, check_ways
 
 TRANSPORTS = ("shm", "frames", "pinned")
@@ -31,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def demo() -> Model:
-    return load("demo", block_size=16)
+    return calm.demo()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from decode_worker.draft import DraftModel
 from decode_worker.speculation import Speculation
 from decode_worker.worker import DecodeWorker
 from sampler.params import SamplingParams
+from tests.cluster import calm
 from tests.cluster.real_town import RealTown
-from tests.cluster.reference import Model, load
+from tests.cluster.reference import Model
 from tests.cluster.ways import MIXTURE
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def demo() -> Model:
     """Its engine records."""
-    model = load("demo", block_size=16)
+    model = calm.demo()
     runner, layout = in_torch(load_model(model.files, CPU, torch.float32), torch.float32, 16)
     graphs = GraphRunner(runner, StaticAttention(), Again)
     return replace(model, engine=replace(model.engine, runner=graphs, layout=layout))

@@ -13,8 +13,9 @@ from decode_worker.draft import DraftModel
 from decode_worker.speculation import PromptLookup, Proposer, Speculation
 from decode_worker.worker import DecodeWorker
 from sampler.params import SamplingParams
+from tests.cluster import calm
 from tests.cluster.real_town import WHOLE, RealTown
-from tests.cluster.reference import Model, load
+from tests.cluster.reference import Model
 from tests.cluster.ways import MIXTURE
 
 LENGTH = 24
@@ -31,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def demo() -> Model:
-    return load("demo", block_size=16)
+    return calm.demo()
 
 
 def answer(town: RealTown, name: str, prompt: list[int], sampling: SamplingParams) -> list[int]:
@@ -40,9 +41,16 @@ def answer(town: RealTown, name: str, prompt: list[int], sampling: SamplingParam
     return town.outcomes[name].tokens
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, MIXTURE[0]], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("chunk", [7, WHOLE])
-@pytest.mark.parametrize("way", ["shm", "frames", "pinned", "colocated"])
+PAIRS = [
+    pytest.param(way, chunk, (GREEDY, MIXTURE[0])[(i + j) % 2], id=f"{way}-{chunk}-{name}")
+    for i, way in enumerate(("shm", "frames", "pinned", "colocated"))
+    for j, chunk in enumerate((7, WHOLE))
+    for name in [("greedy", "sampled")[(i + j) % 2]]
+]
+"""Every two of way, chunk and sampling together."""
+
+
+@pytest.mark.parametrize(("way", "chunk", "sampling"), PAIRS)
 def test_a_prefix_that_is_there_already_gives_the_same_answer(
     demo: Model, way: str, chunk: int, sampling: SamplingParams
 ) -> None:
@@ -68,35 +76,37 @@ def test_a_prefix_that_is_there_already_gives_the_same_answer(
     assert again.moved_bytes == 0, "a full hit moves nothing"
 
 
-@pytest.mark.parametrize("way", ["shm", "frames", "colocated"])
-def test_giving_way_to_older_requests_changes_no_answer(demo: Model, way: str) -> None:
+CROWD = [5, 17, 2, 34, 16, 9, 21, 3]  # tokens of each prompt
+
+
+def test_giving_way_to_older_requests_changes_no_answer(demo: Model) -> None:
+    """Nor does the way: where there is room, one of them tells for all."""
     length = 50
-    prompts = demo.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], length)
-    prefills = 0 if way == "colocated" else 1
-    transport = "shm" if way == "colocated" else way
-    with RealTown(demo, prefills=prefills, transport=transport) as town:
+    prompts = demo.clear_prompts(CROWD, length)
+    with RealTown(demo) as town:
         roomy = town.ask(prompts, length, list(MIXTURE))
         assert not any(end.timings.preemptions for end in town.finished.values())
-    with RealTown(demo, prefills=prefills, transport=transport, blocks=8) as town:
-        assert town.ask(prompts, length, list(MIXTURE), clean=False) == roomy
-        assert any(end.timings.preemptions for end in town.finished.values())
+    for where in (dict(transport="shm"), dict(transport="frames"), dict(prefills=0)):
+        with RealTown(demo, blocks=8, **where) as town:  # type: ignore[arg-type]
+            assert town.ask(prompts, length, list(MIXTURE), clean=False) == roomy, where
+            assert any(end.timings.preemptions for end in town.finished.values()), where
 
 
-@pytest.mark.parametrize("who", ["ngram", "draft"])
 @pytest.mark.parametrize("decodes", [1, 2])
-def test_guessed_tokens_are_those_of_plain_decoding(demo: Model, who: str, decodes: int) -> None:
-    prompts = demo.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], LENGTH)
+def test_guessed_tokens_are_those_of_plain_decoding(demo: Model, decodes: int) -> None:
+    prompts = demo.clear_prompts(CROWD, LENGTH)
     sampling = list(MIXTURE)
     with RealTown(demo, decodes=decodes) as town:
         plain = town.ask(prompts, LENGTH, sampling)
         steps = town.delivered
-    with RealTown(demo, decodes=decodes) as town:
-        for node in town.nodes.values():
-            if isinstance(node, DecodeWorker):
-                node.speculation = Speculation(proposer(demo, who), most=4)
-        assert town.ask(prompts, LENGTH, sampling) == plain
-        if who == "draft":  # the model itself: all it guesses is right
-            assert town.delivered < steps
+    for who in ("ngram", "draft"):
+        with RealTown(demo, decodes=decodes) as town:
+            for node in town.nodes.values():
+                if isinstance(node, DecodeWorker):
+                    node.speculation = Speculation(proposer(demo, who), most=4)
+            assert town.ask(prompts, LENGTH, sampling) == plain, who
+            if who == "draft":  # the model itself: all it guesses is right
+                assert town.delivered < steps
 
 
 def proposer(demo: Model, who: str) -> Proposer:
@@ -116,7 +126,7 @@ def test_in_fewer_bits_too_nothing_depends_on_the_company(demo: Model, dtype: st
     engine = boot(demo.files, device="cpu", dtype=dtype, block_size=16)
     assert engine.runner.backend == "compiled for this CPU"
     model = replace(demo, engine=engine)
-    prompts = demo.clear_prompts([5, 17, 2, 34, 16, 9, 21, 3], LENGTH)
+    prompts = demo.clear_prompts(CROWD, LENGTH)
     with RealTown(model) as town:
         together = town.ask(prompts, LENGTH, list(MIXTURE))
     with RealTown(model, prefills=0, chunk=7, batch_size=3) as town:

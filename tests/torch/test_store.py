@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -123,13 +123,16 @@ def test_a_copy_of_a_model_has_the_same_key_and_a_changed_one_another(
     assert key != store.key_of(replace(demo, folder=copy, weights=(weights,)), "float32")
 
 
-@pytest.fixture
-def home_with_native_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the compiler makes is not made anew: that takes longer than everything else here."""
-    (tmp_path / "baton").mkdir(mode=0o700)
-    (tmp_path / "baton" / "native").symlink_to(cache_folder("native").resolve())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "baton" / "programs"
+@pytest.fixture(scope="module")
+def home_with_native_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the compiler makes is not made anew: that takes longer than everything else here. Each test
+    leaves the compiled model whole, so that the next one finds it."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "baton").mkdir(mode=0o700)
+    (home / "baton" / "native").symlink_to(cache_folder("native").resolve())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield home / "baton" / "programs"
 
 
 @pytest.mark.parametrize("size", [0, 10, 5000])

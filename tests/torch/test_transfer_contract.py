@@ -5,11 +5,9 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -19,89 +17,31 @@ import zmq
 
 from baton.errors import TransferError
 from baton.kv.grant import Grant
-from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Receipt, Region
-from baton.transfer.base import Export, Link
 from baton.transfer.in_place import NAME as IN_PLACE
-from baton.transfer.in_place import InPlaceExport, InPlaceLink
 from baton.transfer.pieces import rows
-from baton.transfer.registry import CurveKeys, make_exports, open_link
-from baton.transfer.slabs import Slabs, allocate_slabs
+from baton.transfer.registry import open_link
 from tests.nixl_here import NIXL, WITHOUT_NIXL
 from tests.torch.faulty import Fault, FaultyLink
+from tests.torch.owners import (
+    BLOCKS,
+    KEYS,
+    LAYOUT,
+    PUBLIC,
+    SECRET,
+    Owner,
+    fill,
+    holds,
+    make_owner,
+    reference,
+    snapshot,
+    unchanged,
+    write,
+)
 
-LAYOUT = KVLayout((LayerShape(2, 8, 8), LayerShape(1, 12, 4), LayerShape(2, 8, 8)), 4, "float32")
-BLOCKS = 24
 TRANSPORTS = (IN_PLACE, "shm", "frames", "frames_tcp", "pinned", *(["nixl"] if NIXL else []))
 BETWEEN_PROCESSES = TRANSPORTS[1:]
 COPYING = ("frames", "frames_tcp", "pinned")
-PUBLIC, SECRET = zmq.curve_keypair()
-KEYS = CurveKeys(PUBLIC, SECRET)
-
-
-@dataclass
-class Owner:
-    """A decode worker's pool and one way to it. `clock` is what its export takes for the time."""
-
-    slabs: Slabs
-    export: Export
-    epoch: str = "epoch-1"
-    granted: int = 0
-    links: int = 0
-
-    def grant(self, *blocks: int, expect: bool = True) -> Grant:
-        self.granted += 1
-        grant = Grant("d0", self.epoch, f"r{self.granted}#0", self.granted, blocks)
-        if expect:
-            self.export.expect(grant)
-        return grant
-
-    def link(self) -> Link:
-        if self.export.region.transport == IN_PLACE:  # another process has no such link
-            return InPlaceLink(LAYOUT, self.slabs.tensors, epoch=self.epoch)
-        region, self.links = self.export.region, self.links + 1
-        asked = {"writer": f"p{self.links}", "wanted": region.transport}
-        return open_link([region], LAYOUT, device="cpu", keys=KEYS, **asked)
-
-    def settle(
-        self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
-    ) -> Arrival:
-        """Poll as a loop would: wake when something comes, give up after ten seconds."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            more = self.export.poll()
-            arrival = self.export.arrival(grant, receipt, needed)
-            if arrival is not Arrival.PENDING:
-                return arrival
-            if not more:
-                zmq.select(list(self.export.wakeups()), [], [], 1)
-        raise AssertionError("the fill did not settle")
-
-    def drain(self, link: Link, block: int) -> None:
-        """Everything the link has sent so far has been looked at: a good fill after it is READY."""
-        grant = self.grant(block)
-        assert self.settle(grant, fill(link, grant, reference(99))) is Arrival.READY
-        self.export.retire(grant)
-
-    def close(self) -> None:
-        self.export.close()
-        self.slabs.close()
-
-
-def make_owner(transport: str, folder: Path) -> Owner:
-    slabs = allocate_slabs(LAYOUT, BLOCKS, "cpu", shared=True)
-    if transport == IN_PLACE:
-        return Owner(slabs, InPlaceExport(slabs, epoch="epoch-1"))
-    (export,) = make_exports(
-        [transport], slabs, epoch="epoch-1", run_dir=folder, bind_host="127.0.0.2", keys=KEYS
-    )
-    return Owner(slabs, export)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="baton-") as name:  # 0700, and short enough for ipc
-        yield Path(name)
 
 
 @pytest.fixture(
@@ -121,62 +61,6 @@ def copying(request: pytest.FixtureRequest, folder: Path) -> Iterator[Owner]:
     made = make_owner(request.param, folder)
     yield made
     made.close()
-
-
-def reference(seed: int) -> list[torch.Tensor]:
-    """A writer's own pool, full of noise."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = LAYOUT.slab_bytes(BLOCKS)[:-1]
-    return [torch.randint(0, 256, (n,), dtype=torch.uint8, generator=generator) for n in sizes]
-
-
-def fill(
-    link: Link,
-    grant: Grant,
-    source: list[torch.Tensor],
-    blocks: Sequence[int] | None = None,
-    *,
-    finish: bool = True,
-) -> Receipt:
-    """Fill blocks b of the grant with blocks b of `source`, in chunks; the last block of each chunk
-    is pushed half done at first, as chunked prefill does."""
-    blocks = list(grant.blocks if blocks is None else blocks)
-    half_done = [torch.zeros_like(slab) for slab in source]
-    for start in range(0, len(blocks), 3):
-        chunk = blocks[start : start + 3]
-        for layer in range(len(source)):
-            write(link, grant, layer, half_done[layer], chunk[-1:])
-            write(link, grant, layer, source[layer], chunk)
-    return link.finish(grant, blocks) if finish else Receipt(0, b"", 0.0)
-
-
-def write(link: Link, grant: Grant, layer: int, slab: torch.Tensor, blocks: Sequence[int]) -> None:
-    if link.slabs is None:
-        link.push(grant, layer, slab, blocks, blocks)
-        return
-    ours, theirs = (rows(LAYOUT, layer, each) for each in (slab, link.slabs[layer]))
-    blocks = list(blocks)
-    theirs.keys[blocks], theirs.values[blocks] = ours.keys[blocks], ours.values[blocks]
-    link.push(grant, layer, link.slabs[layer], blocks, blocks)
-
-
-def holds(owner: Owner, source: list[torch.Tensor], blocks: Sequence[int]) -> bool:
-    """Are these blocks of the pool byte for byte those of `source`?"""
-    blocks = list(blocks)
-    for layer, slab in enumerate(source):
-        pool, wanted = (rows(LAYOUT, layer, each) for each in (owner.slabs.tensors[layer], slab))
-        same = pool.keys[blocks].equal(wanted.keys[blocks])
-        if not (same and pool.values[blocks].equal(wanted.values[blocks])):
-            return False
-    return True
-
-
-def snapshot(owner: Owner) -> list[torch.Tensor]:
-    return [slab.clone() for slab in owner.slabs.tensors]
-
-
-def unchanged(owner: Owner, before: list[torch.Tensor]) -> bool:
-    return all(now.equal(then) for now, then in zip(owner.slabs.tensors, before, strict=True))
 
 
 # ---- what arrives
@@ -421,7 +305,7 @@ WRITER = """
 import sys, msgpack
 from baton.kv.region import Region
 from baton.kv.grant import Grant
-from tests.torch.test_transfer_contract import *
+from tests.torch.owners import *
 regions, grants, public, secret = msgpack.unpackb(bytes.fromhex(sys.stdin.readline()))
 links = []
 for fields, grant in zip(regions, grants):

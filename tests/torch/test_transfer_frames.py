@@ -26,12 +26,11 @@ from baton.transfer.lanes import Parts
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
 from tests.torch.faulty import Fault, FaultyLink
-from tests.torch.test_transfer_contract import (
+from tests.torch.owners import (
     KEYS,
     LAYOUT,
     Owner,
     fill,
-    folder,
     holds,
     make_owner,
     reference,
@@ -40,16 +39,8 @@ from tests.torch.test_transfer_contract import (
     write,
 )
 
-__all__ = ["folder"]  # a fixture
-
+TRANSPORT = "frames"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def owner(folder: Path) -> Iterator[Owner]:
-    made = make_owner("frames", folder)
-    yield made
-    made.close()
 
 
 def frames_link(owner: Owner) -> FramesLink:

@@ -35,20 +35,18 @@ from baton.transfer.registry import open_link, open_way
 from baton.transfer.slabs import allocate_slabs
 from decode_worker.process import _kinds
 from tests.nixl_here import NIXL, WITHOUT_NIXL
-from tests.torch.test_transfer_contract import (
+from tests.torch.owners import (
     KEYS,
     LAYOUT,
     Owner,
     fill,
-    folder,
     holds,
-    make_owner,
     reference,
     snapshot,
     unchanged,
 )
 
-__all__ = ["folder"]  # a fixture
+TRANSPORT = "nixl"
 T = TypeVar("T")
 with_nixl = pytest.mark.skipif(not NIXL, reason=WITHOUT_NIXL)
 
@@ -112,13 +110,6 @@ def test_what_cannot_be_is_refused_before_nixl_is_asked() -> None:
 
 
 # ---- doors
-
-
-@pytest.fixture
-def owner(folder: object) -> Iterator[Owner]:
-    made = make_owner("nixl", folder)  # type: ignore[arg-type]
-    yield made
-    made.close()
 
 
 def link_of(owner: Owner, writer: str, deadline_s: float = 5.0, **changes: object) -> Link:
@@ -243,11 +234,11 @@ def test_a_courier_says_when_it_has_sent_and_when_it_has_stopped(owner: Owner) -
 OWNER = """
 import sys, tempfile, msgpack
 from pathlib import Path
-import tests.torch.test_transfer_contract as contract
+import tests.torch.owners as owners
 public, secret = msgpack.unpackb(bytes.fromhex(sys.stdin.readline()))
-contract.KEYS = contract.CurveKeys(public, secret)
+owners.KEYS = owners.CurveKeys(public, secret)
 with tempfile.TemporaryDirectory() as folder:
-    owner = contract.make_owner("nixl", Path(folder))
+    owner = owners.make_owner("nixl", Path(folder))
     region = owner.export.region
     plain = [region.transport, region.layout, region.blocks, dict(region.address)]
     print(msgpack.packb(plain).hex(), flush=True)

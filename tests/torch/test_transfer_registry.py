@@ -18,9 +18,7 @@ from baton.transfer.base import Export, Link, Owner
 from baton.transfer.pieces import Stretch, stretches
 from baton.transfer.registry import make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs, map_shared
-from tests.torch.test_transfer_contract import BLOCKS, KEYS, LAYOUT, folder
-
-__all__ = ["folder"]  # a fixture
+from tests.torch.owners import BLOCKS, KEYS, LAYOUT
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Sealing: who gets in, and what a stranger on the wire can do to frames between hosts: cut them."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import msgpack
 import pytest
@@ -25,30 +24,20 @@ from baton.transfer.lanes import Parts
 from baton.transfer.packing import Places, block_places, pack
 from baton.transfer.pieces import rows
 from baton.transfer.sealing import MAX_TICKETS, SEAL_BYTES, Seal, Seals, Ticket, Tickets
-from tests.torch.test_transfer_contract import (
+from tests.torch.owners import (
     BLOCKS,
     KEYS,
     LAYOUT,
     Owner,
     fill,
-    folder,
     holds,
-    make_owner,
     reference,
     snapshot,
     unchanged,
 )
 
-__all__ = ["folder"]  # a fixture
-
+TRANSPORT = "frames_tcp"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def owner(folder: Path) -> Iterator[Owner]:
-    made = make_owner("frames_tcp", folder)
-    yield made
-    made.close()
 
 
 # ---- tickets

@@ -10,8 +10,9 @@ import torch
 from baton.grammar import json_schema, regex
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
+from tests.cluster import calm
 from tests.cluster.real_town import WHOLE, RealTown
-from tests.cluster.reference import Model, load
+from tests.cluster.reference import Model
 
 GREEDY = SamplingParams(temperature=0.0)
 WARM = SamplingParams(temperature=0.9, seed=3)
@@ -28,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def demo() -> Model:
-    return load("demo", block_size=16)
+    return calm.demo()
 
 
 def expected(demo: Model, ids: list[int]) -> torch.Tensor:
