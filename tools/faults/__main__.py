@@ -151,6 +151,10 @@ def interrupted(number: int, frame: FrameType | None) -> None:
     help="For ledgers and results.json.  [default: build/faults]",
 )  # fmt: skip
 @click.option(
+    "--idle", type=click.FloatRange(0, 86_400), default=20.0, show_default=True, metavar="SECONDS",
+    help="So long L7 waits before its requests. 1800: what an idle service has to bear.",
+)  # fmt: skip
+@click.option(
     "--lenient-times", is_flag=True,
     help="Times beyond their bar are notes; by default only where others use the machine too.",
 )  # fmt: skip
@@ -166,6 +170,7 @@ def main(
     scale: float,
     only: Sequence[str],
     folder: Path,
+    idle: float,
     lenient_times: bool,
     resume: bool,
     write: bool,
@@ -176,7 +181,7 @@ def main(
     """
     signal.signal(signal.SIGTERM, interrupted)
     folder.mkdir(parents=True, exist_ok=True)
-    battery = Battery(seed, scale, folder, lambda text: click.echo(text), lenient=lenient_times)
+    battery = Battery(seed, scale, folder, lambda text: click.echo(text), lenient_times, idle)
     context.obj = battery
     if context.invoked_subcommand is not None:
         return

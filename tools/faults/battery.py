@@ -107,6 +107,7 @@ class Battery:
     folder: Path  # for ledgers
     say: Callable[[str], None]
     lenient: bool = False  # times beyond their bar are notes
+    idle_s: float = 20.0  # of L7
     bodies: dict[int, dict[str, object]] = field(default_factory=dict)
     growing: dict[int, dict[str, object]] = field(default_factory=dict)
     reference: dict[int, Answer] = field(default_factory=dict)

@@ -38,8 +38,8 @@ NOT_COVERED = """\
 Not covered: F18 (a full /dev/shm: the KV pool is a memfd and needs no /dev/shm),
 F19 (a clock that jumps: nothing waits by the calendar, which a test reads off the code), F23 (needs a
 GPU), flipped bytes on the KV link between hosts (seals do not open, see
-tests/torch/test_transfer_sealing.py; F7 flips bytes inside the process instead), and 30 minutes of
-idling (L7 takes 20 s).
+tests/torch/test_transfer_sealing.py; F7 flips bytes inside the process instead). L7 idles for half
+an hour with `--only L7 --idle 1800`.
 """.splitlines()
 
 

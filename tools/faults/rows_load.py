@@ -19,7 +19,6 @@ REFUSED_S = 0.1  # the median 503 of a single request while the queue is full, R
 BURST_S = 1.0  # ... of 1,000 that come at once, on cores that their clients share
 FULL = 1000  # requests of a burst at scale 1
 PROBES, PROBE_S, QUIET_S = 20, 0.05, 0.15
-IDLE_S = 20.0  # RELIABILITY asks for 30 minutes; shortened here, the soak covers hours
 HEAD_OF_LINE = 3.0
 LONG_TOKENS = 2290
 
@@ -188,10 +187,8 @@ def l4(battery: Battery) -> list[Result]:
 
 def l7(battery: Battery) -> list[Result]:
     """Nothing happens for a while; then requests find everything as it was."""
-    idle_s = max(5.0, IDLE_S * battery.scale)
-    result = Result(
-        "L7", f"no fault: {idle_s:.0f} s idle (shortened), then 50 requests", in_table=False
-    )
+    idle_s = battery.idle_s
+    result = Result("L7", f"no fault: {idle_s:g} s idle, then 50 requests", in_table=False)
     with battery.shared() as service:
         before = battery.warm(service)
         time.sleep(idle_s)
