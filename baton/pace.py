@@ -7,7 +7,7 @@ share_out(). Pure; prefill and decode workers measure and ask.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import ceil, sqrt
 from typing import NamedTuple
 
 FORWARD_S = 0.025
@@ -81,6 +81,22 @@ class Pace:
         """Seconds for the chunks of one forward."""
         return max(FORWARD_S, FIXED_PARTS * self.forward_s) - self.forward_s
 
+    def step_s(self, start: int = 0) -> float:
+        """Seconds of a forward that is full of prompt tokens from position `start` on: share_out()."""
+        return self.forward_s + max(self.room_s(), self.chunk_s(Span(start, LEAST_TOKENS)))
+
+    def fill_s(self, prompt: Span, beside: float = 0.0) -> float:
+        """Seconds until this whole prompt is computed, in as many forwards as it takes, and `beside` it
+        prompts that take so many seconds."""
+        work = self.chunk_s(prompt) + beside
+        forwards = max(1, ceil(work / (self.step_s(prompt.start) - self.forward_s)))
+        return work + forwards * self.forward_s
+
+    def on_cores(self, share: float) -> "Pace":
+        """A guess of the pace with `share` times the cores. What is fixed is mostly reading weights, which
+        more cores speed up less."""
+        return Pace(_bounded(self.forward_s / sqrt(share)), _bounded(self.token_s / share))
+
     def after(self, chunks: Sequence[Span], took_s: float) -> "Pace":
         """The pace after a forward with these chunks. Each field moves by its share of the expected time,
         so short forwards correct the fixed part and long ones the tokens. A clock too coarse to see the
@@ -92,7 +108,7 @@ class Pace:
 
         def moved(field: float, share: float) -> float:
             factor: float = ratio ** (TRUST * share)
-            return min(max(field * factor, SHORTEST_S), LONGEST_S)
+            return _bounded(field * factor)
 
         fixed = self.forward_s / expected
         return Pace(moved(self.forward_s, fixed), moved(self.token_s, 1 - fixed))
@@ -157,6 +173,10 @@ def share_out(prompts: Sequence[Prompt], pace: Pace, *, token_budget: int) -> li
 def _still(prompt: Prompt, given: int) -> int:
     most = prompt.left if prompt.most is None else min(prompt.left, prompt.most)
     return most - given
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, SHORTEST_S), LONGEST_S)
 
 
 def _weight(chunk: Span) -> float:

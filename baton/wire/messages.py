@@ -58,7 +58,7 @@ from baton.wire.client_messages import Observed as Observed
 from baton.wire.client_messages import PromptScored as PromptScored
 from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
-from baton.wire.records import Ages, Logprobs, Work
+from baton.wire.records import Ages, Logprobs, Speed, Work
 
 PROTOCOL = 9
 
@@ -239,11 +239,12 @@ class Leaving:
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Sent from the step loop, in both directions, so a wedged process falls silent. `work`: of a worker
-    that computes."""
+    that computes. `speeds`: what it has learnt of its forwards, by cores; the present one first."""
 
     epoch: Name
     steps: Count
     work: Work | None = None
+    speeds: Annotated[tuple[Speed, ...], Size(0, 256)] = ()
 
 
 @dataclass(frozen=True, slots=True)

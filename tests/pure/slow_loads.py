@@ -139,4 +139,4 @@ def free(placed: list[Entry], member: Member) -> int:
 
 def tokens(filling: list[Entry], member: Member) -> int:
     """Tokens still to be computed on a prefill worker."""
-    return sum(entry.unfilled for entry in filling if entry.prefill == member.worker)
+    return sum(entry.left for entry in filling if entry.prefill == member.worker)
