@@ -184,7 +184,7 @@ class DecodeWorker(Worker):
             return [To(ROUTER, msg.RunFailed(order.run, error.code, str(error)))]
         ids = list(order.token_ids)
         prompt, params = order.prompt_tokens, order.params
-        run = Run(grant, ids, len(ids) - 1, prompt, params, matcher, self.rope)
+        run = Run(grant, ids, len(ids) - 1, prompt, params, matcher, self.rope, order.itl_s)
         if order.receipt is None:  # this worker computes the uncached tokens itself
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run

@@ -18,6 +18,10 @@ from baton.pace import Pace, Span
 
 HOP_S = 0.001
 """A hand-over takes one more message there and back."""
+SURE = 0.9
+"""A limit of ITL counts as kept with so much of it used: a worker that can, uses less (ITL_PART)."""
+STREAMS_COUNT = 0.1
+"""A second by which a stream is later, against one by which a first token is."""
 USUAL_TTFT, USUAL_ITL = 10, 5
 """Without limits of the user: so many times what the prompt, or a step, takes on an idle worker."""
 
@@ -56,11 +60,13 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`why`: for people, with the figures."""
+    """`why`: for people, with the figures. `itl_s`: the limit of the streams of a decode worker while it
+    fills (Start); 0: none."""
 
     remote: bool
     cause: Cause
     why: str
+    itl_s: float = 0.0
 
 
 UNDECIDED = Decision(True, Cause.ROLE_POLICY, "")
@@ -89,36 +95,62 @@ class PrefillSide:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What one way is predicted to mean, in seconds. `waited_s`: by all requests together."""
+    """What one way is predicted to mean, in seconds. `others_s`: by how much prompts that are filled now
+    are later, added up; `streams_s`: the same of streams."""
 
     ttft_s: float
     gap_s: float  # between two tokens of the streams, at most
-    waited_s: float
+    others_s: float
+    streams_s: float
+
+    @property
+    def cost_s(self) -> float:
+        """What is to be small where no limit is broken. Streams have their limit, and each step is as
+        short as it asks; so their time counts little."""
+        return self.ttft_s + self.others_s + STREAMS_COUNT * self.streams_s
 
 
-def local_outlook(prompt: Span, decode: DecodeSide, *, busy: bool) -> Outlook:
-    """The decode worker fills the prompt. `busy`: the prefill worker computes meanwhile."""
-    pace = decode.beside if busy else decode.alone
+def local_outlook(
+    prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s: float
+) -> Outlook:
+    """The decode worker fills the prompt, with steps as short as `itl_s` asks. As long as the prefill
+    worker has something to do, beside it."""
+    limit_s = itl_s if decode.streams else 0.0
+    alone, beside = decode.alone.limited(limit_s), decode.beside.limited(limit_s)
+    busy_s = prefill.pace.fill_s(Span(0, sum(prefill.filling))) if prefill.filling else 0.0
+    tokens = ahead(decode.filling, prompt.tokens)
+    alone_s, beside_s = (p.fill_s(prompt, tokens * p.token_s) for p in (alone, beside))
+    fill_s = beside_s if beside_s <= busy_s else busy_s + alone_s * (1 - busy_s / beside_s)
+    pace = beside if busy_s else alone
+    work_s = pace.chunk_s(prompt)
     joins_s = pace.forward_s / 2 if decode.streams else 0.0  # at the end of the present step
-    fill_s = pace.fill_s(prompt, ahead(decode.filling, prompt.tokens) * pace.token_s)
-    work_s = pace.chunk_s(prompt)
-    delayed = decode.streams + behind(decode.filling, prompt.tokens)
     room_s = pace.step_s(prompt.start) - pace.forward_s
-    gap_s = pace.forward_s + min(room_s, work_s + sum(decode.filling) * pace.token_s)
-    return Outlook(joins_s + fill_s, gap_s, joins_s + fill_s + delayed * work_s)
+    return Outlook(
+        ttft_s=joins_s + fill_s,
+        gap_s=pace.forward_s + min(room_s, work_s + sum(decode.filling) * pace.token_s),
+        others_s=behind(decode.filling, prompt.tokens) * work_s,
+        streams_s=decode.streams * work_s,
+    )
 
 
-def remote_outlook(prompt: Span, decode: DecodeSide, prefill: PrefillSide) -> Outlook:
-    """The prefill worker does. Where it takes cores from the decode worker, the streams are slower."""
-    pace, step_s = prefill.pace, decode.beside.forward_s
-    work_s = pace.chunk_s(prompt)
-    fill_s = pace.fill_s(prompt, ahead(prefill.filling, prompt.tokens) * pace.token_s)
+def remote_outlook(
+    prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s: float
+) -> Outlook:
+    """The prefill worker does. Where it takes cores from the decode worker, what runs there is slower."""
+    limit_s = itl_s if decode.streams else 0.0
+    alone, beside, pace = decode.alone.limited(limit_s), decode.beside.limited(limit_s), prefill.pace
+    own_s, step_s = pace.fill_s(prompt), beside.forward_s
+    before_s = ahead(prefill.filling, prompt.tokens) * pace.token_s
     joins_s = step_s / 2 if decode.streams else 0.0
-    ttft_s = fill_s + prefill.handover_s + HOP_S + joins_s + step_s
-    slower = max(0.0, 1 - decode.alone.forward_s / step_s)
-    gap_s = decode.beside.step_s() if decode.filling else step_s
-    waited_s = decode.streams * slower * work_s + behind(prefill.filling, prompt.tokens) * work_s
-    return Outlook(ttft_s, gap_s, ttft_s + waited_s)
+    fills_slower = max(0.0, 1 - beside.fill_rate() / alone.fill_rate())
+    steps_slower = max(0.0, 1 - alone.forward_s / step_s)
+    waiting = behind(prefill.filling, prompt.tokens) * pace.chunk_s(prompt)
+    return Outlook(
+        ttft_s=pace.fill_s(prompt, before_s) + prefill.handover_s + HOP_S + joins_s + step_s,
+        gap_s=beside.step_s() if decode.filling else step_s,
+        others_s=waiting + len(decode.filling) * fills_slower * own_s,
+        streams_s=decode.streams * steps_slower * own_s,
+    )
 
 
 def ahead(filling: Sequence[int], tokens: int) -> int:
@@ -139,17 +171,19 @@ def choose(
     """Who fills the prompt. `prompt`: what is not cached; `waited_s`: since its submission."""
     ttft_s = slo.ttft_s or USUAL_TTFT * decode.idle.fill_s(prompt)
     itl_s = slo.itl_s or USUAL_ITL * decode.idle.forward_s
-    local = local_outlook(prompt, decode, busy=bool(prefill.filling))
-    remote = remote_outlook(prompt, decode, prefill)
+    local = local_outlook(prompt, decode, prefill, itl_s)
+    remote = remote_outlook(prompt, decode, prefill, itl_s)
     late = [waited_s + each.ttft_s > ttft_s for each in (local, remote)]
-    far = [decode.streams * (each.gap_s > itl_s) for each in (local, remote)]
-    broken = [late[0] + far[0], late[1] + far[1]]
-    if broken[0] != broken[1]:
-        to_remote = broken[1] < broken[0]
+    far = [decode.streams * (each.gap_s > SURE * itl_s) for each in (local, remote)]
+    delayed = [each.others_s / ttft_s for each in (local, remote)]  # about so many are late then
+    here, there = (sum(each) for each in zip(late, far, delayed, strict=True))
+    if abs(here - there) > 0.5:
+        to_remote = there < here
         cause = Cause.ITL if (far[1] < far[0]) == to_remote and far[0] != far[1] else Cause.TTFT
     else:
-        to_remote, cause = remote.waited_s < local.waited_s, Cause.WAITING
-    return Decision(to_remote, cause, _words(to_remote, local, remote, decode, (ttft_s, itl_s)))
+        to_remote, cause = remote.cost_s < local.cost_s, Cause.WAITING
+    why = _words(to_remote, local, remote, decode, (ttft_s, itl_s))
+    return Decision(to_remote, cause, why, itl_s)
 
 
 def _words(

@@ -4,6 +4,7 @@ What runs goes on, whatever is decided for the next request: no worker is draine
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from baton.kv.region import Receipt
 from baton.pace import Pace, Span
@@ -64,7 +65,7 @@ class Roles:
         """Who fills this request, whose blocks are granted."""
         decision = self.forced(entry, now, alone=alone)
         if decision is not None:
-            return decision
+            return replace(decision, itl_s=self._rules.slo.itl_s or 0.0)
         assert entry.decode is not None
         decode = self._members.get(entry.decode)
         choices = prefill_choices(self._ledger.loads, self._reach.fillers(entry, now))
@@ -94,10 +95,10 @@ class Roles:
         alone = self._pace(decode, busy | {name})
         beside = self._pace(decode, busy | {name, prefill.worker})
         pace = beside if prefill.worker in busy else alone
-        each_s = pace.token_s * pace.step_s() / (pace.step_s() - pace.forward_s)
-        filling = ledger.loads.fills.left(name, now, 1 / each_s)
+        filling = ledger.loads.fills.left(name, now, pace.fill_rate())
         streams = ledger.loads.computing(name) - ledger.loads.fills.count(name)
-        return DecodeSide(decode.idle, alone, beside, streams, filling)
+        idle = decode.idle(self._cores.number(name, frozenset((name,))))
+        return DecodeSide(idle, alone, beside, streams, filling)
 
     def _prefill_side(self, entry: Entry, decode: Member, prefill: Member) -> PrefillSide:
         loads, name = self._ledger.loads, prefill.worker

@@ -270,7 +270,9 @@ class Scheduler:
         if entry.scored:  # by an earlier run
             params = replace(params, prompt_logprobs=-1)
         order = Start(
-            entry.run, entry.token_ids, len(entry.prompt_ids), params, receipt=entry.receipt
+            *(entry.run, entry.token_ids, len(entry.prompt_ids), params),
+            receipt=entry.receipt,
+            itl_s=entry.decision.itl_s,
         )
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport

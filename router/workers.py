@@ -54,7 +54,7 @@ class Member:
     links: tuple[str, ...] | None = None  # prefill: `attached` in words; None: not put yet
     writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
     speeds: tuple[Speed, ...] = ()  # its last report
-    idle: Pace = Pace()  # by its first report, before any work
+    first_speeds: tuple[Speed, ...] = ()  # its first report, before any work
     handovers: dict[str, float] = field(default_factory=dict)  # prefill: seconds of a token, by decode
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
@@ -69,16 +69,16 @@ class Member:
 
     def told(self, speeds: tuple[Speed, ...]) -> None:
         """A heartbeat names its speeds, the present one first."""
-        if speeds and not self.speeds:
-            self.idle = _pace(speeds[0])
+        self.first_speeds = self.first_speeds or speeds
         self.speeds = speeds or self.speeds
 
     def pace(self, cores: int) -> Pace:
         """With so many cores (0: unknown), by what it has told; else a guess from the nearest."""
-        near = min(self.speeds, key=lambda each: abs(each.cores - cores))
-        if not cores or not near.cores or near.cores == cores:
-            return _pace(near)
-        return _pace(near).on_cores(cores / near.cores)
+        return _pace(self.speeds, cores)
+
+    def idle(self, cores: int) -> Pace:
+        """The same with nothing to do."""
+        return _pace(self.first_speeds, cores)
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
@@ -108,8 +108,11 @@ class Member:
         return Health.DEAD if now >= self.dead_at else Health.SUSPECT
 
 
-def _pace(speed: Speed) -> Pace:
-    return Pace(max(speed.forward_s, SHORTEST_S), max(speed.token_s, SHORTEST_S))
+def _pace(speeds: tuple[Speed, ...], cores: int) -> Pace:
+    near = min(speeds, key=lambda each: abs(each.cores - cores))
+    pace = Pace(max(near.forward_s, SHORTEST_S), max(near.token_s, SHORTEST_S))
+    known = not cores or not near.cores or near.cores == cores
+    return pace if known else pace.on_cores(cores / near.cores)
 
 
 class WorkerRegistry:
