@@ -55,7 +55,7 @@ class Member:
     writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
     speeds: tuple[Speed, ...] = ()  # its last report
     first_speeds: tuple[Speed, ...] = ()  # its first report, before any work
-    handovers: dict[str, float] = field(default_factory=dict)  # prefill: seconds of a token, by decode
+    handovers: dict[str, float] = field(default_factory=dict)  # prefill: s a token
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
     leaving: bool = False  # it gets no new work

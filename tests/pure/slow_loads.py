@@ -69,6 +69,8 @@ def wrong_counts(router: Router) -> Iterator[str]:
         computed = [e.decode for e in ledger.in_state(State.DECODING)]
         computed += [e.prefill for e in filling]
         facts[f"computed by {worker}"] = (loads.computing(str(worker)), computed.count(worker))
+        itself = [e.id for e in ledger.in_state(State.DECODING) if e.decode == worker and fills(e)]
+        facts[f"filled by {worker} itself"] = (loads.fills.count(str(worker)), len(itself))
         facts[f"requests on {worker}"] = ({e.id for e in ledger.on_worker(str(worker))}, expected)
     for client in clients:
         own = [e.id for e in ledger.in_state(*LIVE) if e.client == client]
@@ -128,6 +130,12 @@ def wrong_choices(router: Router, now: float) -> Iterator[str]:
 def at(placed: list[Entry], member: Member) -> list[Entry]:
     """The requests on a decode worker."""
     return [entry for entry in placed if entry.decode == member.worker]
+
+
+def fills(entry: Entry) -> bool:
+    """Its decode worker fills it by itself, or has not said that it is done."""
+    local = entry.grant is not None and entry.receipt is None and entry.length == entry.began
+    return local and entry.unfilled > 0
 
 
 def free(placed: list[Entry], member: Member) -> int:
