@@ -111,8 +111,8 @@ class Pace:
         return (step_s - self.forward_s) / (self.token_s * step_s)
 
     def on_cores(self, share: float) -> "Pace":
-        """A guess of the pace with `share` times the cores. What is fixed is mostly reading weights, which
-        more cores speed up less."""
+        """A guess of the pace with `share` times the cores. What is fixed is mostly reading weights: more
+        cores speed it up less."""
         forward_s, token_s = self.forward_s / sqrt(share), self.token_s / share
         return replace(self, forward_s=_bounded(forward_s), token_s=_bounded(token_s))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from router.role_policy import RolePolicy, Slo
+from router.role_policy import NO_SLO, RolePolicy, Slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Rules:
     colocated: bool = False
     local_tokens: int = 0  # prompts with at most so many uncached tokens skip prefill
     role_policy: RolePolicy = RolePolicy.SPLIT
-    slo: Slo = Slo()  # what the adaptive policy keeps to
+    slo: Slo = NO_SLO  # what the adaptive policy keeps to
 
 
 def plan_fill(

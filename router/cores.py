@@ -48,7 +48,6 @@ class CoreKeeper:
                 effects.append(To(worker, Cores(cores)))
         return effects
 
-
     def number(self, worker: str, busy: Collection[str | None]) -> int:
         """How many cores this worker has while these are busy; 0 if it takes none."""
         if worker not in self._names or not self._cores:

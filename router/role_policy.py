@@ -1,13 +1,13 @@
-"""Role policy: who fills a prompt, a prefill worker or the decode worker that will generate from it. Pure.
+"""Role policy: who fills a prompt, a prefill worker or the decode worker that will continue it. Pure.
 
     remote   a prefill worker computes the KV and hands it over; the streams of the decode worker go on
     local    the decode worker computes it in chunks between their steps: nothing is handed over, and
              there are two places at which prompts are computed instead of one
 
-Neither is best for all traffic. So `adaptive` predicts both for each request, when its blocks are granted:
-its time to first token, and how far apart the tokens of the streams will be meanwhile. It prefers the way
-that breaks the limits of fewer requests (SLO: Zhong et al., DistServe, 2024). Where both break the same
-number it prefers the one for which all of them together wait less.
+Neither is best for all traffic. So `adaptive` predicts both for each request, when its blocks are
+granted: its time to first token, and how far apart the tokens of the streams will be meanwhile. It prefers
+the way that breaks the limits of fewer requests (SLO: Zhong et al., DistServe, 2024). Where both break
+about as many it prefers the one for which all of them together wait less.
 """
 
 from collections.abc import Sequence
@@ -56,6 +56,9 @@ class Slo:
 
     ttft_s: float | None = None
     itl_s: float | None = None
+
+
+NO_SLO = Slo()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +113,7 @@ class Outlook:
         return self.ttft_s + self.others_s + STREAMS_COUNT * self.streams_s
 
 
-def local_outlook(
-    prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s: float
-) -> Outlook:
+def local_outlook(prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s: float) -> Outlook:
     """The decode worker fills the prompt, with steps as short as `itl_s` asks. As long as the prefill
     worker has something to do, beside it."""
     limit_s = itl_s if decode.streams else 0.0
@@ -133,12 +134,14 @@ def local_outlook(
     )
 
 
-def remote_outlook(
-    prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s: float
-) -> Outlook:
+def remote_outlook(prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s: float) -> Outlook:
     """The prefill worker does. Where it takes cores from the decode worker, what runs there is slower."""
     limit_s = itl_s if decode.streams else 0.0
-    alone, beside, pace = decode.alone.limited(limit_s), decode.beside.limited(limit_s), prefill.pace
+    alone, beside, pace = (
+        decode.alone.limited(limit_s),
+        decode.beside.limited(limit_s),
+        prefill.pace,
+    )
     own_s, step_s = pace.fill_s(prompt), beside.forward_s
     before_s = ahead(prefill.filling, prompt.tokens) * pace.token_s
     joins_s = step_s / 2 if decode.streams else 0.0
@@ -187,7 +190,11 @@ def choose(
 
 
 def _words(
-    to_remote: bool, local: Outlook, remote: Outlook, decode: DecodeSide, limits: tuple[float, float]
+    to_remote: bool,
+    local: Outlook,
+    remote: Outlook,
+    decode: DecodeSide,
+    limits: tuple[float, float],
 ) -> str:
     chosen, other = (remote, local) if to_remote else (local, remote)
     here, there = ("prefill", "decode") if to_remote else ("decode", "prefill")

@@ -139,7 +139,9 @@ _LOCAL = {
 _REMOTE_EMBEDDING = Decision(
     True, Cause.EMBEDDING, "prefill fills: only prefill workers compute embeddings"
 )
-_SPLIT = Decision(True, Cause.ROLE_POLICY, "prefill fills: prefill workers fill every prompt (split)")
+_SPLIT = Decision(
+    True, Cause.ROLE_POLICY, "prefill fills: prefill workers fill every prompt (split)"
+)
 _UNMEASURED = Decision(
     True, Cause.UNMEASURED, "prefill fills: the workers have not told their speed yet"
 )

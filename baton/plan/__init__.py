@@ -1,1 +1,1 @@
-"""Planning: the router's and the workers' own nodes on a virtual clock, with step times instead of tensors."""
+"""Planning: the nodes of router and workers on a virtual clock, with step times instead of tensors."""

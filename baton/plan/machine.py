@@ -48,7 +48,9 @@ class Machine:
 
     def handover(self, tokens: int) -> float:
         """Seconds that pushing the KV of so many tokens adds to a fill."""
-        return tokens * self.kv_bytes_per_token / self.kv_bytes_per_s if self.kv_bytes_per_s else 0.0
+        return (
+            tokens * self.kv_bytes_per_token / self.kv_bytes_per_s if self.kv_bytes_per_s else 0.0
+        )
 
     def boot(self, workers: int) -> Pace:
         """What a worker measures at its start, on its share of the cores."""

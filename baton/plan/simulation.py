@@ -92,7 +92,11 @@ class Simulation:
         self._found: dict[str, Answer] = {}
         self._live = 0
         served = Served(
-            "simulated", "s" * 16, Limits(shape.context, 1 << 20), (), SamplingParams(temperature=0.0)
+            "simulated",
+            "s" * 16,
+            Limits(shape.context, 1 << 20),
+            (),
+            SamplingParams(temperature=0.0),
         )
         cores = tuple(range(machine.cores))
         identity = Identity("router/1", "here", 1, cores)

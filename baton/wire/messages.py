@@ -171,8 +171,8 @@ class Start:
     """Decode from here. The first `prompt_tokens` of `token_ids` are the prompt; the others come from an
     earlier run and count against `max_new_tokens`. The last token is decode's first step. Without a
     `receipt` the blocks are not filled, and decode computes the KV itself. `params` are resolved();
-    prompt_logprobs are set only if nothing is filled or cached. `itl_s`: while decode computes the prompt,
-    its streams want a token within so many seconds of the one before; 0: no limit."""
+    prompt_logprobs are set only if nothing is filled or cached. `itl_s`: while decode computes the
+    prompt, its streams want a token within so many seconds of the one before; 0: no limit."""
 
     run: RunName
     token_ids: Ids

@@ -1,9 +1,9 @@
 """Paces: what one worker has learnt of its forwards, for each number of cores it has had. Pure.
 
-The router takes cores from a worker and gives them back (router/cores.py), often within a second. A prompt
-token takes twice as long on half of the cores, so each number of cores has its own time of a token. The
-fixed part of a forward depends on the streams, too, which are others each time: it is scaled from what it
-was a moment ago. Heartbeats carry all of it: the router decides by it who fills a prompt
+The router takes cores from a worker and gives them back (router/cores.py), often within a second. A
+prompt token takes twice as long on half of the cores, so each number of cores has its own time of a
+token. The fixed part of a forward depends on the streams, too, which are others each time: it is scaled
+from what it was a moment ago. Heartbeats carry all of it: the router decides by it who fills a prompt
 (router/role_policy.py).
 """
 
@@ -38,7 +38,9 @@ class Paces:
 
     def report(self) -> tuple[Speed, ...]:
         """The present one first, then those of the other numbers of cores."""
-        others = {cores: self._on(cores) for cores in self._token_s if cores not in (0, self._cores)}
+        others = {
+            cores: self._on(cores) for cores in self._token_s if cores not in (0, self._cores)
+        }
         return tuple(
             Speed(cores, pace.forward_s, pace.token_s)
             for cores, pace in ({self._cores: self.now} | others).items()

@@ -138,7 +138,9 @@ class RealTown(Town):
         self.fillings[name] = Filling(
             engine, writer=name, transport=self.transport, scratch_tokens=1024, keys=None
         )
-        node = PrefillWorker(hello, self.fillings[name], token_budget=self._budget, paces=Paces(UNTIMED))
+        node = PrefillWorker(
+            hello, self.fillings[name], token_budget=self._budget, paces=Paces(UNTIMED)
+        )
         self.nodes[name] = node if self.transport == "shm" else Beside(node, self)
         return name
 

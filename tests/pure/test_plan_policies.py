@@ -95,7 +95,9 @@ def test_neither_pinned_policy_is_best_in_all_of_them() -> None:
 
 def test_a_run_is_repeated_exactly() -> None:
     cell = Cell(TWO_CORES, 128, 8, 0.8)
-    assert served(cell, RolePolicy.ADAPTIVE, told=True) == served(cell, RolePolicy.ADAPTIVE, told=True)
+    assert served(cell, RolePolicy.ADAPTIVE, told=True) == served(
+        cell, RolePolicy.ADAPTIVE, told=True
+    )
 
 
 def test_predicted_and_simulated_times_to_first_token_agree_on_an_idle_cluster() -> None:

@@ -67,7 +67,7 @@ TABLE: Sequence[tuple[str, DecodeSide, PrefillSide, Slo, bool, Cause]] = (
      Cause.WAITING),
     ("and those who are being filled", shared_cores(0, (2000, 2000)), PrefillSide(HALF), Slo(60.0, 0.06),
      False, Cause.WAITING),
-    ("half of the cores, but steps must be so short that a fill takes longer", shared_cores(4), PrefillSide(HALF),
+    ("of half of the cores short steps take longer", shared_cores(4), PrefillSide(HALF),
      Slo(9.0, 0.0165), True, Cause.WAITING),
     ("of a slow prefill worker nothing is wanted", own_devices(2), PrefillSide(Pace(0.1, 0.01)), SLO,
      False, Cause.TTFT),
@@ -239,7 +239,9 @@ def test_what_leaves_no_choice_is_said() -> None:
     desk.hear("client", msg.Submit("scored", (1, 2, 3) * 9, GenerationParams(4, prompt_logprobs=0)))
     desk.step()
     entry = desk.router.ledger.entry("scored")
-    assert desk.router._scheduler.roles.decide(entry, 0.0, alone=False).cause is Cause.PROMPT_LOGPROBS
+    assert (
+        desk.router._scheduler.roles.decide(entry, 0.0, alone=False).cause is Cause.PROMPT_LOGPROBS
+    )
     entry.params = GenerationParams(4)
     assert desk.router._scheduler.roles.decide(entry, 0.0, alone=True).cause is Cause.NO_PREFILL
     entry.tries.refills = 2
@@ -249,7 +251,7 @@ def test_what_leaves_no_choice_is_said() -> None:
 
 
 def test_the_options_name_the_policies() -> None:
-    assert ROLE_POLICIES == tuple(RolePolicy)
+    assert tuple(RolePolicy) == ROLE_POLICIES
 
 
 def test_a_hand_over_is_expected_to_take_as_long_as_the_last_ones() -> None:
@@ -283,7 +285,9 @@ def test_a_decision_shows_in_the_timeline_the_trace_and_the_counts() -> None:
     (stage,) = [each for life in timeline for each in life.stages if each.name == "prefill"]
     assert (stage.worker, stage.why) == ("d1", why)
     assert "first token in" in why
-    assert why in {e["args"].get("why") for e in chrome_trace(timeline)["traceEvents"] if "args" in e}
+    assert why in {
+        e["args"].get("why") for e in chrome_trace(timeline)["traceEvents"] if "args" in e
+    }
     assert counts is not None
     assert counts.decided == (Decided("decode", "waiting", 1),)
 
