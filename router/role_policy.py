@@ -5,9 +5,9 @@
              there are two places at which prompts are computed instead of one
 
 Neither is best for all traffic. So `adaptive` predicts both for each request, when its blocks are
-granted: its time to first token, and how far apart the tokens of the streams will be meanwhile. It prefers
-the way that breaks the limits of fewer requests (SLO: Zhong et al., DistServe, 2024). Where both break
-about as many it prefers the one for which all of them together wait less.
+granted: its time to first token, and how far apart the tokens of the streams will be meanwhile. It
+prefers the way that breaks the limits of fewer requests (SLO: Zhong et al., DistServe, 2024). Where both
+break about as many it prefers the one for which all of them together wait less.
 """
 
 from collections.abc import Sequence

@@ -38,8 +38,9 @@ class Machine:
         """Seconds of one forward with prompt chunks (first position, tokens) and so many streams."""
         share = cores / self.cores if self.cores and cores else 1.0
         tokens = sum(n * (1 + (start + n / 2) / self.context) for start, n in chunks)
-        fixed = (self.forward_s + streams * self.row_s) / share**self.forward_power
-        return fixed + tokens * self.token_s / share**self.token_power
+        seconds: float = (self.forward_s + streams * self.row_s) / share**self.forward_power
+        seconds += tokens * self.token_s / share**self.token_power
+        return seconds
 
     def rows(self, rows: Sequence[Row], cores: int) -> float:
         """Seconds of a decode worker's forward."""
