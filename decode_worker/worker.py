@@ -71,8 +71,7 @@ class DecodeWorker(Worker):
     def __post_init__(self) -> None:
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
-        tally = self.speculation.tally
-        self._membership = Membership(hello, self._start_anew, tally, self.paces)
+        self._membership = Membership(hello, self._start_anew, self.speculation.tally, self.paces)
         self._budget = TokenBudget(self.token_budget)
         self._reporter = PoolReporter(self.table)
         self._writers = Writers(self.table, self.model, hello.host)
