@@ -88,11 +88,16 @@ class Pace:
         """Seconds for the chunks of one forward."""
         return max(FORWARD_S, FIXED_PARTS * self.forward_s) - self.forward_s
 
-    def step_s(self, start: int = 0, least: int = LEAST_TOKENS) -> float:
-        """Seconds of a forward that is full of prompt tokens from position `start` on."""
+    def space_s(self, start: int = 0, least: int = LEAST_TOKENS) -> float:
+        """Seconds for the chunks of a forward whose oldest prompt is at position `start`: `least` tokens
+        fit any, fewer where streams have a limit. Never 0."""
         room_s = max(self.room_s(), self.chunk_s(Span(start, least)))
         fewest_s = self.chunk_s(Span(start, min(least, FEWEST_TOKENS)))
-        return self.forward_s + max(min(room_s, self.longest_s - self.forward_s), fewest_s)
+        return max(min(room_s, self.longest_s - self.forward_s), fewest_s)
+
+    def step_s(self, start: int = 0) -> float:
+        """Seconds of a forward that is full of prompt tokens from position `start` on."""
+        return self.forward_s + self.space_s(start)
 
     def limited(self, itl_s: float) -> "Pace":
         """Streams want a token within so many seconds of the one before; 0: no limit."""
@@ -102,19 +107,18 @@ class Pace:
         """Seconds until this whole prompt is computed, in as many forwards as it takes, and `beside` it
         prompts that take so many seconds."""
         work = self.chunk_s(prompt) + beside
-        forwards = max(1, ceil(work / (self.step_s(prompt.start) - self.forward_s)))
+        forwards = max(1, ceil(work / self.space_s(prompt.start)))
         return work + forwards * self.forward_s
 
     def fill_rate(self) -> float:
         """Tokens a second of long prompts that are filled in forward after forward."""
-        step_s = self.step_s()
-        return (step_s - self.forward_s) / (self.token_s * step_s)
+        return self.space_s() / (self.token_s * self.step_s())
 
     def on_cores(self, share: float) -> "Pace":
         """A guess of the pace with `share` times the cores. What is fixed is mostly reading weights: more
         cores speed it up less."""
         forward_s, token_s = self.forward_s / sqrt(share), self.token_s / share
-        return replace(self, forward_s=_bounded(forward_s), token_s=_bounded(token_s))
+        return replace(self, forward_s=bounded(forward_s), token_s=bounded(token_s))
 
     def after(self, chunks: Sequence[Span], took_s: float) -> "Pace":
         """The pace after a forward with these chunks. Each field moves by its share of the expected time,
@@ -127,7 +131,7 @@ class Pace:
 
         def moved(field: float, share: float) -> float:
             factor: float = ratio ** (TRUST * share)
-            return _bounded(field * factor)
+            return bounded(field * factor)
 
         fixed = self.forward_s / expected
         forward_s, token_s = moved(self.forward_s, fixed), moved(self.token_s, 1 - fixed)
@@ -174,7 +178,7 @@ def share_out(prompts: Sequence[Prompt], pace: Pace, *, token_budget: int) -> li
     given = [0] * len(prompts)
     oldest = prompts[0]
     least = min(token_budget, LEAST_TOKENS)
-    room_s = pace.step_s(oldest.start, least) - pace.forward_s
+    room_s = pace.space_s(oldest.start, least)
     least = least if pace.longest_s == inf else min(least, FEWEST_TOKENS)
     fits = max(pace.tokens_within(room_s / 2, oldest.start), least // 2)
     given[0] = min(max(1, min(fits, token_budget // 2)), _still(oldest, 0))
@@ -196,7 +200,8 @@ def _still(prompt: Prompt, given: int) -> int:
     return most - given
 
 
-def _bounded(seconds: float) -> float:
+def bounded(seconds: float) -> float:
+    """As each of Pace's fields is."""
     return min(max(seconds, SHORTEST_S), LONGEST_S)
 
 

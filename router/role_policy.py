@@ -125,7 +125,7 @@ def local_outlook(prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s:
     pace = beside if busy_s else alone
     work_s = pace.chunk_s(prompt)
     joins_s = pace.forward_s / 2 if decode.streams else 0.0  # at the end of the present step
-    room_s = pace.step_s(prompt.start) - pace.forward_s
+    room_s = pace.space_s(prompt.start)
     return Outlook(
         ttft_s=joins_s + fill_s,
         gap_s=pace.forward_s + min(room_s, work_s + sum(decode.filling) * pace.token_s),

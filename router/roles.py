@@ -71,7 +71,9 @@ class Roles:
         choices = prefill_choices(self._ledger.loads, self._reach.fillers(entry, now))
         name = PLACE_PREFILL(choices, entry.decode)
         prefill = self._members.get(name) if name is not None else None
-        if decode is None or prefill is None or not (decode.speeds and prefill.speeds):
+        if prefill is None:
+            return replace(_LOCAL[Cause.NO_PREFILL], itl_s=self._rules.slo.itl_s or 0.0)
+        if decode is None or not (decode.speeds and prefill.speeds):
             return _UNMEASURED
         return choose(
             Span(entry.cached_tokens, entry.unfilled),

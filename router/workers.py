@@ -11,7 +11,7 @@ from enum import StrEnum
 from math import inf
 
 from baton.kv.transports import shuts_out
-from baton.pace import SHORTEST_S, Pace
+from baton.pace import Pace, bounded
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
 from baton.wire.messages import PROTOCOL, Attached, Hello, WayLost
@@ -110,7 +110,7 @@ class Member:
 
 def _pace(speeds: tuple[Speed, ...], cores: int) -> Pace:
     near = min(speeds, key=lambda each: abs(each.cores - cores))
-    pace = Pace(max(near.forward_s, SHORTEST_S), max(near.token_s, SHORTEST_S))
+    pace = Pace(bounded(near.forward_s), bounded(near.token_s))
     known = not cores or not near.cores or near.cores == cores
     return pace if known else pace.on_cores(cores / near.cores)
 

@@ -86,7 +86,7 @@ def test_each_row(
     assert found.why.startswith("prefill fills" if remote else "decode fills")
 
 
-PACES = st.builds(Pace, st.floats(1e-6, 1.0), st.floats(1e-7, 0.1))
+PACES = st.builds(Pace, st.floats(1e-9, 60.0), st.floats(1e-9, 60.0))  # all that there may be
 FILLING = st.lists(st.integers(1, 5000), max_size=6).map(tuple)
 DECODES = st.builds(DecodeSide, PACES, PACES, PACES, st.integers(0, 100), FILLING)
 PREFILLS = st.builds(PrefillSide, PACES, FILLING, st.floats(0, 10))
@@ -109,7 +109,7 @@ def test_every_decision_has_a_cause_that_is_true(
         assert other.gap_s > chosen.gap_s
     if slo.itl_s is not None:
         assert found.itl_s == slo.itl_s
-    assert len(found.why) < 200
+    assert len(found.why) < 300
 
 
 @given(PROMPTS, DECODES, PREFILLS, SLOS, st.floats(0.01, 50))
