@@ -41,6 +41,7 @@ from baton.transfer.slabs import allocate_slabs
 from baton.wire import messages as msg
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, Node, Stop, To
+from baton.wire.paces import Paces
 from decode_worker.decoding import Decoding
 from decode_worker.worker import DecodeWorker
 from prefill_worker.filling import Filling
@@ -276,7 +277,7 @@ class LocalCluster:
             prefix_caching=options.prefix_caching,
             grammars=Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids),
             vocabulary=files.vocab_size,
-            pace=engine.pace,
+            paces=Paces(engine.pace),
             rope=files.rope,
         )
 
@@ -296,7 +297,7 @@ class LocalCluster:
             filling,
             token_budget=options.max_num_batched_tokens,
             vocabulary=files.vocab_size,
-            pace=engine.pace,
+            paces=Paces(engine.pace),
         )
 
     def _link_to(self, worker: str, epoch: str, regions: Sequence[Region]) -> Link:

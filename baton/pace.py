@@ -6,8 +6,8 @@ share_out(). Pure; prefill and decode workers measure and ask.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import sqrt
+from dataclasses import dataclass, field, replace
+from math import ceil, inf, sqrt
 from typing import NamedTuple
 
 FORWARD_S = 0.025
@@ -21,6 +21,12 @@ spend most of its time on reading its weights for a few tokens."""
 LEAST_TOKENS = 64
 """Prompt tokens that fit any forward. From about so many on a CPU computes them at full speed: GPT-2's
 shape takes 12 ms for one token, 19 for 16, 38 for 64, 72 for 128."""
+
+FEWEST_TOKENS = 16
+"""The same where a user limits the time between tokens: shorter forwards are worth some speed then."""
+
+ITL_PART = 0.85
+"""Of the time that a user allows between tokens: the rest is for what no estimate knows."""
 
 CONTEXT = 4000
 """A token so far into its sequence takes twice as long as the first one, because of attention. It is
@@ -54,10 +60,11 @@ class Span(NamedTuple):
 class Pace:
     """Seconds of a forward: `forward_s` of any, and `token_s` for each prompt token in it. What a decode
     worker does for its streams is part of `forward_s`. The defaults are a slow guess, for a worker that
-    has measured nothing yet."""
+    has measured nothing yet. `longest_s` is not learnt: what a user allows for a forward with streams."""
 
     forward_s: float = 0.005
     token_s: float = 0.0003
+    longest_s: float = inf
 
     @classmethod
     def measured(cls, one_s: float, some_s: float, tokens: int) -> "Pace":
@@ -81,6 +88,38 @@ class Pace:
         """Seconds for the chunks of one forward."""
         return max(FORWARD_S, FIXED_PARTS * self.forward_s) - self.forward_s
 
+    def space_s(self, start: int = 0, least: int = LEAST_TOKENS) -> float:
+        """Seconds for the chunks of a forward whose oldest prompt is at position `start`: `least` tokens
+        fit any, fewer where streams have a limit. Never 0."""
+        room_s = max(self.room_s(), self.chunk_s(Span(start, least)))
+        fewest_s = self.chunk_s(Span(start, min(least, FEWEST_TOKENS)))
+        return max(min(room_s, self.longest_s - self.forward_s), fewest_s)
+
+    def step_s(self, start: int = 0) -> float:
+        """Seconds of a forward that is full of prompt tokens from position `start` on."""
+        return self.forward_s + self.space_s(start)
+
+    def limited(self, itl_s: float) -> "Pace":
+        """Streams want a token within so many seconds of the one before; 0: no limit."""
+        return replace(self, longest_s=ITL_PART * itl_s) if itl_s else self
+
+    def fill_s(self, prompt: Span, beside: float = 0.0) -> float:
+        """Seconds until this whole prompt is computed, in as many forwards as it takes, and `beside` it
+        prompts that take so many seconds."""
+        work = self.chunk_s(prompt) + beside
+        forwards = max(1, ceil(work / self.space_s(prompt.start)))
+        return work + forwards * self.forward_s
+
+    def fill_rate(self) -> float:
+        """Tokens a second of long prompts that are filled in forward after forward."""
+        return self.space_s() / (self.token_s * self.step_s())
+
+    def on_cores(self, share: float) -> "Pace":
+        """A guess of the pace with `share` times the cores. What is fixed is mostly reading weights: more
+        cores speed it up less."""
+        forward_s, token_s = self.forward_s / sqrt(share), self.token_s / share
+        return replace(self, forward_s=bounded(forward_s), token_s=bounded(token_s))
+
     def after(self, chunks: Sequence[Span], took_s: float) -> "Pace":
         """The pace after a forward with these chunks. Each field moves by its share of the expected time,
         so short forwards correct the fixed part and long ones the tokens. A clock too coarse to see the
@@ -92,10 +131,11 @@ class Pace:
 
         def moved(field: float, share: float) -> float:
             factor: float = ratio ** (TRUST * share)
-            return min(max(field * factor, SHORTEST_S), LONGEST_S)
+            return bounded(field * factor)
 
         fixed = self.forward_s / expected
-        return Pace(moved(self.forward_s, fixed), moved(self.token_s, 1 - fixed))
+        forward_s, token_s = moved(self.forward_s, fixed), moved(self.token_s, 1 - fixed)
+        return replace(self, forward_s=forward_s, token_s=token_s)
 
 
 @dataclass(slots=True)
@@ -143,7 +183,8 @@ def share_out(prompts: Sequence[Prompt], pace: Pace, *, token_budget: int) -> li
     given = [0] * len(prompts)
     oldest = prompts[0]
     least = min(token_budget, LEAST_TOKENS)
-    room_s = max(pace.room_s(), pace.chunk_s(Span(oldest.start, least)))
+    room_s = pace.space_s(oldest.start, least)
+    least = least if pace.longest_s == inf else min(least, FEWEST_TOKENS)
     fits = max(pace.tokens_within(room_s / 2, oldest.start), least // 2)
     given[0] = min(max(1, min(fits, token_budget // 2)), _still(oldest, 0))
     token_budget -= given[0]
@@ -162,6 +203,11 @@ def share_out(prompts: Sequence[Prompt], pace: Pace, *, token_budget: int) -> li
 def _still(prompt: Prompt, given: int) -> int:
     most = prompt.left if prompt.most is None else min(prompt.left, prompt.most)
     return most - given
+
+
+def bounded(seconds: float) -> float:
+    """As each of Pace's fields is."""
+    return min(max(seconds, SHORTEST_S), LONGEST_S)
 
 
 def _weight(chunk: Span) -> float:

@@ -45,7 +45,7 @@ class Moment:
     worker: OptionalName = ""
     tokens: Tokens = 0  # queued: of the prompt; filling: filled so far; then: generated so far
     handover_s: Seconds = 0.0  # with the first decoding: how much of the time before was hand-over
-    note: Line = ""  # reason of an end or a retry
+    note: Line = ""  # reason of an end, of a retry, or of who fills the prompt
     transport: OptionalName = ""  # of that hand-over
     moved_bytes: Bytes = 0  # by it; 0 where memory is shared
     gap_s: TotalSeconds = 0.0  # since the token before, if it ends here
@@ -53,12 +53,14 @@ class Moment:
 
 @dataclass(slots=True)
 class Stage:
-    """One interval of a request. `end` is None while it lasts."""
+    """One interval of a request. `end` is None while it lasts. `why`: of a prefill or a decode, who fills
+    the prompt and the figures behind that (router/role_policy.py)."""
 
     name: str
     start: float
     end: float | None = None
     worker: str = ""
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -87,7 +89,8 @@ class Life:
         if moment.state == "finished":
             self.ended = moment.note or "finished"
         elif moment.state in STAGES:
-            self.stages.append(Stage(STAGES[moment.state], at, worker=moment.worker))
+            why = moment.note if moment.state in ("filling", "decoding") else ""
+            self.stages.append(Stage(STAGES[moment.state], at, worker=moment.worker, why=why))
 
     @property
     def stalled_s(self) -> float:
@@ -160,7 +163,7 @@ class Timeline:
 
 
 def _packed(life: Life) -> bytes:
-    stages = [(each.name, each.start, each.end, each.worker) for each in life.stages]
+    stages = [(each.name, each.start, each.end, each.worker, each.why) for each in life.stages]
     packed: bytes = msgpack.packb((stages, life.prompt_tokens, life.tokens, life.ended))
     return packed
 

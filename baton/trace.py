@@ -109,6 +109,7 @@ def _slice(
         "prompt_tokens": life.prompt_tokens,
         "tokens": life.tokens,
         "ended": life.ended,
+        **({"why": stage.why} if stage.why else {}),
     }
     where = {"pid": pid, "tid": tid}
     found = [

@@ -8,12 +8,14 @@ from baton.pace import Pace, Prompt, share_out
 
 class Progress(NamedTuple):
     """A started run: `known` tokens, of which the KV of `computed` is in the pool. `most`: limit of its
-    tokens in one forward."""
+    tokens in one forward. `itl_s`: while its prompt is filled, streams want a token within so many
+    seconds; 0: no limit."""
 
     run: str
     known: int
     computed: int
     most: int | None = None
+    itl_s: float = 0.0
 
 
 class Share(NamedTuple):
@@ -36,7 +38,9 @@ def plan_step(
     shares = [Share(run.run, 1, samples=True) for run in decoding]
     prompts = [Prompt(run.computed, run.known - run.computed, run.most) for run in filling]
     budget = max(token_budget - len(decoding), 1)
-    given = share_out(prompts, pace or Pace(), token_budget=budget)
+    limits = [run.itl_s for run in filling if run.itl_s and decoding]
+    pace = (pace or Pace()).limited(min(limits, default=0.0))
+    given = share_out(prompts, pace, token_budget=budget)
     for run, prompt, tokens in zip(filling, prompts, given, strict=True):
         if tokens:
             shares.append(Share(run.run, tokens, samples=tokens == prompt.left))

@@ -14,6 +14,7 @@ from baton.model_files import ModelFiles, resolve_model
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
 from baton.wire.keys import ClusterKeys
+from baton.wire.paces import Paces
 from decode_worker.decoding import Decoding
 from decode_worker.draft import DraftModel, check_draft
 from decode_worker.speculation import PromptLookup, Proposer, Speculation
@@ -80,7 +81,7 @@ def run(
             prefix_caching,
             grammars,
             files.vocab_size,
-            engine.pace,
+            Paces(engine.pace),
             files.rope,
         )
         return run_worker(options, node, decoding.wakeups, patience_s=hello.patience_s)

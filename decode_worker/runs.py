@@ -36,6 +36,7 @@ class Run:
     params: GenerationParams
     matcher: Matcher | None = None
     rope: RopeRule = FIXED
+    itl_s: float = 0.0  # limit of the streams while its prompt is filled (Start)
     sent: bool = False  # its first token was sent
     scores: list[Logprob] = field(default_factory=list)  # of the prompt's tokens but the first
     published: bool = False  # the prompt's blocks are in the prefix cache
@@ -76,9 +77,8 @@ class Run:
         )
 
     def progress(self, name: str) -> Progress:
-        return Progress(
-            name, len(self.token_ids), self.computed, SCORED_ROWS if self.scoring else None
-        )
+        most = SCORED_ROWS if self.scoring else None
+        return Progress(name, len(self.token_ids), self.computed, most, self.itl_s)
 
     def draftable(self, block_size: int) -> int:
         """How many draft tokens fit its blocks and its maximum length, and need no recomputation."""

@@ -17,13 +17,14 @@ from baton.grammar import Grammars, Matcher
 from baton.kv.blocks import ANY_WRITER, BlockTable
 from baton.kv.prefix import extended
 from baton.kv.region import Arrival, Region
-from baton.pace import Pace, Span, TokenBudget
+from baton.pace import Span, TokenBudget
 from baton.rope import FIXED, RopeRule
 from baton.wire import messages as msg
 from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_start
+from baton.wire.paces import Paces
 from decode_worker.batching import Share, plan_step
 from decode_worker.memory import take_less
 from decode_worker.model import DecodeModel, Drawn
@@ -51,7 +52,7 @@ class DecodeWorker(Worker):
     prefix_caching: bool = True
     grammars: Grammars | None = None
     vocabulary: int = 2**31
-    pace: Pace = field(default_factory=Pace)  # what is known of this machine's speed
+    paces: Paces = field(default_factory=Paces)  # what is known of this machine's speed
     rope: RopeRule = FIXED  # of the model
     table: BlockTable = field(init=False)
     block_hashes: dict[str, tuple[bytes, ...]] = field(init=False, default_factory=dict)  # by run
@@ -70,7 +71,7 @@ class DecodeWorker(Worker):
     def __post_init__(self) -> None:
         hello = self.hello
         self.table = BlockTable(hello.worker, hello.epoch, hello.blocks, LEASE_S)
-        self._membership = Membership(hello, self._start_anew, self.speculation.tally)
+        self._membership = Membership(hello, self._start_anew, self.speculation.tally, self.paces)
         self._budget = TokenBudget(self.token_budget)
         self._reporter = PoolReporter(self.table)
         self._writers = Writers(self.table, self.model, hello.host)
@@ -91,6 +92,7 @@ class DecodeWorker(Worker):
                 self._buffer.drop(run)
             case msg.Cores(cores):
                 self.model.use_cores(cores)
+                self.paces.use(len(cores))
             case msg.Released(run, writer):
                 self.table.writer_released(writer, run)
             case msg.WriterJoined():
@@ -106,8 +108,7 @@ class DecodeWorker(Worker):
             self._release(run, ANY_WRITER)
             effects.append(To(ROUTER, msg.Expired(run)))
         self._more_kv = self.model.poll()
-        for run in list(self.arriving):
-            effects += self._check_arrival(run, now)
+        effects += [e for run in list(self.arriving) for e in self._check_arrival(run, now)]
         effects += self._decode(now)
         effects += self._buffer.take_due(now, now + took)  # by the end of the next step
         alone = bool(self.runs) and not self._blocked and not effects
@@ -182,7 +183,7 @@ class DecodeWorker(Worker):
             return [To(ROUTER, msg.RunFailed(order.run, error.code, str(error)))]
         ids = list(order.token_ids)
         prompt, params = order.prompt_tokens, order.params
-        run = Run(grant, ids, len(ids) - 1, prompt, params, matcher, self.rope)
+        run = Run(grant, ids, len(ids) - 1, prompt, params, matcher, self.rope, order.itl_s)
         if order.receipt is None:  # this worker computes the uncached tokens itself
             run.computed = len(grant.prefix) * self.hello.block_size
             self.runs[order.run] = run
@@ -221,7 +222,7 @@ class DecodeWorker(Worker):
         waiting = self._make_room(effects, now)
         progress = [r.progress(name) for name, r in self.runs.items() if name not in waiting]
         progress = progress[: self._budget.runs]
-        shares = plan_step(progress, token_budget=self._budget.now, pace=self.pace)
+        shares = plan_step(progress, token_budget=self._budget.now, pace=self.paces.now)
         self._blocked = not shares
         if not shares:
             return effects
@@ -245,7 +246,7 @@ class DecodeWorker(Worker):
         self._budget.went_well()
         self.speculation.tally.forward(sum(len(row.token_ids) for row in rows))
         chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
-        self.pace = self.pace.after(chunks, self.model.clock() - began)
+        self.paces.after(chunks, self.model.clock() - began)
         return effects + self._accept(steps, drawn, now)
 
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:

@@ -7,6 +7,7 @@ from baton.engine.boot import boot
 from baton.kv.transports import check_installed
 from baton.model_files import resolve_model
 from baton.transfer.registry import CurveKeys
+from baton.wire.paces import Paces
 from prefill_worker.filling import Filling
 from prefill_worker.worker import PrefillWorker
 
@@ -48,7 +49,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         filling,
         token_budget=options.max_num_batched_tokens,
         vocabulary=files.vocab_size,
-        pace=engine.pace,
+        paces=Paces(engine.pace),
     )
     try:
         return run_worker(options, node, patience_s=hello.patience_s)

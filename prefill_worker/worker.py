@@ -19,6 +19,7 @@ from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_fill
+from baton.wire.paces import Paces
 from prefill_worker.model import Chunk, News, PrefillModel, Sent, Stopped
 
 POLL_S = 0.001
@@ -80,17 +81,17 @@ class PrefillWorker(Worker):
         *,
         token_budget: int,
         vocabulary: int = INT_MAX,
-        pace: Pace | None = None,
+        paces: Paces | None = None,
     ) -> None:
-        """`token_budget`: most tokens in one forward. `pace`: what is known of this machine's speed."""
-        self._membership = Membership(hello, self._start_anew)
+        """`token_budget`: most tokens in one forward. `paces`: what is known of this machine's speed."""
+        self._paces = paces or Paces()
+        self._membership = Membership(hello, self._start_anew, paces=self._paces)
         self._hello = hello
         self._vocabulary = vocabulary
         self._pools: dict[str, tuple[str, int]] = {}  # attached: its epoch and blocks
         self._ignored = Ignored()  # orders that cannot be
         self._model = model
         self._budget = TokenBudget(token_budget)
-        self._pace = pace or Pace()
         self._last_pool: str | None = None  # of the last forward
         self._idle = False  # the last step computed nothing
         self._jobs: dict[str, Job] = {}
@@ -112,6 +113,7 @@ class PrefillWorker(Worker):
                 self._model.detach(worker)
             case msg.Cores(cores):
                 self._model.use_cores(cores)
+                self._paces.use(len(cores))
             case msg.Fill():
                 return self._accept(message, now)
             case msg.Drop(run):
@@ -125,7 +127,7 @@ class PrefillWorker(Worker):
         for news in self._model.poll():
             effects += self._hear(news) if self._membership.joined else []
         effects += self._admit()
-        plan = plan_chunks(self._ready(), self._budget.now, self._pace, self._last_pool)
+        plan = plan_chunks(self._ready(), self._budget.now, self._paces.now, self._last_pool)
         self._idle = not plan
         if not plan:
             return effects
@@ -143,7 +145,7 @@ class PrefillWorker(Worker):
             return effects
         self._budget.went_well()
         took = self._model.clock() - began
-        self._pace = self._pace.after([Span(job.done, count) for job, count in plan], took)
+        self._paces.after([Span(job.done, count) for job, count in plan], took)
         total = sum(count for _, count in plan)
         self._membership.tally.forward(total)
         for job, count in plan:

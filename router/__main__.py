@@ -25,6 +25,7 @@ from baton.wire.keys import load_keys
 from baton.wire.loop import Loop
 from router.admission import Served
 from router.batching import Rules
+from router.role_policy import RolePolicy, Slo
 from router.router import Identity, Router
 
 
@@ -92,7 +93,8 @@ from router.router import Identity, Router
 @click.option("--pulse", type=int, default=None, hidden=True)
 def main(
     address: str, model: str, batch_size: int, batch_window_ms: float, max_fill_tokens: int,
-    max_model_len: int | None, colocated: bool, local_prefill_tokens: int, keys: Path | None,
+    max_model_len: int | None, role_policy: str, slo_ttft: float | None, slo_itl: float | None,
+    colocated: bool, local_prefill_tokens: int, keys: Path | None,
     log_level: str, health: str | None, parent: int | None, pulse: int | None,
 ) -> None:  # fmt: skip
     """Follow every request from prompt to last token. Workers and clients join by themselves:
@@ -100,8 +102,9 @@ def main(
     python -m router --address ipc:///tmp/baton/router.sock --batch-size 4
     """
     rules = Rules(
-        batch_size, batch_window_ms / 1000, max_fill_tokens, colocated, local_prefill_tokens
-    )
+        batch_size, batch_window_ms / 1000, max_fill_tokens, colocated, local_prefill_tokens,
+        RolePolicy(role_policy), Slo(slo_ttft, slo_itl),
+    )  # fmt: skip
 
     def work() -> int:
         if parent is not None and not die_with(parent):

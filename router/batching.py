@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from router.role_policy import NO_SLO, RolePolicy, Slo
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -22,6 +24,8 @@ class Rules:
     token_budget: int  # of a Fill batch
     colocated: bool = False
     local_tokens: int = 0  # prompts with at most so many uncached tokens skip prefill
+    role_policy: RolePolicy = RolePolicy.SPLIT
+    slo: Slo = NO_SLO  # what the adaptive policy keeps to
 
 
 def plan_fill(

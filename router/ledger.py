@@ -18,6 +18,7 @@ from router.deadlines import Deadlines
 from router.expected import STEP, Expected
 from router.line import Line
 from router.loads import Loads
+from router.role_policy import UNDECIDED, Decision
 from router.tries import Isolation, Tries
 
 
@@ -64,6 +65,8 @@ class Entry:
     handover_s: float = 0.0
     moved_bytes: int = 0
     detokenize_s: float = 0.0
+    decision: Decision = UNDECIDED  # who fills it: made when its blocks are granted
+    left: int = 0  # tokens that its prefill worker has still to compute
     cached_tokens: int = 0  # first tokens whose KV the current grant found in the prefix cache
     reused_tokens: int = 0  # the same of the first grant
     retry_at: float = 0.0  # earliest time of the next placement
@@ -192,6 +195,7 @@ class Ledger:
         if token_ids:
             length, tries = entry.length, entry.tries
             if not tries.proven:
+                self.loads.fills.ended(entry.id, times[0])
                 self._isolation.left(entry.id)
                 self.deadlines.placed(
                     entry.id
@@ -207,6 +211,9 @@ class Ledger:
 
     def filled_to(self, entry: Entry, tokens: int, now: float) -> None:
         """A chunk of its prompt is filled. No change of state; the listener is notified."""
+        assert entry.prefill is not None
+        entry.left = max(0, entry.length - 1 - tokens)
+        self.loads.progressed(entry.id, entry.prefill, entry.left)
         entry.tries.filled(min(tokens, entry.length - 1))
         self._isolation.tried(entry.id, entry.tries)
         self._listener.filled_to(entry, tokens, now)
@@ -229,7 +236,8 @@ class Ledger:
             self._count_blocks(entry)
         elif state is State.FILLING:
             assert prefill is not None
-            self.loads.filling(name, prefill, entry.unfilled)
+            entry.left = entry.unfilled
+            self.loads.filling(name, prefill, entry.left)
         elif state is State.DECODING:
             if entry.state is State.QUEUED:  # on an engine
                 self._count_blocks(entry)
@@ -248,6 +256,8 @@ class Ledger:
         name = entry.id
         entry.spent[entry.state] = entry.spent.get(entry.state, 0.0) + now - entry.since
         del self._by_state[entry.state][name]
+        itself = state is State.DECODING and entry.grant is not None and entry.receipt is None
+        self.loads.fills.moved(name, entry.decode if itself else None, entry.unfilled, now)
         if entry.state is State.QUEUED:
             leave = self._line.remove if state is State.FINISHED else self._line.place
             leave(name)

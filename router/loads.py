@@ -9,6 +9,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from router.local_fills import LocalFills
+
 Rank = tuple[int, int, str]
 """Of two workers the one with the smaller rank is less loaded. See Loads.decodes and Loads.prefills."""
 NOTHING: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class Loads:
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
+        self.fills = LocalFills()
         self._pools: dict[str, int | None] = {}  # of those that have joined; None: it fills
         self.decodes = Ranking()  # (requests, blocks held less blocks of the pool, name)
         self.prefills = Ranking()  # (tokens to fill, 0, name)
@@ -113,6 +116,12 @@ class Loads:
         self._computes(prefill, load, 1)
         self._rank(prefill, load)
 
+    def progressed(self, request: str, prefill: str, tokens: int) -> None:
+        """So many of them are left."""
+        load = self._loads[prefill]
+        load.set(request, tokens)
+        self._rank(prefill, load)
+
     def filled(self, request: str, prefill: str) -> None:
         """It fills the request no longer."""
         load = self._loads[prefill]
@@ -125,6 +134,11 @@ class Loads:
         """The requests that need this worker now, in the order in which they came to it."""
         load = self._loads.get(worker)
         return tuple(load.amounts) if load is not None else NOTHING
+
+    def amounts(self, worker: str) -> tuple[int, ...]:
+        """Of each of its requests, in that order."""
+        load = self._loads.get(worker)
+        return tuple(load.amounts.values()) if load is not None else ()
 
     def computing(self, worker: str) -> int:
         """Requests that the worker decodes or fills now."""

@@ -5,6 +5,7 @@ only the counts are kept. No message to them holds a prompt or a text.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
@@ -16,6 +17,7 @@ from baton.wire.node import Effect, To
 from baton.wire.records import (
     ITL_BUCKETS_S,
     Counts,
+    Decided,
     Ended,
     FirstToken,
     PoolInfo,
@@ -57,6 +59,7 @@ class Observers:
         self._itl_s = 0.0
         self._generated = self._preempted = self._refilled = 0
         self._lost = {PREFILL: 0, DECODE: 0, ENGINE: 0}
+        self._decided: Counter[tuple[str, str]] = Counter()  # who filled a prompt, and why
         self._next_events = self._next_count = 0.0
         self._backlog = Backlog()
 
@@ -81,6 +84,9 @@ class Observers:
             self._tokenless.add(name)
         self._preempted += event is Event.PREEMPTED
         self._refilled += event is Event.RETRY
+        if note and event in (Event.FILL, Event.START):  # with the reason of its decision
+            role = PREFILL if event is Event.FILL else DECODE
+            self._decided[role, entry.decision.cause] += 1
         if not self._clients:
             return
         self._moments.append(_moment(entry, now, note, gap_s=gap_s))
@@ -182,6 +188,7 @@ class Observers:
             tokenless=len(self._tokenless),
             works=tuple(self._works.values()),
             router=self._router,
+            decided=tuple(Decided(*each, n) for each, n in sorted(self._decided.items())),
         )
 
 

@@ -51,12 +51,6 @@ def choose_prefill(choices: Sequence[PrefillChoice], decode: str) -> str | None:
     return min(able, key=lambda c: (c.waiting_tokens, c.worker)).worker
 
 
-def fills_remotely(tokens: int, *, colocated: bool, local_tokens: int) -> bool:
-    """True: a prefill worker fills these tokens. False: the decode worker does, in chunks. A prompt of
-    one token has nothing to fill; up to `local_tokens` are not worth a hand-over."""
-    return not colocated and tokens > max(0, local_tokens)
-
-
 DecodePolicy = Callable[[Sequence[DecodeChoice], int], str | None]
 PrefillPolicy = Callable[[Sequence[PrefillChoice], str], str | None]
 

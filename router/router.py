@@ -4,6 +4,7 @@ requests.py     what happens to a request; its states are baton/lifecycle.py
 scheduling.py   orders to workers; batching.py decides what is filled next, placement.py where
 workers.py      which workers have joined and are alive
 reach.py        which prefill worker can write to which decode worker now
+roles.py        who fills a prompt; role_policy.py decides
 readiness.py    whether requests can be served, and what is missing
 reports.py      which of a worker's reports are believed
 engines.py      requests for workers that ask another server
@@ -52,12 +53,13 @@ class Router:
         self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
         self._readiness = Readiness(self.workers, colocated=rules.colocated)
         fill_themselves = self._readiness.fill_themselves
-        self._scheduler = Scheduler(self.ledger, self.workers, rules, fill_themselves, served.rope)
+        self._cores = CoreKeeper(identity.host, identity.cores)
+        known = (self.ledger, self.workers, rules, self._cores)
+        self._scheduler = Scheduler(*known, fill_themselves, served.rope)
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
         self.reports = Reports(self.ledger, served.limits.vocabulary)
         self._identity = identity
         self._served = served
-        self._cores = CoreKeeper(identity.host, identity.cores)
         self._watchers = Watchers()
         self._next_beat = 0.0
         self._steps = 0
@@ -167,6 +169,7 @@ class Router:
             case msg.PoolStats():
                 member.pool = message
             case msg.Heartbeat():
+                member.told(message.speeds)
                 self._observers.worked(member, message.work)
             case msg.Leaving():
                 self.workers.leaves(member)

@@ -14,12 +14,14 @@ from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
 from router.candidates import Able, decode_choices, prefill_choices
+from router.cores import CoreKeeper
 from router.embedding import why_no_embeddings
 from router.engines import Engines
 from router.hashes import prefix_hashes
 from router.ledger import Entry, Ledger
-from router.placement import PLACE_DECODE, PLACE_PREFILL, fills_remotely
+from router.placement import PLACE_DECODE, PLACE_PREFILL
 from router.reach import Reach
+from router.roles import Roles
 from router.workers import DECODE, ENGINE, PREFILL, Member, WorkerRegistry
 
 DEFERRED_S = 0.02
@@ -37,6 +39,7 @@ class Scheduler:
         ledger: Ledger,
         members: WorkerRegistry,
         rules: Rules,
+        cores: CoreKeeper,
         fill_themselves: Callable[[float], bool],
         rope: RopeRule = FIXED,
     ) -> None:
@@ -50,6 +53,7 @@ class Scheduler:
         self._granted: list[str] = []  # runs, since the last step
         self._full_until: deque[float] = deque()  # Member.full_until of every Deferred, in order
         self._reach = Reach(members)
+        self.roles = Roles(ledger, members, rules, self._reach, cores)
         self._affinity = Affinity()
         self._engines = Engines(ledger, members, rules, self._affinity, rope)
 
@@ -156,7 +160,8 @@ class Scheduler:
 
     def _able(self, entry: Entry, now: float) -> Able:
         """Decode workers that accept requests and, if needed, can be written to by a prefill worker."""
-        members, remote = self._members, self._remote(entry, now)
+        members = self._members
+        remote = self.roles.may_be_remote(entry, now, alone=self._alone)
 
         def able(worker: str) -> Member | None:
             member = members.get(worker)
@@ -198,26 +203,18 @@ class Scheduler:
 
     # ---- prefill
 
-    def _remote(self, entry: Entry, now: float) -> bool:
-        if entry.pooling:  # only prefill computes these
-            return True
-        if entry.to_be_scored or entry.tries.local or self._alone:  # only decode computes logits
-            return False
-        if self._reach.out_of(_blocks(entry.reach, self._members.block_size), now):
-            return False
-        rules, local = self._rules, self._rules.local_tokens
-        member = self._members.get(entry.decode) if entry.decode else None
-        if entry.cached_tokens and member is not None:
-            local = max(local, member.hello.block_size)  # too little for a hand-over
-        return fills_remotely(entry.unfilled, colocated=rules.colocated, local_tokens=local)
-
     def _start_local(self, now: float) -> list[Effect]:
         """What is not started at once is filled remotely, unless all prefill workers get lost."""
         granted, self._granted = self._granted, []
         runs = [entry.run for entry in self._ledger.reserved()] if self._alone else granted
         found = [self._ledger.running(run) for run in runs]
         reserved = [each for each in found if each is not None and each.state is State.RESERVED]
-        return [self.start(entry, now) for entry in reserved if not self._remote(entry, now)]
+        effects: list[Effect] = []
+        for entry in reserved:
+            entry.decision = self.roles.decide(entry, now, alone=self._alone)
+            if not entry.decision.remote:
+                effects.append(self.start(entry, now))
+        return effects
 
     def _waiting(self, now: float, stuck: list[Entry]) -> Iterator[Waiting]:
         """What a prefill worker can fill now. What none can is added to `stuck`, as far as is read: in a
@@ -243,7 +240,7 @@ class Scheduler:
             if worker is None:
                 continue
             entry.prefill = worker
-            self._ledger.apply(entry, Event.FILL, now)
+            self._ledger.apply(entry, Event.FILL, now, note=entry.decision.why)
             floor = self._rope.floor(len(entry.prompt_ids), entry.length)
             ids = entry.token_ids if entry.pooling else entry.token_ids[:-1]
             effects.append(To(worker, Fill(entry.grant, ids, floor, entry.pooling)))
@@ -265,14 +262,17 @@ class Scheduler:
         """Without a receipt the decode worker computes the prompt itself. After a death tokens are not
         buffered, so that a request which kills its workers at some token is known by that place."""
         assert entry.decode is not None
-        self._ledger.apply(entry, Event.START, now)
+        why = entry.decision.why if entry.receipt is None else ""
+        self._ledger.apply(entry, Event.START, now, note=why)
         params = entry.params
         if entry.tries.deaths:
             params = replace(params, stream_interval_s=0.0)
         if entry.scored:  # by an earlier run
             params = replace(params, prompt_logprobs=-1)
         order = Start(
-            entry.run, entry.token_ids, len(entry.prompt_ids), params, receipt=entry.receipt
+            *(entry.run, entry.token_ids, len(entry.prompt_ids), params),
+            receipt=entry.receipt,
+            itl_s=entry.decision.itl_s,
         )
         if entry.receipt is not None:
             entry.transport = entry.receipt.transport

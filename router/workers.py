@@ -11,11 +11,12 @@ from enum import StrEnum
 from math import inf
 
 from baton.kv.transports import shuts_out
+from baton.pace import Pace, bounded
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
 from baton.wire.messages import PROTOCOL, Attached, Hello, WayLost
 from baton.wire.node import Effect, To, Watch
-from baton.wire.records import WorkerInfo
+from baton.wire.records import Speed, WorkerInfo
 from router import news
 from router.ways import Ways
 
@@ -52,6 +53,9 @@ class Member:
     failed: dict[str, str] = field(default_factory=dict)  # prefill: why, by decode worker
     links: tuple[str, ...] | None = None  # prefill: `attached` in words; None: not put yet
     writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
+    speeds: tuple[Speed, ...] = ()  # its last report
+    first_speeds: tuple[Speed, ...] = ()  # its first report, before any work
+    handovers: dict[str, float] = field(default_factory=dict)  # prefill: s a token
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
     leaving: bool = False  # it gets no new work
@@ -62,6 +66,19 @@ class Member:
     @property
     def worker(self) -> str:
         return self.hello.worker
+
+    def told(self, speeds: tuple[Speed, ...]) -> None:
+        """A heartbeat names its speeds, the present one first."""
+        self.first_speeds = self.first_speeds or speeds
+        self.speeds = speeds or self.speeds
+
+    def pace(self, cores: int) -> Pace:
+        """With so many cores (0: unknown), by what it has told; else a guess from the nearest."""
+        return _pace(self.speeds, cores)
+
+    def idle(self, cores: int) -> Pace:
+        """The same with nothing to do."""
+        return _pace(self.first_speeds, cores)
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
@@ -89,6 +106,13 @@ class Member:
         if now - self.last_heard < SILENT_S:
             return Health.ALIVE
         return Health.DEAD if now >= self.dead_at else Health.SUSPECT
+
+
+def _pace(speeds: tuple[Speed, ...], cores: int) -> Pace:
+    near = min(speeds, key=lambda each: abs(each.cores - cores))
+    pace = Pace(bounded(near.forward_s), bounded(near.token_s))
+    known = not cores or not near.cores or near.cores == cores
+    return pace if known else pace.on_cores(cores / near.cores)
 
 
 class WorkerRegistry:

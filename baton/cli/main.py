@@ -243,6 +243,11 @@ _passed_on(
     "Evaluate a model: perplexity, BLEU, ROUGE, CORE-style tasks.",
     tool=True,
 )
+_passed_on(
+    "plan",
+    "baton.plan.__main__",
+    "How many prefill and decode workers a trace needs: a simulation.",
+)
 _passed_on("router", "router.__main__", _alone("a router", "router"))
 _passed_on(
     "prefill-worker", "prefill_worker.__main__", _alone("a prefill worker", "prefill_worker")

@@ -17,6 +17,7 @@ from baton.kv.transports import CHOICES
 from baton.model_files import absolute_name
 from baton.topology import Topology
 
+ROLE_POLICIES = ("split", "colocated", "adaptive")  # router/role_policy.py
 MODEL = "The model"
 PROCESSES = "Processes and devices"  # headings in the help of main.py
 
@@ -121,6 +122,21 @@ class ClusterOptions:
     max_num_batched_tokens: int = _declared(
         2048, "prefill", "decode", section=PROCESSES, type=click.IntRange(min=1), metavar="TOKENS",
         help="Tokens in one forward; longer prompts are prefilled in chunks.",
+    )  # fmt: skip
+    role_policy: str = _declared(
+        "split", "router", section=PROCESSES, type=click.Choice(ROLE_POLICIES),
+        help="Who prefills a prompt. split: prefill workers; colocated: the decode worker that will "
+        "continue it, in chunks; adaptive: whoever is best for each request, by predicted latencies.",
+    )  # fmt: skip
+    slo_ttft: float | None = _declared(
+        None, "router", section=PROCESSES, type=FiniteRange(0, 86_400, min_open=True), metavar="S",
+        show_default="10 x that of an idle worker",
+        help="adaptive: the first token is wanted within so many seconds.",
+    )  # fmt: skip
+    slo_itl: float | None = _declared(
+        None, "router", section=PROCESSES, type=FiniteRange(0, 86_400, min_open=True), metavar="S",
+        show_default="5 x that of an idle worker",
+        help="adaptive: the next token is wanted within so many seconds.",
     )  # fmt: skip
     drain_timeout: float = _declared(
         30.0, "prefill", "decode", section=PROCESSES, type=FiniteRange(0, 86_400), metavar="S",

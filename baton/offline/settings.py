@@ -91,7 +91,7 @@ def target_from(given: Mapping[str, Any], is_explicit: IsExplicit, *, batch_size
     if given["keys"]:
         raise InputError("--keys is for a running cluster: add --router tcp://HOST:PORT")
     if given["colocated"]:
-        for name in ("prefill_device", "num_prefill"):
+        for name in ("prefill_device", "num_prefill", "role_policy"):
             if is_explicit(name):
                 raise InputError(
                     f"{flag(name)} and --colocated exclude each other: colocated decode workers "

@@ -342,12 +342,21 @@ class Metrics:
         )
         refilled = {"refilled": counts.refills}
         yield self._count("kv_transfer_failures", "KV that was filled again.", refilled, "reason")
+        yield self._decided(counts)
         lost = {"prefill": counts.lost_prefill, "decode": counts.lost_decode}
         yield self._count("workers_lost", "Workers that died or were given up.", lost, "role")
         name, text = self.prefix + "inter_token_latency_seconds", "Between tokens."
         itl = HistogramMetricFamily(name, text, labels=("model_name",))
         itl.add_metric([self._model], _buckets(ITL_BUCKETS_S, counts.itl), counts.itl_s)
         yield itl
+
+    def _decided(self, counts: Counts) -> Metric:
+        """By role and reason."""
+        name, text = self.prefix + "prompts_filled", "Who was told to fill a prompt, and why."
+        family = CounterMetricFamily(name, text, labels=("model_name", "role", "reason"))
+        for each in counts.decided:
+            family.add_metric([self._model, each.role, each.cause], each.requests)
+        return family
 
     def _cache_config(self, counts: Counts) -> Metric:
         """vLLM's name and labels, one series for each pool."""

@@ -80,7 +80,10 @@ class Spans:
                 stage.name,
                 context=within,
                 start_time=at(stage.start),
-                attributes={"baton.worker": short_name(stage.worker) or "router"},
+                attributes={
+                    "baton.worker": short_name(stage.worker) or "router",
+                    **({"baton.why": stage.why} if stage.why else {}),
+                },
             )
             span.end(at(stage.start if stage.end is None else stage.end))
         root.end(at(now if last is None else last))

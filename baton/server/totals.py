@@ -5,12 +5,12 @@ that falls for a restart of the server, and rates are wrong then. So each one's 
 and those of its successor are added.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from baton.wire.records import Counts, Work, WorkerWork
+from baton.wire.records import Counts, Decided, Work, WorkerWork
 
 REMEMBERED = 16_384
 """Workers; a cluster has half as many at most. Those that have been gone for longest are added up."""
@@ -73,7 +73,15 @@ def _more(counts: Counts, before: Counts) -> Counts:
         late_reports=counts.late_reports + before.late_reports,
         itl=added(counts.itl, before.itl),
         itl_s=counts.itl_s + before.itl_s,
+        decided=_decided(counts.decided, before.decided),
     )
+
+
+def _decided(one: Sequence[Decided], other: Sequence[Decided]) -> tuple[Decided, ...]:
+    sums: Counter[tuple[str, str]] = Counter()
+    for each in (*one, *other):
+        sums[each.role, each.cause] += each.requests
+    return tuple(Decided(*each, number) for each, number in sums.items())
 
 
 def added(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:

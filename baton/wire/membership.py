@@ -16,6 +16,7 @@ from baton.kv.region import Region
 from baton.wire import messages as msg
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
+from baton.wire.paces import Paces
 from baton.wire.tally import Tally
 
 BEAT_S = 1.0
@@ -33,16 +34,18 @@ all writers join again, and the loop itself reports those that died."""
 class Membership:
     """Keeps one worker in a cluster. `start_anew(epoch)` drops everything of the old epoch and returns
     the regions of the worker's pool in the new one. Heartbeats carry the `tally`, once
-    it has counted anything."""
+    it has counted anything, and the `paces`."""
 
     def __init__(
         self,
         hello: Hello,
         start_anew: Callable[[str], tuple[Region, ...]],
         tally: Tally | None = None,
+        paces: Paces | None = None,
     ) -> None:
         self.hello = hello
         self.tally = tally or Tally()
+        self._paces = paces
         self._start_anew = start_anew
         self._life = 0
         self.joined = False  # the router has welcomed this epoch of the worker
@@ -90,7 +93,8 @@ class Membership:
         self._next_beat = now + (BEAT_S if self.joined else KNOCK_S)
         if not self.joined:
             return [To(ROUTER, self.hello)]
-        beat = msg.Heartbeat(self.hello.epoch, self._steps, self.tally.report())
+        speeds = self._paces.report() if self._paces is not None else ()
+        beat = msg.Heartbeat(self.hello.epoch, self._steps, self.tally.report(), speeds)
         return [To(ROUTER, beat)]
 
     def due(self, now: float) -> float:

@@ -58,7 +58,7 @@ from baton.wire.client_messages import Observed as Observed
 from baton.wire.client_messages import PromptScored as PromptScored
 from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
-from baton.wire.records import Ages, Logprobs, Work
+from baton.wire.records import Ages, Logprobs, Speed, Work
 
 PROTOCOL = 9
 
@@ -171,13 +171,15 @@ class Start:
     """Decode from here. The first `prompt_tokens` of `token_ids` are the prompt; the others come from an
     earlier run and count against `max_new_tokens`. The last token is decode's first step. Without a
     `receipt` the blocks are not filled, and decode computes the KV itself. `params` are resolved();
-    prompt_logprobs are set only if nothing is filled or cached."""
+    prompt_logprobs are set only if nothing is filled or cached. `itl_s`: while decode computes the
+    prompt, its streams want a token within so many seconds of the one before; 0: no limit."""
 
     run: RunName
     token_ids: Ids
     prompt_tokens: Tokens
     params: GenerationParams
     receipt: Receipt | None = None
+    itl_s: Seconds = 0.0
 
     def __post_init__(self) -> None:
         if self.params.sampling is None:
@@ -239,11 +241,12 @@ class Leaving:
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Sent from the step loop, in both directions, so a wedged process falls silent. `work`: of a worker
-    that computes."""
+    that computes. `speeds`: what it has learnt of its forwards, by cores; the present one first."""
 
     epoch: Name
     steps: Count
     work: Work | None = None
+    speeds: Annotated[tuple[Speed, ...], Size(0, 256)] = ()
 
 
 @dataclass(frozen=True, slots=True)

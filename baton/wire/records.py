@@ -138,6 +138,25 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """How long a worker's forwards take on so many cores (0: of a GPU): seconds of any forward, what its
+    streams take included, and of each prompt token in it (baton/pace.py)."""
+
+    cores: Annotated[int, Range(0, 2**16)]
+    forward_s: Seconds
+    token_s: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """How many prompts were filled by this role, and why (router/role_policy.py)."""
+
+    role: Name  # prefill, decode
+    cause: Name
+    requests: Count
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerWork:
     """The last that a worker has reported of its work."""
 
@@ -177,3 +196,4 @@ class Counts:
     tokenless: Count = 0  # requests on a worker that have no token yet
     works: Annotated[tuple[WorkerWork, ...], Size(0, 8192)] = ()
     router: OptionalName = ""  # its epoch: the totals of another one begin at 0
+    decided: Annotated[tuple[Decided, ...], Size(0, 256)] = ()  # who filled the prompts

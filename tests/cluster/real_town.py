@@ -25,6 +25,7 @@ from baton.transfer.slabs import allocate_slabs
 from baton.wire import messages as msg
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, Node
+from baton.wire.paces import Paces
 from decode_worker.decoding import Decoding
 from decode_worker.worker import DecodeWorker
 from prefill_worker.filling import Filling
@@ -130,14 +131,16 @@ class RealTown(Town):
             self.nodes[name] = DecodeWorker(
                 *(hello, self.decodings[name], self._budget),
                 grammars=grammars,
-                pace=UNTIMED,
+                paces=Paces(UNTIMED),
                 rope=files.rope,
             )
             return name
         self.fillings[name] = Filling(
             engine, writer=name, transport=self.transport, scratch_tokens=1024, keys=None
         )
-        node = PrefillWorker(hello, self.fillings[name], token_budget=self._budget, pace=UNTIMED)
+        node = PrefillWorker(
+            hello, self.fillings[name], token_budget=self._budget, paces=Paces(UNTIMED)
+        )
         self.nodes[name] = node if self.transport == "shm" else Beside(node, self)
         return name
 

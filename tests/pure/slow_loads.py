@@ -69,6 +69,8 @@ def wrong_counts(router: Router) -> Iterator[str]:
         computed = [e.decode for e in ledger.in_state(State.DECODING)]
         computed += [e.prefill for e in filling]
         facts[f"computed by {worker}"] = (loads.computing(str(worker)), computed.count(worker))
+        itself = [e.id for e in ledger.in_state(State.DECODING) if e.decode == worker and fills(e)]
+        facts[f"filled by {worker} itself"] = (loads.fills.count(str(worker)), len(itself))
         facts[f"requests on {worker}"] = ({e.id for e in ledger.on_worker(str(worker))}, expected)
     for client in clients:
         own = [e.id for e in ledger.in_state(*LIVE) if e.client == client]
@@ -130,6 +132,12 @@ def at(placed: list[Entry], member: Member) -> list[Entry]:
     return [entry for entry in placed if entry.decode == member.worker]
 
 
+def fills(entry: Entry) -> bool:
+    """Its decode worker fills it by itself, or has not said that it is done."""
+    local = entry.grant is not None and entry.receipt is None and entry.length == entry.began
+    return local and entry.unfilled > 0
+
+
 def free(placed: list[Entry], member: Member) -> int:
     """Its free blocks, less one for each request there: it will grow soon."""
     size = member.hello.block_size
@@ -139,4 +147,4 @@ def free(placed: list[Entry], member: Member) -> int:
 
 def tokens(filling: list[Entry], member: Member) -> int:
     """Tokens still to be computed on a prefill worker."""
-    return sum(entry.unfilled for entry in filling if entry.prefill == member.worker)
+    return sum(entry.left for entry in filling if entry.prefill == member.worker)

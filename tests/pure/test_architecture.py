@@ -24,7 +24,7 @@ ROWS = (
     ("baton.api",),
     ("baton.llm",),
     ("baton.llm_tools",),
-    ("baton.local", "baton.offline", "baton.server", "baton.models"),
+    ("baton.local", "baton.offline", "baton.plan", "baton.server", "baton.models"),
     ("router", "prefill_worker", "decode_worker", "baton.backend"),
     ("baton.cluster",),
     ("baton.client", "baton.engine", "baton.transfer"),

@@ -94,6 +94,7 @@ BAD = {
     "--num-prefill 0": "--num-prefill must be at least 1, got 0",
     "--num-decode 1 --decode-device cpu --decode-device cpu": "--num-decode 1 is less than the 2",
     "--colocated --num-prefill 2": "--num-prefill and --colocated exclude each other",
+    "--colocated --role-policy adaptive": "--role-policy and --colocated exclude each other",
     "--batch-window-ms -1": "Invalid value for '--batch-window-ms': -1.0 is not in the range",
     "--batch-window-ms nan": "Invalid value for '--batch-window-ms': nan is not in the range",
     "--keys keys": "--keys is for a running cluster: add --router tcp://HOST:PORT",

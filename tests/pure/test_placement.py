@@ -12,7 +12,6 @@ from router.placement import (
     PrefillChoice,
     choose_decode,
     choose_prefill,
-    fills_remotely,
 )
 
 NAMES = st.lists(st.sampled_from("abcdef"), unique=True, max_size=6)
@@ -96,17 +95,3 @@ def test_the_chosen_prefill_worker_can_write_there_and_has_the_least_to_do(
     if chosen is not None:
         assert able[chosen].waiting_tokens == min(c.waiting_tokens for c in able.values())
     assert chosen == choose_prefill(choices[::-1], "x")
-
-
-def test_a_prompt_of_one_token_has_nothing_to_fill() -> None:
-    assert not fills_remotely(0, colocated=False, local_tokens=0)
-    assert fills_remotely(1, colocated=False, local_tokens=0)
-
-
-def test_short_prompts_are_filled_where_they_are_decoded() -> None:
-    assert not fills_remotely(8, colocated=False, local_tokens=8)
-    assert fills_remotely(9, colocated=False, local_tokens=8)
-
-
-def test_colocated_everything_is() -> None:
-    assert not fills_remotely(10_000, colocated=True, local_tokens=0)

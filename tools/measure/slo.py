@@ -71,6 +71,9 @@ class Summary:
     handover_ms: float  # mean of a request
     kv_bytes: int
     moved_bytes: int
+    requests: int = 0  # watched
+    met: int = 0  # of these, within the SLO
+    gaps: int = 0
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -91,6 +94,7 @@ def summarise(traces: Sequence[Trace], slo: Slo, window: tuple[float, float]) ->
     ttfts = [trace.ttft for trace in watched]
     lasted = max((trace.tokens[-1] for trace in traces if trace.tokens), default=0.0)
     tokens = sum(len(trace.tokens) for trace in traces)
+    met = sum(map(slo.met, watched))
     handed = [trace.timings.handover_s for trace in traces if trace.timings.kv_bytes]
     return Summary(
         ttft_p50=1e3 * percentile(ttfts, 50),
@@ -98,9 +102,12 @@ def summarise(traces: Sequence[Trace], slo: Slo, window: tuple[float, float]) ->
         itl_p50=1e3 * percentile(gaps, 50),
         itl_p99=1e3 * percentile(gaps, 99),
         itl_max=1e3 * max(gaps, default=0.0),
-        goodput=sum(map(slo.met, watched)) / lasted if lasted else 0.0,
+        goodput=met / lasted if lasted else 0.0,
         tokens_per_s=tokens / lasted if lasted else 0.0,
         handover_ms=1e3 * sum(handed) / len(handed) if handed else 0.0,
         kv_bytes=sum(trace.timings.kv_bytes for trace in traces),
         moved_bytes=sum(trace.timings.moved_bytes for trace in traces),
+        requests=len(watched),
+        met=met,
+        gaps=len(gaps),
     )

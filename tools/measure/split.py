@@ -14,13 +14,13 @@ from baton.errors import BatonError, ProtocolError, WorkerLost
 from baton.host import core_numbers
 from baton.params import GenerationParams
 from baton.topology import plan_topology
-from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit
+from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Observed, Submit
 from baton.wire.records import Timings
 from sampler.params import SamplingParams
 from tools.measure.slo import Trace
 from tools.measure.workload import Load, Planned
 
-PD, COLOCATED, CHUNKED = "P/D", "colocated", "colocated, chunked"
+PD, COLOCATED, CHUNKED, ADAPTIVE = "P/D", "colocated", "colocated, chunked", "adaptive"
 WHOLE_PROMPTS = 1 << 14
 """Token budget of a step without chunking: several whole prompts fit. A larger number is no better: the
 router allows a silence of several steps, and refuses a worker that promises a million tokens a step."""
@@ -39,6 +39,7 @@ class Split:
     name: str
     colocated: bool
     max_num_batched_tokens: int
+    role_policy: str = "split"  # --role-policy
 
 
 def three_splits(prefill_tokens: int, *, chunk: int, context: int = 0) -> list[Split]:
@@ -49,6 +50,11 @@ def three_splits(prefill_tokens: int, *, chunk: int, context: int = 0) -> list[S
         Split(COLOCATED, True, max(WHOLE_PROMPTS, context)),
         Split(CHUNKED, True, chunk),
     ]
+
+
+def adaptive_split(prefill_tokens: int) -> Split:
+    """P/D's workers, and the router decides for each request who fills its prompt."""
+    return Split(ADAPTIVE, False, prefill_tokens, "adaptive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,12 @@ class RunningArm:
         self._cluster = cluster
         self._client = client
         self._info = info
+        self.decided: dict[tuple[str, str], int] = {}  # prompts filled, by role and cause
+
+    def observed(self, message: Observed) -> None:
+        """What the router tells an observer."""
+        if message.counts is not None:
+            self.decided = {(d.role, d.cause): d.requests for d in message.counts.decided}
 
     def setting(self) -> Setting:
         """The settings that differences() compares."""
@@ -174,8 +186,16 @@ class RunningArm:
             self._client.abort(name)
 
 
-def options_for(split: Split, *, model: str, dtype: str, streams: int) -> ClusterOptions:
-    """The options of an arm's cluster. `streams`: most requests that run at once."""
+def options_for(
+    split: Split,
+    *,
+    model: str,
+    dtype: str,
+    streams: int,
+    slo: tuple[float | None, float | None] = (None, None),
+) -> ClusterOptions:
+    """The options of an arm's cluster. `streams`: most requests that run at once. `slo`: limits of TTFT
+    and ITL in seconds that it is told, or None."""
     return ClusterOptions(
         model,
         plan_topology((), (), colocated=split.colocated, gpus=0),
@@ -183,24 +203,37 @@ def options_for(split: Split, *, model: str, dtype: str, streams: int) -> Cluste
         dtype=dtype,
         max_num_batched_tokens=split.max_num_batched_tokens,
         prefix_caching=False,  # a repeated load must cost the same
+        role_policy=split.role_policy,
+        slo_ttft=slo[0],
+        slo_itl=slo[1],
     )
 
 
 def started(
-    split: Split, *, model: str, dtype: str, streams: int
+    split: Split,
+    *,
+    model: str,
+    dtype: str,
+    streams: int,
+    slo: tuple[float | None, float | None] = (None, None),
 ) -> AbstractContextManager[RunningArm]:
     """The arm's cluster, ready, as a context manager."""
-    return running(split, options_for(split, model=model, dtype=dtype, streams=streams))
+    return running(split, options_for(split, model=model, dtype=dtype, streams=streams, slo=slo))
 
 
 @contextmanager
 def running(split: Split, options: ClusterOptions) -> Iterator[RunningArm]:
     """A cluster with these options, ready; stopped when the block ends."""
+    told: list[Callable[[Observed], None]] = []
+    choosing = options.role_policy == "adaptive"
+    observe = (lambda message: told[0](message) if told else None) if choosing else None
     with (
         Cluster(options) as cluster,
-        closing(Client(cluster.address, supervise=cluster.check)) as client,
+        closing(Client(cluster.address, supervise=cluster.check, observe=observe)) as client,
     ):
-        yield RunningArm(split, cluster, client, client.await_ready())
+        arm = RunningArm(split, cluster, client, client.await_ready())
+        told.append(arm.observed)
+        yield arm
 
 
 def _trace(running: _Running, timings: Timings) -> Trace:

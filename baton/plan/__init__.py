@@ -1,0 +1,1 @@
+"""Planning: the nodes of router and workers on a virtual clock, with step times instead of tensors."""
