@@ -18,7 +18,7 @@ from router.deadlines import Deadlines
 from router.expected import STEP, Expected
 from router.line import Line
 from router.loads import Loads
-from router.role_policy import UNDECIDED, Decision
+from router.role_policy import UNDECIDED, Decision, RolePolicy
 from router.tries import Isolation, Tries
 
 
@@ -37,6 +37,7 @@ class Entry:
     priority: int = 0
     queue_timeout_s: float = 0.0  # until placed, 0: no limit
     timeout_s: float = 0.0  # until its end
+    role_policy: RolePolicy | None = None  # the client's; None: the router's
     submitted: float = 0.0
     serial: int = 0  # order of submission
     state: State = State.QUEUED

@@ -47,14 +47,15 @@ class Roles:
         if entry.tries.local:
             return _LOCAL[Cause.FAILED_FILLS]
         rules, size = self._rules, self._members.block_size
-        if rules.colocated or rules.role_policy is RolePolicy.COLOCATED:
+        policy = entry.role_policy or rules.role_policy
+        if rules.colocated or policy is RolePolicy.COLOCATED:
             return _LOCAL[Cause.ROLE_POLICY]
         if alone or self._reach.out_of(-(-entry.reach // size), now):
             return _LOCAL[Cause.NO_PREFILL]
         least = max(rules.local_tokens, size if entry.cached_tokens else 0)
         if entry.unfilled <= least:
             return _LOCAL[Cause.SHORT]
-        return _SPLIT if rules.role_policy is RolePolicy.SPLIT else None
+        return _SPLIT if policy is RolePolicy.SPLIT else None
 
     def may_be_remote(self, entry: Entry, now: float, *, alone: bool) -> bool:
         """A prefill worker may have to fill it."""

@@ -7,7 +7,7 @@ structured.py. https://platform.openai.com/docs/api-reference
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -123,6 +123,10 @@ class GenerationRequest(StructuredFields):
     cache_salt: Text | None = Field(None, max_length=256)
     priority: Int = Field(
         0, ge=-(2**31), lt=2**31, description="Lower goes first, among those of one key or address."
+    )
+    role_policy: Literal["split", "colocated", "adaptive"] | None = Field(
+        None,
+        description="Who fills the prompt: prefill workers, decode workers, or whoever is better.",
     )
     timeout: Number | None = Field(
         None, gt=0, le=LONGEST_TIMEOUT_S, description="Seconds for the whole answer; then 504."

@@ -236,6 +236,7 @@ class GenerationService:
             shape=self._shape(request, name, params, thinking, tools),
             ticket=ticket,
             priority=request.priority,
+            role_policy=request.role_policy or "",
             deadlines=deadlines,
             echoes=self._echoes(request),
             include_usage=options is not None and options.include_usage,

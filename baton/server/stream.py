@@ -72,6 +72,7 @@ class PreparedRequest:
     deadlines: Deadlines = field(default_factory=Deadlines)
     echoes: tuple[str, ...] = ()  # the text of each prompt; empty: no echo
     priority: int = 0
+    role_policy: str = ""
     place: Place | None = None  # among its tenant's requests
     include_usage: bool = False
     prompt_only: bool = False  # no generated token is returned
@@ -87,6 +88,7 @@ class PreparedRequest:
             tenant=self.ticket.tenant,
             group=self.name,
             priority=self.priority,
+            role_policy=self.role_policy,
             queue_timeout_s=self.deadlines.queue_timeout_s,
             timeout_s=self.deadlines.left_s,
             pooling=self.pooling,

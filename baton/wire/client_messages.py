@@ -51,7 +51,8 @@ class Submit:
     share one fair part of the cluster, and those of one `group` (one HTTP request) one part of that.
     `queue_timeout_s`: it fails with queue_timeout if no worker has taken it by then; `timeout_s`: with
     deadline_exceeded if it has not ended by then. 0: no limit. `priority`: of its tenant's requests the
-    lowest go first. `pooling` (baton/params.py): nothing is generated, and Finished has the embedding."""
+    lowest go first. `pooling` (baton/params.py): nothing is generated, and Finished has the embedding.
+    `role_policy` (router/role_policy.py): who fills the prompt; "": what the router was started with."""
 
     request: Name
     prompt: Content | Ids
@@ -62,6 +63,7 @@ class Submit:
     timeout_s: Seconds = 0.0
     priority: Annotated[int, Range(-(2**31), 2**31 - 1)] = 0
     pooling: OptionalName = ""
+    role_policy: OptionalName = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,3 +209,45 @@ def test_what_happens_to_workers_and_to_the_server_is_seen() -> None:
         asyncio.run(visit(served))
         served.client.close()
         served.terminal.ends(0, 20)
+
+
+SAYS = "document.getElementById('show-says').textContent"
+PLAYING = "!document.getElementById('show-stop').hidden"
+TICKS = """(() => {
+  const canvas = document.getElementById("show-act-%d");
+  const dots = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  let found = 0;
+  for (let i = 0; i < dots.length; i += 4)
+    found += dots[i] === 0 && dots[i + 1] === 158 && dots[i + 2] === 115;
+  return found;
+})()"""
+
+
+def test_show_me_plays_both_acts_with_real_requests_and_can_be_stopped(server: Server) -> None:
+    async def visit() -> None:
+        async with browser(f"{server.url}/") as page:
+            await page.look_like(1440, 900)
+            await page.until("document.getElementById('model').textContent.startsWith('demo')")
+            await page.run("document.getElementById('show-me').click()")
+            await page.until(PLAYING)
+            await page.until(f"{SAYS}.includes('a prompt of 2,048 tokens')")
+            await page.run("document.getElementById('show-stop').click()")
+            assert (
+                await page.until(f"!({PLAYING}) && {SAYS}")
+                == "The comparison ended early: stopped."
+            )
+            await page.run("document.getElementById('show-me').click()")
+            await page.until(f"{SAYS}.includes('together')")  # the second act
+            says = await page.until(f"!({PLAYING}) && {SAYS}")
+            assert "ended early" not in says
+            assert "tokens came" in says or "noticed little" in says
+            for act in (0, 1):
+                said = await page.run(f"document.getElementById('show-said-{act}').textContent")
+                assert "first token came after" in said
+                assert await page.run(TICKS % act) > 100
+            assert "prefill-0 computed" in await page.run(
+                "document.getElementById('show-said-0').textContent"
+            )
+            assert page.complaints == []
+
+    asyncio.run(visit())

@@ -3,11 +3,14 @@
 import { ask, events, headers, store, stored } from "./api.js";
 import { startChat } from "./chat.js";
 import { Lives } from "./lives.js";
+import { ShowMe } from "./showme.js";
 import { Picture, describe, digits, drawLegend } from "./timeline.js";
 
 const byId = (id) => document.getElementById(id);
 const lives = new Lives();
 const picture = new Picture(lives);
+
+const showMe = new ShowMe(lives, (request) => picture.mine.add(request));
 
 // ---- light and dark
 
@@ -17,6 +20,7 @@ function setTheme(theme) {
   document.documentElement.className = wanted;
   if (theme) store("theme", theme, () => localStorage);
   picture.readColours();
+  showMe.draw();
 }
 byId("theme").addEventListener("click", () => {
   setTheme(document.documentElement.className === "dark" ? "light" : "dark");
