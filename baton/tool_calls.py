@@ -34,7 +34,9 @@ from baton.tool_calls_marked import (
     moved,
 )
 
-JSON_SPACE = r"/[ \t\r\n]*/"
+MOST_SPACE = 64
+"""Characters of white space between two parts of a call's beginning: what has more is text."""
+JSON_SPACE = rf"/[ \t\r\n]{{0,{MOST_SPACE}}}/"
 THINK, THOUGHT = "<think>", "</think>"
 """Around the reasoning of models that write it."""
 REMARKS = frozenset({"title", "description", "examples", "default", "$comment", "deprecated", "readOnly",
@@ -275,6 +277,7 @@ class _Rules:
         yield "%llguidance {}"
         yield f"GAP: /{self._gap}/"
         yield r"SPACE: /[\s\x1c-\x1f]*/"
+        yield rf"SHORT: /[\s\x1c-\x1f]{{0,{MOST_SPACE}}}/"
         yield r"TEXT: /(?s:.*)/"
         if self._marked is not None:
             yield from self._marked.shared()
@@ -402,7 +405,7 @@ class _Rules:
         # a mark has all space that the reader allows; elsewhere it is limited, as in all JSON
         for first, bracket in self._firsts().items():
             head = f" {JSON_SPACE} ".join(map(_text, [*bracket, *parts]))
-            before = f"({_text(self._form.before)} SPACE)? " if self._form.before else ""
+            before = f"({_text(self._form.before)} SHORT)? " if self._form.before else ""
             yield f"{first}_{name}_head[lazy]: SPACE {before}{head}"
             yield f"{first}_{name}: {first}_{name}_head GAP? {name}_rest"
 

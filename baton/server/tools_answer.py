@@ -102,23 +102,6 @@ def whole_answer(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole one without reasoning."""
-
-    content: str
-    calls: tuple[Call, ...]
-    complete: bool  # it does not end within a call
-
-
-def heard(text: str, reading: ToolReading) -> Answer:
-    """Of a whole answer without reasoning."""
-    reader = reader_of(reading.form, reading.names, reading.parameters, forced=reading.forced)
-    parts = reader.take(text), reader.end()
-    calls = joined([piece for part in parts for piece in part.calls])
-    return Answer(parts[0].content + parts[1].content, calls, reader.complete)
-
-
 # ---- JSON
 
 

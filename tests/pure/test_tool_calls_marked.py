@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from baton.errors import RequestError
 from baton.grammar import GAP, NO_TOKENS, tool_calls
 from baton.server.templates import ChatTemplate, CompiledTemplate
-from baton.server.tools_answer import Answer, ToolReading, heard
+from baton.server.tools_answer import ToolReading
 from baton.server.tools_ids import numbered
 from baton.server.tools_marked import reader_of
 from baton.server.tools_reader import Call
@@ -30,6 +30,7 @@ from baton.tool_calls import (
     rules_of,
 )
 from baton.tool_calls_marked import MOST_COPIED, Kind, parameter_of, parameters_of
+from tests.pure.heard import Answer, heard
 from tests.pure.test_tool_calls import END, allowed, goes, model, shown
 
 MARKED = [each for each in FORMATS.values() if each.marked is not None]

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from baton.server.templates import ChatTemplate, CompiledTemplate
 from baton.server.tools_answer import (
     AT_ONCE,
-    Answer,
     ToolReading,
     WholeAnswer,
     entries,
-    heard,
     whole_answer,
 )
 from baton.server.tools_prompt import tools_text, with_tools_told
@@ -32,6 +30,7 @@ from baton.tool_calls import (
     call_text,
     calls_text,
 )
+from tests.pure.heard import Answer, heard
 
 NAMES = ("weather", "get time", 'odd"name', "wetter_für")
 PLAIN = [each for each in FORMATS.values() if each.marked is None]
