@@ -141,13 +141,16 @@ class MarkedReader(CallReader):
 
     def _keyed(self, parameter: ParameterMarks, parts: list[str]) -> Verdict | None:
         """The key is complete, and its value begins: None."""
-        end = self._held.find(parameter.keyed[0])
+        forms = [each for each in (parameter.keyed, parameter.keyed_json) if each]
+        places = {self._held.find(each[0]): each for each in forms}
+        end = min((each for each in places if each >= 0), default=-1)
         if end < 0:
-            told = len(self._held) - begins_tag(self._held, parameter.keyed[0])
+            begun = max(begins_tag(self._held, each[0]) for each in forms)
+            told = len(self._held) - begun
             parts.append(self._held[:told])
             self._held = self._held[told:]
             return Verdict.MORE
-        after = _match(parameter.keyed, self._held, end)
+        after = _match(places[end], self._held, end)
         if after is Verdict.MORE:
             return Verdict.MORE
         parts.append(self._held[:end])
@@ -156,9 +159,12 @@ class MarkedReader(CallReader):
             self._held = parameter.opens + key + self._held[end:]
             return Verdict.NONE
         self._argue(f"{', ' if self._values else '{'}{json.dumps(key, ensure_ascii=False)}: ")
+        kind = self._tool.kind(key)
+        if len(forms) > 1:  # the model says what it is
+            kind = Kind.TEXT if places[end] is parameter.keyed else Kind.JSON
         self._held = self._held[after:]
         self._values += 1
-        self._value = _Value(self._tool.kind(key), parameter.closes)
+        self._value = _Value(kind, parameter.closes)
         return None
 
     def _value_read(self) -> bool:

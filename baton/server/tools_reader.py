@@ -44,10 +44,11 @@ class CallPiece:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What new text completes."""
+    """What new text completes. `reasoning`: where the format of calls has it."""
 
     content: str = ""
     calls: tuple[CallPiece, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from baton.server.unquoted import Unquoted
 from baton.tool_calls import FORMATS, CallFormat
 from baton.tool_calls_marked import parameters_of
 
-LENGTH = 400
+LENGTH = 300
 MOST = 256
 """Characters that may be held back: the longest marks, and white space between them."""
 SCHEMA: dict[str, Any] = {
@@ -58,7 +58,7 @@ def begun(form: CallFormat) -> list[str]:
     return [*found, *keys]
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda each: each.name)
+@pytest.mark.parametrize("form", [each for each in FORMATS.values() if not each.channels])
 def test_nothing_endless_is_looked_at_again_and_again(form: CallFormat) -> None:
     parameters = {each: parameters_of(each, SCHEMA) for each in NAMES}
     for start in begun(form):

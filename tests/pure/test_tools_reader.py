@@ -33,8 +33,8 @@ from baton.tool_calls import (
 from tests.pure.heard import Answer, heard
 
 NAMES = ("weather", "get time", 'odd"name', "wetter_für")
-PLAIN = [each for each in FORMATS.values() if each.marked is None]
-"""The others are in test_tool_calls_marked.py."""
+PLAIN = [each for each in FORMATS.values() if each.marked is None and not each.channels]
+"""The others are in test_tool_calls_marked.py and test_tool_calls_channels.py."""
 ROME, NONE = '{"city": "Rome"}', "{}"
 TRICKY = '{"a": "</tool_call> } ] \\" \\\\", "b": [{"name": "weather"}, [1, {}]], "ü": "\\u00e9"}'
 
