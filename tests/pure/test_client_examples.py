@@ -112,10 +112,11 @@ def test_a_client_that_does_not_end_is_ended_with_all_that_it_started(
     """The child holds the output open."""
     script = "echo begun; tail -f /dev/null & wait"
     words, env = ["sh", "-c", script], {"PATH": os.environ["PATH"]}
-    lines, code = runner.output_of(words, cwd="/", env=env, timeout_s=0.3)
-    assert lines == ["begun", "ended: it did not finish within 0.3 s (--timeout)"]
-    assert code != 0
-    assert capfd.readouterr().out == "begun\n"
+    *before, last = (found := runner.output_of(words, cwd="/", env=env, timeout_s=0.3))[0]
+    assert last == "ended: it did not finish within 0.3 s (--timeout)"
+    assert before in (["begun"], [])  # a busy machine may not have begun
+    assert capfd.readouterr().out.split() == before
+    assert found[1] != 0
     assert runner.output_of(["echo", "done"], cwd="/", env=env, timeout_s=60) == (["done"], 0)
 
 

@@ -24,7 +24,7 @@ SCHEMA: dict[str, Any] = {
     },
 }  # fmt: skip
 NAMES = ("weather", "get_time")
-ENDLESS = (" ", "\n", "a", '"', "{", "\\", "<", "]")
+ENDLESS = (" ", "a", '"', "{", "<")
 
 
 def begun(form: CallFormat) -> list[str]:

@@ -133,11 +133,11 @@ def test_nothing_endless_is_looked_at_again_and_again() -> None:
         CALL,
         "<|channel|>final<|message|>",
     ):
-        for endless in (" ", "a", "<", "<|end", '"', "{", "\n"):
+        for endless in (" ", "a", "<", '"', "{"):
             reader = ChannelReader(SCHEMAS)
             reader.take(start)
-            most = max((reader.take(endless), reader.held)[1] for _ in range(2 * MOST_HEADER))
-            assert most < MOST_HEADER + 100, (start, endless)
+            most = max((reader.take(endless), reader.held)[1] for _ in range(MOST_HEADER + 100))
+            assert most < MOST_HEADER + 50, (start, endless)
 
 
 @pytest.mark.parametrize("marks", [False, True])
