@@ -24,6 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,19 +216,23 @@ def output_of(
 
     def end() -> None:
         late.set()
-        os.killpg(started.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(started.pid, signal.SIGKILL)
 
     alarm = threading.Timer(timeout_s, end)
     alarm.start()
     lines = []
     assert started.stdout is not None
-    for line in started.stdout:
-        sys.stdout.write(line)
-        sys.stdout.flush()
-        lines.append(line.rstrip())
-    alarm.cancel()
-    alarm.join()
-    code = started.wait()
+    try:
+        with started.stdout:
+            for line in started.stdout:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                lines.append(line.rstrip())
+        code = started.wait()  # within the limit, too
+    finally:
+        alarm.cancel()
+        alarm.join()
     if late.is_set():
         lines.append(f"ended: it did not finish within {timeout_s:g} s (--timeout)")
     return lines, code
