@@ -42,6 +42,7 @@ QUIET = {
     "OPENAI_AGENTS_DISABLE_TRACING": "1", "HAYSTACK_TELEMETRY_ENABLED": "False",
     "DISABLE_TELEMETRY": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1",
+    "MSWEA_SILENT_STARTUP": "1",
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
 }  # fmt: skip
 """No telemetry, no look for updates, no downloads but those of pip and npm."""
