@@ -112,6 +112,8 @@ class ToolChats:
             conversation = replace(conversation, messages=numbered(conversation.messages))
         text = self._compiled.render(conversation)
         thinking = begins(text) if self._reasons else None
+        if self._form.channels:  # reasoning is one of them
+            thinking = False
         return ToolTurn(text, use, self._form, self._one_call, thinking, self._schemas, self._marks)
 
 

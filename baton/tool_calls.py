@@ -5,6 +5,7 @@
     llama3     {"name": ..., "parameters": {...}}; {...}         <|python_tag|> may stand before it
     json       {"name": ..., "arguments": {...}}, or a list of such           any other model
 
+    harmony    messages in channels, one of them to=functions.name            tool_calls_channels.py
     others                                                                    tool_calls_marked.py
 
 Calls of the first two, and of the others, may stand after text, behind a mark. An answer of llama3 and
@@ -24,17 +25,24 @@ from typing import Any
 
 from baton.errors import RequestError
 from baton.json_schema import INVALID, NAMED, ONE, SEVERAL, enforceable
+from baton.tool_calls_channels import MARKS as CHANNEL_MARKS
+from baton.tool_calls_channels import START, ChannelRules, channelled_in, message_text
 from baton.tool_calls_marked import (
     MARKED,
+    MOST_COPIED,
     MarkedRules,
     Marks,
     check_marked,
+    check_name,
+    copied,
     marked_in,
     marked_text,
     moved,
 )
 
-JSON_SPACE = r"/[ \t\r\n]*/"
+MOST_SPACE = 64
+"""Characters of white space between two parts of a call's beginning: what has more is text."""
+JSON_SPACE = rf"/[ \t\r\n]{{0,{MOST_SPACE}}}/"
 THINK, THOUGHT = "<think>", "</think>"
 """Around the reasoning of models that write it."""
 REMARKS = frozenset({"title", "description", "examples", "default", "$comment", "deprecated", "readOnly",
@@ -64,11 +72,12 @@ class CallFormat:
     listing: Listing = Listing.NEVER
     id_length: int = 24  # characters of a call's id: what its template takes
     marked: Marks | None = None  # the name stands outside of JSON, between these
+    channels: bool = False  # answers are messages in channels, of which reasoning is one
 
     @property
     def marks(self) -> tuple[str, ...]:
         """Texts that may be special tokens of a model."""
-        more = self.marked.tokens if self.marked else ()
+        more = self.marked.tokens if self.marked else CHANNEL_MARKS if self.channels else ()
         return tuple(each for each in (self.opens, self.closes, self.before, *more) if each)
 
 
@@ -78,6 +87,7 @@ MISTRAL = CallFormat(
 )  # fmt: skip
 LLAMA3 = CallFormat("llama3", before="<|python_tag|>", between=";", arguments="parameters")
 JSON = CallFormat("json", between=",", listing=Listing.SEVERAL)
+HARMONY = CallFormat("harmony", channels=True)
 OTHERS = tuple(
     CallFormat(
         name, opens, marked=marks, id_length=9 if name.startswith("mistral") else 24,
@@ -86,12 +96,14 @@ OTHERS = tuple(
     for name, (opens, marks) in MARKED.items()
 )  # fmt: skip
 FORMATS: Mapping[str, CallFormat] = {
-    each.name: each for each in (HERMES, MISTRAL, LLAMA3, JSON, *OTHERS)
+    each.name: each for each in (HERMES, MISTRAL, LLAMA3, JSON, HARMONY, *OTHERS)
 }
 
 
 def format_of(template: str) -> CallFormat:
     """That of a chat template's model, by what the template says."""
+    if channelled_in(template):
+        return HARMONY
     if (name := marked_in(template)) is not None:
         return FORMATS[name]
     if MISTRAL.opens in template:
@@ -107,6 +119,8 @@ def format_of(template: str) -> CallFormat:
 
 def call_text(form: CallFormat, name: str, arguments: str, number: int = 0) -> str:
     """One call; `arguments` is JSON. `number`: of the calls before it."""
+    if form.channels:
+        return message_text(name, arguments)
     if form.marked is not None:
         return marked_text(form.marked, name, arguments, number)
     return f'{{"name": {_encoded(name)}, "{form.arguments}": {arguments}}}'
@@ -114,6 +128,8 @@ def call_text(form: CallFormat, name: str, arguments: str, number: int = 0) -> s
 
 def calls_text(form: CallFormat, calls: Sequence[str]) -> str:
     """Calls, each as call_text() writes it, as a whole answer."""
+    if form.channels:
+        return f"{START}assistant".join(calls)
     if form.marked is not None and form.marked.shuts:
         return "".join((form.opens, *calls, form.marked.shuts))
     if form.marked is not None:
@@ -146,7 +162,8 @@ class Calls:
     tools: tuple[Tool, ...]
     forced: bool = False  # a tool must be called
     several: bool = True  # more than one call may be made
-    thinking: bool | None = None  # the answer begins within reasoning, may begin with it, has none
+    thinking: bool | None = None  # the answer begins within reasoning, may begin with it, has none;
+    # in channels: True, it goes on with the content of a message
     answer: Mapping[str, Any] | None = None  # the schema of an answer that calls no tool
 
     def written(self) -> dict[str, Any]:
@@ -214,14 +231,26 @@ def closed_schemas(calls: Calls) -> list[dict[str, Any]]:
     if calls.answer is not None:
         schemas.append(enforceable(calls.answer))
     size = sum(len(json.dumps(each)) for each in schemas)
+    if calls.format.channels:
+        for tool in calls.tools:
+            check_name(tool.name)
     if calls.format.marked is not None:
         for tool, schema in zip(calls.tools, schemas, strict=False):
             check_marked(calls.format.marked, tool.name, schema)
+        if calls.format.marked.parameter is not None:
+            _check_copied(sum(map(copied, schemas[: len(calls.tools)])))
     if size > MOST_CHARACTERS:
         text = f"the tools' schemas, with their objects closed, have {size:,} characters"
         limit = f"{MOST_CHARACTERS:,} are the limit: offer fewer tools"
         raise RequestError(f"{text}, {limit}", code=INVALID)
     return schemas
+
+
+def _check_copied(characters: int) -> None:
+    if characters > MOST_COPIED:
+        text = f"the parameters of all tools, each with the definitions it refers to, have {characters:,}"
+        limit = f"{MOST_COPIED:,} are the limit: offer fewer tools, or refer to fewer definitions"
+        raise RequestError(f"{text} characters, {limit}", code=INVALID)
 
 
 # ---- as rules
@@ -275,7 +304,11 @@ class _Rules:
         yield "%llguidance {}"
         yield f"GAP: /{self._gap}/"
         yield r"SPACE: /[\s\x1c-\x1f]*/"
+        yield rf"SHORT: /[\s\x1c-\x1f]{{0,{MOST_SPACE}}}/"
         yield r"TEXT: /(?s:.*)/"
+        if self._form.channels:
+            yield from self._channels()
+            return
         if self._marked is not None:
             yield from self._marked.shared()
         yield from self._thinking()
@@ -283,6 +316,18 @@ class _Rules:
         yield f"call: {_either(*self._names)}"
         for name, tool in zip(self._names, self._calls.tools, strict=True):
             yield from self._call(name, tool)
+
+    def _channels(self) -> Iterator[str]:
+        calls = self._calls
+        rules = ChannelRules(
+            [(each.name, arguments_schema(each.schema)) for each in calls.tools],
+            self._special,
+            self._json,
+            forced=calls.forced,
+            answer=None if calls.answer is None else enforceable(calls.answer),
+            begun=calls.thinking is True,
+        )
+        yield from rules.lines()
 
     def _thinking(self) -> Iterator[str]:
         if self._calls.thinking is None:
@@ -330,13 +375,17 @@ class _Rules:
     def _other(self) -> str:
         """Special tokens that may stand in a free text."""
         taken = () if self._calls.thinking is None else (THINK,)
-        return self._special.any_but(self._form.opens, *taken)
+        inside = [each for each in self._form.marks if each in self._form.opens]
+        return self._special.any_but(*inside, *taken)
 
     def _after_text(self) -> Iterator[str]:
         """Text, then calls behind a mark."""
         other, mark = self._other(), self._special.named(self._form.opens)
+        by_id = (
+            self._marked.after_text(self._form.opens) if self._marked else mark and f"TEXT {mark}"
+        )
         yield f"text_opens[lazy]: TEXT {_text(self._form.opens)}"
-        yield f"opens: {_either('text_opens', mark and f'TEXT {mark}')}"
+        yield f"opens: {_either('text_opens', by_id)}"
         text = other and f"TEXT {other}"
         if self._calls.several and self._form.listing is Listing.NEVER:
             yield f"answer: {_either(text, f'opens {self._called()}')}* TEXT"
@@ -360,6 +409,7 @@ class _Rules:
     def _opened(self) -> str:
         """Calls behind marks."""
         mark = self._special.named(self._form.opens) or _text(self._form.opens)
+        mark = self._marked.literal(self._form.opens) if self._marked else mark
         one = f"{mark} {self._called()}"
         again = self._calls.several and self._form.listing is Listing.NEVER
         return f"{one} (GAP? {one})*" if again else one
@@ -402,7 +452,7 @@ class _Rules:
         # a mark has all space that the reader allows; elsewhere it is limited, as in all JSON
         for first, bracket in self._firsts().items():
             head = f" {JSON_SPACE} ".join(map(_text, [*bracket, *parts]))
-            before = f"({_text(self._form.before)} SPACE)? " if self._form.before else ""
+            before = f"({_text(self._form.before)} SHORT)? " if self._form.before else ""
             yield f"{first}_{name}_head[lazy]: SPACE {before}{head}"
             yield f"{first}_{name}: {first}_{name}_head GAP? {name}_rest"
 

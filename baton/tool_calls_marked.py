@@ -7,10 +7,12 @@
     qwen3_coder   <tool_call><function=name><parameter=key>\\nvalue\\n</parameter> ... </function> ...
     glm45         <tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value> ... </tool_call>
     minimax_m2    <minimax:tool_call><invoke name="name"><parameter name="key">value</parameter> ...
+    deepseek_v32  the same with <｜DSML｜function_calls>, <｜DSML｜invoke ..., and string="true", "false"
 
-In the last three the arguments are no JSON object but a value for each parameter. A text stands there as
+In the last four the arguments are no JSON object but a value for each parameter. A text stands there as
 it is, anything else as JSON. Which of them a value is follows from the parameter's schema, so the grammar
-and the reader (baton/server/tools_marked.py) agree. Parameters come in the schema's order, as in JSON.
+and the reader (baton/server/tools_marked.py) agree; DeepSeek V3.2 writes it. Parameters come in the
+schema's order, as in JSON.
 """
 
 import json
@@ -33,7 +35,8 @@ WHOLE = "whole"
 PLACE = f"#/$defs/{WHOLE}"
 """Where the schema of a tool stands within the schema of a parameter that refers to its definitions."""
 MOST_COPIED = 512 * 1024
-"""Characters of a tool's schema in all such parameters together: each of them has its own copy."""
+"""Characters of the schemas in all such parameters together, of a tool and of all tools of a request:
+each parameter has its own copy."""
 TOP = {"type", "properties", "required", "additionalProperties"}
 """What the schema of a tool whose parameters stand one by one may say at its top."""
 Literals = tuple[str, ...]
@@ -47,6 +50,7 @@ class ParameterMarks:
     opens: str
     keyed: Literals
     closes: str
+    keyed_json: Literals = ()  # before JSON, in place of `keyed`, where the model says what a value is
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<�
              "<｜tool▁calls▁end｜>")  # fmt: skip
 _KIMI = ("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
          "<|tool_call_end|>", "<|tool_calls_section_end|>")  # fmt: skip
+_DSML = "｜DSML｜"
 _GLM = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 MARKED: Mapping[str, tuple[str, Marks]] = {
     "mistral_v13": ("[TOOL_CALLS]", Marks(named=("[ARGS]",), tokens=("[TOOL_CALLS]", "[ARGS]"))),
@@ -78,6 +83,14 @@ MARKED: Mapping[str, tuple[str, Marks]] = {
     )),
     "kimi_k2": (_KIMI[0], Marks(
         (f"{_KIMI[1]}functions.",), (_KIMI[2],), (_KIMI[3],), _KIMI[4], numbered=True, tokens=_KIMI
+    )),
+    "deepseek_v32": (f"<{_DSML}function_calls>", Marks(
+        (f'<{_DSML}invoke name="',), ('">',), (f"</{_DSML}invoke>",), f"</{_DSML}function_calls>",
+        tokens=(_DSML,),
+        parameter=ParameterMarks(
+            f'<{_DSML}parameter name="', ('" string="true">',), f"</{_DSML}parameter>",
+            ('" string="false">',),
+        ),
     )),
     "qwen3_coder": ("<tool_call>", Marks(
         ("<function=",), (">",), ("</function>", "</tool_call>"), tokens=("<tool_call>", "</tool_call>"),
@@ -103,8 +116,8 @@ def marked_in(template: str) -> str | None:
     if _DEEPSEEK[0] in template:
         return "deepseek_v3" if "```json" in template else "deepseek_v31"
     for name, mark in (
-        ("kimi_k2", _KIMI[0]), ("minimax_m2", "<minimax:tool_call>"), ("qwen3_coder", "<function="),
-        ("glm45", "<arg_key>"),
+        ("deepseek_v32", f"{_DSML}function_calls"), ("kimi_k2", _KIMI[0]),
+        ("minimax_m2", "<minimax:tool_call>"), ("qwen3_coder", "<function="), ("glm45", "<arg_key>"),
     ):  # fmt: skip
         if mark in template:
             return name
@@ -171,21 +184,17 @@ def parameters_of(name: str, schema: Mapping[str, Any]) -> Parameters:
             f"{beyond[0]} at its top: describe its properties only"
         )
         raise RequestError(text, code=INVALID)
-    more, required = schema.get("additionalProperties", True), schema.get("required")
-    named = (
-        [each for each in required if isinstance(each, str)] if isinstance(required, list) else []
-    )
+    more, named, unnamed = _others(schema)
     properties = schema.get("properties", {})
-    unnamed = {} if more is False else {each: more for each in named if each not in properties}
     for key in (*properties, *unnamed):
         if not KEY.fullmatch(key):
             text = f"{name[:80]} has a parameter {key[:80]!r}: the model cannot write its name"
             raise RequestError(text, code=INVALID)
-    refer = sum(map(_refers, properties.values())) + _refers(more) * (len(unnamed) + 1)
-    if refer and refer * len(json.dumps(schema)) > MOST_COPIED:
+    refer, repeated = _referring(schema), len(unnamed) * len(json.dumps(more))
+    if copied(schema) - repeated > MOST_COPIED:
         text = f"{refer} parameters of {name[:80]} refer to its definitions: offer fewer"
         raise RequestError(text, code=INVALID)
-    if len(unnamed) * len(json.dumps(more)) > MOST_COPIED:
+    if repeated > MOST_COPIED:
         text = f"{len(unnamed)} parameters that {name[:80]} requires are none of its properties"
         raise RequestError(f"{text}: describe them there", code=INVALID)
     whole = moved(schema, PLACE) if refer else None
@@ -194,6 +203,34 @@ def parameters_of(name: str, schema: Mapping[str, Any]) -> Parameters:
     if others is not None:
         known |= dict.fromkeys(unnamed, others)
     return Parameters(known, frozenset(named), others)
+
+
+def copied(schema: Mapping[str, Any]) -> int:
+    """Characters of the copies that the parameters of a tool with this schema have in a grammar."""
+    more, _, unnamed = _others(schema)
+    refer = _referring(schema)
+    whole = refer * len(json.dumps(schema)) if refer else 0
+    return whole + len(unnamed) * len(json.dumps(more))
+
+
+def _others(schema: Mapping[str, Any]) -> tuple[Any, list[str], dict[str, Any]]:
+    """What parameters that are no properties must be, the names of all that are required, and those of
+    them that are no properties."""
+    more, required = schema.get("additionalProperties", True), schema.get("required")
+    named = (
+        [each for each in required if isinstance(each, str)] if isinstance(required, list) else []
+    )
+    properties = schema.get("properties", {})
+    unnamed = {} if more is False else {each: more for each in named if each not in properties}
+    return more, named, unnamed
+
+
+def _referring(schema: Mapping[str, Any]) -> int:
+    """How many parameters have a copy of the whole schema."""
+    more, _, unnamed = _others(schema)
+    return sum(map(_refers, schema.get("properties", {}).values())) + _refers(more) * (
+        len(unnamed) + 1
+    )
 
 
 def parameter_of(
@@ -309,8 +346,13 @@ def _parameters_text(marks: ParameterMarks, arguments: str) -> str:
     except (ValueError, RecursionError):
         given = {"...": "..."}
     values = given.items() if isinstance(given, dict) else [("...", arguments)]
+
+    def keyed(value: Any) -> str:
+        text = isinstance(value, str) or not marks.keyed_json
+        return "".join(marks.keyed if text else marks.keyed_json)
+
     return "".join(
-        f"{marks.opens}{key}{''.join(marks.keyed)}"
+        f"{marks.opens}{key}{keyed(value)}"
         f"{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}{marks.closes}\n"
         for key, value in values
     )
@@ -338,16 +380,16 @@ class MarkedRules:
         if self._marks.numbered:
             yield "NUMBER: /[0-9]{1,3}/"
         if (parameter := self._marks.parameter) is not None:
-            yield f"value_text[lazy]: TEXT {json.dumps(parameter.closes)}"
-            token = self._special.named(parameter.closes)
-            yield f"value: value_text | TEXT {token}" if token else "value: value_text"
+            yield f"value_text[lazy]: TEXT {json.dumps(parameter.closes, ensure_ascii=False)}"
+            by_id = self.after_text(parameter.closes)
+            yield f"value: value_text | {by_id}" if by_id else "value: value_text"
 
     def called(self, *, several: bool) -> str:
         """What follows the mark that opens calls."""
         if not self._marks.shuts:
             return "WS? call"
         rest = "(WS? call)*" if several else ""
-        return f"WS? call {rest} WS? {self._literal(self._marks.shuts)}"
+        return f"WS? call {rest} WS? {self.literal(self._marks.shuts)}"
 
     def call(self, name: str, tool: str, schema: Mapping[str, Any]) -> Iterator[str]:
         """The rule `name` of a call of this tool."""
@@ -356,7 +398,7 @@ class MarkedRules:
         if marks.numbered:
             head.append('":" NUMBER')
         for each in marks.named:
-            head += ["WS?", self._literal(each)] if each == "```json" else [self._literal(each)]
+            head += ["WS?", self.literal(each)] if each == "```json" else [self.literal(each)]
         ends = self._literals(marks.ends)
         if marks.parameter is None:
             inside = ["WS?", self._json(schema), *(["WS?"] if ends else [])]
@@ -380,26 +422,54 @@ class MarkedRules:
         yield f"{name}_values: {' '.join(parts)}" if parts else f'{name}_values: ""'
 
     def _one(self, marks: ParameterMarks, key: str, given: Parameter) -> str:
-        keyed = " WS? ".join(map(self._literal, marks.keyed))
-        head = f"WS? {self._literal(marks.opens)} {key} {keyed}"
+        lead = f"WS? {self.literal(marks.opens)} {key}"
+        head = f"{lead} {' WS? '.join(map(self.literal, marks.keyed))}"
+        if marks.keyed_json:
+            json_head = f"{lead} {' WS? '.join(map(self.literal, marks.keyed_json))}"
+            return self._said(head, json_head, given, self.literal(marks.closes))
         if given.texts:
             texts = " | ".join(map(_quoted, given.texts))
-            return f"{head} ({texts}) {self._literal(marks.closes)}"
+            return f"{head} ({texts}) {self.literal(marks.closes)}"
         if given.kind is Kind.JSON:
-            return f"{head} {self._json(given.schema)} {self._literal(marks.closes)}"
+            return f"{head} {self._json(given.schema)} {self.literal(marks.closes)}"
         return f"{head} value"
+
+    def _said(self, head: str, json_head: str, given: Parameter, closes: str) -> str:
+        """Where the model says whether a value is a text or JSON."""
+        nullable = given.kind is Kind.NULLABLE
+        texts = [_quoted(each) for each in given.texts if not (nullable and each == "null")]
+        text = f"{head} ({' | '.join(texts)}) {closes}" if texts else f"{head} value"
+        if given.kind is Kind.TEXT:
+            return text
+        schema = {"type": "null"} if nullable else given.schema
+        value = f"{json_head} {self._json(schema)} {closes}"
+        return value if given.kind is Kind.JSON else f"({text} | {value})"
+
+    def after_text(self, mark: str) -> str:
+        """Any text, then this mark with special tokens in it, by their ids; empty if it has none."""
+        parts = self._parts(mark)
+        at = next((i for i, each in enumerate(parts) if self._special.named(each)), None)
+        if at is None:
+            return ""
+        before = "".join(parts[:at])
+        text = f"/(?s:.*){re.escape(before).replace('/', chr(92) + '/')}/" if before else "TEXT"
+        rest = " ".join(self._special.named(each) or _quoted(each) for each in parts[at:])
+        return f"{text} {rest}"
+
+    def _parts(self, text: str) -> list[str]:
+        tokens = [each for each in self._marks.tokens if self._special.named(each)]
+        split = re.split(f"({'|'.join(map(re.escape, tokens))})", text) if tokens else [text]
+        return [each for each in split if each]
 
     def _literals(self, texts: Sequence[str]) -> list[str]:
         found: list[str] = []
         for each in texts:
-            found += ["WS?", self._literal(each)] if found else [self._literal(each)]
+            found += ["WS?", self.literal(each)] if found else [self.literal(each)]
         return found
 
-    def _literal(self, text: str) -> str:
+    def literal(self, text: str) -> str:
         """A text, with the special tokens in it by their ids."""
-        tokens = [each for each in self._marks.tokens if self._special.named(each)]
-        split = re.split(f"({'|'.join(map(re.escape, tokens))})", text) if tokens else [text]
-        parts = (self._special.named(each) or _quoted(each) for each in split if each)
+        parts = (self._special.named(each) or _quoted(each) for each in self._parts(text))
         return " ".join(parts)
 
 

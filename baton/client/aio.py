@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from baton.client.attempts import Attempts
 from baton.client.tracker import Event, News, PendingRequest, RequestTracker, RouterLost, Update
+from baton.client.unreported import Unreported
 from baton.clock import monotonic
 from baton.wire.channel import Dialer
 from baton.wire.keys import ClusterKeys
@@ -40,6 +41,8 @@ class RouterClient:
         self._observe: Callable[[Observed], None] | None = None
         self._alone: Callable[[str, str], None] | None = None
         self._answered = asyncio.Event()
+        self._unreported = Unreported()
+        self._all_reported = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
     def connect(
@@ -93,6 +96,15 @@ class RouterClient:
                 await asyncio.wait_for(self._answered.wait(), timeout_s)
         return self.info
 
+    async def reported(self, timeout_s: float) -> int:
+        """Wait until observers have been told the end of every request that the router has accepted, for
+        `timeout_s` at most. How many are missing. Call it when no request is under way."""
+        if self._unreported:
+            self._all_reported.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._all_reported.wait(), timeout_s)
+        return len(self._unreported)
+
     # ---- requests
 
     def submit(self, submit: Submit, queue: Queue) -> PendingRequest:
@@ -139,10 +151,14 @@ class RouterClient:
             return
         for _, messages in self._channel.receive():
             for message in messages:
-                if isinstance(message, Observed) and self._observe is not None:
-                    self._observe(message)
+                if self._observe is not None:
+                    if isinstance(message, Observed):
+                        self._observe(message)
+                    self._unreported.received(message)
                 lost = self._tracker.lost_since is not None and isinstance(message, ClusterInfo)
                 self._pass_on(self._tracker.received(message, monotonic()), alone=lost)
+        if not self._unreported:
+            self._all_reported.set()
         self._send()
 
     def _tick(self) -> None:
@@ -170,6 +186,8 @@ class RouterClient:
                     self._answered.set()
                 case RouterLost(reason):
                     self._answered.clear()
+                    self._unreported.lost()
+                    self._all_reported.set()
                     logger.warning(
                         "the router is lost: %s; %d requests wait", reason, len(self._tracker)
                     )

@@ -25,6 +25,7 @@ from baton.server.api_error import (
 )
 from baton.server.asking import Asker
 from baton.server.bodies import limits_of
+from baton.server.described import describe_answers
 from baton.server.embeddings import add_embeddings
 from baton.server.guard import LOOPBACK, AccessPolicy, Guard, hashed
 from baton.server.key_metrics import KeyMetrics
@@ -93,6 +94,7 @@ def make_app(
     app.add_middleware(FastPath, routes=routes, refuse=refuse)
     add_websocket(app, service)
     add_page(app, monitor)
+    describe_answers(app)
     settings = service.settings
     hosts = (*LOOPBACK, settings.host, *settings.allowed_hosts)
     policy = AccessPolicy(hashed(settings.api_keys), hosts, settings.allowed_origins)

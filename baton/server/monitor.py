@@ -19,7 +19,10 @@ from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, FirstToken
 
 SPAN_S = 10.0
 BACKLOG_S = 120.0
+MOST_BACKLOG = 20_000
+"""Moments that a new page gets, some 5 MB: under load they are of less time than BACKLOG_S."""
 REMEMBERED = 10_000
+"""Requests; the load and the verdict rest on no more."""
 BEHIND = 256
 """Events a page may be behind before it is disconnected."""
 NAMES = tuple(each.name for each in fields(Moment))
@@ -37,9 +40,9 @@ class Monitor:
         self.metrics = metrics
         self._pages: set[asyncio.Queue[bytes]] = set()
         self._info: ClusterInfo | None = None
-        self._backlog: deque[tuple[float, str]] = deque()  # as JSON, a small piece each
-        self._ended: deque[tuple[float, Facts]] = deque()
-        self._ttft: deque[tuple[float, float]] = deque()
+        self._backlog: deque[tuple[float, str]] = deque(maxlen=MOST_BACKLOG)  # as JSON
+        self._ended: deque[tuple[float, Facts]] = deque(maxlen=REMEMBERED)
+        self._ttft: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self._counted: deque[tuple[float, Counts]] = deque()
         self.timeline = Timeline()
         self._alone: OrderedDict[str, None] = OrderedDict()  # requests that ended without a router

@@ -6,12 +6,18 @@
       decode, stall              the decode worker
 
 Made from the timeline when a request ends: its stages have their times, so messages carry nothing for
-it. Names: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (in development). Optional: needs
+it. Times are sums of nanoseconds: those of seconds since 1970 would be a quarter of a µs off.
+Names: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (in development). Optional: needs
 opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http.
 """
 
+import asyncio
+import logging
+import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -27,11 +33,17 @@ NANO = 1_000_000_000
 REMEMBERED = 10_000
 NEEDED = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
 
+logger = logging.getLogger(__name__)
+
 
 class Spans:
     """Exports a trace for each request when it has ended."""
 
-    def __init__(self, provider: trace.TracerProvider, model: str) -> None:
+    def __init__(
+        self, provider: trace.TracerProvider, model: str, finish: Callable[[], None] | None = None
+    ) -> None:
+        """`finish` exports what waits, and blocks until it is exported."""
+        self._finish = finish
         self._tracer = provider.get_tracer("baton")
         self._model = model
         self._parents: OrderedDict[str, Context] = OrderedDict()
@@ -48,11 +60,11 @@ class Spans:
         """`now`: the router's monotonic clock at this moment."""
         if not life.stages:
             return
-        shift = time.time() - now
+        shift = time.time_ns() - round(now * NANO)
         parent = self._parents.get(ended.request.rpartition("-")[0])
 
         def at(seconds: float) -> int:
-            return int((seconds + shift) * NANO)
+            return round(seconds * NANO) + shift
 
         last = life.stages[-1].end
         root = self._tracer.start_span(
@@ -88,6 +100,25 @@ class Spans:
             span.end(at(stage.start if stage.end is None else stage.end))
         root.end(at(now if last is None else last))
 
+    async def close(self, timeout_s: float) -> bool:
+        """Export what waits. False, and a warning, if that takes longer: a collector that does not answer
+        must not keep the process, so a thread that ends with it does the work."""
+        if self._finish is None:
+            return True
+        finish, loop, done = self._finish, asyncio.get_running_loop(), asyncio.Event()
+
+        def work() -> None:
+            finish()
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=work, name="last-spans", daemon=True).start()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), timeout_s)
+        if not done.is_set():
+            logger.warning("the collector did not take the last traces within %g s", timeout_s)
+        return done.is_set()
+
 
 def exporting_to(endpoint: str, model: str) -> Spans:
     """Spans exported to this OTLP endpoint (http://HOST:4318/v1/traces) in batches, by a thread. Raises
@@ -101,7 +132,10 @@ def exporting_to(endpoint: str, model: str) -> Spans:
         raise InputError(
             f"--otlp-endpoint needs packages that are not installed ({error.name}): pip install {NEEDED}"
         ) from error
-    provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": "baton"}))
+    # Not at exit, where it would wait half a minute for a collector that does not answer: see close().
+    provider = sdk.TracerProvider(
+        resource=resources.Resource.create({"service.name": "baton"}), shutdown_on_exit=False
+    )
     exporter = otlp.OTLPSpanExporter(endpoint=endpoint)
     provider.add_span_processor(batches.BatchSpanProcessor(exporter))
-    return Spans(provider, model)
+    return Spans(provider, model, provider.shutdown)

@@ -11,10 +11,11 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from time import monotonic
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -31,7 +32,7 @@ from baton.server.connection import ServerProtocol
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings, adopt, bind
-from baton.server.otel import exporting_to
+from baton.server.otel import Spans, exporting_to
 from baton.server.service import GenerationService
 from baton.server.socket_limits import StrictWebSocket
 from baton.server.templates import ProcessRenderer, Renderer, ThreadRenderer, read_template
@@ -43,6 +44,10 @@ TIDY_S = 5.0
 burst. Python would collect them once they are a quarter of all objects; the heap has grown by then."""
 GRACE_S = 2
 """For the last events of interrupted requests and of open pages."""
+REPORTS_S = 2.0
+"""For the router's events of requests that were answered, where they are traced."""
+EXPORT_S = 2.0
+"""For a collector to take them."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +69,9 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     service = GenerationService(settings, files, router, renderer)
     metrics = Metrics(service.names[0], settings.metrics_prefix)
     otlp = settings.otlp_endpoint
-    monitor = Monitor(router, metrics, exporting_to(otlp, service.names[0]) if otlp else None)
+    spans = exporting_to(otlp, service.names[0]) if otlp else None
+    monitor = Monitor(router, metrics, spans)
+    hurry = asyncio.Event()
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -73,6 +80,8 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
         try:
             yield
         finally:
+            if spans is not None:
+                await unless(hurry, _last_spans(spans, router))
             refreshing.cancel()
             router.close()
             if renderer is not None:
@@ -81,7 +90,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
     app = make_app(service, monitor, lifespan, own_version())
     config = configured(app, settings)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = _Server(config, service)
+    server = _Server(config, service, hurry)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, server.drain)
@@ -125,11 +134,14 @@ def _renderer(settings: ServerSettings, files: ModelFiles) -> Renderer | None:
 
 
 class _Server(uvicorn.Server):
-    """Drains at the first signal. A second one ends it now."""
+    """Drains at the first signal. A second one ends it now; `hurry` is set then."""
 
-    def __init__(self, config: uvicorn.Config, service: GenerationService) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: GenerationService, hurry: asyncio.Event
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._hurry = hurry
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -148,6 +160,7 @@ class _Server(uvicorn.Server):
         """Called at each signal."""
         if self._draining is not None:
             self.should_exit = True
+            self._hurry.set()
             self._service.router.fail_all("shutting_down", "the server was stopped")
             return
         self._draining = asyncio.ensure_future(self._drain())
@@ -167,6 +180,26 @@ class _Server(uvicorn.Server):
             router.fail_all("shutting_down", "the server is shutting down")
         # uvicorn then waits GRACE_S for open pages and for clients that do not read.
         self.should_exit = True
+
+
+async def _last_spans(spans: Spans, router: RouterClient) -> None:
+    """Export the traces of all requests. The router reports their ends up to a tenth of a second later
+    than their answers."""
+    if missing := await router.reported(REPORTS_S):
+        logger.warning("the router has not reported %d requests: they are not traced", missing)
+    await spans.close(EXPORT_S)
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, but no longer than until `stop` is set."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+    await asyncio.gather(working, stopping, return_exceptions=True)
+    if not working.cancelled():
+        working.result()
 
 
 async def _refresh(monitor: Monitor, service: GenerationService) -> None:

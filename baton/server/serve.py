@@ -33,8 +33,8 @@ from baton.wire.keys import load_keys, make_keys
 from baton.wire.messages import ClusterInfo
 
 INTERRUPTED = 130
-GRACE_S = 5.0
-"""Added to --shutdown-timeout, for the server's last events."""
+GRACE_S = 8.0
+"""Added to --shutdown-timeout, for the server's last events and traces: more than run.py may take."""
 POLL_S = 0.05
 WATCH_S = 0.1  # between two checks of the processes
 

@@ -211,7 +211,9 @@ class GenerationService:
                 raise ApiError.bad_request("the conversation is empty", "messages")
             if request.tool_use is not None or not params.grammar:
                 thinking = self._begins_thinking(request, text)
-            if request.tool_use is not None:
+            if request.tool_use is None and self.call_format.channels:
+                params, thinking, tools = self._in_channels(params, thinking)
+            elif request.tool_use is not None:
                 params, tools = await asyncio.to_thread(
                     self._with_tools, request, request.tool_use, params, thinking
                 )
@@ -242,6 +244,16 @@ class GenerationService:
             include_usage=options is not None and options.include_usage,
             prompt_only=request.wanted_tokens == 0,
         )
+
+    def _in_channels(
+        self, params: GenerationParams, thinking: bool | None
+    ) -> tuple[GenerationParams, bool | None, ToolReading | None]:
+        """An answer without calls, whose marks are read all the same. Where the request wants them in the
+        text, or a grammar has no room for them, there is nothing to read."""
+        if params.grammar or params.keep_special:
+            return params, None, None
+        shown = replace(params, shown_special=self._marks)
+        return shown, thinking, ToolReading(self.call_format, ())
 
     def _with_tools(
         self,
@@ -332,7 +344,11 @@ class GenerationService:
         return stream
 
     def _begins_thinking(self, request: ChatRequest, prompt: str) -> bool | None:
-        """Does the answer begin within the model's reasoning? None: it has none that is told apart."""
+        """Does the answer begin within the model's reasoning? None: it has none that is told apart. In
+        channels: does it go on with a message?"""
+        if self.call_format.channels:
+            goes_on = request.continue_final_message
+            return goes_on or (None if self.settings.reasoning == "off" else False)
         if self.settings.reasoning == "off" or not (self._renderer and self._renderer.reasons):
             return None
         if not request.continue_final_message:

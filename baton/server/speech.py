@@ -5,7 +5,8 @@
 
 The prompt of some models ends with <think> (DeepSeek-R1), others write it themselves (Qwen3). White space
 around the two parts belongs to neither. The text of an answer may come in pieces of any size: what may
-become a tag is held back.
+become a tag is held back. White space, which may have any length, stands in a list beside it, so that
+nothing long is looked at again with every piece.
 """
 
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Speech:
     def __init__(self, *, begun: bool) -> None:
         self._at = _At.THINKING if begun else _At.START
         self._held = ""
+        self._gap: list[str] = []  # white space before that, not told either
         self._thought = False  # some reasoning was told
 
     def take(self, text: str) -> Said:
@@ -52,32 +54,46 @@ class Speech:
             content, self._held = self._held, ""
         return Said(reasoning, content)
 
+    @property
+    def held(self) -> int:
+        """Characters that are looked at again with the next piece."""
+        return len(self._held)
+
     def end(self) -> Said:
         """The answer has ended. What was held back."""
-        held, self._held = self._held, ""
+        held, self._held = self._with_gap(self._held), ""
         if self._at is _At.THINKING:
             return Said(reasoning=held.rstrip())
         return Said(content="" if self._at is _At.BETWEEN else held)
 
+    def _with_gap(self, text: str) -> str:
+        text = "".join((*self._gap, text))
+        self._gap = []
+        return text
+
     def _start(self) -> None:
         begun = self._held.lstrip()
+        self._gap.append(self._held[: len(self._held) - len(begun)])
+        self._held = begun
         if begun.startswith(BEGIN):
             self._at, self._held = _At.THINKING, begun[len(BEGIN) :]
+            self._gap = []
         elif not BEGIN.startswith(begun):
-            self._at = _At.SPEAKING
+            self._at, self._held = _At.SPEAKING, self._with_gap(begun)
 
     def _think(self) -> str:
         if not self._thought:
             self._held = self._held.lstrip()
-        before, tag, after = self._held.partition(END)
-        if tag:
-            self._at, self._held = _At.BETWEEN, after
-            found = before.rstrip()
-        else:
-            whole = self._held[: len(self._held) - begins_tag(self._held, END)]
-            found = whole.rstrip()
-            self._held = self._held[len(found) :]
+        at = self._held.find(END)
+        length = at if at >= 0 else len(self._held) - begins_tag(self._held, END)
+        whole, self._held = self._held[:length], self._held[length:]
+        told = whole.rstrip()
+        found = self._with_gap(told) if told else ""
         self._thought = self._thought or bool(found)
+        if at >= 0:
+            self._at, self._held, self._gap = _At.BETWEEN, self._held[len(END) :], []
+        else:
+            self._gap.append(whole[len(told) :])
         return found
 
 

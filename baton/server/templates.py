@@ -26,7 +26,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,8 +47,10 @@ from baton.server.turns import (
     one_call_each,
     up_to_mark,
     variants,
+    with_one_text,
 )
 from baton.tool_calls import CallFormat, format_of
+from baton.tool_calls_channels import channelled_in
 
 PATIENCE_S = 5.0
 LONGEST_REASON = 500
@@ -129,8 +131,9 @@ def knows_tools(template: ChatTemplate) -> bool:
 
 
 def takes_one_call(template: ChatTemplate) -> bool:
-    """Does it refuse turns with several calls, as those of Llama 3 do?"""
-    return ONE_CALL in _with_tools(template)
+    """Does it refuse turns with several calls, as those of Llama 3 do, or show the first alone, as that
+    of gpt-oss does?"""
+    return ONE_CALL in _with_tools(template) or call_format(template).channels
 
 
 def _with_tools(template: ChatTemplate) -> str:
@@ -166,7 +169,10 @@ class CompiledTemplate:
             raise RequestError(f"{REFUSES}: {template}")
         self._sandbox.begin()
         try:
-            single = ONE_CALL in self._sources[name]
+            source = self._sources[name]
+            single = ONE_CALL in source or channelled_in(source)
+            if channelled_in(source):
+                conversation = replace(conversation, messages=with_one_text(conversation.messages))
             return self._first_text(template, self._forms[name], conversation, single=single)
         except jinja2.TemplateError as error:
             raise RequestError(f"{REFUSES}: {error}"[:LONGEST_REASON]) from error

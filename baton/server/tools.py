@@ -186,7 +186,7 @@ class KnownSchemas:
     def _one(
         self, tool: OfferedTool, schema: Mapping[str, Any], form: CallFormat
     ) -> Mapping[str, Any]:
-        if form.marked is not None:
+        if form.marked is not None or form.channels:
             try:
                 check_name(tool.name)
             except RequestError as error:

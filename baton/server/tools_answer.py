@@ -13,8 +13,9 @@ from hashlib import blake2b
 from typing import Any
 
 from baton.server.speech import Said, Speech
+from baton.server.tools_channels import ChannelReader
 from baton.server.tools_marked import reader_of
-from baton.server.tools_reader import Call, CallPiece, Heard, joined
+from baton.server.tools_reader import Call, CallPiece, CallReader, Heard, joined
 from baton.tool_calls import CallFormat
 from baton.tool_calls_marked import Parameters
 
@@ -43,15 +44,21 @@ class Parts:
 
 class AnswerReader:
     """One answer. `thinking`: it begins within reasoning, may begin with it (False), or has none that is
-    told apart (None). `tools`: None if it calls none."""
+    told apart (None). `tools`: None if it calls none. Where a format has channels, reasoning is one of
+    them, and `thinking` says whether the answer goes on with a message's content."""
 
     def __init__(self, thinking: bool | None, tools: ToolReading | None) -> None:
-        self._speech = None if thinking is None else Speech(begun=thinking)
-        self._calls = (
-            None
-            if tools is None
-            else reader_of(tools.form, tools.names, tools.parameters, forced=tools.forced)
-        )
+        self._speech: Speech | None = None
+        self._calls: CallReader | ChannelReader | None = None
+        if tools is not None and tools.form.channels:
+            self._calls = ChannelReader(
+                tools.names, begun=thinking is True, reasons=thinking is not None
+            )
+            return
+        if thinking is not None:
+            self._speech = Speech(begun=thinking)
+        if tools is not None:
+            self._calls = reader_of(tools.form, tools.names, tools.parameters, forced=tools.forced)
 
     def take(self, text: str) -> Parts:
         """New text. What it completes."""
@@ -62,7 +69,8 @@ class AnswerReader:
         """The answer has ended. What was held back."""
         last = self._parts(Said() if self._speech is None else self._speech.end())
         heard = Heard() if self._calls is None else self._calls.end()
-        return Parts(last.reasoning, last.content + heard.content, (*last.calls, *heard.calls))
+        reasoning, content = last.reasoning + heard.reasoning, last.content + heard.content
+        return Parts(reasoning, content, (*last.calls, *heard.calls))
 
     def finish_reason(self, reason: str | None) -> str | None:
         """An answer that ends with calls says so, unless the last one is cut off."""
@@ -73,7 +81,7 @@ class AnswerReader:
         if self._calls is None:
             return Parts(said.reasoning, said.content)
         heard = self._calls.take(said.content)
-        return Parts(said.reasoning, heard.content, heard.calls)
+        return Parts(said.reasoning + heard.reasoning, heard.content, heard.calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +108,6 @@ def whole_answer(
         calls,
         reader.finish_reason(reason),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole one without reasoning."""
-
-    content: str
-    calls: tuple[Call, ...]
-    complete: bool  # it does not end within a call
-
-
-def heard(text: str, reading: ToolReading) -> Answer:
-    """Of a whole answer without reasoning."""
-    reader = reader_of(reading.form, reading.names, reading.parameters, forced=reading.forced)
-    parts = reader.take(text), reader.end()
-    calls = joined([piece for part in parts for piece in part.calls])
-    return Answer(parts[0].content + parts[1].content, calls, reader.complete)
 
 
 # ---- JSON

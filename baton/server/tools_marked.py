@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 
 from baton import finite
 from baton.server.speech import begins_tag
-from baton.server.tools_reader import At, CallPiece, CallReader, Nested, Verdict
+from baton.server.tools_reader import At, CallPiece, CallReader, Nested, Verdict, skipped
+from baton.server.unquoted import Unquoted
 from baton.tool_calls import CallFormat
-from baton.tool_calls_marked import NAME, Kind, Literals, Marks, Parameters
+from baton.tool_calls_marked import NAME, Kind, Literals, Marks, ParameterMarks, Parameters
 
 SPACE = " \t\r\n"
 NUMBER = re.compile(r":\d{1,3}")
@@ -48,11 +49,14 @@ class MarkedReader(CallReader):
         forced: bool = False,
     ) -> None:
         self._tools = frozenset(names)
+        self._longest = max(map(len, self._tools), default=0)
         super().__init__(form, self._tools, forced=forced)
         self._marks, self._parameters = marks, parameters
         self._tool = ANY_PARAMETERS
         self._values = 0  # parameters of this call so far
+        self._key: list[str] | None = None  # of the parameter that begins, as far as it has come
         self._value: _Value | None = None
+        self._ended = 0  # marks behind the arguments that have come
 
     # ---- steps
 
@@ -68,7 +72,9 @@ class MarkedReader(CallReader):
         self._pieces.append(CallPiece(self.calls, name))
         self.calls += 1
         self._held = self._held[length:]
-        self._tool, self._values, self._value = self._parameters.get(name, ANY_PARAMETERS), 0, None
+        self._tool = self._parameters.get(name, ANY_PARAMETERS)
+        self._values = self._ended = 0
+        self._key = self._value = None
         self._nested = Nested()
         self._at = At.ARGUMENTS
         return True
@@ -79,11 +85,13 @@ class MarkedReader(CallReader):
         at = _match(marks.begins, text, 0)
         if isinstance(at, Verdict):
             return at
-        at = at if marks.begins else _skipped(text, 0)
-        name = NAME.match(text, at)
-        end = name.end() if name else at
+        begin = at if marks.begins else skipped(text, 0)
+        if begin is None:
+            return Verdict.NONE
+        name = NAME.match(text, begin)
+        end = name.end() if name else begin
         if end == len(text):
-            return Verdict.MORE
+            return Verdict.MORE if end - begin <= self._longest else Verdict.NONE
         if name is None or name[0] not in self._tools:
             return Verdict.NONE
         if marks.numbered:
@@ -116,28 +124,48 @@ class MarkedReader(CallReader):
 
     def _parameter_begun(self) -> bool:
         """A parameter begins, or the call ends."""
-        parameter, text = self._marks.parameter, self._held
+        parameter = self._marks.parameter
         assert parameter is not None
-        at = _match((parameter.opens,), text, 0)
-        if isinstance(at, int):
-            end = text.find(parameter.keyed[0], at)
-            after = _match(parameter.keyed, text, end) if end >= 0 else Verdict.MORE
-            if after is Verdict.MORE:
+        if self._key is None:
+            self._held = self._held.lstrip(SPACE)
+            at = _match((parameter.opens,), self._held, 0)
+            if isinstance(at, int):
+                self._key, self._held = [], self._held[at:]
+            elif Verdict.MORE in (at, _match(self._marks.ends[:1], self._held, 0)):
                 return False
-            key = text[at:end]
-            if isinstance(after, int):
-                self._argue(
-                    f"{', ' if self._values else '{'}{json.dumps(key, ensure_ascii=False)}: "
-                )
-                self._held = text[after:]
-                self._values += 1
-                self._value = _Value(self._tool.kind(key), parameter.closes)
-                return True
-        elif Verdict.MORE in (at, _match(self._marks.ends[:1], text, 0)):
+        if self._key is None or (found := self._keyed(parameter, self._key)) is Verdict.NONE:
+            self._argue("}" if self._values else "{}")
+            self._at = At.REST
             return False
-        self._argue("}" if self._values else "{}")
-        self._at = At.REST
-        return False
+        return found is not Verdict.MORE
+
+    def _keyed(self, parameter: ParameterMarks, parts: list[str]) -> Verdict | None:
+        """The key is complete, and its value begins: None."""
+        forms = [each for each in (parameter.keyed, parameter.keyed_json) if each]
+        places = {self._held.find(each[0]): each for each in forms}
+        end = min((each for each in places if each >= 0), default=-1)
+        if end < 0:
+            begun = max(begins_tag(self._held, each[0]) for each in forms)
+            told = len(self._held) - begun
+            parts.append(self._held[:told])
+            self._held = self._held[told:]
+            return Verdict.MORE
+        after = _match(places[end], self._held, end)
+        if after is Verdict.MORE:
+            return Verdict.MORE
+        parts.append(self._held[:end])
+        key, self._key = "".join(parts), None
+        if isinstance(after, Verdict):
+            self._held = parameter.opens + key + self._held[end:]
+            return Verdict.NONE
+        self._argue(f"{', ' if self._values else '{'}{json.dumps(key, ensure_ascii=False)}: ")
+        kind = self._tool.kind(key)
+        if len(forms) > 1:  # the model says what it is
+            kind = Kind.TEXT if places[end] is parameter.keyed else Kind.JSON
+        self._held = self._held[after:]
+        self._values += 1
+        self._value = _Value(kind, parameter.closes)
+        return None
 
     def _value_read(self) -> bool:
         assert self._value is not None
@@ -159,10 +187,15 @@ class MarkedReader(CallReader):
             self._pieces.append(CallPiece(self.calls - 1, arguments=text))
 
     def _rest(self) -> bool:
-        after = _match(self._marks.ends, self._held, 0)
-        if after is Verdict.MORE:
-            return False
-        self._held = self._held[after if isinstance(after, int) else 0 :]
+        while self._ended < len(self._marks.ends):
+            self._held = self._held.lstrip(SPACE)
+            after = _match((self._marks.ends[self._ended],), self._held, 0)
+            if after is Verdict.MORE:
+                return False
+            if not isinstance(after, int):
+                break
+            self._held = self._held[after:]
+            self._ended += 1
         self._behind_call = True
         self._at = At.AFTER
         return True
@@ -172,6 +205,7 @@ class MarkedReader(CallReader):
         if not marks.shuts:
             self._at = At.TEXT
             return True
+        self._held = self._held.lstrip(SPACE)
         found = {each: _match((each,), self._held, 0) for each in (marks.begins[0], marks.shuts)}
         shut = found[marks.shuts]
         if isinstance(shut, int):
@@ -186,56 +220,41 @@ class MarkedReader(CallReader):
 
 
 class _Value:
-    """One value, up to what closes it."""
+    """One value, up to what closes it. What may begin that is left for the next piece."""
 
     def __init__(self, kind: Kind, closes: str) -> None:
         self._kind, self._closes = kind, closes
-        self._begun = self._quoted = self._escaped = False
-        self._looked = 0  # characters at the beginning of what is held that were looked at
+        self._begun = False
+        self._json = Unquoted(re.escape(closes)) if kind is Kind.JSON else None
+        self._parts: list[str] = []  # of one that is told when it is complete
         self.ended = False
 
     def read(self, text: str) -> tuple[str, int]:
         """JSON of what has come, and how many characters of the text that are."""
-        match self._kind:
-            case Kind.JSON:
-                return self._json(text)
-            case Kind.TEXT:
-                return self._text(text)
-        end = text.find(self._closes)
-        if end < 0:
-            return "", 0
-        self.ended = True
-        return _one(text[:end], self._kind), end + len(self._closes)
+        end = self._end(text)
+        self.ended = end is not None
+        length = len(text) - begins_tag(text, self._closes) if end is None else end
+        return self._told(text[:length]), length + (len(self._closes) if self.ended else 0)
 
-    def _text(self, text: str) -> tuple[str, int]:
-        end = text.find(self._closes)
-        self.ended = end >= 0
-        length = end if self.ended else len(text) - begins_tag(text, self._closes)
-        if not length and not self.ended:
-            return "", 0
-        told = json.dumps(text[:length], ensure_ascii=False)[1:-1]
-        first = "" if self._begun else '"'
+    def _end(self, text: str) -> int | None:
+        """Where it ends: within the quotes of JSON it does not."""
+        if self._json is None:
+            end = text.find(self._closes)
+            return end if end >= 0 else None
+        found = next(self._json.found(text[: len(text) - begins_tag(text, self._closes)]), None)
+        return None if found is None else found.start()
+
+    def _told(self, text: str) -> str:
+        if self._kind is Kind.JSON:
+            return text
+        if self._kind is not Kind.TEXT:
+            self._parts.append(text)
+            return _one("".join(self._parts), self._kind) if self.ended else ""
+        if not text and not self.ended:
+            return ""
+        first, last = "" if self._begun else '"', '"' if self.ended else ""
         self._begun = True
-        if not self.ended:
-            return first + told, length
-        return f'{first}{told}"', length + len(self._closes)
-
-    def _json(self, text: str) -> tuple[str, int]:
-        """What closes it may stand within its quotes."""
-        for at, each in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped = each == "\\"
-                self._quoted = each != '"'
-            elif each == '"':
-                self._quoted = True
-            elif text.startswith(self._closes, at):
-                self.ended = True
-                return text[:at], at + len(self._closes)
-            elif self._closes.startswith(text[at:]):
-                return text[:at], at
-        return text, len(text)
+        return f"{first}{json.dumps(text, ensure_ascii=False)[1:-1]}{last}"
 
 
 def _one(text: str, kind: Kind) -> str:
@@ -249,15 +268,12 @@ def _one(text: str, kind: Kind) -> str:
     return text  # written anew, half a surrogate pair would be no text, and 1e5 another number
 
 
-def _skipped(text: str, at: int) -> int:
-    """Behind white space."""
-    return len(text) - len(text[at:].lstrip(SPACE))
-
-
 def _match(literals: Literals, text: str, at: int) -> int | Verdict:
     """Where these end, with white space before each of them."""
     for each in literals:
-        begin = _skipped(text, at) if each.lstrip(SPACE) == each else at
+        begin = skipped(text, at) if each.lstrip(SPACE) == each else at
+        if begin is None:
+            return Verdict.NONE
         if text.startswith(each, begin):
             at = begin + len(each)
         elif each.startswith(text[begin:]):

@@ -14,17 +14,23 @@ complete. Another API surface maps the pieces to its own events: `index` counts 
 What only looks like a call is content: another name, another key, a mark that stops half-way. White space
 around calls belongs to nothing; a line feed parts two contents. A call that the answer's end cuts off
 before its name is known is left out.
+
+What is held back is looked at again with every piece, so it has a bound. White space without one stands
+in a list beside it.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from baton.server.speech import begins_tag
-from baton.tool_calls import CallFormat, Listing
+from baton.server.unquoted import Unquoted
+from baton.tool_calls import MOST_SPACE, CallFormat, Listing
 
 JSON_SPACE = " \t\r\n"
+SPACES, ANY_SPACES = re.compile(r"[ \t\r\n]*"), re.compile(r"\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +44,11 @@ class CallPiece:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What new text completes."""
+    """What new text completes. `reasoning`: where the format of calls has it."""
 
     content: str = ""
     calls: tuple[CallPiece, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class CallReader:
         self._forced = forced
         self._at = At.TEXT if form.opens else At.FIRST
         self._held = ""  # not told yet
+        self._gap: list[str] = []  # white space before that, not told either
         self._mark = ""  # what made it look for a call: content after all if there is none
         self._listed = form.listing is Listing.ALWAYS
         self._nested = Nested()
@@ -102,6 +110,11 @@ class CallReader:
     def complete(self) -> bool:
         """The answer does not end within a call."""
         return self._at in (At.FIRST, At.TEXT, At.AFTER)
+
+    @property
+    def held(self) -> int:
+        """Characters that are looked at again with the next piece."""
+        return len(self._held)
 
     def take(self, text: str) -> Heard:
         """New text. What it completes."""
@@ -117,9 +130,9 @@ class CallReader:
     def end(self) -> Heard:
         """The answer has ended. What was held back."""
         undecided = self._at in (At.FIRST, At.TEXT) and not self._forced
-        if undecided and (self._held.strip() or not self.calls):
-            self._say(self._held)
-        self._held = ""
+        left, self._held = self._with_gap(self._held), ""
+        if undecided and (left.strip() or not self.calls):
+            self._say(left)
         return self._told()
 
     def _told(self) -> Heard:
@@ -136,27 +149,41 @@ class CallReader:
 
     # ---- steps: each is one in which the place changes, and says whether it does
 
+    def _with_gap(self, text: str) -> str:
+        """The text behind the white space before it."""
+        text = "".join((*self._gap, text))
+        self._gap = []
+        return text
+
     def _text(self) -> bool:
         mark = self._form.opens
-        before, found, after = self._held.partition(mark) if mark else (self._held, "", "")
-        if found:
-            told = before.rstrip()
-            self._mark, self._held, self._at = before[len(told) :] + mark, after, At.HEAD
-            self._say(told)
-            return True
-        whole = before[: len(before) - begins_tag(before, mark)]
+        at = self._held.find(mark) if mark else -1
+        length = at if at >= 0 else len(self._held) - begins_tag(self._held, mark)
+        whole, self._held = self._held[:length], self._held[length:]
         # white space before a mark, and at the end behind a call, belongs to nothing
         told = whole.rstrip() if mark or self.calls else whole
-        self._held = before[len(told) :]
-        self._say(told)
-        return False
+        if told:
+            self._say(self._with_gap(told))
+        if len(told) < len(whole):
+            self._gap.append(whole[len(told) :])
+        if at < 0:
+            return False
+        self._mark, self._held = self._with_gap(mark), self._held[len(mark) :]
+        self._at = At.HEAD
+        return True
 
     def _head(self) -> bool:
         """Also of an answer that may begin with a call: it has no mark."""
-        found = self._found_head(first=self._at is At.FIRST)
+        first = self._at is At.FIRST
+        if first:
+            begun = self._held.lstrip()
+            self._gap.append(self._held[: len(self._held) - len(begun)])
+            self._held = begun
+        found = self._found_head(first=first)
         if found is Verdict.MORE:
             return False
         if isinstance(found, _Head):
+            self._gap = []
             self._begin(found)
         else:
             self._say(self._mark)
@@ -191,7 +218,8 @@ class CallReader:
         return True
 
     def _after(self) -> bool:
-        form, held = self._form, self._held.lstrip(JSON_SPACE)
+        form = self._form
+        held = self._held = self._held.lstrip(JSON_SPACE)
         between = form.between if self._listed or form.listing is Listing.NEVER else ""
         ends = [each for each in (form.closes, "]" if self._listed else "") if each]
         if not held and (between or ends):
@@ -208,12 +236,11 @@ class CallReader:
     def _found_head(self, *, first: bool) -> _Head | Verdict:
         """The beginning of a call at the beginning of what is held."""
         form, text = self._form, self._held
-        at = len(text) - len(text.lstrip()) if first else 0
+        at: int | None = 0
         if first and form.before:
-            if text.startswith(form.before, at):
-                at += len(form.before)
-                at += len(text[at:]) - len(text[at:].lstrip())
-            elif form.before.startswith(text[at:]):
+            if text.startswith(form.before):
+                at = skipped(text, len(form.before), ANY_SPACES)
+            elif form.before.startswith(text):
                 return Verdict.MORE
         bracket: Sequence[Sequence[str]] = ()
         if first and form.listing is Listing.SEVERAL:
@@ -226,7 +253,9 @@ class CallReader:
         )  # fmt: skip
         chosen = []
         for options in parts:
-            at += len(text[at:]) - len(text[at:].lstrip(JSON_SPACE))
+            at = None if at is None else skipped(text, at)
+            if at is None:
+                return Verdict.NONE
             for option in options:
                 if text.startswith(option, at):
                     break
@@ -236,6 +265,7 @@ class CallReader:
                 return Verdict.NONE
             chosen.append(option)
             at += len(option)
+        assert at is not None
         name = self._names[chosen[-5]]
         return _Head(name, at - 1, chosen[0] == "[")
 
@@ -246,11 +276,11 @@ class CallReader:
 
 
 class Nested:
-    """A JSON object, read character by character. `within`: it has begun before."""
+    """A JSON object, read once, piece by piece. `within`: it has begun before."""
 
     def __init__(self, *, within: bool = False) -> None:
         self._depth = int(within)
-        self._quoted = self._escaped = False
+        self._brackets = Unquoted(r"[{}\[\]]")
         self.open = True
 
     @property
@@ -260,22 +290,19 @@ class Nested:
 
     def read(self, text: str) -> int:
         """How many characters of the text are of it."""
-        for index, each in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped = each == "\\"
-                self._quoted = each != '"'
-            elif each == '"':
-                self._quoted = True
-            elif each in "{[":
-                self._depth += 1
-            elif each in "}]":
-                self._depth -= 1
-                if not self._depth:
-                    self.open = False
-                    return index + 1
+        for each in self._brackets.found(text):
+            self._depth += 1 if each[0] in "{[" else -1
+            if not self._depth:
+                self.open = False
+                return each.end()
         return len(text)
+
+
+def skipped(text: str, at: int, spaces: re.Pattern[str] = SPACES) -> int | None:
+    """The place behind the white space; None if there is more than a call may have."""
+    found = spaces.match(text, at)
+    end = found.end() if found else at
+    return None if end - at > MOST_SPACE else end
 
 
 def _quoted(text: str) -> str:

@@ -138,6 +138,8 @@ def variants(
 def _plain(message: Mapping[str, Any], form: ContentForm) -> dict[str, Any]:
     """Without fields that are null, with a model's reasoning under each of the names it has had."""
     turn = {name: value for name, value in message.items() if value is not None}
+    if turn.get("tool_calls") == []:  # templates look whether there is such a field
+        del turn["tool_calls"]
     given = [turn[name] for name in REASONING if name in turn]
     if given:
         turn = {"thinking": given[0], **turn, "reasoning_content": given[0]}
@@ -202,6 +204,21 @@ def _with_object(call: Any) -> Any:
 
 
 # ---- templates that take one call a turn
+
+
+def with_one_text(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What turns that call tools say stands behind their reasoning: a template of channels (gpt-oss)
+    refuses both, and shows either in the same place."""
+    return [_with_one_text(each) for each in messages]
+
+
+def _with_one_text(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    thought = next((turn[name] for name in REASONING if turn.get(name)), None)
+    said = text_of(turn)
+    if not _calls(dict(turn)) or not isinstance(thought, str) or not said:
+        return turn
+    others = {name: value for name, value in turn.items() if name not in (*REASONING, "content")}
+    return others | {REASONING[0]: f"{thought}\n{said}"}
 
 
 def one_call_each(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -15,13 +15,16 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +35,14 @@ ROOT = HERE.parents[1]
 SCRIPTS = ("client.py", "client.mjs", "client.sh")
 DECLARED = ("requirements.txt", "lock.txt", "package.json", "package-lock.json")
 PLATFORMS = ("torch", "nvidia-", "triton", "cuda-")  # other packages on other machines
+INSTALL_S = 1800  # for all its packages
 CHAT = "Needs a chat model."  # what a script says at its top if it does
 QUIET = {
     "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "OPENAI_AGENTS_DISABLE_TRACING": "1", "HAYSTACK_TELEMETRY_ENABLED": "False",
     "DISABLE_TELEMETRY": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1",
+    "MSWEA_SILENT_STARTUP": "1",
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
 }  # fmt: skip
 """No telemetry, no look for updates, no downloads but those of pip and npm."""
@@ -111,21 +116,22 @@ def install(client: Client) -> Path:
     try:
         if (client.folder / "requirements.txt").is_file():
             bare = ["--without-pip"] if shutil.which("uv") else []
-            subprocess.run([sys.executable, "-m", "venv", *bare, made], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "venv", *bare, made], check=True, timeout=INSTALL_S
+            )
             words = pip(made, "install", "--quiet", "-r", "requirements.txt")
             if (client.folder / "lock.txt").is_file():
                 words += ["-c", "lock.txt"]
-            subprocess.run(words, cwd=client.folder, check=True)
+            subprocess.run(words, cwd=client.folder, check=True, timeout=INSTALL_S)
         if (client.folder / "package.json").is_file():
             for name in ("package.json", "package-lock.json"):
                 if (client.folder / name).is_file():
                     shutil.copy(client.folder / name, made)
             npm = "ci" if (made / "package-lock.json").is_file() else "install"
-            subprocess.run(
-                ["npm", npm, "--no-audit", "--no-fund", "--silent"], cwd=made, check=True
-            )
+            words = ["npm", npm, "--no-audit", "--no-fund", "--silent"]
+            subprocess.run(words, cwd=made, check=True, timeout=INSTALL_S)
         (made / ".ready").touch()
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(made, ignore_errors=True)
         raise Failed(f"{client.name}: its packages could not be installed: {error}") from error
     return made
@@ -198,6 +204,41 @@ def command(client: Client, made: Path) -> list[str]:
     return [runner, str(script)]
 
 
+def output_of(
+    words: Sequence[str], *, cwd: str, env: Mapping[str, str], timeout_s: float
+) -> tuple[list[str], int]:
+    """The lines that a command says, shown as they come, and its exit code. After `timeout_s` it is
+    ended, with all that it has started, and the last line says so."""
+    started = subprocess.Popen(
+        words, cwd=cwd, env=env, start_new_session=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+    )  # fmt: skip
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(started.pid, signal.SIGKILL)
+
+    alarm = threading.Timer(timeout_s, end)
+    alarm.start()
+    lines = []
+    assert started.stdout is not None
+    try:
+        with started.stdout:
+            for line in started.stdout:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                lines.append(line.rstrip())
+        code = started.wait()  # within the limit, too
+    finally:
+        alarm.cancel()
+        alarm.join()
+    if late.is_set():
+        lines.append(f"ended: it did not finish within {timeout_s:g} s (--timeout)")
+    return lines, code
+
+
 def run(client: Client, args: argparse.Namespace) -> Report:
     """One client, from its environment to what it said."""
     model, chat = model_of(args.url, args.api_key)
@@ -206,18 +247,10 @@ def run(client: Client, args: argparse.Namespace) -> Report:
     made = install(client)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"baton-{client.name}-") as scratch:
-        started = subprocess.Popen(
-            command(client, made), cwd=scratch, env=variables(client, made, args, model),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace",
-        )  # fmt: skip
-        lines = []
-        assert started.stdout is not None
-        for line in started.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            lines.append(line.rstrip())
-        code = started.wait()
+        seen = variables(client, made, args, model)
+        lines, code = output_of(
+            command(client, made), cwd=scratch, env=seen, timeout_s=args.timeout
+        )
         folders = {scratch: ".", str(made): "ENVIRONMENT", str(ROOT): "CHECKOUT"}
     said = "\n".join(lines)
     for path, name in folders.items():
@@ -237,6 +270,10 @@ def main() -> int:
     parser.add_argument(
         "--tokenizer", type=Path, default=ROOT / "baton" / "models" / "demo", metavar="FOLDER",
         help="the model's tokenizer.json, for load tools; default: the bundled model's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=float, default=900.0, metavar="SECONDS",
+        help="end a client that runs for longer; default: %(default)g",
     )  # fmt: skip
     parser.add_argument("--docs", type=Path, help="put the outcome into this document")
     parser.add_argument("--lock", action="store_true", help="write lock files, run nothing")

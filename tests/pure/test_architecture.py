@@ -37,7 +37,7 @@ ROWS = (
         "baton.health", "baton.table", "baton.pace", "baton.pulse", "prompts",
     ),
     ("baton.grammar_rules", "baton.tool_calls"),
-    ("baton.tool_calls_marked",),
+    ("baton.tool_calls_marked", "baton.tool_calls_channels"),
     ("baton.gguf", "baton.model_packages", "baton.json_schema"),
     ("baton.checkpoints",),
     ("baton.cache",),

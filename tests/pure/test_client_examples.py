@@ -3,6 +3,7 @@ in the document that the runner wrote with these pins."""
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -103,6 +104,20 @@ def test_long_wide_and_coloured_output_is_cut() -> None:
     assert max(map(len, lines)) <= report.MOST_COLUMNS
     assert "```" not in lines
     assert "... 63 lines ..." in lines
+
+
+def test_a_client_that_does_not_end_is_ended_with_all_that_it_started(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The child holds the output open."""
+    script = "echo begun; tail -f /dev/null & wait"
+    words, env = ["sh", "-c", script], {"PATH": os.environ["PATH"]}
+    *before, last = (found := runner.output_of(words, cwd="/", env=env, timeout_s=0.3))[0]
+    assert last == "ended: it did not finish within 0.3 s (--timeout)"
+    assert before in (["begun"], [])  # a busy machine may not have begun
+    assert capfd.readouterr().out.split() == before
+    assert found[1] != 0
+    assert runner.output_of(["echo", "done"], cwd="/", env=env, timeout_s=60) == (["done"], 0)
 
 
 def test_a_client_that_is_not_there_is_named() -> None:

@@ -138,7 +138,7 @@ def test_the_store_keeps_its_bounds_and_counts_what_it_holds(
     for number, (tenant, size, before) in enumerate(turns):
         held = store.get(str(tenant), known[tenant][before]) if before >= 0 else None
         earlier: Sequence[Segment] = held.conversation if held else ()
-        store.put(str(tenant), f"r{number}", bytes(size), earlier, bytes(size))
+        store.put(str(tenant), f"r{number}", bytes(size), bytes(size), earlier)
         known[tenant][number % 10] = f"r{number}"
         if number % 7 == 6:
             store.forget(str(tenant), f"r{number}")
@@ -159,9 +159,9 @@ def test_the_store_keeps_its_bounds_and_counts_what_it_holds(
 
 def test_the_many_responses_of_one_tenant_do_not_cost_another_its_own() -> None:
     store = Store(responses=4)
-    store.put("quiet", "mine", b"", (), b"")
+    store.put("quiet", "mine", b"", b"", ())
     for number in range(20):
-        store.put("loud", f"r{number}", b"", (), b"")
+        store.put("loud", f"r{number}", b"", b"", ())
     assert store.get("quiet", "mine") is not None
     assert [store.get("loud", f"r{number}") is not None for number in range(16, 20)] == [
         False, True, True, True,
@@ -303,6 +303,41 @@ def test_a_conversation_that_goes_on_is_no_longer_than_one_that_is_sent(
                 assert answer.status == 400
                 assert answer.json["error"]["param"] == "previous_response_id"
                 assert "at most 600 are allowed" in answer.json["error"]["message"]
+
+    asyncio.run(work())
+
+
+def test_probabilities_of_tokens_are_of_the_response_and_not_of_the_conversation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are a hundred times as long as their text: a conversation with them could not go on."""
+    asked = GREEDY | {"include": ["message.output_text.logprobs"], "top_logprobs": 20}
+    asked |= {"max_output_tokens": 40}
+
+    async def work() -> None:
+        async with serving() as client:
+            first = await client.ask(RESPONSES, asked, submits=1)
+            (message,) = first.json["output"]
+            assert message["content"][0]["logprobs"]
+            name = first.json["id"]
+            assert (await client.ask(f"{RESPONSES}/{name}")).body == first.body
+            limit = 20_000
+            assert len(first.body) > limit
+            monkeypatch.setattr("baton.server.bodies.MAX_BODY_BYTES", limit)
+            goes_on = GREEDY | {"input": "And?", "previous_response_id": name}
+            second = await client.ask(RESPONSES, goes_on, submits=1)
+            assert second.status == 200, second.json
+            items = (await client.ask(f"{RESPONSES}/{second.json['id']}/input_items")).json["data"]
+            texts = [part for each in items for part in each["content"]]
+            assert not any(part.get("logprobs") for part in texts)
+            # a response that is longer than a body may be is stored without them, too
+            third = (await client.ask(RESPONSES, asked, submits=1)).json
+            assert third["output"][0]["content"][0]["logprobs"]
+            kept = (await client.ask(f"{RESPONSES}/{third['id']}")).json["output"][0]["content"][0]
+            assert (kept["logprobs"], kept["text"]) == (
+                [],
+                third["output"][0]["content"][0]["text"],
+            )
 
     asyncio.run(work())
 

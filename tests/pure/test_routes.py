@@ -58,6 +58,43 @@ def test_every_route_but_the_open_ones_needs_the_key() -> None:
     asyncio.run(work())
 
 
+def test_answers_are_what_the_description_says() -> None:
+    """Their status and kind of content, whole, streamed and wrong."""
+
+    async def work() -> None:
+        async with serving() as client:
+            paths = (await client.ask("/openapi.json")).json["paths"]
+            assert "/metrics" in paths
+
+            async def check(method: str, path: str, body: Any = None, submits: int = 0) -> int:
+                asked = path.replace("{name}", "x")
+                answer = await client.ask(asked, body, method=method.upper(), submits=submits)
+                responses = paths[path][method]["responses"]
+                found = responses.get(str(answer.status), responses["default"])
+                kind = answer.headers.get("content-type", "").partition(";")[0]
+                assert kind in found.get("content", {}) or not answer.body, (method, path, kind)
+                return answer.status
+
+            for path, methods in paths.items():
+                assert not any("422" in each["responses"] for each in methods.values())
+                for method in methods:
+                    if path != "/timeline":  # it never ends
+                        assert await check(method, path, {} if method == "post" else None) < 500
+            completion: dict[str, Any] = {"prompt": "Hi", "max_tokens": 2}
+            chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+            response = {"input": "Hi", "max_output_tokens": 2}
+            for path, body in (
+                ("/v1/completions", completion), ("/v1/chat/completions", chat),
+                ("/v1/messages", chat), ("/v1/responses", response),
+            ):  # fmt: skip
+                for stream in (False, True):
+                    assert await check("post", path, body | {"stream": stream}, 1) == 200
+            timeline = paths["/timeline"]["get"]["responses"]["200"]["content"]
+            assert list(timeline) == ["text/event-stream"]
+
+    asyncio.run(work())
+
+
 async def shake_hands(client: TownClient, **headers: str) -> str:
     """What the first message of a WebSocket is answered with."""
     sent: list[dict[str, Any]] = []

@@ -43,8 +43,8 @@ CITY = {
 }  # fmt: skip
 NONE: dict[str, Any] = {"type": "object", "properties": {}}
 TOOLS = (Tool("weather", CITY), Tool('get "time"', NONE))
-PLAIN = [each for each in FORMATS.values() if each.marked is None]
-"""The others are in test_tool_calls_marked.py."""
+PLAIN = [each for each in FORMATS.values() if each.marked is None and not each.channels]
+"""The others are in test_tool_calls_marked.py and test_tool_calls_channels.py."""
 SCHEMAS = {each.name: each.schema for each in TOOLS}
 TAGS = (
     "<tool_call>",
@@ -297,6 +297,7 @@ def test_remarks_are_left_out_of_schemas_and_names_are_none() -> None:
          FORMATS["deepseek_v31"]),
         ("'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + type + '<｜tool▁sep｜>' + name + '```json'",
          FORMATS["deepseek_v3"]),
+        ("{{ '<｜DSML｜function_calls>' }}{{ '<｜DSML｜invoke name=' }}", FORMATS["deepseek_v32"]),
         ("<|tool_calls_section_begin|>{{ id }}<|tool_call_argument_begin|>", FORMATS["kimi_k2"]),
         ("{%- set toolcall_begin_token = '<minimax:tool_call>' -%}", FORMATS["minimax_m2"]),
         ("{{- '[TOOL_CALLS]' + name + '[ARGS]' + arguments }}", FORMATS["mistral_v13"]),

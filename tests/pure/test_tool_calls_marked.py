@@ -2,22 +2,27 @@
 
 import json
 import random
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
 
 from baton.errors import RequestError
-from baton.grammar import GAP, NO_TOKENS, tool_calls
+from baton.grammar import GAP, NO_TOKENS, Grammars, tool_calls
 from baton.server.templates import ChatTemplate, CompiledTemplate
-from baton.server.tools_answer import Answer, ToolReading, heard
+from baton.server.tools_answer import ToolReading
 from baton.server.tools_ids import numbered
 from baton.server.tools_marked import reader_of
 from baton.server.tools_reader import Call
 from baton.server.turns import Conversation
+from baton.text import Tokenizer
 from baton.tool_calls import (
     FORMATS,
     CallFormat,
@@ -30,10 +35,14 @@ from baton.tool_calls import (
 )
 from baton.tool_calls_marked import MOST_COPIED, Kind, parameter_of, parameters_of
 from tests.pure.cuts import check_cuts
+from tests.pure.heard import Answer, heard
+from tests.pure.test_grammar import FILE
 from tests.pure.test_tool_calls import END, allowed, goes, model, shown
 
 MARKED = [each for each in FORMATS.values() if each.marked is not None]
 BY_PARAMETER = [each for each in MARKED if each.marked and each.marked.parameter]
+GUESSED = [each for each in BY_PARAMETER if each.marked and not each.marked.parameter.keyed_json]
+"""The model does not say whether a value is a text: what reads as JSON is JSON."""
 CITY: dict[str, Any] = {
     "type": "object", "additionalProperties": False,
     "properties": {
@@ -77,7 +86,7 @@ def test_what_is_written_reads_the_same_and_the_grammar_takes_it(form: CallForma
         text = written(form, *calls)
         found = heard(text, reading(form))
         given = [(name, json.loads(arguments)) for name, arguments in calls]
-        if form in BY_PARAMETER and calls[0][0] == "any" and given[0][1]:
+        if form in GUESSED and calls[0][0] == "any" and given[0][1]:
             given = [("any", {"x": {"y": [1, "</a>"]}, "z": 1})]  # a text that reads as JSON
         assert (found.content, as_values(found), found.complete) == ("", given, True)
         said = f"I look.\n{text}"
@@ -255,6 +264,65 @@ def test_what_would_be_copied_for_each_parameter_has_a_limit(form: CallFormat) -
         tool_calls(Calls(form, (tool(150),)))
 
 
+@pytest.mark.parametrize("form", BY_PARAMETER)
+def test_what_is_copied_has_a_limit_over_all_tools(form: CallFormat) -> None:
+    """Each alone is within it."""
+    tags = {"type": "array", "items": {"$ref": "#/$defs/a"}}
+    schema = {
+        "type": "object", "properties": {f"p{each}": tags for each in range(20)},
+        "$defs": {"a": {"enum": [str(each) for each in range(1000)]}},
+    }  # fmt: skip
+    tools = [Tool(f"f{each}", schema) for each in range(4)]
+    tool_calls(Calls(form, tuple(tools[:2])))
+    limit = f"characters, {MOST_COPIED:,} are the limit: offer fewer tools"
+    with pytest.raises(RequestError, match=limit):
+        tool_calls(Calls(form, tuple(tools)))
+
+
+def test_a_model_that_says_what_a_value_is_is_believed() -> None:
+    """DeepSeek V3.2 writes string="true" before a text and "false" before JSON."""
+    form = FORMATS["deepseek_v32"]
+    grammars, tokenizer, _ = model(False)
+    calls = Calls(form, TOOLS)
+    for arguments in ('{"x": "1"}', '{"x": 1}', '{"x": "null"}', '{"x": null}', '{"x": [1, "a"]}'):
+        text = written(form, ("any", arguments))
+        assert heard(text, reading(form)).calls == (Call("any", arguments),)
+        assert goes(grammars, tokenizer, calls, text) == (True, True)
+    for where in ('"null"', "null", '"a"'):
+        arguments = f'{{"city": "Rome", "where": {where}}}'
+        text = written(form, ("weather", arguments))
+        assert heard(text, reading(form)).calls == (Call("weather", arguments),)
+        assert goes(grammars, tokenizer, calls, text) == (True, True)
+    text = written(form, ("weather", '{"city": "Rome", "note": "x"}'))
+    said = text.replace('name="note" string="true"', 'name="note" string="false"')
+    assert not goes(grammars, tokenizer, calls, said)[0]
+
+
+@cache
+def with_dsml(special: bool) -> tuple[Grammars, Tokenizer]:
+    """A model that has the middle of all its marks as a token."""
+    found = FastTokenizer.from_file(str(FILE))
+    found.add_tokens([AddedToken("｜DSML｜", special=special)])
+    file = Path(tempfile.mkdtemp(prefix="dsml-")) / "tokenizer.json"
+    found.save(str(file))
+    return Grammars(file, found.get_vocab_size(), [END]), Tokenizer(file)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_marks_with_a_token_within_them(special: bool) -> None:
+    form = FORMATS["deepseek_v32"]
+    grammars, tokenizer = with_dsml(special)
+    good, bad = written(form, ("weather", LONG)), written(form, ("weather", '{"city": "Bonn"}'))
+    ids = tokenizer.encode(good, special=False)
+    assert "｜DSML｜" in [tokenizer.token(each) for each in ids]
+    assert heard(shown(ids, tokenizer, form), reading(form)).calls == (Call("weather", LONG),)
+    for forced, lead in ((True, ""), (False, ""), (False, "a < b: ")):
+        calls = Calls(form, TOOLS, forced)
+        assert goes(grammars, tokenizer, calls, lead + good) == (True, True)
+        assert not goes(grammars, tokenizer, calls, lead + bad)[0]
+    assert goes(grammars, tokenizer, Calls(form, TOOLS), "Hello <b>") == (True, True)
+
+
 def test_the_copies_of_a_schema_are_one_until_they_are_written() -> None:
     tags = {"type": "array", "items": {"$ref": "#/$defs/a"}}
     schema = {
@@ -294,7 +362,7 @@ def test_what_is_required_and_no_property_has_a_limit() -> None:
         parameters_of("f", {"type": "object", "required": required, "additionalProperties": more})
 
 
-@pytest.mark.parametrize("form", BY_PARAMETER)
+@pytest.mark.parametrize("form", GUESSED)
 @pytest.mark.parametrize("value", [r'"\ud800"', "1e5", r'{"a": "\ud800", "b": 1E+2}', "0.10"])
 def test_a_value_that_reads_as_json_stays_as_it_is(form: CallFormat, value: str) -> None:
     text = written(form, ("any", '{"x": "VALUE"}')).replace("VALUE", value)

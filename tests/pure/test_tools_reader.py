@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from baton.server.templates import ChatTemplate, CompiledTemplate
 from baton.server.tools_answer import (
     AT_ONCE,
-    Answer,
     ToolReading,
     WholeAnswer,
     entries,
-    heard,
     whole_answer,
 )
 from baton.server.tools_prompt import tools_text, with_tools_told
@@ -32,10 +30,11 @@ from baton.tool_calls import (
     calls_text,
 )
 from tests.pure.cuts import check_cuts
+from tests.pure.heard import Answer, heard
 
 NAMES = ("weather", "get time", 'odd"name', "wetter_für")
-PLAIN = [each for each in FORMATS.values() if each.marked is None]
-"""The others are in test_tool_calls_marked.py."""
+PLAIN = [each for each in FORMATS.values() if each.marked is None and not each.channels]
+"""The others are in test_tool_calls_marked.py and test_tool_calls_channels.py."""
 ROME, NONE = '{"city": "Rome"}', "{}"
 TRICKY = '{"a": "</tool_call> } ] \\" \\\\", "b": [{"name": "weather"}, [1, {}]], "ü": "\\u00e9"}'
 

@@ -198,6 +198,25 @@ async def _chat(
     return *await bodies.in_thread(own + held > bodies.INLINE, build), held
 
 
+def kept(response: Item, whole: bytes, asked: Sequence[Item]) -> tuple[bytes, bytes]:
+    """What is stored of a response: itself, and the items that its turn, which `asked`, adds to the
+    conversation. Those have no probabilities of tokens, which no prompt shows and which are a hundred
+    times as long as their text; nor has a response that is longer than a body may be."""
+    bare = [without_logprobs(each) for each in response["output"]]
+    if len(whole) > bodies.MAX_BODY_BYTES:
+        whole = _bytes(response | {"output": bare})
+    return whole, _bytes([*asked, *bare])
+
+
+def without_logprobs(item: Item) -> Item:
+    """An item whose texts have no probabilities of tokens."""
+    content = item.get("content")
+    if not isinstance(content, list):
+        return item
+    parts = [each | {"logprobs": []} if each.get("logprobs") else each for each in content]
+    return item | {"content": parts}
+
+
 def _bytes(value: Any) -> bytes:
     """As JSON. Halves of surrogate pairs, which a client may send in what no prompt shows, become ?."""
     return json_of(value).encode(errors="replace")
@@ -274,8 +293,9 @@ class _Turn:
         )
         whole = _bytes(response)
         if self.request.store is not False:
-            new = _bytes([*self.items, *output.items])
-            self.store.put(self.tenant, response["id"], whole, self.before, new)
+            self.store.put(
+                self.tenant, response["id"], *kept(response, whole, self.items), self.before
+            )
         return whole, response
 
     async def _tokens(self, text: str) -> int:

@@ -47,7 +47,7 @@ class Store:
         return self._held.get(tenant, {}).get(name)
 
     def put(
-        self, tenant: str, name: str, response: bytes, before: Sequence[Segment], new: bytes
+        self, tenant: str, name: str, response: bytes, new: bytes, before: Sequence[Segment]
     ) -> None:
         """Keep a response whose turn added the items `new` to the conversation `before`."""
         found = Stored(response, (*before, Segment(new)))
