@@ -188,6 +188,10 @@ PIECES = [
     # text alone: no ids
     ({"choices": [{"text": " a", "finish_reason": None}]}, Piece(None)),
     ({"content": " a", "stop": False}, Piece(None)),
+    # others: an end that is none yet, and what TGI calls its ends
+    ({"choices": [{"text": " a", "finish_reason": ""}]}, Piece(None)),
+    ({"choices": [{"text": "", "finish_reason": "eos_token"}]}, Piece((), "stop")),
+    ({"choices": [{"text": "", "finish_reason": "abort"}]}, Piece((), "abort")),
     # errors within a stream
     ({"error": {"message": "the engine\n died", "code": 500}}, Piece(error="the engine died")),
     ({"error": "no memory"}, Piece(error="no memory")),

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -344,6 +345,11 @@ class Trial:
         return state
 
 
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends it as Ctrl-C does, so that nothing stays behind."""
+    raise KeyboardInterrupt
+
+
 def _case(event: Event) -> int:
     return int(event.id.rpartition("-")[2])
 
@@ -365,6 +371,7 @@ def main(
     prompts: int, tokens: int, rounds: int, how: str, keep: Path | None, command: tuple[str, ...],
 ) -> None:  # fmt: skip
     """End two servers of another engine in the middle of answers; 1 if a request is lost or wrong."""
+    signal.signal(signal.SIGTERM, interrupted)
     engine: list[object] = ["--upstream-kind", upstream_kind, "--max-num-seqs", max_num_seqs]
     if upstream_model:
         engine += ["--upstream-model", upstream_model]
