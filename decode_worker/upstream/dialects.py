@@ -94,8 +94,8 @@ def check_supported(dialect: Dialect, params: GenerationParams) -> None:
     }
     if dialect is PLAIN:
         wanted |= {
-            "top_k": sampling.top_k > 0,
-            "min_p": sampling.min_p > 0,
+            "top_k": sampling.top_k > 0 and not sampling.greedy,
+            "min_p": sampling.min_p > 0 and not sampling.greedy,
             "repetition_penalty": sampling.repetition_penalty != 1.0,
         }
     for name, given in wanted.items():

@@ -64,7 +64,7 @@ def bodies(count: int, tokens: int) -> dict[int, dict[str, Any]]:
         if body["stream"]:
             body["stream_options"] = {"include_usage": True}
         if seeded(case):
-            body |= {"temperature": 0.8, "top_p": 0.95, "seed": 7 + case}
+            body |= {"temperature": 0.8, "top_p": 0.95, "top_k": -1, "seed": 7 + case}
         made[case] = body
     return made
 
@@ -108,13 +108,13 @@ class Upstream:
             )
 
     def wait(self) -> None:
-        """Until it lists its models. Raises SystemExit."""
+        """Until it answers, and is not loading. Raises SystemExit."""
         deadline = time.monotonic() + UP_S
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
                 raise SystemExit(f"error: {shlex.join(self.command)} ended; see {self.name}.log")
             with suppress(OSError, TimeoutError):
-                if asyncio.run(fetch(self.port, "/v1/models"))[0] == 200:
+                if asyncio.run(fetch(self.port, "/v1/models"))[0] != 503:
                     return
             time.sleep(0.2)
         raise SystemExit(f"error: no server on port {self.port} within {UP_S:g} s")
