@@ -157,8 +157,9 @@ class Engines(ByHand):
     ) -> None:  # fmt: skip
         length = ("--max-model-len", context)
         super().__init__(
-            {}, common=["--model", model], router=["--batch-size", 64, *length], keep=keep
-        )
+            {}, common=["--model", model], router=["--batch-size", 64, *length],
+            server=["--queue-timeout", ANSWERS_S], keep=keep,
+        )  # fmt: skip
         self.expected = {"engine": len(upstreams)}
         self._upstreams, self._engine = upstreams, [*length, *engine]
 
