@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -205,14 +206,9 @@ class Trial:
         ]
 
         async def both() -> None:
-            makers = [iter([request]) for request in requests]
+            clients = [partial(next, iter([request]), None) for request in requests]
             asking = asyncio.create_task(
-                run_clients(
-                    self._service.port,
-                    ledger,
-                    [lambda m=m: next(m, None) for m in makers],
-                    deadline_s=ANSWERS_S,
-                )
+                run_clients(self._service.port, ledger, clients, deadline_s=ANSWERS_S)
             )
             while ends and not asking.done():
                 if open_streams := in_the_middle(ledger.events):
