@@ -94,8 +94,8 @@ def check_supported(dialect: Dialect, params: GenerationParams) -> None:
     }
     if dialect is PLAIN:
         wanted |= {
-            "top_k": sampling.top_k > 0,
-            "min_p": sampling.min_p > 0,
+            "top_k": sampling.top_k > 0 and not sampling.greedy,
+            "min_p": sampling.min_p > 0 and not sampling.greedy,
             "repetition_penalty": sampling.repetition_penalty != 1.0,
         }
     for name, given in wanted.items():
@@ -278,6 +278,9 @@ def _llama_grammar(spec: GrammarSpec) -> Json:
 
 # ---- replies
 
+ENDS = {"eos_token": "stop", "stop_sequence": "stop"}
+"""finish_reason of servers that do not use OpenAI's words: TGI."""
+
 
 def read_piece(data: str) -> Piece:
     """One event of a reply, of any dialect. Raises ValueError if it is not an object of JSON."""
@@ -326,11 +329,11 @@ def _from_choice(choices: object) -> Piece:
     choice = choices[0]
     if not isinstance(choice, dict):
         raise ValueError(f"a choice is no JSON object: {choice!r:.80}")
-    finish = choice.get("finish_reason")
+    finish = str(choice.get("finish_reason") or "")  # Go's servers send "" before the end
     end, text = choice.get("stop_reason", choice.get("matched_stop")), choice.get("text")
     return Piece(
         _ids(choice.get("token_ids"), text),
-        None if finish is None else str(finish),
+        ENDS.get(finish, finish) or None,
         end if type(end) is int else None,
         text=text if isinstance(text, str) else "",
     )

@@ -87,6 +87,13 @@ def test_a_server_that_refuses_fields_gets_those_of_openai() -> None:
     assert body(PLAIN, SamplingParams(**penalties)).items() >= penalties.items()  # type: ignore[arg-type]
 
 
+def test_what_changes_no_greedy_answer_is_not_missed() -> None:
+    """Models' own settings often have a top_k."""
+    assert body(PLAIN, SamplingParams(temperature=0.0, top_k=50, min_p=0.1)) == body(PLAIN)
+    with pytest.raises(RequestError, match="repetition_penalty"):
+        body(PLAIN, SamplingParams(temperature=0.0, repetition_penalty=1.1))
+
+
 def test_llama_cpp_keeps_as_many_tokens_as_a_penalty_looks_at() -> None:
     """-1, once its whole context, is refused since late 2026; and it keeps room for what is named."""
     assert body(LLAMA)["repeat_last_n"] == 0
@@ -188,6 +195,10 @@ PIECES = [
     # text alone: no ids
     ({"choices": [{"text": " a", "finish_reason": None}]}, Piece(None)),
     ({"content": " a", "stop": False}, Piece(None)),
+    # others: an end that is none yet, and what TGI calls its ends
+    ({"choices": [{"text": " a", "finish_reason": ""}]}, Piece(None)),
+    ({"choices": [{"text": "", "finish_reason": "eos_token"}]}, Piece((), "stop")),
+    ({"choices": [{"text": "", "finish_reason": "abort"}]}, Piece((), "abort")),
     # errors within a stream
     ({"error": {"message": "the engine\n died", "code": 500}}, Piece(error="the engine died")),
     ({"error": "no memory"}, Piece(error="no memory")),

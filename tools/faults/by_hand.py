@@ -25,6 +25,7 @@ class ByHand(Service):
         address: str | None = None,
         common: Sequence[object] = (),
         router: Sequence[object] = (),
+        server: Sequence[object] = (),
         worker_address: str | None = None,
         failpoints: Sequence[str] = (),
         keys: bool = False,
@@ -38,6 +39,7 @@ class ByHand(Service):
         super().__init__(failpoints=failpoints, expected=expected, keep=keep)
         self._address, self._worker_address = address, worker_address
         self._workers, self._common, self._router = workers, list(common), router
+        self._server = server
         self._keys = keys
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -54,7 +56,7 @@ class ByHand(Service):
             self.join(name, *options)
         self.start(
             "server", "baton.server", "--router", self.address, "--port", self.port,
-            "--log-level", "error",
+            "--log-level", "error", *self._server,
         )  # fmt: skip
 
     def join(self, name: str, *options: object) -> None:
