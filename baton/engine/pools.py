@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from baton.engine.device import allocated
 from baton.engine.pool import Beside, Pool, decode_pool_blocks
 from baton.kv.layout import KVLayout
 from baton.kv.region import Region
@@ -51,15 +52,17 @@ class OnePool:
     """The Pools of an engine that is one process: a pool is its slabs."""
 
     def __init__(self, layout: KVLayout, device: torch.device) -> None:
+        """To be made when the model is loaded, and nothing else."""
         self._layout = layout
         self.memory = device
+        self._weights = allocated(device)
 
     def blocks(
         self, memory_bytes: int | None, max_tokens_wanted: int, beside: Beside | None
     ) -> int:
         """See Pools."""
         return decode_pool_blocks(
-            self._layout, self.memory, memory_bytes, max_tokens_wanted, beside
+            self._layout, self.memory, memory_bytes, max_tokens_wanted, beside, self._weights
         )
 
     def transports(self, choice: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from baton.engine.boot import WEIGHTS, measure
-from baton.engine.device import dtype_name, pick_dtype, release_memory, set_up
+from baton.engine.device import allocated, dtype_name, pick_dtype, release_memory, set_up
 from baton.engine.limits import own_logits
 from baton.engine.probe import discover_layout
 from baton.engine.rotary import check_rope
@@ -40,6 +40,7 @@ class Booted:
     dtype: str
     token_s: float
     pace: Pace
+    weights: int  # bytes on a GPU
 
 
 def boot_rank(files: ModelFiles, ranks: Ranks, *, dtype: str, block_size: int) -> Booted:
@@ -64,7 +65,8 @@ def boot_rank(files: ModelFiles, ranks: Ranks, *, dtype: str, block_size: int) -
     check_parts(files.name, layout, part, ranks.size)
     runner.backend += f", {ranks.size} ranks"
     token_s, pace = measure(runner, part)
-    return Booted(runner, layout, part, dtype_name(kind), token_s, pace)
+    weights = allocated(ranks.device)
+    return Booted(runner, layout, part, dtype_name(kind), token_s, pace, weights)
 
 
 def check_parts(name: str, whole: KVLayout, part: KVLayout, ranks: int) -> None:

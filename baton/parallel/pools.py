@@ -80,8 +80,10 @@ class RankPools:
     ) -> int:
         """Blocks of a decode worker's pool that fit every rank. `memory_bytes`: of all ranks together."""
         each = None if memory_bytes is None else memory_bytes // self._ranks.size
-        device = self._ranks.device
-        mine = decode_pool_blocks(self._booted.part, device, each, max_tokens_wanted, beside)
+        booted, device = self._booted, self._ranks.device
+        mine = decode_pool_blocks(
+            booted.part, device, each, max_tokens_wanted, beside, booted.weights
+        )
         return self._ranks.least(mine)
 
     def of(self, number: int) -> Pool:

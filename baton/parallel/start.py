@@ -2,12 +2,13 @@
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from baton.cluster.launch import WorkerOptions
 from baton.engine.boot import Engine, boot, sorted_out
 from baton.engine.device import pick_device
 from baton.errors import InputError
@@ -18,6 +19,7 @@ from baton.parallel.pools import SharedPools
 from baton.parallel.ranks import Ranks
 from baton.parallel.runner import ParallelRunner
 from baton.parallel.team import Ended, Team, end_too
+from baton.topology import usable_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,15 @@ class Division:
     threads: int | None = None  # of each rank, on CPUs
     staged: bool | None = None
     ended: Ended = end_too
+
+
+def division_of(options: WorkerOptions) -> tuple[WorkerOptions, Division]:
+    """What a worker's options say. Several ranks on CPUs share its threads, and are handed no cores."""
+    size = options.tensor_parallel_size
+    if size > 1:
+        threads = max(1, (options.threads or usable_cores()) // size)
+        options = replace(options, threads=threads)
+    return options, Division(size, options.threads)
 
 
 @dataclass(frozen=True, slots=True)

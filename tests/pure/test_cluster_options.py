@@ -30,6 +30,8 @@ CHANGED = {
     "batch_window_ms": 2.5,
     "max_num_batched_tokens": 64,
     "drain_timeout": 2.5,
+    "tensor_parallel_size": 2,
+    "prefill_tensor_parallel_size": 2,
     "spare_worker": True,
 }
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
