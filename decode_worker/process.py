@@ -11,7 +11,7 @@ from baton.errors import InputError
 from baton.grammar import Grammars
 from baton.kv.transports import TRANSPORTS, check_installed, selects
 from baton.model_files import ModelFiles, resolve_model
-from baton.parallel.start import division_of, start
+from baton.parallel.start import boot_worker, with_threads
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
 from baton.wire.keys import ClusterKeys
@@ -40,7 +40,7 @@ def run(
     """Load, join, decode until stopped. Returns the exit code. What needs no weights is checked before
     they are read, which may take minutes: transports, tokenizer, draft model."""
     check_installed(kv_transport)
-    options, division = division_of(options)
+    options = with_threads(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder = private_folder(run_dir or _folder_of(options.router))
@@ -48,21 +48,14 @@ def run(
     files = resolve_model(options.model)
     grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
     draft = _draft_files(speculative_model, files)
-    engine = start(
-        files,
-        division,
-        name=options.name,
-        device=options.device,
-        dtype=options.dtype,
-        block_size=options.block_size,
-    ).engine
+    engine = boot_worker(files, options)
     kinds = _kinds(engine.pools.transports(kv_transport), folder, kv_host)
     context = files.context(options.max_model_len)
     proposer = _proposer(speculative_model, draft, options, max_num_seqs * context)
     speculation = Speculation(proposer, num_speculative_tokens, engine.draft_rows)
     share = Beside(*beside) if any(beside) else None
     blocks = engine.pools.blocks(kv_cache_memory_bytes, max_num_seqs * context, share)
-    shared = division.size > 1 or any(
+    shared = options.tensor_parallel_size > 1 or any(
         each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name)
     )
     slabs = allocate_slabs(engine.layout, blocks, engine.pools.memory, shared=shared, folder=folder)

@@ -5,7 +5,7 @@ import torch
 from baton.cluster.launch import WorkerOptions, introduce, run_worker
 from baton.kv.transports import check_installed
 from baton.model_files import resolve_model
-from baton.parallel.start import division_of, start
+from baton.parallel.start import boot_worker, with_threads
 from baton.transfer.registry import CurveKeys
 from prefill_worker.filling import Filling
 from prefill_worker.worker import PrefillWorker
@@ -14,19 +14,11 @@ from prefill_worker.worker import PrefillWorker
 def run(options: WorkerOptions, *, kv_transport: str) -> int:
     """Load, join, fill until stopped. Returns the exit code."""
     check_installed(kv_transport)
-    options, division = division_of(options)
+    options = with_threads(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     files = resolve_model(options.model)
-    engine = start(
-        files,
-        division,
-        name=options.name,
-        device=options.device,
-        dtype=options.dtype,
-        block_size=options.block_size,
-        decodes=False,
-    ).engine
+    engine = boot_worker(files, options, decodes=False)
     context = files.context(options.max_model_len)
     keys = options.keys
     filling = Filling(

@@ -1,1 +1,1 @@
-"""Tensor parallel: the ranks of one worker, each of which computes with its part of every large matrix."""
+"""Tensor parallel: the ranks of one worker, each with its part of every large matrix."""

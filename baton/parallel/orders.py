@@ -52,7 +52,9 @@ def plain_rows(rows: Sequence[Row], block_size: int) -> list[list[Any]]:
 
 def rows_of(plain: Sequence[Sequence[Any]]) -> list[Row]:
     """The same rows again."""
-    return [Row(ids, start, blocks, Logits(logits), rope) for ids, start, blocks, logits, rope in plain]
+    return [
+        Row(ids, start, blocks, Logits(logits), rope) for ids, start, blocks, logits, rope in plain
+    ]
 
 
 def plain_region(region: Region) -> list[Any]:

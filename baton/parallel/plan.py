@@ -64,7 +64,9 @@ class Plan:
 
     ranks: int
     cuts: dict[str, Cut] = field(default_factory=dict)  # by parameter
-    once: set[str] = field(default_factory=set)  # biases of sums: the first rank has it, others zeros
+    once: set[str] = field(
+        default_factory=set
+    )  # biases of sums: the first rank has it, others zeros
     sums: list[str] = field(default_factory=list)  # modules whose outputs are added over the ranks
     joined: list[str] = field(default_factory=list)  # modules whose outputs are put side by side
     split: list[str] = field(default_factory=list)  # modules that take a rank's part of their input
@@ -72,8 +74,8 @@ class Plan:
 
 
 def plan_sharding(model: Any, ranks: int, name: str) -> Plan:
-    """The plan for a PreTrainedModel, also on the meta device. `name`: of the model, for errors. ModelError
-    if it cannot be divided at all, InputError if not into so many ranks."""
+    """The plan for a PreTrainedModel, also on the meta device. `name`: of the model, for errors.
+    ModelError if it cannot be divided at all, InputError if not into so many ranks."""
     styles = dict(_styles(model, name))
     plan, sizes = Plan(ranks), [*_heads(model)]
     parameters = dict(model.named_parameters(remove_duplicate=False))

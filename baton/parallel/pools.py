@@ -75,9 +75,7 @@ class RankPools:
         """Whether all ranks say so."""
         return bool(self._ranks.least(int(mine)))
 
-    def size(
-        self, memory_bytes: int | None, max_tokens_wanted: int, beside: Beside | None
-    ) -> int:
+    def size(self, memory_bytes: int | None, max_tokens_wanted: int, beside: Beside | None) -> int:
         """Blocks of a decode worker's pool that fit every rank. `memory_bytes`: of all ranks together."""
         each = None if memory_bytes is None else memory_bytes // self._ranks.size
         booted, device = self._booted, self._ranks.device
@@ -177,7 +175,9 @@ class SharedPools:
         self.mine.open(self._opened, pool)
         if not self.mine.agreed(mine=True):
             self.drop(pool)
-            raise TransferError("another rank of this worker cannot map the pool: its owner is gone")
+            raise TransferError(
+                "another rank of this worker cannot map the pool: its owner is gone"
+            )
         return pool
 
     def arrived(self, pool: Pool, blocks: Sequence[int]) -> None:

@@ -21,9 +21,9 @@ NO_FASTER = "neither compiled nor recorded: tensor parallel"
 
 
 class AfterSum:
-    """Calls `after_layer` for a layer once the next one has begun: the ranks' attention has been added then,
-    so each of them has written its KV of that layer. What it raises is raised by done(): in between the
-    other ranks wait for this one."""
+    """Calls `after_layer` for a layer once the next one has begun: the ranks' attention has been added
+    then, so each of them has written its KV of that layer. What it raises is raised by done(): in between
+    the other ranks wait for this one."""
 
     def __init__(self, after_layer: AfterLayer) -> None:
         self._after_layer = after_layer

@@ -1,4 +1,4 @@
-"""Shard: a loaded model becomes one rank's part of it. Its modules then add or join what the ranks compute.
+"""Shard: a loaded model becomes one rank's part of it, whose modules add or join what the ranks compute.
 
 What a rank holds afterwards is a copy of its pieces, so the whole matrices are freed one by one.
 """

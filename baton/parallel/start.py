@@ -24,7 +24,8 @@ from baton.topology import usable_cores
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """How a worker is divided. `staged`: each rank keeps its heads in memory of its own; None: on GPUs."""
+    """How a worker is divided. `staged`: see RankPools; None: on GPUs. `ended`: what to do when a rank
+    ends by itself."""
 
     size: int = 1
     threads: int | None = None  # of each rank, on CPUs
@@ -32,13 +33,26 @@ class Division:
     ended: Ended = end_too
 
 
-def division_of(options: WorkerOptions) -> tuple[WorkerOptions, Division]:
-    """What a worker's options say. Several ranks on CPUs share its threads, and are handed no cores."""
+def with_threads(options: WorkerOptions) -> WorkerOptions:
+    """A worker's options, with the threads of each of its ranks: several share those of the worker, and
+    the router hands them no cores."""
     size = options.tensor_parallel_size
-    if size > 1:
-        threads = max(1, (options.threads or usable_cores()) // size)
-        options = replace(options, threads=threads)
-    return options, Division(size, options.threads)
+    if size == 1:
+        return options
+    return replace(options, threads=max(1, (options.threads or usable_cores()) // size))
+
+
+def boot_worker(files: ModelFiles, options: WorkerOptions, *, decodes: bool = True) -> Engine:
+    """The engine of a worker's process, which lives as long as all of its ranks. Raises as start()."""
+    return start(
+        files,
+        Division(options.tensor_parallel_size, options.threads),
+        name=options.name,
+        device=options.device,
+        dtype=options.dtype,
+        block_size=options.block_size,
+        decodes=decodes,
+    ).engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +81,8 @@ def start(
     block_size: int,
     decodes: bool = True,
 ) -> Started:
-    """Boot (baton/engine/boot.py) one rank or several. `name`: of the worker, for logs. Raises ModelError,
-    InputError, OutOfMemory, WorkerLost."""
+    """Boot (baton/engine/boot.py) one rank or several. `name`: of the worker, for logs. Raises
+    ModelError, InputError, OutOfMemory, WorkerLost."""
     if division.size == 1:
         return Started(
             boot(files, device=device, dtype=dtype, block_size=block_size, decodes=decodes)

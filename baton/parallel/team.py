@@ -88,7 +88,7 @@ class Team:
             watch.join(NOTICED_S / len(self._watches))
         text = " ".join(str(error).split())[:300]
         return WorkerLost(
-            f"a forward failed on the first rank of a tensor-parallel worker, and the others cannot go on "
+            "a forward failed on the first rank of a tensor-parallel worker, and the others cannot go on "
             f"without it: {type(error).__name__}: {text}"
         )
 

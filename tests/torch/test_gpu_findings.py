@@ -30,7 +30,8 @@ from baton.engine.cuda.graphs import (
 from baton.engine.device import pick_device
 from baton.engine.errors import NotRecorded, within_memory
 from baton.engine.gather import GatherAttention, plan_groups, triangle
-from baton.engine.pool import Beside, Pool, decode_pool_blocks
+from baton.engine.pool import WORKING_BYTES, Beside, Pool, decode_pool_blocks
+from baton.engine.pools import OnePool
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner
 from baton.errors import InputError, OutOfMemory, TransferError
