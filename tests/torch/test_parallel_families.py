@@ -1,5 +1,5 @@
-"""Divided among two ranks a model says what it says whole: many families, each with what is peculiar about
-it, and the checks at load that see to it."""
+"""Divided among two ranks a model says what it says whole: many families, each with what is peculiar
+about it, and the checks at load that see to it."""
 
 import copy
 from pathlib import Path
