@@ -1,86 +1,83 @@
-"""Workers of two ranks in a real cluster: whichever rank is killed, its worker is, and no rank is left."""
+"""Workers of two ranks in a real cluster: a rank that is killed ends its worker, and no rank is left."""
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 
-import pytest
-
-from baton.client.blocking import Client
+from baton.client.batch import Completion, Streamed, complete
+from baton.client.blocking import Client, Notice
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
+from baton.params import GenerationParams
 from baton.topology import Topology
-from baton.wire.messages import ClusterInfo
+from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import Ends, Talk, await_workers, children_of
+from tests.cluster.processes import Ends, await_workers, children_of
+from tests.cluster.reference import CLEAR, Said
 
-LENGTH = 400
-GREEDY = SamplingParams(temperature=0.0)
+LENGTH = 150
 OPTIONS = ClusterOptions(
     "demo", Topology(("cpu",), ("cpu",)), batch_size=4, dtype="float32", tensor_parallel_size=2
 )
 ROLES = ("prefill-0", "decode-0")
+GREEDY = GenerationParams(LENGTH, SamplingParams(temperature=0.0), ignore_eos=True)
+END_S = 60.0
 
 
-class Desk:
-    """A cluster whose workers have two ranks each, and its client."""
-
-    def __init__(self, cluster: Cluster, client: Client) -> None:
-        self.cluster, self.client = cluster, client
-        self.notes: list[str] = []
-
-    def check(self, info: ClusterInfo | None) -> None:
-        self.notes += self.cluster.check(info)
-
-    def await_both(self, unlike: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Until both workers serve; their names as peers."""
-        info = await_workers(self.client, 2, check=self.check, unlike=unlike)
-        return tuple(each.worker for each in info.workers)
-
-    def ranks(self) -> dict[str, int]:
-        """Every rank's process: decode-0/0, decode-0/1, ..."""
-        pids = self.cluster.pids()
-        first = {f"{name}/0": pids[name] for name in ROLES}
-        return first | {f"{name}/1": children_of(pids[name])["follower"] for name in ROLES}
+def clear_prompt() -> tuple[str, Said]:
+    """A prompt with a clear answer, and the answer of transformers."""
+    model = calm.demo()
+    said = ((each, model.generate(model.tokenizer.encode(each), LENGTH)) for each in calm.PROMPTS)
+    return next((prompt, answer) for prompt, answer in said if answer.lead > CLEAR)
 
 
-@pytest.fixture
-def desk() -> Iterator[Desk]:
-    with Cluster(OPTIONS) as cluster:
-        desk = Desk(cluster, Client(cluster.address, down=cluster.down))
-        desk.client.supervise = desk.check
-        with closing(desk.client):
-            yield desk
+def ranks_of(cluster: Cluster, name: str) -> dict[str, int]:
+    """The processes of a worker."""
+    first = cluster.pids()[name]
+    return {f"{name}/0": first, f"{name}/1": children_of(first)["follower"]}
 
 
-def test_a_rank_that_is_killed_takes_its_worker_along_and_the_answer_is_whole(desk: Desk) -> None:
+def kill(victims: list[int], ends: dict[str, int]) -> None:
+    """All of `ends` end with the victims."""
+    waiting = Ends(ends)
+    for each in victims:
+        os.kill(each, signal.SIGKILL)
+    waiting.wait(END_S)
+
+
+def test_a_rank_that_is_killed_takes_its_worker_along_and_the_answer_is_whole() -> None:
     """Under one running request: the second rank of both workers, then the first of the decode worker."""
-    workers = desk.await_both()
-    talk, ranks = Talk(desk.client), desk.ranks()
-    talk.ask("r", calm.PROMPTS[0], LENGTH, GREEDY)
-    talk.listen(lambda: len(talk.tokens["r"]) > 5)
-    all_ends = Ends(ranks)
-    for name in ROLES:
-        os.kill(ranks[f"{name}/1"], signal.SIGKILL)
-    all_ends.wait(60.0)
-    workers += desk.await_both(unlike=workers)
-    assert not talk.ends, "the answer was over too soon to lose a worker"
-    so_far = len(talk.tokens["r"])
-    talk.listen(lambda: len(talk.tokens["r"]) > so_far)
-    assert not talk.ends, "the answer was over too soon to lose a worker twice"
-    ranks = desk.ranks()
-    decode = Ends({name: pid for name, pid in ranks.items() if name.startswith("decode")})
-    os.kill(ranks["decode-0/0"], signal.SIGKILL)
-    decode.wait(60.0)
-    talk.listen(talk.all_ended)
-    (right,) = calm.answers(LENGTH, GREEDY)[:1]
-    assert talk.texts["r"] == right.text
-    why = "rank 1 of this tensor-parallel worker ended (SIGKILL), so the whole worker ends"
-    for name in ROLES:
-        assert any(note.startswith(f"{name} died (exit code 1: {why}") for note in desk.notes)
-    desk.await_both(unlike=workers)
-    left = Ends(desk.ranks())
-    desk.cluster.stop()
-    left.wait()
+    prompt, right = clear_prompt()
+    notes: list[str] = []
+    streamed, kills = 0, 0
+    with (
+        Cluster(OPTIONS) as cluster,
+        closing(Client(cluster.address, supervise=cluster.check, down=cluster.down)) as client,
+    ):
+        info = await_workers(client, 2, check=cluster.check)
+        assert all("2 ranks" in worker.how for worker in info.workers)
+        for event in complete(client, {0: Submit("r", prompt, GREEDY)}, limit=1):
+            streamed += isinstance(event, Streamed)
+            if isinstance(event, Notice):
+                notes.append(event.text)
+            elif isinstance(event, Streamed) and streamed == 2:
+                both = [ranks_of(cluster, name) for name in ROLES]
+                kill(
+                    [pids[f"{n}/1"] for n, pids in zip(ROLES, both, strict=True)], both[0] | both[1]
+                )
+                kills += 1
+            elif isinstance(event, Streamed) and streamed == 4:
+                decode = ranks_of(cluster, "decode-0")
+                kill([decode["decode-0/0"]], decode)
+                kills += 1
+            elif isinstance(event, Completion):
+                assert list(event.token_ids) == right.tokens
+        assert kills == 2, "the answer was over too soon"
+        why = "rank 1 of this tensor-parallel worker ended (SIGKILL), so the whole worker ends"
+        for name in ROLES:
+            assert any(note.startswith(f"{name} died (exit code 1: {why}") for note in notes), notes
+        await_workers(client, 2, check=cluster.check)
+        left = Ends({k: pid for name in ROLES for k, pid in ranks_of(cluster, name).items()})
+        cluster.stop()
+        left.wait()
