@@ -63,6 +63,8 @@ def load_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> P
 
 def shape_of(files: ModelFiles) -> PreTrainedModel:
     """The model on the meta device: its modules and shapes, without memory. Raises ModelError."""
+    if files.folder is not None and files.gguf is None:
+        _refuse_endless(files.name, files.config, count_weights(files.weights))
     try:
         config = _random_config(files) if files.folder is None else _own_config(files, files.folder)
         with torch.device("meta"), init.no_init_weights():

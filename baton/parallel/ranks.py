@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from baton.errors import WorkerLost
 
-START_S = 120.0
+START_S = 300.0
 """So long the ranks may take to start, with their imports."""
 
 LONGEST_S = 3600.0
