@@ -90,7 +90,7 @@ class ParallelRunner:
         number, mine = self._pools.number(pool), self._pools.mine
         stored = after_layer is not None
         self._team.order(kind, number, plain_rows(rows, pool.layout.block_size), stored)
-        late = AfterSum(after_layer) if stored and not mine.staged else None
+        late = AfterSum(after_layer) if after_layer is not None and not mine.staged else None
         try:
             found = forward(mine.of(number), rows, late)
             if stored:
