@@ -39,6 +39,7 @@ SITES = frozenset(
         "prefill.computed",  # KV is written, not yet stamped; Filled is not sent
         "prefill.payload",  # bytes of a frame, after their digest was taken
         "prefill.stamp",  # the first block's stamp in the decode worker's pool
+        "follower.step",  # another rank of a tensor-parallel worker: before a forward
         "decode.step",  # before a forward
         "decode.forward",  # in a forward, where memory may run out
         "decode.kv",  # the first row's first block of KV, before a forward

@@ -37,19 +37,33 @@ def plan_topology(
     decodes: int = 1,
     colocated: bool = False,
     gpus: int = 0,
+    ranks: int = 1,
 ) -> Topology:
     """Named devices are kept; the other workers are spread. With several GPUs prefill gets the first and
-    decode the next ones, a single GPU is shared, without GPUs all run on the CPU."""
+    decode the next ones, a single GPU is shared, without GPUs all run on the CPU. A worker of several
+    `ranks` takes as many GPUs, from its device on."""
     prefills = 0 if colocated else prefills
     if decodes < 1 and not decode_devices:
         raise InputError(f"there must be at least one decode worker, got {decodes}")
     named = [*prefill_devices, *decode_devices]
-    there = sorted((f"cuda:{i}" for i in range(gpus)), key=named.count) or ["cpu"]
+    firsts = range(0, gpus - ranks + 1, ranks)
+    there = sorted((f"cuda:{i}" for i in firsts), key=named.count) or ["cpu"]
+    if 0 < gpus < ranks and not (prefill_devices and decode_devices):
+        raise InputError(
+            f"--tensor-parallel-size {ranks} needs {ranks} GPUs, and there are {gpus}: use fewer ranks, "
+            "or --prefill-device cpu --decode-device cpu"
+        )
     wanted = (0 if prefill_devices else prefills) + (0 if decode_devices else decodes)
     spread = [there[i % len(there)] for i in range(wanted)]
     chosen_prefill = tuple(prefill_devices) or tuple(spread[:prefills])
     chosen_decode = tuple(decode_devices) or tuple(spread[-decodes:])
     return Topology(() if colocated else chosen_prefill, chosen_decode, colocated)
+
+
+def gpus_of(device: str, ranks: int) -> frozenset[int]:
+    """Numbers of the GPUs that a worker on this device uses; none on a CPU."""
+    kind, _, first = device.partition(":")
+    return frozenset(range(int(first or 0), int(first or 0) + ranks) if kind == "cuda" else ())
 
 
 def count_gpus() -> int:

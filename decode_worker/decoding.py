@@ -11,12 +11,13 @@ from baton import failpoint
 from baton.engine.boot import Engine
 from baton.engine.device import CoreTaker
 from baton.engine.errors import within_memory
-from baton.engine.pool import Pool, spare_blocks
+from baton.engine.pool import spare_blocks
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
 from baton.kv.row import Row
 from baton.transfer.base import Export
 from baton.transfer.registry import CurveKeys, let_in, make_exports, shut_out
+from baton.transfer.shm import shared_region
 from baton.transfer.slabs import Slabs
 from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
@@ -43,8 +44,9 @@ class Decoding:
         self._engine = engine
         self._export = export
         self.slabs = slabs
+        region = partial(shared_region, "shm", slabs, "")
         spare = spare_blocks(engine.device) > 0
-        self._pool = Pool.over(engine.layout, slabs.blocks, slabs.tensors, spare=spare)
+        self._pool = engine.pools.over(slabs.tensors, slabs.blocks, region, spare=spare)
         self._kinds = kinds
         self._cores = CoreTaker()
         self._run_dir, self._bind_host, self._keys = run_dir, bind_host, keys
@@ -86,6 +88,8 @@ class Decoding:
         needed = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
         used = [e for e in self._exports if e.region.transport == receipt.transport]
         answers = {export.arrival(grant, receipt, needed) for export in used}
+        if Arrival.READY in answers:
+            self._engine.pools.arrived(self._pool, needed)
         for answer in (Arrival.READY, Arrival.PENDING, Arrival.LOST):
             if answer in answers:
                 return answer

@@ -6,11 +6,12 @@ import torch
 
 from baton.cluster.launch import WorkerOptions, first_epoch, introduce, private_folder, run_worker
 from baton.engine.boot import boot
-from baton.engine.pool import Beside, decode_pool_blocks, pool_blocks, spare_blocks
+from baton.engine.pool import Beside, pool_blocks, spare_blocks
 from baton.errors import InputError
 from baton.grammar import Grammars
 from baton.kv.transports import TRANSPORTS, check_installed, selects
 from baton.model_files import ModelFiles, resolve_model
+from baton.parallel.start import boot_worker, with_threads
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
 from baton.wire.keys import ClusterKeys
@@ -40,6 +41,7 @@ def run(
     """Load, join, decode until stopped. Returns the exit code. What needs no weights is checked before
     they are read, which may take minutes: transports, tokenizer, draft model."""
     check_installed(kv_transport)
+    options = with_threads(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder = private_folder(run_dir or _folder_of(options.router))
@@ -47,16 +49,17 @@ def run(
     files = resolve_model(options.model)
     grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
     draft = _draft_files(speculative_model, files)
-    engine = boot(files, device=options.device, dtype=options.dtype, block_size=options.block_size)
+    engine = boot_worker(files, options)
+    kinds = _kinds(engine.pools.transports(kv_transport), folder, kv_host)
     context = files.context(options.max_model_len)
     proposer = _proposer(speculative_model, draft, options, max_num_seqs * context)
     speculation = Speculation(proposer, num_speculative_tokens, engine.draft_rows)
     share = Beside(*beside) if any(beside) else None
-    blocks = decode_pool_blocks(
-        engine.layout, engine.device, kv_cache_memory_bytes, max_num_seqs * context, share
+    blocks = engine.pools.blocks(kv_cache_memory_bytes, max_num_seqs * context, share)
+    shared = options.tensor_parallel_size > 1 or any(
+        each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name)
     )
-    shared = any(each.writes_by_itself for each in TRANSPORTS if selects(kv_transport, each.name))
-    slabs = allocate_slabs(engine.layout, blocks, engine.device, shared=shared, folder=folder)
+    slabs = allocate_slabs(engine.layout, blocks, engine.pools.memory, shared=shared, folder=folder)
     keys = _curve_keys(options.keys)
     decoding = Decoding(engine, slabs, kinds=kinds, run_dir=folder, bind_host=kv_host, keys=keys)
     decoding.prepare(max_num_seqs, context)

@@ -55,11 +55,11 @@ class Filling:
         attached = self._ways.attach(worker, epoch, regions)
         engine, link = self._engine, self._ways.get(worker)
         if link is not None and not isinstance(link, Courier) and link.slabs is not None:
-            blocks = next(r.blocks for r in regions if r.transport == link.transport)
-            self._pools[worker] = Pool.over(engine.layout, blocks, link.slabs)
+            region = next(r for r in regions if r.transport == link.transport)
+            self._pools[worker] = engine.pools.over(link.slabs, region.blocks, lambda: region)
         elif self._scratch is None:
             blocks = engine.layout.blocks_for(self._scratch_tokens)
-            self._scratch = Scratch(Pool.private(engine.layout, blocks, engine.device))
+            self._scratch = Scratch(engine.pools.own(blocks))
         return attached
 
     def _open_way(self, worker: str, epoch: str, regions: Sequence[Region]) -> Link | Courier:
@@ -67,14 +67,15 @@ class Filling:
             regions,
             self._engine.layout,
             epoch=epoch,
-            device=self._engine.device,
+            device=self._engine.pools.memory,
             writer=self._writer,
             wanted=self._wanted,
             keys=self._keys,
         )
 
     def detach(self, worker: str) -> None:
-        self._pools.pop(worker, None)
+        if (pool := self._pools.pop(worker, None)) is not None:
+            self._engine.pools.drop(pool)
         self._ways.detach(worker)
 
     def close(self) -> None:

@@ -3,9 +3,9 @@
 import torch
 
 from baton.cluster.launch import WorkerOptions, introduce, run_worker
-from baton.engine.boot import boot
 from baton.kv.transports import check_installed
 from baton.model_files import resolve_model
+from baton.parallel.start import boot_worker, with_threads
 from baton.transfer.registry import CurveKeys
 from baton.wire.paces import Paces
 from prefill_worker.filling import Filling
@@ -15,22 +15,17 @@ from prefill_worker.worker import PrefillWorker
 def run(options: WorkerOptions, *, kv_transport: str) -> int:
     """Load, join, fill until stopped. Returns the exit code."""
     check_installed(kv_transport)
+    options = with_threads(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     files = resolve_model(options.model)
-    engine = boot(
-        files,
-        device=options.device,
-        dtype=options.dtype,
-        block_size=options.block_size,
-        decodes=False,
-    )
+    engine = boot_worker(files, options, decodes=False)
     context = files.context(options.max_model_len)
     keys = options.keys
     filling = Filling(
         engine,
         writer=options.name,
-        transport=kv_transport,
+        transport=engine.pools.transports(kv_transport),
         scratch_tokens=max(context, 2 * options.max_num_batched_tokens),
         keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
     )

@@ -139,12 +139,13 @@ class Fleet:
     def _place_worker(self, role: str, device: str) -> str:
         name = f"{role}-{self._next[role]}"
         self._next[role] += 1
-        command = [f"{role}_worker", "--router", self.address, *self.options.arguments(role)]
+        command = [f"{role}_worker", "--router", self.address, *self.options.worker_arguments(role)]
         command += ["--device", "cuda:0" if device == "cuda" else device, "--name", name]
         command += ["--keys", KEYS]
         if role == "decode":
             command += ["--max-num-seqs", str(self.options.batch_size), "--kv-host", HOST]
-        self._place(name, command, Needs(1, int(device == "cuda"), here=False), device=device)
+        needs = Needs(1, self.options.ranks(role) if device == "cuda" else 0, here=False)
+        self._place(name, command, needs, device=device)
         return name
 
     def _place(
@@ -305,10 +306,11 @@ def with_devices(options: ClusterOptions, gpus: int) -> ClusterOptions:
     if it has some, but not enough."""
     topology = options.topology
     wanted = [*topology.prefill_devices, *topology.decode_devices]
-    needed = len(wanted) - wanted.count("cpu")
+    roles = ["prefill"] * len(topology.prefill_devices) + ["decode"] * len(topology.decode_devices)
+    needed = sum(options.ranks(r) for r, w in zip(roles, wanted, strict=True) if w != "cpu")
     if "auto" in wanted and 0 < gpus < needed:
         raise InputError(
-            f"{needed} workers need a GPU each, and the Ray cluster has {gpus}: start fewer, or give "
+            f"the workers need {needed} GPUs, and the Ray cluster has {gpus}: start fewer, or give "
             "--prefill-device or --decode-device cpu"
         )
     found = "cuda" if gpus else "cpu"

@@ -54,6 +54,7 @@ class WorkerOptions:
     keys: ClusterKeys | None
     parent: int | None
     health: str | None = None  # HOST:PORT
+    tensor_parallel_size: int = 1  # ranks
     idle: float = 0.0  # seconds that this process waited for its command (baton/cluster/standby.py)
 
 

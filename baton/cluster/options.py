@@ -6,7 +6,7 @@ option takes a declaration here and its use in the process.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -15,7 +15,7 @@ import click
 from baton.dtypes import DTYPES
 from baton.kv.transports import CHOICES
 from baton.model_files import absolute_name
-from baton.topology import Topology
+from baton.topology import Topology, gpus_of
 
 ROLE_POLICIES = ("split", "colocated", "adaptive")  # router/role_policy.py
 MODEL = "The model"
@@ -142,6 +142,15 @@ class ClusterOptions:
         30.0, "prefill", "decode", section=PROCESSES, type=FiniteRange(0, 86_400), metavar="S",
         help="The longest a worker that is told to end (SIGTERM) goes on with what runs there.",
     )  # fmt: skip
+    tensor_parallel_size: int = _declared(
+        1, "prefill", "decode", section=PROCESSES, type=click.IntRange(1, 64), metavar="N",
+        help="Processes of each worker, its ranks: they divide the model's heads and matrices. On GPUs "
+        "a worker takes N of them, from its device on.",
+    )  # fmt: skip
+    prefill_tensor_parallel_size: int | None = _declared(
+        None, section=PROCESSES, type=click.IntRange(1, 64), metavar="N", show_default="that number",
+        help="The same for prefill workers, where it differs.",
+    )  # fmt: skip
     spare_worker: bool | None = _declared(
         None, section=PROCESSES, switch="--spare-worker/--no-spare-worker",
         show_default="for `serve`, if 8 GiB of memory are free",
@@ -162,6 +171,16 @@ class ClusterOptions:
                 found += each.arguments(getattr(self, each.name))
         return found
 
+    def ranks(self, role: str) -> int:
+        """Processes of one worker of this role."""
+        own = self.prefill_tensor_parallel_size if role == "prefill" else None
+        return self.tensor_parallel_size if own is None else own
+
+    def worker_arguments(self, role: str) -> list[str]:
+        """arguments() of one worker, with the number of ranks of its role."""
+        own = replace(self, tensor_parallel_size=self.ranks(role))
+        return own.arguments(role)
+
 
 DECLARED = tuple(
     Declaration(each.name, **each.metadata) for each in fields(ClusterOptions) if each.metadata
@@ -178,6 +197,21 @@ def process_options(process: str) -> Decorator:
         return command
 
     return decorate
+
+
+def beside(options: ClusterOptions, device: str) -> list[str]:
+    """The option that tells a decode worker who shares its GPUs."""
+    mine = gpus_of(device, options.ranks("decode"))
+    prefills, decodes = (
+        sum(not mine.isdisjoint(gpus_of(each, options.ranks(role))) for each in devices)
+        for role, devices in (
+            ("prefill", options.topology.prefill_devices),
+            ("decode", options.topology.decode_devices),
+        )
+    )
+    if prefills + decodes < 2:
+        return []
+    return ["--beside", str(prefills), str(decodes - 1)]
 
 
 def flag(name: str) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from baton.clock import Clock, monotonic
 from baton.cluster.notices import Notices
-from baton.cluster.options import ClusterOptions
+from baton.cluster.options import ClusterOptions, beside
 from baton.cluster.restarts import Restarts
 from baton.cluster.spare import Spare
 from baton.cluster.stuck import STUCK_S, Awake, Silence
@@ -32,7 +32,7 @@ from baton.errors import BatonError, InputError, ModelError, OutOfMemory, Protoc
 from baton.host import core_numbers, process_runs
 from baton.package import ROOT
 from baton.pulse import Ear
-from baton.topology import Topology, threads_per_worker
+from baton.topology import threads_per_worker
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import ProcessDown
 
@@ -176,13 +176,14 @@ class Cluster:
         ):
             for index, device in enumerate(devices):
                 name = f"{role}-{index}"
-                command = [f"{role}_worker", "--router", self.address, *options.arguments(role)]
+                command = [f"{role}_worker", "--router", self.address]
+                command += options.worker_arguments(role)
                 command += ["--device", device, "--name", name]
                 if device == "cpu" and not core_numbers():  # else the router hands out cores
                     command += ["--threads", threads]
                 if role == "decode":
                     command += ["--max-num-seqs", str(options.batch_size)]
-                    command += _beside(options.topology, device)
+                    command += beside(options, device)
                 commands.append((name, command))
         return commands
 
@@ -473,17 +474,6 @@ class Cluster:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
-
-
-def _beside(topology: Topology, device: str) -> list[str]:
-    """The option that tells a decode worker who shares its GPU."""
-    prefills, decodes = (
-        sum(each == device for each in devices)
-        for devices in (topology.prefill_devices, topology.decode_devices)
-    )
-    if not device.startswith("cuda") or prefills + decodes < 2:
-        return []
-    return ["--beside", str(prefills), str(decodes - 1)]
 
 
 def _sweep() -> None:

@@ -19,8 +19,9 @@ from baton.engine.device import (
     release_memory,
     set_up,
 )
-from baton.engine.errors import unexpected
+from baton.engine.errors import Result, unexpected
 from baton.engine.pool import Pool
+from baton.engine.pools import OnePool, Pools
 from baton.engine.rotary import check_rope
 from baton.engine.runner import Forward
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory
@@ -59,6 +60,7 @@ class Engine:
     dtype: str
     token_s: float  # seconds per token of a small prefill: a pessimistic estimate
     pace: Pace  # the first estimate of how long forwards take
+    pools: Pools
 
     def prepare(self, pool: Pool, most_rows: int, most_tokens: int) -> None:
         """Do before serving from this pool what would delay a step: at most `most_rows` sequences of
@@ -86,8 +88,13 @@ def boot(
 
     The code of hundreds of architectures runs here for the first time. An error that nobody expected is a
     ModelError too, because the next attempt would end in the same way; its traceback goes to the log."""
+    return sorted_out(files, lambda: _boot(files, device, dtype, block_size, decodes=decodes))
+
+
+def sorted_out(files: ModelFiles, load: Callable[[], Result]) -> Result:
+    """What `load` returns, and its errors as boot() raises them."""
     try:
-        return _boot(files, device, dtype, block_size, decodes=decodes)
+        return load()
     except BatonError:
         raise
     except Exception as error:
@@ -108,9 +115,10 @@ def _boot(files: ModelFiles, device: str, dtype: str, block_size: int, *, decode
     cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
     weights = WEIGHTS.get(dtype, cache_dtype)
     forward, layout = _forward(files, torch_device, weights, cache_dtype, block_size, decodes)
-    token_s, pace = _measure(forward, layout)
+    token_s, pace = measure(forward, layout)
     name = dtype if dtype in WEIGHTS else dtype_name(weights)
-    return Engine(files, forward, layout, torch_device, name, token_s, pace)
+    pools = OnePool(layout, torch_device)
+    return Engine(files, forward, layout, torch_device, name, token_s, pace, pools)
 
 
 def _forward(
@@ -173,7 +181,7 @@ def _fastest(
     return in_torch(load(), cache_dtype, block_size)
 
 
-def _measure(runner: Forward, layout: KVLayout) -> tuple[float, Pace]:
+def measure(runner: Forward, layout: KVLayout) -> tuple[float, Pace]:
     """Seconds per token of the first small forward, which bounds how long a step may take without a
     heartbeat, and the pace of those after it: the first one also loads kernels and pages."""
     tokens = min(WARM_UP_TOKENS, layout.block_size)

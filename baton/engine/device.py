@@ -105,6 +105,11 @@ def free_memory(device: torch.device) -> int:
     return total_memory() // 2 if available is None else available
 
 
+def allocated(device: torch.device) -> int:
+    """Bytes of a GPU that this process's tensors hold now; 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def release_memory() -> None:
     """Give back what nobody uses any more. A traced graph is full of cycles and holds each weight of its
     model, so a worker that has compiled one would keep all of them until the collector runs on its own;

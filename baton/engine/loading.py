@@ -64,6 +64,21 @@ def load_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> P
         raise OutOfMemory(_too_large(files.name, None, device)) from error
 
 
+def shape_of(files: ModelFiles) -> PreTrainedModel:
+    """The model on the meta device: its modules and shapes, without memory. Raises ModelError."""
+    if files.folder is not None and files.gguf is None:
+        _refuse_endless(files.name, files.config, count_weights(files.weights))
+    try:
+        config = _random_config(files) if files.folder is None else _own_config(files, files.folder)
+        with torch.device("meta"), init.no_init_weights():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, attn_implementation=NAME
+            )
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{files.name} cannot be loaded: {reason(error)}") from error
+    return model
+
+
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Set the model to inference, and pass the keyword argument `baton` to every attention layer."""
     model.eval().requires_grad_(False)
@@ -234,8 +249,7 @@ def _refuse_nonsense(name: str, model: PreTrainedModel, dtype: torch.dtype) -> N
 
 def _random_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model's shape with random weights, equal in every process and on every device."""
-    settings = {key: value for key, value in files.config.items() if key != "model_type"}
-    config = AutoConfig.for_model(files.config["model_type"], **settings)
+    config = _random_config(files)
     for place in (torch.device("meta"), device):  # first without memory, to compute the size
         with place, init.no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -247,6 +261,11 @@ def _random_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -
             _refuse_too_large(files.name, weights, device)
     _fill_with_noise(model, std=config.initializer_range, seed=0)
     return model
+
+
+def _random_config(files: ModelFiles) -> PreTrainedConfig:
+    settings = {key: value for key, value in files.config.items() if key != "model_type"}
+    return AutoConfig.for_model(files.config["model_type"], **settings)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from baton.engine.device import free_memory
+from baton.engine.device import allocated, free_memory
 from baton.errors import OutOfMemory
 from baton.kv.layout import KVLayout
 from baton.memory import out_of_memory
@@ -121,12 +121,14 @@ class Beside:
     prefills: int
     decodes: int
 
-    def share(self, total: int, weights: int) -> int:
+    def share(self, total: int, weights: int, draft: int = 0) -> int:
         """Bytes of this worker's pool, on a GPU of `total` bytes, when each worker holds so many bytes of
-        weights. It does not depend on who has loaded by now: a share of what is free at some moment
-        would leave a worker that loads later without memory."""
+        weights, and each decode worker those of a draft model with its pool as well. It does not depend
+        on who has loaded by now: a share of what is free at some moment would leave a worker that loads
+        later without memory."""
         workers = 1 + self.prefills + self.decodes
         left = int(total * DEVICE_SHARE) - workers * (weights + WORKING_BYTES)
+        left -= (1 + self.decodes) * draft
         return max(0, left) // (1 + self.decodes)
 
 
@@ -136,11 +138,14 @@ def decode_pool_blocks(
     memory_bytes: int | None,
     max_tokens_wanted: int,
     beside: Beside | None = None,
+    weights: int = 0,
 ) -> int:
-    """pool_blocks() of a decode worker, its spare blocks included. `beside`: who shares its GPU."""
+    """pool_blocks() of a decode worker, its spare blocks included. `beside`: who shares its GPU.
+    `weights`: bytes there of the model that all of them hold; what this worker has beyond, only decode
+    workers have."""
     if memory_bytes is None and beside is not None and device.type == "cuda":
         _, total = torch.cuda.mem_get_info(device)
-        memory_bytes = beside.share(total, torch.cuda.memory_allocated(device))
+        memory_bytes = beside.share(total, weights, allocated(device) - weights)
     spare = spare_blocks(device) * layout.block_size
     return pool_blocks(
         layout, device, memory_bytes, max_tokens_wanted + spare, tokens_needed=1 + spare

@@ -222,6 +222,7 @@ def _topology(given: Mapping[str, Any], is_explicit: IsExplicit) -> Topology:
         decodes=given["num_decode"],
         colocated=given["colocated"],
         gpus=usable_gpus(),
+        ranks=max(given["tensor_parallel_size"], given["prefill_tensor_parallel_size"] or 1),
     )
 
 

@@ -26,6 +26,7 @@ ROWS = (
     ("baton.llm_tools",),
     ("baton.local", "baton.offline", "baton.plan", "baton.server", "baton.models"),
     ("router", "prefill_worker", "decode_worker", "baton.backend"),
+    ("baton.parallel",),
     ("baton.cluster",),
     ("baton.client", "baton.engine", "baton.transfer"),
     ("baton.wire",),
@@ -48,7 +49,7 @@ ROWS = (
 )  # fmt: skip
 
 TORCH_ZONE = (
-    "baton.engine", "baton.transfer", "sampler.sample", "sampler.narrow",
+    "baton.engine", "baton.parallel", "baton.transfer", "sampler.sample", "sampler.narrow",
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape", "sampler.copies",
     "sampler.step",
     "prefill_worker.filling", "prefill_worker.pooled", "prefill_worker.process",

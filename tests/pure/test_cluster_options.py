@@ -10,7 +10,7 @@ import decode_worker.__main__
 import prefill_worker.__main__
 import router.__main__
 from baton.cli.main import cli
-from baton.cluster.options import DECLARED, ClusterOptions, Declaration
+from baton.cluster.options import DECLARED, ClusterOptions, Declaration, beside
 from baton.topology import Topology
 
 COMMANDS = {
@@ -30,6 +30,8 @@ CHANGED = {
     "batch_window_ms": 2.5,
     "max_num_batched_tokens": 64,
     "drain_timeout": 2.5,
+    "tensor_parallel_size": 2,
+    "prefill_tensor_parallel_size": 2,
     "spare_worker": True,
 }
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
@@ -65,6 +67,22 @@ def test_a_value_reaches_the_processes_that_take_it_and_no_other(declared: Decla
             assert found[declared.name] == value
         else:
             assert arguments == OPTIONS.arguments(process)
+
+
+def test_the_roles_may_differ_in_their_ranks() -> None:
+    options = replace(OPTIONS, tensor_parallel_size=4, prefill_tensor_parallel_size=1)
+    assert "--tensor-parallel-size" not in options.worker_arguments("prefill")
+    assert options.worker_arguments("decode")[-2:] == ["--tensor-parallel-size", "4"]
+    assert replace(options, prefill_tensor_parallel_size=None).ranks("prefill") == 4
+
+
+def test_a_worker_shares_every_gpu_that_its_ranks_use() -> None:
+    """Decode takes cuda:1 and cuda:2; prefill workers start at cuda:0 to cuda:3."""
+    prefills = tuple(f"cuda:{i}" for i in range(4))
+    options = replace(OPTIONS, topology=Topology(prefills, ("cuda:1",)), tensor_parallel_size=2)
+    assert beside(options, "cuda:1") == ["--beside", "3", "0"]
+    single = replace(options, prefill_tensor_parallel_size=1)
+    assert beside(single, "cuda:1") == ["--beside", "2", "0"]
 
 
 def test_a_relative_folder_reaches_processes_as_an_absolute_path(

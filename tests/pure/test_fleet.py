@@ -151,7 +151,7 @@ def test_auto_is_what_the_cluster_has(
 
 def test_too_few_gpus_for_auto_are_said_and_named_ones_wait() -> None:
     options = replace(OPTIONS, topology=Topology(("auto",), ("auto", "cpu")))
-    with pytest.raises(InputError, match="2 workers need a GPU each, and the Ray cluster has 1"):
+    with pytest.raises(InputError, match="the workers need 2 GPUs, and the Ray cluster has 1"):
         with_devices(options, 1)
     named = replace(OPTIONS, topology=Topology(("cuda",), ("cuda",)))
     assert with_devices(named, 0) == named  # a cluster that scales may get them

@@ -3,7 +3,7 @@
 import pytest
 
 from baton.errors import InputError
-from baton.topology import Topology, plan_topology, threads_per_worker, usable_cores
+from baton.topology import Topology, gpus_of, plan_topology, threads_per_worker, usable_cores
 
 
 def test_without_a_gpu_all_run_on_the_cpu() -> None:
@@ -21,6 +21,16 @@ def test_with_two_gpus_each_role_has_its_own() -> None:
 def test_more_workers_than_gpus_go_round() -> None:
     planned = plan_topology(prefills=1, decodes=3, gpus=2)
     assert planned == Topology(("cuda:0",), ("cuda:1", "cuda:0", "cuda:1"))
+
+
+def test_a_worker_of_several_ranks_takes_as_many_gpus() -> None:
+    assert plan_topology(gpus=4, ranks=2) == Topology(("cuda:0",), ("cuda:2",))
+    assert plan_topology(gpus=3, ranks=2) == Topology(("cuda:0",), ("cuda:0",))
+    assert plan_topology(gpus=0, ranks=2) == Topology(("cpu",), ("cpu",))
+    with pytest.raises(InputError, match="--tensor-parallel-size 2 needs 2 GPUs, and there are 1"):
+        plan_topology(gpus=1, ranks=2)
+    assert gpus_of("cuda:2", 2) == {2, 3}
+    assert gpus_of("cpu", 2) == frozenset()
 
 
 def test_named_devices_are_taken_as_they_are() -> None:

@@ -22,7 +22,8 @@ from baton.engine.cuda.fp8 import Fp8Linear, dequantized, quantize_linears
 from baton.engine.device import pick_device
 from baton.engine.errors import within_memory
 from baton.engine.gather import GatherAttention, plan_groups, triangle
-from baton.engine.pool import Beside, Pool, decode_pool_blocks
+from baton.engine.pool import WORKING_BYTES, Beside, Pool, decode_pool_blocks
+from baton.engine.pools import OnePool
 from baton.engine.probe import discover_layout
 from baton.engine.runner import Runner
 from baton.errors import InputError, OutOfMemory
@@ -156,13 +157,26 @@ def test_the_card_is_shared_out_whoever_loads_first() -> None:
     assert Beside(3, 3).share(20 << 30, weights) == 0
 
 
+def test_the_draft_model_is_counted_for_decode_workers_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    total, weights, draft = 100 << 30, 10 << 30, 3 << 30
+    held = [weights]
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (90 << 30, total))
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: held[0])
+    pools = OnePool(LAYOUT, CUDA)  # made when the target is loaded
+    held[0] += draft
+    left = int(total * 0.85) - 4 * (weights + WORKING_BYTES) - 2 * draft  # 2 prefills, 2 decodes
+    assert pools.blocks(None, 2**40, Beside(2, 1)) == left // 2 // sum(LAYOUT.slab_bytes(1))
+
+
 def test_a_pool_beside_others_takes_its_share_and_not_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (90 << 30, 100 << 30))
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 10 << 30)
     per_block = sum(LAYOUT.slab_bytes(1))
-    blocks = decode_pool_blocks(LAYOUT, CUDA, None, 2**40, Beside(1, 0))
+    blocks = decode_pool_blocks(LAYOUT, CUDA, None, 2**40, Beside(1, 0), 10 << 30)
     assert blocks == Beside(1, 0).share(100 << 30, 10 << 30) // per_block
     assert decode_pool_blocks(LAYOUT, CUDA, None, 2**40) == int((90 << 30) * 0.85) // per_block
     assert decode_pool_blocks(LAYOUT, CUDA, 2**20, 2**40, Beside(1, 0)) == 2**20 // per_block

@@ -1,0 +1,146 @@
+"""Start: the engine of a worker, of one rank or of several."""
+
+import logging
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baton.cluster.launch import WorkerOptions
+from baton.engine.boot import Engine, boot, sorted_out
+from baton.engine.device import pick_device
+from baton.errors import InputError
+from baton.model_files import ModelFiles, absolute_name
+from baton.parallel.boot import Booted, boot_rank
+from baton.parallel.plan import plan_sharding
+from baton.parallel.pools import SharedPools
+from baton.parallel.ranks import Ranks
+from baton.parallel.runner import ParallelRunner
+from baton.parallel.team import Ended, Team, end_too
+from baton.topology import usable_cores
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a worker is divided. `staged`: see RankPools; None: on GPUs. `ended`: what to do when a rank
+    ends by itself."""
+
+    size: int = 1
+    threads: int | None = None  # of each rank, on CPUs
+    staged: bool | None = None
+    ended: Ended = end_too
+
+
+def with_threads(options: WorkerOptions) -> WorkerOptions:
+    """A worker's options, with the threads of each of its ranks: several share those of the worker, and
+    the router hands them no cores."""
+    size = options.tensor_parallel_size
+    if size == 1:
+        return options
+    return replace(options, threads=max(1, (options.threads or usable_cores()) // size))
+
+
+def boot_worker(files: ModelFiles, options: WorkerOptions, *, decodes: bool = True) -> Engine:
+    """The engine of a worker's process, which lives as long as all of its ranks. Raises as start()."""
+    return start(
+        files,
+        Division(options.tensor_parallel_size, options.threads),
+        name=options.name,
+        device=options.device,
+        dtype=options.dtype,
+        block_size=options.block_size,
+        decodes=decodes,
+    ).engine
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An engine, and the ranks that it runs on, if there are several."""
+
+    engine: Engine
+    team: Team | None = None
+    ranks: Ranks | None = None
+
+    def close(self) -> None:
+        """End the other ranks. A worker's process need not: they end with it."""
+        if self.team is not None:
+            self.team.close()
+        if self.ranks is not None:
+            self.ranks.leave()
+
+
+def start(
+    files: ModelFiles,
+    division: Division,
+    *,
+    name: str,
+    device: str,
+    dtype: str,
+    block_size: int,
+    decodes: bool = True,
+) -> Started:
+    """Boot (baton/engine/boot.py) one rank or several. `name`: of the worker, for logs. Raises
+    ModelError, InputError, OutOfMemory, WorkerLost."""
+    if division.size == 1:
+        return Started(
+            boot(files, device=device, dtype=dtype, block_size=block_size, decodes=decodes)
+        )
+    place = pick_device(device)
+    check_devices(place, division.size, torch.cuda.device_count())
+    with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:  # until they have met
+        settings = {
+            "size": division.size,
+            "name": name,
+            "log_level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
+            "model": absolute_name(files.name),
+            "device": str(place),
+            "dtype": dtype,
+            "block_size": block_size,
+            "folder": folder,
+            "threads": division.threads,
+            "staged": place.type == "cuda" if division.staged is None else division.staged,
+        }
+        team = Team(division.size, settings, division.ended)
+        try:
+            return _first_rank(files, team, settings, place)
+        except BaseException:
+            team.close()
+            raise
+
+
+def _first_rank(
+    files: ModelFiles, team: Team, settings: dict[str, Any], device: torch.device
+) -> Started:
+    size, block_size, staged = settings["size"], settings["block_size"], settings["staged"]
+
+    def plan() -> None:
+        from baton.engine.loading import shape_of  # with transformers: seconds
+
+        plan_sharding(shape_of(files), size, files.name)  # refused before any weight is read
+
+    def load() -> Booted:
+        return boot_rank(files, ranks, dtype=settings["dtype"], block_size=block_size)
+
+    sorted_out(files, plan)
+    ranks = Ranks.join(0, size, device, Path(settings["folder"]))
+    booted = sorted_out(files, load)
+    pools = SharedPools(booted, ranks, team, staged=staged)
+    runner = ParallelRunner(booted.runner, pools, team)
+    engine = Engine(
+        files, runner, booted.layout, device, booted.dtype, booted.token_s, booted.pace, pools
+    )
+    return Started(engine, team, ranks)
+
+
+def check_devices(device: torch.device, size: int, gpus: int) -> None:
+    """InputError unless there is a GPU for each rank, or all of them are on the CPU."""
+    if device.type == "cpu":
+        return
+    first = device.index or 0
+    if device.type != "cuda" or first + size > gpus:
+        raise InputError(
+            f"--tensor-parallel-size {size} on {device} needs the GPUs cuda:{first} to "
+            f"cuda:{first + size - 1}, and there are {gpus}: use fewer ranks, or --device cpu"
+        )

@@ -1,0 +1,82 @@
+"""Workers of two ranks in a real cluster: a rank that is killed ends its worker, and no rank is left."""
+
+import os
+import signal
+from contextlib import closing
+
+from baton.client.batch import Completion, Streamed, complete
+from baton.client.blocking import Client, Notice
+from baton.cluster.options import ClusterOptions
+from baton.cluster.supervisor import Cluster
+from baton.params import GenerationParams
+from baton.topology import Topology
+from baton.wire.messages import Submit
+from sampler.params import SamplingParams
+from tests.cluster.processes import Ends, await_workers, children_of
+
+PROMPT, LENGTH = "In the future, artificial intelligence will", 150
+OPTIONS = ClusterOptions(
+    "demo", Topology(("cpu",), ("cpu",)), batch_size=4, dtype="float32", tensor_parallel_size=2
+)
+ROLES = ("prefill-0", "decode-0")
+GREEDY = GenerationParams(LENGTH, SamplingParams(temperature=0.0), ignore_eos=True)
+END_S = 60.0
+
+
+def undisturbed(client: Client) -> tuple[int, ...]:
+    """The tokens of an answer under which nobody is killed."""
+    events = complete(client, {0: Submit("calm", PROMPT, GREEDY)}, limit=1)
+    (done,) = [each for each in events if isinstance(each, Completion)]
+    return done.token_ids
+
+
+def ranks_of(cluster: Cluster, name: str) -> dict[str, int]:
+    """The processes of a worker."""
+    first = cluster.pids()[name]
+    return {f"{name}/0": first, f"{name}/1": children_of(first)["follower"]}
+
+
+def kill(victims: list[int], ends: dict[str, int]) -> None:
+    """All of `ends` end with the victims."""
+    waiting = Ends(ends)
+    for each in victims:
+        os.kill(each, signal.SIGKILL)
+    waiting.wait(END_S)
+
+
+def test_a_rank_that_is_killed_takes_its_worker_along_and_the_answer_is_whole() -> None:
+    """Under one running request: the second rank of both workers, then the first of the decode worker."""
+    notes: list[str] = []
+    streamed, kills = 0, 0
+    with (
+        Cluster(OPTIONS) as cluster,
+        closing(Client(cluster.address, supervise=cluster.check, down=cluster.down)) as client,
+    ):
+        info = await_workers(client, 2, check=cluster.check)
+        assert all("2 ranks" in worker.how for worker in info.workers)
+        right = undisturbed(client)
+        assert len(right) == LENGTH
+        for event in complete(client, {0: Submit("r", PROMPT, GREEDY)}, limit=1):
+            streamed += isinstance(event, Streamed)
+            if isinstance(event, Notice):
+                notes.append(event.text)
+            elif isinstance(event, Streamed) and streamed == 2:
+                both = [ranks_of(cluster, name) for name in ROLES]
+                kill(
+                    [pids[f"{n}/1"] for n, pids in zip(ROLES, both, strict=True)], both[0] | both[1]
+                )
+                kills += 1
+            elif isinstance(event, Streamed) and streamed == 4:
+                decode = ranks_of(cluster, "decode-0")
+                kill([decode["decode-0/0"]], decode)
+                kills += 1
+            elif isinstance(event, Completion):
+                assert event.token_ids == right
+        assert kills == 2, "the answer was over too soon"
+        why = "rank 1 of this tensor-parallel worker ended (SIGKILL), so the whole worker ends"
+        for name in ROLES:
+            assert any(note.startswith(f"{name} died (exit code 1: {why}") for note in notes), notes
+        await_workers(client, 2, check=cluster.check)
+        left = Ends({k: pid for name in ROLES for k, pid in ranks_of(cluster, name).items()})
+        cluster.stop()
+        left.wait()
