@@ -9,7 +9,7 @@ from baton.rope import FIXED, RopeRule
 from baton.text import TextStream, Tokenizer, encode_prompt
 from baton.wire.messages import Submit
 from router.ledger import Entry
-from router.role_policy import RolePolicy
+from router.role_policy import asked_for
 from sampler.params import SamplingParams
 
 
@@ -41,11 +41,6 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
     """Tokenize and check. Raises RequestError; no value is changed silently."""
     if submit.pooling not in ("", *POOLINGS):
         raise RequestError(f"pooling must be one of {', '.join(POOLINGS)}", param="pooling")
-    if submit.role_policy not in ("", *RolePolicy):
-        given = f"got {submit.role_policy!r}"
-        raise RequestError(
-            f"role_policy must be one of {', '.join(RolePolicy)}, {given}", param="role_policy"
-        )
     prompt_ids = submit.prompt
     if isinstance(prompt_ids, str):
         prompt_ids = encode_prompt(tokenizer, prompt_ids, served.limits.context)
@@ -64,5 +59,5 @@ def admit(submit: Submit, client: str, served: Served, tokenizer: Tokenizer) -> 
         priority=submit.priority,
         queue_timeout_s=submit.queue_timeout_s,
         timeout_s=submit.timeout_s,
-        role_policy=RolePolicy(submit.role_policy) if submit.role_policy else None,
+        role_policy=asked_for(submit.role_policy),
     )

@@ -260,8 +260,7 @@ class Ledger:
         itself = state is State.DECODING and entry.grant is not None and entry.receipt is None
         self.loads.fills.moved(name, entry.decode if itself else None, entry.unfilled, now)
         if entry.state is State.QUEUED:
-            leave = self._line.remove if state is State.FINISHED else self._line.place
-            leave(name)
+            (self._line.remove if state is State.FINISHED else self._line.place)(name)
         entry.state, entry.since = state, now
         if state is State.FINISHED:
             del self._entries[name]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from baton.errors import RequestError
 from baton.pace import Pace, Span
 
 HOP_S = 0.001
@@ -32,6 +33,17 @@ class RolePolicy(StrEnum):
     SPLIT = "split"
     COLOCATED = "colocated"
     ADAPTIVE = "adaptive"
+
+
+def asked_for(policy: str) -> RolePolicy | None:
+    """The policy of this name; None for "", which asks for none. Raises RequestError."""
+    if not policy:
+        return None
+    try:
+        return RolePolicy(policy)
+    except ValueError:
+        text = f"role_policy must be one of {', '.join(RolePolicy)}, got {policy!r}"
+        raise RequestError(text, param="role_policy") from None
 
 
 class Cause(StrEnum):

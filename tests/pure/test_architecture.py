@@ -82,8 +82,8 @@ any architecture, the fault battery, and what answers a WebSocket, as the framew
 turns it into ours or an answer, raises it where it is
 waited for, or reports a failed row."""
 SPEAKERS = ("baton/cli/", "baton/offline/", "tools/", "baton/server/__main__.py",
-            "baton/server/serve.py", "baton/cluster/launch.py", "baton/wire/loop.py",
-            "baton/models/convert.py")  # fmt: skip
+            "baton/server/serve.py", "baton/parallel/team.py", "baton/cluster/launch.py",
+            "baton/wire/loop.py", "baton/models/convert.py")  # fmt: skip
 
 CALENDAR = {
     "baton/cache.py": "when files and folders of the cache were used",
