@@ -2,7 +2,8 @@
 
 The documents are written for the repository, and link to files outside docs/. In the site such a link
 leads to the repository if mkdocs.yml names one (repo_url); else the path is shown as code, as there is
-nowhere to lead to. A picture outside docs/ is left as it is, and fails the strict build.
+nowhere to lead to. A picture outside docs/ is left as it is, and fails the strict build. Headings get the
+anchors that GitHub gives them.
 """
 
 import posixpath
@@ -40,6 +41,21 @@ def rewritten(text: str, source: str, repository: str | None) -> str:
     return "".join(part if FENCE.fullmatch(part) else LINK.sub(link, part) for part in parts)
 
 
+def anchor(heading: str, separator: str = "-") -> str:
+    """The anchor that GitHub gives a heading."""
+    kept = (each for each in heading.strip().lower() if each.isalnum() or each in "-_ ")
+    return "".join(kept).replace(" ", separator)
+
+
+# ---- what mkdocs calls. Its types are not known here: it is installed for `make docs` alone
+
+
+def on_config(config: Any) -> Any:
+    """Anchors."""
+    config.mdx_configs.setdefault("toc", {})["slugify"] = anchor
+    return config
+
+
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """What mkdocs calls. Its types are not known here: it is installed for `make docs` alone."""
+    """Links."""
     return rewritten(markdown, page.file.src_uri, config.repo_url)

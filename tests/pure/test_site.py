@@ -12,18 +12,14 @@ from packaging.requirements import Requirement
 
 import baton
 from tools.lab import minute
-from tools.site import outside, rewritten
+from tools.lab.report import slug
+from tools.site import anchor, outside, rewritten
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
 
-class Loader(yaml.SafeLoader):
-    """mkdocs.yml names a function of Python, which is of no interest here."""
-
-
-Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
-CONFIG: dict[str, Any] = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
 def named(nav: Any) -> Iterator[str]:
@@ -145,6 +141,15 @@ def test_no_document_links_to_outside_in_a_way_that_the_hook_misses(document: Pa
     source = document.relative_to(DOCS).as_posix()
     text = rewritten(document.read_text(encoding="utf-8"), source, None)
     assert rewritten(text, source, HOME) == text  # nothing is left to rewrite
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["KV cache: on & off", "`make docs`, again", "P/D: a – b", "14. Is it right, is it fast"],
+)
+def test_headings_have_githubs_anchors(heading: str) -> None:
+    assert anchor(heading) == slug(heading)
+    assert anchor("KV cache: on & off") == "kv-cache-on--off"
 
 
 # ---- docs/one-minute.svg
