@@ -94,6 +94,7 @@ def test_a_study_of_another_machine_says_so() -> None:
 def test_failures_stand_in_one_place_and_a_study_that_failed_whole_hides_no_other() -> None:
     broken = study("baseline", "Baseline", tables=(), findings=(),
                    failures=(Failure("the whole study", "it\nfell"),))  # fmt: skip
+    assert "Expect " not in render([Saved(broken, {}, {})])
     text = render([Saved(broken, {}, {}), Saved(study("batching", "Batching"), PLACE, MOMENT)],
                   [Failure("kv-cache", "was interrupted")])  # fmt: skip
     assert "* baseline, the whole study: it fell" in text

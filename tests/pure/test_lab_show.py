@@ -1,14 +1,19 @@
 """The report in a browser: the page made of it, and the files that are served."""
 
+import os
 import re
+import signal
 import threading
 import urllib.error
 import urllib.request
+import webbrowser
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tools.lab.__main__ import main
 from tools.lab.page import page
 from tools.lab.report import render
 from tools.lab.show import Server, answer
@@ -125,3 +130,25 @@ def test_it_is_served_over_http_to_this_machine_by_its_own_name(folder: Path) ->
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_report_that_is_there_is_shown_and_nothing_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[bytes] = []
+
+    def visit(url: str) -> None:
+        with urllib.request.urlopen(url, timeout=30) as answered:
+            got.append(answered.read())
+        os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C, once the page has been seen
+
+    def browser(url: str) -> bool:
+        threading.Thread(target=visit, args=(url,)).start()
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", browser)
+    ran = CliRunner().invoke(main, ["--open", "--output", str(folder)])
+    assert ran.exit_code == 0
+    assert got == [page(report()).encode()]
+    assert re.match(r"serving   http://127\.0\.0\.1:\d+/; Ctrl-C ends it", ran.output)
+    assert "===" not in ran.output

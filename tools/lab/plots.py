@@ -113,6 +113,9 @@ def draw_stages(path: Path, ms: Mapping[str, float]) -> None:
         )  # fmt: skip
     axis.set_xlabel("ms of one request")
     logarithmic_x(axis)
+    axis.xaxis.set_major_locator(
+        LogLocator(numticks=14)
+    )  # over so many decades others have no room
     axis.set_xlim(min((v for v in values if v > 0), default=1.0) / 3, max(*values, 1.0) * 5)
     axis.xaxis.set_major_formatter(PLAIN)
     axis.spines[["top", "right"]].set_visible(False)
@@ -256,7 +259,7 @@ def draw_claims(results: Mapping[str, Result], path: Path) -> None:
     handles += [
         Patch(color=colour, label=f"measured: {name}") for name, colour in VERDICT_COLOURS.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     _save(figure, path)
 
 

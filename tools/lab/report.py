@@ -87,8 +87,9 @@ def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
 
 
 def _opening(study: Study) -> str:
-    """The question, and what to expect."""
-    return f"*{study.question}* {EXPECTATIONS.get(study.name, '')}".rstrip()
+    """The question, and what to expect; of a study that failed as a whole, that it did."""
+    measured = study.findings or study.tables
+    return f"*{study.question}* {EXPECTATIONS[study.name] if measured else ''}".rstrip()
 
 
 def again(study: Study, moment: Mapping[str, str]) -> str:
