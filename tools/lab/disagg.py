@@ -224,8 +224,8 @@ def _pictures(setting: Setting, plan: Plan, found: Found) -> list[Picture]:
         name = "disagg-handover.png"
         draw_handover(found.handed, setting.output / name)
         caption = (
-            "Hand-over of one prompt's KV, as the writer measures it, by transport (both axes "
-            "logarithmic)."
+            "Hand-over of one prompt's KV, as the writer measures it, by transport: medians, fastest to "
+            "slowest shaded (both axes logarithmic)."
         )
         pictures.append(Picture(name, caption))
     return pictures

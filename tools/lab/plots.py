@@ -378,7 +378,7 @@ def draw_handover(handed: Sequence[Handed], path: Path) -> None:
         low, high = [min(ms) for _, ms in its], [max(ms) for _, ms in its]
         axis.fill_between(lengths, low, high, alpha=0.18, lw=0)
     axis.set_xlabel("prompt, tokens")
-    axis.set_ylabel("hand-over, ms (median; fastest to slowest shaded)")
+    axis.set_ylabel("hand-over, ms")
     logarithmic_x(axis, base=2)
     logarithmic_y(axis)
     axis.set_xticks(sorted({each.prompt for each in handed}))
