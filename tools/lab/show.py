@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import click
 
 from baton.errors import OutputError
+from baton.offline.interrupts import Interrupted
 from tools.lab.page import page
 
 REPORT = "README.md"
@@ -94,5 +95,5 @@ def show(folder: Path) -> None:
         click.echo(f"serving   {server.url}{how}; Ctrl-C ends it")
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             click.echo("")
