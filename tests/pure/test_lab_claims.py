@@ -1,11 +1,13 @@
 """Findings of the claims study from made-up numbers, and its arithmetic."""
 
 from math import inf
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools.lab import claims
 from tools.lab.claims_clusters import Accepted, accepted, together, until
 from tools.lab.claims_findings import (
     CLAIMS,
@@ -19,6 +21,7 @@ from tools.lab.claims_findings import (
     memory_result,
     verdict,
 )
+from tools.lab.study import Setting
 
 RANGE = Claim("kv-cache", "KV cache", "2 to 4 times faster", 2.0, 4.0)
 POINT = Claim.of("half", "half precision", "halves memory", 2.0)
@@ -156,3 +159,11 @@ def test_memory_is_weights_and_kv_and_rss_stands_beside() -> None:
     assert "RSS 1.00 kB to 0.500 kB (2.00 times" in found.beside
     unread = memory_result("int8", full, Held("int8", 100, 50, 64, None))
     assert "RSS" not in unread.beside
+
+
+def test_claims_measured_by_requests_have_enough_of_them_unless_the_user_wants_fewer() -> None:
+    full = claims.sizes_for(Setting(Path()), 1024)
+    assert full.texts * claims._rounds(full, full.texts) >= 50
+    assert claims._rounds(full, 1) >= 50
+    few = claims.sizes_for(Setting(Path(), rounds=2), 1024)
+    assert claims._rounds(few, few.texts) == claims._rounds(few, 1) == 2

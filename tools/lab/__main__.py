@@ -71,7 +71,7 @@ def main(
     """Measure this machine: where a request's time goes, what batching gains and costs, when the KV
     cache pays, which claimed speed-ups hold, when splitting prefill from decode pays.
 
-    Without a STUDY all run: twenty minutes on two cores. The report is README.md in
+    Without a STUDY all run: about 25 minutes on two cores. The report is README.md in
     --output. Running a study again replaces its own part of the report only.
 
     \b

@@ -44,7 +44,9 @@ def sizes_for(setting: Setting, context: int) -> Sizes:
     full = replace(small, prompt=min(128, context // 4), new=50, rounds=5, answer=120, texts=8,
                    enough=FEWEST, torch_compile_s=60.0)  # fmt: skip
     sizes = small if setting.quick else full
-    return replace(sizes, rounds=setting.rounds or sizes.rounds)
+    if setting.rounds is not None:  # what the user asks for is done, even if it allows no verdict
+        return replace(sizes, rounds=setting.rounds, enough=0)
+    return sizes
 
 
 def run(setting: Setting, notebook: Notebook) -> Study:
