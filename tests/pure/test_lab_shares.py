@@ -105,7 +105,7 @@ def _precise(tree: ast.AST) -> Iterator[str]:
                 yield f"{ast.unparse(node.value)}: {spec}"
 
 
-WRITERS = {"phrasing.py"}
+WRITERS = {"phrasing.py", "minute.py"}  # the second: coordinates of a picture
 TICKS = {
     "plots.py": 1,
     "disagg_plan.py": 1,
