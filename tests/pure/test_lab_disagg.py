@@ -37,7 +37,7 @@ from tools.lab.disagg_findings import (
     too_fast,
 )
 from tools.lab.disagg_plan import Pace, pace_for, plan_for, random_loads, rates_for, streams_load
-from tools.lab.disagg_runs import check_path, ended_early, rate_numbers, stream_numbers
+from tools.lab.disagg_runs import check_path, ended_early, idle_of, rate_numbers, stream_numbers
 from tools.lab.shares import Share
 from tools.lab.study import Setting
 from tools.measure.slo import Slo, Trace
@@ -445,6 +445,17 @@ def test_a_stream_that_ran_out_spoils_the_run_and_a_stalled_one_does_not() -> No
         [trace(0.0, 1.0, 2.0)], PACE, asked=2
     )
     assert ended_early([trace(0.0, 1.0, 5.5)], PACE, asked=2) == ""
+
+
+def test_tokens_that_come_in_bunches_make_no_slo_that_cannot_be_met() -> None:
+    bunches = trace(
+        0.0, *(at + small for at in (0.1, 0.2, 0.3, 0.4) for small in (0.0, 1e-6, 2e-6))
+    )
+    found = idle_of(bunches, trace(0.0, 2.0))
+    assert found.slo.met(bunches)
+    assert (found.ttft_s, found.long_ttft_s) == (0.1, 2.0)
+    steady = trace(0.0, 0.1, 0.2, 0.3)
+    assert idle_of(steady, trace(0.0, 2.0)).itl_s == pytest.approx(0.1)
 
 
 def test_an_arm_must_have_gone_the_way_it_is_named_after() -> None:

@@ -154,7 +154,13 @@ def _alone(arms: Arms, name: str) -> Idle | None:
                 return None
             traces += its
     usual, long = traces[-2:]
-    return Idle(usual.ttft, percentile(usual.gaps, 50), long.ttft)
+    return idle_of(usual, long)
+
+
+def idle_of(usual: Trace, long: Trace) -> Idle:
+    """The latencies of these two. ITL is the mean gap: where tokens reach a busy client in bunches, half
+    of the gaps are next to nothing, and an SLO made of their median could not be met by anyone."""
+    return Idle(usual.ttft, usual.tpot, long.ttft)
 
 
 def capacity(arms: Arms) -> float | None:
