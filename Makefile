@@ -15,6 +15,7 @@
 # make test-nixl  KV by NIXL, between processes here; nixl goes into .venv-nixl, a minute
 # make test-triton  the GPU's attention kernels, interpreted or on the GPU that is here; .venv-triton, minutes
 # make test-otel  traces by OTLP, to a stand-in for a collector; the exporter goes into .venv-otel, a minute
+# make docs    site/: the documentation as a site, with the API; its tools go into .venv-docs
 # make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ CARD    = $(wildcard /dev/nvidia[0-9]*)
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton test-otel check lint families faults tsan asan setup wheel coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton test-otel check lint families faults tsan asan setup wheel docs coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -101,6 +102,15 @@ wheel: $(VENV)/.ready
 	$(VENV)/bin/python -c 'from setuptools import build_meta as b; print(b.build_sdist("dist")); print(b.build_wheel("dist"))'
 	rm -rf build *.egg-info
 
+# Strict: a broken link or anchor, or a document that the navigation lacks, is an error.
+docs: $(VENV)-docs/.ready
+	$(VENV)-docs/bin/mkdocs build --strict --quiet
+
+$(VENV)-docs/.ready: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r requirements-docs.txt
+	@touch $@
+
 coverage: $(VENV)/.ready-dev
 	$(VENV)/bin/python -m pytest -q $(BESIDE) $(addprefix --cov=,$(PRODUCT)) --cov-report=term:skip-covered --cov-report=html \
 	  -m "not ($(GPU))" tests/pure tests/torch tests/cluster
@@ -137,4 +147,4 @@ $(VENV)/.ready-dev: requirements-dev.txt requirements.txt $(VENV)/.ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ray $(VENV)-nixl $(VENV)-triton $(VENV)-otel .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part
+	rm -rf $(VENV) $(VENV)-ray $(VENV)-nixl $(VENV)-triton $(VENV)-otel $(VENV)-docs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info test.txt test.txt.part

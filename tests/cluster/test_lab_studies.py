@@ -17,6 +17,7 @@ from baton.model_files import resolve_model
 from tests.cluster.processes import children_of, until
 from tools.lab import claims, claims_engine, disagg, disagg_runs
 from tools.lab.claims_findings import CLAIMS
+from tools.lab.disagg_findings import TOO_FEW
 from tools.lab.study import Notebook, Setting, Study
 from tools.measure.split import CHUNKED, COLOCATED, PD, Split, started
 from tools.measure.workload import Load, Planned, burst
@@ -56,15 +57,14 @@ def test_the_disaggregation_study_has_numbers_pictures_and_a_conclusion(
     assert failed.keys() == {"hand-over of 5000 tokens", "hand-over by cuda_ipc"}
     assert "GPU" in failed["hand-over by cuda_ipc"]
     assert_pictures(tmp_path, study, 3)
-    cells, handover = study.tables
+    shares, cells, handover = study.tables
+    assert len(shares.rows) == 2 * 3
     assert cells.header[1:4] == (PD, COLOCATED, CHUNKED)
     assert len(cells.rows) == 5 + 6
-    assert all(
-        row[-1].split()[-1] in ("wins", "loses", "difference", "comparable") for row in cells.rows
-    )
+    assert {row[-1] for row in cells.rows} == {TOO_FEW}  # a quick run has a dozen requests
     assert [row[0] for row in handover.rows] == ["frames over ipc, 64 tokens"]
     assert float(handover.rows[0][2]) > 0.0
-    assert study.findings[-1].startswith("So on this machine")
+    assert study.findings[-1].startswith("So this run decides nothing")
     found = lines_of(tmp_path)
     assert {line["arm"] for line in found if line["what"] == "streams"} == {PD, COLOCATED, CHUNKED}
     assert {line["load"] for line in found if line["what"] == "rate"} != set()
@@ -85,7 +85,7 @@ def test_the_claims_study_has_a_verdict_for_every_claim(
     failed = {failure.what: failure.why for failure in study.failures}
     assert failed.keys() == {"torch.compile", "batching"}
     assert failed["batching"] == "made to fail"
-    verdicts = {row[0]: row[5] for row in study.tables[0].rows}
+    verdicts = {row[0]: row[6] for row in study.tables[0].rows}
     assert verdicts.keys() == {claim.title for claim in CLAIMS}
     assert {title for title, found in verdicts.items() if found == "not measured"} == {
         "torch.compile", "batching",

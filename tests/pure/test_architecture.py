@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = (
     ("main", "server", "setup"),
     ("tools.lab", "tools.evaluation", "tools.benchmarks", "tools.faults"),
-    ("tools.measure", "tools.training"),
+    ("tools.measure", "tools.training", "tools.site"),
     ("baton.cli",),
     ("baton", "tools"),  # the door: `from baton import LLM, generate`, and nothing else
     ("baton.api",),

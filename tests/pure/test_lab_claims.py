@@ -1,11 +1,13 @@
 """Findings of the claims study from made-up numbers, and its arithmetic."""
 
 from math import inf
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools.lab import claims
 from tools.lab.claims_clusters import Accepted, accepted, together, until
 from tools.lab.claims_findings import (
     CLAIMS,
@@ -19,6 +21,7 @@ from tools.lab.claims_findings import (
     memory_result,
     verdict,
 )
+from tools.lab.study import Setting
 
 RANGE = Claim("kv-cache", "KV cache", "2 to 4 times faster", 2.0, 4.0)
 POINT = Claim.of("half", "half precision", "halves memory", 2.0)
@@ -54,24 +57,40 @@ def test_a_claim_is_beaten_reproduced_or_not(
     assert verdict(claim, result(*ratios)) is found
 
 
+def test_a_claim_that_rests_on_few_requests_gets_no_verdict() -> None:
+    few = by_rounds("kv-cache", [(10.0, 2.0)] * 3, "ms", "d", samples=49)
+    assert verdict(RANGE, few) is Verdict.FEW
+    assert (
+        verdict(RANGE, by_rounds("kv-cache", [(10.0, 2.0)], "ms", "d", samples=50))
+        is Verdict.BEATEN
+    )
+    lines = findings({"kv-cache": few})
+    assert "1 no verdict: KV cache" in lines[0]
+    assert (
+        "no verdict, as 49 timed on a side are fewer than 50; 5.00 times, better in 3 of 3"
+        in lines[1]
+    )
+    assert claims_table({"kv-cache": few}).rows[0][5:7] == ("49 in 3 rounds", "no verdict")
+
+
 def test_without_a_result_nothing_is_claimed() -> None:
     assert verdict(RANGE, None) is Verdict.UNMEASURED
     assert findings({}) == ["No claim could be measured."]
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
-    faster = by_rounds("kv-cache", [(10.0, 5.0), (100.0, 50.0), (9.0, 3.0)], "ms", "d")
+    faster = by_rounds("kv-cache", [(10.0, 5.0), (100.0, 50.0), (9.0, 3.0)], "ms", "d", samples=99)
     assert faster.ratios == (2.0, 2.0, 3.0)
     assert (faster.ratio, faster.before, faster.after) == (2.0, 10.0, 5.0)
-    more = by_rounds("batching", [(10.0, 50.0)], "tokens/s", "d", more_is_better=True)
+    more = by_rounds("batching", [(10.0, 50.0)], "tokens/s", "d", samples=99, more_is_better=True)
     assert more.ratio == 5.0
 
 
 def test_the_table_has_a_line_for_every_claim_measured_or_not() -> None:
     table = claims_table({"kv-cache": result(3.0, 3.5)})
     assert [row[0] for row in table.rows] == [claim.title for claim in CLAIMS]
-    assert table.rows[0][4:6] == ("3.25 (3.00 .. 3.50)", "reproduced")
-    assert table.rows[1][4:6] == ("-", "not measured")
+    assert table.rows[0][4:7] == ("3.25 (3.00 .. 3.50)", "a count, exact", "reproduced")
+    assert table.rows[1][4:7] == ("-", "-", "not measured")
     assert {len(row) for row in table.rows} == {len(table.header)}
 
 
@@ -87,7 +106,7 @@ def test_findings_count_and_name_what_holds_and_what_does_not() -> None:
     assert "Of 4 claims measured here 1 beaten: KV cache (5.00 times" in lines[0]
     assert "1 reproduced: half precision (2.00 times" in lines[0]
     assert "2 not reproduced: INT8 (2.40 times" in lines[0]
-    assert lines[1].startswith("speculation, ordinary text is worse than without here: 0.80 times")
+    assert lines[1].startswith("speculation, ordinary text is worse than without here: 0.800 times")
     assert lines[2].startswith("Not measured: compiled program (ours), torch.compile,")
     assert lines[3] == "KV cache: seen beside it."
     assert len(lines) == 4
@@ -137,6 +156,14 @@ def test_memory_is_weights_and_kv_and_rss_stands_beside() -> None:
     found = memory_result("int8", full, less)
     assert found.ratios == (500 / 150,)
     assert "(4.00 times)" in found.beside
-    assert "RSS 1.0 kB to 500 B (2.00 times" in found.beside
+    assert "RSS 1.00 kB to 0.500 kB (2.00 times" in found.beside
     unread = memory_result("int8", full, Held("int8", 100, 50, 64, None))
     assert "RSS" not in unread.beside
+
+
+def test_claims_measured_by_requests_have_enough_of_them_unless_the_user_wants_fewer() -> None:
+    full = claims.sizes_for(Setting(Path()), 1024)
+    assert full.texts * claims._rounds(full, full.texts) >= 50
+    assert claims._rounds(full, 1) >= 50
+    few = claims.sizes_for(Setting(Path(), rounds=2), 1024)
+    assert claims._rounds(few, few.texts) == claims._rounds(few, 1) == 2

@@ -12,11 +12,13 @@ from baton.errors import BatonError, InputError
 from baton.wire.records import Timings
 from tools.lab.disagg_findings import (
     EVEN_CELL,
+    GOODPUT,
     LESS,
     LOSES,
     MORE,
     RATE_METRICS,
     STREAM_METRICS,
+    TOO_FEW,
     UNCLEAR,
     WINS,
     Cell,
@@ -30,11 +32,13 @@ from tools.lab.disagg_findings import (
     handover_table,
     interference_sentence,
     number,
+    share_table,
     times,
     too_fast,
 )
 from tools.lab.disagg_plan import Pace, pace_for, plan_for, random_loads, rates_for, streams_load
-from tools.lab.disagg_runs import check_path, ended_early, stream_numbers
+from tools.lab.disagg_runs import check_path, ended_early, idle_of, rate_numbers, stream_numbers
+from tools.lab.shares import Share
 from tools.lab.study import Setting
 from tools.measure.slo import Slo, Trace
 from tools.measure.split import CHUNKED, COLOCATED, PD, three_splits
@@ -43,8 +47,13 @@ from tools.measure.workload import Planned
 PACE = Pace(first=1.0, every=2.0, end=5.0)
 
 
-def cell(*ratios: float, better: int = LESS, metric: str = "ITL p99", load: str = "a") -> Cell:
-    return Cell(load, metric, "ms", better, 1.0, {COLOCATED: 1.0}, COLOCATED, ratios)
+FAR_APART = {PD: Share(60, 60), COLOCATED: Share(0, 60)}
+
+
+def cell(*ratios: float, better: int = LESS, metric: str = "ITL p99", load: str = "a",
+         requests: int = 60, shares: Mapping[str, Share] = FAR_APART) -> Cell:  # fmt: skip
+    return Cell(load, metric, "ms", better, 1.0, {COLOCATED: 1.0}, COLOCATED, ratios, requests, 7.0,
+                shares)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -68,11 +77,13 @@ def test_a_cell_counts_if_the_rounds_agree_on_a_difference(found: Cell, verdict:
 
 
 def test_tokens_that_reach_the_client_together_have_no_gap_to_compare() -> None:
-    found = Cell("a", "ITL p50", "ms", LESS, 7.8, {COLOCATED: 0.03}, COLOCATED, (275.0,))
+    found = Cell("a", "ITL p50", "ms", LESS, 7.8, {COLOCATED: 0.03}, COLOCATED, (275.0,), 60, 7.0,
+                 FAR_APART)  # fmt: skip
     assert found.verdict == UNCLEAR
     assert cell_table([found], (PD, COLOCATED)).rows[0][-1] == UNCLEAR
     assert "makes no measured difference" in said([found])
-    none = Cell("a", "goodput", "1/s", MORE, 3.0, {COLOCATED: 0.0}, COLOCATED, (inf,))
+    none = Cell("a", "goodput", "1/s", MORE, 3.0, {COLOCATED: 0.0}, COLOCATED, (inf,), 60, 7.0,
+                FAR_APART)  # fmt: skip
     assert none.verdict == WINS
 
 
@@ -90,11 +101,18 @@ def streams_round(itl: float, ttft: float = 100.0) -> Round:
         "itl_max": 2 * itl,
         "stream_tokens_per_s": 300.0,
         "long_ttft_p50": ttft,
+        "requests": 8,
+        "met": 2,
+        "long_requests": 3,
+        "window_s": 12.3,
     }
 
 
-def rate_round(ttft: float, itl: float, goodput: float) -> Round:
+def rate_round(ttft: float, itl: float, goodput: float, met: int = 30, requests: int = 60) -> Round:
     return {
+        "requests": requests,
+        "met": met,
+        "window_s": 30.0,
         "ttft_p50": ttft,
         "ttft_p99": ttft,
         "itl_p50": itl,
@@ -175,9 +193,10 @@ def test_a_mixed_result_is_told_metric_by_metric_and_load_by_load() -> None:
     lines = conclusion(cells)
     assert (
         lines[0]
-        == "a: P/D wins ITL p99 (0.20 times); loses TTFT p50 (2.00 times), goodput (0.50 times)."
+        == "a (60 requests in 1 window of 7.00 s an arm; threshold 5%): P/D wins ITL p99 (0.200 times); "
+        "loses TTFT p50 (2.00 times), goodput (0.500 times)."
     )
-    assert lines[1] == "b: P/D wins goodput (2.00 times); loses nothing."
+    assert lines[1].endswith("threshold 5%): P/D wins goodput (2.00 times); loses nothing.")
     assert "Of 5 cells P/D wins 2 and loses 2; no difference: 1; not comparable" in lines[2]
     assert "it pays for traffic that is judged by ITL p99;" in lines[3]
     assert "it costs traffic that is judged by TTFT p50;" in lines[3]
@@ -191,16 +210,93 @@ def test_where_nothing_differs_that_is_said() -> None:
 def test_the_table_shows_losses_as_plainly_as_wins() -> None:
     table = cell_table([cell(0.5, 0.6), cell(2.0, 3.0), cell(1.0)], (PD, COLOCATED, CHUNKED))
     assert [row[-1] for row in table.rows] == ["P/D wins", "P/D loses", "no difference"]
-    assert table.rows[0][-2] == "0.55 (0.50 .. 0.60)"
+    assert table.rows[0][-3] == "0.550 (0.500 .. 0.600)"
     assert table.rows[0][3] == "-"  # an arm that was not measured
     assert {len(row) for row in table.rows} == {len(table.header)}
 
 
-def test_goodput_is_told_rate_by_rate() -> None:
-    arms = {PD: {0: rate_round(1.0, 1.0, 3.0)}, COLOCATED: {0: rate_round(1.0, 1.0, 0.0)}}
+def test_goodput_is_told_rate_by_rate_with_what_it_rests_on() -> None:
+    arms = {
+        PD: {0: rate_round(1.0, 1.0, 2.0, 60)},
+        COLOCATED: {0: rate_round(1.0, 1.0, 0.0, 0)},
+    }
     found = goodput_sentence(cells_of("2 requests/s", arms, RATE_METRICS), "limits")
     assert "(limits)" in found
-    assert "3.00/s against 0.00 at 2 requests/s (wins)" in found
+    assert (
+        "2 requests/s: 2.00/s against 0 (wins; P/D 60 of 60 (100%; 95% interval 94% to 100%)"
+        in found
+    )
+    assert "60 requests in 1 window of 30.0 s an arm" in found
+
+
+@pytest.mark.parametrize("requests", [1, 3, 4, 49])
+def test_below_fifty_requests_there_are_shares_with_intervals_and_no_verdict(requests: int) -> None:
+    arms = {
+        PD: {0: rate_round(1.0, 1.0, 9.0, requests, requests)},
+        COLOCATED: {0: rate_round(9.0, 9.0, 0.0, 0, 60)},
+    }
+    cells = cells_of("2 requests/s", arms, RATE_METRICS)
+    assert {each.verdict for each in cells} == {TOO_FEW}
+    told = goodput_sentence(cells, "limits")
+    assert f"P/D {requests} of {requests} (100%; 95% interval " in told
+    assert "no verdict" in told
+    for word in (WINS, LOSES):
+        assert word not in told
+    assert (
+        f"no verdict, as {requests} requests in 1 window of 30.0 s are fewer"
+        in conclusion(cells)[0]
+    )
+    assert said(cells) == "So this run decides nothing: every cell has fewer than 50 requests."
+
+
+def test_the_rounds_of_a_cell_count_together() -> None:
+    def rounds(ttft: float) -> dict[int, Round]:
+        return {number: rate_round(ttft, 1.0, 1.0, 25, 25) for number in range(2)}
+
+    cells = cells_of("x", {PD: rounds(1.0), COLOCATED: rounds(2.0)}, RATE_METRICS)
+    assert (cells[0].requests, cells[0].verdict) == (50, WINS)
+
+
+def test_long_prompts_are_counted_by_themselves() -> None:
+    arms = {PD: {0: streams_round(1.0)}, COLOCATED: {0: streams_round(2.0)}}
+    found = {each.metric: each.requests for each in cells_of("x", arms, STREAM_METRICS)}
+    assert found["ITL p99"] == 8
+    assert found["TTFT p50 of the long prompts"] == 3
+
+
+def test_goodput_wins_only_if_the_shares_are_apart() -> None:
+    near = {PD: Share(33, 60), COLOCATED: Share(27, 60)}
+    assert cell(1.22, better=MORE, metric=GOODPUT, shares=near).verdict == EVEN_CELL
+    far = {PD: Share(50, 60), COLOCATED: Share(27, 60)}
+    assert cell(1.85, better=MORE, metric=GOODPUT, shares=far).verdict == WINS
+    assert cell(1.22, better=MORE, metric="tokens/s", shares=near).verdict == WINS
+
+
+def test_goodput_is_the_share_times_the_offered_rate_however_long_the_last_one_takes() -> None:
+    slo = Slo(1.0, 1.0)
+    good, bad = trace(0.0, 0.5, 0.6), trace(1.0, 3.0, 3.1)
+    for end in (3.1, 500.0):
+        late = trace(1.0, 2.9, end)
+        found = rate_numbers([good, bad, late, good], slo, 2.0, 5.0)
+        assert (found["goodput"], found["requests"], found["met"]) == (1.0, 4, 2)
+        assert found["window_s"] == 5.0
+
+
+def test_windows_are_long_enough_for_a_verdict_and_the_same_for_every_arm() -> None:
+    plan = plan_for(setting(), 4096)
+    for rate in (0.8, 2.5, 40.0):
+        assert rate * plan.window_s(rate) * plan.rounds >= 50
+    loads = random_loads(plan, (0.8,))
+    assert sum(len(load.requests) for _, _, load in loads) >= 50
+    quick = plan_for(setting(quick=True), 1024)
+    assert quick.window_s(0.8) == quick.window_s(40.0) == quick.seconds
+
+
+def test_shares_are_tabled_for_every_load_and_arm() -> None:
+    arms = {PD: {0: rate_round(1.0, 1.0, 1.0)}, COLOCATED: {0: rate_round(1.0, 1.0, 1.0, 15)}}
+    table = share_table(cells_of("2 requests/s", arms, RATE_METRICS))
+    assert table.rows[0] == ("2 requests/s, P/D", "60", "1 x 30.0 s", "30", "50%", "37.7% .. 62.3%")
+    assert len(table.rows) == 2
 
 
 def test_what_streams_waited_for_is_told_for_each_arm() -> None:
@@ -213,9 +309,9 @@ def test_what_streams_waited_for_is_told_for_each_arm() -> None:
 
 def test_numbers_for_people() -> None:
     assert [number(each) for each in (1234.5, 56.78, 0.123, inf)] == [
-        "1,234",
+        "1,230",
         "56.8",
-        "0.12",
+        "0.123",
         "never",
     ]
     assert times(inf) == "∞"
@@ -235,8 +331,8 @@ def test_the_longest_prompt_is_told_by_each_transport() -> None:
         handed("frames", 2048, 2.0, 4_000_000),
     ]
     lines = handover_findings(found, 50.0)
-    assert "2,048 tokens (2.0 MB)" in lines[0]
-    assert "0.30 ms by shared memory, in place (nothing copied)" in lines[0]
+    assert "2,048 tokens (2.05 MB)" in lines[0]
+    assert "0.300 ms by shared memory, in place (nothing copied)" in lines[0]
     assert "2.00 ms by frames over ipc (2.00 GB/s)" in lines[0]
     assert "2.00 GB/s, below the 50.0 GB/s" in lines[1]
     assert len(handover_table(found).rows) == 3
@@ -345,10 +441,21 @@ def test_gaps_count_that_end_while_long_prompts_arrive() -> None:
 
 def test_a_stream_that_ran_out_spoils_the_run_and_a_stalled_one_does_not() -> None:
     assert ended_early([trace(0.0, 1.0, 2.0)], PACE, asked=3) == ""
-    assert "2 tokens were done after 2.0 s of 5.0" in ended_early(
+    assert "2 tokens were done after 2.00 s of 5.00" in ended_early(
         [trace(0.0, 1.0, 2.0)], PACE, asked=2
     )
     assert ended_early([trace(0.0, 1.0, 5.5)], PACE, asked=2) == ""
+
+
+def test_tokens_that_come_in_bunches_make_no_slo_that_cannot_be_met() -> None:
+    bunches = trace(
+        0.0, *(at + small for at in (0.1, 0.2, 0.3, 0.4) for small in (0.0, 1e-6, 2e-6))
+    )
+    found = idle_of(bunches, trace(0.0, 2.0))
+    assert found.slo.met(bunches)
+    assert (found.ttft_s, found.long_ttft_s) == (0.1, 2.0)
+    steady = trace(0.0, 0.1, 0.2, 0.3)
+    assert idle_of(steady, trace(0.0, 2.0)).itl_s == pytest.approx(0.1)
 
 
 def test_an_arm_must_have_gone_the_way_it_is_named_after() -> None:

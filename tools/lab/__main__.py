@@ -24,6 +24,8 @@ from tools.lab.options import (
     whole_numbers,
 )
 from tools.lab.parent import make_folder, run_study, write_report
+from tools.lab.questions import EXPECTATIONS, QUESTIONS
+from tools.lab.show import REPORT, show
 from tools.lab.study import (
     DEFAULT_MODEL,
     NEW_TOKENS,
@@ -56,24 +58,32 @@ LONGEST_PROMPT = 1 << 20
 @click.option("--quick", is_flag=True, help="Small numbers: all studies in less than two minutes.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=OUTPUT,
               show_default=True, help="Folder of the report.")  # fmt: skip
+@click.option("--open", "open_", is_flag=True,
+              help="Show the report in a browser, on this machine alone, until Ctrl-C. Without a STUDY "
+              "a report that is there already is shown, and nothing is measured.")  # fmt: skip
 @click.pass_context
 def main(
     ctx: click.Context, /, studies: tuple[str, ...], model: str | None, dtype: str,
     batch_sizes: str | None, windows_ms: str | None, prompt_lengths: str | None,
     rates: str | None, rounds: int | None, seed: int, quick: bool, output: Path,
+    open_: bool,
 ) -> None:  # fmt: skip
     """Measure this machine: where a request's time goes, what batching gains and costs, when the KV
     cache pays, which claimed speed-ups hold, when splitting prefill from decode pays.
 
-    Without a STUDY all run: ten minutes on two fast cores, twenty on slow ones. The report is
-    README.md in --output. Running a study again replaces its own part of the report only.
+    Without a STUDY all run: about 25 minutes on two cores. The report is README.md in
+    --output. Running a study again replaces its own part of the report only.
 
     \b
     Studies: baseline, batching, kv-cache, claims, disagg
       python main.py lab
       python main.py lab batching --model random:gpt2 --batch-sizes 1,4,8,16
       python main.py lab kv-cache --prompt-lengths 64,256,1024,2048
+      python main.py lab --quick --open
     """
+    if open_ and set(_typed(ctx)) <= {"open_", "output"} and (output / REPORT).is_file():
+        show(output)
+        return
     chosen = [name for name in STUDIES if name in studies] or list(STUDIES)
     setting = Setting(
         output=output.resolve(),
@@ -101,6 +111,8 @@ def main(
     make_folder(setting.output)
     commands = {name: PROGRAM + " " + shlex.join([name, *_options(ctx, name)]) for name in chosen}
     _run(commands, setting)
+    if open_:
+        show(setting.output)
 
 
 def _run(commands: Mapping[str, str], setting: Setting) -> None:
@@ -108,7 +120,8 @@ def _run(commands: Mapping[str, str], setting: Setting) -> None:
     failed = []
     try:
         for number, (name, command) in enumerate(commands.items(), 1):
-            click.echo(f"\n=== {name} ({number} of {len(commands)})")
+            click.echo(f"\n=== {name} ({number} of {len(commands)}): {QUESTIONS[name]}")
+            click.echo(EXPECTATIONS[name])
             why = run_study(name, setting, command)
             if why:
                 failed.append(f"{name} ({why})")
@@ -154,7 +167,7 @@ def _options(ctx: click.Context, study: str) -> list[str]:
     words: list[str] = []
     for name, option in _typed(ctx).items():
         value = ctx.params[name]
-        if option.startswith("--") and study in READERS.get(name, STUDIES):
+        if option.startswith("--") and name != "open_" and study in READERS.get(name, STUDIES):
             words += [option] if value is True else [option, str(value)]
     return words
 

@@ -22,6 +22,7 @@ from sampler.params import SamplingParams
 from tools.lab.baseline_findings import STAGES, Run, Share, findings, share_table, stage_table
 from tools.lab.environment import chosen_dtype
 from tools.lab.plots import draw_stages
+from tools.lab.questions import QUESTIONS
 from tools.lab.study import NEW_TOKENS, QUICK_MODEL, Notebook, Picture, Setting, Study, model_of
 from tools.measure.limits import Limits, Work, measure
 from tools.measure.shape import shape_of
@@ -52,7 +53,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     return Study(
         name="baseline",
         title="Baseline",
-        question="Where does the time of one request go, and which of prefill and decode is slower?",
+        question=QUESTIONS["baseline"],
         varied="nothing: the same request repeated, alone on the machine",
         fixed={
             "model": files.name,
@@ -65,7 +66,9 @@ def run(setting: Setting, notebook: Notebook) -> Study:
         command="",
         findings=tuple(findings(runs, shares)),
         tables=tuple(tables),
-        pictures=(Picture(picture.name, "Stages of one request, medians"),),
+        pictures=(
+            Picture(picture.name, "Stages of one request, medians of the repeats (logarithmic)"),
+        ),
         quotations=quotations,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tools.lab.phrasing import SAME, milliseconds
+from tools.lab.phrasing import SAME, milliseconds, number, percent
 from tools.lab.study import Table
 
 STAGES = ("tokenize", "queue", "reserve", "prefill", "hand-over", "decode", "detokenize", "other")
@@ -58,11 +58,11 @@ def stage_table(load_s: float, runs: Sequence[Run]) -> Table:
     ]
     for name in STAGES:
         values = [run.stages[name] for run in runs]
-        share = f"{median(values) / whole:.1%}" if whole else ""
+        share = percent(median(values) / whole) if whole else ""
         label = f"{name} (overlaps decode)" if name == BESIDE else name
         rows.append((label, str(len(runs)), *map(_ms, _spread(values)), share))
     totals = [run.total_s for run in runs]
-    rows.append(("total, without load", str(len(runs)), *map(_ms, _spread(totals)), "100.0%"))
+    rows.append(("total, without load", str(len(runs)), *map(_ms, _spread(totals)), "100%"))
     header = ("stage", "runs", "median, ms", "least, ms", "most, ms", "of the total")
     return Table("Stages of one request", header, tuple(rows))
 
@@ -70,9 +70,9 @@ def stage_table(load_s: float, runs: Sequence[Run]) -> Table:
 def share_table(shares: Sequence[Share]) -> Table:
     """MFU and MBU of each stage."""
     rows = tuple(
-        (each.stage, f"{each.gflop_s:,.0f}", f"{each.mfu:.0%}", f"{each.gb_s:.1f}", f"{each.mbu:.0%}")
+        (each.stage, number(each.gflop_s), percent(each.mfu), number(each.gb_s), percent(each.mbu))
         for each in shares
-    )  # fmt: skip
+    )
     return Table(
         "Shares of this machine's limits", ("stage", "GFLOP/s", "MFU", "GB/s", "MBU"), rows
     )
@@ -101,15 +101,16 @@ def slower(runs: Sequence[Run]) -> str:
         ("decode", decode / prefill) if decode >= prefill else ("prefill", prefill / decode)
     )
     verdict = (
-        f"prefill and decode cost the same per token (within {SAME:.0%})"
+        f"prefill and decode cost the same per token (within {percent(SAME)})"
         if ratio <= 1 + SAME
-        else f"{name} is slower per token, {ratio:.1f} times"
+        else f"{name} is slower per token, {number(ratio)} times"
     )
     longer = "decode" if in_all[1] >= in_all[0] else "prefill"
     return (
         f"Of prefill and decode, {verdict}: prefill {milliseconds(prefill)} ({runs[0].filled} tokens "
         f"at once, hand-over included), decode {milliseconds(decode)} ({runs[0].new_tokens} tokens one "
-        f"by one). In total, {longer} takes longer: prefill {milliseconds(in_all[0])}, decode "
+        f"by one); {_basis(runs)}, threshold {percent(SAME)}. "
+        f"In total, {longer} takes longer: prefill {milliseconds(in_all[0])}, decode "
         f"{milliseconds(in_all[1])}."
     )  # fmt: skip
 
@@ -120,8 +121,8 @@ def speed(runs: Sequence[Run]) -> str:
     whole = median(run.new_tokens / max(1e-9, run.total_s) for run in runs)
     first = median(run.ttft_s for run in runs)
     return (
-        f"{decode:,.1f} tokens/s while decoding, {whole:,.1f} tokens/s over the whole request; the first "
-        f"token comes after {milliseconds(first)}."
+        f"{number(decode)} tokens/s while decoding, {number(whole)} tokens/s over the whole request; "
+        f"the first token comes after {milliseconds(first)}."
     )
 
 
@@ -130,9 +131,7 @@ def largest(runs: Sequence[Run]) -> str:
     spent = {name: median(run.stages[name] for run in runs) for name in STAGES}
     whole = median(run.total_s for run in runs)
     name = max(spent, key=lambda each: spent[each])
-    return (
-        f"Most of a request's time is {name}: {spent[name] / whole:.0%} of {milliseconds(whole)}."
-    )
+    return f"Most of a request's time is {name}: {percent(spent[name] / whole)} of {milliseconds(whole)}."
 
 
 def bound(share: Share) -> str:
@@ -151,8 +150,8 @@ def bound(share: Share) -> str:
             "forward dominates."
         )
     return (
-        f"{share.stage.capitalize()} is nearer to the limit of {near}: {high:.0%} of it, {low:.0%} of "
-        f"that of {far}.{rest}"
+        f"{share.stage.capitalize()} is nearer to the limit of {near}: {percent(high)} of it, "
+        f"{percent(low)} of that of {far}.{rest}"
     )
 
 
@@ -161,4 +160,10 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:,.2f}"
+    return number(1e3 * seconds)
+
+
+def _basis(runs: Sequence[Run]) -> str:
+    """What the comparison rests on."""
+    requests = f"{len(runs)} requests" if len(runs) != 1 else "1 request"
+    return f"medians of {requests}, {sum(run.new_tokens for run in runs)} decoded tokens"

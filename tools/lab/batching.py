@@ -29,7 +29,10 @@ from tools.lab.batching_findings import (
     usage_table,
 )
 from tools.lab.environment import chosen_dtype
+from tools.lab.phrasing import number, percent
 from tools.lab.plots import batching_pictures
+from tools.lab.questions import QUESTIONS
+from tools.lab.shares import FEWEST
 from tools.lab.study import Notebook, Plain, Setting, Study, model_of
 from tools.measure.slo import Trace
 from tools.measure.split import RunningArm, Split, options_for, running
@@ -92,7 +95,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     return Study(
         name="batching",
         title="Batching",
-        question="What throughput did batching gain, and at what latency?",
+        question=QUESTIONS["batching"],
         varied=f"the batch size at a window of {at_window:g} ms; the window at batch size {at_size}",
         fixed=_fixed(files.name, setting, plan, measuring.rate or 0.0),
         command="",
@@ -111,7 +114,9 @@ def _plan(setting: Setting) -> Plan:
     if setting.quick:
         return Plan(burst=8, staggered=4, new_tokens=8, rounds=setting.rounds or 1)
     largest = max(setting.batch_sizes or BATCH_SIZES)
-    return Plan(max(24, largest), 8, NEW_TOKENS, setting.rounds or ROUNDS)
+    rounds = setting.rounds or ROUNDS
+    burst = max(24, largest, -(-FEWEST // rounds))  # enough for a verdict
+    return Plan(burst, 8, NEW_TOKENS, rounds)
 
 
 class Measuring:
@@ -139,10 +144,10 @@ class Measuring:
                 except BatonError as error:
                     self._notebook.failed(_named(where), error)
                     arms.pop(where, None)
-            for number in range(self._plan.rounds if arms else 0):
-                for load, planned in self._loads(self._setting.seed + number):
+            for turn in range(self._plan.rounds if arms else 0):
+                for load, planned in self._loads(self._setting.seed + turn):
                     for where, arm in arms.items():
-                        self._one(arm, where, load, planned, number)
+                        self._one(arm, where, load, planned, turn)
 
     def _started(self, where: Where) -> AbstractContextManager[RunningArm]:
         size, window = where
@@ -166,7 +171,8 @@ class Measuring:
             self.rate = SHARE / seconds
             self._notebook.record("alone", seconds=seconds, staggered_requests_per_s=self.rate)
             self._notebook.say(
-                f"a request alone takes {1e3 * seconds:,.0f} ms; staggered: {self.rate:.2f} a second"
+                f"a request alone takes {number(1e3 * seconds)} ms; "
+                f"staggered: {number(self.rate)} a second"
             )
 
     def _loads(self, seed: int) -> Iterator[tuple[str, Load]]:
@@ -178,7 +184,7 @@ class Measuring:
                         new_tokens=plan.new_tokens, context=self._longest)  # fmt: skip
         yield STAGGERED, Load(STAGGERED, drawn.requests[: plan.staggered])
 
-    def _one(self, arm: RunningArm, where: Where, load: str, planned: Load, number: int) -> None:
+    def _one(self, arm: RunningArm, where: Where, load: str, planned: Load, turn: int) -> None:
         """One cluster, one load, one round."""
         say, record = self._notebook.say, self._notebook.record
         begun = time.monotonic()
@@ -186,7 +192,7 @@ class Measuring:
             with Sampler(arm.pids()) as sampler:
                 traces = arm.drive(planned)
         except BatonError as error:
-            self._notebook.failed(f"{_named(where)}, {load}, round {number + 1}", error)
+            self._notebook.failed(f"{_named(where)}, {load}, round {turn + 1}", error)
             arm.await_ready()  # restarts a process that died; if that fails, the study fails
             return
         lasted = time.monotonic() - begun
@@ -199,7 +205,7 @@ class Measuring:
         here.tokens_per_s.append(tokens / lasted)
         here.usages.append(usage)
         base: dict[str, Plain] = {
-            "batch": where[0], "window_ms": where[1], "load": load, "round": number
+            "batch": where[0], "window_ms": where[1], "load": load, "round": turn
         }  # fmt: skip
         for trace in traces:
             times = trace.timings
@@ -211,7 +217,7 @@ class Measuring:
                tokens_per_s=tokens / lasted, busiest_second_cores=usage.peak_cores,
                samples=usage.samples, gpu_percent=usage.gpu_percent,
                **{f"cores of {name}": value for name, value in usage.cores.items()})  # fmt: skip
-        say(f"round {number + 1}: {_named(where)}, {load}: {tokens / lasted:,.0f} tokens/s")
+        say(f"round {turn + 1}: {_named(where)}, {load}: {number(tokens / lasted)} tokens/s")
 
 
 def _named(where: Where) -> str:
@@ -256,8 +262,9 @@ def _fixed(model: str, setting: Setting, plan: Plan, rate: float) -> dict[str, s
         "topology": f"{plan_topology(gpus=count_gpus())}, prefix caching off",
         "answers": f"{plan.new_tokens} tokens, greedy, end-of-text ignored",
         "burst": f"{plan.burst} requests at once, prompts of {PROMPT} tokens",
-        "staggered": f"{plan.staggered} requests at random, {rate:.2f} a second on average ({SHARE:.0%} "
-        f"of the rate of one request at a time), prompts of {PROMPT // 2} to {PROMPT * 3 // 2} tokens",
+        "staggered": f"{plan.staggered} requests at random, {number(rate)} a second on average "
+        f"({percent(SHARE)} of the rate of one request at a time), prompts of {PROMPT // 2} to "
+        f"{PROMPT * 3 // 2} tokens",
         "rounds": f"{plan.rounds}, clusters taking turns; latencies of all rounds, median rates",
         "utilisation": f"CPU time of the cluster's processes, read {SAMPLES_PER_S:g} times a second",
     }

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean, median
 
-from tools.lab.phrasing import SAME, change
+from tools.lab.phrasing import SAME, change, number, percent
+from tools.lab.shares import FEWEST, basis, shorter
 from tools.lab.study import Table
 from tools.measure.slo import percentile
 
@@ -54,8 +55,8 @@ class Ratio:
 
     def __str__(self) -> str:
         if self.least == self.most:
-            return f"{self.middle:.2f} times"
-        return f"{self.middle:.2f} times ({self.least:.2f} to {self.most:.2f} in the rounds)"
+            return f"{number(self.middle)} times"
+        return f"{number(self.middle)} times ({number(self.least)} to {number(self.most)} in the rounds)"
 
     @property
     def doubtful(self) -> str:
@@ -90,8 +91,8 @@ def latency_table(title: str, cells: Sequence[Cell], machine_cores: int) -> Tabl
             *(str(c.batch), f"{c.window_ms:g}", c.load, str(len(c.total))),
             *(_ms(mean(c.queueing)), _ms(mean(c.execution)), _ms(mean(c.total))),
             *(_ms(percentile(c.total, 95)), _ms(percentile(c.total, 99))),
-            *(f"{median(c.requests_per_s):.2f}", f"{c.rate:,.1f}"),
-            f"{busy(c) / machine_cores:.0%}" if c.cores else "",
+            *(number(median(c.requests_per_s)), number(c.rate)),
+            percent(busy(c) / machine_cores) if c.cores else "",
         )
         for c in cells
     )
@@ -106,8 +107,8 @@ def usage_table(cells: Sequence[Cell]) -> Table:
     rows = [
         (
             *(str(c.batch), f"{c.window_ms:g}", c.load),
-            *(f"{c.cores.get(name, 0.0):.2f}" for name in names),
-            *(f"{busy(c):.2f}", f"{c.peak_cores:.2f}"),
+            *(number(c.cores.get(name, 0.0)) for name in names),
+            *(number(busy(c)), number(c.peak_cores)),
             *([_percent(c.gpu_percent)] if with_gpu else []),
         )
         for c in cells
@@ -156,23 +157,46 @@ def verdict(cells: Sequence[Cell]) -> str:
     best = max(cells[1:], key=lambda c: ratio(first, c).middle)
     gain = ratio(first, best)
     where = f"{_load(first)}, window {first.window_ms:g} ms"
+    rests = f"{_basis(first, best)}; threshold {percent(PAYS)}"
+    if not enough(first, best):
+        sooner = shorter(best.total, first.total)
+        return (
+            f"**No verdict on batching** ({where}): {rests}, and below {FEWEST} requests a cell there is "
+            f"none. Batch {best.batch} made {number(best.rate)} tokens/s, {gain} those of batch "
+            f"{first.batch}; {sooner} of its requests were done sooner than the median one at batch "
+            f"{first.batch}."
+        )
     if gain.middle - 1 <= PAYS:
         return (
-            f"**Batching does not pay here** ({where}): no batch size brings more than {PAYS:.0%} "
-            f"over batch {first.batch} ({first.rate:,.0f} tokens/s); the best, batch {best.batch}, "
-            f"has {gain} its throughput.{gain.doubtful}"
+            f"**Batching does not pay here** ({where}): no batch size brings more than {percent(PAYS)} "
+            f"over batch {first.batch} ({number(first.rate)} tokens/s); the best, batch {best.batch}, "
+            f"has {gain} its throughput ({rests}).{gain.doubtful}"
         )
     return (
-        f"**Batching pays** ({where}): batch {best.batch} makes {best.rate:,.0f} tokens/s, {gain} "
-        f"those of batch {first.batch} ({first.rate:,.0f}).{gain.doubtful}"
+        f"**Batching pays** ({where}): batch {best.batch} makes {number(best.rate)} tokens/s, {gain} "
+        f"those of batch {first.batch} ({number(first.rate)}; {rests}).{gain.doubtful}"
     )
+
+
+def enough(*cells: Cell) -> bool:
+    """Whether these cells have the requests that a verdict needs."""
+    return all(len(cell.total) >= FEWEST for cell in cells)
+
+
+def _basis(*cells: Cell) -> str:
+    """Requests and seconds of a round, of the cell that has the fewest requests."""
+    cell = min(cells, key=lambda each: len(each.total))
+    rounds = len(cell.requests_per_s)
+    requests = len(cell.total)
+    window_s = requests / max(1, rounds) / max(1e-9, median(cell.requests_per_s))
+    return f"{basis(requests, rounds, window_s)} a cell"
 
 
 def trades(cells: Sequence[Cell]) -> list[str]:
     """The latency paid for throughput: the smallest batch against every other."""
     first = cells[0]
     return [
-        f"From batch {first.batch} to {other.batch}: throughput x {ratio(first, other).middle:.2f}; "
+        f"From batch {first.batch} to {other.batch}: throughput x {number(ratio(first, other).middle)}; "
         f"execution {_change(first.execution, other.execution)}, queueing "
         f"{_change(first.queueing, other.queueing)}, so the mean latency "
         f"{_change(first.total, other.total)} and P95 "
@@ -183,17 +207,19 @@ def trades(cells: Sequence[Cell]) -> list[str]:
 
 def knee(cells: Sequence[Cell]) -> str:
     """The batch size after which a doubling gains less than KNEE. A larger step is split evenly."""
+    if not enough(*cells):
+        return f"No verdict on a knee: {_basis(*cells)} are fewer than {FEWEST}."
     for before, after in pairwise(cells):
         doublings = math.log2(after.batch / before.batch)
         gain = ratio(before, after).middle ** (1 / doublings) - 1
         if gain < KNEE:
             return (
                 f"The knee is at batch {before.batch}: a doubling from there towards {after.batch} "
-                f"brings {gain:+.0%} tokens/s, less than {KNEE:.0%}."
+                f"brings {percent(gain)} more tokens/s, less than {percent(KNEE)} ({_basis(*cells)})."
             )
     return (
-        f"There is no knee up to batch {cells[-1].batch}: every doubling brings at least {KNEE:.0%} "
-        "more tokens/s."
+        f"There is no knee up to batch {cells[-1].batch}: every doubling brings at least "
+        f"{percent(KNEE)} more tokens/s ({_basis(*cells)})."
     )
 
 
@@ -203,20 +229,20 @@ def utilisation(cells: Sequence[Cell], machine_cores: int) -> str:
     if not (first.cores and last.cores):
         return "Core utilisation is unknown here: the system has no /proc."
     text = (
-        f"The cluster keeps {busy(first) / machine_cores:.0%} of {machine_cores} cores busy at batch "
-        f"{first.batch} and {busy(last) / machine_cores:.0%} at batch {last.batch}"
+        f"The cluster keeps {percent(busy(first) / machine_cores)} of {machine_cores} cores busy at "
+        f"batch {first.batch} and {percent(busy(last) / machine_cores)} at batch {last.batch}"
     )
     if busy(first) <= 0 or busy(last) <= 0:
         return text + "."
     each = [cell.rate / busy(cell) for cell in (first, last)]
-    return f"{text}; a second of one core makes {each[0]:,.0f} and {each[1]:,.0f} tokens."
+    return f"{text}; a second of one core makes {number(each[0])} and {number(each[1])} tokens."
 
 
 def calm(cells: Sequence[Cell]) -> str:
     """Staggered arrivals set the throughput, so only latency can change."""
     first, last = cells[0], cells[-1]
     return (
-        f"Under {_load(first)} the arrivals set the pace ({first.rate:,.0f} and {last.rate:,.0f} "
+        f"Under {_load(first)} the arrivals set the pace ({number(first.rate)} and {number(last.rate)} "
         f"tokens/s); from batch {first.batch} to {last.batch} queueing "
         f"{_change(first.queueing, last.queueing)}, execution "
         f"{_change(first.execution, last.execution)}, and the mean latency "
@@ -228,17 +254,21 @@ def window(cells: Sequence[Cell]) -> str:
     """What the window costs in queueing, and what it gains."""
     first, last = cells[0], cells[-1]
     waited = mean(last.queueing) - mean(first.queueing)
-    cost = f"cost {waited:.1f} ms of queueing a request" if waited > 0 else "cost no queueing"
+    cost = f"cost {number(waited)} ms of queueing a request" if waited > 0 else "cost no queueing"
     text = (
         f"A window of {last.window_ms:g} ms instead of {first.window_ms:g} at batch {first.batch} "
-        f"({_load(first)}) {cost} ({mean(first.queueing):.1f} to {mean(last.queueing):.1f} ms; mean "
-        f"latency {_change(first.total, last.total)})"
+        f"({_load(first)}) {cost} ({number(mean(first.queueing))} to {number(mean(last.queueing))} ms; "
+        f"mean latency {_change(first.total, last.total)})"
     )
     if first.load == STAGGERED:
         return f"{text}; the arrivals set the pace, so it cannot gain throughput."
     gain = ratio(first, last)
+    if not enough(first, last):
+        few = f"{_basis(first, last)} are fewer than {FEWEST}"
+        return f"{text}: {gain} the tokens/s; no verdict, as {few}."
     gained = "gained nothing" if gain.middle - 1 <= PAYS else "gained throughput"
-    return f"{text}, and {gained}: {gain} the tokens/s.{gain.doubtful}"
+    rests = f"{_basis(first, last)}; threshold {percent(PAYS)}"
+    return f"{text}, and {gained}: {gain} the tokens/s ({rests}).{gain.doubtful}"
 
 
 def busy(cell: Cell) -> float:
@@ -253,12 +283,12 @@ def _load(cell: Cell) -> str:
 
 def _change(before: Sequence[float], after: Sequence[float]) -> str:
     a, b = mean(before), mean(after)
-    return f"{change(a, b)} ({a:,.0f} to {b:,.0f} ms)"
+    return f"{change(a, b)} ({number(a)} to {number(b)} ms)"
 
 
 def _ms(value: float) -> str:
-    return f"{value:,.1f}"
+    return number(value)
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}%"
+    return "" if value is None else percent(value / 100)

@@ -1,4 +1,4 @@
-"""The claims study: speed-ups and savings claimed by the project's source documents, measured here.
+"""The claims study: commonly claimed speed-ups and savings, measured here.
 
 KV cache, half precision, INT8, compiling, torch.compile, speculation, batching, prefix cache: each is the
 ratio of two sides that take turns, by a stated definition, and gets a verdict (claims_findings.py). Speed
@@ -16,9 +16,10 @@ from tools.lab.claims_clusters import FULL, held, prefix_cache, speculation
 from tools.lab.claims_engine import batching, booted, compiled, kv_cache, torch_compile
 from tools.lab.claims_findings import Held, Result, claims_table, findings, memory_result
 from tools.lab.plots import draw_claims
+from tools.lab.questions import QUESTIONS
+from tools.lab.shares import FEWEST
 from tools.lab.study import Cell, Notebook, Picture, Setting, Study
 
-QUESTION = "Which of the commonly claimed speed-ups and savings hold here, and by how much?"
 MODEL, TEXT_MODEL = "random:gpt2", "demo"
 FAILURES = (BatonError, OSError, MemoryError, RuntimeError)
 
@@ -33,16 +34,19 @@ class Sizes:
     known: int  # tokens of the prefix-cache claim's prompt
     answer: int  # tokens of an answer with speculation
     texts: int  # number of its prompts
+    enough: int  # answers or first tokens of a claim that is measured by them
     torch_compile_s: float  # limit, loading and measuring included; 0: skipped
 
 
 def sizes_for(setting: Setting, context: int) -> Sizes:
     """Sizes for a setting and a model."""
-    small = Sizes(min(64, context // 4), 24, 3, min(512, context // 2), 60, 3, 0.0)
+    small = Sizes(min(64, context // 4), 24, 3, min(512, context // 2), 60, 3, 3, 0.0)
     full = replace(small, prompt=min(128, context // 4), new=50, rounds=5, answer=120, texts=8,
-                   torch_compile_s=60.0)  # fmt: skip
+                   enough=FEWEST, torch_compile_s=60.0)  # fmt: skip
     sizes = small if setting.quick else full
-    return replace(sizes, rounds=setting.rounds or sizes.rounds)
+    if setting.rounds is not None:  # what the user asks for is done, even if it allows no verdict
+        return replace(sizes, rounds=setting.rounds, enough=0)
+    return sizes
 
 
 def run(setting: Setting, notebook: Notebook) -> Study:
@@ -69,21 +73,27 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     attempt("torch.compile", lambda: [_torch_compile(model, dtype, sizes)])
     attempt(
         "speculation",
-        lambda: speculation(TEXT_MODEL, "auto", sizes.answer, sizes.rounds, sizes.texts, notebook),
+        lambda: speculation(
+            TEXT_MODEL, "auto", sizes.answer, _rounds(sizes, sizes.texts), sizes.texts, notebook
+        ),
     )
     attempt(
         "prefix cache",
-        lambda: [prefix_cache(model, dtype, sizes.known, sizes.rounds, setting.seed, notebook)],
+        lambda: [
+            prefix_cache(model, dtype, sizes.known, _rounds(sizes, 1), setting.seed, notebook)
+        ],
     )
     pictures = []
     if results:
         draw_claims(results, setting.output / "claims.png")
-        caption = "The claimed range and the measurement of each claim; dots are rounds."
+        caption = (
+            "The claimed range and the measurement of each claim; dots are rounds (log scale)."
+        )
         pictures.append(Picture("claims.png", caption))
     return Study(
         name="claims",
         title="Claims",
-        question=QUESTION,
+        question=QUESTIONS["claims"],
         varied="one thing for each claim, everything else unchanged",
         fixed=_fixed(model, dtype, sizes),
         command="python main.py lab claims",
@@ -93,6 +103,11 @@ def run(setting: Setting, notebook: Notebook) -> Study:
         failures=tuple(notebook.failures[already:]),
         seconds=monotonic() - begun,
     )
+
+
+def _rounds(sizes: Sizes, requests: int) -> int:
+    """As many rounds of so many requests as a verdict needs, and `sizes.rounds` at least."""
+    return max(sizes.rounds, -(-sizes.enough // requests))
 
 
 def _in_process(
@@ -148,8 +163,10 @@ def _fixed(model: str, dtype: str, sizes: Sizes) -> dict[str, str]:
         "model of the speed and memory claims": f"{model}, {dtype} unless the claim is about it",
         "model of the speculation claims": TEXT_MODEL,
         "decoding": "greedy, EOS ignored",
-        "rounds": f"{sizes.rounds} (KV cache: {min(3, sizes.rounds)}); the sides take turns, and the "
-        "ratio is taken within each round",
+        "rounds": f"{sizes.rounds} (KV cache: {min(3, sizes.rounds)}; speculation: "
+        f"{_rounds(sizes, sizes.texts)}; prefix cache: {_rounds(sizes, 1)}); the sides take turns, and "
+        "the ratio is taken within each round",
+        "verdicts": f"from {FEWEST} timed answers, first tokens or steps on each side on",
         "torch.compile": f"gets {sizes.torch_compile_s:g} s, loading and measuring included"
         if sizes.torch_compile_s
         else "skipped",

@@ -20,6 +20,7 @@ from decode_worker.speculation import PromptLookup, Speculation, Wanted, accepte
 from prompts import PROMPTS
 from tools.lab.claims_engine import booted
 from tools.lab.claims_findings import Held, Result, by_rounds
+from tools.lab.phrasing import number, percent
 from tools.lab.study import Notebook
 from tools.measure.slo import Trace
 from tools.measure.split import RunningArm, Split, options_for, running
@@ -41,8 +42,8 @@ class Accepted:
     def __str__(self) -> str:
         share = self.stood / self.guessed if self.guessed else 0.0
         return (
-            f"{self.stood} of {self.guessed} draft tokens were accepted ({share:.0%}), {self.tokens} "
-            f"tokens took {self.steps} steps: {self.tokens / self.steps:.2f} a step"
+            f"{self.stood} of {self.guessed} draft tokens were accepted ({percent(share)}), "
+            f"{self.tokens} tokens took {self.steps} steps: {number(self.tokens / self.steps)} a step"
         )
 
 
@@ -124,25 +125,25 @@ def _speculated(
     key: str, arms: list[RunningArm], loads: list[Load], rounds: int, what: str, notebook: Notebook
 ) -> Result:
     pairs, parts = [], []
-    for number in range(-1, rounds):  # the first round warms up
+    for turn in range(-1, rounds):  # the first round warms up
         plain, guessing = ([arm.drive(load)[0] for load in loads] for arm in arms)
         if [each.token_ids for each in plain] != [each.token_ids for each in guessing]:
             raise BatonError("the answers with and without drafts differ")
-        if number < 0:
+        if turn < 0:
             parts = [
                 accepted(load.requests[0].prompt, trace.token_ids)
                 for load, trace in zip(loads, guessing, strict=True)
             ]
             continue
         pairs.append((_mean_ms(plain), _mean_ms(guessing)))
-        notebook.record(key, round=number, plain_ms=pairs[-1][0], ngram_ms=pairs[-1][1])
+        notebook.record(key, round=turn, plain_ms=pairs[-1][0], ngram_ms=pairs[-1][1])
     new = loads[0].requests[0].new_tokens
     definition = (
         f"whole latency of {new} greedy tokens, {len(loads)} {what}, one request at a time; n-grams, up "
         f"to {GUESSES} draft tokens"
     )
     remark = f"{together(parts)}; the answers are the same, token by token."
-    return by_rounds(key, pairs, "ms", definition, remark)
+    return by_rounds(key, pairs, "ms", definition, remark, samples=len(loads) * rounds)
 
 
 def _mean_ms(traces: Sequence[Trace]) -> float:
@@ -158,8 +159,8 @@ def prefix_cache(
     pairs, known = [], []
     with running(split, options) as arm:
         arm.drive(single(tokens, 2, 1000 * seed))  # warms up
-        for number in range(rounds):
-            base = single(tokens, 2, 1000 * seed + number + 1).requests[0].prompt
+        for turn in range(rounds):
+            base = single(tokens, 2, 1000 * seed + turn + 1).requests[0].prompt
             tail = tuple(reversed(base[-16:]))
             (cold,) = arm.drive(Load("new", (Planned(0.0, base, 2),)))
             (warm,) = arm.drive(Load("known", (Planned(0.0, base[:-16] + tail, 2),)))
@@ -170,12 +171,12 @@ def prefix_cache(
                 )
             pairs.append((1e3 * cold.ttft, 1e3 * warm.ttft))
             known.append(warm.timings.cached_tokens)
-            notebook.record("prefix", round=number, new_ms=pairs[-1][0], known_ms=pairs[-1][1])
+            notebook.record("prefix", round=turn, new_ms=pairs[-1][0], known_ms=pairs[-1][1])
     definition = (
         f"TTFT of a prompt of {tokens:,} tokens on an idle cluster, new or with a known beginning"
     )
-    remark = f"{median(known):,.0f} of {tokens:,} tokens were cached."
-    return by_rounds("prefix", pairs, "ms", definition, remark)
+    remark = f"{number(median(known))} of {tokens:,} tokens were cached."
+    return by_rounds("prefix", pairs, "ms", definition, remark, samples=rounds)
 
 
 FULL = "float32"

@@ -27,12 +27,13 @@ from baton.kv.row import Logits, Row
 from baton.model_files import ModelFiles
 from baton.package import ROOT
 from tools.lab.claims_findings import Result, by_rounds
+from tools.lab.phrasing import number
 from tools.measure.steps import DecodeSteps
 
 BLOCK = 16
 CONTEXT = 110  # tokens of a sequence before the step that is timed
 BATCH = 8
-STEPS = 8  # of one turn
+STEPS = 18  # of one turn: three turns are enough for a verdict
 TORCH_COMPILE_S = 60.0
 
 Side = Callable[[], float]
@@ -73,7 +74,7 @@ def kv_cache(engine: Engine, prompt: int, new: int, rounds: int) -> Result:
     definition = (
         f"{new} greedy tokens after a prompt of {prompt}, in process; same tokens both ways"
     )
-    return by_rounds("kv-cache", pairs, "ms", definition)
+    return by_rounds("kv-cache", pairs, "ms", definition, samples=new * rounds)
 
 
 def decode_ms(runner: Forward, layout: KVLayout, batch: int) -> Side:
@@ -92,7 +93,8 @@ def compiled(engine: Engine, files: ModelFiles, dtype: str, rounds: int) -> Resu
     runner, layout = in_torch(model, DTYPES[dtype], BLOCK)
     ours, plain = decode_ms(engine.runner, engine.layout, 1), decode_ms(runner, layout, 1)
     definition = f"a decode step at batch 1 after {CONTEXT} tokens; before: plain torch"
-    return by_rounds("compiled", turns(plain, ours, rounds), "ms", definition)
+    pairs = turns(plain, ours, rounds)
+    return by_rounds("compiled", pairs, "ms", definition, samples=STEPS * rounds)
 
 
 def batching(engine: Engine, rounds: int) -> Result:
@@ -105,7 +107,8 @@ def batching(engine: Engine, rounds: int) -> Result:
         pairs,
         "tokens/s",
         f"decode steps after {CONTEXT} tokens, batch {BATCH} beside batch 1, in process",
-        f"a step of {BATCH} sequences takes {slower:.2f} times as long as one of a single sequence.",
+        f"a step of {BATCH} sequences takes {number(slower)} times as long as one of a single sequence.",
+        samples=STEPS * rounds,
         more_is_better=True,
     )
 
@@ -149,7 +152,9 @@ def torch_compile(model: str, dtype: str, rounds: int, limit_s: float = TORCH_CO
         [(before, after) for before, after in found["ms"]],
         "ms",
         f"a decode step at batch 1 after {CONTEXT} tokens, transformers' model with a static cache",
-        f"compiling took {found['compile_s']:.0f} s; the logits differ by up to {found['off']:.1e}.",
+        f"compiling took {number(found['compile_s'])} s; the logits differ by up to "
+        f"{number(found['off'])}.",
+        samples=found["steps"],
     )
 
 

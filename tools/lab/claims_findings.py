@@ -1,8 +1,9 @@
-"""Claims of the project's source documents, what is measured for each, and the verdict. Pure.
+"""Claims that are commonly made, what is measured for each, and the verdict. Pure.
 
     beaten            the median of the ratios reaches the claim's upper end
     reproduced        it reaches the lower end
     not reproduced    it does not
+    no verdict        fewer than FEWEST timed answers, first tokens or steps on a side
 
 A claim of one number N is the range from 5 % below N to 5 % above. A claim of an improvement without a
 number needs 5 %.
@@ -14,7 +15,8 @@ from enum import StrEnum
 from math import inf
 from statistics import median
 
-from baton.table import amount
+from tools.lab.phrasing import gigabytes, number, percent, spread
+from tools.lab.shares import FEWEST, Share
 from tools.lab.study import Table
 
 NEAR = 0.05
@@ -26,6 +28,7 @@ class Verdict(StrEnum):
     BEATEN = "beaten"
     REPRODUCED = "reproduced"
     NOT = "not reproduced"
+    FEW = "no verdict"
     UNMEASURED = "not measured"
 
 
@@ -66,8 +69,8 @@ CLAIMS = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The measurement for a claim. `ratios`: how many times better, round by round; a single one is
-    exact. `before` and `after` are medians of the two sides, in `unit`."""
+    """The measurement for a claim. `ratios`: how many times better, round by round. `before`
+    and `after` are medians of the two sides, in `unit`."""
 
     key: str
     ratios: tuple[float, ...]
@@ -76,6 +79,7 @@ class Result:
     unit: str
     definition: str
     beside: str = ""  # a sentence on further observations
+    samples: int | None = None  # timed answers, first tokens or steps of a side; None: bytes, exact
 
     @property
     def ratio(self) -> float:
@@ -87,17 +91,20 @@ def verdict(claim: Claim, result: Result | None) -> Verdict:
     """The outcome, by the rule above."""
     if result is None or not result.ratios:
         return Verdict.UNMEASURED
+    if result.samples is not None and result.samples < FEWEST:
+        return Verdict.FEW
     if result.ratio >= claim.high:
         return Verdict.BEATEN
     return Verdict.REPRODUCED if result.ratio >= claim.low else Verdict.NOT
 
 
 def by_rounds(key: str, rounds: Sequence[tuple[float, float]], unit: str, definition: str,
-              beside: str = "", *, more_is_better: bool = False) -> Result:  # fmt: skip
+              beside: str = "", *, samples: int, more_is_better: bool = False) -> Result:  # fmt: skip
     """A Result from pairs (before, after) of the same round."""
     ratios = [after / before if more_is_better else before / after for before, after in rounds]
     befores, afters = zip(*rounds, strict=True)
-    return Result(key, tuple(ratios), median(befores), median(afters), unit, definition, beside)
+    return Result(key, tuple(ratios), median(befores), median(afters), unit, definition, beside,
+                  samples)  # fmt: skip
 
 
 def claims_table(results: Mapping[str, Result]) -> Table:
@@ -109,21 +116,38 @@ def claims_table(results: Mapping[str, Result]) -> Table:
             (
                 claim.title,
                 claim.claimed,
-                *(_numbers(result) if result else ("-", "-", "-")),
+                *(_numbers(result) if result else ("-", "-", "-", "-")),
                 str(verdict(claim, result)),
                 result.definition if result else "",
             )
         )
-    head = ("claim", "claimed", "before", "after", "times", "verdict", "what was measured")
+    head = (
+        "claim",
+        "claimed",
+        "before",
+        "after",
+        "times",
+        "rests on",
+        "verdict",
+        "what was measured",
+    )
     return Table("Claims, measured here", head, tuple(rows))
 
 
-def _numbers(result: Result) -> tuple[str, str, str]:
-    times = f"{result.ratio:.2f}"
-    if len(result.ratios) > 1:
-        times += f" ({min(result.ratios):.2f} .. {max(result.ratios):.2f})"
+def _numbers(result: Result) -> tuple[str, str, str, str]:
     unit = f" {result.unit}"
-    return f"{result.before:,.4g}{unit}", f"{result.after:,.4g}{unit}", times
+    return (
+        number(result.before) + unit,
+        number(result.after) + unit,
+        spread(result.ratios),
+        _basis(result),
+    )
+
+
+def _basis(result: Result) -> str:
+    if result.samples is None:
+        return "a count, exact"
+    return f"{result.samples} in {len(result.ratios)} rounds"
 
 
 def findings(results: Mapping[str, Result]) -> list[str]:
@@ -133,21 +157,28 @@ def findings(results: Mapping[str, Result]) -> list[str]:
     if not measured:
         return ["No claim could be measured."]
     counts = []
-    for each in (Verdict.BEATEN, Verdict.REPRODUCED, Verdict.NOT):
+    for each in (Verdict.BEATEN, Verdict.REPRODUCED, Verdict.NOT, Verdict.FEW):
         its = [
-            f"{claim.title} ({results[claim.key].ratio:.2f} times; {claim.claimed})"
+            f"{claim.title} ({number(results[claim.key].ratio)} times; {claim.claimed})"
             for claim in measured
             if found[claim.key] is each
         ]
         counts.append(f"{len(its)} {each}" + (f": {', '.join(its)}" if its else ""))
     sentences = [
         f"Of {len(measured)} claims measured here {'; '.join(counts)}. Medians of the rounds' ratios; a "
-        f"single number counts as reproduced within {NEAR:.0%} and as beaten above that."
+        f"single number counts as reproduced within {percent(NEAR)} and as beaten above that."
     ]
-    losing = [claim for claim in measured if results[claim.key].ratio < 1 - NEAR]
+    sentences += [
+        _open(claim, results[claim.key]) for claim in measured if found[claim.key] is Verdict.FEW
+    ]
+    losing = [
+        claim
+        for claim in measured
+        if results[claim.key].ratio < 1 - NEAR and found[claim.key] is not Verdict.FEW
+    ]
     for claim in losing:
         worse = results[claim.key].ratio
-        sentences.append(f"{claim.title} is worse than without here: {worse:.2f} times.")
+        sentences.append(f"{claim.title} is worse than without here: {number(worse)} times.")
     if missing := [claim.title for claim in CLAIMS if found[claim.key] is Verdict.UNMEASURED]:
         sentences.append(f"Not measured: {', '.join(missing)}.")
     return sentences + [
@@ -155,6 +186,15 @@ def findings(results: Mapping[str, Result]) -> list[str]:
         for claim in measured
         if results[claim.key].beside
     ]
+
+
+def _open(claim: Claim, result: Result) -> str:
+    """What is known of a claim that gets no verdict."""
+    better = Share(sum(each > 1 for each in result.ratios), len(result.ratios))
+    return (
+        f"{claim.title}: no verdict, as {result.samples} timed on a side are fewer than {FEWEST}; "
+        f"{number(result.ratio)} times, better in {better} rounds."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +220,14 @@ def memory_result(key: str, full: Held, less: Held) -> Result:
         f"{full.dtype} to {less.dtype}; exact"
     )
     parts = (
-        f"weights {amount(full.weights)} to {amount(less.weights)} "
-        f"({full.weights / less.weights:.2f} times), KV {amount(full.kv)} to {amount(less.kv)} "
-        f"({full.kv / less.kv:.2f} times)"
+        f"weights {gigabytes(full.weights)} to {gigabytes(less.weights)} "
+        f"({number(full.weights / less.weights)} times), KV {gigabytes(full.kv)} to {gigabytes(less.kv)} "
+        f"({number(full.kv / less.kv)} times)"
     )
     if full.rss_bytes and less.rss_bytes:
         parts += (
-            f"; a decode worker's RSS {amount(full.rss_bytes)} to {amount(less.rss_bytes)} "
-            f"({full.rss_bytes / less.rss_bytes:.2f} times: torch and Python included)"
+            f"; a decode worker's RSS {gigabytes(full.rss_bytes)} to {gigabytes(less.rss_bytes)} "
+            f"({number(full.rss_bytes / less.rss_bytes)} times: torch and Python included)"
         )
     before, after = full.bytes / 1e6, less.bytes / 1e6
     return Result(key, (before / after,), before, after, "MB", definition, f"{parts}.")

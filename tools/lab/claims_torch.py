@@ -19,7 +19,7 @@ from baton.host import die_with
 from baton.model_files import resolve_model
 
 CONTEXT = 110
-STEPS = 8
+STEPS = 10  # of one turn: five turns are enough for a verdict
 
 
 class Turn:
@@ -64,7 +64,7 @@ def main(name: str, dtype: str, rounds: int) -> None:
     for _ in range(2):  # the second may compile again
         eager.step(), compiled.step()
     ms = [(eager.ms(), compiled.ms()) for _ in range(rounds)]
-    print(json.dumps({"ms": ms, "compile_s": compile_s, "off": off}))
+    print(json.dumps({"ms": ms, "compile_s": compile_s, "off": off, "steps": STEPS * rounds}))
 
 
 if __name__ == "__main__":

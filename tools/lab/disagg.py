@@ -17,6 +17,7 @@ from baton.errors import BatonError
 from baton.machine import this_machine
 from baton.model_files import resolve_model
 from tools.lab.disagg_findings import (
+    EVEN,
     RATE_METRICS,
     STREAM_METRICS,
     TOGETHER_MS,
@@ -30,7 +31,7 @@ from tools.lab.disagg_findings import (
     handover_findings,
     handover_table,
     interference_sentence,
-    number,
+    share_table,
     too_fast,
 )
 from tools.lab.disagg_plan import (
@@ -53,12 +54,13 @@ from tools.lab.disagg_runs import (
     rates,
     streams,
 )
+from tools.lab.phrasing import number, percent
 from tools.lab.plots import draw_handover, draw_interference, draw_rates
+from tools.lab.questions import QUESTIONS
+from tools.lab.shares import FEWEST
 from tools.lab.study import Notebook, Picture, Setting, Study, Table
 from tools.measure.slo import Slo, Trace
 from tools.measure.split import CHUNKED, COLOCATED, PD
-
-QUESTION = "Does splitting prefill from decode pay, and when not?"
 
 
 @dataclass(slots=True)
@@ -96,7 +98,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     return Study(
         name="disagg",
         title="Disaggregation",
-        question=QUESTION,
+        question=QUESTIONS["disagg"],
         varied="the split: P/D, colocated, colocated with chunked prefill; then the KV transport",
         fixed=_fixed(plan, found),
         command="python main.py lab disagg",
@@ -144,18 +146,27 @@ def _fixed(plan: Plan, found: Found) -> dict[str, str]:
         "model": f"{plan.model}, context {plan.context:,}",
         "clusters": f"on the CPU: {found.common}",
         "streams": f"{STREAMS}, beside {plan.long_prompts} prompts of {plan.long_prompt:,} tokens"
-        + (f", one every {found.pace.every:.2f} s" if found.pace else ""),
-        "requests at random": f"Poisson arrivals for {plan.seconds:g} s, prompts of {plan.prompt // 2} "
-        f"to {plan.prompt * 3 // 2} tokens, {plan.new_tokens} new tokens",
+        + (f", one every {number(found.pace.every)} s" if found.pace else ""),
+        "requests at random": f"Poisson arrivals for {_windows(plan, found)}, prompts of "
+        f"{plan.prompt // 2} to {plan.prompt * 3 // 2} tokens, {plan.new_tokens} new tokens",
         "chunks": f"{CHUNK} tokens a step in the chunked arm; whole prompts in the colocated one",
         "ITL, TPOT": "at the client: each gap; the mean gap of a request",
         "prefix cache": "off, so that a repeated load costs the same",
         "rounds": f"{plan.rounds}, each with its own requests; the arms take turns within a round",
+        "verdicts": f"from {FEWEST} requests a cell on; threshold {percent(EVEN)}, in every round",
         "hand-over": f"{plan.repeats} requests for each length and transport, one at a time",
     }
     if found.slo is not None:
         fixed["SLO"] = _slo(found.slo) + " (10 and 5 times those of an idle request)"
     return fixed
+
+
+def _windows(plan: Plan, found: Found) -> str:
+    """The window of each rate, by which goodput is counted."""
+    windows = {rate: f"{number(plan.window_s(rate))} s" for rate in found.rates}
+    if not windows:
+        return f"{number(plan.seconds)} s or more"
+    return ", ".join(f"{window} at {rate:g}/s" for rate, window in windows.items())
 
 
 def _slo(slo: Slo) -> str:
@@ -179,7 +190,7 @@ def _findings(plan: Plan, found: Found, cells: list[Cell]) -> list[str]:
 
 
 def _tables(found: Found, cells: list[Cell]) -> list[Table]:
-    tables = [cell_table(cells, (PD, COLOCATED, CHUNKED))] if cells else []
+    tables = [share_table(cells), cell_table(cells, (PD, COLOCATED, CHUNKED))] if cells else []
     return tables + ([handover_table(found.handed)] if found.handed else [])
 
 
@@ -193,7 +204,8 @@ def _pictures(setting: Setting, plan: Plan, found: Found) -> list[Picture]:
                 name,
                 f"Every token of {STREAMS} streams: the time since the one before it, while "
                 f"{plan.long_prompt:,}-token prompts arrive (dashed). Same cores, same requests. Gaps "
-                f"below {TOGETHER_MS:g} ms are drawn there: their tokens reached the client together.",
+                f"below {TOGETHER_MS:g} ms are drawn there: their tokens reached the client together. "
+                "The axis of the gaps is logarithmic.",
             )
         )
     drawn = {rate: arms for rate, arms in found.rates.items() if measured(arms)}
@@ -203,13 +215,17 @@ def _pictures(setting: Setting, plan: Plan, found: Found) -> list[Picture]:
         pictures.append(
             Picture(
                 name,
-                "TTFT, ITL and requests within the SLO against the arrival rate: lines are medians of "
-                "the rounds (dashed: p99), dots the rounds, dotted the SLO.",
+                "TTFT, ITL and the share of requests within the SLO against the arrival rate: lines are "
+                "medians of the rounds (dashed: p99), dots the rounds, dotted the SLO. The axes of times "
+                "are logarithmic, those of rates and shares linear; bars are 95% intervals.",
             )
         )
     if found.handed:
         name = "disagg-handover.png"
         draw_handover(found.handed, setting.output / name)
-        caption = "Hand-over of one prompt's KV, as the writer measures it, by transport."
+        caption = (
+            "Hand-over of one prompt's KV, as the writer measures it, by transport: medians, fastest to "
+            "slowest shaded (both axes logarithmic)."
+        )
         pictures.append(Picture(name, caption))
     return pictures

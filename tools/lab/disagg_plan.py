@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import InputError
+from tools.lab.shares import FEWEST
 from tools.lab.study import Setting
 from tools.measure.workload import Load, Planned, mixed, poisson
 
@@ -18,7 +19,9 @@ EVERY = (
     2.2  # times a long prompt's idle TTFT: with half of the cores it ends before the next arrives
 )
 LATEST = 4  # times the end: the longest wait for a long prompt
-SHARES, QUICK_SHARES = (0.3, 0.6, 0.9), (0.4, 0.8)  # of the capacity, for the rates
+SHARES, QUICK_SHARES = (0.4, 0.9), (0.4, 0.8)  # of the capacity, for the rates
+SPARE = 1.3  # times FEWEST: how many requests are expected, as arrivals at random may be fewer
+LONGEST_WINDOW_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class Plan:
     long_prompts: int
     prompt: int  # mean tokens of the requests that arrive at random
     new_tokens: int
-    seconds: float  # of each load of them
+    seconds: float  # the shortest window of their arrivals
+    verdicts: bool  # whether windows are long enough for FEWEST requests
     rates: tuple[float, ...]  # empty: SHARES of the capacity
     lengths: tuple[int, ...]  # of the prompts that are handed over
     repeats: int
@@ -43,6 +47,13 @@ class Plan:
     def stream_tokens(self) -> int:
         """New tokens of a stream: as many as fit the context."""
         return self.context - 20
+
+    def window_s(self, rate: float) -> float:
+        """Seconds during which requests arrive at this rate in one round, the same for every arm."""
+        if not self.verdicts:
+            return self.seconds
+        wanted = SPARE * FEWEST / (rate * self.rounds)
+        return min(LONGEST_WINDOW_S, max(self.seconds, wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,7 @@ def plan_for(setting: Setting, context: int) -> Plan:
         prompt=min(128 if quick else 256, context // 4),
         new_tokens=16 if quick else 32,
         seconds=1.5 if quick else 7.0,
+        verdicts=not quick,
         rates=setting.rates,
         lengths=setting.prompt_lengths or _lengths(quick, long_prompt),
         repeats=2 if quick else 3,
@@ -131,7 +143,7 @@ def random_loads(plan: Plan, rates: tuple[float, ...]) -> Iterator[tuple[float, 
                 number,
                 poisson(
                     rate,
-                    seconds=plan.seconds,
+                    seconds=plan.window_s(rate),
                     prompt=plan.prompt,
                     new_tokens=plan.new_tokens,
                     seed=_seed(plan, number),

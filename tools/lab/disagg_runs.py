@@ -28,6 +28,8 @@ from tools.lab.disagg_plan import (
     random_loads,
     streams_load,
 )
+from tools.lab.phrasing import number
+from tools.lab.shares import Share, goodput
 from tools.lab.study import Cell, Notebook
 from tools.measure.limits import BUFFER, best
 from tools.measure.slo import Slo, Trace, percentile, summarise
@@ -152,7 +154,13 @@ def _alone(arms: Arms, name: str) -> Idle | None:
                 return None
             traces += its
     usual, long = traces[-2:]
-    return Idle(usual.ttft, percentile(usual.gaps, 50), long.ttft)
+    return idle_of(usual, long)
+
+
+def idle_of(usual: Trace, long: Trace) -> Idle:
+    """The latencies of these two. ITL is the mean gap: where tokens reach a busy client in bunches, half
+    of the gaps are next to nothing, and an SLO made of their median could not be met by anyone."""
+    return Idle(usual.ttft, usual.tpot, long.ttft)
 
 
 def capacity(arms: Arms) -> float | None:
@@ -178,22 +186,22 @@ def streams(
     """Streams beside long prompts: metrics by arm and round, and the traces of the first round."""
     numbers: dict[str, dict[int, Round]] = {name: {} for name in arms.running}
     shown: dict[str, list[Trace]] = {}
-    for number in range(arms.plan.rounds):
-        load = streams_load(arms.plan, pace, number)
+    for turn in range(arms.plan.rounds):
+        load = streams_load(arms.plan, pace, turn)
         for name in list(arms.running):
-            arms.notebook.say(f"{load.name}, round {number + 1}: {name}")
+            arms.notebook.say(f"{load.name}, round {turn + 1}: {name}")
             traces = arms.drive(name, load, load.name, enough=pace.enough)
             if not traces:
                 continue
             if over := ended_early(traces, pace, arms.plan.stream_tokens):
                 arms.notebook.failed(f"{name}, {load.name}", over)
                 continue
-            numbers[name][number] = stream_numbers(traces, pace, slo)
+            numbers[name][turn] = stream_numbers(traces, pace, slo)
             shown.setdefault(name, traces)
-            arms.notebook.record("streams", arm=name, round=number, **_plain(numbers[name][number]))
+            arms.notebook.record("streams", arm=name, round=turn, **_plain(numbers[name][turn]))
             for stream in traces:
                 arms.notebook.record(
-                    "tokens", arm=name, round=number, prompt_tokens=stream.prompt_tokens,
+                    "tokens", arm=name, round=turn, prompt_tokens=stream.prompt_tokens,
                     arrived=stream.intended, at=[round(each, 5) for each in stream.tokens],
                 )  # fmt: skip
     return numbers, shown
@@ -204,22 +212,28 @@ def ended_early(traces: Sequence[Trace], pace: Pace, asked: int) -> str:
     ends = [each.tokens[-1] for each in traces if each.watched and len(each.tokens) == asked]
     if min(ends, default=inf) >= pace.end:
         return ""
-    return f"a stream's {asked:,} tokens were done after {min(ends):.1f} s of {pace.end:.1f}"
+    return (
+        f"a stream's {asked:,} tokens were done after {number(min(ends))} s of {number(pace.end)}"
+    )
 
 
 def stream_numbers(traces: Sequence[Trace], pace: Pace, slo: Slo) -> dict[str, float]:
     """One arm's metrics in one round. Gaps count if they end while long prompts arrive."""
     window = (pace.first, pace.end)
     found = summarise(traces, slo, window)
-    counted = sum(
-        pace.first <= at <= pace.end for each in traces if each.watched for at in each.tokens
-    )
+    watched = [each for each in traces if each.watched]
+    long = [each for each in traces if not each.watched]
+    counted = sum(pace.first <= at <= pace.end for each in watched for at in each.tokens)
     return {
         "itl_p50": found.itl_p50,
         "itl_p99": found.itl_p99,
         "itl_max": found.itl_max,
         "stream_tokens_per_s": counted / (pace.end - pace.first),
-        "long_ttft_p50": median([1e3 * each.ttft for each in traces if not each.watched] or [inf]),
+        "long_ttft_p50": median([1e3 * each.ttft for each in long] or [inf]),
+        "requests": len(watched),
+        "met": sum(map(slo.met, watched)),
+        "long_requests": len(long),
+        "window_s": pace.end - pace.first,
     }
 
 
@@ -228,24 +242,37 @@ def rates(
 ) -> dict[float, dict[str, dict[int, Round]]]:
     """Requests at random: metrics by rate, arm and round."""
     found: dict[float, dict[str, dict[int, Round]]] = {}
-    for rate, number, load in random_loads(arms.plan, wanted):
+    for rate, turn, load in random_loads(arms.plan, wanted):
         its = found.setdefault(rate, {name: {} for name in arms.running})
         if not load.requests:
-            arms.notebook.failed(f"{load.name}, round {number + 1}", "no request arrived in time")
+            arms.notebook.failed(f"{load.name}, round {turn + 1}", "no request arrived in time")
             continue
         for name in list(arms.running):
-            arms.notebook.say(f"{load.name}, round {number + 1}: {name}")
+            arms.notebook.say(f"{load.name}, round {turn + 1}: {name}")
             traces = arms.drive(name, load, load.name)
             if not traces:
                 continue
-            tpot = 1e3 * percentile([each.tpot for each in traces], 50)
-            its[name][number] = asdict(summarise(traces, slo, (0.0, inf))) | {"tpot_p50": tpot}
+            its[name][turn] = rate_numbers(traces, slo, rate, arms.plan.window_s(rate))
             arms.notebook.record(
-                "rate", arm=name, rate=rate, round=number, load=load.digest, requests=len(traces),
-                **_plain(its[name][number]),
+                "rate", arm=name, rate=rate, round=turn, load=load.digest,
+                **_plain(its[name][turn]),
                 ttft_ms=[round(1e3 * each.ttft, 3) for each in traces],
             )  # fmt: skip
     return found
+
+
+def rate_numbers(
+    traces: Sequence[Trace], slo: Slo, rate: float, window_s: float
+) -> dict[str, float]:
+    """One arm's metrics in one round of requests at random, all of which arrived within `window_s`."""
+    within = Share(sum(map(slo.met, traces)), len(traces))
+    return asdict(summarise(traces, slo, (0.0, inf))) | {
+        "tpot_p50": 1e3 * percentile([each.tpot for each in traces], 50),
+        "goodput": goodput(within, rate),
+        "requests": within.of,
+        "met": within.good,
+        "window_s": window_s,
+    }
 
 
 def measured(results: Mapping[str, Rounds]) -> bool:
@@ -288,8 +315,8 @@ def _by(transport: str, lengths: Sequence[int], plan: Plan) -> Iterator[Handed]:
     with running(split, replace(options, kv_transport=transport)) as arm:
         arm.drive(single(lengths[0], NEW_TOKENS, plan.seed))  # warms up
         for length in lengths:
-            for number in range(plan.repeats):
-                (trace,) = arm.drive(single(length, NEW_TOKENS, 100 * plan.seed + number))
+            for turn in range(plan.repeats):
+                (trace,) = arm.drive(single(length, NEW_TOKENS, 100 * plan.seed + turn))
                 yield _handed(transport, trace)
 
 

@@ -19,6 +19,7 @@ from baton.engine.device import (
 from baton.machine import this_machine
 from baton.package import ROOT, own_version
 from baton.topology import count_gpus, plan_topology
+from tools.lab.phrasing import number
 
 PACKAGES = ("torch", "transformers", "numpy", "pyzmq")
 GIB = 2**30
@@ -31,7 +32,7 @@ def place(dtype: str) -> Mapping[str, str]:
     how = " (chosen)" if dtype == "auto" else " (asked for)"
     facts = {
         "machine": str(this_machine()),
-        "memory": f"{total_memory() / GIB:.1f} GiB",
+        "memory": f"{number(total_memory() / GIB)} GiB",
         "device": f"{device}: {describe_device(device)}",
         "workers": str(plan_topology(gpus=count_gpus())),
         "dtype": chosen + how,
@@ -53,7 +54,7 @@ def moment(command: str) -> Mapping[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "command": command,
-        "free memory": f"{free_memory(pick_device('auto')) / GIB:.1f} GiB",
+        "free memory": f"{number(free_memory(pick_device('auto')) / GIB)} GiB",
     }
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tools.lab.phrasing import number
+
 WORST = 0.10  # largest relative error of a curve that describes the points
 CURVES = {"constant": 0, "linear": 1, "quadratic": 2}  # degree
 POINTS = {"constant": 3, "linear": 3, "quadratic": 5}  # fewest points: a curve fits fewer exactly
@@ -39,8 +41,8 @@ class PowerLaw:
     r2: float
 
     def __str__(self) -> str:
-        error = "" if self.error is None else f" ± {self.error:.2f}"
-        return f"x^{self.exponent:.2f}{error}"
+        error = "" if self.error is None else f" ± {number(self.error)}"
+        return f"x^{number(self.exponent)}{error}"
 
 
 def curve(name: str, x: Sequence[float], y: Sequence[float]) -> Curve | None:

@@ -20,7 +20,9 @@ from baton.errors import BatonError, InputError
 from baton.kv.row import Logits, Row
 from baton.model_files import resolve_model
 from tools.lab.kv_findings import Memory, Point, capacity_table, findings, memory_table, time_table
+from tools.lab.phrasing import number
 from tools.lab.plots import kv_cache_picture
+from tools.lab.questions import QUESTIONS
 from tools.lab.study import NEW_TOKENS, QUICK_TOKENS, Notebook, Setting, Study, model_of
 from tools.measure.shape import ITEM_BYTES, shape_of
 from tools.measure.usage import forget_peak, own_memory
@@ -137,10 +139,10 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     if lengths:
         run_experiment(lengths[0], True, setting=setting)  # warms up
     runs: dict[tuple[int, bool], list[Point]] = {}
-    for number in range(rounds):
+    for turn in range(rounds):
         for length in lengths:
             for use in (True, False):
-                _one(length, use, number, setting, runs, notebook)
+                _one(length, use, turn, setting, runs, notebook)
     points = [sorted(each, key=lambda p: p.total_s)[(len(each) - 1) // 2] for each in runs.values()]
     if not points:
         raise BatonError("no prompt length could be measured: see the failures in kv-cache.jsonl")
@@ -150,7 +152,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
     return Study(
         name="kv-cache",
         title="KV cache",
-        question="When does the KV cache save time, and when does it fill the memory?",
+        question=QUESTIONS["kv-cache"],
         varied="the prompt's length; and at each length, the cache on and off",
         fixed={
             "model": files.name,
@@ -170,7 +172,7 @@ def run(setting: Setting, notebook: Notebook) -> Study:
 def _one(
     length: int,
     use: bool,
-    number: int,
+    turn: int,
     setting: Setting,
     runs: dict[tuple[int, bool], list[Point]],
     notebook: Notebook,
@@ -179,10 +181,10 @@ def _one(
     try:
         found = run_experiment(length, use, setting=setting)
     except CAUGHT as error:
-        notebook.failed(f"{cell}, round {number + 1}", error)
+        notebook.failed(f"{cell}, round {turn + 1}", error)
         return
-    notebook.record("experiment", round=number, **found)
-    notebook.say(f"round {number + 1}: {cell}: {1e3 * found['total_s']:,.0f} ms")
+    notebook.record("experiment", round=turn, **found)
+    notebook.say(f"round {turn + 1}: {cell}: {number(1e3 * found['total_s'])} ms")
     names = ("prompt_len", "use_kv_cache", "total_s", "prefill_s", "kv_bytes", "scratch_bytes",
              "rss_bytes")  # fmt: skip
     point = Point(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tools.lab.fit import CURVES, WORST, Curve, curve, power_law, simplest
-from tools.lab.phrasing import gigabytes, milliseconds
+from tools.lab.phrasing import gigabytes, milliseconds, number, percent
+from tools.lab.shares import FEWEST, shorter
 from tools.lab.study import Table
 
 PAYS = 1.10  # least speed-up that is above the noise of a shared machine
@@ -77,11 +78,11 @@ def time_table(points: Sequence[Point]) -> Table:
     rows = []
     for p in sorted(points, key=lambda p: (p.prompt_len, not p.use_kv_cache)):
         each = sorted(p.per_token_s)
-        gain = f"{gains[p.prompt_len]:.2f}" if p.use_kv_cache and p.prompt_len in gains else ""
+        gain = number(gains[p.prompt_len]) if p.use_kv_cache and p.prompt_len in gains else ""
         times = (p.total_s, p.prefill_s, p.token_s, p.per_token_s[0], each[len(each) // 2],
                  p.per_token_s[-1])  # fmt: skip
         rows.append((str(p.prompt_len), "on" if p.use_kv_cache else "off",
-                     *(f"{1e3 * each:,.1f}" for each in times), gain))  # fmt: skip
+                     *(number(1e3 * each) for each in times), gain))  # fmt: skip
     return Table("With and without the KV cache", header, tuple(rows))
 
 
@@ -134,7 +135,7 @@ def saving(both: Sequence[Pair]) -> list[str]:
     first, last = both[0], both[-1]
     sentences = [
         f"After a prompt of {each.with_.prompt_len:,} tokens, {len(each.with_.per_token_s)} new ones "
-        f"come {each.speedup:.2f} times as fast with the cache ({milliseconds(each.with_.total_s)} "
+        f"come {number(each.speedup)} times as fast with the cache ({milliseconds(each.with_.total_s)} "
         f"instead of {milliseconds(each.without.total_s)})."
         for each in dict.fromkeys((first, last))
     ]  # fmt: skip
@@ -143,13 +144,23 @@ def saving(both: Sequence[Pair]) -> list[str]:
 
 def verdict(both: Sequence[Pair]) -> str:
     """Break-even: the shortest length from which the cache pays at every longer one."""
+    tokens = min(len(p.per_token_s) for pair in both for p in (pair.with_, pair.without))
+    rests = f"{tokens} timed tokens a cell"
+    if tokens < FEWEST:
+        last = both[-1]
+        faster = shorter(last.with_.per_token_s, last.without.per_token_s)
+        return (
+            f"**No verdict on the cache**: {rests} are fewer than {FEWEST}. At the longest prompt "
+            f"({last.with_.prompt_len} tokens), {faster} tokens with the cache were faster than the "
+            "median one without."
+        )
     from_pays, from_half = (_from(both, least) for least in (PAYS, HALF))
     if from_pays is None:
         best = max(both, key=lambda each: each.speedup)
         return (
             f"**The cache does not pay here**: at the longest prompt ({both[-1].with_.prompt_len} "
-            f"tokens) it is not {PAYS:g} times as fast; the best is {best.speedup:.2f} times at "
-            f"{best.with_.prompt_len} tokens."
+            f"tokens) it is not {PAYS:g} times as fast; the best is {number(best.speedup)} times at "
+            f"{best.with_.prompt_len} tokens ({rests})."
         )
     shortest = both[0].with_.prompt_len
     where = (
@@ -162,7 +173,7 @@ def verdict(both: Sequence[Pair]) -> str:
         if from_half is not None
         else f"nowhere does it save half of the time up to {both[-1].with_.prompt_len} tokens"
     )
-    return f"**The cache pays** {where} (at least {PAYS:g} times as fast); {half}."
+    return f"**The cache pays** {where} (at least {PAYS:g} times as fast; {rests}); {half}."
 
 
 def _from(both: Sequence[Pair], least: float) -> int | None:
@@ -192,22 +203,22 @@ def growth(what: str, points: Sequence[Point], seconds: Sequence[float]) -> list
     law = power_law(x, seconds)
     if len(x) < 3 or law is None:
         return [f"{what}: {len(x)} lengths are too few to say how it grows."] if x else []
-    power = f"as a power law {law}, R² {law.r2:.3f}"
+    power = f"as a power law {law}, R² {number(law.r2)}"
     found = simplest(x, seconds)
     if found is not None:
         return [f"{what} {_shape(found)} ({_error(found)}; {power})."]
     tried = [c for name in CURVES if (c := curve(name, x, seconds)) is not None]
     best = min(tried, key=lambda c: c.worst)
     return [
-        f"{what}: no constant, line or parabola that grows comes within {WORST:.0%} of every point "
+        f"{what}: no constant, line or parabola that grows comes within {percent(WORST)} of every point "
         f"(nearest: {best.name}, {_error(best)}; {power})."
     ]
 
 
 def _error(found: Curve) -> str:
     """The fit's error. R² is meaningless for a constant."""
-    r2 = "" if found.name == "constant" else f"R² {found.r2:.3f}, "
-    return f"{r2}worst point {found.worst:.0%} off"
+    r2 = "" if found.name == "constant" else f"R² {number(found.r2)}, "
+    return f"{r2}worst point {percent(found.worst)} off"
 
 
 def _shape(found: Curve) -> str:
@@ -215,11 +226,11 @@ def _shape(found: Curve) -> str:
     if found.name == "constant":
         return f"takes the same time at every length, {milliseconds(c[0])}"
     if found.name == "linear":
-        rate = f"{c[1] * 1e6:+.1f} µs a prompt token"
+        rate = f"+{number(c[1] * 1e6)} µs a prompt token"
         return f"grows linearly with the prompt: {milliseconds(c[0])} {rate}"
     return (
-        f"grows as a parabola of the prompt's length: {milliseconds(c[0])} {c[1] * 1e6:+.1f} µs a "
-        f"token {c[2] * 1e9:+.2f} ns a token squared"
+        f"grows as a parabola of the prompt's length: {milliseconds(c[0])} +{number(c[1] * 1e6)} µs a "
+        f"token +{number(c[2] * 1e9)} ns a token squared"
     )
 
 
@@ -227,7 +238,7 @@ def weight(memory: Memory) -> list[str]:
     """Bytes of a token, and when the cache outgrows the weights and the memory."""
     sentences = [
         f"A token's keys and values take {memory.token_bytes:,} bytes "
-        f"({memory.token_bytes / 1e3:.1f} kB)."
+        f"({number(memory.token_bytes / 1e3)} kB)."
     ]
     if memory.weight_bytes:
         tokens = -(-memory.weight_bytes // memory.token_bytes)
@@ -253,4 +264,4 @@ def weight(memory: Memory) -> list[str]:
 
 
 def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f}"
+    return number(size / 1e6)

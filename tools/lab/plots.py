@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from tools.lab.batching_findings import BURST, LOADS, STAGGERED, Cell
 from tools.lab.claims_findings import CLAIMS, Result, Verdict, verdict
-from tools.lab.disagg_findings import TOGETHER_MS, WAYS, Handed, Rounds, grouped
+from tools.lab.disagg_findings import TOGETHER_MS, WAYS, Handed, Rounds, grouped, shares_of
 from tools.lab.disagg_plan import Pace
 from tools.lab.kv_findings import Point
 from tools.lab.phrasing import number
@@ -30,10 +30,12 @@ VERDICT_COLOURS = {
     Verdict.BEATEN: "#1b7f5c",
     Verdict.REPRODUCED: "#1b6ca8",
     Verdict.NOT: "#c1440e",
+    Verdict.FEW: "#8a8a8a",
 }
 CLAIMED = "#d9d2c0"
 ARM_COLOURS = {PD: "#1b6ca8", COLOCATED: "#d95f02", CHUNKED: "#7570b3"}
 MARKS = {"shm": "o", "pinned": "s", "frames": "^"}
+LOG = "log scale"
 PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
@@ -79,19 +81,18 @@ def _draw(axis: Any, panel: Panel) -> None:
             axis.annotate(
                 label, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
             )
-    if panel.log:
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        _logarithmic(axis.yaxis)
-    else:
+    if not panel.log:
         axis.margins(x=0.08, y=0.12)
         axis.set_ylim(bottom=0)
+    axis.set_xlabel(panel.x)
+    axis.set_ylabel(panel.y)
+    if panel.log:
+        logarithmic_x(axis, base=2)
+        logarithmic_y(axis)
     if panel.ticks:
         ticks = sorted({x for each in panel.series for x in each.x})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-    axis.set_xlabel(panel.x)
-    axis.set_ylabel(panel.y)
     axis.set_title(panel.title, loc="left", fontsize=10)
     axis.grid(color="#e5e5e5", linewidth=0.7)
     axis.set_axisbelow(True)
@@ -107,11 +108,14 @@ def draw_stages(path: Path, ms: Mapping[str, float]) -> None:
     axis.barh(names, values, color=COLOURS[0], height=0.65)
     for place, value in enumerate(values):
         axis.annotate(
-            f"{value:,.2f}", (value, place), xytext=(4, 0), textcoords="offset points",
+            number(value), (value, place), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=8,
         )  # fmt: skip
-    axis.set_xlabel("ms of one request (logarithmic)")
-    axis.set_xscale("log")
+    axis.set_xlabel("ms of one request")
+    logarithmic_x(axis)
+    axis.xaxis.set_major_locator(
+        LogLocator(numticks=14)
+    )  # over so many decades others have no room
     axis.set_xlim(min((v for v in values if v > 0), default=1.0) / 3, max(*values, 1.0) * 5)
     axis.xaxis.set_major_formatter(PLAIN)
     axis.spines[["top", "right"]].set_visible(False)
@@ -134,9 +138,8 @@ def draw_bars(path: Path, groups: Sequence[str], panels: Sequence[Bars], *, x: s
     for axis, panel, colour in zip(axes[0], panels, COLOURS, strict=False):
         axis.bar(groups, panel.values, width=0.55, color=colour)
         for place, value in enumerate(panel.values):
-            text = f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
             axis.annotate(
-                text, (place, value), xytext=(0, 2), textcoords="offset points", ha="center",
+                number(value), (place, value), xytext=(0, 2), textcoords="offset points", ha="center",
                 fontsize=8,
             )  # fmt: skip
         axis.set_xlabel(x)
@@ -162,7 +165,7 @@ def batching_pictures(
         draw_lines(trade, panels)
         caption = (
             "Latency against throughput under a burst (the numbers at the points are batch sizes), "
-            "and latency under staggered arrivals, which set the throughput themselves"
+            "and latency under staggered arrivals, which set the throughput themselves (all axes linear)"
         )
         made.append(Picture(trade.name, caption))
     by_load = {load: {c.window_ms: c for c in windows if c.load == load} for load in LOADS}
@@ -174,7 +177,12 @@ def batching_pictures(
         draw_bars(
             waits, [f"{w:g} ms" for w in both], bars, x="window", y="queueing of a request, mean ms"
         )
-        made.append(Picture(waits.name, "What the window does to queueing"))
+        made.append(
+            Picture(
+                waits.name,
+                "What the window does to queueing (linear, each load on a scale of its own)",
+            )
+        )
     return tuple(made)
 
 
@@ -238,23 +246,20 @@ def draw_claims(results: Mapping[str, Result], path: Path) -> None:
         found = verdict(claim, result)
         axis.barh(y - 0.16, result.ratio - 1, left=1, height=0.42, color=VERDICT_COLOURS[found])
         axis.plot(result.ratios, [y - 0.16] * len(result.ratios), "o", color="#202020", ms=2.6)
-        label = f"{result.ratio:.2f} times: {found}"
+        label = f"{number(result.ratio)} times: {found}"
         axis.text(1.01, y - 0.16, label, transform=margin, va="center", fontsize=8.5)
     axis.axvline(1, color="#404040", lw=0.9)
-    axis.set_xscale("log")
+    axis.set_xlabel("times better than without; 1 is no difference")
+    logarithmic_x(axis)
     axis.set_xlim(left, right)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=14))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(PLAIN)
     axis.set_yticks(range(len(CLAIMS)), [claim.title for claim in CLAIMS])
     axis.invert_yaxis()
-    axis.set_xlabel("times better than without (log scale); 1 is no difference")
     axis.spines[["top", "right"]].set_visible(False)
     handles = [Patch(color=CLAIMED, label="claimed")]
     handles += [
         Patch(color=colour, label=f"measured: {name}") for name, colour in VERDICT_COLOURS.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     _save(figure, path)
 
 
@@ -278,47 +283,42 @@ def draw_interference(traces: Mapping[str, Sequence[Trace]], pace: Pace, path: P
             axis.axvline(prompt.intended, color="#404040", lw=0.9, ls="--", label=label)
         label = f"p99 {number(percentile(counted, 99))} ms, longest {number(max(counted, default=0))} ms"
         axis.set_title(f"{arm}: {label}", loc="left", fontsize=9.5)
-        axis.set_yscale("log")
         axis.set_ylabel("gap, ms")
+        logarithmic_y(axis)
         _tidy(axis)
     axes[0, 0].set_xlim(0, pace.end + 0.2)
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     axes[-1, 0].set_xlabel("time since the streams began, s")
-    _logarithmic(axes[-1, 0].yaxis)
     _save(figure, path)
 
 
 def draw_rates(
     results: Mapping[float, Mapping[str, Rounds]], slo: Slo, capacity: float | None, path: Path
 ) -> None:
-    """TTFT, ITL and goodput against arrival rate: medians of the rounds as lines, rounds as dots."""
+    """TTFT, ITL and the share within the SLO against arrival rate: medians of the rounds as lines, rounds
+    as dots; the share over all rounds, with its interval."""
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
-    panels: tuple[tuple[str, tuple[tuple[str, str], ...], float | None], ...] = (
-        ("TTFT, ms", (("ttft_p50", "-"), ("ttft_p99", "--")), 1e3 * slo.ttft_s),
-        ("ITL, ms", (("itl_p50", "-"), ("itl_p99", "--")), 1e3 * slo.itl_s),
-        ("requests/s within the SLO", (("goodput", "-"),), None),
-    )
-    for axis, (label, lines, limit) in zip(axes, panels, strict=True):
-        for arm in dict.fromkeys(arm for arms in results.values() for arm in arms):
-            for key, style in lines:
-                _rate_line(axis, results, arm, key, style)
-        if limit is not None:
-            axis.axhline(limit, color="#404040", lw=0.9, ls=":")
-            axis.annotate(
-                "SLO", (0.01, limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
-            )
-            axis.set_yscale("log")
-            _logarithmic(axis.yaxis)
-        else:
-            top = max(results)
-            axis.plot([0, top], [0, top], color="#b0b0b0", lw=0.9, ls=":")
-            axis.annotate("all that arrive", (top, top), ha="right", va="bottom", fontsize=8)
-            axis.set_ylim(bottom=0)
+    arms = list(dict.fromkeys(arm for its in results.values() for arm in its))
+    times = (("TTFT, ms", "ttft", 1e3 * slo.ttft_s), ("ITL, ms", "itl", 1e3 * slo.itl_s))
+    for axis, (label, key, limit) in zip(axes, times, strict=False):
+        for arm in arms:
+            _rate_line(axis, results, arm, f"{key}_p50", "-")
+            _rate_line(axis, results, arm, f"{key}_p99", "--")
+        axis.axhline(limit, color="#404040", lw=0.9, ls=":")
+        axis.annotate(
+            "SLO", (0.01, limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
+        )
+        axis.set_ylabel(label)
+        logarithmic_y(axis)
+    for place, arm in enumerate(arms):
+        _share_line(axes[2], results, arm, beside=(place - 1) * 0.01 * max(results))
+    axes[2].set_ylim(0, 103)
+    axes[2].set_ylabel("requests within the SLO, % (linear)")
+    for axis in axes:
         axis.set_xlim(left=0)
         axis.set_xlabel("requests that arrive a second")
-        axis.set_ylabel(label)
         _tidy(axis)
-    axes[0].plot([], [], color="#404040", ls="-", label="p50, goodput")
+    axes[0].plot([], [], color="#404040", ls="-", label="p50, share")
     axes[0].plot([], [], color="#404040", ls="--", label="p99")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
@@ -328,6 +328,25 @@ def draw_rates(
             fontsize=9.5, x=0.01, ha="left",
         )  # fmt: skip
     _save(figure, path)
+
+
+def _share_line(
+    axis: Any, results: Mapping[float, Mapping[str, Rounds]], arm: str, *, beside: float
+) -> None:
+    """`beside`: how far the arm stands to the right, so that intervals do not hide each other."""
+    points = [
+        (rate, share)
+        for rate, arms in sorted(results.items())
+        if (share := shares_of(arms).get(arm)) is not None
+    ]
+    values = [100 * share.value for _, share in points]
+    ends = [[100 * end for end in share.interval] for _, share in points]
+    down = [value - low for value, (low, _) in zip(values, ends, strict=True)]
+    up = [high - value for value, (_, high) in zip(values, ends, strict=True)]
+    axis.errorbar(
+        [rate + beside for rate, _ in points], values, yerr=[down, up], color=ARM_COLOURS[arm],
+        lw=1.6, marker=".", capsize=3, elinewidth=0.9,
+    )  # fmt: skip
 
 
 def _rate_line(
@@ -358,20 +377,32 @@ def draw_handover(handed: Sequence[Handed], path: Path) -> None:
         )  # fmt: skip
         low, high = [min(ms) for _, ms in its], [max(ms) for _, ms in its]
         axis.fill_between(lengths, low, high, alpha=0.18, lw=0)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    axis.set_xlabel("prompt, tokens")
+    axis.set_ylabel("hand-over, ms")
+    logarithmic_x(axis, base=2)
+    logarithmic_y(axis)
     axis.set_xticks(sorted({each.prompt for each in handed}))
     axis.minorticks_off()
-    axis.xaxis.set_major_formatter(PLAIN)
-    _logarithmic(axis.yaxis)
-    axis.set_xlabel("prompt, tokens")
-    axis.set_ylabel("hand-over, ms (median; fastest to slowest shaded)")
     axis.legend(frameon=False, fontsize=8.5)
     _tidy(axis)
     _save(figure, path)
 
 
-def _logarithmic(axis: Any) -> None:
+def logarithmic_x(axis: Any, base: int = 10) -> None:
+    """Makes the axis logarithmic, and its label says so. The label must be set before."""
+    axis.set_xscale("log", base=base)
+    axis.set_xlabel(f"{axis.get_xlabel()} ({LOG})")
+    _ticks(axis.xaxis)
+
+
+def logarithmic_y(axis: Any) -> None:
+    """As logarithmic_x."""
+    axis.set_yscale("log")
+    axis.set_ylabel(f"{axis.get_ylabel()} ({LOG})")
+    _ticks(axis.yaxis)
+
+
+def _ticks(axis: Any) -> None:
     """1, 2, 5, 10, ... as people write them."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=14))
     axis.set_minor_locator(NullLocator())

@@ -3,12 +3,14 @@
 environment          what all studies share, once
 studies              question, what was varied, what was held fixed, findings, tables, pictures, command
 failures             of all studies, in one place
-checklist            requirements S1.1 to S1.7 of the seed document, with links to the evidence above
+contents             what a report of a baseline must hold, with links to where it is
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tools.lab.phrasing import number
+from tools.lab.questions import EXPECTATIONS
 from tools.lab.study import STUDIES, Failure, Saved, Study, Table
 
 MODEL = "model"
@@ -23,7 +25,7 @@ def render(saved: Sequence[Saved], failures: Sequence[Failure] = (), title: str 
     for each in saved:
         parts += section(each, here)
     parts += ["## Failures", _failures(saved, failures)]
-    parts += ["## Checklist", *_checklist(saved)]
+    parts += ["## Contents", *_checklist(saved)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -59,7 +61,7 @@ def environment(saved: Sequence[Saved]) -> dict[str, str]:
 def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
     """One study, with the differences of its environment from the first study's."""
     study, moment = saved.study, saved.moment
-    parts = [f"## {study.title}", f"*{study.question}*", f"**Varied:** {study.varied}."]
+    parts = [f"## {study.title}", _opening(study), f"**Varied:** {study.varied}."]
     if study.fixed:
         fixed = "; ".join(f"{name} {value}" for name, value in study.fixed.items())
         parts.append(f"**Held fixed:** {fixed}.")
@@ -84,10 +86,16 @@ def section(saved: Saved, first: Mapping[str, str]) -> list[str]:
     return parts
 
 
+def _opening(study: Study) -> str:
+    """The question, and what to expect; of a study that failed as a whole, that it did."""
+    measured = study.findings or study.tables
+    return f"*{study.question}* {EXPECTATIONS[study.name] if measured else ''}".rstrip()
+
+
 def again(study: Study, moment: Mapping[str, str]) -> str:
     """How to repeat it, and where its raw numbers are."""
     facts = ", ".join(f"{name} {value}" for name, value in moment.items() if name != "command")
-    took = f" (took {study.seconds:.0f} s)" if study.seconds else ""
+    took = f" (took {number(study.seconds)} s)" if study.seconds else ""
     measured = f" Measured: {facts}." if facts else ""
     return (
         f"Repeat it{took}:\n\n    {study.command}\n\n"
@@ -124,10 +132,10 @@ def _checklist(saved: Sequence[Saved]) -> list[str]:
     lines = []
     for line in checklist(saved):
         mark = "x" if line.evidence else " "
-        evidence = ", ".join(line.evidence) or "no evidence in this report"
-        lines.append(f"- [{mark}] **{line.id}** {line.text}: {evidence}")
+        evidence = ", ".join(line.evidence) or "not in this report"
+        lines.append(f"- [{mark}] {line.text}: {evidence}")
     return [
-        "The seed document's requirements for a baseline, and the evidence for each.",
+        "What a report of a baseline should hold, and where it is.",
         "\n".join(lines),
     ]
 
@@ -137,7 +145,7 @@ Studies = Mapping[str, Study]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A requirement. `evidence` holds links into the report; empty means open."""
+    """What a report must hold. `evidence` holds links into the report; empty means open."""
 
     id: str
     text: str

@@ -77,10 +77,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A PNG in the report's folder."""
+    """A PNG in the report's folder. Raises ValueError without a caption."""
 
     file: str
-    caption: str
+    caption: str  # what is drawn, and the kind of axes
+
+    def __post_init__(self) -> None:
+        if not self.caption.strip():
+            raise ValueError(f"{self.file} needs a caption")
 
 
 @dataclass(frozen=True, slots=True)
