@@ -288,7 +288,7 @@ def test_a_malformed_submit_reaches_the_router_as_such_beside_sound_ones(folder:
     finally:
         stop()
     assert [sender for sender, _ in found] == ["client", "client"]
-    why = "Submit has 9 fields, got 2"
+    why = "Submit has 10 fields, got 2"
     assert [message for _, message in found] == [msg.Malformed("Submit", "r1", why), sound]
 
 

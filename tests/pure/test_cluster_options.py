@@ -33,6 +33,9 @@ CHANGED = {
     "tensor_parallel_size": 2,
     "prefill_tensor_parallel_size": 2,
     "spare_worker": True,
+    "role_policy": "adaptive",
+    "slo_ttft": 1.5,
+    "slo_itl": 0.05,
 }
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 

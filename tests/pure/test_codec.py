@@ -343,13 +343,13 @@ def test_a_submit_that_breaks_a_rule_names_its_request_and_the_rule() -> None:
     params = parts_of(msg.Submit("r1", "once", GenerationParams(1)))[3]
     params[0] = 0  # max_new_tokens
     assert malformed(
-        packed("Submit", "r1", "once", params, "", "", 0.0, 0.0, 0, "")
+        packed("Submit", "r1", "once", params, "", "", 0.0, 0.0, 0, "", "")
     ) == msg.Malformed("Submit", "r1", "max_new_tokens must be at least 1, got 0")
 
 
 def test_a_submit_of_another_version_names_its_request_and_the_difference() -> None:
     assert malformed(packed("Submit", "r1", "once", [1], "more")) == msg.Malformed(
-        "Submit", "r1", "Submit has 9 fields, got 4"
+        "Submit", "r1", "Submit has 10 fields, got 4"
     )
 
 

@@ -135,7 +135,7 @@ def test_a_point_is_written_as_it_is_read() -> None:
 
 
 def test_every_site_is_in_the_code_and_nothing_else_is() -> None:
-    quoted, used = re.compile(r"\"((?:worker|prefill|decode|server)\.\w+)\""), set()
+    quoted, used = re.compile(r"\"((?:worker|prefill|decode|follower|server)\.\w+)\""), set()
     for folder in ("baton", "router", "prefill_worker", "decode_worker"):
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")

@@ -225,7 +225,10 @@ def test_a_step_and_a_chunk_that_find_no_memory_say_so_and_smaller_ones_go_on(
 ) -> None:
     """torch's error comes up where keys of more than four tokens are written."""
     runner, layout = plain("gpt2")
-    engine: Any = SimpleNamespace(layout=layout, device=CPU, runner=runner, wait=lambda: None)
+    pools = OnePool(layout, CPU)
+    engine: Any = SimpleNamespace(
+        layout=layout, device=CPU, runner=runner, wait=lambda: None, pools=pools
+    )
     pool = allocate_slabs(layout, 8, CPU, shared=False)
     decoding = Decoding(
         engine, pool, kinds=(), run_dir=None, bind_host=None, keys=None,

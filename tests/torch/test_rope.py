@@ -20,6 +20,7 @@ from baton.engine.errors import CompileError
 from baton.engine.gather import GatherAttention
 from baton.engine.loading import prepare
 from baton.engine.pool import Pool
+from baton.engine.pools import OnePool
 from baton.engine.probe import discover_layout
 from baton.engine.rotary import Rotary, check_rope
 from baton.engine.runner import Runner
@@ -137,7 +138,8 @@ def test_a_prefix_is_used_again_where_its_frequencies_are_the_same(
 def test_preemption_in_a_full_pool_changes_no_token(case: Callable[[str], Case], kind: str) -> None:
     it = case(kind).few()
     engine = it.model.engine
-    small = replace(engine, layout=replace(engine.layout, block_size=4))
+    layout = replace(engine.layout, block_size=4)
+    small = replace(engine, layout=layout, pools=OnePool(layout, engine.device))
     with replace(it, model=replace(it.model, engine=small)).town(blocks=64) as town:
         assert town.ask(it.prompts, LENGTH) == it.answers
         preempted = sum(end.timings.preemptions for end in town.finished.values())
