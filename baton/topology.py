@@ -38,23 +38,29 @@ def plan_topology(
     colocated: bool = False,
     gpus: int = 0,
     ranks: int = 1,
+    prefill_ranks: int | None = None,
 ) -> Topology:
     """Named devices are kept; the other workers are spread. With several GPUs prefill gets the first and
     decode the next ones, a single GPU is shared, without GPUs all run on the CPU. A worker of several
-    `ranks` takes as many GPUs, from its device on."""
+    ranks takes as many GPUs, from its device on: `ranks`, or `prefill_ranks` to prefill."""
     prefills = 0 if colocated else prefills
     if decodes < 1 and not decode_devices:
         raise InputError(f"there must be at least one decode worker, got {decodes}")
     named = [*prefill_devices, *decode_devices]
-    firsts = range(0, gpus - ranks + 1, ranks)
-    there = sorted((f"cuda:{i}" for i in firsts), key=named.count) or ["cpu"]
-    if 0 < gpus < ranks and not (prefill_devices and decode_devices):
+    unnamed = [prefill_ranks or ranks] * (0 if prefill_devices else prefills)
+    unnamed += [ranks] * (0 if decode_devices else decodes)
+    if 0 < gpus < (most := max(unnamed, default=0)):
         raise InputError(
-            f"--tensor-parallel-size {ranks} needs {ranks} GPUs, and there are {gpus}: use fewer ranks, "
+            f"--tensor-parallel-size {most} needs {most} GPUs, and there are {gpus}: use fewer ranks, "
             "or --prefill-device cpu --decode-device cpu"
         )
-    wanted = (0 if prefill_devices else prefills) + (0 if decode_devices else decodes)
-    spread = [there[i % len(there)] for i in range(wanted)]
+    if sum(unnamed) <= gpus and not named:  # each has its own
+        spread = [f"cuda:{sum(unnamed[:i])}" for i in range(len(unnamed))]
+    else:
+        widest = max(unnamed, default=1)
+        firsts = range(0, gpus - widest + 1, widest)
+        there = sorted((f"cuda:{i}" for i in firsts), key=named.count) or ["cpu"]
+        spread = [there[i % len(there)] for i in range(len(unnamed))]
     chosen_prefill = tuple(prefill_devices) or tuple(spread[:prefills])
     chosen_decode = tuple(decode_devices) or tuple(spread[-decodes:])
     return Topology(() if colocated else chosen_prefill, chosen_decode, colocated)

@@ -321,6 +321,7 @@ class WorkerRegistry:
             prefill.links = None
             prefill.attached.pop(decode.worker, None)
             prefill.failed.pop(decode.worker, None)
+            prefill.handovers.pop(decode.worker, None)
         return self._to(PREFILL, msg.Detach(decode.worker, decode.hello.epoch))
 
     def _to(self, role: str, message: msg.Message) -> list[Effect]:

@@ -179,7 +179,8 @@ class Cluster:
                 command = [f"{role}_worker", "--router", self.address]
                 command += options.worker_arguments(role)
                 command += ["--device", device, "--name", name]
-                if device == "cpu" and not core_numbers():  # else the router hands out cores
+                hands_out = core_numbers() and options.ranks(role) == 1  # does the router, of cores
+                if device == "cpu" and not hands_out:
                     command += ["--threads", threads]
                 if role == "decode":
                     command += ["--max-num-seqs", str(options.batch_size)]

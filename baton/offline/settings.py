@@ -222,7 +222,8 @@ def _topology(given: Mapping[str, Any], is_explicit: IsExplicit) -> Topology:
         decodes=given["num_decode"],
         colocated=given["colocated"],
         gpus=usable_gpus(),
-        ranks=max(given["tensor_parallel_size"], given["prefill_tensor_parallel_size"] or 1),
+        ranks=given["tensor_parallel_size"],
+        prefill_ranks=given["prefill_tensor_parallel_size"],
     )
 
 

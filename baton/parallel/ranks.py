@@ -35,7 +35,7 @@ class Ranks:
         """Meet the others in a private `folder`. WorkerLost if they do not come."""
         loopback = "lo" if sys.platform == "linux" else "lo0"
         for library in ("GLOO", "NCCL"):
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
+            os.environ[f"{library}_SOCKET_IFNAME"] = loopback  # on clusters it names another
         store = dist.FileStore(str(folder / "store"), size)
         store.set(f"rank {rank}", "here")
         absent = next((each for each in range(size) if not _comes(store, each, start_s)), None)

@@ -8,7 +8,6 @@ import torch
 from baton.engine.attention import AfterLayer
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner
-from baton.errors import BatonError
 from baton.kv.row import Row
 from baton.parallel.orders import FILL, HIDDEN, RUN, plain_rows
 from baton.parallel.pools import SharedPools
@@ -28,7 +27,7 @@ class AfterSum:
     def __init__(self, after_layer: AfterLayer) -> None:
         self._after_layer = after_layer
         self._waiting: int | None = None
-        self._error: BatonError | None = None
+        self._error: Exception | None = None
 
     def __call__(self, layer: int) -> None:
         self._call()
@@ -45,7 +44,7 @@ class AfterSum:
             return
         try:
             self._after_layer(self._waiting)
-        except BatonError as error:
+        except Exception as error:
             self._error = error
 
 
@@ -95,7 +94,7 @@ class ParallelRunner:
             found = forward(mine.of(number), rows, late)
             if stored:
                 mine.store(number, rows)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             raise self._team.lost(error) from None
         if late is not None:
             late.done()

@@ -1,6 +1,7 @@
 """Start: the engine of a worker, of one rank or of several."""
 
 import logging
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +90,8 @@ def start(
         )
     place = pick_device(device)
     check_devices(place, division.size, torch.cuda.device_count())
-    with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:  # until they have met
+    with tempfile.TemporaryDirectory(prefix=f"baton-{os.getpid()}-ranks-") as folder:
+        # It is there until they have met.
         settings = {
             "size": division.size,
             "name": name,

@@ -56,21 +56,28 @@ class Team:
         self._connections: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self._watches: list[threading.Thread] = []
-        for rank in range(1, size):
-            here, there = socket.socketpair()
-            with there:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", MODULE, str(there.fileno()), str(os.getpid())],
-                    cwd=ROOT,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(there.fileno(),),
-                )
-            self.processes.append(process)
-            self._connections.append(Connection(here.detach()))
-            self._connections[-1].send_bytes(pack_order("settings", {**settings, "rank": rank}))
-            watch = threading.Thread(target=self._watch, args=(rank, process), daemon=True)
-            watch.start()
-            self._watches.append(watch)
+        try:
+            for rank in range(1, size):
+                self._start(rank, {**settings, "rank": rank})
+        except OSError as error:
+            self.close()
+            raise WorkerLost(f"the ranks of this worker could not be started: {error}") from error
+
+    def _start(self, rank: int, settings: dict[str, Any]) -> None:
+        here, there = socket.socketpair()
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, str(there.fileno()), str(os.getpid())],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(there.fileno(),),
+            )
+        self.processes.append(process)
+        self._connections.append(Connection(here.detach()))
+        watch = threading.Thread(target=self._watch, args=(rank, process), daemon=True)
+        watch.start()
+        self._watches.append(watch)
+        self._connections[-1].send_bytes(pack_order("settings", settings))
 
     def order(self, kind: str, *fields: Any) -> None:
         """Tell all of them. WorkerLost if one is gone."""

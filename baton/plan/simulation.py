@@ -126,6 +126,9 @@ class Simulation:
             if self.now > TOO_LONG_S:
                 break
             self._happen(receiver, sender, message)
+        for answer in self._found.values():
+            if not answer.failed and len(answer.tokens) < answer.arrival.new_tokens:
+                answer.failed = f"it was not answered after {self.now:,.0f} s"
         return list(self._found.values())
 
     # ---- events

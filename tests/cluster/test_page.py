@@ -228,6 +228,7 @@ def test_show_me_plays_both_acts_with_real_requests_and_can_be_stopped(server: S
         async with browser(f"{server.url}/") as page:
             await page.look_like(1440, 900)
             await page.until("document.getElementById('model').textContent.startsWith('demo')")
+            await page.until("!document.getElementById('show-me').disabled")
             await page.run("document.getElementById('show-me').click()")
             await page.until(PLAYING)
             await page.until(f"{SAYS}.includes('a prompt of 2,048 tokens')")
@@ -236,6 +237,7 @@ def test_show_me_plays_both_acts_with_real_requests_and_can_be_stopped(server: S
                 await page.until(f"!({PLAYING}) && {SAYS}")
                 == "The comparison ended early: stopped."
             )
+            await page.until("!document.getElementById('show-me').disabled")
             await page.run("document.getElementById('show-me').click()")
             await page.until(f"{SAYS}.includes('together')")  # the second act
             says = await page.until(f"!({PLAYING}) && {SAYS}")

@@ -26,6 +26,12 @@ def test_more_workers_than_gpus_go_round() -> None:
 def test_a_worker_of_several_ranks_takes_as_many_gpus() -> None:
     assert plan_topology(gpus=4, ranks=2) == Topology(("cuda:0",), ("cuda:2",))
     assert plan_topology(gpus=3, ranks=2) == Topology(("cuda:0",), ("cuda:0",))
+    assert plan_topology(gpus=3, ranks=2, prefill_ranks=1) == Topology(("cuda:0",), ("cuda:1",))
+    assert plan_topology(gpus=6, ranks=4, prefill_ranks=2) == Topology(("cuda:0",), ("cuda:2",))
+    assert plan_topology(colocated=True, decode_devices=("cpu",), gpus=1, ranks=2) == Topology(
+        (), ("cpu",), colocated=True
+    )
+    assert plan_topology(colocated=True, gpus=2, prefill_ranks=4) == Topology((), ("cuda:0",), True)
     assert plan_topology(gpus=0, ranks=2) == Topology(("cpu",), ("cpu",))
     with pytest.raises(InputError, match="--tensor-parallel-size 2 needs 2 GPUs, and there are 1"):
         plan_topology(gpus=1, ranks=2)

@@ -115,6 +115,8 @@ const show = {
     byId("degraded").hidden = !data.degraded && data.ready;
     byId("degraded").textContent = data.ready ? data.degraded : `Not ready: ${data.waiting_for}`;
     lives.workers(data.workers);
+    const alive = data.workers.filter((worker) => worker.state === "alive").map((worker) => worker.role);
+    showMe.possible(alive.includes("prefill") && alive.includes("decode"));
     compare(data.workers);
     byId("workers").tBodies[0].replaceChildren(...[...workers].map(([name, { worker }]) => {
       const row = document.createElement("tr");

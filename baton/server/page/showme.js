@@ -14,8 +14,10 @@ export const ACTS = [
 ];
 const STREAMS = 8, SETTLED = 12; // pieces of each stream before the long prompt
 const LONG = 2048, SHORT = 24, LEAST_LONG = 256; // tokens of prompts
+const ANSWER = 4000; // tokens of a stream at most
 const AFTER_MS = 400, BEFORE_MS = 400; // shown around the long prompt
 const MOST_MS = 60_000; // of an act
+const SETTLE_MS = 20_000; // until the streams run
 const LITTLE = 1.3; // gaps that differ by less are alike
 const SEED_TEXT = "A long prompt comes while others read their answers. ";
 
@@ -29,9 +31,18 @@ export class ShowMe {
     this.mine = mine;
     this.acts = [];
     this.stopping = null;
+    this.both = false;
     byId("show-me").addEventListener("click", () => this.play());
     byId("show-stop").addEventListener("click", () => this.stopping?.abort(new Error("stopped")));
     byId("show-close").addEventListener("click", () => { byId("show").hidden = true; });
+  }
+
+  /** Whether there are workers of both roles. */
+  possible(both) {
+    this.both = both;
+    byId("show-me").disabled = !both || this.stopping !== null;
+    byId("show-me").title = both ? "Two short experiments with real requests on this server"
+      : "This needs a living prefill worker and a living decode worker";
   }
 
   /** Both acts, one after the other. `workers` of the cluster must have a prefill worker. */
@@ -48,7 +59,9 @@ export class ShowMe {
     byId("show").scrollIntoView({ block: "nearest" });
     const drawing = setInterval(() => this.draw(), 50);
     try {
-      const model = (await (await ask("/v1/models")).json()).data[0];
+      const models = await ask("/v1/models");
+      if (!models.ok) throw new Error(await fault(models));
+      const model = (await models.json()).data[0];
       const ids = await this.prompt(model);
       for (const act of ACTS) {
         const played = { ...act, streams: [], long: null };
@@ -58,6 +71,9 @@ export class ShowMe {
         await wait(500); // the last news of the router
         played.life = [...this.lives.all.values()].find((life) => life.request.includes(`${played.name}-long-`));
         played.facts = facts(played);
+        if (act.policy === "split" && played.facts.worker && !played.facts.worker.startsWith("prefill")) {
+          throw new Error(`${played.facts.worker} computed the long prompt: no prefill worker takes one now`);
+        }
         byId(`show-said-${this.acts.length - 1}`).textContent = told(played);
       }
       this.say(conclusion(...this.acts.map((act) => act.facts)));
@@ -70,7 +86,7 @@ export class ShowMe {
     this.stopping.abort(new Error("done"));
     this.stopping = null;
     byId("show-stop").hidden = true;
-    byId("show-me").disabled = false;
+    byId("show-me").disabled = !this.both;
     byId("show-me").textContent = "Show me again";
     this.draw();
   }
@@ -101,7 +117,7 @@ export class ShowMe {
     act.name = `show-${Math.random().toString(36).slice(2, 10)}`;
     const ending = new AbortController();
     const signal = AbortSignal.any([ending.signal, this.stopping.signal]);
-    const most = Math.min(model.max_model_len - SHORT - 1, 100_000);
+    const most = Math.min(model.max_model_len - SHORT - 1, ANSWER);
     // A salt of its own: what an earlier act computed is not used again.
     const fields = { model: model.id, stream: true, temperature: 1, role_policy: act.policy, cache_salt: act.name };
     act.streams = Array.from({ length: STREAMS }, () => []);
@@ -111,7 +127,11 @@ export class ShowMe {
     const failed = running.then(() => { throw new Error("the streams ended before the long prompt had come"); });
     failed.catch(() => {});
     try {
-      while (act.streams.some((times) => times.length < SETTLED)) await Promise.race([wait(20), failed]);
+      const late = performance.now() + SETTLE_MS;
+      while (act.streams.some((times) => times.length < SETTLED)) {
+        if (performance.now() > late) throw new Error(`${STREAMS} streams did not run together: this server is busy, or has fewer places`);
+        await Promise.race([wait(20), failed]);
+      }
       await Promise.race([wait(BEFORE_MS), failed]);
       act.long = { sent: performance.now(), first: null };
       const body = { ...fields, request_id: `${act.name}-long`, prompt: ids, max_tokens: 1 };
@@ -126,10 +146,10 @@ export class ShowMe {
 
   /** One request, read to its end. `piece(choice)` is called whenever text comes. */
   async follow(fields, signal, piece) {
-    this.mine(fields.request_id);
     try {
       const answer = await ask("/v1/completions", { ...this.body(fields), signal });
       if (!answer.ok) throw new Error(await fault(answer));
+      this.mine(answer.headers.get("x-request-id"));
       for await (const { data } of events(answer)) {
         if (data === "[DONE]") continue;
         const news = JSON.parse(data);
@@ -221,23 +241,21 @@ export function longest(times, begin, end) {
   return found;
 }
 
-/** The gaps between two pieces that touch this time. */
-const between = (times, begin, end) => times.slice(1).map((at, i) => ({ at, ms: at - times[i] }))
-  .filter(({ at, ms }) => at > begin && at - ms < end).map(({ ms }) => ms);
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
+/** How far apart tokens were in this time, in ms: its length over the number of pieces of a stream. */
+const paceOf = (act, begin, end) => (end - begin) * act.streams.length
+  / Math.max(act.streams.flat().filter((at) => at > begin && at <= end).length, 1);
 
 /** What an act has shown, in ms: the streams' longest and mean gap while the long prompt was computed, the
- * usual one before, the long prompt's time to first token, and its stages as the router saw them. */
+ * mean one before, the long prompt's time to first token, and its stages as the router saw them. */
 export function facts(act) {
   const { sent, first } = act.long;
   const gaps = act.streams.map((times) => gapOf(act, times)?.ms ?? 0);
-  const usual = act.streams.flatMap((times) => times.slice(1).map((at, i) => [at, at - times[i]]))
-    .filter(([at]) => at <= sent).map(([, gap]) => gap).sort((a, b) => a - b);
+  const began = Math.min(...act.streams.map((times) => times[0]));
   const stage = (name) => (act.life?.bars ?? []).filter((bar) => bar.stage === name && bar.end !== null)
     .reduce((sum, bar) => sum + 1000 * (bar.end - bar.start), 0);
   const filled = (act.life?.bars ?? []).find((bar) => bar.stage === "prefill");
   return {
-    gap: Math.max(...gaps), during: mean(act.streams.flatMap((times) => between(times, sent, first))), usual: usual[Math.floor(usual.length / 2)] ?? 0, ttft: first - sent,
+    gap: Math.max(...gaps), during: paceOf(act, sent, first), usual: paceOf(act, began, sent), ttft: first - sent,
     prefill: stage("prefill"), handover: stage("handover"), worker: filled?.lane ?? "",
     moved: act.life?.moved ?? 0, transport: act.life?.transport ?? "", prompt: act.life?.prompt ?? 0,
   };
