@@ -262,6 +262,7 @@ def test_an_owner_that_stops_or_dies_is_given_up_and_nothing_hangs() -> None:
         assert isinstance(link, NixlLink)
         fill(link, Grant("d0", "epoch-1", "r1#0", 1, (1, 2)), reference(1))
         os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # all of its threads have stopped
         stuck = Grant("d0", "epoch-1", "r2#0", 2, (3, 4))
         for layer, slab in enumerate(reference(1)):
             link.push(stuck, layer, slab, [3, 4], [3, 4])
