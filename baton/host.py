@@ -1,6 +1,7 @@
 """This host and this process: identity for shared memory, cores, memory, age, ending with the parent."""
 
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -78,9 +79,11 @@ def meminfo(field: str) -> int | None:
     return None
 
 
-def trim_memory() -> None:
-    """Give the system what the C library keeps of freed memory, in whole pages. Nothing where it is not
-    glibc."""
+def release_memory() -> None:
+    """Give back what nobody uses any more: cycles, which the collector would leave until there are many
+    (a traced graph is full of them and holds each weight of its model, and so are ended requests), and
+    what the C library keeps of freed memory, in whole pages, where it is glibc."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

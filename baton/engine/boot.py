@@ -16,7 +16,6 @@ from baton.engine.device import (
     pick_device,
     pick_dtype,
     refuse_without_fp8,
-    release_memory,
     set_up,
 )
 from baton.engine.errors import Result, unexpected
@@ -25,6 +24,7 @@ from baton.engine.pools import OnePool, Pools
 from baton.engine.rotary import check_rope
 from baton.engine.runner import Forward
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory
+from baton.host import release_memory
 from baton.kv.layout import KVLayout
 from baton.kv.row import Row
 from baton.memory import out_of_memory

@@ -1,6 +1,5 @@
-"""Devices and dtypes: selection, description, free memory, and giving memory back."""
+"""Devices and dtypes: selection, description, and free memory."""
 
-import gc
 import os
 import platform
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 
 from baton.errors import InputError
-from baton.host import available_memory, core_numbers, meminfo, run_on, trim_memory
+from baton.host import available_memory, core_numbers, meminfo, run_on
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FP8_CAPABILITY = (8, 9)
@@ -108,14 +107,6 @@ def free_memory(device: torch.device) -> int:
 def allocated(device: torch.device) -> int:
     """Bytes of a GPU that this process's tensors hold now; 0 elsewhere."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def release_memory() -> None:
-    """Give back what nobody uses any more. A traced graph is full of cycles and holds each weight of its
-    model, so a worker that has compiled one would keep all of them until the collector runs on its own;
-    and the C library keeps what is freed where it can."""
-    gc.collect()
-    trim_memory()
 
 
 def total_memory() -> int:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from baton.engine.boot import WEIGHTS, measure
-from baton.engine.device import allocated, dtype_name, pick_dtype, release_memory, set_up
+from baton.engine.device import allocated, dtype_name, pick_dtype, set_up
 from baton.engine.limits import own_logits
 from baton.engine.probe import discover_layout
 from baton.engine.rotary import check_rope
 from baton.engine.runner import Runner
 from baton.engine.selftest import compare, in_torch
 from baton.errors import InputError, ModelError
+from baton.host import release_memory
 from baton.kv.layout import KVLayout
 from baton.model_files import ModelFiles
 from baton.pace import Pace

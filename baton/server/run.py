@@ -21,7 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from baton.client.aio import RouterClient
-from baton.host import process_runs, trim_memory
+from baton.host import process_runs, release_memory
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
 from baton.pulse import EVERY_S, Pulse
@@ -210,8 +210,7 @@ async def _refresh(monitor: Monitor, service: GenerationService) -> None:
         monitor.refresh()
         service.look()
         if monotonic() >= tidied_at + TIDY_S:
-            gc.collect()
-            trim_memory()
+            release_memory()
             tidied_at = monotonic()
         await asyncio.sleep(REFRESH_S)
 

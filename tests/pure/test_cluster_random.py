@@ -134,6 +134,25 @@ def fire(town: Town, dice: random.Random, names: list[str], faults: int) -> Call
     return before
 
 
+def run_under_fire(
+    town: Town, dice: random.Random, prompts: dict[str, tuple[list[int], int]], faults: int
+) -> None:
+    """Every request ends once and rightly, whatever happens to the workers meanwhile."""
+    town.before = fire(town, dice, list(prompts), faults=faults)
+    for name, (prompt, length) in prompts.items():
+        town.submit(name, prompt, length)
+
+    def over() -> bool:
+        if len(town.stalled) == len(town.workers()) or dice.random() < 0.02:
+            town.stalled.clear()
+        return all(town.outcomes[name].ends for name in prompts)
+
+    town.run(over, turns=12_000)
+    town.before = None
+    town.settle()
+    assert_ended(town, prompts)
+
+
 @pytest.mark.parametrize("seed", range(120))
 def test_whatever_happens_every_request_ends_once_and_rightly(seed: int) -> None:
     dice = random.Random(seed)

@@ -14,7 +14,7 @@ from decode_worker.runs import Run, make_room
 from decode_worker.worker import DecodeWorker
 from router.batching import Rules
 from sampler.params import SamplingParams
-from tests.pure.test_cluster_random import WildTown, assert_ended, fire
+from tests.pure.test_cluster_random import WildTown, assert_ended, run_under_fire
 from tests.pure.town import BLOCK, Town, calm_answer
 
 
@@ -121,19 +121,7 @@ def test_under_fire_in_a_pool_that_is_always_full(seed: int) -> None:
         f"r{i}": ([dice.randrange(1, 900) for _ in range(dice.randint(1, 12))], dice.randint(1, 34))
         for i in range(dice.randint(4, 12))
     }
-    town.before = fire(town, dice, list(prompts), faults=dice.choice([0, 0, 4]))
-    for name, (prompt, length) in prompts.items():
-        town.submit(name, prompt, length)
-
-    def over() -> bool:
-        if len(town.stalled) == len(town.workers()) or dice.random() < 0.02:
-            town.stalled.clear()
-        return all(town.outcomes[name].ends for name in prompts)
-
-    town.run(over, turns=12_000)
-    town.before = None
-    town.settle()
-    assert_ended(town, prompts)
+    run_under_fire(town, dice, prompts, faults=dice.choice([0, 0, 4]))
 
 
 # ---- make_room alone

@@ -11,7 +11,7 @@ from router import roles
 from router.batching import Rules
 from router.role_policy import Cause, Decision, RolePolicy
 from tests.pure.slow_loads import wrong_counts
-from tests.pure.test_cluster_random import WildTown, assert_ended, fire
+from tests.pure.test_cluster_random import WildTown, run_under_fire
 from tests.pure.town import Town, calm_answer
 
 
@@ -57,19 +57,7 @@ def test_under_fire_every_answer_is_that_of_a_calm_run(dice: random.Random) -> N
         )
         for i in range(dice.randint(4, 12))
     }
-    town.before = fire(town, dice, list(prompts), faults=dice.choice([0, 2, 6]))
-    for name, (prompt, length) in prompts.items():
-        town.submit(name, prompt, length)
-
-    def over() -> bool:
-        if len(town.stalled) == len(town.workers()) or dice.random() < 0.02:
-            town.stalled.clear()
-        return all(town.outcomes[name].ends for name in prompts)
-
-    town.run(over, turns=12_000)
-    town.before = None
-    town.settle()
-    assert_ended(town, prompts)
+    run_under_fire(town, dice, prompts, faults=dice.choice([0, 2, 6]))
     assert not town.router.ledger.loads.fills._workers
 
 

@@ -18,10 +18,10 @@ from baton.engine import boot as boot_module
 from baton.engine import loading
 from baton.engine.boot import boot
 from baton.engine.cpu.kernel import cpu_attention
-from baton.engine.device import release_memory
 from baton.engine.errors import CompileError
 from baton.engine.gather import GatherAttention
 from baton.errors import ModelError, OutOfMemory
+from baton.host import release_memory
 from baton.model_files import resolve_model
 from tests.torch.families import WIDE, make_model, save_checkpoint
 
