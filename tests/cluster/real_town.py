@@ -55,13 +55,17 @@ class Way:
 
 class Beside:
     """A prefill worker's node that works in a thread, while the owners of the pools go on taking in
-    what it sends: as in a process of its own. One thing at a time all the same."""
+    what it sends: as in a process of its own. One thing at a time all the same. A link that it is told to
+    open is open, or has failed, before the town goes on: the router gives work to the first that is."""
 
     def __init__(self, inner: Node, town: "RealTown") -> None:
         self.inner, self.town = inner, town
 
     def handle(self, sender: str, message: Message, now: float) -> list[Effect]:
-        return self.town.beside(lambda: self.inner.handle(sender, message, now))
+        effects = self.town.beside(lambda: self.inner.handle(sender, message, now))
+        if isinstance(message, msg.Attach):
+            self.town.let_couriers_work()
+        return effects
 
     def step(self, now: float) -> list[Effect]:
         return self.town.beside(lambda: self.inner.step(now))
@@ -180,10 +184,10 @@ class RealTown(Town):
                 sockets = [s for e in self.decodings[name]._exports for s in e.wakeups()]
                 if sockets:
                     zmq.select(sockets, [], [], 1.0)
-        self._let_couriers_work()
+        self.let_couriers_work()
         super().turn()
 
-    def _let_couriers_work(self) -> None:
+    def let_couriers_work(self) -> None:
         """Until each has news or is idle; its deadlines end this. Sockets do not tell of its news."""
         sockets = [s for e in self.decodings.values() for x in e._exports for s in x.wakeups()]
         ways = [way.link for f in self.fillings.values() for way in f._ways._ways.values()]

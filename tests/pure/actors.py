@@ -26,8 +26,8 @@ OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 ACTOR = """
 import os, signal, sys, time
 def lasting(*_):
-    print("up", flush=True)
-    time.sleep(60)
+    os.write(1, b"up\\n")  # at once: print() may write the line's end by itself, or be killed before
+    time.sleep(600)
 def dying(code, *_):
     open("death").read()
     print("error: first\\nnoise\\nerror: last words\\nmore noise", file=sys.stderr, flush=True)
