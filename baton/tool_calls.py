@@ -185,9 +185,11 @@ class Calls:
                 "format": str(name), "tools": [*tools], "forced": bool(forced),
                 "several": bool(several), "thinking": bool() | None as thinking,
                 "answer": dict() | None as answer, **rest,
-            } if not rest and name in FORMATS and tools and all(map(_is_tool, tools)):  # fmt: skip
+            } if not rest and name in FORMATS and all(map(_is_tool, tools)):  # fmt: skip
                 found = tuple(Tool(*each) for each in tools)
-                return cls(FORMATS[name], found, forced, several, thinking, answer)
+                # in channels JSON stands in a message, also where no tool is offered
+                if tools or (FORMATS[name].channels and answer is not None and not forced):
+                    return cls(FORMATS[name], found, forced, several, thinking, answer)
         raise RequestError("these are no tool calls", code=INVALID)
 
 

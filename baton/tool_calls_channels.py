@@ -45,7 +45,8 @@ class Special(Protocol):
 
 class ChannelRules:
     """The rules of answers that may call `tools`: names, and the schemas of their arguments. `forced`:
-    one must be called; `answer`: the schema of an answer that calls none; `begun`: the answer goes on
+    one must be called; `answer`: the schema of an answer that calls none, which is needed where there
+    are no tools; `begun`: the answer goes on
     with the text of a message. `json_of`: a rule's part for JSON of a schema. GAP and TEXT are known."""
 
     def __init__(
@@ -79,12 +80,14 @@ class ChannelRules:
         else:
             yield "body: texts next"
             thought = f'{self._mark(CHANNEL)} "analysis" {self._mark(MESSAGE)} body'
+            call = " | call" if self._tools else ""
             final = "" if self._answer is None else " | final"
-            yield f"messages: {thought} | call{final}"
+            yield f"messages: {thought}{call}{final}"
         if self._answer is not None:
             inside = f"{self._mark(MESSAGE)} GAP? {self._json(self._answer)}"
             yield f'final: {self._mark(CHANNEL)} "final" {inside} {self._over()}'
-        yield from self._calls()
+        if self._tools:
+            yield from self._calls()
 
     def _calls(self) -> Iterator[str]:
         address, channel = json.dumps(ADDRESS), self._mark(CHANNEL)

@@ -38,13 +38,13 @@ from baton.server.shapes import ChatShape, CompletionShape, Extras, Shape
 from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
 from baton.server.templates import Renderer
-from baton.server.tools import KnownSchemas, ToolUse, answer_schema
+from baton.server.tools import KnownSchemas, ToolUse, answer_schema, json_schema_in
 from baton.server.tools_answer import ToolReading
 from baton.server.tools_ids import numbered
 from baton.server.tools_prompt import with_tools_told
 from baton.server.turns import text_of
 from baton.text import Tokenizer, chat_ends, encode_prompt
-from baton.tool_calls import FORMATS, CallFormat
+from baton.tool_calls import FORMATS, CallFormat, Calls
 from baton.wire.messages import ClusterInfo
 from sampler.params import SamplingParams
 
@@ -209,10 +209,12 @@ class GenerationService:
             prompts = [await self._encode(text, special=special)]
             if not prompts[0]:
                 raise ApiError.bad_request("the conversation is empty", "messages")
-            if request.tool_use is not None or not params.grammar:
+            if request.tool_use is not None or not params.grammar or self.call_format.channels:
                 thinking = self._begins_thinking(request, text)
             if request.tool_use is None and self.call_format.channels:
-                params, thinking, tools = self._in_channels(params, thinking)
+                params, thinking, tools = await in_thread(
+                    bool(params.grammar), self._in_channels, request, params, thinking
+                )
             elif request.tool_use is not None:
                 params, tools = await asyncio.to_thread(
                     self._with_tools, request, request.tool_use, params, thinking
@@ -246,12 +248,18 @@ class GenerationService:
         )
 
     def _in_channels(
-        self, params: GenerationParams, thinking: bool | None
+        self, request: ChatRequest, params: GenerationParams, thinking: bool | None
     ) -> tuple[GenerationParams, bool | None, ToolReading | None]:
-        """An answer without calls, whose marks are read all the same. Where the request wants them in the
-        text, or a grammar has no room for them, there is nothing to read."""
-        if params.grammar or params.keep_special:
+        """An answer without calls, whose marks are read all the same. JSON that the request asks for is
+        its last message. Where the request wants the marks in the text, or another grammar has no room
+        for them, there is nothing to read."""
+        answer = json_schema_in(params.grammar)
+        guided = answer is not None and not thinking  # a message that goes on is the JSON
+        if params.keep_special or (params.grammar and not guided):
             return params, None, None
+        if guided:
+            calls = Calls(self.call_format, (), thinking=thinking, answer=answer)
+            params = replace(params, grammar=_written(calls, request.grammar_param))
         shown = replace(params, shown_special=self._marks)
         return shown, thinking, ToolReading(self.call_format, ())
 
@@ -267,10 +275,7 @@ class GenerationService:
         calls = use.calls(self.call_format, self._schemas, thinking=thinking, answer=answer)
         if self._renderer is not None and self._renderer.one_call:
             calls = replace(calls, several=False)
-        try:
-            written = tool_calls(calls)
-        except RequestError as error:
-            raise from_request_error(error, "tools") from error
+        written = _written(calls, "tools")
         # others would hide a call that stands behind them: the reader knows texts, the grammar ids
         params = replace(params, grammar=written, shown_special=self._marks, keep_special=False)
         return params, use.reading(self.call_format, self._schemas)
@@ -433,6 +438,14 @@ class GenerationService:
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         encode = partial(encode_prompt, self.tokenizer, text, self.context, special=special)
         return await in_thread(len(text) >= LONG_TEXT, encode)
+
+
+def _written(calls: Calls, param: str) -> str:
+    """The grammar of an answer. Raises ApiError, which names the field that asks for it."""
+    try:
+        return tool_calls(calls)
+    except RequestError as error:
+        raise from_request_error(error, param) from error
 
 
 def _grammar_param(request: AnyRequest) -> str:

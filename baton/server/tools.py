@@ -155,18 +155,24 @@ def _offered(tool: Mapping[str, Any], place: str) -> OfferedTool:
 def answer_schema(written: str, param: str) -> Mapping[str, Any] | None:
     """Of JSON, which a grammar describes that the field `param` asks for; None without one. Raises
     ApiError for any other grammar."""
-    if not written:
-        return None
-    match json.loads(written):
-        case {"kind": "json_schema", "schema": dict(schema)}:
-            return schema
-        case {"kind": "json_object"}:
-            return {"type": "object"}
+    answer = json_schema_in(written)
+    if answer is not None or not written:
+        return answer
     text = (
         f"{param} and tools exclude each other, unless it describes JSON: leave tools out, or give "
         "tool_choice none"
     )
     raise ApiError.bad_request(text, param)
+
+
+def json_schema_in(written: str) -> Mapping[str, Any] | None:
+    """Of the JSON that a grammar describes; None for any other, and without one."""
+    match json.loads(written or "null"):
+        case {"kind": "json_schema", "schema": dict(schema)}:
+            return schema
+        case {"kind": "json_object"}:
+            return {"type": "object"}
+    return None
 
 
 class KnownSchemas:

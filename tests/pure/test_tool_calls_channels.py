@@ -165,6 +165,30 @@ def test_the_grammar_takes_messages_and_calls_that_fit(marks: bool) -> None:
         assert goes(grammars, tokenizer, begun, text) == (may, may)
 
 
+@pytest.mark.parametrize("marks", [False, True])
+def test_json_without_tools_is_the_last_message(marks: bool) -> None:
+    grammars, tokenizer, _ = model(marks)
+    calls = Calls(HARMONY, (), answer=ANSWER)
+    json_ = '<|channel|>final<|message|>{"x": null}'
+    for text, may in (
+        (json_, True), (THOUGHT + json_, True), (THOUGHT + THOUGHT + json_, True), (FINAL, False),
+        ('{"x": null}', False), (CALL, False), (THOUGHT + CALL, False), (SPOKEN + json_, False),
+        (json_.replace("null", "1"), False), (json_.replace("final", "commentary"), False),
+    ):  # fmt: skip
+        assert goes(grammars, tokenizer, calls, text) == (may, may), text
+    assert Calls.read(calls.written()) == calls
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_an_answer_without_tools_is_json_in_a_channel_or_no_answer_of_this_kind(form: Any) -> None:
+    for calls in (Calls(form, ()), Calls(form, (), True, answer=ANSWER)):
+        with pytest.raises(RequestError, match="no tool calls"):
+            Calls.read(calls.written())
+    if not form.channels:
+        with pytest.raises(RequestError, match="no tool calls"):
+            Calls.read(Calls(form, (), answer=ANSWER).written())
+
+
 @settings(max_examples=30, deadline=None, phases=[Phase.generate])
 @given(st.booleans(), st.booleans(), st.randoms(use_true_random=False))
 def test_what_is_drawn_reads_as_text_and_calls_that_fit_their_schemas(
@@ -263,6 +287,25 @@ def test_a_chat_without_tools_has_reasoning_apart() -> None:
         assert streamed == ("", message["content"], "")
 
     served(work, "", template=TEMPLATE)
+
+
+FORMS = {
+    "an object": {"type": "json_object"},
+    "a schema": {"type": "json_schema", "json_schema": {"name": "x", "schema": ANSWER}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_json_is_content_and_what_is_thought_before_it_is_reasoning(form: dict[str, Any]) -> None:
+    async def work(client: TownClient) -> None:
+        asked = {"messages": ASKED["messages"], "max_tokens": 200, "response_format": form}
+        message, streamed = await both(client, asked)
+        assert json.loads(message["content"]) == {"x": None}
+        assert (message["reasoning_content"], message.get("tool_calls")) == ("I look.", None)
+        assert streamed == ("I look.", message["content"], "")
+
+    said = THOUGHT + '<|channel|>final<|message|>{"x": null}'
+    served(work, said, template=TEMPLATE)
 
 
 async def both(client: TownClient, asked: dict[str, Any]) -> tuple[Any, tuple[str, str, str]]:
