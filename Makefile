@@ -15,6 +15,7 @@
 # make test-nixl  KV by NIXL, between processes here; nixl goes into .venv-nixl, a minute
 # make test-triton  the GPU's attention kernels, interpreted or on the GPU that is here; .venv-triton, minutes
 # make test-otel  traces by OTLP, to a stand-in for a collector; the exporter goes into .venv-otel, a minute
+# make test-axe   the page under axe-core, from npm, in Debian's chromium; 3 minutes
 # make docs    site/: the documentation as a site, with the API; its tools go into .venv-docs
 # make coverage   which lines of the product the tests reach, processes started by tests left out; htmlcov/
 
@@ -27,7 +28,7 @@ CARD    = $(wildcard /dev/nvidia[0-9]*)
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton test-otel check lint families faults tsan asan setup wheel docs coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton test-otel test-axe check lint families faults tsan asan setup wheel docs coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -65,6 +66,13 @@ test-triton: $(VENV)-triton/.ready
 
 test-otel: $(VENV)-otel/.ready
 	$(VENV)-otel/bin/python -m pytest -q tests/otel
+
+# axe-core is a program for browsers, so it comes from npm; npm compares its checksum.
+AXE_CORE = axe-core@4.14.1
+test-axe: $(VENV)/.ready-dev
+	rm -rf $(VENV)-axe && mkdir $(VENV)-axe
+	cd $(VENV)-axe && npm pack --silent $(AXE_CORE) && tar xzf axe-core-*.tgz package/axe.min.js
+	AXE=$(abspath $(VENV)-axe)/package/axe.min.js $(VENV)/bin/python -m pytest -q tests/axe
 
 EXTRA_ENVIRONMENTS = $(VENV)-ray/.ready $(VENV)-nixl/.ready $(VENV)-triton/.ready $(VENV)-otel/.ready
 $(EXTRA_ENVIRONMENTS): $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready
