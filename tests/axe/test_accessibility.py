@@ -1,5 +1,5 @@
-"""The page under axe-core (https://github.com/dequelabs/axe-core): every state of it, in both themes, on a
-desk and on a phone. `make test-axe` fetches axe-core from npm and runs this."""
+"""The page under axe-core (https://github.com/dequelabs/axe-core): every state, in both themes, on a desk
+and on a phone. `make test-axe` fetches axe-core from npm and runs this."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ assert CHROMIUM is not None, "needs Debian's chromium"
 LOOKS = [(width, dark) for width in (1440, 390) for dark in (False, True)]
 FOUND = """axe.run(document, {resultTypes: ["violations"]}).then((found) => JSON.stringify(
   found.violations.map((each) => [each.id, each.help, each.nodes.map((node) => node.html)])))"""
-MARKDOWN = "# A title\\n\\nSome `code`, **words**, a [link](https://example.org).\\n\\n```\\ncode\\n```\\n\\n- one\\n- two"
+MARKDOWN = r"# T\n\nSome `code`, **words**, a [link](https://example.org).\n\n```\nx\n```\n\n- one"
 
 
 @pytest.fixture(scope="module")
