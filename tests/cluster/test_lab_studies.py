@@ -45,7 +45,6 @@ def assert_pictures(folder: Path, study: Study, count: int) -> None:
         assert min(width, height) > 300
 
 
-@pytest.mark.timeout(400)  # 20 s on a quiet machine
 def test_the_disaggregation_study_has_numbers_pictures_and_a_conclusion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +71,6 @@ def test_the_disaggregation_study_has_numbers_pictures_and_a_conclusion(
     assert children_of(os.getpid()) == {}
 
 
-@pytest.mark.timeout(400)
 def test_the_claims_study_has_a_verdict_for_every_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

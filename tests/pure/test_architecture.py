@@ -11,6 +11,8 @@ from typing import get_args
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Top first. A module imports lower rows only, never its row's neighbours; a package may import
@@ -267,7 +269,7 @@ def test_help_answers_without_torch(command: list[str]) -> None:
         pytest.skip("main.py is not written yet")
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", *command, "--help"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in ran.stderr.splitlines()}
     assert "Usage" in ran.stdout

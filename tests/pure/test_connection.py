@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from baton.server import accept, connection
 from baton.server.accept import Acceptor, reserve_of
 from baton.server.connection import check_head
-from tests.pure.listening import HEAD, KEY, PATIENCE_S, POST, answered, serving
+from tests.patience import PATIENCE_S
+from tests.pure.listening import HEAD, KEY, POST, answered, serving
 
 
 async def read_all(client: socket.socket) -> None:
@@ -303,7 +304,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
          "-days", "2", "-keyout", str(path), "-out", f"{path}.crt"],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=PATIENCE_S,
     )  # fmt: skip
     path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
     return path

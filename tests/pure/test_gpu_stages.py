@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = ["there", "transfer", "fast", "sdpa", "kernel", "model", "cluster", "beside", "beside-mps"]
 SECOND = ["large", "fp8", "full-pool", "copying"]
@@ -40,7 +42,7 @@ def run(
     env = {"PYTHON": str(python), "HANGS": hangs, "FAILS": fails, "TRAP": trap, "BATON_KILL_S": "1"}
     done = subprocess.run(
         [ROOT / "benchmarks" / f"gpu_{script}.sh", out], env=os.environ | env | more,
-        cwd=python.parent, capture_output=True, text=True, timeout=120, check=False,
+        cwd=python.parent, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -120,7 +122,7 @@ def test_no_stage_begins_when_the_session_is_over(tmp_path: Path, python: Path) 
     stages = ROOT / "tools" / "benchmarks" / "gpu_stages.sh"
     script.write_text(f". {stages}\nsession 4 short\nprobe 90 a a\nprobe 90 b b\nfinish\n")
     env = {"PYTHON": str(python), "HANGS": "a", "FAILS": "@", "TRAP": "-", "BATON_KILL_S": "1"}
-    subprocess.run(["sh", script, tmp_path / "out"], env=os.environ | env, check=True, timeout=60,
+    subprocess.run(["sh", script, tmp_path / "out"], env=os.environ | env, check=True, timeout=PATIENCE_S,
                    capture_output=True)  # fmt: skip
     lines = (tmp_path / "out" / "short.summary.txt").read_text().splitlines()
     assert re.match(r"a +timed out after [12] s", lines[1])
@@ -129,6 +131,6 @@ def test_no_stage_begins_when_the_session_is_over(tmp_path: Path, python: Path) 
 
 def test_without_a_folder_it_says_what_it_needs() -> None:
     script = ROOT / "benchmarks" / "gpu_first.sh"
-    done = subprocess.run([script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([script], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: ")
