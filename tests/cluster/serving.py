@@ -12,8 +12,8 @@ from typing import Any
 import openai
 
 from sampler.params import SamplingParams
-from tests.cluster.processes import Ends, Terminal, children_of, until
-from tests.patience import PATIENCE_S
+from tests.cluster.processes import Ends, Terminal, children_of
+from tests.patience import PATIENCE_S, until
 
 LENGTH = 30
 GREEDY = SamplingParams(temperature=0.0)

@@ -23,10 +23,9 @@ from tests.cluster.processes import (
     journaled,
     short_folder,
     terminals,
-    until,
 )
 from tests.nixl_here import NIXL, WITHOUT_NIXL
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 Type = Callable[..., Terminal]
 LENGTH = 30

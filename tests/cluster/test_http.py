@@ -19,9 +19,9 @@ from websockets.asyncio.client import connect
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import ROOT, until
+from tests.cluster.processes import ROOT
 from tests.cluster.serving import GREEDY, LENGTH, Server, ask, post
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 
 def streamed(stream: Any) -> tuple[str, str | None]:

@@ -17,9 +17,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.cluster.processes import Terminal, short_folder, terminals, until
+from tests.cluster.processes import Terminal, short_folder, terminals
 from tests.cluster.serving import Server
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 Type = Callable[..., Terminal]
 LONG = {"model": "demo", "prompt": "In the future", "max_tokens": 2000,

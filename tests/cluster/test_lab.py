@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.processes import Terminal, children_of, terminals, until
+from tests.cluster.processes import Terminal, children_of, terminals
+from tests.patience import until
 from tools.lab.report import slug
 
 Type = Callable[..., Terminal]

@@ -11,7 +11,8 @@ import pytest
 from baton.errors import BatonError, InputError, ModelError, WorkerLost
 from baton.host import process_runs
 from baton.model_files import resolve_model
-from tests.cluster.processes import children_of, until
+from tests.cluster.processes import children_of
+from tests.patience import until
 from tools.lab import claims, claims_engine, disagg
 from tools.lab.study import Notebook, Setting
 from tools.measure.split import Split, started

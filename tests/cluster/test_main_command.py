@@ -23,9 +23,8 @@ from tests.cluster.processes import (
     shared_memory,
     short_folder,
     terminals,
-    until,
 )
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 Type = Callable[..., Terminal]
 LENGTH = 60

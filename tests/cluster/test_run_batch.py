@@ -10,8 +10,8 @@ import pytest
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import Terminal, journaled, short_folder, terminals, until
-from tests.patience import PATIENCE_S
+from tests.cluster.processes import Terminal, journaled, short_folder, terminals
+from tests.patience import PATIENCE_S, until
 
 LENGTH = 60
 Type = Callable[..., Terminal]
