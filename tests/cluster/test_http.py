@@ -21,6 +21,7 @@ from sampler.params import SamplingParams
 from tests.cluster import calm
 from tests.cluster.processes import ROOT
 from tests.cluster.serving import GREEDY, LENGTH, Server, ask, post
+from tests.depth import deep
 from tests.patience import PATIENCE_S, until
 
 
@@ -458,7 +459,8 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
         for mode in modes:
             fuzz = given(case=operation.as_strategy(generation_mode=mode))(try_it)
             settings(
-                max_examples=8 if few else 25, deadline=None, derandomize=True, database=None,
+                max_examples=deep(8, usual=4) if few else deep(25, usual=10),
+                deadline=None, derandomize=True, database=None,
                 suppress_health_check=list(HealthCheck),
             )(fuzz)()  # fmt: skip
     assert tried > 200
