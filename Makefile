@@ -14,6 +14,8 @@
 # make test-ray   `serve --cluster ray` on a real Ray cluster of three nodes here; ray goes into .venv-ray, a few minutes
 # make test-nixl  KV by NIXL, between processes here; nixl goes into .venv-nixl, a minute
 # make test-triton  the GPU's attention kernels, interpreted or on the GPU that is here; .venv-triton, minutes
+# make test-deep  tests/pure, tests/torch and the fuzzing of the API, as deep as they go; `make test` tries a part
+# make test-lab   the lab's large studies with real clusters, which `make test` leaves out; two minutes
 # make test-otel  traces by OTLP, to a stand-in for a collector; the exporter goes into .venv-otel, a minute
 # make test-axe   the page under axe-core, from npm, in Debian's chromium; 3 minutes
 # make docs    site/: the documentation as a site, with the API; its tools go into .venv-docs
@@ -28,7 +30,7 @@ CARD    = $(wildcard /dev/nvidia[0-9]*)
 COMMANDS = tests/cluster/test_main_command.py tests/cluster/test_generate.py
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton test-otel test-axe check lint families faults tsan asan setup wheel docs coverage clean
+.PHONY: run test test-avx2 test-sse test-nocompiler test-arm64 test-ray test-nixl test-triton test-otel test-axe test-deep test-lab check lint families faults tsan asan setup wheel docs coverage clean
 
 run: $(VENV)/.ready
 	$(VENV)/bin/python main.py -b 4 -l 100 -o test.txt
@@ -73,6 +75,12 @@ test-axe: $(VENV)/.ready-dev
 	rm -rf $(VENV)-axe && mkdir $(VENV)-axe
 	cd $(VENV)-axe && npm pack --silent $(AXE_CORE) && tar xzf axe-core-*.tgz package/axe.min.js
 	AXE=$(abspath $(VENV)-axe)/package/axe.min.js $(VENV)/bin/python -m pytest -q tests/axe
+
+test-deep: $(VENV)/.ready-dev
+	BATON_TESTS=deep $(VENV)/bin/python -m pytest -q $(BESIDE) tests/pure tests/torch tests/cluster/test_http.py
+
+test-lab: $(VENV)/.ready-dev
+	$(VENV)/bin/python -m pytest -q tests/lab
 
 EXTRA_ENVIRONMENTS = $(VENV)-ray/.ready $(VENV)-nixl/.ready $(VENV)-triton/.ready $(VENV)-otel/.ready
 $(EXTRA_ENVIRONMENTS): $(VENV)-%/.ready: requirements-%.txt $(VENV)/.ready

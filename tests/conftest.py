@@ -7,8 +7,9 @@ hundred processes would compile the product again."""
 import gc
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def pytest_collection_finish() -> None:
     and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a process that did not end in time comes what it had said."""
+    report = yield
+    late = None if call.excinfo is None else call.excinfo.value
+    if isinstance(late, subprocess.TimeoutExpired):
+        for name, said in (("stdout", late.stdout), ("stderr", late.stderr)):
+            text = said.decode(errors="replace") if isinstance(said, bytes) else said
+            report.sections.append((f"{name} of the process", text or "(nothing)"))
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -1,24 +1,15 @@
 """Start: the engine of a worker, of one rank or of several."""
 
-import logging
-import os
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from baton.cluster.launch import WorkerOptions
-from baton.engine.boot import Engine, boot, sorted_out
+from baton.engine.boot import Engine, boot
 from baton.engine.device import pick_device
 from baton.errors import InputError
-from baton.model_files import ModelFiles, absolute_name
-from baton.parallel.boot import Booted, boot_rank
-from baton.parallel.plan import plan_sharding
-from baton.parallel.pools import SharedPools
+from baton.model_files import ModelFiles
 from baton.parallel.ranks import Ranks
-from baton.parallel.runner import ParallelRunner
 from baton.parallel.team import Ended, Team, end_too
 from baton.topology import usable_cores
 
@@ -90,50 +81,21 @@ def start(
         )
     place = pick_device(device)
     check_devices(place, division.size, torch.cuda.device_count())
-    with tempfile.TemporaryDirectory(prefix=f"baton-{os.getpid()}-ranks-") as folder:
-        # It is there until they have met.
-        settings = {
-            "size": division.size,
-            "name": name,
-            "log_level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
-            "model": absolute_name(files.name),
-            "device": str(place),
-            "dtype": dtype,
-            "block_size": block_size,
-            "folder": folder,
-            "threads": division.threads,
-            "staged": place.type == "cuda" if division.staged is None else division.staged,
-        }
-        team = Team(division.size, settings, division.ended)
-        try:
-            return _first_rank(files, team, settings, place)
-        except BaseException:
-            team.close()
-            raise
+    from baton.parallel.first import start_ranks  # with transformers: seconds
 
-
-def _first_rank(
-    files: ModelFiles, team: Team, settings: dict[str, Any], device: torch.device
-) -> Started:
-    size, block_size, staged = settings["size"], settings["block_size"], settings["staged"]
-
-    def plan() -> None:
-        from baton.engine.loading import shape_of  # with transformers: seconds
-
-        plan_sharding(shape_of(files), size, files.name)  # refused before any weight is read
-
-    def load() -> Booted:
-        return boot_rank(files, ranks, dtype=settings["dtype"], block_size=block_size)
-
-    sorted_out(files, plan)
-    ranks = Ranks.join(0, size, device, Path(settings["folder"]))
-    booted = sorted_out(files, load)
-    pools = SharedPools(booted, ranks, team, staged=staged)
-    runner = ParallelRunner(booted.runner, pools, team)
-    engine = Engine(
-        files, runner, booted.layout, device, booted.dtype, booted.token_s, booted.pace, pools
+    return Started(
+        *start_ranks(
+            files,
+            place,
+            size=division.size,
+            threads=division.threads,
+            staged=division.staged,
+            ended=division.ended,
+            name=name,
+            dtype=dtype,
+            block_size=block_size,
+        )
     )
-    return Started(engine, team, ranks)
 
 
 def check_devices(device: torch.device, size: int, gpus: int) -> None:

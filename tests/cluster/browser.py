@@ -17,8 +17,9 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.patience import PATIENCE_S
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DEADLINE_S = 30.0
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
            "--no-first-run", "--hide-scrollbars", "--remote-debugging-port=0")  # fmt: skip
 
@@ -47,7 +48,7 @@ class Page:
         number = next(self._ids)
         self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        answer = await asyncio.wait_for(self._answers[number], DEADLINE_S)
+        answer = await asyncio.wait_for(self._answers[number], PATIENCE_S)
         assert "error" not in answer, answer
         return dict(answer["result"])
 
@@ -61,7 +62,7 @@ class Page:
 
     async def until(self, script: str, good: Callable[[Any], bool] = bool) -> Any:
         """Its value, once that is good. The page itself is asked at every frame."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not good(value := await self.run(script)):
                 await self.run("new Promise(requestAnimationFrame)")
             return value
@@ -92,7 +93,7 @@ async def browser(url: str) -> AsyncIterator[Page]:
         )  # fmt: skip
         try:
             assert process.stderr is not None
-            async with asyncio.timeout(DEADLINE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while b"DevTools listening on " not in (line := await process.stderr.readline()):
                     assert line, "chromium ended"
             reading = asyncio.create_task(process.stderr.read())
@@ -114,7 +115,9 @@ async def browser(url: str) -> AsyncIterator[Page]:
 
 async def _first_page(port: int) -> str:
     def look() -> list[dict[str, str]]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE_S
+        ) as answer:
             return list(json.load(answer))
 
     pages = await asyncio.to_thread(look)

@@ -9,33 +9,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 from baton.client.blocking import Client
 from baton.errors import ProtocolError
 from baton.params import GenerationParams
 from baton.wire import messages as msg
 from sampler.params import SamplingParams
+from tests.patience import PATIENCE_S, patiently
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 90.0  # for what takes seconds on a quiet machine
-LOOK_S = 0.005
 ASK_S = 0.2
-
-T = TypeVar("T")
-
-
-def until(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
-    """What `look` finds, as soon as it is there and true."""
-    deadline = time.monotonic() + deadline_s
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what}: not within {deadline_s:g} s"
-        select.select([], [], [], LOOK_S)
-    return found
 
 
 class Ends:
@@ -44,17 +30,16 @@ class Ends:
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._descriptors = {name: os.pidfd_open(pid) for name, pid in pids.items()}
 
-    def wait(self, deadline_s: float = 20.0) -> None:
+    def wait(self) -> None:
         """Until every one of them has ended."""
         poller = select.poll()
         names = {descriptor: name for name, descriptor in self._descriptors.items()}
         for descriptor in names:
             poller.register(descriptor, select.POLLIN)
-        deadline = time.monotonic() + deadline_s
-        while names:
-            left = deadline - time.monotonic()
-            assert left > 0, f"still running: {sorted(names.values())}"
-            for descriptor, _ in poller.poll(left * 1000):
+        for _ in patiently(lambda: f"the end of {sorted(names.values())}"):
+            if not names:
+                return
+            for descriptor, _ in poller.poll(100):
                 poller.unregister(descriptor)
                 os.close(descriptor)
                 del names[descriptor]
@@ -96,13 +81,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+OPENED: list["Terminal"] = []
+"""The terminals of the running test, whose words are told when it fails."""
+
+
 class Terminal:
     """A command somebody typed. Its output goes to a file, as nobody reads along."""
 
     def __init__(
         self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.log = log
+        self.command, self.log = " ".join(arguments), log
+        OPENED.append(self)
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -118,9 +108,9 @@ class Terminal:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def ends(self, code: int, deadline_s: float = DEADLINE_S) -> str:
+    def ends(self, code: int) -> str:
         """It leaves with this exit code; what it said."""
-        found = self.process.wait(deadline_s)
+        found = self.process.wait(PATIENCE_S)
         assert found == code, f"exit code {found}, expected {code}; it said: {self.said}"
         return self.said
 
@@ -142,7 +132,7 @@ class Terminal:
         """It and whatever it has started in its session."""
         if self.runs():
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -161,6 +151,7 @@ def terminals() -> Iterator[Callable[..., Terminal]]:
         finally:
             for each in opened:
                 each.kill()
+                OPENED.remove(each)
 
 
 def await_workers(
@@ -171,21 +162,20 @@ def await_workers(
     unlike: Sequence[str] = (),
 ) -> msg.ClusterInfo:
     """Until the router can work with so many workers, none of them one of `unlike`."""
-    info: msg.ClusterInfo | None = None
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
+    seen: list[msg.ClusterInfo] = []
+    for _ in patiently(lambda: f"{wanted} workers together: {seen[-1:]}"):
+        info = seen[-1] if seen else None
         if info is not None:
             assert "cannot write to" not in info.waiting_for, info.waiting_for
             if _together(info, wanted, unlike):
                 return info
-        assert time.monotonic() < deadline, f"{wanted} workers did not come together: {info}"
         check(info)
         news = [each for each in client.poll(ASK_S) if isinstance(each, msg.ClusterInfo)]
-        if news:
-            info = news[-1]
-            continue
-        with suppress(ProtocolError):  # no news is no answer: it may be another router by now
-            info = client.info(timeout_s=ASK_S)
+        if not news:
+            with suppress(ProtocolError):  # no news is no answer: it may be another router by now
+                news = [client.info(timeout_s=ASK_S)]
+        seen.extend(news)
+    raise AssertionError("patiently() ends no loop")
 
 
 def _together(info: msg.ClusterInfo, wanted: int, unlike: Sequence[str]) -> bool:
@@ -217,9 +207,9 @@ class Talk:
 
     def listen(self, enough: Callable[[], bool]) -> None:
         """Until enough has come."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not enough():
-            assert time.monotonic() < deadline, f"it did not come: {self.ends}"
+        for _ in patiently(lambda: f"tokens {self.tokens}, ends {self.ends}"):
+            if enough():
+                return
             for news in self.client.poll(0.2):
                 match news:
                     case msg.Emitted(request, ids, text):

@@ -12,7 +12,8 @@ from typing import Any
 import openai
 
 from sampler.params import SamplingParams
-from tests.cluster.processes import Ends, Terminal, children_of, until
+from tests.cluster.processes import Ends, Terminal, children_of
+from tests.patience import PATIENCE_S, until
 
 LENGTH = 30
 GREEDY = SamplingParams(temperature=0.0)
@@ -44,7 +45,7 @@ class Server:
         return self.terminal.said
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=PATIENCE_S) as answer:
             return str(answer.read().decode())
 
     def metric(self, name: str) -> float:
@@ -73,5 +74,5 @@ def post(server: Server, path: str, body: Any) -> str:
     request = urllib.request.Request(
         server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         return str(answer.read().decode())

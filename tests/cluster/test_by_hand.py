@@ -23,9 +23,9 @@ from tests.cluster.processes import (
     journaled,
     short_folder,
     terminals,
-    until,
 )
 from tests.nixl_here import NIXL, WITHOUT_NIXL
+from tests.patience import PATIENCE_S, until
 
 Type = Callable[..., Terminal]
 LENGTH = 30
@@ -59,7 +59,7 @@ def address(type_in: Type, folder: Path) -> Iterator[str]:
     for each in (*workers, router):
         assert each.runs(), each.said
         each.process.terminate()
-        said = each.ends(0, 10).splitlines()
+        said = each.ends(0).splitlines()
         assert [line for line in said if " WARNING router: " not in line] == []
 
 
@@ -201,7 +201,7 @@ def test_another_cluster_is_a_worker_dies_in_the_middle_and_comes_back(
     assert max(end.timings.retries for end in ends if isinstance(end, msg.Finished)) >= 1
     for each in opened:
         each.process.terminate()
-        assert each.ends(0, 20).count("error") == 0
+        assert each.ends(0).count("error") == 0
 
 
 def test_a_client_killed_in_the_middle_is_nobody_elses_matter(
@@ -219,7 +219,7 @@ def test_a_client_killed_in_the_middle_is_nobody_elses_matter(
     part = tmp_path / "out.txt.part"
     until(lambda: journaled(part) >= 1, "the first answer")
     job.signal(signal.SIGKILL)
-    job.process.wait(10)
+    job.process.wait(PATIENCE_S)
     for i, prompt in enumerate(calm.PROMPTS[:4]):
         talk.ask(f"e{i}", prompt, LENGTH, SAMPLING)
     talk.listen(talk.all_ended)
@@ -301,7 +301,7 @@ def test_over_tcp_with_keys(
         assert layout.blocks_for(fill) <= moved <= fill
     for each in opened:
         each.process.terminate()
-        said = each.ends(0, 10).splitlines()
+        said = each.ends(0).splitlines()
         expected = ("turned away", "KV over NIXL is not encrypted")
         assert [line for line in said if not any(each in line for each in expected)] == []
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.processes import children_of, short_folder, terminals
 from tests.cluster.serving import Server
+from tests.patience import PATIENCE_S
 
 LISTEN, UNBOUND = "0A", "0000"
 SECRET_PROMPT = "an unmistakable pangram about quartz and jackdaws"
@@ -49,7 +50,7 @@ def exposed() -> Iterator[Exposed]:
         body = json.dumps({"prompt": SECRET_PROMPT, "max_tokens": 4}).encode()
         head = {"Authorization": "Bearer a-key", "Content-Type": "application/json"}
         request = urllib.request.Request(f"{server.url}/v1/completions", body, head)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             assert answer.status == 200
         main = server.terminal.process.pid
         yield Exposed(server, folder, {"main": main, **children_of(main)})

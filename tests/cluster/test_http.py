@@ -19,8 +19,10 @@ from websockets.asyncio.client import connect
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import ROOT, until
+from tests.cluster.processes import ROOT
 from tests.cluster.serving import GREEDY, LENGTH, Server, ask, post
+from tests.depth import deep
+from tests.patience import PATIENCE_S, until
 
 
 def streamed(stream: Any) -> tuple[str, str | None]:
@@ -78,7 +80,7 @@ def test_the_messages_api_streams(server: Server) -> None:
         request = urllib.request.Request(
             f"{server.url}/v1/messages", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return str(answer.read().decode())
 
     whole = json.loads(post())
@@ -161,7 +163,7 @@ def test_a_stream_ends_with_usage_and_done(server: Server) -> None:
         f"{server.url}/v1/completions", json.dumps(body).encode(),
         {"Content-Type": "application/json", "X-Request-Id": "mine"},
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         lines = answer.read().decode().split("\n\n")
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert answer.headers["x-request-id"] == "mine"
@@ -395,7 +397,7 @@ def test_the_page_is_fed_with_every_request(server: Server) -> None:
                         return mine
         return []
 
-    states = [moment["state"] for moment in asyncio.run(asyncio.wait_for(watch(), 60))]
+    states = [moment["state"] for moment in asyncio.run(asyncio.wait_for(watch(), PATIENCE_S))]
     assert [s for s in states if s != "decoding"] == [
         "queued", "reserving", "reserved", "filling", "finished",
     ]  # fmt: skip
@@ -408,7 +410,7 @@ def test_talking_from_the_terminal(server: Server) -> None:
     def chat(*words: str, said: str = "") -> str:
         ran = subprocess.run(
             [sys.executable, "main.py", "chat", "--url", server.url, "--temperature", "0", *words],
-            cwd=ROOT, input=said, capture_output=True, text=True, timeout=60, check=True,
+            cwd=ROOT, input=said, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
         )  # fmt: skip
         return ran.stdout
 
@@ -442,7 +444,7 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
             limit = case.body.get("timeout")
             if type(limit) in (int, float) and 0 < limit < 60:
                 case.body["timeout"] = 60  # a busy machine may take longer: 504
-        answer = case.call(timeout=60)
+        answer = case.call(timeout=PATIENCE_S)
         tried += 1
         assert answer.status_code < 500, f"{case.method} {case.path} {case.body}: {answer.text}"
         if answer.status_code >= 400:
@@ -457,7 +459,8 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
         for mode in modes:
             fuzz = given(case=operation.as_strategy(generation_mode=mode))(try_it)
             settings(
-                max_examples=8 if few else 25, deadline=None, derandomize=True, database=None,
+                max_examples=deep(8, usual=4) if few else deep(25, usual=10),
+                deadline=None, derandomize=True, database=None,
                 suppress_health_check=list(HealthCheck),
             )(fuzz)()  # fmt: skip
     assert tried > 200

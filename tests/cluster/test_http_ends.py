@@ -17,8 +17,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.cluster.processes import Terminal, short_folder, terminals, until
+from tests.cluster.processes import Terminal, short_folder, terminals
 from tests.cluster.serving import Server
+from tests.patience import PATIENCE_S, until
 
 Type = Callable[..., Terminal]
 LONG = {"model": "demo", "prompt": "In the future", "max_tokens": 2000,
@@ -60,7 +61,7 @@ def test_a_stream_that_is_cut_off_is_told_so(type_in: Type) -> None:
         assert cut.value.code == "shutting_down"
         server.client.close()
         client.close()
-        said = server.terminal.ends(0, 20)
+        said = server.terminal.ends(0)
         assert list(folder.glob("baton-*")) == []
     assert "Traceback" not in said
     assert "In the future" not in re.sub(r"try +curl.*", "", said), "a prompt was logged"
@@ -82,7 +83,7 @@ def loading() -> Iterator[Loading]:
 
 def test_while_it_loads_it_says_so(loading: Loading) -> None:
     with pytest.raises(urllib.error.HTTPError) as early:
-        urllib.request.urlopen(f"{loading.url}/health", timeout=30)
+        urllib.request.urlopen(f"{loading.url}/health", timeout=PATIENCE_S)
     with early.value as answer:
         assert answer.code == 503
         assert answer.headers["retry-after"]
@@ -104,7 +105,7 @@ def test_a_second_signal_ends_it_now(loading: Loading) -> None:
         terminal.signal(signal.SIGINT)
         with pytest.raises(openai.APIError):
             list(chunks)
-    assert "Traceback" not in terminal.ends(130, 20)
+    assert "Traceback" not in terminal.ends(130)
 
 
 def test_a_port_that_is_taken_is_known_at_once(type_in: Type) -> None:
@@ -134,7 +135,9 @@ class Alone:
     def alive(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/livez", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/livez", timeout=PATIENCE_S
+            ) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -147,7 +150,7 @@ def alone(folder: Path, *, descriptors: int, module: str = "server") -> Iterator
         yield server
     finally:
         server.process.terminate()
-        server.process.wait(20)
+        server.process.wait(PATIENCE_S)
 
 
 def test_without_descriptors_it_waits_and_then_goes_on() -> None:
@@ -155,7 +158,7 @@ def test_without_descriptors_it_waits_and_then_goes_on() -> None:
         for _ in range(2):
             clients = []
             for _ in range(90):
-                clients.append(socket.create_connection(("127.0.0.1", server.port), 20))
+                clients.append(socket.create_connection(("127.0.0.1", server.port), PATIENCE_S))
                 clients[-1].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")  # half a head
             until(lambda: "no more connections" in server.log.read_text(), "the pause")
             for client in clients:
@@ -175,7 +178,7 @@ def test_what_is_sent_too_slowly_ends() -> None:
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 4000000\r\n\r\n"
         )
-        with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
             client.sendall(head)
             client.settimeout(0.5)
             told = b""

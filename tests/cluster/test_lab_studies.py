@@ -1,102 +1,26 @@
 """The lab's studies with real clusters and the bundled model: numbers, pictures, and nothing left."""
 
-import json
 import os
 import signal
-import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from baton.errors import BatonError, InputError, ModelError, WorkerLost
 from baton.host import process_runs
 from baton.model_files import resolve_model
-from tests.cluster.processes import children_of, until
-from tools.lab import claims, claims_engine, disagg, disagg_runs
-from tools.lab.claims_findings import CLAIMS
-from tools.lab.disagg_findings import TOO_FEW
-from tools.lab.study import Notebook, Setting, Study
-from tools.measure.split import CHUNKED, COLOCATED, PD, Split, started
+from tests.cluster.processes import children_of
+from tests.patience import until
+from tools.lab import claims, claims_engine, disagg
+from tools.lab.study import Notebook, Setting
+from tools.measure.split import Split, started
 from tools.measure.workload import Load, Planned, burst
 
 
 def notebook_in(folder: Path) -> Notebook:
     return Notebook(folder / "study.jsonl", lambda text: None)
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "study.jsonl").read_text().splitlines()]
-
-
-def size_of_png(path: Path) -> tuple[int, int]:
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    width, height = struct.unpack(">II", data[16:24])
-    return width, height
-
-
-def assert_pictures(folder: Path, study: Study, count: int) -> None:
-    assert len(study.pictures) == count
-    for picture in study.pictures:
-        width, height = size_of_png(folder / picture.file)
-        assert min(width, height) > 300
-
-
-@pytest.mark.timeout(400)  # 20 s on a quiet machine
-def test_the_disaggregation_study_has_numbers_pictures_and_a_conclusion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(disagg_runs, "TRANSPORTS", ("frames", "cuda_ipc"))
-    setting = Setting(tmp_path, quick=True, rates=(8.0,), prompt_lengths=(64, 5000))
-    study = disagg.run(setting, notebook_in(tmp_path))
-
-    failed = {failure.what: failure.why for failure in study.failures}
-    assert failed.keys() == {"hand-over of 5000 tokens", "hand-over by cuda_ipc"}
-    assert "GPU" in failed["hand-over by cuda_ipc"]
-    assert_pictures(tmp_path, study, 3)
-    shares, cells, handover = study.tables
-    assert len(shares.rows) == 2 * 3
-    assert cells.header[1:4] == (PD, COLOCATED, CHUNKED)
-    assert len(cells.rows) == 5 + 6
-    assert {row[-1] for row in cells.rows} == {TOO_FEW}  # a quick run has a dozen requests
-    assert [row[0] for row in handover.rows] == ["frames over ipc, 64 tokens"]
-    assert float(handover.rows[0][2]) > 0.0
-    assert study.findings[-1].startswith("So this run decides nothing")
-    found = lines_of(tmp_path)
-    assert {line["arm"] for line in found if line["what"] == "streams"} == {PD, COLOCATED, CHUNKED}
-    assert {line["load"] for line in found if line["what"] == "rate"} != set()
-    assert len({line["load"] for line in found if line["what"] == "rate"}) == 1  # the same for all
-    assert children_of(os.getpid()) == {}
-
-
-@pytest.mark.timeout(400)
-def test_the_claims_study_has_a_verdict_for_every_claim(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def breaks(*given: object) -> None:
-        raise BatonError("made to fail")
-
-    monkeypatch.setattr(claims, "batching", breaks)
-    study = claims.run(Setting(tmp_path, quick=True, rounds=1), notebook_in(tmp_path))
-
-    failed = {failure.what: failure.why for failure in study.failures}
-    assert failed.keys() == {"torch.compile", "batching"}
-    assert failed["batching"] == "made to fail"
-    verdicts = {row[0]: row[6] for row in study.tables[0].rows}
-    assert verdicts.keys() == {claim.title for claim in CLAIMS}
-    assert {title for title, found in verdicts.items() if found == "not measured"} == {
-        "torch.compile", "batching",
-    }  # fmt: skip
-    assert verdicts["half precision"] == "reproduced"
-    assert any("draft tokens were accepted" in line for line in study.findings)
-    assert_pictures(tmp_path, study, 1)
-    assert {line["key"] for line in lines_of(tmp_path) if line["what"] == "claim"} == {
-        claim.key for claim in CLAIMS if claim.title not in ("torch.compile", "batching")
-    }
-    assert children_of(os.getpid()) == {}
 
 
 def test_a_model_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:

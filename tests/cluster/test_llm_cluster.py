@@ -17,6 +17,7 @@ from baton.cluster.supervisor import Cluster
 from baton.errors import InputError, ProtocolError, RequestError
 from baton.topology import plan_topology
 from tests.cluster.processes import ROOT, shared_memory, short_folder
+from tests.patience import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["In the future", "Once upon a time", "The river", "A cook"]
@@ -94,7 +95,7 @@ def test_an_example_runs(name: str) -> None:
         [sys.executable, example],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_S,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert ran.returncode == 0, ran.stderr

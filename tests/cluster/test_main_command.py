@@ -23,8 +23,8 @@ from tests.cluster.processes import (
     shared_memory,
     short_folder,
     terminals,
-    until,
 )
+from tests.patience import PATIENCE_S, until
 
 Type = Callable[..., Terminal]
 LENGTH = 60
@@ -141,7 +141,7 @@ def test_main_itself_killed_and_run_again(job: Job) -> None:
     ends = Ends(job.children(terminal, "prefill-0", "decode-0"))
     job.await_answers(terminal, 2)
     terminal.signal(signal.SIGKILL)
-    terminal.process.wait(10)
+    terminal.process.wait(PATIENCE_S)
     ends.wait()
     saved = journaled(job.part)
     assert 2 <= saved < len(calm.PROMPTS)
@@ -161,7 +161,7 @@ def test_ctrl_c_and_run_again_colocated(job: Job) -> None:
     ends = Ends(children)
     job.await_answers(terminal, 1)
     terminal.signal(signal.SIGINT)
-    said = terminal.ends(130, 20)
+    said = terminal.ends(130)
     ends.wait()
     job.check_nothing_left()
     assert "answers are safe in" in said.splitlines()[-1]
@@ -174,7 +174,7 @@ def test_interrupted_before_the_workers_are_there(job: Job) -> None:
     terminal = job.start("--quiet")
     ends = Ends(job.children(terminal, "prefill-0", "decode-0"))
     terminal.signal(signal.SIGTERM)
-    assert terminal.ends(130, 20).startswith("interrupted: ")
+    assert terminal.ends(130).startswith("interrupted: ")
     ends.wait()
     job.check_nothing_left()
     assert not job.part.exists()

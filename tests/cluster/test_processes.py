@@ -19,7 +19,8 @@ from baton.wire import messages as msg
 from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import ROOT, Ends, await_workers, shared_memory, short_folder, until
+from tests.cluster.processes import ROOT, Ends, await_workers, shared_memory, short_folder
+from tests.patience import until
 
 LENGTH = 40
 SAMPLING = SamplingParams(temperature=0.9, top_k=60, top_p=0.95, repetition_penalty=1.1, seed=5)

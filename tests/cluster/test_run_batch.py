@@ -10,7 +10,8 @@ import pytest
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import Terminal, journaled, short_folder, terminals, until
+from tests.cluster.processes import Terminal, journaled, short_folder, terminals
+from tests.patience import PATIENCE_S, until
 
 LENGTH = 60
 Type = Callable[..., Terminal]
@@ -40,7 +41,7 @@ def test_a_batch_that_is_killed_goes_on_and_is_complete(type_in: Type, tmp_path:
         until(lambda: journaled(part) >= 2 or not first.runs(), "two answers in the journal")
         assert first.runs(), first.said
         os.kill(first.process.pid, signal.SIGKILL)
-        first.process.wait(10)
+        first.process.wait(PATIENCE_S)
         assert not out.exists()
         said = type_in(*command, TMPDIR=str(folder)).ends(0)
     assert "13 answers are in" in said

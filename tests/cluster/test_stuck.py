@@ -22,7 +22,8 @@ from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, Submit
 from sampler.params import SamplingParams
 from tests.cluster import calm
-from tests.cluster.processes import await_workers, until
+from tests.cluster.processes import await_workers
+from tests.patience import until
 
 LENGTH = 20
 GREEDY = SamplingParams(temperature=0.0)

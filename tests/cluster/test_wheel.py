@@ -21,6 +21,7 @@ import pytest
 from baton.engine.cpu.build import NoCompiler, find_compiler
 from baton.engine.cpu.shipped import TARGETS, cpu_features
 from baton.package import PACKAGE, ROOT
+from tests.patience import PATIENCE_S
 
 TOP_LEVEL = {"baton", "router", "prefill_worker", "decode_worker", "sampler", "prompts.py"}
 COMMANDS = (
@@ -31,9 +32,6 @@ TOOLS = ("bench", "lab", "eval")
 NOT_COPIED = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "build", "dist", "node_modules", "report", "runs"
 )
-DEADLINE_S = 300
-
-pytestmark = pytest.mark.timeout(600)  # building compiles all native code
 
 
 def shipped_target() -> str:
@@ -66,7 +64,7 @@ def backend(folder: Path, step: str, out: Path) -> Path:
     """What setuptools' build backend makes of the project in this folder."""
     code = f"from setuptools import build_meta; print(build_meta.{step}({str(out)!r}))"
     built = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S,
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S,
         env={**os.environ, "BATON_WHEEL_TARGETS": TARGET},
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
@@ -95,7 +93,7 @@ class Installed:
         installed = subprocess.run(
             [sys.executable, "-m", "pip", "--isolated", "install", "--quiet", "--no-index",
              "--no-deps", "--prefix", str(environment), str(wheel)],
-            capture_output=True, text=True, timeout=DEADLINE_S,
+            capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert installed.returncode == 0, installed.stderr
         (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
@@ -114,7 +112,7 @@ class Installed:
             env={**{k: v for k, v in os.environ.items() if k not in hidden}, "HOME": str(self.home),
                  **more},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=DEADLINE_S,
+            text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert ran.returncode == code, ran.stdout
         return ran.stdout
@@ -153,7 +151,7 @@ def test_the_package_comes_from_the_wheel_and_from_no_checkout(installed: Instal
     )
     out = subprocess.run(
         [installed.python, "-P", "-c", code], cwd=installed.home, capture_output=True, text=True,
-        timeout=DEADLINE_S, check=True,
+        timeout=PATIENCE_S, check=True,
     ).stdout.splitlines()  # fmt: skip
     assert out[:2] == [str(installed.site / "baton"), "baton"]
     assert str(PACKAGE) != out[0]

@@ -17,9 +17,9 @@ from baton.topology import Topology
 from baton.wire.messages import ClusterInfo, Emitted, Failed, Finished, Submit
 from prompts import PROMPTS
 from sampler.params import SamplingParams
+from tests.patience import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0.0)
-DEADLINE_S = 100.0
 
 needs_one = pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs a CUDA GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
@@ -41,12 +41,12 @@ def answers(topology: Topology, transport: str = "auto", memory: int | None = No
     options = ClusterOptions(
         "demo", topology, 4, dtype="float32", kv_transport=transport, kv_cache_memory_bytes=memory
     )
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(PROMPTS))}
     ended: list[Finished] = []
     with Cluster(options) as cluster:
         client = Client(cluster.address)
-        info = client.info(timeout_s=10)
+        info = client.info(timeout_s=PATIENCE_S)
         while not info.ready:
             assert time.monotonic() < deadline, info.waiting_for
             cluster.check(info)

@@ -16,12 +16,12 @@ from baton.kv.layout import KVLayout, LayerShape
 from baton.kv.region import Arrival, Receipt
 from baton.transfer.registry import make_exports
 from baton.transfer.slabs import allocate_slabs
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = KVLayout((LayerShape(2, 64, 64), LayerShape(1, 32, 16)), 16, "bfloat16")
 BLOCKS = 12
 GRANTED, FILLED = (7, 2, 3, 9), (7, 2, 3)
-DEADLINE_S = 60.0
 
 WRITER = """
 import sys, msgpack, json, torch
@@ -89,7 +89,7 @@ def hand_over(transport: str, owner: str, writer: str, folder: Path) -> tuple[in
     print(msgpack.packb(asdict(export.region)).hex(), file=child.stdin, flush=True)
     moved, digest, way, in_place = json.loads(child.stdout.readline())
     receipt = Receipt(moved, bytes.fromhex(digest), 0.0, way)
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while (arrival := export.arrival(grant, receipt, FILLED)) is Arrival.PENDING:
         assert time.monotonic() < deadline
         export.poll()
@@ -109,7 +109,7 @@ def hand_over(transport: str, owner: str, writer: str, folder: Path) -> tuple[in
     export.retire(grant)
     print("done", file=child.stdin, flush=True)  # importers go before the pool does
     child.stdin.close()
-    assert child.wait(30) == 0
+    assert child.wait(PATIENCE_S) == 0
     child.stdout.close()
     export.close()
     slabs.close()

@@ -19,6 +19,7 @@ import pytest
 from baton.server.otel import exporting_to
 from tests.cluster.processes import short_folder, terminals
 from tests.cluster.serving import Server
+from tests.patience import PATIENCE_S
 from tests.pure.traced import CALLER, END, ENDED, PARENT, TRACE, life
 
 WITHOUT = "OpenTelemetry's exporter is not installed; `make test-otel` runs this with it"
@@ -26,7 +27,6 @@ PROTO = "opentelemetry.proto"
 wire = pytest.importorskip(f"{PROTO}.collector.trace.v1.trace_service_pb2", reason=WITHOUT)
 Span = pytest.importorskip(f"{PROTO}.trace.v1.trace_pb2", reason=WITHOUT).Span
 
-PATIENCE_S = 60.0
 STAGES = {"queue", "prefill", "handover", "decode"}
 
 

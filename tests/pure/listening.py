@@ -16,11 +16,11 @@ from baton.server.connection import ServerProtocol
 from baton.server.guard import AccessPolicy, Guard, hashed
 from baton.server.options import ServerSettings
 from baton.server.run import configured
+from tests.patience import PATIENCE_S
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 KEY = b"Authorization: Bearer k\r\n"
-PATIENCE_S = 20  # no answer within it fails the test
 
 
 class App:

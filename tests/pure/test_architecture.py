@@ -11,6 +11,8 @@ from typing import get_args
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Top first. A module imports lower rows only, never its row's neighbours; a package may import
@@ -65,6 +67,12 @@ BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or
     "baton.llm": ("baton.local",),
     "setup": ("baton.engine.cpu.ship",),  # which imports no torch: it compiles for a wheel
 }
+
+STARTS_FAST = (
+    "prefill_worker.process", "decode_worker.process", "baton.local", "baton.engine.cpu.select",
+)  # fmt: skip
+"""What a worker imports whose program is stored. Importing transformers takes longer than all the rest of
+its start, so whatever needs it is imported when a model is loaded or divided."""
 
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 65  # about 60: a list of command-line options may run on
@@ -225,6 +233,34 @@ def test_nobody_outside_the_torch_zone_imports_into_it_but_through_the_door() ->
     offenders(found)
 
 
+def imported_with(module: str) -> Iterator[tuple[str, ...]]:
+    """Every module that importing this one imports, as the way to it; what stands in functions is not."""
+    seen, ways = {module}, [(module,)]
+    while ways:
+        way = ways.pop()
+        yield way
+        path = MODULES.get(way[-1])
+        waiting: list[ast.AST] = [] if path is None else [parsed(path)]
+        lines = set[int]()
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                lines.add(node.lineno)
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                waiting += ast.iter_child_nodes(node)
+        for target, line in imports(path) if path is not None else ():
+            if line in lines and target not in seen:
+                seen.add(target)
+                ways.append((*way, target))
+
+
+@pytest.mark.parametrize("module", STARTS_FAST)
+def test_a_worker_whose_program_is_stored_does_not_import_transformers(module: str) -> None:
+    ways = list(imported_with(module))
+    assert len(ways) > 20
+    offenders([" -> ".join(way) for way in ways if is_in(way[-1], ("transformers",))])
+
+
 @pytest.mark.parametrize(
     "command", [["-m", "router"], ["-m", "prefill_worker"], ["-m", "decode_worker"], ["main.py"]]
 )
@@ -233,7 +269,7 @@ def test_help_answers_without_torch(command: list[str]) -> None:
         pytest.skip("main.py is not written yet")
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", *command, "--help"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in ran.stderr.splitlines()}
     assert "Usage" in ran.stdout

@@ -16,6 +16,7 @@ from baton.errors import ProtocolError
 from baton.wire import messages as msg
 from baton.wire.codec import decode, encode
 from sampler.params import RULES, SamplingParams
+from tests.depth import deep
 from tests.pure.golden import recorded
 
 KINDS = sorted({*get_args(msg.Message)} - {*msg.LOCAL}, key=lambda kind: kind.__name__)
@@ -133,7 +134,7 @@ def test_the_walk_finds_what_has_none() -> None:
         assert list(unbounded(hint, "x")), hint
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=deep(3000, usual=500), deadline=None)
 @given(st.sampled_from(PLACES), st.sampled_from(EDGES))
 def test_a_value_at_the_edge_is_taken_within_its_bounds_or_refused_by_name(
     place: tuple[type, tuple[int, ...]], value: Any

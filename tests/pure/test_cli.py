@@ -16,6 +16,7 @@ from baton.cli import main
 from baton.offline import interrupts
 from baton.offline.interrupts import Interrupted
 from baton.wire.messages import Failed
+from tests.patience import PATIENCE_S
 from tests.pure.pretend_router import PretendRouter, PretendSupervisor, link_through, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -398,7 +399,7 @@ def test_answers_that_need_no_model_load_no_torch(arguments, code):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == code, done.stderr
 
@@ -408,7 +409,7 @@ def test_import_baton_loads_nothing_and_has_generate():
         "import sys, baton; assert 'baton.api' not in sys.modules; from baton import generate;"
         "assert callable(generate); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=PATIENCE_S)
 
 
 def test_a_closed_stderr_stops_nothing(folder, tmp_path):
@@ -418,7 +419,7 @@ def test_a_closed_stderr_stops_nothing(folder, tmp_path):
         stdout=subprocess.PIPE,
         cwd=folder,
         preexec_fn=lambda: os.close(2),
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 2
 
@@ -443,7 +444,7 @@ def test_a_second_signal_changes_nothing(first):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert (done.stdout, done.stderr, done.returncode) == (f"{first}\n", "", 0)
 
@@ -473,6 +474,6 @@ def test_the_command_puts_back_the_callers_signal_handlers(capsys, monkeypatch):
 
 def test_a_signal_held_back_comes_after_the_block():
     done = subprocess.run(
-        [sys.executable, "-c", HELD], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", HELD], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert (done.stdout, done.stderr) == ("block\nSIGTERM\n", "")

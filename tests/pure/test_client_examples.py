@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "clients"
 DOCUMENT = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
@@ -117,13 +119,16 @@ def test_a_client_that_does_not_end_is_ended_with_all_that_it_started(
     assert before in (["begun"], [])  # a busy machine may not have begun
     assert capfd.readouterr().out.split() == before
     assert found[1] != 0
-    assert runner.output_of(["echo", "done"], cwd="/", env=env, timeout_s=60) == (["done"], 0)
+    assert runner.output_of(["echo", "done"], cwd="/", env=env, timeout_s=PATIENCE_S) == (
+        ["done"],
+        0,
+    )
 
 
 def test_a_client_that_is_not_there_is_named() -> None:
     script = FOLDER / "run.py"
     found = subprocess.run(
-        [sys.executable, str(script), "nobody"], capture_output=True, text=True, timeout=60
+        [sys.executable, str(script), "nobody"], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert found.returncode == 2
     assert "no client nobody; there are ai-sdk, " in found.stderr

@@ -2,7 +2,6 @@
 what the supervisor's Client reports to each router."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,9 +26,9 @@ from baton.wire.messages import (
     Supervised,
 )
 from baton.wire.records import ProcessDown, Timings
+from tests.patience import patiently
 from tests.pure.pretend_router import info
 
-DEADLINE_S = 30.0
 SUBMIT = Submit("r", (1, 2), GenerationParams(3))
 
 
@@ -115,9 +114,9 @@ def address() -> Iterator[str]:
 
 
 async def until(shell: Shell, router: Router, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{router.submitted}, {shell.news}"
+    for _ in patiently(lambda: f"{router.submitted}, {shell.news}"):
+        if condition():
+            return
         router.turn()
         await shell.turn()
 
@@ -176,9 +175,9 @@ def down(deaths: int, restart_in_s: float) -> ProcessDown:
 
 
 def turns(client: Client, router: Router, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, router.reports
+    for _ in patiently(lambda: router.reports):
+        if condition():
+            return
         router.turn()
         client.poll(0.005)
 

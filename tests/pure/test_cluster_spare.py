@@ -12,17 +12,18 @@ import pytest
 from baton.cluster.spare import Spare
 from baton.cluster.standby import COMMAND, ROOM
 from baton.package import ROOT
-from tests.cluster.processes import Ends, children_of, until
+from tests.cluster.processes import Ends, children_of
+from tests.patience import OUTLIVES_S, PATIENCE_S, until
 
-ACTOR = """
+ACTOR = f"""
 import json, os, sys, time
 if __name__ == "__main__":
     heavy = "heavy" in sys.modules
-    print(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "heavy": heavy}), flush=True)
+    print(json.dumps({{"pid": os.getpid(), "argv": sys.argv[1:], "heavy": heavy}}), flush=True)
     print("to stderr", file=sys.stderr, flush=True)
     assert sys.stdin.read() == ""
     if "stays" in sys.argv:
-        time.sleep(60)
+        time.sleep({OUTLIVES_S})
     sys.exit(7)
 """
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -75,7 +76,7 @@ def test_it_becomes_the_command_with_its_imports_its_log_and_its_exit_code(
     assert spare.process is not None
     pid = spare.process.pid
     process = became(spare, home, "--name", "decode-0")
-    assert process.wait(20) == 7
+    assert process.wait(PATIENCE_S) == 7
     first, line, *rest = said(home)
     assert (first, rest) == ("an earlier life", ["to stderr"])
     found = json.loads(line)
@@ -107,13 +108,13 @@ def test_an_order_given_during_the_imports_is_shown_at_once_and_carried_out_afte
     until(lambda: children_of(os.getpid()).get("decode-0") == process.pid, "its name")
     assert said(home) == []
     (home / "gate").write_text("")
-    assert process.wait(20) == 7
+    assert process.wait(PATIENCE_S) == 7
     assert json.loads(said(home)[0])["heavy"]
 
 
 def test_a_command_longer_than_the_room_is_run_all_the_same(make: Make, home: Path) -> None:
     process = became(make(), home, "x" * (2 * len(ROOM)))
-    assert process.wait(20) == 7
+    assert process.wait(PATIENCE_S) == 7
     assert len(json.loads(said(home)[0])["argv"][0]) == 2 * len(ROOM)
 
 
@@ -124,7 +125,7 @@ def test_its_death_is_no_event_and_one_that_keeps_dying_is_started_less_and_less
     now, starts = 0.0, []
     while len(starts) < 4:
         if spare.process is not None:
-            spare.process.wait(20)
+            spare.process.wait(PATIENCE_S)
         if spare.keep(now):
             starts.append(now)
         now += 0.25

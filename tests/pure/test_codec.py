@@ -18,6 +18,7 @@ from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.codec import MAX_MESSAGE_BYTES, MAX_WHY_CHARACTERS, decode, decode_malformed, encode
 from sampler.params import SamplingParams
+from tests.depth import deep
 
 KINDS = sorted({*get_args(msg.Message)} - {*msg.LOCAL}, key=lambda kind: kind.__name__)
 WHOLE = st.integers(-(2**63), 2**63 - 1)
@@ -220,7 +221,7 @@ def test_half_a_message_is_none(kind: type) -> None:
     refused(whole + b"\xc0")
 
 
-@settings(max_examples=400)
+@settings(max_examples=deep(400, usual=100))
 @given(st.binary(max_size=64))
 def test_noise_is_refused(noise: bytes) -> None:
     refused(noise)
@@ -233,7 +234,7 @@ JSONISH = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=deep(400, usual=100))
 @given(st.sampled_from(KINDS), st.lists(JSONISH, max_size=18))
 def test_a_known_name_with_anything_in_it_is_a_message_or_refused(
     kind: type, rest: list[Any]
@@ -245,7 +246,7 @@ def test_a_known_name_with_anything_in_it_is_a_message_or_refused(
     assert decode(encode(message)) == message
 
 
-@settings(max_examples=300)
+@settings(max_examples=deep(300, usual=100))
 @given(st.sampled_from(KINDS), st.data())
 def test_a_flipped_byte_gives_another_message_or_none(kind: type, data: st.DataObject) -> None:
     raw = bytearray(encode(sample(kind)))

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from baton.server import accept, connection
 from baton.server.accept import Acceptor, reserve_of
 from baton.server.connection import check_head
-from tests.pure.listening import HEAD, KEY, PATIENCE_S, POST, answered, serving
+from tests.patience import PATIENCE_S
+from tests.pure.listening import HEAD, KEY, POST, answered, serving
 
 
 async def read_all(client: socket.socket) -> None:
@@ -159,18 +160,18 @@ def test_a_body_nobody_reads_is_not_read() -> None:
     asyncio.run(work())
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nA: b\r\n", b"G", b"GET /\r\n"],
-)
-def test_half_a_head_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.server.connection.HEAD_S", 0.1)
+HALVES = (b"", b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nA: b\r\n", b"G", b"GET /\r\n")
+
+
+def test_half_a_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.server.connection.HEAD_S", 1.0)  # far longer than a whole head takes
 
     async def work() -> None:
         async with serving() as served:
-            assert await served.ask(sent) == b""
-            second = await served.ask(HEAD + b"\r\n" + sent)  # the second on its connection
-            assert second.startswith(b"HTTP/1.1 200 ")
+            second = [served.ask(HEAD + b"\r\n" + sent) for sent in HALVES]  # on its connection
+            told = await asyncio.gather(*map(served.ask, HALVES), *second)
+            assert told[: len(HALVES)] == [b""] * len(HALVES)
+            assert all(each.startswith(b"HTTP/1.1 200 ") for each in told[len(HALVES) :])
 
     asyncio.run(work())
 
@@ -209,7 +210,7 @@ def test_who_does_not_read_is_cut_off(
 
 
 def test_who_reads_slowly_but_reads_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.server.connection.WRITE_S", 0.4)
+    monkeypatch.setattr("baton.server.connection.WRITE_S", 2.0)
 
     async def work() -> None:
         async with serving() as served:
@@ -219,8 +220,8 @@ def test_who_reads_slowly_but_reads_gets_all(monkeypatch: pytest.MonkeyPatch) ->
                 part = await asyncio.wait_for(reader.read(400_000), PATIENCE_S)
                 assert part, f"cut off after {size} bytes"
                 size += len(part)
-                await asyncio.sleep(0.01)
-            assert asyncio.get_running_loop().time() > began + 0.4, "too fast to prove anything"
+                await asyncio.sleep(0.05)
+            assert asyncio.get_running_loop().time() > began + 2.0, "too fast to prove anything"
             writer.close()
 
     asyncio.run(work())
@@ -303,7 +304,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
          "-days", "2", "-keyout", str(path), "-out", f"{path}.crt"],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=PATIENCE_S,
     )  # fmt: skip
     path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
     return path

@@ -15,6 +15,7 @@ from baton.server.api_error import MESSAGES_PATH, ApiError
 from baton.server.bodies import GENERATING, PIECE, limits_of
 from baton.server.guard import AccessPolicy, Guard
 from baton.server.quotas import Quotas
+from tests.patience import PATIENCE_S
 from tests.pure.listening import POST
 from tests.pure.listening import serving as listening
 from tests.pure.test_websocket import exchange
@@ -285,7 +286,7 @@ def test_a_connection_is_used_again_after_a_refusal() -> None:
             served.guard._check_room = check_room
             reader, writer = await served.open()
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE_S):
                     for size in (2, 500_000):
                         body = b"[" + b" " * size + b"]"
                         writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)

@@ -15,9 +15,9 @@ from decode_worker.upstream.health import Look
 from decode_worker.upstream.http import Address, HttpUpstream
 from decode_worker.upstream.node import Broken, Ended, Events, Heard, Looked, Refused
 from decode_worker.upstream.survey import Expected, Unready
+from tests.patience import PATIENCE_S
 
 EXPECTED = Expected("auto", "", 8, 100, (1, 2, 3))
-LIMIT_S = 30.0
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = SSE + b"Transfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices":[{"token_ids":[5]}]}\n\n'
@@ -71,7 +71,7 @@ def server() -> Iterator[Server]:
     made.close()
 
 
-def connected(port: int, *, silence_s: float = LIMIT_S, key: str = "") -> HttpUpstream:
+def connected(port: int, *, silence_s: float = PATIENCE_S, key: str = "") -> HttpUpstream:
     address = Address.parse(f"http://127.0.0.1:{port}/base/v1")
     return HttpUpstream(address, EXPECTED, key=key, silence_s=silence_s)
 
@@ -90,7 +90,7 @@ def heard(
     (socket_,), found = upstream.wakeups(), list[Heard]()
     enough = enough or (lambda news: any(not isinstance(each, Events) for each in news))
     while not enough(found):
-        assert select.select([socket_.fileno()], [], [], LIMIT_S)[0] or upstream.poll(), found
+        assert select.select([socket_.fileno()], [], [], PATIENCE_S)[0] or upstream.poll(), found
         found += upstream.poll()
     return found
 
@@ -160,7 +160,7 @@ def test_silence_in_the_middle_ends_the_call(server: Server) -> None:
 
     def stall(connection: socket.socket) -> None:
         connection.sendall(CHUNKED + PART)
-        over.wait(LIMIT_S)
+        over.wait(PATIENCE_S)
 
     news = ask(upstream, server, stall)
     over.set()
@@ -218,7 +218,7 @@ def test_a_refusal_whose_body_does_not_end_is_told(server: Server) -> None:
                     if len(part) == 1 and not connection.recv(1):
                         return
 
-    for part, silence_s in ((b"x", 0.2), (b"x" * 100_000, LIMIT_S)):
+    for part, silence_s in ((b"x", 0.2), (b"x" * 100_000, PATIENCE_S)):
         upstream = connected(server.port, silence_s=silence_s)
         (refused,) = ask(upstream, server, partial(drip, part=part))
         upstream.shut()
@@ -255,7 +255,7 @@ def test_closing_a_call_closes_its_connection(server: Server, upstream: HttpUpst
     upstream.ask(1, "/v1/completions", {})
     heard(upstream, bool)
     upstream.close(1)
-    assert closed.wait(LIMIT_S)
+    assert closed.wait(PATIENCE_S)
     upstream.close(1)
     upstream.close(99)
     assert upstream.poll() == []
@@ -274,7 +274,7 @@ def test_shutting_it_closes_everything(server: Server) -> None:
     upstream.ask(1, "/v1/completions", {})
     heard(upstream, bool)
     upstream.shut()
-    assert closed.wait(LIMIT_S)
+    assert closed.wait(PATIENCE_S)
 
 
 LOOKS: list[tuple[bytes, str]] = [

@@ -1,7 +1,8 @@
 """The ownership protocol, explored (explore.py), and the explorer itself, which must find planted bugs.
 
 Here: all interleavings without a fault to their end (28 to 36 actions, some 250 to 700 worlds), and those
-with one fault of any kind up to 8 actions for a pair of workers, 6 for three. Deeper: see explore.py."""
+with one fault of any kind up to 7 actions for a pair of workers, 5 for three; by `make test-deep` one
+more. Deeper: see explore.py."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from prefill_worker.worker import PrefillWorker
 from router.requests import Requests
 from router.router import Router
 from router.workers import WorkerRegistry
+from tests.depth import deep
 from tests.pure.explore import Explorer
 from tests.pure.explored import Reader
 from tests.pure.worlds import SETTINGS, Report, Setting
@@ -29,7 +31,12 @@ def test_every_interleaving_without_a_fault(name: str) -> None:
     assert report.complete
 
 
-@pytest.mark.parametrize(("name", "depth"), [("pair", 8), ("two prefills", 6), ("two decodes", 6)])
+DEPTHS = {"pair": 8, "two prefills": 6, "two decodes": 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"), [(name, deep(much, usual=much - 1)) for name, much in DEPTHS.items()]
+)
 def test_every_interleaving_with_one_fault(name: str, depth: int) -> None:
     report = Explorer(replace(SETTINGS[name], faults=1)).run(depth)
     assert not report.violation, report

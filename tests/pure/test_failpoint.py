@@ -13,6 +13,7 @@ import pytest
 from baton import failpoint
 from baton.failpoint import ACTIONS, FIRED, MESSAGES, ONLY_AT, SITES, VARIABLE, Point, parse
 from baton.wire import messages
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,7 @@ def run(program: str, points: str | None) -> subprocess.CompletedProcess[str]:
         environment[VARIABLE] = points
     return subprocess.run(
         [sys.executable, "-c", f"from baton import failpoint as f\n{program}"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from router.ledger import Ledger
 from router.line import Line
 from router.observers import Observers
 from router.priority import PriorityQueue
+from tests.depth import deep
 from tests.pure.desk import Desk, sent
 from tests.pure.test_ledger import add_of
 from tests.pure.test_ledger import step as move
@@ -72,7 +73,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=deep(300, usual=100), deadline=None)
 @given(st.lists(STEP, max_size=80))
 def test_every_request_is_served_once_and_in_order_within_its_group(
     steps: list[tuple[object, ...]],
@@ -108,7 +109,7 @@ def test_every_request_is_served_once_and_in_order_within_its_group(
     assert queue.first() is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=deep(200, usual=60), deadline=None)
 @given(
     st.lists(st.lists(COSTS, min_size=1, max_size=40), min_size=2, max_size=5),
     st.booleans(),
@@ -269,7 +270,7 @@ def test_what_is_set_aside_lets_others_pass_and_returns_to_its_place() -> None:
     assert (line.aside, line.call_back(99)) == (None, [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=deep(200, usual=60), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(-5, 5) | st.none()), max_size=300))
 def test_a_priority_queue_gives_the_smallest_of_what_is_there(
     steps: list[tuple[int, int | None]],

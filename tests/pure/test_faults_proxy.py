@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tools.faults.proxy import Faults, Proxy
 
 
@@ -40,7 +41,7 @@ def echo() -> Iterator[int]:
     yield listener.getsockname()[1]
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
-    thread.join(5)
+    thread.join(PATIENCE_S)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def proxy(echo: int) -> Iterator[Proxy]:
 
 def ask(proxy: Proxy, data: bytes) -> bytes:
     """What comes back until the connection ends or all is there."""
-    with socket.create_connection(("127.0.0.1", proxy.port), 10) as link:
+    with socket.create_connection(("127.0.0.1", proxy.port), PATIENCE_S) as link:
         link.sendall(data)
         got = b""
         while len(got) < len(data) and (part := link.recv(65536)):
@@ -87,20 +88,20 @@ def test_a_delay_and_a_throttle_take_their_time(proxy: Proxy) -> None:
 
 
 def test_silence_ends_when_it_is_over(proxy: Proxy) -> None:
-    with socket.create_connection(("127.0.0.1", proxy.port), 10) as link:
+    with socket.create_connection(("127.0.0.1", proxy.port), PATIENCE_S) as link:
         proxy.faults.silent = True
         link.sendall(b"hello")
         link.settimeout(0.2)
         with pytest.raises(TimeoutError):
             link.recv(10)
-        link.settimeout(10)
+        link.settimeout(PATIENCE_S)
         proxy.faults.silent = False
         assert link.recv(10) == b"hello"
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_cut_ends_connections_and_new_ones_work(proxy: Proxy, half: bool) -> None:
-    with socket.create_connection(("127.0.0.1", proxy.port), 10) as link:
+    with socket.create_connection(("127.0.0.1", proxy.port), PATIENCE_S) as link:
         link.sendall(b"a")
         assert link.recv(1) == b"a"
         assert proxy.cut(half=half) == 1
@@ -113,7 +114,7 @@ def test_nobody_behind_it_is_a_closed_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     with Proxy(port) as proxy:
-        link = socket.create_connection(("127.0.0.1", proxy.port), 10)
+        link = socket.create_connection(("127.0.0.1", proxy.port), PATIENCE_S)
         with link, contextlib.suppress(ConnectionResetError):
             assert link.recv(1) == b""
 
@@ -125,7 +126,7 @@ def test_the_end_of_a_proxy_leaves_nothing_running(echo: int, seed: int) -> None
     with Proxy(echo, seed=seed) as proxy:
         proxy._loop.set_exception_handler(lambda _, context: unhandled.append(context))
         for i in range(4):
-            link = socket.create_connection(("127.0.0.1", proxy.port), 10)
+            link = socket.create_connection(("127.0.0.1", proxy.port), PATIENCE_S)
             proxy.faults.silent = bool(seed & 1)
             link.setblocking(False)
             with contextlib.suppress(BlockingIOError, ConnectionError):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from tests.patience import PATIENCE_MS
 from tools.faults import report, rows_hostile, rows_job, rows_links, rows_load, rows_loop, rows_slow
 from tools.faults.__main__ import called, run_rows
 from tools.faults.battery import UNJUDGED, Battery, Result
@@ -245,7 +246,7 @@ def test_every_frame_arrives(tmp_path: Path) -> None:
     try:
         assert rows_hostile.send(tmp_path / "s.sock", iter([[b"x"]] * 9), 9) == 9
         for _ in range(9):
-            assert taking.poll(10_000)
+            assert taking.poll(PATIENCE_MS)
             taking.recv_multipart()
     finally:
         context.destroy(linger=0)

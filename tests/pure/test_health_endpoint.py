@@ -10,6 +10,7 @@ from baton.errors import InputError
 from baton.health import Health, HealthServer, parse_address
 from baton.wire import messages as msg
 from baton.wire.node import ROUTER
+from tests.patience import PATIENCE_S
 from tests.pure.town import Town
 
 
@@ -77,7 +78,9 @@ def server(health: Health) -> Iterator[HealthServer]:
 def test_it_answers_over_http(server: HealthServer, health: Health) -> None:
     health.beat()
     for _ in range(2):
-        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as client:
+        with closing(
+            http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+        ) as client:
             client.request("GET", "/readyz")
             answer = client.getresponse()
             assert (answer.status, answer.read()) == (200, b"ok\n")

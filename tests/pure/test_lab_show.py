@@ -14,6 +14,7 @@ import pytest
 
 from baton.cli import main as program
 from baton.offline.interrupts import SIGNALS
+from tests.patience import PATIENCE_S
 from tools.lab.page import page
 from tools.lab.report import render
 from tools.lab.show import Server, answer
@@ -118,15 +119,15 @@ def test_it_is_served_over_http_to_this_machine_by_its_own_name(folder: Path) ->
         thread.start()
         try:
             assert server.server_address[0] == "127.0.0.1"
-            with urllib.request.urlopen(server.url, timeout=30) as got:
+            with urllib.request.urlopen(server.url, timeout=PATIENCE_S) as got:
                 assert got.read() == page(report()).encode()
                 assert "default-src 'none'" in got.headers["Content-Security-Policy"]
             other = urllib.request.Request(server.url, headers={"Host": "elsewhere.example"})
             with pytest.raises(urllib.error.HTTPError, match="403"):
-                urllib.request.urlopen(other, timeout=30)
+                urllib.request.urlopen(other, timeout=PATIENCE_S)
             (folder / "README.md").unlink()
             with pytest.raises(urllib.error.HTTPError, match="500"):
-                urllib.request.urlopen(server.url, timeout=30)
+                urllib.request.urlopen(server.url, timeout=PATIENCE_S)
         finally:
             server.shutdown()
             thread.join()
@@ -138,7 +139,7 @@ def test_a_report_that_is_there_is_shown_and_nothing_is_measured(
     got: list[bytes] = []
 
     def visit(url: str) -> None:
-        with urllib.request.urlopen(url, timeout=30) as answered:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answered:
             got.append(answered.read())
         os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C, once the page has been seen
 

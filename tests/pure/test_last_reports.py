@@ -27,9 +27,8 @@ from baton.wire.messages import (
 )
 from baton.wire.node import ROUTER
 from baton.wire.records import Ended, Timings
+from tests.patience import PATIENCE_S
 from tests.pure.pretend_router import info
-
-LONG_S = 60.0
 
 
 def observed(*requests: str) -> Observed:
@@ -73,7 +72,7 @@ def connected(work: Callable[[RouterClient, Listener, str], Awaitable[None]]) ->
                     peer = next((sender for sender, _ in listener.receive()), "")
                     await asyncio.sleep(0)
                 listener.send(peer, info())
-                assert await client.answered(LONG_S)
+                assert await client.answered(PATIENCE_S)
                 await work(client, listener, peer)
             finally:
                 client.close()
@@ -84,7 +83,7 @@ def connected(work: Callable[[RouterClient, Listener, str], Awaitable[None]]) ->
 
 def test_a_client_waits_until_the_last_end_is_reported() -> None:
     async def work(client: RouterClient, listener: Listener, peer: str) -> None:
-        assert await client.reported(LONG_S) == 0
+        assert await client.reported(PATIENCE_S) == 0
         news: asyncio.Queue[object] = asyncio.Queue()
         client.submit(Submit("a", "Hi", GenerationParams(5)), news)  # type: ignore[arg-type]
         listener.send(peer, Accepted("a", 3, 0.0))
@@ -92,7 +91,7 @@ def test_a_client_waits_until_the_last_end_is_reported() -> None:
         await news.get()
         await news.get()
         assert await client.reported(0.0) == 1
-        waiting = asyncio.ensure_future(client.reported(LONG_S))
+        waiting = asyncio.ensure_future(client.reported(PATIENCE_S))
         await asyncio.sleep(0)
         assert not waiting.done()
         listener.send(peer, observed("a"))
@@ -130,13 +129,13 @@ def test_a_collector_that_does_not_answer_keeps_no_server(
     answers = threading.Event()
 
     def finish() -> None:
-        answers.wait(LONG_S)
+        answers.wait(PATIENCE_S)
 
     spans = Spans(TracerProvider(), "demo", finish)
     with caplog.at_level(logging.WARNING):
         assert not asyncio.run(spans.close(0.0))
         assert "did not take the last traces within 0 s" in caplog.text
         answers.set()
-        assert asyncio.run(spans.close(LONG_S))
+        assert asyncio.run(spans.close(PATIENCE_S))
         assert asyncio.run(Spans(TracerProvider(), "demo").close(0.0))
     assert len(caplog.records) == 1

@@ -18,6 +18,7 @@ from baton.wire import messages as msg
 from baton.wire.channel import Dialer, Listener
 from baton.wire.loop import LONGEST_WAIT_S, OWN, Loop
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
+from tests.patience import PATIENCE_MS, PATIENCE_S
 from tests.pure.looping import MANY_TURNS, PretendChannel, Recorder, Ticking, close_pretend_channels
 from tests.pure.test_workers import hello
 
@@ -252,13 +253,13 @@ def test_a_worker_whose_router_is_not_there_goes_on_knocking(folder: Path) -> No
 def test_messages_come_in_and_answers_go_out(folder: Path) -> None:
     channel = Listener(f"ipc://{folder}/r.sock")
     worker = Dialer("w", channel.address)
-    worker.socket.poll(2000, zmq.POLLOUT)
+    assert worker.socket.poll(PATIENCE_MS, zmq.POLLOUT)
     assert worker.send(ROUTER, msg.Drop("a#0"))
     node = Recorder()
     node.answers = lambda message: [To("w", msg.Released("a#0")), Stop(0, "")]
     assert Loop(node, channel).run() == 0
     assert node.handled == [("w", msg.Drop("a#0"))]
-    assert worker.socket.poll(2000)
+    assert worker.socket.poll(PATIENCE_MS)
     assert list(worker.receive()) == [(ROUTER, [msg.Released("a#0")])]
     worker.close()
     channel.close()
@@ -314,20 +315,20 @@ def test_a_failed_send_warns_of_nothing() -> None:
 
 
 def test_sigterm_is_heard_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.wire.loop.LONGEST_WAIT_S", 2.0)
+    monkeypatch.setattr("baton.wire.loop.LONGEST_WAIT_S", PATIENCE_S)
     node = Recorder()
     killers: list[subprocess.Popen[bytes]] = []
 
     def idle(now: float) -> float:
         if not killers:  # right before the poll: the signal comes in the middle of it
             killers.append(subprocess.Popen(["sh", "-c", f"kill -TERM {os.getpid()}"]))
-        return 2.0
+        return PATIENCE_S
 
     node.due = idle  # type: ignore[method-assign]
     began = time.monotonic()
     assert Loop(node, PretendChannel()).run() == 0
     killers[0].wait()
-    assert time.monotonic() - began < 1.8
+    assert time.monotonic() - began < PATIENCE_S
 
 
 def test_what_was_ordered_first_is_sent_first_though_a_peer_is_gone() -> None:

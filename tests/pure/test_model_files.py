@@ -13,6 +13,7 @@ from baton import model_files
 from baton.errors import ModelError
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import ROOT
+from tests.patience import PATIENCE_S
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -237,4 +238,4 @@ def test_none_of_this_imports_torch() -> None:
         "else: raise SystemExit('found')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=PATIENCE_S)

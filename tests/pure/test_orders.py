@@ -15,6 +15,7 @@ from baton.wire import messages as msg
 from baton.wire.node import ROUTER, Effect, Stop, To
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
+from tests.depth import deep
 from tests.pure.test_codec import values
 from tests.pure.test_workers import hello
 from tests.pure.town import (
@@ -146,7 +147,9 @@ def test_a_fill_that_cannot_be_fails_and_writes_nothing(grant: Grant, ids: tuple
 
 @pytest.mark.parametrize("role", ["decode", "prefill"])
 def test_no_order_ends_a_worker_or_corrupts_its_table(role: str) -> None:
-    @settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.generate])
+    @settings(
+        max_examples=deep(150, usual=50), deadline=None, phases=[Phase.explicit, Phase.generate]
+    )
     @given(st.lists(st.sampled_from(ORDERS).flatmap(values), min_size=1, max_size=12))
     def obey(orders: list[Any]) -> None:
         node = decode_worker() if role == "decode" else prefill_worker()[0]

@@ -2,10 +2,8 @@
 
 import json
 import os
-import select
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,19 +11,21 @@ import pytest
 
 from baton.cluster import supervisor
 from baton.cluster.options import ClusterOptions
-from baton.cluster.owner import API_KEYS, HOST, KEYS, Order, Owner
+from baton.cluster.owner import API_KEYS, HOST, KEYS, Look, Order, Owner
 from baton.package import own_version
 from baton.topology import Topology
+from tests import patience
+from tests.patience import OUTLIVES_S
 
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
-PROCESS = """
+PROCESS = f"""
 import json, os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-new = f"life-{os.getpid()}.new"
+new = f"life-{{os.getpid()}}.new"
 with open(new, "w") as file:
     json.dump(sys.argv[1:], file)
-os.rename(new, f"life-{os.getpid()}")
-time.sleep(60)
+os.rename(new, f"life-{{os.getpid()}}")
+time.sleep({OUTLIVES_S})
 """
 
 Start = Callable[..., Owner]
@@ -57,24 +57,26 @@ def start(home: Path) -> Iterator[Start]:
 
 def lives(home: Path, count: int) -> list[Path]:
     """Wait until so many processes have begun, and find what they wrote, by process id."""
-    deadline = time.monotonic() + 60
-    while len(found := [p for p in home.glob("life-*") if p.suffix != ".new"]) < count:
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.005)
+
+    def begun() -> list[Path] | None:
+        found = [p for p in home.glob("life-*") if p.suffix != ".new"]
+        return found if len(found) >= count else None
+
+    found = patience.until(begun, f"{count} processes")
     return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def until(owner: Owner, runs: bool) -> tuple[str, ...]:
     """Look until the process runs, or does not. The notes meanwhile."""
-    notes: tuple[str, ...] = ()
-    deadline = time.monotonic() + 60
-    while True:
+    notes: list[str] = []
+
+    def settled() -> bool:
         look = owner.look()
-        notes += look.notes
-        if look.runs == runs:
-            return notes
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.005)
+        notes.extend(look.notes)
+        return look.runs == runs
+
+    patience.until(settled, lambda: f"runs is {runs}; {notes}")
+    return tuple(notes)
 
 
 @pytest.mark.parametrize("name", ["decode-0", "server"])
@@ -99,13 +101,13 @@ def test_a_process_that_died_is_started_again_by_the_next_look(start: Start, hom
     owner = start()
     (life,) = lives(home, 1)
     os.kill(int(life.name.partition("-")[2]), 9)
-    deadline = time.monotonic() + 60
-    notes: tuple[str, ...] = ()
-    while not notes:
-        assert time.monotonic() < deadline
+
+    def noted() -> Look | None:
         look = owner.look()
-        notes = look.notes
-    assert "decode-0 died (signal 9) and is started again" in notes[0]
+        return look if look.notes else None
+
+    look = patience.until(noted, "the news of its death")
+    assert "decode-0 died (signal 9) and is started again" in look.notes[0]
     assert [(each.name, each.why) for each in look.down] == [("decode-0", "signal 9")]
     assert look.down[0].log.startswith("10.0.0.7:")
     lives(home, 2)

@@ -18,6 +18,7 @@ from baton.params import GenerationParams
 from baton.wire import messages as msg
 from baton.wire.node import To, Watch
 from baton.wire.records import Logprob
+from tests.depth import deep
 from tests.pure.desk import RECEIPT, Desk, sent
 from tests.pure.test_codec import values
 from tests.pure.test_workers import hello
@@ -172,7 +173,7 @@ def test_a_worker_that_was_given_up_and_goes_on_is_late_and_told_so() -> None:
     assert (counts.late_reports, desk.router.reports.forged) == (1, 0)
 
 
-@settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=deep(150, usual=50), deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.data())
 def test_no_message_of_a_member_ends_the_router(data: st.DataObject) -> None:
     """Any sound message, with the names and runs of this cluster in it, from anybody, in any state."""

@@ -12,6 +12,7 @@ from baton.params import GenerationParams
 from baton.wire.codec import decode, encode
 from baton.wire.messages import Submit
 from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
+from tests.patience import PATIENCE_S
 
 NAN, INF = float("nan"), float("inf")
 
@@ -170,4 +171,4 @@ def test_a_broken_generation_config_is_refused(config: dict[str, object]) -> Non
 
 def test_params_do_not_load_torch() -> None:
     code = "import sys, sampler, sampler.params; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S).returncode == 0

@@ -9,7 +9,8 @@ from websockets.frames import Close, Frame, Opcode
 from baton.server.admission import Bodies
 from baton.server.bodies import MAX_BODY_BYTES
 from baton.server.socket_limits import MOST_FRAMES, PIECE, StrictWebSocket
-from tests.pure.listening import HEAD, PATIENCE_S, Served, serving
+from tests.patience import PATIENCE_S
+from tests.pure.listening import HEAD, Served, serving
 
 UPGRADE = HEAD.replace(b"GET /", b"GET /v1/stream") + (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"

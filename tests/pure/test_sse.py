@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from baton.server.sse import KEEP_ALIVE, EventStream, event
+from tests.patience import PATIENCE_S
 
 
 class Events:
@@ -35,7 +36,7 @@ async def leaves() -> dict[str, Any]:
 
 
 def run(events: Events, receive: Any, send: Any) -> None:
-    asyncio.run(asyncio.wait_for(EventStream(events())({}, receive, send), 20))
+    asyncio.run(asyncio.wait_for(EventStream(events())({}, receive, send), PATIENCE_S))
     assert events.closed
 
 
@@ -121,5 +122,5 @@ def test_what_holds_the_request_is_closed_also_if_the_client_leaves_before_the_f
         return {"type": "http.disconnect"}
 
     stream = EventStream(events(), close=lambda: closed.append(True))
-    asyncio.run(asyncio.wait_for(stream({}, leaves_soon, send), 20))
+    asyncio.run(asyncio.wait_for(stream({}, leaves_soon, send), PATIENCE_S))
     assert (bool(began), closed) == (begun, [True])

@@ -23,6 +23,7 @@ from baton.server.templates import (
     read_template,
 )
 from baton.server.turns import Conversation
+from tests.patience import PATIENCE_S
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
@@ -339,7 +340,7 @@ def test_a_child_ends_with_its_input() -> None:
         cwd=Path(__file__).resolve().parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     line = json.dumps({"source": CHATML, "tokens": {}, "patience_s": 1.0}).encode() + b"\n"
-    child.communicate(line, timeout=60)
+    child.communicate(line, timeout=PATIENCE_S)
     assert child.returncode == 0
 
 

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from baton.checkpoints.cleanup import CleanedText, clean, decided
 from baton.params import GenerationParams
 from baton.text import REPLACEMENT, TextStream, Tokenizer
+from tests.depth import deep
 
 SPEECH = [
     "The quick brown fox doesn't jump over 'the' lazy dog, does it? Yes! It's not.",
@@ -216,7 +217,7 @@ def parts(ids: Sequence[int], cuts: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 @every_kind
-@settings(max_examples=100)
+@settings(max_examples=deep(100, usual=40))
 @given(TEXTS | SENTENCES, TEXTS, st.lists(st.integers(0, 99), max_size=6), st.booleans(), st.data())
 def test_wherever_ids_are_cut_the_pieces_are_the_text_of_all(
     kind: str, text: str, after: str, cuts: list[int], special: bool, data: st.DataObject
@@ -288,7 +289,7 @@ def test_ids_that_are_no_text_give_the_same_in_one_piece_and_in_many(
         assert tokenizer.decode_whole(ids[:at]) + told == tokenizer.decode(ids)
 
 
-@settings(max_examples=300)
+@settings(max_examples=deep(300, usual=100))
 @given(st.lists(TIGHT, max_size=6))
 def test_text_in_pieces_is_cleaned_up_as_the_whole_is(pieces: list[str]) -> None:
     stream = CleanedText()

@@ -31,6 +31,7 @@ from baton.wire.messages import (
     Submit,
 )
 from baton.wire.records import Logprob, Timings
+from tests.depth import deep
 from tests.pure.pretend_router import info
 
 PARAMS = GenerationParams(9)
@@ -247,7 +248,7 @@ FORGED = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=deep(500, usual=100), deadline=None)
 @given(st.lists(FORGED, max_size=30))
 def test_no_message_of_a_router_raises_and_every_request_has_one_end_at_most(
     messages: list[Message | str],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from baton.server.structured import StructuredFields
+from tests.patience import PATIENCE_S
 from tests.pure.town_app import TownClient, serving
 
 
@@ -26,7 +27,7 @@ async def exchange(client: TownClient, *texts: str) -> list[dict[str, Any]]:
     running = asyncio.create_task(client.app(scope, asked.get, sent.put))
     found = []
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await sent.get())["type"] == "websocket.accept"
             for text in texts:
                 await asked.put({"type": "websocket.receive", "text": text})

@@ -38,6 +38,7 @@ from baton.wire.records import Logprob
 from decode_worker.model import Draw, Drawn
 from router.admission import Served
 from router.router import Identity, Router
+from tests.patience import PATIENCE_S
 from tests.pure.town import CORES, GREEDY, PretendDecode, Town, next_token
 
 CONTEXT = 512
@@ -231,7 +232,7 @@ class TownClient:
             sent.append(message)
 
         self.exchange.missing = submits
-        await asyncio.wait_for(self.app(scope, receive, send), 30)
+        await asyncio.wait_for(self.app(scope, receive, send), PATIENCE_S)
         assert self.exchange.missing <= 0, f"{self.exchange.missing} requests never came"
         start, *parts = sent
         found = {name.decode().lower(): value.decode() for name, value in start["headers"]}

@@ -1,6 +1,5 @@
 """A decode worker's pool with one way to it, and what a writer does: what tests of transports share."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from baton.transfer.in_place import InPlaceExport, InPlaceLink
 from baton.transfer.pieces import rows
 from baton.transfer.registry import CurveKeys, make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs
+from tests.patience import PATIENCE_S, patiently
 
 LAYOUT = KVLayout((LayerShape(2, 8, 8), LayerShape(1, 12, 4), LayerShape(2, 8, 8)), 4, "float32")
 BLOCKS = 24
@@ -45,22 +45,21 @@ class Owner:
         if self.export.region.transport == IN_PLACE:  # another process has no such link
             return InPlaceLink(LAYOUT, self.slabs.tensors, epoch=self.epoch)
         region, self.links = self.export.region, self.links + 1
-        asked = {"writer": f"p{self.links}", "wanted": region.transport}
+        asked = {"writer": f"p{self.links}", "wanted": region.transport, "deadline_s": PATIENCE_S}
         return open_link([region], LAYOUT, device="cpu", keys=KEYS, **asked)
 
     def settle(
         self, grant: Grant, receipt: Receipt, needed: Sequence[int] | None = None
     ) -> Arrival:
-        """Poll as a loop would: wake when something comes, give up after ten seconds."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
+        """Poll as a loop would: wake when something comes."""
+        for _ in patiently("the fill settles"):
             more = self.export.poll()
             arrival = self.export.arrival(grant, receipt, needed)
             if arrival is not Arrival.PENDING:
                 return arrival
             if not more:
                 zmq.select(list(self.export.wakeups()), [], [], 1)
-        raise AssertionError("the fill did not settle")
+        raise AssertionError("patiently() ends no loop")
 
     def drain(self, link: Link, block: int) -> None:
         """Everything the link has sent so far has been looked at: a good fill after it is READY."""

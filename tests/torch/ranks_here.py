@@ -8,10 +8,10 @@ from typing import TypeVar
 import torch
 
 from baton.parallel.ranks import Ranks
+from tests.patience import PATIENCE_S
 
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
-PATIENCE_S = 300.0
 
 
 class Meeting:

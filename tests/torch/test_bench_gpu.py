@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from baton.package import ROOT
+from tests.patience import OUTLIVES_S, PATIENCE_S
 from tools.benchmarks import gpu
 from tools.benchmarks.gpu import Report, all_sections, full, main, share
 from tools.benchmarks.gpu_sections import Cell, attempt
@@ -91,7 +92,10 @@ def test_a_cell_that_fails_does_not_end_its_section() -> None:
     ("code", "why"),
     [
         ("import os; os.abort()", "its process ended with -6"),
-        ("import sys; sys.stdin.read(); import time; time.sleep(60)", "not done after 1 s"),
+        (
+            f"import sys; sys.stdin.read(); import time; time.sleep({OUTLIVES_S})",
+            "not done after 1 s",
+        ),
         ('print(\'{"failure": "RuntimeError: CUDA error"}\')', "RuntimeError: CUDA error"),
     ],
 )
@@ -100,7 +104,7 @@ def test_a_process_that_ends_badly_or_not_at_all_is_recorded_with_its_cells(
 ) -> None:
     cell = 'print(\'{"cell": "x", "found": {"ms": 1.0}}\', flush=True); '
     report = Report()
-    seconds = 1.0 if "not done" in why else 30.0
+    seconds = 1.0 if "not done" in why else PATIENCE_S
     report.process("a", [sys.executable, "-c", cell + code], seconds)
     assert report.sections["a"]["failure"] == why
     if "not done" not in why:  # it may not have got so far in a second
@@ -114,7 +118,7 @@ def test_the_script_runs_tests_and_figures_at_the_root(tmp_path: Path) -> None:
     script = ROOT / "tools" / "benchmarks" / "gpu.sh"
     subprocess.run(
         [script, tmp_path / "out"], cwd=tmp_path, env=os.environ | {"PYTHON": str(fake)},
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=PATIENCE_S,
     )  # fmt: skip
     texts = {each.name: each.read_text() for each in (tmp_path / "out").iterdir()}
     tests = "tests/gpu tests/triton/test_triton_attention.py"

@@ -23,6 +23,7 @@ from baton.engine.gather import GatherAttention
 from baton.errors import ModelError, OutOfMemory
 from baton.host import release_memory
 from baton.model_files import resolve_model
+from tests.patience import PATIENCE_S
 from tests.torch.families import WIDE, make_model, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +95,11 @@ def test_a_worker_ends_with_exit_code_3_and_its_reason_in_the_last_line(tmp_path
         folder = save_checkpoint("llama", tmp_path / "three")
     command = [sys.executable, "-m", "prefill_worker", "--router", f"ipc://{tmp_path}/router"]
     ended = subprocess.run(
-        [*command, "--model", str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=200
+        [*command, "--model", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert ended.returncode == 3
     *before, last = ended.stderr.strip().splitlines()

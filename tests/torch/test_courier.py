@@ -26,6 +26,7 @@ from baton.transfer.slabs import Slabs, allocate_slabs
 from baton.wire.messages import WayLost
 from prefill_worker import ways as ways_module
 from prefill_worker.ways import Ways
+from tests.patience import PATIENCE_S, patiently
 from tests.torch.owners import KEYS
 from tools.faults.proxy import Faults, Proxy
 
@@ -81,13 +82,13 @@ class Pool:
         self.slabs.close()
 
 
-def until(look: Callable[[], T | None]) -> T:
+def until(look: Callable[[], T | None], what: str = "what the test waits for") -> T:
     """What it finds; looks again and again."""
-    for _ in range(6000):
+    for _ in patiently(what):
         if (found := look()) is not None:
             return found
         time.sleep(0.005)
-    raise AssertionError("it did not happen")
+    raise AssertionError("patiently() ends no loop")
 
 
 @pytest.fixture
@@ -117,13 +118,13 @@ def misbehave(proxies: list[Proxy], faults: Faults) -> None:
         proxy.faults = faults
 
 
-def open_link(pool: Pool, deadline_s: float = 10.0) -> FramesLink:
-    link = FramesLink(pool.region, LAYOUT, Writer(CPU, KEYS))
-    link._lanes._deadline_s = deadline_s  # connecting may take longer on a busy machine
+def open_link(pool: Pool, deadline_s: float = PATIENCE_S) -> FramesLink:
+    link = FramesLink(pool.region, LAYOUT, Writer(CPU, KEYS, PATIENCE_S))
+    link._lanes._deadline_s = deadline_s  # connecting may take longer
     return link
 
 
-def courier_to(pool: Pool, deadline_s: float = 10.0) -> Courier:
+def courier_to(pool: Pool, deadline_s: float = PATIENCE_S) -> Courier:
     return Courier(lambda: open_link(pool, deadline_s), LAYOUT, "epoch-1")
 
 
@@ -144,7 +145,7 @@ def push(courier: Courier, grant: Grant, slabs: list[torch.Tensor]) -> None:
 
 
 def test_a_courier_delivers_what_was_pushed_though_its_source_is_reused(pool: Pool) -> None:
-    courier, grant, slabs = courier_to(pool, 10.0), pool.grant(3, 1, 7), source()
+    courier, grant, slabs = courier_to(pool), pool.grant(3, 1, 7), source()
     opened = news(courier)
     assert isinstance(opened, Opened)
     assert (opened.transport, opened.why) == ("frames_tcp", "")
@@ -176,7 +177,7 @@ def test_a_silent_way_is_lost_whether_its_bytes_fit_the_buffers_or_not(
     pool: Pool, proxies: list[Proxy], blocks: int
 ) -> None:
     """64 MiB and more fit no TCP window, 1 MiB does: then all is sent, and nobody hears of it."""
-    now, link = 0.0, open_link(pool)
+    now, link = 0.0, open_link(pool, 10.0)
     link._lanes._clock = lambda: now
     courier = Courier(lambda: link, LAYOUT, "epoch-1")
     assert isinstance(news(courier), Opened)
@@ -198,7 +199,7 @@ def test_a_silent_way_is_lost_whether_its_bytes_fit_the_buffers_or_not(
 def test_a_way_that_is_cut_is_lost_and_another_one_works(
     pool: Pool, proxies: list[Proxy], half: bool
 ) -> None:
-    courier, grant = courier_to(pool, 10.0), pool.grant(1)
+    courier, grant = courier_to(pool), pool.grant(1)
     assert isinstance(news(courier), Opened)
     proxies[0].cut(half=half)  # one of four
     push(courier, grant, source())
@@ -207,7 +208,7 @@ def test_a_way_that_is_cut_is_lost_and_another_one_works(
         found = news(courier)
     assert isinstance(found, Lost)
     courier.close()
-    again, grant = courier_to(pool, 10.0), pool.grant(2)
+    again, grant = courier_to(pool), pool.grant(2)
     assert isinstance(news(again), Opened)
     push(again, grant, source())
     sent = news(again)
@@ -260,7 +261,7 @@ def test_a_slow_way_is_attached_with_a_probe_that_ends_in_time(
 ) -> None:
     """10 Mbit/s and 50 ms: 16 MiB would take 13 s."""
     misbehave(proxies, Faults(delay_s=0.05, bytes_per_s=1_250_000))
-    link = open_link(pool, 10.0)
+    link = open_link(pool)
     began = link._lanes.marks()
     assert 0 < link.probe() < 0.1
     assert sum(link._lanes.marks()) - sum(began) < 8
@@ -268,7 +269,7 @@ def test_a_slow_way_is_attached_with_a_probe_that_ends_in_time(
 
 
 def test_a_probe_that_nobody_answers_says_nothing_and_the_way_is_open(pool: Pool) -> None:
-    link = open_link(pool, 10.0)
+    link = open_link(pool)
     pool.reads.clear()
     assert link.probe() == 0.0
     pool.reads.set()
@@ -280,7 +281,7 @@ def test_a_probe_that_nobody_answers_says_nothing_and_the_way_is_open(pool: Pool
 def test_a_courier_takes_no_more_than_its_queue_and_gives_up_when_it_is_told_to(
     pool: Pool,
 ) -> None:
-    courier, slabs = courier_to(pool, 60.0), source()
+    courier, slabs = courier_to(pool), source()
     assert isinstance(news(courier), Opened)
     pool.reads.clear()
     grant, pushed = pool.grant(*range(BLOCKS)), 0
@@ -308,7 +309,7 @@ def test_what_cannot_be_opened_says_why(proxies: list[Proxy]) -> None:
 
 
 def test_a_fill_that_was_abandoned_is_not_finished_and_the_next_one_is(pool: Pool) -> None:
-    courier, slabs = courier_to(pool, 10.0), source()
+    courier, slabs = courier_to(pool), source()
     assert isinstance(news(courier), Opened)
     first, second = pool.grant(*range(64)), pool.grant(*range(64, 70))
     for layer, slab in enumerate(slabs):
@@ -328,7 +329,7 @@ def test_a_fill_that_was_abandoned_is_not_finished_and_the_next_one_is(pool: Poo
 def test_ways_tell_what_becomes_of_them_and_give_up_one_that_holds_the_room_of_others(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways = Ways(lambda worker, epoch, regions: courier_to(pool, 60.0))
+    ways = Ways(lambda worker, epoch, regions: courier_to(pool))
     assert ways.attach("d0", "epoch-1", [pool.region]) is None
     assert ways.get("d0") is None
     assert ways.busy
@@ -370,7 +371,7 @@ def test_a_courier_is_busy_until_the_owner_has_read_what_was_sent(pool: Pool) ->
     courier.abandon(grant)
     assert not courier.busy
     courier.close()
-    courier.join(10.0)
+    courier.join(PATIENCE_S)
 
 
 def test_the_window_follows_the_age_of_what_is_acknowledged() -> None:
@@ -473,4 +474,4 @@ def test_a_fill_that_is_not_written_yet_holds_up_no_other() -> None:
     assert hear(Sent) is not None
     assert link.ended == [1, 2]
     courier.close()
-    courier.join(10)
+    courier.join(PATIENCE_S)

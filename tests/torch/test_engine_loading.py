@@ -15,6 +15,7 @@ from baton.engine.loading import load_model
 from baton.errors import ModelError, OutOfMemory
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import ROOT
+from tests.patience import PATIENCE_S
 from tests.torch.catalog import save_tiny
 from tests.torch.families import FAMILIES, make_model, make_tokenizer, save_checkpoint
 
@@ -159,7 +160,7 @@ def test_one_and_the_same_made_up_model_in_every_process() -> None:
         text=True,
         check=True,
         cwd=ROOT,
-        timeout=90,
+        timeout=PATIENCE_S,
     )
     model = load_model(made_up(), CPU, torch.float32)
     ours = sum(float(weight.double().abs().sum()) for weight in model.parameters())

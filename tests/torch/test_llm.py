@@ -19,6 +19,7 @@ from baton import LLM, Completion, SamplingParams, generate
 from baton.errors import BatonError, InputError, RequestError
 from baton.local import LocalCluster
 from baton.model_files import resolve_model
+from tests.patience import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["In the future", "Once upon a time", "The"]
@@ -275,7 +276,7 @@ def test_tasks_share_the_model_and_the_loop_goes_on(llm: LLM) -> None:
 def test_a_cancelled_task_aborts_its_requests(llm: LLM, polls: Polls) -> None:
     async def work() -> str:
         long = asyncio.create_task(llm.agenerate(PROMPTS, GREEDY, max_new_tokens=2_000))
-        await asyncio.to_thread(polls.busy.wait, 60)
+        await asyncio.to_thread(polls.busy.wait, PATIENCE_S)
         long.cancel()
         with pytest.raises(asyncio.CancelledError):
             await long
@@ -301,7 +302,7 @@ def test_closing_ends_the_calls_of_other_threads(polls: Polls) -> None:
     llm = LLM("demo", max_num_seqs=2)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(llm.generate, PROMPTS, GREEDY, max_new_tokens=2_000)
-        assert polls.busy.wait(60)
+        assert polls.busy.wait(PATIENCE_S)
         llm.close()
         llm.close()
         with pytest.raises(BatonError, match="close"):
@@ -329,7 +330,11 @@ def test_an_open_llm_does_not_keep_the_process_from_ending_and_torch_comes_late(
         "print(llm.generate('In the future', SamplingParams(temperature=0), max_new_tokens=3).text)"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
     )
     assert ran.stdout.startswith(", artificial")
     assert ran.stderr == ""

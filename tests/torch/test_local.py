@@ -16,6 +16,7 @@ from baton.wire.node import Effect, Node
 from decode_worker.worker import DecodeWorker
 from sampler.params import SamplingParams
 from tests.cluster import calm
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "In the future, artificial intelligence will"
@@ -237,7 +238,7 @@ def test_the_example_of_the_reading_room_runs() -> None:
     named = re.findall(r"`([\w-]+ (?:-> [\w-]+: \w+|works))`", document.partition("It prints")[2])
     ran = subprocess.run(
         [sys.executable, "-c", example],
-        cwd=ROOT, capture_output=True, text=True, timeout=110, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     lines = iter(ran.stdout.splitlines())
     assert len(named) > 5

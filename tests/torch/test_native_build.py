@@ -15,6 +15,7 @@ from baton.cache import cache_folder
 from baton.engine.cpu import kernel
 from baton.engine.cpu.build import BuildFailed, NoCompiler, build, find_compiler
 from baton.engine.gather import GatherAttention
+from tests.patience import PATIENCE_MS
 
 SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
 
@@ -125,7 +126,7 @@ def test_the_compiler_ends_with_its_parent(counted: Path, end: signal.Signals) -
         parent.wait()
         waiting = select.poll()
         waiting.register(source, 0)  # an error is reported always: nobody reads any more
-        assert waiting.poll(60_000) == [(source, select.POLLERR)]
+        assert waiting.poll(PATIENCE_MS) == [(source, select.POLLERR)]
         os.close(source)
     assert counted.read_text() == "once\n"
     (native / "endless.cpp").write_text('extern "C" int endless() { return 3; }')

@@ -17,6 +17,7 @@ from sampler.sample import (
     sample,
     sample_finite,
 )
+from tests.depth import deep
 
 NAN, INF = float("nan"), float("inf")
 MIXTURE = [
@@ -268,7 +269,7 @@ def test_one_look_tells_token_and_soundness() -> None:
 
 
 @given(st.data())
-@settings(max_examples=80)
+@settings(max_examples=deep(80, usual=40))
 def test_few_tokens_are_drawn_as_from_the_whole_vocabulary(data: st.DataObject) -> None:
     """Every filter, ties at the edge of top_k, neighbours of other kinds."""
     vocab = data.draw(st.sampled_from([3, 40, 700, 5000]))

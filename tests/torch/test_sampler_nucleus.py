@@ -16,6 +16,7 @@ from sampler import sample as s
 from sampler.filters import FEW
 from sampler.narrow import largest, nucleus_few, total_weight
 from sampler.params import SamplingParams
+from tests.depth import deep
 
 NAN, INF = float("nan"), float("inf")
 CHAT = SamplingParams(temperature=0.6, top_p=0.9, seed=4)
@@ -45,7 +46,7 @@ def narrow(logits: Tensor, batch: s.SamplingBatch) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, kept > -INF), sure
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=deep(100, usual=40), deadline=None)
 @given(st.data())
 def test_a_sure_row_keeps_and_draws_what_the_wide_way_does(data: st.DataObject) -> None:
     seed, vocab = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([600, 3001, 9000]))

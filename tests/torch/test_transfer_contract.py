@@ -22,6 +22,7 @@ from baton.transfer.in_place import NAME as IN_PLACE
 from baton.transfer.pieces import rows
 from baton.transfer.registry import open_link
 from tests.nixl_here import NIXL, WITHOUT_NIXL
+from tests.patience import PATIENCE_S
 from tests.torch.faulty import Fault, FaultyLink
 from tests.torch.owners import (
     BLOCKS,
@@ -337,10 +338,10 @@ def test_a_writer_killed_half_way_leaves_the_owner_well(folder: Path) -> None:
     plain = [[g.worker, g.epoch, g.run, g.generation, list(g.blocks)] for g in grants]
     writer.stdin.write(msgpack.packb([regions, plain, PUBLIC, SECRET]).hex().encode() + b"\n")
     writer.stdin.flush()
-    assert select.select([writer.stdout], [], [], 60)[0], "the writer does not speak"
+    assert select.select([writer.stdout], [], [], PATIENCE_S)[0], "the writer does not speak"
     assert writer.stdout.readline() == b"half way\n"
     os.killpg(writer.pid, signal.SIGKILL)
-    assert writer.wait(10) == -signal.SIGKILL
+    assert writer.wait(PATIENCE_S) == -signal.SIGKILL
     writer.stdin.close()
     writer.stdout.close()
     for owner, grant in zip(owners, grants, strict=True):

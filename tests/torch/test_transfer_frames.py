@@ -25,6 +25,7 @@ from baton.transfer.frames_link import FramesLink
 from baton.transfer.lanes import Parts
 from baton.transfer.registry import CurveKeys
 from baton.transfer.slabs import allocate_slabs
+from tests.patience import PATIENCE_MS
 from tests.torch.faulty import Fault, FaultyLink
 from tests.torch.owners import (
     KEYS,
@@ -96,7 +97,7 @@ def test_frames_of_another_epoch_are_dropped(owner: Owner) -> None:
     link._send([End("epoch-0", 1, 0, 1, 0, 0, bytes(16), ()).encode()])
     link._send([End("epoch-1", 7, 0, 1, 0, 0, bytes(16), ()).encode()])
     while sum(owner.export.dropped.values()) < 3:
-        assert owner.export.wakeups()[0].poll(5000)
+        assert owner.export.wakeups()[0].poll(PATIENCE_MS)
         owner.export.poll()
     assert owner.export.dropped == {"epoch": 2, "unknown": 1}
     assert unchanged(owner, before)
@@ -154,7 +155,7 @@ def test_a_fill_that_stops_coming_turns_bad(folder: Path) -> None:
     receipt = fill(bad, grant, reference(1))
     owner.drain(good, 9)
     while export._incoming[grant.generation].lanes[0].expected < 6:
-        assert export.wakeups()[0].poll(5000)
+        assert export.wakeups()[0].poll(PATIENCE_MS)
         export.poll()
     assert export.arrival(grant, receipt) is Arrival.PENDING
     now = 5.1
@@ -180,7 +181,7 @@ def test_a_push_to_an_owner_that_does_not_read_gives_up(folder: Path) -> None:
             link.push(grant, 0, slabs.tensors[0], [0], [0])
             pushed += 1
             assert pushed < 100, "the queue is not bounded"
-    assert 0.1 <= time.monotonic() - started < 5
+    assert time.monotonic() - started >= 0.1
     with pytest.raises(TransferError, match="was not sent"):
         link.finish(grant, [0])
     link.abandon(grant)
@@ -265,7 +266,7 @@ def test_junk_is_counted_and_nothing_else(
     for message in messages:
         socket.send_multipart(message)
     while sum(owner.export.dropped.values()) < counted + len(messages):
-        assert owner.export.wakeups()[0].poll(5000)
+        assert owner.export.wakeups()[0].poll(PATIENCE_MS)
         owner.export.poll()
     assert unchanged(owner, before)
 

@@ -35,6 +35,7 @@ from baton.transfer.registry import open_link, open_way
 from baton.transfer.slabs import allocate_slabs
 from decode_worker.process import _kinds
 from tests.nixl_here import NIXL, WITHOUT_NIXL
+from tests.patience import PATIENCE_S, patiently
 from tests.torch.owners import (
     KEYS,
     LAYOUT,
@@ -112,7 +113,7 @@ def test_what_cannot_be_is_refused_before_nixl_is_asked() -> None:
 # ---- doors
 
 
-def link_of(owner: Owner, writer: str, deadline_s: float = 5.0, **changes: object) -> Link:
+def link_of(owner: Owner, writer: str, deadline_s: float = PATIENCE_S, **changes: object) -> Link:
     region = owner.export.region
     region = replace(region, address={**region.address, **changes})  # type: ignore[dict-item]
     asked = {"writer": writer, "wanted": "nixl", "deadline_s": deadline_s}
@@ -120,12 +121,11 @@ def link_of(owner: Owner, writer: str, deadline_s: float = 5.0, **changes: objec
 
 
 def until(found: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    for _ in patiently("what the test waits for"):
         if (it := found()) is not None:
             return it
         time.sleep(0.002)
-    raise AssertionError("nothing came of it")
+    raise AssertionError("patiently() ends no loop")
 
 
 @with_nixl
@@ -273,13 +273,13 @@ def test_an_owner_that_stops_or_dies_is_given_up_and_nothing_hangs() -> None:
         with pytest.raises(TransferError):  # so it cannot say that it has stopped
             link.abandon(stuck)
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE_S)
         with pytest.raises(TransferError):
             until(lambda: link.tend())  # type: ignore[func-returns-value]
         link.close()
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE_S)
         process.stdin.close()
         process.stdout.close()
 
@@ -321,7 +321,7 @@ class Side:
         assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(20)
+        self.process.wait(PATIENCE_S)
 
 
 @pytest.fixture

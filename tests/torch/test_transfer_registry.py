@@ -18,6 +18,7 @@ from baton.transfer.base import Export, Link, Owner
 from baton.transfer.pieces import Stretch, stretches
 from baton.transfer.registry import make_exports, open_link
 from baton.transfer.slabs import Slabs, allocate_slabs, map_shared
+from tests.patience import PATIENCE_S
 from tests.torch.owners import BLOCKS, KEYS, LAYOUT
 
 
@@ -45,7 +46,7 @@ def open_any(regions: list[Region], wanted: str = "auto", layout: KVLayout = LAY
         writer="p0",
         wanted=wanted,
         keys=KEYS,
-        deadline_s=2.0,
+        deadline_s=PATIENCE_S,
     )
 
 

@@ -24,6 +24,7 @@ from baton.transfer.lanes import Parts
 from baton.transfer.packing import Places, block_places, pack
 from baton.transfer.pieces import rows
 from baton.transfer.sealing import MAX_TICKETS, SEAL_BYTES, Seal, Seals, Ticket, Tickets
+from tests.patience import PATIENCE_MS, PATIENCE_S
 from tests.torch.owners import (
     BLOCKS,
     KEYS,
@@ -169,7 +170,7 @@ def tcp_link(owner: Owner) -> FramesLink:
 
 def until(owner: Owner, over: Callable[[], bool]) -> None:
     while not over():
-        assert owner.export.wakeups()[0].poll(5000)
+        assert owner.export.wakeups()[0].poll(PATIENCE_MS)
         owner.export.poll()
 
 
@@ -234,7 +235,7 @@ def test_an_ack_that_is_forged_is_no_ack(owner: Owner) -> None:
     until(owner, lambda: owner.export._incoming[grant.generation].done)
     owner.export.poll()
     for lane in link._lanes._lanes:
-        assert lane.socket.poll(5000)
+        assert lane.socket.poll(PATIENCE_MS)
     link.tend()
     assert link.owed
     link.close()
@@ -243,7 +244,7 @@ def test_an_ack_that_is_forged_is_no_ack(owner: Owner) -> None:
 def test_without_a_ticket_nobody_gets_a_message_in(owner: Owner) -> None:
     address = owner.export.region.address
     gate, endpoint = (address["gate"].decode(), address["endpoints"][0].decode())
-    (ticket,) = ask_for_tickets(gate, 1, KEYS, KEYS.public, 5.0)
+    (ticket,) = ask_for_tickets(gate, 1, KEYS, KEYS.public, PATIENCE_S)
     context = zmq.Context()
     for name, secret in [(b"", b""), (ticket.name, b"guessed"), (b"x" * 32, ticket.secret)]:
         stranger = context.socket(zmq.DEALER)
@@ -257,7 +258,7 @@ def test_without_a_ticket_nobody_gets_a_message_in(owner: Owner) -> None:
         )
         stranger.connect(endpoint)
         stranger.send(b"let me in", zmq.NOBLOCK)
-        assert events.poll(10_000), "it was not refused"
+        assert events.poll(PATIENCE_MS), "it was not refused"
         stranger.disable_monitor()
         events.close(0)
         stranger.close(0)

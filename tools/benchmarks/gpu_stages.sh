@@ -6,7 +6,7 @@
 #   OUT=DIR                 where everything goes, the first argument
 #   PYTHON=python           the interpreter
 #   BATON_GPU_STAND_IN=1    a rehearsal where there is no card: small sizes, on the CPU
-#   BATON_STAGE_S=S         limit of every stage, for tests of these scripts; BATON_KILL_S=S likewise
+#   BATON_STAGE_S=STAGE:S   limit of this stage, for tests of these scripts; BATON_KILL_S=S likewise
 
 out=$1
 if [ -z "$out" ]; then
@@ -37,8 +37,9 @@ session() {
 
 # stage SECONDS NAME COMMAND...: run it in at most so many seconds.
 stage() {
-  limit=${BATON_STAGE_S:-$1}
+  limit=$1
   stage_name=$2
+  case $BATON_STAGE_S in "$stage_name":*) limit=${BATON_STAGE_S#*:} ;; esac
   shift 2
   left=$((began + session_s - kill_s - 1 - $(date +%s)))
   [ "$limit" -gt "$left" ] && limit=$left
