@@ -14,6 +14,7 @@ from baton.wire import messages as msg
 from baton.wire.keys import load_keys, make_keys
 from sampler.params import SamplingParams
 from tests.cluster import calm
+from tests.cluster.points import SLOWLY, Points, failpoints
 from tests.cluster.processes import (
     ROOT,
     Talk,
@@ -46,12 +47,19 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def address(type_in: Type, folder: Path) -> Iterator[str]:
+def points() -> Iterator[Points]:
+    """Failpoints of the running cluster's workers."""
+    with failpoints() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def address(type_in: Type, folder: Path, points: Points) -> Iterator[str]:
     """A running cluster: its workers were there, and knocking, before there was a router."""
     address = f"ipc://{folder}/router.sock"
     workers = [
-        type_in("-m", "decode_worker", "--router", address, *LIGHT),
-        type_in("-m", "prefill_worker", "--router", address, *LIGHT),
+        type_in("-m", "decode_worker", "--router", address, *LIGHT, **points.environment),
+        type_in("-m", "prefill_worker", "--router", address, *LIGHT, **points.environment),
     ]
     until(lambda: list(folder.glob("kv-*.sock")), "the decode worker's socket for KV")
     router = type_in("-m", "router", "--address", address, "--model", "demo", "--batch-size", 4)
@@ -174,7 +182,7 @@ def test_the_job_of_a_fourth_terminal(address: str, type_in: Type, tmp_path: Pat
 
 
 def test_another_cluster_is_a_worker_dies_in_the_middle_and_comes_back(
-    address: str, clients: Clients, type_in: Type, folder: Path
+    address: str, clients: Clients, type_in: Type, folder: Path, points: Points
 ) -> None:
     """The HTTP server of the first cluster is the upstream of an engine worker of a second one. Its
     answers are seeded by position, so that they go on where they were."""
@@ -190,10 +198,12 @@ def test_another_cluster_is_a_worker_dies_in_the_middle_and_comes_back(
     (worker,) = await_workers(talk.client, 1).workers
     assert worker.role == "engine"
     assert worker.device == f"http://127.0.0.1:{port}"
+    points.arm(SLOWLY)
     for i, prompt in enumerate(calm.PROMPTS):
         talk.ask(f"u{i}", prompt, LENGTH, SAMPLING)
     talk.listen(lambda: any(talk.tokens.values()))
     dying.signal(signal.SIGKILL)
+    points.disarm(SLOWLY)
     opened.append(type_in(*serve))
     talk.listen(talk.all_ended)
     check_calm(talk, "u")

@@ -1,6 +1,7 @@
 """How an HTTP server ends, who it lets in, and what it writes down."""
 
 import json
+import os
 import re
 import resource
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.cluster.points import Points, failpoints
 from tests.cluster.processes import Terminal, short_folder, terminals
 from tests.cluster.serving import Server
 from tests.patience import PATIENCE_S, until
@@ -30,6 +32,7 @@ LONG = {"model": "demo", "prompt": "In the future", "max_tokens": 2000,
 class Loading:
     terminal: Terminal
     url: str
+    points: Points
 
 
 @pytest.fixture
@@ -74,11 +77,12 @@ def test_a_stream_that_is_cut_off_is_told_so(type_in: Type) -> None:
 
 @pytest.fixture(scope="module")
 def loading() -> Iterator[Loading]:
-    """A server that has just been started: its port is there, its workers are not."""
-    with short_folder() as folder, terminals() as opened:
-        terminal = opened("main.py", "serve", "--port", 0, TMPDIR=str(folder))
+    """A server that has just been started: its port is there, and one of its workers has stopped."""
+    with short_folder() as folder, failpoints() as points, terminals() as opened:
+        points.arm("worker.begin:stop:1")
+        terminal = opened("main.py", "serve", "--port", 0, TMPDIR=str(folder), **points.environment)
         found = until(lambda: re.search(r"listening on (\S+);", terminal.said), "the port")
-        yield Loading(terminal, found[1])
+        yield Loading(terminal, found[1], points)
 
 
 def test_while_it_loads_it_says_so(loading: Loading) -> None:
@@ -88,6 +92,8 @@ def test_while_it_loads_it_says_so(loading: Loading) -> None:
         assert answer.code == 503
         assert answer.headers["retry-after"]
         assert json.load(answer)["error"]["code"] == "not_ready"
+    (worker,) = loading.points.fired(1)
+    os.kill(worker, signal.SIGCONT)
 
 
 def test_a_second_signal_ends_it_now(loading: Loading) -> None:

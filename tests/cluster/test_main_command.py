@@ -15,6 +15,7 @@ from baton.model_files import BUNDLED
 from baton.offline.outputs import rendered
 from sampler.params import SamplingParams
 from tests.cluster import calm
+from tests.cluster.points import SLOWLY, Points, failpoints
 from tests.cluster.processes import (
     Ends,
     Terminal,
@@ -45,8 +46,8 @@ def calm_file(kind: str = "txt") -> bytes:
 class Job:
     """One `python main.py` with the twelve prompts, in a folder of its own."""
 
-    def __init__(self, type_in: Type, folder: Path) -> None:
-        self._type = type_in
+    def __init__(self, type_in: Type, folder: Path, points: Points) -> None:
+        self._type, self.points = type_in, points
         self.folder = folder
         self.output, self.part = folder / "out.txt", folder / "out.txt.part"
         self.prompts = folder / "prompts.txt"
@@ -57,7 +58,9 @@ class Job:
 
     def start(self, *options: object) -> Terminal:
         common = ("main.py", "-l", LENGTH, "--greedy", "--prompts", self.prompts)
-        return self._type(*common, "-o", self.output, *options, TMPDIR=str(self.runs))
+        return self._type(
+            *common, "-o", self.output, *options, TMPDIR=str(self.runs), **self.points.environment
+        )
 
     def children(self, terminal: Terminal, *names: str) -> dict[str, int]:
         """The processes it has started, once they are these."""
@@ -94,8 +97,8 @@ class Job:
 
 @pytest.fixture
 def job(type_in: Type) -> Iterator[Job]:
-    with short_folder() as folder:
-        yield Job(type_in, folder)
+    with short_folder() as folder, failpoints() as points:
+        yield Job(type_in, folder, points)
 
 
 @pytest.fixture
@@ -121,11 +124,13 @@ def test_a_kv_pool_too_small_for_all_of_them(job: Job) -> None:
 
 
 def test_both_workers_killed_in_the_middle(job: Job) -> None:
-    """One at the first answer, one when the other is back: the run cannot end without them."""
+    """The decode worker after two answers, where it has stopped: the run cannot end without it."""
+    job.points.arm("decode.step:stop:150")
     terminal = job.start("-b", 2)
     first = job.children(terminal, "prefill-0", "decode-0")
     ends = Ends(first)
     job.await_answers(terminal, 2)
+    job.points.fired(1)
     os.kill(first["decode-0"], signal.SIGKILL)
     os.kill(first["prefill-0"], signal.SIGKILL)
     said = job.check_done(terminal)
@@ -137,6 +142,7 @@ def test_both_workers_killed_in_the_middle(job: Job) -> None:
 def test_main_itself_killed_and_run_again(job: Job) -> None:
     """No orphan; the same command does only the rest; the sockets' folder of the dead is swept."""
     options = ("-b", 1, "--kv-transport", "frames")
+    job.points.arm("decode.step:stop:150")
     terminal = job.start(*options)
     ends = Ends(job.children(terminal, "prefill-0", "decode-0"))
     job.await_answers(terminal, 2)
@@ -155,6 +161,7 @@ def test_main_itself_killed_and_run_again(job: Job) -> None:
 
 
 def test_ctrl_c_and_run_again_colocated(job: Job) -> None:
+    job.points.arm(SLOWLY)
     terminal = job.start("--colocated", "-b", 1)
     children = job.children(terminal, "decode-0")
     assert set(children) == {"router", "decode-0"}
@@ -167,10 +174,12 @@ def test_ctrl_c_and_run_again_colocated(job: Job) -> None:
     assert "answers are safe in" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert not job.output.exists()
+    job.points.disarm(SLOWLY)
     assert "resuming: " in job.check_done(job.start("--colocated", "-b", 4))
 
 
 def test_interrupted_before_the_workers_are_there(job: Job) -> None:
+    job.points.arm("worker.begin:delay:1:3000")
     terminal = job.start("--quiet")
     ends = Ends(job.children(terminal, "prefill-0", "decode-0"))
     terminal.signal(signal.SIGTERM)

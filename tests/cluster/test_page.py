@@ -208,7 +208,7 @@ def test_what_happens_to_workers_and_to_the_server_is_seen() -> None:
         served = Server(type_in, folder)
         asyncio.run(visit(served))
         served.client.close()
-        served.terminal.ends(0, 20)
+        served.terminal.ends(0)
 
 
 SAYS = "document.getElementById('show-says').textContent"

@@ -2,7 +2,10 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import closing
+
+import pytest
 
 from baton.client.batch import Completion, Streamed, complete
 from baton.client.blocking import Client, Notice
@@ -12,6 +15,7 @@ from baton.params import GenerationParams
 from baton.topology import Topology
 from baton.wire.messages import Submit
 from sampler.params import SamplingParams
+from tests.cluster.points import SLOWLY, Points, failpoints
 from tests.cluster.processes import Ends, await_workers, children_of
 
 PROMPT, LENGTH = "In the future, artificial intelligence will", 150
@@ -20,6 +24,12 @@ OPTIONS = ClusterOptions(
 )
 ROLES = ("prefill-0", "decode-0")
 GREEDY = GenerationParams(LENGTH, SamplingParams(temperature=0.0), ignore_eos=True)
+
+
+@pytest.fixture
+def points() -> Iterator[Points]:
+    with failpoints() as made:
+        yield made
 
 
 def undisturbed(client: Client) -> tuple[int, ...]:
@@ -43,10 +53,14 @@ def kill(victims: list[int], ends: dict[str, int]) -> None:
     waiting.wait()
 
 
-def test_a_rank_that_is_killed_takes_its_worker_along_and_the_answer_is_whole() -> None:
-    """Under one running request: the second rank of both workers, then the first of the decode worker."""
+def test_a_rank_that_is_killed_takes_its_worker_along_and_the_answer_is_whole(
+    points: Points, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one running request: the second rank of the prefill worker, and the first of the other."""
     notes: list[str] = []
-    streamed, kills = 0, 0
+    streamed = 0
+    for name, value in points.environment.items():
+        monkeypatch.setenv(name, value)
     with (
         Cluster(OPTIONS) as cluster,
         closing(Client(cluster.address, supervise=cluster.check, down=cluster.down)) as client,
@@ -55,26 +69,21 @@ def test_a_rank_that_is_killed_takes_its_worker_along_and_the_answer_is_whole() 
         assert all("2 ranks" in worker.how for worker in info.workers)
         right = undisturbed(client)
         assert len(right) == LENGTH
+        points.arm(SLOWLY)
         for event in complete(client, {0: Submit("r", PROMPT, GREEDY)}, limit=1):
             streamed += isinstance(event, Streamed)
             if isinstance(event, Notice):
                 notes.append(event.text)
             elif isinstance(event, Streamed) and streamed == 2:
-                both = [ranks_of(cluster, name) for name in ROLES]
-                kill(
-                    [pids[f"{n}/1"] for n, pids in zip(ROLES, both, strict=True)], both[0] | both[1]
-                )
-                kills += 1
-            elif isinstance(event, Streamed) and streamed == 4:
-                decode = ranks_of(cluster, "decode-0")
-                kill([decode["decode-0/0"]], decode)
-                kills += 1
+                prefill, decode = (ranks_of(cluster, name) for name in ROLES)
+                kill([prefill["prefill-0/1"], decode["decode-0/0"]], prefill | decode)
+                points.disarm(SLOWLY)
             elif isinstance(event, Completion):
                 assert event.token_ids == right
-        assert kills == 2, "the answer was over too soon"
+                assert event.timings.retries >= 1, "the answer was over too soon"
         why = "rank 1 of this tensor-parallel worker ended (SIGKILL), so the whole worker ends"
-        for name in ROLES:
-            assert any(note.startswith(f"{name} died (exit code 1: {why}") for note in notes), notes
+        for name, how in zip(ROLES, (f"exit code 1: {why}", "signal 9"), strict=True):
+            assert any(note.startswith(f"{name} died ({how}") for note in notes), notes
         await_workers(client, 2, check=cluster.check)
         left = Ends({k: pid for name in ROLES for k, pid in ranks_of(cluster, name).items()})
         cluster.stop()

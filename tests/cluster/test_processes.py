@@ -19,6 +19,7 @@ from baton.wire import messages as msg
 from baton.wire.messages import Submit
 from sampler.params import SamplingParams
 from tests.cluster import calm
+from tests.cluster.points import Points, failpoints
 from tests.cluster.processes import ROOT, Ends, await_workers, shared_memory, short_folder
 from tests.patience import until
 
@@ -47,6 +48,7 @@ class Desk:
     cluster: Cluster
     client: Client
     shared_before: set[str]  # what lay in /dev/shm
+    points: Points
     jobs: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -85,12 +87,15 @@ class Desk:
 @pytest.fixture(scope="module")
 def desk() -> Iterator[Desk]:
     shared = shared_memory()
-    with ImpatientCluster(OPTIONS) as cluster:
-        client = Client(cluster.address, supervise=cluster.check)
-        try:
-            yield Desk(cluster, client, shared)
-        finally:
-            client.close()
+    with failpoints() as points, pytest.MonkeyPatch.context() as patch:
+        for name, value in points.environment.items():
+            patch.setenv(name, value)
+        with ImpatientCluster(OPTIONS) as cluster:
+            client = Client(cluster.address, supervise=cluster.check)
+            try:
+                yield Desk(cluster, client, shared, points)
+            finally:
+                client.close()
 
 
 def once(condition: Callable[[int, Event], bool], act: Callable[[], None]) -> Callable[..., None]:
@@ -142,47 +147,45 @@ def test_prefill_killed_with_work_on_it(desk: Desk) -> None:
 
 def test_both_decode_workers_killed_at_different_moments(desk: Desk) -> None:
     before, pids = desk.await_all(), desk.cluster.pids()
-    first = once(lambda tokens, _: tokens >= 1, lambda: desk.signal("decode-0", signal.SIGKILL))
-    later = once(lambda tokens, _: tokens >= 150, lambda: desk.signal("decode-1", signal.SIGKILL))
-
-    def at(tokens: int, event: Event) -> None:
-        first(tokens, event)
-        later(tokens, event)
-
-    completions = desk.run(SAMPLED, at)
+    desk.points.arm(
+        "decode.step:kill:10", "decode.step:kill:20"
+    )  # one each: the first is dead then
+    completions = desk.run(SAMPLED)
     check_calm(completions, LENGTH, SAMPLING)
     assert max(each.timings.retries for each in completions) >= 1
-    assert any(
-        note.startswith("decode-0 died (signal 9) and is started again") for note in desk.notes
-    )
-    desk.await_all(unlike=(before["decode-0"], before["decode-1"]))
+    killed = desk.points.taken(2)
+    victims = [name for name in WORKERS if pids[name] in killed]
+    for name in victims:
+        news = f"{name} died (signal 9) and is started again"
+        assert any(note.startswith(news) for note in desk.notes), desk.notes
+    desk.await_all(unlike=tuple(before[name] for name in victims))
     after = desk.cluster.pids()
-    assert {name for name in WORKERS if after[name] != pids[name]} >= {"decode-0", "decode-1"}
+    assert not {after[name] for name in WORKERS} & set(killed)
 
 
 def test_workers_that_stop_answering_are_given_up_killed_and_replaced(desk: Desk) -> None:
     before = desk.await_all()
     pids = desk.cluster.pids()
-    ends = Ends({name: pids[name] for name in ("prefill-1", "decode-1")})
-
-    def stop_them() -> None:
-        desk.signal("decode-1", signal.SIGSTOP)
-        desk.signal("prefill-1", signal.SIGSTOP)
-
-    completions = desk.run(SAMPLED, once(lambda tokens, _: tokens >= 5, stop_them))
+    ends = {name: Ends({name: pids[name]}) for name in WORKERS}
+    desk.points.arm("decode.step:stop:5", "prefill.chunk:stop:2")
+    completions = desk.run(SAMPLED)
     check_calm(completions, LENGTH, SAMPLING)
-    desk.await_all(unlike=(before["prefill-1"], before["decode-1"]))
-    ends.wait()
+    stopped = desk.points.taken(2)
+    victims = [name for name in WORKERS if pids[name] in stopped]
+    assert sorted(name.partition("-")[0] for name in victims) == ["decode", "prefill"]
+    desk.await_all(unlike=tuple(before[name] for name in victims))
+    for name in victims:
+        ends[name].wait()
     assert max(each.timings.retries for each in completions) >= 1
 
 
 def test_the_router_killed_in_the_middle(desk: Desk) -> None:
     desk.await_all()
     pids = desk.cluster.pids()
-    completions = desk.run(
-        SAMPLED, once(lambda tokens, _: tokens >= 60, lambda: desk.signal("router", signal.SIGKILL))
-    )
+    desk.points.arm("received.Decoded:kill:20")
+    completions = desk.run(SAMPLED)
     check_calm(completions, LENGTH, SAMPLING)
+    assert desk.points.taken(1) == [pids["router"]]
     assert any("begin again" in note for note in desk.notes)
     desk.await_all()
     after = desk.cluster.pids()

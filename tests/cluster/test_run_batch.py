@@ -10,6 +10,7 @@ import pytest
 
 from sampler.params import SamplingParams
 from tests.cluster import calm
+from tests.cluster.points import failpoints
 from tests.cluster.processes import Terminal, journaled, short_folder, terminals
 from tests.patience import PATIENCE_S, until
 
@@ -34,9 +35,10 @@ def test_a_batch_that_is_killed_goes_on_and_is_complete(type_in: Type, tmp_path:
     wrong = {"custom_id": "w", "method": "POST", "url": "/v1/completions",
              "body": body | {"prompt": "x", "temperature": 9}}  # fmt: skip
     source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, wrong]))
-    with short_folder() as folder:
+    with short_folder() as folder, failpoints() as points:
+        points.arm("decode.step:stop:150")
         command = ("main.py", "run-batch", source, out, "--max-num-seqs", 1)
-        first = type_in(*command, TMPDIR=str(folder))
+        first = type_in(*command, TMPDIR=str(folder), **points.environment)
         part = tmp_path / "out.jsonl.part"
         until(lambda: journaled(part) >= 2 or not first.runs(), "two answers in the journal")
         assert first.runs(), first.said

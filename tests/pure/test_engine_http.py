@@ -19,6 +19,9 @@ from tests.patience import PATIENCE_S
 
 EXPECTED = Expected("auto", "", 8, 100, (1, 2, 3))
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+SILENCE_S = (
+    0.8  # longer than a busy machine takes to answer at once, and no longer than a test may wait
+)
 CHUNKED = SSE + b"Transfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices":[{"token_ids":[5]}]}\n\n'
 PART = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
@@ -156,7 +159,7 @@ def test_half_a_reply_and_what_is_none(
 
 
 def test_silence_in_the_middle_ends_the_call(server: Server) -> None:
-    upstream, over = connected(server.port, silence_s=0.05), threading.Event()
+    upstream, over = connected(server.port, silence_s=SILENCE_S), threading.Event()
 
     def stall(connection: socket.socket) -> None:
         connection.sendall(CHUNKED + PART)
@@ -164,7 +167,7 @@ def test_silence_in_the_middle_ends_the_call(server: Server) -> None:
 
     news = ask(upstream, server, stall)
     over.set()
-    assert news[-1] == Broken(1, "it sent nothing for 0.05 s", begun=True)
+    assert news[-1] == Broken(1, f"it sent nothing for {SILENCE_S} s", begun=True)
     upstream.shut()
 
 
@@ -173,11 +176,11 @@ def chunk(data: bytes) -> bytes:
 
 
 ALIVE: list[tuple[bytes, bytes, str]] = [
-    (CHUNKED + PART, chunk(b": keep-alive\n\n"), "it sent nothing but comments for 0.2 s"),
-    (CHUNKED + PART, b"1", "it sent nothing for 0.2 s"),  # a chunk's size that never ends
-    (CHUNKED, chunk(b":"), "it sent nothing but comments for 0.2 s"),
-    (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", "it sent nothing for 0.2 s"),
-    (b"", b"HTTP/1.1 102 Processing\r\n\r\n", "it sent nothing for 0.2 s"),
+    (CHUNKED + PART, chunk(b": keep-alive\n\n"), f"it sent nothing but comments for {SILENCE_S} s"),
+    (CHUNKED + PART, b"1", f"it sent nothing for {SILENCE_S} s"),  # a chunk's size that never ends
+    (CHUNKED, chunk(b":"), f"it sent nothing but comments for {SILENCE_S} s"),
+    (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", f"it sent nothing for {SILENCE_S} s"),
+    (b"", b"HTTP/1.1 102 Processing\r\n\r\n", f"it sent nothing for {SILENCE_S} s"),
 ]
 
 
@@ -186,7 +189,7 @@ def test_what_only_keeps_a_connection_alive_is_silence(
     server: Server, first: bytes, again: bytes, why: str
 ) -> None:
     """It is sent far more often than the silence lasts, until the connection is closed."""
-    upstream = connected(server.port, silence_s=0.2)
+    upstream = connected(server.port, silence_s=SILENCE_S)
 
     def drip(connection: socket.socket) -> None:
         connection.sendall(first + again)
@@ -218,7 +221,7 @@ def test_a_refusal_whose_body_does_not_end_is_told(server: Server) -> None:
                     if len(part) == 1 and not connection.recv(1):
                         return
 
-    for part, silence_s in ((b"x", 0.2), (b"x" * 100_000, PATIENCE_S)):
+    for part, silence_s in ((b"x", SILENCE_S), (b"x" * 100_000, PATIENCE_S)):
         upstream = connected(server.port, silence_s=silence_s)
         (refused,) = ask(upstream, server, partial(drip, part=part))
         upstream.shut()

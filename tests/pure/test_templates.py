@@ -225,11 +225,11 @@ def test_a_message_without_what_the_template_needs_is_a_refusal(run: Run, kind: 
 @both
 def test_a_template_that_does_not_end_is_ended(run: Run, kind: Kind) -> None:
     async def work(renderer: Renderer) -> str:
-        with pytest.raises(RequestError, match=r"longer than 0\.2 s"):
+        with pytest.raises(RequestError, match=r"longer than 1 s"):
             await renderer.render(Conversation([{"role": "user", "content": "for ever"}]))
         return await renderer.render(Conversation([{"role": "user", "content": "short"}]))
 
-    assert run(work, kind, ENDLESS, patience_s=0.2) == "short"
+    assert run(work, kind, ENDLESS, patience_s=1.0) == "short"
 
 
 @both
