@@ -229,7 +229,7 @@ class Pair:
         assert self.writer.stdin is not None
         assert self.writer.stdout is not None
         self.writer.stdin.close()
-        self.writer.wait(10)
+        self.writer.wait(120)  # a busy machine takes its time to unload CUDA, or torch
         self.writer.stdout.close()
         self.export.close()
         self.slabs.close()

@@ -42,8 +42,8 @@ LATEST_HIT = {
     "decode.token": 200
 }  # which hit of a site acts is random; of others within the first 10
 HELD_S = 0.3
-REACHED_S = 30.0  # a stage that nobody comes to for so long was not hit
-WHOLE_S = 90.0
+REACHED_S = 120.0  # a stage that nobody comes to for so long was not hit
+WHOLE_S = 240.0
 RECOVERED_S = 5.0  # with the tiny model, RELIABILITY F1; from the kill, or from SIGCONT
 WORKED_S = 3.1  # a process that has worked for 3 s is in no crash loop: F6 has those
 LOOK_S = 0.005
