@@ -139,15 +139,22 @@ def _from_quantized(
     conv1d = {f"{name}.weight" for name, each in shape.named_modules() if isinstance(each, Conv1D)}
     prefix = f"{shape.base_model_prefix}."
     conv1d |= {each.removeprefix(prefix) for each in conv1d}
+    weights = dict(full_weights(plan, dtype, conv1d))
     found: tuple[PreTrainedModel, Mapping[str, Iterable[Any]]] = type(shape).from_pretrained(
         None,
         config=config,
-        state_dict=dict(full_weights(plan, dtype, conv1d)),
+        state_dict=weights,
         dtype=dtype,
         attn_implementation=NAME,
         ignore_mismatched_sizes=True,  # refused below, with the shapes
         output_loading_info=True,
     )
+    for name in found[1]["unexpected_keys"]:  # AutoGPTQ's first versions wrote zeros
+        if name.endswith(".bias") and name in weights and bool(weights[name].any()):
+            raise ModelError(
+                f"{name} is not 0, and its model has no bias there; use the same model in bf16, fp16 or "
+                "fp32"
+            )
     return found
 
 
@@ -206,8 +213,8 @@ def _check_layers(name: str, config: PreTrainedConfig) -> None:
 
 
 def _refuse_larger(name: str, config: PreTrainedConfig, stored: int) -> PreTrainedModel:
-    """The model without memory. ModelError for one much larger than its checkpoint: transformers would fill
-    the rest of it with random numbers, and the memory of the machine."""
+    """The model without memory. ModelError for one much larger than its checkpoint: transformers would
+    fill the rest of it with random numbers, and the memory of the machine."""
     with torch.device("meta"), init.no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), attn_implementation=NAME

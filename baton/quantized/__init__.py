@@ -1,4 +1,5 @@
-"""Quantized checkpoints, as people publish them: matrices of integers or FP8, with scales, in safetensors.
+"""Quantized checkpoints, as people publish them: matrices of integers or FP8, with scales, in
+safetensors.
 
 methods.py      which format config.json says, or quantize_config.json beside it, or why it is refused
 gptq.py awq.py compressed.py fp8.py    the settings of each format, without torch

@@ -10,8 +10,8 @@ with
     weight_zero_point  as many integers; beside weight_packed packed too, along the outputs
     weight_g_idx       int32 [in]             the group of each input, if act-order made it irregular
 
-Scales of inputs and outputs, and of the KV cache, say how an engine may round what it computes. Here it is
-not rounded, so they are left out.
+Scales of inputs and outputs, and of the KV cache, say how an engine may round what it computes. Here it
+is not rounded, so they are left out.
 """
 
 import re

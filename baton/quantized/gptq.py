@@ -8,8 +8,8 @@ A matrix [out, in] is stored as
     g_idx    int32 [in]                 the group of each input, which act-order makes irregular; may be
                                         missing
 
-The first format subtracts 1 from each zero point by subtracting from the whole word, so that a borrow goes
-into the next one. Adding it to the whole word gives the zero points back.
+The first format subtracts 1 from each zero point by subtracting from the whole word, so that a borrow
+goes into the next one. Adding it to the whole word gives the zero points back.
 """
 
 import re

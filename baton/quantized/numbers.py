@@ -2,8 +2,8 @@
 
     weight[row, column] = (value[row, column] - zero[row's block, column's block]) * scale[same]
 
-computed in float32 and rounded once, to the dtype that is served. An integer of 8 bits less another, times
-a scale of 16 bits, is exact in float32.
+computed in float32 and rounded once, to the dtype that is served. An integer of 8 bits less another,
+times a scale of 16 bits, is exact in float32.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ NUMBERS_AT_ONCE = 1 << 22
 
 
 def unpacked(words: torch.Tensor, bits: int, order: Sequence[int] | None = None) -> torch.Tensor:
-    """uint8 [rows, words * 32 / bits] out of int32 [rows, words], the lowest bits first. `order`: where among
-    its word's numbers each belongs, if not in turn."""
+    """uint8 [rows, words * 32 / bits] out of int32 [rows, words], the lowest bits first. `order`: where
+    among its word's numbers each belongs, if not in turn."""
     each = WORD // bits
     found = torch.empty((words.shape[0], words.shape[1], each), dtype=torch.uint8)
     for place, number in enumerate(order or range(each)):
@@ -43,8 +43,8 @@ def restored(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """The matrix [rows, columns] of `dtype`. `scales`, and `zeros` if there are several: [row blocks,
-    column blocks]. `index`: the column block of each column, if not in turn. IndexError for one that is not
-    there."""
+    column blocks]. `index`: the column block of each column, if not in turn. IndexError for one that is
+    not there."""
     rows, columns = values.shape
     found = torch.empty((rows, columns), dtype=dtype)
     if index is None and block.columns is not None:

@@ -1,8 +1,8 @@
 """Plan: from the headers of the files alone, which weights the model has and what each is made of.
 
 Which matrices are quantized is read off the tensors: lists of modules that are not (`ignore`,
-modules_to_not_convert) name them as the program did that wrote the checkpoint. No torch: a checkpoint that
-does not fit together is refused before a worker is started.
+modules_to_not_convert) name them as the program did that wrote the checkpoint. No torch: a checkpoint
+that does not fit together is refused before a worker is started.
 """
 
 import json

@@ -29,8 +29,8 @@ Parts = dict[str, torch.Tensor]
 def full_weights(
     plan: Plan, dtype: torch.dtype, conv1d: Container[str] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of every weight: in `dtype` what was quantized, the others as stored. `conv1d`: weights
-    that the model keeps transposed, as GPT-2 does. Raises ModelError."""
+    """Name and tensor of every weight: in `dtype` what was quantized, the others as stored. `conv1d`:
+    weights that the model keeps transposed, as GPT-2 does. Raises ModelError."""
     files = _Files()
     for weight in plan.weights:
         if weight.scheme is None:

@@ -1,7 +1,8 @@
-"""Tiny quantized checkpoints of every format, written number by number, and the same models in full width.
+"""Tiny quantized checkpoints of every format, written number by number, and the same models in full
+width.
 
-The packing here follows the formats' own programs (AutoGPTQ's and AutoAWQ's loops over words, compressed-tensors'
-shifts). Nothing is shared with what reads them.
+The packing here follows the formats' own programs (AutoGPTQ's and AutoAWQ's loops over words,
+compressed-tensors' shifts). Nothing is shared with what reads them.
 """
 
 import json
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tests.torch.families import save_model
 
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, torch.Tensor]
 HALF = torch.float16
-LAYERS = re.compile(r".*layers\.\d+\..*(_proj|qkv|fc\d|w[123])\.weight|.*h\.\d+\..*(c_\w+)\.weight")
+LAYERS = re.compile(r".*\.\d+\..*(_proj|w[123]|c_\w+)\.weight")
+"""The matrices of the layers, by their names in a file."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def signed(matrix: Matrix, *, symmetric: bool) -> Tensors:
 def fp8(
     weight: torch.Tensor, rows: int | None, columns: int | None
 ) -> tuple[Tensors, torch.Tensor]:
-    """FP8 with a float32 factor for each block of so many rows and columns: the parts, and the full width."""
+    """FP8 with a float32 factor for each block of so many rows and columns: the parts, and the full
+    width."""
     height, width = rows or weight.shape[0], columns or weight.shape[1]
     factors = torch.empty(-(-weight.shape[0] // height), -(-weight.shape[1] // width))
     numbers = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
@@ -158,7 +162,8 @@ def fp8(
 
 
 Encode = Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor] | None]
-"""Name and weight [out, in] to the tensors of its module, and the weight in full width. None: not quantized."""
+"""Name and weight [out, in] to the tensors of its module, and the weight in full width. None: not
+quantized."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +172,15 @@ class Format:
 
     settings: Mapping[str, Any]
     encode: Encode
+    where: re.Pattern[str] = LAYERS
     key: str = "quantization_config"
     files: Mapping[str, Any] = field(default_factory=dict)  # JSON files beside config.json
 
 
-def is_in_a_layer(name: str, _: torch.Tensor | None = None) -> bool:
-    return LAYERS.fullmatch(name) is not None
+def is_turned(model: PreTrainedModel, name: str) -> bool:
+    """Whether the model keeps this weight as [in, out]."""
+    modules = dict(model.named_modules())
+    return isinstance(modules.get(name.rpartition(".")[0]), Conv1D)
 
 
 def write_quantized(folder: Path, model: PreTrainedModel, how: Format) -> Path:
@@ -183,16 +191,17 @@ def write_quantized(folder: Path, model: PreTrainedModel, how: Format) -> Path:
     tensors = load_file(folder / "model.safetensors")
     stored, full = Tensors(), Tensors()
     for name, tensor in tensors.items():
-        is_turned = "Conv1D" in type(model.get_submodule(name.rpartition(".")[0])).__name__
-        wide = tensor.ndim == 2 and is_in_a_layer(name)
-        made = how.encode(name, tensor.T if is_turned else tensor) if wide else None
+        turned = is_turned(model, name)
+        made = (
+            how.encode(name, tensor.T if turned else tensor) if how.where.fullmatch(name) else None
+        )
         if made is None:
             stored[name] = full[name] = tensor
             continue
         parts, whole = made
         module = name.removesuffix(".weight")
         stored |= {f"{module}.{part}": each.contiguous() for part, each in parts.items()}
-        full[name] = (whole.T if is_turned else whole).contiguous()
+        full[name] = (whole.T if turned else whole).contiguous()
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     save_file(full, plain / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
