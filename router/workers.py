@@ -54,7 +54,7 @@ class Member:
     links: tuple[str, ...] | None = None  # prefill: `attached` in words; None: not put yet
     writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
     speeds: tuple[Speed, ...] = ()  # its last report
-    first_speeds: tuple[Speed, ...] = ()  # its first report, before any work
+    idle: Speed | None = None  # the same, with nothing else to do
     handovers: dict[str, float] = field(default_factory=dict)  # prefill: s a token
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
@@ -67,18 +67,13 @@ class Member:
     def worker(self) -> str:
         return self.hello.worker
 
-    def told(self, speeds: tuple[Speed, ...]) -> None:
+    def told(self, speeds: tuple[Speed, ...], idle: Speed | None) -> None:
         """A heartbeat names its speeds, the present one first."""
-        self.first_speeds = self.first_speeds or speeds
-        self.speeds = speeds or self.speeds
+        self.speeds, self.idle = speeds or self.speeds, idle or self.idle
 
     def pace(self, cores: int) -> Pace:
-        """With so many cores (0: unknown), by what it has told; else a guess from the nearest."""
-        return _pace(self.speeds, cores)
-
-    def idle(self, cores: int) -> Pace:
-        """The same with nothing to do."""
-        return _pace(self.first_speeds, cores)
+        """With so many cores (0: unknown), by what it has told; it must have told something."""
+        return paced(self.speeds, cores)
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
@@ -108,7 +103,8 @@ class Member:
         return Health.DEAD if now >= self.dead_at else Health.SUSPECT
 
 
-def _pace(speeds: tuple[Speed, ...], cores: int) -> Pace:
+def paced(speeds: tuple[Speed, ...], cores: int) -> Pace:
+    """By the speed on so many cores (0: unknown), or a guess from the nearest. `speeds`: one or more."""
     near = min(speeds, key=lambda each: abs(each.cores - cores))
     pace = Pace(bounded(near.forward_s), bounded(near.token_s))
     known = not cores or not near.cores or near.cores == cores

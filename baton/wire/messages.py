@@ -241,12 +241,14 @@ class Leaving:
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Sent from the step loop, in both directions, so a wedged process falls silent. `work`: of a worker
-    that computes. `speeds`: what it has learnt of its forwards, by cores; the present one first."""
+    that computes. `speeds`: what it has learnt of its forwards, by cores; the present one first. `idle`:
+    the speed of a forward with one request and nothing else, on the most cores that it has had."""
 
     epoch: Name
     steps: Count
     work: Work | None = None
     speeds: Annotated[tuple[Speed, ...], Size(0, 256)] = ()
+    idle: Speed | None = None
 
 
 @dataclass(frozen=True, slots=True)

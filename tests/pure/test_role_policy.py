@@ -1,6 +1,7 @@
 """Who fills a prompt: the policy over its inputs, what it rests on, and where its decisions show."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from baton.trace import chrome_trace
 from baton.wire import messages as msg
 from baton.wire.paces import Paces
 from baton.wire.records import Counts, Decided, Speed
+from router import cores
 from router.batching import Rules
 from router.local_fills import LocalFills
 from router.role_policy import (
@@ -157,6 +159,37 @@ def test_a_worker_on_a_gpu_has_one_pace() -> None:
     assert [each.cores for each in paces.report()] == [0]
 
 
+def test_what_was_measured_at_boot_holds_for_the_cores_of_the_boot() -> None:
+    paces = Paces(Pace(0.01, 0.001), cores=2)
+    assert paces.report() == (Speed(2, 0.01, 0.001),)
+    paces.use(1)
+    assert (paces.now.forward_s, paces.now.token_s) == pytest.approx((0.01 * 2**0.5, 0.002))
+    assert paces.idle == Speed(2, 0.01, 0.001)
+
+
+def test_an_idle_worker_s_speed_is_that_of_forwards_with_one_request() -> None:
+    paces = Paces(Pace(0.04, 0.004), cores=2)  # at boot others booted, too
+    paces.use(1)
+    for _ in range(30):
+        paces.after([Span(0, 100)], 0.02 + 0.002 * 100 * (1 + 50 / 4000), alone=True)
+        paces.after([], 0.02, alone=True)
+    one = paces.idle
+    assert one.cores == 1
+    assert (one.forward_s, one.token_s) == pytest.approx((0.02, 0.002), rel=0.1)
+    paces.use(2)
+    for _ in range(30):
+        paces.after([Span(0, 100)], 0.012 + 0.001 * 100 * (1 + 50 / 4000), alone=True)
+        paces.after([], 0.012, alone=True)
+    two = paces.idle
+    assert (two.cores, two.forward_s, two.token_s) == pytest.approx((2, 0.012, 0.001), rel=0.1)
+    for _ in range(50):
+        paces.after([], 0.5)  # beside many streams
+    assert paces.now.forward_s > 3 * two.forward_s
+    assert paces.idle == two
+    paces.use(1)
+    assert paces.idle == two
+
+
 def test_what_is_left_of_a_local_fill_is_estimated_from_when_it_became_the_oldest() -> None:
     fills = LocalFills()
     for name, tokens in (("a", 100), ("b", 50), ("none", 0)):
@@ -176,8 +209,8 @@ def fast(desk: Desk, *workers: str) -> None:
     for worker in workers:
         member = desk.router.workers.get(worker)
         assert member is not None
-        speeds = (Speed(0, QUICK.forward_s, QUICK.token_s),)
-        desk.hear(worker, msg.Heartbeat(member.hello.epoch, 1, None, speeds))
+        speed = Speed(0, QUICK.forward_s, QUICK.token_s)
+        desk.hear(worker, msg.Heartbeat(member.hello.epoch, 1, None, (speed,), speed))
 
 
 def adaptive(**more: object) -> Desk:
@@ -209,6 +242,50 @@ def test_the_first_is_filled_where_nothing_runs_and_its_streams_have_a_limit() -
     assert isinstance(order, msg.Start)
     assert (order.receipt, order.itl_s) == (None, 0.05)
     assert desk.router.ledger.loads.fills.count("d1") == 1
+
+
+def test_limits_that_a_user_leaves_open_are_those_of_an_idle_worker_also_for_the_next_router() -> (
+    None
+):
+    limits = set()
+    for forward_s in (QUICK.forward_s, 9 * QUICK.forward_s):  # idle; under load as the router came
+        desk = adaptive()
+        for worker in ("d1", "p1"):
+            now = Speed(0, forward_s, QUICK.token_s)
+            idle = Speed(0, QUICK.forward_s, QUICK.token_s)
+            desk.hear(worker, msg.Heartbeat(f"{worker}/0", 1, None, (now,), idle))
+        granted(desk, "a")
+        limits.add(desk.router.ledger.entry("a").decision.itl_s)
+    assert limits == {5 * QUICK.forward_s}
+
+
+def test_a_decision_looks_at_the_workers_that_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at all that share the cores of the host, whose number would be its cost."""
+    workers = [f"{role}{i}" for role in "dp" for i in range(20)]
+    rules = Rules(64, 0.0, 64, role_policy=RolePolicy.ADAPTIVE)
+    desk = Desk(*workers, rules=rules)
+    desk.router._cores._cores = tuple(range(8))
+    for worker in workers:
+        member = desk.router.workers.get(worker)
+        assert member is not None
+        desk.hear(worker, replace(member.hello, epoch=f"{worker}/1", takes_cores=True))
+    for prefill in workers[20:]:
+        for decode in workers[:20]:
+            desk.hear(prefill, msg.Attached(decode, f"{decode}/1", "shm", 0.0, ""))
+    for worker in workers:
+        speed = Speed(1, QUICK.forward_s, QUICK.token_s)
+        desk.hear(worker, msg.Heartbeat(f"{worker}/1", 1, None, (speed,), speed))
+    desk.submit("a", tuple(range(1, 101)))
+    desk.step()
+    entry, looked = desk.router.ledger.entry("a"), list[str]()
+    assert entry.decode is not None
+    get = desk.router.workers.get
+    monkeypatch.setattr(cores, "shares", None)
+    monkeypatch.setattr(desk.router.workers, "get", lambda name: looked.append(name) or get(name))
+    found = desk.router._scheduler.roles.decide(entry, 0.0, alone=False)
+    assert found.cause is Cause.WAITING
+    assert {name[0] for name in looked} == {"d", "p"}
+    assert len(looked) <= 4
 
 
 def test_a_busy_prefill_worker_gets_no_more_than_can_be_in_time() -> None:
