@@ -41,8 +41,10 @@ class Roles:
             return _REMOTE_EMBEDDING
         if entry.to_be_scored:
             return _LOCAL[Cause.PROMPT_LOGPROBS]
-        if entry.tries.local:
-            return _LOCAL[Cause.FAILED_FILLS]
+        tries = entry.tries
+        if tries.local:
+            failed = f"{tries.refills} fills of it failed, {tries.detours} were lost on their way"
+            return Decision(False, Cause.FAILED_FILLS, f"decode fills: {failed}")
         rules, size = self._rules, self._members.block_size
         policy = entry.role_policy or rules.role_policy
         if rules.colocated or policy is RolePolicy.COLOCATED:
@@ -51,7 +53,8 @@ class Roles:
             return _LOCAL[Cause.NO_PREFILL]
         least = max(rules.local_tokens, size if entry.cached_tokens else 0)
         if entry.unfilled <= least:
-            return _LOCAL[Cause.SHORT]
+            short = f"{entry.unfilled:,} tokens, and up to {least:,} are not worth a hand-over"
+            return Decision(False, Cause.SHORT, f"decode fills: {short}")
         return _SPLIT if policy is RolePolicy.SPLIT else None
 
     def may_be_remote(self, entry: Entry, now: float, *, alone: bool) -> bool:
@@ -139,16 +142,12 @@ _LOCAL = {
     Cause.PROMPT_LOGPROBS: Decision(
         False, Cause.PROMPT_LOGPROBS, "decode fills: prompt logprobs need its logits"
     ),
-    Cause.FAILED_FILLS: Decision(
-        False, Cause.FAILED_FILLS, "decode fills: its fills failed again and again"
-    ),
     Cause.ROLE_POLICY: Decision(
         False, Cause.ROLE_POLICY, "decode fills: decode workers fill every prompt (colocated)"
     ),
     Cause.NO_PREFILL: Decision(
         False, Cause.NO_PREFILL, "decode fills: no prefill worker can fill it now"
     ),
-    Cause.SHORT: Decision(False, Cause.SHORT, "decode fills: too few tokens for a hand-over"),
 }
 _REMOTE_EMBEDDING = Decision(
     True, Cause.EMBEDDING, "prefill fills: only prefill workers compute embeddings"

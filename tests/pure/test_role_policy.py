@@ -1,5 +1,6 @@
 """Who fills a prompt: the policy over its inputs, what it rests on, and where its decisions show."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -112,6 +113,27 @@ def test_every_decision_has_a_cause_that_is_true(
     if slo.itl_s is not None:
         assert found.itl_s == slo.itl_s
     assert len(found.why) < 300
+
+
+@given(PROMPTS, DECODES, PREFILLS, SLOS, st.floats(0, 1000))
+def test_the_words_of_a_decision_have_its_figures(
+    prompt: Span, decode: DecodeSide, prefill: PrefillSide, slo: Slo, waited_s: float
+) -> None:
+    found = choose(prompt, decode, prefill, slo, waited_s=waited_s)
+    local = local_outlook(prompt, decode, prefill, found.itl_s)
+    remote = remote_outlook(prompt, decode, prefill, found.itl_s)
+    chosen, other = (remote, local) if found.remote else (local, remote)
+    figures = [float(each.replace(",", "")) for each in re.findall(r"[\d,]*\d\.?\d*", found.why)]
+    ttft_s = slo.ttft_s or 10 * decode.idle.fill_s(prompt)
+    before = [waited_s] if "waited" in found.why else []
+    streams = [decode.streams, 1000 * chosen.gap_s, 1000 * other.gap_s] if decode.streams else []
+    assert figures[0] == prompt.tokens
+    wanted = [1000 * s for s in (*before, chosen.ttft_s, other.ttft_s)] + streams
+    wanted += [1000 * ttft_s, 1000 * found.itl_s]
+    assert figures[1:-4] == pytest.approx(wanted, abs=0.5)
+    broken, others = figures[-4:-2]
+    assert (found.cause is Cause.WAITING) == (others - broken <= 0.5) or others - broken < 0.61
+    assert figures[-2:] == pytest.approx([1000 * chosen.cost_s, 1000 * other.cost_s], abs=0.5)
 
 
 @given(PROMPTS, DECODES, PREFILLS, SLOS, st.floats(0.01, 50))
