@@ -146,7 +146,7 @@ class PrefillWorker(Worker):
         self._budget.went_well()
         took = self._model.clock() - began
         spans = [Span(job.done, count) for job, count in plan]
-        self._paces.after(spans, took, alone=len(plan) == 1)
+        self._paces.after(spans, took, requests=len(plan))
         total = sum(count for _, count in plan)
         self._membership.tally.forward(total)
         for job, count in plan:

@@ -23,6 +23,8 @@ SURE = 0.9
 """A limit of ITL counts as kept with so much of it used: a worker that can, uses less (ITL_PART)."""
 STREAMS_COUNT = 0.1
 """A second by which a stream is later, against one by which a first token is."""
+WORTH_IT = 0.9
+"""What a hand-over costs against what it saves: less is within the error of the predictions."""
 USUAL_TTFT, USUAL_ITL = 10, 5
 """Without limits of the user: so many times what the prompt, or a step, takes on an idle worker."""
 
@@ -199,7 +201,7 @@ def choose(
         to_remote = there < here
         cause = Cause.ITL if (far[1] < far[0]) == to_remote and far[0] != far[1] else Cause.TTFT
     else:
-        to_remote, cause = remote.cost_s < local.cost_s, Cause.WAITING
+        to_remote, cause = remote.cost_s < WORTH_IT * local.cost_s, Cause.WAITING
     ways = (remote, there, local, here) if to_remote else (local, here, remote, there)
     waited = f"waited {_ms(waited_s)}; " if waited_s >= WORTH_WORDS_S else ""
     who = "prefill" if to_remote else "decode"

@@ -114,11 +114,11 @@ class Roles:
 
     def _decode_side(self, decode: Member, idle: Speed, prefill: Member, now: float) -> DecodeSide:
         loads, name = self._ledger.loads, decode.worker
-        alone = decode.pace(loads.soon.cores(name))
-        beside = decode.pace(loads.soon.cores(name, prefill.worker))
+        streams = loads.computing(name) - loads.fills.count(name)
+        alone = decode.pace_of(streams, loads.soon.cores(name))
+        beside = decode.pace_of(streams, loads.soon.cores(name, prefill.worker))
         pace = beside if prefill.worker in loads.soon else alone
         filling = loads.fills.left(name, now, pace.fill_rate())
-        streams = loads.computing(name) - loads.fills.count(name)
         return DecodeSide(paced((idle,), loads.soon.alone(name)), alone, beside, streams, filling)
 
     def _prefill_side(self, entry: Entry, decode: Member, prefill: Member) -> PrefillSide:

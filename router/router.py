@@ -169,7 +169,7 @@ class Router:
             case msg.PoolStats():
                 member.pool = message
             case msg.Heartbeat():
-                member.told(message.speeds, message.idle)
+                member.told(message)
                 self._observers.worked(member, message.work)
             case msg.Leaving():
                 self.workers.leaves(member)

@@ -6,7 +6,7 @@ missing.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
 
@@ -55,6 +55,7 @@ class Member:
     writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
     speeds: tuple[Speed, ...] = ()  # its last report
     idle: Speed | None = None  # the same, with nothing else to do
+    slower: float = 0.0  # by what part of that a request more makes a forward longer
     handovers: dict[str, float] = field(default_factory=dict)  # prefill: s a token
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
@@ -67,13 +68,25 @@ class Member:
     def worker(self) -> str:
         return self.hello.worker
 
-    def told(self, speeds: tuple[Speed, ...], idle: Speed | None) -> None:
+    def told(self, beat: msg.Heartbeat) -> None:
         """A heartbeat names its speeds, the present one first."""
-        self.speeds, self.idle = speeds or self.speeds, idle or self.idle
+        if not beat.speeds:
+            return
+        self.speeds, self.idle, now = beat.speeds, beat.idle or beat.speeds[0], beat.speeds[0]
+        if beat.requests >= 1:
+            idle_s = paced((self.idle,), now.cores).forward_s
+            more = now.forward_s / idle_s - 1 if idle_s > 0 else 0.0
+            self.slower = max(0.0, more) / beat.requests
 
     def pace(self, cores: int) -> Pace:
         """With so many cores (0: unknown), by what it has told; it must have told something."""
         return paced(self.speeds, cores)
+
+    def pace_of(self, streams: int, cores: int) -> Pace:
+        """The same of a decode worker with so many streams: it had others when it told."""
+        assert self.idle is not None
+        forward_s = paced((self.idle,), cores).forward_s * (1 + self.slower * streams)
+        return replace(self.pace(cores), forward_s=bounded(forward_s))
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""

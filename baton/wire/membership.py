@@ -94,7 +94,7 @@ class Membership:
         if not self.joined:
             return [To(ROUTER, self.hello)]
         paces = self._paces
-        told = (paces.report(), paces.idle) if paces is not None else ()
+        told = (paces.report(), paces.idle, paces.requests) if paces is not None else ()
         beat = msg.Heartbeat(self.hello.epoch, self._steps, self.tally.report(), *told)
         return [To(ROUTER, beat)]
 

@@ -10,7 +10,7 @@ from what it was a moment ago. Heartbeats carry all of it: the router decides by
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baton.pace import Pace, Span
+from baton.pace import TRUST, Pace, Span
 from baton.wire.records import Speed
 
 REMEMBERED = 64
@@ -25,6 +25,7 @@ class Paces:
         self.now = pace or Pace()
         self._cores = cores
         self._token_s: dict[int, float] = {}
+        self.requests = 1.0  # that took part in the forwards behind `now`
         self._boot = cores, self.now
         self._idle: dict[int, Pace] = {}  # with one request and nothing else
 
@@ -32,13 +33,14 @@ class Paces:
         """From now on it has so many."""
         self.now, self._cores = self._on(cores), cores
 
-    def after(self, chunks: Sequence[Span], took_s: float, *, alone: bool = False) -> None:
-        """A forward with these chunks took so long. `alone`: it was one request's."""
+    def after(self, chunks: Sequence[Span], took_s: float, *, requests: int = 1) -> None:
+        """A forward with these chunks took so long. `requests`: that took part."""
         cores = self._cores
         self.now = self.now.after(chunks, took_s)
+        self.requests += TRUST * (requests - self.requests)
         if chunks and (cores in self._token_s or len(self._token_s) < REMEMBERED):
             self._token_s[cores] = self.now.token_s
-        if alone and (cores in self._idle or len(self._idle) < REMEMBERED):
+        if requests == 1 and (cores in self._idle or len(self._idle) < REMEMBERED):
             self._idle[cores] = self._idle_on(cores).after(chunks, took_s)
 
     def report(self) -> tuple[Speed, ...]:
