@@ -6,7 +6,7 @@ missing.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
@@ -86,7 +86,7 @@ class Member:
         """The same of a decode worker with so many streams: it had others when it told."""
         assert self.idle is not None
         forward_s = paced((self.idle,), cores).forward_s * (1 + self.slower * streams)
-        return replace(self.pace(cores), forward_s=bounded(forward_s))
+        return Pace(bounded(forward_s), self.pace(cores).token_s)
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
