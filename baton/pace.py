@@ -6,7 +6,7 @@ share_out(). Pure; prefill and decode workers measure and ask.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil, inf, sqrt
 from typing import NamedTuple
 
@@ -101,7 +101,7 @@ class Pace:
 
     def limited(self, itl_s: float) -> "Pace":
         """Streams want a token within so many seconds of the one before; 0: no limit."""
-        return replace(self, longest_s=ITL_PART * itl_s) if itl_s else self
+        return Pace(self.forward_s, self.token_s, ITL_PART * itl_s) if itl_s else self
 
     def fill_s(self, prompt: Span, beside: float = 0.0) -> float:
         """Seconds until this whole prompt is computed, in as many forwards as it takes, and `beside` it
@@ -118,7 +118,7 @@ class Pace:
         """A guess of the pace with `share` times the cores. What is fixed is mostly reading weights: more
         cores speed it up less."""
         forward_s, token_s = self.forward_s / sqrt(share), self.token_s / share
-        return replace(self, forward_s=bounded(forward_s), token_s=bounded(token_s))
+        return Pace(bounded(forward_s), bounded(token_s), self.longest_s)
 
     def after(self, chunks: Sequence[Span], took_s: float) -> "Pace":
         """The pace after a forward with these chunks. Each field moves by its share of the expected time,
@@ -135,7 +135,7 @@ class Pace:
 
         fixed = self.forward_s / expected
         forward_s, token_s = moved(self.forward_s, fixed), moved(self.token_s, 1 - fixed)
-        return replace(self, forward_s=forward_s, token_s=token_s)
+        return Pace(forward_s, token_s, self.longest_s)
 
 
 @dataclass(slots=True)

@@ -84,7 +84,7 @@ def run(
             prefix_caching,
             grammars,
             files.vocab_size,
-            Paces(engine.pace),
+            Paces(engine.pace, torch.get_num_threads() if hello.takes_cores else 0),
             files.rope,
         )
         return run_worker(options, node, decoding.wakeups, patience_s=hello.patience_s)

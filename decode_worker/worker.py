@@ -246,7 +246,7 @@ class DecodeWorker(Worker):
         self._budget.went_well()
         self.speculation.tally.forward(sum(len(row.token_ids) for row in rows))
         chunks = [Span(each.row.start, each.filled) for each in steps if each.filled]
-        self.paces.after(chunks, self.model.clock() - began)
+        self.paces.after(chunks, self.model.clock() - began, requests=len(steps))
         return effects + self._accept(steps, drawn, now)
 
     def _make_room(self, effects: list[Effect], now: float) -> list[str]:

@@ -44,7 +44,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         filling,
         token_budget=options.max_num_batched_tokens,
         vocabulary=files.vocab_size,
-        paces=Paces(engine.pace),
+        paces=Paces(engine.pace, torch.get_num_threads() if hello.takes_cores else 0),
     )
     try:
         return run_worker(options, node, patience_s=hello.patience_s)

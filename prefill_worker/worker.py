@@ -145,7 +145,8 @@ class PrefillWorker(Worker):
             return effects
         self._budget.went_well()
         took = self._model.clock() - began
-        self._paces.after([Span(job.done, count) for job, count in plan], took)
+        spans = [Span(job.done, count) for job, count in plan]
+        self._paces.after(spans, took, requests=len(plan))
         total = sum(count for _, count in plan)
         self._membership.tally.forward(total)
         for job, count in plan:

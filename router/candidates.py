@@ -8,7 +8,7 @@ least loaded. tests/pure/slow_loads.py compares each choice with the policy's ch
 
 from collections.abc import Callable, Mapping
 
-from router.loads import Loads, Rank
+from router.loads import Loads, Rank, Ranking
 from router.placement import DecodeChoice, PrefillChoice
 from router.workers import Member
 
@@ -37,9 +37,9 @@ def decode_choices(
     ]
 
 
-def prefill_choices(loads: Loads, able: Able) -> list[PrefillChoice]:
+def prefill_choices(prefills: Ranking, able: Able) -> list[PrefillChoice]:
     """The least loaded prefill worker that is able; an empty list if none is."""
-    for tokens, _, worker in loads.prefills:
+    for tokens, _, worker in prefills:
         if (member := able(worker)) is not None:
             return [PrefillChoice(worker, tokens, member.attached.keys())]
     return []

@@ -23,40 +23,33 @@ class CoreKeeper:
         self._host = host
         self._cores = tuple(cores)
         self._sent: dict[str, tuple[str, tuple[int, ...]]] = {}  # worker -> epoch, its cores
-        self._seen: tuple[object, object] = (None, None)  # hellos, busy workers: at the last call
+        self._seen: tuple[object, int] = (
+            None,
+            0,
+        )  # hellos, changes of who is busy: at the last call
         self._names: list[str] = []  # of the workers here that take cores, in order
-        self._numbers: dict[Collection[str | None], dict[str, int]] = {}  # by busy workers; a few
 
     def hand_out(self, members: WorkerRegistry, ledger: Ledger) -> list[Effect]:
         """Orders to the workers whose cores have changed."""
-        hellos, busy = members.hellos, ledger.loads.busy
-        if hellos is self._seen[0] and busy is self._seen[1]:
+        hellos, loads = members.hellos, ledger.loads
+        before, self._seen = self._seen, (hellos, loads.busy_changes)
+        if hellos is before[0] and loads.busy_changes == before[1]:
             return []
-        self._seen = (hellos, busy)
-        self._numbers = {}
         here = (hello for hello in hellos if hello.takes_cores and hello.host == self._host)
         sharers = {hello.worker: hello for hello in here}
         self._sent = {worker: sent for worker, sent in self._sent.items() if worker in sharers}
-        self._names = sorted(sharers, key=lambda name: (sharers[name].role, name))
+        if hellos is not before[0]:
+            self._names = sorted(sharers, key=lambda name: (sharers[name].role, name))
+            loads.soon.share(self._names, len(self._cores))
         if not sharers or not self._cores:
             return []
         effects: list[Effect] = []
-        for worker, cores in shares(self._cores, self._names, busy).items():
+        for worker, cores in shares(self._cores, self._names, loads.busy).items():
             order = (sharers[worker].epoch, cores)
             if self._sent.get(worker) != order:
                 self._sent[worker] = order
                 effects.append(To(worker, Cores(cores)))
         return effects
-
-    def number(self, worker: str, busy: Collection[str | None]) -> int:
-        """How many cores this worker has while these are busy; 0 if it takes none."""
-        if worker not in self._names or not self._cores:
-            return 0
-        known = self._numbers.get(busy)
-        if known is None:
-            given = shares(self._cores, self._names, busy)
-            known = self._numbers[busy] = {name: len(cores) for name, cores in given.items()}
-        return known[worker]
 
 
 def shares(
@@ -70,7 +63,7 @@ def shares(
         return own
     if len(workers) > len(cores):
         return own | _split(cores, at_work)
-    idle = [core for worker in workers if worker not in at_work for core in own[worker]]
+    idle = [core for worker in workers if worker not in busy for core in own[worker]]
     for i, core in enumerate(idle):
         worker = at_work[i % len(at_work)]
         own[worker] = tuple(sorted((*own[worker], core)))

@@ -258,7 +258,7 @@ class Ledger:
         entry.spent[entry.state] = entry.spent.get(entry.state, 0.0) + now - entry.since
         del self._by_state[entry.state][name]
         itself = state is State.DECODING and entry.grant is not None and entry.receipt is None
-        self.loads.fills.moved(name, entry.decode if itself else None, entry.unfilled, now)
+        self.loads.moved(name, entry.decode if itself else None, entry.unfilled, now)
         if entry.state is State.QUEUED:
             (self._line.remove if state is State.FINISHED else self._line.place)(name)
         entry.state, entry.since = state, now

@@ -9,7 +9,9 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from router.at_work import AtWork
 from router.local_fills import LocalFills
+from router.promises import Promises
 
 Rank = tuple[int, int, str]
 """Of two workers the one with the smaller rank is less loaded. See Loads.decodes and Loads.prefills."""
@@ -67,12 +69,14 @@ class Loads:
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
         self.fills = LocalFills()
+        self.promises = Promises()
         self._pools: dict[str, int | None] = {}  # of those that have joined; None: it fills
         self.decodes = Ranking()  # (requests, blocks held less blocks of the pool, name)
         self.prefills = Ranking()  # (tokens to fill, 0, name)
-        self.busy: frozenset[str] = (
-            frozenset()
-        )  # workers that compute a request; replaced on change
+        self.expected = Ranking()  # the same with those that are promised
+        self.busy: set[str] = set()  # workers that compute a request
+        self.busy_changes = 0  # how often that has changed
+        self.soon = AtWork()  # these, and those that are promised a prompt
 
     # ---- workers
 
@@ -86,9 +90,31 @@ class Loads:
         self._pools.pop(worker, None)
         self.decodes.remove(worker)
         self.prefills.remove(worker)
+        self.expected.remove(worker)
         self._tidy(worker)
 
     # ---- requests
+
+    def promised(self, request: str, prefill: str | None, tokens: int) -> None:
+        """It is decided that a prefill worker fills it, this one as far as is known now."""
+        self.end_promise(request)
+        self.promises.put(request, prefill, tokens)
+        if prefill is not None:
+            self.soon.add(prefill)
+            self._rank(prefill, self._loads[prefill])
+
+    def moved(self, request: str, decode: str | None, tokens: int, now: float) -> None:
+        """It is in another state. `decode`: this worker was told to compute so many tokens by itself."""
+        self.end_promise(request)
+        self.fills.moved(request, decode, tokens, now)
+
+    def end_promise(self, request: str) -> None:
+        """No prefill worker is expected to fill it any more. Does nothing if none was."""
+        prefill = self.promises.end(request)
+        if prefill is not None:
+            self.soon.remove(prefill)
+            if prefill in self._loads:
+                self._rank(prefill, self._loads[prefill])
 
     def placed(self, request: str, decode: str, blocks: int) -> None:
         """A request was placed on this decode worker, or has grown there: it holds so many blocks."""
@@ -149,10 +175,15 @@ class Loads:
 
     def _computes(self, worker: str, load: Load, more: int) -> None:
         before, load.computing = load.computing, load.computing + more
-        if not before:
-            self.busy |= {worker}
-        elif not load.computing:
-            self.busy -= {worker}
+        if bool(before) == bool(load.computing):
+            return
+        self.busy_changes += 1
+        if load.computing:
+            self.busy.add(worker)
+            self.soon.add(worker)
+        else:
+            self.busy.remove(worker)
+            self.soon.remove(worker)
 
     def _rank(self, worker: str, load: Load) -> None:
         """A worker that is gone gets nothing new, and has no rank."""
@@ -161,6 +192,7 @@ class Loads:
         pool = self._pools[worker]
         if pool is None:
             self.prefills.put((load.total, 0, worker))
+            self.expected.put((load.total + self.promises.total(worker), 0, worker))
         else:
             self.decodes.put((len(load.amounts), load.total - pool, worker))
 

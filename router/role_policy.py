@@ -23,8 +23,13 @@ SURE = 0.9
 """A limit of ITL counts as kept with so much of it used: a worker that can, uses less (ITL_PART)."""
 STREAMS_COUNT = 0.1
 """A second by which a stream is later, against one by which a first token is."""
+WORTH_IT = 0.9
+"""What a hand-over costs against what it saves: less is within the error of the predictions."""
 USUAL_TTFT, USUAL_ITL = 10, 5
 """Without limits of the user: so many times what the prompt, or a step, takes on an idle worker."""
+
+WORTH_WORDS_S = 0.0005
+"""What is shorter is 0 ms."""
 
 
 class RolePolicy(StrEnum):
@@ -196,24 +201,30 @@ def choose(
         to_remote = there < here
         cause = Cause.ITL if (far[1] < far[0]) == to_remote and far[0] != far[1] else Cause.TTFT
     else:
-        to_remote, cause = remote.cost_s < local.cost_s, Cause.WAITING
-    why = _words(to_remote, local, remote, decode, (ttft_s, itl_s))
+        to_remote, cause = remote.cost_s < WORTH_IT * local.cost_s, Cause.WAITING
+    ways = (remote, there, local, here) if to_remote else (local, here, remote, there)
+    waited = f"waited {_ms(waited_s)}; " if waited_s >= WORTH_WORDS_S else ""
+    who = "prefill" if to_remote else "decode"
+    words = _words(*ways, streams=decode.streams, limits=f"{_ms(ttft_s)}, {_ms(itl_s)}")
+    why = f"{who} fills {prompt.tokens:,} tokens: {waited}{words}"
     return Decision(to_remote, cause, why, itl_s)
 
 
 def _words(
-    to_remote: bool,
-    local: Outlook,
-    remote: Outlook,
-    decode: DecodeSide,
-    limits: tuple[float, float],
+    chosen: Outlook,
+    broken: float,
+    other: Outlook,
+    others_broken: float,
+    *,
+    streams: int,
+    limits: str,
 ) -> str:
-    chosen, other = (remote, local) if to_remote else (local, remote)
-    here, there = ("prefill", "decode") if to_remote else ("decode", "prefill")
-    streams = f"; {decode.streams} streams, a token in {_ms(chosen.gap_s)} (not {_ms(other.gap_s)})"
+    """The figures of both ways. `broken`: for about how many requests a limit is broken then."""
+    gaps = f"; {streams} streams: a token in {_ms(chosen.gap_s)} (not {_ms(other.gap_s)})"
     return (
-        f"{here} fills: first token in {_ms(chosen.ttft_s)} (by {there}: {_ms(other.ttft_s)})"
-        f"{streams if decode.streams else ''}; limits {_ms(limits[0])}, {_ms(limits[1])}"
+        f"first token in {_ms(chosen.ttft_s)} (else {_ms(other.ttft_s)}){gaps if streams else ''}; "
+        f"limits {limits}: broken for {broken:.1f} (not {others_broken:.1f}); "
+        f"all wait {_ms(chosen.cost_s)} (not {_ms(other.cost_s)})"
     )
 
 

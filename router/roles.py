@@ -3,19 +3,18 @@
 What runs goes on, whatever is decided for the next request: no worker is drained, and none has to know.
 """
 
-from collections.abc import Collection
 from dataclasses import replace
 
 from baton.kv.region import Receipt
-from baton.pace import Pace, Span
+from baton.pace import Span
+from baton.wire.records import Speed
 from router.batching import Rules
 from router.candidates import prefill_choices
-from router.cores import CoreKeeper
 from router.ledger import Entry, Ledger
 from router.placement import PLACE_PREFILL
 from router.reach import Reach
 from router.role_policy import Cause, Decision, DecodeSide, PrefillSide, RolePolicy, choose
-from router.workers import Member, WorkerRegistry
+from router.workers import Member, WorkerRegistry, paced
 
 TRUST = 0.25
 """Part of the last hand-over in what is expected of the next."""
@@ -30,13 +29,11 @@ class Roles:
         members: WorkerRegistry,
         rules: Rules,
         reach: Reach,
-        cores: CoreKeeper,
     ) -> None:
         self._ledger = ledger
         self._members = members
         self._rules = rules
         self._reach = reach
-        self._cores = cores
 
     def forced(self, entry: Entry, now: float, *, alone: bool) -> Decision | None:
         """The decision where there is no choice. `alone`: no prefill worker can fill anything."""
@@ -44,8 +41,10 @@ class Roles:
             return _REMOTE_EMBEDDING
         if entry.to_be_scored:
             return _LOCAL[Cause.PROMPT_LOGPROBS]
-        if entry.tries.local:
-            return _LOCAL[Cause.FAILED_FILLS]
+        tries = entry.tries
+        if tries.local:
+            failed = f"{tries.refills} fills of it failed, {tries.detours} were lost on their way"
+            return Decision(False, Cause.FAILED_FILLS, f"decode fills: {failed}")
         rules, size = self._rules, self._members.block_size
         policy = entry.role_policy or rules.role_policy
         if rules.colocated or policy is RolePolicy.COLOCATED:
@@ -54,7 +53,8 @@ class Roles:
             return _LOCAL[Cause.NO_PREFILL]
         least = max(rules.local_tokens, size if entry.cached_tokens else 0)
         if entry.unfilled <= least:
-            return _LOCAL[Cause.SHORT]
+            short = f"{entry.unfilled:,} tokens, and up to {least:,} are not worth a hand-over"
+            return Decision(False, Cause.SHORT, f"decode fills: {short}")
         return _SPLIT if policy is RolePolicy.SPLIT else None
 
     def may_be_remote(self, entry: Entry, now: float, *, alone: bool) -> bool:
@@ -62,27 +62,47 @@ class Roles:
         decision = self.forced(entry, now, alone=alone)
         return decision is None or decision.remote
 
+    def settle(self, entry: Entry, now: float, *, alone: bool) -> bool:
+        """Decide who fills this request, whose blocks are granted: whether a prefill worker does. What is
+        promised to one counts in the next decision."""
+        entry.decision, prefill = self._decided(entry, now, alone=alone)
+        if entry.decision.remote:
+            self._ledger.loads.promised(entry.id, prefill, entry.unfilled)
+        return entry.decision.remote
+
     def decide(self, entry: Entry, now: float, *, alone: bool) -> Decision:
-        """Who fills this request, whose blocks are granted."""
+        """The same without any effect."""
+        return self._decided(entry, now, alone=alone)[0]
+
+    def _decided(self, entry: Entry, now: float, *, alone: bool) -> tuple[Decision, str | None]:
+        """The decision, and the prefill worker with which it was made."""
         decision = self.forced(entry, now, alone=alone)
         if decision is not None:
-            return replace(decision, itl_s=self._rules.slo.itl_s or 0.0)
-        assert entry.decode is not None
-        decode = self._members.get(entry.decode)
-        choices = prefill_choices(self._ledger.loads, self._reach.fillers(entry, now))
-        name = PLACE_PREFILL(choices, entry.decode)
-        prefill = self._members.get(name) if name is not None else None
-        if prefill is None:
-            return replace(_LOCAL[Cause.NO_PREFILL], itl_s=self._rules.slo.itl_s or 0.0)
-        if decode is None or not (decode.speeds and prefill.speeds):
-            return _UNMEASURED
-        return choose(
+            decision = replace(decision, itl_s=self._rules.slo.itl_s or 0.0)
+            return decision, self._filler(entry, now) if decision.remote else None
+        name = self._filler(entry, now)
+        decode, prefill = (
+            self._members.get(each) if each else None for each in (entry.decode, name)
+        )
+        if prefill is None or decode is None:
+            none = _LOCAL[Cause.NO_PREFILL]
+            return replace(none, itl_s=self._rules.slo.itl_s or 0.0), None
+        if decode.idle is None or not prefill.speeds:
+            return _UNMEASURED, name
+        decision = choose(
             Span(entry.cached_tokens, entry.unfilled),
-            self._decode_side(decode, prefill, now),
+            self._decode_side(decode, decode.idle, prefill, now),
             self._prefill_side(entry, decode, prefill),
             self._rules.slo,
             waited_s=now - entry.submitted,
         )
+        return decision, name
+
+    def _filler(self, entry: Entry, now: float) -> str | None:
+        """The prefill worker that will have the least to do, of those that can fill this request."""
+        assert entry.decode is not None
+        able = self._reach.fillers(entry, now)
+        return PLACE_PREFILL(prefill_choices(self._ledger.loads.expected, able), entry.decode)
 
     def handed_over(self, entry: Entry, receipt: Receipt) -> None:
         """What a hand-over took, for each token."""
@@ -92,26 +112,20 @@ class Roles:
             before = prefill.handovers.get(entry.decode, took_s)
             prefill.handovers[entry.decode] = before + TRUST * (took_s - before)
 
-    def _decode_side(self, decode: Member, prefill: Member, now: float) -> DecodeSide:
-        ledger, name = self._ledger, decode.worker
-        busy = ledger.loads.busy
-        alone = self._pace(decode, busy | {name})
-        beside = self._pace(decode, busy | {name, prefill.worker})
-        pace = beside if prefill.worker in busy else alone
-        filling = ledger.loads.fills.left(name, now, pace.fill_rate())
-        streams = ledger.loads.computing(name) - ledger.loads.fills.count(name)
-        idle = decode.idle(self._cores.number(name, frozenset((name,))))
-        return DecodeSide(idle, alone, beside, streams, filling)
+    def _decode_side(self, decode: Member, idle: Speed, prefill: Member, now: float) -> DecodeSide:
+        loads, name = self._ledger.loads, decode.worker
+        streams = loads.computing(name) - loads.fills.count(name)
+        alone = decode.pace_of(streams, loads.soon.cores(name))
+        beside = decode.pace_of(streams, loads.soon.cores(name, prefill.worker))
+        pace = beside if prefill.worker in loads.soon else alone
+        filling = loads.fills.left(name, now, pace.fill_rate())
+        return DecodeSide(paced((idle,), loads.soon.alone(name)), alone, beside, streams, filling)
 
     def _prefill_side(self, entry: Entry, decode: Member, prefill: Member) -> PrefillSide:
         loads, name = self._ledger.loads, prefill.worker
-        pace = self._pace(prefill, loads.busy | {name})
-        tokens = entry.unfilled
-        return PrefillSide(pace, loads.amounts(name), tokens * _handover_s(decode, prefill))
-
-    def _pace(self, member: Member, busy: Collection[str | None]) -> Pace:
-        """With the cores that it has while these workers are busy."""
-        return member.pace(self._cores.number(member.worker, busy))
+        pace = prefill.pace(loads.soon.cores(name))
+        filling = loads.amounts(name) + loads.promises.amounts(name)
+        return PrefillSide(pace, filling, entry.unfilled * _handover_s(decode, prefill))
 
 
 def _handover_s(decode: Member, prefill: Member) -> float:
@@ -128,16 +142,12 @@ _LOCAL = {
     Cause.PROMPT_LOGPROBS: Decision(
         False, Cause.PROMPT_LOGPROBS, "decode fills: prompt logprobs need its logits"
     ),
-    Cause.FAILED_FILLS: Decision(
-        False, Cause.FAILED_FILLS, "decode fills: its fills failed again and again"
-    ),
     Cause.ROLE_POLICY: Decision(
         False, Cause.ROLE_POLICY, "decode fills: decode workers fill every prompt (colocated)"
     ),
     Cause.NO_PREFILL: Decision(
         False, Cause.NO_PREFILL, "decode fills: no prefill worker can fill it now"
     ),
-    Cause.SHORT: Decision(False, Cause.SHORT, "decode fills: too few tokens for a hand-over"),
 }
 _REMOTE_EMBEDDING = Decision(
     True, Cause.EMBEDDING, "prefill fills: only prefill workers compute embeddings"

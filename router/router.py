@@ -54,8 +54,8 @@ class Router:
         self._readiness = Readiness(self.workers, colocated=rules.colocated)
         fill_themselves = self._readiness.fill_themselves
         self._cores = CoreKeeper(identity.host, identity.cores)
-        known = (self.ledger, self.workers, rules, self._cores)
-        self._scheduler = Scheduler(*known, fill_themselves, served.rope)
+        known = (self.ledger, self.workers, rules, fill_themselves)
+        self._scheduler = Scheduler(*known, served.rope)
         self._requests = Requests(self.ledger, self._scheduler, served, tokenizer, clock)
         self.reports = Reports(self.ledger, served.limits.vocabulary)
         self._identity = identity
@@ -169,7 +169,7 @@ class Router:
             case msg.PoolStats():
                 member.pool = message
             case msg.Heartbeat():
-                member.told(message.speeds)
+                member.told(message)
                 self._observers.worked(member, message.work)
             case msg.Leaving():
                 self.workers.leaves(member)
@@ -187,6 +187,7 @@ class Router:
         if not self.workers.current(report):
             return []
         on_it = (prefill.worker, report.worker, report.runs)
+        self._scheduler.decide_again(prefill.worker, report.worker)
         orders = self._requests.way_lost(*on_it, report.why, now)
         moved = [e for e in orders if isinstance(e, To) and isinstance(e.message, msg.Cancel)]
         return orders + self.workers.way_lost(prefill, report, now, moved=len(moved))

@@ -14,7 +14,6 @@ from baton.wire.node import Effect, To
 from router.affinity import Affinity
 from router.batching import Rules, Waiting, fill_due, plan_fill
 from router.candidates import Able, decode_choices, prefill_choices
-from router.cores import CoreKeeper
 from router.embedding import why_no_embeddings
 from router.engines import Engines
 from router.hashes import prefix_hashes
@@ -39,7 +38,6 @@ class Scheduler:
         ledger: Ledger,
         members: WorkerRegistry,
         rules: Rules,
-        cores: CoreKeeper,
         fill_themselves: Callable[[float], bool],
         rope: RopeRule = FIXED,
     ) -> None:
@@ -50,10 +48,10 @@ class Scheduler:
         self._fill_themselves = fill_themselves
         self._rope = rope
         self._alone = False  # at this step
-        self._granted: list[str] = []  # runs, since the last step
+        self._granted: list[str] = []  # runs to decide on, since the last step
         self._full_until: deque[float] = deque()  # Member.full_until of every Deferred, in order
         self._reach = Reach(members)
-        self.roles = Roles(ledger, members, rules, self._reach, cores)
+        self.roles = Roles(ledger, members, rules, self._reach)
         self._affinity = Affinity()
         self._engines = Engines(ledger, members, rules, self._affinity, rope)
 
@@ -66,8 +64,17 @@ class Scheduler:
 
     def left(self, worker: str) -> None:
         """The worker is gone."""
+        self.decide_again(worker)
         self._ledger.loads.left(worker)
         self._affinity.left(worker)
+
+    def decide_again(self, prefill: str, decode: str | None = None) -> None:
+        """The prefill worker cannot fill what it has promised to this decode worker, or (None) to any."""
+        loads = self._ledger.loads
+        for entry in map(self._ledger.entry, loads.promises.requests(prefill)):
+            if decode in (None, entry.decode):
+                loads.end_promise(entry.id)
+                self._granted.append(entry.run)
 
     def place(self, now: float) -> list[Effect]:
         """All orders that are possible now."""
@@ -207,14 +214,10 @@ class Scheduler:
         """What is not started at once is filled remotely, unless all prefill workers get lost."""
         granted, self._granted = self._granted, []
         runs = [entry.run for entry in self._ledger.reserved()] if self._alone else granted
-        found = [self._ledger.running(run) for run in runs]
+        found = [self._ledger.running(run) for run in dict.fromkeys(runs)]
         reserved = [each for each in found if each is not None and each.state is State.RESERVED]
-        effects: list[Effect] = []
-        for entry in reserved:
-            entry.decision = self.roles.decide(entry, now, alone=self._alone)
-            if not entry.decision.remote:
-                effects.append(self.start(entry, now))
-        return effects
+        alone, settle = self._alone, self.roles.settle
+        return [self.start(each, now) for each in reserved if not settle(each, now, alone=alone)]
 
     def _waiting(self, now: float, stuck: list[Entry]) -> Iterator[Waiting]:
         """What a prefill worker can fill now. What none can is added to `stuck`, as far as is read: in a
@@ -235,7 +238,7 @@ class Scheduler:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
             assert entry.grant is not None
-            choices = prefill_choices(self._ledger.loads, self._reach.fillers(entry, now))
+            choices = prefill_choices(self._ledger.loads.prefills, self._reach.fillers(entry, now))
             worker = PLACE_PREFILL(choices, entry.grant.worker)
             if worker is None:
                 continue

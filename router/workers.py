@@ -54,7 +54,8 @@ class Member:
     links: tuple[str, ...] | None = None  # prefill: `attached` in words; None: not put yet
     writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
     speeds: tuple[Speed, ...] = ()  # its last report
-    first_speeds: tuple[Speed, ...] = ()  # its first report, before any work
+    idle: Speed | None = None  # the same, with nothing else to do
+    slower: float = 0.0  # by what part of that a request more makes a forward longer
     handovers: dict[str, float] = field(default_factory=dict)  # prefill: s a token
     pool: msg.PoolStats | None = None  # decode: its last report
     full_until: float = 0.0  # decode: it deferred a run, retry at this time
@@ -67,18 +68,25 @@ class Member:
     def worker(self) -> str:
         return self.hello.worker
 
-    def told(self, speeds: tuple[Speed, ...]) -> None:
+    def told(self, beat: msg.Heartbeat) -> None:
         """A heartbeat names its speeds, the present one first."""
-        self.first_speeds = self.first_speeds or speeds
-        self.speeds = speeds or self.speeds
+        if not beat.speeds:
+            return
+        self.speeds, self.idle, now = beat.speeds, beat.idle or beat.speeds[0], beat.speeds[0]
+        if beat.requests >= 1:
+            idle_s = paced((self.idle,), now.cores).forward_s
+            more = now.forward_s / idle_s - 1 if idle_s > 0 else 0.0
+            self.slower = max(0.0, more) / beat.requests
 
     def pace(self, cores: int) -> Pace:
-        """With so many cores (0: unknown), by what it has told; else a guess from the nearest."""
-        return _pace(self.speeds, cores)
+        """With so many cores (0: unknown), by what it has told; it must have told something."""
+        return paced(self.speeds, cores)
 
-    def idle(self, cores: int) -> Pace:
-        """The same with nothing to do."""
-        return _pace(self.first_speeds, cores)
+    def pace_of(self, streams: int, cores: int) -> Pace:
+        """The same of a decode worker with so many streams: it had others when it told."""
+        assert self.idle is not None
+        forward_s = paced((self.idle,), cores).forward_s * (1 + self.slower * streams)
+        return Pace(bounded(forward_s), self.pace(cores).token_s)
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
@@ -108,7 +116,8 @@ class Member:
         return Health.DEAD if now >= self.dead_at else Health.SUSPECT
 
 
-def _pace(speeds: tuple[Speed, ...], cores: int) -> Pace:
+def paced(speeds: tuple[Speed, ...], cores: int) -> Pace:
+    """By the speed on so many cores (0: unknown), or a guess from the nearest. `speeds`: one or more."""
     near = min(speeds, key=lambda each: abs(each.cores - cores))
     pace = Pace(bounded(near.forward_s), bounded(near.token_s))
     known = not cores or not near.cores or near.cores == cores

@@ -53,8 +53,8 @@ class Machine:
             tokens * self.kv_bytes_per_token / self.kv_bytes_per_s if self.kv_bytes_per_s else 0.0
         )
 
-    def boot(self, workers: int) -> Pace:
-        """What a worker measures at its start, on its share of the cores."""
+    def boot(self, workers: int) -> tuple[Pace, int]:
+        """What a worker measures at its start, and on how many cores: its share of them."""
         share = max(1, self.cores // workers) if self.cores else 0
         one = self.forward([(0, 1)], 0, share)
-        return Pace.measured(one, self.forward([(0, 16)], 0, share), 16)
+        return Pace.measured(one, self.forward([(0, 16)], 0, share), 16), share

@@ -197,7 +197,7 @@ class Simulation:
             role, name, f"{name}/0", msg.PROTOCOL, "here", 1, "simulated", "s" * 16, "float32",
             "layout", BLOCK, block_bytes, blocks, (), 1000.0, 0.0, takes_cores=machine.cores > 0,
         )  # fmt: skip
-        paces = Paces(machine.boot(shape.prefills + shape.decodes))
+        paces = Paces(*machine.boot(shape.prefills + shape.decodes))
         if role == "decode":
             decode = SimulatedDecode(machine)
             node: Node = DecodeWorker(hello, decode, shape.token_budget, paces=paces)

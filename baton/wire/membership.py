@@ -93,8 +93,9 @@ class Membership:
         self._next_beat = now + (BEAT_S if self.joined else KNOCK_S)
         if not self.joined:
             return [To(ROUTER, self.hello)]
-        speeds = self._paces.report() if self._paces is not None else ()
-        beat = msg.Heartbeat(self.hello.epoch, self._steps, self.tally.report(), speeds)
+        paces = self._paces
+        told = (paces.report(), paces.idle, paces.requests) if paces is not None else ()
+        beat = msg.Heartbeat(self.hello.epoch, self._steps, self.tally.report(), *told)
         return [To(ROUTER, beat)]
 
     def due(self, now: float) -> float:

@@ -10,7 +10,7 @@ from what it was a moment ago. Heartbeats carry all of it: the router decides by
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baton.pace import Pace, Span
+from baton.pace import TRUST, Pace, Span
 from baton.wire.records import Speed
 
 REMEMBERED = 64
@@ -20,21 +20,28 @@ REMEMBERED = 64
 class Paces:
     """Of one worker. `now` is that with its present cores."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
-        """`pace`: measured at boot."""
+    def __init__(self, pace: Pace | None = None, cores: int = 0) -> None:
+        """`pace`: measured at boot, on so many cores (0: not told; on a GPU always)."""
         self.now = pace or Pace()
-        self._cores = 0  # not told; on a GPU never
+        self._cores = cores
         self._token_s: dict[int, float] = {}
+        self.requests = 1.0  # that took part in the forwards behind `now`
+        self._boot = cores, self.now
+        self._idle: dict[int, Pace] = {}  # with one request and nothing else
 
     def use(self, cores: int) -> None:
         """From now on it has so many."""
         self.now, self._cores = self._on(cores), cores
 
-    def after(self, chunks: Sequence[Span], took_s: float) -> None:
-        """A forward with these chunks took so long."""
+    def after(self, chunks: Sequence[Span], took_s: float, *, requests: int = 1) -> None:
+        """A forward with these chunks took so long. `requests`: that took part."""
+        cores = self._cores
         self.now = self.now.after(chunks, took_s)
-        if chunks and (self._cores in self._token_s or len(self._token_s) < REMEMBERED):
-            self._token_s[self._cores] = self.now.token_s
+        self.requests += TRUST * (requests - self.requests)
+        if chunks and (cores in self._token_s or len(self._token_s) < REMEMBERED):
+            self._token_s[cores] = self.now.token_s
+        if requests == 1 and (cores in self._idle or len(self._idle) < REMEMBERED):
+            self._idle[cores] = self._idle_on(cores).after(chunks, took_s)
 
     def report(self) -> tuple[Speed, ...]:
         """The present one first, then those of the other numbers of cores."""
@@ -42,10 +49,29 @@ class Paces:
             cores: self._on(cores) for cores in self._token_s if cores not in (0, self._cores)
         }
         return tuple(
-            Speed(cores, pace.forward_s, pace.token_s)
-            for cores, pace in ({self._cores: self.now} | others).items()
+            _speed(cores, pace) for cores, pace in ({self._cores: self.now} | others).items()
         )
+
+    @property
+    def idle(self) -> Speed:
+        """Of a worker with nothing else to do, on the most cores on which that was so; before, that at
+        boot. What it has to do later does not change it, nor does another router: limits that a
+        user leaves open are so many times this one."""
+        return _speed(*self._idle_on_most())
+
+    def _idle_on_most(self) -> tuple[int, Pace]:
+        return max(self._idle.items(), key=lambda each: each[0], default=self._boot)
+
+    def _idle_on(self, cores: int) -> Pace:
+        if (known := self._idle.get(cores)) is not None:
+            return known
+        most, pace = self._idle_on_most()
+        return pace.on_cores(cores / most) if most and cores else pace
 
     def _on(self, cores: int) -> Pace:
         guess = self.now.on_cores(cores / self._cores) if self._cores and cores else self.now
         return replace(guess, token_s=self._token_s.get(cores, guess.token_s))
+
+
+def _speed(cores: int, pace: Pace) -> Speed:
+    return Speed(cores, pace.forward_s, pace.token_s)

@@ -4,6 +4,7 @@ Every count, order and index of router/loads.py, router/workers.py and router/tr
 from the ledger's entries and the registry's members alone, and each placement from all workers.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from baton.lifecycle import LIVE, PLACED, State
@@ -26,6 +27,14 @@ def wrong_counts(router: Router) -> Iterator[str]:
     engines = [member for member in everybody if member.hello.role == ENGINE]
 
     busy = {e.prefill for e in filling} | {e.decode for e in ledger.in_state(State.DECODING)}
+    granted = set(router._scheduler._granted)
+    promised = [
+        e for e in ledger.in_state(State.RESERVED) if e.decision.remote and e.run not in granted
+    ]
+    given = Counter[str | None]()
+    for _, worker, prompt in loads.promises:
+        given[worker] += prompt
+    givers = set(given)
     clients = {entry.client for entry in ledger.in_state(*LIVE)}
     unproven = {e.id for e in placed if not e.tries.proven}
     used = {e.decode for e in placed} | {e.prefill for e in filling}
@@ -39,6 +48,19 @@ def wrong_counts(router: Router) -> Iterator[str]:
             sorted((tokens(filling, m), 0, m.worker) for m in prefills),
         ),
         "busy workers": (loads.busy, busy),
+        "promised prompts": (
+            {request: tokens for request, _, tokens in loads.promises},
+            {e.id: e.unfilled for e in promised},
+        ),
+        "promised tokens": (
+            sum(loads.promises.total(worker) for worker in givers),
+            sum(e.unfilled for e in promised),
+        ),
+        "prefill workers by what is expected of them": (
+            list(loads.expected),
+            sorted((tokens(filling, m) + given[m.worker], 0, m.worker) for m in prefills),
+        ),
+        "workers that soon compute": (set(loads.soon), busy | (givers - {None})),
         "loads kept": (set(loads._loads), used | {m.worker for m in decodes + prefills}),
         "ways that are down": (
             members.ways._down,
@@ -122,7 +144,7 @@ def wrong_choices(router: Router, now: float) -> Iterator[str]:
             for m in router.workers.of(PREFILL)
             if able(m.worker) is not None
         ]
-        first = prefill_choices(ledger.loads, able)
+        first = prefill_choices(ledger.loads.prefills, able)
         if PLACE_PREFILL(first, entry.decode) != PLACE_PREFILL(fills, entry.decode):
             yield f"{entry.id}: of {first}, of all {fills}"
 

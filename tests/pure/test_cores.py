@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from baton.lifecycle import State
 from baton.wire import messages as msg
+from router.at_work import AtWork
 from router.cores import shares
 from tests.pure.test_cluster_nodes import PROMPTS, assert_calm, town_with_requests
 from tests.pure.town import CORES, Town
@@ -42,6 +43,38 @@ def test_the_example_of_the_book() -> None:
     assert shares((0, 1), ("decode", "prefill"), ("decode", "prefill")) == both
     assert shares((0, 1), ("decode", "prefill"), ("decode",))["decode"] == (0, 1)
     assert shares((0, 1), ("decode", "prefill"), ("prefill",))["prefill"] == (0, 1)
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(WORKERS), st.sampled_from(WORKERS), st.sampled_from(["+", "-", "share"])),
+    max_size=30,
+)  # fmt: skip
+
+
+@given(st.integers(0, 12), STEPS)
+def test_the_number_of_one_worker_s_cores_is_that_of_the_shares_of_all(
+    cores: int, steps: list[tuple[str, str, str]]
+) -> None:
+    kept, reasons, sharers = AtWork(), list[str](), list[str]()
+    for worker, other, what in steps:
+        if what == "+":
+            kept.add(worker)
+            reasons.append(worker)
+        elif what == "share":
+            sharers = sorted({*sharers, worker} - {other}) if worker != other else []
+            kept.share(sharers, cores)
+        elif worker in reasons:
+            kept.remove(worker)
+            reasons.remove(worker)
+        assert set(kept) == set(reasons)
+        for beside in (None, other):
+            busy = {*reasons, worker, *([beside] if beside else [])}
+            there = worker in sharers and cores > 0
+            wanted = len(shares(range(cores), sharers, busy)[worker]) if there else 0
+            assert kept.cores(worker, beside) == wanted
+            assert kept.alone(worker) == (
+                len(shares(range(cores), sharers, {worker})[worker]) if there else 0
+            )
 
 
 def told(town: Town) -> dict[str, tuple[int, ...]]:

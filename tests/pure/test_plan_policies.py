@@ -2,6 +2,7 @@
 more, for every machine, rate and length here. The nodes are those of the processes; a Machine says how
 long their forwards take."""
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from baton.plan.arrivals import poisson
 from baton.plan.machine import Machine
 from baton.plan.score import Score, score
-from baton.plan.simulation import Shape, Simulation
+from baton.plan.simulation import Arrival, Shape, Simulation
 from router.batching import Rules
 from router.role_policy import RolePolicy, Slo
 
@@ -78,6 +79,27 @@ def test_adaptive_is_as_good_as_the_best_other_policy(cell: Cell) -> None:
     assert adaptive.goodput >= AS_GOOD * max(split.goodput, colocated.goodput), (
         split, colocated, adaptive
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("machine", "ttfts"), [(TWO_CORES, 10), (TWO_GPUS, 5)])
+def test_prompts_that_come_at_once_are_divided_among_both_places(
+    machine: Machine, ttfts: float
+) -> None:
+    """Each decision knows of those before it, though nothing of them is sent yet."""
+    dice, cell = random.Random(1), Cell(machine, 256, 32, 1.0, (ttfts, 5))
+    load = [
+        Arrival(6.0 * (number // 8), (number + 1,) * dice.randint(128, 384), 32)
+        for number in range(24)
+    ]
+    found = {
+        policy: score(
+            Simulation(machine, Rules(64, 0.01, 8192, role_policy=policy), Shape()).run(load),
+            *cell.slo,
+        ).goodput
+        for policy in RolePolicy
+    }
+    others = max(found[RolePolicy.SPLIT], found[RolePolicy.COLOCATED])
+    assert found[RolePolicy.ADAPTIVE] >= AS_GOOD * others
 
 
 @pytest.mark.parametrize("cell", [Cell(TWO_CORES, 256, 48, 0.9), Cell(TWO_GPUS, 1024, 12, 0.8)])
