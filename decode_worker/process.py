@@ -46,7 +46,7 @@ def run(
         torch.set_num_threads(options.threads)
     folder = private_folder(run_dir or _folder_of(options.router))
     kinds = _kinds(kv_transport, folder, kv_host)
-    files = resolve_model(options.model)
+    files = resolve_model(options.model).with_lora(options.lora)
     grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
     draft = _draft_files(speculative_model, files)
     engine = boot_worker(files, options)
@@ -67,6 +67,7 @@ def run(
         options,
         "decode",
         fingerprint=files.fingerprint,
+        adapters=files.adapters,
         device=str(engine.device),
         dtype=engine.dtype,
         layout=engine.layout,

@@ -88,6 +88,11 @@ def start(
         return Started(
             boot(files, device=device, dtype=dtype, block_size=block_size, decodes=decodes)
         )
+    if files.lora:
+        raise InputError(
+            f"--lora does not work with --tensor-parallel-size {division.size}: the matrices of an "
+            "adapter are not divided among ranks; leave one of the two out"
+        )
     place = pick_device(device)
     check_devices(place, division.size, torch.cuda.device_count())
     with tempfile.TemporaryDirectory(prefix=f"baton-{os.getpid()}-ranks-") as folder:

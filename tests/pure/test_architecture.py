@@ -39,7 +39,7 @@ ROWS = (
     ),
     ("baton.grammar_rules", "baton.tool_calls"),
     ("baton.tool_calls_marked", "baton.tool_calls_channels"),
-    ("baton.gguf", "baton.model_packages", "baton.json_schema"),
+    ("baton.gguf", "baton.model_packages", "baton.json_schema", "baton.adapters"),
     ("baton.checkpoints",),
     ("baton.cache",),
     (
