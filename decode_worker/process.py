@@ -78,15 +78,8 @@ def run(
     )
     try:
         node = DecodeWorker(
-            hello,
-            decoding,
-            options.max_num_batched_tokens,
-            speculation,
-            prefix_caching,
-            grammars,
-            files.vocab_size,
-            Paces(engine.pace),
-            files.rope,
+            *(hello, decoding, options.max_num_batched_tokens, speculation, prefix_caching),
+            *(grammars, files.vocab_size, Paces(engine.pace), files.rope),
         )
         return run_worker(options, node, decoding.wakeups, patience_s=hello.patience_s)
     finally:

@@ -85,8 +85,8 @@ class LoraSpec:
         return Share(int(rank), alpha / (sqrt(rank) if self.rslora else rank))
 
     def targeted(self, linears: Iterable[str], heads: Collection[str]) -> list[str]:
-        """Those of a model's linears for which peft would make a product. `heads`: those that make logits,
-        which are not meant by all-linear."""
+        """Those of a model's linears for which peft would make a product. `heads`: those that make
+        logits, which are not meant by all-linear."""
         return [each for each in linears if self._targets(each, heads)]
 
     def _targets(self, module: str, heads: Collection[str]) -> bool:

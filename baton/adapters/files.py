@@ -57,6 +57,15 @@ def absolute_lora(given: str) -> str:
         raise InputError(f"--lora {given[:200]!r} names no folder: {reason(error)}") from error
 
 
+def refuse_ranks(ranks: int) -> None:
+    """InputError for adapters of a worker of several ranks."""
+    if ranks > 1:
+        raise InputError(
+            f"--lora does not work with --tensor-parallel-size {ranks}: the matrices of an adapter are "
+            "not divided among ranks; leave one of the two out"
+        )
+
+
 def resolve_adapters(given: Sequence[str], model: str) -> tuple[AdapterFiles, ...]:
     """The adapters of --lora options, sorted by name. InputError for a name that two things have,
     ModelError for a folder that cannot be served."""

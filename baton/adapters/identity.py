@@ -34,3 +34,8 @@ def unknown(digest: str, adapters: Sequence[Adapter]) -> str:
     if not digest or any(each.digest == digest for each in adapters):
         return ""
     return f"adapter {digest[:SHOWN]} is not loaded here, but {listed(adapters)}"
+
+
+def clash(name: str) -> str:
+    """For people: the model and an adapter have one name."""
+    return f"{name} is a name of the model and of an adapter: change --served-model-name or --lora"

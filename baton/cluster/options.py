@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from baton.adapters.files import absolute_lora
+from baton.adapters.files import absolute_lora, refuse_ranks
 from baton.dtypes import DTYPES
 from baton.kv.transports import CHOICES
 from baton.model_files import absolute_name
@@ -172,6 +172,9 @@ class ClusterOptions:
         if self.speculative_model not in (None, "ngram"):
             object.__setattr__(self, "speculative_model", absolute_name(self.speculative_model))
         object.__setattr__(self, "lora", tuple(map(absolute_lora, self.lora)))
+        ranks = max(self.tensor_parallel_size, self.prefill_tensor_parallel_size or 1)
+        if self.lora:
+            refuse_ranks(ranks)
 
     def arguments(self, process: str) -> list[str]:
         """The command-line options of a router, prefill or decode worker."""

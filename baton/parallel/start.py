@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from baton.adapters.files import refuse_ranks
 from baton.cluster.launch import WorkerOptions
 from baton.engine.boot import Engine, boot, sorted_out
 from baton.engine.device import pick_device
@@ -89,10 +90,7 @@ def start(
             boot(files, device=device, dtype=dtype, block_size=block_size, decodes=decodes)
         )
     if files.lora:
-        raise InputError(
-            f"--lora does not work with --tensor-parallel-size {division.size}: the matrices of an "
-            "adapter are not divided among ranks; leave one of the two out"
-        )
+        refuse_ranks(division.size)
     place = pick_device(device)
     check_devices(place, division.size, torch.cuda.device_count())
     with tempfile.TemporaryDirectory(prefix=f"baton-{os.getpid()}-ranks-") as folder:
