@@ -105,7 +105,7 @@ def read_worker_options(role: str, given: dict[str, Any]) -> WorkerOptions:
         raise InputError(
             "a worker cannot use mps: no KV transport reads an Apple GPU; use --device cpu"
         )
-    resolve_model(given["model"]).with_lora(given.get("lora", ()))
+    resolve_model(given["model"])
     calm_openmp()
     return WorkerOptions(
         name=f"{name}.{secrets.token_hex(3)}",

@@ -11,6 +11,7 @@ import pytest
 from baton.adapters.config import MERGE, Share, read_spec
 from baton.adapters.files import absolute_lora, read_adapter, resolve_adapters, split_lora
 from baton.adapters.identity import Adapter, unknown
+from baton.cli.main import main
 from baton.cluster.options import ClusterOptions
 from baton.engine.lora.groups import grouped
 from baton.errors import InputError, ModelError
@@ -238,6 +239,14 @@ def test_the_option_reaches_router_and_workers(
     for ranks in ({"tensor_parallel_size": 2}, {"prefill_tensor_parallel_size": 2}):
         with pytest.raises(InputError, match="--lora does not work with --tensor-parallel-size 2"):
             ClusterOptions("demo", Topology(("cpu",), ("cpu",)), 4, lora=("a=one",), **ranks)
+
+
+def test_commands_whose_requests_name_no_model_refuse_the_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command in (["--lora", "a=b"], ["infer", "--lora", "a=b"]):
+        assert main(command) == 2
+        assert "--lora is for serve and run-batch" in capsys.readouterr().err
 
 
 def test_an_order_for_an_unknown_adapter_names_those_that_are_here() -> None:

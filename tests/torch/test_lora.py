@@ -1,15 +1,23 @@
 """LoRA adapters: tokens are those of the merged model, whoever shares the batch and the cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
+from baton.adapters.files import read_adapter
 from baton.engine.boot import boot
+from baton.engine.lora.runner import LoraRunner
+from baton.engine.lora.weights import read_products
 from baton.engine.pool import Pool
+from baton.engine.probe import discover_layout
+from baton.engine.runner import Runner
+from baton.errors import InputError, ModelError
 from baton.kv.row import Logits, Row
 from baton.local import LocalCluster, LocalOptions
 from baton.model_files import resolve_model
@@ -185,3 +193,93 @@ def test_logits_are_those_of_the_merged_model_in_every_family(family: str, tmp_p
     torch.testing.assert_close(
         engine.runner.run(pool, rows), torch.cat(wanted), atol=2e-3, rtol=1e-3
     )
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def lacking(folder: Path, model: PreTrainedModel) -> None:
+    write_adapter(folder, model, [Q], target_modules=["q_proj", "k_proj"])
+
+
+def foreign(folder: Path, model: PreTrainedModel) -> None:
+    other = make_model("gpt2")
+    write_adapter(folder, other, linears(other)[:1])
+
+
+def narrow(folder: Path, model: PreTrainedModel) -> None:
+    changed(folder, model, **{f"{Q}.lora_A.weight": torch.zeros(4, 63)})
+
+
+def infinite(folder: Path, model: PreTrainedModel) -> None:
+    changed(folder, model, **{f"{Q}.lora_B.weight": torch.full((64, 4), torch.inf)})
+
+
+def embedded(folder: Path, model: PreTrainedModel) -> None:
+    changed(folder, model, **{"model.embed_tokens.weight": torch.zeros(320, 64)})
+
+
+def unknown(folder: Path, model: PreTrainedModel) -> None:
+    changed(folder, model, **{f"{Q}.lora_magnitude_vector": torch.zeros(64)})
+
+
+def embedding(folder: Path, model: PreTrainedModel) -> None:
+    other = make_model("llama")
+    other.model.embed_tokens = torch.nn.Linear(64, 320)
+    write_adapter(folder, other, ["model.embed_tokens"], target_modules=["embed_tokens"])
+
+
+def tied(folder: Path, model: PreTrainedModel) -> None:
+    write_adapter(folder, model, ["lm_head"])
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def changed(folder: Path, model: PreTrainedModel, **tensors: torch.Tensor) -> None:
+    """An adapter of one linear, with other tensors, or more."""
+    file = (
+        write_adapter(folder, model, [Q], target_modules=[Q]).folder / "adapter_model.safetensors"
+    )
+    found = load_file(file) | {f"base_model.model.{key}": each for key, each in tensors.items()}
+    save_file(found, file)
+
+
+ODD = {
+    lacking: "target_modules name model.layers.0.self_attn.k_proj, and its file holds nothing for it",
+    foreign: "the model has no module transformer.h.0.attn.c_attn; it was trained for another one",
+    narrow: f"for {Q} it maps 63 numbers to 64, and the model 64 to 64; it was trained for another one",
+    infinite: f"its matrices of {Q} hold numbers that are not finite; fetch it again",
+    embedded: "it replaces the model's model.embed_tokens.weight, by its training or because",
+    unknown: "lora_magnitude_vector, which is neither part of a product nor a weight of the model",
+    embedding: "it changes the embedding model.embed_tokens, and only linears can be",
+    tied: "lm_head is also the model's embedding (they are tied)",
+}
+
+
+@pytest.mark.parametrize("write", ODD)
+def test_what_does_not_fit_the_model_is_refused_by_name(
+    write: Callable[[Path, PreTrainedModel], None], tmp_path: Path
+) -> None:
+    model = make_model("llama")
+    write(tmp_path / "odd", model)
+    with pytest.raises(ModelError) as refused:
+        read_products(read_adapter("odd", tmp_path / "odd"), model)
+    assert str(refused.value).startswith("adapter odd ")
+    assert ODD[write] in str(refused.value)
+
+
+def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
+    model = make_model("llama")
+    model.model.spare = torch.nn.Linear(64, 64, bias=False)
+    both = [Q, "model.spare"]
+    written = write_adapter(tmp_path / "idle", model, both, target_modules=both)
+    products = read_products(read_adapter("idle", written.folder), model)
+    runner = LoraRunner(Runner(model), {"11": products})
+    with pytest.raises(ModelError, match=r"^adapter idle .* does not run model\.spare as a linear"):
+        runner.prove(discover_layout(model, 16, torch.float32), {"11": ("idle", products)})
+
+
+def test_weights_of_other_widths_are_refused(here: Here) -> None:
+    files = resolve_model(str(here.base)).with_lora(here.lora)
+    for dtype in ("int8", "fp8"):
+        with pytest.raises(InputError, match="--lora does not work with --dtype int8, "):
+            boot(files, device="cpu", dtype=dtype, block_size=16)
