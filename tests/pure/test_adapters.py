@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from baton.engine.lora.groups import grouped
 from baton.errors import InputError, ModelError
 from baton.kv.prefix import root
 from baton.kv.row import Logits, Row
+from baton.offline.run_batch import facts_of
 from baton.topology import Topology
 
 CONFIG: dict[str, Any] = {
@@ -247,6 +249,17 @@ def test_commands_whose_requests_name_no_model_refuse_the_option(
     for command in (["--lora", "a=b"], ["infer", "--lora", "a=b"]):
         assert main(command) == 2
         assert "--lora is for serve and run-batch" in capsys.readouterr().err
+
+
+def test_a_batch_is_not_resumed_with_an_adapter_of_other_content(tmp_path: Path) -> None:
+    source, folder = tmp_path / "in.jsonl", write(tmp_path / "sql")
+    source.write_text("{}")
+    options = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), 4, lora=(f"sql={folder}",))
+    before = facts_of(options, source)
+    assert facts_of(options, source) == before
+    write(folder, lora_alpha=9)
+    assert facts_of(options, source) != before
+    assert "lora" not in facts_of(replace(options, lora=()), source)
 
 
 def test_an_order_for_an_unknown_adapter_names_those_that_are_here() -> None:
