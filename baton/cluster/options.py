@@ -172,9 +172,8 @@ class ClusterOptions:
         if self.speculative_model not in (None, "ngram"):
             object.__setattr__(self, "speculative_model", absolute_name(self.speculative_model))
         object.__setattr__(self, "lora", tuple(map(absolute_lora, self.lora)))
-        ranks = max(self.tensor_parallel_size, self.prefill_tensor_parallel_size or 1)
         if self.lora:
-            refuse_ranks(ranks)
+            refuse_ranks(max(self.ranks("prefill"), self.ranks("decode")))
 
     def arguments(self, process: str) -> list[str]:
         """The command-line options of a router, prefill or decode worker."""
