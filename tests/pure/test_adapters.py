@@ -14,7 +14,7 @@ from baton.adapters.files import absolute_lora, read_adapter, resolve_adapters, 
 from baton.adapters.identity import Adapter, unknown
 from baton.cli.main import main
 from baton.cluster.options import ClusterOptions
-from baton.engine.lora.groups import grouped
+from baton.engine.lora.groups import grouped, span
 from baton.errors import InputError, ModelError
 from baton.kv.prefix import root
 from baton.kv.row import Logits, Row
@@ -287,6 +287,9 @@ def test_rows_are_grouped_by_adapter_wherever_they_stand() -> None:
         ("law", [4, 5, 6, 7], [2, 3]),
     ]
     assert grouped([Row([1], 0, [0])]).groups == ()
+    assert [span(each) for each in ([], [4], [4, 5, 6], [4, 6], [0, 1, 3])] == [
+        *(slice(0, 0), slice(4, 5), slice(4, 7), None, None)
+    ]
 
 
 def test_the_hash_before_the_first_block_is_one_for_each_salt_and_adapter() -> None:

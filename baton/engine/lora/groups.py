@@ -32,6 +32,13 @@ class Grouped:
     logits: int
 
 
+def span(places: Sequence[int]) -> slice | None:
+    """Ascending places that stand side by side, as a slice: they need no copies. None for others."""
+    if places and places[-1] - places[0] != len(places) - 1:
+        return None
+    return slice(places[0], places[-1] + 1) if places else slice(0, 0)
+
+
 def grouped(rows: Sequence[Row]) -> Grouped:
     """The groups of these rows, packed in their order. Rows without an adapter are in none of them."""
     groups: dict[str, Group] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from baton.engine.attention import AfterLayer
-from baton.engine.lora.groups import grouped
+from baton.engine.lora.groups import grouped, span
 from baton.engine.lora.weights import Product, Products
 from baton.engine.pool import Pool
 from baton.engine.runner import Runner
@@ -25,11 +25,11 @@ from sampler.narrow import greedy
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """The rows of one adapter in the present forward, as indices on the device."""
+    """The rows of one adapter in the present forward."""
 
     adapter: str
-    tokens: torch.Tensor  # i64 [tokens of the adapter]
-    logits: torch.Tensor  # i64 [lines of logits of the adapter]
+    tokens: torch.Tensor | slice  # i64 [tokens of the adapter], or where they stand side by side
+    logits: torch.Tensor | slice  # the same of its lines of logits
 
 
 class LoraRunner:
@@ -100,7 +100,7 @@ class LoraRunner:
         found = grouped(rows)
         assert self._known.issuperset(group.adapter for group in found.groups), "orders are checked"
         places = tuple(
-            _Places(each.adapter, torch.tensor(each.tokens), torch.tensor(each.logits))
+            _Places(each.adapter, _indices(each.tokens), _indices(each.logits))
             for each in found.groups
         )
         self._places = up(places, self.device)
@@ -123,7 +123,9 @@ class LoraRunner:
             sums = output.reshape(-1, output.shape[-1])
             for places, product in mine:
                 where = self._where(linear, places, len(rows))
-                if len(where):
+                if isinstance(where, slice):
+                    sums[where].add_(rows[where] @ product.a @ product.b)
+                else:
                     added = rows.index_select(0, where) @ product.a @ product.b
                     sums.index_add_(0, where, added)
             self._ran.add(linear)
@@ -131,7 +133,7 @@ class LoraRunner:
 
         return add
 
-    def _where(self, linear: str, places: _Places, rows: int) -> torch.Tensor:
+    def _where(self, linear: str, places: _Places, rows: int) -> torch.Tensor | slice:
         """The adapter's rows among those that a linear is given: the tokens, or the lines of logits,
         which are the same where each token has one."""
         tokens, logits = self._sizes
@@ -143,3 +145,8 @@ class LoraRunner:
             f"an adapter for {linear} cannot be served: in a forward of {tokens} tokens the model "
             f"gives it {rows} rows; merge the adapter into the model"
         )
+
+
+def _indices(places: list[int]) -> torch.Tensor | slice:
+    found = span(places)
+    return torch.tensor(places) if found is None else found
