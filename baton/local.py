@@ -72,6 +72,7 @@ class LocalOptions:
     kv_cache_memory_bytes: int | None = None
     max_num_batched_tokens: int = 2048
     prefix_caching: bool = True
+    lora: tuple[str, ...] = ()  # adapters, NAME=FOLDER each
     download: bool = False
 
     def __post_init__(self) -> None:
@@ -129,7 +130,7 @@ class LocalCluster:
         self._heard: set[str] = set()  # nodes that have taken in messages since they last worked
         self._planned = False  # the router has run in this round; next comes a worker
         self._decodings: dict[str, Decoding] = {}
-        files = resolve_model(options.model, download=options.download)
+        files = resolve_model(options.model, download=options.download).with_lora(options.lora)
         self.tokenizer = Tokenizer(files.tokenizer_file)  # first: it takes less time to be wrong
         engine = boot(files, device=options.device, dtype=options.dtype, block_size=BLOCK_SIZE)
         self.router = self._make_router(options, files)
@@ -323,6 +324,7 @@ def _hello(
         pid=os.getpid(),
         device=str(engine.device),
         model=files.fingerprint,
+        adapters=files.adapters,
         dtype=engine.dtype,
         layout=engine.layout.fingerprint,
         block_size=engine.layout.block_size,

@@ -15,11 +15,14 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
+from baton.adapters.files import AdapterFiles, resolve_adapters
+from baton.adapters.identity import Adapter
 from baton.checkpoints import kinds
 from baton.checkpoints.families import architecture_of, default_of, text_part
 from baton.checkpoints.jsonfile import Json, optional_object, read_object, reason
@@ -85,6 +88,16 @@ class ModelFiles:
     gguf: Path | None = None  # the file with the weights, which `folder` lacks then
     quantized: Plan | None = None  # of safetensors that are not in full width
     rope: RopeRule = FIXED
+    lora: tuple[AdapterFiles, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """What the processes of a cluster call its adapters."""
+        return tuple(each.adapter for each in self.lora)
+
+    def with_lora(self, given: Sequence[str]) -> "ModelFiles":
+        """The same with adapters: NAME=FOLDER each. Raises InputError, ModelError."""
+        return replace(self, lora=resolve_adapters(given, self.name))
 
     def context(self, limit: int | None) -> int:
         """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""

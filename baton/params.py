@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from baton.bounds import INT_MAX, Content, Ids, Line, Range, Size
+from baton.adapters.identity import Adapter, unknown
+from baton.bounds import INT_MAX, Content, Ids, Line, OptionalName, Range, Size
 from baton.errors import RequestError
 from sampler.params import SamplingParams
 
@@ -38,6 +39,7 @@ class Limits:
 
     context: int  # tokens, prompt and generation together
     vocabulary: int
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class GenerationParams:
     prompt_logprobs: Whole = -1  # the same of the prompt's tokens
     grammar: Content = ""  # a spec of baton/grammar.py; empty: none
     cache_salt: Line = ""  # only requests of equal salt share cached KV
+    adapter: OptionalName = (
+        ""  # digest of the adapter that is applied (baton/adapters/); empty: none
+    )
     stream_interval_s: Annotated[float, Range(-1e7, 1e7)] = (
         0.0  # longest delay before tokens are sent to the client
     )
@@ -126,6 +131,8 @@ def check_request(prompt_ids: tuple[int, ...], params: GenerationParams, limits:
             code="context_length_exceeded",
             param="max_tokens",
         )
+    if why := unknown(params.adapter, limits.adapters):
+        raise RequestError(f"the model is not served: {why}", code="model_not_found", param="model")
     check_ids(prompt_ids, limits.vocabulary)
     check_ids(params.stop_token_ids, limits.vocabulary, "stop token id", "stop_token_ids")
     if params.sampling is None:

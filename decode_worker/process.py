@@ -46,7 +46,7 @@ def run(
         torch.set_num_threads(options.threads)
     folder = private_folder(run_dir or _folder_of(options.router))
     kinds = _kinds(kv_transport, folder, kv_host)
-    files = resolve_model(options.model)
+    files = resolve_model(options.model).with_lora(options.lora)
     grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
     draft = _draft_files(speculative_model, files)
     engine = boot_worker(files, options)
@@ -67,6 +67,7 @@ def run(
         options,
         "decode",
         fingerprint=files.fingerprint,
+        adapters=files.adapters,
         device=str(engine.device),
         dtype=engine.dtype,
         layout=engine.layout,
@@ -75,17 +76,11 @@ def run(
         blocks=blocks - spare_blocks(engine.device),
         regions=decoding.renew_epoch(first_epoch(options)),
     )
+    paces = Paces(engine.pace, torch.get_num_threads() if hello.takes_cores else 0)
     try:
         node = DecodeWorker(
-            hello,
-            decoding,
-            options.max_num_batched_tokens,
-            speculation,
-            prefix_caching,
-            grammars,
-            files.vocab_size,
-            Paces(engine.pace, torch.get_num_threads() if hello.takes_cores else 0),
-            files.rope,
+            *(hello, decoding, options.max_num_batched_tokens, speculation, prefix_caching),
+            *(grammars, files.vocab_size, paces, files.rope),
         )
         return run_worker(options, node, decoding.wakeups, patience_s=hello.patience_s)
     finally:

@@ -103,7 +103,7 @@ class Run:
             draws += [self.draw(draft[:i]) for i in range(len(draft) + 1)]
         logits = Logits.ALL if scores or draft else Logits.LAST if draws else Logits.NONE
         self.computed += share.tokens
-        row = Row(tokens, start, self.table, logits, self.rope_floor)
+        row = Row(tokens, start, self.table, logits, self.rope_floor, self.params.adapter)
         filled = 0 if share.samples and share.tokens == 1 else share.tokens
         return RunStep(share.run, row, draws, scores, draft, filled)
 

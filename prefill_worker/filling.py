@@ -13,7 +13,7 @@ from baton.engine.pool import Pool
 from baton.errors import TransferError
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Region
-from baton.kv.row import Row
+from baton.kv.row import Logits, Row
 from baton.transfer.base import Link
 from baton.transfer.registry import Courier, CurveKeys, open_way
 from baton.wire.messages import Attached
@@ -181,4 +181,4 @@ class Filling:
 
 
 def _row(chunk: Chunk, blocks: Sequence[int]) -> Row:
-    return Row(chunk.token_ids, chunk.start, blocks, rope_floor=chunk.rope_floor)
+    return Row(chunk.token_ids, chunk.start, blocks, Logits.NONE, chunk.rope_floor, chunk.adapter)

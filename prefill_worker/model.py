@@ -18,6 +18,7 @@ class Chunk:
     start: int
     rope_floor: int = 0
     pooling: str = ""  # of an embedding: its hidden states are wanted, and its KV is not sent
+    adapter: str = ""  # digest
 
 
 @dataclass(frozen=True, slots=True)

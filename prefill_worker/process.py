@@ -18,7 +18,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
     options = with_threads(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    files = resolve_model(options.model)
+    files = resolve_model(options.model).with_lora(options.lora)
     engine = boot_worker(files, options, decodes=False)
     context = files.context(options.max_model_len)
     keys = options.keys
@@ -33,6 +33,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         options,
         "prefill",
         fingerprint=files.fingerprint,
+        adapters=files.adapters,
         device=str(engine.device),
         dtype=engine.dtype,
         layout=engine.layout,

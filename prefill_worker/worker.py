@@ -34,6 +34,7 @@ class Job:
     token_ids: tuple[int, ...]
     rope_floor: int = 0
     pooling: str = ""
+    adapter: str = ""  # digest
     done: int = 0
     admitted: bool = False
     sending: bool = False  # computed
@@ -46,7 +47,7 @@ class Job:
     def chunk(self, tokens: int) -> Chunk:
         """Its next tokens, so many."""
         ids = self.token_ids[self.done : self.done + tokens]
-        return Chunk(self.grant, ids, self.done, self.rope_floor, self.pooling)
+        return Chunk(self.grant, ids, self.done, self.rope_floor, self.pooling, self.adapter)
 
 
 def next_pool(jobs: Sequence[Job], last: str | None) -> str:
@@ -197,7 +198,8 @@ class PrefillWorker(Worker):
             return self._ignored.note(run, "Fill of a run that is being filled", now)
         if why := unfit_fill(order, self._hello, self._vocabulary, epoch=epoch, blocks=blocks):
             return [To(ROUTER, msg.FillFailed(run, why))]
-        self._jobs[run] = Job(grant, order.token_ids, order.rope_floor, order.pooling)
+        given = order.token_ids, order.rope_floor, order.pooling, order.adapter
+        self._jobs[run] = Job(grant, *given)
         return []
 
     def _admit(self) -> list[Effect]:

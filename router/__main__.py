@@ -3,7 +3,7 @@
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -94,7 +94,7 @@ from router.router import Identity, Router
 def main(
     address: str, model: str, batch_size: int, batch_window_ms: float, max_fill_tokens: int,
     max_model_len: int | None, role_policy: str, slo_ttft: float | None, slo_itl: float | None,
-    colocated: bool, local_prefill_tokens: int, keys: Path | None,
+    colocated: bool, local_prefill_tokens: int, keys: Path | None, lora: tuple[str, ...],
     log_level: str, health: str | None, parent: int | None, pulse: int | None,
 ) -> None:  # fmt: skip
     """Follow every request from prompt to last token. Workers and clients join by themselves:
@@ -114,7 +114,7 @@ def main(
             parse_address(health)
         channel = Listener(address, load_keys(keys, router=True) if keys else None)
         try:
-            served, tokenizer = _served(model, max_model_len)
+            served, tokenizer = _served(model, max_model_len, lora)
             identity = Identity(
                 f"router/{secrets.token_hex(4)}", host_id(), os.getpid(), core_numbers()
             )
@@ -144,8 +144,8 @@ def _heartbeat(address: str | None, pulse: int | None) -> Iterator[Callable[[], 
         yield beat
 
 
-def _served(model: str, max_model_len: int | None) -> tuple[Served, Tokenizer]:
-    files = resolve_model(model)
+def _served(model: str, max_model_len: int | None, lora: Sequence[str]) -> tuple[Served, Tokenizer]:
+    files = resolve_model(model).with_lora(lora)
     return Served.of(files, max_model_len), Tokenizer(files.tokenizer_file)
 
 

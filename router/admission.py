@@ -30,7 +30,7 @@ class Served:
         return cls(
             name=files.name,
             fingerprint=files.fingerprint,
-            limits=Limits(files.context(max_model_len), files.vocab_size),
+            limits=Limits(files.context(max_model_len), files.vocab_size, files.adapters),
             eos_token_ids=files.eos_token_ids,
             sampling=SamplingParams.from_generation_config(files.generation_config),
             rope=files.rope,

@@ -14,6 +14,7 @@ def prefix_hashes(entry: Entry, block_size: int, rope: RopeRule) -> tuple[bytes,
         ids = entry.token_ids[:-1]
         floor = rope.floor(len(entry.prompt_ids), entry.length)
         lengths = rope.lengths(floor, 0, len(ids))
-        entry.block_hashes = extended([root(entry.params.cache_salt)], ids, block_size, lengths)
+        begin = root(entry.params.cache_salt, entry.params.adapter)
+        entry.block_hashes = extended([begin], ids, block_size, lengths)
         entry.hashed = (len(ids), block_size)
     return entry.block_hashes

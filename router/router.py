@@ -50,7 +50,9 @@ class Router:
     ) -> None:
         self._observers = Observers(identity.epoch)
         self.ledger = Ledger(self._observers)
-        self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
+        self.workers = WorkerRegistry(
+            model=served.fingerprint, host=identity.host, adapters=served.limits.adapters
+        )
         self._readiness = Readiness(self.workers, colocated=rules.colocated)
         fill_themselves = self._readiness.fill_themselves
         self._cores = CoreKeeper(identity.host, identity.cores)
@@ -238,4 +240,5 @@ class Router:
             degraded="" if missing else self._readiness.degraded(now),
             router_pid=self._identity.pid,
             pool_tokens=members.largest_pool * members.block_size,
+            adapters=served.limits.adapters,
         )

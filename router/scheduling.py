@@ -246,7 +246,8 @@ class Scheduler:
             self._ledger.apply(entry, Event.FILL, now, note=entry.decision.why)
             floor = self._rope.floor(len(entry.prompt_ids), entry.length)
             ids = entry.token_ids if entry.pooling else entry.token_ids[:-1]
-            effects.append(To(worker, Fill(entry.grant, ids, floor, entry.pooling)))
+            order = Fill(entry.grant, ids, floor, entry.pooling, entry.params.adapter)
+            effects.append(To(worker, order))
         return effects
 
     def _move_if_lost(self, entry: Entry, now: float) -> list[Effect]:

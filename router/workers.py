@@ -5,11 +5,12 @@ cannot be watched: workers on other hosts, stalled and wedged processes. router/
 missing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
+from baton.adapters.identity import Adapter, listed
 from baton.kv.transports import shuts_out
 from baton.pace import Pace, bounded
 from baton.wire import messages as msg
@@ -127,8 +128,9 @@ def paced(speeds: tuple[Speed, ...], cores: int) -> Pace:
 class WorkerRegistry:
     """The workers of one cluster. All of one model, dtype and KV layout."""
 
-    def __init__(self, *, model: str, host: str) -> None:
+    def __init__(self, *, model: str, host: str, adapters: Sequence[Adapter] = ()) -> None:
         self._model = model
+        self._adapters = tuple(adapters)  # each worker must have the same
         self._host = host
         self._members: dict[str, Member] = {}
         self.ways = Ways()  # that are down
@@ -184,6 +186,11 @@ class WorkerRegistry:
             )
         if hello.model != self._model:
             return f"the worker serves model {hello.model[:12]}, the router {self._model[:12]}"
+        if hello.adapters != self._adapters:
+            return (
+                f"the worker has {listed(hello.adapters)}, the router {listed(self._adapters)}: start "
+                "both with the same --lora, and folders of the same content"
+            )
         if (owner := self._owner(hello)) is not None:
             return (
                 f"the name {hello.worker} belongs to process {owner.pid} on host {owner.host[:12]}, "

@@ -97,9 +97,10 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
 def infer(ctx: click.Context, /, prompt: str, generation_length: int, **given: Any) -> None:
     """Continue one prompt with greedy decoding, and show the time of each stage."""
     from baton.cli.infer import run_infer
-    from baton.offline.settings import check_numbers, target_from
+    from baton.offline.settings import check_numbers, refuse_lora, target_from
 
     check_numbers(batch_size=1, generation_length=generation_length, stop=())
+    refuse_lora(given)
     target = target_from(given, partial(_is_explicit, ctx), batch_size=1)
     run_infer(target, prompt, generation_length, ctx.ensure_object(Stages))
 

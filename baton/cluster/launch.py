@@ -14,6 +14,7 @@ import click
 import zmq
 
 from baton import failpoint
+from baton.adapters.identity import Adapters
 from baton.errors import BatonError, InputError
 from baton.health import Health, HealthServer, parse_address
 from baton.host import core_numbers, die_with, host_id, process_age_s
@@ -55,6 +56,7 @@ class WorkerOptions:
     parent: int | None
     health: str | None = None  # HOST:PORT
     tensor_parallel_size: int = 1  # ranks
+    lora: tuple[str, ...] = ()  # adapters, NAME=FOLDER each
     idle: float = 0.0  # seconds that this process waited for its command (baton/cluster/standby.py)
 
 
@@ -131,6 +133,7 @@ def introduce(
     how: str,
     blocks: int = 0,
     regions: tuple[Region, ...] = (),
+    adapters: Adapters = (),
 ) -> Hello:
     """This worker's Hello. Its patience is several times its longest step, estimated from the measured
     time of one token."""
@@ -144,6 +147,7 @@ def introduce(
         pid=os.getpid(),
         device=device,
         model=fingerprint,
+        adapters=adapters,
         dtype=dtype,
         layout=layout.fingerprint,
         block_size=layout.block_size,

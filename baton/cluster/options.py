@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from baton.adapters.files import absolute_lora, refuse_ranks
 from baton.dtypes import DTYPES
 from baton.kv.transports import CHOICES
 from baton.model_files import absolute_name
@@ -49,12 +50,14 @@ class Declaration:
     metavar: str | None = None
     show_default: str | bool = True
     switch: str | None = None  # of a boolean: its two flags, --on/--off
+    multiple: bool = False  # it is a tuple, and may be given again and again
 
     def click_option(self, make: Callable[..., Decorator] = click.option) -> Decorator:
         """As an option of a command; `make` takes the arguments of click.option."""
         names = [self.switch or flag(self.name), self.name]
+        more = {"multiple": True} if self.multiple else {}
         return make(*names, default=self.default, type=self.type, metavar=self.metavar,
-                    show_default=self.show_default, help=self.help)  # fmt: skip
+                    show_default=self.show_default, help=self.help, **more)  # fmt: skip
 
     def arguments(self, value: Any) -> list[str]:
         """On the command line of a process; empty for the default."""
@@ -62,7 +65,8 @@ class Declaration:
             return []
         if self.switch is not None:
             return [self.switch.split("/")[0 if value else 1]]
-        return [flag(self.name), str(value)]
+        values = value if self.multiple else (value,)
+        return [part for each in values for part in (flag(self.name), str(each))]
 
 
 def _declared(default: Any, *processes: str, **declaration: Any) -> Any:
@@ -108,6 +112,11 @@ class ClusterOptions:
     num_speculative_tokens: int = _declared(
         4, "decode", section=MODEL, type=click.IntRange(1, 32), metavar="TOKENS",
         help="The most draft tokens of a sequence in one step.",
+    )  # fmt: skip
+    lora: tuple[str, ...] = _declared(
+        (), "router", "prefill", "decode", section=MODEL, multiple=True, metavar="NAME=FOLDER",
+        show_default="none",
+        help="A LoRA adapter as peft writes it, for requests whose model is NAME; repeatable.",
     )  # fmt: skip
     kv_transport: str = _declared(
         "auto", "prefill", "decode", section=PROCESSES, type=click.Choice(CHOICES),
@@ -162,6 +171,9 @@ class ClusterOptions:
         object.__setattr__(self, "model", absolute_name(self.model))
         if self.speculative_model not in (None, "ngram"):
             object.__setattr__(self, "speculative_model", absolute_name(self.speculative_model))
+        object.__setattr__(self, "lora", tuple(map(absolute_lora, self.lora)))
+        if self.lora:
+            refuse_ranks(max(self.ranks("prefill"), self.ranks("decode")))
 
     def arguments(self, process: str) -> list[str]:
         """The command-line options of a router, prefill or decode worker."""

@@ -158,6 +158,13 @@ def _fastest(
     decodes: bool,
 ) -> tuple[Forward, KVLayout]:
     fast = find_spec("baton.engine.cpu") is not None
+    if files.lora:
+        refuse_narrow(weights)
+        from baton.engine.lora.select import with_adapters
+
+        return with_adapters(
+            files, load, device=device, cache_dtype=cache_dtype, block_size=block_size
+        )
     if weights == WEIGHTS[FP8]:
         refuse_without_fp8(device)
     if device.type == "cpu" and fast:
@@ -179,6 +186,16 @@ def _fastest(
     from baton.engine.selftest import in_torch
 
     return in_torch(load(), cache_dtype, block_size)
+
+
+def refuse_narrow(weights: torch.dtype) -> None:
+    """InputError for weights that only compiled programs and FP8 products have."""
+    if weights in WEIGHTS.values():
+        names = ", ".join(WEIGHTS)
+        raise InputError(
+            f"--lora does not work with --dtype {names}: adapters run beside weights of full width; "
+            "leave one of the two out"
+        )
 
 
 def measure(runner: Forward, layout: KVLayout) -> tuple[float, Pace]:

@@ -1,6 +1,7 @@
 """Block hashes: equal hash, equal tokens before and inside the block, hence equal KV.
 
-    root   = sha256(salt)                      requests share KV only with those of the same salt
+    root   = sha256(salt, adapter)             requests share KV only with those of the same salt
+                                               and adapter
     hash 1 = sha256(root,   tokens of block 1)
     hash 2 = sha256(hash 1, tokens of block 2)
 
@@ -18,9 +19,10 @@ from collections.abc import Sequence
 HASH_BYTES = 16
 
 
-def root(salt: str = "") -> bytes:
-    """The hash before the first block."""
-    return hashlib.sha256(b"baton" + salt.encode()).digest()[:HASH_BYTES]
+def root(salt: str = "", adapter: str = "") -> bytes:
+    """The hash before the first block. `adapter`: the digest of the one that computes the KV."""
+    own = hashlib.sha256(b"baton" + salt.encode()).digest()[:HASH_BYTES]
+    return hashlib.sha256(own + adapter.encode()).digest()[:HASH_BYTES] if adapter else own
 
 
 def extended(

@@ -21,6 +21,7 @@ class Row(NamedTuple):
     start + len(token_ids) positions; further blocks are not read.
     Decode is a row of one token, prefill a row of many, chunked prefill a row with start > 0.
     `rope_floor`: the least rope length of its tokens (baton/rope.py). It matters for few models.
+    `adapter`: the digest of the adapter that is applied to it (baton/adapters/); empty: none.
     """
 
     token_ids: Sequence[int]
@@ -28,6 +29,7 @@ class Row(NamedTuple):
     blocks: Sequence[int]
     logits: Logits = Logits.NONE
     rope_floor: int = 0
+    adapter: str = ""
 
     @property
     def end(self) -> int:

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from baton.adapters.files import resolve_adapters
 from baton.client.batch import Completion
 from baton.client.http import HttpClient, error_message
 from baton.cluster.options import ClusterOptions
@@ -79,14 +80,26 @@ def _item(file: Path, number: int, line: str) -> Item:
     )
 
 
+def facts_of(options: ClusterOptions, source: Path) -> dict[str, object]:
+    """What the answers depend on: a journal of other facts is not resumed. Raises ModelError for an
+    adapter that cannot be served."""
+    facts: dict[str, object] = {
+        "input": sha256(source.read_bytes()).hexdigest(),
+        "model": options.model,
+        "dtype": options.dtype,
+    }
+    if adapters := resolve_adapters(options.lora, options.model):
+        facts["lora"] = [[each.adapter.name, each.adapter.digest] for each in adapters]
+    return facts
+
+
 def run_batch(options: ClusterOptions, source: Path, out: Path, progress: Progress) -> None:
     """Raises a BatonError, or Interrupted."""
     items = read_items(source)
     target = checked_target(out)
-    facts = {"input": sha256(source.read_bytes()).hexdigest(), "model": options.model,
-             "dtype": options.dtype}  # fmt: skip
+    facts = fingerprint(facts_of(options, source))
     journal = Journal(
-        target.with_name(f"{target.name}.part"), fingerprint=fingerprint(facts), prompts=len(items)
+        target.with_name(f"{target.name}.part"), fingerprint=facts, prompts=len(items)
     )
     try:
         if journal.notice:

@@ -73,6 +73,7 @@ def settings_from(given: Mapping[str, Any], is_explicit: IsExplicit) -> JobSetti
     check_numbers(**{name: given[name] for name in ("batch_size", "generation_length", "stop")})
     if given["timings"] and given["format"] == "txt":
         raise InputError("--timings go into jsonl lines: add --format jsonl")
+    refuse_lora(given)
     copied = ("batch_size", "generation_length", "stop", "ignore_eos", "format", "timings", "quiet")
     return JobSettings(
         target=target_from(given, is_explicit, batch_size=given["batch_size"]),
@@ -138,6 +139,15 @@ def options_for_ray(
     topology = Topology(devices["prefill"], devices["decode"], colocated)
     declared = {each.name: given[each.name] for each in DECLARED}
     return ClusterOptions(given["model"], topology, batch_size, **declared)
+
+
+def refuse_lora(given: Mapping[str, Any]) -> None:
+    """InputError for adapters where no request can name one."""
+    if given["lora"]:
+        raise InputError(
+            "--lora is for serve and run-batch, whose requests name an adapter as their model: leave "
+            "it out here"
+        )
 
 
 def check_numbers(*, batch_size: int, generation_length: int, stop: tuple[str, ...]) -> None:

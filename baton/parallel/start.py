@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from baton.adapters.files import refuse_ranks
 from baton.cluster.launch import WorkerOptions
 from baton.engine.boot import Engine, boot
 from baton.engine.device import pick_device
@@ -79,6 +80,8 @@ def start(
         return Started(
             boot(files, device=device, dtype=dtype, block_size=block_size, decodes=decodes)
         )
+    if files.lora:
+        refuse_ranks(division.size)
     place = pick_device(device)
     check_devices(place, division.size, torch.cuda.device_count())
     from baton.parallel.first import start_ranks  # with transformers: seconds

@@ -28,6 +28,7 @@ OURS = "server_error"
 STATUS: dict[str, int] = {
     "invalid_request": 400,
     "invalid_grammar": 400,
+    "model_not_found": 404,
     "context_length_exceeded": 400,
     "unsupported": 400,
     "overloaded": 503,

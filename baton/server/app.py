@@ -195,9 +195,10 @@ def add_state(app: FastAPI, service: GenerationService, monitor: Monitor, versio
 
 
 def add_models(app: FastAPI, service: GenerationService) -> None:
-    """The names under which this server's model can be asked for."""
+    """The names under which this server's model and its adapters can be asked for."""
 
     def described(name: str) -> dict[str, Any]:
+        parent = {} if name in service.names else {"parent": service.names[0]}  # an adapter's
         return {
             "id": name,
             "object": "model",
@@ -206,18 +207,17 @@ def add_models(app: FastAPI, service: GenerationService) -> None:
             "root": service.files.name,
             "max_model_len": service.context,
             "chat": service.chats,
-        }
+        } | parent
 
     @app.get("/v1/models", tags=["openai"])
     async def models() -> dict[str, Any]:
         """The models of this server."""
-        return {"object": "list", "data": [described(name) for name in service.names]}
+        return {"object": "list", "data": [described(name) for name in service.models.names]}
 
     @app.get("/v1/models/{name:path}", tags=["openai"])
     async def model(name: str) -> dict[str, Any]:
         """One model."""
-        if name not in service.names:
-            raise ApiError.unknown_model(name, service.names)
+        service.models.adapter(name)
         return described(name)
 
 

@@ -19,12 +19,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from baton.adapters.files import split_lora
+from baton.adapters.identity import clash
 from baton.client.blocking import Client, Notice
 from baton.cluster.fleet import Fleet, with_devices
 from baton.cluster.on_ray import RayPlacer, free_port
 from baton.cluster.options import ClusterOptions
 from baton.cluster.spare import WORTH_BYTES
 from baton.cluster.supervisor import Beside, Cluster
+from baton.errors import InputError
 from baton.host import available_memory
 from baton.package import own_version
 from baton.server.options import ServerSettings, bind, write_keys
@@ -57,6 +60,7 @@ class _Signals:
 
 def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Describe) -> int:
     """Serve until a signal. Returns the exit code. Raises BatonError."""
+    check_names(options, settings)
     listener = bind(settings.host, settings.port)
     signals = _Signals()
     listener.set_inheritable(True)
@@ -96,6 +100,7 @@ def run_serve_on_ray(
 ) -> int:
     """The same with the workers on a Ray cluster; router and server run on this node, as actors. Returns
     the exit code. Raises BatonError."""
+    check_names(options, settings)
     with closing(bind(settings.host, settings.port)) as probe:  # a port in use is known at once
         port = probe.getsockname()[1]
     with (
@@ -136,6 +141,13 @@ def run_serve_on_ray(
                     if isinstance(event, Notice):
                         _say(event.text)
     return INTERRUPTED if signals.count > 1 else 0
+
+
+def check_names(options: ClusterOptions, settings: ServerSettings) -> None:
+    """InputError if an adapter has a name of the model. Without --served-model-name the router checks."""
+    for given in options.lora:
+        if (name := split_lora(given)[0]) in settings.served_names:
+            raise InputError(clash(name))
 
 
 def _listens(settings: ServerSettings, port: int) -> bool:

@@ -34,6 +34,7 @@ from baton.server.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from baton.server.served import ServedModels
 from baton.server.shapes import ChatShape, CompletionShape, Extras, Shape
 from baton.server.speech import begins, is_open
 from baton.server.stream import Deadlines, GenerationStream, PreparedRequest
@@ -76,6 +77,7 @@ class GenerationService:
         self.files = files
         self.router = router
         self.names = settings.served_names or (files.name,)
+        self.models = ServedModels(self.names, router)
         self.tokenizer = Tokenizer(files.tokenizer_file)
         self._chat_ends = chat_ends(self.tokenizer, files.eos_token_ids, files.vocab_size)
         self.started = int(time.time())
@@ -117,6 +119,8 @@ class GenerationService:
             return "no router answers"
         if info.fingerprint != self.files.fingerprint:
             return f"the cluster serves another model: {info.model}, not {self.files.name}"
+        if clash := self.models.clash:
+            return clash
         return "" if info.ready else f"the cluster is not ready: {info.waiting_for}"
 
     def look(self) -> None:
@@ -141,6 +145,7 @@ class GenerationService:
             raise ApiError.not_ready("the server is shutting down", RETRY_S)
         self.look()
         ours = info is not None and info.fingerprint == self.files.fingerprint
+        ours = ours and not self.models.clash
         if not ours or monotonic() > self._ready_at + RESTART_S:
             raise ApiError.not_ready(self.why_not_ready(), RETRY_S)
 
@@ -148,7 +153,7 @@ class GenerationService:
         """Places for so many choices. Raises ApiError for an unknown model, a full queue, and a cluster
         that is not ready. Waits up to ROUTER_S for a router that restarts. Workers that restart get the
         request as soon as they are ready, if they were a short time ago."""
-        self._check_model(model)
+        await self._check_model(model)
         info = None if self.draining else await self.router.answered(ROUTER_S)
         self._check_ready(info)
         return self.admission.take(tenant, choices)
@@ -181,6 +186,7 @@ class GenerationService:
         try:
             ticket = await self._admit(request.model, tenant, choices)
             try:
+                params = replace(params, adapter=self.models.adapter(request.model))
                 found = await self._prepared(
                     request, params, _name(request, request_id), ticket, deadlines, cut=cut
                 )
@@ -306,7 +312,8 @@ class GenerationService:
         self, params: GenerationParams, prompts: Sequence[tuple[int, ...]], *, cut: bool
     ) -> list[GenerationParams]:
         """Those of each prompt, checked with it. `cut`: not more tokens than fit. Raises RequestError."""
-        limits, room = Limits(self.context, self.files.vocab_size), self._room
+        limits = Limits(self.context, self.files.vocab_size, self.models.adapters)
+        room = self._room
         found: list[GenerationParams] = []
         for prompt in prompts:
             own, left = params, max(room - len(prompt), 1)
@@ -395,7 +402,7 @@ class GenerationService:
 
     async def tokenized(self, request: TokenizeRequest) -> tuple[int, ...]:
         """Token ids of a text or of a conversation."""
-        self._check_model(request.model)
+        await self._check_model(request.model)
         if request.messages is not None:
             text = await self._rendered(request)
         else:
@@ -404,7 +411,7 @@ class GenerationService:
 
     async def detokenized(self, request: DetokenizeRequest) -> str:
         """The text of token ids. Raises ApiError or RequestError."""
-        self._check_model(request.model)
+        await self._check_model(request.model)
         check_ids(request.tokens, self.files.vocab_size, param="tokens")
         return await asyncio.to_thread(self.tokenizer.decode, request.tokens, special=True)
 
@@ -419,9 +426,11 @@ class GenerationService:
             conversation = replace(conversation, messages=messages)
         return await self._renderer.render(conversation)
 
-    def _check_model(self, model: str | None) -> None:
-        if model is not None and model not in self.names:
-            raise ApiError.unknown_model(model, self.names)
+    async def _check_model(self, model: str | None) -> None:
+        """ApiError for an unknown model. The first router may still have to tell of adapters."""
+        if model is not None and model not in self.names and not self.models.told:
+            self._check_ready(None if self.draining else await self.router.answered(ROUTER_S))
+        self.models.adapter(model)
 
     def _echoes(self, request: AnyRequest) -> tuple[str, ...]:
         """The text of each prompt, if answers begin with it. A character that a prompt of ids begins and

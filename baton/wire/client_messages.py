@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from baton.adapters.identity import Adapters
 from baton.bounds import (
     LIST_MAX,
     Content,
@@ -89,7 +90,7 @@ class ClusterInfo:
     """The served model and the workers. `ready`: requests can be served now. `degraded`: what is missing
     although requests are served, such as every prefill worker; empty if nothing is. `router_pid`: the
     router that says so, on its host; 0 if that is not known. `pool_tokens`: what the largest KV pool
-    holds; 0 while there is none."""
+    holds; 0 while there is none. `adapters`: those a request can be for, sorted by name."""
 
     ready: bool
     model: Line
@@ -103,6 +104,7 @@ class ClusterInfo:
     degraded: Line = ""
     router_pid: OptionalPid = 0
     pool_tokens: Tokens = 0
+    adapters: Adapters = ()
 
 
 @dataclass(frozen=True, slots=True)

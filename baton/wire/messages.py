@@ -21,6 +21,7 @@ clients; all are imported from here.
 from dataclasses import dataclass
 from typing import Annotated
 
+from baton.adapters.identity import Adapters
 from baton.bounds import (
     LIST_MAX,
     Blocks,
@@ -151,12 +152,14 @@ class Renew:
 class Fill:
     """Compute KV for these tokens (a prompt without its last) into the granted blocks. The Fills of a
     batch are sent together. `rope_floor`: see baton/rope.py. With `pooling`: compute the embedding of the
-    tokens, all of them; the blocks are room for it, and nothing in them is kept."""
+    tokens, all of them; the blocks are room for it, and nothing in them is kept. `adapter`: the digest of
+    the one to apply, as in GenerationParams."""
 
     grant: Grant
     token_ids: Ids
     rope_floor: Tokens = 0
     pooling: OptionalName = ""
+    adapter: OptionalName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,7 @@ class Hello:
     load_s: TotalSeconds
     how: Line = ""  # engine backend, for people
     takes_cores: bool = False  # it computes on the cores that the router assigns
+    adapters: Adapters = ()  # sorted by name; all workers of a cluster have the same
 
 
 @dataclass(frozen=True, slots=True)

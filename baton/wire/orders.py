@@ -2,6 +2,7 @@
 
 import logging
 
+from baton.adapters.identity import unknown
 from baton.wire.messages import Fill, Hello, Start
 from baton.wire.node import Effect
 from baton.wire.rare_line import RareLine
@@ -30,7 +31,9 @@ def unfit_start(order: Start, hello: Hello, vocabulary: int) -> str:
     if max(ids) >= vocabulary:
         return f"Start with token id {max(ids)}, the vocabulary has {vocabulary}"
     most = hello.blocks * hello.block_size
-    return f"Start with {length} tokens, the pool holds {most}" if length > most else ""
+    if length > most:
+        return f"Start with {length} tokens, the pool holds {most}"
+    return unknown(order.params.adapter, hello.adapters)
 
 
 def unfit_fill(order: Fill, hello: Hello, vocabulary: int, *, epoch: str, blocks: int) -> str:
@@ -44,4 +47,4 @@ def unfit_fill(order: Fill, hello: Hello, vocabulary: int, *, epoch: str, blocks
         return f"block {max(grant.table)} of a pool of {blocks}"
     if max(ids) >= vocabulary:
         return f"token id {max(ids)}, the vocabulary has {vocabulary}"
-    return ""
+    return unknown(order.adapter, hello.adapters)

@@ -41,7 +41,7 @@ ROWS = (
     ),
     ("baton.grammar_rules", "baton.tool_calls"),
     ("baton.tool_calls_marked", "baton.tool_calls_channels"),
-    ("baton.gguf", "baton.quantized", "baton.model_packages", "baton.json_schema"),
+    ("baton.gguf", "baton.quantized", "baton.model_packages", "baton.json_schema", "baton.adapters"),
     ("baton.checkpoints",),
     ("baton.cache",),
     (

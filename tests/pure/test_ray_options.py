@@ -37,7 +37,7 @@ def test_what_cannot_be_is_refused_in_one_line(
 def test_workers_take_the_named_devices_in_turn() -> None:
     given = {
         **dict.fromkeys(("router", "keys", "download", "spare_worker", "colocated")),
-        "model": "demo", "num_prefill": 3, "num_decode": 2, "prefill_device": ("cuda", "cpu"),
+        "model": "demo", "num_prefill": 3, "num_decode": 2, "prefill_device": ("cuda", "cpu"), "lora": (),
         "decode_device": (),
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from baton.adapters.identity import Adapter
 from baton.errors import TransferError
 from baton.grammar import Grammars
 from baton.kv.grant import Grant
@@ -47,7 +48,7 @@ def next_token(context: Sequence[int]) -> int:
 
 
 def calm_answer(
-    prompt: Sequence[int], length: int, rope: RopeRule = FIXED
+    prompt: Sequence[int], length: int, rope: RopeRule = FIXED, adapter: str = ""
 ) -> tuple[list[int], str]:
     """Tokens and finish reason of an undisturbed run: transformers' generate() of the pretend model, one
     forward for the prompt and one for each token. A forward's frequencies are those of its length."""
@@ -56,16 +57,17 @@ def calm_answer(
         if rope.recomputes and any(len(cache) <= limit < len(known) for limit in rope.switches):
             cache = []
         frequencies = rope.effective(len(known))
-        cache += [cell(token, frequencies) for token in known[len(cache) :]]
+        cache += [cell(token, frequencies, adapter) for token in known[len(cache) :]]
         known.append(next_token(cache))
         if known[-1] == EOS:
             return known[len(prompt) :], "stop"
     return known[len(prompt) :], "length"
 
 
-def cell(token: int, frequencies: int) -> int:
-    """What the pretend KV cache holds for a token that was computed with these rotary frequencies."""
-    return token + VOCABULARY * frequencies
+def cell(token: int, frequencies: int, adapter: str = "") -> int:
+    """What the pretend KV cache holds for a token that was computed with these rotary frequencies and
+    this adapter, whose digest is a number."""
+    return token + VOCABULARY * (frequencies + (int(adapter or "0") << 32))
 
 
 class Killed(Exception):
@@ -136,7 +138,8 @@ class PretendPrefill:
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
-            cells = self.town.cells(chunk.token_ids, chunk.start, chunk.rope_floor)
+            given = chunk.token_ids, chunk.start, chunk.rope_floor, chunk.adapter
+            cells = self.town.cells(*given)
             for offset, token in enumerate(cells):
                 self.pools[worker].write(chunk.grant.table, chunk.start + offset, token)
             if chunk.pooling:
@@ -205,7 +208,7 @@ class PretendDecode:
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         contexts: list[list[int]] = []
         for row in rows:
-            cells = self.town.cells(row.token_ids, row.start, row.rope_floor)
+            cells = self.town.cells(row.token_ids, row.start, row.rope_floor, row.adapter)
             for offset, token in enumerate(cells):
                 self.memory.write(row.blocks, row.start + offset, token)
             self.town.survive("decode", self.memory.read(row.blocks, 0), row.end)
@@ -260,6 +263,7 @@ class Town:
         patience_s: float = 0.0,
         proposer: Callable[[], Proposer] | None = None,
         rope: RopeRule = FIXED,
+        adapters: tuple[Adapter, ...] = (),
     ) -> None:
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
@@ -283,6 +287,7 @@ class Town:
         self._boots = 0
         self._proposer = proposer
         self.rope = rope
+        self.adapters = adapters
         self.start_router()
         for index in range(prefills):
             self.start_worker("prefill", index)
@@ -293,7 +298,7 @@ class Town:
 
     def start_router(self) -> None:
         self._boots += 1
-        limits = Limits(self._context, VOCABULARY)
+        limits = Limits(self._context, VOCABULARY, self.adapters)
         served = Served("pretend", "pretend", limits, (EOS,), GREEDY, self.rope)
         identity = Identity(f"router/{self._boots}", "here", 1, CORES)
         self.router = Router(identity, served, PretendTokenizer(), self.rules, lambda: self.now)
@@ -305,7 +310,7 @@ class Town:
         hello = msg.Hello(
             role, name, f"{name}/0", msg.PROTOCOL, "here", 1000 + self._boots, "pretend", "pretend",
             "float32", "layout", BLOCK, BLOCK * 8, self._blocks if role == "decode" else 0, (),
-            self._patience, 0.0, takes_cores=True,
+            self._patience, 0.0, takes_cores=True, adapters=self.adapters,
         )  # fmt: skip
         if role == "decode":
             self.memories[name] = Memory()
@@ -340,12 +345,15 @@ class Town:
             role, index = name.split(".")[0].split("-")
             self.start_worker(role, int(index))
 
-    def cells(self, token_ids: Sequence[int], start: int, rope_floor: int) -> list[int]:
+    def cells(
+        self, token_ids: Sequence[int], start: int, rope_floor: int, adapter: str = ""
+    ) -> list[int]:
         """What a forward writes for these tokens."""
         if not self.rope.varies:
-            return list(token_ids)
+            return [cell(token, 0, adapter) for token in token_ids]
         lengths = self.rope.lengths(rope_floor, start, start + len(token_ids))
-        return [cell(token, length) for token, length in zip(token_ids, lengths, strict=True)]
+        pairs = zip(token_ids, lengths, strict=True)
+        return [cell(token, length, adapter) for token, length in pairs]
 
     def survive(self, role: str, first: int | None, end: int) -> None:
         """A forward computes a sequence that begins with this token, up to this position: it may be

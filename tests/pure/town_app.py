@@ -123,7 +123,7 @@ class WordyTown(Town):
     def start_router(self) -> None:
         self._boots += 1
         files = pretend_files()
-        limits = Limits(CONTEXT, files.vocab_size)
+        limits = Limits(CONTEXT, files.vocab_size, self.adapters)
         served = Served("pretend", "pretend", limits, files.eos_token_ids, GREEDY)
         identity = Identity(f"router/{self._boots}", "here", 1, CORES)
         self.router = Router(identity, served, pretend_tokenizer(), self.rules, lambda: self.now)

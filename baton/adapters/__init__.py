@@ -1,0 +1,1 @@
+"""LoRA adapters as peft writes them: folders, their configuration, which linears they name. No torch."""

@@ -1,0 +1,1 @@
+"""LoRA adapters beside a model that runs in torch: many of them in one forward."""
