@@ -15,6 +15,7 @@ from tools.faults.soak import (
     memory_slopes,
     settled,
     slope_mib_h,
+    warm_up_s,
 )
 
 
@@ -104,3 +105,14 @@ def test_latencies_leave_out_the_time_of_faults() -> None:
     found = latencies(list(records(events).values()), [(2.5, 4.0)])
     assert [at for at, _ in found] == [0, 1, 2, 5, 6, 7, 9]
     assert {took for _, took in found} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "rate", "seconds"),
+    [(60, 100.0, 720.0), (60, 20.0, 1000.0), (60, 2.0, 2160.0), (5, 20.0, 180.0)],
+)
+def test_a_process_is_warm_when_its_histories_are_full(
+    minutes: float, rate: float, seconds: float
+) -> None:
+    """A fifth of the time, longer for fewer requests, and never most of a soak."""
+    assert warm_up_s(minutes, rate) == seconds

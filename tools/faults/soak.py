@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from baton.timeline import REMEMBERED
 from tools.faults.battery import CLIENTS, Battery, Result, p50
 from tools.faults.check import Census, check
 from tools.faults.client import Leave, ask, run_clients
@@ -24,6 +25,10 @@ MEASURE_S = 20.0
 FAULT_EVERY_S = 60.0
 LOOK_S = 5.0
 WARM_UP = 0.2  # of the time: so long a process fills its caches and histories, and is not judged
+WARM_REQUESTS = 2 * REMEMBERED
+"""Or longer, on a slow machine: until so many requests came. Histories are full after half of them; then
+the tables of dictionaries, from which the oldest is deleted each time, grow once more."""
+MOST_WARM_UP = 0.6  # of the time; a short soak says how uncertain its slopes are
 KILLING = 0.5
 """Of the time with kills. Then faults are pauses and damaged messages: every process lives on, and what
 its memory does after the warm-up can be seen."""
@@ -259,10 +264,16 @@ def run(battery: Battery, minutes: float) -> tuple[Result, list[str]]:
         record_recovery(result, injector.injected, chunks)
         result.injected += small
         _keep(battery, soak.samples)
-        warm = began + WARM_UP * 60 * minutes
+        warm = began + warm_up_s(minutes, rate)
         account(result, settled(before, soak.samples, warm), service)
     lines = _judge(result, soak, injector, rate, began, minutes)
     return with_leftovers([(result, service)])[0], lines
+
+
+def warm_up_s(minutes: float, rate: float) -> float:
+    """Seconds of each process's life in which its memory is not judged. `rate`: requests a second."""
+    seconds = 60 * minutes
+    return min(max(WARM_UP * seconds, WARM_REQUESTS / rate), MOST_WARM_UP * seconds)
 
 
 def settled(before: Census, samples: Sequence[Sample], begin: float) -> Census:
@@ -291,7 +302,7 @@ def _judge(
     lines = [
         f"* load: {rate:.1f} requests a second, {SHARE:.0%} of the capacity; {soak.left} clients left"
     ]
-    lines += judge_memory(result, memory_slopes(soak.samples, WARM_UP * 60 * minutes))
+    lines += judge_memory(result, memory_slopes(soak.samples, warm_up_s(minutes, rate)))
     disturbed = [(each.at - 1.0, (each.whole_at or each.at) + 5.0) for each in injector.injected]
     found = list(records(soak.ledger.events).values())
     first, last, more = drift(latencies(found, disturbed))
