@@ -7,14 +7,13 @@ from dataclasses import replace
 
 from baton.kv.region import Receipt
 from baton.pace import Span
-from baton.wire.records import Speed
 from router.batching import Rules
 from router.candidates import prefill_choices
 from router.ledger import Entry, Ledger
 from router.placement import PLACE_PREFILL
 from router.reach import Reach
 from router.role_policy import Cause, Decision, DecodeSide, PrefillSide, RolePolicy, choose
-from router.workers import Member, WorkerRegistry, paced
+from router.workers import Member, WorkerRegistry
 
 TRUST = 0.25
 """Part of the last hand-over in what is expected of the next."""
@@ -87,11 +86,11 @@ class Roles:
         if prefill is None or decode is None:
             none = _LOCAL[Cause.NO_PREFILL]
             return replace(none, itl_s=self._rules.slo.itl_s or 0.0), None
-        if decode.idle is None or not prefill.speeds:
+        if not (decode.speeds and prefill.speeds):
             return _UNMEASURED, name
         decision = choose(
             Span(entry.cached_tokens, entry.unfilled),
-            self._decode_side(decode, decode.idle, prefill, now),
+            self._decode_side(decode, prefill, now),
             self._prefill_side(entry, decode, prefill),
             self._rules.slo,
             waited_s=now - entry.submitted,
@@ -112,14 +111,15 @@ class Roles:
             before = prefill.handovers.get(entry.decode, took_s)
             prefill.handovers[entry.decode] = before + TRUST * (took_s - before)
 
-    def _decode_side(self, decode: Member, idle: Speed, prefill: Member, now: float) -> DecodeSide:
+    def _decode_side(self, decode: Member, prefill: Member, now: float) -> DecodeSide:
         loads, name = self._ledger.loads, decode.worker
         streams = loads.computing(name) - loads.fills.count(name)
         alone = decode.pace_of(streams, loads.soon.cores(name))
         beside = decode.pace_of(streams, loads.soon.cores(name, prefill.worker))
         pace = beside if prefill.worker in loads.soon else alone
         filling = loads.fills.left(name, now, pace.fill_rate())
-        return DecodeSide(paced((idle,), loads.soon.alone(name)), alone, beside, streams, filling)
+        idle = decode.pace_idle(loads.soon.alone(name))
+        return DecodeSide(idle, alone, beside, streams, filling)
 
     def _prefill_side(self, entry: Entry, decode: Member, prefill: Member) -> PrefillSide:
         loads, name = self._ledger.loads, prefill.worker

@@ -25,6 +25,8 @@ PREFILL, DECODE, ENGINE = "prefill", "decode", "engine"
 MAX_PATIENCE_S = 86_400.0
 MISSED_BEATS = 3
 SILENT_S = MISSED_BEATS * BEAT_S
+SEVERAL = 1.5
+"""So many requests in a forward, on average, show how much longer one more makes it."""
 MAX_WORKERS = 1024
 
 
@@ -55,7 +57,7 @@ class Member:
     links: tuple[str, ...] | None = None  # prefill: `attached` in words; None: not put yet
     writers: frozenset[tuple[str, str]] = frozenset()  # decode: prefill workers attached, epochs
     speeds: tuple[Speed, ...] = ()  # its last report
-    idle: Speed | None = None  # the same, with nothing else to do
+    idle: tuple[Speed, ...] = ()  # the same, with one request and nothing else
     slower: float = 0.0  # by what part of that a request more makes a forward longer
     handovers: dict[str, float] = field(default_factory=dict)  # prefill: s a token
     pool: msg.PoolStats | None = None  # decode: its last report
@@ -73,11 +75,11 @@ class Member:
         """A heartbeat names its speeds, the present one first."""
         if not beat.speeds:
             return
-        self.speeds, self.idle, now = beat.speeds, beat.idle or beat.speeds[0], beat.speeds[0]
-        if beat.requests >= 1:
-            idle_s = paced((self.idle,), now.cores).forward_s
-            more = now.forward_s / idle_s - 1 if idle_s > 0 else 0.0
-            self.slower = max(0.0, more) / beat.requests
+        now = beat.speeds[0]
+        self.speeds, self.idle = beat.speeds, beat.idle or (now,)
+        if beat.requests >= SEVERAL:  # else it says nothing about more
+            more = now.forward_s / paced(self.idle, now.cores).forward_s - 1
+            self.slower = max(0.0, more) / (beat.requests - 1)
 
     def pace(self, cores: int) -> Pace:
         """With so many cores (0: unknown), by what it has told; it must have told something."""
@@ -85,9 +87,12 @@ class Member:
 
     def pace_of(self, streams: int, cores: int) -> Pace:
         """The same of a decode worker with so many streams: it had others when it told."""
-        assert self.idle is not None
-        forward_s = paced((self.idle,), cores).forward_s * (1 + self.slower * streams)
+        forward_s = self.pace_idle(cores).forward_s * (1 + self.slower * max(0, streams - 1))
         return Pace(bounded(forward_s), self.pace(cores).token_s)
+
+    def pace_idle(self, cores: int) -> Pace:
+        """The same with one request and nothing else."""
+        return paced(self.idle, cores)
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""

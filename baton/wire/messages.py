@@ -246,14 +246,14 @@ class Leaving:
 class Heartbeat:
     """Sent from the step loop, in both directions, so a wedged process falls silent. `work`: of a worker
     that computes. `speeds`: what it has learnt of its forwards, by cores; the present one first. `idle`:
-    the speed of a forward with one request and nothing else, on the most cores that it has had.
+    the same of forwards with one request and nothing else.
     `requests`: how many took part in the forwards of which `speeds` tells, on average."""
 
     epoch: Name
     steps: Count
     work: Work | None = None
     speeds: Annotated[tuple[Speed, ...], Size(0, 256)] = ()
-    idle: Speed | None = None
+    idle: Annotated[tuple[Speed, ...], Size(0, 256)] = ()
     requests: Annotated[float, Range(0, 2**31)] = 1.0
 
 

@@ -53,20 +53,18 @@ class Paces:
         )
 
     @property
-    def idle(self) -> Speed:
-        """Of a worker with nothing else to do, on the most cores on which that was so; before, that at
-        boot. What it has to do later does not change it, nor does another router: limits that a
+    def idle(self) -> tuple[Speed, ...]:
+        """Of a worker with nothing else to do, for each number of cores with which that was so; before,
+        that at boot. What it has to do later does not change it, nor does another router: limits that a
         user leaves open are so many times this one."""
-        return _speed(*self._idle_on_most())
-
-    def _idle_on_most(self) -> tuple[int, Pace]:
-        return max(self._idle.items(), key=lambda each: each[0], default=self._boot)
+        known = self._idle or dict([self._boot])
+        return tuple(_speed(cores, pace) for cores, pace in known.items())
 
     def _idle_on(self, cores: int) -> Pace:
-        if (known := self._idle.get(cores)) is not None:
-            return known
-        most, pace = self._idle_on_most()
-        return pace.on_cores(cores / most) if most and cores else pace
+        known = self._idle or dict([self._boot])
+        near = min(known, key=lambda each: abs(each - cores))
+        pace = known[near]
+        return pace.on_cores(cores / near) if near and cores else pace
 
     def _on(self, cores: int) -> Pace:
         guess = self.now.on_cores(cores / self._cores) if self._cores and cores else self.now

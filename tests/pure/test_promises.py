@@ -78,7 +78,7 @@ def told(desk: Desk, *workers: str, token_s: float = 0.0001) -> None:
         member = desk.router.workers.get(worker)
         assert member is not None
         speed = Speed(0, 0.01, token_s)
-        desk.hear(worker, msg.Heartbeat(member.hello.epoch, 1, None, (speed,), speed))
+        desk.hear(worker, msg.Heartbeat(member.hello.epoch, 1, None, (speed,), (speed,)))
 
 
 def adaptive(*workers: str, slo: Slo) -> Desk:

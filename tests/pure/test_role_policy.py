@@ -187,7 +187,7 @@ def test_what_was_measured_at_boot_holds_for_the_cores_of_the_boot() -> None:
     assert paces.report() == (Speed(2, 0.01, 0.001),)
     paces.use(1)
     assert (paces.now.forward_s, paces.now.token_s) == pytest.approx((0.01 * 2**0.5, 0.002))
-    assert paces.idle == Speed(2, 0.01, 0.001)
+    assert paces.idle == (Speed(2, 0.01, 0.001),)
 
 
 def test_an_idle_worker_s_speed_is_that_of_forwards_with_one_request() -> None:
@@ -196,21 +196,21 @@ def test_an_idle_worker_s_speed_is_that_of_forwards_with_one_request() -> None:
     for _ in range(30):
         paces.after([Span(0, 100)], 0.02 + 0.002 * 100 * (1 + 50 / 4000))
         paces.after([], 0.02)
-    one = paces.idle
+    (one,) = paces.idle
     assert one.cores == 1
     assert (one.forward_s, one.token_s) == pytest.approx((0.02, 0.002), rel=0.1)
     paces.use(2)
     for _ in range(30):
         paces.after([Span(0, 100)], 0.012 + 0.001 * 100 * (1 + 50 / 4000))
         paces.after([], 0.012)
-    two = paces.idle
+    kept, two = paces.idle
+    assert kept == one
     assert (two.cores, two.forward_s, two.token_s) == pytest.approx((2, 0.012, 0.001), rel=0.1)
     for _ in range(50):
         paces.after([], 0.5, requests=30)
     assert paces.now.forward_s > 3 * two.forward_s
-    assert paces.idle == two
     paces.use(1)
-    assert paces.idle == two
+    assert paces.idle == (one, two)
     assert paces.requests == pytest.approx(30)
 
 
@@ -234,7 +234,7 @@ def fast(desk: Desk, *workers: str) -> None:
         member = desk.router.workers.get(worker)
         assert member is not None
         speed = Speed(0, QUICK.forward_s, QUICK.token_s)
-        desk.hear(worker, msg.Heartbeat(member.hello.epoch, 1, None, (speed,), speed))
+        desk.hear(worker, msg.Heartbeat(member.hello.epoch, 1, None, (speed,), (speed,)))
 
 
 def adaptive(**more: object) -> Desk:
@@ -277,7 +277,7 @@ def test_limits_that_a_user_leaves_open_are_those_of_an_idle_worker_also_for_the
         for worker in ("d1", "p1"):
             now = Speed(0, forward_s, QUICK.token_s)
             idle = Speed(0, QUICK.forward_s, QUICK.token_s)
-            desk.hear(worker, msg.Heartbeat(f"{worker}/0", 1, None, (now,), idle))
+            desk.hear(worker, msg.Heartbeat(f"{worker}/0", 1, None, (now,), (idle,)))
         granted(desk, "a")
         limits.add(desk.router.ledger.entry("a").decision.itl_s)
     assert limits == {5 * QUICK.forward_s}
@@ -290,15 +290,19 @@ def test_a_forward_is_expected_to_take_as_long_as_its_streams_ask_not_those_of_a
     desk = adaptive()
     idle = Speed(0, 0.01, QUICK.token_s)
     beside_nine = Speed(0, 0.028, QUICK.token_s)
-    desk.hear("d1", msg.Heartbeat("d1/0", 1, None, (beside_nine,), idle, 9.0))
+    desk.hear("d1", msg.Heartbeat("d1/0", 1, None, (beside_nine,), (idle,), 10.0))
     member = desk.router.workers.get("d1")
     assert member is not None
-    assert [member.pace_of(n, 0).forward_s for n in (0, 1, 9)] == pytest.approx(
-        [0.01, 0.012, 0.028]
+    assert [member.pace_of(n, 0).forward_s for n in (0, 1, 10)] == pytest.approx(
+        [0.01, 0.01, 0.028]
     )
     assert member.pace(0).forward_s == 0.028
-    desk.hear("d1", msg.Heartbeat("d1/0", 2, None, (idle,), idle, 1.0))
-    assert member.pace_of(9, 0).forward_s == pytest.approx(0.01)
+    desk.hear("d1", msg.Heartbeat("d1/0", 2, None, (idle,), (idle,), 1.0))
+    assert member.pace_of(10, 0).forward_s == pytest.approx(0.028), "one says nothing about ten"
+    idles = (Speed(2, 0.01, QUICK.token_s), Speed(1, 0.03, 2 * QUICK.token_s))
+    eight = (Speed(2, 0.017, QUICK.token_s), Speed(1, 0.05, 2 * QUICK.token_s))
+    desk.hear("d1", msg.Heartbeat("d1/0", 3, None, eight, idles, 8.0))
+    assert member.pace_of(8, 1).forward_s == pytest.approx(0.03 * 1.7), "of its own cores"
 
 
 def test_a_decision_looks_at_the_workers_that_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +320,7 @@ def test_a_decision_looks_at_the_workers_that_it_is_about(monkeypatch: pytest.Mo
             desk.hear(prefill, msg.Attached(decode, f"{decode}/1", "shm", 0.0, ""))
     for worker in workers:
         speed = Speed(1, QUICK.forward_s, QUICK.token_s)
-        desk.hear(worker, msg.Heartbeat(f"{worker}/1", 1, None, (speed,), speed))
+        desk.hear(worker, msg.Heartbeat(f"{worker}/1", 1, None, (speed,), (speed,)))
     desk.submit("a", tuple(range(1, 101)))
     desk.step()
     entry, looked = desk.router.ledger.entry("a"), list[str]()
