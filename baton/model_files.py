@@ -191,6 +191,10 @@ def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
 
 def _read(name: str, path: Path) -> ModelFiles:
     """The model in a folder, or in a GGUF file. ModelError that says what else the path is."""
+    if not (kinds.is_utf8(name) and kinds.is_utf8(str(path))):
+        raise ModelError(
+            f"{str(path)!a} is not UTF-8, and a model's name and folder must be: rename it"
+        )
     try:
         gguf = gguf_file(path)
         is_folder = path.is_dir()
@@ -320,6 +324,10 @@ def _context(name: str, config: Json, folder: Path | None) -> int:
     """Tokens of the longest text: what config.json says, else transformers' default of the
     family, else the tokenizer's limit, the sliding window, or FALLBACK_CONTEXT."""
     if (told := _count(name, config, *CONTEXT_KEYS)) is not None:
+        if told < 2:
+            raise ModelError(
+                f"{name}: by its config.json a text has 1 token; a prompt and an answer need 2"
+            )
         return told
     if (default := _default(config, *CONTEXT_KEYS)) is not None:
         return default
