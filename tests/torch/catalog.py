@@ -43,6 +43,7 @@ PECULIAR: dict[str, dict[str, Any]] = {
             llama_4_scaling_beta=0.1, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0,
         )
     ),
+    "zaya": dict(num_experts_per_tok=1),
 }  # fmt: skip
 
 
