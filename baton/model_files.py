@@ -23,6 +23,7 @@ import yaml
 from baton.checkpoints import kinds
 from baton.checkpoints.families import architecture_of, default_of, text_part
 from baton.checkpoints.jsonfile import Json, optional_object, read_object, reason
+from baton.checkpoints.lost import no_such_path
 from baton.checkpoints.vocabulary import tokenizer_of
 from baton.checkpoints.weights import (
     check_vocabulary,
@@ -113,7 +114,7 @@ def resolve_model(
         raise ModelError(how_to_get(name))
     snapshot = _hub_snapshot(name, download)
     if snapshot is None:
-        raise ModelError(_not_found(name, listed, paths_file))
+        raise ModelError(no_such_path(name) or _not_found(name, listed, paths_file))
     return _read(name, snapshot)
 
 
