@@ -36,10 +36,10 @@ from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, InputError, ModelError, RequestError, WorkerLost
 from baton.llm_tools import ToolChats, ToolTurn
 from baton.model_files import ModelFiles, resolve_model
-from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request
+from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request, check_unicode
 from baton.server.templates import ChatTemplate, CompiledTemplate, read_template
 from baton.server.turns import Conversation
-from baton.text import Tokenizer, chat_ends, check_unicode
+from baton.text import Tokenizer, chat_ends, encode_prompt
 from baton.topology import count_gpus, plan_topology
 from baton.wire.keys import load_keys
 from baton.wire.messages import ClusterInfo, Submit
@@ -206,8 +206,8 @@ class LLM:
             assert self._files is not None  # with them came the tokenizer
             self._tool_chats = ToolChats(self._files, template, tokenizer)
         turn = self._tool_chats.turn(messages, tools, tool_choice, parallel=parallel_tool_calls)
-        ids = tokenizer.encode(turn.text, special=False)
-        call = self._call([ids], sampling, options, NOT_STREAMED_S, turn)
+        ids = encode_prompt(tokenizer, turn.text, self.model.context, special=False)
+        call = self._call([list(ids)], sampling, options, NOT_STREAMED_S, turn)
         with closing(self._texts(call)) as texts:
             for _ in texts:
                 pass
@@ -254,7 +254,8 @@ class LLM:
         the answer, give stream() `stop_token_ids=llm.chat_stop_ids`."""
         tokenizer, _ = self._for_chats()
         assert self._template is not None
-        return tokenizer.encode(self._template.render(Conversation(messages)), special=False)
+        text = self._template.render(Conversation(messages))
+        return list(encode_prompt(tokenizer, text, self.model.context, special=False))
 
     def _for_chats(self) -> tuple[Tokenizer, ChatTemplate]:
         if self._tokenizer is None:
@@ -327,9 +328,9 @@ class LLM:
     def _submit(self, prompt: Prompt, params: GenerationParams) -> Submit:
         if isinstance(prompt, str):
             if self._tokenizer is None:
+                check_unicode(prompt, "the prompt")
                 return Submit(next(self._names), prompt, params)
-            check_unicode(prompt, "it")
-            ids = tuple(self._tokenizer.encode(prompt))
+            ids = encode_prompt(self._tokenizer, prompt, self.model.context)
         elif isinstance(prompt, list) and all(type(each) is int for each in prompt):
             ids = tuple(prompt)
         else:

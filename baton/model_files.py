@@ -26,6 +26,7 @@ from baton.adapters.identity import Adapter
 from baton.checkpoints import kinds
 from baton.checkpoints.families import architecture_of, default_of, text_part
 from baton.checkpoints.jsonfile import Json, optional_object, read_object, reason
+from baton.checkpoints.lost import no_such_path
 from baton.checkpoints.vocabulary import tokenizer_of
 from baton.checkpoints.weights import (
     check_vocabulary,
@@ -130,7 +131,7 @@ def resolve_model(
         raise ModelError(how_to_get(name))
     snapshot = _hub_snapshot(name, download)
     if snapshot is None:
-        raise ModelError(_not_found(name, listed, paths_file))
+        raise ModelError(no_such_path(name) or _not_found(name, listed, paths_file))
     return _read(name, snapshot)
 
 
@@ -208,6 +209,10 @@ def _not_found(name: str, listed: dict[str, str], paths_file: Path) -> str:
 
 def _read(name: str, path: Path) -> ModelFiles:
     """The model in a folder, or in a GGUF file. ModelError that says what else the path is."""
+    if not (kinds.is_utf8(name) and kinds.is_utf8(str(path))):
+        raise ModelError(
+            f"{str(path)!a} is not UTF-8, and a model's name and folder must be: rename it"
+        )
     try:
         gguf = gguf_file(path)
         is_folder = path.is_dir()
@@ -347,6 +352,10 @@ def _context(name: str, config: Json, folder: Path | None) -> int:
     """Tokens of the longest text: what config.json says, else transformers' default of the
     family, else the tokenizer's limit, the sliding window, or FALLBACK_CONTEXT."""
     if (told := _count(name, config, *CONTEXT_KEYS)) is not None:
+        if told < 2:
+            raise ModelError(
+                f"{name}: by its config.json a text has 1 token; a prompt and an answer need 2"
+            )
         return told
     if (default := _default(config, *CONTEXT_KEYS)) is not None:
         return default

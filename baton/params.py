@@ -96,6 +96,9 @@ class GenerationParams:
             raise RequestError(f"at most {MAX_STOPS} stop strings, got {len(self.stop)}")
         if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in self.stop):
             raise RequestError(f"a stop string must have 1 to {MAX_STOP_CHARACTERS} characters")
+        for name, text in (*(("stop", each) for each in self.stop), ("cache_salt", self.cache_salt),
+                           ("grammar", self.grammar)):  # fmt: skip
+            check_unicode(text, name, param=name)
 
     def stopping_at(self, ends: tuple[int, ...]) -> "GenerationParams":
         """Stop at these end ids, too, unless ends are ignored."""
@@ -116,6 +119,17 @@ class GenerationParams:
             stop_token_ids=tuple(dict.fromkeys((*eos, *self.stop_token_ids))),
             stream_interval_s=0.0 if self.stop else self.stream_interval_s,
         )
+
+
+def check_unicode(text: str, what: str, *, param: str = "prompt") -> None:
+    """RequestError if `text`, which the message calls `what`, cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{what} holds half a surrogate pair at character {error.start}: it is not Unicode text",
+            param=param,
+        ) from error
 
 
 def check_request(prompt_ids: tuple[int, ...], params: GenerationParams, limits: Limits) -> None:

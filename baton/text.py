@@ -31,7 +31,7 @@ from baton.checkpoints.added_tokens import read_vocabulary
 from baton.checkpoints.cleanup import CleanedText, clean
 from baton.checkpoints.tokenizer_json import byte_letters
 from baton.errors import RequestError
-from baton.params import GenerationParams
+from baton.params import GenerationParams, check_unicode
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
@@ -232,17 +232,6 @@ def encode_prompt(
         )
     check_unicode(text, "the prompt")
     return tuple(tokenizer.encode(text, special=special))
-
-
-def check_unicode(text: str, what: str) -> None:
-    """RequestError if `text`, which the message calls `what`, cannot be encoded."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"{what} holds half a surrogate pair at character {error.start}: it is not Unicode text",
-            param="prompt",
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,15 @@ OTHERS = (  # endings of files with weights that nothing here reads
 MOST_NAMES = 10_000  # whose folders are looked into
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name is text, as messages and libraries want it. The system allows any bytes in one."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def names_in(folder: Path) -> list[str]:
     """The names in a folder and in the folders inside it, those of the folder itself first. ModelError
     if it cannot be read."""

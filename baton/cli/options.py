@@ -10,6 +10,7 @@ from baton.cluster.options import DECLARED, MODEL, PROCESSES, Decorator
 from baton.package import COMMAND, spelled
 
 FORMATS = ("txt", "jsonl")
+NAMES_OF_FILES = ("output_file", "model", "model_name")
 
 
 class SectionOption(click.Option):
@@ -22,7 +23,14 @@ class SectionOption(click.Option):
 
 class SectionCommand(click.Command):
     """A command whose help groups the options under headings, and names the program as it was started:
-    `python main.py` in a checkout, `baton` where it is installed."""
+    `python main.py` in a checkout, `baton` where it is installed. Its texts are UTF-8."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for each in self.params:
+            if each.type is not click.UNPROCESSED and not _is_path(each):
+                _check_utf8(ctx, each, ctx.params.get(each.name or ""))
+        return rest
 
     def get_help(self, ctx: click.Context) -> str:
         return spelled(super().get_help(ctx))
@@ -39,6 +47,28 @@ class SectionCommand(click.Command):
                 formatter.write_dl(records, col_max=34)
         if isinstance(self, click.Group):
             self.format_commands(ctx, formatter)
+
+
+def _is_path(param: click.Parameter) -> bool:
+    """Whether it names a file, which on this system may be any bytes."""
+    named = isinstance(param, click.Option) and param.metavar in ("FILE", "DIR")
+    return named or isinstance(param.type, click.Path) or param.name in NAMES_OF_FILES
+
+
+def _check_utf8(ctx: click.Context, param: click.Parameter, given: Any) -> None:
+    """BadParameter for an argument that is not UTF-8. Python keeps its bytes as halves of surrogate
+    pairs, which neither a tokenizer nor a message takes."""
+    for text in given if isinstance(given, tuple) else (given,):
+        odd = isinstance(text, str) and next(
+            (each for each in text if "\udc80" <= each <= "\udcff"), ""
+        )
+        if odd:
+            raise click.BadParameter(
+                f"byte 0x{ord(odd) - 0xDC00:02x} of {text[:80]!a} is not UTF-8; set the terminal to "
+                "UTF-8, or encode the text in it.",
+                ctx,
+                param,
+            )
 
 
 class SectionGroup(SectionCommand, click.Group):

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from baton.checkpoints.families import text_part
 from baton.checkpoints.jsonfile import reason
+from baton.checkpoints.mistakes import not_loaded
 from baton.checkpoints.weights import count_weights
 from baton.engine.attention import NAME, paged_attention
 from baton.engine.device import dtype_name, free_memory
@@ -49,6 +50,11 @@ LOAD_ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
     *(SafetensorError, StrictDataclassError, ArithmeticError, AssertionError),
 )
+LAYER_RULES = {
+    "num_hidden_layers": "a whole number above 0",
+    "sliding_window": "null or a whole number above 0",
+    "layer_types": "null or a list with the name of each layer's kind",
+}
 INFINITY = float("inf")
 logger = logging.getLogger(__name__)
 SLACK = 1_000_000  # weights that a model may have beyond twice its checkpoint
@@ -130,7 +136,7 @@ def _checkpoint(
     except LOAD_ERRORS as error:
         if out_of_memory(error):
             raise
-        raise ModelError(f"{name} cannot be loaded from {folder}: {reason(error)}") from error
+        raise not_loaded(name, folder, files.config, error) from error
     _refuse_gaps(name, model, report)
     _refuse_nonsense(name, model, dtype)
     return model.to(device)
@@ -217,8 +223,12 @@ def _check_layers(name: str, config: PreTrainedConfig) -> None:
         or (isinstance(kinds, list | tuple) and [type(each) for each in kinds] == [str] * layers),
     }
     if wrong := [key for key, is_right in right.items() if not is_right]:
-        value = str(getattr(text, wrong[0]))[:80]
-        raise ModelError(f"{name} cannot be served: {wrong[0]} in config.json is {value!r}")
+        key = text.attribute_map.get(wrong[0], wrong[0])
+        value = repr(getattr(text, wrong[0]))[:80]
+        raise ModelError(
+            f"{name} cannot be served: {key} in config.json is {value}, but must be "
+            f"{LAYER_RULES[wrong[0]]}"
+        )
 
 
 def _refuse_larger(name: str, config: PreTrainedConfig, stored: int) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from baton.engine.device import dtype_name
 from baton.engine.gather import GatherAttention
 from baton.engine.limits import crossed, own_logits, rotated
 from baton.engine.pool import Pool
@@ -97,6 +98,12 @@ def compare(
 ) -> None:
     """Raise ModelError if the logits differ too much. In fp32 every position must agree, in half
     precision half of them: rounding alone may route a token to another expert of a mixture."""
+    if theirs.isnan().any():
+        raise ModelError(
+            f"{name} cannot be served: in {what} the model's own {values} are NaN, which is not a "
+            f"number, in {dtype_name(dtype)}; correct its config.json, or fetch the model again, or "
+            "try float32"
+        )
     off = distances(ours, theirs)
     error = float(off.max() if dtype == torch.float32 else off.nanmedian())
     if not error <= TOLERANCE[dtype] or not off.isfinite().all():

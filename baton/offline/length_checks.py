@@ -6,7 +6,7 @@ from baton.errors import InputError, RequestError
 from baton.model_files import ModelFiles, resolve_model
 from baton.offline.settings import OwnCluster
 from baton.params import GenerationParams, Limits, check_request
-from baton.text import Tokenizer
+from baton.text import Tokenizer, encode_prompt
 
 
 def checked_model(
@@ -27,7 +27,7 @@ def checked_model(
     params = GenerationParams(generation_length)
     for number, prompt in enumerate(prompts, 1):
         try:
-            check_request(tuple(tokenizer.encode(prompt)), params, limits)
+            check_request(encode_prompt(tokenizer, prompt, context), params, limits)
         except RequestError as error:
             raise InputError(f"prompt {number} of {len(prompts)}: {error}") from error
     return files, context

@@ -43,6 +43,18 @@ PECULIAR: dict[str, dict[str, Any]] = {
             llama_4_scaling_beta=0.1, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0,
         )
     ),
+    "zaya": dict(num_experts_per_tok=1),
+    "cohere_compass_text": dict(
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            kind: dict(rope_type="default", rope_theta=theta)
+            for kind, theta in (("sliding_attention", 10000.0), ("full_attention", 50000.0))
+        },
+    ),
+    "dbrx": dict(
+        attn_config=dict(kv_n_heads=2, rope_theta=10000.0, clip_qkv=8.0),
+        ffn_config=dict(hidden_size=64, ffn_hidden_size=96, moe_num_experts=4, moe_top_k=2),
+    ),
 }  # fmt: skip
 
 

@@ -30,6 +30,18 @@ def one_thread_each() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def native() -> None:
+    """For tests of native code: without a compiler they are skipped. Code that does not compile fails."""
+    from baton.engine.cpu.build import NoCompiler
+    from baton.engine.cpu.kernel import library
+
+    try:
+        library()
+    except NoCompiler as why:
+        pytest.skip(str(why))
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="baton-") as name:  # 0700, and short enough for ipc

@@ -40,10 +40,9 @@ def found(logits: torch.Tensor, threads: int) -> list[int | None]:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine(native: None) -> Engine:
     it = boot(resolve_model("demo"), device="cpu", dtype="float32", block_size=16)
-    if not isinstance(it.runner, NativeRunner):
-        pytest.skip(f"no native code here: {it.runner.backend}")
+    assert isinstance(it.runner, NativeRunner), it.runner.backend
     return it
 
 

@@ -17,9 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from baton.engine import boot as boot_module
 from baton.engine import loading
 from baton.engine.boot import boot
-from baton.engine.cpu.kernel import cpu_attention
 from baton.engine.errors import CompileError
-from baton.engine.gather import GatherAttention
 from baton.errors import ModelError, OutOfMemory
 from baton.host import release_memory
 from baton.model_files import resolve_model
@@ -72,7 +70,7 @@ def test_memory_that_is_short_is_no_fault_of_the_model(
         begin(folder)
 
 
-@pytest.mark.skipif(cpu_attention() is GatherAttention, reason="there is no native code here")
+@pytest.mark.usefixtures("native")
 def test_what_the_compiler_does_not_survive_runs_in_torch_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,7 +114,7 @@ def live(tensors: list["weakref.ref[torch.Tensor]"]) -> int:
     return sum(each() is not None for each in tensors)
 
 
-@pytest.mark.skipif(cpu_attention() is GatherAttention, reason="there is no native code here")
+@pytest.mark.usefixtures("native")
 def test_a_compiled_model_leaves_none_of_its_weights_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,9 +146,9 @@ def test_held_out_perplexity_is_that_of_the_models_card(
     assert found.perplexity == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.usefixtures("native")
 def test_int8_foresees_nearly_as_well(demo: EngineSubject, tokenizer: Tokenizer) -> None:
-    if not is_compiled(demo):
-        pytest.skip(f"int8 needs native code: {demo.about.runs}")
+    assert is_compiled(demo), demo.about.runs
     texts = data.held_out_texts()[:8]
     fine = score_texts(demo, tokenizer, texts)
     coarse = score_texts(subject(data.BUNDLED_MODEL, "int8"), tokenizer, texts)

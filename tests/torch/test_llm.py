@@ -119,7 +119,7 @@ def test_options_reach_the_model(llm: LLM) -> None:
         (["a", ""], r"prompts\[1\]: the prompt is empty"),
         (["a", "b", "c" * 9_000], r"prompts\[2\]: the prompt has .* context is 2,304"),
         (["a", [1, 2, 9_999]], r"prompts\[1\]: token id 9999 is outside the vocabulary"),
-        (["a", "\ud800"], r"prompts\[1\]: it holds half a surrogate pair at character 0"),
+        (["a", "\ud800"], r"prompts\[1\]: the prompt holds half a surrogate pair at character 0"),
         ([1, 2], r"prompts\[0\]: a prompt is a string or a list of token ids, got int"),
         ("", "the prompt: the prompt is empty"),
     ],

@@ -59,7 +59,7 @@ def test_the_document_holds_what_it_was_made_from() -> None:
     assert document(list(known.values())) == text
     assert known["llama"] == Verdict("llama", backend=COMPILED, compared=320)
     assert known["bert"].refusal.startswith("bert is BertLMHeadModel, which cannot be served: ")
-    assert known["dbrx"].not_built
+    assert known["longcat_flash"].not_built
     one = recorded(document([Verdict("jetmoe", backend="in torch", compared=9, wrong=2)]))
     assert one == {"jetmoe": Verdict("jetmoe", backend="in torch", compared=9, wrong=2)}
     assert recorded(text.replace("transformers 5", "transformers 4")) == {}

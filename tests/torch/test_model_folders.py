@@ -98,17 +98,47 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a window of nothing": (
         config(sliding_window=[None]),
-        "{folder} cannot be served: sliding_window in config.json is '[None]'",
+        "{folder} cannot be served: sliding_window in config.json is [None], but must be null or a whole "
+        "number above 0",
     ),
     "no layers": (
         config(num_hidden_layers=0),
-        "{folder} cannot be served: num_hidden_layers in config.json is '0'",
+        "{folder} cannot be served: num_hidden_layers in config.json is 0, but must be a whole number "
+        "above 0",
     ),
     "a text for a number": (
         config(hidden_size="wide"),
-        "{folder} cannot be loaded from {folder}: ",
+        "{folder} cannot be loaded: hidden_size in config.json is 'wide', but must be a whole number "
+        "above 0",
     ),
-    "no heads": (config(num_attention_heads=0), "{folder} cannot be loaded from {folder}: "),
+    "no heads": (
+        config(num_attention_heads=0),
+        "{folder} cannot be loaded: num_attention_heads in config.json is 0, but must be a whole number "
+        "above 0",
+    ),
+    "a context of one token": (
+        config(max_position_embeddings=1),
+        "{folder}: by its config.json a text has 1 token; a prompt and an answer need 2",
+    ),
+    "an epsilon that is not a number": (
+        config(rms_norm_eps=float("nan")),
+        "LlamaForCausalLM cannot be served: in prefill the model's own logits are NaN, which is not a "
+        "number, in float32; correct its config.json, or fetch the model again, or try float32",
+    ),
+    "heads of less than nothing": (
+        config(head_dim=-1),
+        "{folder} cannot be loaded: head_dim in config.json is -1, but must be a whole number above 0",
+    ),
+    "an unknown activation": (
+        config(hidden_act="sillu"),
+        "{folder} cannot be loaded: hidden_act in config.json is 'sillu', which transformers does not "
+        "know",
+    ),
+    "an unknown dtype": (
+        config(dtype="float17"),
+        "{folder} cannot be loaded: dtype in config.json is 'float17', but must be one of auto, "
+        "bfloat16, float16, float32, float64",
+    ),
 }
 OPEN = (": ",)  # what follows are the words of a library
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import pack
-from baton.engine.cpu.build import NoNative
+from baton.engine.cpu.build import NoCompiler
 from baton.engine.cpu.kernel import NativeAttention, describe_batch, describe_layer, library
 from baton.engine.gather import GatherAttention
 from baton.engine.pool import Pool
@@ -28,7 +28,7 @@ MANY = 10**6
 
 try:
     library()
-except NoNative as why:
+except NoCompiler as why:
     pytest.skip(f"no native code here: {why}", allow_module_level=True)
 
 

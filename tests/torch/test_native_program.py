@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from baton.engine.boot import boot
-from baton.engine.cpu.build import NoNative, build, program_sources
+from baton.engine.cpu.build import NoCompiler, build, program_sources
 from baton.engine.cpu.capture import TOKENS, capture
 from baton.engine.cpu.compile import compile_model
 from baton.engine.cpu.forward import NativeRunner
@@ -44,7 +44,7 @@ WEIGHTS = [torch.float32, torch.bfloat16, torch.int8, torch.qint8]
 def library() -> ctypes.CDLL:
     try:
         return declare(build(program_sources(TYPES, TYPES[:2]), "program"))
-    except NoNative as error:
+    except NoCompiler as error:
         pytest.skip(f"no native code here: {error}")
 
 

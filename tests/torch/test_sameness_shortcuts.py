@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from baton.engine.boot import boot
-from baton.engine.cpu.build import NoNative, build, program_sources
+from baton.engine.cpu.build import NoCompiler, build, program_sources
 from decode_worker.draft import DraftModel
 from decode_worker.speculation import PromptLookup, Proposer, Speculation
 from decode_worker.worker import DecodeWorker
@@ -121,7 +121,7 @@ def test_in_fewer_bits_too_nothing_depends_on_the_company(demo: Model, dtype: st
     in a batch, disaggregated and colocated, chunk by chunk."""
     try:
         build(program_sources(["f32"], ["f32"]), "program-float32")
-    except NoNative as error:
+    except NoCompiler as error:
         pytest.skip(f"needs a compiled model: {error}")
     engine = boot(demo.files, device="cpu", dtype=dtype, block_size=16)
     assert engine.runner.backend == "compiled for this CPU"

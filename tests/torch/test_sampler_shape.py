@@ -4,6 +4,7 @@ import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import llguidance
 import pytest
 import torch
 from hypothesis import given
@@ -101,7 +102,6 @@ def test_a_mask_allows_the_ids_of_its_bits_and_none_past_its_end(vocab: int, cou
 
 
 def test_a_mask_is_read_as_llguidance_writes_it() -> None:
-    llguidance = pytest.importorskip("llguidance")
     matcher = llguidance.LLMatcher(
         llguidance.LLTokenizer("byte"), llguidance.LLMatcher.grammar_from_regex("[bdz]")
     )
