@@ -65,6 +65,37 @@ def process_runs(pid: int) -> bool:
     return True
 
 
+def process_stopped(pid: int) -> bool:
+    """Whether a signal holds it up (SIGSTOP); False if unknown."""
+    return (_stat(pid) or [""])[0] == "T"
+
+
+def processor_time(pid: int) -> int | None:
+    """Ticks that this process and its descendants have used; None if unknown. For comparison with an
+    earlier figure: a descendant whose parent has ended counts no more."""
+    fields = _stat(pid)
+    if not fields:
+        return None
+    own = sum(map(int, fields[11:15]))  # utime, stime, and those of children that have ended
+    return own + sum(processor_time(child) or 0 for child in _children(pid))
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; empty if there are none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _children(pid: int) -> list[int]:
+    """Those that any of its threads has started."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(each) for line in _lines(file) for each in line.split()]
+    return found
+
+
 def available_memory() -> int | None:
     """Bytes of main memory that can be allocated now; None if the system does not report it."""
     limits = [meminfo("MemAvailable"), _cgroup_room(), _process_room()]
