@@ -1,6 +1,7 @@
 """Child: one process of a cluster, as its supervisor (supervisor.py) keeps track of it."""
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Child:
     command: list[str]
     log: Path | None  # None: the terminal
     descriptors: tuple[int, ...] = ()
+    prepare: Callable[[], object] = lambda: None  # before each start
     process: subprocess.Popen[bytes] | None = None
     restarts: Restarts = field(default_factory=Restarts)
     has_worked: bool = False  # in any of its lives

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ PIDS = "pids.json"
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 LEAVES_S = 5.0  # added to --drain-timeout: a worker that leaves and still runs then is stuck
 TERM_S, KILL_S = 0.05, 1.0  # stop(): between two SIGTERMs, and until SIGKILL
+ENDS_S = 1.0  # after SIGKILL
 TAIL_BYTES = 65536
 ERROR = re.compile(r"error: |[\w.]*(Error|Exception)(: |$)")
 WORDS = 500  # characters of an error message
@@ -54,11 +56,12 @@ FINAL: dict[int, type[BatonError]] = {
 @dataclass(frozen=True, slots=True)
 class Beside:
     """A process to run beside the cluster. It is passed the router's address, prints to the terminal and
-    inherits these descriptors."""
+    inherits these descriptors. `prepare` is called before each start: the run folder may be a new one."""
 
     name: str
     command: list[str]
     descriptors: tuple[int, ...] = ()
+    prepare: Callable[[], object] = lambda: None
 
 
 class Cluster:
@@ -107,7 +110,7 @@ class Cluster:
 
     def launch(self, beside: Beside) -> None:
         """The same for one whose command names its router."""
-        child = Child(beside.name, beside.command, None, beside.descriptors)
+        child = Child(beside.name, beside.command, None, beside.descriptors, prepare=beside.prepare)
         self._children.append(child)
         self._spawn(child)
 
@@ -227,8 +230,7 @@ class Cluster:
         assert child.process is not None
         child.restarts.serves_no_more(now)
         child.leaves_by = None
-        child.process.kill()
-        child.process.wait()
+        _kill(child.process)
         return f"{child.name} {why} and was killed"
 
     def _miss(self, child: Child, awake: float, now: float) -> list[str]:
@@ -260,8 +262,7 @@ class Cluster:
             why = "its socket was removed" * (not _is_there(self.run_dir / SOCKET))
         if why and child.process.poll() is None:
             child.killed = f"{why}, so it was killed"
-            child.process.kill()
-            child.process.wait()
+            _kill(child.process)
 
     def _ended(self, child: Child, code: int, now: float) -> list[str]:
         """A process has ended. Plans its next start."""
@@ -356,9 +357,10 @@ class Cluster:
         child.boot = ""
         child.absence = Absence(self._awake.seconds) if child.is_worker else None
         command = [*child.command, "--parent", str(os.getpid())]
+        assert self._folder is not None
+        self._folder.make()  # a cleaner of old files may have removed it
+        child.prepare()
         if child.log is not None:
-            assert self._folder is not None
-            self._folder.make()  # a cleaner of old files may have removed it
             child.log_start = child.log.stat().st_size if child.log.exists() else 0
             child.notices = Notices(child.log) if child.is_worker else None
             if self._spare is not None and child.is_worker and not child.restarts.crash_loop:
@@ -427,8 +429,7 @@ class Cluster:
                 running[0].wait(TERM_S)
             running = [process for process in running if process.poll() is None]
         for process in running:
-            process.kill()
-            process.wait()
+            _kill(process)
         for child in self._children:
             child.deafen()
         if self._children and (keep := os.environ.get("BATON_KEEP_LOGS")):
@@ -458,3 +459,11 @@ def _is_there(path: Path) -> bool:
             path.stat()
         return True
     return False
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """One that hangs in the kernel (a GPU's driver, a network's file system) ends when that lets it go:
+    nobody waits for it for long, and its end is seen later, as that of others."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(ENDS_S)

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from baton.cluster import supervisor as cluster_module
 from baton.cluster.run_folder import PREFIX, RunFolder, sweep
 from baton.cluster.spare import Spare
 from baton.cluster.stuck import (
@@ -21,7 +23,9 @@ from baton.cluster.stuck import (
     Absence,
     Awake,
 )
+from baton.cluster.supervisor import Beside
 from baton.host import process_stopped, processor_time
+from baton.server.serve import _write_missing
 from tests.cluster.processes import until
 from tests.pure.actors import (
     Start,
@@ -197,6 +201,48 @@ def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_li
     folder = cluster.run_dir
     cluster.stop()
     assert not folder.exists()
+
+
+def test_what_a_process_reads_from_the_folder_is_written_again_before_its_next_start(
+    start: Start,
+) -> None:
+    cluster = start(lasting=True, router="lasting")
+    keys = cluster.run_dir / "api-keys"
+    write = partial(_write_missing, ("one", "two"), keys)
+    cluster.add(Beside("server", ["actor", "lasting"], (), write))
+    assert keys.read_text() == "one\ntwo\n"
+    shutil.rmtree(cluster.run_dir)
+    ended(cluster, "server", kill=True)
+    turns(cluster, TURN_S)
+    assert keys.read_text() == "one\ntwo\n"
+    assert keys.stat().st_mode & 0o777 == 0o600
+
+
+class Immortal(subprocess.Popen[bytes]):
+    """It hangs in the kernel: nothing ends it for now."""
+
+    def kill(self) -> None:
+        pass
+
+
+def test_one_that_cannot_be_killed_now_holds_up_nobody(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "ENDS_S", 0.01)
+    cluster = start(lasting=True, router="lasting", decode_0="lasting", prefill_0="lasting")
+    hangs = process(cluster, "decode-0")
+    hangs.__class__ = Immortal
+    cluster.check(info("decode-0", "prefill-0"))
+    (note,) = cluster.check(info("prefill-0"))
+    assert note == "decode-0 had stopped answering and was killed"
+    ended(cluster, "prefill-0", kill=True)
+    (note,) = cluster.check()
+    assert note.startswith("prefill-0 died (signal 9)")
+    assert cluster.pids()["decode-0"] == hangs.pid
+    hangs.__class__ = subprocess.Popen
+    ended(cluster, "decode-0", kill=True)  # the kernel lets it go
+    cluster.check()
+    assert cluster.pids()["decode-0"] != hangs.pid
 
 
 def test_a_folder_that_somebody_else_made_in_its_place_is_not_used(
