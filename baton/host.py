@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -65,19 +66,25 @@ def process_runs(pid: int) -> bool:
     return True
 
 
-def process_stopped(pid: int) -> bool:
-    """Whether a signal holds it up (SIGSTOP); False if unknown."""
-    return (_stat(pid) or [""])[0] == "T"
+def family(pid: int) -> list[int]:
+    """This process and its descendants, as far as the system tells."""
+    found = [pid]
+    for parent in found:
+        for file in Path(f"/proc/{parent}/task").glob("*/children"):  # of each of its threads
+            found += [int(each) for line in _lines(file) for each in line.split()]
+    return found
 
 
-def processor_time(pid: int) -> int | None:
-    """Ticks that this process and its descendants have used; None if unknown. For comparison with an
-    earlier figure: a descendant whose parent has ended counts no more."""
-    fields = _stat(pid)
-    if not fields:
-        return None
-    own = sum(map(int, fields[11:15]))  # utime, stime, and those of children that have ended
-    return own + sum(processor_time(child) or 0 for child in _children(pid))
+def any_stopped(pids: Sequence[int]) -> bool:
+    """Whether a signal holds up one of them (SIGSTOP); False if unknown."""
+    return any(_stat(pid)[:1] == ["T"] for pid in pids)
+
+
+def processor_time(pids: Sequence[int]) -> int | None:
+    """Ticks that they and their children that have ended have used; None if unknown. For comparison with
+    an earlier figure, of which it may fall short: some may be gone."""
+    fields = [_stat(pid)[11:15] for pid in pids]  # utime, stime, and those of ended children
+    return sum(int(each) for four in fields for each in four) if any(fields) else None
 
 
 def _stat(pid: int) -> list[str]:
@@ -86,14 +93,6 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
-
-
-def _children(pid: int) -> list[int]:
-    """Those that any of its threads has started."""
-    found: list[int] = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(each) for line in _lines(file) for each in line.split()]
-    return found
 
 
 def available_memory() -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from baton.cluster.restarts import Restarts
 from baton.cluster.standby import COMMAND, ROOM
-from baton.host import process_stopped
+from baton.host import any_stopped
 from baton.package import ROOT
 
 WORTH_BYTES = 8 << 30
@@ -60,7 +60,7 @@ class Spare:
         self, command: Sequence[str], log: Path, now: float
     ) -> subprocess.Popen[bytes] | None:
         """The idle process, which runs this command from now on, with this log. None if none can."""
-        if self.process is not None and process_stopped(self.process.pid):
+        if self.process is not None and any_stopped([self.process.pid]):
             self.end()  # it would never begin
             self._restarts.died(now)
         process, self.process = self.process, None

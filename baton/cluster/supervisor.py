@@ -31,7 +31,7 @@ from baton.cluster.run_folder import LOGS, SOCKET, RunFolder, sweep
 from baton.cluster.spare import Spare
 from baton.cluster.stuck import STUCK_S, Absence, Awake, Silence
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError, WorkerLost
-from baton.host import core_numbers, process_stopped, processor_time
+from baton.host import any_stopped, core_numbers, family, processor_time
 from baton.package import ROOT
 from baton.pulse import Ear
 from baton.topology import threads_per_worker
@@ -240,7 +240,8 @@ class Cluster:
         routers = [each.restarts.serving for each in self._children if each.role == "router"]
         if child.boot and not all(routers):  # there is none to join
             child.absence = Absence(awake, again=True)
-        stopped, work = process_stopped(child.process.pid), processor_time(child.process.pid)
+        pids = family(child.process.pid)  # with compilers and other ranks
+        stopped, work = any_stopped(pids), processor_time(pids)
         why = child.absence.too_long(awake, stopped=stopped, work=work)
         if not why or child.may_end or child.process.poll() is not None:
             return []

@@ -24,7 +24,7 @@ from baton.cluster.stuck import (
     Awake,
 )
 from baton.cluster.supervisor import Beside
-from baton.host import process_stopped, processor_time
+from baton.host import any_stopped, family, processor_time
 from baton.server.serve import _write_missing
 from tests.cluster.processes import until
 from tests.pure.actors import (
@@ -52,7 +52,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 def stop(process: "subprocess.Popen[bytes]") -> None:
     """Stop it, and wait until it is."""
     process.send_signal(signal.SIGSTOP)
-    until(lambda: process_stopped(process.pid), "the process stands still")
+    until(lambda: any_stopped([process.pid]), "the process stands still")
 
 
 # ---- verdicts
@@ -106,24 +106,44 @@ def test_only_time_in_which_the_supervisor_ran_counts() -> None:
 # ---- processes
 
 
-def test_what_a_process_and_its_children_compute_is_its_work() -> None:
-    burns = "import time\nwhile time.process_time() < 0.2: pass"
-    starts = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burns!r}])"
-    waits = f"{starts}\nprint('done', flush=True)\nsys.stdin.read()"
+BURNS = """
+import sys, time
+while time.process_time() < 0.2: pass
+print("done", flush=True)
+sys.stdin.read()
+"""
+STARTS = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURNS!r}])"
+TWICE = f"{STARTS}\nprint('both', flush=True)\nopen({{gate!r}}).read()"
+
+
+def test_what_a_process_and_its_children_compute_is_its_work(tmp_path: Path) -> None:
+    """While a child runs and when it has ended; and a child that is stopped stops its parent's start."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
     with subprocess.Popen(
-        [sys.executable, "-c", waits], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"done\n"
-        ticks = processor_time(process.pid)
-        assert ticks is not None
-        assert ticks >= 0.15 * os.sysconf("SC_CLK_TCK")
-        assert not process_stopped(process.pid)
-        stop(process)
-        assert processor_time(process.pid) == processor_time(process.pid)
-        process.kill()
-    assert processor_time(process.pid) is None
-    assert not process_stopped(process.pid)
+        [sys.executable, "-c", TWICE.format(gate=str(gate))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        assert parent.stdout.readline() == b"done\n"
+        least = 0.15 * os.sysconf("SC_CLK_TCK")
+        pid, child = family(parent.pid)
+        assert pid == parent.pid
+        assert (processor_time([pid, child]) or 0) >= least
+        assert not any_stopped([pid, child])
+        os.kill(child, signal.SIGSTOP)
+        until(lambda: any_stopped(family(pid)), "the child stands still")
+        os.kill(child, signal.SIGCONT)
+        parent.stdin.close()
+        assert parent.stdout.readline() == b"both\n"
+        assert family(pid) == [pid]
+        assert (processor_time([pid]) or 0) >= least
+        parent.kill()
+    assert family(pid) == [pid]
+    assert processor_time([pid]) is None
+    assert not any_stopped([pid])
 
 
 def test_a_worker_that_is_stopped_while_it_loads_is_killed_and_started_again(start: Start) -> None:
