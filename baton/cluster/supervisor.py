@@ -7,7 +7,7 @@ Every child ends with this process, even after SIGKILL (baton/host.py). When a c
 baton/cluster/restarts.py. The router and the HTTP server show that their loops turn (baton/pulse.py),
 and are killed when stuck, as are workers that join no router: baton/cluster/stuck.py. An exit code for
 which a restart cannot help (2, 3, 4, 6) ends the cluster, with the last error message of that child,
-unless the child has worked before.
+unless the child has worked before or a service was ready.
 """
 
 import json
@@ -285,7 +285,7 @@ class Cluster:
             child.restarts.left(now)
             return [f"{child.name} ended as it was told to (SIGTERM) and is started again"]
         last_words = self.last_words(child.name)
-        if code in FINAL and not child.has_worked:
+        if code in FINAL and not child.has_worked and not self._lasts:
             raise FINAL[code](last_words or f"{child.name} ended with exit code {code}")
         how = killed or (f"signal {-code}" if code < 0 else f"exit code {code}")
         return self._died(child, how + (f": {last_words}" if last_words else ""), now)
@@ -306,11 +306,15 @@ class Cluster:
         times = f", death {restarts.deaths}" if restarts.deaths > 1 else ""
         return [f"{child.name} died ({why}{times}) and {then}; its log: {child.log_place}"]
 
+    @property
+    def _lasts(self) -> bool:
+        """It serves, or did: it ends for no process."""
+        return self._lasting and self._was_ready
+
     def _end_if_hopeless(self, child: Child) -> None:
         """Raise WorkerLost if whoever waits for this cluster would wait in vain: it is not ready, and
         every process that is down is in a crash loop. Starts are counted, however long each one takes."""
-        lasts = self._lasting and self._was_ready
-        if lasts or not child.restarts.crash_loop or (self._ready and child.is_worker):
+        if self._lasts or not child.restarts.crash_loop or (self._ready and child.is_worker):
             return
         if all(each.restarts.crash_loop for each in self._children if each.restarts.down):
             raise WorkerLost(
