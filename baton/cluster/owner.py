@@ -64,6 +64,11 @@ class OwnedProcess(Cluster):
     def commands(self) -> list[tuple[str, list[str]]]:
         return [] if self._name == "server" else [(self._name, self._command)]
 
+    @property
+    def ends_for_one(self) -> bool:
+        """Whoever placed it here decides what that means for the service, and may place it elsewhere."""
+        return True
+
     def start(self) -> None:
         """The server prints where its owner prints, as it does on one machine."""
         super().start()

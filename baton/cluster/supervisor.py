@@ -285,7 +285,7 @@ class Cluster:
             child.restarts.left(now)
             return [f"{child.name} ended as it was told to (SIGTERM) and is started again"]
         last_words = self.last_words(child.name)
-        if code in FINAL and not child.has_worked and not self._lasts:
+        if code in FINAL and not child.has_worked and self.ends_for_one:
             raise FINAL[code](last_words or f"{child.name} ended with exit code {code}")
         how = killed or (f"signal {-code}" if code < 0 else f"exit code {code}")
         return self._died(child, how + (f": {last_words}" if last_words else ""), now)
@@ -307,14 +307,15 @@ class Cluster:
         return [f"{child.name} died ({why}{times}) and {then}; its log: {child.log_place}"]
 
     @property
-    def _lasts(self) -> bool:
-        """It serves, or did: it ends for no process."""
-        return self._lasting and self._was_ready
+    def ends_for_one(self) -> bool:
+        """A process that can never work ends it. A service that was ready goes on."""
+        return not (self._lasting and self._was_ready)
 
     def _end_if_hopeless(self, child: Child) -> None:
         """Raise WorkerLost if whoever waits for this cluster would wait in vain: it is not ready, and
         every process that is down is in a crash loop. Starts are counted, however long each one takes."""
-        if self._lasts or not child.restarts.crash_loop or (self._ready and child.is_worker):
+        lasts = self._lasting and self._was_ready
+        if lasts or not child.restarts.crash_loop or (self._ready and child.is_worker):
             return
         if all(each.restarts.crash_loop for each in self._children if each.restarts.down):
             raise WorkerLost(
