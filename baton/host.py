@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -63,6 +64,35 @@ def process_runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def family(pid: int) -> list[int]:
+    """This process and its descendants, as far as the system tells."""
+    found = [pid]
+    for parent in found:
+        for file in Path(f"/proc/{parent}/task").glob("*/children"):  # of each of its threads
+            found += [int(each) for line in _lines(file) for each in line.split()]
+    return found
+
+
+def any_stopped(pids: Sequence[int]) -> bool:
+    """Whether a signal holds up one of them (SIGSTOP); False if unknown."""
+    return any(_stat(pid)[:1] == ["T"] for pid in pids)
+
+
+def processor_time(pids: Sequence[int]) -> int | None:
+    """Ticks that they and their children that have ended have used; None if unknown. For comparison with
+    an earlier figure, of which it may fall short: some may be gone."""
+    fields = [_stat(pid)[11:15] for pid in pids]  # utime, stime, and those of ended children
+    return sum(int(each) for four in fields for each in four) if any(fields) else None
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; empty if there are none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def available_memory() -> int | None:

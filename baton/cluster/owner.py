@@ -6,16 +6,15 @@ even after SIGKILL (baton/host.py), so an actor that is started elsewhere never 
 """
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from baton.cluster.options import ClusterOptions
-from baton.cluster.supervisor import PREFIX, Beside, Cluster
+from baton.cluster.run_folder import RunFolder
+from baton.cluster.supervisor import Beside, Cluster
 from baton.errors import BatonError
 from baton.package import own_version
 from baton.wire.messages import ClusterInfo
@@ -65,6 +64,11 @@ class OwnedProcess(Cluster):
     def commands(self) -> list[tuple[str, list[str]]]:
         return [] if self._name == "server" else [(self._name, self._command)]
 
+    @property
+    def ends_for_one(self) -> bool:
+        """Whoever placed it here decides what that means for the service, and may place it elsewhere."""
+        return True
+
     def start(self) -> None:
         """The server prints where its owner prints, as it does on one machine."""
         super().start()
@@ -78,18 +82,18 @@ class Owner:
     def __init__(self, order: Order, host: str, node: str) -> None:
         """Starts the process. `host`: this node's address."""
         self._order, self._host, self._node = order, host, node
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+        self._folder = RunFolder()
         self._process: OwnedProcess | None = None
         self._refused = ""
         if order.version != (own := own_version()):
             self._refused = f"baton {own} is installed on {host}, and {order.version} was started"
             return
-        keys = self._folder / "keys"
+        keys = self._folder.path / "keys"
         keys.mkdir(mode=0o700)
         for name, content in order.keys.items():
             _write(keys / name, content)
-        _write(self._folder / "api-keys", order.api_keys)
-        places = {HOST: host, KEYS: str(keys), API_KEYS: str(self._folder / "api-keys")}
+        _write(self._folder.path / "api-keys", order.api_keys)
+        places = {HOST: host, KEYS: str(keys), API_KEYS: str(self._folder.path / "api-keys")}
         self._process = OwnedProcess(order, [places.get(word, word) for word in order.command])
         self._process.start()
 
@@ -123,7 +127,7 @@ class Owner:
         """End the process now and remove its files."""
         if self._process is not None:
             self._process.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
 
 def _write(path: Path, content: bytes) -> None:

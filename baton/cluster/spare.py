@@ -12,6 +12,7 @@ from pathlib import Path
 
 from baton.cluster.restarts import Restarts
 from baton.cluster.standby import COMMAND, ROOM
+from baton.host import any_stopped
 from baton.package import ROOT
 
 WORTH_BYTES = 8 << 30
@@ -58,7 +59,10 @@ class Spare:
     def become(
         self, command: Sequence[str], log: Path, now: float
     ) -> subprocess.Popen[bytes] | None:
-        """The idle process, which runs this command from now on, with this log. None if there is none."""
+        """The idle process, which runs this command from now on, with this log. None if none can."""
+        if self.process is not None and any_stopped([self.process.pid]):
+            self.end()  # it would never begin
+            self._restarts.died(now)
         process, self.process = self.process, None
         if process is None:
             return None

@@ -18,7 +18,15 @@ its workers, and takes them in again within seconds."""
 
 STUCK_S = {"router": 10.0, "server": 15.0}
 """Silence that no honest turn of these loops comes near: they beat about once a second, and handle
-messages for 0.1 s at a time. Workers have long steps, and the router knows how long: it gives them up."""
+messages for 0.1 s at a time. Workers have long steps, and the router knows how long: it gives them up.
+Of a worker that it has not taken in it knows nothing: see Absence."""
+
+STOPPED_START_S = 15.0
+IDLE_START_S = 600.0
+"""Without any use of the processor. A start may wait so long for another, which compiles the model."""
+REJOINS_S = 120.0
+"""To finish its step, notice that its router is gone and say Hello to the next one."""
+LOOKS_S = 1.0
 
 
 class Awake:
@@ -59,3 +67,34 @@ class Silence:
         if not self.began:
             return f"no sign of life {silent_s:.0f} s after its start" * (silent_s >= STARTS_S)
         return f"no sign of life for {silent_s:.0f} s" * (silent_s >= self._limit_s)
+
+
+class Absence:
+    """How long one life of a worker is in no cluster: it loads, or its router was replaced. Loading may
+    take any time, but not without work, so that is what counts. Times are those of Awake."""
+
+    def __init__(self, awake_s: float, *, again: bool = False) -> None:
+        """`again`: it was in a cluster already, and nothing has to be loaded."""
+        self._again = again
+        self._since = self._ran = self._worked = self._looked = awake_s
+        self._work: int | None = None
+
+    def due(self, awake_s: float) -> bool:
+        """It is time to look at the process, which takes a few reads of /proc."""
+        return awake_s - self._looked >= LOOKS_S
+
+    def too_long(self, awake_s: float, *, stopped: bool, work: int | None) -> str:
+        """Why it counts as stuck; empty if it does not. `stopped`: a signal holds it up. `work`: what it
+        has done so far, None if unknown."""
+        self._looked = awake_s
+        if not stopped:
+            self._ran = awake_s
+        if work is None or work != self._work:
+            self._work, self._worked = work, awake_s
+        if (stopped_s := awake_s - self._ran) >= STOPPED_START_S:
+            return f"was stopped for {stopped_s:.0f} s, in no cluster,"
+        if (idle_s := awake_s - self._worked) >= IDLE_START_S:
+            return f"did nothing for {idle_s:.0f} s of its start"
+        if self._again and awake_s - self._since >= REJOINS_S:
+            return f"did not join the new router within {REJOINS_S:.0f} s"
+        return ""

@@ -5,8 +5,9 @@ README, restarted when they die, and stopped in any case.
 
 Every child ends with this process, even after SIGKILL (baton/host.py). When a child is started again:
 baton/cluster/restarts.py. The router and the HTTP server show that their loops turn (baton/pulse.py),
-and are killed when stuck: baton/cluster/stuck.py. An exit code for which a restart cannot help (2, 3, 4,
-6) ends the cluster, with the last error message of that child, unless the child has worked before.
+and are killed when stuck, as are workers that join no router: baton/cluster/stuck.py. An exit code for
+which a restart cannot help (2, 3, 4, 6) ends the cluster, with the last error message of that child,
+unless the child has worked before or a service was ready.
 """
 
 import json
@@ -16,33 +17,33 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from baton.clock import Clock, monotonic
+from baton.cluster.child import WORKERS, Child
 from baton.cluster.notices import Notices
 from baton.cluster.options import ClusterOptions, beside
-from baton.cluster.restarts import Restarts
+from baton.cluster.run_folder import LOGS, SOCKET, RunFolder, sweep
 from baton.cluster.spare import Spare
-from baton.cluster.stuck import STUCK_S, Awake, Silence
+from baton.cluster.stuck import STUCK_S, Absence, Awake, Silence
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError, WorkerLost
-from baton.host import core_numbers, process_runs
+from baton.host import any_stopped, core_numbers, family, processor_time
 from baton.package import ROOT
 from baton.pulse import Ear
 from baton.topology import threads_per_worker
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import ProcessDown
 
-PREFIX = "baton-"
 PIDS = "pids.json"
-WORKERS = ("prefill", "decode")
 # For router and server: glibc gives each thread a heap of its own otherwise, and none gives back.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 LEAVES_S = 5.0  # added to --drain-timeout: a worker that leaves and still runs then is stuck
 TERM_S, KILL_S = 0.05, 1.0  # stop(): between two SIGTERMs, and until SIGKILL
+ENDS_S = 1.0  # after SIGKILL
 TAIL_BYTES = 65536
 ERROR = re.compile(r"error: |[\w.]*(Error|Exception)(: |$)")
 WORDS = 500  # characters of an error message
@@ -55,64 +56,12 @@ FINAL: dict[int, type[BatonError]] = {
 @dataclass(frozen=True, slots=True)
 class Beside:
     """A process to run beside the cluster. It is passed the router's address, prints to the terminal and
-    inherits these descriptors."""
+    inherits these descriptors. `prepare` is called before each start: the run folder may be a new one."""
 
     name: str
     command: list[str]
     descriptors: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class Child:
-    """One process, through all its restarts."""
-
-    name: str
-    command: list[str]
-    log: Path | None  # None: the terminal
-    descriptors: tuple[int, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
-    restarts: Restarts = field(default_factory=Restarts)
-    has_worked: bool = False  # in any of its lives
-    may_end: bool = False  # it is not started again
-    boot: str = ""  # this life's name in the cluster
-    former: str = ""  # that of the last life
-    leaves_by: float | None = None  # it drains: when it must have ended, in seconds of Awake
-    ear: Ear | None = None  # of one that shows that its loop turns
-    silence: Silence | None = None
-    killed: str = ""  # why, if it was because it is stuck
-    log_start: int = 0  # where this life begins in the log
-    notices: Notices | None = None  # of this life
-    why: str = ""  # of its last death
-
-    @property
-    def role(self) -> str:
-        """prefill, decode, router or server."""
-        return self.name.partition("-")[0]
-
-    @property
-    def is_worker(self) -> bool:
-        """Whether it joins the router, which lists it."""
-        return self.role in WORKERS
-
-    @property
-    def starting(self) -> bool:
-        """Whether it runs and does not work yet."""
-        if self.process is None:
-            return False
-        if self.is_worker:
-            return not self.restarts.serving
-        return self.silence is not None and not self.silence.began
-
-    def deafen(self) -> None:
-        """Its present life is over, so nothing will be heard of it."""
-        if self.ear is not None:
-            self.ear.close()
-        self.ear = self.silence = None
-
-    @property
-    def log_place(self) -> str:
-        """Where its log is, for people."""
-        return str(self.log) if self.log is not None else "this terminal"
+    prepare: Callable[[], object] = lambda: None
 
 
 class Cluster:
@@ -128,28 +77,32 @@ class Cluster:
         self._clock = clock
         self._awake = Awake()
         self._doubtful: ClusterInfo | None = None  # to be looked at again
-        self.run_dir = Path("/")  # set by start()
+        self._folder: RunFolder | None = None
         self._children: list[Child] = []
         self._spare: Spare | None = None
         self._ready = False  # as the router last said
         self._was_ready = False  # at any time: until then this is a start, not a service
 
     @property
+    def run_dir(self) -> Path:
+        """Sockets, pids and logs, once it was started."""
+        return self._folder.path if self._folder is not None else Path("/")
+
+    @property
     def address(self) -> str:
         """Where the router listens."""
-        return f"ipc://{self.run_dir}/router.sock"
+        return f"ipc://{self.run_dir}/{SOCKET}"
 
     def start(self) -> None:
         """Start the router and every worker, at the same time. Returns at once."""
-        _sweep()
-        self.run_dir = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-        (self.run_dir / "logs").mkdir()
+        sweep()
+        self._folder = RunFolder()
         for name, command in self.commands():
-            child = Child(name, command, self.run_dir / "logs" / f"{name}.log")
+            child = Child(name, command, self.run_dir / LOGS / f"{name}.log")
             self._children.append(child)
             self._spawn(child)
         if self.options.spare_worker:
-            self._spare = Spare(self.run_dir / "logs", self._imports())
+            self._spare = Spare(self.run_dir / LOGS, self._imports())
 
     def add(self, beside: Beside) -> None:
         """Start one more process, and supervise it too."""
@@ -157,7 +110,7 @@ class Cluster:
 
     def launch(self, beside: Beside) -> None:
         """The same for one whose command names its router."""
-        child = Child(beside.name, beside.command, None, beside.descriptors)
+        child = Child(beside.name, beside.command, None, beside.descriptors, prepare=beside.prepare)
         self._children.append(child)
         self._spawn(child)
 
@@ -205,6 +158,7 @@ class Cluster:
             if child.process and child.leaves_by is not None and awake >= child.leaves_by:
                 notes.append(self._kill(child, now, "did not end after SIGTERM"))
             self._listen(child, awake, now)
+            notes += self._miss(child, awake, now)
             notes += child.notices.new() if child.notices is not None else []
             if child.process is not None and (code := child.process.poll()) is not None:
                 notes += self._ended(child, code, now)
@@ -269,30 +223,47 @@ class Cluster:
         return notes
 
     def _works(self, child: Child, now: float) -> None:
-        child.has_worked = True
+        child.has_worked, child.absence = True, None
         child.restarts.serves(now)
 
     def _kill(self, child: Child, now: float, why: str) -> str:
         assert child.process is not None
         child.restarts.serves_no_more(now)
         child.leaves_by = None
-        child.process.kill()
-        child.process.wait()
+        _kill(child.process)
         return f"{child.name} {why} and was killed"
 
+    def _miss(self, child: Child, awake: float, now: float) -> list[str]:
+        """Kill a worker that will join no router: nobody else hears of it."""
+        if child.process is None or child.absence is None or not child.absence.due(awake):
+            return []
+        routers = [each.restarts.serving for each in self._children if each.role == "router"]
+        if child.boot and not all(routers):  # there is none to join
+            child.absence = Absence(awake, again=True)
+        pids = family(child.process.pid)  # with compilers and other ranks
+        stopped, work = any_stopped(pids), processor_time(pids)
+        why = child.absence.too_long(awake, stopped=stopped, work=work)
+        if not why or child.may_end or child.process.poll() is not None:
+            return []
+        return [self._kill(child, now, why)]
+
     def _listen(self, child: Child, awake: float, now: float) -> None:
-        """Kill it if its loop is stuck. One that may end has a deadline of its own. Nobody else reports
-        that the HTTP server works."""
+        """Kill it if its loop is stuck, or if nobody new can reach it. One that may end has a deadline of
+        its own. Nobody else reports that the HTTP server works."""
         if child.process is None or child.ear is None or child.silence is None or child.may_end:
             return
+        why = ""
         if child.ear.heard():
             child.silence.heard(awake)
             if child.role == "server":
                 self._works(child, now)
-        elif (why := child.silence.too_long(awake)) and child.process.poll() is None:
+        else:
+            why = child.silence.too_long(awake)
+        if not why and child.restarts.serving and self.address in child.command:
+            why = "its socket was removed" * (not _is_there(self.run_dir / SOCKET))
+        if why and child.process.poll() is None:
             child.killed = f"{why}, so it was killed"
-            child.process.kill()
-            child.process.wait()
+            _kill(child.process)
 
     def _ended(self, child: Child, code: int, now: float) -> list[str]:
         """A process has ended. Plans its next start."""
@@ -308,11 +279,13 @@ class Cluster:
             for other in self._children:
                 if other.is_worker:
                     other.restarts.serves_no_more(now)
+                    if other.boot:
+                        other.absence = Absence(self._awake.seconds, again=True)
         if code == 0 and worked:
             child.restarts.left(now)
             return [f"{child.name} ended as it was told to (SIGTERM) and is started again"]
         last_words = self.last_words(child.name)
-        if code in FINAL and not child.has_worked:
+        if code in FINAL and not child.has_worked and self.ends_for_one:
             raise FINAL[code](last_words or f"{child.name} ended with exit code {code}")
         how = killed or (f"signal {-code}" if code < 0 else f"exit code {code}")
         return self._died(child, how + (f": {last_words}" if last_words else ""), now)
@@ -332,6 +305,11 @@ class Cluster:
             then = f"is started again in {wait_s:g} s"
         times = f", death {restarts.deaths}" if restarts.deaths > 1 else ""
         return [f"{child.name} died ({why}{times}) and {then}; its log: {child.log_place}"]
+
+    @property
+    def ends_for_one(self) -> bool:
+        """A process that can never work ends it. A service that was ready goes on."""
+        return not (self._lasting and self._was_ready)
 
     def _end_if_hopeless(self, child: Child) -> None:
         """Raise WorkerLost if whoever waits for this cluster would wait in vain: it is not ready, and
@@ -383,7 +361,11 @@ class Cluster:
         now = self._clock()
         child.restarts.started()
         child.boot = ""
+        child.absence = Absence(self._awake.seconds) if child.is_worker else None
         command = [*child.command, "--parent", str(os.getpid())]
+        assert self._folder is not None
+        self._folder.make()  # a cleaner of old files may have removed it
+        child.prepare()
         if child.log is not None:
             child.log_start = child.log.stat().st_size if child.log.exists() else 0
             child.notices = Notices(child.log) if child.is_worker else None
@@ -453,16 +435,15 @@ class Cluster:
                 running[0].wait(TERM_S)
             running = [process for process in running if process.poll() is None]
         for process in running:
-            process.kill()
-            process.wait()
+            _kill(process)
         for child in self._children:
             child.deafen()
-        if self._children:
-            if keep := os.environ.get("BATON_KEEP_LOGS"):
-                logs = Path(keep) / self.run_dir.name
-                with suppress(OSError):  # a full disk must not keep the rest from ending
-                    shutil.copytree(self.run_dir / "logs", logs, dirs_exist_ok=True)
-            shutil.rmtree(self.run_dir, ignore_errors=True)
+        if self._children and (keep := os.environ.get("BATON_KEEP_LOGS")):
+            logs = Path(keep) / self.run_dir.name
+            with suppress(OSError):  # a full disk must not keep the rest from ending
+                shutil.copytree(self.run_dir / LOGS, logs, dirs_exist_ok=True)
+        if self._folder is not None:
+            self._folder.remove()
         self._children, self._spare = [], None
 
     def __enter__(self) -> "Cluster":
@@ -477,10 +458,18 @@ class Cluster:
         self.stop()
 
 
-def _sweep() -> None:
-    """Remove the run folders of processes that were killed before they could do so."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-        with suppress(OSError, ValueError):
-            if folder.stat().st_uid == os.getuid() and not process_runs(int(owner)):
-                shutil.rmtree(folder, ignore_errors=True)
+def _is_there(path: Path) -> bool:
+    """Also where that cannot be seen."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(PermissionError):
+            path.stat()
+        return True
+    return False
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """One that hangs in the kernel (a GPU's driver, a network's file system) ends when that lets it go:
+    nobody waits for it for long, and its end is seen later, as that of others."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(ENDS_S)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -73,11 +74,11 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
         ):
             command = ["baton.server", "--fd", str(listener.fileno()), "--port", str(port)]
             command += ["--model", options.model, *settings.arguments()]
+            keys = cluster.run_dir / "api-keys"
             if settings.api_keys:
-                keys = cluster.run_dir / "api-keys"
-                write_keys(settings.api_keys, keys)
                 command += ["--api-key-file", str(keys)]
-            cluster.add(Beside("server", command, (listener.fileno(),)))
+            prepare = partial(_write_missing, settings.api_keys, keys)
+            cluster.add(Beside("server", command, (listener.fileno(),), prepare))
             ready = False
             while not signals.count:
                 for event in client.poll(WATCH_S):
@@ -90,6 +91,12 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
+
+
+def _write_missing(keys: tuple[str, ...], file: Path) -> None:
+    """The run folder may have been removed, and made again."""
+    if keys and not file.exists():
+        write_keys(keys, file)
 
 
 def run_serve_on_ray(

@@ -11,7 +11,8 @@ import pytest
 
 from baton.cluster import supervisor as cluster_module
 from baton.cluster.options import ClusterOptions
-from baton.cluster.supervisor import PREFIX, Cluster
+from baton.cluster.run_folder import PREFIX
+from baton.cluster.supervisor import Cluster
 from baton.host import core_numbers
 from baton.topology import Topology
 from tests.pure.actors import (

@@ -220,6 +220,18 @@ def test_an_exit_code_is_final_only_for_what_has_never_worked(
     assert f"exit code {code}: last words" in cluster.check()[0]
 
 
+@pytest.mark.parametrize("code", [2, 3, 4, 6])
+def test_a_service_that_was_ready_does_not_end_for_a_worker_that_never_worked(
+    start: Start, code: int
+) -> None:
+    """One more decode worker loads while the first serves, and does not find the memory for it."""
+    cluster = start(lasting=True, router="lasting", decode_0="lasting", decode_1=f"dying {code}")
+    cluster.check(info("decode-0"))
+    ended(cluster, "decode-1")
+    (note,) = cluster.check()
+    assert note.startswith(f"decode-1 died (exit code {code}: last words) and is started again;")
+
+
 def test_a_server_whose_loop_has_turned_is_a_server_that_has_worked(
     start: Start, tmp_path: Path
 ) -> None:

@@ -1,9 +1,11 @@
 """The plan of faults, how recovery is measured, what stands in the report."""
 
+import asyncio
 import math
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from tools.faults.stage import (
     STAGES,
     Fault,
     Injected,
+    Injector,
     each_stage,
     longest_gap,
     record_recovery,
@@ -52,6 +55,31 @@ def test_recovery_is_counted_for_each_fault() -> None:
     assert result.injected == 2
     assert result.whole_s == [3.0]
     assert result.token_s == [pytest.approx(2.4)]
+
+
+def test_a_victim_that_does_not_run_is_a_problem_and_no_quick_recovery() -> None:
+    service = Absent()
+    injector = Injector(service, random.Random(1))
+    fault = Fault(("decode-0", "router"), RANDOM, replaced=False)
+    asyncio.run(injector.run([fault]))
+    assert injector.problems == [
+        "kill decode-0 and router: a random moment: decode-0 did not run, so was not hit"
+    ]
+    assert [each.pids for each in injector.injected] == [{"router": 7}]
+
+
+class Absent(Service):
+    """Whole, though nobody but the router runs."""
+
+    def pids(self) -> dict[str, int]:
+        return {"router": 7}
+
+    def signal(self, name: str, number: object) -> int | None:
+        return self.pids().get(name)
+
+    async def state(self) -> dict[str, Any]:
+        alive = [{"role": role, "state": "alive"} for role in self.expected]
+        return {"ready": True, "workers": alive}
 
 
 def test_the_longest_wait_of_a_stream() -> None:

@@ -16,6 +16,7 @@ from baton.package import own_version
 from baton.topology import Topology
 from tests import patience
 from tests.patience import OUTLIVES_S
+from tests.pure.actors import info
 
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 PROCESS = f"""
@@ -95,6 +96,19 @@ def test_a_process_gets_its_keys_and_the_address_of_the_node(
     for path in (secret, Path(given["--api-key-file"])):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert (owner.look().host, owner.look().node, owner.look().runs) == ("10.0.0.7", "n7", True)
+
+
+def test_a_process_that_cannot_work_here_is_told_also_while_the_service_is_ready(
+    start: Start, home: Path
+) -> None:
+    """So that it is placed somewhere else."""
+    (home / "process.py").write_text("import sys; sys.exit(6)")
+    owner = start()
+    ready, deadline = info(), time.monotonic() + 60
+    while not (look := owner.look(ready)).exit_code:
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.005)
+    assert look.exit_code == 6
 
 
 def test_a_process_that_died_is_started_again_by_the_next_look(start: Start, home: Path) -> None:

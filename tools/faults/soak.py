@@ -86,17 +86,19 @@ class Soak:
         await asyncio.gather(*running)
 
     async def faults(self, injector: Injector) -> int:
-        """One a minute, of any kind. How many were only small ones."""
+        """One a minute, of any kind. How many of the small ones acted; what nobody came to did not."""
         rng, small = self.battery.rng("soak faults"), 0
         while (wait := time.monotonic() + FAULT_EVERY_S) < self.until:
+            armed = None
             if rng.random() < 0.2:
-                point = rng.choice(FLIPS)
-                self.service.arm(point)
-                small += 1
+                armed = self.service.arm(rng.choice(FLIPS))
             else:
                 kills = time.monotonic() < self.began + KILLING * (self.until - self.began)
                 await injector.run([_any_fault(rng, kills)])
             await asyncio.sleep(max(0.0, wait - time.monotonic()))
+            if armed is not None:  # who acts on it removes it
+                small += not armed.exists()
+                armed.unlink(missing_ok=True)
         return small
 
     async def watch(self) -> None:

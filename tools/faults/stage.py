@@ -121,6 +121,8 @@ class Injector:
                 self.problems.append(f"{fault}: no request came to this stage in {REACHED_S:g} s")
                 continue
             self.injected.append(injected)
+            if missed := [each for each in fault.victims if each not in injected.pids]:
+                self.problems.append(f"{fault}: {' and '.join(missed)} did not run, so was not hit")
             if not await self._recovered(injected, before):
                 return
             least = WORKED_S if fault.replaced else 0.1

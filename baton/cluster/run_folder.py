@@ -1,0 +1,82 @@
+"""Run folder: where a cluster keeps its sockets, pids and logs while it runs.
+
+Others clear the temporary folder: a cleaner of old files, a cluster that starts and removes what dead
+ones left. So the owner holds a lock on it (flock), which systemd-tmpfiles respects and which shows in
+every container that it lives. A folder that is gone all the same is made again.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from baton.host import process_runs
+
+PREFIX = "baton-"
+SOCKET, LOGS = "router.sock", "logs"
+MODE = 0o700
+
+
+class RunFolder:
+    """One folder of this process, with a folder for logs in it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+        self._lock = -1
+        self.make()
+
+    def make(self) -> None:
+        """Make what is missing of it. OSError if that cannot be, or if somebody else has made it."""
+        for folder in (self.path, self.path / LOGS):
+            with suppress(FileExistsError):
+                folder.mkdir(MODE)
+        if not is_private(self.path):
+            raise PermissionError(errno.EPERM, f"{self.path} belongs to somebody else now")
+        if self._lock < 0 or not _is(self.path, self._lock):
+            self._release()
+            self._lock = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def remove(self) -> None:
+        """Nobody needs it any more."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def is_private(folder: Path) -> bool:
+    """It is a folder of this user that nobody else can enter."""
+    found = folder.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return mine and not stat.S_IMODE(found.st_mode) & 0o077
+
+
+def sweep() -> None:
+    """Remove the run folders of processes that were killed before they could do so."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+        with suppress(OSError, ValueError):
+            if folder.stat().st_uid == os.getuid() and not process_runs(int(owner)):
+                _remove_unless_held(folder)
+
+
+def _remove_unless_held(folder: Path) -> None:
+    """The owner may run where its number says nothing: in a container that shares this folder."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    return os.path.samestat(path.stat(), os.fstat(descriptor))

@@ -1,0 +1,295 @@
+"""The supervisor and workers that join no router: stopped while they load, or when the next router comes;
+and a run folder that somebody removes. Tiny real processes, and a clock of our own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from baton.cluster import supervisor as cluster_module
+from baton.cluster.run_folder import PREFIX, RunFolder, sweep
+from baton.cluster.spare import Spare
+from baton.cluster.stuck import (
+    IDLE_START_S,
+    REJOINS_S,
+    STOPPED_START_S,
+    TURN_S,
+    Absence,
+    Awake,
+)
+from baton.cluster.supervisor import Beside
+from baton.host import any_stopped, family, processor_time
+from baton.server.serve import _write_missing
+from tests.cluster.processes import until
+from tests.pure.actors import (
+    Start,
+    ended,
+    gone,
+    home_of,
+    info,
+    is_up,
+    process,
+    starting,
+    turns,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    home_of(tmp_path, monkeypatch)
+    with starting(monkeypatch) as begin:
+        yield begin
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Stop it, and wait until it is."""
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: any_stopped([process.pid]), "the process stands still")
+
+
+# ---- verdicts
+
+
+def verdicts(absence: Absence, seconds: float, *, stopped: bool, works: bool) -> list[str]:
+    """So many seconds pass, with a look in each."""
+    return [
+        absence.too_long(second, stopped=stopped, work=second if works else 7)
+        for second in range(1, int(seconds) + 1)
+    ]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_worker_that_is_stopped_has_a_short_time(again: bool) -> None:
+    found = verdicts(Absence(0.0, again=again), STOPPED_START_S, stopped=True, works=False)
+    assert not any(found[:-1])
+    assert found[-1].startswith("was stopped for 15 s")
+
+
+def test_a_start_takes_any_time_as_long_as_it_works() -> None:
+    assert not any(verdicts(Absence(0.0), 3 * IDLE_START_S, stopped=False, works=True))
+
+
+def test_a_start_without_work_is_stuck_after_the_time_of_another_ones_compilation() -> None:
+    found = verdicts(Absence(0.0), IDLE_START_S + 1, stopped=False, works=False)
+    assert not any(found[:-1])  # the first look sees work: that of before
+    assert found[-1] == "did nothing for 600 s of its start"
+
+
+def test_where_nobody_knows_what_a_process_does_nothing_is_held_against_it() -> None:
+    absence = Absence(0.0)
+    for second in range(1, 3 * int(IDLE_START_S)):
+        assert absence.too_long(second, stopped=False, work=None) == ""
+
+
+def test_who_was_in_a_cluster_before_has_nothing_to_load() -> None:
+    found = verdicts(Absence(0.0, again=True), REJOINS_S, stopped=False, works=True)
+    assert not any(found[:-1])
+    assert found[-1] == "did not join the new router within 120 s"
+
+
+def test_only_time_in_which_the_supervisor_ran_counts() -> None:
+    awake = Awake()
+    absence = Absence(awake.look(0.0))
+    for hour in range(1, int(STOPPED_START_S)):
+        at = awake.look(3600.0 * hour)
+        assert absence.too_long(at, stopped=True, work=7) == ""
+
+
+# ---- processes
+
+
+BURNS = """
+import sys, time
+while time.process_time() < 0.2: pass
+print("done", flush=True)
+sys.stdin.read()
+"""
+STARTS = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURNS!r}])"
+TWICE = f"{STARTS}\nprint('both', flush=True)\nopen({{gate!r}}).read()"
+
+
+def test_what_a_process_and_its_children_compute_is_its_work(tmp_path: Path) -> None:
+    """While a child runs and when it has ended; and a child that is stopped stops its parent's start."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with subprocess.Popen(
+        [sys.executable, "-c", TWICE.format(gate=str(gate))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        assert parent.stdout.readline() == b"done\n"
+        least = 0.15 * os.sysconf("SC_CLK_TCK")
+        pid, child = family(parent.pid)
+        assert pid == parent.pid
+        assert (processor_time([pid, child]) or 0) >= least
+        assert not any_stopped([pid, child])
+        os.kill(child, signal.SIGSTOP)
+        until(lambda: any_stopped(family(pid)), "the child stands still")
+        os.kill(child, signal.SIGCONT)
+        parent.stdin.close()
+        assert parent.stdout.readline() == b"both\n"
+        assert family(pid) == [pid]
+        assert (processor_time([pid]) or 0) >= least
+        parent.kill()
+    assert family(pid) == [pid]
+    assert processor_time([pid]) is None
+    assert not any_stopped([pid])
+
+
+def test_a_worker_that_is_stopped_while_it_loads_is_killed_and_started_again(start: Start) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="lasting")
+    stopped = process(cluster, "decode-0")
+    stop(stopped)
+    assert turns(cluster, STOPPED_START_S - 2 * TURN_S) == []
+    said, died = turns(cluster, 4 * TURN_S)
+    assert said == "decode-0 was stopped for 15 s, in no cluster, and was killed"
+    assert died.startswith("decode-0 died (signal 9)")
+    assert gone(stopped.pid)
+    assert cluster.pids()["decode-0"] != stopped.pid
+
+
+def test_a_worker_that_does_not_join_the_next_router_is_killed_and_the_others_are_not(
+    start: Start,
+) -> None:
+    """It is wedged, or was stopped when its router died: the next one knows nothing of it."""
+    cluster = start(lasting=True, router="lasting", prefill_0="lasting", decode_0="lasting")
+    for name in ("prefill-0", "decode-0"):
+        is_up(cluster, name)
+    cluster.check(info("prefill-0", "decode-0"))
+    before = cluster.pids()
+    ended(cluster, "router", kill=True)
+    cluster.check()
+    cluster._children[0].deafen()  # it is not judged by its beats here
+    assert turns(cluster, 2 * REJOINS_S) == []  # no router says anything yet: there is none to join
+    cluster.check(info("prefill-0", boot="a1"))
+    assert turns(cluster, REJOINS_S - 3 * TURN_S) == []
+    assert cluster.pids()["decode-0"] == before["decode-0"]
+    notes = turns(cluster, 5 * TURN_S)
+    assert notes[0] == "decode-0 did not join the new router within 120 s and was killed"
+    assert gone(before["decode-0"])
+    assert cluster.pids()["prefill-0"] == before["prefill-0"]
+
+
+def test_a_stopped_spare_becomes_nobody_and_is_replaced(tmp_path: Path) -> None:
+    spare = Spare(tmp_path, ())
+    try:
+        assert spare.keep(0.0)
+        assert spare.process is not None
+        stopped = spare.process
+        stop(stopped)
+        assert spare.become(["actor"], tmp_path / "decode-0.log", 1.0) is None
+        assert gone(stopped.pid)
+        assert spare.keep(1.0)
+    finally:
+        spare.end()
+
+
+# ---- the run folder
+
+
+def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_listens_anew(
+    start: Start,
+) -> None:
+    """Whoever is connected goes on; but nobody new finds the router."""
+    cluster = start(lasting=True, router="beating 1000", decode_0="lasting")
+    is_up(cluster, "router")
+    is_up(cluster, "decode-0")
+    socket = cluster.run_dir / "router.sock"
+    cluster._children[0].command.append(cluster.address)  # it would listen there
+    socket.touch()
+    cluster.check(info("decode-0"))
+    before = cluster.pids()
+    assert turns(cluster, 2 * TURN_S) == []
+    shutil.rmtree(cluster.run_dir)
+    (note,) = turns(cluster, TURN_S)
+    assert note.startswith("router died (its socket was removed, so it was killed")
+    assert cluster.pids()["router"] != before["router"]
+    assert cluster.run_dir.stat().st_mode & 0o777 == 0o700
+    ended(cluster, "decode-0", kill=True)
+    turns(cluster, TURN_S)
+    is_up(cluster, "decode-0")  # with a log
+    folder = cluster.run_dir
+    cluster.stop()
+    assert not folder.exists()
+
+
+def test_what_a_process_reads_from_the_folder_is_written_again_before_its_next_start(
+    start: Start,
+) -> None:
+    cluster = start(lasting=True, router="lasting")
+    keys = cluster.run_dir / "api-keys"
+    write = partial(_write_missing, ("one", "two"), keys)
+    cluster.add(Beside("server", ["actor", "lasting"], (), write))
+    assert keys.read_text() == "one\ntwo\n"
+    shutil.rmtree(cluster.run_dir)
+    ended(cluster, "server", kill=True)
+    turns(cluster, TURN_S)
+    assert keys.read_text() == "one\ntwo\n"
+    assert keys.stat().st_mode & 0o777 == 0o600
+
+
+class Immortal(subprocess.Popen[bytes]):
+    """It hangs in the kernel: nothing ends it for now."""
+
+    def kill(self) -> None:
+        pass
+
+
+def test_one_that_cannot_be_killed_now_holds_up_nobody(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "ENDS_S", 0.01)
+    cluster = start(lasting=True, router="lasting", decode_0="lasting", prefill_0="lasting")
+    hangs = process(cluster, "decode-0")
+    hangs.__class__ = Immortal
+    cluster.check(info("decode-0", "prefill-0"))
+    (note,) = cluster.check(info("prefill-0"))
+    assert note == "decode-0 had stopped answering and was killed"
+    ended(cluster, "prefill-0", kill=True)
+    (note,) = cluster.check()
+    assert note.startswith("prefill-0 died (signal 9)")
+    assert cluster.pids()["decode-0"] == hangs.pid
+    hangs.__class__ = subprocess.Popen
+    ended(cluster, "decode-0", kill=True)  # the kernel lets it go
+    cluster.check()
+    assert cluster.pids()["decode-0"] != hangs.pid
+
+
+def test_a_folder_that_somebody_else_made_in_its_place_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = RunFolder()
+    shutil.rmtree(folder.path)
+    folder.path.mkdir(mode=0o755)
+    with pytest.raises(PermissionError, match="belongs to somebody else"):
+        folder.make()
+    folder.remove()
+
+
+def test_the_folder_of_a_living_owner_is_not_swept_whatever_its_number_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another container the same number may be that of nobody."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    short = subprocess.Popen(["true"])
+    short.wait()
+    monkeypatch.setattr("os.getpid", lambda: short.pid)
+    folder = RunFolder()
+    assert folder.path.name.startswith(f"{PREFIX}{short.pid}-")
+    sweep()
+    assert (folder.path / "logs").is_dir()
+    os.close(folder._lock)  # it is killed
+    folder._lock = -1
+    sweep()
+    assert not folder.path.exists()
