@@ -196,7 +196,9 @@ def _beginning(whole: Any) -> Any:
         if isinstance(value, str):
             return value[:SHOWN]
         if isinstance(value, dict):
-            return {str(name)[:SHOWN]: cut(value[name]) for name, _ in zip(value, room, strict=False)}
+            return {
+                str(name)[:SHOWN]: cut(value[name]) for name, _ in zip(value, room, strict=False)
+            }
         if isinstance(value, list):
             return [cut(each) for each, _ in zip(value, room, strict=False)]
         return value

@@ -73,7 +73,9 @@ def test_with_no_place_left_an_address_without_any_gets_one_of_the_largest() -> 
     assert town.gone == a[:1]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["came", "works", "rests", "left"]))))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["came", "works", "rests", "left"])))
+)
 def test_places_are_counted_right(steps: list[tuple[str, str]]) -> None:
     town = Town(7, refused=2)
     here: list[Member] = []
