@@ -10,7 +10,6 @@ https://platform.openai.com/docs/guides/error-codes
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from itertools import islice
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError

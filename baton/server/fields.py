@@ -59,9 +59,9 @@ STRUCTURED: Refusals = {
 
 
 def at_most(most: int, of: str) -> BeforeValidator:
-    """For an object whose values are checked: its size first. pydantic looks at it last, after an error for
-    each of too many values, and listing 300,000 errors holds up all other requests for a second. (Of a
-    list it sees the size first, and fail_fast ends it at its first error.)"""
+    """For an object whose values are checked: its size first. pydantic looks at it last, after an error
+    for each of too many values, and listing 300,000 errors holds up all other requests for a second. (Of
+    a list it sees the size first, and fail_fast ends it at its first error.)"""
 
     def check(value: Any) -> Any:
         if isinstance(value, dict) and len(value) > most:

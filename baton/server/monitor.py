@@ -144,7 +144,7 @@ class Monitor:
             self._pages.discard(queue)
 
     def _shared_backlog(self) -> tuple[str, ...]:
-        """The moments that a new page gets; the same object for all that open before the next ones come."""
+        """The moments that a new page gets; one object for all that open before the next ones come."""
         if self._shown is None:
             self._shown = tuple(moment for _, moment in self._backlog)
         return self._shown

@@ -41,4 +41,5 @@ def test_a_message_stays_on_its_line_and_a_traceback_has_its_own(
     lines = said.getvalue().splitlines()
     assert lines[0].endswith(r" server INFO a: GET /\n/b")
     assert lines[1].endswith(" server ERROR a: oh")
-    assert lines[2].startswith("Traceback") and lines[-1] == "ValueError: bad"
+    assert lines[2].startswith("Traceback")
+    assert lines[-1] == "ValueError: bad"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from baton.client.aio import RouterClient
 from baton.server import traces as under_test
 from baton.server.metrics import Metrics
 from baton.server.monitor import AT_ONCE, Monitor
 from baton.server.traces import Traces, encoded
-from baton.client.aio import RouterClient
 from baton.timeline import Moment, Timeline
 from baton.trace import chrome_trace
 from baton.wire.messages import Observed
