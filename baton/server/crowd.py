@@ -5,9 +5,9 @@
     crowd.left(member)
 
 An address may hold a multiple of what is free, as a tenant may in admission.py: one that is alone gets
-nearly all places, and there is always one for somebody else. (Keys come later, with a request's head.)
-Where an address has its share, the connection of it that has rested longest gives way to a new one. If all
-of them work, the new one is refused. Refused ones are counted apart, and few of them wait for the answer
+nearly all places, and there is always one for others. (Keys come later, with the head of a request.)
+Where an address has its share, the connection of it that rested longest gives way to a new one. If all of
+them work, the new one is refused. Refused ones are counted apart, and few of them wait for the answer
 that says so.
 """
 

@@ -1,7 +1,7 @@
 """Traces: the history of requests as JSON for Perfetto, made beside the event loop, once for many.
 
 Of 10,000 requests it is 18 MB, and a second of work in which nobody else would be served. So a thread
-makes it, those who ask meanwhile share it, and it is given again for WORTH times as long as making it took:
+makes it, those who ask meanwhile share it, and it is given again for WORTH times as long as that took:
 whoever asks for it all the time takes a tenth of a core, and clients that do not read it hold few.
 """
 
