@@ -43,6 +43,18 @@ class _Text(logging.Formatter):
         text = super().format(record)
         return text.replace(": ", f": {request}: ", 1) if request else text
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Without the traceback, which has lines of its own."""
+        return printable(super().formatMessage(record))
+
+
+def printable(text: str) -> str:
+    """With escapes for line ends and other characters that nobody sees. A message may quote what a client
+    sent: it must not begin a line that looks like another event, or reach the terminal as a command."""
+    if text.isprintable():
+        return text
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
+
 
 def set_up_logging(process: str, level: str = "warning", *, json_lines: bool = False) -> None:
     """Log to stderr under the process name `process`, e.g. decode-0. A command calls this once. A stderr

@@ -149,6 +149,15 @@ class Timeline:
                 while len(self._ended) > self._remembered:
                     self._ended.popitem(last=False)
 
+    def copy(self) -> "Timeline":
+        """As it is now, for another thread."""
+        found = Timeline(self._remembered)
+        found._ended = OrderedDict(self._ended)
+        found._live = {
+            request: _unpacked(request, _packed(life)) for request, life in self._live.items()
+        }
+        return found
+
     def get(self, request: str) -> Life | None:
         life, packed = self._live.get(request), self._ended.get(request)
         return life or (_unpacked(request, packed) if packed is not None else None)

@@ -79,6 +79,32 @@ def checked_target(path: Path) -> Path:
     return target
 
 
+def check_apart(prompts: Path, output: Path, trace: Path | None) -> None:
+    """Each file of a job is another one. Raises InputError: what a job writes replaces what was there, so
+    the prompts would be gone."""
+    output_part = Path(f"{output}.part")
+    for option, path, written in (
+        ("-o", output, output),
+        ("-o", output, output_part),
+        ("--trace-file", trace, trace),
+    ):
+        if path is None or written is None:
+            continue
+        if _same(written, prompts):
+            way_out = "choose another name for the output"
+            raise InputError(f"{option} {path} would replace the prompts in {prompts}: {way_out}")
+    if trace is not None and (_same(trace, output) or _same(trace, output_part)):
+        raise InputError(f"--trace-file {trace} and -o {output} are one file: choose another name")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Are they one file, whatever links lead to it?"""
+    try:
+        return os.path.realpath(one) == os.path.realpath(other) or one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
+
+
 def write_whole(target: Path, parts: Iterator[str], *, saved: str) -> None:
     """Replace the file atomically. OutputError if that fails, with `saved`: which answers are safe."""
     beside = target.with_name(f"{target.name}.new.part")

@@ -12,11 +12,13 @@ from typing import Any
 
 from baton.cluster.options import DECLARED, ClusterOptions, flag
 from baton.errors import InputError
-from baton.package import COMMAND
+from baton.offline.outputs import check_apart
+from baton.package import COMMAND, ROOT
 from baton.params import MAX_STOP_CHARACTERS, MAX_STOPS
 from baton.topology import Topology, count_gpus, plan_topology
 from sampler.params import SamplingParams
 
+OWN_PROMPTS = ROOT / "prompts.py"
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 ONLY_WHEN_SAMPLING = ("top_k", "top_p", "min_p")
@@ -74,13 +76,16 @@ def settings_from(given: Mapping[str, Any], is_explicit: IsExplicit) -> JobSetti
     if given["timings"] and given["format"] == "txt":
         raise InputError("--timings go into jsonl lines: add --format jsonl")
     refuse_lora(given)
+    output = Path(given["output_file"])
+    trace = Path(given["trace_file"]) if given["trace_file"] else None
+    check_apart(Path(given["prompts"] or OWN_PROMPTS), output, trace)
     copied = ("batch_size", "generation_length", "stop", "ignore_eos", "format", "timings", "quiet")
     return JobSettings(
         target=target_from(given, is_explicit, batch_size=given["batch_size"]),
         sampling={name: given[name] for name in (*SAMPLING_FLAGS, "seed", "greedy")},
         prompts=chosen_prompts(given["prompts"]),
-        output=Path(given["output_file"]),
-        trace=Path(given["trace_file"]) if given["trace_file"] else None,
+        output=output,
+        trace=trace,
         **{name: given[name] for name in copied},
     )
 

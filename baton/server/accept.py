@@ -36,6 +36,14 @@ def reserve_of(limit: int, following: int) -> int:
     return RESERVE if limit < 0 else min(RESERVE, (limit - following) // 2)
 
 
+def spare_descriptors() -> tuple[int, int]:
+    """How many more files this process may open (negative: no limit), and how many of them are kept."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    following = os.open(os.devnull, os.O_RDONLY)
+    os.close(following)
+    return limit if limit < 0 else limit - following, reserve_of(limit, following)
+
+
 class Acceptor:
     """Accepts inside the running event loop until it is closed."""
 

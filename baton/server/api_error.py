@@ -182,10 +182,28 @@ def from_validation_error(error: RequestValidationError | ValidationError) -> Ap
     param = where[0] if where else None
     if first["type"] == "json_invalid":
         return ApiError.bad_request(f"the body is not valid JSON: {message}"[:LONGEST_TEXT])
-    given = repr(first.get("input"))[:SHOWN]
+    given = repr(_beginning(first.get("input")))[:SHOWN]
     path = ".".join(where)[:SHOWN]
     text = f"{path}: {message}, got {given}" if path else f"{message}, got {given}"
     return ApiError.bad_request(text[:LONGEST_TEXT], param)
+
+
+def _beginning(whole: Any) -> Any:
+    """As much of a value as can be shown: repr() of all of a large one would hold up other requests."""
+    room = iter(range(SHOWN))  # each value within takes a character at least
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            return value[:SHOWN]
+        if isinstance(value, dict):
+            return {
+                str(name)[:SHOWN]: cut(value[name]) for name, _ in zip(value, room, strict=False)
+            }
+        if isinstance(value, list):
+            return [cut(each) for each, _ in zip(value, room, strict=False)]
+        return value
+
+    return cut(whole)
 
 
 def body(error: ApiError) -> dict[str, Any]:

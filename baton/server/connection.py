@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from baton.server.api_error import ApiError, response
+from baton.server.crowd import Crowd, Member
 
 HEAD_S = 10.0
 """Time limit for the head of a request."""
@@ -34,7 +35,6 @@ once, a reset could overtake the response."""
 WRITE_S = 30.0
 LEAST_BYTES = 1024
 """A client for which something is left must read so many bytes within WRITE_S, or it is cut off."""
-CONNECTIONS = 2048
 RETRY_S = 2
 FEW_CHUNKS = 1024
 LEAST_CHUNK = 32
@@ -104,10 +104,14 @@ class ServerTransport(asyncio.Transport):
         inner: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
         unread: Callable[[], bool],
+        crowd: Crowd,
     ) -> None:
         """`unread`: may the client be sending more of a request that was answered already?"""
         super().__init__()
         self._inner, self._loop, self._unread = inner, loop, unread
+        address = str((inner.get_extra_info("peername") or ("",))[0])
+        self._crowd, self.member = crowd, Member(address, self.close, self._reset)
+        crowd.came(self.member)
         self._written = 0
         self._since, self._passed = 0.0, 0  # when so many bytes had been passed to the kernel
         self._watch: asyncio.TimerHandle | None = None
@@ -148,6 +152,7 @@ class ServerTransport(asyncio.Transport):
 
     def lost(self) -> None:
         """The connection has ended."""
+        self._crowd.left(self.member)
         for timer in (self._watch, self._linger):
             if timer is not None:
                 timer.cancel()
@@ -239,18 +244,25 @@ class ServerProtocol(H11Protocol):
     conn: StrictConnection
     transport: ServerTransport
 
+    def __init__(self, *given: Any, crowd: Crowd) -> None:
+        """`crowd`: of all connections of this server."""
+        super().__init__(*given)
+        self._crowd = crowd
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.conn = StrictConnection(h11.SERVER)
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]
-        super().connection_made(ServerTransport(transport, self.loop, self._unread))
+        super().connection_made(ServerTransport(transport, self.loop, self._unread, self._crowd))
+        if self.transport.member.refused:
+            self.app = busy
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self.app = busy if len(self.connections) >= CONNECTIONS else self.config.loaded_app
         super().data_received(data)
         waits = self.conn.their_state is h11.IDLE
+        self._rests_or_works(rests=waits)
         if waits and self._head_timer is None:  # the next request on this connection has begun
             self._start_timer()
         elif not waits:
@@ -260,6 +272,17 @@ class ServerProtocol(H11Protocol):
         self._stop_timer()
         self.transport.lost()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._rests_or_works(rests=self.conn.their_state is h11.IDLE)
+
+    def _rests_or_works(self, *, rests: bool) -> None:
+        tell = self._crowd.rests if rests and not self.transport.is_closing() else self._crowd.works
+        tell(self.transport.member)
+
+    def _should_upgrade(self) -> bool:
+        return not self.transport.member.refused and super()._should_upgrade()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._upgraded = True
@@ -301,8 +324,11 @@ class ServerProtocol(H11Protocol):
 
 
 async def busy(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application while there are too many connections."""
-    text = f"the server is busy: it has {CONNECTIONS} connections; try again in {RETRY_S} s"
+    """The application of a connection that has no place."""
+    text = (
+        "the server is busy: its connections, or those that one address may have, are all in use; try "
+        f"again in {RETRY_S} s"
+    )
     error = ApiError(503, text, "server_error", code="overloaded", retry_after=RETRY_S)
     answer = response(error)
     answer.headers["Connection"] = "close"

@@ -286,7 +286,7 @@ class _Response:
         """One line for each request, without its content."""
         logger.info(
             "%s %s %s %.3f s",
-            self._scope["method"],
+            self._scope["method"][:20],
             self._scope["path"][:200],
             self._status or "left",
             time.monotonic() - self._began,

@@ -11,8 +11,8 @@ from baton.client.aio import RouterClient
 from baton.server.metrics import GOOD, Metrics
 from baton.server.otel import Spans
 from baton.server.sse import event, json_of
+from baton.server.traces import Traces
 from baton.timeline import Moment, Timeline
-from baton.trace import chrome_trace
 from baton.verdict import RECENT_S, Facts, verdict
 from baton.wire.messages import ClusterInfo, Observed
 from baton.wire.records import ITL_BUCKETS_S, Counts, Ended, FirstToken
@@ -21,6 +21,8 @@ SPAN_S = 10.0
 BACKLOG_S = 120.0
 MOST_BACKLOG = 20_000
 """Moments that a new page gets, some 5 MB: under load they are of less time than BACKLOG_S."""
+AT_ONCE = 200
+"""Moments in one event for a new page, some 50 KB: a page that does not read has no more waiting."""
 REMEMBERED = 10_000
 """Requests; the load and the verdict rest on no more."""
 BEHIND = 256
@@ -41,10 +43,12 @@ class Monitor:
         self._pages: set[asyncio.Queue[bytes]] = set()
         self._info: ClusterInfo | None = None
         self._backlog: deque[tuple[float, str]] = deque(maxlen=MOST_BACKLOG)  # as JSON
+        self._shown: tuple[str, ...] | None = None
         self._ended: deque[tuple[float, Facts]] = deque(maxlen=REMEMBERED)
         self._ttft: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self._counted: deque[tuple[float, Counts]] = deque()
         self.timeline = Timeline()
+        self.traces = Traces(self.timeline, lambda: self._info.model if self._info else "")
         self._alone: OrderedDict[str, None] = OrderedDict()  # requests that ended without a router
 
     def observed(self, message: Observed) -> None:
@@ -53,6 +57,7 @@ class Monitor:
         self.timeline.add(message.moments)
         moments = [json_of(dict(zip(NAMES, VALUES(each), strict=True))) for each in message.moments]
         self._backlog.extend((now, moment) for moment in moments)
+        self._shown = None
         if moments and self._pages:
             self._send(_moments(now, moments))
         while self._backlog and self._backlog[0][0] < now - BACKLOG_S:
@@ -118,26 +123,31 @@ class Monitor:
                 self._ended.clear()
                 self._ttft.clear()
                 self._backlog.clear()
+                self._shown = None
             self._send(event(_cluster(self._info), "cluster"))
 
     async def feed(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events for one page."""
         queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
         self._pages.add(queue)
+        backlog = self._shared_backlog() if self._counted else ()
         try:
             yield event(_cluster(self._info), "cluster")
             if self._counted:
                 now = self._counted[-1][0]
-                yield _moments(now, [moment for _, moment in self._backlog])
+                for start in range(0, max(len(backlog), 1), AT_ONCE):
+                    yield _moments(now, backlog[start : start + AT_ONCE])
                 yield event(self.numbers(), "numbers")
             while queue in self._pages:
                 yield await queue.get()
         finally:
             self._pages.discard(queue)
 
-    def trace(self) -> dict[str, Any]:
-        """The recorded history, for Perfetto."""
-        return chrome_trace(self.timeline, model=self._info.model if self._info else "")
+    def _shared_backlog(self) -> tuple[str, ...]:
+        """The moments that a new page gets; one object for all that open before the next ones come."""
+        if self._shown is None:
+            self._shown = tuple(moment for _, moment in self._backlog)
+        return self._shown
 
     def numbers(self) -> dict[str, Any]:
         """Load and latencies of the last seconds."""

@@ -25,10 +25,11 @@ from baton.host import process_runs, release_memory
 from baton.model_files import ModelFiles, resolve_model
 from baton.package import own_version
 from baton.pulse import EVERY_S, Pulse
-from baton.server.accept import Acceptor
+from baton.server.accept import Acceptor, spare_descriptors
 from baton.server.app import make_app
 from baton.server.bodies import MAX_BODY_BYTES
 from baton.server.connection import ServerProtocol
+from baton.server.crowd import Crowd, places
 from baton.server.metrics import Metrics
 from baton.server.monitor import Monitor
 from baton.server.options import ServerSettings, adopt, bind
@@ -147,7 +148,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts connections by accept.py."""
         await super().startup(sockets=[])  # all but the accepting
-        make = partial(ServerProtocol, self.config, self.server_state, self.lifespan.state)
+        crowd = Crowd(*places(*spare_descriptors()))
+        state = self.lifespan.state
+        make = partial(ServerProtocol, self.config, self.server_state, state, crowd=crowd)
         accepting = [Acceptor(each, make, self.config.ssl) for each in sockets or ()]
         self.servers.extend(accepting)  # type: ignore[arg-type]
 

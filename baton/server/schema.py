@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from baton.params import (
     MAX_LOGPROBS,
@@ -20,7 +20,7 @@ from baton.params import (
 )
 from baton.server.api_error import SHOWN, ApiError
 from baton.server.conversation import ConversationFields, Messages
-from baton.server.fields import GENERATION, TOKENIZE, Fields, Refusals
+from baton.server.fields import GENERATION, TOKENIZE, Fields, Refusals, at_most
 from baton.server.structured import StructuredFields
 from baton.server.tools import ToolUse, tool_use
 from sampler.params import MOST_ALLOWED, MOST_BIASES, RULES, SamplingParams
@@ -50,13 +50,6 @@ class Defaults:
     stream_interval_s: float = 0.0
 
 
-def few_biases(value: Any) -> Any:
-    """Checks the number first: otherwise each of too many items would be an error of its own."""
-    if isinstance(value, dict) and len(value) > MOST_BIASES:
-        raise ValueError(f"must have at most {MOST_BIASES:,} ids, not {len(value):,}")
-    return value
-
-
 def id_of(key: str) -> int:
     """The token id in a key of logit_bias."""
     if not key.isascii() or not key.isdigit() or len(key) > 10 or int(key) >= 2**31:
@@ -71,7 +64,7 @@ Stops = Annotated[
     Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("texts")],
     Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
 ]
-Biases = Annotated[dict[str, Number], Field(max_length=MOST_BIASES), BeforeValidator(few_biases)]
+Biases = Annotated[dict[str, Number], Field(max_length=MOST_BIASES), at_most(MOST_BIASES, "ids")]
 
 
 class StreamOptions(Fields):

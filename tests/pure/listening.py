@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import uvicorn
 from baton.server.accept import Acceptor
 from baton.server.bodies import limits_of
 from baton.server.connection import ServerProtocol
+from baton.server.crowd import CONNECTIONS, Crowd
 from baton.server.guard import AccessPolicy, Guard, hashed
 from baton.server.options import ServerSettings
 from baton.server.run import configured
@@ -85,7 +87,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*keys: str, certificate: Path | None = None) -> AsyncIterator[Served]:
+async def serving(
+    *keys: str, certificate: Path | None = None, connections: int = CONNECTIONS
+) -> AsyncIterator[Served]:
     """`certificate`: of https, with its private key in the same file."""
     app = App()
     guard = Guard(app, AccessPolicy(hashed(keys)), lambda path: limits_of(path, 2048))
@@ -100,7 +104,13 @@ async def serving(*keys: str, certificate: Path | None = None) -> AsyncIterator[
             await asyncio.sleep(0.01)
         acceptor = Acceptor(
             listener,
-            lambda: ServerProtocol(config, server.server_state, server.lifespan.state),
+            partial(
+                ServerProtocol,
+                config,
+                server.server_state,
+                server.lifespan.state,
+                crowd=Crowd(connections),
+            ),
             config.ssl,
         )
         try:

@@ -477,3 +477,17 @@ def test_a_signal_held_back_comes_after_the_block():
         [sys.executable, "-c", HELD], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert (done.stdout, done.stderr) == ("block\nSIGTERM\n", "")
+
+
+def test_a_job_does_not_write_what_it_reads(capsys, tmp_path, monkeypatch):
+    """Without --prompts that is prompts.py."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("In the future")
+    given = ("--prompts", "mine.txt", "-o", "mine.txt")
+    text = "-o mine.txt would replace the prompts in mine.txt: choose another name for the output"
+    assert refused(capsys, *given) == (2, text)
+    own = str(ROOT / "prompts.py")
+    assert refused(capsys, "-o", own)[1].startswith(f"-o {own} would replace the prompts in {own}")
+    given = ("--prompts", "mine.txt", "-o", "a", "--trace-file", "a")
+    text = "--trace-file a and -o a are one file: choose another name"
+    assert refused(capsys, *given) == (2, text)

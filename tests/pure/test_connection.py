@@ -227,19 +227,6 @@ def test_who_reads_slowly_but_reads_gets_all(monkeypatch: pytest.MonkeyPatch) ->
     asyncio.run(work())
 
 
-def test_too_many_connections_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.server.connection.CONNECTIONS", 3)
-
-    async def work() -> None:
-        async with serving() as served:
-            others = [await served.open() for _ in range(3)]
-            assert answered(await served.ask(HEAD + b"\r\n"), 503, "overloaded")["retry-after"]
-            for _, writer in others:
-                writer.close()
-
-    asyncio.run(work())
-
-
 def test_under_a_low_limit_half_of_the_descriptors_are_for_connections() -> None:
     assert reserve_of(-1, 30) == reserve_of(1024, 30) == reserve_of(62, 30) == 16
     assert [reserve_of(limit, 30) for limit in (50, 40, 32, 31)] == [10, 5, 1, 0]

@@ -9,7 +9,7 @@ import pytest
 
 from baton.client.batch import Completion
 from baton.errors import InputError, OutputError
-from baton.offline.outputs import checked_target, rendered, write_whole
+from baton.offline.outputs import check_apart, checked_target, rendered, write_whole
 from baton.wire.records import Timings
 
 PROMPTS = ["One day", "Zwei »龍«"]
@@ -136,3 +136,31 @@ def test_a_read_only_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # for root all is writable
     with pytest.raises(InputError, match="read-only"):
         checked_target(target)
+
+
+@pytest.mark.parametrize(
+    ("output", "trace", "said"),
+    [
+        ("prompts.txt", None, "-o {}/prompts.txt would replace the prompts"),
+        ("./sub/../prompts.txt", None, "would replace the prompts"),
+        ("link", None, "-o {}/link would replace the prompts"),
+        ("hard", None, "-o {}/hard would replace the prompts"),
+        ("part", None, "-o {}/part would replace the prompts"),
+        ("out", "prompts.txt", "--trace-file {}/prompts.txt would replace the prompts"),
+        ("out", "link", "--trace-file {}/link would replace the prompts"),
+        ("out", "out", "--trace-file {}/out and -o {}/out are one file"),
+        ("out", "out.part", "are one file"),
+        ("./out", "sub/../out", "are one file"),
+    ],
+)
+def test_what_is_read_is_not_written(tmp_path, output, trace, said):
+    (tmp_path / "sub").mkdir()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("In the future")
+    (tmp_path / "link").symlink_to(prompts)
+    os.link(prompts, tmp_path / "hard")
+    (tmp_path / "part.part").symlink_to(prompts)
+    with pytest.raises(InputError) as refused:
+        check_apart(prompts, tmp_path / output, tmp_path / trace if trace else None)
+    assert said.format(tmp_path, tmp_path) in str(refused.value)
+    check_apart(prompts, tmp_path / "answers.txt", tmp_path / "trace.json")

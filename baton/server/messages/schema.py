@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
+from baton.params import MAX_STOPS
 from baton.server.api_error import ApiError
 from baton.server.conversation import MAX_TOOLS
 from baton.server.fields import LEAVE_OUT, UNSUPPORTED, Fields, Refusals
@@ -155,7 +156,7 @@ class MessagesRequest(CountRequest):
     """/v1/messages."""
 
     max_tokens: Int = Field(ge=1, lt=2**31)
-    stop_sequences: list[Text] | None = None
+    stop_sequences: list[Text] | None = Field(None, max_length=MAX_STOPS)
     temperature: Number | None = Field(None, ge=0, le=2, description="0: greedy.")
     top_p: Number | None = Field(None, gt=0, le=1)
     top_k: Int | None = Field(None, ge=-1, lt=2**31, description="-1 or 0: off.")

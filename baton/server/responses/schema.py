@@ -13,7 +13,7 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_valida
 from baton.params import MAX_LOGPROBS
 from baton.server.api_error import ApiError
 from baton.server.conversation import MAX_TOOLS
-from baton.server.fields import LEAVE_OUT, UNSUPPORTED, Fields, Refusals
+from baton.server.fields import LEAVE_OUT, UNSUPPORTED, Fields, Refusals, at_most
 from baton.server.responses.items import Input, Item, chat_name, messages_of
 from baton.server.responses.namespaces import Named, flat, named
 from baton.server.schema import Bool, Int, Number, Text
@@ -55,7 +55,9 @@ NAMES = {
 """What a chat's fields are called here."""
 
 Metadata = Annotated[
-    dict[str, Annotated[Text, Field(max_length=512)]], Field(max_length=MOST_METADATA)
+    dict[str, Annotated[Text, Field(max_length=512)]],
+    Field(max_length=MOST_METADATA),
+    at_most(MOST_METADATA, "pairs"),
 ]
 
 
