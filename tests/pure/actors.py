@@ -5,7 +5,6 @@ import os
 import select
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,14 +19,15 @@ from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
 from baton.wire.records import WorkerInfo
 from sampler.params import SamplingParams
+from tests.patience import OUTLIVES_S, patiently, until
 
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 
-ACTOR = """
+ACTOR = f"""
 import os, signal, sys, time
 def lasting(*_):
     os.write(1, b"up\\n")  # at once: print() may write the line's end by itself, or be killed before
-    time.sleep(600)
+    time.sleep({OUTLIVES_S})
 def dying(code, *_):
     open("death").read()
     print("error: first\\nnoise\\nerror: last words\\nmore noise", file=sys.stderr, flush=True)
@@ -47,7 +47,7 @@ def beating(beats, *rest):
     for _ in range(int(beats)):
         os.write(int(rest[rest.index("--pulse") + 1]), b".")
     lasting()
-acts = {"lasting": lasting, "dying": dying, "leaving": leaving, "deaf": deaf, "once": once}
+acts = {{"lasting": lasting, "dying": dying, "leaving": leaving, "deaf": deaf, "once": once}}
 acts["beating"] = beating
 acts[sys.argv[1]](*sys.argv[2:])
 """
@@ -122,20 +122,22 @@ def log_of(cluster: Cluster, name: str) -> Path:
 
 def is_up(cluster: Cluster, name: str, lives: int = 1) -> None:
     """Wait until the process has said so: then its signal handlers are set. `lives`: its starts."""
-    deadline = time.monotonic() + 20
-    while log_of(cluster, name).read_text().split().count("up") < lives:
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.005)
+    log = log_of(cluster, name)
+    until(
+        lambda: log.read_text().split().count("up") >= lives,
+        lambda: f"life {lives} of {name}, whose log is: {log.read_text()}",
+    )
 
 
 def ended(cluster: Cluster, name: str, *, kill: bool = False) -> None:
     """Wait until the process has ended, and leave it to the cluster to find out. A dying one waits for
     that: it opens a pipe, which has to be opened here."""
-    running, deadline = process(cluster, name), time.monotonic() + 20
+    running = process(cluster, name)
     if kill:
         running.kill()
-    while not os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        assert time.monotonic() < deadline
+    for _ in patiently(lambda: f"the end of {name}, {running.args}"):
+        if os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            return
         if not kill:
             with suppress(OSError):  # it does not wait yet
                 os.close(os.open(cluster_module.ROOT / "death", os.O_WRONLY | os.O_NONBLOCK))
