@@ -148,6 +148,7 @@ class Service:
             sys.executable, "main.py", "serve", "demo", "--cluster", "ray", "--port", "0",
             "--ray-address", nodes.address, "--num-prefill", "1", "--num-decode", "2",
             "--max-num-seqs", "8", "--max-model-len", "256",
+            "--queue-timeout", "0",  # both decode workers may have been on the node that is killed
         ]  # fmt: skip
         with log.open("wb") as out:
             self.process = subprocess.Popen(
