@@ -35,6 +35,8 @@ from baton.errors import ModelError
 from baton.gguf.folder import gguf_file, prepared_folder
 from baton.model_packages import KNOWN, how_to_get, packaged_model
 from baton.package import IN_CHECKOUT, PACKAGE, ROOT, config_folder
+from baton.quantized.methods import method_of
+from baton.quantized.plan import Plan, plan_weights
 from baton.rope import FIXED, RopeRule
 from sampler.params import SamplingParams
 
@@ -81,6 +83,7 @@ class ModelFiles:
     model_type: str
     weights: tuple[Path, ...] = ()  # the safetensors files, in order
     gguf: Path | None = None  # the file with the weights, which `folder` lacks then
+    quantized: Plan | None = None  # of safetensors that are not in full width
     rope: RopeRule = FIXED
 
     def context(self, limit: int | None) -> int:
@@ -218,14 +221,22 @@ def _read_gguf(name: str, gguf: Path) -> ModelFiles:
 def _read_folder(name: str, folder: Path) -> ModelFiles:
     config = read_object(folder / "config.json", f"{folder} is not a model folder")
     architecture_of(name, config)  # first: what a model is matters more than what it lacks
+    method = method_of(name, folder, config)
     weights = weight_files(folder, config)
     if not weights:
         raise ModelError(kinds.without_weights(folder, kinds.names_in(folder)))
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     headers = [header_of(path) for path in weights]
     for path, header in zip(weights, headers, strict=True):
-        refuse_quantized(name, header)
+        if method is None:
+            refuse_quantized(name, header)
         digest.update(f"{path.name} {path.stat().st_size}".encode() + header + sample_of(path))
+    plan = None
+    if method is not None:
+        plan = plan_weights(
+            name, method.about, method.quantization, zip(weights, headers, strict=True)
+        )
+        digest.update(method.digest())
     about = folder / "generation_config.json"
     generation = optional_object(about, f"{folder} is incomplete")
     _check_sampling(about, generation)
@@ -235,7 +246,7 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
     files = _described(name, config, generation, folder, tokenizer_of(folder), fingerprint)
     for header in headers:
         check_vocabulary(name, header, files.vocab_size)
-    return replace(files, weights=tuple(weights))
+    return replace(files, weights=tuple(weights), quantized=plan)
 
 
 def _shape(name: str) -> ModelFiles:

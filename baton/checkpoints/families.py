@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from baton.checkpoints.jsonfile import Json
 from baton.errors import ModelError
@@ -96,7 +95,6 @@ def architecture_of(name: str, config: Json) -> str:
         raise ModelError(
             f"{name} is not a causal language model: it is {says}, {kind}; use the model it was made from"
         )
-    _refuse_quantized(name, config)
     return says if named else known
 
 
@@ -126,37 +124,6 @@ def _without_family(name: str, config: Json, named: list[str]) -> str:
     if families:
         way_out = f'add "model_type": "{(alike or families)[0]}", the family of {named[0]}'
     return f"{name}: config.json has no model_type, which says the architecture: {way_out}"
-
-
-def _refuse_quantized(name: str, config: Json) -> None:
-    for place in (config, text_part(config)):
-        for key in ("quantization_config", "compression_config", "quantization"):
-            if found := place.get(key):
-                raise ModelError(
-                    f"{name} is quantized ({_how(key, found)}): use the same model in bf16, fp16 or fp32"
-                )
-
-
-def _how(key: str, found: Any) -> str:
-    """The kind of quantization, and its bits where they are told."""
-    if not isinstance(found, dict):
-        return str(found)[:80]
-    kind = found.get("quant_method")
-    if not isinstance(kind, str):
-        kind = {"quantization": "MLX", "compression_config": "compressed-tensors"}.get(key)
-        kind = kind or ("bitsandbytes" if _bits(found) else "of an unknown kind")
-    bits = _bits(found)
-    return f"{kind[:80]}, {bits} bits" if bits else kind[:80]
-
-
-def _bits(found: Json) -> int | None:
-    for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
-        if found.get(key) is True:
-            return bits
-    for key in ("bits", "w_bit", "nbits"):
-        if type(found.get(key)) is int and 0 < found[key] < 64:
-            return int(found[key])
-    return None
 
 
 def text_part(config: Json) -> Json:

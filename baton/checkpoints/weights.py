@@ -98,12 +98,16 @@ def refuse_quantized(name: str, header: bytes) -> None:
     of them, and transformers would take the numbers without their scales."""
     for tensor, about in json.loads(header).items():
         dtype = str(about.get("dtype", "")) if tensor != "__metadata__" else ""
-        is_packed = dtype[:1] in ("I", "U") and tensor.endswith(PACKED)
-        if dtype.startswith(NARROW) or is_packed:
+        if is_quantized(tensor, dtype):
             raise ModelError(
                 f"{name} is quantized ({tensor} holds {dtype}), though its config.json does not say so: "
                 "use the same model in bf16, fp16 or fp32"
             )
+
+
+def is_quantized(tensor: str, dtype: str) -> bool:
+    """Whether a tensor of this name and dtype holds numbers that are nothing without scales."""
+    return dtype.startswith(NARROW) or (dtype[:1] in ("I", "U") and tensor.endswith(PACKED))
 
 
 def check_vocabulary(name: str, header: bytes, vocabulary: int) -> None:

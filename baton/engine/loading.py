@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from baton.checkpoints.families import text_part
@@ -33,6 +34,9 @@ from baton.errors import ModelError, OutOfMemory
 from baton.gguf.weights import gguf_weights, weight_count
 from baton.memory import out_of_memory
 from baton.model_files import CONTEXT_KEYS, ModelFiles
+from baton.quantized.methods import FIELDS
+from baton.quantized.plan import Plan
+from baton.quantized.weights import full_weights
 
 AttentionInterface.register(NAME, paged_attention)  # without a mask function, so no mask is built
 
@@ -67,7 +71,7 @@ def load_model(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> P
 def shape_of(files: ModelFiles) -> PreTrainedModel:
     """The model on the meta device: its modules and shapes, without memory. Raises ModelError."""
     if files.folder is not None and files.gguf is None:
-        _refuse_endless(files.name, files.config, count_weights(files.weights))
+        _refuse_endless(files.name, files.config, _stored(files))
     try:
         config = _random_config(files) if files.folder is None else _own_config(files, files.folder)
         with torch.device("meta"), init.no_init_weights():
@@ -98,24 +102,27 @@ def _checkpoint(
     name = files.name
     if files.gguf is not None:
         return _from_gguf(files, files.gguf, folder, device, dtype)
-    stored = count_weights(files.weights)
+    stored = _stored(files)
     _refuse_too_large(name, stored * dtype.itemsize, device)
     _refuse_endless(name, files.config, stored)
     try:
         config = _own_config(files, folder)
         _check_layers(name, config)
-        _refuse_larger(name, config, stored)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=NAME,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # refused below, with the shapes
-            output_loading_info=True,
-        )
+        shape = _refuse_larger(name, config, stored)
+        if files.quantized is not None:
+            model, report = _from_quantized(files.quantized, shape, config, dtype)
+        else:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=NAME,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, with the shapes
+                output_loading_info=True,
+            )
     except LOAD_ERRORS as error:
         if out_of_memory(error):
             raise
@@ -125,14 +132,51 @@ def _checkpoint(
     return model.to(device)
 
 
+def _from_quantized(
+    plan: Plan, shape: PreTrainedModel, config: PreTrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Mapping[str, Iterable[Any]]]:
+    """The model in full width. `shape`: it without memory."""
+    conv1d = {f"{name}.weight" for name, each in shape.named_modules() if isinstance(each, Conv1D)}
+    prefix = f"{shape.base_model_prefix}."
+    conv1d |= {each.removeprefix(prefix) for each in conv1d}
+    weights = dict(full_weights(plan, dtype, conv1d))
+    found: tuple[PreTrainedModel, Mapping[str, Iterable[Any]]] = type(shape).from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=dtype,
+        attn_implementation=NAME,
+        ignore_mismatched_sizes=True,  # refused below, with the shapes
+        output_loading_info=True,
+    )
+    for name in found[1]["unexpected_keys"]:  # AutoGPTQ's first versions wrote zeros
+        if name.endswith(".bias") and name in weights and bool(weights[name].any()):
+            raise ModelError(
+                f"{name} is not 0, and its model has no bias there; use the same model in bf16, fp16 or "
+                "fp32"
+            )
+    return found
+
+
+def _stored(files: ModelFiles) -> int:
+    """How many numbers the checkpoint has, in full width. Raises ModelError."""
+    return count_weights(files.weights) if files.quantized is None else files.quantized.numbers
+
+
 def _own_config(files: ModelFiles, folder: Path) -> PreTrainedConfig:
     """The folder's configuration. With null for its context, which transformers refuses, it gets the
-    default of its family, as if nothing were there."""
+    default of its family, as if nothing were there. It says nothing of a quantization that is undone."""
     null = [key for key in CONTEXT_KEYS if key in files.config and files.config[key] is None]
     if not null:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    given = {key: value for key, value in files.config.items() if key not in null}
-    return CONFIG_MAPPING[files.model_type].from_dict(given)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    else:
+        given = {key: value for key, value in files.config.items() if key not in null}
+        config = CONFIG_MAPPING[files.model_type].from_dict(given)
+    for part in (config, config.get_text_config(decoder=True)):
+        for field in FIELDS:
+            if hasattr(part, field):
+                delattr(part, field)
+    return config
 
 
 def _refuse_endless(name: str, config: Mapping[str, Any], stored: int) -> None:
@@ -168,17 +212,20 @@ def _check_layers(name: str, config: PreTrainedConfig) -> None:
         raise ModelError(f"{name} cannot be served: {wrong[0]} in config.json is {value!r}")
 
 
-def _refuse_larger(name: str, config: PreTrainedConfig, stored: int) -> None:
-    """ModelError for a model much larger than its checkpoint: transformers would fill the rest of it with
-    random numbers, and the memory of the machine."""
+def _refuse_larger(name: str, config: PreTrainedConfig, stored: int) -> PreTrainedModel:
+    """The model without memory. ModelError for one much larger than its checkpoint: transformers would
+    fill the rest of it with random numbers, and the memory of the machine."""
     with torch.device("meta"), init.no_init_weights():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=NAME)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation=NAME
+        )
     described = sum(weight.numel() for weight in model.parameters())
     if described > 2 * stored + SLACK:
         raise ModelError(
             f"{name} does not match its config.json, which describes {described:,} weights: the "
             f"checkpoint has {stored:,}; fetch both again from one place"
         )
+    return model
 
 
 def _from_gguf(

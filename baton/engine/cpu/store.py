@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 def about_bytes(files: ModelFiles) -> int:
     """An upper estimate of the size of this model's program, in bytes."""
+    if files.quantized is not None:
+        return 4 * files.quantized.numbers
     if files.weights:  # checkpoints have at least 2 bytes per weight, programs at most 4
         return 2 * sum(path.stat().st_size for path in files.weights)
     config = files.config

@@ -1,0 +1,177 @@
+"""Weights: those of a quantized checkpoint in full width, one at a time."""
+
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from baton.errors import ModelError
+from baton.quantized.awq import ORDER
+from baton.quantized.numbers import ones_added, restored, unpacked
+from baton.quantized.plan import (
+    INDEX,
+    SCALE,
+    SHAPE,
+    VALUES,
+    ZEROS,
+    Entry,
+    Plan,
+    Weight,
+    block_for,
+    blocks,
+)
+from baton.quantized.scheme import ROW, Block, Layout, Scheme
+
+Parts = dict[str, torch.Tensor]
+
+
+def full_weights(
+    plan: Plan, dtype: torch.dtype, conv1d: Container[str] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of every weight: in `dtype` what was quantized, the others as stored. `conv1d`:
+    weights that the model keeps transposed, as GPT-2 does. Raises ModelError."""
+    files = _Files()
+    for weight in plan.weights:
+        if weight.scheme is None:
+            yield weight.name, files.tensor(weight.parts[VALUES])
+            continue
+        parts = {role: files.tensor(entry) for role, entry in weight.parts.items()}
+        try:
+            full = _full(weight, weight.scheme, parts, dtype)
+        except IndexError as error:
+            raise ModelError(
+                f"{weight.name} is damaged: a column is of a group that has no scale; fetch the model "
+                "again"
+            ) from error
+        is_transposed = weight.scheme.layout in (Layout.GPTQ, Layout.AWQ) and weight.name in conv1d
+        yield weight.name, full.t().contiguous() if is_transposed else full
+
+
+class _Files:
+    """The file that was read last stays open."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._file: safe_open | None = None
+
+    def tensor(self, entry: Entry) -> torch.Tensor:
+        if self._file is None or self._path != entry.file:
+            self._path, self._file = entry.file, safe_open(entry.file, framework="pt")
+        found: torch.Tensor = self._file.get_tensor(entry.name)
+        return found
+
+
+def _full(weight: Weight, scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    match scheme.layout:
+        case Layout.GPTQ:
+            return _gptq(scheme, parts, dtype)
+        case Layout.AWQ:
+            return _awq(scheme, parts, dtype)
+        case Layout.PACKED:
+            return _packed(weight.name, scheme, parts, dtype)
+    return _scaled(scheme, parts, dtype)
+
+
+def _gptq(scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    zeros = parts[ZEROS]
+    if scheme.zeros_less_one:
+        zeros = ones_added(zeros, scheme.bits)
+    rows = parts[VALUES].shape[1]
+    return restored(
+        unpacked(parts[VALUES].t(), scheme.bits),
+        parts[SCALE].t(),
+        unpacked(zeros, scheme.bits)[:, :rows].t(),
+        block=scheme.block or ROW,
+        index=_index(parts),
+        dtype=dtype,
+    )
+
+
+def _awq(scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    return restored(
+        unpacked(parts[VALUES], scheme.bits, ORDER).t(),
+        parts[SCALE].t(),
+        unpacked(parts[ZEROS], scheme.bits, ORDER).t(),
+        block=scheme.block or ROW,
+        index=None,
+        dtype=dtype,
+    )
+
+
+def _packed(name: str, scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    values = unpacked(parts[VALUES], scheme.bits)
+    if SHAPE in parts:
+        rows, columns = (int(each) for each in parts[SHAPE])
+        each = 32 // scheme.bits
+        if rows != values.shape[0] or blocks(columns, each) != parts[VALUES].shape[1]:
+            raise ModelError(
+                f"{name} is damaged: its weight_shape is {[rows, columns]}, and weight_packed is "
+                f"{list(parts[VALUES].shape)}; fetch the model again"
+            )
+        values = values[:, :columns]
+    zeros: torch.Tensor | int = 1 << (scheme.bits - 1)
+    if not scheme.symmetric:
+        zeros = unpacked(parts[ZEROS].t(), scheme.bits)[:, : values.shape[0]].t()
+    block = block_for(scheme, tuple(parts[SCALE].shape), tuple(values.shape))
+    return restored(
+        values,
+        _matrix(parts[SCALE]),
+        zeros,
+        block=block,
+        index=_index(parts),
+        dtype=dtype,
+    )
+
+
+def _scaled(scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    values, scales = parts[VALUES], parts[SCALE]
+    block = block_for(scheme, tuple(scales.shape), tuple(values.shape))
+    zeros = None if scheme.symmetric else parts[ZEROS]
+    if values.ndim == 2:
+        return _one_scaled(values, scales, zeros, block, _index(parts), dtype)
+    stacks = values.shape[:-2]
+    flat = values.flatten(0, -3)
+    each_scale = scales.reshape(len(flat), *scales.shape[len(stacks) :])
+    each_zero = None if zeros is None else zeros.reshape(len(flat), *zeros.shape[len(stacks) :])
+    made = [
+        _one_scaled(
+            one, each_scale[place], None if each_zero is None else each_zero[place], block,
+            _index(parts), dtype,
+        )
+        for place, one in enumerate(flat)
+    ]  # fmt: skip
+    return torch.stack(made).view(values.shape)
+
+
+def _one_scaled(
+    values: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    block: Block,
+    index: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return restored(
+        values,
+        _matrix(scales),
+        0 if zeros is None else _matrix(zeros),
+        block=block,
+        index=index,
+        dtype=dtype,
+    )
+
+
+def _index(parts: Parts) -> torch.Tensor | None:
+    """The group of each column, where it is told: not if one is -1. IndexError for one below."""
+    index = parts.get(INDEX)
+    if index is None or not index.numel() or int(index.min()) == -1:
+        return None
+    if int(index.min()) < 0:
+        raise IndexError
+    return index.long()
+
+
+def _matrix(numbers: torch.Tensor) -> torch.Tensor:
+    """[row blocks, column blocks], of scales with fewer dimensions."""
+    return numbers if numbers.ndim == 2 else numbers.reshape(-1, 1)
