@@ -130,7 +130,7 @@ def _weights(quantization: Quantization, entries: Mapping[str, Entry]) -> Iterat
             if last.endswith(BESIDE):
                 continue
             if entry.dtype not in FULL or last.startswith(("weight_", "scale", "pre_quant")):
-                raise Misfit(f"{entry.name} ({entry.dtype}) is not read; {ANOTHER}")
+                raise Misfit(f"{entry.name} ({entry.dtype}) is not read: {ANOTHER}")
         _check_full(entry)
         yield Weight(entry.name, entry.shape, {VALUES: entry})
 
@@ -178,6 +178,8 @@ def _weight(
         if role not in parts:
             ending = PARTS[layout][role][0]
             raise Misfit(f"{stem} lacks its {ending.strip('_')}: {AGAIN}")
+    if scheme.symmetric and ZEROS in parts and (layout is Layout.PACKED or scheme.is_float):
+        raise Misfit(f"{parts[ZEROS].name} ({parts[ZEROS].dtype}) is not read: {ANOTHER}")
     if parts[SCALE].dtype not in SCALES:
         raise Misfit(
             f"{parts[SCALE].name} holds {parts[SCALE].dtype}, which is not read: {ANOTHER}"
@@ -191,19 +193,19 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
     values, each = parts[VALUES], WORD // scheme.bits
     match scheme.layout:
         case Layout.GPTQ:
-            _check(values, ("I32",), _pair(values))
+            _check_matrix(values)
             columns, rows = values.shape[0] * each, values.shape[1]
             groups = (blocks(columns, _columns(scheme)), rows)
             _check(parts[SCALE], SCALES, groups)
             _check(parts[ZEROS], ("I32",), (groups[0], blocks(rows, each)))
         case Layout.AWQ:
-            _check(values, ("I32",), _pair(values))
+            _check_matrix(values)
             columns, rows = values.shape[0], values.shape[1] * each
             groups = (blocks(columns, _columns(scheme)), rows)
             _check(parts[SCALE], SCALES, groups)
             _check(parts[ZEROS], ("I32",), (groups[0], blocks(rows, each)))
         case Layout.PACKED:
-            _check(values, ("I32",), _pair(values))
+            _check_matrix(values)
             rows, columns = values.shape[0], values.shape[1] * each
             if SHAPE in parts:
                 _check(parts[SHAPE], ("I64", "I32"), (2,))
@@ -213,7 +215,7 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
         case Layout.SCALED:
             _check(values, ("F8_E4M3",) if scheme.is_float else ("I8",), values.shape)
             _scale_shape(scheme, parts[SCALE], values.shape)
-            if not scheme.symmetric:
+            if ZEROS in parts:
                 _check(parts[ZEROS], ("I8",), parts[SCALE].shape)
             if INDEX in parts:
                 _check(parts[INDEX], ("I32", "I64"), values.shape[-1:])
@@ -223,9 +225,10 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
     return rows, columns
 
 
-def _pair(entry: Entry) -> tuple[int, ...]:
-    """Its shape, if it is a matrix."""
-    return entry.shape if len(entry.shape) == 2 else (0, 0)
+def _check_matrix(words: Entry) -> None:
+    _check(words, ("I32",), words.shape)
+    if len(words.shape) != 2:
+        raise Misfit(f"{words.name} is {list(words.shape)} and must be a matrix: {AGAIN}")
 
 
 def _columns(scheme: Scheme) -> int | None:

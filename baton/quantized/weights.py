@@ -127,7 +127,7 @@ def _packed(name: str, scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torc
 def _scaled(scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     values, scales = parts[VALUES], parts[SCALE]
     block = block_for(scheme, tuple(scales.shape), tuple(values.shape))
-    zeros = None if scheme.symmetric else parts[ZEROS]
+    zeros = parts.get(ZEROS)  # of symmetric ones, too, where early versions wrote them
     if values.ndim == 2:
         return _one_scaled(values, scales, zeros, block, _index(parts), dtype)
     stacks = values.shape[:-2]

@@ -39,7 +39,7 @@ ROWS = (
     ),
     ("baton.grammar_rules", "baton.tool_calls"),
     ("baton.tool_calls_marked", "baton.tool_calls_channels"),
-    ("baton.gguf", "baton.model_packages", "baton.json_schema"),
+    ("baton.gguf", "baton.quantized", "baton.model_packages", "baton.json_schema"),
     ("baton.checkpoints",),
     ("baton.cache",),
     (
@@ -55,13 +55,13 @@ TORCH_ZONE = (
     "prefill_worker.filling", "prefill_worker.pooled", "prefill_worker.process",
     "prefill_worker.scratch", "prefill_worker.ways",
     "decode_worker.decoding", "decode_worker.draft", "decode_worker.process", "baton.local",
-    "baton.models", "baton.gguf.weights", "tools",
+    "baton.models", "baton.gguf.weights", "baton.quantized.numbers", "baton.quantized.weights", "tools",
 )  # fmt: skip
 HEAVY = ("torch", "transformers")
 BEHIND_THE_DOOR = {  # the heavy half is imported once the options are right, or it is needed
     "prefill_worker.__main__": ("prefill_worker.process",),
     "decode_worker.__main__": ("decode_worker.process",),
-    "baton.cli.main": ("baton.models.convert",),
+    "baton.cli.main": ("baton.models.convert", "baton.models.quantize"),
     "baton.llm": ("baton.local",),
     "setup": ("baton.engine.cpu.ship",),  # which imports no torch: it compiles for a wheel
 }

@@ -210,11 +210,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
             f"{{folder}} is quantized ({how}): use the same model in bf16, fp16 or fp32",
         )
         for how, key, about in (
-            ("gptq, 4 bits", "quantization_config", {"quant_method": "gptq", "bits": 4}),
-            ("awq, 4 bits", "quantization_config", {"quant_method": "awq", "w_bit": 4}),
             ("bitsandbytes, 4 bits", "quantization_config", {"load_in_4bit": True}),
-            ("fp8", "quantization_config", {"quant_method": "fp8", "bits": "many"}),
-            ("compressed-tensors", "compression_config", {"format": "pack-quantized"}),
+            ("modelopt", "quantization_config", {"quant_method": "modelopt", "bits": "many"}),
             ("MLX, 4 bits", "quantization", {"group_size": 64, "bits": 4}),
             ("of an unknown kind", "quantization_config", {"quant_method": [1], "a": 1}),
             ("yes", "quantization_config", "yes"),

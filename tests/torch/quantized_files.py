@@ -7,6 +7,7 @@ compressed-tensors' shifts). Nothing is shared with what reads them.
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.torch.families import save_model
+from tests.torch.families import make_model, save_model
 
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, torch.Tensor]
@@ -177,24 +177,20 @@ class Format:
     files: Mapping[str, Any] = field(default_factory=dict)  # JSON files beside config.json
 
 
-def is_turned(model: PreTrainedModel, name: str) -> bool:
-    """Whether the model keeps this weight as [in, out]."""
-    modules = dict(model.named_modules())
-    return isinstance(modules.get(name.rpartition(".")[0]), Conv1D)
+def saved(family: str, folder: Path) -> Path:
+    """A random model of this family, whose checkpoint the others are written from."""
+    return save_model(make_model(family, attention="eager"), folder)
 
 
-def write_quantized(folder: Path, model: PreTrainedModel, how: Format) -> Path:
-    """The checkpoint in `folder`. Returns another, beside it, of the same weights in full width."""
-    plain = folder.with_name(f"{folder.name}-plain")
-    for each in (folder, plain):
-        save_model(model, each)
-    tensors = load_file(folder / "model.safetensors")
+def write_quantized(folder: Path, source: Path, how: Format) -> Tensors:
+    """The checkpoint in `folder`, of the model in `source`. Returns its weights in full width."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    turned = config["model_type"] == "gpt2"  # it keeps its matrices as [in, out]
     stored, full = Tensors(), Tensors()
-    for name, tensor in tensors.items():
-        turned = is_turned(model, name)
-        made = (
-            how.encode(name, tensor.T if turned else tensor) if how.where.fullmatch(name) else None
-        )
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        weight = tensor.T if turned and tensor.ndim == 2 else tensor
+        made = how.encode(name, weight) if how.where.fullmatch(name) else None
         if made is None:
             stored[name] = full[name] = tensor
             continue
@@ -203,11 +199,18 @@ def write_quantized(folder: Path, model: PreTrainedModel, how: Format) -> Path:
         stored |= {f"{module}.{part}": each.contiguous() for part, each in parts.items()}
         full[name] = (whole.T if turned else whole).contiguous()
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    save_file(full, plain / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
     if how.settings:
         config[how.key] = dict(how.settings)
     (folder / "config.json").write_text(json.dumps(config))
     for file, content in how.files.items():
         (folder / file).write_text(json.dumps(content))
-    return plain
+    return full
+
+
+def in_full_width(source: Path, full: Tensors) -> PreTrainedModel:
+    """transformers' reading of the model in `source` with these weights."""
+    plain = source.with_name(f"{source.name}-plain")
+    shutil.copytree(source, plain)
+    save_file(full, plain / "model.safetensors", metadata={"format": "pt"})
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+    return model.eval()
