@@ -93,6 +93,15 @@ def header_of(path: Path) -> bytes:
     return header
 
 
+def tensors_of(header: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each tensor, by its name, of a header that was checked."""
+    return {
+        name: (str(about.get("dtype")), tuple(int(each) for each in about["shape"]))
+        for name, about in json.loads(header).items()
+        if name != "__metadata__"
+    }
+
+
 def refuse_quantized(name: str, header: bytes) -> None:
     """ModelError for quantized weights, by the dtypes in a file's header: config.json may say nothing
     of them, and transformers would take the numbers without their scales."""

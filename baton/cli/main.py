@@ -280,6 +280,25 @@ def convert(folder: Path, out: Path, tokenizer: Path | None) -> None:
     click.echo(convert_folder(folder, out, tokenizer))
 
 
+@cli.command()
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--bits", type=click.Choice(["4", "8"]), required=True, help="Of each weight.")
+@click.option(
+    "--group-size", type=click.IntRange(min=-1), metavar="COLUMNS",
+    help="Columns that share a scale; -1: all. Default: 128, or what fits of 64, 32, 16 and 8.",
+)  # fmt: skip
+def quantize(model: str, out: Path, bits: str, group_size: int | None) -> None:
+    """Write MODEL with 4 or 8 bits for each weight, in the new folder OUT.
+
+    Weights are rounded to the nearest, without data, and stored as compressed-tensors (pack-quantized).
+    Embeddings, the output and what chooses experts keep their width.
+    """
+    from baton.models.quantize import quantize_model
+
+    click.echo(quantize_model(model, out, int(bits), group_size))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; an error is printed as one line. Returns the exit code."""
     startup = Stages()

@@ -55,7 +55,7 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
     """Write `out` from `folder`. Returns the text to print. Raises InputError for paths, ModelError for
     contents."""
     gguf = gguf_file(folder)
-    _check_paths(folder if gguf is None else gguf.parent, out, tokenizer)
+    check_paths(folder if gguf is None else gguf.parent, out, tokenizer)
     foreign = _foreign(folder, tokenizer) if gguf is None else None
     tied, shards = False, list[Path]()
     read: Callable[[Path], Tensors] = _load
@@ -75,7 +75,7 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
         else:
             groups = (_apart(read(shard), tied=tied) for shard in shards)
             count = write_weights(groups, beside)
-            notes = tuple(_copy_the_rest(folder, beside))
+            notes = tuple(copy_the_rest(folder, beside))
         if out.exists():
             out.rmdir()
         beside.rename(out)
@@ -105,7 +105,8 @@ def _foreign(folder: Path, tokenizer: Path | None) -> Checkpoint | None:
     return None
 
 
-def _check_paths(folder: Path, out: Path, tokenizer: Path | None) -> None:
+def check_paths(folder: Path, out: Path, tokenizer: Path | None = None) -> None:
+    """InputError unless `folder` is one, and `out` can become a new one beside others."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name the one that holds the checkpoint")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -216,7 +217,7 @@ def _apart(tensors: Tensors, *, tied: bool) -> Tensors:
     return kept
 
 
-def _copy_the_rest(folder: Path, out: Path) -> list[str]:
+def copy_the_rest(folder: Path, out: Path) -> list[str]:
     """Configuration and tokenizer; never Python files. Returns notes for the user."""
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in COPIED and not path.name.endswith(".index.json"):

@@ -5,13 +5,12 @@ modules_to_not_convert) name them as the program did that wrote the checkpoint. 
 that does not fit together is refused before a worker is started.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from baton.checkpoints.weights import is_quantized
+from baton.checkpoints.weights import is_quantized, tensors_of
 from baton.errors import ModelError
 from baton.quantized.scheme import ROW, WHOLE, Block, Layout, Quantization, Scheme
 
@@ -103,10 +102,8 @@ def plan_weights(
 def _entries(headers: Iterable[tuple[Path, bytes]]) -> dict[str, Entry]:
     found = dict[str, Entry]()
     for file, header in headers:
-        for name, about in json.loads(header).items():
-            if name != "__metadata__":
-                shape = tuple(int(each) for each in about["shape"])
-                found[name] = Entry(name, str(about.get("dtype")), shape, file)
+        for name, (dtype, shape) in tensors_of(header).items():
+            found[name] = Entry(name, dtype, shape, file)
     return found
 
 
@@ -153,7 +150,7 @@ def _stem(layout: Layout, entry: Entry) -> str | None:
 
 def _parts(layout: Layout, stem: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
     dot = "" if layout is Layout.SCALED else "."
-    found = {}
+    found = dict[str, Entry]()
     for role, endings in PARTS[layout].items():
         for ending in endings:
             if (entry := entries.get(f"{stem}{dot}{ending}")) is not None:
