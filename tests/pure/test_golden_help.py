@@ -25,6 +25,7 @@ COMMANDS = (
     "python main.py eval",
     "python main.py keys",
     "python main.py convert",
+    "python main.py quantize",
     "python -m router",
     "python -m prefill_worker",
     "python -m decode_worker",
