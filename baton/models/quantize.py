@@ -28,8 +28,8 @@ from baton.checkpoints.weights import NAMED, header_of, tensors_of
 from baton.engine.loading import shape_of
 from baton.errors import InputError, ModelError
 from baton.gguf.config import describe
-from baton.gguf.header import read_header
-from baton.gguf.weights import gguf_weights
+from baton.gguf.header import SIZES, read_header
+from baton.gguf.weights import PLAIN, gguf_weights
 from baton.model_files import ModelFiles, resolve_model
 from baton.models.convert import check_paths, copy_the_rest
 from baton.models.formats.checkpoint import by_size, write_weights
@@ -182,9 +182,17 @@ def _group(name: str, chosen: dict[str, tuple[int, ...]], wanted: int | None) ->
 
 
 def _weights(files: ModelFiles) -> Iterator[Named]:
-    """Name and tensor of every weight of the checkpoint."""
+    """Name and tensor of every weight of the checkpoint. What a GGUF file holds in blocks is float16:
+    they have scales of 16 bits, and in float32 the result would be larger than the file."""
     if files.gguf is not None:
-        yield from gguf_weights(files.gguf)
+        blocks = {
+            each.name
+            for each in describe(read_header(files.gguf)).weights
+            if SIZES[each.tensor.kind][0] not in PLAIN
+        }
+        for name, weight in gguf_weights(files.gguf):
+            half = weight.half() if name in blocks else weight
+            yield name, half if bool(half.isfinite().all()) else weight
         return
     for path in files.weights:
         with safe_open(path, framework="pt") as file:

@@ -12,19 +12,24 @@ import torch
 
 from baton.quantized.scheme import Block
 
-WORD = 32  # bits
+WORD, BYTE = 32, 8  # bits
 NUMBERS_AT_ONCE = 1 << 22
 """Floats of one step: they come beside what is kept."""
 
 
 def unpacked(words: torch.Tensor, bits: int, order: Sequence[int] | None = None) -> torch.Tensor:
     """uint8 [rows, words * 32 / bits] out of int32 [rows, words], the lowest bits first. `order`: where
-    among its word's numbers each belongs, if not in turn."""
-    each = WORD // bits
-    found = torch.empty((words.shape[0], words.shape[1], each), dtype=torch.uint8)
-    for place, number in enumerate(order or range(each)):
-        found[:, :, number] = (words >> (place * bits)) & ((1 << bits) - 1)
-    return found.view(words.shape[0], -1)
+    among its word's numbers each belongs, if not in turn. `bits`: 2, 4 or 8."""
+    parts = words.contiguous().view(
+        torch.uint8
+    )  # the lowest byte first, as on every CPU that is served
+    if bits < BYTE:
+        mask = (1 << bits) - 1
+        parts = torch.stack([(parts >> shift) & mask for shift in range(0, BYTE, bits)], -1)
+    if order is not None:
+        places = torch.tensor([order.index(number) for number in range(WORD // bits)])
+        parts = parts.view(*words.shape, WORD // bits)[:, :, places]
+    return parts.reshape(words.shape[0], -1)
 
 
 def ones_added(words: torch.Tensor, bits: int) -> torch.Tensor:
@@ -47,20 +52,25 @@ def restored(
     not there."""
     rows, columns = values.shape
     found = torch.empty((rows, columns), dtype=dtype)
-    if index is None and block.columns is not None:
-        index = torch.arange(columns) // block.columns
+    each = columns if block.columns is None else block.columns
+    if index is None and columns % each:
+        index = torch.arange(columns) // each
     step = max(1, NUMBERS_AT_ONCE // max(1, columns))
     for begin in range(0, rows, step):
         these = torch.arange(begin, min(begin + step, rows))
         row_blocks = torch.zeros_like(these) if block.rows is None else these // block.rows
         numbers = values[begin : begin + step].float()
+        if index is None:  # without a copy of each scale for each of its columns
+            numbers = numbers.reshape(len(these), columns // each, each)
         zero = _spread(zeros, row_blocks, index) if isinstance(zeros, torch.Tensor) else zeros
-        found[begin : begin + step] = (numbers - zero) * _spread(scales, row_blocks, index)
+        some = (numbers - zero).mul_(_spread(scales, row_blocks, index))
+        found[begin : begin + step] = some.view(len(these), columns)
     return found
 
 
 def _spread(
     numbers: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor | None
 ) -> torch.Tensor:
+    """For each row, [groups, 1]; with `columns` for each number."""
     some = numbers[rows].float()
-    return some if columns is None else some[:, columns]
+    return some[:, :, None] if columns is None else some[:, columns]

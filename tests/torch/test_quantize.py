@@ -15,7 +15,7 @@ from baton.models.formats import checkpoint
 from baton.models.quantize import quantize_model
 from baton.quantized.weights import full_weights
 from tests.torch.families import make_model, save_model
-from tests.torch.gguf_files import write_gguf
+from tests.torch.gguf_files import Kind, Written, write_gguf
 from tests.torch.quantized_files import saved
 
 CPU = torch.device("cpu")
@@ -94,15 +94,25 @@ def test_a_large_model_is_written_in_several_files(
             assert torch.equal(found[name], weight), name
 
 
-def test_a_gguf_file_is_quantized(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "model.gguf", "llama")
-    quantize_model(str(tmp_path / "model.gguf"), tmp_path / "out", 4, 16)
-    plan = resolve_model(str(tmp_path / "out")).quantized
+@pytest.mark.parametrize(("kind", "dtype"), [(Kind.F32, "F32"), (Kind.Q8_0, "F16")])
+def test_a_gguf_file_is_quantized(tmp_path: Path, kind: Kind, dtype: str) -> None:
+    """What it holds in blocks has no more than the 16 bits of its scales."""
+    out = tmp_path / "out"
+    write_gguf(tmp_path / "model.gguf", "llama", Written(kinds=(kind,)))
+    quantize_model(str(tmp_path / "model.gguf"), out, 4, 16)
+    plan = resolve_model(str(out)).quantized
     assert plan is not None
+    stored = {each.name: each.parts["values"].dtype for each in plan.weights}
+    assert stored["model.embed_tokens.weight"] == dtype
     found = dict(full_weights(plan, torch.float32))
-    before = weights_of(tmp_path / "model.gguf")
-    for name in quantized_names(tmp_path / "out"):
-        check_rounded(found[name], before[name], 4, 16)
+    for name, weight in weights_of(tmp_path / "model.gguf").items():
+        blocks = dtype == "F16" and weight.ndim > 1
+        original = weight.half().float() if blocks else weight
+        if name in quantized_names(out):
+            if dtype == "F32":
+                check_rounded(found[name], original, 4, 16)
+        else:
+            assert torch.equal(found[name].float(), original), name
 
 
 def test_zeros_stay_zeros(tmp_path: Path) -> None:
