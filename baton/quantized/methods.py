@@ -14,6 +14,7 @@ from baton.quantized.awq import read_auto_round_awq, read_awq
 from baton.quantized.compressed import read_compressed
 from baton.quantized.fp8 import read_fp8
 from baton.quantized.gptq import read_auto_round, read_gptq
+from baton.quantized.mxfp4 import read_mxfp4
 from baton.quantized.scheme import Quantization, Unread
 
 FIELDS = ("quantization_config", "compression_config", "quantization")
@@ -28,6 +29,7 @@ READ: dict[str, Callable[[Json], Quantization]] = {
     COMPRESSED: read_compressed,
     "fp8": read_fp8,
     "fbgemm_fp8": read_fp8,
+    "mxfp4": read_mxfp4,
 }
 ANOTHER = "use the same model in bf16, fp16 or fp32"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from baton.checkpoints.weights import is_quantized, tensors_of
 from baton.errors import ModelError
+from baton.quantized.mxfp4 import COLUMNS
 from baton.quantized.scheme import ROW, WHOLE, Block, Layout, Quantization, Scheme
 
 WORD = 32  # bits
@@ -37,9 +38,11 @@ PARTS: dict[Layout, dict[str, tuple[str, ...]]] = {
     Layout.SCALED: {
         VALUES: ("",), SCALE: ("_scale", "_scale_inv"), ZEROS: ("_zero_point",), INDEX: ("_g_idx",),
     },
+    Layout.MXFP4: {VALUES: ("_blocks",), SCALE: ("_scales",)},
 }  # fmt: skip
-"""What follows in the names of the parts: after the module's name and a dot, and for SCALED after the
+"""What follows in the names of the parts: after the module's name and a dot, and for NAMED after the
 weight's name."""
+NAMED = (Layout.SCALED, Layout.MXFP4)
 
 ANOTHER = "use the same model in bf16, fp16 or fp32"
 AGAIN = "fetch the model again"
@@ -144,12 +147,12 @@ def _stem(layout: Layout, entry: Entry) -> str | None:
     """What the names of a matrix' parts begin with, if this tensor holds its values."""
     if layout is Layout.SCALED:
         return entry.name if entry.dtype in NARROW and len(entry.shape) > 1 else None
-    ending = f".{PARTS[layout][VALUES][0]}"
+    ending = ("" if layout in NAMED else ".") + PARTS[layout][VALUES][0]
     return entry.name.removesuffix(ending) if entry.name.endswith(ending) else None
 
 
 def _parts(layout: Layout, stem: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    dot = "" if layout is Layout.SCALED else "."
+    dot = "" if layout in NAMED else "."
     found = dict[str, Entry]()
     for role, endings in PARTS[layout].items():
         for ending in endings:
@@ -161,7 +164,7 @@ def _parts(layout: Layout, stem: str, entries: Mapping[str, Entry]) -> dict[str,
 def _weight(
     quantization: Quantization, layout: Layout, stem: str, parts: Mapping[str, Entry]
 ) -> Weight:
-    module = stem.rpartition(".")[0] if layout is Layout.SCALED else stem
+    module = stem.rpartition(".")[0] if layout in NAMED else stem
     scheme = quantization.scheme_of(module)
     values = parts[VALUES]
     if scheme is None or scheme.layout is not layout:
@@ -177,11 +180,11 @@ def _weight(
             raise Misfit(f"{stem} lacks its {ending.strip('_')}: {AGAIN}")
     if scheme.symmetric and ZEROS in parts and (layout is Layout.PACKED or scheme.is_float):
         raise Misfit(f"{parts[ZEROS].name} ({parts[ZEROS].dtype}) is not read: {ANOTHER}")
-    if parts[SCALE].dtype not in SCALES:
+    if parts[SCALE].dtype not in (SCALES if layout is not Layout.MXFP4 else ("U8",)):
         raise Misfit(
             f"{parts[SCALE].name} holds {parts[SCALE].dtype}, which is not read: {ANOTHER}"
         )
-    name = stem if layout is Layout.SCALED else f"{stem}.weight"
+    name = stem if layout in NAMED else f"{stem}.weight"
     return Weight(name, _checked(scheme, parts), parts, scheme)
 
 
@@ -209,6 +212,12 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
             _, groups_each = _scale_shape(scheme, parts[SCALE], (rows, columns))
             if not scheme.symmetric:
                 _check(parts[ZEROS], ("I32",), (blocks(rows, each), groups_each))
+        case Layout.MXFP4:
+            _check(values, ("U8",), (*values.shape[:-1], COLUMNS // 2))
+            if len(values.shape) != 4:
+                raise Misfit(f"{values.name} is {list(values.shape)}, which is not read: {ANOTHER}")
+            _check(parts[SCALE], ("U8",), values.shape[:-1])
+            return values.shape[0], values.shape[2] * COLUMNS, values.shape[1]
         case Layout.SCALED:
             _check(values, ("F8_E4M3",) if scheme.is_float else ("I8",), values.shape)
             _scale_shape(scheme, parts[SCALE], values.shape)

@@ -16,6 +16,7 @@ class Layout(Enum):
     AWQ = "qweight, scales, qzeros: words hold columns of the transposed matrix, in an order of their own"
     PACKED = "weight_packed, weight_scale: words hold consecutive columns"
     SCALED = "weight, weight_scale: one number for each weight"
+    MXFP4 = "NAME_blocks, NAME_scales: bytes hold two numbers of a stack of transposed matrices"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from baton.errors import ModelError
 from baton.quantized.awq import ORDER
+from baton.quantized.mxfp4 import NUMBERS, POWER_OF_ONE
 from baton.quantized.numbers import ones_added, restored, unpacked
 from baton.quantized.plan import (
     INDEX,
@@ -70,6 +71,8 @@ def _full(weight: Weight, scheme: Scheme, parts: Parts, dtype: torch.dtype) -> t
             return _awq(scheme, parts, dtype)
         case Layout.PACKED:
             return _packed(weight.name, scheme, parts, dtype)
+        case Layout.MXFP4:
+            return _mxfp4(parts, dtype)
     return _scaled(scheme, parts, dtype)
 
 
@@ -122,6 +125,17 @@ def _packed(name: str, scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torc
         index=_index(parts),
         dtype=dtype,
     )
+
+
+def _mxfp4(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix at a time: [experts, in, out]."""
+    numbers = torch.tensor((*NUMBERS, *(-each for each in NUMBERS)))
+    made = []
+    for blocks_, powers in zip(parts[VALUES], parts[SCALE], strict=True):  # [out, in / 32, 16]
+        halves = torch.stack((blocks_ & 15, blocks_ >> 4), -1).flatten(2)
+        floats = torch.ldexp(numbers[halves.int()], powers.int()[:, :, None] - POWER_OF_ONE)
+        made.append(floats.flatten(1).t().to(dtype))
+    return torch.stack(made)
 
 
 def _scaled(scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:

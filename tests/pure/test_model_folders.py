@@ -231,8 +231,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
         for tensor, dtype in (each.split() for each in UNSAID)
     },
     "quantized inside": (
-        config(text_config=LLAMA | {"quantization_config": {"quant_method": "mxfp4"}}),
-        "{folder} is quantized (mxfp4): use the same model in bf16, fp16 or fp32",
+        config(text_config=LLAMA | {"quantization_config": {"quant_method": "hqq"}}),
+        "{folder} is quantized (hqq): use the same model in bf16, fp16 or fp32",
     ),
     # ---- files that are not what they should be
     "a config of 200,000 [": (

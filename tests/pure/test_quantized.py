@@ -119,6 +119,11 @@ READ: dict[str, tuple[Any, Mapping[str, Told], Scheme, tuple[int, ...]]] = {
         {"weight": ("F8_E4M3", (8, 4)), "weight_scale": ("F32", ()), "input_scale": ("F32", ())},
         Scheme(Layout.SCALED, 8, None, is_float=True), (8, 4),
     ),
+    "mxfp4": (
+        {"quant_method": "mxfp4"},
+        {"gate_up_proj_blocks": ("U8", (3, 96, 2, 16)), "gate_up_proj_scales": ("U8", (3, 96, 2))},
+        Scheme(Layout.MXFP4, 4, Block(1, 32), is_float=True), (3, 64, 96),
+    ),
     "fp8, a stack": (
         FP8_TOLD,
         {"weight": ("F8_E4M3", (3, 256, 100)), "weight_scale_inv": ("F32", (3, 2, 1))},
@@ -131,9 +136,10 @@ READ: dict[str, tuple[Any, Mapping[str, Told], Scheme, tuple[int, ...]]] = {
 def test_what_is_read(how: str, tmp_path: Path) -> None:
     settings, parts, scheme, shape = READ[how]
     found = weights_of(written(tmp_path / "model", settings, parts))
-    assert found.keys() == {f"{UP}.weight", "model.norm.weight"}
-    assert found[f"{UP}.weight"].scheme == scheme
-    assert found[f"{UP}.weight"].shape == shape
+    name = f"{UP}.gate_up_proj" if how == "mxfp4" else f"{UP}.weight"
+    assert found.keys() == {name, "model.norm.weight"}
+    assert found[name].scheme == scheme
+    assert found[name].shape == shape
     assert found["model.norm.weight"].scheme is None
 
 
@@ -307,6 +313,12 @@ REFUSED: dict[str, Case] = {
         f"is quantized (fp8), and {UP}.weight holds F8_E5M2, for which its configuration has no scheme: "
         f"{ANOTHER}",
         FP8 | {"weight": ("F8_E5M2", (256, 100))},
+    ),
+    "too few powers": Case(
+        {"quant_method": "mxfp4"},
+        f"is quantized (mxfp4), and {UP}.up_scales is [3, 96, 1] and must be [3, 96, 2] by its "
+        f"configuration: {BOTH}",
+        {"up_blocks": ("U8", (3, 96, 2, 16)), "up_scales": ("U8", (3, 96, 1))},
     ),
     "too few blocks": Case(
         FP8_TOLD,

@@ -1,6 +1,7 @@
 """Quantized checkpoints: the weights are those of the format's definition, the tokens transformers' on
 them."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from baton import LLM, SamplingParams
 from baton.engine.loading import load_model
@@ -33,6 +35,7 @@ from tests.torch.served import texts
 from tests.torch.test_gguf import greedy
 
 CPU = torch.device("cpu")
+Full = dict[str, torch.Tensor]
 GREEDY = SamplingParams(temperature=0)
 
 
@@ -208,6 +211,32 @@ def test_families_whose_matrices_have_names_and_shapes_of_their_own(
     source, folder = saved(family, tmp_path / "source"), tmp_path / "model"
     full = write_quantized(folder, source, how)
     check_same(loaded(folder).state_dict(), in_full_width(source, full).state_dict())
+
+
+def test_the_experts_of_gpt_oss_are_those_of_transformers_reading(tmp_path: Path) -> None:
+    folder, plain = saved("gpt_oss", tmp_path / "model"), Full()
+    random = torch.Generator().manual_seed(1)
+    file = folder / "model.safetensors"
+    stored = Full()
+    for name, tensor in load_file(file).items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            stored[name] = plain[name] = tensor
+            continue
+        experts, inside, outside = tensor.shape
+        size = (experts, outside, inside // 32)
+        stored[f"{name}_blocks"] = torch.randint(
+            256, (*size, 16), dtype=torch.uint8, generator=random
+        )
+        stored[f"{name}_scales"] = torch.randint(
+            118, 124, size, dtype=torch.uint8, generator=random
+        )
+        parts = stored[f"{name}_blocks"], stored[f"{name}_scales"]
+        plain[name] = convert_moe_packed_tensors(*parts, dtype=torch.float32)
+    save_file(stored, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    about = dict(quant_method="mxfp4", modules_to_not_convert=["lm_head"])
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": about}))
+    check_same(loaded(folder).state_dict(), plain)
 
 
 def kept(how: Format, *full: str, **more: Any) -> Format:
