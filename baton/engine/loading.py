@@ -4,6 +4,7 @@ Only the model itself comes from transformers; generation, cache and placement b
 """
 
 import copy
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ LOAD_ERRORS = (
     *(SafetensorError, StrictDataclassError, ArithmeticError, AssertionError),
 )
 INFINITY = float("inf")
+logger = logging.getLogger(__name__)
 SLACK = 1_000_000  # weights that a model may have beyond twice its checkpoint
 NOISE = 4_194_301  # a prime, so that rows of a matrix do not repeat the same noise
 
@@ -110,6 +112,8 @@ def _checkpoint(
         _check_layers(name, config)
         shape = _refuse_larger(name, config, stored)
         if files.quantized is not None:
+            told = (name, files.quantized.about, dtype_name(dtype))
+            logger.info("%s is quantized (%s): its weights are restored to %s", *told)
             model, report = _from_quantized(files.quantized, shape, config, dtype)
         else:
             model, report = AutoModelForCausalLM.from_pretrained(
