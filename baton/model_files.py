@@ -27,6 +27,7 @@ from baton.checkpoints.vocabulary import tokenizer_of
 from baton.checkpoints.weights import (
     check_vocabulary,
     header_of,
+    holds_quantized,
     refuse_quantized,
     sample_of,
     weight_files,
@@ -35,7 +36,7 @@ from baton.errors import ModelError
 from baton.gguf.folder import gguf_file, prepared_folder
 from baton.model_packages import KNOWN, how_to_get, packaged_model
 from baton.package import IN_CHECKOUT, PACKAGE, ROOT, config_folder
-from baton.quantized.methods import method_of
+from baton.quantized.methods import method_beside, method_of
 from baton.quantized.plan import Plan, plan_weights
 from baton.rope import FIXED, RopeRule
 from sampler.params import SamplingParams
@@ -221,12 +222,14 @@ def _read_gguf(name: str, gguf: Path) -> ModelFiles:
 def _read_folder(name: str, folder: Path) -> ModelFiles:
     config = read_object(folder / "config.json", f"{folder} is not a model folder")
     architecture_of(name, config)  # first: what a model is matters more than what it lacks
-    method = method_of(name, folder, config)
+    method = method_of(name, config)
     weights = weight_files(folder, config)
     if not weights:
         raise ModelError(kinds.without_weights(folder, kinds.names_in(folder)))
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     headers = [header_of(path) for path in weights]
+    if method is None and any(map(holds_quantized, headers)):
+        method = method_beside(name, folder)
     for path, header in zip(weights, headers, strict=True):
         if method is None:
             refuse_quantized(name, header)

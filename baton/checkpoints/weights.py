@@ -102,6 +102,11 @@ def tensors_of(header: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
+def holds_quantized(header: bytes) -> bool:
+    """Whether a file with this header, which was checked, has tensors that are nothing without scales."""
+    return any(is_quantized(name, dtype) for name, (dtype, _) in tensors_of(header).items())
+
+
 def refuse_quantized(name: str, header: bytes) -> None:
     """ModelError for quantized weights, by the dtypes in a file's header: config.json may say nothing
     of them, and transformers would take the numbers without their scales."""

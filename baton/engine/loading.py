@@ -143,7 +143,11 @@ def _from_quantized(
     conv1d = {f"{name}.weight" for name, each in shape.named_modules() if isinstance(each, Conv1D)}
     prefix = f"{shape.base_model_prefix}."
     conv1d |= {each.removeprefix(prefix) for each in conv1d}
-    weights = dict(full_weights(plan, dtype, conv1d))
+    weights, biases = dict[str, torch.Tensor](), set[str]()
+    for name, weight in full_weights(plan, dtype, conv1d):
+        weights[name] = weight
+        if name.endswith(".bias") and bool(weight.any()):
+            biases.add(name)
     found: tuple[PreTrainedModel, Mapping[str, Iterable[Any]]] = type(shape).from_pretrained(
         None,
         config=config,
@@ -153,12 +157,13 @@ def _from_quantized(
         ignore_mismatched_sizes=True,  # refused below, with the shapes
         output_loading_info=True,
     )
-    for name in found[1]["unexpected_keys"]:  # AutoGPTQ's first versions wrote zeros
-        if name.endswith(".bias") and name in weights and bool(weights[name].any()):
-            raise ModelError(
-                f"{name} is not 0, and its model has no bias there; use the same model in bf16, fp16 or "
-                "fp32"
-            )
+    if odd := biases.intersection(
+        found[1]["unexpected_keys"]
+    ):  # AutoGPTQ's first versions wrote zeros
+        raise ModelError(
+            f"{min(odd)} is not 0, and its model has no bias there; use the same model in bf16, fp16 or "
+            "fp32"
+        )
     return found
 
 

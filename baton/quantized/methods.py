@@ -50,13 +50,26 @@ class Method:
         return found.digest()
 
 
-def method_of(name: str, folder: Path, config: Json) -> Method | None:
-    """The quantization of a model folder; None for one in full width. ModelError, in one line, for one
-    that is not read."""
-    told = _told(folder, config)
-    if told is None:
-        return None
-    key, found = told
+def method_of(name: str, config: Json) -> Method | None:
+    """The quantization that config.json tells; None for a model in full width. ModelError, in one line,
+    for one that is not read."""
+    for place in (config, text_part(config)):
+        for key in FIELDS:
+            if found := place.get(key):
+                return _read(name, key, found)
+    return None
+
+
+def method_beside(name: str, folder: Path) -> Method | None:
+    """The quantization of a folder whose weights are quantized, and whose config.json tells none. None if
+    no other file does. Raises ModelError."""
+    for file, method in OWN_FILES.items():
+        if found := optional_object(folder / file, f"{folder} is incomplete"):
+            return _read(name, FIELDS[0], {"quant_method": method} | found)
+    return None
+
+
+def _read(name: str, key: str, found: Any) -> Method:
     about = how(key, found)
     method = _method(key, found)
     read = READ.get(method) if method else None
@@ -68,18 +81,6 @@ def method_of(name: str, folder: Path, config: Json) -> Method | None:
         return Method(about, read(found), found)
     except Unread as why:
         raise ModelError(f"{name} is quantized ({about}), and {why}: {ANOTHER}") from why
-
-
-def _told(folder: Path, config: Json) -> tuple[str, Any] | None:
-    """The settings, and the field that they were found in."""
-    for place in (config, text_part(config)):
-        for key in FIELDS:
-            if found := place.get(key):
-                return key, found
-    for file, method in OWN_FILES.items():
-        if found := optional_object(folder / file, f"{folder} is incomplete"):
-            return FIELDS[0], {"quant_method": method} | found
-    return None
 
 
 def _method(key: str, found: Any) -> str | None:

@@ -371,6 +371,14 @@ def test_equal_fingerprints_mean_equal_weights(tmp_path: Path) -> None:
     assert len(set(found)) == len(changes)
 
 
+def test_settings_that_were_left_beside_a_model_in_full_width_are_not_heeded(
+    tmp_path: Path,
+) -> None:
+    folder = model(tmp_path / "model")
+    (folder / "quantize_config.json").write_text(json.dumps(GPTQ_TOLD | {"bits": 3}))
+    assert resolve_model(str(folder)).quantized is None
+
+
 def test_numbers_are_counted_in_full_width(tmp_path: Path) -> None:
     """So that a model that does not fit the memory is refused before its weights are read."""
     files = resolve_model(str(written(tmp_path / "model", GPTQ_TOLD, GPTQ)))
