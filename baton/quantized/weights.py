@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -54,7 +55,7 @@ class _Files:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._file: safe_open | None = None
+        self._file: Any = None  # its methods have no types
 
     def tensor(self, entry: Entry) -> torch.Tensor:
         if self._file is None or self._path != entry.file:
