@@ -101,7 +101,7 @@ lint: $(VENV)/.ready-dev
 
 STRICT = main.py server.py prompts.py router prefill_worker/worker.py prefill_worker/model.py decode_worker/worker.py \
          decode_worker/batching.py decode_worker/upstream sampler \
-         baton/adapters baton/checkpoints baton/cli baton/client baton/cluster baton/gguf baton/kv baton/offline baton/plan baton/server baton/wire \
+         baton/adapters baton/checkpoints baton/cli baton/client baton/cluster baton/gguf baton/kv baton/offline baton/plan baton/quantized baton/server baton/wire \
          $(filter-out $(OVER_TORCH),$(wildcard baton/*.py))
 OVER_TORCH = baton/__init__.py baton/api.py baton/llm.py baton/local.py
 TYPED  = baton prefill_worker decode_worker tools

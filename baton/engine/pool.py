@@ -32,7 +32,7 @@ class Pool:
     values: tuple[torch.Tensor, ...]  # per layer [blocks, block_size, kv_heads, value_dim]
     stamps: torch.Tensor  # int64 [blocks]: the generation that filled the block, 0: not filled
     spare: int | None = None  # a block that is never granted, see spare_blocks()
-    addresses: "tuple[array[int], array[int]]" = field(
+    addresses: tuple["array[int]", "array[int]"] = field(
         init=False
     )  # of each layer's keys and values
 

@@ -55,7 +55,7 @@ class _Files:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._file: Any = None  # safe_open
+        self._file: Any = None  # its methods have no types
 
     def tensor(self, entry: Entry) -> torch.Tensor:
         if self._file is None or self._path != entry.file:
