@@ -45,7 +45,9 @@ class Owner:
         if self.export.region.transport == IN_PLACE:  # another process has no such link
             return InPlaceLink(LAYOUT, self.slabs.tensors, epoch=self.epoch)
         region, self.links = self.export.region, self.links + 1
-        asked = {"writer": f"p{self.links}", "wanted": region.transport, "deadline_s": PATIENCE_S}
+        # NIXL says by this that nothing more is taken; of the others it only ends a hang.
+        deadline_s = 10.0 if region.transport == "nixl" else PATIENCE_S
+        asked = {"writer": f"p{self.links}", "wanted": region.transport, "deadline_s": deadline_s}
         return open_link([region], LAYOUT, device="cpu", keys=KEYS, **asked)
 
     def settle(

@@ -113,7 +113,7 @@ def test_what_cannot_be_is_refused_before_nixl_is_asked() -> None:
 # ---- doors
 
 
-def link_of(owner: Owner, writer: str, deadline_s: float = PATIENCE_S, **changes: object) -> Link:
+def link_of(owner: Owner, writer: str, deadline_s: float = 5.0, **changes: object) -> Link:
     region = owner.export.region
     region = replace(region, address={**region.address, **changes})  # type: ignore[dict-item]
     asked = {"writer": writer, "wanted": "nixl", "deadline_s": deadline_s}
