@@ -445,6 +445,7 @@ class Cluster:
                 shutil.copytree(self.run_dir / LOGS, logs, dirs_exist_ok=True)
         if self._folder is not None:
             self._folder.remove()
+            sweep()  # what killed ones have left
         self._children, self._spare = [], None
 
     def __enter__(self) -> "Cluster":

@@ -298,6 +298,21 @@ def test_one_that_cannot_be_killed_now_holds_up_nobody(
     assert cluster.pids()["decode-0"] != hangs.pid
 
 
+@pytest.mark.parametrize("how", ["dies", "the cluster stops"])
+def test_the_folder_in_which_the_ranks_of_a_killed_worker_met_is_removed(
+    start: Start, how: str
+) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="lasting")
+    met = cluster.run_dir.with_name(f"{PREFIX}{cluster.pids()['decode-0']}-ranks-x")
+    met.mkdir()
+    ended(cluster, "decode-0", kill=True)
+    if how == "dies":
+        cluster.check()
+    else:
+        cluster.stop()
+    assert not met.exists()
+
+
 def test_a_folder_that_somebody_else_made_in_its_place_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
