@@ -17,10 +17,11 @@ from math import inf
 from typing import Protocol
 
 from baton.clock import Clock, monotonic
+from baton.cluster.child import WORKERS
 from baton.cluster.options import ClusterOptions
 from baton.cluster.owner import API_KEYS, HOST, KEYS, Look, Order
 from baton.cluster.restarts import Restarts
-from baton.cluster.supervisor import FINAL, WORKERS
+from baton.cluster.supervisor import FINAL
 from baton.errors import InputError, WorkerLost
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
