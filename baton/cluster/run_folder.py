@@ -60,7 +60,8 @@ def is_private(folder: Path) -> bool:
 
 
 def sweep() -> None:
-    """Remove the run folders of processes that were killed before they could do so."""
+    """Remove the run folders of processes that were killed before they could do so, and the folders in
+    which ranks of a worker were about to meet (baton/parallel/start.py)."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         with suppress(OSError, ValueError):

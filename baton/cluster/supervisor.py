@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from baton.clock import Clock, monotonic
+from baton.cluster import ends
 from baton.cluster.child import WORKERS, Child
 from baton.cluster.notices import Notices
 from baton.cluster.options import ClusterOptions, beside
@@ -160,7 +161,7 @@ class Cluster:
             self._listen(child, awake, now)
             notes += self._miss(child, awake, now)
             notes += child.notices.new() if child.notices is not None else []
-            if child.process is not None and (code := child.process.poll()) is not None:
+            if child.process is not None and (code := ends.ended(child.process)) is not None:
                 notes += self._ended(child, code, now)
             due = child.restarts.due
             if child.process is None and due is not None and now >= due:
@@ -202,7 +203,7 @@ class Cluster:
         listed = {worker.worker.rpartition(".")[0]: worker for worker in info.workers}
         notes = []
         for child in self._children:
-            if child.process is None or child.process.poll() is not None:
+            if child.process is None or ends.ended(child.process) is not None:
                 continue
             worker = listed.get(child.name)
             if child.role == "router":
@@ -230,7 +231,7 @@ class Cluster:
         assert child.process is not None
         child.restarts.serves_no_more(now)
         child.leaves_by = None
-        _kill(child.process)
+        ends.kill(child.process, ENDS_S)
         return f"{child.name} {why} and was killed"
 
     def _miss(self, child: Child, awake: float, now: float) -> list[str]:
@@ -243,7 +244,7 @@ class Cluster:
         pids = family(child.process.pid)  # with compilers and other ranks
         stopped, work = any_stopped(pids), processor_time(pids)
         why = child.absence.too_long(awake, stopped=stopped, work=work)
-        if not why or child.may_end or child.process.poll() is not None:
+        if not why or child.may_end or ends.ended(child.process) is not None:
             return []
         return [self._kill(child, now, why)]
 
@@ -261,9 +262,9 @@ class Cluster:
             why = child.silence.too_long(awake)
         if not why and child.restarts.serving and self.address in child.command:
             why = "its socket was removed" * (not _is_there(self.run_dir / SOCKET))
-        if why and child.process.poll() is None:
+        if why and ends.ended(child.process) is None:
             child.killed = f"{why}, so it was killed"
-            _kill(child.process)
+            ends.kill(child.process, ENDS_S)
 
     def _ended(self, child: Child, code: int, now: float) -> list[str]:
         """A process has ended. Plans its next start."""
@@ -345,12 +346,13 @@ class Cluster:
 
     def running(self) -> set[str]:
         """Names of the running processes."""
-        return {c.name for c in self._children if c.process and c.process.poll() is None}
+        return {c.name for c in self._children if c.process and ends.ended(c.process) is None}
 
     # ---- starting and stopping
 
     def _restart(self, child: Child, now: float) -> list[str]:
         """Start it again. That there is no memory for a process is one more death."""
+        sweep()  # what the last life may have left
         try:
             self._spawn(child)
         except OSError as error:
@@ -431,11 +433,10 @@ class Cluster:
             for process in running:
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                running[0].wait(TERM_S)
-            running = [process for process in running if process.poll() is None]
+            ends.await_end(running[0], TERM_S)
+            running = [process for process in running if ends.ended(process) is None]
         for process in running:
-            _kill(process)
+            ends.kill(process, ENDS_S)
         for child in self._children:
             child.deafen()
         if self._children and (keep := os.environ.get("BATON_KEEP_LOGS")):
@@ -444,6 +445,7 @@ class Cluster:
                 shutil.copytree(self.run_dir / LOGS, logs, dirs_exist_ok=True)
         if self._folder is not None:
             self._folder.remove()
+            sweep()  # what killed ones have left
         self._children, self._spare = [], None
 
     def __enter__(self) -> "Cluster":
@@ -465,11 +467,3 @@ def _is_there(path: Path) -> bool:
             path.stat()
         return True
     return False
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """One that hangs in the kernel (a GPU's driver, a network's file system) ends when that lets it go:
-    nobody waits for it for long, and its end is seen later, as that of others."""
-    process.kill()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(ENDS_S)

@@ -38,6 +38,10 @@ def leaving(*_):
 def deaf(*_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lasting()
+def having(*_):
+    import subprocess
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    lasting()
 def once(mark, code, *rest):
     if not os.path.exists(mark):
         open(mark, "w").close()
@@ -49,6 +53,7 @@ def beating(beats, *rest):
     lasting()
 acts = {{"lasting": lasting, "dying": dying, "leaving": leaving, "deaf": deaf, "once": once}}
 acts["beating"] = beating
+acts["having"] = having
 acts[sys.argv[1]](*sys.argv[2:])
 """
 

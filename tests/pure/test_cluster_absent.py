@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from baton.cluster import ends
 from baton.cluster import supervisor as cluster_module
 from baton.cluster.run_folder import PREFIX, RunFolder, sweep
 from baton.cluster.spare import Spare
@@ -194,6 +195,37 @@ def test_a_stopped_spare_becomes_nobody_and_is_replaced(tmp_path: Path) -> None:
         spare.end()
 
 
+def alive(pid: int) -> bool:
+    """Zombies whose parent does not wait for them are dead."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZX"
+
+
+@pytest.mark.parametrize("how", ["dies", "is given up", "the cluster stops"])
+def test_what_a_worker_has_started_ends_with_it_though_it_is_stopped(
+    start: Start, how: str
+) -> None:
+    """Another rank that was stopped before it told the kernel to end it with its parent."""
+    cluster = start(lasting=True, router="lasting", decode_0="having")
+    is_up(cluster, "decode-0")
+    worker = process(cluster, "decode-0")
+    _, other = family(worker.pid)
+    os.kill(other, signal.SIGSTOP)
+    until(lambda: any_stopped([other]), "it stands still")
+    if how == "dies":
+        ended(cluster, "decode-0", kill=True)
+        cluster.check()
+    elif how == "is given up":
+        cluster.check(info("decode-0"))
+        cluster.check(info())
+    else:
+        cluster.stop()
+    until(lambda: not alive(other), "the other rank's end")
+
+
 # ---- the run folder
 
 
@@ -249,6 +281,7 @@ def test_one_that_cannot_be_killed_now_holds_up_nobody(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_module, "ENDS_S", 0.01)
+    monkeypatch.setattr(ends, "_kill_group", lambda process: None)
     cluster = start(lasting=True, router="lasting", decode_0="lasting", prefill_0="lasting")
     hangs = process(cluster, "decode-0")
     hangs.__class__ = Immortal
@@ -263,6 +296,21 @@ def test_one_that_cannot_be_killed_now_holds_up_nobody(
     ended(cluster, "decode-0", kill=True)  # the kernel lets it go
     cluster.check()
     assert cluster.pids()["decode-0"] != hangs.pid
+
+
+@pytest.mark.parametrize("how", ["dies", "the cluster stops"])
+def test_the_folder_in_which_the_ranks_of_a_killed_worker_met_is_removed(
+    start: Start, how: str
+) -> None:
+    cluster = start(lasting=True, router="lasting", decode_0="lasting")
+    met = cluster.run_dir.with_name(f"{PREFIX}{cluster.pids()['decode-0']}-ranks-x")
+    met.mkdir()
+    ended(cluster, "decode-0", kill=True)
+    if how == "dies":
+        cluster.check()
+    else:
+        cluster.stop()
+    assert not met.exists()
 
 
 def test_a_folder_that_somebody_else_made_in_its_place_is_not_used(
