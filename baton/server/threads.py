@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
@@ -82,13 +83,13 @@ class FairThreads(ThreadPoolExecutor):
         self._begin()
         return promise
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """What has not begun is cancelled in any case."""
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        """What has not begun is cancelled in any case; what has is not."""
         with self._turn:
             waiting = self._turns.clear()
         for promise, _ in waiting:
             promise.cancel()
-        super().shutdown(wait, cancel_futures=cancel_futures)
+        super().shutdown(wait)
 
     def _begin(self) -> None:
         while True:
@@ -96,22 +97,27 @@ class FairThreads(ThreadPoolExecutor):
                 found = self._turns.next()
             if found is None:
                 return
-            super().submit(self._do, *found)
-
-    def _do(self, tenant: str, job: tuple[Future[Any], Callable[[], Any]]) -> None:
-        promise, work = job
-        try:
+            tenant, (promise, work) = found
             if promise.set_running_or_notify_cancel():
-                _keep(promise, work)
+                super().submit(self._do, tenant, work).add_done_callback(partial(_told, promise))
+            else:
+                self._done(tenant)
+
+    def _do(self, tenant: str, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
         finally:
-            with self._turn:
-                self._turns.done(tenant)
+            self._done(tenant)
             self._begin()
 
+    def _done(self, tenant: str) -> None:
+        with self._turn:
+            self._turns.done(tenant)
 
-def _keep(promise: Future[Any], work: Callable[[], Any]) -> None:
-    """Whatever comes of it belongs to who waits for it."""
-    try:
-        promise.set_result(work())
-    except BaseException as error:
+
+def _told(promise: Future[Any], work: Future[Any]) -> None:
+    """What became of the work belongs to who waits for it."""
+    if (error := work.exception()) is not None:
         promise.set_exception(error)
+    else:
+        promise.set_result(work.result())
