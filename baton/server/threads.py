@@ -1,7 +1,7 @@
 """Threads: work beside the event loop, in turns of tenants.
 
-    work of a -> [a a a a a]   a job of each in turn;   -> threads
-    work of b -> [b]           of one never in all of them
+    work of a -> [a a a a a]   a job of each in turn;       -> threads
+    work of b -> [b]           of one in no more than half
 
 asyncio's own threads take what came first, so a client that sends 40 long texts at once would have all
 others' grammars and texts wait until they are done. FairThreads is asyncio's default executor in the
@@ -26,10 +26,11 @@ Job = TypeVar("Job")
 
 
 class Turns(Generic[Job]):
-    """Which job is next. Pure. Of `places` one tenant gets all but one."""
+    """Which job is next. Pure. One tenant gets half of the `places`: the event loop, too, waits for the
+    interpreter's lock behind every thread that computes."""
 
     def __init__(self, places: int) -> None:
-        self._places, self._share = places, max(places - 1, 1)
+        self._places, self._share = places, (places + 1) // 2
         self._waiting: OrderedDict[str, deque[Job]] = (
             OrderedDict()
         )  # whose turn is next at the front
