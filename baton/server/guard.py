@@ -26,6 +26,7 @@ from baton.log import REQUEST
 from baton.server.admission import Bodies, Body
 from baton.server.api_error import MESSAGES_PATH, ApiError, response
 from baton.server.bodies import MAX_BODY_BYTES, JsonLimits, JsonScan, feed
+from baton.server.threads import TENANT
 
 BODY_S = 10.0
 """Time limit for a whole body."""
@@ -176,6 +177,7 @@ class Guard:
         state = scope.setdefault("state", {})
         state["request_id"], state["tenant"] = request_id, self._policy.tenant(scope, sent)
         REQUEST.set(request_id)
+        TENANT.set(state["tenant"])
         if scope["type"] == "websocket":
             await self._websocket(self._refused(scope, sent), scope, receive, send)
             return

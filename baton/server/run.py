@@ -37,6 +37,7 @@ from baton.server.otel import Spans, exporting_to
 from baton.server.service import GenerationService
 from baton.server.socket_limits import StrictWebSocket
 from baton.server.templates import ProcessRenderer, Renderer, ThreadRenderer, read_template
+from baton.server.threads import FairThreads
 from baton.wire.keys import load_keys
 
 REFRESH_S = 0.5
@@ -63,6 +64,7 @@ def serve(settings: ServerSettings) -> int:
 
 
 async def _serve(settings: ServerSettings, listener: socket.socket) -> int:
+    asyncio.get_running_loop().set_default_executor(FairThreads())
     files = resolve_model(settings.model)
     keys = load_keys(settings.keys) if settings.keys else None
     router = RouterClient(settings.router, keys=keys)

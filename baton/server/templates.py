@@ -25,7 +25,6 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +38,7 @@ from baton.host import die_with
 from baton.package import ROOT
 from baton.server.speech import END
 from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
+from baton.server.threads import FairThreads
 from baton.server.turns import (
     ContentForm,
     Conversation,
@@ -295,7 +295,7 @@ class ThreadRenderer:
         self.reasons, self.offers = knows_reasoning(template), knows_tools(template)
         self.calls, self.one_call = call_format(template), takes_one_call(template)
         self._template = CompiledTemplate(template, patience_s=patience_s)
-        self._threads = ThreadPoolExecutor(THREADS, "chat-template")
+        self._threads = FairThreads(THREADS, "chat-template")
 
     async def render(self, conversation: Conversation) -> str:
         loop = asyncio.get_running_loop()
