@@ -27,7 +27,7 @@ from baton.cluster.stuck import (
 from baton.cluster.supervisor import Beside
 from baton.host import any_stopped, family, processor_time
 from baton.server.serve import _write_missing
-from tests.cluster.processes import until
+from tests.patience import until
 from tests.pure.actors import (
     Start,
     ended,
