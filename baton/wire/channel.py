@@ -33,7 +33,12 @@ from baton.wire.rare_line import RareLine
 WAITING_MESSAGES = 100_000
 """Most messages that ZeroMQ queues for one peer; a peer with more counts as gone."""
 HEARTBEAT_MS, SILENT_MS = 2000, 10_000
-"""ZeroMQ's own: a connection without an answer for so long is half open, and ended."""
+"""ZeroMQ's own: a connection without an answer for so long is half open, and ended.
+
+Only the dialing end asks. The listening one ends a connection on which nothing has come for SILENT_MS
+since it was asked. If it asked, too, it would abort (libzmq 4.3.5, `!_io_error`): a peer that connects
+again takes its name away from the old connection, nobody reads that any more, and when its other end
+is closed, the next heartbeat is written to a connection that is already given up."""
 BROADCAST = (ClusterInfo, Heartbeat, Observed)
 """Messages of which one goes to many peers: it is packed once."""
 
@@ -167,6 +172,8 @@ class Dialer:
         _common_options(self.socket)
         self._handshakes = Handshakes(self.socket, address, TO_THE_WORKER, one_peer=True)
         self.socket.identity = name.encode()
+        self.socket.heartbeat_ivl, self.socket.heartbeat_timeout = HEARTBEAT_MS, SILENT_MS
+        self.socket.heartbeat_ttl = SILENT_MS
         self.socket.immediate = True
         self.socket.reconnect_ivl = 50
         self.socket.reconnect_ivl_max = 1000
@@ -232,7 +239,6 @@ def _common_options(socket: zmq.Socket[bytes]) -> None:
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = WAITING_MESSAGES
     socket.maxmsgsize = MAX_MESSAGE_BYTES + 1024  # on the wire, including CURVE's overhead
-    socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, SILENT_MS
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:

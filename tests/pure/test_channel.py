@@ -4,6 +4,8 @@ import contextlib
 import logging
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import zmq
 
 from baton.errors import InputError
+from baton.package import ROOT
 from baton.params import GenerationParams
 from baton.wire import channel as channels
 from baton.wire import messages as msg
@@ -22,7 +25,7 @@ from baton.wire.handshakes import IDLE_S
 from baton.wire.keys import ClusterKeys, load_keys, make_keys
 from baton.wire.node import ROUTER
 from baton.wire.rare_line import RareLine
-from tests.patience import PATIENCE_MS, patiently
+from tests.patience import PATIENCE_MS, PATIENCE_S, patiently
 from tools.faults.proxy import Faults, Proxy
 
 SILENCE_MS = 150
@@ -399,3 +402,62 @@ def test_an_ipc_socket_in_use_is_refused(folder: Path) -> None:
     router = Listener(f"ipc://{folder}/r.sock")
     with closing(router), pytest.raises(InputError, match="cannot listen"):
         Listener(f"ipc://{folder}/r.sock").close()
+
+
+TAKEOVER = """
+import sys
+from pathlib import Path
+from baton.wire import channel
+from baton.wire.keys import load_keys
+from baton.wire.messages import Drop
+from tests.pure.test_channel import received, sends
+channel.HEARTBEAT_MS, channel.SILENT_MS = 20, 600_000
+keys = load_keys(Path(sys.argv[1]), router=True)
+router = channel.Listener("tcp://127.0.0.1:*", keys)
+peers = []
+for run in ("a", "b"):
+    peers.append(channel.Dialer("w", router.address, keys))
+    assert sends(peers[-1], "router", Drop(run))
+    assert received(router) == [("w", Drop(run))]
+first, second = peers
+for _ in range(20):
+    first.send("router", Drop("c"))
+router.socket.poll(100)
+first.close()
+router.socket.poll(500)
+assert sends(second, "router", Drop("d"))
+print(received(router)[-1][1].run)
+"""
+
+
+def test_a_name_that_another_peer_has_taken_ends_no_router(keys: ClusterKeys, folder: Path) -> None:
+    """libzmq aborts if a listening end has heartbeats: in the first one after the old peer has closed."""
+    done = subprocess.run(
+        [sys.executable, "-c", TAKEOVER, folder / "keys"],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "d\n"), done.stderr[-2000:]
+
+
+def test_a_half_open_connection_is_ended_on_both_sides(
+    keys: ClusterKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing passes, and nothing is closed: the other host is gone, or a firewall has forgotten it."""
+    monkeypatch.setattr(channels, "HEARTBEAT_MS", 50)
+    monkeypatch.setattr(channels, "SILENT_MS", 1000)
+    router = Listener("tcp://127.0.0.1:*", keys)
+    with Proxy(int(router.address.rpartition(":")[2])) as proxy:
+        worker = Dialer("w", f"tcp://127.0.0.1:{proxy.port}", keys)
+        with closing(router, worker):
+            assert sends(worker, ROUTER, msg.Drop("a#0"))
+            assert received(router) == [("w", msg.Drop("a#0"))]
+            worker.socket.poll(200)  # some heartbeats pass
+            proxy.faults = Faults(silent=True)
+            for _ in patiently("the end at the worker"):
+                worker.socket.poll(20)
+                if (ROUTER, msg.Unreachable(ROUTER)) in flat(worker):
+                    break
+            for _ in patiently("the end at the router"):
+                if not router.send("w", msg.Heartbeat("e", 1)):
+                    break
+                router.socket.poll(20)
