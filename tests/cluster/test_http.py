@@ -459,7 +459,7 @@ def test_no_input_is_answered_with_a_fault_of_ours(server: Server) -> None:
         for mode in modes:
             fuzz = given(case=operation.as_strategy(generation_mode=mode))(try_it)
             settings(
-                max_examples=deep(8, usual=4) if few else deep(25, usual=10),
+                max_examples=deep(8, usual=6) if few else deep(25, usual=15),
                 deadline=None, derandomize=True, database=None,
                 suppress_health_check=list(HealthCheck),
             )(fuzz)()  # fmt: skip
