@@ -10,6 +10,7 @@ which a restart cannot help (2, 3, 4, 6) ends the cluster, with the last error m
 unless the child has worked before or a service was ready.
 """
 
+import errno
 import json
 import os
 import re
@@ -260,7 +261,8 @@ class Cluster:
                 self._works(child, now)
         else:
             why = child.silence.too_long(awake)
-        if not why and child.restarts.serving and self.address in child.command:
+        listens = child.role == "router" and self.address in child.command
+        if not why and child.restarts.serving and listens:
             why = "its socket was removed" * (not _is_there(self.run_dir / SOCKET))
         if why and ends.ended(child.process) is None:
             child.killed = f"{why}, so it was killed"
@@ -462,8 +464,8 @@ class Cluster:
 
 def _is_there(path: Path) -> bool:
     """Also where that cannot be seen."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        with suppress(PermissionError):
-            path.stat()
-        return True
-    return False
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return True

@@ -1,6 +1,7 @@
 """The supervisor and workers that join no router: stopped while they load, or when the next router comes;
 and a run folder that somebody removes. Tiny real processes, and a clock of our own."""
 
+import errno
 import os
 import shutil
 import signal
@@ -239,6 +240,9 @@ def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_li
     socket = cluster.run_dir / "router.sock"
     cluster._children[0].command.append(cluster.address)  # it would listen there
     socket.touch()
+    cluster.add(Beside("server", ["actor", "beating", "1000"]))  # it connects there
+    server = cluster._children[-1]
+    until(lambda: cluster.check() == [] and server.restarts.serving, "the server's beats")
     cluster.check(info("decode-0"))
     before = cluster.pids()
     assert turns(cluster, 2 * TURN_S) == []
@@ -246,6 +250,8 @@ def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_li
     (note,) = turns(cluster, TURN_S)
     assert note.startswith("router died (its socket was removed, so it was killed")
     assert cluster.pids()["router"] != before["router"]
+    assert turns(cluster, 2 * TURN_S) == []
+    assert cluster.pids()["server"] == before["server"], "it finds the next router by itself"
     assert cluster.run_dir.stat().st_mode & 0o777 == 0o700
     ended(cluster, "decode-0", kill=True)
     turns(cluster, TURN_S)
@@ -253,6 +259,25 @@ def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_li
     folder = cluster.run_dir
     cluster.stop()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "there"),
+    [(errno.ENOENT, False), (errno.ENOTDIR, False)]
+    + [(code, True) for code in (errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP)],
+)
+def test_a_path_that_cannot_be_looked_at_counts_as_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, there: bool
+) -> None:
+    assert cluster_module._is_there(tmp_path)
+
+    def fails(path: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "stat", fails)
+    found = cluster_module._is_there(tmp_path)
+    monkeypatch.undo()
+    assert found == there
 
 
 def test_what_a_process_reads_from_the_folder_is_written_again_before_its_next_start(
