@@ -204,7 +204,7 @@ class Cluster:
         listed = {worker.worker.rpartition(".")[0]: worker for worker in info.workers}
         notes = []
         for child in self._children:
-            if child.process is None or ends.ended(child.process) is not None:
+            if child.process is None or child.doomed or ends.ended(child.process) is not None:
                 continue
             worker = listed.get(child.name)
             if child.role == "router":
@@ -231,13 +231,16 @@ class Cluster:
     def _kill(self, child: Child, now: float, why: str) -> str:
         assert child.process is not None
         child.restarts.serves_no_more(now)
-        child.leaves_by = None
+        child.leaves_by = child.absence = None
+        child.doomed = True
         ends.kill(child.process, ENDS_S)
         return f"{child.name} {why} and was killed"
 
     def _miss(self, child: Child, awake: float, now: float) -> list[str]:
         """Kill a worker that will join no router: nobody else hears of it."""
-        if child.process is None or child.absence is None or not child.absence.due(awake):
+        if child.process is None or child.doomed or child.absence is None:
+            return []
+        if not child.absence.due(awake):
             return []
         routers = [each.restarts.serving for each in self._children if each.role == "router"]
         if child.boot and not all(routers):  # there is none to join
@@ -252,7 +255,9 @@ class Cluster:
     def _listen(self, child: Child, awake: float, now: float) -> None:
         """Kill it if its loop is stuck, or if nobody new can reach it. One that may end has a deadline of
         its own. Nobody else reports that the HTTP server works."""
-        if child.process is None or child.ear is None or child.silence is None or child.may_end:
+        if child.process is None or child.doomed or child.may_end:
+            return
+        if child.ear is None or child.silence is None:
             return
         why = ""
         if child.ear.heard():
@@ -265,14 +270,14 @@ class Cluster:
         if not why and child.restarts.serving and listens:
             why = "its socket was removed" * (not _is_there(self.run_dir / SOCKET))
         if why and ends.ended(child.process) is None:
-            child.killed = f"{why}, so it was killed"
+            child.killed, child.doomed = f"{why}, so it was killed", True
             ends.kill(child.process, ENDS_S)
 
     def _ended(self, child: Child, code: int, now: float) -> list[str]:
         """A process has ended. Plans its next start."""
         worked = child.restarts.serving or child.leaves_by is not None
         child.process, child.leaves_by = None, None
-        killed, child.killed = child.killed, ""
+        killed, child.killed, child.doomed = child.killed, "", False
         child.deafen()
         child.former = child.boot or child.former
         if child.may_end:

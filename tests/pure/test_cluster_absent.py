@@ -20,6 +20,7 @@ from baton.cluster.spare import Spare
 from baton.cluster.stuck import (
     IDLE_START_S,
     REJOINS_S,
+    STARTS_S,
     STOPPED_START_S,
     TURN_S,
     Absence,
@@ -321,6 +322,53 @@ def test_one_that_cannot_be_killed_now_holds_up_nobody(
     ended(cluster, "decode-0", kill=True)  # the kernel lets it go
     cluster.check()
     assert cluster.pids()["decode-0"] != hangs.pid
+
+
+def hanging(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Who is killed hangs in the kernel. The list of them."""
+    killed: list[int] = []
+    monkeypatch.setattr(ends, "kill", lambda process, within_s: killed.append(process.pid))
+    return killed
+
+
+def test_a_worker_that_hangs_though_it_was_killed_is_killed_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was stopped in its start, or is listed again and leaves, or the router is a new one."""
+    with monkeypatch.context() as patch:
+        killed = hanging(patch)
+        cluster = start(lasting=True, router="lasting", decode_0="lasting")
+        cluster._children[0].deafen()  # it is not judged by its beats here
+        stop(process(cluster, "decode-0"))
+        (note,) = turns(cluster, 3 * STOPPED_START_S)
+        assert note == "decode-0 was stopped for 15 s, in no cluster, and was killed"
+        for state in "alive", "leaving":
+            cluster.check(info("decode-0", state=state))
+            assert turns(cluster, 2 * cluster.options.drain_timeout) == []
+            assert cluster.check(info()) == []
+        ended(cluster, "router", kill=True)
+        cluster.check()
+        cluster._children[0].deafen()
+        assert turns(cluster, 2 * REJOINS_S) == []
+        assert killed == [cluster.pids()["decode-0"]]
+    ended(cluster, "decode-0", kill=True)  # the kernel lets it go
+    cluster.check()
+    assert cluster.pids()["decode-0"] != killed[0]
+
+
+@pytest.mark.parametrize("name", ["router", "server"])
+def test_a_loop_that_hangs_though_it_was_killed_is_killed_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patch:
+        killed = hanging(patch)
+        cluster = start(lasting=True, **{name: "beating 1"})
+        pid = cluster.pids()[name]
+        assert turns(cluster, 2 * STARTS_S) == []
+        assert killed == [pid]
+    ended(cluster, name, kill=True)
+    (note,) = cluster.check()
+    assert note.startswith(f"{name} died (no sign of life ")
 
 
 @pytest.mark.parametrize("how", ["dies", "the cluster stops"])
