@@ -6,19 +6,24 @@
 
 An address may hold a multiple of what is free, as a tenant may in admission.py: one that is alone gets
 nearly all places, and there is always one for others. (Keys come later, with the head of a request.)
-Where an address has its share, the connection of it that rested longest gives way to a new one. If all of
-them work, the new one is refused. Refused ones are counted apart, and few of them wait for the answer
-that says so.
+Where an address has its share, the connection of it that rested longest gives way to a new one, but not
+one that has just come: its request is on its way. If none can give way, the new one is refused. Refused
+ones are counted apart, and few of them wait for the answer that says so.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
+from baton.clock import Clock, monotonic
 from baton.server.admission import QUEUE_SHARE, Shares
 
 CONNECTIONS = 2048
 REFUSED = 64
 """Connections that are open only to be told that they have no place."""
+
+FRESH_S = 2.0
+"""After its arrival a connection has so long for its first request, before it may give way."""
 
 
 def places(descriptors: int, reserve: int) -> tuple[int, int]:
@@ -39,15 +44,22 @@ class Member:
     close: Callable[[], None]
     reset: Callable[[], None]
     refused: bool = field(default=False, init=False)
+    asked: bool = field(default=False, init=False)  # at least one request has begun
+    since: float = field(default=0.0, init=False)  # when it came, or when its last request ended
 
 
 class Crowd:
     """All connections of a server."""
 
-    def __init__(self, limit: int = CONNECTIONS, refused: int = REFUSED) -> None:
+    def __init__(
+        self, limit: int = CONNECTIONS, refused: int = REFUSED, clock: Clock = monotonic
+    ) -> None:
         self._shares = Shares(limit, QUEUE_SHARE)
         self._most_refused = refused
-        self._resting: dict[str, dict[Member, None]] = {}  # by address, the longest first
+        self._clock = clock
+        # By address, the longest first; new ones have asked nothing yet.
+        self._resting: dict[str, dict[Member, None]] = {}
+        self._new: dict[str, dict[Member, None]] = {}
         self._refused: dict[Member, None] = {}
 
     @property
@@ -70,19 +82,21 @@ class Crowd:
 
     def rests(self, member: Member) -> None:
         """It waits for a request. Does nothing if it does so already."""
-        if not member.refused:
-            self._resting.setdefault(member.address, {}).setdefault(member)
+        if member.refused:
+            return
+        waiting = self._waiting(member).setdefault(member.address, {})
+        if member not in waiting:
+            member.since = self._clock()
+            waiting[member] = None
 
     def works(self, member: Member) -> None:
         """A request has begun."""
-        resting = self._resting.get(member.address, {})
-        resting.pop(member, None)
-        if not resting:
-            self._resting.pop(member.address, None)
+        self._rests_no_more(member)
+        member.asked = True
 
     def left(self, member: Member) -> None:
         """It has ended. Called once for each."""
-        self.works(member)
+        self._rests_no_more(member)
         if member.refused:
             self._refused.pop(member, None)
         else:
@@ -90,10 +104,29 @@ class Crowd:
 
     def _make_room(self, address: str) -> bool:
         """Close a connection of this address; of the one that holds the most, if this one holds none."""
-        if not self._shares.held(address) and self._resting:
-            address = max(self._resting, key=self._shares.held)
-        for found in self._resting.get(address, ()):
-            self.works(found)
-            found.close()
-            return True
+        addresses = [address]
+        if not self._shares.held(address):
+            addresses = sorted({*self._resting, *self._new}, key=self._shares.held, reverse=True)
+        for each in addresses:
+            if (found := self._rested_longest(each)) is not None:
+                self._rests_no_more(found)
+                found.close()
+                return True
         return False
+
+    def _rested_longest(self, address: str) -> Member | None:
+        """Of those of this address that may give way."""
+        latest = self._clock() - FRESH_S
+        found = [*islice(self._resting.get(address, ()), 1)]
+        found += [each for each in islice(self._new.get(address, ()), 1) if each.since <= latest]
+        return min(found, key=lambda each: each.since, default=None)
+
+    def _waiting(self, member: Member) -> dict[str, dict[Member, None]]:
+        return self._resting if member.asked else self._new
+
+    def _rests_no_more(self, member: Member) -> None:
+        waiting = self._waiting(member)
+        own = waiting.get(member.address, {})
+        own.pop(member, None)
+        if not own:
+            waiting.pop(member.address, None)
