@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -396,6 +397,34 @@ def test_a_folder_that_somebody_else_made_in_its_place_is_not_used(
     with pytest.raises(PermissionError, match="belongs to somebody else"):
         folder.make()
     folder.remove()
+
+
+def test_a_folder_without_locks_and_modes_is_used_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems refuse flock(), and show a mode of their own."""
+
+    def refuses(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("fcntl.flock", refuses)
+    made = tempfile.mkdtemp
+
+    def open_to_all(**options: str) -> str:
+        path = made(**options)
+        os.chmod(path, 0o777)
+        return path
+
+    monkeypatch.setattr("tempfile.mkdtemp", open_to_all)
+    folder = RunFolder()
+    folder.make()
+    assert (folder.path / "logs").is_dir()
+    shutil.rmtree(folder.path)
+    folder.make()
+    assert (folder.path / "logs").is_dir()
+    folder.remove()
+    assert not folder.path.exists()
 
 
 def test_the_folder_of_a_living_owner_is_not_swept_whatever_its_number_says(
