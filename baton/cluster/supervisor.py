@@ -33,7 +33,7 @@ from baton.cluster.run_folder import LOGS, SOCKET, RunFolder, sweep
 from baton.cluster.spare import Spare
 from baton.cluster.stuck import STUCK_S, Absence, Awake, Silence
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError, WorkerLost
-from baton.host import any_stopped, core_numbers, family, processor_time
+from baton.host import any_stopped, core_numbers, family, processor_time, sees_children
 from baton.package import ROOT
 from baton.pulse import Ear
 from baton.topology import threads_per_worker
@@ -246,7 +246,8 @@ class Cluster:
         if child.boot and not all(routers):  # there is none to join
             child.absence = Absence(awake, again=True)
         pids = family(child.process.pid)  # with compilers and other ranks
-        stopped, work = any_stopped(pids), processor_time(pids)
+        work = processor_time(pids) if sees_children() else None  # it may wait for a compiler
+        stopped = any_stopped(pids)
         why = child.absence.too_long(awake, stopped=stopped, work=work)
         if not why or child.may_end or ends.ended(child.process) is not None:
             return []

@@ -28,7 +28,7 @@ from baton.cluster.stuck import (
     Awake,
 )
 from baton.cluster.supervisor import Beside
-from baton.host import any_stopped, family, processor_time
+from baton.host import any_stopped, family, processor_time, sees_children
 from baton.server.serve import _write_missing
 from tests.patience import until
 from tests.pure.actors import (
@@ -44,6 +44,10 @@ from tests.pure.actors import (
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+needs_children = pytest.mark.skipif(
+    not sees_children(),
+    reason="this kernel has no /proc/PID/task/*/children (CONFIG_PROC_CHILDREN)",
+)
 
 
 @pytest.fixture
@@ -120,6 +124,7 @@ STARTS = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURNS!
 TWICE = f"{STARTS}\nprint('both', flush=True)\nopen({{gate!r}}).read()"
 
 
+@needs_children
 def test_what_a_process_and_its_children_compute_is_its_work(tmp_path: Path) -> None:
     """While a child runs and when it has ended; and a child that is stopped stops its parent's start."""
     gate = tmp_path / "gate"
@@ -160,6 +165,21 @@ def test_a_worker_that_is_stopped_while_it_loads_is_killed_and_started_again(sta
     assert died.startswith("decode-0 died (signal 9)")
     assert gone(stopped.pid)
     assert cluster.pids()["decode-0"] != stopped.pid
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_an_idle_start_is_held_against_a_worker_only_where_its_compilers_would_be_seen(
+    start: Start, monkeypatch: pytest.MonkeyPatch, sees: bool
+) -> None:
+    monkeypatch.setattr("baton.cluster.stuck.IDLE_START_S", 30.0)
+    monkeypatch.setattr(cluster_module, "sees_children", lambda: sees)
+    cluster = start(lasting=True, router="lasting", decode_0="lasting")
+    is_up(cluster, "decode-0")
+    pid = cluster.pids()["decode-0"]
+    notes = turns(cluster, 60.0)
+    killed = [note for note in notes if note.startswith("decode-0 did nothing for 30 s")]
+    assert bool(killed) == sees
+    assert (cluster.pids()["decode-0"] == pid) != sees
 
 
 def test_a_worker_that_does_not_join_the_next_router_is_killed_and_the_others_are_not(
@@ -207,6 +227,7 @@ def alive(pid: int) -> bool:
     return state not in "ZX"
 
 
+@needs_children
 @pytest.mark.parametrize("how", ["dies", "is given up", "the cluster stops"])
 def test_what_a_worker_has_started_ends_with_it_though_it_is_stopped(
     start: Start, how: str
