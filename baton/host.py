@@ -75,6 +75,11 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def sees_children() -> bool:
+    """Whether this system tells family() who the children of a process are (CONFIG_PROC_CHILDREN)."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").exists()
+
+
 def any_stopped(pids: Sequence[int]) -> bool:
     """Whether a signal holds up one of them (SIGSTOP); False if unknown."""
     return any(_stat(pid)[:1] == ["T"] for pid in pids)

@@ -9,7 +9,7 @@ Time comes from the moments. Observation may begin in the middle of a request.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgpack
@@ -127,6 +127,18 @@ class Life:
         self.stages.append(Stage("handover", stage.end, at, stage.worker))
 
 
+class Copy:
+    """The requests of a timeline at one moment, packed. To unpack one takes as long as to pack two, and
+    is left to whoever reads it."""
+
+    def __init__(self, packed: Sequence[tuple[str, bytes]]) -> None:
+        self._packed = packed
+
+    def __iter__(self) -> Iterator[Life]:
+        for request, packed in self._packed:
+            yield _unpacked(request, packed)
+
+
 class Timeline:
     """All live requests and the last `remembered` that have ended. Those are kept packed: as objects,
     10,000 of them are half a million small pieces of memory, 50 MiB, with gaps that only grow."""
@@ -149,14 +161,10 @@ class Timeline:
                 while len(self._ended) > self._remembered:
                     self._ended.popitem(last=False)
 
-    def copy(self) -> "Timeline":
-        """As it is now, for another thread."""
-        found = Timeline(self._remembered)
-        found._ended = OrderedDict(self._ended)
-        found._live = {
-            request: _unpacked(request, _packed(life)) for request, life in self._live.items()
-        }
-        return found
+    def copy(self) -> "Copy":
+        """As it is now, for another thread. Here that packs the live requests: 3 us for each."""
+        live = [(request, _packed(life)) for request, life in self._live.items()]
+        return Copy([*self._ended.items(), *live])
 
     def get(self, request: str) -> Life | None:
         life, packed = self._live.get(request), self._ended.get(request)

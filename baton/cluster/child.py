@@ -32,6 +32,9 @@ class Child:
     ear: Ear | None = None  # of one that shows that its loop turns
     silence: Silence | None = None
     absence: Absence | None = None  # of a worker that runs and is in no cluster
+    doomed: bool = (
+        False  # it was sent SIGKILL; it may hang in the kernel, which ends it when it can
+    )
     killed: str = ""  # why, if it was because it is stuck
     log_start: int = 0  # where this life begins in the log
     notices: Notices | None = None  # of this life

@@ -7,11 +7,12 @@ even after SIGKILL (baton/host.py), so an actor that is started elsewhere never 
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from baton.cluster.child import Child
 from baton.cluster.options import ClusterOptions
 from baton.cluster.run_folder import RunFolder
 from baton.cluster.supervisor import Beside, Cluster
@@ -57,9 +58,12 @@ class Look:
 class OwnedProcess(Cluster):
     """A cluster of one process, whose router may be on another node."""
 
-    def __init__(self, order: Order, command: list[str]) -> None:
+    def __init__(
+        self, order: Order, command: list[str], prepare: Callable[[], object] = lambda: None
+    ) -> None:
+        """`prepare` is called before each start."""
         super().__init__(replace(order.options, spare_worker=False), lasting=True)
-        self._name, self._command = order.name, command
+        self._name, self._command, self._prepare = order.name, command, prepare
 
     def commands(self) -> list[tuple[str, list[str]]]:
         return [] if self._name == "server" else [(self._name, self._command)]
@@ -75,6 +79,10 @@ class OwnedProcess(Cluster):
         if self._name == "server":
             self.launch(Beside(self._name, self._command))
 
+    def _spawn(self, child: Child) -> None:
+        self._prepare()
+        super()._spawn(child)
+
 
 class Owner:
     """Call look() regularly: it restarts the process if it died."""
@@ -88,14 +96,27 @@ class Owner:
         if order.version != (own := own_version()):
             self._refused = f"baton {own} is installed on {host}, and {order.version} was started"
             return
-        keys = self._folder.path / "keys"
-        keys.mkdir(mode=0o700)
-        for name, content in order.keys.items():
-            _write(keys / name, content)
-        _write(self._folder.path / "api-keys", order.api_keys)
-        places = {HOST: host, KEYS: str(keys), API_KEYS: str(self._folder.path / "api-keys")}
-        self._process = OwnedProcess(order, [places.get(word, word) for word in order.command])
+        places = {HOST: host, KEYS: str(self._keys), API_KEYS: str(self._api_keys)}
+        command = [places.get(word, word) for word in order.command]
+        self._process = OwnedProcess(order, command, self._write_missing)
         self._process.start()
+
+    @property
+    def _keys(self) -> Path:
+        return self._folder.path / "keys"
+
+    @property
+    def _api_keys(self) -> Path:
+        return self._folder.path / "api-keys"
+
+    def _write_missing(self) -> None:
+        """A cleaner of old files may have removed some, or all."""
+        self._folder.make()
+        self._keys.mkdir(mode=0o700, exist_ok=True)
+        contents = {self._keys / name: content for name, content in self._order.keys.items()}
+        for path, content in (contents | {self._api_keys: self._order.api_keys}).items():
+            if not path.exists():
+                _write(path, content)
 
     def look(self, info: ClusterInfo | None = None) -> Look:
         """Restart the process if it died. `info`: what the router says, if that is certain."""
@@ -131,5 +152,9 @@ class Owner:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    """The whole file or none: a disk may be full."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
+    new.replace(path)

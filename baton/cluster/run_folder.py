@@ -27,19 +27,33 @@ class RunFolder:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._lock = -1
-        self.make()
+        self._fill()  # without a look at it: some file systems show another mode or owner
 
     def make(self) -> None:
         """Make what is missing of it. OSError if that cannot be, or if somebody else has made it."""
-        for folder in (self.path, self.path / LOGS):
-            with suppress(FileExistsError):
-                folder.mkdir(MODE)
+        with suppress(FileNotFoundError):
+            if self._lock >= 0 and _is(self.path, self._lock):  # the one that this process made
+                self._fill()
+                return
+        try:
+            self.path.mkdir(MODE)
+        except FileExistsError:
+            self._check()
+        self._fill()
+
+    def _check(self) -> None:
         if not is_private(self.path):
             raise PermissionError(errno.EPERM, f"{self.path} belongs to somebody else now")
+
+    def _fill(self) -> None:
+        """Its parts, and the lock."""
+        with suppress(FileExistsError):
+            (self.path / LOGS).mkdir(MODE)
         if self._lock < 0 or not _is(self.path, self._lock):
             self._release()
             self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            with suppress(OSError):  # some file systems have no locks, and this one is only advice
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def remove(self) -> None:
         """Nobody needs it any more."""

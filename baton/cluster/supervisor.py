@@ -10,6 +10,7 @@ which a restart cannot help (2, 3, 4, 6) ends the cluster, with the last error m
 unless the child has worked before or a service was ready.
 """
 
+import errno
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from baton.cluster.run_folder import LOGS, SOCKET, RunFolder, sweep
 from baton.cluster.spare import Spare
 from baton.cluster.stuck import STUCK_S, Absence, Awake, Silence
 from baton.errors import BatonError, InputError, ModelError, OutOfMemory, ProtocolError, WorkerLost
-from baton.host import any_stopped, core_numbers, family, processor_time
+from baton.host import any_stopped, core_numbers, family, processor_time, sees_children
 from baton.package import ROOT
 from baton.pulse import Ear
 from baton.topology import threads_per_worker
@@ -203,7 +204,7 @@ class Cluster:
         listed = {worker.worker.rpartition(".")[0]: worker for worker in info.workers}
         notes = []
         for child in self._children:
-            if child.process is None or ends.ended(child.process) is not None:
+            if child.process is None or child.doomed or ends.ended(child.process) is not None:
                 continue
             worker = listed.get(child.name)
             if child.role == "router":
@@ -230,19 +231,23 @@ class Cluster:
     def _kill(self, child: Child, now: float, why: str) -> str:
         assert child.process is not None
         child.restarts.serves_no_more(now)
-        child.leaves_by = None
+        child.leaves_by = child.absence = None
+        child.doomed = True
         ends.kill(child.process, ENDS_S)
         return f"{child.name} {why} and was killed"
 
     def _miss(self, child: Child, awake: float, now: float) -> list[str]:
         """Kill a worker that will join no router: nobody else hears of it."""
-        if child.process is None or child.absence is None or not child.absence.due(awake):
+        if child.process is None or child.doomed or child.absence is None:
+            return []
+        if not child.absence.due(awake):
             return []
         routers = [each.restarts.serving for each in self._children if each.role == "router"]
         if child.boot and not all(routers):  # there is none to join
             child.absence = Absence(awake, again=True)
         pids = family(child.process.pid)  # with compilers and other ranks
-        stopped, work = any_stopped(pids), processor_time(pids)
+        work = processor_time(pids) if sees_children() else None  # it may wait for a compiler
+        stopped = any_stopped(pids)
         why = child.absence.too_long(awake, stopped=stopped, work=work)
         if not why or child.may_end or ends.ended(child.process) is not None:
             return []
@@ -251,7 +256,9 @@ class Cluster:
     def _listen(self, child: Child, awake: float, now: float) -> None:
         """Kill it if its loop is stuck, or if nobody new can reach it. One that may end has a deadline of
         its own. Nobody else reports that the HTTP server works."""
-        if child.process is None or child.ear is None or child.silence is None or child.may_end:
+        if child.process is None or child.doomed or child.may_end:
+            return
+        if child.ear is None or child.silence is None:
             return
         why = ""
         if child.ear.heard():
@@ -260,17 +267,18 @@ class Cluster:
                 self._works(child, now)
         else:
             why = child.silence.too_long(awake)
-        if not why and child.restarts.serving and self.address in child.command:
+        listens = child.role == "router" and self.address in child.command
+        if not why and child.restarts.serving and listens:
             why = "its socket was removed" * (not _is_there(self.run_dir / SOCKET))
         if why and ends.ended(child.process) is None:
-            child.killed = f"{why}, so it was killed"
+            child.killed, child.doomed = f"{why}, so it was killed", True
             ends.kill(child.process, ENDS_S)
 
     def _ended(self, child: Child, code: int, now: float) -> list[str]:
         """A process has ended. Plans its next start."""
         worked = child.restarts.serving or child.leaves_by is not None
         child.process, child.leaves_by = None, None
-        killed, child.killed = child.killed, ""
+        killed, child.killed, child.doomed = child.killed, "", False
         child.deafen()
         child.former = child.boot or child.former
         if child.may_end:
@@ -462,8 +470,8 @@ class Cluster:
 
 def _is_there(path: Path) -> bool:
     """Also where that cannot be seen."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        with suppress(PermissionError):
-            path.stat()
-        return True
-    return False
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return True

@@ -18,6 +18,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from baton.host import any_stopped
 from tests.cluster.points import Points, failpoints
 from tests.cluster.processes import Terminal, short_folder, terminals
 from tests.cluster.serving import Server
@@ -93,6 +94,7 @@ def test_while_it_loads_it_says_so(loading: Loading) -> None:
         assert answer.headers["retry-after"]
         assert json.load(answer)["error"]["code"] == "not_ready"
     (worker,) = loading.points.fired(1)
+    until(lambda: any_stopped([worker]), "the worker stands still")  # it tells before it does
     os.kill(worker, signal.SIGCONT)
 
 

@@ -155,6 +155,7 @@ def test_both_decode_workers_killed_at_different_moments(desk: Desk) -> None:
     assert max(each.timings.retries for each in completions) >= 1
     killed = desk.points.taken(2)
     victims = [name for name in WORKERS if pids[name] in killed]
+    assert victims == ["decode-0", "decode-1"], "and not one of them twice"
     for name in victims:
         news = f"{name} died (signal 9) and is started again"
         assert any(note.startswith(news) for note in desk.notes), desk.notes

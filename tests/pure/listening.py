@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from baton.clock import Clock, monotonic
 from baton.server.accept import Acceptor
 from baton.server.bodies import limits_of
 from baton.server.connection import ServerProtocol
@@ -88,9 +89,12 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    *keys: str, certificate: Path | None = None, connections: int = CONNECTIONS
+    *keys: str,
+    certificate: Path | None = None,
+    connections: int = CONNECTIONS,
+    clock: Clock = monotonic,
 ) -> AsyncIterator[Served]:
-    """`certificate`: of https, with its private key in the same file."""
+    """`certificate`: of https, with its private key in the same file. `clock`: of connections' ages."""
     app = App()
     guard = Guard(app, AccessPolicy(hashed(keys)), lambda path: limits_of(path, 2048))
     settings = ServerSettings("ipc:///nowhere", "demo", certificate=certificate)
@@ -109,7 +113,7 @@ async def serving(
                 config,
                 server.server_state,
                 server.lifespan.state,
-                crowd=Crowd(connections),
+                crowd=Crowd(connections, clock=clock),
             ),
             config.ssl,
         )

@@ -1,11 +1,13 @@
 """The supervisor and workers that join no router: stopped while they load, or when the next router comes;
 and a run folder that somebody removes. Tiny real processes, and a clock of our own."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,13 +21,14 @@ from baton.cluster.spare import Spare
 from baton.cluster.stuck import (
     IDLE_START_S,
     REJOINS_S,
+    STARTS_S,
     STOPPED_START_S,
     TURN_S,
     Absence,
     Awake,
 )
 from baton.cluster.supervisor import Beside
-from baton.host import any_stopped, family, processor_time
+from baton.host import any_stopped, family, processor_time, sees_children
 from baton.server.serve import _write_missing
 from tests.patience import until
 from tests.pure.actors import (
@@ -41,6 +44,10 @@ from tests.pure.actors import (
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+needs_children = pytest.mark.skipif(
+    not sees_children(),
+    reason="this kernel has no /proc/PID/task/*/children (CONFIG_PROC_CHILDREN)",
+)
 
 
 @pytest.fixture
@@ -117,6 +124,7 @@ STARTS = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURNS!
 TWICE = f"{STARTS}\nprint('both', flush=True)\nopen({{gate!r}}).read()"
 
 
+@needs_children
 def test_what_a_process_and_its_children_compute_is_its_work(tmp_path: Path) -> None:
     """While a child runs and when it has ended; and a child that is stopped stops its parent's start."""
     gate = tmp_path / "gate"
@@ -157,6 +165,21 @@ def test_a_worker_that_is_stopped_while_it_loads_is_killed_and_started_again(sta
     assert died.startswith("decode-0 died (signal 9)")
     assert gone(stopped.pid)
     assert cluster.pids()["decode-0"] != stopped.pid
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_an_idle_start_is_held_against_a_worker_only_where_its_compilers_would_be_seen(
+    start: Start, monkeypatch: pytest.MonkeyPatch, sees: bool
+) -> None:
+    monkeypatch.setattr("baton.cluster.stuck.IDLE_START_S", 30.0)
+    monkeypatch.setattr(cluster_module, "sees_children", lambda: sees)
+    cluster = start(lasting=True, router="lasting", decode_0="lasting")
+    is_up(cluster, "decode-0")
+    pid = cluster.pids()["decode-0"]
+    notes = turns(cluster, 60.0)
+    killed = [note for note in notes if note.startswith("decode-0 did nothing for 30 s")]
+    assert bool(killed) == sees
+    assert (cluster.pids()["decode-0"] == pid) != sees
 
 
 def test_a_worker_that_does_not_join_the_next_router_is_killed_and_the_others_are_not(
@@ -204,6 +227,7 @@ def alive(pid: int) -> bool:
     return state not in "ZX"
 
 
+@needs_children
 @pytest.mark.parametrize("how", ["dies", "is given up", "the cluster stops"])
 def test_what_a_worker_has_started_ends_with_it_though_it_is_stopped(
     start: Start, how: str
@@ -239,6 +263,9 @@ def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_li
     socket = cluster.run_dir / "router.sock"
     cluster._children[0].command.append(cluster.address)  # it would listen there
     socket.touch()
+    cluster.add(Beside("server", ["actor", "beating", "1000"]))  # it connects there
+    server = cluster._children[-1]
+    until(lambda: cluster.check() == [] and server.restarts.serving, "the server's beats")
     cluster.check(info("decode-0"))
     before = cluster.pids()
     assert turns(cluster, 2 * TURN_S) == []
@@ -246,6 +273,8 @@ def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_li
     (note,) = turns(cluster, TURN_S)
     assert note.startswith("router died (its socket was removed, so it was killed")
     assert cluster.pids()["router"] != before["router"]
+    assert turns(cluster, 2 * TURN_S) == []
+    assert cluster.pids()["server"] == before["server"], "it finds the next router by itself"
     assert cluster.run_dir.stat().st_mode & 0o777 == 0o700
     ended(cluster, "decode-0", kill=True)
     turns(cluster, TURN_S)
@@ -253,6 +282,25 @@ def test_a_cluster_whose_run_folder_was_removed_makes_it_again_and_its_router_li
     folder = cluster.run_dir
     cluster.stop()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "there"),
+    [(errno.ENOENT, False), (errno.ENOTDIR, False)]
+    + [(code, True) for code in (errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP)],
+)
+def test_a_path_that_cannot_be_looked_at_counts_as_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, there: bool
+) -> None:
+    assert cluster_module._is_there(tmp_path)
+
+    def fails(path: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "stat", fails)
+    found = cluster_module._is_there(tmp_path)
+    monkeypatch.undo()
+    assert found == there
 
 
 def test_what_a_process_reads_from_the_folder_is_written_again_before_its_next_start(
@@ -298,6 +346,53 @@ def test_one_that_cannot_be_killed_now_holds_up_nobody(
     assert cluster.pids()["decode-0"] != hangs.pid
 
 
+def hanging(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Who is killed hangs in the kernel. The list of them."""
+    killed: list[int] = []
+    monkeypatch.setattr(ends, "kill", lambda process, within_s: killed.append(process.pid))
+    return killed
+
+
+def test_a_worker_that_hangs_though_it_was_killed_is_killed_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was stopped in its start, or is listed again and leaves, or the router is a new one."""
+    with monkeypatch.context() as patch:
+        killed = hanging(patch)
+        cluster = start(lasting=True, router="lasting", decode_0="lasting")
+        cluster._children[0].deafen()  # it is not judged by its beats here
+        stop(process(cluster, "decode-0"))
+        (note,) = turns(cluster, 3 * STOPPED_START_S)
+        assert note == "decode-0 was stopped for 15 s, in no cluster, and was killed"
+        for state in "alive", "leaving":
+            cluster.check(info("decode-0", state=state))
+            assert turns(cluster, 2 * cluster.options.drain_timeout) == []
+            assert cluster.check(info()) == []
+        ended(cluster, "router", kill=True)
+        cluster.check()
+        cluster._children[0].deafen()
+        assert turns(cluster, 2 * REJOINS_S) == []
+        assert killed == [cluster.pids()["decode-0"]]
+    ended(cluster, "decode-0", kill=True)  # the kernel lets it go
+    cluster.check()
+    assert cluster.pids()["decode-0"] != killed[0]
+
+
+@pytest.mark.parametrize("name", ["router", "server"])
+def test_a_loop_that_hangs_though_it_was_killed_is_killed_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patch:
+        killed = hanging(patch)
+        cluster = start(lasting=True, **{name: "beating 1"})
+        pid = cluster.pids()[name]
+        assert turns(cluster, 2 * STARTS_S) == []
+        assert killed == [pid]
+    ended(cluster, name, kill=True)
+    (note,) = cluster.check()
+    assert note.startswith(f"{name} died (no sign of life ")
+
+
 @pytest.mark.parametrize("how", ["dies", "the cluster stops"])
 def test_the_folder_in_which_the_ranks_of_a_killed_worker_met_is_removed(
     start: Start, how: str
@@ -323,6 +418,34 @@ def test_a_folder_that_somebody_else_made_in_its_place_is_not_used(
     with pytest.raises(PermissionError, match="belongs to somebody else"):
         folder.make()
     folder.remove()
+
+
+def test_a_folder_without_locks_and_modes_is_used_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems refuse flock(), and show a mode of their own."""
+
+    def refuses(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("fcntl.flock", refuses)
+    made = tempfile.mkdtemp
+
+    def open_to_all(**options: str) -> str:
+        path = made(**options)
+        os.chmod(path, 0o777)
+        return path
+
+    monkeypatch.setattr("tempfile.mkdtemp", open_to_all)
+    folder = RunFolder()
+    folder.make()
+    assert (folder.path / "logs").is_dir()
+    shutil.rmtree(folder.path)
+    folder.make()
+    assert (folder.path / "logs").is_dir()
+    folder.remove()
+    assert not folder.path.exists()
 
 
 def test_the_folder_of_a_living_owner_is_not_swept_whatever_its_number_says(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -130,6 +131,30 @@ def test_a_process_that_died_is_started_again_by_the_next_look(start: Start, hom
     assert look.down[0].log.startswith("10.0.0.7:")
     lives(home, 2)
     assert owner.look().runs
+
+
+@pytest.mark.parametrize("name", ["decode-0", "server"])
+@pytest.mark.parametrize("removed", ["all", "the keys", "the API keys"])
+def test_what_a_cleaner_removed_is_written_again_before_the_next_start(
+    start: Start, home: Path, name: str, removed: str
+) -> None:
+    owner = start(name)
+    (life,) = lives(home, 1)
+    words = json.loads(life.read_text())
+    keys, api_keys = (Path(words[words.index(each) + 1]) for each in ("--keys", "--api-key-file"))
+    if removed == "the API keys":
+        api_keys.unlink()
+    else:
+        shutil.rmtree(keys if removed == "the keys" else keys.parent)
+    os.kill(int(life.name.partition("-")[2]), 9)
+    patience.until(lambda: owner.look().notes, "the news of its death")
+    lives(home, 2)
+    assert (keys / "member.secret").read_bytes() == b"s" * 40
+    assert sorted(each.name for each in keys.iterdir()) == ["member.public", "member.secret"]
+    assert api_keys.read_bytes() == b"key\n"
+    for path in (keys / "member.secret", api_keys):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(keys.parent.stat().st_mode) == stat.S_IMODE(keys.stat().st_mode) == 0o700
 
 
 def test_a_process_that_leaves_is_not_started_again(start: Start, home: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from baton import timeline as timeline_module
 from baton.client.aio import RouterClient
 from baton.server import traces as under_test
 from baton.server.metrics import Metrics
 from baton.server.monitor import AT_ONCE, Monitor
 from baton.server.traces import Traces, encoded
-from baton.timeline import Moment, Timeline
+from baton.timeline import Life, Moment, Timeline
 from baton.trace import chrome_trace
 from baton.wire.messages import Observed
 from tests.pure.test_exposition import counts_of
@@ -68,6 +69,19 @@ def test_it_is_made_in_a_thread_of_what_there_was_when_it_began(
     asyncio.run(work())
     assert len(made_by) == 1
     assert made_by[0] is not threading.main_thread()
+
+
+def test_only_the_thread_unpacks_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline, unpacked_by, unpacked = history(3), [], timeline_module._unpacked
+
+    def seen(request: str, packed: bytes) -> Life:
+        unpacked_by.append(threading.current_thread())
+        return unpacked(request, packed)
+
+    monkeypatch.setattr(timeline_module, "_unpacked", seen)
+    asyncio.run(Traces(timeline, lambda: "m").text())
+    assert len(unpacked_by) == len(timeline)
+    assert threading.main_thread() not in unpacked_by
 
 
 def test_it_is_given_again_for_a_time_that_grows_with_its_cost(
