@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from baton.adapters.config import MERGE, Share, read_spec
-from baton.adapters.files import absolute_lora, read_adapter, resolve_adapters, split_lora
+from baton.adapters.files import (
+    absolute_lora,
+    read_adapter,
+    read_weights,
+    resolve_adapters,
+    split_lora,
+)
 from baton.adapters.identity import Adapter, unknown
 from baton.cli.main import main
 from baton.cluster.options import ClusterOptions
@@ -68,6 +74,18 @@ def test_equal_content_has_an_equal_digest_wherever_it_lies(tmp_path: Path) -> N
     weights = trained / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     assert read_adapter("a", trained).adapter.digest != here.digest
+
+
+def test_numbers_that_are_not_those_of_the_digest_are_not_loaded(tmp_path: Path) -> None:
+    found = read_adapter("sql", write(tmp_path))
+    content = found.weights.read_bytes()
+    assert read_weights(found) == content
+    for other in (content[:-1] + b"\1", content[:-1], b""):
+        found.weights.write_bytes(other)
+        with pytest.raises(
+            ModelError, match=r"^adapter sql: .*was changed while it was loaded; start again$"
+        ):
+            read_weights(found)
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,19 @@ def test_what_does_not_fit_the_model_is_refused_by_name(
     assert ODD[write] in str(refused.value)
 
 
+def test_an_adapter_that_is_written_anew_while_it_is_loaded_is_refused(tmp_path: Path) -> None:
+    model = make_model("llama")
+    found, other = (
+        read_adapter(
+            "a", write_adapter(tmp_path / name, model, [Q], seed=seed, target_modules=[Q]).folder
+        )
+        for name, seed in (("one", 1), ("two", 2))
+    )
+    other.weights.replace(found.weights)
+    with pytest.raises(ModelError, match=r"^adapter a: .* was changed while it was loaded"):
+        read_products(found, model)
+
+
 def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
     model = make_model("llama")
     model.model.spare = torch.nn.Linear(64, 64, bias=False)
