@@ -6,6 +6,7 @@ that does not fit together is refused before a worker is started.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ NAMED = (Layout.SCALED, Layout.MXFP4)
 ANOTHER = "use the same model in bf16, fp16 or fp32"
 AGAIN = "fetch the model again"
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -79,6 +82,12 @@ class Plan:
     def numbers(self) -> int:
         """Of all weights in full width."""
         return sum(math.prod(each.shape) for each in self.weights)
+
+    @property
+    def twice(self) -> int:
+        """Numbers of those weights that the memory holds twice while a model is loaded: of experts that
+        lie apart in the file, and are joined to a stack in the model."""
+        return sum(math.prod(each.shape) for each in self.weights if EXPERT.search(each.name))
 
 
 class Misfit(Exception):

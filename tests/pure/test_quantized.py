@@ -384,3 +384,16 @@ def test_numbers_are_counted_in_full_width(tmp_path: Path) -> None:
     files = resolve_model(str(written(tmp_path / "model", GPTQ_TOLD, GPTQ)))
     assert files.quantized is not None
     assert files.quantized.numbers == 96 * 64 + 64
+
+
+def test_experts_that_lie_apart_are_counted_twice(tmp_path: Path) -> None:
+    """The memory holds them apart and joined while a model is loaded."""
+    module = "model.layers.0.mlp.experts.3.up_proj"
+    files = resolve_model(str(written(tmp_path / "model", GPTQ_TOLD, GPTQ, module)))
+    assert files.quantized is not None
+    assert files.quantized.numbers == 96 * 64 + 64
+    assert files.quantized.twice == 96 * 64
+    for other in (UP, "model.layers.0.mlp.experts"):
+        files = resolve_model(str(written(tmp_path / other, GPTQ_TOLD, GPTQ, other)))
+        assert files.quantized is not None
+        assert not files.quantized.twice
