@@ -5,8 +5,8 @@ A matrix [out, in] is stored as
                                         the lowest bits
     scales   float [groups, out]
     qzeros   int32 [groups, out / n]    the integer that stands for 0; in the first format less 1
-    g_idx    int32 [in]                 the group of each input, which act-order makes irregular; may be
-                                        missing
+    g_idx    int32 [in]                 the group of each input, which act-order (desc_act) makes
+                                        irregular; without it, it may be missing
 
 The first format subtracts 1 from each zero point by subtracting from the whole word, so that a borrow
 goes into the next one. Adding it to the whole word gives the zero points back.
@@ -83,4 +83,6 @@ def names_of(key: str) -> re.Pattern[str]:
 
 def _scheme(found: Json, less_one: bool) -> Scheme:
     bits = choice(found, "bits", BITS, None)
-    return Scheme(Layout.GPTQ, bits, group(group_size(found)), zeros_less_one=less_one)
+    size = group(group_size(found))
+    reordered = choice(found, "desc_act", (True, False), False)
+    return Scheme(Layout.GPTQ, bits, size, zeros_less_one=less_one, reordered=reordered)

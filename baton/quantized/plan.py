@@ -194,7 +194,14 @@ def _weight(
             f"{parts[SCALE].name} holds {parts[SCALE].dtype}, which is not read: {ANOTHER}"
         )
     name = stem if layout in NAMED else f"{stem}.weight"
-    return Weight(name, _checked(scheme, parts), parts, scheme)
+    shape = _checked(scheme, parts)
+    if scheme.reordered and INDEX not in parts and blocks(shape[-1], _columns(scheme)) > 1:
+        ending = PARTS[layout][INDEX][0]
+        raise Misfit(
+            f"{stem} lacks its {ending.strip('_')}, which tells the group of each column where act-order "
+            f"is set: {AGAIN}"
+        )
+    return Weight(name, shape, parts, scheme)
 
 
 def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
@@ -221,6 +228,10 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
             _, groups_each = _scale_shape(scheme, parts[SCALE], (rows, columns))
             if not scheme.symmetric:
                 _check(parts[ZEROS], ("I32",), (blocks(rows, each), groups_each))
+            if INDEX in parts:
+                length = parts[INDEX].shape[:1] or (0,)
+                fits = blocks(length[0], each) == values.shape[1]  # the last word may have a rest
+                _check(parts[INDEX], ("I32", "I64"), length if fits else (columns,))
         case Layout.MXFP4:
             _check(values, ("U8",), (*values.shape[:-1], COLUMNS // 2))
             if len(values.shape) != 4:

@@ -45,6 +45,7 @@ class Scheme:
     is_float: bool = False
     symmetric: bool = True  # without stored zero points; GPTQ and AWQ always store them
     zeros_less_one: bool = False  # GPTQ's first format stores each zero point less 1
+    reordered: bool = False  # the group of each column is told by an index, which must be there
 
 
 @dataclass(frozen=True, slots=True)
