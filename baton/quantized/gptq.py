@@ -13,6 +13,7 @@ goes into the next one. Adding it to the whole word gives the zero points back.
 """
 
 import re
+from collections.abc import Callable
 
 from baton.checkpoints.jsonfile import Json
 from baton.quantized.scheme import (
@@ -32,6 +33,7 @@ from baton.quantized.scheme import (
 BITS = (2, 4, 8)
 FORMATS = ("gptq", "gptq_v2")
 EXCEPT, ALSO = "-:", "+:"
+NAME = re.compile(r"[\w.-]+")
 IN_FULL = 16  # bits: auto-round's way to say that a module is not quantized
 
 
@@ -57,12 +59,23 @@ def read_auto_round(found: Json) -> Quantization:
     read = ("auto_round", "auto_round:auto_gptq", "auto_round:gptqmodel")
     choice(found, "packing_format", read, read[1])
     refuse_unplain(found)
-    rules = []
-    for key, own in table(found, "extra_config").items():
-        settings = found | table({key: own}, key)
-        is_not = type(settings.get("bits")) is int and settings["bits"] >= IN_FULL
-        rules.append(Rule(names_of(key), None if is_not else _scheme(settings, less_one)))
-    return Quantization((Layout.GPTQ,), _scheme(found, less_one), tuple(rules))
+    rules = rules_of(found, lambda settings: _scheme(settings, less_one))
+    return Quantization((Layout.GPTQ,), _scheme(found, less_one), rules)
+
+
+def rules_of(found: Json, scheme: Callable[[Json], Scheme]) -> tuple[Rule, ...]:
+    """Those of auto-round's extra_config: what a module says goes before what is said of all. Raises
+    Unread."""
+    rules, own = list[Rule](), table(found, "extra_config")
+    for key in own:
+        settings = found | table(own, key)
+        bits = settings.get("bits")
+        if type(bits) is int and bits >= IN_FULL:
+            rules.append(Rule(names_of(key), None))
+            continue
+        refuse_unplain(settings)
+        rules.append(Rule(names_of(key), scheme(settings)))
+    return tuple(rules)
 
 
 def refuse_unplain(found: Json) -> None:
@@ -76,7 +89,7 @@ def refuse_unplain(found: Json) -> None:
 
 def names_of(key: str) -> re.Pattern[str]:
     """What auto-round means by a key: the name of a module, or a pattern of names."""
-    if re.fullmatch(r"[\w.-]+", key):
+    if NAME.fullmatch(key):
         return re.compile(re.escape(key) + r"\Z")
     return pattern(f".*(?:{key})", "extra_config")
 
