@@ -291,6 +291,21 @@ def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
         runner.prove(discover_layout(model, 16, torch.float32), {"11": ("idle", products)})
 
 
+def test_a_linear_of_an_expert_is_refused_by_name(tmp_path: Path) -> None:
+    """It is given only some tokens; their number may be that of a whole forward by chance."""
+    model = make_model("llama")
+    model.model.experts = torch.nn.ModuleList([torch.nn.Linear(64, 64, bias=False)])
+    model.model.experts[0].up = torch.nn.Linear(64, 64, bias=False)
+    expert = [Q, "model.experts.0.up"]
+    written = write_adapter(tmp_path / "expert", model, expert, target_modules=expert)
+    products = read_products(read_adapter("expert", written.folder), model)
+    runner = LoraRunner(Runner(model), {"11": products})
+    with pytest.raises(
+        ModelError, match=r"^adapter expert .*model\.experts\.0\.up belongs to an exp"
+    ):
+        runner.prove(discover_layout(model, 16, torch.float32), {"11": ("expert", products)})
+
+
 def test_weights_of_other_widths_are_refused(here: Here) -> None:
     files = resolve_model(str(here.base)).with_lora(here.lora)
     for dtype in ("int8", "fp8"):
