@@ -14,12 +14,15 @@ from math import sqrt
 from typing import Any
 
 from baton.checkpoints.jsonfile import Json
+from baton.checkpoints.patterns import MOST, OddPattern, compiled
 from baton.errors import ModelError
 
 LARGEST_RANK = 256
 LARGEST_ALPHA = 10**9
 NUMBER = "number_of_the_layer"
 """A group's name, so that a pattern around it may have groups, too."""
+NAME = re.compile(r"[\w.]+")
+"""A pattern that is a name."""
 ALL_LINEAR = "all-linear"
 PLAIN_STARTS = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights with which a training begins at the model's own weights."""
@@ -184,6 +187,11 @@ def _patterns(name: str, config: Json, field: str) -> list[tuple[str, Any]]:
     found = config.get(field) or {}
     if not isinstance(found, Mapping):
         raise ModelError(f"adapter {name}: {field} in adapter_config.json must be an object")
+    if (count := sum(not NAME.fullmatch(each) for each in found)) > MOST:
+        raise ModelError(
+            f"adapter {name}: {field} in adapter_config.json has {count:,} patterns: at most "
+            f"{MOST:,} are read"
+        )
     for pattern in found:
         _check_pattern(name, field, pattern, _end_pattern(pattern))
     return list(found.items())
@@ -203,6 +211,11 @@ def _names(name: str, config: Json, field: str) -> str | tuple[str, ...]:
             f"adapter {name}: {field} in adapter_config.json must be a text or a list of texts"
         )
     if field == "layers_pattern":
+        if found and len(found) > MOST:
+            raise ModelError(
+                f"adapter {name}: {field} in adapter_config.json has {len(found):,} patterns: at most "
+                f"{MOST:,} are read"
+            )
         for each in found or ():
             _check_pattern(name, field, each, _layer_pattern(each))
     return tuple(found or ())
@@ -212,11 +225,12 @@ def _check_pattern(name: str, field: str, pattern: str, used: str) -> None:
     """ModelError for one that cannot be used, alone or where it is put: `used`."""
     try:
         re.compile(used)
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+        compiled(pattern)
+    except (OddPattern, re.error, RecursionError, OverflowError) as error:
+        why = str(error) if isinstance(error, OddPattern) else f"cannot be read: {error}"
         raise ModelError(
             f"adapter {name}: {field} in adapter_config.json has the pattern {pattern[:80]!r}, which "
-            f"cannot be read: {error}"
+            f"{why}"
         ) from error
 
 

@@ -30,6 +30,7 @@ from baton.quantized.scheme import (
     group,
     group_size,
     pattern,
+    refuse_many,
     refuse_set,
     table,
 )
@@ -72,6 +73,7 @@ def read_compressed(found: Json) -> Quantization:
         raise Unread("config_groups has several groups for classes of modules, which is not read")
     layouts = {rule.scheme.layout for rule in (*exact, *patterns) if rule.scheme}
     layouts |= {scheme.layout for scheme in classes}
+    refuse_many(patterns)
     return Quantization(
         tuple(each for each in Layout if each in layouts),
         classes[0] if classes else None,

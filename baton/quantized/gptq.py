@@ -26,6 +26,7 @@ from baton.quantized.scheme import (
     group,
     group_size,
     pattern,
+    refuse_many,
     refuse_set,
     table,
 )
@@ -44,7 +45,9 @@ def read_gptq(found: Json) -> Quantization:
     refuse_set(found, "is_marlin_format", "adapter", "rotation")
     less_one = kind == FORMATS[0]
     rules = []
-    for key, own in table(found, "dynamic").items():
+    dynamic = table(found, "dynamic")
+    refuse_many(dynamic)
+    for key, own in dynamic.items():
         names = pattern(key.removeprefix(EXCEPT).removeprefix(ALSO), "dynamic")
         is_not = key.startswith(EXCEPT)
         settings = {} if is_not else found | table({key: own}, key)
@@ -67,6 +70,7 @@ def rules_of(found: Json, scheme: Callable[[Json], Scheme]) -> tuple[Rule, ...]:
     """Those of auto-round's extra_config: what a module says goes before what is said of all. Raises
     Unread."""
     rules, own = list[Rule](), table(found, "extra_config")
+    refuse_many(key for key in own if not NAME.fullmatch(key))
     for key in own:
         settings = found | table(own, key)
         bits = settings.get("bits")
