@@ -1,5 +1,6 @@
 """LoRA adapters: tokens are those of the merged model, whoever shares the batch and the cluster."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -223,6 +224,20 @@ def unknown(folder: Path, model: PreTrainedModel) -> None:
     changed(folder, model, **{f"{Q}.lora_magnitude_vector": torch.zeros(64)})
 
 
+def packed(folder: Path, model: PreTrainedModel) -> None:
+    """Four bits a number: half of the bytes."""
+    changed(folder, model)
+    about, end = {}, 0
+    for key, shape in (("A", [4, 64]), ("B", [64, 4])):
+        begin, end = end, end + 128
+        about[f"base_model.model.{Q}.lora_{key}.weight"] = {
+            "dtype": "F4", "shape": shape, "data_offsets": [begin, end],
+        }  # fmt: skip
+    header = json.dumps(about).encode()
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(end))
+
+
 def embedding(folder: Path, model: PreTrainedModel) -> None:
     other = make_model("llama")
     other.model.embed_tokens = torch.nn.Linear(64, 320)
@@ -250,6 +265,7 @@ ODD = {
     infinite: f"its matrices of {Q} hold numbers that are not finite; fetch it again",
     embedded: "it replaces the model's model.embed_tokens.weight, by its training or because",
     unknown: "lora_magnitude_vector, which is neither part of a product nor a weight of the model",
+    packed: "holds numbers of the type 'F4'; save it in float32, bfloat16 or float16",
     embedding: "it changes the embedding model.embed_tokens, and only linears can be",
     tied: "lm_head is also the model's embedding (they are tied)",
 }

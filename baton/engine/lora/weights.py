@@ -44,7 +44,7 @@ def read_products(files: AdapterFiles, model: Any) -> Products:
             f"nothing for it; save it again"
         )
     try:
-        tensors = load(read_weights(files))
+        tensors = _tensors(files)
         for key in files.copies:
             _check_copy(name, key, tensors[key], model)
         return {each: _product(files, each, linears[each], tensors) for each in files.linears}
@@ -53,6 +53,16 @@ def read_products(files: AdapterFiles, model: Any) -> Products:
             raise OutOfMemory(f"adapter {name} does not fit the memory: {reason(error)}") from error
         raise ModelError(
             f"adapter {name}: {files.weights} cannot be read: {reason(error)}"
+        ) from error
+
+
+def _tensors(files: AdapterFiles) -> dict[str, torch.Tensor]:
+    try:
+        return load(read_weights(files))
+    except KeyError as error:  # that is how safetensors tells of a dtype that torch has not
+        raise ModelError(
+            f"adapter {files.adapter.name} cannot be served: {files.weights} holds numbers of the type "
+            f"{error}; save it in float32, bfloat16 or float16"
         ) from error
 
 
@@ -134,5 +144,5 @@ def _product(
             "fetch it again"
         )
     scaled = b.float() * files.spec.share(linear).scale
-    to = {"device": weight.device, "dtype": weight.dtype}
-    return Product(a.t().contiguous().to(**to), scaled.t().contiguous().to(**to))
+    a, scaled = (each.t().contiguous().to(weight.device, weight.dtype) for each in (a, scaled))
+    return Product(a, scaled)
