@@ -26,6 +26,7 @@ from baton.kv.prefix import root
 from baton.kv.row import Logits, Row
 from baton.offline.run_batch import facts_of
 from baton.topology import Topology
+from router.__main__ import _served
 
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none",
@@ -238,6 +239,14 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-7])
     with pytest.raises(ModelError, match="its header says"):
         read_adapter("sql", cut.parent)
+
+
+def test_a_router_refuses_a_folder_that_is_no_adapter(tmp_path: Path) -> None:
+    """Before a worker loads: it is started first."""
+    with pytest.raises(
+        ModelError, match=r"is not an adapter's folder: adapter_config\.json is missing"
+    ):
+        _served("demo", None, [f"sql={tmp_path}"])
 
 
 def test_the_option_names_an_adapter_and_its_folder(tmp_path: Path) -> None:
