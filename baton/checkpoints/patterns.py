@@ -102,6 +102,6 @@ def _inside(value: Any) -> Iterator[Any]:
 
 def _begin_apart(branches: list[Any]) -> bool:
     """Whether each branch begins with a letter of its own, in whatever case."""
-    firsts = [branch[0] if len(branch) else (None, None) for branch in branches]
+    firsts: list[Any] = [branch[0] for branch in branches if len(branch)]
     letters = {chr(code).casefold() for kind, code in firsts if str(kind) == "LITERAL"}
     return len(letters) == len(branches)

@@ -104,12 +104,12 @@ def group_size(found: Json, key: str = "group_size", default: int = 128) -> int:
 
 def pattern(text: object, where: str) -> re.Pattern[str]:
     """A regular expression of a configuration. Unread if it is none, or may take for ever."""
+    if not isinstance(text, str):
+        raise Unread(f"{where} has {str(text)[:80]!r}, which is no regular expression")
     try:
-        if isinstance(text, str):
-            return compiled(text)
+        return compiled(text)
     except OddPattern as why:
         raise Unread(f"{where} has {text[:80]!r}, which {why}") from why
-    raise Unread(f"{where} has {str(text)[:80]!r}, which is no regular expression")
 
 
 def refuse_many(patterns: Iterable[object]) -> None:
