@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
-from baton.adapters.identity import Adapter, listed
+from baton.adapters.identity import Adapter, no_engine, unlike
 from baton.kv.transports import shuts_out
 from baton.pace import Pace, bounded
 from baton.wire import messages as msg
@@ -191,11 +191,10 @@ class WorkerRegistry:
             )
         if hello.model != self._model:
             return f"the worker serves model {hello.model[:12]}, the router {self._model[:12]}"
-        if hello.adapters != self._adapters:
-            return (
-                f"the worker has {listed(hello.adapters)}, the router {listed(self._adapters)}: start "
-                "both with the same --lora, and folders of the same content"
-            )
+        if self._adapters and hello.role == ENGINE:
+            return no_engine(self._adapters)
+        if why := unlike(hello.adapters, self._adapters):
+            return why
         if (owner := self._owner(hello)) is not None:
             return (
                 f"the name {hello.worker} belongs to process {owner.pid} on host {owner.host[:12]}, "

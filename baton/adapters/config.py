@@ -10,13 +10,19 @@ https://github.com/huggingface/peft, LoraConfig.
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any
 
 from baton.checkpoints.jsonfile import Json
+from baton.checkpoints.patterns import MOST, OddPattern, compiled
 from baton.errors import ModelError
 
 LARGEST_RANK = 256
+LARGEST_ALPHA = 10**9
+NUMBER = "number_of_the_layer"
+"""A group's name, so that a pattern around it may have groups, too."""
+NAME = re.compile(r"[\w.]+")
+"""A pattern that is a name."""
 ALL_LINEAR = "all-linear"
 PLAIN_STARTS = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights with which a training begins at the model's own weights."""
@@ -102,10 +108,10 @@ class LoraSpec:
 
     def _layer(self, module: str) -> bool:
         """Whether the linear belongs to one of the named layers."""
-        patterns = [rf"(?:^|.*?\.){each}\.(\d+)\." for each in self.layer_patterns]
-        for pattern in patterns or [r".*?\.[^.]*\.(\d+)\."]:
+        patterns = [_layer_pattern(each) for each in self.layer_patterns]
+        for pattern in patterns or [rf".*?\.[^.]*\.(?P<{NUMBER}>\d+)\."]:
             if found := re.match(pattern, module):
-                return int(found[1]) in self.layers
+                return int(found[NUMBER]) in self.layers
         return False
 
 
@@ -149,10 +155,10 @@ def _spec(name: str, config: Json) -> LoraSpec:
                 f"{LARGEST_RANK}, got {value!r:.80}"
             )
     for field, value in (("lora_alpha", alpha), *(("alpha_pattern", each) for _, each in alphas)):
-        if type(value) not in (int, float) or not isfinite(value):
+        if type(value) not in (int, float) or not -LARGEST_ALPHA <= value <= LARGEST_ALPHA:
             raise ModelError(
-                f"adapter {name} cannot be served: {field} in adapter_config.json must be a number, got "
-                f"{value!r:.80}"
+                f"adapter {name} cannot be served: {field} in adapter_config.json must be a number of at "
+                f"most {LARGEST_ALPHA:,}, got {value!r:.80}"
             )
     layers = config.get("layers_to_transform")
     layers = [layers] if type(layers) is int else layers or []
@@ -181,8 +187,13 @@ def _patterns(name: str, config: Json, field: str) -> list[tuple[str, Any]]:
     found = config.get(field) or {}
     if not isinstance(found, Mapping):
         raise ModelError(f"adapter {name}: {field} in adapter_config.json must be an object")
+    if (count := sum(not NAME.fullmatch(each) for each in found)) > MOST:
+        raise ModelError(
+            f"adapter {name}: {field} in adapter_config.json has {count:,} patterns: at most "
+            f"{MOST:,} are read"
+        )
     for pattern in found:
-        _check_pattern(name, field, pattern)
+        _check_pattern(name, field, pattern, _end_pattern(pattern))
     return list(found.items())
 
 
@@ -190,7 +201,8 @@ def _names(name: str, config: Json, field: str) -> str | tuple[str, ...]:
     """A pattern, or a list of names without order; empty if the field says nothing."""
     found = config.get(field)
     if isinstance(found, str):
-        _check_pattern(name, field, found)
+        used = _layer_pattern(found) if field == "layers_pattern" else found
+        _check_pattern(name, field, found, used)
         return found
     if found is not None and not (
         isinstance(found, list) and all(isinstance(each, str) for each in found)
@@ -198,24 +210,42 @@ def _names(name: str, config: Json, field: str) -> str | tuple[str, ...]:
         raise ModelError(
             f"adapter {name}: {field} in adapter_config.json must be a text or a list of texts"
         )
-    for each in found or () if field == "layers_pattern" else ():
-        _check_pattern(name, field, each)
+    if field == "layers_pattern":
+        if found and len(found) > MOST:
+            raise ModelError(
+                f"adapter {name}: {field} in adapter_config.json has {len(found):,} patterns: at most "
+                f"{MOST:,} are read"
+            )
+        for each in found or ():
+            _check_pattern(name, field, each, _layer_pattern(each))
     return tuple(found or ())
 
 
-def _check_pattern(name: str, field: str, pattern: str) -> None:
+def _check_pattern(name: str, field: str, pattern: str, used: str) -> None:
+    """ModelError for one that cannot be used, alone or where it is put: `used`."""
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+        re.compile(used)
+        compiled(pattern)
+    except (OddPattern, re.error, RecursionError, OverflowError) as error:
+        why = str(error) if isinstance(error, OddPattern) else f"cannot be read: {error}"
         raise ModelError(
             f"adapter {name}: {field} in adapter_config.json has the pattern {pattern[:80]!r}, which "
-            f"cannot be read: {error}"
+            f"{why}"
         ) from error
+
+
+def _end_pattern(pattern: str) -> str:
+    """As peft matches the end of a name."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def _layer_pattern(pattern: str) -> str:
+    return rf"(?:^|.*?\.)(?:{pattern})\.(?P<{NUMBER}>\d+)\."
 
 
 def _by_pattern(patterns: Iterable[tuple[str, float]], module: str, default: float) -> float:
     for pattern, value in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_end_pattern(pattern), module):
             return value
     return default
 

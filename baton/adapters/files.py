@@ -97,17 +97,33 @@ def read_adapter(name: str, folder: Path) -> AdapterFiles:
         if not weights.is_file():
             raise ModelError(f"adapter {name}: {folder} lacks {WEIGHTS}; save the adapter again")
         header = json.loads(header_of(weights))
-        digest = hashlib.sha256(json.dumps(astuple(spec)).encode())
         with weights.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
+            digest = _digest(spec, iter(lambda: file.read(1 << 22), b""))
     except OSError as error:
         raise ModelError(f"adapter {name}: {folder} cannot be read: {reason(error)}") from error
     shapes = {key: about["shape"] for key, about in header.items() if key != "__metadata__"}
     linears, copies = _linears(name, shapes)
     _check_ranks(name, spec, linears, shapes)
-    adapter = Adapter(name, digest.hexdigest()[:DIGEST])
-    return AdapterFiles(adapter, weights, spec, linears, copies)
+    return AdapterFiles(Adapter(name, digest), weights, spec, linears, copies)
+
+
+def read_weights(files: AdapterFiles) -> bytes:
+    """The content of the adapter's file, read once: what is loaded from it is what the digest names.
+    ModelError if it is not what it was. Raises OSError."""
+    content = files.weights.read_bytes()
+    if _digest(files.spec, (content,)) != files.adapter.digest:
+        raise ModelError(
+            f"adapter {files.adapter.name}: {files.weights} was changed while it was loaded; start again"
+        )
+    return content
+
+
+def _digest(spec: LoraSpec, content: Iterable[bytes]) -> str:
+    """Of all that an adapter computes with."""
+    found = hashlib.sha256(json.dumps(astuple(spec)).encode())
+    for part in content:
+        found.update(part)
+    return found.hexdigest()[:DIGEST]
 
 
 def _linears(name: str, keys: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

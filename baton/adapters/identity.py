@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Annotated
 
 from baton.bounds import Name, Size
@@ -24,9 +25,42 @@ MOST = 4096
 Adapters = Annotated[tuple[Adapter, ...], Size(0, MOST)]
 
 
+NAMED, LETTERS = 5, 60
+"""Adapters that a message for people names, and how many characters of each name."""
+
+
 def listed(adapters: Sequence[Adapter]) -> str:
-    """For people: sql (1f2e3d4c5b6a), law (...)."""
-    return ", ".join(f"{each.name} ({each.digest[:SHOWN]})" for each in adapters) or "no adapters"
+    """For people: sql (1f2e3d4c5b6a), law (...) and 7 more. Short, however many there are: a message
+    longer than the bound of its Line would be dropped, and its receiver wait."""
+    shown = ", ".join(_shown(each, LETTERS) for each in adapters[:NAMED]) or "no adapters"
+    return shown if len(adapters) <= NAMED else f"{shown} and {len(adapters) - NAMED:,} more"
+
+
+def _shown(adapter: Adapter, most: int | None = None) -> str:
+    name = adapter.name
+    name = name if most is None or len(name) <= most else f"{name[:most]}..."
+    return f"{name} ({adapter.digest[:SHOWN]})"
+
+
+def unlike(worker: Sequence[Adapter], router: Sequence[Adapter]) -> str:
+    """Why a worker with other adapters cannot join, with the first that differs; empty if none does."""
+    for ours, theirs in zip_longest(router, worker):
+        if ours != theirs:
+            here, there = ("none" if each is None else _shown(each) for each in (ours, theirs))
+            return (
+                f"the worker has {listed(worker)}, the router {listed(router)}: start both with the same "
+                f"--lora, and folders of the same content; the first to differ is {there} of the worker, "
+                f"{here} of the router"
+            )
+    return ""
+
+
+def no_engine(router: Sequence[Adapter]) -> str:
+    """Why another engine cannot join a router with adapters."""
+    return (
+        f"the router has {listed(router)}, and other engines cannot serve beside adapters: start the "
+        "router without --lora, or give engine workers a router of their own"
+    )
 
 
 def unknown(digest: str, adapters: Sequence[Adapter]) -> str:

@@ -106,17 +106,19 @@ def without_weights(folder: Path, names: Collection[str]) -> str:
 
 def adapter(folder: Path) -> str:
     """What to say of a folder with an adapter, which changes a model's weights and is none."""
-    kind, base = "an adapter", "its base model"
+    kind, base, beside = "an adapter", "its base model", ""
     try:
         about = read_object(folder / ADAPTER, "")
     except ModelError:
         about = {}
     if isinstance(peft := about.get("peft_type"), str):
-        kind = "a LoRA adapter" if peft == "LORA" else f"an adapter ({peft[:20]})"
+        kind = f"an adapter ({peft[:20]})"
+        if peft == "LORA":
+            kind, beside = "a LoRA adapter", f" serve its base model with --lora NAME={folder}, or"
     if isinstance(about.get("base_model_name_or_path"), str):
         base = f"its base model, {about['base_model_name_or_path'][:100]},"
     return (
-        f"{folder} is {kind} and not a whole model: merge it into {base} with peft's "
+        f"{folder} is {kind} and not a whole model:{beside} merge it into {base} with peft's "
         "merge_and_unload(), save that with its tokenizer, and use the result"
     )
 

@@ -111,7 +111,8 @@ def _checkpoint(
     if files.gguf is not None:
         return _from_gguf(files, files.gguf, folder, device, dtype)
     stored = _stored(files)
-    _refuse_too_large(name, stored * dtype.itemsize, device)
+    twice = 0 if files.quantized is None else files.quantized.twice
+    _refuse_too_large(name, (stored + twice) * dtype.itemsize, device)
     _refuse_endless(name, files.config, stored)
     try:
         config = _own_config(files, folder)

@@ -36,8 +36,8 @@ from baton.models.formats.checkpoint import by_size, write_weights
 
 GROUPS = (128, 64, 32, 16, 8)
 WORD = 32  # bits
-CHOOSES = re.compile(r"(?:.*\.)?(?:gate|router|wg|shared_expert_gate)")
-"""Modules that choose experts, or weigh a whole one."""
+CHOOSES = frozenset(("gate", "router", "router_gate", "wg", "shared_expert_gate"))
+"""Modules that choose experts, or weigh a whole one: they themselves, and what is in them."""
 EXPERT = re.compile(r".*\.experts\.\d+\..*")
 FULL = ("F32", "F16", "BF16")
 WHOLE_ROW = -1
@@ -139,8 +139,13 @@ def _chosen(
         and min(size) > 1
         and name.endswith(".weight")
         and (name in linear or EXPERT.fullmatch(name))
-        and not CHOOSES.fullmatch(name.removesuffix(".weight"))
+        and not chooses(name)
     }
+
+
+def chooses(name: str) -> bool:
+    """Whether a weight of this name belongs to what chooses experts."""
+    return not CHOOSES.isdisjoint(name.split("."))
 
 
 def _linear(shape: PreTrainedModel) -> list[str]:

@@ -8,17 +8,15 @@ A matrix [out, in] is stored as
 """
 
 from baton.checkpoints.jsonfile import Json
-from baton.quantized.gptq import IN_FULL, names_of, refuse_unplain
+from baton.quantized.gptq import refuse_unplain, rules_of
 from baton.quantized.scheme import (
     Layout,
     Quantization,
-    Rule,
     Scheme,
     choice,
     group,
     group_size,
     refuse_set,
-    table,
 )
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -39,12 +37,7 @@ def read_auto_round_awq(found: Json) -> Quantization:
     """The settings of auto-round's own format, for matrices packed as AWQ does. Raises Unread."""
     choice(found, "packing_format", ("auto_round:auto_awq", "auto_round:awq"), None)
     refuse_unplain(found)
-    rules = []
-    for key, own in table(found, "extra_config").items():
-        settings = found | table({key: own}, key)
-        is_not = type(settings.get("bits")) is int and settings["bits"] >= IN_FULL
-        rules.append(Rule(names_of(key), None if is_not else _scheme(settings)))
-    return Quantization((Layout.AWQ,), _scheme(found), tuple(rules))
+    return Quantization((Layout.AWQ,), _scheme(found), rules_of(found, _scheme))
 
 
 def _scheme(found: Json) -> Scheme:

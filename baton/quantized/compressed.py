@@ -30,6 +30,7 @@ from baton.quantized.scheme import (
     group,
     group_size,
     pattern,
+    refuse_many,
     refuse_set,
     table,
 )
@@ -72,6 +73,7 @@ def read_compressed(found: Json) -> Quantization:
         raise Unread("config_groups has several groups for classes of modules, which is not read")
     layouts = {rule.scheme.layout for rule in (*exact, *patterns) if rule.scheme}
     layouts |= {scheme.layout for scheme in classes}
+    refuse_many(patterns)
     return Quantization(
         tuple(each for each in Layout if each in layouts),
         classes[0] if classes else None,
@@ -103,7 +105,18 @@ def _scheme(name: str, about: object, kind: str) -> Scheme | None:
         choice(weights, "type", ("int",), "int")
     bits = choice(weights, "num_bits", PACKED_BITS if layout is Layout.PACKED else (8,), 8)
     symmetric = choice(weights, "symmetric", (True, False), True)
-    return Scheme(layout, bits, _block(weights), is_float, symmetric)
+    return Scheme(
+        *(layout, bits, _block(weights), is_float, symmetric), reordered=_reordered(weights)
+    )
+
+
+def _reordered(weights: Json) -> bool:
+    """Whether act-order gave the columns other groups than those in turn. `weight` only changed the order
+    in which they were rounded."""
+    given = weights.get("actorder")
+    lower = {"actorder": given.lower()} if isinstance(given, str) else weights
+    in_turn = (False, "weight", "static")
+    return choice(lower, "actorder", (*in_turn, True, "group", "dynamic"), False) not in in_turn
 
 
 def _block(weights: Json) -> Block:

@@ -5,14 +5,15 @@ A matrix [out, in] is stored as
                                         the lowest bits
     scales   float [groups, out]
     qzeros   int32 [groups, out / n]    the integer that stands for 0; in the first format less 1
-    g_idx    int32 [in]                 the group of each input, which act-order makes irregular; may be
-                                        missing
+    g_idx    int32 [in]                 the group of each input, which act-order (desc_act) makes
+                                        irregular; without it, it may be missing
 
 The first format subtracts 1 from each zero point by subtracting from the whole word, so that a borrow
 goes into the next one. Adding it to the whole word gives the zero points back.
 """
 
 import re
+from collections.abc import Callable
 
 from baton.checkpoints.jsonfile import Json
 from baton.quantized.scheme import (
@@ -25,6 +26,7 @@ from baton.quantized.scheme import (
     group,
     group_size,
     pattern,
+    refuse_many,
     refuse_set,
     table,
 )
@@ -32,6 +34,7 @@ from baton.quantized.scheme import (
 BITS = (2, 4, 8)
 FORMATS = ("gptq", "gptq_v2")
 EXCEPT, ALSO = "-:", "+:"
+NAME = re.compile(r"[\w.-]+")
 IN_FULL = 16  # bits: auto-round's way to say that a module is not quantized
 
 
@@ -42,7 +45,9 @@ def read_gptq(found: Json) -> Quantization:
     refuse_set(found, "is_marlin_format", "adapter", "rotation")
     less_one = kind == FORMATS[0]
     rules = []
-    for key, own in table(found, "dynamic").items():
+    dynamic = table(found, "dynamic")
+    refuse_many(dynamic)
+    for key, own in dynamic.items():
         names = pattern(key.removeprefix(EXCEPT).removeprefix(ALSO), "dynamic")
         is_not = key.startswith(EXCEPT)
         settings = {} if is_not else found | table({key: own}, key)
@@ -57,12 +62,24 @@ def read_auto_round(found: Json) -> Quantization:
     read = ("auto_round", "auto_round:auto_gptq", "auto_round:gptqmodel")
     choice(found, "packing_format", read, read[1])
     refuse_unplain(found)
-    rules = []
-    for key, own in table(found, "extra_config").items():
-        settings = found | table({key: own}, key)
-        is_not = type(settings.get("bits")) is int and settings["bits"] >= IN_FULL
-        rules.append(Rule(names_of(key), None if is_not else _scheme(settings, less_one)))
-    return Quantization((Layout.GPTQ,), _scheme(found, less_one), tuple(rules))
+    rules = rules_of(found, lambda settings: _scheme(settings, less_one))
+    return Quantization((Layout.GPTQ,), _scheme(found, less_one), rules)
+
+
+def rules_of(found: Json, scheme: Callable[[Json], Scheme]) -> tuple[Rule, ...]:
+    """Those of auto-round's extra_config: what a module says goes before what is said of all. Raises
+    Unread."""
+    rules, own = list[Rule](), table(found, "extra_config")
+    refuse_many(key for key in own if not NAME.fullmatch(key))
+    for key in own:
+        settings = found | table(own, key)
+        bits = settings.get("bits")
+        if type(bits) is int and bits >= IN_FULL:
+            rules.append(Rule(names_of(key), None))
+            continue
+        refuse_unplain(settings)
+        rules.append(Rule(names_of(key), scheme(settings)))
+    return tuple(rules)
 
 
 def refuse_unplain(found: Json) -> None:
@@ -76,11 +93,13 @@ def refuse_unplain(found: Json) -> None:
 
 def names_of(key: str) -> re.Pattern[str]:
     """What auto-round means by a key: the name of a module, or a pattern of names."""
-    if re.fullmatch(r"[\w.-]+", key):
+    if NAME.fullmatch(key):
         return re.compile(re.escape(key) + r"\Z")
     return pattern(f".*(?:{key})", "extra_config")
 
 
 def _scheme(found: Json, less_one: bool) -> Scheme:
     bits = choice(found, "bits", BITS, None)
-    return Scheme(Layout.GPTQ, bits, group(group_size(found)), zeros_less_one=less_one)
+    size = group(group_size(found))
+    reordered = choice(found, "desc_act", (True, False), False)
+    return Scheme(Layout.GPTQ, bits, size, zeros_less_one=less_one, reordered=reordered)

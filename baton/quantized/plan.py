@@ -6,6 +6,7 @@ that does not fit together is refused before a worker is started.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ NAMED = (Layout.SCALED, Layout.MXFP4)
 ANOTHER = "use the same model in bf16, fp16 or fp32"
 AGAIN = "fetch the model again"
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -79,6 +82,12 @@ class Plan:
     def numbers(self) -> int:
         """Of all weights in full width."""
         return sum(math.prod(each.shape) for each in self.weights)
+
+    @property
+    def twice(self) -> int:
+        """Numbers of those weights that the memory holds twice while a model is loaded: of experts that
+        lie apart in the file, and are joined to a stack in the model."""
+        return sum(math.prod(each.shape) for each in self.weights if EXPERT.search(each.name))
 
 
 class Misfit(Exception):
@@ -185,7 +194,14 @@ def _weight(
             f"{parts[SCALE].name} holds {parts[SCALE].dtype}, which is not read: {ANOTHER}"
         )
     name = stem if layout in NAMED else f"{stem}.weight"
-    return Weight(name, _checked(scheme, parts), parts, scheme)
+    shape = _checked(scheme, parts)
+    if scheme.reordered and INDEX not in parts and blocks(shape[-1], _columns(scheme)) > 1:
+        ending = PARTS[layout][INDEX][0]
+        raise Misfit(
+            f"{stem} lacks its {ending.strip('_')}, which tells the group of each column where act-order "
+            f"is set: {AGAIN}"
+        )
+    return Weight(name, shape, parts, scheme)
 
 
 def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
@@ -212,6 +228,10 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
             _, groups_each = _scale_shape(scheme, parts[SCALE], (rows, columns))
             if not scheme.symmetric:
                 _check(parts[ZEROS], ("I32",), (blocks(rows, each), groups_each))
+            if INDEX in parts:
+                length = parts[INDEX].shape[:1] or (0,)
+                fits = blocks(length[0], each) == values.shape[1]  # the last word may have a rest
+                _check(parts[INDEX], ("I32", "I64"), length if fits else (columns,))
         case Layout.MXFP4:
             _check(values, ("U8",), (*values.shape[:-1], COLUMNS // 2))
             if len(values.shape) != 4:

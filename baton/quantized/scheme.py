@@ -1,12 +1,13 @@
 """Scheme: how one matrix of a quantized checkpoint is stored. Plain values, no torch."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from baton.checkpoints.jsonfile import Json
+from baton.checkpoints.patterns import MOST, OddPattern, compiled
 
 
 class Layout(Enum):
@@ -45,6 +46,7 @@ class Scheme:
     is_float: bool = False
     symmetric: bool = True  # without stored zero points; GPTQ and AWQ always store them
     zeros_less_one: bool = False  # GPTQ's first format stores each zero point less 1
+    reordered: bool = False  # the group of each column is told by an index, which must be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +103,19 @@ def group_size(found: Json, key: str = "group_size", default: int = 128) -> int:
 
 
 def pattern(text: object, where: str) -> re.Pattern[str]:
-    """A regular expression of a configuration. Unread if it is none."""
+    """A regular expression of a configuration. Unread if it is none, or may take for ever."""
+    if not isinstance(text, str):
+        raise Unread(f"{where} has {str(text)[:80]!r}, which is no regular expression")
     try:
-        if isinstance(text, str):
-            return re.compile(text)
-    except (re.error, RecursionError, OverflowError):
-        pass
-    raise Unread(f"{where} has {str(text)[:80]!r}, which is no regular expression")
+        return compiled(text)
+    except OddPattern as why:
+        raise Unread(f"{where} has {text[:80]!r}, which {why}") from why
+
+
+def refuse_many(patterns: Iterable[object]) -> None:
+    """Unread for more regular expressions than are tried for each name in good time."""
+    if (count := sum(1 for _ in patterns)) > MOST:
+        raise Unread(f"it has {count:,} regular expressions (at most {MOST:,} are read)")
 
 
 def table(found: Json, key: str) -> Json:

@@ -117,6 +117,11 @@ def _packed(name: str, scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torc
     zeros: torch.Tensor | int = 1 << (scheme.bits - 1)
     if not scheme.symmetric:
         zeros = unpacked(parts[ZEROS].t(), scheme.bits)[:, : values.shape[0]].t()
+    if INDEX in parts and len(parts[INDEX]) != values.shape[1]:
+        raise ModelError(
+            f"{name} is damaged: its weight_g_idx has {len(parts[INDEX])} numbers for {values.shape[1]} "
+            "columns; fetch the model again"
+        )
     block = block_for(scheme, tuple(parts[SCALE].shape), tuple(values.shape))
     return restored(
         values,
@@ -178,9 +183,10 @@ def _one_scaled(
 
 
 def _index(parts: Parts) -> torch.Tensor | None:
-    """The group of each column, where it is told: not if one is -1. IndexError for one below."""
+    """The group of each column, where it is told: not if all are -1, as llm-compressor leaves what it did
+    not set. IndexError if only some are, or one is below."""
     index = parts.get(INDEX)
-    if index is None or not index.numel() or int(index.min()) == -1:
+    if index is None or bool((index == -1).all()):
         return None
     if int(index.min()) < 0:
         raise IndexError

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -11,11 +10,14 @@ from baton.model_files import BUNDLED
 from baton.text import Tokenizer
 from tests.cluster.processes import short_folder, terminals
 from tests.cluster.serving import Server
+from tests.patience import until
 from tests.torch.lora_files import Written, continued, linears, merged, write_adapter
 
 BASE = BUNDLED["demo"]
 PROMPT = "In the future, artificial intelligence will change how people learn and work together."
-LENGTH = 40
+LENGTH = 12
+"""Up to here the best token leads by 0.04 or more, of logits up to 22: far beyond rounding, so tokens do
+not depend on who shares a batch."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def server(adapters: dict[str, Written]) -> Iterator[Server]:
 
 
 def asked(server: Server, model: str, ahead: int = 0) -> list[int]:
-    """Token ids, streamed. After `ahead` of them the decode worker is killed."""
+    """Token ids, streamed. When `ahead` of them are here, the decode worker is killed, wherever it is."""
     ids: list[int] = []
     stream = server.client.completions.create(
         model=model, prompt=PROMPT, temperature=0, max_tokens=LENGTH, stream=True,
@@ -65,12 +67,6 @@ def test_each_request_gets_its_adapter_although_the_decode_worker_dies(
     assert len({tuple(each) for each in wanted.values()}) == 3
     assert [each.id for each in server.client.models.list()] == ["demo", "all", "some"]
     with ThreadPoolExecutor(len(wanted)) as pool:
-        answers = {name: pool.submit(asked, server, name, 5 * (name == "all")) for name in wanted}
+        answers = {name: pool.submit(asked, server, name, 2 * (name == "all")) for name in wanted}
         assert {name: each.result() for name, each in answers.items()} == wanted
-    assert server.metric("workers_lost_total") == 1
-
-
-def test_a_folder_that_is_no_adapter_is_refused_before_a_worker_loads(tmp_path: Path) -> None:
-    with terminals() as type_in:
-        router = type_in("-m", "router", "--address", "ipc://none/r", "--lora", f"sql={tmp_path}")
-        router.refuses(3, "is not an adapter's folder: adapter_config.json is missing")
+    until(lambda: server.metric("workers_lost_total") >= 1, "the loss of the worker")

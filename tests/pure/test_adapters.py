@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from baton.adapters.config import MERGE, Share, read_spec
-from baton.adapters.files import absolute_lora, read_adapter, resolve_adapters, split_lora
+from baton.adapters.files import (
+    absolute_lora,
+    read_adapter,
+    read_weights,
+    resolve_adapters,
+    split_lora,
+)
 from baton.adapters.identity import Adapter, unknown
 from baton.cli.main import main
 from baton.cluster.options import ClusterOptions
@@ -20,6 +26,7 @@ from baton.kv.prefix import root
 from baton.kv.row import Logits, Row
 from baton.offline.run_batch import facts_of
 from baton.topology import Topology
+from router.__main__ import _served
 
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none",
@@ -70,6 +77,18 @@ def test_equal_content_has_an_equal_digest_wherever_it_lies(tmp_path: Path) -> N
     assert read_adapter("a", trained).adapter.digest != here.digest
 
 
+def test_numbers_that_are_not_those_of_the_digest_are_not_loaded(tmp_path: Path) -> None:
+    found = read_adapter("sql", write(tmp_path))
+    content = found.weights.read_bytes()
+    assert read_weights(found) == content
+    for other in (content[:-1] + b"\1", content[:-1], b""):
+        found.weights.write_bytes(other)
+        with pytest.raises(
+            ModelError, match=r"^adapter sql: .*was changed while it was loaded; start again$"
+        ):
+            read_weights(found)
+
+
 @pytest.mark.parametrize(
     ("config", "module", "share"),
     [
@@ -109,6 +128,9 @@ LINEARS = (
         ({"layers_to_transform": [0, 11]}, (0, 3)),
         ({"layers_to_transform": [1], "layers_pattern": "layers"}, (2,)),
         ({"layers_to_transform": [1], "layers_pattern": ["blocks", "h"]}, ()),
+        ({"layers_to_transform": [1], "layers_pattern": "(layers|h)"}, (2,)),
+        ({"layers_to_transform": [1], "layers_pattern": "layers|h"}, (2,)),
+        ({"layers_to_transform": [1], "layers_pattern": ["(h)", "(layer)s"]}, (2,)),
         ({"exclude_modules": ["layers.1.q_proj"]}, (0, 3)),
         ({"exclude_modules": r".*\.11\..*", "target_modules": "all-linear"}, (0, 1, 2)),
     ],
@@ -152,8 +174,14 @@ def test_what_is_more_than_a_product_is_refused_by_name(config: dict[str, Any], 
         ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern in adapter_config.json must be a rank"),
         ({"rank_pattern": [1]}, "rank_pattern in adapter_config.json must be an object"),
         ({"rank_pattern": {"(": 1}}, "rank_pattern in adapter_config.json has the pattern '(', which"),
-        ({"lora_alpha": None}, "lora_alpha in adapter_config.json must be a number, got None"),
-        ({"lora_alpha": float("nan")}, "must be a number, got nan"),
+        ({"lora_alpha": None}, "must be a number of at most 1,000,000,000, got None"),
+        ({"rank_pattern": {"(?i)q_proj": 4}}, "has the pattern '(?i)q_proj', which cannot be read"),
+        ({"alpha_pattern": {"(?i)q_proj": 4}}, "has the pattern '(?i)q_proj', which cannot be read"),
+        ({"layers_pattern": "(?i)layers"}, "has the pattern '(?i)layers', which cannot be read"),
+        ({"layers_pattern": ["(?i)layers"]}, "has the pattern '(?i)layers', which cannot be read"),
+        ({"lora_alpha": float("nan")}, "must be a number of at most 1,000,000,000, got nan"),
+        ({"lora_alpha": 10**400}, "must be a number of at most 1,000,000,000, got 1000000"),
+        ({"alpha_pattern": {"q_proj": -(10**400)}}, "alpha_pattern in adapter_config.json must be a num"),
         ({"target_modules": "*"}, "target_modules in adapter_config.json has the pattern '*', which"),
         ({"target_modules": None}, "target_modules in adapter_config.json names no linear"),
         ({"target_modules": {"q": 1}}, "must be a text or a list of texts"),
@@ -211,6 +239,14 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-7])
     with pytest.raises(ModelError, match="its header says"):
         read_adapter("sql", cut.parent)
+
+
+def test_a_router_refuses_a_folder_that_is_no_adapter(tmp_path: Path) -> None:
+    """Before a worker loads: it is started first."""
+    with pytest.raises(
+        ModelError, match=r"is not an adapter's folder: adapter_config\.json is missing"
+    ):
+        _served("demo", None, [f"sql={tmp_path}"])
 
 
 def test_the_option_names_an_adapter_and_its_folder(tmp_path: Path) -> None:

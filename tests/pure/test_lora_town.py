@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from baton.adapters.identity import Adapter
+from baton.adapters.identity import MOST, Adapter
+from baton.errors import RequestError
 from baton.kv.grant import Grant
-from baton.params import GenerationParams
+from baton.params import GenerationParams, Limits, check_request
+from baton.wire import codec
 from baton.wire import messages as msg
 from baton.wire.orders import unfit_fill, unfit_start
 from router.workers import WorkerRegistry
@@ -112,6 +114,45 @@ def test_a_worker_with_other_adapters_cannot_join() -> None:
         assert why.startswith(
             f"the worker has {shown}, the router law (22), sql (11): start both with"
         )
+
+
+def test_an_engine_is_not_told_of_an_option_that_it_lacks() -> None:
+    town = town_of_adapters(prefills=0, decodes=1)
+    town.run(lambda: bool(town.router.workers.hellos))
+    engine = replace(hello_of(town, "decode"), role="engine", adapters=())
+    why = WorkerRegistry(model=engine.model, host="here", adapters=BOTH).rejection(
+        engine.worker, engine
+    )
+    assert why is not None
+    assert "other engines cannot serve beside adapters" in why
+    assert "same --lora" not in why
+
+
+def test_refusals_for_the_most_and_longest_adapters_reach_their_receiver() -> None:
+    """A message beyond the bounds of its fields is dropped, and whoever waits for it waits for ever."""
+    most = tuple(Adapter(f"{i:04}".rjust(256, "n"), f"{i:032x}") for i in range(MOST))
+    other = (*most[:-1], replace(most[-1], digest="f" * 32))
+    town = town_of_adapters(prefills=0, decodes=1, adapters=most)
+    town.run(lambda: bool(town.router.workers.hellos))
+    hello = hello_of(town, "decode")
+    refused = WorkerRegistry(model=hello.model, host="here", adapters=most).rejection(
+        hello.worker, replace(hello, adapters=other)
+    )
+    assert refused is not None
+    assert f"{other[-1].name} (ffffffffffff) of the worker" in refused
+    params = town_params("33")
+    with pytest.raises(RequestError) as failed:
+        check_request((1,), params, Limits(context=100, vocabulary=10, adapters=most))
+    start = unfit_start(msg.Start("r#0", (1, 2), 2, params), hello, 10)
+    fill = msg.Fill(Grant(hello.worker, hello.epoch, "r#0", 1, (0,)), (1, 2), adapter="33")
+    unfilled = unfit_fill(fill, hello, 10, epoch=hello.epoch, blocks=4)
+    for sent in (
+        msg.Refused(refused),
+        msg.Failed("r", "model_not_found", str(failed.value)),
+        msg.RunFailed("r#0", "worker_error", start),
+        msg.FillFailed("r#0", unfilled),
+    ):
+        assert codec.decode(codec.encode(sent)) == sent
 
 
 def test_a_worker_carries_out_no_order_for_an_adapter_that_it_lacks() -> None:

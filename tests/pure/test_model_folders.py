@@ -56,7 +56,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     # ---- other things than a model
     "LoRA": (
         adapter(peft_type="LORA", base_model_name_or_path="meta-llama/Llama-2-7b"),
-        "{folder} is a LoRA adapter and not a whole model: merge it into its base model, "
+        "{folder} is a LoRA adapter and not a whole model: serve its base model with --lora "
+        "NAME={folder}, or merge it into its base model, "
         f"meta-llama/Llama-2-7b, {MERGE}",
     ),
     "another adapter": (

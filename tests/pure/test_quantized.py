@@ -113,6 +113,22 @@ READ: dict[str, tuple[Any, Mapping[str, Told], Scheme, tuple[int, ...]]] = {
     "compressed-tensors, the strategy untold": (
         compressed({"strategy": None}), PACKED, group32(Layout.PACKED), (96, 64),
     ),
+    "compressed-tensors, act-order in turn": (
+        compressed({"actorder": "weight"}), PACKED, group32(Layout.PACKED), (96, 64),
+    ),
+    "compressed-tensors, act-order with its index": (
+        compressed({"actorder": "group"}), PACKED | {"weight_g_idx": ("I32", (64,))},
+        group32(Layout.PACKED, reordered=True), (96, 64),
+    ),
+    "gptq, act-order": (
+        GPTQ_TOLD | {"desc_act": True}, GPTQ,
+        group32(Layout.GPTQ, zeros_less_one=True, reordered=True), (96, 64),
+    ),
+    "gptq, act-order of one group": (
+        GPTQ_TOLD | {"bits": 2, "group_size": -1, "desc_act": True},
+        {"qweight": ("I32", (4, 96)), "qzeros": ("I32", (1, 6)), "scales": ("F32", (1, 96))},
+        Scheme(Layout.GPTQ, 2, ROW, zeros_less_one=True, reordered=True), (96, 64),
+    ),
     "fp8": (FP8_TOLD, FP8, Scheme(Layout.SCALED, 8, Block(128, 128), is_float=True), (256, 100)),
     "fp8, static": (
         dict(quant_method="fp8", activation_scheme="static"),
@@ -239,7 +255,53 @@ REFUSED: dict[str, Case] = {
     "a method that is not read": Case(
         {"quant_method": "hqq", "nbits": 4}, f"is quantized (hqq, 4 bits): {ANOTHER}"
     ),
+    "auto-round, quantized inputs of a module": unread(
+        dict(quant_method="auto-round", bits=4, extra_config={UP: {"bits": 8, "act_bits": 8}}),
+        "auto-round, 4 bits", "act_bits 8 is not read",
+    ),
+    "auto-round, other numbers of a module": unread(
+        dict(
+            quant_method="auto-round", bits=4, packing_format="auto_round:auto_awq",
+            extra_config={UP: {"data_type": "mx_fp"}},
+        ),
+        "auto-round, 4 bits", "data_type 'mx_fp' is not read ('int' is)",
+    ),
+    "compressed-tensors, another order": unread(
+        compressed({"actorder": "x"}), C,
+        "actorder 'x' is not read (False and 'weight' and 'static' and True and 'group' and 'dynamic' "
+        "are)",
+    ),
     # ---- tensors
+    **{
+        f"act-order {order} without its index": Case(
+            compressed({"actorder": order}),
+            f"is quantized ({C}), and {UP} lacks its weight_g_idx, which tells the group of each column "
+            f"where act-order is set: {AGAIN}",
+            PACKED,
+        )
+        for order in ("group", "dynamic", "GROUP", True)
+    },
+    "GPTQ's act-order without its index": Case(
+        GPTQ_TOLD | {"desc_act": True},
+        f"is quantized ({G}), and {UP} lacks its g_idx, which tells the group of each column where "
+        f"act-order is set: {AGAIN}",
+        without(GPTQ, "g_idx"),
+    ),
+    "an index of another dtype": Case(
+        compressed({"actorder": "group"}),
+        f"is quantized ({C}), and {UP}.weight_g_idx holds F32 and must hold I32: {AGAIN}",
+        PACKED | {"weight_g_idx": ("F32", (64,))},
+    ),
+    "an index of another length": Case(
+        compressed({"actorder": "group"}),
+        f"is quantized ({C}), and {UP}.weight_g_idx is [1] and must be [64] by its configuration: {BOTH}",
+        PACKED | {"weight_g_idx": ("I32", (1,))},
+    ),
+    "an index that is a number": Case(
+        compressed(),
+        f"is quantized ({C}), and {UP}.weight_g_idx is [] and must be [64] by its configuration: {BOTH}",
+        PACKED | {"weight_g_idx": ("I32", ())},
+    ),
     "none is quantized": Case(
         GPTQ_TOLD,
         "is not quantized, though its configuration says so (gptq, 4 bits): none of its tensors is; "
@@ -384,3 +446,16 @@ def test_numbers_are_counted_in_full_width(tmp_path: Path) -> None:
     files = resolve_model(str(written(tmp_path / "model", GPTQ_TOLD, GPTQ)))
     assert files.quantized is not None
     assert files.quantized.numbers == 96 * 64 + 64
+
+
+def test_experts_that_lie_apart_are_counted_twice(tmp_path: Path) -> None:
+    """The memory holds them apart and joined while a model is loaded."""
+    module = "model.layers.0.mlp.experts.3.up_proj"
+    files = resolve_model(str(written(tmp_path / "model", GPTQ_TOLD, GPTQ, module)))
+    assert files.quantized is not None
+    assert files.quantized.numbers == 96 * 64 + 64
+    assert files.quantized.twice == 96 * 64
+    for other in (UP, "model.layers.0.mlp.experts"):
+        files = resolve_model(str(written(tmp_path / other, GPTQ_TOLD, GPTQ, other)))
+        assert files.quantized is not None
+        assert not files.quantized.twice

@@ -1,5 +1,6 @@
 """LoRA adapters: tokens are those of the merged model, whoever shares the batch and the cluster."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -223,6 +224,20 @@ def unknown(folder: Path, model: PreTrainedModel) -> None:
     changed(folder, model, **{f"{Q}.lora_magnitude_vector": torch.zeros(64)})
 
 
+def packed(folder: Path, model: PreTrainedModel) -> None:
+    """Four bits a number: half of the bytes."""
+    changed(folder, model)
+    about, end = {}, 0
+    for key, shape in (("A", [4, 64]), ("B", [64, 4])):
+        begin, end = end, end + 128
+        about[f"base_model.model.{Q}.lora_{key}.weight"] = {
+            "dtype": "F4", "shape": shape, "data_offsets": [begin, end],
+        }  # fmt: skip
+    header = json.dumps(about).encode()
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(end))
+
+
 def embedding(folder: Path, model: PreTrainedModel) -> None:
     other = make_model("llama")
     other.model.embed_tokens = torch.nn.Linear(64, 320)
@@ -250,6 +265,7 @@ ODD = {
     infinite: f"its matrices of {Q} hold numbers that are not finite; fetch it again",
     embedded: "it replaces the model's model.embed_tokens.weight, by its training or because",
     unknown: "lora_magnitude_vector, which is neither part of a product nor a weight of the model",
+    packed: "holds numbers of the type 'F4'; save it in float32, bfloat16 or float16",
     embedding: "it changes the embedding model.embed_tokens, and only linears can be",
     tied: "lm_head is also the model's embedding (they are tied)",
 }
@@ -267,6 +283,19 @@ def test_what_does_not_fit_the_model_is_refused_by_name(
     assert ODD[write] in str(refused.value)
 
 
+def test_an_adapter_that_is_written_anew_while_it_is_loaded_is_refused(tmp_path: Path) -> None:
+    model = make_model("llama")
+    found, other = (
+        read_adapter(
+            "a", write_adapter(tmp_path / name, model, [Q], seed=seed, target_modules=[Q]).folder
+        )
+        for name, seed in (("one", 1), ("two", 2))
+    )
+    other.weights.replace(found.weights)
+    with pytest.raises(ModelError, match=r"^adapter a: .* was changed while it was loaded"):
+        read_products(found, model)
+
+
 def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
     model = make_model("llama")
     model.model.spare = torch.nn.Linear(64, 64, bias=False)
@@ -276,6 +305,21 @@ def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
     runner = LoraRunner(Runner(model), {"11": products})
     with pytest.raises(ModelError, match=r"^adapter idle .* does not run model\.spare as a linear"):
         runner.prove(discover_layout(model, 16, torch.float32), {"11": ("idle", products)})
+
+
+def test_a_linear_of_an_expert_is_refused_by_name(tmp_path: Path) -> None:
+    """It is given only some tokens; their number may be that of a whole forward by chance."""
+    model = make_model("llama")
+    model.model.experts = torch.nn.ModuleList([torch.nn.Linear(64, 64, bias=False)])
+    model.model.experts[0].up = torch.nn.Linear(64, 64, bias=False)
+    expert = [Q, "model.experts.0.up"]
+    written = write_adapter(tmp_path / "expert", model, expert, target_modules=expert)
+    products = read_products(read_adapter("expert", written.folder), model)
+    runner = LoraRunner(Runner(model), {"11": products})
+    with pytest.raises(
+        ModelError, match=r"^adapter expert .*model\.experts\.0\.up belongs to an exp"
+    ):
+        runner.prove(discover_layout(model, 16, torch.float32), {"11": ("expert", products)})
 
 
 def test_weights_of_other_widths_are_refused(here: Here) -> None:

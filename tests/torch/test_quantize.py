@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
 from baton.cli.main import cli
 from baton.engine.loading import load_model
 from baton.errors import InputError, ModelError
 from baton.model_files import resolve_model
 from baton.models.formats import checkpoint
-from baton.models.quantize import quantize_model
+from baton.models.quantize import _chosen, chooses, quantize_model
 from baton.quantized.weights import full_weights
+from tests.torch.catalog import tiny_config
 from tests.torch.families import make_model, save_model
 from tests.torch.gguf_files import Kind, Written, write_gguf
 from tests.torch.quantized_files import saved
@@ -74,6 +76,45 @@ def test_what_chooses_experts_and_the_output_keep_their_width(tmp_path: Path) ->
     told = json.loads((out / "config.json").read_text())["quantization_config"]
     assert "lm_head" in told["ignore"]
     weights_of(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "does"),
+    [
+        ("model.layers.0.mlp.gate.weight", True),
+        ("model.layers.0.mlp.gate.wg.weight", True),
+        ("model.layers.0.router.proj.weight", True),  # gemma4_text
+        ("transformer.blocks.0.ffn.router.layer.weight", True),  # dbrx
+        ("model.layers.0.mlp.router.layer.weight", True),  # jetmoe
+        ("model.layers.0.mlp.router.classifier.weight", True),  # longcat_flash
+        ("model.layers.0.mlp.router_gate.weight", True),  # doge
+        ("model.layers.0.mlp.shared_expert_gate.weight", True),
+        ("model.layers.0.mlp.gate_proj.weight", False),
+        ("model.layers.0.mlp.experts.0.gate_up_proj.weight", False),
+    ],
+)
+def test_what_chooses_experts_is_known_by_its_name(name: str, does: bool) -> None:
+    assert chooses(name) is does
+
+
+@pytest.mark.parametrize(
+    "family", ["dbrx", "jetmoe", "longcat_flash", "gemma4_text", "doge", "zaya", "hunyuan_v1_moe"]
+)
+def test_nothing_with_a_row_for_each_expert_is_quantized(family: str) -> None:
+    config = tiny_config(family)
+    moe = {"gemma4_text": "enable_moe_block", "doge": "is_moe"}
+    if family in moe:
+        setattr(config, moe[family], True)
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config)
+    sizes = {name: tuple(each.shape) for name, each in shape.named_parameters()}
+    chosen = _chosen(shape, sizes)
+    routers = [name for name in sizes if "rout" in name or ".gate." in name]
+    assert routers
+    assert chosen
+    assert not chosen.keys() & set(routers)
+    experts = 4
+    assert family == "doge" or not [name for name, size in chosen.items() if size[0] == experts]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])

@@ -17,7 +17,8 @@ from baton import LLM, SamplingParams
 from baton.engine.loading import load_model
 from baton.errors import ModelError
 from baton.model_files import resolve_model
-from baton.quantized.weights import full_weights
+from baton.quantized.plan import INDEX
+from baton.quantized.weights import _index, full_weights
 from tests.torch.quantized_files import (
     Encode,
     Format,
@@ -364,6 +365,30 @@ def test_a_group_that_is_not_there_is_told(tmp_path: Path, llama: Path, group: i
     write_quantized(folder, llama, FORMATS["gptq 4 bits"])
     change(folder, f"{name}.g_idx", torch.full((64,), group, dtype=torch.int32))
     with pytest.raises(ModelError, match=rf"{name}.weight is damaged: a column is of a group"):
+        restored(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "is_told"), [([0, 0, 1, 1], True), ([-1] * 4, False), ([-1, -1, 0, 0], None)]
+)
+def test_an_index_counts_unless_nothing_of_it_was_set(
+    index: list[int], is_told: bool | None
+) -> None:
+    parts = {INDEX: torch.tensor(index, dtype=torch.int32)}
+    if is_told is None:
+        with pytest.raises(IndexError):
+            _index(parts)
+        return
+    found = _index(parts)
+    assert (found.tolist() == index) if is_told else (found is None)
+
+
+def test_an_index_of_another_length_than_the_columns_is_told(tmp_path: Path, llama: Path) -> None:
+    """The header allows for a word that is not full; weight_shape says that there is none."""
+    folder, name = tmp_path / "model", "model.layers.1.mlp.up_proj"
+    write_quantized(folder, llama, FORMATS["packed 4 bits"])
+    change(folder, f"{name}.weight_g_idx", torch.zeros(63, dtype=torch.int32))
+    with pytest.raises(ModelError, match=r"weight_g_idx has 63 numbers for 64 columns"):
         restored(folder)
 
 

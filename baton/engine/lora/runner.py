@@ -4,6 +4,7 @@ Hooks on the linears add them, so that the linears may be of any kind: plain, or
 Which rows an adapter has is decided once a forward (groups.py).
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
 from sampler.copies import up
 from sampler.narrow import greedy
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,11 @@ class LoraRunner:
         its weight without calling it, and the adapter would have no effect there. `adapters`: names and
         products by digest."""
         for digest, (name, products) in adapters.items():
+            if expert := next((each for each in sorted(products) if EXPERT.search(each)), None):
+                raise ModelError(
+                    f"adapter {name} cannot be served: {expert} belongs to an expert, which is given "
+                    "only some of a forward's tokens; merge the adapter into the model"
+                )
             self._ran.clear()
             pool = Pool.private(layout, 2 * layout.blocks_for(3), self.device)
             blocks = list(range(pool.blocks))

@@ -1,14 +1,16 @@
 """The matrices of an adapter, read for one model. What does not fit the model is refused by name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from baton.adapters.files import COPY, PREFIX, A, AdapterFiles, B
+from baton.adapters.files import COPY, PREFIX, A, AdapterFiles, B, read_weights
 from baton.checkpoints.jsonfile import reason
 from baton.errors import ModelError, OutOfMemory
 from baton.memory import out_of_memory
@@ -42,15 +44,25 @@ def read_products(files: AdapterFiles, model: Any) -> Products:
             f"nothing for it; save it again"
         )
     try:
-        with safe_open(files.weights, framework="pt") as file:
-            for key in files.copies:
-                _check_copy(name, key, file.get_tensor(key), model)
-            return {each: _product(files, each, linears[each], file) for each in files.linears}
+        tensors = _tensors(files)
+        for key in files.copies:
+            _check_copy(name, key, tensors[key], model)
+        return {each: _product(files, each, linears[each], tensors) for each in files.linears}
     except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             raise OutOfMemory(f"adapter {name} does not fit the memory: {reason(error)}") from error
         raise ModelError(
             f"adapter {name}: {files.weights} cannot be read: {reason(error)}"
+        ) from error
+
+
+def _tensors(files: AdapterFiles) -> dict[str, torch.Tensor]:
+    try:
+        return load(read_weights(files))
+    except KeyError as error:  # that is how safetensors tells of a dtype that torch has not
+        raise ModelError(
+            f"adapter {files.adapter.name} cannot be served: {files.weights} holds numbers of the type "
+            f"{error}; save it in float32, bfloat16 or float16"
         ) from error
 
 
@@ -108,12 +120,14 @@ def _check_copy(name: str, key: str, copy: torch.Tensor, model: Any) -> None:
         )
 
 
-def _product(files: AdapterFiles, linear: str, module: nn.Module, file: Any) -> Product:
+def _product(
+    files: AdapterFiles, linear: str, module: nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> Product:
     """ModelError if a matrix has another shape than the linear asks for, or holds no numbers."""
     name, weight = files.adapter.name, module.weight
     assert isinstance(weight, torch.Tensor)
     out_in = tuple(weight.shape) if isinstance(module, nn.Linear) else tuple(weight.shape)[::-1]
-    a, b = (file.get_tensor(f"{PREFIX}{linear}{half}") for half in (A, B))
+    a, b = (tensors[f"{PREFIX}{linear}{half}"] for half in (A, B))
     if (len(b), a.shape[1]) != out_in:
         raise ModelError(
             f"adapter {name} does not fit the model: for {linear} it maps {a.shape[1]} numbers to "
@@ -130,5 +144,5 @@ def _product(files: AdapterFiles, linear: str, module: nn.Module, file: Any) -> 
             "fetch it again"
         )
     scaled = b.float() * files.spec.share(linear).scale
-    to = {"device": weight.device, "dtype": weight.dtype}
-    return Product(a.t().contiguous().to(**to), scaled.t().contiguous().to(**to))
+    a, scaled = (each.t().contiguous().to(weight.device, weight.dtype) for each in (a, scaled))
+    return Product(a, scaled)
