@@ -17,7 +17,7 @@ MOST = 1000
 """Patterns of a file."""
 LOOSE = 3
 """Repeats that may directly follow another one, without a letter between them."""
-REPEATS = 12
+REPEATS = 6
 """Repeats in a pattern, or in one of its branches."""
 NESTED = "has a repeat inside a repeat"
 parser: Any = import_module("re._parser")  # it has no public name
