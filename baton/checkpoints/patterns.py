@@ -76,10 +76,12 @@ def _walk(tree: Any, state: _State, *, in_repeat: bool) -> None:
                 state.meet_repeat()
             _walk(inner, state, in_repeat=in_repeat or loops)
         elif kind == "BRANCH":
-            if in_repeat and not _begin_apart(value[1]):
-                raise OddPattern(
-                    "repeats a choice whose branches may begin alike, so matching may not end"
-                )
+            if not _begin_apart(value[1]):
+                if in_repeat:
+                    raise OddPattern(
+                        "repeats a choice whose branches may begin alike, so matching may not end"
+                    )
+                state.meet_repeat()  # it is tried in several ways, as a repeat is
             ends = [state.copy() for _ in value[1]]
             for branch, end in zip(value[1], ends, strict=True):
                 _walk(branch, end, in_repeat=in_repeat)
