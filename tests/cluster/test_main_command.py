@@ -215,4 +215,4 @@ def test_an_adapter_is_refused_before_a_process_is_started(type_in: Type, tmp_pa
     about = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-2-7b"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(about))
     typed = type_in("main.py", "infer", "--model", tmp_path)
-    typed.refuses(3, f"{tmp_path} is a LoRA adapter and not a whole model: merge it into its base")
+    typed.refuses(3, f"{tmp_path} is a LoRA adapter and not a whole model")
