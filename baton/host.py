@@ -48,9 +48,9 @@ def run_on(cores: tuple[int, ...]) -> None:
 def process_age_s() -> float:
     """Seconds since this process was started, imports included; 0 if unknown."""
     try:
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except OSError:
+        started = int(process_stat("self")[19])
+    except (OSError, IndexError):
         return 0.0
     return uptime - started / os.sysconf("SC_CLK_TCK")
 
@@ -82,18 +82,19 @@ def sees_children() -> bool:
 
 def any_stopped(pids: Sequence[int]) -> bool:
     """Whether a signal holds up one of them (SIGSTOP); False if unknown."""
-    return any(_stat(pid)[:1] == ["T"] for pid in pids)
+    return any(process_stat(pid)[:1] == ["T"] for pid in pids)
 
 
 def processor_time(pids: Sequence[int]) -> int | None:
     """Ticks that they and their children that have ended have used; None if unknown. For comparison with
     an earlier figure, of which it may fall short: some may be gone."""
-    fields = [_stat(pid)[11:15] for pid in pids]  # utime, stime, and those of ended children
+    fields = [process_stat(pid)[11:15] for pid in pids]  # utime, stime, and those of ended children
     return sum(int(each) for four in fields for each in four) if any(fields) else None
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; empty if there are none."""
+def process_stat(pid: int | str) -> list[str]:
+    """Fields of /proc/PID/stat (proc_pid_stat(5)) from the state on; empty if there are none. `pid`: a
+    number or "self"."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

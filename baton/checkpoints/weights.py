@@ -6,6 +6,7 @@ model.safetensors, else the files of model.safetensors.index.json, which may lie
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +23,8 @@ PACKED = ("weight", "weight_packed", "qzeros", "_blocks", "_packed")
 """Names of tensors with integers for weights end so; others are masks and counters."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 """Names of the matrix with a row for each token end so."""
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a weight of one expert that lies apart from the others."""
 LARGEST_HEADER = 100_000_000  # as in the safetensors library
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from baton.cluster.child import Child
 from baton.cluster.options import ClusterOptions
-from baton.cluster.run_folder import RunFolder
+from baton.cluster.run_folder import RunFolder, write_missing
 from baton.cluster.supervisor import Beside, Cluster
 from baton.errors import BatonError
 from baton.package import own_version
@@ -115,8 +115,7 @@ class Owner:
         self._keys.mkdir(mode=0o700, exist_ok=True)
         contents = {self._keys / name: content for name, content in self._order.keys.items()}
         for path, content in (contents | {self._api_keys: self._order.api_keys}).items():
-            if not path.exists():
-                _write(path, content)
+            write_missing(path, content)
 
     def look(self, info: ClusterInfo | None = None) -> Look:
         """Restart the process if it died. `info`: what the router says, if that is certain."""
@@ -149,12 +148,3 @@ class Owner:
         if self._process is not None:
             self._process.stop()
         self._folder.remove()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or none: a disk may be full."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-    new.replace(path)

@@ -66,6 +66,18 @@ class RunFolder:
             self._lock = -1
 
 
+def write_missing(path: Path, content: bytes) -> None:
+    """A file that only this user can read: the whole of it or none, as the disk may be full. An existing
+    one stays as it is. Raises OSError."""
+    if path.exists():
+        return
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    new.replace(path)
+
+
 def is_private(folder: Path) -> bool:
     """It is a folder of this user that nobody else can enter."""
     found = folder.lstat()

@@ -15,10 +15,9 @@ import runpy
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 from baton.cluster.launch import calm_openmp
-from baton.host import die_with, process_age_s
+from baton.host import die_with, process_age_s, process_stat
 
 COMMAND = "baton.cluster.standby"
 ROOM = " " * 4000
@@ -68,9 +67,8 @@ def _log_to(path: str) -> None:
 def show_command(words: list[str]) -> None:
     """Let /proc/self/cmdline show these words: people, and programs that look for a worker, read it. Only
     where the system has it, and as far as there is room."""
-    with suppress(OSError):
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        start, end = (int(each) for each in fields[ARGUMENTS])
+    with suppress(OSError, ValueError):
+        start, end = (int(each) for each in process_stat("self")[ARGUMENTS])
         text = b"".join(os.fsencode(word) + b"\0" for word in words)
         if start < end and len(text) < end - start:
             ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)

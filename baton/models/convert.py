@@ -18,7 +18,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,7 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
         config = _config(folder)
         tied = config.get("tie_word_embeddings") is True
         shards, read = _shards(folder, config)
-    beside = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        beside.mkdir()
+    with appearing_whole(out) as beside:
         if gguf is not None:
             count, notes = write_gguf(gguf, beside), tuple[str, ...]()
         elif foreign is not None:
@@ -76,13 +75,6 @@ def convert_folder(folder: Path, out: Path, tokenizer: Path | None = None) -> st
             groups = (_apart(read(shard), tied=tied) for shard in shards)
             count = write_weights(groups, beside)
             notes = tuple(copy_the_rest(folder, beside))
-        if out.exists():
-            out.rmdir()
-        beside.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {reason(error)}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     what = folder if foreign is None else f"{folder} ({foreign.about})"
     first = f"{count:,} tensors of {what} are in {out}; use it with --model {out}"
     return "\n".join([first, *notes])
@@ -115,6 +107,23 @@ def check_paths(folder: Path, out: Path, tokenizer: Path | None = None) -> None:
         raise InputError(f"{out.absolute().parent}, the folder for {out.name}, does not exist")
     if tokenizer is not None and not tokenizer.is_file():
         raise InputError(f"--tokenizer {tokenizer} is not a file")
+
+
+@contextmanager
+def appearing_whole(out: Path) -> Iterator[Path]:
+    """A new folder to write into. It becomes `out` at the end, or is removed after an error. Raises
+    InputError if a file cannot be written."""
+    beside = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        beside.mkdir()
+        yield beside
+        if out.exists():
+            out.rmdir()
+        beside.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {out}: {reason(error)}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _config(folder: Path) -> Json:

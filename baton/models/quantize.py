@@ -11,34 +11,30 @@ columns. OUT appears when it is complete and can be served, or not at all:
 What decides more than its size says keeps its width: embeddings, the output, and what chooses experts.
 """
 
-import os
-import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from baton.checkpoints.jsonfile import Json, read_object, reason, write_json
-from baton.checkpoints.weights import NAMED, header_of, tensors_of
+from baton.checkpoints.jsonfile import Json, read_object, write_json
+from baton.checkpoints.weights import EXPERT, NAMED, header_of, tensors_of
 from baton.engine.loading import shape_of
 from baton.errors import InputError, ModelError
 from baton.gguf.config import describe
 from baton.gguf.header import SIZES, read_header
 from baton.gguf.weights import PLAIN, gguf_weights
 from baton.model_files import ModelFiles, resolve_model
-from baton.models.convert import check_paths, copy_the_rest
+from baton.models.convert import appearing_whole, check_paths, copy_the_rest
 from baton.models.formats.checkpoint import by_size, write_weights
 
 GROUPS = (128, 64, 32, 16, 8)
 WORD = 32  # bits
 CHOOSES = frozenset(("gate", "router", "router_gate", "wg", "shared_expert_gate"))
 """Modules that choose experts, or weigh a whole one: they themselves, and what is in them."""
-EXPERT = re.compile(r".*\.experts\.\d+\..*")
 FULL = ("F32", "F16", "BF16")
 WHOLE_ROW = -1
 Named = tuple[str, torch.Tensor]
@@ -81,23 +77,15 @@ def quantize_model(name: str, out: Path, bits: int, group: int | None) -> str:
     if not chosen:
         raise ModelError(f"{name} has no matrices that can be quantized: it is small as it is")
     size = _group(name, chosen, group)
-    measured, beside = Measured(), out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        beside.mkdir()
+    measured = Measured()
+    with appearing_whole(out) as beside:
         stored = _stored(_weights(files), chosen, bits, size, measured)
         write_weights(by_size(stored), beside)
         notes = copy_the_rest(files.folder, beside)
         ignored = _ignored(shape, chosen)
-        conv1d = any(isinstance(each, Conv1D) for each in shape.modules())
+        conv1d = any(isinstance(each, Conv1D) for _, each in _products(shape))
         _tell(beside / "config.json", settings(bits, size, ignored, conv1d=conv1d))
         resolve_model(str(beside.absolute()))
-        if out.exists():
-            out.rmdir()
-        beside.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {reason(error)}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return "\n".join([_said(files, out, bits, size, measured), *notes])
 
 
@@ -130,7 +118,8 @@ def _chosen(
 ) -> dict[str, tuple[int, ...]]:
     """The matrices to quantize. `shape`: the model without memory."""
     prefix = f"{shape.base_model_prefix}."
-    linear = {f"{name}.weight" for name in _linear(shape)}
+    output = shape.get_output_embeddings()
+    linear = {f"{name}.weight" for name, each in _products(shape) if each is not output}
     linear |= {name.removeprefix(prefix) for name in linear}
     return {
         name: size
@@ -138,7 +127,7 @@ def _chosen(
         if len(size) == 2
         and min(size) > 1
         and name.endswith(".weight")
-        and (name in linear or EXPERT.fullmatch(name))
+        and (name in linear or EXPERT.search(name))
         and not chooses(name)
     }
 
@@ -148,14 +137,11 @@ def chooses(name: str) -> bool:
     return not CHOOSES.isdisjoint(name.split("."))
 
 
-def _linear(shape: PreTrainedModel) -> list[str]:
-    """The names of the modules that are products, but for the output."""
-    output = shape.get_output_embeddings()
-    return [
-        name
-        for name, each in shape.named_modules()
-        if isinstance(each, torch.nn.Linear | Conv1D) and each is not output
-    ]
+def _products(shape: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Name and module of each product with a matrix of weights."""
+    for name, each in shape.named_modules():
+        if isinstance(each, torch.nn.Linear | Conv1D):
+            yield name, each
 
 
 def _ignored(shape: PreTrainedModel, chosen: Iterable[str]) -> list[str]:
@@ -163,9 +149,8 @@ def _ignored(shape: PreTrainedModel, chosen: Iterable[str]) -> list[str]:
     prefix, known = f"{shape.base_model_prefix}.", set(chosen)
     return [
         name
-        for name, each in shape.named_modules()
-        if isinstance(each, torch.nn.Linear | Conv1D)
-        and not {f"{name}.weight", f"{name.removeprefix(prefix)}.weight"} & known
+        for name, _ in _products(shape)
+        if not {f"{name}.weight", f"{name.removeprefix(prefix)}.weight"} & known
     ]
 
 

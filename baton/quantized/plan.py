@@ -6,12 +6,11 @@ that does not fit together is refused before a worker is started.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from baton.checkpoints.weights import is_quantized, tensors_of
+from baton.checkpoints.weights import EXPERT, is_quantized, tensors_of
 from baton.errors import ModelError
 from baton.quantized.mxfp4 import COLUMNS
 from baton.quantized.scheme import ROW, WHOLE, Block, Layout, Quantization, Scheme
@@ -47,8 +46,6 @@ NAMED = (Layout.SCALED, Layout.MXFP4)
 
 ANOTHER = "use the same model in bf16, fp16 or fp32"
 AGAIN = "fetch the model again"
-
-EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,18 +205,16 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
     """The weight's shape. Misfit if its parts do not have the shapes and dtypes that belong to it."""
     values, each = parts[VALUES], WORD // scheme.bits
     match scheme.layout:
-        case Layout.GPTQ:
+        case Layout.GPTQ | Layout.AWQ:
             _check_matrix(values)
-            columns, rows = values.shape[0] * each, values.shape[1]
+            by_columns = scheme.layout is Layout.GPTQ  # a word holds columns of one row
+            columns = values.shape[0] * (each if by_columns else 1)
+            rows = values.shape[1] * (1 if by_columns else each)
             groups = (blocks(columns, _columns(scheme)), rows)
             _check(parts[SCALE], SCALES, groups)
             _check(parts[ZEROS], ("I32",), (groups[0], blocks(rows, each)))
-        case Layout.AWQ:
-            _check_matrix(values)
-            columns, rows = values.shape[0], values.shape[1] * each
-            groups = (blocks(columns, _columns(scheme)), rows)
-            _check(parts[SCALE], SCALES, groups)
-            _check(parts[ZEROS], ("I32",), (groups[0], blocks(rows, each)))
+            if INDEX in parts:
+                _check(parts[INDEX], ("I32", "I64"), (columns,))
         case Layout.PACKED:
             _check_matrix(values)
             rows, columns = values.shape[0], values.shape[1] * each
@@ -246,8 +241,6 @@ def _checked(scheme: Scheme, parts: Mapping[str, Entry]) -> tuple[int, ...]:
             if INDEX in parts:
                 _check(parts[INDEX], ("I32", "I64"), values.shape[-1:])
             return values.shape
-    if INDEX in parts and scheme.layout is Layout.GPTQ:
-        _check(parts[INDEX], ("I32", "I64"), (columns,))
     return rows, columns
 
 
@@ -264,15 +257,11 @@ def _columns(scheme: Scheme) -> int | None:
 def _scale_shape(scheme: Scheme, scale: Entry, shape: tuple[int, ...]) -> tuple[int, int]:
     """Row blocks and column blocks. Misfit if the scales are not as many."""
     block = block_for(scheme, scale.shape, shape)
-    stack, rows, columns = (
-        shape[:-2],
-        blocks(shape[-2], block.rows),
-        blocks(shape[-1], block.columns),
-    )
+    stack = shape[:-2]
+    rows, columns = blocks(shape[-2], block.rows), blocks(shape[-1], block.columns)
     if scheme.layout is Layout.PACKED and block.columns:
-        spare = (
-            WORD // scheme.bits - 1
-        )  # the last word may have this many columns more than the matrix
+        # The last word may have this many columns more than the matrix.
+        spare = WORD // scheme.bits - 1
         fewer = blocks(shape[-1] - spare, block.columns)
         columns = fewer if scale.shape == (rows, fewer) else columns
     allowed = [(*stack, rows, columns)]

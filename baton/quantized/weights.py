@@ -1,6 +1,7 @@
 """Weights: those of a quantized checkpoint in full width, one at a time."""
 
-from collections.abc import Container, Iterator
+import math
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from baton.quantized.plan import (
     block_for,
     blocks,
 )
-from baton.quantized.scheme import ROW, Block, Layout, Scheme
+from baton.quantized.scheme import ROW, Layout, Scheme
 
 Parts = dict[str, torch.Tensor]
 
@@ -148,38 +149,22 @@ def _scaled(scheme: Scheme, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     values, scales = parts[VALUES], parts[SCALE]
     block = block_for(scheme, tuple(scales.shape), tuple(values.shape))
     zeros = parts.get(ZEROS)  # of symmetric ones, too, where early versions wrote them
-    if values.ndim == 2:
-        return _one_scaled(values, scales, zeros, block, _index(parts), dtype)
     stacks = values.shape[:-2]
-    flat = values.flatten(0, -3)
-    each_scale = scales.reshape(len(flat), *scales.shape[len(stacks) :])
-    each_zero = None if zeros is None else zeros.reshape(len(flat), *zeros.shape[len(stacks) :])
+    matrices, index = _apart(values, stacks), _index(parts)
+    zeros_apart: Iterable[torch.Tensor | int] = [0] * len(matrices)
+    if zeros is not None:
+        zeros_apart = map(_matrix, _apart(zeros, stacks))
     made = [
-        _one_scaled(
-            one, each_scale[place], None if each_zero is None else each_zero[place], block,
-            _index(parts), dtype,
-        )
-        for place, one in enumerate(flat)
-    ]  # fmt: skip
-    return torch.stack(made).view(values.shape)
+        restored(one, _matrix(scale), zero, block=block, index=index, dtype=dtype)
+        for one, scale, zero in zip(matrices, _apart(scales, stacks), zeros_apart, strict=True)
+    ]
+    joined = made[0] if len(made) == 1 else torch.stack(made)
+    return joined.view(values.shape)
 
 
-def _one_scaled(
-    values: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor | None,
-    block: Block,
-    index: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    return restored(
-        values,
-        _matrix(scales),
-        0 if zeros is None else _matrix(zeros),
-        block=block,
-        index=index,
-        dtype=dtype,
-    )
+def _apart(numbers: torch.Tensor, stacks: tuple[int, ...]) -> torch.Tensor:
+    """[matrices, ...] of [*stacks, ...]; one matrix where there is no stack."""
+    return numbers.reshape(math.prod(stacks), *numbers.shape[len(stacks) :])
 
 
 def _index(parts: Parts) -> torch.Tensor | None:

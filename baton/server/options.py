@@ -5,7 +5,6 @@ From a declaration follow the field of ServerSettings, the option of `python mai
 """
 
 import errno
-import os
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -192,10 +191,9 @@ def _keys_in(file: Path | None) -> list[str]:
     return keys
 
 
-def write_keys(keys: tuple[str, ...], file: Path) -> None:
-    """As --api-key-file reads them, in a new file of mode 0600."""
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        out.writelines(f"{key}\n" for key in keys)
+def key_lines(keys: tuple[str, ...]) -> bytes:
+    """The content of a file as --api-key-file reads it."""
+    return "".join(f"{key}\n" for key in keys).encode()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -26,12 +26,13 @@ from baton.client.blocking import Client, Notice
 from baton.cluster.fleet import Fleet, with_devices
 from baton.cluster.on_ray import RayPlacer, free_port
 from baton.cluster.options import ClusterOptions
+from baton.cluster.run_folder import write_missing
 from baton.cluster.spare import WORTH_BYTES
 from baton.cluster.supervisor import Beside, Cluster
 from baton.errors import InputError
 from baton.host import available_memory
 from baton.package import own_version
-from baton.server.options import ServerSettings, bind, write_keys
+from baton.server.options import ServerSettings, bind, key_lines
 from baton.topology import Topology
 from baton.wire.keys import load_keys, make_keys
 from baton.wire.messages import ClusterInfo
@@ -74,11 +75,13 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
         ):
             command = ["baton.server", "--fd", str(listener.fileno()), "--port", str(port)]
             command += ["--model", options.model, *settings.arguments()]
-            keys = cluster.run_dir / "api-keys"
+            server = Beside("server", command, (listener.fileno(),))
             if settings.api_keys:
+                keys = cluster.run_dir / "api-keys"
                 command += ["--api-key-file", str(keys)]
-            prepare = partial(_write_missing, settings.api_keys, keys)
-            cluster.add(Beside("server", command, (listener.fileno(),), prepare))
+                write = partial(write_missing, keys, key_lines(settings.api_keys))
+                server = replace(server, prepare=write)
+            cluster.add(server)
             ready = False
             while not signals.count:
                 for event in client.poll(WATCH_S):
@@ -91,12 +94,6 @@ def run_serve(options: ClusterOptions, settings: ServerSettings, describe: Descr
     finally:
         listener.close()
     return INTERRUPTED if signals.count > 1 else 0
-
-
-def _write_missing(keys: tuple[str, ...], file: Path) -> None:
-    """The run folder may have been removed, and made again."""
-    if keys and not file.exists():
-        write_keys(keys, file)
 
 
 def run_serve_on_ray(
@@ -125,9 +122,8 @@ def run_serve_on_ray(
             keys={each.name: each.read_bytes() for each in keys.iterdir()},
         )
         _say(f"listening on {url(settings, port)}; placing {options.topology}")
-        api_keys = "".join(f"{key}\n" for key in settings.api_keys).encode()
         server = ["--port", str(port), "--model", options.model, *settings.arguments()]
-        fleet.start(server, api_keys)
+        fleet.start(server, key_lines(settings.api_keys))
         client = Client(fleet.address, keys=load_keys(keys), supervise=fleet.check, down=fleet.down)
         with closing(client):
             info, ready = None, False

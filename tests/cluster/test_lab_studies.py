@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from baton.errors import BatonError, InputError, ModelError, WorkerLost
-from baton.host import process_runs
+from baton.host import process_runs, processor_time
 from baton.model_files import resolve_model
 from tests.cluster.processes import children_of
 from tests.patience import until
@@ -60,7 +60,7 @@ def test_runs_can_be_taken_back_and_a_process_that_dies_spoils_its_run() -> None
 
 def _kill_when_busy(pid: int) -> None:
     def ticks() -> int:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+        return processor_time([pid]) or 0
 
     before = ticks()
     until(lambda: ticks() > before, "the first steps")

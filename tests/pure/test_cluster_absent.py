@@ -16,7 +16,7 @@ import pytest
 
 from baton.cluster import ends
 from baton.cluster import supervisor as cluster_module
-from baton.cluster.run_folder import PREFIX, RunFolder, sweep
+from baton.cluster.run_folder import PREFIX, RunFolder, sweep, write_missing
 from baton.cluster.spare import Spare
 from baton.cluster.stuck import (
     IDLE_START_S,
@@ -28,8 +28,8 @@ from baton.cluster.stuck import (
     Awake,
 )
 from baton.cluster.supervisor import Beside
-from baton.host import any_stopped, family, processor_time, sees_children
-from baton.server.serve import _write_missing
+from baton.host import any_stopped, family, process_stat, processor_time, sees_children
+from baton.server.options import key_lines
 from tests.patience import until
 from tests.pure.actors import (
     Start,
@@ -221,10 +221,9 @@ def test_a_stopped_spare_becomes_nobody_and_is_replaced(tmp_path: Path) -> None:
 def alive(pid: int) -> bool:
     """Zombies whose parent does not wait for them are dead."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
+        return process_stat(pid)[0] not in "ZX"
+    except IndexError:
         return False
-    return state not in "ZX"
 
 
 @needs_children
@@ -308,7 +307,7 @@ def test_what_a_process_reads_from_the_folder_is_written_again_before_its_next_s
 ) -> None:
     cluster = start(lasting=True, router="lasting")
     keys = cluster.run_dir / "api-keys"
-    write = partial(_write_missing, ("one", "two"), keys)
+    write = partial(write_missing, keys, key_lines(("one", "two")))
     cluster.add(Beside("server", ["actor", "lasting"], (), write))
     assert keys.read_text() == "one\ntwo\n"
     shutil.rmtree(cluster.run_dir)
