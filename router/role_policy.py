@@ -165,12 +165,19 @@ def remote_outlook(prompt: Span, decode: DecodeSide, prefill: PrefillSide, itl_s
     fills_slower = max(0.0, 1 - beside.fill_rate() / alone.fill_rate())
     steps_slower = max(0.0, 1 - alone.forward_s / step_s)
     waiting = behind(prefill.filling, prompt.tokens) * pace.chunk_s(prompt)
+    full_s = max(beside.step_s(), 0.0 if prefill.filling else overtaken_s(alone, beside))
     return Outlook(
         ttft_s=pace.fill_s(prompt, before_s) + prefill.handover_s + HOP_S + joins_s + step_s,
-        gap_s=beside.step_s() if decode.filling else step_s,
+        gap_s=full_s if decode.filling else step_s,
         others_s=waiting + len(decode.filling) * fills_slower * own_s,
         streams_s=decode.streams * steps_slower * own_s,
     )
+
+
+def overtaken_s(alone: Pace, beside: Pace) -> float:
+    """Seconds of a full step of a decode worker during which the prefill worker begins: it was made for
+    the cores that the decode worker had, and is computed on those that are left."""
+    return beside.forward_s + alone.space_s() * max(1.0, beside.token_s / alone.token_s)
 
 
 def ahead(filling: Sequence[int], tokens: int) -> int:
