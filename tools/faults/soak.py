@@ -2,6 +2,7 @@
 memory and latency. `python -m tools.faults soak --minutes 60` writes docs/soak.md."""
 
 import asyncio
+import itertools
 import json
 import random
 import statistics
@@ -32,6 +33,11 @@ MOST_WARM_UP = 0.6  # of the time; a short soak says how uncertain its slopes ar
 KILLING = 0.5
 """Of the time with kills. Then faults are pauses and damaged messages: every process lives on, and what
 its memory does after the warm-up can be seen."""
+LONGEST_PAUSE_S, WARM_PAUSE_S = 4.0, 5.0
+"""SIGSTOP until SIGCONT. In the second half of the warm-up, when histories are full, each fault is a
+pause, longer than any later one: while requests wait, the heap of whoever keeps them grows, and not all
+of its pages can be given back. So the line begins at that high-water mark."""
+VICTIMS = ("prefill-0", "decode-0", "router")
 MOST_MIB_H = 1.0  # slope of a process's memory, or what the line's own spread explains
 MOST_DRIFT = 0.10
 MOST_ERROR = 30.0  # MiB an hour; a leak of that size shows, a smaller one needs a longer soak
@@ -58,6 +64,7 @@ class Soak:
     ledger: Ledger
     mix: Mix
     began: float
+    warm: float  # the end of the warm-up
     until: float
     samples: list[Sample] = field(default_factory=list)
     left: int = 0
@@ -87,13 +94,16 @@ class Soak:
 
     async def faults(self, injector: Injector) -> int:
         """One a minute, of any kind. How many of the small ones acted; what nobody came to did not."""
-        rng, small = self.battery.rng("soak faults"), 0
+        rng, small, paused = self.battery.rng("soak faults"), 0, itertools.cycle(VICTIMS)
         while (wait := time.monotonic() + FAULT_EVERY_S) < self.until:
-            armed = None
-            if rng.random() < 0.2:
+            armed, now = None, time.monotonic()
+            if (self.began + self.warm) / 2 <= now < self.warm:
+                pause = Fault((next(paused),), RANDOM, "stop", WARM_PAUSE_S, replaced=False)
+                await injector.run([pause])
+            elif rng.random() < 0.2:
                 armed = self.service.arm(rng.choice(FLIPS))
             else:
-                kills = time.monotonic() < self.began + KILLING * (self.until - self.began)
+                kills = now < self.began + KILLING * (self.until - self.began)
                 await injector.run([_any_fault(rng, kills)])
             await asyncio.sleep(max(0.0, wait - time.monotonic()))
             if armed is not None:  # who acts on it removes it
@@ -113,10 +123,11 @@ class Soak:
 def _any_fault(rng: random.Random, kills: bool) -> Fault:
     """Pauses, and kills if wanted, of workers and router. A dead HTTP server breaks connections, which
     the ledger of a soak has no other word for than lost; F4 kills it."""
-    victim = rng.choice(["prefill-0", "decode-0", "prefill-0", "decode-0", "router"])
+    victim = rng.choice([*VICTIMS, "prefill-0", "decode-0"])
     stage = rng.choice([*STAGES, RANDOM])
     if rng.random() < 0.3 or not kills:
-        return Fault((victim,), stage, "stop", resume_s=rng.uniform(0.5, 4.0), replaced=False)
+        paused_s = rng.uniform(0.5, LONGEST_PAUSE_S)
+        return Fault((victim,), stage, "stop", resume_s=paused_s, replaced=False)
     return Fault((victim,), stage)
 
 
@@ -251,6 +262,7 @@ def run(battery: Battery, minutes: float) -> tuple[Result, list[str]]:
             battery.ledger("soak", listen),
             battery.mix("soak"),
             began,
+            warm := began + warm_up_s(minutes, rate),
             began + 60 * minutes,
         )
         injector = Injector(service, battery.rng("soak moments"))
@@ -266,7 +278,6 @@ def run(battery: Battery, minutes: float) -> tuple[Result, list[str]]:
         record_recovery(result, injector.injected, chunks)
         result.injected += small
         _keep(battery, soak.samples)
-        warm = began + warm_up_s(minutes, rate)
         account(result, settled(before, soak.samples, warm), service)
     lines = _judge(result, soak, injector, rate, began, minutes)
     return with_leftovers([(result, service)])[0], lines
