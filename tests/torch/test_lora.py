@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from baton.adapters.files import read_adapter
 from baton.engine.boot import boot
+from baton.engine.lora.base import Base
 from baton.engine.lora.runner import LoraRunner
 from baton.engine.lora.weights import read_products
 from baton.engine.pool import Pool
@@ -278,7 +279,7 @@ def test_what_does_not_fit_the_model_is_refused_by_name(
     model = make_model("llama")
     write(tmp_path / "odd", model)
     with pytest.raises(ModelError) as refused:
-        read_products(read_adapter("odd", tmp_path / "odd"), model)
+        read_products(read_adapter("odd", tmp_path / "odd"), Base.of(model))
     assert str(refused.value).startswith("adapter odd ")
     assert ODD[write] in str(refused.value)
 
@@ -293,7 +294,7 @@ def test_an_adapter_that_is_written_anew_while_it_is_loaded_is_refused(tmp_path:
     )
     other.weights.replace(found.weights)
     with pytest.raises(ModelError, match=r"^adapter a: .* was changed while it was loaded"):
-        read_products(found, model)
+        read_products(found, Base.of(model))
 
 
 def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
     model.model.spare = torch.nn.Linear(64, 64, bias=False)
     both = [Q, "model.spare"]
     written = write_adapter(tmp_path / "idle", model, both, target_modules=both)
-    products = read_products(read_adapter("idle", written.folder), model)
+    products = read_products(read_adapter("idle", written.folder), Base.of(model))
     runner = LoraRunner(Runner(model), {"11": products})
     with pytest.raises(ModelError, match=r"^adapter idle .* does not run model\.spare as a linear"):
         runner.prove(discover_layout(model, 16, torch.float32), {"11": ("idle", products)})
@@ -314,7 +315,7 @@ def test_a_linear_of_an_expert_is_refused_by_name(tmp_path: Path) -> None:
     model.model.experts[0].up = torch.nn.Linear(64, 64, bias=False)
     expert = [Q, "model.experts.0.up"]
     written = write_adapter(tmp_path / "expert", model, expert, target_modules=expert)
-    products = read_products(read_adapter("expert", written.folder), model)
+    products = read_products(read_adapter("expert", written.folder), Base.of(model))
     runner = LoraRunner(Runner(model), {"11": products})
     with pytest.raises(
         ModelError, match=r"^adapter expert .*model\.experts\.0\.up belongs to an exp"
