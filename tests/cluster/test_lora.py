@@ -40,8 +40,8 @@ def server(adapters: dict[str, Written]) -> Iterator[Server]:
         yield Server(type_in, folder, "--dtype", "float32", *lora)
 
 
-def asked(server: Server, model: str, ahead: int = 0) -> list[int]:
-    """Token ids, streamed. When `ahead` of them are here, the decode worker is killed, wherever it is."""
+def asked(server: Server, model: str, ahead: int = 0, victim: str = "decode-0") -> list[int]:
+    """Token ids, streamed. When `ahead` of them are here, the victim is killed, wherever it is."""
     ids: list[int] = []
     stream = server.client.completions.create(
         model=model, prompt=PROMPT, temperature=0, max_tokens=LENGTH, stream=True,
@@ -52,7 +52,7 @@ def asked(server: Server, model: str, ahead: int = 0) -> list[int]:
             before = len(ids)
             ids += choice.token_ids or []
             if before < ahead <= len(ids):
-                server.kill("decode-0")
+                server.kill(victim)
     return ids
 
 

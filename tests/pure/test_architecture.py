@@ -25,7 +25,7 @@ ROWS = (
     ("baton", "tools"),  # the door: `from baton import LLM, generate`, and nothing else
     ("baton.api",),
     ("baton.llm",),
-    ("baton.llm_tools",),
+    ("baton.llm_tools", "baton.llm_params"),
     ("baton.local", "baton.offline", "baton.plan", "baton.server", "baton.models"),
     ("router", "prefill_worker", "decode_worker", "baton.backend"),
     ("baton.parallel",),
