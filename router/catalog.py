@@ -85,7 +85,7 @@ class Catalog:
         self._loads: dict[str, _Load] = {}  # by name
         self._kept_until: dict[str, float] = {}  # leaving, by digest
         self._workers: dict[str, _Holder] = {}
-        self._answers: list[Effect] = []
+        self._answers: list[To] = []
         self._news = False  # since take_news()
         self.moved = False  # ready() may have changed; the caller takes it back
         self._look_at = inf
@@ -113,7 +113,7 @@ class Catalog:
         news, self._news = self._news, False
         return news
 
-    def take_answers(self) -> list[Effect]:
+    def take_answers(self) -> list[To]:
         """To clients, to be sent after the news."""
         answers, self._answers = self._answers, []
         return answers

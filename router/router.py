@@ -88,10 +88,8 @@ class Router:
                 ours = fingerprint == self._served.fingerprint
                 return self.catalog.learn(changes, now) if ours else []
             case msg.LoadAdapter():
-                self._watchers.add(sender)  # it knows of the change before of its answer
                 return self.catalog.load(sender, message, now)
             case msg.UnloadAdapter():
-                self._watchers.add(sender)
                 return self.catalog.unload(sender, message, now)
             case msg.Observe():
                 self._observers.add(sender)
@@ -141,8 +139,11 @@ class Router:
         orders = self._scheduler.place(now)
         effects += self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
         news = self.workers.take_news() | self._readiness.take_news()
+        answers = self.catalog.take_answers()
+        for each in answers:
+            self._watchers.add(each.peer)  # it knows of the change before of its answer
         effects += self._watchers.updates(lambda: self.info(now), now, news=news)
-        effects += self.catalog.take_answers()
+        effects += answers
         return effects + self._observers.updates(self.ledger, self.workers, now)
 
     def due(self, now: float) -> float:

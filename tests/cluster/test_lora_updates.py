@@ -87,8 +87,8 @@ def test_an_adapter_comes_outlives_the_processes_and_goes(
         extra_body={"return_token_ids": True, "ignore_eos": True},
     )  # fmt: skip
     ids: list[int] = []
-    for chunk in stream:
-        if not ids:
+    for number, chunk in enumerate(stream):
+        if number == 0:
             assert change(server, "unload", lora_name="some")[0] == 200
             assert names(server) == ["demo"]
         ids += [each for choice in chunk.choices for each in choice.token_ids or []]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from baton import LLM
 from baton.adapters.changes import Entry
 from baton.adapters.files import read_adapter
 from baton.engine.boot import Engine, boot
@@ -439,3 +440,33 @@ def test_without_the_option_a_model_has_no_shelf(here: Here) -> None:
                 resolve_model(str(here.base)).with_lora((), str(here.base)),
                 device="cpu", dtype=dtype, block_size=16,
             )  # fmt: skip
+
+
+# ---- from Python
+
+
+def test_each_prompt_of_a_call_chooses_its_adapter(here: Here, right: dict[str, list[int]]) -> None:
+    greedy = SamplingParams(temperature=0)
+    folders = {name: each.folder for name, each in here.adapters.items()}
+    with LLM(str(here.base), device="cpu", dtype="float32", max_num_seqs=4, lora=folders) as llm:
+        assert llm.model.adapters == ("attention", "every", "wide")
+        how = {"max_new_tokens": LENGTH, "ignore_eos": True}
+        mixed = llm.generate([SHARED, SHARED], greedy, lora=["every", None], **how)
+        assert [list(each.token_ids) for each in mixed] == [right["every"], right[""]]
+        one = llm.generate([SHARED], greedy, lora="wide", **how)
+        assert list(one[0].token_ids) == right["wide"]
+        with pytest.raises(
+            InputError, match="no adapter 'law' here; there are: attention, every, w"
+        ):
+            llm.generate([SHARED], lora="law")
+        with pytest.raises(InputError, match="lora names 1 adapters for 2 prompts"):
+            llm.generate([SHARED, SHARED], lora=["wide"])
+
+
+def test_adapters_of_an_llm_that_cannot_be_are_refused_by_name(here: Here) -> None:
+    with pytest.raises(InputError, match="lora must be names without = and their folders"):
+        LLM(str(here.base), lora={"a=b": "x"})
+    with pytest.raises(InputError, match="lora must be a mapping of names to folders"):
+        LLM(str(here.base), lora=["x"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a running cluster has adapters of its own"):
+        LLM(router="ipc:///nowhere", lora={"a": "x"})

@@ -84,4 +84,7 @@ class LoraShelf:
         files = self._own.get(entry.adapter.digest)
         if files is None:
             files = read_same(self._folder, entry.adapter, entry.path)
-        return read_products(files, self._base)
+        try:
+            return read_products(files, self._base)
+        except ModelError as error:  # a client reads it: without the way to the folder
+            raise ModelError(str(error).replace(f"{self._folder}/", "")) from error
