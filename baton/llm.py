@@ -6,6 +6,7 @@
 
     llm.generate(["In the future", "Once upon a time"], SamplingParams(temperature=0))
     llm.chat([{"role": "user", "content": "Hello"}])
+    llm.generate("SELECT", lora="sql")                 of LLM(..., lora={"sql": "adapters/sql"})
     for piece in llm.stream("In the future"): ...
     await llm.agenerate(...); async for piece in llm.astream(...): ...
 

@@ -246,6 +246,24 @@ def test_a_worker_that_cannot_load_it_leaves_none_that_has() -> None:
     assert house.answers["again"].code == ""
 
 
+def test_the_failure_of_one_load_is_not_that_of_the_next() -> None:
+    house = House("decode")
+    (worker,) = house.workers.values()
+    house.disk.holds.clear()
+    house.ask(load(SQL))
+    worker.read_order()
+    worker.step()
+    while worker.reports:
+        house.report(worker)
+    house.step()
+    assert house.answers["load 11"].code == "invalid_request"
+    house.disk.holds.add("11")
+    house.ask(load(SQL, request="again"))  # before the worker has heard that the first is over
+    assert "again" not in house.answers
+    house.rest()
+    assert (house.answers["again"].code, house.held()) == ("", [{"11"}])
+
+
 @pytest.mark.parametrize("at", range(6))
 def test_a_worker_that_dies_or_joins_meanwhile_changes_nothing(at: int) -> None:
     house = House("prefill", "decode", "decode")
