@@ -57,9 +57,12 @@ class _Abandon:
 
 class RequestThread:
     """Owns a backend, made by `start` in the thread itself. All methods may be called from any thread.
+    `info` is what the backend served last.
 
     When the backend raises, every request under way is delivered the exception, and submit() raises
     from then on."""
+
+    info: ClusterInfo
 
     def __init__(self, start: Start) -> None:
         """Returns when the backend is ready; raises what `start` raises."""
@@ -67,13 +70,13 @@ class RequestThread:
         self._running: dict[str, Deliver] = {}
         self._over: Exception | None = None
         self._guard = threading.Lock()  # of _over, and that nothing is put in after it is set
-        ready: Future[ClusterInfo] = Future()
+        ready: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(start, ready), name="baton-llm", daemon=True
         )
         self._thread.start()
         try:
-            self.info = ready.result()
+            ready.result()
         except BaseException:
             self._commands.put(None)  # the thread ends when the current load is complete
             raise
@@ -95,11 +98,12 @@ class RequestThread:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _run(self, start: Start, ready: Future[ClusterInfo]) -> None:
+    def _run(self, start: Start, ready: Future[None]) -> None:
         over: Exception = BatonError("close() was called")
         try:
             with start() as (backend, info):
-                ready.set_result(info)
+                self.info = info
+                ready.set_result(None)
                 self._work(backend)
         except Exception as error:
             over = error
@@ -135,6 +139,8 @@ class RequestThread:
     def _pass_on(self, message: Received | Message) -> None:
         if isinstance(message, Notice):
             logger.warning("%s", message.text)
+        if isinstance(message, ClusterInfo):
+            self.info = message  # adapters may come and go
         if not isinstance(message, News):
             return
         ended = isinstance(message, Finished | Failed)

@@ -6,6 +6,7 @@
 
     llm.generate(["In the future", "Once upon a time"], SamplingParams(temperature=0))
     llm.chat([{"role": "user", "content": "Hello"}])
+    llm.generate("SELECT", lora="sql")                 of LLM(..., lora={"sql": "adapters/sql"})
     for piece in llm.stream("In the future"): ...
     await llm.agenerate(...); async for piece in llm.astream(...): ...
 
@@ -18,12 +19,12 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from secrets import token_hex
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 from baton import grammar
 from baton.backend import Backend, Deliver, RequestThread, Start
@@ -34,6 +35,8 @@ from baton.clock import monotonic
 from baton.cluster.options import ClusterOptions
 from baton.cluster.supervisor import Cluster
 from baton.errors import BatonError, InputError, ModelError, RequestError, WorkerLost
+from baton.llm_params import Options as Options
+from baton.llm_params import chosen, lora_options, params_of
 from baton.llm_tools import ToolChats, ToolTurn
 from baton.model_files import ModelFiles, resolve_model
 from baton.params import NOT_STREAMED_S, GenerationParams, Limits, check_request, check_unicode
@@ -45,7 +48,6 @@ from baton.wire.keys import load_keys
 from baton.wire.messages import ClusterInfo, Submit
 from sampler.params import SamplingParams
 
-NEW_TOKENS = 128
 QUEUED = 4
 """Requests of one call with the router for each that runs at once: no place there is ever idle."""
 GIVE_UP_S = 30.0  # so long requests wait for a lost router that nothing here restarts
@@ -58,23 +60,6 @@ Prompts = list[str] | list[list[int]] | list[Prompt]
 Message = Mapping[str, Any]
 
 
-class Options(TypedDict, total=False):
-    """How prompts are continued, beside SamplingParams. At most one of the last three."""
-
-    max_new_tokens: int  # 128 unless given
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    min_tokens: int  # before these no stop string, stop token or EOS ends it
-    include_stop: bool  # the stop string or token that ends it belongs to the text
-    keep_special: bool  # special tokens have text too
-    logprobs: int  # of each token, with so many alternatives (0 to 20)
-    cache_salt: str  # cached KV is shared with requests of the same salt only
-    json_schema: Mapping[str, Any]  # the text is JSON that fits this schema
-    json_object: bool  # the text is a JSON object
-    regex: str  # the text matches this pattern as a whole
-
-
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The model that answers."""
@@ -85,6 +70,7 @@ class ModelInfo:
     dtype: str
     sampling: SamplingParams  # where a call gives none
     workers: tuple[str, ...]
+    adapters: tuple[str, ...] = ()  # names that a call's `lora` can give
 
 
 class LLM:
@@ -111,12 +97,14 @@ class LLM:
         prefix_caching: bool = True,
         chat_template: str | Path | None = None,
         download: bool = False,
+        lora: Mapping[str, str | Path] | None = None,
     ) -> None:
         """`model` is a name of configs/model_paths.yaml, a folder, or a Hugging Face id; by default the
         bundled demo. With `num_prefill` or `num_decode` worker processes compute, with neither this
         process does. `colocated`: decode fills its own KV, there are no prefill workers. At most
         `max_num_seqs` requests run at once. It is ready as soon as the router and the first worker of
         each role are; further workers join when they have loaded, and take requests from then on.
+        `lora`: adapters as peft writes them, folders by name; a call chooses one by its option `lora`.
 
         `router` is the address of a running cluster, which has its own settings: of the others only
         `model`, `keys` and `chat_template` count then. Texts are tokenized here if the files of its
@@ -126,6 +114,8 @@ class LLM:
         answers. The first LLM of a model on this CPU compiles it: see baton/local.py."""
         if router is not None and (num_prefill is not None or num_decode is not None):
             raise InputError("router names a running cluster: leave num_prefill and num_decode out")
+        if router is not None and lora:
+            raise InputError("a running cluster has adapters of its own: leave lora out")
         name = model or "demo"
         files = None
         if router is None or model is not None:
@@ -136,6 +126,7 @@ class LLM:
             "max_num_batched_tokens": max_num_batched_tokens,
             "kv_cache_memory_bytes": kv_cache_memory_bytes,
             "prefix_caching": prefix_caching,
+            "lora": lora_options(lora),
         }
         prefills = 0 if colocated else 1 if num_prefill is None else num_prefill
         decodes = 1 if num_decode is None else num_decode
@@ -314,12 +305,13 @@ class LLM:
         if not isinstance(prompts, str | list):
             raise InputError(f"prompts must be a string or a list, got {type(prompts).__name__}")
         listed = [prompts] if isinstance(prompts, str) else prompts
-        params = _params(sampling or self.model.sampling, options, interval_s)
+        params = params_of(sampling or self.model.sampling, options, interval_s)
         params = params if turn is None else turn.guided(params)
+        adapters = chosen(options.get("lora"), len(listed), self._thread.info.adapters)
         submits = {}
-        for index, prompt in enumerate(listed):
+        for index, (prompt, adapter) in enumerate(zip(listed, adapters, strict=True)):
             try:
-                submits[index] = self._submit(prompt, params)
+                submits[index] = self._submit(prompt, replace(params, adapter=adapter))
             except RequestError as error:
                 where = "the prompt" if isinstance(prompts, str) else f"prompts[{index}]"
                 raise RequestError(f"{where}: {error}", code=error.code) from error
@@ -339,7 +331,7 @@ class LLM:
                 "of ids needs a list around it: [[1, 2, 3]]"
             )
         eos = self._files.eos_token_ids if self._files is not None else ()
-        limits = Limits(self.model.context, self.model.vocabulary)
+        limits = Limits(self.model.context, self.model.vocabulary, self._thread.info.adapters)
         check_request(ids, params.resolved(self.model.sampling, eos), limits)
         return Submit(next(self._names), ids, params)
 
@@ -411,32 +403,9 @@ class _Call:
 
 def _described(info: ClusterInfo) -> ModelInfo:
     workers = tuple(f"{each.role} on {each.device}: {each.how}" for each in info.workers)
-    return ModelInfo(info.model, info.context, info.vocabulary, info.dtype, info.sampling, workers)
-
-
-def _params(sampling: SamplingParams, options: Options, interval_s: float) -> GenerationParams:
-    if unknown := options.keys() - Options.__annotations__.keys():
-        known = ", ".join(Options.__annotations__)
-        raise InputError(f"there is no option {min(unknown)!r}; the options are {known}")
-    given: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, **options}
-    grammars = []
-    if (schema := given.pop("json_schema", None)) is not None:
-        grammars.append(grammar.json_schema(schema))
-    if given.pop("json_object", False):
-        grammars.append(grammar.json_object())
-    if (pattern := given.pop("regex", None)) is not None:
-        grammars.append(grammar.regex(pattern))
-    if len(grammars) > 1:
-        raise InputError("give at most one of json_schema, json_object and regex")
-    stop = given.pop("stop", ())
-    return GenerationParams(
-        sampling=sampling,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        stop_token_ids=tuple(given.pop("stop_token_ids", ())),
-        grammar="".join(grammars),
-        stream_interval_s=interval_s,
-        **given,
-    )
+    adapters = tuple(each.name for each in info.adapters)
+    about = info.model, info.context, info.vocabulary, info.dtype, info.sampling
+    return ModelInfo(*about, workers, adapters)
 
 
 # ---- backends. Functions that hold no reference to the LLM, so that it can be garbage collected.

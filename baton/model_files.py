@@ -21,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from baton.adapters.below import updates_folder
 from baton.adapters.files import AdapterFiles, resolve_adapters
 from baton.adapters.identity import Adapter
 from baton.checkpoints import kinds
@@ -91,15 +92,23 @@ class ModelFiles:
     quantized: Plan | None = None  # of safetensors that are not in full width
     rope: RopeRule = FIXED
     lora: tuple[AdapterFiles, ...] = ()
+    lora_updates: Path | None = None  # the folder of adapters that come and go
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
         """What the processes of a cluster call its adapters."""
         return tuple(each.adapter for each in self.lora)
 
-    def with_lora(self, given: Sequence[str]) -> "ModelFiles":
-        """The same with adapters: NAME=FOLDER each. Raises InputError, ModelError."""
-        return replace(self, lora=resolve_adapters(given, self.name))
+    @property
+    def adaptable(self) -> bool:
+        """Forwards may have adapters, now or later."""
+        return bool(self.lora) or self.lora_updates is not None
+
+    def with_lora(self, given: Sequence[str], updates: str | None = None) -> "ModelFiles":
+        """The same with adapters: NAME=FOLDER each. `updates`: others may come, from below this folder.
+        Raises InputError, ModelError."""
+        folder = updates_folder(updates) if updates is not None else None
+        return replace(self, lora=resolve_adapters(given, self.name), lora_updates=folder)
 
     def context(self, limit: int | None) -> int:
         """Tokens of the longest sequence: the model's context, or `limit` where that is shorter."""

@@ -46,7 +46,7 @@ def run(
         torch.set_num_threads(options.threads)
     folder = private_folder(run_dir or _folder_of(options.router))
     kinds = _kinds(kv_transport, folder, kv_host)
-    files = resolve_model(options.model).with_lora(options.lora)
+    files = resolve_model(options.model).with_lora(options.lora, options.allow_lora_updates)
     grammars = Grammars(files.tokenizer_file, files.vocab_size, files.eos_token_ids)
     draft = _draft_files(speculative_model, files)
     engine = boot_worker(files, options)
@@ -82,6 +82,7 @@ def run(
             *(hello, decoding, options.max_num_batched_tokens, speculation, prefix_caching),
             *(grammars, files.vocab_size, paces, files.rope),
         )
+        node.load_from(engine.shelf)
         return run_worker(options, node, decoding.wakeups, patience_s=hello.patience_s)
     finally:
         decoding.close()

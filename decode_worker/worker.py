@@ -170,7 +170,7 @@ class DecodeWorker(Worker):
         """A Start that is given twice is ignored, one that cannot be fails."""
         if order.run in self.runs or order.run in self.arriving:
             return self._ignored.note(order.run, "Start of a run that is started", now)
-        if why := unfit_start(order, self.hello, self.vocabulary):
+        if why := unfit_start(order, self.hello, self.vocabulary, self.held):
             self._release(order.run, None)
             return [To(ROUTER, msg.RunFailed(order.run, "worker_error", why))]
         grant = self.table.start(order.run)

@@ -18,7 +18,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
     options = with_threads(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    files = resolve_model(options.model).with_lora(options.lora)
+    files = resolve_model(options.model).with_lora(options.lora, options.allow_lora_updates)
     engine = boot_worker(files, options, decodes=False)
     context = files.context(options.max_model_len)
     keys = options.keys
@@ -47,6 +47,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         vocabulary=files.vocab_size,
         paces=Paces(engine.pace, torch.get_num_threads() if hello.takes_cores else 0),
     )
+    node.load_from(engine.shelf)
     try:
         return run_worker(options, node, patience_s=hello.patience_s)
     finally:

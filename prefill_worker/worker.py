@@ -193,10 +193,10 @@ class PrefillWorker(Worker):
     def _accept(self, order: msg.Fill, now: float) -> list[Effect]:
         """A Fill that is given twice is ignored, one that cannot be fails: neither writes a block."""
         grant, run = order.grant, order.grant.run
-        epoch, blocks = self._pools.get(grant.worker, (grant.epoch, INT_MAX))
+        pool = self._pools.get(grant.worker, (grant.epoch, INT_MAX))
         if run in self._jobs:
             return self._ignored.note(run, "Fill of a run that is being filled", now)
-        if why := unfit_fill(order, self._hello, self._vocabulary, epoch=epoch, blocks=blocks):
+        if why := unfit_fill(order, self._hello, self._vocabulary, self.held, pool=pool):
             return [To(ROUTER, msg.FillFailed(run, why))]
         given = order.token_ids, order.rope_floor, order.pooling, order.adapter
         self._jobs[run] = Job(grant, *given)

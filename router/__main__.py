@@ -25,6 +25,7 @@ from baton.wire.keys import load_keys
 from baton.wire.loop import Loop
 from router.admission import Served
 from router.batching import Rules
+from router.catalog import Catalog
 from router.role_policy import RolePolicy, Slo
 from router.router import Identity, Router
 
@@ -95,7 +96,8 @@ def main(
     address: str, model: str, batch_size: int, batch_window_ms: float, max_fill_tokens: int,
     max_model_len: int | None, role_policy: str, slo_ttft: float | None, slo_itl: float | None,
     colocated: bool, local_prefill_tokens: int, keys: Path | None, lora: tuple[str, ...],
-    log_level: str, health: str | None, parent: int | None, pulse: int | None,
+    allow_lora_updates: str | None, max_loras: int, log_level: str, health: str | None,
+    parent: int | None, pulse: int | None,
 ) -> None:  # fmt: skip
     """Follow every request from prompt to last token. Workers and clients join by themselves:
 
@@ -115,10 +117,13 @@ def main(
         channel = Listener(address, load_keys(keys, router=True) if keys else None)
         try:
             served, tokenizer = _served(model, max_model_len, lora)
+            updates = allow_lora_updates is not None
+            own = served.limits.adapters
+            catalog = Catalog(own, model=served.name, updates=updates, most=max_loras)
             identity = Identity(
                 f"router/{secrets.token_hex(4)}", host_id(), os.getpid(), core_numbers()
             )
-            router = Router(identity, served, tokenizer, rules, monotonic)
+            router = Router(identity, served, tokenizer, rules, monotonic, catalog)
             with _heartbeat(health, pulse) as beat:
                 return Loop(router, channel, parent=parent, beat=beat).run()
         finally:

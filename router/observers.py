@@ -210,6 +210,10 @@ class Watchers:
         self._clients.pop(client, None)
         self._asking.pop(client, None)
 
+    def changed(self) -> None:
+        """There are news."""
+        self._news = True
+
     def due(self, now: float) -> float:
         """Seconds until news can be sent."""
         return self._next_update - now if self._news and self._clients else inf

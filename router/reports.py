@@ -68,7 +68,7 @@ class Reports:
                 fits = member.hello.role == PREFILL
             case msg.Paused():
                 fits = member.hello.role == ENGINE
-            case msg.Heartbeat() | msg.Leaving():
+            case msg.Heartbeat() | msg.Leaving() | msg.AdaptersHeld():
                 fits = True
             case _:  # an order, or an answer to a client
                 fits = False

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from baton.clock import Clock
 from baton.errors import RequestError
-from baton.lifecycle import PLACED, Event, State
+from baton.lifecycle import LIVE, PLACED, Event, State
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.node import Effect, To
@@ -30,7 +30,7 @@ class Requests:
     ) -> None:
         self._ledger = ledger
         self._scheduler = scheduler
-        self._served = served
+        self.served = served
         self._tokenizer = tokenizer
         self._clock = clock  # measures tokenizing only; elsewhere time is an argument
         self._dropping: dict[str, tuple[str, str]] = {}  # run -> prefill, decode; Released expected
@@ -46,7 +46,7 @@ class Requests:
             return [To(client, msg.Failed(submit.request, "unsupported", why))]
         started = self._clock()
         try:
-            entry = admit(submit, client, self._served, self._tokenizer)
+            entry = admit(submit, client, self.served, self._tokenizer)
         except RequestError as error:
             return [To(client, msg.Failed(submit.request, error.code, str(error)))]
         self._ledger.add(entry, now)
@@ -137,6 +137,11 @@ class Requests:
         for entry in self._ledger.queued_again():  # preempted ones, too, may have lost their worker
             self._ledger.waits(entry, now)
         return effects
+
+    def adapter_lost(self, digest: str, why: str, now: float) -> list[Effect]:
+        """Fail what runs with an adapter that no new worker can load."""
+        mine = [e for e in self._ledger.in_state(*LIVE) if e.params.adapter == digest]
+        return [x for e in mine for x in self._fail(e, "model_not_found", why, now)]
 
     # ---- by time
 

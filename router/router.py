@@ -3,6 +3,7 @@
 requests.py     what happens to a request; its states are baton/lifecycle.py
 scheduling.py   orders to workers; batching.py decides what is filled next, placement.py where
 workers.py      which workers have joined and are alive
+catalog.py      which adapters are offered, and which workers hold them
 reach.py        which prefill worker can write to which decode worker now
 roles.py        who fills a prompt; role_policy.py decides
 readiness.py    whether requests can be served, and what is missing
@@ -11,9 +12,10 @@ engines.py      requests for workers that ask another server
 observers.py    what clients follow
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.clock import Clock
+from baton.lifecycle import LIVE
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.membership import BEAT_S
@@ -22,6 +24,7 @@ from baton.wire.node import Effect, To
 from router import news
 from router.admission import Served
 from router.batching import Rules
+from router.catalog import Catalog
 from router.cores import CoreKeeper
 from router.ledger import Ledger
 from router.observers import Observers, Watchers
@@ -46,13 +49,19 @@ class Router:
     """The node that tracks every request."""
 
     def __init__(
-        self, identity: Identity, served: Served, tokenizer: Tokenizer, rules: Rules, clock: Clock
+        self,
+        identity: Identity,
+        served: Served,
+        tokenizer: Tokenizer,
+        rules: Rules,
+        clock: Clock,
+        catalog: Catalog | None = None,
     ) -> None:
+        """`catalog`: of adapters that may come and go; None: those of `served` stay."""
         self._observers = Observers(identity.epoch)
         self.ledger = Ledger(self._observers)
-        self.workers = WorkerRegistry(
-            model=served.fingerprint, host=identity.host, adapters=served.limits.adapters
-        )
+        self.workers = WorkerRegistry(model=served.fingerprint, host=identity.host)
+        self.catalog = catalog or Catalog(served.limits.adapters, model=served.name)
         self._readiness = Readiness(self.workers, colocated=rules.colocated)
         fill_themselves = self._readiness.fill_themselves
         self._cores = CoreKeeper(identity.host, identity.cores)
@@ -74,9 +83,14 @@ class Router:
                 return self._requests.submit(sender, message, now)
             case msg.Abort(request):
                 return self._requests.abort(sender, request, now)
-            case msg.GetClusterInfo():
-                self._watchers.add(sender)
-                return []  # step() answers
+            case msg.GetClusterInfo(fingerprint, changes):
+                self._watchers.add(sender)  # step() answers
+                ours = fingerprint == self._served.fingerprint
+                return self.catalog.learn(changes, now) if ours else []
+            case msg.LoadAdapter():
+                return self.catalog.load(sender, message, now)
+            case msg.UnloadAdapter():
+                return self.catalog.unload(sender, message, now)
             case msg.Observe():
                 self._observers.add(sender)
                 return []
@@ -119,23 +133,28 @@ class Router:
             effects += self._scheduler.renew_leases()
         effects += self.workers.attach_again(now)
         effects += self._requests.fail_overdue(now, lambda: self.info(now).waiting_for)
+        effects += self._adapters(now)
         effects += self._dismissals()
         effects += self._requests.refuse_unplaceable(now)
         orders = self._scheduler.place(now)
         effects += self._cores.hand_out(self.workers, self.ledger) + orders  # cores before work
         news = self.workers.take_news() | self._readiness.take_news()
+        answers = self.catalog.take_answers()
+        for each in answers:
+            self._watchers.add(each.peer)  # it knows of the change before of its answer
         effects += self._watchers.updates(lambda: self.info(now), now, news=news)
+        effects += answers
         return effects + self._observers.updates(self.ledger, self.workers, now)
 
     def due(self, now: float) -> float:
         parts = (self._scheduler, self._observers, self._watchers, self.workers, self._readiness)
-        waits = [part.due(now) for part in (*parts, self.ledger.deadlines)]
+        waits = [part.due(now) for part in (*parts, self.catalog, self.ledger.deadlines)]
         return max(0.0, min(self._next_beat - now, *waits))
 
     # ---- workers
 
     def _hello(self, sender: str, hello: msg.Hello, now: float) -> list[Effect]:
-        rejection = self.workers.rejection(sender, hello)
+        rejection = self.workers.rejection(sender, hello) or self.catalog.rejection(hello)
         if rejection is not None:
             news.refused(sender, rejection)
             return [To(sender, msg.Refused(rejection))]
@@ -148,7 +167,7 @@ class Router:
         effects = self._worker_gone(sender, now, proven_dead=True) if known else []
         joined = self.workers.join(hello, now)
         self._scheduler.joined(hello)
-        return [*effects, welcome, *joined]
+        return [*effects, welcome, *joined, *self.catalog.joined(hello, now)]
 
     def _report(self, member: Member, message: Message, now: float) -> list[Effect]:
         """A member's report on itself, on its links to decode pools, or on a run."""
@@ -173,8 +192,11 @@ class Router:
             case msg.Heartbeat():
                 member.told(message)
                 self._observers.worked(member, message.work)
+            case msg.AdaptersHeld():
+                return self.catalog.report(sender, message, now)
             case msg.Leaving():
                 self.workers.leaves(member)
+                return self.catalog.left(sender, now)
             case msg.Paused(why, busy):
                 self.workers.paused(member, why, busy=busy)
             case msg.Filled():
@@ -216,7 +238,28 @@ class Router:
             news.left(worker, expected=expected, proven=proven_dead, moved=moved)
         removed = self.workers.remove(worker, proven_dead=proven_dead)
         self._scheduler.left(worker)
-        return self._requests.worker_gone(worker, removed, now, expected=expected)
+        orders = self._requests.worker_gone(worker, removed, now, expected=expected)
+        return orders + self.catalog.left(worker, now)
+
+    def _adapters(self, now: float) -> list[Effect]:
+        """What the catalog has to say, before anything is placed."""
+        effects: list[Effect] = []
+        for digest, why in self.catalog.lost().items():
+            effects += self._requests.adapter_lost(digest, why, now)
+            effects += self.catalog.forget(digest, now)
+        effects += self.catalog.step(now, self._adapters_in_use)
+        if self.catalog.moved:
+            self.catalog.moved = False
+            for member in self.workers:
+                self.workers.lacks(member, not self.catalog.ready(member.worker))
+        if self.catalog.take_news():
+            self._watchers.changed()
+            limits = replace(self._served.limits, adapters=self.catalog.admitted)
+            self._requests.served = replace(self._served, limits=limits)
+        return effects
+
+    def _adapters_in_use(self) -> set[str]:
+        return {each.params.adapter for each in self.ledger.in_state(*LIVE)}
 
     def _dismissals(self) -> list[Effect]:
         """For the leaving workers on which nothing runs any more."""
@@ -240,5 +283,6 @@ class Router:
             degraded="" if missing else self._readiness.degraded(now),
             router_pid=self._identity.pid,
             pool_tokens=members.largest_pool * members.block_size,
-            adapters=served.limits.adapters,
+            adapters=self.catalog.offered,
+            changes=self.catalog.changes,
         )

@@ -5,12 +5,11 @@ cannot be watched: workers on other hosts, stalled and wedged processes. router/
 missing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
-from baton.adapters.identity import Adapter, no_engine, unlike
 from baton.kv.transports import shuts_out
 from baton.pace import Pace, bounded
 from baton.wire import messages as msg
@@ -66,6 +65,7 @@ class Member:
     paused: str = ""  # engine: why it takes no new work for now
     out_of_order: str = ""  # the same, unless it is only busy
     dismissed: bool = False
+    lacking: bool = False  # an adapter that a request may need (router/catalog.py)
 
     @property
     def worker(self) -> str:
@@ -96,7 +96,8 @@ class Member:
 
     def accepts(self, now: float) -> bool:
         """It can be given work."""
-        return not self.leaving and not self.paused and now - self.last_heard < SILENT_S
+        free = not self.leaving and not self.paused and not self.lacking
+        return free and now - self.last_heard < SILENT_S
 
     def way(self, decode: str) -> Way:
         """From this prefill worker, as far as is known."""
@@ -133,9 +134,8 @@ def paced(speeds: tuple[Speed, ...], cores: int) -> Pace:
 class WorkerRegistry:
     """The workers of one cluster. All of one model, dtype and KV layout."""
 
-    def __init__(self, *, model: str, host: str, adapters: Sequence[Adapter] = ()) -> None:
+    def __init__(self, *, model: str, host: str) -> None:
         self._model = model
-        self._adapters = tuple(adapters)  # each worker must have the same
         self._host = host
         self._members: dict[str, Member] = {}
         self.ways = Ways()  # that are down
@@ -191,10 +191,6 @@ class WorkerRegistry:
             )
         if hello.model != self._model:
             return f"the worker serves model {hello.model[:12]}, the router {self._model[:12]}"
-        if self._adapters and hello.role == ENGINE:
-            return no_engine(self._adapters)
-        if why := unlike(hello.adapters, self._adapters):
-            return why
         if (owner := self._owner(hello)) is not None:
             return (
                 f"the name {hello.worker} belongs to process {owner.pid} on host {owner.host[:12]}, "
@@ -316,6 +312,11 @@ class WorkerRegistry:
         member.leaving = self._news = True
         if not member.dismissed:
             self._leaving[member.worker] = member
+
+    def lacks(self, member: Member, lacking: bool) -> None:
+        """An adapter that a request may need: it gets no new work until it holds it."""
+        self._news |= member.lacking is not lacking
+        member.lacking = lacking
 
     def paused(self, member: Member, why: str, *, busy: bool) -> None:
         """An engine takes nothing new for now; with an empty `why` it does again."""

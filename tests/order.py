@@ -22,6 +22,7 @@ STARTS_PROCESSES = (
     "tests/cluster/test_lab.py",
     "tests/cluster/test_http_ends.py",
     "tests/cluster/test_stuck.py",
+    "tests/cluster/test_lora_updates.py",
     "tests/torch/test_engine_loading.py",
     "tests/torch/test_llm.py",
     "tests/cluster/test_evaluation.py",

@@ -57,11 +57,11 @@ def absolute_lora(given: str) -> str:
         raise InputError(f"--lora {given[:200]!r} names no folder: {reason(error)}") from error
 
 
-def refuse_ranks(ranks: int) -> None:
-    """InputError for adapters of a worker of several ranks."""
+def refuse_ranks(ranks: int, flag: str = "--lora") -> None:
+    """InputError for adapters of a worker of several ranks. `flag`: the option that asks for them."""
     if ranks > 1:
         raise InputError(
-            f"--lora does not work with --tensor-parallel-size {ranks}: the matrices of an adapter are "
+            f"{flag} does not work with --tensor-parallel-size {ranks}: the matrices of an adapter are "
             "not divided among ranks; leave one of the two out"
         )
 

@@ -1,6 +1,6 @@
 """Adapter: what the processes of a cluster call one adapter. Equal digests, equal products."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Annotated
@@ -68,6 +68,14 @@ def unknown(digest: str, adapters: Sequence[Adapter]) -> str:
     if not digest or any(each.digest == digest for each in adapters):
         return ""
     return f"adapter {digest[:SHOWN]} is not loaded here, but {listed(adapters)}"
+
+
+def not_held(digest: str, held: Collection[str]) -> str:
+    """Why a worker that holds these, by digest, cannot carry out an order for this adapter; empty if it
+    can, or the order is for none."""
+    if not digest or digest in held:
+        return ""
+    return f"adapter {digest[:SHOWN]} is not loaded here"
 
 
 def clash(name: str) -> str:

@@ -177,8 +177,9 @@ def run_batch(
     """Answer a file of requests in OpenAI's batch format. Run it again to resume."""
     from baton.offline import run_batch as implementation
     from baton.offline.progress import Progress
-    from baton.offline.settings import RunningCluster, target_from
+    from baton.offline.settings import RunningCluster, refuse_updates, target_from
 
+    refuse_updates(given)
     target = target_from(given, partial(_is_explicit, ctx), batch_size=max_num_seqs)
     if isinstance(target, RunningCluster):
         raise InputError("run-batch starts its own cluster: leave out --router")

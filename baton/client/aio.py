@@ -19,11 +19,21 @@ from baton.client.unreported import Unreported
 from baton.clock import monotonic
 from baton.wire.channel import Dialer
 from baton.wire.keys import ClusterKeys
-from baton.wire.messages import ClusterInfo, Failed, Finished, Observed, Submit
+from baton.wire.messages import (
+    AdapterChanged,
+    ClusterInfo,
+    Failed,
+    Finished,
+    LoadAdapter,
+    Observed,
+    Submit,
+    UnloadAdapter,
+)
 from baton.wire.node import ROUTER
 
 TICK_S = 0.25
 GIVE_UP_S = 30.0  # requests wait so long for a lost router, then they fail
+LOST = "the router was lost meanwhile: it is perhaps done, and /v1/models tells"
 
 Queue = asyncio.Queue[tuple[PendingRequest, News]]
 
@@ -44,6 +54,7 @@ class RouterClient:
         self._unreported = Unreported()
         self._all_reported = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._changing: dict[str, asyncio.Future[AdapterChanged]] = {}  # by request
 
     def connect(
         self,
@@ -104,6 +115,21 @@ class RouterClient:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._all_reported.wait(), timeout_s)
         return len(self._unreported)
+
+    async def change(self, asked: LoadAdapter | UnloadAdapter) -> AdapterChanged:
+        """Load or unload an adapter. `info` tells of it when this returns. What a lost router was asked
+        has perhaps been done."""
+        if self._channel is None or self._tracker.lost_since is not None:
+            return AdapterChanged(asked.request, "not_ready", "no router answers")
+        answer: asyncio.Future[AdapterChanged] = asyncio.get_running_loop().create_future()
+        self._changing[asked.request] = answer
+        try:
+            if not self._channel.send(ROUTER, asked):
+                return AdapterChanged(asked.request, "not_ready", "no router answers")
+            asyncio.get_running_loop().call_soon(self._receive)
+            return await answer
+        finally:
+            del self._changing[asked.request]
 
     # ---- requests
 
@@ -168,6 +194,11 @@ class RouterClient:
         self._send()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
+    def _changed(self, request: str, event: AdapterChanged) -> None:
+        answer = self._changing.get(request)
+        if answer is not None and not answer.done():
+            answer.set_result(event)
+
     def _ends(self, request: PendingRequest, reason: str) -> None:
         if self._alone is not None:
             self._alone(request.id, reason)
@@ -184,8 +215,12 @@ class RouterClient:
                     request.context.put_nowait((request, news))
                 case ClusterInfo():
                     self._answered.set()
+                case AdapterChanged(request):
+                    self._changed(request, event)
                 case RouterLost(reason):
                     self._answered.clear()
+                    for request in list(self._changing):
+                        self._changed(request, AdapterChanged(request, "not_ready", LOST))
                     self._unreported.lost()
                     self._all_reported.set()
                     logger.warning(

@@ -20,10 +20,12 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any
 
+from baton.adapters.changes import NONE
 from baton.client.attempts import Attempts
 from baton.wire.messages import (
     Abort,
     Accepted,
+    AdapterChanged,
     ClusterInfo,
     Emissions,
     Emitted,
@@ -166,7 +168,7 @@ class Resubmitted:
     requests: int
 
 
-Event = Update | RouterLost | Resubmitted | ClusterInfo
+Event = Update | RouterLost | Resubmitted | ClusterInfo | AdapterChanged
 
 
 class RequestTracker:
@@ -181,9 +183,8 @@ class RequestTracker:
         self.losses = 0
         self.attempts = Attempts()
         self._give_up_s = give_up_s
-        self._greeting: list[Message] = (
-            [GetClusterInfo(), Observe()] if observe else [GetClusterInfo()]
-        )
+        self._observe = observe
+        self._told = GetClusterInfo()  # with the last changes of adapters
         self._requests: dict[str, PendingRequest] = {}  # by the id of the current attempt
         self._forgotten: dict[str, int] = {}  # id -> attempt that may still have news under way
         self._outgoing: list[Message] = []
@@ -257,7 +258,7 @@ class RequestTracker:
     def inquire(self, now: float) -> None:
         """Ask the router for its ClusterInfo."""
         self._inquired = now
-        self._outgoing += self._greeting
+        self._outgoing += [self._told, Observe()] if self._observe else [self._told]
 
     def received(self, message: Message, now: float) -> list[Event]:
         """Take in a message of the router. Messages that are none of a tracker's are ignored."""
@@ -269,7 +270,11 @@ class RequestTracker:
                 return self._deliver(message)
             case ClusterInfo():
                 self.info = message
+                if message.changes != NONE:
+                    self._told = GetClusterInfo(message.fingerprint, message.changes)
                 return [*self._resubmit(now), message]
+            case AdapterChanged():
+                return [message]
             case Unreachable():
                 return self.connection_lost(now, "the connection was cut")
         return []

@@ -57,6 +57,7 @@ class WorkerOptions:
     health: str | None = None  # HOST:PORT
     tensor_parallel_size: int = 1  # ranks
     lora: tuple[str, ...] = ()  # adapters, NAME=FOLDER each
+    allow_lora_updates: str | None = None  # the folder of those that come and go
     idle: float = 0.0  # seconds that this process waited for its command (baton/cluster/standby.py)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
+from baton.adapters.below import FLAG, updates_folder
 from baton.adapters.files import absolute_lora, refuse_ranks
+from baton.adapters.identity import MOST
 from baton.dtypes import DTYPES
 from baton.kv.transports import CHOICES
 from baton.model_files import absolute_name
@@ -118,6 +120,15 @@ class ClusterOptions:
         show_default="none",
         help="A LoRA adapter as peft writes it, for requests whose model is NAME; repeatable.",
     )  # fmt: skip
+    allow_lora_updates: str | None = _declared(
+        None, "router", "prefill", "decode", section=MODEL, metavar="FOLDER", show_default="off",
+        help="Clients may load and unload adapters while it serves (/v1/load_lora_adapter), from folders "
+        "below this one only.",
+    )  # fmt: skip
+    max_loras: int = _declared(
+        32, "router", section=MODEL, type=click.IntRange(1, MOST), metavar="N",
+        help="Adapters at once, those of --lora too, beyond which none can be loaded.",
+    )  # fmt: skip
     kv_transport: str = _declared(
         "auto", "prefill", "decode", section=PROCESSES, type=click.Choice(CHOICES),
         help="How KV blocks get from prefill to decode; auto takes the fastest that works. nixl (between "
@@ -172,8 +183,12 @@ class ClusterOptions:
         if self.speculative_model not in (None, "ngram"):
             object.__setattr__(self, "speculative_model", absolute_name(self.speculative_model))
         object.__setattr__(self, "lora", tuple(map(absolute_lora, self.lora)))
-        if self.lora:
-            refuse_ranks(max(self.ranks("prefill"), self.ranks("decode")))
+        if self.allow_lora_updates is not None:
+            folder = str(updates_folder(self.allow_lora_updates))
+            object.__setattr__(self, "allow_lora_updates", folder)
+        if self.lora or self.allow_lora_updates is not None:
+            asks = "--lora" if self.lora else FLAG
+            refuse_ranks(max(self.ranks("prefill"), self.ranks("decode")), asks)
 
     def arguments(self, process: str) -> list[str]:
         """The command-line options of a router, prefill or decode worker."""

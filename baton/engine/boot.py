@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from baton.adapters.below import FLAG
 from baton.dtypes import FP8, INT8, INT8_WEIGHT_ONLY
 from baton.engine.device import (
     dtype_name,
@@ -30,6 +31,7 @@ from baton.kv.row import Row
 from baton.memory import out_of_memory
 from baton.model_files import ModelFiles
 from baton.pace import Pace
+from baton.wire.shelf import Shelf
 
 WARM_UP_TOKENS = 32
 WEIGHTS = {INT8: torch.int8, INT8_WEIGHT_ONLY: torch.qint8, FP8: torch.float8_e4m3fn}
@@ -47,6 +49,13 @@ class Recording(Protocol):
 
     def prepare(self, pool: Pool, most_rows: int, most_tokens: int) -> None:
         """Record what steps over this pool need; nothing is recorded later."""
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A forward whose adapters come and go (lora/runner.py)."""
+
+    shelf: Shelf | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,11 @@ class Engine:
         `most_tokens` tokens. Nothing where steps are not recorded."""
         if isinstance(self.runner, Recording):
             self.runner.prepare(pool, most_rows, most_tokens)
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """Of adapters that come and go; None: they do not."""
+        return self.runner.shelf if isinstance(self.runner, Adaptable) else None
 
     @property
     def draft_rows(self) -> int | None:
@@ -158,8 +172,8 @@ def _fastest(
     decodes: bool,
 ) -> tuple[Forward, KVLayout]:
     fast = find_spec("baton.engine.cpu") is not None
-    if files.lora:
-        refuse_narrow(weights)
+    if files.adaptable:
+        refuse_narrow(weights, "--lora" if files.lora else FLAG)
         from baton.engine.lora.select import with_adapters
 
         return with_adapters(
@@ -188,12 +202,13 @@ def _fastest(
     return in_torch(load(), cache_dtype, block_size)
 
 
-def refuse_narrow(weights: torch.dtype) -> None:
-    """InputError for weights that only compiled programs and FP8 products have."""
+def refuse_narrow(weights: torch.dtype, flag: str) -> None:
+    """InputError for weights that only compiled programs and FP8 products have. `flag`: what asks for
+    adapters."""
     if weights in WEIGHTS.values():
         names = ", ".join(WEIGHTS)
         raise InputError(
-            f"--lora does not work with --dtype {names}: adapters run beside weights of full width; "
+            f"{flag} does not work with --dtype {names}: adapters run beside weights of full width; "
             "leave one of the two out"
         )
 

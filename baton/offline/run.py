@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
+from baton.adapters.files import resolve_adapters
 from baton.client.batch import Completion, Event, Failure, Streamed, complete
 from baton.client.blocking import Client, Notice
 from baton.errors import BatonError, InputError
@@ -59,6 +60,7 @@ class OfflineJob:
         self._progress = progress
         self._startup = startup
         self._target_file = checked_target(settings.output)
+        self._adapter = ""  # digest
         self._tracing = Tracing(settings.trace) if settings.trace is not None else None
 
     def run(self) -> None:
@@ -69,6 +71,8 @@ class OfflineJob:
             files, context = checked_model(target, settings.prompts, length)
             default = SamplingParams.from_generation_config(files.generation_config)
             dtype = target.options.dtype
+            for each in resolve_adapters(target.options.lora, target.options.model):
+                self._adapter = each.adapter.digest  # there is one, or none
             self._run(ServedModel(files.name, files.fingerprint, dtype, context, default), None)
             return
         with self._connected() as (client, info):
@@ -102,6 +106,7 @@ class OfflineJob:
             stop=settings.stop,
             ignore_eos=settings.ignore_eos,
             stream_interval_s=NOT_STREAMED_S,
+            adapter=self._adapter,
         )
         with self._journal(model, sampling) as journal:
             for each in filter(None, (notice, journal.notice)):
@@ -182,6 +187,7 @@ class OfflineJob:
             "stop": settings.stop,
             "ignore_eos": settings.ignore_eos,
         }
+        facts |= {"adapter": self._adapter} if self._adapter else {}
         journal = Journal(
             target.with_name(f"{target.name}.part"),
             fingerprint=fingerprint(facts),

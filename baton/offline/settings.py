@@ -75,7 +75,12 @@ def settings_from(given: Mapping[str, Any], is_explicit: IsExplicit) -> JobSetti
     check_numbers(**{name: given[name] for name in ("batch_size", "generation_length", "stop")})
     if given["timings"] and given["format"] == "txt":
         raise InputError("--timings go into jsonl lines: add --format jsonl")
-    refuse_lora(given)
+    refuse_updates(given)
+    if len(given["lora"]) > 1:
+        raise InputError(
+            f"--lora is given {len(given['lora'])} times: a job runs all its prompts with one adapter; "
+            f"`{COMMAND} run-batch` chooses one for each request"
+        )
     output = Path(given["output_file"])
     trace = Path(given["trace_file"]) if given["trace_file"] else None
     check_apart(Path(given["prompts"] or OWN_PROMPTS), output, trace)
@@ -148,11 +153,18 @@ def options_for_ray(
 
 def refuse_lora(given: Mapping[str, Any]) -> None:
     """InputError for adapters where no request can name one."""
+    refuse_updates(given)
     if given["lora"]:
         raise InputError(
-            "--lora is for serve and run-batch, whose requests name an adapter as their model: leave "
-            "it out here"
+            "--lora is for serve and run-batch, whose requests name an adapter as their model, and for "
+            "jobs: leave it out here"
         )
+
+
+def refuse_updates(given: Mapping[str, Any]) -> None:
+    """InputError for adapters that come and go where nobody can ask for it."""
+    if given["allow_lora_updates"] is not None:
+        raise InputError("--allow-lora-updates is for serve: leave it out here")
 
 
 def check_numbers(*, batch_size: int, generation_length: int, stop: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from baton.adapters.below import FLAG
 from baton.adapters.files import refuse_ranks
 from baton.cluster.launch import WorkerOptions
 from baton.engine.boot import Engine, boot
@@ -80,8 +81,8 @@ def start(
         return Started(
             boot(files, device=device, dtype=dtype, block_size=block_size, decodes=decodes)
         )
-    if files.lora:
-        refuse_ranks(division.size)
+    if files.adaptable:
+        refuse_ranks(division.size, "--lora" if files.lora else FLAG)
     place = pick_device(device)
     check_devices(place, division.size, torch.cuda.device_count())
     from baton.parallel.first import start_ranks  # with transformers: seconds

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from baton.adapters.below import FLAG
 from baton.cluster.launch import leave_with_one_line
 from baton.host import die_with
 from baton.log import LEVELS, set_up_logging
@@ -32,6 +33,12 @@ from baton.server.options import server_options, settings_from
     help=f"Folder of CURVE keys; needed for tcp. See `{COMMAND} keys`.",
 )
 @server_options
+@click.option(
+    FLAG,
+    default=None,
+    metavar="FOLDER",
+    help="Let clients load adapters from below this folder, and unload them; workers need it too.",
+)
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),

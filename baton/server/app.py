@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from baton.errors import RequestError
 from baton.log import REQUEST
 from baton.server import bodies
+from baton.server.adapters import add_adapters
 from baton.server.api_error import (
     ApiError,
     from_request_error,
@@ -89,6 +90,7 @@ def make_app(
         add_responses(app, asker, Store()),
         add_messages(app, asker),
         add_embeddings(app, asker),
+        add_adapters(app, service),
     ):
         routes |= found
     app.add_middleware(FastPath, routes=routes, refuse=refuse)

@@ -31,6 +31,8 @@ OTHER_ELEMENTS = 32_768
 COMPLETION_KEYS = 16_384
 CHAT_KEYS = 5 * MAX_MESSAGES + COMPLETION_KEYS
 MOST_CONTAINERS = 4 * MAX_MESSAGES
+SMALL = 64
+"""Keys and elements of a request that has a few fields."""
 PIECE = 64 << 10
 """Bytes scanned, a millisecond or two, before the event loop gets its turn."""
 INLINE = 16 << 10
@@ -60,9 +62,12 @@ class Path(StrEnum):
     EMBEDDINGS = "/v1/embeddings"
     MESSAGES = "/v1/messages"
     MESSAGE_TOKENS = "/v1/messages/count_tokens"
+    LOAD_ADAPTER = "/v1/load_lora_adapter"
+    UNLOAD_ADAPTER = "/v1/unload_lora_adapter"
 
 
-CONVERSATIONS = frozenset(Path) - {Path.COMPLETIONS, Path.EMBEDDINGS, Path.DETOKENIZE}
+ADAPTERS = frozenset({Path.LOAD_ADAPTER, Path.UNLOAD_ADAPTER})
+CONVERSATIONS = frozenset(Path) - {Path.COMPLETIONS, Path.EMBEDDINGS, Path.DETOKENIZE} - ADAPTERS
 
 
 GENERATING = frozenset(
@@ -90,6 +95,8 @@ def limits_of(path: str, context: int) -> JsonLimits | None:
             return JsonLimits(ids, COMPLETION_KEYS)
         case Path.DETOKENIZE:
             return JsonLimits(keys=COMPLETION_KEYS)
+        case Path.LOAD_ADAPTER | Path.UNLOAD_ADAPTER:
+            return JsonLimits(SMALL, SMALL, SMALL)
     return JsonLimits() if path in CONVERSATIONS else None
 
 

@@ -10,7 +10,12 @@ from fastapi import FastAPI
 from baton.server import bodies
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
-KINDS = {"/metrics": (TEXT,), "/timeline": (EVENTS,)}
+KINDS: dict[str, tuple[str, ...]] = {
+    "/metrics": (TEXT,),
+    "/timeline": (EVENTS,),
+    bodies.Path.LOAD_ADAPTER: (TEXT,),
+    bodies.Path.UNLOAD_ADAPTER: (TEXT,),
+}
 STREAMED = bodies.GENERATING - {bodies.Path.EMBEDDINGS}
 """JSON, or events if the request asks for a stream."""
 UNSENT = "422"

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from baton.adapters.below import FLAG, updates_folder
 from baton.errors import InputError
 from baton.params import POOLINGS
 from baton.tool_calls import FORMATS
@@ -130,6 +131,7 @@ class ServerSettings:
         "--log-format", "text",
         "A line for people, or a JSON object a line.", type=click.Choice(("text", "json"))
     )  # fmt: skip
+    allow_lora_updates: Path | None = None  # also an option of the cluster's processes
     log_level: str = "info"
     keys: Path | None = None  # folder of CURVE keys
     fd: int | None = None  # an inherited listening socket
@@ -139,6 +141,8 @@ class ServerSettings:
     def arguments(self) -> list[str]:
         """Its options on the command line of `python -m server`; API keys only as a file's name."""
         found = ["--log-level", self.log_level]
+        if self.allow_lora_updates is not None:
+            found += [FLAG, str(self.allow_lora_updates)]
         for each in DECLARED:
             value = getattr(self, each.name)
             if each.name not in ("port", "api_keys") and value != each.default:
@@ -163,6 +167,8 @@ def settings_from(given: Mapping[str, Any]) -> ServerSettings:
     """Settings from the values of the options. Raises InputError."""
     names = {each.name for each in fields(ServerSettings)}
     known = {name: given[name] for name in given if name in names}
+    if (folder := known.get("allow_lora_updates")) is not None:
+        known["allow_lora_updates"] = updates_folder(folder)
     found = ServerSettings(**known | {"router": given["router"] or ""})
     keys = (*found.api_keys, *_keys_in(found.api_key_file))
     for key in keys:

@@ -177,6 +177,8 @@ def _welcome(info: ClusterInfo, settings: ServerSettings, port: int) -> Iterator
         f"try       curl {address}/v1/completions -H 'Content-Type: application/json' "
         f'-d \'{{"model": "{name}", "prompt": "In the future", "max_tokens": 20}}\''
     )
+    if settings.allow_lora_updates is not None:
+        yield f"adapters  clients may load those below {settings.allow_lora_updates}, and unload any"
     if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         yield "warning   others on the network can use this server: add --api-key-file"
 

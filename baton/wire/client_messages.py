@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from baton.adapters.changes import NONE, Changes
 from baton.adapters.identity import Adapters
 from baton.bounds import (
     LIST_MAX,
@@ -38,7 +39,11 @@ from sampler.params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class GetClusterInfo:
-    """Answered with ClusterInfo, and again after every change."""
+    """Answered with ClusterInfo, and again after every change. `changes`: the last that this client was
+    told by a router of the model with this `fingerprint`; a new router learns them so."""
+
+    fingerprint: Line = ""
+    changes: Changes = NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,8 @@ class ClusterInfo:
     """The served model and the workers. `ready`: requests can be served now. `degraded`: what is missing
     although requests are served, such as every prefill worker; empty if nothing is. `router_pid`: the
     router that says so, on its host; 0 if that is not known. `pool_tokens`: what the largest KV pool
-    holds; 0 while there is none. `adapters`: those a request can be for, sorted by name."""
+    holds; 0 while there is none. `adapters`: those a request can be for, sorted by name. `changes`: how
+    they came about."""
 
     ready: bool
     model: Line
@@ -105,6 +111,7 @@ class ClusterInfo:
     router_pid: OptionalPid = 0
     pool_tokens: Tokens = 0
     adapters: Adapters = ()
+    changes: Changes = NONE
 
 
 @dataclass(frozen=True, slots=True)

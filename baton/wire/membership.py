@@ -8,7 +8,7 @@ A worker that leaves finishes what runs there. Without a router there is nothing
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from math import inf
 
@@ -17,6 +17,7 @@ from baton.wire import messages as msg
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, Stop, To, Watch
 from baton.wire.paces import Paces
+from baton.wire.shelf import POLL_S, Keeper, Shelf
 from baton.wire.tally import Tally
 
 BEAT_S = 1.0
@@ -25,7 +26,10 @@ ROUTER_PATIENCE_S = 5.0
 """A router that is silent for so long is gone: it has no long steps. On the same host its end is noticed
 at once."""
 
-ORDERS = (msg.Attach, msg.Fill, msg.Reserve, msg.Start, msg.WriterClear, msg.WriterJoined)
+ORDERS = (
+    *(msg.Attach, msg.Fill, msg.Reserve, msg.Start, msg.UseAdapters),
+    *(msg.WriterClear, msg.WriterJoined),
+)
 """Messages that were meant for an older epoch of the worker if they arrive before Welcome. News of a
 writer that is older than this epoch says nothing about what it writes now. None is missed: after Welcome
 all writers join again, and the loop itself reports those that died."""
@@ -44,6 +48,7 @@ class Membership:
         paces: Paces | None = None,
     ) -> None:
         self.hello = hello
+        self.keeper = Keeper(hello, None)
         self.tally = tally or Tally()
         self._paces = paces
         self._start_anew = start_anew
@@ -79,10 +84,16 @@ class Membership:
                 return self._renew(now) if self.joined else []
             case msg.Heartbeat(epoch):
                 return self._renew(now) if self.joined and epoch != self._router_epoch else []
-        return [] if isinstance(message, ORDERS) and not self.joined else None
+        if isinstance(message, ORDERS) and not self.joined:
+            return []
+        return self.keeper.use(message) if isinstance(message, msg.UseAdapters) else None
 
     def step(self, now: float) -> list[Effect]:
-        """Send a heartbeat, or Hello again. Detect a silent router."""
+        """Send a heartbeat, or Hello again. Detect a silent router. Put to use what was read."""
+        told = self.keeper.step()
+        return (told if self.joined else []) + self._beat(now)
+
+    def _beat(self, now: float) -> list[Effect]:
         self._steps += 1
         if now >= self._leaves_by:
             return [Stop(0, "")]
@@ -99,7 +110,8 @@ class Membership:
         return [To(ROUTER, beat)]
 
     def due(self, now: float) -> float:
-        return max(0.0, min(self._next_beat, self._leaves_by) - now)
+        soon = POLL_S if self.keeper.waits else inf
+        return min(soon, max(0.0, min(self._next_beat, self._leaves_by) - now))
 
     def _leave(self, within_s: float, now: float) -> list[Effect]:
         if not self.joined or within_s <= 0:
@@ -113,7 +125,10 @@ class Membership:
         self._life += 1
         self.joined = False
         epoch = f"{self.hello.worker}/{self._life}"
-        self.hello = replace(self.hello, epoch=epoch, regions=self._start_anew(epoch))
+        regions = self._start_anew(epoch)
+        self.keeper.start_anew()  # what ran is over, so nothing needs what is dropped
+        hello = replace(self.hello, changes=self.keeper.changes)
+        self.hello = replace(hello, epoch=epoch, regions=regions)
         self._next_beat = now + KNOCK_S
         return [To(ROUTER, self.hello)]
 
@@ -123,6 +138,15 @@ class Worker(ABC):
 
     __slots__ = ()
     _membership: Membership
+
+    @property
+    def held(self) -> Collection[str]:
+        """Digests of the adapters that orders may name."""
+        return self._membership.keeper.held
+
+    def load_from(self, shelf: Shelf | None) -> None:
+        """Adapters come and go on this shelf. To be called before the first step."""
+        self._membership.keeper = Keeper(self._membership.hello, shelf)
 
     @property
     def joined(self) -> bool:

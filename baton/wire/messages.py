@@ -15,12 +15,13 @@
 Messages of workers name *runs* ("7f3a#5", "7f3a#9": the attempts at a request), those of clients name
 requests; the router translates. Every message is a frozen dataclass of plain values; baton.wire.codec
 checks each field's type and bounds (baton/bounds.py) on arrival. client_messages.py defines those of
-clients; all are imported from here.
+clients, adapter_messages.py those about adapters; all are imported from here.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
+from baton.adapters.changes import NONE, Changes
 from baton.adapters.identity import Adapters
 from baton.bounds import (
     LIST_MAX,
@@ -46,6 +47,11 @@ from baton.bounds import (
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt, Regions
 from baton.params import GenerationParams
+from baton.wire.adapter_messages import AdapterChanged as AdapterChanged
+from baton.wire.adapter_messages import AdaptersHeld as AdaptersHeld
+from baton.wire.adapter_messages import LoadAdapter as LoadAdapter
+from baton.wire.adapter_messages import UnloadAdapter as UnloadAdapter
+from baton.wire.adapter_messages import UseAdapters as UseAdapters
 from baton.wire.client_messages import Abort as Abort
 from baton.wire.client_messages import Accepted as Accepted
 from baton.wire.client_messages import ClusterInfo as ClusterInfo
@@ -231,7 +237,8 @@ class Hello:
     load_s: TotalSeconds
     how: Line = ""  # engine backend, for people
     takes_cores: bool = False  # it computes on the cores that the router assigns
-    adapters: Adapters = ()  # sorted by name; all workers of a cluster have the same
+    adapters: Adapters = ()  # of --lora, sorted by name; all workers of a cluster have the same
+    changes: Changes = NONE  # the last that a router told this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,13 +489,12 @@ LOCAL = (Exited, Unreachable, Malformed, Terminate)
 """Messages of a process to its own node: the codec refuses them from a socket."""
 
 Message = (
-    Abort | Accepted | Attach | AttachFailed | Attached | Cancel | ChunkFilled | ClusterInfo | Cores
-    | Decoded | Deferred | Detach | Dismissed | Drop | Embedded | Emissions | Emitted | Exited | Expired
-    | Failed
-    | Fill | FillFailed | FillRefused | Filled | Finished | GetClusterInfo | Heartbeat | Hello
-    | Leaving | Malformed | Observe | Observed | Outgrown | Paused | PoolStats | Preempted
-    | PromptLogprobs
-    | PromptScored | Refused | Released | Renew | Reserve | Reserved | Reset | RunFailed
-    | RunReturned | Start | Submit | Supervised | Terminate | Unreachable | WayLost | Welcome
+    Abort | Accepted | AdapterChanged | AdaptersHeld | Attach | AttachFailed | Attached | Cancel
+    | ChunkFilled | ClusterInfo | Cores | Decoded | Deferred | Detach | Dismissed | Drop | Embedded
+    | Emissions | Emitted | Exited | Expired | Failed | Fill | FillFailed | FillRefused | Filled
+    | Finished | GetClusterInfo | Heartbeat | Hello | Leaving | LoadAdapter | Malformed | Observe
+    | Observed | Outgrown | Paused | PoolStats | Preempted | PromptLogprobs | PromptScored | Refused
+    | Released | Renew | Reserve | Reserved | Reset | RunFailed | RunReturned | Start | Submit
+    | Supervised | Terminate | UnloadAdapter | Unreachable | UseAdapters | WayLost | Welcome
     | WriterClear | WriterJoined
 )  # fmt: skip

@@ -1,8 +1,9 @@
 """Orders that cannot be carried out, whoever sent them: why, or an empty text."""
 
 import logging
+from collections.abc import Collection
 
-from baton.adapters.identity import unknown
+from baton.adapters.identity import not_held
 from baton.wire.messages import Fill, Hello, Start
 from baton.wire.node import Effect
 from baton.wire.rare_line import RareLine
@@ -23,8 +24,8 @@ class Ignored:
         return []
 
 
-def unfit_start(order: Start, hello: Hello, vocabulary: int) -> str:
-    """For a decode worker that introduced itself so."""
+def unfit_start(order: Start, hello: Hello, vocabulary: int, held: Collection[str]) -> str:
+    """For a decode worker that introduced itself so and holds these adapters."""
     ids, length = order.token_ids, len(order.token_ids)
     if not 1 <= order.prompt_tokens <= length:
         return f"Start with {order.prompt_tokens} prompt tokens among {length}"
@@ -33,11 +34,19 @@ def unfit_start(order: Start, hello: Hello, vocabulary: int) -> str:
     most = hello.blocks * hello.block_size
     if length > most:
         return f"Start with {length} tokens, the pool holds {most}"
-    return unknown(order.params.adapter, hello.adapters)
+    return not_held(order.params.adapter, held)
 
 
-def unfit_fill(order: Fill, hello: Hello, vocabulary: int, *, epoch: str, blocks: int) -> str:
-    """For a prefill worker. `epoch` and `blocks` are those of the pool that its link leads to."""
+def unfit_fill(
+    order: Fill,
+    hello: Hello,
+    vocabulary: int,
+    held: Collection[str],
+    *,
+    pool: tuple[str, int],
+) -> str:
+    """For a prefill worker. `pool`: epoch and blocks of the one that its link leads to."""
+    epoch, blocks = pool
     grant, ids, size = order.grant, order.token_ids, hello.block_size
     if epoch != grant.epoch:
         return f"the grant is of epoch {grant.epoch}, the link of {epoch}"
@@ -47,4 +56,4 @@ def unfit_fill(order: Fill, hello: Hello, vocabulary: int, *, epoch: str, blocks
         return f"block {max(grant.table)} of a pool of {blocks}"
     if max(ids) >= vocabulary:
         return f"token id {max(ids)}, the vocabulary has {vocabulary}"
-    return unknown(order.adapter, hello.adapters)
+    return not_held(order.adapter, held)

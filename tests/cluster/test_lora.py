@@ -1,7 +1,9 @@
 """`main.py serve --lora`: processes that load adapters for themselves, and one dies in the middle."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -40,8 +42,8 @@ def server(adapters: dict[str, Written]) -> Iterator[Server]:
         yield Server(type_in, folder, "--dtype", "float32", *lora)
 
 
-def asked(server: Server, model: str, ahead: int = 0) -> list[int]:
-    """Token ids, streamed. When `ahead` of them are here, the decode worker is killed, wherever it is."""
+def asked(server: Server, model: str, ahead: int = 0, victim: str = "decode-0") -> list[int]:
+    """Token ids, streamed. When `ahead` of them are here, the victim is killed, wherever it is."""
     ids: list[int] = []
     stream = server.client.completions.create(
         model=model, prompt=PROMPT, temperature=0, max_tokens=LENGTH, stream=True,
@@ -52,7 +54,7 @@ def asked(server: Server, model: str, ahead: int = 0) -> list[int]:
             before = len(ids)
             ids += choice.token_ids or []
             if before < ahead <= len(ids):
-                server.kill("decode-0")
+                server.kill(victim)
     return ids
 
 
@@ -70,3 +72,20 @@ def test_each_request_gets_its_adapter_although_the_decode_worker_dies(
         answers = {name: pool.submit(asked, server, name, 2 * (name == "all")) for name in wanted}
         assert {name: each.result() for name, each in answers.items()} == wanted
     until(lambda: server.metric("workers_lost_total") >= 1, "the loss of the worker")
+
+
+def test_a_job_runs_all_its_prompts_with_one_adapter(
+    adapters: dict[str, Written], tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text(f"{PROMPT}\n")
+    wanted = continued(
+        merged(BASE, adapters["all"]), Tokenizer(BASE / "tokenizer.json").encode(PROMPT), LENGTH
+    )
+    with short_folder() as folder, terminals() as type_in:
+        type_in(
+            "main.py", "--prompts", prompts, "-l", LENGTH, "--greedy", "--ignore-eos", "--colocated",
+            "--dtype", "float32", "--format", "jsonl", "-o", out,
+            "--lora", f"all={adapters['all'].folder}", TMPDIR=str(folder),
+        ).ends(0)  # fmt: skip
+    assert json.loads(out.read_text())["token_ids"] == wanted

@@ -282,9 +282,14 @@ def test_the_option_reaches_router_and_workers(
 def test_commands_whose_requests_name_no_model_refuse_the_option(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for command in (["--lora", "a=b"], ["infer", "--lora", "a=b"]):
+    for command, why in (
+        (["infer", "--lora", "a=b"], "--lora is for serve and run-batch"),
+        (["--lora", "a=b", "--lora", "c=d"], "a job runs all its prompts with one adapter"),
+        (["--allow-lora-updates", "."], "--allow-lora-updates is for serve: leave it out here"),
+        (["infer", "--allow-lora-updates", "."], "--allow-lora-updates is for serve"),
+    ):
         assert main(command) == 2
-        assert "--lora is for serve and run-batch" in capsys.readouterr().err
+        assert why in capsys.readouterr().err
 
 
 def test_a_batch_is_not_resumed_with_an_adapter_of_other_content(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ CHANGED = {
     "slo_ttft": 1.5,
     "slo_itl": 0.05,
     "lora": ("sql=/adapters/sql", "law=/adapters/law"),
+    "allow_lora_updates": str(Path(__file__).resolve().parent),
+    "max_loras": 5,
 }
 OPTIONS = ClusterOptions("demo", Topology(("cpu",), ("cpu",)), batch_size=4)
 
@@ -98,18 +100,15 @@ def test_a_relative_folder_reaches_processes_as_an_absolute_path(
     text = [each for each in DECLARED if each.type is None and each.switch is None]
     free = [each for each in text if not each.multiple]  # else: test_adapters.py
     assert [each.name for each in text if each.multiple] == ["lora"]
-    assert [each.name for each in free] == ["speculative_model"]
+    assert [each.name for each in free] == ["speculative_model", "allow_lora_updates"]
     options = replace(OPTIONS, model="given", **{each.name: "given" for each in free})
     absolute = str(tmp_path / "given")
-    assert options.arguments("router") == ["--model", absolute]
+    assert options.arguments("router")[:2] == ["--model", absolute]
     for each in free:
         for process in each.processes:
-            assert (
-                parsed(COMMANDS[process], ["--router", "ipc://r", *options.arguments(process)])[
-                    each.name
-                ]
-                == absolute
-            )
+            required = ["--address" if process == "router" else "--router", "ipc://r"]
+            found = parsed(COMMANDS[process], [*required, *options.arguments(process)])
+            assert found[each.name] == absolute
 
 
 def test_a_name_is_not_taken_for_a_folder_beside_it(

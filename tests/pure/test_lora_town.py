@@ -12,7 +12,7 @@ from baton.params import GenerationParams, Limits, check_request
 from baton.wire import codec
 from baton.wire import messages as msg
 from baton.wire.orders import unfit_fill, unfit_start
-from router.workers import WorkerRegistry
+from router.catalog import Catalog
 from tests.pure.town import BLOCK, GREEDY, Town, calm_answer
 
 SQL, LAW = Adapter("sql", "11"), Adapter("law", "22")
@@ -105,11 +105,11 @@ def test_a_worker_with_other_adapters_cannot_join() -> None:
     town = town_of_adapters(prefills=0, decodes=1)
     town.run(lambda: bool(town.router.workers.hellos))
     hello = hello_of(town, "decode")
-    registry = WorkerRegistry(model=hello.model, host="here", adapters=BOTH)
-    assert registry.rejection(hello.worker, hello) is None
+    catalog = Catalog(BOTH, model="pretend")
+    assert catalog.rejection(hello) is None
     changed = Adapter("sql", "12")  # the same name, another folder
     for theirs, shown in (((), "no adapters"), ((LAW, changed), "law (22), sql (12)")):
-        why = registry.rejection(hello.worker, replace(hello, adapters=theirs))
+        why = catalog.rejection(replace(hello, adapters=theirs))
         assert why is not None
         assert why.startswith(
             f"the worker has {shown}, the router law (22), sql (11): start both with"
@@ -120,9 +120,7 @@ def test_an_engine_is_not_told_of_an_option_that_it_lacks() -> None:
     town = town_of_adapters(prefills=0, decodes=1)
     town.run(lambda: bool(town.router.workers.hellos))
     engine = replace(hello_of(town, "decode"), role="engine", adapters=())
-    why = WorkerRegistry(model=engine.model, host="here", adapters=BOTH).rejection(
-        engine.worker, engine
-    )
+    why = Catalog(BOTH, model="pretend").rejection(engine)
     assert why is not None
     assert "other engines cannot serve beside adapters" in why
     assert "same --lora" not in why
@@ -135,17 +133,16 @@ def test_refusals_for_the_most_and_longest_adapters_reach_their_receiver() -> No
     town = town_of_adapters(prefills=0, decodes=1, adapters=most)
     town.run(lambda: bool(town.router.workers.hellos))
     hello = hello_of(town, "decode")
-    refused = WorkerRegistry(model=hello.model, host="here", adapters=most).rejection(
-        hello.worker, replace(hello, adapters=other)
-    )
+    refused = Catalog(most, model="pretend").rejection(replace(hello, adapters=other))
     assert refused is not None
     assert f"{other[-1].name} (ffffffffffff) of the worker" in refused
     params = town_params("33")
     with pytest.raises(RequestError) as failed:
         check_request((1,), params, Limits(context=100, vocabulary=10, adapters=most))
-    start = unfit_start(msg.Start("r#0", (1, 2), 2, params), hello, 10)
+    held = [each.digest for each in most]
+    start = unfit_start(msg.Start("r#0", (1, 2), 2, params), hello, 10, held)
     fill = msg.Fill(Grant(hello.worker, hello.epoch, "r#0", 1, (0,)), (1, 2), adapter="33")
-    unfilled = unfit_fill(fill, hello, 10, epoch=hello.epoch, blocks=4)
+    unfilled = unfit_fill(fill, hello, 10, held, pool=(hello.epoch, 4))
     for sent in (
         msg.Refused(refused),
         msg.Failed("r", "model_not_found", str(failed.value)),
@@ -161,13 +158,13 @@ def test_a_worker_carries_out_no_order_for_an_adapter_that_it_lacks() -> None:
     hello = hello_of(town, "decode")
     params = town_params("33")
     start = msg.Start("r#0", (1, 2), 2, params)
-    assert "adapter 33 is not loaded here" in unfit_start(start, hello, 10)
-    assert not unfit_start(replace(start, params=town_params("11")), hello, 10)
+    assert "adapter 33 is not loaded here" in unfit_start(start, hello, 10, ("11", "22"))
+    assert not unfit_start(replace(start, params=town_params("11")), hello, 10, ("11", "22"))
     grant = Grant(hello.worker, hello.epoch, "r#0", 1, (0,))
     fill = msg.Fill(grant, (1, 2), adapter="33")
-    known = {"epoch": hello.epoch, "blocks": 4}
-    assert "adapter 33 is not loaded here" in unfit_fill(fill, hello, 10, **known)
-    assert not unfit_fill(replace(fill, adapter="22"), hello, 10, **known)
+    pool = hello.epoch, 4
+    assert "adapter 33 is not loaded here" in unfit_fill(fill, hello, 10, ("22",), pool=pool)
+    assert not unfit_fill(replace(fill, adapter="22"), hello, 10, ("22",), pool=pool)
 
 
 def town_params(adapter: str) -> GenerationParams:

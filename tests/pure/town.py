@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from baton.adapters.changes import Entry
 from baton.adapters.identity import Adapter
-from baton.errors import TransferError
+from baton.errors import ModelError, TransferError
 from baton.grammar import Grammars
 from baton.kv.grant import Grant
 from baton.kv.region import Arrival, Receipt, Region
@@ -31,6 +32,7 @@ from prefill_worker.model import Chunk, News
 from prefill_worker.worker import PrefillWorker
 from router.admission import Served
 from router.batching import Rules
+from router.catalog import Catalog
 from router.router import Identity, Router
 from sampler.params import SamplingParams
 
@@ -66,8 +68,8 @@ def calm_answer(
 
 def cell(token: int, frequencies: int, adapter: str = "") -> int:
     """What the pretend KV cache holds for a token that was computed with these rotary frequencies and
-    this adapter, whose digest is a number."""
-    return token + VOCABULARY * (frequencies + (int(adapter or "0") << 32))
+    this adapter, whose digest is a hexadecimal number."""
+    return token + VOCABULARY * (frequencies + (int(adapter or "0", 16) << 32))
 
 
 class Killed(Exception):
@@ -86,6 +88,42 @@ class Memory:
 
     def read(self, blocks: Sequence[int], position: int) -> int | None:
         return self.cells.get((blocks[position // BLOCK], position % BLOCK))
+
+
+class PretendReading:
+    """Takes until the town's clock moves, and fails if there is no such folder by then."""
+
+    def __init__(self, shelf: "PretendShelf", entry: Entry) -> None:
+        self.shelf, self.entry = shelf, entry
+        self.began = shelf.town.now
+
+    @property
+    def done(self) -> bool:
+        return self.shelf.town.now > self.began
+
+    def add(self) -> None:
+        adapter, town = self.entry.adapter, self.shelf.town
+        if adapter not in town.adapters and adapter.digest not in town.folders:
+            raise ModelError(f"adapter {adapter.name}: there is no folder {self.entry.path}")
+        self.shelf.holds.add(adapter.digest)
+
+    def give_up(self) -> None:
+        self.shelf.given_up += 1
+
+
+class PretendShelf:
+    """The adapters of one worker. Its rows may name no others."""
+
+    def __init__(self, town: "Town") -> None:
+        self.town = town
+        self.holds = {each.digest for each in town.adapters}
+        self.given_up = 0
+
+    def read(self, entry: Entry) -> PretendReading:
+        return PretendReading(self, entry)
+
+    def drop(self, digest: str) -> None:
+        self.holds.remove(digest)
 
 
 class PretendTokenizer:
@@ -108,6 +146,7 @@ class PretendPrefill:
 
     def __init__(self, town: "Town") -> None:
         self.town = town
+        self.shelf = PretendShelf(town)
         self.pools: dict[str, Memory] = {}
         self.pooled: dict[str, list[int]] = {}  # tokens of embeddings, by run
 
@@ -139,6 +178,7 @@ class PretendPrefill:
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
             given = chunk.token_ids, chunk.start, chunk.rope_floor, chunk.adapter
+            assert chunk.adapter in ("", *self.shelf.holds)
             cells = self.town.cells(*given)
             for offset, token in enumerate(cells):
                 self.pools[worker].write(chunk.grant.table, chunk.start + offset, token)
@@ -173,6 +213,7 @@ class PretendDecode:
 
     def __init__(self, town: "Town", memory: Memory) -> None:
         self.town = town
+        self.shelf = PretendShelf(town)
         self.memory = memory
 
     def expect(self, grant: Grant) -> None:
@@ -208,6 +249,7 @@ class PretendDecode:
     def step(self, rows: Sequence[Row], draws: Sequence[Draw]) -> list[Drawn | None]:
         contexts: list[list[int]] = []
         for row in rows:
+            assert row.adapter in ("", *self.shelf.holds)
             cells = self.town.cells(row.token_ids, row.start, row.rope_floor, row.adapter)
             for offset, token in enumerate(cells):
                 self.memory.write(row.blocks, row.start + offset, token)
@@ -264,6 +306,7 @@ class Town:
         proposer: Callable[[], Proposer] | None = None,
         rope: RopeRule = FIXED,
         adapters: tuple[Adapter, ...] = (),
+        updates: bool = False,
     ) -> None:
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
@@ -288,6 +331,9 @@ class Town:
         self._proposer = proposer
         self.rope = rope
         self.adapters = adapters
+        self.updates = updates
+        self.folders: set[str] = set()  # adapters that can be loaded, by digest
+        self.changed: dict[str, msg.AdapterChanged] = {}  # answers, by request
         self.start_router()
         for index in range(prefills):
             self.start_worker("prefill", index)
@@ -301,8 +347,14 @@ class Town:
         limits = Limits(self._context, VOCABULARY, self.adapters)
         served = Served("pretend", "pretend", limits, (EOS,), GREEDY, self.rope)
         identity = Identity(f"router/{self._boots}", "here", 1, CORES)
-        self.router = Router(identity, served, PretendTokenizer(), self.rules, lambda: self.now)
+        self.router = Router(
+            *(identity, served, PretendTokenizer(), self.rules, lambda: self.now, self.catalog())
+        )
         self.nodes[ROUTER] = self.router
+
+    def catalog(self) -> Catalog:
+        """A new router's."""
+        return Catalog(self.adapters, model="pretend", updates=self.updates, most=4)
 
     def start_worker(self, role: str, index: int) -> str:
         self._boots += 1
@@ -324,9 +376,12 @@ class Town:
             )
             self.nodes[name] = node
         else:
-            filling = self.prefill_model(self)
-            self.prefill_models.append(filling)
-            self.nodes[name] = PrefillWorker(hello, filling, token_budget=self._budget)
+            model = self.prefill_model(self)
+            self.prefill_models.append(model)
+            node = PrefillWorker(hello, model, token_budget=self._budget)
+            self.nodes[name] = node
+        if self.updates:
+            node.load_from(model.shelf)
         return name
 
     def kill(self, name: str, *, restart: bool = True) -> None:
@@ -445,6 +500,9 @@ class Town:
                 self.outcomes[request].why = why
             case msg.ClusterInfo():
                 self.infos.append(message)
+            case msg.AdapterChanged(request):
+                assert request not in self.changed, f"{request}: answered twice"
+                self.changed[request] = message
 
     def turn(self) -> None:
         """Messages first, then everybody's step, then time: the loop of every process, in one."""

@@ -126,13 +126,15 @@ class WordyTown(Town):
         limits = Limits(CONTEXT, files.vocab_size, self.adapters)
         served = Served("pretend", "pretend", limits, files.eos_token_ids, GREEDY)
         identity = Identity(f"router/{self._boots}", "here", 1, CORES)
-        self.router = Router(identity, served, pretend_tokenizer(), self.rules, lambda: self.now)
+        self.router = Router(
+            *(identity, served, pretend_tokenizer(), self.rules, lambda: self.now, self.catalog())
+        )
         self.nodes[ROUTER] = self.router
 
     def answer(self, asked: Sequence[msg.Message]) -> list[msg.Message]:
         """What the router says until all that was asked for has ended."""
         for message in asked:
-            if isinstance(message, msg.Submit):
+            if isinstance(message, msg.Submit | msg.LoadAdapter | msg.UnloadAdapter):
                 self.open.add(message.request)
             self.client(message)
         self.turn()
@@ -143,7 +145,7 @@ class WordyTown(Town):
         return said
 
     def _client_reads(self, message: msg.Message) -> None:
-        if isinstance(message, msg.Finished | msg.Failed):
+        if isinstance(message, msg.Finished | msg.Failed | msg.AdapterChanged):
             self.open.discard(message.request)
         self.said.append(message)
 

@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from baton import LLM
+from baton.adapters.changes import Entry
 from baton.adapters.files import read_adapter
-from baton.engine.boot import boot
+from baton.engine.boot import Engine, boot
+from baton.engine.lora.base import Base
 from baton.engine.lora.runner import LoraRunner
 from baton.engine.lora.weights import read_products
 from baton.engine.pool import Pool
@@ -25,6 +28,7 @@ from baton.model_files import resolve_model
 from baton.params import GenerationParams
 from baton.wire.messages import Emitted, Failed, Finished, Message, Submit
 from sampler.params import SamplingParams
+from tests.patience import until
 from tests.torch.families import make_model, save_model
 from tests.torch.lora_files import Written, continued, linears, merged, write_adapter
 
@@ -278,7 +282,7 @@ def test_what_does_not_fit_the_model_is_refused_by_name(
     model = make_model("llama")
     write(tmp_path / "odd", model)
     with pytest.raises(ModelError) as refused:
-        read_products(read_adapter("odd", tmp_path / "odd"), model)
+        read_products(read_adapter("odd", tmp_path / "odd"), Base.of(model))
     assert str(refused.value).startswith("adapter odd ")
     assert ODD[write] in str(refused.value)
 
@@ -293,7 +297,7 @@ def test_an_adapter_that_is_written_anew_while_it_is_loaded_is_refused(tmp_path:
     )
     other.weights.replace(found.weights)
     with pytest.raises(ModelError, match=r"^adapter a: .* was changed while it was loaded"):
-        read_products(found, model)
+        read_products(found, Base.of(model))
 
 
 def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
@@ -301,7 +305,7 @@ def test_a_linear_that_no_forward_calls_is_refused(tmp_path: Path) -> None:
     model.model.spare = torch.nn.Linear(64, 64, bias=False)
     both = [Q, "model.spare"]
     written = write_adapter(tmp_path / "idle", model, both, target_modules=both)
-    products = read_products(read_adapter("idle", written.folder), model)
+    products = read_products(read_adapter("idle", written.folder), Base.of(model))
     runner = LoraRunner(Runner(model), {"11": products})
     with pytest.raises(ModelError, match=r"^adapter idle .* does not run model\.spare as a linear"):
         runner.prove(discover_layout(model, 16, torch.float32), {"11": ("idle", products)})
@@ -314,7 +318,7 @@ def test_a_linear_of_an_expert_is_refused_by_name(tmp_path: Path) -> None:
     model.model.experts[0].up = torch.nn.Linear(64, 64, bias=False)
     expert = [Q, "model.experts.0.up"]
     written = write_adapter(tmp_path / "expert", model, expert, target_modules=expert)
-    products = read_products(read_adapter("expert", written.folder), model)
+    products = read_products(read_adapter("expert", written.folder), Base.of(model))
     runner = LoraRunner(Runner(model), {"11": products})
     with pytest.raises(
         ModelError, match=r"^adapter expert .*model\.experts\.0\.up belongs to an exp"
@@ -327,3 +331,142 @@ def test_weights_of_other_widths_are_refused(here: Here) -> None:
     for dtype in ("int8", "fp8"):
         with pytest.raises(InputError, match="--lora does not work with --dtype int8, "):
             boot(files, device="cpu", dtype=dtype, block_size=16)
+
+
+# ---- adapters that come and go
+
+
+def updating(here: Here, *own: str) -> Engine:
+    """A model beside which adapters come from the folder of these ones."""
+    lora = [f"{name}={here.adapters[name].folder}" for name in own]
+    files = resolve_model(str(here.base)).with_lora(lora, str(here.base.parent))
+    return boot(files, device="cpu", dtype="float32", block_size=16)
+
+
+def entry_of(name: str, folder: Path) -> Entry:
+    return Entry(read_adapter(name, folder).adapter, folder.name)
+
+
+def put(engine: Engine, entry: Entry) -> None:
+    assert engine.shelf is not None
+    reading = engine.shelf.read(entry)
+    until(lambda: reading.done, "the adapter")
+    reading.add()
+
+
+def greedy_of(engine: Engine, *adapters: str) -> list[int | None]:
+    """The token after the shared prompt with each of these, in one batch."""
+    pool = Pool.private(engine.layout, 3 * len(adapters), engine.device)
+    blocks = [list(range(3 * i, 3 * i + 3)) for i in range(len(adapters))]
+    rows = [
+        Row(SHARED, 0, mine, Logits.LAST, adapter=digest)
+        for mine, digest in zip(blocks, adapters, strict=True)
+    ]
+    return engine.runner.greedy(pool, rows)
+
+
+def test_adapters_come_beside_a_packed_model_and_leave_nothing_behind(
+    here: Here, right: dict[str, list[int]]
+) -> None:
+    engine = updating(here, "attention")
+    entries = {n: entry_of(n, each.folder) for n, each in here.adapters.items()}
+    attention, every, wide = (entries[n].adapter.digest for n in ("attention", "every", "wide"))
+    first = {name: tokens[0] for name, tokens in right.items()}
+    put(engine, entries["every"])
+    put(engine, entries["wide"])
+    found = greedy_of(engine, "", attention, every, wide)
+    assert found == [first[n] for n in ("", "attention", "every", "wide")]
+    shelf = engine.shelf
+    assert shelf is not None
+    for digest in (every, attention, wide):
+        shelf.drop(digest)
+    runner = engine.runner
+    assert isinstance(runner, LoraRunner)
+    assert (runner._products, runner._hooks, runner._known) == ({}, {}, set())
+    assert greedy_of(engine, "") == [first[""]]
+    put(engine, entries["attention"])  # one of --lora comes back
+    assert greedy_of(engine, attention) == [first["attention"]]
+
+
+def test_one_that_does_not_fit_is_refused_and_leaves_nothing_behind(
+    here: Here, tmp_path: Path
+) -> None:
+    engine = updating(here)
+    root = here.base.parent
+    model = make_model("llama")
+    lacking(root / "lacking", model)
+    infinite(root / "infinite", model)
+    huge = write_adapter(root / "huge", model, [Q], target_modules=[Q], lora_alpha=10**9)
+    file = huge.folder / "adapter_model.safetensors"
+    save_file({key: each * 1e20 for key, each in load_file(file).items()}, file)
+    for name, why in (
+        ("lacking", "and its file holds nothing for it"),
+        ("infinite", "hold numbers that are not finite"),
+        ("huge", "with it logits are not finite"),
+    ):
+        entry = entry_of(name, root / name)
+        with pytest.raises(ModelError, match=why):
+            put(engine, entry)
+    file.write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match=r"^huge/adapter_model\.safetensors is broken"):
+        put(engine, entry)
+    assert isinstance(engine.runner, LoraRunner)
+    assert (engine.runner._products, engine.runner._known) == ({}, set())
+
+
+def test_a_copy_of_the_head_is_compared_with_the_one_that_is_packed(tmp_path: Path) -> None:
+    """peft writes the head beside an adapter of it."""
+    model = make_model("llama")
+    base = save_model(model, tmp_path / "base")
+    head = write_adapter(tmp_path / "head", model, ["lm_head"], target_modules=["lm_head"])
+    files = resolve_model(str(base)).with_lora((), str(tmp_path))
+    engine = boot(files, device="cpu", dtype="float32", block_size=16)
+    put(engine, entry_of("head", head.folder))
+    file = head.folder / "adapter_model.safetensors"
+    name = "base_model.model.lm_head.base_layer.weight"
+    tensors = load_file(file)
+    tensors[name][3, 5] += 1
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match=r"replaces the model's lm_head\.weight"):
+        put(engine, entry_of("head", head.folder))
+
+
+def test_without_the_option_a_model_has_no_shelf(here: Here) -> None:
+    files = resolve_model(str(here.base)).with_lora(here.lora)
+    assert boot(files, device="cpu", dtype="float32", block_size=16).shelf is None
+    for dtype in ("int8", "fp8"):
+        with pytest.raises(InputError, match="--allow-lora-updates does not work with --dtype"):
+            boot(
+                resolve_model(str(here.base)).with_lora((), str(here.base)),
+                device="cpu", dtype=dtype, block_size=16,
+            )  # fmt: skip
+
+
+# ---- from Python
+
+
+def test_each_prompt_of_a_call_chooses_its_adapter(here: Here, right: dict[str, list[int]]) -> None:
+    greedy = SamplingParams(temperature=0)
+    folders = {name: each.folder for name, each in here.adapters.items()}
+    with LLM(str(here.base), device="cpu", dtype="float32", max_num_seqs=4, lora=folders) as llm:
+        assert llm.model.adapters == ("attention", "every", "wide")
+        how = {"max_new_tokens": LENGTH, "ignore_eos": True}
+        mixed = llm.generate([SHARED, SHARED], greedy, lora=["every", None], **how)
+        assert [list(each.token_ids) for each in mixed] == [right["every"], right[""]]
+        one = llm.generate([SHARED], greedy, lora="wide", **how)
+        assert list(one[0].token_ids) == right["wide"]
+        with pytest.raises(
+            InputError, match="no adapter 'law' here; there are: attention, every, w"
+        ):
+            llm.generate([SHARED], lora="law")
+        with pytest.raises(InputError, match="lora names 1 adapters for 2 prompts"):
+            llm.generate([SHARED, SHARED], lora=["wide"])
+
+
+def test_adapters_of_an_llm_that_cannot_be_are_refused_by_name(here: Here) -> None:
+    with pytest.raises(InputError, match="lora must be names without = and their folders"):
+        LLM(str(here.base), lora={"a=b": "x"})
+    with pytest.raises(InputError, match="lora must be a mapping of names to folders"):
+        LLM(str(here.base), lora=["x"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a running cluster has adapters of its own"):
+        LLM(router="ipc:///nowhere", lora={"a": "x"})

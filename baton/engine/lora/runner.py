@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from baton.engine.attention import AfterLayer
 from baton.engine.lora.groups import grouped, span
@@ -20,6 +21,7 @@ from baton.engine.runner import Runner
 from baton.errors import ModelError
 from baton.kv.layout import KVLayout
 from baton.kv.row import Logits, Row
+from baton.wire.shelf import Shelf
 from sampler.copies import up
 from sampler.narrow import greedy
 
@@ -44,14 +46,33 @@ class LoraRunner:
         self.device = runner.device
         count = len(adapters)
         self.backend = f"{runner.backend}, {count} adapter{'s' * (count != 1)}"
-        self._known = frozenset(adapters)
+        self.shelf: Shelf | None = None
+        self._products: dict[str, dict[str, Product]] = {}  # by linear, then by adapter
+        self._hooks: dict[str, RemovableHandle] = {}  # of these linears
+        self._known: set[str] = set()
         self._places: tuple[_Places, ...] = ()
         self._sizes = (0, 0)  # tokens and lines of logits of the present forward
         self._ran: set[str] = set()  # linears that have added a product
-        for linear in sorted({each for products in adapters.values() for each in products}):
-            mine = {key: found[linear] for key, found in adapters.items() if linear in found}
-            hook = self._adding(linear, mine)
-            runner.model.get_submodule(linear).register_forward_hook(hook)
+        for digest, products in adapters.items():
+            self.add(digest, products)
+
+    def add(self, digest: str, products: Products) -> None:
+        """Rows can name this adapter from the next forward on."""
+        self._known.add(digest)
+        for linear, product in products.items():
+            if linear not in self._products:
+                mine = self._products[linear] = {}
+                module = self._runner.model.get_submodule(linear)
+                self._hooks[linear] = module.register_forward_hook(self._adding(linear, mine))
+            self._products[linear][digest] = product
+
+    def remove(self, digest: str) -> None:
+        """No row names it any more. Nothing happens for one that is not there."""
+        self._known.discard(digest)
+        for linear, mine in list(self._products.items()):
+            if mine.pop(digest, None) is not None and not mine:
+                self._hooks.pop(linear).remove()
+                del self._products[linear]
 
     def run(
         self, pool: Pool, rows: Sequence[Row], after_layer: AfterLayer | None = None

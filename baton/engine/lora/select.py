@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from baton.engine.lora.base import Base
 from baton.engine.lora.runner import LoraRunner
+from baton.engine.lora.shelf import LoraShelf
 from baton.engine.lora.weights import read_products
 from baton.engine.runner import Forward, Runner
 from baton.kv.layout import KVLayout
@@ -27,11 +29,15 @@ def with_adapters(
     """The model's forward with the adapters of `files`, and the layout of its KV pool. Raises ModelError,
     OutOfMemory."""
     model = load()
-    read = {each.adapter.digest: (each.adapter.name, each) for each in files.lora}
-    found = {key: (name, read_products(each, model)) for key, (name, each) in read.items()}
+    base = Base.of(model)
+    own = {each.adapter.digest: each for each in files.lora}
+    found = {key: (each.adapter.name, read_products(each, base)) for key, each in own.items()}
     runner, layout = _plain(model, device, cache_dtype, block_size)
     adapted = LoraRunner(runner, {key: products for key, (_, products) in found.items()})
     adapted.prove(layout, found)
+    if files.lora_updates is not None:
+        adapted.shelf = LoraShelf(adapted, base, layout, folder=files.lora_updates, own=own)
+        adapted.backend += " at the start"
     return adapted, layout
 
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from baton.adapters.files import COPY, PREFIX, A, AdapterFiles, B, read_weights
 from baton.checkpoints.jsonfile import reason
+from baton.engine.lora.base import Base, Linear
 from baton.errors import ModelError, OutOfMemory
 from baton.memory import out_of_memory
 
@@ -28,16 +27,13 @@ Products = dict[str, Product]
 """By the name of the linear."""
 
 
-def read_products(files: AdapterFiles, model: Any) -> Products:
-    """The adapter's matrices, in the dtype and on the device of this PreTrainedModel, which is as it was
-    loaded. Raises ModelError, OutOfMemory."""
-    name = files.adapter.name
-    linears = _linears(model)
+def read_products(files: AdapterFiles, base: Base) -> Products:
+    """The adapter's matrices, in the dtype and on the device of the model's linears. Raises ModelError,
+    OutOfMemory."""
+    name, linears = files.adapter.name, base.linears
     for linear in files.linears:
-        _check_linear(name, linear, model)
-    head = model.get_output_embeddings()
-    heads = [each for each, module in linears.items() if module is head]
-    missing = [e for e in files.spec.targeted(linears, heads) if e not in files.linears]
+        _check_linear(name, linear, base)
+    missing = [e for e in files.spec.targeted(linears, base.heads) if e not in files.linears]
     if missing:
         raise ModelError(
             f"adapter {name} is incomplete: its target_modules name {missing[0]}, and its file holds "
@@ -46,7 +42,7 @@ def read_products(files: AdapterFiles, model: Any) -> Products:
     try:
         tensors = _tensors(files)
         for key in files.copies:
-            _check_copy(name, key, tensors[key], model)
+            _check_copy(name, key, tensors[key], base)
         return {each: _product(files, each, linears[each], tensors) for each in files.linears}
     except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
         if out_of_memory(error):
@@ -66,15 +62,16 @@ def _tensors(files: AdapterFiles) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _linears(model: Any) -> dict[str, nn.Module]:
-    """By name: what peft makes products for."""
-    return {
-        name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | Conv1D)
-    }
-
-
-def _check_linear(name: str, linear: str, model: Any) -> None:
+def _check_linear(name: str, linear: str, base: Base) -> None:
     """ModelError if the model has no linear of this name, or one that has another use too."""
+    model, known = base.model, base.linears.get(linear)
+    if known is not None and known.plain and not known.tied:
+        return
+    if known is not None and known.plain:
+        raise ModelError(
+            f"adapter {name} cannot be served: {linear} is also the model's embedding (they are tied), "
+            "and only linears can be changed; train it without, or merge it into the model"
+        )
     try:
         module = model.get_submodule(linear)
     except AttributeError:
@@ -82,29 +79,22 @@ def _check_linear(name: str, linear: str, model: Any) -> None:
             f"adapter {name} does not fit {type(model).__name__}: the model has no module "
             f"{linear[:200]}; it was trained for another one"
         ) from None
-    kind = type(module)
     if isinstance(module, nn.Embedding):
         raise ModelError(
             f"adapter {name} cannot be served: it changes the embedding {linear}, and only linears can "
             "be; train it without, or merge it into the model"
         )
-    if kind not in (nn.Linear, Conv1D):
-        raise ModelError(
-            f"adapter {name} cannot be served: {linear} is a {kind.__name__}, and only linears can be "
-            "changed; train it without, or merge it into the model"
-        )
-    if module.weight is model.get_input_embeddings().weight:
-        raise ModelError(
-            f"adapter {name} cannot be served: {linear} is also the model's embedding (they are tied), "
-            "and only linears can be changed; train it without, or merge it into the model"
-        )
+    raise ModelError(
+        f"adapter {name} cannot be served: {linear} is a {type(module).__name__}, and only linears can "
+        "be changed; train it without, or merge it into the model"
+    )
 
 
-def _check_copy(name: str, key: str, copy: torch.Tensor, model: Any) -> None:
+def _check_copy(name: str, key: str, copy: torch.Tensor, base: Base) -> None:
     """ModelError unless the tensor is one of the model's own. peft writes embeddings and heads beside an
     adapter of a head, changed or not."""
     place = key[len(PREFIX) :].replace(COPY, ".weight")
-    own = dict(model.named_parameters(remove_duplicate=False)).get(place)
+    own = base.weight(place)
     if own is None:
         raise ModelError(
             f"adapter {name} cannot be served: its file also holds {place[:200]}, which is neither "
@@ -121,12 +111,10 @@ def _check_copy(name: str, key: str, copy: torch.Tensor, model: Any) -> None:
 
 
 def _product(
-    files: AdapterFiles, linear: str, module: nn.Module, tensors: Mapping[str, torch.Tensor]
+    files: AdapterFiles, linear: str, module: Linear, tensors: Mapping[str, torch.Tensor]
 ) -> Product:
     """ModelError if a matrix has another shape than the linear asks for, or holds no numbers."""
-    name, weight = files.adapter.name, module.weight
-    assert isinstance(weight, torch.Tensor)
-    out_in = tuple(weight.shape) if isinstance(module, nn.Linear) else tuple(weight.shape)[::-1]
+    name, out_in = files.adapter.name, module.out_in
     a, b = (tensors[f"{PREFIX}{linear}{half}"] for half in (A, B))
     if (len(b), a.shape[1]) != out_in:
         raise ModelError(
@@ -144,5 +132,5 @@ def _product(
             "fetch it again"
         )
     scaled = b.float() * files.spec.share(linear).scale
-    a, scaled = (each.t().contiguous().to(weight.device, weight.dtype) for each in (a, scaled))
+    a, scaled = (each.t().contiguous().to(module.device, module.dtype) for each in (a, scaled))
     return Product(a, scaled)
