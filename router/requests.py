@@ -175,6 +175,7 @@ class Requests:
         self._scheduler.roles.handed_over(entry, message.receipt)
         entry.handover_s += message.receipt.seconds
         entry.moved_bytes += message.receipt.moved_bytes
+        entry.prefill_reused = message.reused
         return [self._scheduler.start(entry, now)]
 
     def _embedded(self, entry: Entry, vector: bytes, now: float) -> list[Effect]:
