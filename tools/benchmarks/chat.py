@@ -6,10 +6,11 @@
     none      the same, and decode keeps nothing either: all is computed and sent again
 
 Each turn's prompt is the chat so far, its answer and new tokens. All clusters run all the time and take
-turns, chat by chat, so a slow moment hits all of them; an idle one uses no CPU. Prefill fills every prompt
-(--role-policy split). Figures are medians over chats, of the time to the first token and of the CPU time of
-the prefill process. Ratios are medians of those within a chat. Every arm must say the same tokens. The last
-line printed is JSON.
+turns, chat by chat, so a slow moment hits all of them; an idle one uses no CPU. Prefill fills every
+prompt (--role-policy split). Figures are medians over chats, of the time to the first token and of the
+CPU time of the prefill process during the turn. Ratios of times are medians of those within a chat,
+ratios of CPU time are those of the sums. Every arm must say the same tokens. The last line printed is
+JSON.
 """
 
 import json
