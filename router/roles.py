@@ -5,8 +5,8 @@ What runs goes on, whatever is decided for the next request: no worker is draine
 
 from dataclasses import replace
 
-from baton.kv.region import Receipt
 from baton.pace import Span
+from baton.wire.messages import Filled
 from router.batching import Rules
 from router.candidates import prefill_choices
 from router.kept import Kept
@@ -107,9 +107,14 @@ class Roles:
         choices = prefill_choices(self._ledger.loads.expected, able, self._kept.saved(entry))
         return PLACE_PREFILL(choices, entry.decode)
 
-    def handed_over(self, entry: Entry, receipt: Receipt) -> None:
-        """What a hand-over took, for each token."""
-        prefill = self._members.get(entry.prefill) if entry.prefill else None
+    def handed_over(self, entry: Entry, filled: Filled) -> None:
+        """What a hand-over took, for each token, and what was reused."""
+        prefill, receipt = (
+            self._members.get(entry.prefill) if entry.prefill else None,
+            filled.receipt,
+        )
+        if prefill is not None:
+            self._kept.filled(entry, prefill, filled.reused)
         if prefill is not None and entry.decode is not None and entry.unfilled > 0:
             took_s = receipt.seconds / entry.unfilled
             before = prefill.handovers.get(entry.decode, took_s)

@@ -248,7 +248,7 @@ class Scheduler:
             self._ledger.apply(entry, Event.FILL, now, note=entry.decision.why)
             floor = self._rope.floor(len(entry.prompt_ids), entry.length)
             ids = entry.token_ids if entry.pooling else entry.token_ids[:-1]
-            hashes = self._kept.filled_by(entry, self._members.get(worker))
+            hashes = self._kept.hashes(entry, self._members.get(worker))
             order = Fill(entry.grant, ids, floor, entry.pooling, entry.params.adapter, hashes)
             effects.append(To(worker, order))
         return effects

@@ -47,4 +47,6 @@ def unfit_fill(order: Fill, hello: Hello, vocabulary: int, *, epoch: str, blocks
         return f"block {max(grant.table)} of a pool of {blocks}"
     if max(ids) >= vocabulary:
         return f"token id {max(ids)}, the vocabulary has {vocabulary}"
+    if len(order.block_hashes) * size > len(ids):
+        return f"{len(order.block_hashes)} block hashes for {len(ids)} tokens"
     return unknown(order.adapter, hello.adapters)

@@ -14,6 +14,7 @@ from baton.kv.prefix import extended, root
 from baton.kv.region import Receipt, Region
 from baton.pace import Pace, Span
 from baton.wire import messages as msg
+from baton.wire.node import ROUTER, To
 from prefill_worker.model import Chunk
 from prefill_worker.scratch import Scratch, most_kept
 from router.batching import Rules
@@ -287,6 +288,44 @@ def test_of_two_prefill_workers_the_one_that_keeps_it_fills_the_next_turn() -> N
         town.run_all([f"{name}1"])
         assert town.outcomes[f"{name}1"].tokens == calm_answer(talk, 6)[0]
     assert first.computed == second.computed == 28 + (len(talk) - 1 - 28)
+
+
+class Forgetful(CopyingPrefill):
+    room = 24, 0
+
+
+class ForgetfulTown(Apart):
+    prefill_model = Forgetful
+
+
+def test_of_a_worker_that_keeps_nothing_nothing_is_expected_for_long() -> None:
+    town, expected = ForgetfulTown(rules=Rules(4, 0.0, 64)), []
+
+    def before(sender: str, receiver: str, message: msg.Message) -> None:
+        if isinstance(message, msg.Fill):
+            entry = town.router.ledger.running(message.grant.run)
+            assert entry is not None
+            expected.append(sum(town.router._scheduler._kept.saved(entry).values()))
+
+    town.before = before
+    for turn in range(6):
+        prompt = [*LONG, *range(700 + 20 * turn, 700 + 20 * turn + 2 * BLOCK)]
+        town.submit(f"r{turn}", prompt, 4)
+        town.run_all([f"r{turn}"])
+        assert town.outcomes[f"r{turn}"].tokens == calm_answer(prompt, 4)[0]
+    assert expected == [0, *[5 * BLOCK] * 3, 0, 0]
+
+
+def test_a_fill_with_hashes_of_blocks_that_it_does_not_fill_is_refused() -> None:
+    town = Apart()
+    town.run(lambda: len(town.router.workers.infos(town.now)) == 2)
+    (name,) = town.workers("prefill")
+    (decode,) = town.workers("decode")
+    grant = Grant(decode, f"{decode}/0", "r#0", 1, (0, 1))
+    order = msg.Fill(grant, (1, 2, 3, 4, 5), block_hashes=(b"1", b"2"))
+    (effect,) = town.nodes[name].handle(ROUTER, order, town.now)
+    assert isinstance(effect, To)
+    assert effect.message == msg.FillFailed("r#0", "2 block hashes for 5 tokens")
 
 
 def test_an_adapter_reuses_only_its_own() -> None:
