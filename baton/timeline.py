@@ -49,18 +49,21 @@ class Moment:
     transport: OptionalName = ""  # of that hand-over
     moved_bytes: Bytes = 0  # by it; 0 where memory is shared
     gap_s: TotalSeconds = 0.0  # since the token before, if it ends here
+    reused: Tokens = 0  # with the first decoding: first tokens that prefill did not compute
 
 
 @dataclass(slots=True)
 class Stage:
     """One interval of a request. `end` is None while it lasts. `why`: of a prefill or a decode, who fills
-    the prompt and the figures behind that (router/role_policy.py)."""
+    the prompt and the figures behind that (router/role_policy.py). `reused`: of the first prefill of a
+    fill, the tokens at the beginning whose KV was not computed, because it was there."""
 
     name: str
     start: float
     end: float | None = None
     worker: str = ""
     why: str = ""
+    reused: int = 0
 
 
 @dataclass(slots=True)
@@ -86,6 +89,8 @@ class Life:
         if moment.state == "decoding" and self._decoding:
             return
         self._close(at, moment.handover_s)
+        if moment.reused:
+            self._note_reused(moment.reused)
         if moment.state == "finished":
             self.ended = moment.note or "finished"
         elif moment.state in STAGES:
@@ -111,6 +116,15 @@ class Life:
         stage.end = last
         self.stages.append(Stage("stall", last, at, stage.worker))
         self.stages.append(Stage("decode", at, worker=stage.worker))
+
+    def _note_reused(self, tokens: int) -> None:
+        fill: list[Stage] = []
+        for stage in reversed(self.stages):
+            if stage.name not in ("prefill", "handover"):
+                break
+            fill += [stage] if stage.name == "prefill" else []
+        if fill:
+            fill[-1].reused = tokens
 
     def _close(self, at: float, handover_s: float) -> None:
         if not self.stages or self.stages[-1].end is not None:
@@ -180,7 +194,7 @@ class Timeline:
 
 
 def _packed(life: Life) -> bytes:
-    stages = [(each.name, each.start, each.end, each.worker, each.why) for each in life.stages]
+    stages = [(s.name, s.start, s.end, s.worker, s.why, s.reused) for s in life.stages]
     packed: bytes = msgpack.packb((stages, life.prompt_tokens, life.tokens, life.ended))
     return packed
 

@@ -110,6 +110,7 @@ def _slice(
         "tokens": life.tokens,
         "ended": life.ended,
         **({"why": stage.why} if stage.why else {}),
+        **({"reused_tokens": stage.reused} if stage.reused else {}),
     }
     where = {"pid": pid, "tid": tid}
     found = [

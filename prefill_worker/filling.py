@@ -18,7 +18,9 @@ from baton.transfer.base import Link
 from baton.transfer.registry import Courier, CurveKeys, open_way
 from baton.wire.messages import Attached
 from prefill_worker.model import Chunk, News
+from prefill_worker.own_pool import own_pool
 from prefill_worker.pooled import Embeddings
+from prefill_worker.resend import Resend
 from prefill_worker.scratch import Scratch
 from prefill_worker.ways import OpenWay, Ways
 
@@ -35,16 +37,19 @@ class Filling:
         scratch_tokens: int,
         keys: CurveKeys | None,
         open_link: OpenWay | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
-        """`open_link` replaces the registry's choice of a transport."""
+        """`open_link` replaces the registry's choice of a transport. `cache_bytes`: see own_pool()."""
         self._engine = engine
         self._writer = writer
         self._wanted = transport
-        self._scratch_tokens = scratch_tokens
+        self._scratch_tokens, self._cache_bytes = scratch_tokens, cache_bytes
         self._keys = keys
         self._ways = Ways(open_link or self._open_way)
         self._pools: dict[str, Pool] = {}  # decode pools in shared memory
         self._scratch: Scratch | None = None
+        self._own: Pool | None = None  # the scratch's
+        self._resend = Resend()
         self._cores = CoreTaker()
         self._embeddings = Embeddings()
 
@@ -58,8 +63,7 @@ class Filling:
             region = next(r for r in regions if r.transport == link.transport)
             self._pools[worker] = engine.pools.over(link.slabs, region.blocks, lambda: region)
         elif self._scratch is None:
-            blocks = engine.layout.blocks_for(self._scratch_tokens)
-            self._scratch = Scratch(engine.pools.own(blocks))
+            self._own, self._scratch = own_pool(engine, self._scratch_tokens, self._cache_bytes)
         return attached
 
     def _open_way(self, worker: str, epoch: str, regions: Sequence[Region]) -> Link | Courier:
@@ -84,10 +88,13 @@ class Filling:
         self._ways.close()
 
     def poll(self) -> list[News]:
-        return self._ways.poll()
+        news = self._ways.poll()
+        if self._own is not None:
+            self._resend.step(self._ways, self._own)
+        return news
 
     def takes(self, worker: str) -> bool:
-        return self._ways.takes(worker)
+        return self._ways.takes(worker) and not self._resend.waits(worker)
 
     @property
     def waits(self) -> bool:
@@ -95,27 +102,35 @@ class Filling:
 
     # ---- filling
 
-    def admit(self, grant: Grant, tokens: int) -> bool:
+    def admit(self, grant: Grant, tokens: int, block_hashes: Sequence[bytes] = ()) -> bool:
         self._ways.to(grant.worker)
         if grant.worker in self._pools:
             return True
         assert self._scratch is not None
         blocks = self._engine.layout.blocks_for(tokens)
-        if blocks > self._scratch.pool.blocks:
+        if blocks > self._scratch.blocks:
             raise TransferError(
                 f"{tokens} tokens need {blocks} blocks, this worker's own pool has "
-                f"{self._scratch.pool.blocks}; start it with a larger --max-model-len"
+                f"{self._scratch.blocks}; start it with a larger --max-model-len"
             )
-        if self._scratch.take(grant.run, blocks):
+        most = (
+            tokens - 1
+        ) // self._engine.layout.block_size  # a forward sends, so one token is left
+        if self._scratch.take(grant.run, blocks, block_hashes, most):
+            lacking = slice(len(grant.prefix), self._scratch.known(grant.run))
+            source, target = self._scratch.held[grant.run][lacking], grant.table[lacking]
+            self._resend.add(grant, source, target)
             return True
         self._ways.make_room()
         return False
 
     def known(self, grant: Grant) -> int:
-        """Only a prefix in shared memory can be read in place. Elsewhere it is computed again: fetching
-        it takes about as long, and would need a protocol of its own."""
-        shared = grant.worker in self._pools
-        return len(grant.prefix) * self._engine.layout.block_size if shared else 0
+        """A prefix in shared memory is read in place, elsewhere what was kept of it."""
+        scratch, known = self._scratch, len(grant.prefix)
+        if grant.worker not in self._pools:
+            assert scratch is not None
+            known = scratch.known(grant.run)
+        return known * self._engine.layout.block_size
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         run = partial(self._fill, worker, chunks)
@@ -129,8 +144,11 @@ class Filling:
             self._embeddings.fill(self._engine.runner, shared, chunks, rows)
             self._engine.wait()
             return
-        scratch, link = self._scratch, self._ways.to(worker)
+        own, scratch, link = self._own, self._scratch, self._ways.to(worker)
+        assert own is not None
         assert scratch is not None
+        for chunk in chunks:
+            self._resend.check(chunk.grant.run)
         held = [scratch.held[chunk.grant.run] for chunk in chunks]
         rows = [_row(chunk, blocks) for chunk, blocks in zip(chunks, held, strict=True)]
 
@@ -142,9 +160,9 @@ class Filling:
                 touched = self._touched(row, len(chunk.grant.prefix))
                 source, target = blocks[touched], chunk.grant.table[touched]
                 if target:
-                    link.push(chunk.grant, layer, scratch.pool.slabs[layer], source, target)
+                    link.push(chunk.grant, layer, own.slabs[layer], source, target)
 
-        self._embeddings.fill(self._engine.runner, scratch.pool, chunks, rows, push)
+        self._embeddings.fill(self._engine.runner, own, chunks, rows, push)
         self._engine.wait()
 
     def embedded(self, grant: Grant) -> bytes:
@@ -156,16 +174,21 @@ class Filling:
         link = self._ways.to(grant.worker)
         filled = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
         receipt = link.finish(grant, filled)
-        if self._scratch is not None:  # a courier has copies
-            self._scratch.give_back(grant.run)
+        if self._scratch is not None and grant.run in self._scratch.held:  # a courier has copies
+            self._scratch.keep(grant.run)
+            self._give_back(grant.run)
         return receipt
 
     def abandon(self, grant: Grant) -> bool:
         self._embeddings.drop(grant.run)
-        if self._scratch is not None:
-            self._scratch.give_back(grant.run)
+        self._give_back(grant.run)
         link = self._ways.get(grant.worker)
         return bool(link is not None and link.abandon(grant))  # a link itself has stopped
+
+    def _give_back(self, run: str) -> None:
+        self._resend.drop(run)
+        if self._scratch is not None:
+            self._scratch.give_back(run)
 
     def use_cores(self, cores: tuple[int, ...]) -> None:
         self._cores.use(cores)

@@ -59,12 +59,13 @@ class PrefillModel(Protocol):
     def takes(self, worker: str) -> bool:
         """The link has room for the KV of another forward."""
 
-    def admit(self, grant: Grant, tokens: int) -> bool:
+    def admit(self, grant: Grant, tokens: int, block_hashes: Sequence[bytes] = ()) -> bool:
         """Reserve room to compute this sequence. False: no room now. TransferError: it can never fit, or
-        the pool is not attached."""
+        the pool is not attached. `block_hashes`: of its full blocks, by which KV may be kept here."""
 
     def known(self, grant: Grant) -> int:
-        """Tokens at the beginning whose cached KV can be read in place, so it is not computed again."""
+        """Tokens at the beginning whose KV is not computed again: it can be read in place, or was kept
+        here. After admit(); always fewer than the sequence has."""
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         """One forward: compute the chunks' KV and write it into the granted blocks. Raises TransferError,

@@ -12,7 +12,13 @@ from prefill_worker.filling import Filling
 from prefill_worker.worker import PrefillWorker
 
 
-def run(options: WorkerOptions, *, kv_transport: str) -> int:
+def run(
+    options: WorkerOptions,
+    *,
+    kv_transport: str,
+    prefix_caching: bool,
+    prefill_cache_memory_bytes: int | None,
+) -> int:
     """Load, join, fill until stopped. Returns the exit code."""
     check_installed(kv_transport)
     options = with_threads(options)
@@ -28,6 +34,7 @@ def run(options: WorkerOptions, *, kv_transport: str) -> int:
         transport=engine.pools.transports(kv_transport),
         scratch_tokens=max(context, 2 * options.max_num_batched_tokens),
         keys=CurveKeys(keys.member_public, keys.member_secret) if keys else None,
+        cache_bytes=prefill_cache_memory_bytes if prefix_caching else 0,
     )
     hello = introduce(
         options,

@@ -1,75 +1,28 @@
 """PrefillWorker, a Node: Fill in, Filled out. One step is one forward over one decode pool.
 
 Short prompts share a forward, long ones are cut into chunks. So a forward is short, and what arrives
-meanwhile does not wait long: see plan_chunks().
+meanwhile does not wait long: see plan_chunks() in jobs.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
 from baton import failpoint
 from baton.bounds import INT_MAX
 from baton.errors import BatonError, OutOfMemory, TransferError
-from baton.kv.grant import Grant
 from baton.kv.region import Region
-from baton.pace import Pace, Prompt, Span, TokenBudget, share_out
+from baton.pace import Span, TokenBudget
 from baton.wire import messages as msg
 from baton.wire.membership import Membership, Worker
 from baton.wire.messages import Hello, Message
 from baton.wire.node import ROUTER, Effect, To
 from baton.wire.orders import Ignored, unfit_fill
 from baton.wire.paces import Paces
-from prefill_worker.model import Chunk, News, PrefillModel, Sent, Stopped
+from prefill_worker.jobs import Job, plan_chunks
+from prefill_worker.model import News, PrefillModel, Sent, Stopped
 
 POLL_S = 0.001
 """Between two looks at what ends elsewhere: links are opened and KV is sent by threads."""
-
-
-@dataclass(slots=True)
-class Job:
-    """One sequence being filled."""
-
-    grant: Grant
-    token_ids: tuple[int, ...]
-    rope_floor: int = 0
-    pooling: str = ""
-    adapter: str = ""  # digest
-    done: int = 0
-    admitted: bool = False
-    sending: bool = False  # computed
-    compute_s: float = 0.0
-
-    @property
-    def left(self) -> int:
-        return len(self.token_ids) - self.done
-
-    def chunk(self, tokens: int) -> Chunk:
-        """Its next tokens, so many."""
-        ids = self.token_ids[self.done : self.done + tokens]
-        return Chunk(self.grant, ids, self.done, self.rope_floor, self.pooling, self.adapter)
-
-
-def next_pool(jobs: Sequence[Job], last: str | None) -> str:
-    """The decode worker whose pool the next forward writes into: one forward writes into one pool. They
-    take turns after the `last` one, in the order of their oldest jobs, so a long prompt for one of them
-    does not delay the prompts for the others."""
-    pools = list(dict.fromkeys(job.grant.worker for job in jobs))
-    return pools[(pools.index(last) + 1) % len(pools)] if last in pools else pools[0]
-
-
-def plan_chunks(
-    jobs: Sequence[Job], budget: int, pace: Pace, last: str | None = None
-) -> list[tuple[Job, int]]:
-    """Jobs of the next forward and how many tokens of each: at most `budget` in all, and no more than
-    this worker computes in a short time (baton/pace.py). `last`: the decode worker of the forward before
-    this one."""
-    if not jobs:
-        return []
-    pool = next_pool(jobs, last)
-    here = [job for job in jobs if job.grant.worker == pool]
-    given = share_out([Prompt(job.done, job.left) for job in here], pace, token_budget=budget)
-    return [(job, tokens) for job, tokens in zip(here, given, strict=True) if tokens]
 
 
 class PrefillWorker(Worker):
@@ -177,7 +130,7 @@ class PrefillWorker(Worker):
         """What a link or a fill that did not end at once has come to."""
         if isinstance(news, Sent):
             job = self._jobs.pop(news.run, None)
-            return [To(ROUTER, msg.Filled(news.run, news.receipt, job.compute_s))] if job else []
+            return [To(ROUTER, job.filled(news.receipt))] if job else []
         if isinstance(news, Stopped):
             _, said = self._stopping.pop(news.run, ("", None))
             return [To(ROUTER, said)] if said else []
@@ -198,7 +151,7 @@ class PrefillWorker(Worker):
             return self._ignored.note(run, "Fill of a run that is being filled", now)
         if why := unfit_fill(order, self._hello, self._vocabulary, self.held, pool=pool):
             return [To(ROUTER, msg.FillFailed(run, why))]
-        given = order.token_ids, order.rope_floor, order.pooling, order.adapter
+        given = order.token_ids, order.rope_floor, order.pooling, order.adapter, order.block_hashes
         self._jobs[run] = Job(grant, *given)
         return []
 
@@ -209,8 +162,9 @@ class PrefillWorker(Worker):
             if job.admitted:
                 continue
             try:
-                job.admitted = self._model.admit(job.grant, len(job.token_ids))
-                job.done = self._model.known(job.grant) if job.admitted else 0
+                tokens, hashes = len(job.token_ids), job.block_hashes
+                job.admitted = self._model.admit(job.grant, tokens, hashes)
+                job.done = job.reused = self._model.known(job.grant) if job.admitted else 0
             except TransferError as error:
                 effects += self._fail(job, error)
                 continue
@@ -232,7 +186,7 @@ class PrefillWorker(Worker):
         if receipt is None:
             return []
         del self._jobs[job.grant.run]
-        return [To(ROUTER, msg.Filled(job.grant.run, receipt, job.compute_s))]
+        return [To(ROUTER, job.filled(receipt))]
 
     def _fail(self, job: Job, error: BatonError) -> list[Effect]:
         self._jobs.pop(job.grant.run, None)

@@ -7,11 +7,13 @@ least loaded. tests/pure/slow_loads.py compares each choice with the policy's ch
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from router.loads import Loads, Rank, Ranking
 from router.placement import DecodeChoice, PrefillChoice
 from router.workers import Member
 
+NOTHING: Mapping[str, int] = MappingProxyType({})
 Able = Callable[[str], Member | None]
 """The worker of this name if it may be given the request, whatever its load."""
 
@@ -37,9 +39,16 @@ def decode_choices(
     ]
 
 
-def prefill_choices(prefills: Ranking, able: Able) -> list[PrefillChoice]:
-    """The least loaded prefill worker that is able; an empty list if none is."""
-    for tokens, _, worker in prefills:
+def prefill_choices(
+    prefills: Ranking, able: Able, saved: Mapping[str, int] = NOTHING
+) -> list[PrefillChoice]:
+    """The least loaded prefill worker that is able, and those able ones that need not compute so many
+    tokens of the prompt (`saved`); an empty list if none is able."""
+    found: list[PrefillChoice] = []
+    least = next((rank for rank in prefills if able(rank[2]) is not None), None)
+    ranks = [] if least is None else [least, *filter(None, map(prefills.of, saved))]
+    for tokens, _, worker in dict.fromkeys(ranks):
         if (member := able(worker)) is not None:
-            return [PrefillChoice(worker, tokens, member.attached.keys())]
-    return []
+            reaches = member.attached.keys()
+            found.append(PrefillChoice(worker, tokens, reaches, saved.get(worker, 0)))
+    return found

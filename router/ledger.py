@@ -70,6 +70,7 @@ class Entry:
     left: int = 0  # tokens that its prefill worker has still to compute
     cached_tokens: int = 0  # first tokens whose KV the current grant found in the prefix cache
     reused_tokens: int = 0  # the same of the first grant
+    prefill_reused: int = 0  # first tokens whose KV its last fill did not compute
     retry_at: float = 0.0  # earliest time of the next placement
     reach: int = 0  # most tokens the sequence can have; the same for every attempt
     charged: int = 0  # tokens of its tenant's share: first as an estimate, from its first run on
@@ -198,9 +199,7 @@ class Ledger:
             if not tries.proven:
                 self.loads.fills.ended(entry.id, times[0])
                 self._isolation.left(entry.id)
-                self.deadlines.placed(
-                    entry.id
-                )  # an engine has no grant: its first token ends the wait
+                self.deadlines.placed(entry.id)  # an engine has no grant: this ends its wait
             tries.emitted(length)
             if length > entry.counted:
                 self._count_blocks(entry)

@@ -260,6 +260,7 @@ def _moment(
         transport=receipt.transport if receipt else "",
         moved_bytes=receipt.moved_bytes if receipt else 0,
         gap_s=gap_s,
+        reused=entry.prefill_reused if receipt else 0,
     )
 
 

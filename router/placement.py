@@ -29,6 +29,7 @@ class PrefillChoice:
     worker: str
     waiting_tokens: int  # still to be computed there
     reaches: Collection[str]  # decode workers it can write to
+    saved: int = 0  # tokens of the prompt whose KV it probably keeps
 
 
 def choose_decode(choices: Sequence[DecodeChoice], blocks: int) -> str | None:
@@ -44,11 +45,12 @@ def choose_decode(choices: Sequence[DecodeChoice], blocks: int) -> str | None:
 
 
 def choose_prefill(choices: Sequence[PrefillChoice], decode: str) -> str | None:
-    """The worker with the fewest tokens to compute among those that can write to this decode worker."""
+    """The worker that has computed the prompt first, by tokens, among those that can write to this decode
+    worker."""
     able = [each for each in choices if decode in each.reaches]
     if not able:
         return None
-    return min(able, key=lambda c: (c.waiting_tokens, c.worker)).worker
+    return min(able, key=lambda c: (c.waiting_tokens - c.saved, c.worker)).worker
 
 
 DecodePolicy = Callable[[Sequence[DecodeChoice], int], str | None]

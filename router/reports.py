@@ -44,6 +44,8 @@ class Reports:
             case msg.Filled(run) | msg.FillFailed(run) | msg.Embedded(run):
                 fits = self._fills(member, run)
                 entry = self._ledger.running(run)
+                if entry is not None and isinstance(message, msg.Filled):
+                    fits = fits and message.reused < entry.length
                 if entry is not None and isinstance(message, msg.Filled | msg.Embedded):
                     fits = fits and bool(entry.pooling) is isinstance(message, msg.Embedded)
                 if fits and isinstance(message, msg.Embedded) and not _is_vector(message.vector):

@@ -177,9 +177,10 @@ class Requests:
             return self._settled(message.run, sender)
         self._ledger.filled(entry)
         entry.receipt = message.receipt
-        self._scheduler.roles.handed_over(entry, message.receipt)
+        self._scheduler.roles.handed_over(entry, message)
         entry.handover_s += message.receipt.seconds
         entry.moved_bytes += message.receipt.moved_bytes
+        entry.prefill_reused = message.reused
         return [self._scheduler.start(entry, now)]
 
     def _embedded(self, entry: Entry, vector: bytes, now: float) -> list[Effect]:

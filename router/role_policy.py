@@ -111,6 +111,18 @@ class PrefillSide:
     pace: Pace  # on the cores that it has then
     filling: tuple[int, ...] = ()  # tokens left of its prompts, oldest first
     handover_s: float = 0.0  # for this prompt
+    known: int | None = (
+        None  # its first tokens that are not computed there; None: those not on decode
+    )
+
+    def computes(self, prompt: Span) -> Span:
+        """What it would compute. It is more than what is not cached where memory is not shared and little
+        is kept there, and less where decode has lost what is."""
+        if self.known is None:
+            return prompt
+        end = prompt.start + prompt.tokens
+        start = min(self.known, end - 1)
+        return Span(start, end - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +211,7 @@ def choose(
     ttft_s = slo.ttft_s or USUAL_TTFT * decode.idle.fill_s(prompt)
     itl_s = slo.itl_s or USUAL_ITL * decode.idle.forward_s
     local = local_outlook(prompt, decode, prefill, itl_s)
-    remote = remote_outlook(prompt, decode, prefill, itl_s)
+    remote = remote_outlook(prefill.computes(prompt), decode, prefill, itl_s)
     late = [waited_s + each.ttft_s > ttft_s for each in (local, remote)]
     far = [decode.streams * (each.gap_s > SURE * itl_s) for each in (local, remote)]
     delayed = [each.others_s / ttft_s for each in (local, remote)]  # about so many are late then

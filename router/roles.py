@@ -5,10 +5,11 @@ What runs goes on, whatever is decided for the next request: no worker is draine
 
 from dataclasses import replace
 
-from baton.kv.region import Receipt
 from baton.pace import Span
+from baton.wire.messages import Filled
 from router.batching import Rules
 from router.candidates import prefill_choices
+from router.kept import Kept
 from router.ledger import Entry, Ledger
 from router.placement import PLACE_PREFILL
 from router.reach import Reach
@@ -28,11 +29,13 @@ class Roles:
         members: WorkerRegistry,
         rules: Rules,
         reach: Reach,
+        kept: Kept,
     ) -> None:
         self._ledger = ledger
         self._members = members
         self._rules = rules
         self._reach = reach
+        self._kept = kept
 
     def forced(self, entry: Entry, now: float, *, alone: bool) -> Decision | None:
         """The decision where there is no choice. `alone`: no prefill worker can fill anything."""
@@ -101,11 +104,17 @@ class Roles:
         """The prefill worker that will have the least to do, of those that can fill this request."""
         assert entry.decode is not None
         able = self._reach.fillers(entry, now)
-        return PLACE_PREFILL(prefill_choices(self._ledger.loads.expected, able), entry.decode)
+        choices = prefill_choices(self._ledger.loads.expected, able, self._kept.saved(entry))
+        return PLACE_PREFILL(choices, entry.decode)
 
-    def handed_over(self, entry: Entry, receipt: Receipt) -> None:
-        """What a hand-over took, for each token."""
-        prefill = self._members.get(entry.prefill) if entry.prefill else None
+    def handed_over(self, entry: Entry, filled: Filled) -> None:
+        """What a hand-over took, for each token, and what was reused."""
+        prefill, receipt = (
+            self._members.get(entry.prefill) if entry.prefill else None,
+            filled.receipt,
+        )
+        if prefill is not None:
+            self._kept.filled(entry, prefill, filled.reused)
         if prefill is not None and entry.decode is not None and entry.unfilled > 0:
             took_s = receipt.seconds / entry.unfilled
             before = prefill.handovers.get(entry.decode, took_s)
@@ -125,7 +134,8 @@ class Roles:
         loads, name = self._ledger.loads, prefill.worker
         pace = prefill.pace(loads.soon.cores(name))
         filling = loads.amounts(name) + loads.promises.amounts(name)
-        return PrefillSide(pace, filling, entry.unfilled * _handover_s(decode, prefill))
+        handover_s = entry.unfilled * _handover_s(decode, prefill)
+        return PrefillSide(pace, filling, handover_s, self._kept.known(entry, prefill))
 
 
 def _handover_s(decode: Member, prefill: Member) -> float:

@@ -17,6 +17,7 @@ from router.candidates import Able, decode_choices, prefill_choices
 from router.embedding import why_no_embeddings
 from router.engines import Engines
 from router.hashes import prefix_hashes
+from router.kept import Kept
 from router.ledger import Entry, Ledger
 from router.placement import PLACE_DECODE, PLACE_PREFILL
 from router.reach import Reach
@@ -51,22 +52,22 @@ class Scheduler:
         self._granted: list[str] = []  # runs to decide on, since the last step
         self._full_until: deque[float] = deque()  # Member.full_until of every Deferred, in order
         self._reach = Reach(members)
-        self.roles = Roles(ledger, members, rules, self._reach)
-        self._affinity = Affinity()
+        self._affinity, self._kept = Affinity(), Kept(rope)
+        self.roles = Roles(ledger, members, rules, self._reach, self._kept)
         self._engines = Engines(ledger, members, rules, self._affinity, rope)
 
     def joined(self, hello: Hello) -> None:
         """The worker may be given requests."""
         if hello.role != ENGINE:  # engines are not chosen by blocks
             self._ledger.loads.joined(hello.worker, hello.blocks if hello.role == DECODE else None)
-        if hello.role != PREFILL:
-            self._affinity.joined(hello.worker)
+        (self._kept if hello.role == PREFILL else self._affinity).joined(hello.worker)
 
     def left(self, worker: str) -> None:
         """The worker is gone."""
         self.decide_again(worker)
         self._ledger.loads.left(worker)
         self._affinity.left(worker)
+        self._kept.left(worker)
 
     def decide_again(self, prefill: str, decode: str | None = None) -> None:
         """The prefill worker cannot fill what it has promised to this decode worker, or (None) to any."""
@@ -238,7 +239,8 @@ class Scheduler:
             entry = self._ledger.follow(waiting.run, State.RESERVED)
             assert entry is not None
             assert entry.grant is not None
-            choices = prefill_choices(self._ledger.loads.prefills, self._reach.fillers(entry, now))
+            prefills, able = self._ledger.loads.prefills, self._reach.fillers(entry, now)
+            choices = prefill_choices(prefills, able, self._kept.saved(entry))
             worker = PLACE_PREFILL(choices, entry.grant.worker)
             if worker is None:
                 continue
@@ -246,7 +248,8 @@ class Scheduler:
             self._ledger.apply(entry, Event.FILL, now, note=entry.decision.why)
             floor = self._rope.floor(len(entry.prompt_ids), entry.length)
             ids = entry.token_ids if entry.pooling else entry.token_ids[:-1]
-            order = Fill(entry.grant, ids, floor, entry.pooling, entry.params.adapter)
+            hashes = self._kept.hashes(entry, self._members.get(worker))
+            order = Fill(entry.grant, ids, floor, entry.pooling, entry.params.adapter, hashes)
             effects.append(To(worker, order))
         return effects
 

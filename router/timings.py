@@ -24,4 +24,5 @@ def timings(entry: Entry, now: float, kv_bytes_per_token: int) -> Timings:
         retries=max(0, entry.runs - 1 - entry.preemptions - entry.outgrown),
         preemptions=entry.preemptions,
         cached_tokens=entry.reused_tokens,
+        prefill_reused_tokens=entry.prefill_reused,
     )

@@ -35,8 +35,8 @@ Examples:
   python main.py --prompts mine.txt --temperature 0.8 --top-p 0.95 --seed 7
   python main.py --router tcp://10.0.0.1:7000 --keys keys --format jsonl -o out.jsonl
 """
-BENCHMARKS = ("engine", "disagg", "serve", "router", "telling", "step", "precision", "handover", "gemm",
-              "attention")  # fmt: skip
+BENCHMARKS = ("engine", "disagg", "serve", "chat", "router", "telling", "step", "precision", "handover",
+              "gemm", "attention")  # fmt: skip
 PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -103,9 +103,15 @@ class ClusterOptions:
         help="Tokens in one KV block; the same for all workers of a cluster.",
     )  # fmt: skip
     prefix_caching: bool = _declared(
-        True, "decode", section=MODEL, show_default="on",
+        True, "prefill", "decode", section=MODEL, show_default="on",
         switch="--enable-prefix-caching/--no-enable-prefix-caching",
         help="Keep the KV of finished sequences for prompts with the same prefix.",
+    )  # fmt: skip
+    prefill_cache_memory_bytes: int | None = _declared(
+        None, "prefill", section=MODEL, type=click.IntRange(min=0), metavar="BYTES",
+        show_default="the room for one prompt, on a CPU at most 1/16 of the free memory",
+        help="KV that a prefill worker keeps for prompts with the same prefix, where it cannot read the "
+        "decode worker's pool.",
     )  # fmt: skip
     speculative_model: str | None = _declared(
         None, "decode", section=MODEL, metavar="NAME", show_default="none",

@@ -11,7 +11,8 @@
   stays *cached* until a reservation evicts it (least recently used first).
 * `release` is the only operation that frees blocks, however the run ended. While a writer that writes
   to the pool directly (shared memory, CUDA IPC) may still be writing, its blocks go to *quarantine*
-  first, so a late write can never land in another request's block.
+  first, so a late write can never land in another request's block. Its prefix goes there too, for
+  such a writer reads it.
 * They leave quarantine when the writer confirms that it has stopped (`writer_released`), is proven dead,
   has restarted or was shut out (`writer_clear`). No timeout frees a block.
 
@@ -140,11 +141,16 @@ class BlockTable:
             return None
         waiting_for = self.writers.copy() if writer == ANY_WRITER else {writer} & self.writers
         if waiting_for:
-            self._quarantine.append(_Quarantined(held.grant.blocks, run, {*waiting_for}))
-            self._let_go(held.grant.prefix + held.grown)
+            self._quarantine.append(_Quarantined(held.grant.table, run, {*waiting_for}))
+            self._let_go(held.grown)
         else:
             self._let_go(held.table)
         return held.grant
+
+    def trim(self, most: int) -> None:
+        """Free cached blocks, the least recently used first, until at most so many are left."""
+        while len(self._cache) > most:
+            self._free.append(self._cache.evict_lru())
 
     def expired(self, now: float) -> list[str]:
         """Runs whose lease is over; release them with ANY_WRITER."""
@@ -217,7 +223,7 @@ class BlockTable:
     @property
     def quarantined_blocks(self) -> int:
         """Blocks that wait until a writer has stopped."""
-        return sum(len(held.blocks) for held in self._quarantine)
+        return len({block for held in self._quarantine for block in held.blocks})
 
     @property
     def idle(self) -> bool:

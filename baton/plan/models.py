@@ -11,6 +11,7 @@ from baton.text import Tokenizer
 from baton.wire import messages as msg
 from decode_worker.model import Draw, Drawn
 from prefill_worker.model import Chunk, News
+from prefill_worker.scratch import Scratch
 
 TOKEN = 7  # every answer is made of it
 
@@ -60,9 +61,14 @@ class SimulatedDecode(Timed):
 
 
 class SimulatedPrefill(Timed):
-    """PrefillModel without KV. Where memory is shared it reads cached prefixes in place."""
+    """PrefillModel without KV. Where memory is shared it reads cached prefixes in place; elsewhere
+    it keeps those of KEPT blocks."""
 
     waits = False
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self._scratch = Scratch(KEPT, KEPT)
 
     def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
         gb_per_s = self.machine.kv_bytes_per_s / 1e9
@@ -77,11 +83,16 @@ class SimulatedPrefill(Timed):
     def takes(self, worker: str) -> bool:
         return True
 
-    def admit(self, grant: Grant, tokens: int) -> bool:
-        return True
+    def admit(self, grant: Grant, tokens: int, block_hashes: Sequence[bytes] = ()) -> bool:
+        if not self.machine.kv_bytes_per_s or -(-tokens // BLOCK) > KEPT:
+            return True
+        most = (tokens - 1) // BLOCK
+        return self._scratch.take(grant.run, -(-tokens // BLOCK), block_hashes, most)
 
     def known(self, grant: Grant) -> int:
-        return 0 if self.machine.kv_bytes_per_s else len(grant.prefix) * BLOCK
+        if not self.machine.kv_bytes_per_s:
+            return len(grant.prefix) * BLOCK
+        return self._scratch.known(grant.run) * BLOCK if grant.run in self._scratch.held else 0
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:
         spans = [(chunk.start, len(chunk.token_ids)) for chunk in chunks]
@@ -91,16 +102,21 @@ class SimulatedPrefill(Timed):
         sent = max(0, tokens - len(grant.prefix) * BLOCK) if self.machine.kv_bytes_per_s else 0
         seconds = self.machine.handover(sent)
         self.spent_s += seconds
+        if grant.run in self._scratch.held:
+            self._scratch.keep(grant.run)
+            self._scratch.give_back(grant.run)
         return Receipt(sent * self.machine.kv_bytes_per_token, b"", seconds, "shm")
 
     def embedded(self, grant: Grant) -> bytes:
         raise TransferError("the simulation computes no embeddings")
 
     def abandon(self, grant: Grant) -> bool:
+        self._scratch.give_back(grant.run)
         return False
 
 
 BLOCK = 16  # tokens
+KEPT = 4096  # blocks of a prefill worker
 
 
 class Wordless(Tokenizer):

@@ -118,6 +118,12 @@ class Metrics:
         self._prompt = self._counter("prompt_tokens", "Prompt tokens.")
         self._cached = self._counter("prefix_cache_hits", "Prompt tokens whose KV was cached.")
         self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
+        self._reused = self._counter(
+            "prefill_prefix_cache_hits", "Of those, tokens whose KV was there: not computed."
+        )
+        self._filled = self._counter(
+            "prefill_prefix_cache_queries", "Tokens of prompts that prefill workers filled."
+        )
         self._success = self._counter("request_success", "Succeeded.", "finished_reason")
         self._failed = self._counter("request_failure", "Failed.", "reason")
         known = (self._success, GOOD), (self._failed, FAILURES), (self._rejections, REJECTIONS)
@@ -174,7 +180,7 @@ class Metrics:
         since; only the KV that was moved for it counts again. Returns whether it is its first."""
         timings, new = first.timings, first.request not in self._first
         if new:
-            self._read(first.prompt_tokens, timings)
+            self._read(first.prompt_tokens, timings, first.transport)
             self._began(AT_FIRST_TOKEN, first.prompt_tokens, timings)
         self._moved(first.transport, timings, None)
         self._first[first.request] = timings
@@ -207,7 +213,7 @@ class Metrics:
             self._embedded(ended, good=good)
             return
         if first is None:
-            self._read(ended.prompt_tokens, timings)
+            self._read(ended.prompt_tokens, timings, ended.transport)
         if not good:
             return
         if first is None:
@@ -232,10 +238,13 @@ class Metrics:
             self._began(AT_EMBEDDING, ended.prompt_tokens, ended.timings)
             self._prompt_lengths.labels(self._model).observe(ended.prompt_tokens)
 
-    def _read(self, prompt_tokens: int, timings: Timings) -> None:
+    def _read(self, prompt_tokens: int, timings: Timings, transport: str) -> None:
         self._prompt.labels(self._model).inc(prompt_tokens)
         self._queried.labels(self._model).inc(prompt_tokens)
         self._cached.labels(self._model).inc(timings.cached_tokens)
+        if transport:  # of a hand-over
+            self._filled.labels(self._model).inc(prompt_tokens)
+            self._reused.labels(self._model).inc(timings.prefill_reused_tokens)
 
     def _began(
         self, which: Mapping[str, tuple[str, str]], prompt_tokens: int, timings: Timings

@@ -82,6 +82,7 @@ class Spans:
                 "gen_ai.usage.output_tokens": ended.tokens,
                 "baton.time_to_first_token": ended.timings.ttft_s,
                 "baton.cached_tokens": ended.timings.cached_tokens,
+                "baton.prefill_reused_tokens": ended.timings.prefill_reused_tokens,
                 "baton.retries": ended.timings.retries,
                 "baton.preemptions": ended.timings.preemptions,
             },

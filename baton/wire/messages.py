@@ -159,13 +159,15 @@ class Fill:
     """Compute KV for these tokens (a prompt without its last) into the granted blocks. The Fills of a
     batch are sent together. `rope_floor`: see baton/rope.py. With `pooling`: compute the embedding of the
     tokens, all of them; the blocks are room for it, and nothing in them is kept. `adapter`: the digest of
-    the one to apply, as in GenerationParams."""
+    the one to apply, as in GenerationParams. `block_hashes` (baton/kv/prefix.py): of the full blocks, if
+    the prefill worker may keep their KV."""
 
     grant: Grant
     token_ids: Ids
     rope_floor: Tokens = 0
     pooling: OptionalName = ""
     adapter: OptionalName = ""
+    block_hashes: Annotated[tuple[Digest, ...], Size(0, LIST_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,11 +344,13 @@ class ChunkFilled:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """The run's blocks hold the KV of all prompt tokens but the last. The writer has stopped writing."""
+    """The run's blocks hold the KV of all prompt tokens but the last. The writer has stopped writing.
+    `reused`: first tokens whose KV it did not compute, because it was there."""
 
     run: RunName
     receipt: Receipt
     compute_s: Seconds
+    reused: Tokens = 0
 
 
 @dataclass(frozen=True, slots=True)

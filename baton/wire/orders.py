@@ -56,4 +56,6 @@ def unfit_fill(
         return f"block {max(grant.table)} of a pool of {blocks}"
     if max(ids) >= vocabulary:
         return f"token id {max(ids)}, the vocabulary has {vocabulary}"
+    if len(order.block_hashes) * size > len(ids):
+        return f"{len(order.block_hashes)} block hashes for {len(ids)} tokens"
     return not_held(order.adapter, held)

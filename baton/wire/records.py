@@ -61,6 +61,7 @@ class Timings:
     retries: Count = 0
     preemptions: Count = 0  # how often it lost its blocks to an older request and began again
     cached_tokens: Tokens = 0  # prompt tokens found in the prefix cache
+    prefill_reused_tokens: Tokens = 0  # those that the prefill worker did not compute
 
 
 @dataclass(frozen=True, slots=True)

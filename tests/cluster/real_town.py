@@ -260,7 +260,8 @@ class RealTown(Town):
             scratch = filling._scratch
             if scratch is not None:
                 assert scratch.held == {}
-                assert sorted(scratch.free) == list(range(scratch.pool.blocks))
+                scratch.table.check()
+                assert scratch.table.idle
         for decoding in self.decodings.values():
             for export in decoding._exports:
                 assert not (nothing_dropped and export.dropped), export.dropped

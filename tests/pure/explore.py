@@ -145,6 +145,7 @@ class Explorer:
         router = Router(identity, served, PretendTokenizer(), rules, float)
         scheduler = router._scheduler
         scheduler._affinity = scheduler._engines._affinity = Affinity(slots=64)  # copied each time
+        scheduler._kept._affinity = Affinity(slots=64)
         draft.nodes[ROUTER] = self._node(router)
 
     def _boot_worker(self, draft: Draft, role: str, index: int) -> None:

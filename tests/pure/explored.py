@@ -106,7 +106,7 @@ class Filler:
     def takes(self, worker: str) -> bool:
         return True
 
-    def admit(self, grant: Grant, tokens: int) -> bool:
+    def admit(self, grant: Grant, tokens: int, block_hashes: Sequence[bytes] = ()) -> bool:
         if grant.worker not in self.attached:
             raise TransferError(f"not attached to {grant.worker}")
         return True

@@ -55,7 +55,7 @@ TORCH_ZONE = (
     "sampler.filters", "sampler.logprobs", "sampler.race", "sampler.shape", "sampler.copies",
     "sampler.step",
     "prefill_worker.filling", "prefill_worker.pooled", "prefill_worker.process",
-    "prefill_worker.scratch", "prefill_worker.ways",
+    "prefill_worker.own_pool", "prefill_worker.resend", "prefill_worker.ways",
     "decode_worker.decoding", "decode_worker.draft", "decode_worker.process", "baton.local",
     "baton.models", "baton.gguf.weights", "baton.quantized.numbers", "baton.quantized.weights", "tools",
 )  # fmt: skip

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from baton.kv.grant import Grant
 from baton.pace import FORWARD_S, LEAST_TOKENS, Pace, Span
 from decode_worker.batching import Progress, Share, plan_step
-from prefill_worker.worker import Job, plan_chunks
+from prefill_worker.jobs import Job, plan_chunks
 from router.batching import Rules, Waiting, fill_due, plan_fill
 
 

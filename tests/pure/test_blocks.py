@@ -144,6 +144,31 @@ def test_an_unknown_writer_means_all_of_them() -> None:
     assert table.idle
 
 
+def test_a_prefix_that_a_writer_may_still_read_is_not_evicted() -> None:
+    table = table_of(4, "p")
+    first = table.reserve("a", 2, 0.0)
+    assert first is not None
+    table.start("a")
+    table.publish("a", (b"1", b"2"))
+    table.release("a", None)
+    second = table.reserve("b", 3, 0.0, (b"1", b"2"))
+    assert second is not None
+    assert second.prefix == first.blocks
+    table.release("b", "p")
+    table.check()
+    assert (table.free_blocks, table.quarantined_blocks) == (1, 3)
+    assert table.reserve("c", 2, 0.0) is None
+    third = table.reserve("d", 2, 0.0, (b"1", b"2"))
+    assert third is not None, "others may read it meanwhile"
+    table.release("d", "p")
+    assert table.quarantined_blocks == 3, "a block that two of them read is one"
+    table.writer_released("p", "b")
+    table.writer_released("p", "d")
+    table.check()
+    assert table.idle
+    assert table.cached_blocks == 2
+
+
 def test_blocks_that_nobody_was_to_write_leave_quarantine_with_the_cancel() -> None:
     table = table_of(4, "p", "q")
     table.reserve("a", 4, 0.0)

@@ -24,6 +24,7 @@ CHANGED = {
     "kv_cache_memory_bytes": 1_000_000,
     "block_size": 8,
     "prefix_caching": False,
+    "prefill_cache_memory_bytes": 2_000_000,
     "speculative_model": "ngram",
     "num_speculative_tokens": 2,
     "kv_transport": "frames",

@@ -72,6 +72,16 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return samples(metrics).get((f"baton:{name}", *sorted((labels | {"model_name": "m"}).items())))
 
 
+def test_what_prefill_workers_reused_is_counted_where_they_filled() -> None:
+    metrics = Metrics("m")
+    metrics.started(replace(FIRST, timings=replace(TIMES, prefill_reused_tokens=3)))
+    metrics.started(replace(FIRST, request="here", transport=""))
+    assert value(metrics, "prefill_prefix_cache_queries_total") == 9
+    assert value(metrics, "prefill_prefix_cache_hits_total") == 3
+    assert value(metrics, "prefix_cache_queries_total") == 18
+    assert value(metrics, "prefix_cache_hits_total") == 8
+
+
 def only_grows(metrics: Metrics) -> dict[Any, float]:
     """Counters, and the parts of histograms."""
     return {

@@ -19,6 +19,7 @@ COMMANDS = (
     "python main.py bench",
     "python main.py bench disagg",
     "python main.py bench serve",
+    "python main.py bench chat",
     "python main.py bench router",
     "python main.py bench telling",
     "python main.py lab",

@@ -62,7 +62,7 @@ class Pending(PretendPrefill):
     def attach(self, worker: str, epoch: str, regions: Sequence[Region]) -> msg.Attached:
         return msg.Attached(worker, epoch, "nixl", 0.0, "")
 
-    def admit(self, grant: Grant, tokens: int) -> bool:
+    def admit(self, grant: Grant, tokens: int, block_hashes: Sequence[bytes] = ()) -> bool:
         return True
 
     def fill(self, worker: str, chunks: Sequence[Chunk]) -> None:

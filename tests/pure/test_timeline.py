@@ -43,6 +43,29 @@ def walk(dice: random.Random, name: str, at: float) -> list[Moment]:
     return told
 
 
+def test_the_first_prefill_of_a_fill_says_what_was_reused() -> None:
+    timeline = Timeline()
+    timeline.add(
+        [
+            Moment("a", 1.0, "queued", tokens=90),
+            Moment("a", 1.1, "filling", "p"),
+            Moment("a", 1.4, "queued", note="lost"),
+            Moment("a", 1.5, "filling", "p"),
+            Moment("a", 1.6, "filling", "p", 70),
+            Moment("a", 2.0, "decoding", "d", handover_s=0.25, reused=64),
+            Moment("a", 2.4, "finished", tokens=6, note="stop"),
+        ]
+    )
+    (life,) = timeline.copy()
+    found = [(each.name, each.reused) for each in life.stages]
+    assert found == [
+        ("queue", 0), ("prefill", 0), ("queue", 0), ("prefill", 64), ("prefill", 0), ("handover", 0),
+        ("decode", 0),
+    ]  # fmt: skip
+    slices = [each for each in chrome_trace([life])["traceEvents"] if each["ph"] == "X"]
+    assert [each["args"].get("reused_tokens") for each in slices].count(64) == 1
+
+
 def test_a_life_is_its_stages_one_after_the_other() -> None:
     life = lived(
         Moment("a", 1.0, "queued", tokens=9),

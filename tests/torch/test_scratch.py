@@ -1,8 +1,5 @@
 """The prefill worker's own pool: neighbouring blocks, so that few copies carry them."""
 
-import torch
-
-from baton.engine.pool import Pool
 from baton.kv.layout import KVLayout, LayerShape
 from baton.transfer.pieces import stretches
 from prefill_worker.scratch import Scratch
@@ -11,8 +8,7 @@ LAYOUT = KVLayout((LayerShape(1, 4, 4),), 4, "float32")
 
 
 def test_a_run_gets_neighbours_in_rising_order_again_and_again() -> None:
-    pool = Pool.private(LAYOUT, 8, torch.device("cpu"))
-    scratch = Scratch(pool)
+    scratch = Scratch(8)
     for turn in range(3):
         assert scratch.take(f"a{turn}", 3)
         assert scratch.take(f"b{turn}", 4)
@@ -22,4 +18,4 @@ def test_a_run_gets_neighbours_in_rising_order_again_and_again() -> None:
             assert len(stretches(blocks, range(len(blocks)), 8)) == 1
         scratch.give_back(f"b{turn}")
         scratch.give_back(f"a{turn}")
-    assert sorted(scratch.free) == list(range(8))
+    assert scratch.table.idle
