@@ -112,14 +112,9 @@ class LLM:
 
         Raises InputError for the arguments, ModelError, OutOfMemory, and ProtocolError where no router
         answers. The first LLM of a model on this CPU compiles it: see baton/local.py."""
-        if router is not None and (num_prefill is not None or num_decode is not None):
-            raise InputError("router names a running cluster: leave num_prefill and num_decode out")
-        if router is not None and lora:
-            raise InputError("a running cluster has adapters of its own: leave lora out")
         name = model or "demo"
-        files = None
-        if router is None or model is not None:
-            files = resolve_model(name, download=download)
+        needed = router is None or model is not None
+        files = resolve_model(name, download=download) if needed else None
         given = {
             "dtype": dtype,
             "max_model_len": max_model_len,
@@ -131,6 +126,7 @@ class LLM:
         prefills = 0 if colocated else 1 if num_prefill is None else num_prefill
         decodes = 1 if num_decode is None else num_decode
         if router is not None:
+            _refuse_beside_router(num_prefill, num_decode, lora)
             start = _connect(router, keys)
         elif num_prefill is None and num_decode is None:
             start = _in_process(name, device, prefills, max_num_seqs, given)
@@ -399,6 +395,15 @@ class _Call:
             return RequestError(f"{where}: {failure.message}", code=failure.code)
         kind = WorkerLost if failure.code == "worker_lost" else BatonError
         return kind(f"{where}: the request failed ({failure.code}): {failure.message}")
+
+
+def _refuse_beside_router(
+    num_prefill: int | None, num_decode: int | None, lora: Mapping[str, str | Path] | None
+) -> None:
+    if num_prefill is not None or num_decode is not None:
+        raise InputError("router names a running cluster: leave num_prefill and num_decode out")
+    if lora:
+        raise InputError("a running cluster has adapters of its own: leave lora out")
 
 
 def _described(info: ClusterInfo) -> ModelInfo:
