@@ -52,7 +52,9 @@ def _arrivals(lines: Iterable[str], name: str, most: int, speed: float) -> list[
             break
         if line.strip():
             try:
-                found.append(_arrival(json.loads(line), len(found), speed))
+                what = json.loads(line)
+                if "setting" not in what:  # baton/plan/recorded.py
+                    found.append(_arrival(what, len(found), speed))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(f"--trace {name}, line {number}: {_what(error)}") from error
     if not found:

@@ -21,6 +21,7 @@ from baton.wire import messages as msg
 from baton.wire.messages import Message
 from baton.wire.node import ROUTER, Effect, Node, To
 from baton.wire.paces import Paces
+from baton.wire.records import Timings
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
 from router.admission import Served
@@ -33,6 +34,13 @@ LEAST_WAIT_S = 1e-4
 """Between two steps of a node that has nothing to compute."""
 WARM_UP_S = 3.0
 """Workers join, are attached and send their first heartbeat before the first request arrives."""
+STREAM_INTERVAL_S = 0.1
+"""Tokens are sent so often, but count as if each was sent at once: _note(). Half of the simulation's time
+would be messages that carry one token."""
+UNSENT_STEPS = 1024
+"""At most so many have tokens that are not sent yet."""
+DIGITS = 7
+"""Of the times of steps, in seconds: an age is a difference, and not exact."""
 TOO_LONG_S = 100_000.0
 
 
@@ -47,12 +55,13 @@ class Arrival:
 
 @dataclass(slots=True)
 class Answer:
-    """What became of one arrival. `tokens`: when each was there; `why`: who filled it, as decided."""
+    """What became of one arrival. `tokens`: when the client had each; `why`: who filled it, and why."""
 
     arrival: Arrival
     tokens: list[float] = field(default_factory=list)
     failed: str = ""
     why: str = ""
+    timings: Timings | None = None  # the router's word at its end
 
     @property
     def ttft_s(self) -> float:
@@ -86,6 +95,7 @@ class Simulation:
         self._models: dict[str, Timed] = {}
         self._inbox: dict[str, deque[tuple[str, Message]]] = {}
         self._busy_until: dict[str, float] = {}
+        self._ends: dict[str, dict[float, float]] = {}  # of steps whose tokens are not sent yet
         self._wake: dict[str, float] = {}
         self._events: list[tuple[float, int, str, str, Message | None]] = []
         self._serial = 0
@@ -116,7 +126,7 @@ class Simulation:
                 each.new_tokens,
                 SamplingParams(temperature=0.0),
                 ignore_eos=True,
-                stream_interval_s=0.0,
+                stream_interval_s=STREAM_INTERVAL_S,
             )
             submit = msg.Submit(name, each.prompt, params)
             self._push(WARM_UP_S + each.at, ROUTER, CLIENT, submit)
@@ -154,20 +164,35 @@ class Simulation:
         effects += node.step(now)
         ends = now + (model.spent_s - before if model is not None else 0.0)
         self._busy_until[name] = ends
+        if ends > now:
+            self._ends[name][round(now, DIGITS)] = ends
+        self._note(name, effects, now)
         self._send(name, effects, ends)
         self._wake_at(name, ends + max(LEAST_WAIT_S if ends == now else 0.0, node.due(ends)))
 
+    def _note(self, name: str, effects: Sequence[Effect], now: float) -> None:
+        """Tokens in messages to the router. Each has the time at which its step began; it existed at the
+        step's end, and is sent over two hops."""
+        for effect in effects:
+            if not (isinstance(effect, To) and isinstance(effect.message, msg.Decoded)):
+                continue
+            ends = self._ends[name]
+            for each in effect.message.runs:
+                request, _, _ = each.run.rpartition("#")
+                begun = [now - age for age in each.ages] or [now] * len(each.token_ids)
+                sent = 2 * self._machine.hop_s - WARM_UP_S
+                self._found[request].tokens += [_end(ends, at) + sent for at in begun]
+            for old in list(ends)[:-UNSENT_STEPS]:
+                del ends[old]
+
     def _hear(self, message: Message) -> None:
         match message:
-            case msg.Emissions(emitted):
-                for each in emitted:
-                    self._hear(each)
-            case msg.Emitted(request, tokens):
-                self._found[request].tokens += [self.now - WARM_UP_S] * len(tokens)
             case msg.Finished() | msg.Failed():
                 self._live -= 1
                 if isinstance(message, msg.Failed):
                     self._found[message.request].failed = message.message
+                else:
+                    self._found[message.request].timings = message.timings
             case msg.Observed():
                 for moment in message.moments:
                     if moment.state in ("filling", "decoding") and moment.note:
@@ -213,4 +238,11 @@ class Simulation:
             self._models[name] = model
         self._inbox[name] = deque()
         self._busy_until[name], self._wake[name] = 0.0, inf
+        self._ends[name] = {}
         self._wake_at(name, 0.0)
+
+
+def _end(ends: dict[float, float], began: float) -> float:
+    """Of the step that began then."""
+    found = ends.get(round(began, DIGITS))
+    return found if found is not None else ends[min(ends, key=lambda each: abs(each - began))]

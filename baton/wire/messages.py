@@ -15,7 +15,8 @@
 Messages of workers name *runs* ("7f3a#5", "7f3a#9": the attempts at a request), those of clients name
 requests; the router translates. Every message is a frozen dataclass of plain values; baton.wire.codec
 checks each field's type and bounds (baton/bounds.py) on arrival. client_messages.py defines those of
-clients, adapter_messages.py those about adapters; all are imported from here.
+clients, adapter_messages.py those about adapters, local_messages.py what is never sent; all are
+imported from here.
 """
 
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ from baton.wire.client_messages import Observed as Observed
 from baton.wire.client_messages import PromptScored as PromptScored
 from baton.wire.client_messages import Submit as Submit
 from baton.wire.client_messages import Supervised as Supervised
+from baton.wire.local_messages import Exited as Exited
+from baton.wire.local_messages import Malformed as Malformed
+from baton.wire.local_messages import Terminate as Terminate
+from baton.wire.local_messages import Unreachable as Unreachable
 from baton.wire.records import Ages, Logprobs, Speed, Work
 
 PROTOCOL = 9
@@ -453,40 +458,6 @@ class RunReturned:
     run: RunName
     why: Line
     suspect: bool
-
-
-# ---- the loop to its own node ----
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """From the loop itself, never sent: the peer's process has ended."""
-
-    peer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """From the loop itself, never sent: a message could not be delivered. The peer may be alive."""
-
-    peer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """From the channel, never sent: a Submit or Hello arrived that cannot be read. `about` is its request
-    id or its protocol, `why` the rule it breaks."""
-
-    kind: str
-    about: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Terminate:
-    """From the loop itself, never sent: SIGTERM came; end within so many seconds."""
-
-    within_s: float
 
 
 LOCAL = (Exited, Unreachable, Malformed, Terminate)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from baton.plan import simulation
 from baton.plan.arrivals import poisson
 from baton.plan.machine import Machine
 from baton.plan.score import Score, score
@@ -123,6 +124,23 @@ def test_neither_pinned_policy_is_best_everywhere(
     found = {policy: served(cell, policy, told=True).goodput for policy in RolePolicy}
     other = RolePolicy.SPLIT if better is RolePolicy.COLOCATED else RolePolicy.COLOCATED
     assert found[other] < found[better] < found[RolePolicy.ADAPTIVE]
+
+
+def test_tokens_that_are_sent_together_count_as_if_each_was_sent_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load, shape = poisson(8.0, 30, prompt=300, new_tokens=40), Shape(decodes=2)
+    for policy in RolePolicy:
+        rules = Rules(64, 0.01, 8192, role_policy=policy)
+        runs = []
+        for interval_s in (0.1, 0.0):
+            monkeypatch.setattr(simulation, "STREAM_INTERVAL_S", interval_s)
+            runs.append(Simulation(TWO_GPUS, rules, shape).run(load))
+        for together, alone in zip(*runs, strict=True):
+            assert len(together.tokens) == len(alone.tokens)
+        together, alone = (score(each, 1.0, 0.1) for each in runs)
+        for figure in ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99"):
+            assert getattr(together, figure) == pytest.approx(getattr(alone, figure), rel=0.02)
 
 
 def test_a_run_is_repeated_exactly() -> None:

@@ -24,6 +24,7 @@ from baton.errors import InputError
 from baton.topology import usable_cores
 from tools.benchmarks.disagg_report import compared, figures, idle_lines, verdicts
 from tools.benchmarks.disagg_verdicts import adaptive_verdicts
+from tools.benchmarks.keep import save_run, slug
 from tools.benchmarks.picture import draw_disagg, save
 from tools.measure.slo import Slo, Summary, Trace, percentile, summarise
 from tools.measure.split import (
@@ -58,13 +59,19 @@ class Case:
         return self.loads[0].name
 
 
-def measure(arms: list[RunningArm], case: Case, slo: Slo) -> dict[str, list[Summary]]:
-    """Drive each load through every arm in turn."""
+def measure(
+    arms: list[RunningArm], case: Case, slo: Slo, folder: Path | None = None
+) -> dict[str, list[Summary]]:
+    """Drive each load through every arm in turn. With a `folder`, each run is recorded there."""
     found: dict[str, list[Summary]] = {arm.split.name: [] for arm in arms}
-    for load in case.loads:
+    for turn, load in enumerate(case.loads, 1):
         for arm in arms:
             traces = arm.drive(load)
             found[arm.split.name].append(summarise(traces, slo, case.window))
+            if folder is not None:
+                save_run(
+                    folder / f"{slug(f'{arm.split.name} {load.name}')}-{turn}.jsonl", arm, traces
+                )
     return found
 
 
@@ -115,12 +122,18 @@ def unloaded(arm: RunningArm, prompt: int, tokens: int) -> Trace:
     default=None,
     help="Folder for disagg.json and disagg.png.",
 )
+@click.option(
+    "--traces",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder for a file of each run, which `plan --measured` reads.",
+)
 def main(
     model: str, dtype: str, cores: int | None, streams: int, prompt: int, prompts: int,
     every: float, rates: tuple[float, ...], seconds: float | None, requests: int,
     chosen: tuple[str, ...], no_mixed: bool, poisson_prompt: int, poisson_new: int,
     chunk: int, prefill_tokens: int, slo_ttft: float | None, slo_itl: float | None, rounds: int,
-    only_idle: bool, output: Path | None,
+    only_idle: bool, output: Path | None, traces: Path | None,
 ) -> None:  # fmt: skip
     """P/D against colocated serving, chunked prefill and adaptive roles, on the same cores."""
     if only_idle and output is not None:
@@ -168,21 +181,21 @@ def main(
                              seed=11 + 7 * turn, context=first.context)
                      for turn in range(rounds)]  # fmt: skip
             cases.append(Case(tuple(loads), (0.0, float("inf"))))
-        results = run_cases(arms, cases, slo)
+        results = run_cases(arms, cases, slo, traces)
     if output is not None:
         found = record(first, slo, idle, results)
         save(output, "disagg", found, partial(draw_disagg, results))
 
 
 def run_cases(
-    arms: list[RunningArm], cases: list[Case], slo: Slo
+    arms: list[RunningArm], cases: list[Case], slo: Slo, folder: Path | None = None
 ) -> dict[str, dict[str, list[Summary]]]:
     """Measure and report each case, and all of them at the end."""
     results, told = dict[str, dict[str, list[Summary]]](), list[str]()
     for case in cases:
         adaptive = next((arm for arm in arms if arm.split.name == ADAPTIVE), None)
         before = dict(adaptive.decided) if adaptive is not None else {}
-        found = results[case.name] = measure(arms, case, slo)
+        found = results[case.name] = measure(arms, case, slo, folder)
         click.echo(f"\n{case.name}\n" + figures(found))
         for ours in (PD, ADAPTIVE):
             if ours in found:

@@ -6,13 +6,17 @@ from collections.abc import Callable, Sequence
 
 from baton.kv.grant import Grant
 from baton.kv.region import Receipt
+from baton.lifecycle import State
+from baton.pace import Pace
 from baton.params import GenerationParams, Limits
 from baton.text import Tokenizer
 from baton.wire import messages as msg
 from baton.wire.messages import Message
 from baton.wire.node import Effect, To
+from baton.wire.paces import Paces
 from router.admission import Served
 from router.batching import Rules
+from router.role_policy import Cause, RolePolicy
 from router.router import Identity, Router
 from sampler.params import SamplingParams
 
@@ -112,11 +116,12 @@ def submission(number: int, prompt: int, new: int) -> msg.Submit:
 
 
 def pretend_router(
-    running: int, clock: Callable[[], float], *, cores: int = 0, tokenizer: Tokenizer | None = None
-) -> Router:
+    running: int, clock: Callable[[], float], *, cores: int = 0, tokenizer: Tokenizer | None = None,
+    policy: RolePolicy = RolePolicy.SPLIT,
+) -> Router:  # fmt: skip
     """A real router. `running`: requests on workers at most."""
     served = Served("pretend", "pretend", Limits(1 << 20, VOCABULARY), (0,), GREEDY)
-    rules = Rules(batch_size=running, window_s=0.0, token_budget=8192)
+    rules = Rules(batch_size=running, window_s=0.0, token_budget=8192, role_policy=policy)
     identity = Identity("router/1", "here", 1, tuple(range(cores)))
     return Router(identity, served, tokenizer or Words(), rules, clock)
 
@@ -131,13 +136,13 @@ class PretendCluster:
 
     def __init__(
         self, workers: int, running: int, *, prompt: int, new: int, near: bool = False,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Tokenizer | None = None, policy: RolePolicy = RolePolicy.SPLIT,
     ) -> None:  # fmt: skip
         """`running`: requests on workers at most. `near`: the workers share the router's host, and its
         cores."""
         self.now = 0.0
         self.router = pretend_router(
-            running, lambda: self.now, cores=2 * workers, tokenizer=tokenizer
+            running, lambda: self.now, cores=2 * workers, tokenizer=tokenizer, policy=policy
         )
         self.spent: dict[str, float] = defaultdict(float)  # CPU seconds by kind of work
         self.calls: dict[str, int] = defaultdict(int)
@@ -147,6 +152,8 @@ class PretendCluster:
         self._prompt, self._new = prompt, new
         self._submitted = 0
         self._next_beat = 0.0
+        paces = Paces(Pace(0.01, 0.0001), 2 if near else 0)
+        self._told = paces.report(), paces.idle, paces.requests
         self._replies: deque[tuple[str, Message]] = deque()
         for hello in self.workers.hellos():
             self.handle(hello.worker, hello, "join")
@@ -165,7 +172,8 @@ class PretendCluster:
         if self.now >= self._next_beat:
             self._next_beat = self.now + BEAT_S
             for name in (*self.decoding, *self.workers.filling):
-                self.handle(name, msg.Heartbeat(f"{name}/0", 1), "beat")
+                beat = msg.Heartbeat(f"{name}/0", 1, None, *self._told)
+                self.handle(name, beat, "beat")
         router, now = self.router, self.now
         self._counted(kind, lambda: router.step(now), lambda: router.due(now))
 
@@ -214,6 +222,16 @@ class PretendCluster:
         del self.decoding[worker][run]
         tokens = msg.RunTokens(run, position, (7,), "stop")
         self.handle(worker, msg.Decoded((tokens,)), kind)
+
+    def decide(self) -> float:
+        """CPU seconds of the decision who would fill the prompt of the oldest run, by its figures."""
+        entry = self.router.ledger.in_state(State.DECODING)[0]
+        roles = self.router._scheduler.roles
+        began = time.process_time()
+        decision = roles.decide(entry, self.now, alone=False)
+        took = time.process_time() - began
+        assert decision.cause in (Cause.TTFT, Cause.ITL, Cause.WAITING), decision
+        return took
 
     def kill(self, worker: str, kind: str) -> None:
         """The process of a decode worker dies."""

@@ -14,6 +14,8 @@ time of the router alone: messages are neither packed nor sent, and text is not 
     token of 10    the same with ten tokens of each run (of both the quickest round)
     death          a decode worker dies: its requests are queued again; the step after it, which places
                    them, included
+    decision       who fills a prompt, of the adaptive policy, just after a worker has begun or ended
+                   something (median)
 
 `--wire` starts a real router process's loop, and another process in the place of all others. It says what
 the router's process spends with msgpack and ZeroMQ, and how much its main thread can carry.
@@ -29,14 +31,16 @@ import click
 
 from baton.table import seconds, table
 from baton.wire.messages import GetClusterInfo
+from router.role_policy import RolePolicy
 from tools.benchmarks.pretend_cluster import PretendCluster
 from tools.benchmarks.router_wire import carried
 
-HEADER = ("W", "R", "place", "request", "step", "watched", "token", "token of 10", "death")
+HEADER = ("W", "R", "place", "request", "step", "watched", "token", "token of 10", "death",
+          "decision")  # fmt: skip
 WIRE = ("W", "R", "tokens a message", "request", "requests/s", "token", "main thread", "tokens/s")
 IDLE_S = 0.01
 """Virtual time between idle turns."""
-TURNS, PLACES, ROUNDS, WATCHERS = 300, 100, 5, 1000
+TURNS, PLACES, ROUNDS, WATCHERS, DECISIONS = 300, 100, 5, 1000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,10 @@ def measured(case: Case) -> list[str]:
     town.step("watch")
     found.append(_idle(town, "watched"))
     found += [_tokens(town, case, decodes, each) for each in (1, 10)]
+    decision = _decided(case)
     town.kill(decodes[0], "death")
     town.step("death")
-    found.append(town.spent["death"])
+    found += [town.spent["death"], decision]
     return [f"{case.workers}", f"{case.running:,}", *map(seconds, found)]
 
 
@@ -104,6 +109,24 @@ def _tokens(town: PretendCluster, case: Case, decodes: list[str], each: int) -> 
                 town.step(kind)
         costs.append(town.spent[kind] / count)
     return min(costs)
+
+
+def _decided(case: Case) -> float:
+    """Seconds of one decision, in a cluster of its own whose router chooses for each request."""
+    town = PretendCluster(
+        case.workers, case.running, prompt=case.prompt, new=DECISIONS + 100, near=case.near,
+        policy=RolePolicy.ADAPTIVE,
+    )  # fmt: skip
+    town.submit(2 * case.running, "submit all")
+    town.answer_all("fill all")
+    decodes, costs = sorted(town.decoding), []
+    for index in range(DECISIONS):
+        busy = [name for name in decodes if town.decoding[name]]
+        town.submit(1, "more")
+        town.finish(busy[index % len(busy)], "end")
+        town.answer_all("place")
+        costs.append(town.decide())
+    return statistics.median(costs)
 
 
 def on_the_wire(case: Case, each: int) -> list[str]:

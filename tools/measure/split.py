@@ -114,6 +114,11 @@ class RunningArm:
             *(info.model, info.fingerprint, info.dtype, info.context, how, cores, size, str(GREEDY))
         )
 
+    @property
+    def options(self) -> ClusterOptions:
+        """Of its cluster."""
+        return self._cluster.options
+
     def await_ready(self) -> None:
         """Wait until the cluster is ready again, after the death of a process spoiled a run."""
         self._info = self._client.await_ready()
