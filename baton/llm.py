@@ -107,6 +107,7 @@ class LLM:
         max_num_seqs: int = 64,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 2048,
+        kv_cache_dtype: str = "auto",
         kv_cache_memory_bytes: int | None = None,
         prefix_caching: bool = True,
         chat_template: str | Path | None = None,
@@ -134,6 +135,7 @@ class LLM:
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_batched_tokens": max_num_batched_tokens,
+            "kv_cache_dtype": kv_cache_dtype,
             "kv_cache_memory_bytes": kv_cache_memory_bytes,
             "prefix_caching": prefix_caching,
         }

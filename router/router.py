@@ -241,4 +241,5 @@ class Router:
             router_pid=self._identity.pid,
             pool_tokens=members.largest_pool * members.block_size,
             adapters=served.limits.adapters,
+            kv_dtype=next((m.hello.kv_dtype for m in members if m.hello.kv_dtype), ""),
         )

@@ -55,6 +55,7 @@ class WorkerOptions:
     keys: ClusterKeys | None
     parent: int | None
     health: str | None = None  # HOST:PORT
+    kv_cache_dtype: str = "auto"
     tensor_parallel_size: int = 1  # ranks
     lora: tuple[str, ...] = ()  # adapters, NAME=FOLDER each
     idle: float = 0.0  # seconds that this process waited for its command (baton/cluster/standby.py)
@@ -149,6 +150,7 @@ def introduce(
         model=fingerprint,
         adapters=adapters,
         dtype=dtype,
+        kv_dtype=layout.dtype,
         layout=layout.fingerprint,
         block_size=layout.block_size,
         block_bytes=layout.block_bytes,

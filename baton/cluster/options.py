@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from baton.adapters.files import absolute_lora, refuse_ranks
-from baton.dtypes import DTYPES
+from baton.dtypes import DTYPES, KV_DTYPES, refuse_narrow_kv
 from baton.kv.transports import CHOICES
 from baton.model_files import absolute_name
 from baton.topology import Topology, gpus_of
@@ -85,6 +85,11 @@ class ClusterOptions:
     dtype: str = _declared(
         "auto", "prefill", "decode", section=MODEL, type=click.Choice(DTYPES),
         help="auto: bfloat16 on a GPU, float32 on a CPU.",
+    )  # fmt: skip
+    kv_cache_dtype: str = _declared(
+        "auto", "prefill", "decode", section=MODEL, type=click.Choice(KV_DTYPES),
+        help="auto: that of the computation. int8: a quarter of the memory and of what is sent, and "
+        "slightly other answers; on a CPU.",
     )  # fmt: skip
     max_model_len: int | None = _declared(
         None, "router", "prefill", "decode", section=MODEL, type=click.IntRange(min=2),
@@ -174,6 +179,7 @@ class ClusterOptions:
         object.__setattr__(self, "lora", tuple(map(absolute_lora, self.lora)))
         if self.lora:
             refuse_ranks(max(self.ranks("prefill"), self.ranks("decode")))
+        refuse_narrow_kv(self.kv_cache_dtype, max(self.ranks("prefill"), self.ranks("decode")))
 
     def arguments(self, process: str) -> list[str]:
         """The command-line options of a router, prefill or decode worker."""

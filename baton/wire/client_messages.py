@@ -105,6 +105,7 @@ class ClusterInfo:
     router_pid: OptionalPid = 0
     pool_tokens: Tokens = 0
     adapters: Adapters = ()
+    kv_dtype: Line = ""  # of the KV cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,7 @@ class Hello:
     how: Line = ""  # engine backend, for people
     takes_cores: bool = False  # it computes on the cores that the router assigns
     adapters: Adapters = ()  # sorted by name; all workers of a cluster have the same
+    kv_dtype: OptionalName = ""  # of its KV cache; an engine has none
 
 
 @dataclass(frozen=True, slots=True)
