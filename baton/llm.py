@@ -93,6 +93,7 @@ class LLM:
         max_num_seqs: int = 64,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 2048,
+        kv_cache_dtype: str = "auto",
         kv_cache_memory_bytes: int | None = None,
         prefix_caching: bool = True,
         chat_template: str | Path | None = None,
@@ -119,19 +120,19 @@ class LLM:
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_batched_tokens": max_num_batched_tokens,
+            "kv_cache_dtype": kv_cache_dtype,
             "kv_cache_memory_bytes": kv_cache_memory_bytes,
             "prefix_caching": prefix_caching,
             "lora": lora_options(lora),
         }
         prefills = 0 if colocated else 1 if num_prefill is None else num_prefill
-        decodes = 1 if num_decode is None else num_decode
         if router is not None:
             _refuse_beside_router(num_prefill, num_decode, lora)
             start = _connect(router, keys)
         elif num_prefill is None and num_decode is None:
             start = _in_process(name, device, prefills, max_num_seqs, given)
         else:
-            start = _processes(name, device, prefills, decodes, max_num_seqs, given)
+            start = _processes(name, device, prefills, num_decode, max_num_seqs, given)
         self._thread = RequestThread(start)
         self._close = weakref.finalize(self, self._thread.close)
         self._limit = QUEUED * max_num_seqs
@@ -434,16 +435,16 @@ def _processes(
     model: str,
     device: str,
     prefills: int,
-    decodes: int,
+    decodes: int | None,
     max_num_seqs: int,
     given: Mapping[str, Any],
 ) -> Start:
     named = device != "auto"
     topology = plan_topology(
         (device,) * prefills if named else (),
-        (device,) * decodes if named else (),
+        (device,) * (1 if decodes is None else decodes) if named else (),
         prefills=prefills,
-        decodes=decodes,
+        decodes=1 if decodes is None else decodes,
         colocated=prefills == 0,
         gpus=count_gpus(),
     )

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baton.clock import Clock, monotonic
-from baton.dtypes import DTYPES
+from baton.dtypes import DTYPES, KV_DTYPES
 from baton.engine.boot import Engine, boot
 from baton.engine.pool import decode_pool_blocks, spare_blocks
 from baton.errors import InputError, ProtocolError
@@ -65,6 +65,7 @@ class LocalOptions:
     model: str = "demo"
     device: str = "auto"
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
     prefills: int = 1
     decodes: int = 1
     max_num_seqs: int = 64
@@ -84,8 +85,9 @@ class LocalOptions:
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name, known in (("dtype", DTYPES), ("kv_cache_dtype", KV_DTYPES)):
+            if (given := getattr(self, name)) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {given!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,13 @@ class LocalCluster:
         self._decodings: dict[str, Decoding] = {}
         files = resolve_model(options.model, download=options.download).with_lora(options.lora)
         self.tokenizer = Tokenizer(files.tokenizer_file)  # first: it takes less time to be wrong
-        engine = boot(files, device=options.device, dtype=options.dtype, block_size=BLOCK_SIZE)
+        engine = boot(
+            files,
+            device=options.device,
+            dtype=options.dtype,
+            kv_dtype=options.kv_cache_dtype,
+            block_size=BLOCK_SIZE,
+        )
         self.router = self._make_router(options, files)
         self.nodes: dict[str, Node] = {ROUTER: self.router}
         try:
@@ -326,6 +334,7 @@ def _hello(
         model=files.fingerprint,
         adapters=files.adapters,
         dtype=engine.dtype,
+        kv_dtype=engine.layout.dtype,
         layout=engine.layout.fingerprint,
         block_size=engine.layout.block_size,
         block_bytes=engine.layout.block_bytes,

@@ -285,4 +285,5 @@ class Router:
             pool_tokens=members.largest_pool * members.block_size,
             adapters=self.catalog.offered,
             changes=self.catalog.changes,
+            kv_dtype=next((m.hello.kv_dtype for m in members if m.hello.kv_dtype), ""),
         )

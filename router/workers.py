@@ -203,10 +203,9 @@ class WorkerRegistry:
             return mixture(hello, other.hello)
         if other is not None and other.hello.layout != hello.layout:
             return (
-                f"the worker's KV layout is {hello.layout} ({hello.dtype}, block size "
-                f"{hello.block_size}), {other.worker}'s is {other.hello.layout} "
-                f"({other.hello.dtype}, block size {other.hello.block_size}); start both with the "
-                "same --dtype and --block-size"
+                f"the worker's KV layout is {hello.layout} ({_kv(hello)}), {other.worker}'s is "
+                f"{other.hello.layout} ({_kv(other.hello)}); start both with the same --dtype, "
+                "--kv-cache-dtype and --block-size"
             )
         return None
 
@@ -435,6 +434,10 @@ def other_protocol(protocol: str, why: str = "") -> str:
     if protocol == str(PROTOCOL):
         return f"the worker's Hello is malformed: {why}"
     return f"the worker speaks protocol {protocol}, the router {PROTOCOL}"
+
+
+def _kv(hello: Hello) -> str:
+    return f"{hello.kv_dtype or hello.dtype}, block size {hello.block_size}"
 
 
 def _attach(hello: Hello) -> msg.Attach:

@@ -55,6 +55,7 @@ class WorkerOptions:
     keys: ClusterKeys | None
     parent: int | None
     health: str | None = None  # HOST:PORT
+    kv_cache_dtype: str = "auto"
     tensor_parallel_size: int = 1  # ranks
     lora: tuple[str, ...] = ()  # adapters, NAME=FOLDER each
     allow_lora_updates: str | None = None  # the folder of those that come and go
@@ -150,6 +151,7 @@ def introduce(
         model=fingerprint,
         adapters=adapters,
         dtype=dtype,
+        kv_dtype=layout.dtype,
         layout=layout.fingerprint,
         block_size=layout.block_size,
         block_bytes=layout.block_bytes,

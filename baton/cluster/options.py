@@ -15,7 +15,7 @@ import click
 from baton.adapters.below import FLAG, updates_folder
 from baton.adapters.files import absolute_lora, refuse_ranks
 from baton.adapters.identity import MOST
-from baton.dtypes import DTYPES
+from baton.dtypes import DTYPES, KV_DTYPES, refuse_narrow_kv
 from baton.kv.transports import CHOICES
 from baton.model_files import absolute_name
 from baton.topology import Topology, gpus_of
@@ -87,6 +87,11 @@ class ClusterOptions:
     dtype: str = _declared(
         "auto", "prefill", "decode", section=MODEL, type=click.Choice(DTYPES),
         help="auto: bfloat16 on a GPU, float32 on a CPU.",
+    )  # fmt: skip
+    kv_cache_dtype: str = _declared(
+        "auto", "prefill", "decode", section=MODEL, type=click.Choice(KV_DTYPES),
+        help="auto: that of the computation. int8: a quarter of the memory and of what is sent, and "
+        "slightly other answers; on a CPU.",
     )  # fmt: skip
     max_model_len: int | None = _declared(
         None, "router", "prefill", "decode", section=MODEL, type=click.IntRange(min=2),
@@ -192,9 +197,11 @@ class ClusterOptions:
         if self.allow_lora_updates is not None:
             folder = str(updates_folder(self.allow_lora_updates))
             object.__setattr__(self, "allow_lora_updates", folder)
+        ranks = max(self.ranks("prefill"), self.ranks("decode"))
         if self.lora or self.allow_lora_updates is not None:
             asks = "--lora" if self.lora else FLAG
-            refuse_ranks(max(self.ranks("prefill"), self.ranks("decode")), asks)
+            refuse_ranks(ranks, asks)
+        refuse_narrow_kv(self.kv_cache_dtype, ranks)
 
     def arguments(self, process: str) -> list[str]:
         """The command-line options of a router, prefill or decode worker."""

@@ -14,6 +14,7 @@ import torch
 from baton.engine.batch import Batch
 from baton.engine.pool import Pool
 from baton.errors import ModelError
+from baton.kv.layout import INT8
 
 NAME = "baton_paged"
 
@@ -117,5 +118,7 @@ class PagedForward:
         self.pool.write(layer, self.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         if self.after_layer is not None:
             self.after_layer(layer)  # KV may be sent while the attention is computed
-        packed = query[0].transpose(0, 1).to(self.pool.keys[layer].dtype)
+        packed = query[0].transpose(0, 1)
+        if self.pool.layout.dtype != INT8:
+            packed = packed.to(self.pool.keys[layer].dtype)
         return self.kernel(packed, self.pool, layer, params)[None]

@@ -16,6 +16,7 @@ from baton.engine.device import (
     dtype_name,
     pick_device,
     pick_dtype,
+    pick_kv_dtype,
     refuse_without_fp8,
     set_up,
 )
@@ -94,15 +95,23 @@ class Engine:
 
 
 def boot(
-    files: ModelFiles, *, device: str, dtype: str, block_size: int, decodes: bool = True
+    files: ModelFiles,
+    *,
+    device: str,
+    dtype: str,
+    block_size: int,
+    kv_dtype: str = "auto",
+    decodes: bool = True,
 ) -> Engine:
     """Load, probe, self-test, warm up. Raises ModelError, InputError, OutOfMemory. With a dtype of
-    WEIGHTS the KV cache is bf16 and the other computation fp32 on a CPU, bf16 on a GPU. `decodes`: False
-    for a worker that only fills, whose steps are not recorded.
+    WEIGHTS the KV cache is bf16 and the other computation fp32 on a CPU, bf16 on a GPU. `kv_dtype`: one
+    of KV_DTYPES. `decodes`: False for a worker that only fills, whose steps are not recorded.
 
     The code of hundreds of architectures runs here for the first time. An error that nobody expected is a
     ModelError too, because the next attempt would end in the same way; its traceback goes to the log."""
-    return sorted_out(files, lambda: _boot(files, device, dtype, block_size, decodes=decodes))
+    return sorted_out(
+        files, lambda: _boot(files, device, dtype, block_size, kv_dtype, decodes=decodes)
+    )
 
 
 def sorted_out(files: ModelFiles, load: Callable[[], Result]) -> Result:
@@ -123,12 +132,17 @@ def sorted_out(files: ModelFiles, load: Callable[[], Result]) -> Result:
         ) from error
 
 
-def _boot(files: ModelFiles, device: str, dtype: str, block_size: int, *, decodes: bool) -> Engine:
+def _boot(
+    files: ModelFiles, device: str, dtype: str, block_size: int, kv_dtype: str, *, decodes: bool
+) -> Engine:
     torch_device = pick_device(device)
     set_up(torch_device)
-    cache_dtype = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
-    weights = WEIGHTS.get(dtype, cache_dtype)
-    forward, layout = _forward(files, torch_device, weights, cache_dtype, block_size, decodes)
+    computed = pick_dtype("bfloat16" if dtype in WEIGHTS else dtype, torch_device)
+    cache_dtype = pick_kv_dtype(kv_dtype, computed, torch_device)
+    weights = WEIGHTS.get(dtype, computed)
+    forward, layout = _forward(
+        files, torch_device, weights, computed, cache_dtype, block_size, decodes
+    )
     token_s, pace = measure(forward, layout)
     name = dtype if dtype in WEIGHTS else dtype_name(weights)
     pools = OnePool(layout, torch_device)
@@ -139,6 +153,7 @@ def _forward(
     files: ModelFiles,
     device: torch.device,
     weights: torch.dtype,
+    computed: torch.dtype,
     cache_dtype: torch.dtype,
     block_size: int,
     decodes: bool,
@@ -150,7 +165,7 @@ def _forward(
     def load() -> Any:
         from baton.engine.loading import load_model
 
-        model = load_model(files, device, cache_dtype)
+        model = load_model(files, device, computed)
         check_rope(files, model)
         return model
 

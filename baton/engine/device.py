@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from baton.dtypes import INT8, KV_DTYPES
 from baton.errors import InputError
 from baton.host import available_memory, core_numbers, meminfo, run_on
 
@@ -40,6 +41,21 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def pick_kv_dtype(name: str, computed: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of the KV cache for a value of --kv-cache-dtype; InputError for one that does not run
+    here. `computed`: that of the computation."""
+    if name == "auto":
+        return computed
+    if name != INT8:
+        raise InputError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, got {name!r}")
+    if device.type != "cpu":
+        raise InputError(
+            f"--kv-cache-dtype int8 needs a CPU, got {device}: attention on GPUs does not read it yet; "
+            "leave it out"
+        )
+    return torch.int8
 
 
 def set_up(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 from baton.engine.attention import AttentionParams
 from baton.engine.batch import Batch
+from baton.engine.narrow import head_dim, widened
 from baton.engine.pool import Pool
 from sampler.copies import up
 
@@ -52,10 +53,12 @@ class GatherAttention:
         if params.window not in self.plans:
             self.plans[params.window] = self.plan(self.batch, self.block_size, params.window)
         keys, values = pool.keys[layer].flatten(0, 1), pool.values[layer].flatten(0, 1)
-        output = query.new_empty(*query.shape[:2], values.shape[-1])  # [T, H, Dv]
+        output = query.new_empty(*query.shape[:2], head_dim(values))  # [T, H, Dv]
         for group in self.plans[params.window]:
             q = _take(query, group.tokens, group.rows)
             k, v = (_take(each, group.slots, group.rows) for each in (keys, values))
+            if k.dtype == torch.int8:
+                k, v = widened(k, query.dtype), widened(v, query.dtype)
             attend = sdpa if params.softcap is None and params.sinks is None else spelled_out
             mixed = attend(q, k, v, group, params)  # [rows, H, queries, Dv]
             output.index_copy_(0, group.tokens, mixed.transpose(1, 2).flatten(0, 1))

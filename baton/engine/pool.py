@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import torch
 
 from baton.engine.device import allocated, free_memory
+from baton.engine.narrow import narrowed
 from baton.errors import OutOfMemory
-from baton.kv.layout import KVLayout
+from baton.kv.layout import INT8, ITEM_BYTES, KVLayout
 from baton.memory import out_of_memory
 
 CPU_SHARE, DEVICE_SHARE = 0.25, 0.85  # of free memory by default; main memory has other users
@@ -24,7 +25,8 @@ WORKING_BYTES = (
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Typed views of the slabs. Write through `write`; attention reads `keys` and `values`."""
+    """Typed views of the slabs. Write through `write`; attention reads `keys` and `values`. In int8 these
+    have the bytes of a scale behind those of each head (baton/engine/narrow.py)."""
 
     layout: KVLayout
     slabs: tuple[torch.Tensor, ...]  # uint8 [bytes], one per layer, then the stamps
@@ -84,6 +86,8 @@ class Pool:
     ) -> None:
         """Write the keys [T, kv_heads, key_dim] and values [T, kv_heads, value_dim] of T tokens to
         `slots` i64 [T] (slot = block * block_size + position within the block)."""
+        if self.layout.dtype == INT8:
+            keys, values = narrowed(keys), narrowed(values)
         for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
             pool.flatten(0, 1).index_copy_(0, slots, new.to(pool.dtype))
 
@@ -161,8 +165,12 @@ def _layer_views(
     shape, dtype = layout.layers[layer], getattr(torch, layout.dtype)
     split = blocks * layout.key_block_bytes(layer)
     head = (blocks, layout.block_size, shape.kv_heads)
-    keys = slab[:split].view(dtype).view(*head, shape.key_dim)
-    values = slab[split:].view(dtype).view(*head, shape.value_dim)
+    wide = [
+        layout.head_bytes(dim) // ITEM_BYTES[layout.dtype]
+        for dim in (shape.key_dim, shape.value_dim)
+    ]
+    keys = slab[:split].view(dtype).view(*head, wide[0])
+    values = slab[split:].view(dtype).view(*head, wide[1])
     return keys, values
 
 

@@ -6,6 +6,9 @@ One layer's memory is one *slab*: all key blocks, then all value blocks.
     key block:    [block_size, kv_heads, key_dim]
     value block:  [block_size, kv_heads, value_dim]
 
+With dtype int8 a head of a token takes its numbers, one byte each, and behind them their scale, a float32
+(decision 0008). So scales lie with the block, and whatever copies blocks copies them too.
+
 After the layers comes one more slab, the *stamps*: an int64 per block, the generation of the grant
 under which the block was last completely filled (0: not filled).
 """
@@ -13,7 +16,9 @@ under which the block was last completely filled (0: not filled).
 import hashlib
 from dataclasses import dataclass
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+INT8 = "int8"
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, INT8: 1}
+SCALE_BYTES = 4
 STAMP_BYTES = 8
 
 
@@ -42,13 +47,17 @@ class KVLayout:
         if self.dtype not in ITEM_BYTES:
             raise ValueError(f"KV dtype must be one of {sorted(ITEM_BYTES)}, got {self.dtype!r}")
 
+    def head_bytes(self, dim: int) -> int:
+        """Bytes of one head's `dim` numbers of one token, keys or values."""
+        return dim * ITEM_BYTES[self.dtype] + (SCALE_BYTES if self.dtype == INT8 else 0)
+
     def key_block_bytes(self, layer: int) -> int:
         shape = self.layers[layer]
-        return self.block_size * shape.kv_heads * shape.key_dim * ITEM_BYTES[self.dtype]
+        return self.block_size * shape.kv_heads * self.head_bytes(shape.key_dim)
 
     def value_block_bytes(self, layer: int) -> int:
         shape = self.layers[layer]
-        return self.block_size * shape.kv_heads * shape.value_dim * ITEM_BYTES[self.dtype]
+        return self.block_size * shape.kv_heads * self.head_bytes(shape.value_dim)
 
     def slab_bytes(self, blocks: int) -> list[int]:
         """Bytes of each slab of a pool with so many blocks: one per layer, then the stamps."""

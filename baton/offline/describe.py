@@ -1,5 +1,6 @@
 """A short description of the cluster for the user."""
 
+from baton.kv.layout import INT8
 from baton.kv.transports import transport
 from baton.topology import Topology
 from baton.wire.messages import ClusterInfo
@@ -10,10 +11,15 @@ def describe_cluster(info: ClusterInfo, started: Topology | None = None) -> list
     """Model, dtype, topology, and how the KV cache gets from prefill to decode. Work begins with the
     first workers to join; `started` says how many were started in all."""
     return [
-        f"model     {info.model}, {info.dtype}, context {info.context:,} tokens{_how(info)}",
+        f"model     {info.model}, {_dtypes(info)}, context {info.context:,} tokens{_how(info)}",
         f"topology  {_topology(info, started)}",
         f"KV path   {_ways(info)}",
     ]
+
+
+def _dtypes(info: ClusterInfo) -> str:
+    """That of the model, and that of the KV cache where it was asked for."""
+    return f"{info.dtype}, KV cache {info.kv_dtype}" if info.kv_dtype == INT8 else info.dtype
 
 
 def _how(info: ClusterInfo) -> str:

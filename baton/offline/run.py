@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from baton.adapters.files import resolve_adapters
 from baton.client.batch import Completion, Event, Failure, Streamed, complete
 from baton.client.blocking import Client, Notice
+from baton.dtypes import INT8
 from baton.errors import BatonError, InputError
 from baton.machine import this_machine
 from baton.offline.describe import describe_cluster, worker_states
@@ -70,15 +71,14 @@ class OfflineJob:
             length = settings.generation_length
             files, context = checked_model(target, settings.prompts, length)
             default = SamplingParams.from_generation_config(files.generation_config)
-            dtype = target.options.dtype
+            dtype = _dtypes(target.options.dtype, target.options.kv_cache_dtype)
             for each in resolve_adapters(target.options.lora, target.options.model):
                 self._adapter = each.adapter.digest  # there is one, or none
             self._run(ServedModel(files.name, files.fingerprint, dtype, context, default), None)
             return
         with self._connected() as (client, info):
-            model = ServedModel(
-                info.model, info.fingerprint, info.dtype, info.context, info.sampling
-            )
+            dtype = _dtypes(info.dtype, info.kv_dtype)
+            model = ServedModel(info.model, info.fingerprint, dtype, info.context, info.sampling)
             check_length(settings.generation_length, context=model.context, model=model.name)
             self._run(model, client)
 
@@ -199,6 +199,11 @@ class OfflineJob:
             raise Interrupted(f"{journal.saved}; {RESUME}") from interrupt
         finally:
             journal.close()
+
+
+def _dtypes(dtype: str, kv_dtype: str) -> str:
+    """What answers depend on: a job is not continued with others."""
+    return f"{dtype}, KV {kv_dtype}" if kv_dtype == INT8 else dtype
 
 
 def failed(failures: Sequence[Failure], *, total: int, saved: str) -> BatonError:

@@ -7,6 +7,7 @@ import torch
 from baton.adapters.below import FLAG
 from baton.adapters.files import refuse_ranks
 from baton.cluster.launch import WorkerOptions
+from baton.dtypes import refuse_narrow_kv
 from baton.engine.boot import Engine, boot
 from baton.engine.device import pick_device
 from baton.errors import InputError
@@ -44,6 +45,7 @@ def boot_worker(files: ModelFiles, options: WorkerOptions, *, decodes: bool = Tr
         name=options.name,
         device=options.device,
         dtype=options.dtype,
+        kv_dtype=options.kv_cache_dtype,
         block_size=options.block_size,
         decodes=decodes,
     ).engine
@@ -73,16 +75,25 @@ def start(
     device: str,
     dtype: str,
     block_size: int,
+    kv_dtype: str = "auto",
     decodes: bool = True,
 ) -> Started:
     """Boot (baton/engine/boot.py) one rank or several. `name`: of the worker, for logs. Raises
     ModelError, InputError, OutOfMemory, WorkerLost."""
     if division.size == 1:
         return Started(
-            boot(files, device=device, dtype=dtype, block_size=block_size, decodes=decodes)
+            boot(
+                files,
+                device=device,
+                dtype=dtype,
+                kv_dtype=kv_dtype,
+                block_size=block_size,
+                decodes=decodes,
+            )
         )
     if files.adaptable:
         refuse_ranks(division.size, "--lora" if files.lora else FLAG)
+    refuse_narrow_kv(kv_dtype, division.size)
     place = pick_device(device)
     check_devices(place, division.size, torch.cuda.device_count())
     from baton.parallel.first import start_ranks  # with transformers: seconds

@@ -371,7 +371,7 @@ class Metrics:
         """vLLM's name and labels, one series for each pool."""
         labels = ("model_name", "worker", "block_size", "num_gpu_blocks", "cache_dtype")
         family = self._family("cache_config_info", "1; the labels describe a KV pool.", labels)
-        self._dtype = self.info.dtype if self.info else self._dtype
+        self._dtype = self.info.kv_dtype if self.info else self._dtype
         shared = self._shared()
         pools = {_label("decode", pool.worker, shared): pool for pool in counts.pools}
         for name, pool in pools.items():

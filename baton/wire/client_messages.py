@@ -112,6 +112,7 @@ class ClusterInfo:
     pool_tokens: Tokens = 0
     adapters: Adapters = ()
     changes: Changes = NONE
+    kv_dtype: Line = ""  # of the KV cache
 
 
 @dataclass(frozen=True, slots=True)

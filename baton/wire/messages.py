@@ -246,6 +246,7 @@ class Hello:
     takes_cores: bool = False  # it computes on the cores that the router assigns
     adapters: Adapters = ()  # of --lora, sorted by name; all workers of a cluster have the same
     changes: Changes = NONE  # the last that a router told this process
+    kv_dtype: OptionalName = ""  # of its KV cache; an engine has none
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import prefill_worker.__main__
 import router.__main__
 from baton.cli.main import cli
 from baton.cluster.options import DECLARED, ClusterOptions, Declaration, beside
+from baton.errors import InputError
 from baton.topology import Topology
 
 COMMANDS = {
@@ -21,6 +22,7 @@ COMMANDS = {
 CHANGED = {
     "dtype": "bfloat16",
     "max_model_len": 100,
+    "kv_cache_dtype": "int8",
     "kv_cache_memory_bytes": 1_000_000,
     "block_size": 8,
     "prefix_caching": False,
@@ -120,3 +122,8 @@ def test_a_name_is_not_taken_for_a_folder_beside_it(
         (tmp_path / name).mkdir()
     options = replace(OPTIONS, speculative_model="ngram")
     assert (options.model, options.speculative_model) == ("demo", "ngram")
+
+
+def test_a_narrow_kv_cache_is_refused_for_several_ranks() -> None:
+    with pytest.raises(InputError, match="--kv-cache-dtype int8 and --tensor-parallel-size 2"):
+        replace(OPTIONS, kv_cache_dtype="int8", prefill_tensor_parallel_size=2)

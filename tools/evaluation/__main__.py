@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from baton.dtypes import DTYPES
+from baton.dtypes import DTYPES, KV_DTYPES
 from baton.errors import InputError
 from baton.model_files import ModelFiles, resolve_model
 from baton.text import Tokenizer
@@ -33,6 +33,8 @@ _SUBJECT = [
     click.option("--device", default="auto", show_default=True, help="cpu, cuda:0, mps, ..."),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True,
                  help="int8 is for the CPU."),
+    click.option("--kv-cache-dtype", type=click.Choice(KV_DTYPES), default="auto", show_default=True,
+                 help="int8 is for the CPU."),
     click.option("--threads", type=click.IntRange(min=1), default=None,
                  help="CPU threads.  [default: all cores]"),
     click.option("--url", default=None, metavar="URL",
@@ -41,7 +43,7 @@ _SUBJECT = [
                  help="The model's name on that server.  [default: the only one]"),
     click.option("--api-key", default="", help="The server's API key, if it needs one."),
 ]  # fmt: skip
-IN_PROCESS = ("device", "dtype", "threads")
+IN_PROCESS = ("device", "dtype", "kv_cache_dtype", "threads")
 THROUGH_A_SERVER = ("served_model", "api_key")
 
 
@@ -212,7 +214,11 @@ def _subject(files: ModelFiles, options: Mapping[str, Any]) -> Subject:
     from tools.evaluation.engine import EngineSubject  # torch
 
     return EngineSubject(
-        files, device=options["device"], dtype=options["dtype"], threads=options["threads"]
+        files,
+        device=options["device"],
+        dtype=options["dtype"],
+        kv_dtype=options["kv_cache_dtype"],
+        threads=options["threads"],
     )
 
 

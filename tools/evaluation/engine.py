@@ -40,11 +40,19 @@ UNSOUND = (
 class EngineSubject:
     """See Subject. `threads`: None for torch's default."""
 
-    def __init__(self, files: ModelFiles, *, device: str, dtype: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        device: str,
+        dtype: str,
+        threads: int | None,
+        kv_dtype: str = "auto",
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.meter = Meter()
-        self._engine = boot(files, device=device, dtype=dtype, block_size=BLOCK)
+        self._engine = boot(files, device=device, dtype=dtype, kv_dtype=kv_dtype, block_size=BLOCK)
         self._layout = self._engine.layout
         self._tokenizer = Tokenizer(files.tokenizer_file)
         self._rows = max(1, LOGITS_BYTES // (4 * files.vocab_size))  # rows with logits of a forward
@@ -56,6 +64,7 @@ class EngineSubject:
             fingerprint=files.fingerprint,
             asked="in process",
             runs=f"{describe_device(self._engine.device)}, {self._engine.dtype}, "
+            f"KV {self._layout.dtype}, "
             f"{self._engine.runner.backend}",
             call="forward",
             context=within,

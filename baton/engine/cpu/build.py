@@ -43,7 +43,7 @@ compile code that is as fast (docs/performance.md)."""
 TARGET_FLAGS = ("-march=", "-mcpu=")
 BUILD_TIMEOUT_S = 600  # a loaded machine may take minutes
 SHOWN_LINES = 5  # of the compiler's output in an error message
-KERNEL = ("attention_f32.cpp", "attention_bf16.cpp", "kernel.cpp")
+KERNEL = ("attention_f32.cpp", "attention_i8.cpp", "attention_bf16.cpp", "kernel.cpp")
 """The sources of the library of attention alone."""
 GUARD = ("/bin/sh", "-c", "read _; kill -KILL 0")
 """Waits for the end of its stdin, then kills its process group."""
@@ -79,7 +79,7 @@ class Toolchain:
 
 
 def program_sources(products: Iterable[str], caches: Iterable[str]) -> tuple[str, ...]:
-    """What runs programs with these types of weights (f32, bf16, i8, w8) and caches (f32, bf16)."""
+    """What runs programs with these types of weights (f32, bf16, i8, w8) and caches (f32, bf16, i8)."""
     return (
         *(f"attention_{each}.cpp" for each in caches),
         *("program.cpp", "rows.cpp"),

@@ -16,12 +16,13 @@ from baton.engine.cpu.build import KERNEL, NoNative, build
 from baton.engine.cpu.structures import ATTENTION, CACHES, AttentionBatch, AttentionLayer, check_abi
 from baton.engine.errors import CompileError
 from baton.engine.gather import GatherAttention
+from baton.engine.narrow import head_dim
 from baton.engine.pool import Pool
 from baton.engine.runner import PlanKernel
 
 log = logging.getLogger(__name__)
 
-CACHE_TYPES = {torch.float32: CACHES["float32"], torch.bfloat16: CACHES["bfloat16"]}
+CACHE_TYPES = {getattr(torch, name): number for name, number in CACHES.items()}
 
 
 @cache
@@ -77,8 +78,8 @@ def describe_layer(
         values=values.data_ptr(),
         heads=heads,
         kv_heads=keys.shape[2],
-        key_dim=keys.shape[3],
-        value_dim=values.shape[3],
+        key_dim=head_dim(keys),
+        value_dim=head_dim(values),
         scaling=params.scaling,
         window=params.window or 0,
         softcap=params.softcap or 0.0,
@@ -87,8 +88,8 @@ def describe_layer(
 
 
 class NativeAttention:
-    """The kernel of one forward. Pools that are not fp32 or bf16 on a CPU use GatherAttention. `native`:
-    the library that computes [default: library()]."""
+    """The kernel of one forward. Pools in fp16 or not on a CPU use GatherAttention. `native`: the library
+    that computes [default: library()]."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from baton.engine.cpu.shipped import MANIFEST, TARGETS, Shipped, Target, digest_
 from baton.errors import InputError
 
 LIBRARIES = {
-    "program": program_sources(("f32", "bf16", "i8", "w8"), ("f32", "bf16")),
+    "program": program_sources(("f32", "bf16", "i8", "w8"), ("f32", "bf16", "i8")),
     "kernel": KERNEL,
 }
 LINK_FLAGS = (

@@ -42,9 +42,9 @@ LOGITS = KINDS.index("logits")
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.qint8: 3}
 """WeightType of gemm_word.h. qint8 stands for int8 weights that are multiplied by bf16 rows."""
 TYPES = ("f32", "bf16", "i8", "w8")
-"""The names of WeightType, and of CacheType (the first two)."""
+"""The names of WeightType, and of CacheType (the first three)."""
 SCALED = (torch.int8, torch.qint8)  # 8-bit weights with a scale per channel
-CACHES = {"float32": 0, "bfloat16": 1}
+CACHES = {"float32": 0, "bfloat16": 1, "int8": 2}
 
 
 class Operand(Structure):
@@ -169,7 +169,7 @@ class _AbiEntry(Structure):
 
 def abi_of(structures: tuple[type[Structure], ...]) -> dict[str, int]:
     """Sizes, offsets and codes as declared here, by the names of native/abi.h."""
-    enums = {"CacheType": TYPES[:2]} | (ENUMS if structures is PROGRAM else {})
+    enums = {"CacheType": TYPES[:3]} | (ENUMS if structures is PROGRAM else {})
     found = {f"{enum}.{name}": i for enum, names in enums.items() for i, name in enumerate(names)}
     for each in structures:
         found[each.__name__] = ctypes.sizeof(each)

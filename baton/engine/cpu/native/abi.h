@@ -16,7 +16,7 @@ struct AbiEntry {
 #define ABI_CODE(type, name) {#type "." #name, int64_t(type::name)},
 
 #define ABI_ATTENTION \
-    ABI_CODE(CacheType, f32) ABI_CODE(CacheType, bf16) \
+    ABI_CODE(CacheType, f32) ABI_CODE(CacheType, bf16) ABI_CODE(CacheType, i8) \
     ABI_SIZE(AttentionBatch) \
     ABI_FIELD(AttentionBatch, sequences) ABI_FIELD(AttentionBatch, query_offsets) \
     ABI_FIELD(AttentionBatch, context_lengths) ABI_FIELD(AttentionBatch, block_table) \

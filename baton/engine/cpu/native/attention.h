@@ -35,8 +35,9 @@ void attend(const AttentionLayer& layer, const AttentionBatch& batch, const floa
 }
 
 template <typename T>
-void write_rows(T* pool, const int64_t* slots, const float* rows, long stride, long width,
+void write_rows(T* pool, const int64_t* slots, const float* rows, long stride, long heads, long dim,
                 const Range& tokens) {
+    const long width = heads * dim;
     for (long token = tokens.begin; token < tokens.end; token++) {
         const float* from = rows + token * stride;
         T* to = pool + slots[token] * width;
@@ -46,16 +47,24 @@ void write_rows(T* pool, const int64_t* slots, const float* rows, long stride, l
     }
 }
 
+inline void write_rows(i8* pool, const int64_t* slots, const float* rows, long stride, long heads,
+                       long dim, const Range& tokens) {
+    for (long token = tokens.begin; token < tokens.end; token++)
+        for (long head = 0; head < heads; head++)
+            narrow(pool + (slots[token] * heads + head) * head_width<i8>(dim),
+                   rows + token * stride + head * dim, dim);
+}
+
 // k [T, kv_heads * key_dim] and v into the pool.
 template <typename T>
 void write_kv(const AttentionLayer& layer, const AttentionBatch& batch, const float* k,
                      long k_stride, const float* v, long v_stride, const Worker& worker) {
     Range tokens = share(batch.query_offsets[batch.sequences], worker);
-    auto write = [&](void* pool, const float* rows, long stride, long width) {
-        write_rows(static_cast<T*>(pool), batch.slots, rows, stride, width, tokens);
+    auto write = [&](void* pool, const float* rows, long stride, long dim) {
+        write_rows(static_cast<T*>(pool), batch.slots, rows, stride, layer.kv_heads, dim, tokens);
     };
-    write(layer.keys, k, k_stride, layer.kv_heads * layer.key_dim);
-    write(layer.values, v, v_stride, layer.kv_heads * layer.value_dim);
+    write(layer.keys, k, k_stride, layer.key_dim);
+    write(layer.values, v, v_stride, layer.value_dim);
 }
 
 }  // namespace baton

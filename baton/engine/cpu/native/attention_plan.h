@@ -20,12 +20,12 @@ struct AttentionBatch {              // as baton.engine.batch.Batch
     const int64_t* slots;            // [T]: block * block_size + position within the block
 };
 
-enum class CacheType : int { f32 = 0, bf16 = 1 };
+enum class CacheType : int { f32 = 0, bf16 = 1, i8 = 2 };
 
 struct AttentionLayer {
     CacheType type;
-    void* keys;    // [blocks, block_size, kv_heads, key_dim]
-    void* values;  // [blocks, block_size, kv_heads, value_dim]
+    void* keys;    // [blocks, block_size, kv_heads, head_width(key_dim)]
+    void* values;  // [blocks, block_size, kv_heads, head_width(value_dim)]
     long heads, kv_heads, key_dim, value_dim;
     float scaling;
     long window;         // 0: none; a query sees itself and the window - 1 before it

@@ -137,10 +137,10 @@ class TileRun {
 
     // The key block's rows of one kv head. Until prefetch_next() is called, they prefetch themselves.
     CacheRows<T> rows_of(const KeyBlock& keys, const void* pool, long dim, long head) const {
-        const T* start = static_cast<const T*>(pool) + head * dim;
+        const T* start = static_cast<const T*>(pool) + head * head_width<T>(dim);
         const int64_t* slots = keys.slots + keys.begin;
         int count = keys.end - keys.begin;
-        long stride = layer.kv_heads * dim;
+        long stride = layer.kv_heads * head_width<T>(dim);
         return {start, slots, stride, dim, count, start, slots, stride, count};
     }
 

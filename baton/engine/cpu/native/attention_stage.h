@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "vec.h"
+#include "attention_narrow.h"
 
 namespace baton {
 
@@ -41,7 +41,8 @@ struct CacheRows {
     // WIDTH values of a row, as a factor of multiply().
     Part at(long row, long column) const {
         prefetch(after(row) + column);
-        return load_part(at(row) + column);
+        const T* head = at(row);
+        return scaled(load_part(head + column), head, dim);
     }
 };
 
@@ -85,7 +86,7 @@ inline void transpose(Part (&rows)[WIDTH]) {
     for (int i = 0; i < WIDTH; i += 4) std::swap(rows[i + 1], rows[i + 2]);
 }
 
-// A square of WIDTH keys by as many 32-bit words; a word is one dimension of a key, or two.
+// A square of WIDTH keys by as many 32-bit words; a word is one dimension of a key, or two, or four.
 template <typename T>
 struct Square {
     static constexpr int DIMS = WIDTH * int(sizeof(float) / sizeof(T));
@@ -115,6 +116,8 @@ struct Square {
     // Dimension d + i, a key in each lane.
     Part dimension(int i) const {
         if constexpr (DIMS == WIDTH) return words[i];
+        else if constexpr (DIMS == 4 * WIDTH)
+            return __builtin_convertvector((PartI)words[i / 4] << (24 - i % 4 * 8) >> 24, Part);
         else return (Part)(i % 2 ? (PartU)words[i / 2] & 0xffff0000 : (PartU)words[i / 2] << 16);
     }
 };
@@ -128,6 +131,7 @@ class KeyGroup {
             int inside = row < 0 ? 0 : row < keys.count ? row : keys.count - 1;
             now[i] = keys.at(inside);
             next[i] = keys.after(inside);
+            scales[i] = scale_of(now[i], dim);
         }
     }
 
@@ -141,15 +145,21 @@ class KeyGroup {
             Square<T> square(now, d, dim);
             if (d + DIMS <= dim) {
 #pragma GCC unroll 32
-                for (int i = 0; i < DIMS; i++) visit(d + i, square.dimension(i));
+                for (int i = 0; i < DIMS; i++) visit(d + i, dimension(square, i));
             } else {
-                for (int i = 0; d + i < dim; i++) visit(d + i, square.dimension(i));
+                for (int i = 0; d + i < dim; i++) visit(d + i, dimension(square, i));
             }
         }
     }
 
    private:
+    Part dimension(const Square<T>& square, int i) const {
+        if constexpr (sizeof(T) == 1) return square.dimension(i) * scales;
+        else return square.dimension(i);
+    }
+
     const T *now[WIDTH], *next[WIDTH];
+    Part scales;
     long dim;
 };
 
@@ -192,8 +202,9 @@ void stage_values(const CacheRows<T>& values, long width, float* to) {
         for (long d = 0; d < values.dim; d += LANES) {
             prefetch(values.after(i) + d);
             long left = values.dim - d;
-            store(to + i * width + d, left < LANES ? load_some(values.at(i) + d, int(left))
-                                                   : load(values.at(i) + d));
+            const T* head = values.at(i);
+            Vec some = left < LANES ? load_some(head + d, int(left)) : load(head + d);
+            store(to + i * width + d, scaled(some, head, values.dim));
         }
 }
 

@@ -35,7 +35,7 @@ struct AttentionPart {
 
 #define BATON_WEAK extern __attribute__((weak))
 BATON_WEAK const ProductPart product_f32, product_bf16, product_i8, product_w8;
-BATON_WEAK const AttentionPart attention_f32, attention_bf16;
+BATON_WEAK const AttentionPart attention_f32, attention_bf16, attention_i8;
 
 // See run_rows(); always linked.
 void run_row_part(const Op* ops, long count, const RowView& rows, Range range);
@@ -51,7 +51,12 @@ inline const ProductPart* product_part(WeightType type) {
 }
 
 inline const AttentionPart* attention_part(CacheType type) {
-    return type == CacheType::f32 ? &attention_f32 : &attention_bf16;
+    switch (type) {
+        case CacheType::f32: return &attention_f32;
+        case CacheType::bf16: return &attention_bf16;
+        case CacheType::i8: return &attention_i8;
+    }
+    return nullptr;
 }
 
 template <WeightType type>

@@ -90,7 +90,7 @@ class ProgramCheck {
     }
 
     bool layer(const AttentionLayer& it) {
-        if (it.type != CacheType::f32 && it.type != CacheType::bf16) return false;
+        if (it.type < CacheType::f32 || it.type > CacheType::i8) return false;
         for (long each : {it.heads, it.kv_heads, it.key_dim, it.value_dim})
             if (each < 1 || each > (1 << 20)) return false;
         if (it.heads % it.kv_heads || it.window < 0) return false;

@@ -33,6 +33,7 @@ struct Vectors {
     typedef int32_t Ints __attribute__((vector_size(4 * COUNT)));
     typedef uint32_t Words __attribute__((vector_size(4 * COUNT)));
     typedef uint16_t Halves __attribute__((vector_size(2 * COUNT)));
+    typedef int8_t Bytes __attribute__((vector_size(COUNT)));
 };
 
 typedef Vectors<LANES>::Floats Vec;
