@@ -114,8 +114,7 @@ class LLM:
         Raises InputError for the arguments, ModelError, OutOfMemory, and ProtocolError where no router
         answers. The first LLM of a model on this CPU compiles it: see baton/local.py."""
         name = model or "demo"
-        needed = router is None or model is not None
-        files = resolve_model(name, download=download) if needed else None
+        files = resolve_model(name, download=download) if router is None or model else None
         given = {
             "dtype": dtype,
             "max_model_len": max_model_len,
@@ -141,9 +140,9 @@ class LLM:
         self._files = self._checked_files(files)
         self._tokenizer = Tokenizer(self._files.tokenizer_file) if self._files else None
         override = Path(chat_template) if chat_template is not None else None
-        template = read_template(self._files.folder if self._files else None, override)
-        self._chat_template = template
+        self._chat_template = read_template(self._files.folder if self._files else None, override)
         self._tool_chats: ToolChats | None = None
+        template = self._chat_template
         self._template = CompiledTemplate(template) if template is not None else None
 
     # ---- calls

@@ -113,9 +113,7 @@ class Filling:
                 f"{tokens} tokens need {blocks} blocks, this worker's own pool has "
                 f"{self._scratch.blocks}; start it with a larger --max-model-len"
             )
-        most = (
-            tokens - 1
-        ) // self._engine.layout.block_size  # a forward sends, so one token is left
+        most = (tokens - 1) // self._engine.layout.block_size  # one token is left for a forward
         if self._scratch.take(grant.run, blocks, block_hashes, most):
             lacking = slice(len(grant.prefix), self._scratch.known(grant.run))
             source, target = self._scratch.held[grant.run][lacking], grant.table[lacking]

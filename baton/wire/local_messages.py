@@ -1,5 +1,5 @@
-"""Messages of the event loop (loop.py) and the channel (channel.py) to their own node. They are never sent:
-the codec refuses them from a socket."""
+"""Messages of the event loop (loop.py) and the channel (channel.py) to their own node. They are never
+sent: the codec refuses them from a socket."""
 
 from dataclasses import dataclass
 

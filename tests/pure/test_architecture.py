@@ -415,12 +415,12 @@ def test_imports_are_not_hidden_from_the_reader() -> None:
 
 
 def test_every_message_is_in_the_union() -> None:
-    from baton.wire import adapter_messages, client_messages, messages
+    from baton.wire import adapter_messages, client_messages, local_messages, messages
 
     kinds = {kind.__name__ for kind in get_args(messages.Message)}
     defined = {
         node.name
-        for module in (messages, client_messages, adapter_messages)
+        for module in (messages, client_messages, adapter_messages, local_messages)
         for node in parsed(Path(str(module.__file__))).body
         if isinstance(node, ast.ClassDef)
     }
