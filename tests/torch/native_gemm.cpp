@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../../baton/engine/cpu/native/gemm.h"
+#include "../../baton/engine/cpu/native/gemm_blocks.h"
 #include "../../baton/engine/cpu/native/gemm_groups.h"
 
 using namespace baton;
@@ -43,6 +44,28 @@ void multiply_rows(int type, long n, long k, const void* panels, const float* sc
         });
     multiply(weight, rows, row_stride, prepared, m, out, out_stride, parts, {0, threads});
     for (auto& each : team) each.join();
+}
+
+// A weight of q4 or q8, in `threads`.
+void multiply_blocked(int type, long n, long k, long block, int offset, int halves, const void* panels,
+                      const float* bias, const float* rows, long row_stride, long m, float* out,
+                      long out_stride, int threads) {
+    Weight weight{WeightType(type), n, k, panels, nullptr, bias, block, Offset(offset), halves};
+    Parts parts;
+    parts.prepare(weight, m, threads);
+    for (int thread = 0; thread < threads; thread++) parts.begin({thread, threads});
+    for (int thread = threads - 1; thread >= 0; thread--)
+        multiply(weight, rows, row_stride, nullptr, m, out, out_stride, parts, {thread, threads});
+}
+
+long bytes_of_blocks(int type, long n, long k, long block, int offset, int halves) {
+    return long(blocks_bytes({WeightType(type), n, k, nullptr, nullptr, nullptr, block, Offset(offset), halves}));
+}
+
+// Row `channel` of such a weight, in floats.
+void unpack_blocked(int type, long n, long k, long block, int offset, int halves, const void* panels,
+                    long channel, float* to) {
+    unpack_channel({WeightType(type), n, k, panels, nullptr, nullptr, block, Offset(offset), halves}, channel, to);
 }
 
 long bytes_of_pairs(int type, long pairs, long k) { return grouped_bytes(WeightType(type), pairs, k); }

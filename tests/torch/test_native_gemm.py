@@ -33,7 +33,7 @@ def library(shim: str) -> ctypes.CDLL:
         loaded = build([str(HERE / shim)], "test-gemm")
     except NoCompiler as error:
         pytest.skip(str(error))
-    for name in ("bytes_of_weight", "bytes_of_rows", "bytes_of_pairs"):
+    for name in ("bytes_of_weight", "bytes_of_rows", "bytes_of_pairs", "bytes_of_blocks"):
         getattr(loaded, name).restype = ctypes.c_long
     return loaded
 

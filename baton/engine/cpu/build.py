@@ -79,7 +79,7 @@ class Toolchain:
 
 
 def program_sources(products: Iterable[str], caches: Iterable[str]) -> tuple[str, ...]:
-    """What runs programs with these types of weights (f32, bf16, i8, w8) and caches (f32, bf16, i8)."""
+    """What runs programs with these types of weights (the names of TYPES) and caches (f32, bf16, i8)."""
     return (
         *(f"attention_{each}.cpp" for each in caches),
         *("program.cpp", "rows.cpp"),

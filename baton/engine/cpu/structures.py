@@ -41,8 +41,9 @@ KINDS = ("tokens", "logit_rows", "ids", "positions", "logits")
 LOGITS = KINDS.index("logits")
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.qint8: 3}
 """WeightType of gemm_word.h. qint8 stands for int8 weights that are multiplied by bf16 rows."""
-TYPES = ("f32", "bf16", "i8", "w8")
+TYPES = ("f32", "bf16", "i8", "w8", "q4", "q8")
 """The names of WeightType, and of CacheType (the first three)."""
+OFFSETS = ("none", "zeros", "minima")
 SCALED = (torch.int8, torch.qint8)  # 8-bit weights with a scale per channel
 CACHES = {"float32": 0, "bfloat16": 1, "int8": 2}
 
@@ -95,6 +96,8 @@ class Weight(Structure):
         ("n", c_int64),
         ("k", c_int64),
         *((name, c_void_p) for name in ("panels", "scales", "bias")),
+        ("block", c_int64),
+        *((name, c_int32) for name in ("offset", "halves")),
     ]
 
 
@@ -160,6 +163,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "StageKind": STAGES,
     "BufferKind": KINDS,
     "WeightType": TYPES,
+    "Offset": OFFSETS,
 }
 
 

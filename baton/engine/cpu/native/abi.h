@@ -40,7 +40,8 @@ struct AbiEntry {
     ABI_CODE(BufferKind, tokens) ABI_CODE(BufferKind, logit_rows) ABI_CODE(BufferKind, ids) \
     ABI_CODE(BufferKind, positions) ABI_CODE(BufferKind, logits) \
     ABI_CODE(WeightType, f32) ABI_CODE(WeightType, bf16) ABI_CODE(WeightType, i8) \
-    ABI_CODE(WeightType, w8) \
+    ABI_CODE(WeightType, w8) ABI_CODE(WeightType, q4) ABI_CODE(WeightType, q8) \
+    ABI_CODE(Offset, none) ABI_CODE(Offset, zeros) ABI_CODE(Offset, minima) \
     ABI_SIZE(Operand) \
     ABI_FIELD(Operand, place) ABI_FIELD(Operand, buffer) ABI_FIELD(Operand, offset) \
     ABI_FIELD(Operand, outer_stride) ABI_FIELD(Operand, inner_stride) \
@@ -60,6 +61,7 @@ struct AbiEntry {
     ABI_SIZE(Weight) \
     ABI_FIELD(Weight, type) ABI_FIELD(Weight, n) ABI_FIELD(Weight, k) ABI_FIELD(Weight, panels) \
     ABI_FIELD(Weight, scales) ABI_FIELD(Weight, bias) \
+    ABI_FIELD(Weight, block) ABI_FIELD(Weight, offset) ABI_FIELD(Weight, halves) \
     ABI_SIZE(Table) \
     ABI_FIELD(Table, data) ABI_FIELD(Table, bytes) \
     ABI_SIZE(Spec) \

@@ -78,7 +78,7 @@ class Groups {
     long slots = 1, experts = 0, all = 0;
 };
 
-// Of the rows of all pairs, in the form that is multiplied: see gemm_pack.h; f32: copies.
+// Of the rows of all pairs, in the form that is multiplied: see gemm_pack.h; copies where that is floats.
 inline size_t grouped_bytes(WeightType type, long pairs, long k) {
     return scales_bytes(type, pairs) + size_t(pairs) * words_of_row(type, k) * sizeof(uint32_t);
 }
@@ -93,7 +93,7 @@ void gather_rows(const Groups& groups, const float* rows, long row_stride, long 
     for (long i = mine.begin; i < mine.end; i++) {
         const float* row = rows + groups.row(i) * row_stride + groups.slot(i) * slot_stride;
         uint32_t* to = words + i * words_of_row(type, k);
-        if constexpr (type == WeightType::f32) std::memcpy(to, row, k * sizeof(float));
+        if constexpr (in_place(type)) std::memcpy(to, row, k * sizeof(float));
         else prepare_row<type>(row, k, to, (float*)prepared + i);
     }
 }

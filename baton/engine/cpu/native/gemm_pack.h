@@ -20,12 +20,18 @@ namespace baton {
 
 constexpr int CHANNELS = 64;  // of a panel
 
+// q4, q8: what is beside the scale of each block. none: its integers are signed.
+enum class Offset : int32_t { none, zeros, minima };
+
 struct Weight {  // [N, K], packed
     WeightType type;
     long n, k;
     const void* panels;   // packed_bytes() of them, 64-byte aligned
     const float* scales;  // i8, w8: [N], else null
     const float* bias;    // [N] or null
+    long block;           // q4, q8: columns that share a scale (blocks.h), else 0
+    Offset offset;
+    int32_t halves;       // q4, q8: whether their scales and offsets are f16 and not f32
 };
 
 inline long panels_of(long n) { return (n + CHANNELS - 1) / CHANNELS; }
@@ -117,10 +123,12 @@ inline uint32_t* row_words(WeightType type, const void* prepared, long m) {
     return (uint32_t*)((char*)prepared + scales_bytes(type, m));
 }
 
-inline long words_of_row(WeightType type, long k) { return steps_of(type, k) * row_words_of(type); }
+inline long words_of_row(WeightType type, long k) {
+    return in_place(type) ? k : steps_of(type, k) * row_words_of(type);
+}
 
 inline size_t rows_bytes(WeightType type, long m, long k) {
-    if (type == WeightType::f32) return 0;  // fp32 rows are read in place
+    if (in_place(type)) return 0;
     return scales_bytes(type, m) + size_t(m) * words_of_row(type, k) * sizeof(uint32_t);
 }
 

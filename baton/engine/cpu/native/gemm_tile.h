@@ -213,11 +213,10 @@ class Parts {
     long rows = 0, parts = 1;
 };
 
-// One task, to `out`, where the panel's channels begin. `form`: the type that the panel has once it is
-// widened.
+// Of types with steps of one kind only. `form`: the type that the panel has once it is widened.
 template <WeightType type, WeightType form>
-inline void multiply_part(const Weight& weight, const Rows& rows, long panel, const Range& part,
-                          float* out, long out_stride) {
+inline void multiply_steps(const Weight& weight, const Rows& rows, long panel, const Range& part,
+                           float* out, long out_stride) {
     constexpr bool widens = form != type;
     constexpr long each = widens ? per_word(type) : 1;  // steps that one step of the weight widens to
     constexpr long most = widens ? WIDE / each : CHUNK;
@@ -246,6 +245,19 @@ inline void multiply_part(const Weight& weight, const Rows& rows, long panel, co
     }
 }
 
+// q4 and q8: in gemm_blocks.h.
+template <WeightType type>
+void multiply_blocks(const Weight& weight, const Rows& rows, long panel, const Range& part, float* out,
+                     long out_stride);
+
+// One task, to `out`, where the panel's channels begin. `form`: see multiply_steps().
+template <WeightType type, WeightType form>
+inline void multiply_part(const Weight& weight, const Rows& rows, long panel, const Range& part,
+                          float* out, long out_stride) {
+    if constexpr (blocked(type)) return multiply_blocks<type>(weight, rows, panel, part, out, out_stride);
+    else return multiply_steps<type, form>(weight, rows, panel, part, out, out_stride);
+}
+
 template <WeightType type, WeightType form = type>
 inline void multiply_parts(const Weight& weight, const Rows& rows, float* out, long out_stride,
                            Parts& parts, const Worker& worker) {
@@ -255,11 +267,11 @@ inline void multiply_parts(const Weight& weight, const Rows& rows, float* out, l
 }
 
 // out [M, N] = rows [M, K] @ weight.T + bias, this thread's tasks of `parts`.
-// `rows` for f32, else `prepared` by prepare_rows().
+// `rows` where they are multiplied in place, else `prepared` by prepare_rows().
 template <WeightType type>
 void multiply(const Weight& weight, const float* rows, long row_stride, const void* prepared, long m,
               float* out, long out_stride, Parts& parts, const Worker& worker) {
-    if constexpr (type == WeightType::f32) {
+    if constexpr (in_place(type)) {
         Rows words{(const uint32_t*)rows, row_stride, nullptr};
         multiply_parts<type>(weight, words, out, out_stride, parts, worker);
     } else {

@@ -1,6 +1,6 @@
 // A word: 32 bits of one output channel (or one row) along K, that is 1 float, 2 bf16 or 4 bytes; and
 // the instruction that multiplies 16 of them. w8 (weight-only) has bytes in the weights, bf16 in the
-// rows, so several words of a row are multiplied by one of a channel.
+// rows, so several words of a row are multiplied by one of a channel. q4 and q8 are in gemm_blocks.h.
 #pragma once
 
 #include <cfloat>
@@ -12,9 +12,10 @@
 
 namespace baton {
 
-enum class WeightType : int { f32 = 0, bf16 = 1, i8 = 2, w8 = 3 };
+enum class WeightType : int { f32 = 0, bf16 = 1, i8 = 2, w8 = 3, q4 = 4, q8 = 5 };
 
 constexpr int per_word(WeightType type) {
+    if (type == WeightType::q4) return 8;
     return type == WeightType::f32 ? 1 : type == WeightType::bf16 ? 2 : 4;
 }
 
@@ -55,6 +56,12 @@ constexpr int row_words_of(WeightType type) {
     if (type == WeightType::i8) return BYTE_WORDS;
     return halves(type) ? per_word(type) / (PAIRS ? 2 : 1) : 1;
 }
+
+// Integers with a scale for each block of columns (blocks.h).
+constexpr bool blocked(WeightType type) { return type == WeightType::q4 || type == WeightType::q8; }
+
+// Whether rows are multiplied as they are, in floats.
+constexpr bool in_place(WeightType type) { return type == WeightType::f32 || blocked(type); }
 
 // Bytes, and a scale for each channel.
 constexpr bool scaled(WeightType type) { return type == WeightType::i8 || type == WeightType::w8; }

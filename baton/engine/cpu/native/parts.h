@@ -34,7 +34,7 @@ struct AttentionPart {
 };
 
 #define BATON_WEAK extern __attribute__((weak))
-BATON_WEAK const ProductPart product_f32, product_bf16, product_i8, product_w8;
+BATON_WEAK const ProductPart product_f32, product_bf16, product_i8, product_w8, product_q4, product_q8;
 BATON_WEAK const AttentionPart attention_f32, attention_bf16, attention_i8;
 
 // See run_rows(); always linked.
@@ -46,6 +46,8 @@ inline const ProductPart* product_part(WeightType type) {
         case WeightType::bf16: return &product_bf16;
         case WeightType::i8: return &product_i8;
         case WeightType::w8: return &product_w8;
+        case WeightType::q4: return &product_q4;
+        case WeightType::q8: return &product_q8;
     }
     return nullptr;
 }
@@ -63,7 +65,8 @@ template <WeightType type>
 constexpr ProductPart product_part_of() {
     return {[](const void* source, bool is_bf16, long row_stride, long column_stride, long n, long k,
                void* panels, float* scales, const Worker& worker) {
-                if (is_bf16)
+                if constexpr (blocked(type)) return;  // Python packs them (baton/engine/cpu/blocks.py)
+                else if (is_bf16)
                     pack_panels<type>(static_cast<const bf16*>(source), row_stride, column_stride, n, k,
                                       panels, scales, worker);
                 else
@@ -71,7 +74,7 @@ constexpr ProductPart product_part_of() {
                                       panels, scales, worker);
             },
             [](const float* rows, long row_stride, long m, long k, void* prepared, const Worker& worker) {
-                if constexpr (type != WeightType::f32)
+                if constexpr (!in_place(type))
                     prepare_rows<type>(rows, row_stride, m, k, prepared, worker);
             },
             multiply<type>, gather_rows<type>, multiply_groups<type>};

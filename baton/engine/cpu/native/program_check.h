@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "blocks.h"
 #include "parts.h"
 #include "program_file.h"
 
@@ -82,11 +83,19 @@ class ProgramCheck {
     }
 
     bool weight(const Weight& it) {
-        if (it.type < WeightType::f32 || it.type > WeightType::w8) return false;
+        if (it.type < WeightType::f32 || it.type > WeightType::q8) return false;
         if (it.n < 1 || it.k < 1 || !size(it.n) || !size(it.k)) return false;
-        if (!inside(it.panels, packed_bytes(it.type, it.n, it.k), 1, 64)) return false;
+        if (blocked(it.type) && !blocks(it)) return false;
+        const size_t bytes = blocked(it.type) ? blocks_bytes(it) : packed_bytes(it.type, it.n, it.k);
+        if (!inside(it.panels, bytes, 1, 64)) return false;
         if (it.bias && !inside(it.bias, it.n, sizeof(float), 4)) return false;
         return scaled(it.type) ? inside(it.scales, it.n, sizeof(float), 4) : it.scales == nullptr;
+    }
+
+    // Of q4 and q8: whether the sizes that blocks.h computes with are possible.
+    static bool blocks(const Weight& it) {
+        return it.k % 8 == 0 && it.block >= 8 && it.block % 8 == 0 && size(it.block) &&
+               it.offset >= Offset::none && it.offset <= Offset::minima && (it.halves == 0 || it.halves == 1);
     }
 
     bool layer(const AttentionLayer& it) {
@@ -134,7 +143,9 @@ class ProgramCheck {
         if (it.slots < 1 || it.slots > it.count) return false;
         const Weight& weight = weights_[it.first];
         for (int64_t i = it.first; i < it.first + it.count; i++)
-            if (weights_[i].type != weight.type || weights_[i].n != weight.n || weights_[i].k != weight.k)
+            if (weights_[i].type != weight.type || weights_[i].n != weight.n || weights_[i].k != weight.k ||
+                weights_[i].block != weight.block || weights_[i].offset != weight.offset ||
+                weights_[i].halves != weight.halves)
                 return false;
         if (it.slot_stride != 0 && it.slot_stride != weight.k) return false;
         return floats(it.a, it.slot_stride ? it.slots * weight.k : weight.k) && floats(it.b, it.slots) &&

@@ -1,0 +1,5 @@
+// See parts.h.
+#include "gemm_blocks.h"
+#include "parts.h"
+
+const baton::ProductPart baton::product_q8 = baton::product_part_of<baton::WeightType::q8>();
