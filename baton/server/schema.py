@@ -258,7 +258,7 @@ class ChatRequest(ConversationFields, GenerationRequest):
             )
         if self.echo:
             raise ApiError.bad_request("echo is for completions only", "echo")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ApiError.bad_request("top_logprobs needs logprobs: true", "top_logprobs")
         if self.tool_use is not None and self.allowed_token_ids is not None:
             text = (

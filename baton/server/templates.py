@@ -40,11 +40,15 @@ from baton.server.speech import END
 from baton.server.templates_sandbox import LONGEST_TEXT, Sandbox
 from baton.server.threads import FairThreads
 from baton.server.turns import (
+    SYSTEM,
     ContentForm,
     Conversation,
+    arrangements,
     content_form,
+    knows_developer,
     marked,
     one_call_each,
+    told_in,
     up_to_mark,
     variants,
     with_one_text,
@@ -159,7 +163,7 @@ class CompiledTemplate:
             for name in (DEFAULT, TOOL_USE)
             if name in self._sources
         }
-        self._forms = {name: self._form(name) for name in self._compiled}
+        self._wants = {name: self._wanted(name) for name in self._compiled}
 
     def render(self, conversation: Conversation) -> str:
         """Raises RequestError if the template refuses, and if time or text exceed their limits."""
@@ -173,7 +177,10 @@ class CompiledTemplate:
             single = ONE_CALL in source or channelled_in(source)
             if channelled_in(source):
                 conversation = replace(conversation, messages=with_one_text(conversation.messages))
-            return self._first_text(template, self._forms[name], conversation, single=single)
+            if single:
+                given = one_call_each(conversation.messages)
+                conversation = replace(conversation, messages=given)
+            return self._arranged_text(template, self._wants[name], conversation)
         except jinja2.TemplateError as error:
             raise RequestError(f"{REFUSES}: {error}"[:LONGEST_REASON]) from error
         except (OverflowError, RecursionError, MemoryError) as error:
@@ -197,9 +204,11 @@ class CompiledTemplate:
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
             return str(error)[:LONGEST_REASON]
 
-    def _form(self, name: str) -> ContentForm:
-        sound = not isinstance(self._compiled[name], str)
-        return content_form(self._sandbox.parse(self._sources[name])) if sound else ContentForm.TEXT
+    def _wanted(self, name: str) -> "_Wants":
+        if isinstance(self._compiled[name], str):
+            return _Wants(ContentForm.TEXT, developer=False)
+        tree = self._sandbox.parse(self._sources[name])
+        return _Wants(content_form(tree), developer=knows_developer(tree))
 
     def _chosen(self, *, offers_tools: bool) -> str:
         """As transformers chooses."""
@@ -213,13 +222,33 @@ class CompiledTemplate:
             )
         return name
 
+    def _arranged_text(
+        self, template: jinja2.Template, wants: "_Wants", conversation: Conversation
+    ) -> str:
+        """Of the first arrangement of instructions that the template takes, and shows; else of the first
+        that it takes. Raises the first one's error."""
+        given = conversation.messages
+        found = list(arrangements(given, developer=wants.developer))
+        if conversation.continue_final_message and given[-1].get("role") in SYSTEM:
+            del found[1:]  # it has to stay the last
+        taken: str | None = None
+        refusal: jinja2.TemplateError | TypeError | None = None
+        for messages in found:
+            try:
+                text = self._first_text(template, wants.form, replace(conversation, messages=messages))
+            except (jinja2.TemplateError, TypeError) as error:
+                refusal = refusal or error
+                continue
+            if told_in(text, messages):
+                return text
+            taken = text if taken is None else taken
+        if taken is not None:
+            return taken
+        assert refusal is not None
+        raise refusal
+
     def _first_text(
-        self,
-        template: jinja2.Template,
-        form: ContentForm,
-        conversation: Conversation,
-        *,
-        single: bool,
+        self, template: jinja2.Template, form: ContentForm, conversation: Conversation
     ) -> str:
         """Of the first form of the messages that the template takes; else the first one's error."""
         others = self._tokens | {
@@ -228,11 +257,9 @@ class CompiledTemplate:
             "documents": conversation.documents,
         }
         others |= conversation.variables
-        given = conversation.messages
-        given = one_call_each(given) if single else given
         continues = conversation.continue_final_message
         first: jinja2.UndefinedError | TypeError | None = None
-        for messages in variants(given, form):
+        for messages in variants(conversation.messages, form):
             shown = marked(messages) if continues else messages
             try:
                 text = self._text(template, {"messages": shown} | others)
@@ -257,6 +284,14 @@ class CompiledTemplate:
     def stop(self) -> None:
         """Make renderings in progress fail at their next loop or call."""
         self._sandbox.patience_s = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Wants:
+    """How a template wants messages to be. `developer`: it knows this role."""
+
+    form: ContentForm
+    developer: bool
 
 
 # ---- where templates run

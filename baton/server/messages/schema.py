@@ -17,9 +17,15 @@ from baton.server.fields import LEAVE_OUT, UNSUPPORTED, Fields, Refusals
 from baton.server.messages.turns import Chat, Texts, Turns
 from baton.server.schema import Bool, Int, Number, Text
 
+NOTHING_CLEARED: tuple[Any, ...] = (
+    {"edits": []},
+    {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+)
+"""Of context_management: what leaves a conversation as it is. Coding agents send the second."""
+
 MESSAGES: Refusals = {
     "container": ((), LEAVE_OUT), "mcp_servers": ((), "use tools"),
-    "context_management": ((), LEAVE_OUT), "inference_geo": ((), LEAVE_OUT),
+    "context_management": (NOTHING_CLEARED, LEAVE_OUT), "inference_geo": ((), LEAVE_OUT),
     # of a chat
     "n": ((1,), "send several requests"), "best_of": ((1,), LEAVE_OUT),
     "stop": ((), "use stop_sequences"),
