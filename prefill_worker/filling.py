@@ -18,7 +18,7 @@ from baton.transfer.base import Link
 from baton.transfer.registry import Courier, CurveKeys, open_way
 from baton.wire.messages import Attached
 from prefill_worker.model import Chunk, News
-from prefill_worker.own_pool import own_pool
+from prefill_worker.own_pool import keep_finite, own_pool
 from prefill_worker.pooled import Embeddings
 from prefill_worker.resend import Resend
 from prefill_worker.scratch import Scratch
@@ -172,8 +172,8 @@ class Filling:
         link = self._ways.to(grant.worker)
         filled = grant.table[len(grant.prefix) : self._engine.layout.blocks_for(tokens)]
         receipt = link.finish(grant, filled)
-        if self._scratch is not None and grant.run in self._scratch.held:  # a courier has copies
-            self._scratch.keep(grant.run)
+        if self._own and self._scratch and grant.run in self._scratch.held:  # a courier has copies
+            keep_finite(self._own, self._scratch, grant.run)
             self._give_back(grant.run)
         return receipt
 

@@ -1,4 +1,4 @@
-"""own_pool(): the prefill worker's own KV pool, with room for prefixes that are kept."""
+"""The prefill worker's own KV pool: how large it is, and what of it may be kept."""
 
 from baton.engine.boot import Engine
 from baton.engine.device import free_memory
@@ -17,3 +17,10 @@ def own_pool(engine: Engine, tokens: int, cache_bytes: int | None) -> tuple[Pool
         kept = cache_bytes // each
         blocks += kept
     return engine.pools.own(blocks), Scratch(blocks, kept)
+
+
+def keep_finite(pool: Pool, scratch: Scratch, run: str) -> None:
+    """Keep the run's full blocks, unless they hold NaN or infinite numbers: the decode worker ends such a
+    request, and the next one with this prefix must not get them."""
+    if pool.finite(scratch.computed(run)):
+        scratch.keep(run)

@@ -49,6 +49,10 @@ class Scratch:
         """How many of the run's first blocks were kept."""
         return self._known[run]
 
+    def computed(self, run: str) -> list[int]:
+        """The run's full blocks that were not kept before. Empty where nothing is kept."""
+        return self.held[run][self._known[run] : len(self._hashes[run])]
+
     def keep(self, run: str) -> None:
         """The run's full blocks are computed, and final."""
         self.table.publish(run, self._hashes[run])

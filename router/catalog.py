@@ -159,17 +159,16 @@ class Catalog:
         return effects
 
     def lost(self) -> dict[str, str]:
-        """Leaving adapters that a worker needs and cannot load again, by digest, and why: their requests
-        have to end."""
-        if not self.changes.leaving:
-            return {}
-        leaving = digests(self.changes.leaving)
-        return {
-            digest: f"its adapter was unloaded, and a new worker cannot load it again: {short(why)}"
-            for holder in self._workers.values()
-            for digest, why in holder.failed.items()
-            if digest in leaving and digest not in holder.held
-        }
+        """Leaving adapters that no decode worker holds or can load again, by digest, and why: their
+        requests have to end. While one holds it they go on, and who cannot load it waits for the end of
+        them."""
+        decoders = [each for each in self._workers.values() if each.role == DECODE]
+        found = dict[str, str]()
+        for digest in digests(self.changes.leaving) if decoders else ():
+            if all(digest in each.failed and digest not in each.held for each in decoders):
+                why = short(decoders[0].failed[digest])
+                found[digest] = f"its adapter was unloaded, and no worker can load it again: {why}"
+        return found
 
     def forget(self, digest: str, now: float) -> list[Effect]:
         """Nothing runs with this leaving adapter any more."""
@@ -225,6 +224,11 @@ class Catalog:
             )
         if name not in taken and len(taken | self._loads.keys()) >= self._most:
             return f"there are {self._most:,} adapters, the limit of --max-loras: unload one first"
+        if len(self.changes.leaving) >= self._most:
+            return (
+                f"requests still run with {self._most:,} adapters that were unloaded or replaced, the "
+                "limit of --max-loras: wait for them"
+            )
         return ""
 
     # ---- time

@@ -105,6 +105,8 @@ class Router:
                 return self._hello(sender, message, now)
             case msg.Malformed("Submit", request, why):
                 return [To(sender, msg.Failed(request, "invalid_request", why))]
+            case msg.Malformed("LoadAdapter" | "UnloadAdapter", request, why):
+                return [To(sender, msg.AdapterChanged(request, "invalid_request", why))]
             case msg.Malformed(_, protocol, why):
                 return [To(sender, msg.Refused(other_protocol(protocol, why)))]
         member = self.workers.get(sender)

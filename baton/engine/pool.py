@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from baton.engine.device import allocated, free_memory
-from baton.engine.narrow import narrowed
+from baton.engine.narrow import narrowed, widened
 from baton.errors import OutOfMemory
 from baton.kv.layout import INT8, ITEM_BYTES, KVLayout
 from baton.memory import out_of_memory
@@ -90,6 +90,16 @@ class Pool:
             keys, values = narrowed(keys), narrowed(values)
         for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
             pool.flatten(0, 1).index_copy_(0, slots, new.to(pool.dtype))
+
+    def finite(self, blocks: Sequence[int]) -> bool:
+        """Whether all keys and values in these blocks, which are full, are finite numbers."""
+        for pool in (*self.keys, *self.values):
+            heads = pool[list(blocks)]
+            if self.layout.dtype == INT8:
+                heads = widened(heads, torch.float32)
+            if not heads.isfinite().all():
+                return False
+        return True
 
 
 def spare_blocks(device: torch.device) -> int:

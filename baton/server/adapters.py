@@ -58,7 +58,7 @@ class UnloadRequest(Fields):
 
 
 class Adapters:
-    """Changes one after another: reading a folder takes time and memory bandwidth."""
+    """Loads one after another: reading a folder takes time and memory bandwidth."""
 
     def __init__(self, service: GenerationService, root: Path) -> None:
         self._service, self._root = service, root
@@ -66,9 +66,7 @@ class Adapters:
 
     async def load(self, asked: LoadRequest) -> str:
         """Returns what to say. Raises ApiError."""
-        name = asked.lora_name
-        if not name.isprintable():
-            raise ApiError.bad_request("lora_name must have printable characters", "lora_name")
+        name = _printable(asked.lora_name)
         if name in self._service.names:
             text = f"{name[:80]!r} is a name of the model: give the adapter another one"
             raise ApiError.bad_request(text, "lora_name")
@@ -81,9 +79,8 @@ class Adapters:
 
     async def unload(self, asked: UnloadRequest) -> str:
         """Returns what to say. Raises ApiError."""
-        name = asked.lora_name
-        async with self._turn:
-            await self._change(UnloadAdapter(_request(), name), "lora_name")
+        name = _printable(asked.lora_name)
+        await self._change(UnloadAdapter(_request(), name), "lora_name")
         logger.info("adapter %r is unloaded", name)
         return f"Success: LoRA adapter '{name}' removed successfully."
 
@@ -102,6 +99,12 @@ class Adapters:
         answer = await self._service.router.change(asked)
         if answer.code:
             raise from_failed(answer.code, answer.why, param)
+
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ApiError.bad_request("lora_name must have printable characters", "lora_name")
+    return name
 
 
 def _request() -> str:

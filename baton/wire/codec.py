@@ -22,7 +22,12 @@ from baton.wire.messages import LOCAL, Malformed, Message
 MAX_MESSAGE_BYTES = 64 << 20
 """Larger messages are refused on both sides. KV blocks have transports of their own."""
 
-_ANSWERED = {"Submit": "request", "Hello": "protocol"}
+_ANSWERED = {
+    "Submit": "request",
+    "Hello": "protocol",
+    "LoadAdapter": "request",
+    "UnloadAdapter": "request",
+}
 """Malformed messages that still get an answer, and the field that the answer needs."""
 MAX_ABOUT_CHARACTERS, MAX_WHY_CHARACTERS = 256, 300
 

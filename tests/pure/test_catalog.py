@@ -370,6 +370,48 @@ def test_a_worker_that_lacks_what_is_offered_gets_no_work_and_one_that_cannot_lo
     assert len(house.workers) == 4
 
 
+def test_requests_with_replaced_adapters_limit_how_many_more_are_loaded() -> None:
+    house = House("decode")
+    adapters = [Adapter("sql", f"{number}") for number in range(10)]
+    house.disk.holds |= {each.digest for each in adapters}
+    for each in adapters:
+        house.ask(load(each, replace=True))
+        house.rest()
+        house.in_use.add(each.digest)
+    assert len(house.catalog.changes.leaving) == MOST
+    refused = [each.why for each in house.answers.values() if each.code]
+    assert len(refused) == 10 - MOST - 1
+    assert all(f"requests still run with {MOST} adapters" in each for each in refused)
+    house.in_use.clear()
+    house.now += LOOK_S
+    house.rest()
+    house.ask(load(adapters[-1], replace=True, request="again"))
+    house.rest()
+    assert house.offered() == [f"sql {adapters[-1].digest}"]
+
+
+def test_a_worker_that_joins_ends_no_request_that_another_one_can_serve() -> None:
+    house = House("prefill", "decode")
+    house.ask(load(SQL))
+    house.rest()
+    house.in_use = {"11"}
+    house.ask(unload("sql"))
+    house.disk.holds.clear()
+    late = [house.join("decode"), house.join("prefill")]
+    for worker in late:
+        worker.read_order()
+        worker.step()
+        while worker.reports:
+            house.report(worker)
+    house.step()
+    assert house.in_use == {"11"}
+    assert [house.catalog.ready(each.name) for each in late] == [False, False]
+    house.in_use.clear()
+    house.rest()
+    assert [house.catalog.ready(each.name) for each in late] == [True, True]
+    assert not house.refused
+
+
 def test_what_is_leaving_and_cannot_be_loaded_again_is_lost_with_its_requests() -> None:
     house = House("prefill", "decode")
     house.ask(load(SQL))

@@ -354,6 +354,13 @@ def test_a_submit_of_another_version_names_its_request_and_the_difference() -> N
     )
 
 
+def test_a_change_of_adapters_that_breaks_a_rule_names_its_request_and_the_rule() -> None:
+    found = malformed(packed("UnloadAdapter", "u1", "a\nb"))
+    assert found is not None
+    assert (found.kind, found.about) == ("UnloadAdapter", "u1")
+    assert "name" in found.why
+
+
 def test_a_hello_of_another_version_names_its_protocol() -> None:
     found = malformed(packed("Hello", "decode", "d1", "d1/0", 5, "host"))
     assert found == msg.Malformed("Hello", "5", f"Hello has {len(fields(msg.Hello))} fields, got 5")

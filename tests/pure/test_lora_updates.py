@@ -222,6 +222,8 @@ def test_the_routes_load_list_and_unload_as_those_of_vllm(tmp_path: Path) -> Non
             assert len((await client.ask("/v1/models")).json["data"]) == 1
             assert (await client.ask(UNLOAD, gone)).status == 404
             assert (await client.ask(UNLOAD, {"lora_int_id": 1})).status == 400
+            answer = await client.ask(UNLOAD, {"lora_name": "a\nb"})
+            assert (answer.status, "printable" in answer.json["error"]["message"]) == (400, True)
             assert (await client.ask("/v1/completions", prompt)).status == 404
 
     asyncio.run(work())

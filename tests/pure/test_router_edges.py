@@ -87,6 +87,13 @@ def test_a_malformed_submit_is_answered_with_the_rule_it_breaks() -> None:
     assert desk.state("a") is None
 
 
+@pytest.mark.parametrize("kind", ["LoadAdapter", "UnloadAdapter"])
+def test_a_malformed_change_of_adapters_is_answered_too(kind: str) -> None:
+    answer = Desk().hear("client", msg.Malformed(kind, "a", "name must be printable"))
+    changed = msg.AdapterChanged("a", "invalid_request", "name must be printable")
+    assert answer == [To("client", changed)]
+
+
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_worker_of_another_protocol_is_refused_with_both_numbers(readable: bool) -> None:
     desk = Desk()

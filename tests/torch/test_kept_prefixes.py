@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from baton.engine.pool import Pool
 from prefill_worker import resend
+from prefill_worker.own_pool import keep_finite
+from prefill_worker.scratch import Scratch
 from tests.cluster.real_town import WHOLE, RealTown
 from tests.cluster.reference import Model, load
 from tests.torch.families import save_checkpoint
@@ -80,3 +83,21 @@ def test_a_chat_says_the_same(
             if turn == 1 and killed:
                 town.kill(next(name for name in town.workers(killed)))
                 town.run(lambda: len(town.router.workers.infos(town.now)) == 2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_not_kept(model: Model, bad: float) -> None:
+    layout = model.engine.layout
+    pool, scratch = Pool.private(layout, 8, torch.device("cpu")), Scratch(8, 8)
+    for each in (*pool.keys, *pool.values):
+        each.zero_()
+    for run, value in (("good", 1.0), ("bad", bad)):
+        assert scratch.take(run, 3, [f"{run}{i}".encode() for i in range(2)], 2)
+        pool.values[-1][scratch.held[run][1], 0, 0, 0] = value
+        pool.keys[0][scratch.held[run][2]] = bad  # the last block is not full: nobody keeps it
+        keep_finite(pool, scratch, run)
+        scratch.give_back(run)
+    for run, kept in (("good", 2), ("bad", 0)):
+        assert scratch.take(run, 3, [f"{run}{i}".encode() for i in range(2)], 2)
+        assert scratch.known(run) == kept
+        scratch.give_back(run)
