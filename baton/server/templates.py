@@ -235,7 +235,9 @@ class CompiledTemplate:
         refusal: jinja2.TemplateError | TypeError | None = None
         for messages in found:
             try:
-                text = self._first_text(template, wants.form, replace(conversation, messages=messages))
+                text = self._first_text(
+                    template, wants.form, replace(conversation, messages=messages)
+                )
             except (jinja2.TemplateError, TypeError) as error:
                 refusal = refusal or error
                 continue

@@ -137,7 +137,8 @@ def arrangements(
     their beginning. `developer`: the template knows this role."""
     if not developer:
         messages = [
-            {**each, "role": "system"} if each.get("role") == DEVELOPER else each for each in messages
+            {**each, "role": "system"} if each.get("role") == DEVELOPER else each
+            for each in messages
         ]
     yield messages
     told = [each for each in messages if each.get("role") in SYSTEM]
