@@ -38,7 +38,7 @@ def test_workers_take_the_named_devices_in_turn() -> None:
     given = {
         **dict.fromkeys(("router", "keys", "download", "spare_worker", "colocated")),
         "model": "demo", "num_prefill": 3, "num_decode": 2, "prefill_device": ("cuda", "cpu"), "lora": (),
-        "decode_device": (),
+        "decode_device": (), "tensor_parallel_size": 1,
     }  # fmt: skip
 
     class Given(dict[str, object]):

@@ -126,7 +126,8 @@ def test_a_chat_is_spelled_as_nanochat_spells_it() -> None:
     assert chat(user, more=False) == first
     assert chat(user, answer, again) == first + turn + "<|assistant_start|>"
     assert chat(system, user, more=False) == first.replace("Hi", "Be kind.\n\nHi")
-    for wrong in ([answer], [user, user], [user, system], [system], [system, answer]):
+    assert chat(user, system, more=False) == chat(system, user, more=False)  # moved to the front
+    for wrong in ([answer], [user, user], [system], [system, answer]):
         with pytest.raises(RequestError, match="the chat template refuses"):
             chat(*wrong)
 
