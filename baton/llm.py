@@ -438,12 +438,12 @@ def _processes(
     max_num_seqs: int,
     given: Mapping[str, Any],
 ) -> Start:
-    named = device != "auto"
+    named, decodes = device != "auto", 1 if decodes is None else decodes
     topology = plan_topology(
         (device,) * prefills if named else (),
-        (device,) * (1 if decodes is None else decodes) if named else (),
+        (device,) * decodes if named else (),
         prefills=prefills,
-        decodes=1 if decodes is None else decodes,
+        decodes=decodes,
         colocated=prefills == 0,
         gpus=count_gpus(),
     )

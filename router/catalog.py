@@ -162,10 +162,14 @@ class Catalog:
         """Leaving adapters that no decode worker holds or can load again, by digest, and why: their
         requests have to end. While one holds it they go on, and who cannot load it waits for the end of
         them."""
+        if not self.changes.leaving:
+            return {}
         decoders = [each for each in self._workers.values() if each.role == DECODE]
         found = dict[str, str]()
-        for digest in digests(self.changes.leaving) if decoders else ():
-            if all(digest in each.failed and digest not in each.held for each in decoders):
+        for digest in digests(self.changes.leaving):
+            if decoders and all(
+                digest in each.failed and digest not in each.held for each in decoders
+            ):
                 why = short(decoders[0].failed[digest])
                 found[digest] = f"its adapter was unloaded, and no worker can load it again: {why}"
         return found

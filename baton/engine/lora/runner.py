@@ -4,7 +4,6 @@ Hooks on the linears add them, so that the linears may be of any kind: plain, or
 Which rows an adapter has is decided once a forward (groups.py).
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from baton.checkpoints.weights import EXPERT
 from baton.engine.attention import AfterLayer
 from baton.engine.lora.groups import grouped, span
 from baton.engine.lora.weights import Product, Products
@@ -24,8 +24,6 @@ from baton.kv.row import Logits, Row
 from baton.wire.shelf import Shelf
 from sampler.copies import up
 from sampler.narrow import greedy
-
-EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
